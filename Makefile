@@ -1,0 +1,66 @@
+# `make run` and `make test` need Python >= 3.11, its venv module, and the network. `make help` lists the rest.
+PYTHON ?= python3
+PIPELINE ?= full
+ARGS ?=
+DATA ?= data
+MLFLOW_PORT ?= 5000
+VIZ_PORT ?= 4141
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export DO_NOT_TRACK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types contracts format pytest mlflow viz constraints clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The environment is made once, and again when what it is made from changes.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)': install Python 3.11 or later, or name one with 'make PYTHON=/path/to/python3.12 run'."; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "$(PYTHON) is Python %d.%d, and 3.11 to 3.13 is needed: name another one, such as make PYTHON=python3.12 run." % v)'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,viz]'
+	@touch $@
+
+run: $(READY) ## run the pipeline: make run, or make run PIPELINE=pool_scoring ARGS='--params=seed=1'
+	$(BIN)/kedro run --pipeline=$(PIPELINE) $(ARGS)
+
+test: lint types contracts pytest ## everything that has to pass
+
+lint: $(READY) ## ruff and hadolint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/hadolint docker/Dockerfile
+
+types: $(READY) ## mypy
+	$(BIN)/mypy
+
+contracts: $(READY) ## import contracts
+	$(BIN)/lint-imports
+
+pytest: $(READY) ## the tests alone: make pytest ARGS='-k tracking'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+format: $(READY) ## format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+mlflow: $(READY) ## open MLflow on http://127.0.0.1:5000
+	@mkdir -p $(DATA)/mlflow
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 --backend-store-uri "sqlite:///$(abspath $(DATA))/mlflow/mlflow.db"
+
+viz: $(READY) ## open the pipeline graph on http://127.0.0.1:4141
+	$(BIN)/kedro viz run --port $(VIZ_PORT)
+
+constraints: $(READY) ## pin what is installed now
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E '/ @ /d; s/\+cpu$$//'; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean: ## remove outputs (data/02_* to data/08_*) and caches; raw data, MLflow and the environment stay
+	@find $(DATA)/0[2-8]_* -mindepth 1 ! -name .gitkeep -delete 2>/dev/null || true
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist
+	@find src tests -name __pycache__ -prune -exec rm -rf {} +

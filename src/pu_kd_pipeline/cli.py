@@ -1,0 +1,105 @@
+"""`kedro run`, told plainly: what a user can mend is one sentence and exit code 1; a traceback means a fault of ours."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from kedro.config import MissingConfigException
+from kedro.framework.cli.project import run as kedro_run
+from kedro.validation.exceptions import ParameterValidationError
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from pu_kd_pipeline.errors import InputError
+
+# An error of these types, or raised by these modules of Kedro, is about what the user wrote.
+CONFIGURATION_ERRORS = (MissingConfigException, ParameterValidationError, OmegaConfBaseException, YAMLError)
+CHECKING_MODULES = ("kedro.config", "kedro.pipeline.pipeline", "kedro.runner.runner", "kedro.utils")
+
+
+@functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
+def _run(**options: Any) -> Any:
+    warnings.filterwarnings("ignore", message="Option '--pipeline' is deprecated")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
+    try:
+        _refuse_unknown_pipelines([*filter(None, [options.get("pipeline")]), *(options.get("pipelines") or [])])
+        return kedro_run.callback(**options)  # type: ignore[misc]
+    except KeyboardInterrupt:
+        click.echo("Stopped by Ctrl-C; what finished nodes wrote is kept.", err=True)
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as stop:
+        if isinstance(stop.code, int) and stop.code > 128:
+            name = signal.Signals(stop.code - 128).name
+            click.echo(f"Stopped by {name}; what finished nodes wrote is kept.", err=True)
+        raise
+    except Exception as error:
+        sentence = in_words(error)
+        if sentence is None:
+            raise
+        click.echo(f"Error: {sentence}", err=True)
+        sys.exit(1)
+
+
+run = copy.copy(kedro_run)  # Kedro's own command with all its options, and another body
+run.callback = _run
+
+
+@click.group(name="pu_kd_pipeline")
+def cli() -> None:
+    """Commands of this project."""
+
+
+cli.add_command(run)
+
+
+def in_words(error: BaseException) -> str | None:
+    """Return what to tell the user, or None where the error is a fault of ours and needs its traceback."""
+    for each in _chain(error):
+        if isinstance(each, InputError | ParameterValidationError):
+            return str(each)
+        if isinstance(each, CONFIGURATION_ERRORS):
+            return f"The configuration cannot be read.\n{each}"
+        if isinstance(each, ValueError | KeyError | AttributeError) and _raised_by(each).startswith(CHECKING_MODULES):
+            return str(each.args[0] if each.args else each)
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what caused it; of Kedro's own errors also what they were raised in the wake of."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        is_kedros = type(current).__module__.startswith("kedro.") and not current.__suppress_context__
+        current = current.__cause__ or (current.__context__ if is_kedros else None)
+
+
+def _raised_by(error: BaseException) -> str:
+    """Return the module whose code raised the error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop what Kedro logs on its way out of an error that is about to be told in one sentence."""
+    error = sys.exc_info()[1]
+    return not (record.levelno >= logging.WARNING and record.name.startswith("kedro.") and error and in_words(error))
+
+
+def _refuse_unknown_pipelines(names: list[str]) -> None:
+    from pu_kd_pipeline.infra.parameter_errors import unknown_name
+    from pu_kd_pipeline.pipeline_registry import registered_names
+
+    known = registered_names()
+    for name in names:
+        if name not in known:
+            raise InputError(unknown_name(f"the pipeline `{name}`", name, known))

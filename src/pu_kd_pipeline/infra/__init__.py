@@ -1,0 +1,1 @@
+"""What files, hardware, progress bars and the tracking server need; no stage is known here."""

@@ -1,0 +1,150 @@
+"""Distilling a student on the images of a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from pu_kd_pipeline.infra.classifier_training import augmented_batches
+from pu_kd_pipeline.infra.devices import autocast, resolve_device
+from pu_kd_pipeline.infra.features import rows_of
+from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import Model, new_student
+from pu_kd_pipeline.infra.progress import watch
+from pu_kd_pipeline.learning.augmentation import Normalise
+from pu_kd_pipeline.learning.distillation import OBJECTIVES
+from pu_kd_pipeline.learning.training import fit, make_optimizer, seeded
+from pu_kd_pipeline.params import ComputeParams, DistillationParams
+
+
+def distil(
+    manifest: pd.DataFrame,
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    teacher: Model,
+    weight_vectors: pd.DataFrame,
+    params: DistillationParams,
+    name: str,
+) -> tuple[Model, pd.DataFrame]:
+    """Return the student and its history, one row every `record_every` updates.
+
+    Teacher (eval mode) and student see the same random views; there are no hard labels. A share of the manifest stays
+    out of training: the agreement on it with the teacher is watched, and picks the student where `keep` is `best`.
+
+    Args:
+        manifest: rows of `choose_subset`.
+        labeled_images: where the manifest's labeled images are.
+        pool_images: where its pool images are.
+        teacher: the network to compress.
+        weight_vectors: the set W, one row a vector; read by the objective `robust_kd` alone.
+        params: objective, budget of updates, optimiser.
+        name: of the stage, for progress and tracking.
+    """
+    device = resolve_device(params.compute)
+    training, held_out = _split(manifest, labeled_images, pool_images, params)
+    origin = {"distilled_by": params.objective, "rule": manifest.attrs.get("rule"), "n_updates": params.n_updates}
+    with seeded(params.seed):
+        model = new_student(teacher, params.student_architecture, params.student_options, origin)
+        student, teacher_network = model.network.to(device).train(), teacher.network.to(device).eval()
+        vectors = torch.tensor(weight_vectors.to_numpy(), dtype=torch.float32, device=device)
+        objective = OBJECTIVES[params.objective]
+
+        def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+            views, _ = batch
+            with autocast(params.compute, device):
+                with torch.no_grad():
+                    teacher_logits = teacher_network(views).float()
+                student_logits = student(views).float()
+            values = objective(student_logits, teacher_logits, vectors, params.temperature)
+            agreement = (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
+            return {**values, "training_agreement": agreement}
+
+        normalise = normalisation(teacher, device)
+        batches = augmented_batches(training, normalise, params.augmentation, params.batch_size, params.seed)
+        records = fit(
+            step,
+            batches,
+            make_optimizer(student, **params.optimizer.model_dump(exclude={"schedule"})),
+            n_updates=params.n_updates,
+            record_every=params.record_every,
+            schedule=params.optimizer.schedule,
+        )
+        chosen = _BestOf(student, keeps_best=params.keep == "best")
+        clean = _Agreement(held_out, teacher_network, normalise, params.compute)
+        watched = watch(
+            chosen.watch(clean.watch(records, student)), name=name, total=-(-params.n_updates // params.record_every)
+        )
+        history = pd.DataFrame(list(watched))
+        chosen.restore()
+    history["is_kept"] = history["update"] == (chosen.update if chosen.keeps_best else history["update"].max())
+    return Model(student.cpu().eval(), model.card), history
+
+
+def _split(
+    manifest: pd.DataFrame, labeled_images: ImageStore, pool_images: ImageStore, params: DistillationParams
+) -> tuple[ImageRows, ImageRows]:
+    """Return the images to train on and those kept out, drawn at random."""
+    is_held_out = np.zeros(len(manifest), dtype=bool)
+    order = np.random.default_rng(params.seed).permutation(len(manifest))
+    is_held_out[order[: int(params.held_out_share * len(manifest))]] = True
+    stores = {"labeled": labeled_images, "pool": pool_images}
+
+    def images(rows: pd.DataFrame) -> ImageRows:
+        parts = [
+            (store, rows_of(store, rows["id"][rows["origin"] == origin].to_numpy(), "manifest"))
+            for origin, store in stores.items()
+        ]
+        return ImageRows(parts, params.compute)
+
+    return images(manifest[~is_held_out]), images(manifest[is_held_out])
+
+
+class _Agreement:
+    """Adds to each record the share of held-out images, clean views, on which student and teacher agree."""
+
+    def __init__(self, images: ImageRows, teacher: nn.Module, normalise: Normalise, compute: ComputeParams) -> None:
+        self._images, self._normalise, self._compute = images, normalise, compute
+        self._teacher_classes = self._classes(teacher)
+
+    def _classes(self, network: nn.Module) -> Tensor:
+        if not len(self._images):
+            return torch.empty(0)
+        batches = torch.arange(len(self._images)).split(self._compute.inference_batch_size)
+        with torch.inference_mode(), autocast(self._compute, self._images.device):
+            views = (self._normalise(self._images.batch(rows)) for rows in batches)
+            return torch.cat([network(batch).argmax(dim=1) for batch in views])
+
+    def watch(self, records: Iterator[dict[str, float]], student: nn.Module) -> Iterator[dict[str, float]]:
+        for record in records:
+            if len(self._images):
+                student.eval()
+                agreement = (self._classes(student) == self._teacher_classes).float().mean().item()
+                student.train()
+                record = {**record, "held_out_agreement": agreement}
+            yield record
+
+
+class _BestOf:
+    """Remembers the weights at the record with the highest held-out agreement (the first of equals)."""
+
+    def __init__(self, student: nn.Module, *, keeps_best: bool) -> None:
+        self._student, self.keeps_best = student, keeps_best
+        self._agreement = -1.0
+        self._state: dict[str, Tensor] = {}
+        self.update = 0.0
+
+    def watch(self, records: Iterator[dict[str, float]]) -> Iterator[dict[str, float]]:
+        for record in records:
+            if self.keeps_best and record["held_out_agreement"] > self._agreement:
+                self._agreement, self.update = record["held_out_agreement"], record["update"]
+                self._state = {name: value.clone() for name, value in self._student.state_dict().items()}
+            yield record
+
+    def restore(self) -> None:
+        if self.keeps_best:
+            self._student.load_state_dict(self._state)

@@ -1,0 +1,95 @@
+"""Image stores as batches on a device: whole-store passes for inference, random rows for training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pu_kd_pipeline.infra.devices import autocast, resolve_device
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import Model
+from pu_kd_pipeline.learning.augmentation import Normalise
+from pu_kd_pipeline.params import ComputeParams
+
+
+class ImageRows:
+    """Rows of one or more stores as one sequence of uint8 images.
+
+    Held on the device where they fit `resident_limit_gb`, else read batch by batch.
+
+    Args:
+        parts: stores and the rows that are wanted of each, in order.
+        compute: device and limit.
+    """
+
+    def __init__(self, parts: Sequence[tuple[ImageStore, np.ndarray]], compute: ComputeParams) -> None:
+        self._parts = [(store, np.asarray(rows, dtype=np.int64)) for store, rows in parts if len(rows)]
+        self._starts = np.cumsum([0] + [len(rows) for _, rows in self._parts])
+        self.device = resolve_device(compute)
+        self._resident: Tensor | None = None
+        if self._n_bytes() <= compute.resident_limit_gb * 1e9 and self._parts:
+            images = np.concatenate([store.read(rows) for store, rows in self._parts])
+            self._resident = torch.from_numpy(images).to(self.device)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _n_bytes(self) -> int:
+        return sum(len(rows) * store.n_channels * store.size_px**2 for store, rows in self._parts)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Return the (N, C, H, W) uint8 images at (N,) int64 positions of this sequence, on the device."""
+        if self._resident is not None:
+            return self._resident[indices.to(self.device)]
+        positions = indices.cpu().numpy()
+        part_of = np.searchsorted(self._starts, positions, side="right") - 1
+        first = self._parts[0][0]
+        images = np.empty((len(positions), first.n_channels, first.size_px, first.size_px), dtype=np.uint8)
+        for part, (store, rows) in enumerate(self._parts):
+            of_part = part_of == part
+            if of_part.any():
+                images[of_part] = store.read(rows[positions[of_part] - self._starts[part]])
+        return torch.from_numpy(images).to(self.device, non_blocking=True)
+
+
+def map_images(
+    function: Callable[[Tensor], tuple[Tensor, ...]],
+    images: Callable[[np.ndarray], np.ndarray],
+    rows: np.ndarray,
+    normalise: Normalise,
+    compute: ComputeParams,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield a function of the normalised images of some rows, batch by batch, on the CPU.
+
+    Args:
+        function: maps (N, C, H, W) float32 images on the device to tensors.
+        images: reads (N, C, H, W) uint8 images by row.
+        rows: (n,) int64.
+        normalise: on the device.
+        compute: device, precision and batch size.
+    """
+    device = resolve_device(compute)
+    for start in range(0, len(rows), compute.inference_batch_size):
+        batch = torch.from_numpy(images(rows[start : start + compute.inference_batch_size])).to(device)
+        with torch.inference_mode(), autocast(compute, device):
+            yield tuple(output.cpu() for output in function(normalise(batch)))
+
+
+def normalisation(model: Model, device: torch.device) -> Normalise:
+    """Return the normalisation of a model's card."""
+    return Normalise(model.card.input.mean, model.card.input.std, device)
+
+
+def predict_logits(model: Model, store: ImageStore, compute: ComputeParams, network: nn.Module | None = None) -> Tensor:
+    """Return (N, K) float32 logits for every image of a store; `network` replaces the model's own."""
+    device = resolve_device(compute)
+    network = (network or model.network).to(device).eval()
+    rows = np.arange(len(store), dtype=np.int64)
+    logits = [
+        batch.float()
+        for (batch,) in map_images(lambda x: (network(x),), store.read, rows, normalisation(model, device), compute)
+    ]
+    return torch.cat(logits) if logits else torch.empty(0, model.n_classes)

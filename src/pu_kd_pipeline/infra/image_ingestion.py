@@ -1,0 +1,436 @@
+"""Making an image store hold what a plan says: list, keep the shards that are still right, decode the rest once.
+
+A shard is two files, pixels and index, each written under a temporary name and renamed; its index is self-contained,
+so a shard that was finished before an interruption is found and kept. `store.json` is replaced last: readers see the
+store as it was or as it shall be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.atomic_files import replacing_file
+from pu_kd_pipeline.infra.image_decoding import Decoder, Reason, Unusable, as_file
+from pu_kd_pipeline.infra.image_labels import check_every_class_is_there, draw, in_share, with_teacher_labels
+from pu_kd_pipeline.infra.image_sources import Source, default_name, open_source
+from pu_kd_pipeline.infra.image_store import (
+    QUARANTINE_FILE,
+    STORE_FILE,
+    ImageStore,
+    IngestionPlan,
+    Shard,
+    Specification,
+    index_file,
+    index_schema,
+    open_encoded,
+    open_packed,
+    pixel_file,
+)
+from pu_kd_pipeline.infra.progress import track
+
+if TYPE_CHECKING:
+    from pu_kd_pipeline.infra.image_decoding import RawImage
+    from pu_kd_pipeline.params import ImageSource
+
+OK = "ok"
+DUPLICATE = "duplicate"  # the status is "duplicate of <id>"
+_METADATA_KEY = b"specification"
+_IDENTITY = ["id", "version", "source", "label", "relevant"]  # a stored image is right while these are what is wanted
+_ENCODED_BATCH_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A source with its listing, so that images are read by their row in it."""
+
+    source: Source
+    listing: pd.DataFrame
+
+
+@dataclass
+class _Progress:
+    """What has been kept and set aside so far."""
+
+    id_by_digest: dict[bytes, str]
+    quarantine: pd.DataFrame
+    shards: list[Shard] = field(default_factory=list)
+    new_files: list[Path] = field(default_factory=list)
+
+
+def ingest(plan: IngestionPlan, folder: Path) -> ImageStore:
+    """Make `folder` the store of the plan and return it; see `image_store.write_store`."""
+    wanted, readers = list_images(plan)
+    specification = _specification(plan, len(wanted))
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    kept = _kept_shards(folder, specification, wanted)
+    progress = _resume(folder, specification, wanted, kept)
+    is_done = wanted["id"].isin([*progress.id_by_digest.values(), *progress.quarantine["id"]]).to_numpy()
+    try:
+        _write_missing(folder, plan, specification, wanted, wanted[~is_done], readers, progress)
+        _check_quarantine(plan, progress.quarantine, len(wanted))
+    except InputError:  # after any other end the finished shards are worth keeping
+        for file in progress.new_files:
+            file.unlink(missing_ok=True)
+        raise
+    _commit(folder, plan, specification, progress)
+    return ImageStore.open(folder)
+
+
+def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
+    """Return every image that the store shall hold or account for, and the readers of the sources.
+
+    The table has `id`, `source`, `label`, `relevant`, `version`, `fault`, `reader` (position of the source) and
+    `listing_row`.
+
+    Raises:
+        InputError: a source cannot be used, its labels are not the teacher's, or two images have one id.
+    """
+    tables: list[pd.DataFrame] = []
+    readers: list[Reader] = []
+    drawn_classes: list[pd.Series] = []
+    for position, source in enumerate(plan.sources):
+        where = f"data_ingestion.{plan.name}[{position}] ({source.type} {source.name or default_name(source)})"
+        reader = open_source(source, plan.seed)
+        listing = reader.listing()
+        readers.append(Reader(reader, listing))
+        table = _chosen(listing, source, plan, np.random.default_rng([plan.seed, position]), where)
+        table["reader"] = position
+        tables.append(table)
+        if source.per_class is not None:
+            drawn_classes.append(table["label"])
+    if drawn_classes:
+        check_every_class_is_there(pd.concat(drawn_classes), plan.class_names, f"data_ingestion.{plan.name}")
+    if not tables:
+        columns = index_schema().empty_table().to_pandas()[_IDENTITY].assign(fault="", reader=0, listing_row=0)
+        return columns, []
+    wanted = pd.concat(tables, ignore_index=True)
+    _check_ids(wanted["id"], plan)
+    return wanted, readers
+
+
+def _chosen(
+    listing: pd.DataFrame, source: ImageSource, plan: IngestionPlan, rng: np.random.Generator, where: str
+) -> pd.DataFrame:
+    """Return the rows of a listing that the source's parameters choose."""
+    table = listing[["id", "label", "label_name", "version", "fault"]].assign(listing_row=np.arange(len(listing)))
+    table = table[in_share(table["id"], source.share)]
+    faulty, table = table[table["fault"].notna()], table[table["fault"].isna()]
+    table = with_teacher_labels(table, source, plan.class_names, where)
+    table = table.iloc[draw(table["label"], source.per_class, source.limit, rng, len(plan.class_names))]
+    if len(faulty):
+        table = pd.concat([table, faulty.drop(columns="label")])  # which leaves label and relevant null
+    if source.name is not None:
+        table["id"] = f"{source.name}/" + table["id"]
+    table["source"] = source.name or default_name(source)
+    return table.drop(columns="label_name")
+
+
+def _check_ids(ids: pd.Series, plan: IngestionPlan) -> None:
+    twice = ids[ids.duplicated()]
+    if len(twice):
+        raise InputError(
+            f"data_ingestion.{plan.name}: {len(twice):,} ids occur more than once, such as {twice.iloc[0]!r}. Give "
+            "each source a `name` of its own, which becomes the prefix of its ids, or mend the column `id`"
+        )
+
+
+def _specification(plan: IngestionPlan, n_images: int) -> Specification:
+    kind = plan.store.kind
+    if kind == "auto":
+        packed_bytes = n_images * plan.channels * plan.size_px**2
+        is_small = plan.size_px <= plan.store.packed_max_size_px or packed_bytes <= plan.store.disk_budget_gb * 10**9
+        kind = "packed" if is_small else "encoded"
+    return Specification(kind, plan.channels, plan.size_px, plan.store.max_image_pixels)
+
+
+# --- what is there already --------------------------------------------------------------------------------------------
+
+
+def _identity(table: pd.DataFrame) -> pd.Index:
+    """Return one hash an image of all that must be unchanged for a stored image to be right."""
+    return pd.Index(pd.util.hash_pandas_object(table[_IDENTITY].astype("str").fillna(""), index=False))
+
+
+def _kept_shards(folder: Path, specification: Specification, wanted: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the indexes of the shards that are whole, of this specification, and hold only what is wanted."""
+    known = _identity(wanted)
+    kept: dict[str, pd.DataFrame] = {}
+    taken: set[str] = set()
+    for file in sorted(folder.glob("*.index.parquet")):
+        name = file.name.removesuffix(".index.parquet")
+        index = _read_index(folder, name, specification)
+        if index is None or not _identity(index).isin(known).all() or not taken.isdisjoint(index["id"]):
+            continue
+        kept[name] = index
+        taken.update(index["id"])
+    return kept
+
+
+def _read_index(folder: Path, name: str, specification: Specification) -> pd.DataFrame | None:
+    """Return the index of a shard, or None where shard or index are damaged or of another specification."""
+    with suppress(OSError, pa.ArrowInvalid, InputError):
+        table = pq.read_table(index_file(folder, name))
+        if (table.schema.metadata or {}).get(_METADATA_KEY) == _encoded_specification(specification):
+            if specification.kind == "packed":
+                shape = (table.num_rows, specification.channels, specification.size_px, specification.size_px)
+                open_packed(folder, name, shape)
+            elif len(open_encoded(folder, name)) != table.num_rows:
+                return None
+            dtypes = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
+            return table.to_pandas(types_mapper=dtypes.get)
+    return None
+
+
+def _encoded_specification(specification: Specification) -> bytes:
+    return json.dumps(asdict(specification), sort_keys=True).encode()
+
+
+def _resume(
+    folder: Path, specification: Specification, wanted: pd.DataFrame, kept: dict[str, pd.DataFrame]
+) -> _Progress:
+    """Return what need not be done again: the kept shards, and the images that were quarantined before."""
+    shards = [Shard(name, len(index), 0) for name, index in kept.items()]
+    stored = {
+        bytes.fromhex(digest): image_id
+        for index in kept.values()
+        for digest, image_id in zip(index["sha256"], index["id"], strict=True)
+    }
+    faulty = wanted[wanted["fault"].notna()]
+    quarantine = faulty[["id", "source", "version"]].assign(status=faulty["fault"])
+    with suppress(InputError, OSError, pa.ArrowInvalid):
+        if ImageStore.open(folder).specification == specification:
+            before = pd.read_parquet(folder / QUARANTINE_FILE)
+            now = wanted.loc[wanted["fault"].isna(), ["id", "version", "source"]]
+            before = before.merge(now, on=["id", "version", "source"])
+            twins = before["status"].str.removeprefix(f"{DUPLICATE} of ")
+            is_duplicate = before["status"].str.startswith(DUPLICATE)
+            is_final = (before["status"] != Reason.NOT_OPENED) & (~is_duplicate | twins.isin(set(stored.values())))
+            quarantine = pd.concat([quarantine, before[is_final]], ignore_index=True)
+    return _Progress(stored, quarantine, shards)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write_missing(
+    folder: Path,
+    plan: IngestionPlan,
+    specification: Specification,
+    wanted: pd.DataFrame,
+    missing: pd.DataFrame,
+    readers: list[Reader],
+    progress: _Progress,
+) -> None:
+    """Decode the missing images into new shards."""
+    number = 1 + max((int(shard.name.split("-")[0]) for shard in progress.shards), default=-1)
+    raws = track(_raw_images(missing, readers), name=f"{plan.name} images", total=len(missing), unit="images")
+    for start in range(0, len(missing), plan.store.shard_size):
+        rows = missing.iloc[start : start + plan.store.shard_size]
+        raws_of_shard = islice(raws, len(rows))
+        _write_shard(folder, number, rows, raws_of_shard, specification, plan.store.n_workers, progress)
+        _check_quarantine(plan, progress.quarantine, len(wanted))
+        number += 1
+
+
+def _raw_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
+    for position in rows["reader"].unique():
+        reader = readers[position]
+        yield from reader.source.read(reader.listing.iloc[rows.loc[rows["reader"] == position, "listing_row"]])
+
+
+def _write_shard(
+    folder: Path,
+    number: int,
+    rows: pd.DataFrame,
+    raws: Iterator[RawImage | Unusable],
+    specification: Specification,
+    n_workers: int,
+    progress: _Progress,
+) -> None:
+    """Write one shard of the usable and new images among `rows`; the others join the quarantine."""
+    decoder = Decoder(specification.channels, specification.size_px, specification.max_image_pixels)
+    temporary = folder / f".shard-{number:05d}.{os.getpid()}.tmp"
+    statuses: list[str] = []
+    digests: list[str] = []
+    try:
+        with (PackedWriter if specification.kind == "packed" else EncodedWriter)(temporary, specification) as writer:
+            for image_id, (raw, pixels) in zip(rows["id"], decoder.decode_all(raws, n_workers), strict=True):
+                digest = b"" if isinstance(pixels, Unusable) else hashlib.sha256(pixels.data).digest()
+                twin = progress.id_by_digest.get(digest)
+                if isinstance(pixels, Unusable):
+                    statuses.append(str(pixels.reason))
+                elif twin is not None:
+                    statuses.append(f"{DUPLICATE} of {twin}")
+                else:
+                    progress.id_by_digest[digest] = image_id
+                    statuses.append(OK)
+                    digests.append(digest.hex())
+                    writer.append(raw, pixels)
+        table = rows.assign(status=statuses)
+        progress.quarantine = pd.concat(
+            [progress.quarantine, table.loc[table["status"] != OK, ["id", "source", "version", "status"]]],
+            ignore_index=True,
+        )
+        if digests:
+            index = table[table["status"] == OK].assign(sha256=digests, row=np.arange(len(digests)))
+            progress.shards.append(_finish_shard(folder, number, temporary, index, specification, progress.new_files))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finish_shard(
+    folder: Path,
+    number: int,
+    temporary: Path,
+    index: pd.DataFrame,
+    specification: Specification,
+    new_files: list[Path],
+) -> Shard:
+    """Give the pixels their name, which their content decides, and put the index beside them."""
+    table = pa.Table.from_pandas(index, schema=index_schema(), preserve_index=False)
+    digest = hashlib.sha256(_encoded_specification(specification))
+    for column in ("id", "source", "label", "relevant", "sha256"):
+        digest.update(json.dumps(table[column].to_pylist()).encode())
+    name = f"{number:05d}-{digest.hexdigest()[:12]}"
+    files = [pixel_file(folder, name, specification.kind), index_file(folder, name)]
+    new_files += [file for file in files if not file.exists()]
+    os.replace(temporary, files[0])
+    with replacing_file(files[1]) as path:
+        pq.write_table(table.replace_schema_metadata({_METADATA_KEY: _encoded_specification(specification)}), path)
+    return Shard(name, len(index), 0)
+
+
+class ShardWriter(Protocol):
+    """Takes the images of a shard one by one; the file is whole and on disk once the context ends."""
+
+    def __enter__(self) -> ShardWriter: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def append(self, raw: RawImage | Unusable, pixels: np.ndarray) -> None:
+        """Add an image, given as it came and as (C, H, W) uint8."""
+        ...
+
+
+class PackedWriter:
+    """Streams pixels into a `.npy` file whose length is known at its end only."""
+
+    def __init__(self, file: Path, specification: Specification) -> None:
+        self._file = open(file, "wb")  # noqa: SIM115  (closed by __exit__)
+        self._shape = (specification.channels, specification.size_px, specification.size_px)
+        self._n = 0
+        self._write_header()
+        self._header_size = self._file.tell()
+
+    def __enter__(self) -> PackedWriter:
+        return self
+
+    def append(self, raw: RawImage | Unusable, pixels: np.ndarray) -> None:
+        """Add the pixels of an image."""
+        self._file.write(pixels.data)
+        self._n += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+            # NumPy pads the header so that the length along the first axis may grow in place
+            assert self._file.tell() == self._header_size
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _write_header(self) -> None:
+        about = {"descr": "|u1", "fortran_order": False, "shape": (self._n, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, about)
+
+
+class EncodedWriter:
+    """Streams the images' bytes into an Arrow file, uncompressed: any row is then one look into the memory map."""
+
+    def __init__(self, file: Path, specification: Specification) -> None:
+        self._file = open(file, "wb")  # noqa: SIM115  (closed by __exit__)
+        self._schema = pa.schema([("image", pa.large_binary())])
+        self._writer = pa.ipc.new_file(self._file, self._schema)
+        self._batch: list[bytes] = []
+        self._n_bytes = 0
+
+    def __enter__(self) -> EncodedWriter:
+        return self
+
+    def append(self, raw: RawImage | Unusable, pixels: np.ndarray) -> None:
+        """Add an image as it came; what came as pixels becomes a PNG."""
+        assert not isinstance(raw, Unusable)
+        self._batch.append(as_file(raw))
+        self._n_bytes += len(self._batch[-1])
+        if self._n_bytes >= _ENCODED_BATCH_BYTES:
+            self._flush()
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._flush()
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _flush(self) -> None:
+        if self._batch:
+            self._writer.write_batch(pa.record_batch([pa.array(self._batch, pa.large_binary())], schema=self._schema))
+        self._batch, self._n_bytes = [], 0
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def counts_by_reason(statuses: pd.Series) -> dict[str, int]:
+    """Return how many images were set aside for each reason, most first; duplicates count as one reason."""
+    reasons = ["duplicate" if status.startswith(DUPLICATE) else status for status in statuses]
+    return dict(Counter(reasons).most_common())
+
+
+def _check_quarantine(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: int) -> None:
+    if len(quarantine) > plan.store.max_quarantined_share * n_images:
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in counts_by_reason(quarantine["status"]).items())
+        raise InputError(
+            f"data_ingestion.{plan.name}: {len(quarantine):,} of {n_images:,} images cannot be used ({reasons}; such "
+            f"as {quarantine['id'].iloc[0]!r}: {quarantine['status'].iloc[0]}), more than the share "
+            f"{plan.store.max_quarantined_share} that data_ingestion.store.max_quarantined_share allows. "
+            "Mend the images, or raise the limit; nothing was written"
+        )
+
+
+def _commit(folder: Path, plan: IngestionPlan, specification: Specification, progress: _Progress) -> None:
+    """Make the new state the one that readers see, then remove the files that no longer belong."""
+    with replacing_file(folder / QUARANTINE_FILE) as path:
+        columns = progress.quarantine[["id", "source", "status", "version"]].astype("str")
+        columns.to_parquet(path, index=False)
+    about = {
+        "specification": asdict(specification),
+        "n_images": sum(shard.n for shard in progress.shards),
+        "shards": [{"name": shard.name, "n": shard.n} for shard in progress.shards],
+        "quarantine": counts_by_reason(progress.quarantine["status"]),
+        "class_names": list(plan.class_names),
+    }
+    with replacing_file(folder / STORE_FILE) as path:
+        path.write_text(json.dumps(about, indent=2) + "\n")
+    names = [shard.name for shard in progress.shards]
+    current = {pixel_file(folder, name, specification.kind) for name in names} | {index_file(folder, n) for n in names}
+    for pattern in ("*.npy", "*.images.arrow", "*.index.parquet"):
+        for file in set(folder.glob(pattern)) - current:
+            file.unlink()

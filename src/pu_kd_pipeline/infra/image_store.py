@@ -1,0 +1,336 @@
+"""Image stores: how many images, and which uint8 batch for these rows.
+
+Two kinds answer alike. A packed store keeps the pixels of a shard in one memory-mapped array `<shard>.npy`
+(N, C, H, W); an encoded store keeps the images' own bytes in an Arrow file `<shard>.images.arrow`, memory-mapped as
+well, and decodes what is asked for. Beside each lies `<shard>.index.parquet`, and `store.json` lists the shards.
+Writing a store is in `image_ingestion`; this module is what other stages see, and importing it costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pu_kd_pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from pu_kd_pipeline.params import ImageSource, ImageStoreParams
+
+FORMAT = 1  # of the files; also raised when decoding changes pixels
+STORE_FILE, QUARANTINE_FILE = "store.json", "quarantine.parquet"
+_SAFE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")
+_MOST_DECODING_THREADS = 8
+
+
+@dataclass(frozen=True)
+class IngestionPlan:
+    """What a store shall hold; nothing is listed or read before it is written.
+
+    Attributes:
+        name: what messages call the store, such as `pool`.
+        sources: where the images come from; none makes an empty store.
+        size_px, channels: the teacher's input, (channels, size_px, size_px).
+        class_names: of the teacher's classes 0..K-1.
+        store: how the images are kept.
+        seed: draws the samples, and the split of the demo.
+    """
+
+    name: str
+    sources: tuple[ImageSource, ...]
+    size_px: int
+    channels: int
+    class_names: tuple[str, ...]
+    store: ImageStoreParams
+    seed: int
+
+
+def write_store(plan: IngestionPlan, folder: Path) -> ImageStore:
+    """Make the folder hold what the plan says, reusing every shard that is still right, and return the store.
+
+    Raises:
+        InputError: a source cannot be used, or more images than allowed are unusable; the folder is left as it was.
+    """
+    from pu_kd_pipeline.infra.image_ingestion import ingest  # needs pandas and pyarrow, which readers can do without
+
+    return ingest(plan, Path(folder))
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What decides the content of a shard beside its images: shards of another specification are made anew."""
+
+    kind: Literal["packed", "encoded"]
+    channels: int
+    size_px: int
+    max_image_pixels: int
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A stretch of rows: `n` images from row `start` on. The name ends in a fingerprint of ids, labels and pixels."""
+
+    name: str
+    n: int
+    start: int
+
+
+@dataclass(frozen=True, eq=False)
+class ImageStore:
+    """A folder of images, read by row number. Several processes and threads may read at the same time."""
+
+    folder: Path
+    specification: Specification
+    shards: tuple[Shard, ...]
+    quarantine_counts: dict[str, int]
+
+    @staticmethod
+    def open(folder: Path | str) -> ImageStore:
+        """Return the store in a folder.
+
+        Raises:
+            InputError: there is none, it is not complete, or its files were tampered with.
+        """
+        folder = Path(folder)
+        again = "run `kedro run --pipeline=data_ingestion`"
+        try:
+            about = json.loads((folder / STORE_FILE).read_text())
+            if about["specification"]["format"] != FORMAT:
+                raise InputError(f"{folder} was written by another version of this program: {again}")
+            specification = Specification(**about["specification"])
+            named = [(str(shard["name"]), int(shard["n"])) for shard in about["shards"]]
+            counts = {str(reason): int(count) for reason, count in about["quarantine"].items()}
+        except FileNotFoundError as exc:
+            raise InputError(f"there is no image store at {folder}: {again}") from exc
+        except (KeyError, TypeError, json.JSONDecodeError) as exc:
+            raise InputError(f"{folder / STORE_FILE} is damaged ({exc!r}): delete the folder and {again}") from exc
+        for name, _ in named:
+            if not _SAFE_NAME.fullmatch(name):
+                raise InputError(f"{folder / STORE_FILE} names a shard {name!r}, which leads out of the store: {again}")
+        missing = [name for name, _ in named if not pixel_file(folder, name, specification.kind).is_file()]
+        if missing:
+            raise InputError(
+                f"{folder}: {len(missing)} of {len(named)} shards are missing, such as {missing[0]}: {again}"
+            )
+        starts = np.cumsum([0, *(n for _, n in named)]).tolist()
+        shards = tuple(Shard(name, n, start) for (name, n), start in zip(named, starts[:-1], strict=True))
+        return ImageStore(folder, specification, shards, counts)
+
+    def __len__(self) -> int:
+        return sum(shard.n for shard in self.shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the opened files behind: the other process opens them for itself."""
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    @property
+    def kind(self) -> Literal["packed", "encoded"]:
+        """How the images are kept."""
+        return self.specification.kind
+
+    @property
+    def n_channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return self.specification.channels
+
+    @property
+    def size_px(self) -> int:
+        """Height and width of every image."""
+        return self.specification.size_px
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.n_channels, self.size_px, self.size_px
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any image, id or label, and with the order of the rows."""
+        content = json.dumps([asdict(self.specification), [shard.name for shard in self.shards]], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on disk."""
+        files = [self.folder / STORE_FILE, self.folder / QUARANTINE_FILE]
+        for shard in self.shards:
+            files += [pixel_file(self.folder, shard.name, self.kind), index_file(self.folder, shard.name)]
+        return sum(file.stat().st_size for file in files)
+
+    @cached_property
+    def index(self) -> pd.DataFrame:
+        """One row an image, in row order.
+
+        Columns: `id`, `source`, `label` (Int32, class of the teacher or null), `relevant` (boolean: of a class of the
+        teacher, null where unknown), `sha256` (of the pixels), `shard`, `row` (within the shard).
+        """
+        import pandas as pd
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = ["id", "source", "label", "relevant", "sha256", "row"]
+        tables = [pq.read_table(index_file(self.folder, shard.name), columns=columns) for shard in self.shards]
+        table = pa.concat_tables(tables) if tables else index_schema().empty_table().select(columns)
+        dtypes = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
+        index = table.to_pandas(types_mapper=dtypes.get)
+        names = np.array([shard.name for shard in self.shards], dtype=object)
+        index.insert(5, "shard", pd.Series(names.repeat([shard.n for shard in self.shards]), dtype="str"))
+        return index
+
+    @cached_property
+    def quarantine(self) -> pd.DataFrame:
+        """The images that are not in the store: `id`, `source`, `status` (the reason)."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / QUARANTINE_FILE, columns=["id", "source", "status"])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the (n, C, H, W) uint8 images of (n,) row numbers, in any order, repeated or not.
+
+        Raises:
+            IndexError: a row number is outside 0..len-1.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows must lie in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
+        images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
+        if len(rows) == 0:
+            return images
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        touched = np.unique(numbers)
+        for number in touched:
+            shard = self.shards[number]
+            if len(touched) == 1:
+                self._read_into(images, shard, rows - shard.start)
+            else:
+                places = np.flatnonzero(numbers == number)
+                images[places] = self._rows_of(shard, rows[places] - shard.start)
+        return images
+
+    def read_shard(self, shard: Shard) -> np.ndarray:
+        """Return the (N, C, H, W) uint8 images of a shard: a read-only memory map, or decoded for an encoded store."""
+        return self._pixels(shard) if self.kind == "packed" else self._rows_of(shard, np.arange(shard.n))
+
+    def iter_batches(self, shard: Shard, batch_size: int) -> Iterator[np.ndarray]:
+        """Yield the images of a shard in order, at most `batch_size` at a time, (n, C, H, W) uint8."""
+        for start in range(0, shard.n, batch_size):
+            stop = min(start + batch_size, shard.n)
+            if self.kind == "packed":
+                yield self._pixels(shard)[start:stop]
+            else:
+                yield self._rows_of(shard, np.arange(start, stop))
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.array([shard.start for shard in self.shards], dtype=np.int64)
+
+    @cached_property
+    def _opened(self) -> dict[str, Any]:
+        return {}
+
+    def _pixels(self, shard: Shard) -> np.ndarray:
+        if shard.name not in self._opened:
+            self._opened[shard.name] = open_packed(self.folder, shard.name, (shard.n, *self.image_shape))
+        pixels: np.ndarray = self._opened[shard.name]
+        return pixels
+
+    def _rows_of(self, shard: Shard, rows: np.ndarray) -> np.ndarray:
+        images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
+        self._read_into(images, shard, rows)
+        return images
+
+    def _read_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
+        if self.kind == "packed":
+            # "clip" lets NumPy write straight into `images`; the rows were checked before
+            np.take(self._pixels(shard), rows, axis=0, out=images, mode="clip")
+        else:
+            self._decode_into(images, shard, rows)
+
+    def _decode_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
+        from pu_kd_pipeline.infra.image_decoding import Decoder, Unusable
+
+        if shard.name not in self._opened:
+            self._opened[shard.name] = open_encoded(self.folder, shard.name)
+        encoded = self._opened[shard.name]
+        about = self.specification
+        decoder = Decoder(about.channels, about.size_px, about.max_image_pixels)
+        raws = (encoded[int(row)].as_py() for row in rows)
+        n_workers = min(os.cpu_count() or 1, _MOST_DECODING_THREADS, max(1, len(rows) // 2))
+        for place, (_, pixels) in enumerate(decoder.decode_all(raws, n_workers)):
+            if isinstance(pixels, Unusable):
+                raise InputError(
+                    f"{pixel_file(self.folder, shard.name, self.kind)}, row {rows[place]}: the image can no longer be "
+                    f"decoded ({pixels.reason}): delete the folder and run `kedro run --pipeline=data_ingestion`"
+                )
+            images[place] = pixels
+
+
+def pixel_file(folder: Path, shard_name: str, kind: str) -> Path:
+    """Return where the images of a shard are."""
+    return folder / f"{shard_name}{'.npy' if kind == 'packed' else '.images.arrow'}"
+
+
+def index_file(folder: Path, shard_name: str) -> Path:
+    """Return where the index of a shard is."""
+    return folder / f"{shard_name}.index.parquet"
+
+
+def index_schema() -> pa.Schema:
+    """Return the columns of a shard's index; `version` tells whether the image at the source may have changed."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("source", pa.string()),
+            ("label", pa.int32()),
+            ("relevant", pa.bool_()),
+            ("sha256", pa.string()),
+            ("status", pa.string()),
+            ("version", pa.string()),
+            ("row", pa.int64()),
+        ]
+    )
+
+
+def open_packed(folder: Path, shard_name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the memory-mapped (N, C, H, W) uint8 pixels of a packed shard.
+
+    Raises:
+        InputError: the file is not an array of that shape, such as one that was cut short.
+    """
+    file = pixel_file(folder, shard_name, "packed")
+    try:
+        pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as exc:
+        raise InputError(f"{file} is damaged ({exc}): delete it and run `kedro run --pipeline=data_ingestion`") from exc
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        raise InputError(f"{file} holds {pixels.dtype} {pixels.shape}, its store says uint8 {shape}: ingest it anew")
+    return pixels.view(np.ndarray)  # np.memmap's own indexing costs more than the read
+
+
+def open_encoded(folder: Path, shard_name: str) -> pa.ChunkedArray:
+    """Return the memory-mapped bytes of the images of an encoded shard.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    import pyarrow as pa
+
+    file = pixel_file(folder, shard_name, "encoded")
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()["image"]
+    except (OSError, pa.ArrowInvalid) as exc:
+        raise InputError(f"{file} is damaged ({exc}): delete it and run `kedro run --pipeline=data_ingestion`") from exc

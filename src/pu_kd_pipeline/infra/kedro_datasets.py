@@ -1,0 +1,128 @@
+"""What the catalog needs to know of our files: one Kedro dataset a kind; reading and writing are others' business.
+
+A dataset that saves a plan (`IngestionPlan`, a mapping of shard makers) runs it shard by shard in bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NewType
+
+from kedro.io.core import AbstractDataset
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan
+    from pu_kd_pipeline.infra.model_files import Model, PUClassifier
+    from pu_kd_pipeline.infra.sharded_table import ShardedTable
+
+
+# kedro-viz recognises a table preview by the name of this annotation, wherever it is defined
+TablePreview = NewType("TablePreview", dict[str, Any])
+
+
+class _OnDisk:
+    """A dataset of one file or folder."""
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self.filepath = Path(filepath)
+        self.metadata = metadata
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self.filepath)}
+
+    def _exists(self) -> bool:
+        return self.filepath.exists()
+
+
+class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):
+    """An image store; saving an ingestion plan makes only the shards that are not there yet."""
+
+    def save(self, data: IngestionPlan) -> None:
+        """Run the plan."""
+        from pu_kd_pipeline.infra.image_store import write_store
+
+        write_store(data, self.filepath)
+
+    def load(self) -> ImageStore:
+        """Open the store; nothing is read yet."""
+        from pu_kd_pipeline.infra.image_store import ImageStore
+
+        return ImageStore.open(self.filepath)
+
+    def _exists(self) -> bool:
+        return (self.filepath / "store.json").is_file()
+
+
+class ShardedTableDataset(_OnDisk, AbstractDataset["Mapping[str, Callable[[], pa.Table]]", "ShardedTable"]):
+    """A table of one Parquet file a shard; saving makes only the shards that are not there yet."""
+
+    def save(self, data: Mapping[str, Callable[[], pa.Table]]) -> None:
+        """Make the missing shards."""
+        from pu_kd_pipeline.infra.sharded_table import ShardedTable
+
+        ShardedTable.write(self.filepath, data)
+
+    def load(self) -> ShardedTable:
+        """Open the table; nothing is read yet."""
+        from pu_kd_pipeline.infra.sharded_table import ShardedTable
+
+        return ShardedTable.open(self.filepath)
+
+    def _exists(self) -> bool:
+        return (self.filepath / "shards.json").is_file()
+
+
+class TableDataset(_OnDisk, AbstractDataset["pd.DataFrame", "pd.DataFrame"]):
+    """A Parquet table whose `DataFrame.attrs` live in the file's metadata."""
+
+    def save(self, data: pd.DataFrame) -> None:
+        """Write the table."""
+        from pu_kd_pipeline.infra.tables import write_table
+
+        write_table(data, self.filepath)
+
+    def load(self) -> pd.DataFrame:
+        """Read the table."""
+        from pu_kd_pipeline.infra.tables import read_table
+
+        return read_table(self.filepath)
+
+    def preview(self, nrows: int = 5) -> TablePreview:
+        """Return the first rows for kedro-viz."""
+        return TablePreview(self.load().head(nrows).to_dict(orient="split"))
+
+
+class ModelDataset(_OnDisk, AbstractDataset["Model", "Model"]):
+    """A classifier: weights.safetensors and card.json in one folder."""
+
+    def save(self, data: Model) -> None:
+        """Write the folder."""
+        from pu_kd_pipeline.infra.model_files import save_model
+
+        save_model(data, self.filepath)
+
+    def load(self) -> Model:
+        """Rebuild the network from its card and load its weights."""
+        from pu_kd_pipeline.infra.model_files import load_model
+
+        return load_model(self.filepath)
+
+
+class PUClassifierDataset(_OnDisk, AbstractDataset["PUClassifier", "PUClassifier"]):
+    """A PU classifier: weights.safetensors and card.json in one folder."""
+
+    def save(self, data: PUClassifier) -> None:
+        """Write the folder."""
+        from pu_kd_pipeline.infra.model_files import save_model
+
+        save_model(data, self.filepath)
+
+    def load(self) -> PUClassifier:
+        """Rebuild the classifier from its card and load its weights."""
+        from pu_kd_pipeline.infra.model_files import load_pu_classifier
+
+        return load_pu_classifier(self.filepath)

@@ -1,0 +1,91 @@
+"""Checks that need more than a parameter's type, made before the first node runs: files, networks, taps, devices.
+
+All faults are reported together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.params import (
+    ComputeParams,
+    DataIngestionParams,
+    DistillationParams,
+    ImageSource,
+    TeacherParams,
+)
+
+if TYPE_CHECKING:
+    from pu_kd_pipeline.infra.model_files import Model
+
+
+def check(blocks: Mapping[str, Any]) -> None:
+    """Check the typed parameter blocks that a run reads.
+
+    Args:
+        blocks: block name -> typed block; blocks of other types are passed over.
+
+    Raises:
+        InputError: names every fault with its block.
+    """
+    faults: list[str] = []
+    teacher: Model | None = None
+    for name, block in blocks.items():
+        if isinstance(block, TeacherParams):
+            teacher = _try(faults, name, partial(_teacher, block))
+        if isinstance(block, DataIngestionParams):
+            faults.extend(f"{name}.{fault}" for fault in _missing_paths(block))
+    devices = {block.compute.device: block.compute for block in blocks.values() if hasattr(block, "compute")}
+    for compute in devices.values():
+        _try(faults, "compute", partial(_device, compute))
+    for name, block in blocks.items():
+        if isinstance(block, DistillationParams) and teacher is not None:
+            _try(faults, name, partial(_student, block, teacher))
+    if faults:
+        raise InputError("\n".join(faults) if len(faults) == 1 else f"{len(faults)} faults:\n- " + "\n- ".join(faults))
+
+
+def _try(faults: list[str], name: str, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except InputError as exc:
+        message = str(exc)
+        faults.append(message if message.startswith(f"{name}") else f"{name}: {message}")
+        return None
+
+
+def _teacher(block: TeacherParams) -> Model:
+    from pu_kd_pipeline.infra.model_files import new_teacher
+    from pu_kd_pipeline.learning.training import seeded
+
+    with seeded(0):
+        return new_teacher(block)
+
+
+def _student(block: DistillationParams, teacher: Model) -> None:
+    from pu_kd_pipeline.infra.model_files import new_student
+    from pu_kd_pipeline.learning.training import seeded
+
+    with seeded(0):
+        new_student(teacher, block.student_architecture, block.student_options, {})
+
+
+def _device(compute: ComputeParams) -> None:
+    from pu_kd_pipeline.infra.devices import resolve_device
+
+    resolve_device(compute)
+
+
+def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
+    for part in ("labeled", "pool", "test", "teacher_training"):
+        sources: tuple[ImageSource, ...] = getattr(block, part)
+        for index, source in enumerate(sources):
+            if source.type not in ("folder", "parquet") or source.path is None:
+                continue
+            is_plain = "://" not in source.path and not any(wildcard in source.path for wildcard in "*?[")
+            if is_plain and not Path(source.path).expanduser().exists():
+                yield f"{part}[{index}].path: there is no {source.path} (edit parameters_data_ingestion.yml)"

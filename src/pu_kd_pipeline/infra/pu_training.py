@@ -1,0 +1,282 @@
+"""PU training on stored features or images: the class prior, held-out ranks, and the classifier."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.classifier_training import augmented
+from pu_kd_pipeline.infra.devices import autocast, resolve_device
+from pu_kd_pipeline.infra.features import feature_tensors
+from pu_kd_pipeline.infra.image_batches import ImageRows, map_images, normalisation
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import Model, PUClassifier, PUClassifierCard
+from pu_kd_pipeline.infra.progress import track, watch
+from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.learning.class_prior import estimate_class_prior, pooled_ranks
+from pu_kd_pipeline.learning.features import TEACHER_OUTPUTS
+from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head
+from pu_kd_pipeline.learning.pu_training import ScoreTraining, fit_scores, folds_of, positive_unlabeled_step, pu_step
+from pu_kd_pipeline.learning.risk import zero_one_risk
+from pu_kd_pipeline.learning.training import Step, seeded
+from pu_kd_pipeline.params import PUTrainingParams
+
+_Record = dict[str, float]
+
+
+# --- the class prior --------------------------------------------------------------------------------------------------
+
+
+def given_prior(value: float, labeled: ShardedTable, pool: ShardedTable) -> dict[str, Any]:
+    """Return the class prior that the user stated, as `class_prior` stores it."""
+    return {
+        "value": value,
+        "lower": value,
+        "upper": value,
+        "level": None,
+        "method": "given",
+        "threshold": None,
+        "n_positive": len(labeled),
+        "n_unlabeled": len(pool),
+    }
+
+
+def estimate_prior(labeled: ShardedTable, pool: ShardedTable, params: PUTrainingParams) -> dict[str, Any]:
+    """Return the class prior estimated from cross-fitted scores, with a bootstrap interval.
+
+    Each fold of positives and pool is scored by a classifier that has seen neither; scores of different folds are made
+    comparable by their rank within the fold's pool images.
+    """
+    settings = params.prior_estimation
+    device = resolve_device(params.compute)
+    _, positive = feature_tensors(labeled, params.features, device)
+    _, unlabeled = feature_tensors(pool, params.features, device)
+    n_folds = _usable_folds(settings.n_folds, len(positive), "pu_training.prior_estimation.n_folds")
+    generator = torch.Generator(device).manual_seed(params.seed)
+    positive_folds, unlabeled_folds = (folds_of(len(part), n_folds, generator) for part in (positive, unlabeled))
+    held_out_scores = []
+    with seeded(params.seed):
+        for fold in track(range(n_folds), name="class prior", total=n_folds, unit="folds"):
+            head = _new_head(positive, unlabeled, params).to(device)
+            seen = positive[positive_folds != fold], unlabeled[unlabeled_folds != fold]
+            training = _score_training(params, settings.epochs)
+            for _ in _fit_head(head, positive_unlabeled_step(head), *seen, training, generator):
+                pass
+            with torch.inference_mode():
+                held_out = positive[positive_folds == fold], unlabeled[unlabeled_folds == fold]
+                held_out_scores.append(tuple(head(part).cpu().numpy() for part in held_out))
+    positive_ranks, unlabeled_ranks = pooled_ranks(held_out_scores)
+    rng = np.random.default_rng(params.seed)
+    estimate = estimate_class_prior(
+        positive_ranks,
+        unlabeled_ranks,
+        method=settings.method,
+        level=settings.level,
+        n_bootstrap=settings.n_bootstrap,
+        rng=rng,
+    )
+    if not 0 < estimate.value < 1:
+        raise InputError(
+            f"the class prior was estimated as {estimate.value:.3f}: the pool looks like it holds "
+            f"{'nothing but' if estimate.value >= 1 else 'no'} positives. Set pu_training.class_prior if you know it"
+        )
+    return asdict(estimate)
+
+
+def _usable_folds(n_folds: int, n_positive: int, key: str) -> int:
+    if n_positive < 2:
+        raise InputError(
+            f"{key}: {n_positive} labeled images cannot be cross-fitted; label at least two, or set class_prior"
+        )
+    return min(n_folds, n_positive)
+
+
+# --- the classifier ---------------------------------------------------------------------------------------------------
+
+
+def train_head(
+    labeled: ShardedTable, pool: ShardedTable, teacher: Model, class_prior: float, params: PUTrainingParams
+) -> tuple[PUClassifier, pd.DataFrame, pd.DataFrame]:
+    """Return a classifier on cached features, its history, and the held-out ranks."""
+    device = resolve_device(params.compute)
+    ids, positive = feature_tensors(labeled, params.features, device)
+    _, unlabeled = feature_tensors(pool, params.features, device)
+    training = _score_training(params, params.epochs)
+
+    def train(rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, Iterator[_Record]]:
+        head = _new_head(positive, unlabeled, params).to(device)
+        step = _pu_step(head, class_prior, params)
+        return head, _fit_head(head, step, positive[rows], unlabeled, training, generator)
+
+    def score(module: nn.Module, rows: Tensor | None) -> np.ndarray:
+        with torch.inference_mode():
+            scores: np.ndarray = module(unlabeled if rows is None else positive[rows]).cpu().numpy()
+        return scores
+
+    head, history, ranks = _train_with_held_out_folds(ids, train, score, class_prior, params, device)
+    card = _card(teacher, class_prior, params, descriptor_size=head.descriptor_size)
+    return PUClassifier(head.cpu().eval(), card), history, ranks
+
+
+def train_end_to_end(
+    labeled_images: ImageStore, pool_images: ImageStore, teacher: Model, class_prior: float, params: PUTrainingParams
+) -> tuple[PUClassifier, pd.DataFrame, pd.DataFrame]:
+    """Return a classifier whose backbone starts as the teacher's and is trained along, as the authors' code does."""
+    device = resolve_device(params.compute)
+    normalise = normalisation(teacher, device)
+    stores = (labeled_images, pool_images)
+    positive, unlabeled = (ImageRows([(store, np.arange(len(store)))], params.compute) for store in stores)
+    training = _score_training(params, params.epochs)
+    descriptor_size = teacher.extractor(device).descriptor_size
+    card = _card(teacher, class_prior, params, descriptor_size=descriptor_size)
+
+    def train(rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, Iterator[_Record]]:
+        backbone = Model(copy.deepcopy(teacher.network), teacher.card).extractor(device)
+        module = FullPUClassifier(backbone, make_head(descriptor_size, params.features, params.attention_reduction)).to(
+            device
+        )
+        module.head.standardise_by(_descriptors(module, pool_images, params, normalise))
+
+        def view(batch: Tensor) -> Tensor:
+            return augmented(batch, normalise, params.augmentation, generator)
+
+        def scores(images: Tensor) -> Tensor:
+            with autocast(params.compute, device):
+                return module(images)  # type: ignore[no-any-return]
+
+        records = fit_scores(
+            module,
+            _pu_step(scores, class_prior, params),
+            lambda drawn: view(positive.batch(rows[drawn])),
+            lambda drawn: view(unlabeled.batch(drawn)),
+            n_positive=len(rows),
+            n_unlabeled=len(unlabeled),
+            training=training,
+            generator=generator,
+        )
+        return module, records
+
+    def score(module: nn.Module, rows: Tensor | None) -> np.ndarray:
+        store = pool_images if rows is None else labeled_images
+        which = np.arange(len(store)) if rows is None else rows.cpu().numpy()
+        batches = map_images(lambda x: (module.eval()(x),), store.read, which, normalise, params.compute)
+        return torch.cat([scores.float() for (scores,) in batches]).numpy()
+
+    ids = labeled_images.index["id"].to_numpy()
+    module, history, ranks = _train_with_held_out_folds(ids, train, score, class_prior, params, device)
+    return PUClassifier(module.cpu().eval(), card), history, ranks
+
+
+_STATISTICS_SAMPLE = 4096
+
+
+def _descriptors(module: FullPUClassifier, pool: ImageStore, params: PUTrainingParams, normalise: Any) -> Tensor:
+    """Return the descriptors of a sample of the pool, for the head's standardisation."""
+    rows = np.random.default_rng(params.seed).permutation(len(pool))[:_STATISTICS_SAMPLE]
+    batches = map_images(lambda x: (module.extractor(x)[0],), pool.read, np.sort(rows), normalise, params.compute)
+    return torch.cat([descriptor for (descriptor,) in batches]).to(next(module.parameters()).device)
+
+
+def _train_with_held_out_folds(
+    ids: np.ndarray,
+    train: Callable[[Tensor, torch.Generator], tuple[Any, Iterator[_Record]]],
+    score: Callable[[nn.Module, Tensor | None], np.ndarray],
+    class_prior: float,
+    params: PUTrainingParams,
+    device: torch.device,
+) -> tuple[Any, pd.DataFrame, pd.DataFrame]:
+    """Return the classifier of all positives, its history, and what classifiers without a fold say of that fold.
+
+    The history's `held_out_zero_one_risk` is 2 pi FNR + P_U(+) - pi with the false negative rate of held-out positives.
+    """
+    generator = torch.Generator(device).manual_seed(params.seed)
+    everything = torch.arange(len(ids), device=device)
+    with seeded(params.seed):
+        held_out, risks = [], []
+        n_folds = (
+            _usable_folds(params.held_out_folds, len(ids), "pu_training.held_out_folds") if params.held_out_folds else 0
+        )
+        folds = folds_of(len(ids), n_folds, generator) if n_folds else everything
+        for fold in track(range(n_folds), name="held-out folds", total=n_folds, unit="folds"):
+            rows = everything[folds == fold]
+            module, records = train(everything[folds != fold], generator)
+            curve = []
+            for record in records:
+                positive_scores = score(module, rows)
+                false_negatives = float((positive_scores <= 0).mean())
+                curve.append(zero_one_risk(false_negatives, record["unlabeled_positive_share"], class_prior))
+                module.train()
+            risks.append(curve)
+            held_out.append(_ranks(ids[rows.cpu().numpy()], fold, score(module, rows), score(module, None)))
+        module, records = train(everything, generator)
+        history = pd.DataFrame(list(watch(records, name="pu_training", total=params.epochs)))
+    if risks:
+        history["held_out_zero_one_risk"] = np.mean(risks, axis=0)
+    columns = ["id", "fold", "rank", "pu_score"]
+    return module, history, pd.concat(held_out, ignore_index=True) if held_out else pd.DataFrame(columns=columns)
+
+
+def _ranks(ids: np.ndarray, fold: int, positive_scores: np.ndarray, unlabeled_scores: np.ndarray) -> pd.DataFrame:
+    below = np.searchsorted(np.sort(unlabeled_scores), positive_scores, side="left")
+    ranks = 1.0 - below / len(unlabeled_scores)
+    return pd.DataFrame({"id": ids, "fold": fold, "rank": ranks, "pu_score": positive_scores})
+
+
+def _new_head(positive: Tensor, unlabeled: Tensor, params: PUTrainingParams) -> PUHead:
+    n_outputs = 0 if params.features == "descriptor" else len(TEACHER_OUTPUTS)
+    head = make_head(positive.shape[1] - n_outputs, params.features, params.attention_reduction)
+    head.standardise_by(unlabeled.cpu())
+    return head
+
+
+def _fit_head(
+    head: PUHead,
+    step: Step,
+    positive: Tensor,
+    unlabeled: Tensor,
+    training: ScoreTraining,
+    generator: torch.Generator,
+) -> Iterator[_Record]:
+    return fit_scores(
+        head,
+        step,
+        positive.__getitem__,
+        unlabeled.__getitem__,
+        n_positive=len(positive),
+        n_unlabeled=len(unlabeled),
+        training=training,
+        generator=generator,
+    )
+
+
+def _pu_step(score: Callable[[Tensor], Tensor], class_prior: float, params: PUTrainingParams) -> Step:
+    return pu_step(score, class_prior=class_prior, estimator=params.estimator, beta=params.beta, gamma=params.gamma)
+
+
+def _score_training(params: PUTrainingParams, epochs: int) -> ScoreTraining:
+    return ScoreTraining(
+        epochs=epochs,
+        positive_batch_size=params.positive_batch_size,
+        unlabeled_batch_size=params.unlabeled_batch_size,
+        **params.optimizer.model_dump(),
+    )
+
+
+def _card(teacher: Model, class_prior: float, params: PUTrainingParams, *, descriptor_size: int) -> PUClassifierCard:
+    return PUClassifierCard(
+        backbone=params.backbone,
+        features=params.features,
+        descriptor_size=descriptor_size,
+        attention_reduction=params.attention_reduction,
+        class_prior=class_prior,
+        teacher=teacher.card,
+        teacher_fingerprint=teacher.fingerprint(),
+    )

@@ -1,0 +1,109 @@
+"""Tables kept as one Parquet file a shard: made one at a time, skipped when present, read in order.
+
+A shard's file name carries the fingerprints of what it was made from: a file that is present is a file that is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.atomic_files import replacing_file
+
+_LIST = "shards.json"
+
+
+@dataclass(frozen=True)
+class ShardedTable:
+    """The shards of one table, in order; nothing is read before it is asked for."""
+
+    folder: Path
+    names: tuple[str, ...]
+
+    @staticmethod
+    def open(folder: Path) -> ShardedTable:
+        """Return the table of a folder.
+
+        Raises:
+            InputError: it is not there, or not complete.
+        """
+        try:
+            names = tuple(json.loads((folder / _LIST).read_text()))
+        except FileNotFoundError as exc:
+            raise InputError(f"there is no table at {folder}") from exc
+        missing = [name for name in names if not _file(folder, name).is_file()]
+        if missing:
+            raise InputError(f"{folder}: {len(missing)} of {len(names)} shards are missing, such as {missing[0]}")
+        return ShardedTable(folder, names)
+
+    @staticmethod
+    def write(folder: Path, shards: Mapping[str, Callable[[], pa.Table]]) -> ShardedTable:
+        """Make the shards that are not there yet, remove those that no longer belong, and list them.
+
+        Args:
+            folder: where the shards live.
+            shards: in order, a unique name (safe as a file name) and the function that makes the shard.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, make in shards.items():
+            if not _file(folder, name).is_file():
+                with replacing_file(_file(folder, name)) as temporary:
+                    pq.write_table(make(), temporary)
+        with replacing_file(folder / _LIST) as temporary:
+            temporary.write_text(json.dumps(list(shards), indent=0))
+        for file in folder.glob("*.parquet"):
+            if file.stem not in shards:
+                file.unlink()
+        return ShardedTable(folder, tuple(shards))
+
+    def __len__(self) -> int:
+        return sum(pq.read_metadata(_file(self.folder, name)).num_rows for name in self.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the shards' names, which stand for what they were made from."""
+        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+
+    def shards(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the shards in order."""
+        for name in self.names:
+            yield pq.read_table(_file(self.folder, name), columns=list(columns) if columns else None, memory_map=True)
+
+    def arrays(self, column: str) -> np.ndarray:
+        """Return a fixed-size-list column as one (N, D) array, or a plain column as one (N,) array."""
+        parts = [as_array(table[column]) for table in self.shards([column])]
+        return np.concatenate(parts) if parts else np.empty((0,), dtype=np.float32)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the whole table; meant for narrow tables."""
+        return pd.concat([table.to_pandas() for table in self.shards()], ignore_index=True)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.parquet"
+
+
+def fixed_size_list(values: np.ndarray) -> pa.Array:
+    """Return a (N, D) float array as an Arrow column of fixed-size lists."""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def as_array(column: pa.ChunkedArray) -> np.ndarray:
+    """Return an Arrow column as a NumPy array; the inverse of `fixed_size_list`."""
+    values = column.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    if pa.types.is_fixed_size_list(values.type):
+        return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), values.type.list_size)
+    array: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return array

@@ -1,0 +1,110 @@
+"""The manifest: which labeled and pool images the student learns from, and by what rule they were chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.features import rows_of
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection, SelectionOptions
+from pu_kd_pipeline.params import SubsetParams
+
+_COLUMNS = ["id", "origin", "shard", "row", "pu_score", "teacher_class", "teacher_confidence"]
+
+
+@dataclass(frozen=True)
+class SubsetInputs:
+    """What a selection reads."""
+
+    pool_scores: ShardedTable
+    labeled_images: ImageStore
+    pool_images: ImageStore
+    class_prior: dict[str, Any]
+    held_out_ranks: pd.DataFrame
+
+
+def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
+    """Return the manifest by the rule of the parameters: all labeled images, then the chosen pool images, best first.
+
+    Its `attrs` say how it was chosen: rule, criterion, budget, class prior, threshold, fingerprints of the inputs.
+
+    Raises:
+        InputError: the rule cannot choose from this pool.
+    """
+    scores = inputs.pool_scores.to_pandas()
+    rows = rows_of(inputs.pool_images, scores["id"].to_numpy(), "pool_scores")
+    relevant = inputs.pool_images.index["relevant"].iloc[rows]
+    pool = PoolScores(
+        pu_score=scores["pu_score"].to_numpy(),
+        teacher_class=scores["teacher_class"].to_numpy(),
+        teacher_confidence=scores["teacher_confidence"].to_numpy(),
+        relevant=None if relevant.isna().any() else relevant.to_numpy(dtype=bool),
+    )
+    options = SelectionOptions(
+        criterion=params.criterion,
+        class_prior=inputs.class_prior["value"],
+        budget=params.budget,
+        target_precision=params.target_precision,
+        held_out_ranks=inputs.held_out_ranks["rank"].to_numpy(dtype=float),
+        rng=np.random.default_rng(params.seed),
+    )
+    try:
+        selection = RULES[params.rule](pool, options)
+    except ValueError as exc:
+        raise InputError(f"subset_materialization: {exc}") from exc
+    manifest = _manifest(scores.iloc[selection.rows], inputs)
+    manifest.attrs.update(_facts(selection, inputs, params))
+    return manifest
+
+
+def choose_random_subset(inputs: SubsetInputs, manifest: pd.DataFrame, params: SubsetParams) -> pd.DataFrame:
+    """Return a manifest of equal size whose pool images were drawn at random."""
+    n_pool = int((manifest["origin"] == "pool").sum())
+    return choose_subset(inputs, params.model_copy(update={"rule": "random", "budget": n_pool}))
+
+
+def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
+    labeled_ids = inputs.labeled_images.index["id"].to_numpy()
+    chosen_rows = rows_of(inputs.pool_images, chosen["id"].to_numpy(), "pool_scores")
+    labeled = _located(inputs.labeled_images, np.arange(len(labeled_ids))).assign(origin="labeled")
+    pool = _located(inputs.pool_images, chosen_rows).assign(origin="pool")
+    for column in ("pu_score", "teacher_class", "teacher_confidence"):
+        pool[column] = chosen[column].to_numpy()
+    manifest = pd.concat([labeled, pool], ignore_index=True).reindex(columns=_COLUMNS)
+    manifest["teacher_class"] = manifest["teacher_class"].astype("Int32")
+    repeated = manifest["id"][manifest["id"].duplicated()]
+    if len(repeated):
+        raise InputError(
+            f"{len(repeated)} ids are labeled and in the pool too, such as {repeated.iloc[0]!r}: give the sources names"
+        )
+    return manifest
+
+
+def _located(store: ImageStore, rows: np.ndarray) -> pd.DataFrame:
+    return store.index[["id", "shard", "row"]].iloc[rows].reset_index(drop=True)
+
+
+def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> dict[str, Any]:
+    return {
+        **params.model_dump(mode="json"),
+        "criterion": params.criterion if params.rule == "nnpu" else None,
+        "class_prior": inputs.class_prior["value"],
+        "class_prior_lower": inputs.class_prior["lower"],
+        "class_prior_upper": inputs.class_prior["upper"],
+        "threshold": selection.threshold,
+        "estimated_precision": selection.estimated_precision,
+        "n_labeled": len(inputs.labeled_images),
+        "n_selected": len(selection.rows),
+        "n_pool": len(inputs.pool_images),
+        "fingerprints": {
+            "labeled_images": inputs.labeled_images.fingerprint,
+            "pool_images": inputs.pool_images.fingerprint,
+            "pool_scores": inputs.pool_scores.fingerprint,
+        },
+    }

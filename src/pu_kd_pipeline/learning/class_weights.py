@@ -1,0 +1,140 @@
+"""Class weights for distilling on a set whose classes are unbalanced, and the perturbed weights around them.
+
+Holds Eq. 7 of Xu et al. 2019 (arXiv:1909.09757) and the finite set W of Eq. 9-10. Leaves out the loss that uses them
+(`distillation`). Everything is computed in float64: it happens once a run.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+DEFAULT_CLIP = (0.1, 10.0)
+N_BISECTIONS = 100  # halves an interval of a few epsilon far below float64 resolution
+
+
+class ClassWeights(NamedTuple):
+    """Weights of the K classes."""
+
+    weights: Tensor
+    """(K,) float64, clipped and renormalised to sum to K."""
+    raw: Tensor
+    """(K,) float64, Eq. 7 as printed: they sum to K before clipping."""
+    is_clipped: Tensor
+    """(K,) bool, whether the raw weight was outside the clip range."""
+
+
+def teacher_class_mass(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return y = sum_i softmax(z_i / T), how much of the set the teacher sees in each class.
+
+    The mass of a union is the sum of the masses, so a large pool may be added up shard by shard.
+
+    Args:
+        logits: (N, K) teacher logits, any float dtype.
+        temperature: T > 0.
+
+    Returns:
+        (K,) float64, non-negative, summing to N.
+
+    Raises:
+        ValueError: temperature is not positive.
+    """
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be positive, got {temperature!r}")
+    return torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=1).sum(
+        dim=0, dtype=torch.float64
+    )
+
+
+def class_weights(class_mass: Tensor, *, clip: tuple[float, float] = DEFAULT_CLIP) -> ClassWeights:
+    """Return the weights of Eq. 7, w_k = K (1/y_k) / sum_j (1/y_j), clipped and renormalised to sum to K.
+
+    The paper does not clip. A class that is (almost) absent then takes all the weight and leaves the others none: for
+    y_k = 0 the raw weights are that limit, K shared among the absent classes and 0 elsewhere. Clipping bounds the
+    ratio of two weights by clip[1] / clip[0]; after renormalising, a weight may lie outside the range itself.
+
+    Args:
+        class_mass: (K,) from `teacher_class_mass`, finite, non-negative, not all zero.
+        clip: range of the raw weights, 0 <= clip[0] <= 1 <= clip[1] since weights average 1.
+
+    Raises:
+        ValueError: unusable class_mass or clip.
+    """
+    low, high = clip
+    if not 0.0 <= low <= 1.0 <= high:
+        raise ValueError(f"clip must be (low, high) with 0 <= low <= 1 <= high, got {clip!r}")
+    mass = class_mass.to(torch.float64)
+    if mass.ndim != 1 or not bool((torch.isfinite(mass) & (mass >= 0)).all()) or not bool((mass > 0).any()):
+        raise ValueError(f"class_mass must be a finite non-negative vector with a positive entry, got {class_mass!r}")
+    smallest = mass.min()
+    inverse = torch.where(mass == smallest, 1.0, smallest / mass)  # 1/y up to a factor, and its limit where y = 0
+    raw = len(mass) * inverse / inverse.sum()
+    clipped = raw.clamp(low, high)
+    return ClassWeights(weights=len(mass) * clipped / clipped.sum(), raw=raw, is_clipped=(raw < low) | (raw > high))
+
+
+def weight_vectors(
+    weights: Tensor,
+    *,
+    n: int,
+    epsilon: float,
+    mode: Literal["projected", "released"],
+    generator: torch.Generator,
+) -> Tensor:
+    """Return the finite set W over which the robust loss takes its maximum (Eq. 9-10), w itself first.
+
+    `projected`: w + epsilon u, u ~ U(-1, 1)^K, projected (Euclidean) onto {v : sum v = K, |v - w| <= epsilon, v >= 0},
+    the uncertainty set of Eq. 10. Clipping at zero and rescaling to the sum K is simpler but can leave the
+    epsilon-ball; the projection satisfies all three conditions at once.
+
+    `released`: w + epsilon u, u ~ U[0, 1)^K, as the authors' code does. It only goes upward, so every row dominates w
+    and the maximum never is w: the game against the weights is empty. Kept to reproduce their numbers.
+
+    Args:
+        weights: (K,) non-negative, summing to K.
+        n: number of perturbed vectors, >= 0.
+        epsilon: radius in the maximum norm, >= 0.
+        mode: "projected" or "released".
+        generator: source of u, on the device of `weights`.
+
+    Returns:
+        (1 + n, K) of the dtype of `weights`.
+
+    Raises:
+        ValueError: a number out of range, an unknown mode, or weights that are negative or do not sum to K.
+    """
+    if n < 0 or not epsilon >= 0.0:
+        raise ValueError(f"n and epsilon must be at least 0, got n={n!r}, epsilon={epsilon!r}")
+    if mode not in ("projected", "released"):
+        raise ValueError(f"mode must be 'projected' or 'released', got {mode!r}")
+    centre = weights.to(torch.float64)
+    n_classes = len(centre)
+    if not bool((centre >= 0).all()) or abs(centre.sum().item() - n_classes) > 1e-4 * n_classes:
+        raise ValueError(f"weights must be non-negative and sum to the number of classes, {n_classes}, got {weights!r}")
+    noise = torch.rand((n, n_classes), generator=generator, dtype=torch.float64, device=weights.device)
+    if mode == "released":
+        perturbed = centre + epsilon * noise
+    else:
+        perturbed = _project(
+            centre + epsilon * (2.0 * noise - 1.0), (centre - epsilon).clamp(min=0.0), centre + epsilon, centre.sum()
+        )
+    return torch.cat([centre[None], perturbed]).to(weights.dtype)
+
+
+def _project(points: Tensor, low: Tensor, high: Tensor, total: Tensor) -> Tensor:
+    """Return the point of {v : low <= v <= high, sum v = total} nearest to each row of (n, K) `points`.
+
+    By the optimality conditions it is clamp(point - shift, low, high) for the one shift that gives the sum, which falls
+    as the shift grows: bisection finds it.
+    """
+    shift_low, shift_high = (points - high).amin(dim=1, keepdim=True), (points - low).amax(dim=1, keepdim=True)
+    for _ in range(N_BISECTIONS):
+        shift = (shift_low + shift_high) / 2.0
+        is_too_large = (points - shift).clamp(low, high).sum(dim=1, keepdim=True) > total
+        shift_low, shift_high = (
+            torch.where(is_too_large, shift, shift_low),
+            torch.where(is_too_large, shift_high, shift),
+        )
+    return (points - shift_high).clamp(low, high)

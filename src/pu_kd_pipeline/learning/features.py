@@ -1,0 +1,202 @@
+"""Multi-scale teacher features: taps, pooled descriptors (Xu et al. 2019, Eq. 4) and outputs that tell related images.
+
+One forward pass gives both the descriptor and the logits.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TEACHER_OUTPUTS = ("confidence", "entropy", "energy", "margin")
+_MAX_DEFAULT_TAPS = 4
+_LARGEST_FLOAT16 = 65504.0
+
+
+class FeatureExtractor(nn.Module):
+    """A network that also returns the descriptor of its tapped layers.
+
+    The descriptor is the concatenation of the global average of each tap (Eq. 4): (N, C, H, W) maps are averaged over
+    H and W, (N, T, C) token sequences over T, and (N, C) vectors are taken as they are.
+
+    Args:
+        network: maps images to (N, K) logits; its modules are shared, not copied.
+        taps: names of layers (or of torchvision's graph nodes); None takes the network's `default_taps`, the stages
+            of a ResNet, or the last layer at each of the last four resolutions.
+        image_shape: (C, H, W) of the images, needed to find default taps and the width of the descriptor.
+
+    Raises:
+        ValueError: a tap is not a layer of the network, or gives no (N, ...) tensor.
+    """
+
+    def __init__(self, network: nn.Module, taps: Sequence[str] | None, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.taps = tuple(taps) if taps is not None else default_taps(network, image_shape)
+        self._tapped = _tapped_network(network, self.taps)
+        with torch.no_grad():
+            device = next(network.parameters()).device
+            descriptor, _ = self.eval()(torch.zeros(1, *image_shape, device=device))
+        self.descriptor_size: int = descriptor.shape[1]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (N, C, H, W) float32 images to the (N, D) float32 descriptor and the (N, K) float32 logits."""
+        maps, logits = self._tapped(images)
+        pooled = [_global_average(feature_map, tap) for tap, feature_map in zip(self.taps, maps, strict=True)]
+        return torch.cat(pooled, dim=1).float(), logits.float()
+
+
+def default_taps(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Return the layers to pool when the user names none."""
+    own = getattr(network, "default_taps", None)
+    if own is not None:
+        return tuple(own)
+    if all(hasattr(network, f"layer{stage}") for stage in range(1, 5)):
+        return ("layer1", "layer2", "layer3", "layer4")
+    return _last_layer_of_each_resolution(network, image_shape)
+
+
+def _last_layer_of_each_resolution(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Return the last layer at each spatial size that does not pool, for up to four sizes (VGG: the last ReLUs)."""
+    last: dict[tuple[int, int], str] = {}
+    hooks = []
+    for name, module in network.named_modules():
+        if name and not list(module.children()) and "Pool" not in type(module).__name__:
+
+            def remember(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
+                if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+                    last[(output.shape[2], output.shape[3])] = name
+
+            hooks.append(module.register_forward_hook(remember))
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, *image_shape, device=next(network.parameters()).device))
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    if not last:
+        raise ValueError("the network has no feature maps to tap by default: name its layers in `taps`")
+    by_order = list(dict.fromkeys(name for name, _ in network.named_modules() if name in last.values()))
+    return tuple(by_order[-_MAX_DEFAULT_TAPS:])
+
+
+def _tapped_network(network: nn.Module, taps: Sequence[str]) -> nn.Module:
+    """Return a module that maps images to (list of tap outputs, logits)."""
+    from pu_kd_pipeline.learning.vision import feature_extraction
+
+    was_training = network.training
+    network.eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's word on train and eval graphs that differ, as with dropout
+            nodes = _graph_nodes(network)
+            if not nodes:
+                _check_taps(taps, {name for name, _ in network.named_modules() if name}, network)
+                return _HookedTaps(network, taps)
+            _check_taps(taps, {part for node in nodes for part in _path_and_parents(node)}, network)
+            if nodes[-1] in taps:
+                raise ValueError(f"the tap {nodes[-1]!r} is the network's output: name layers before it")
+            wanted = {**{tap: f"tap{i}" for i, tap in enumerate(taps)}, nodes[-1]: "logits"}
+            return _TracedTaps(feature_extraction.create_feature_extractor(network, return_nodes=wanted), len(taps))
+    finally:
+        network.train(was_training)
+
+
+def _graph_nodes(network: nn.Module) -> list[str]:
+    """Return the nodes of the network's graph in order, or none where torch.fx cannot trace it."""
+    from pu_kd_pipeline.learning.vision import feature_extraction
+
+    try:
+        nodes: list[str] = feature_extraction.get_graph_node_names(network)[1]
+    except Exception:  # tracing runs the network's own code, which may fail on symbols in any way
+        return []
+    return nodes
+
+
+def _path_and_parents(node: str) -> list[str]:
+    """Return `a`, `a.b` and `a.b.c` of `a.b.c`."""
+    parts = node.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
+def _check_taps(taps: Sequence[str], known: set[str], network: nn.Module) -> None:
+    unknown = [tap for tap in taps if tap not in known]
+    if not unknown:
+        return
+    lines = []
+    for tap in unknown:
+        near = difflib.get_close_matches(tap, sorted(known), n=3)
+        lines.append(f"{tap!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""))
+    top = [name for name, _ in network.named_children()]
+    raise ValueError(f"not a layer of the network: {', '.join(lines)}. Its top layers are {', '.join(top)}")
+
+
+class _TracedTaps(nn.Module):
+    def __init__(self, graph: nn.Module, n_taps: int) -> None:
+        super().__init__()
+        self.graph, self.n_taps = graph, n_taps
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        outputs = self.graph(images)
+        return [outputs[f"tap{i}"] for i in range(self.n_taps)], outputs["logits"]
+
+
+class _HookedTaps(nn.Module):
+    def __init__(self, network: nn.Module, taps: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.taps = network, tuple(taps)
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        outputs: dict[str, Tensor] = {}
+        modules = dict(self.network.named_modules())
+        hooks = [
+            modules[tap].register_forward_hook(lambda _m, _i, output, tap=tap: outputs.__setitem__(tap, output))
+            for tap in self.taps
+        ]
+        try:
+            logits = self.network(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [outputs[tap] for tap in self.taps], logits
+
+
+def _global_average(feature_map: Tensor, tap: str) -> Tensor:
+    if not isinstance(feature_map, Tensor) or feature_map.ndim not in (2, 3, 4):
+        found = tuple(feature_map.shape) if isinstance(feature_map, Tensor) else type(feature_map).__name__
+        raise ValueError(f"the tap {tap!r} gives {found}; expected (N, C, H, W), (N, T, C) or (N, C)")
+    if feature_map.ndim == 4:
+        return feature_map.mean(dim=(2, 3))
+    return feature_map.mean(dim=1) if feature_map.ndim == 3 else feature_map
+
+
+def to_float16(descriptor: Tensor) -> Tensor:
+    """Return the descriptor as stored: float16, clamped to its finite range."""
+    return descriptor.clamp(-_LARGEST_FLOAT16, _LARGEST_FLOAT16).half()
+
+
+def teacher_outputs(logits: Tensor) -> Tensor:
+    """Return what the teacher's outputs say about an image: the columns of `TEACHER_OUTPUTS`.
+
+    Confidence max softmax(z) in (0, 1], entropy in nats, energy logsumexp(z) (Liu et al. 2020, sign flipped so that
+    larger means more related), and the margin between the two largest logits.
+
+    Args:
+        logits: (N, K), K >= 2.
+
+    Returns:
+        (N, 4) float32.
+    """
+    logits = logits.float()
+    log_probabilities = logits.log_softmax(dim=1)
+    probabilities = log_probabilities.exp()
+    top = logits.topk(2, dim=1).values
+    entropy = -(probabilities * log_probabilities).sum(dim=1)
+    columns = (probabilities.amax(dim=1), entropy, logits.logsumexp(dim=1), top[:, 0] - top[:, 1])
+    return torch.stack(columns, dim=1)

@@ -1,0 +1,108 @@
+"""How good is a classifier, a ranking or a selection, once the truth may be looked at. NumPy only.
+
+All are shares in [0, 1], or nan where the question has no answer (a class without samples).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Classes = NDArray[np.integer[Any]]
+
+
+class SelectionQuality(NamedTuple):
+    """Precision and recall of a selection."""
+
+    precision: float
+    """Share of the selected that are relevant, nan where nothing is selected."""
+    recall: float
+    """Share of the relevant that are selected, nan where nothing is relevant."""
+
+
+def accuracy(predicted: Classes, labels: Classes) -> float:
+    """Return the share of (N,) `predicted` classes that equal the (N,) `labels`.
+
+    Raises:
+        ValueError: the shapes differ or N is 0.
+    """
+    _check_vectors(predicted, labels)
+    return float((predicted == labels).mean())
+
+
+def agreement(student_classes: Classes, teacher_classes: Classes) -> float:
+    """Return the share of samples for which student and teacher predict the same class, right or wrong.
+
+    Raises:
+        ValueError: the shapes differ or N is 0.
+    """
+    return accuracy(student_classes, teacher_classes)
+
+
+def per_class_accuracy(predicted: Classes, labels: Classes, n_classes: int) -> NDArray[np.float64]:
+    """Return for each class the share of its samples that are predicted right (its recall).
+
+    Args:
+        predicted: (N,) classes; N > 0.
+        labels: (N,) in 0..n_classes-1.
+        n_classes: K.
+
+    Returns:
+        (K,) float64, nan for a class without samples.
+
+    Raises:
+        ValueError: the shapes differ, N is 0 or a label is out of range.
+    """
+    _check_vectors(predicted, labels)
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise ValueError(f"labels must lie in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}")
+    n_samples = np.bincount(labels, minlength=n_classes)
+    n_right = np.bincount(labels[predicted == labels], minlength=n_classes)
+    shares = np.full(n_classes, np.nan)
+    np.divide(n_right, n_samples, out=shares, where=n_samples > 0)
+    return shares
+
+
+def area_under_roc(scores: NDArray[np.floating[Any]], is_positive: NDArray[np.bool_]) -> float:
+    """Return the probability that a positive outscores a negative, ties counting half.
+
+    Args:
+        scores: (N,) larger means more positive; N > 0.
+        is_positive: (N,) bool.
+
+    Returns:
+        The area, nan where one of the two classes is empty.
+
+    Raises:
+        ValueError: the shapes differ, N is 0 or a score is nan.
+    """
+    _check_vectors(scores, is_positive)
+    if np.isnan(scores).any():
+        raise ValueError(f"scores hold {int(np.isnan(scores).sum())} nan, which cannot be ranked")
+    positive, negative = scores[is_positive], np.sort(scores[~is_positive])
+    if len(positive) == 0 or len(negative) == 0:
+        return float("nan")
+    n_below = np.searchsorted(negative, positive, side="left")
+    n_not_above = np.searchsorted(negative, positive, side="right")
+    return float((n_below + n_not_above).mean() / (2 * len(negative)))
+
+
+def selection_quality(selected: NDArray[np.bool_], relevant: NDArray[np.bool_]) -> SelectionQuality:
+    """Return precision and recall of the (N,) bool mask `selected` against the (N,) bool mask `relevant`.
+
+    Raises:
+        ValueError: the shapes differ or N is 0.
+    """
+    _check_vectors(selected, relevant)
+    n_hits, n_selected, n_relevant = int((selected & relevant).sum()), int(selected.sum()), int(relevant.sum())
+    return SelectionQuality(
+        precision=n_hits / n_selected if n_selected else float("nan"),
+        recall=n_hits / n_relevant if n_relevant else float("nan"),
+    )
+
+
+def _check_vectors(first: NDArray[Any], second: NDArray[Any]) -> None:
+    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
+        raise ValueError(f"expected two vectors of one length above 0, got shapes {first.shape} and {second.shape}")

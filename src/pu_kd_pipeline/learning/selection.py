@@ -1,0 +1,278 @@
+"""Which pool images to keep: one plain function per rule, chosen by its key in `RULES`.
+
+Rules see the scores of the pool and return row numbers; they read no image and write no manifest. Only `oracle`, the
+control with the known truth, looks at `PoolScores.relevant`. NumPy only; ties keep the order of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, eq=False)
+class PoolScores:
+    """What is known about the n > 0 images of the pool, in row order."""
+
+    pu_score: NDArray[np.float32]
+    """(n,) finite, the PU classifier's F, larger means more like the positives."""
+    teacher_class: NDArray[np.integer[Any]]
+    """(n,) the teacher's argmax."""
+    teacher_confidence: NDArray[np.float32]
+    """(n,) the teacher's largest softmax probability, in [0, 1]."""
+    relevant: NDArray[np.bool_] | None = None
+    """(n,) the truth, or None where it is unknown for any image."""
+
+    def __post_init__(self) -> None:
+        n = len(self.pu_score)
+        if n == 0:
+            raise ValueError("the pool holds no image: there is nothing to select from")
+        for name in ("pu_score", "teacher_class", "teacher_confidence", "relevant"):
+            values = getattr(self, name)
+            if values is not None and values.shape != (n,):
+                raise ValueError(
+                    f"{name} must have one value for each of the {n} pool images, got shape {values.shape}"
+                )
+        for name in ("pu_score", "teacher_confidence"):
+            n_bad = int((~np.isfinite(getattr(self, name))).sum())
+            if n_bad:
+                raise ValueError(f"{name} of {n_bad} of the {n} pool images is not finite: the classifier diverged")
+
+    def __len__(self) -> int:
+        return len(self.pu_score)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SelectionOptions:
+    """What the rules may use; each rule reads what it needs and refuses when that is missing."""
+
+    criterion: str = "sign"
+    """A key of `CRITERIA`: where the rule `nnpu` cuts."""
+    class_prior: float | None = None
+    """Share of positives in the pool, in [0, 1]."""
+    budget: int | None = None
+    """Most images to keep, at least 1; a rule that finds fewer keeps what there is."""
+    target_precision: float | None = None
+    """Least estimated precision of the criterion `precision`, in (0, 1]."""
+    held_out_ranks: NDArray[np.floating[Any]] | None = None
+    """For each held-out positive the share of the unlabeled that score at least as high, in [0, 1]."""
+    rng: np.random.Generator | None = None
+    """Source of random draws."""
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"unknown criterion {self.criterion!r}, expected one of {sorted(CRITERIA)}")
+        if self.class_prior is not None and not 0.0 <= self.class_prior <= 1.0:
+            raise ValueError(f"class_prior must lie in [0, 1], got {self.class_prior!r}")
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"budget must be at least 1, got {self.budget!r}")
+        if self.target_precision is not None and not 0.0 < self.target_precision <= 1.0:
+            raise ValueError(f"target_precision must lie in (0, 1], got {self.target_precision!r}")
+        ranks = self.held_out_ranks
+        if ranks is not None and (ranks.ndim != 1 or len(ranks) == 0 or not ((ranks >= 0) & (ranks <= 1)).all()):
+            raise ValueError(f"held_out_ranks must be a non-empty vector of shares in [0, 1], got shape {ranks.shape}")
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The kept images."""
+
+    rows: Rows
+    """(m,) int64 distinct pool rows, m > 0, in the rule's own order: best first where it ranks."""
+    threshold: float | None
+    """The score at which the rule cut (its own score: F, or the confidence), None for a rule without one."""
+    estimated_precision: float | None
+    """Estimated share of positives among the kept images, None where it cannot be told without the truth."""
+
+
+Rule = Callable[[PoolScores, SelectionOptions], Selection]
+Criterion = Callable[[NDArray[np.float32], SelectionOptions], int]
+"""(scores, best first) -> how many of them pass; the options hold what it needs."""
+
+
+def nnpu(pool: PoolScores, options: SelectionOptions) -> Selection:
+    """Keep the images that the PU classifier ranks highest, down to where `options.criterion` cuts.
+
+    `sign`: F > 0, as the paper. `quantile`: the top round(class_prior * n). `precision`: the largest top share whose
+    estimated precision reaches the target. `budget`: the top `budget`. With the first three a `budget` draws that many
+    at random from what passes (PU-s2 of the paper), so that the draw is as wide as the criterion.
+
+    Raises:
+        ValueError: nothing passes, or an option that the criterion needs is missing.
+    """
+    order = _best_first(pool.pu_score)
+    scores = pool.pu_score[order]
+    criterion = options.criterion
+    n_passing = CRITERIA[criterion](scores, options)
+    precision = None
+    if options.class_prior is not None and options.held_out_ranks is not None:
+        precision = float(_estimated_precision(np.array([n_passing]), len(pool), options)[0])
+    rows = order[:n_passing]
+    if criterion != "budget" and options.budget is not None and options.budget < n_passing:
+        rng = _needed(options.rng, "rng", f"rule 'nnpu' with criterion {criterion!r} and a budget")
+        rows = rows[np.sort(rng.choice(n_passing, size=options.budget, replace=False))]
+    return Selection(rows, 0.0 if criterion == "sign" else float(scores[n_passing - 1]), precision)
+
+
+def random(pool: PoolScores, options: SelectionOptions) -> Selection:
+    """Keep `budget` images at random, the control that selection has to beat; a larger budget extends a smaller one.
+
+    Its precision is the class prior.
+
+    Raises:
+        ValueError: no budget or no rng.
+    """
+    budget = _needed(options.budget, "budget", "rule 'random'")
+    order = _needed(options.rng, "rng", "rule 'random'").permutation(len(pool))
+    return Selection(order[:budget].astype(np.int64), None, options.class_prior)
+
+
+def oracle(pool: PoolScores, options: SelectionOptions) -> Selection:
+    """Keep the truly relevant images in row order, a random `budget` of them where one is given.
+
+    Raises:
+        ValueError: the truth is unknown, no image is relevant, or a budget comes without rng.
+    """
+    if pool.relevant is None:
+        raise ValueError(
+            "rule 'oracle' needs to know which pool images are relevant, and this pool does not say: "
+            "give its sources labels with `labels: truth`, or choose another rule"
+        )
+    rows = np.flatnonzero(pool.relevant)
+    if len(rows) == 0:
+        raise ValueError(
+            f"rule 'oracle' selects nothing: none of the {len(pool)} pool images is relevant; "
+            "check the `label_map` of the pool's sources, or choose another rule"
+        )
+    if options.budget is not None and options.budget < len(rows):
+        rng = _needed(options.rng, "rng", "rule 'oracle' with a budget")
+        rows = np.sort(rng.choice(rows, size=options.budget, replace=False))
+    return Selection(rows.astype(np.int64), None, 1.0)
+
+
+def confident(pool: PoolScores, options: SelectionOptions) -> Selection:
+    """Keep the `budget` images of which the teacher is surest (DFND: Chen et al., CVPR 2021).
+
+    Raises:
+        ValueError: no budget.
+    """
+    rows = _best_first(pool.teacher_confidence)[: _needed(options.budget, "budget", "rule 'confident'")]
+    return Selection(rows, float(pool.teacher_confidence[rows[-1]]), None)
+
+
+def everything(pool: PoolScores, options: SelectionOptions) -> Selection:
+    """The rule `all`: keep the whole pool in row order, whatever the budget. Its precision is the class prior."""
+    return Selection(np.arange(len(pool), dtype=np.int64), None, options.class_prior)
+
+
+def sign_criterion(scores: NDArray[np.float32], options: SelectionOptions) -> int:
+    """Return how many scores are above zero.
+
+    Raises:
+        ValueError: none is.
+    """
+    n_passing = int((scores > 0).sum())
+    if n_passing == 0:
+        raise ValueError(
+            f"rule 'nnpu' with criterion 'sign' selects nothing: the best PU score of the pool is {scores[0]:.4g}, "
+            "none is above 0. Choose criterion 'quantile' or 'budget', or train the PU classifier with a larger prior"
+        )
+    return n_passing
+
+
+def quantile_criterion(scores: NDArray[np.float32], options: SelectionOptions) -> int:
+    """Return round(class_prior * n).
+
+    Raises:
+        ValueError: no class prior, or it rounds to no image.
+    """
+    class_prior = _needed(options.class_prior, "class_prior", "rule 'nnpu' with criterion 'quantile'")
+    n_passing = round(class_prior * len(scores))
+    if n_passing == 0:
+        raise ValueError(
+            f"rule 'nnpu' with criterion 'quantile' selects nothing: class_prior {class_prior:.4g} of {len(scores)} "
+            "pool images rounds to none. Choose criterion 'budget', or give the class prior if the estimate is too low"
+        )
+    return n_passing
+
+
+def precision_criterion(scores: NDArray[np.float32], options: SelectionOptions) -> int:
+    """Return the largest number of top images whose estimated precision min(1, pi q_P(t) / t) reaches the target.
+
+    t is their share of the pool and q_P(t) the share of held-out positives that rank within t. Images with the same
+    score pass together or not at all.
+
+    Raises:
+        ValueError: class prior, target or ranks are missing, or no share reaches the target.
+    """
+    name = "rule 'nnpu' with criterion 'precision'"
+    target = _needed(options.target_precision, "target_precision", name)
+    _needed(options.class_prior, "class_prior", name)
+    _needed(options.held_out_ranks, "held_out_ranks", name)
+    counts = np.append(np.flatnonzero(np.diff(scores)) + 1, len(scores))
+    precision = _estimated_precision(counts, len(scores), options)
+    reaching = counts[precision >= target]
+    if len(reaching) == 0:
+        raise ValueError(
+            f"{name} selects nothing: no top share of the pool reaches an estimated precision of {target:.4g}, the "
+            f"best is {precision.max():.4g}. Lower target_precision, or choose criterion 'quantile' or 'budget'"
+        )
+    return int(reaching[-1])
+
+
+def budget_criterion(scores: NDArray[np.float32], options: SelectionOptions) -> int:
+    """Return the budget, or the size of the pool where that is smaller.
+
+    Raises:
+        ValueError: no budget.
+    """
+    return min(_needed(options.budget, "budget", "rule 'nnpu' with criterion 'budget'"), len(scores))
+
+
+CRITERIA: dict[str, Criterion] = {
+    "sign": sign_criterion,
+    "quantile": quantile_criterion,
+    "precision": precision_criterion,
+    "budget": budget_criterion,
+}
+RULES: dict[str, Rule] = {
+    "nnpu": nnpu,
+    "random": random,
+    "oracle": oracle,
+    "confident": confident,
+    "all": everything,
+}
+
+
+def needs_budget(rule: str, criterion: str) -> bool:
+    """Return whether a rule cannot do without a budget, for checks before any work is done."""
+    return rule in ("random", "confident") or (rule == "nnpu" and criterion == "budget")
+
+
+def _best_first(scores: NDArray[np.float32]) -> Rows:
+    return np.argsort(-scores, kind="stable").astype(np.int64)
+
+
+def _estimated_precision(
+    counts: NDArray[np.integer[Any]], n_pool: int, options: SelectionOptions
+) -> NDArray[np.float64]:
+    """Return min(1, pi q_P(t) / t) for the top `counts` of the pool; class prior and ranks are given."""
+    assert options.class_prior is not None
+    assert options.held_out_ranks is not None
+    ranks = np.sort(options.held_out_ranks)
+    # Half an image of slack: a rank that was stored or computed with rounding still falls on its own image.
+    q_positive = np.searchsorted(ranks, (counts + 0.5) / n_pool, side="right") / len(ranks)
+    return np.minimum(1.0, options.class_prior * q_positive * n_pool / counts)
+
+
+def _needed(value: Value | None, name: str, who: str) -> Value:
+    if value is None:
+        raise ValueError(f"{who} needs `{name}`, and it is not given")
+    return value

@@ -1,0 +1,324 @@
+"""Typed parameter blocks: one block a room, checked by Kedro before any node runs.
+
+Every number lives in `conf/<environment>/parameters_<stage>.yml`; the blocks state type, range and meaning.
+An unknown key is refused by name. Nothing here knows Kedro, and nothing imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Block(BaseModel):
+    """A parameter block: unknown keys are errors, values do not change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- data_ingestion ---------------------------------------------------------------------------------------------------
+
+
+class ImageSource(Block):
+    """One place that images come from.
+
+    `type` picks the reader: `torchvision` (a data set by class name), `folder` (class sub-folders, or flat and
+    unlabeled), `parquet` (image bytes in a column; local or any fsspec URL) or `demo` (the embedded digits).
+    """
+
+    type: Literal["torchvision", "folder", "parquet", "demo"]
+    name: str | None = Field(None, description="prefix of the ids and value of the index column `source`")
+    path: str | None = Field(
+        None, description="folder, Parquet file or glob, or torchvision's root; fsspec URLs allowed"
+    )
+    dataset: str | None = Field(None, description="torchvision: class in torchvision.datasets, such as MNIST")
+    options: dict[str, Any] = Field(default_factory=dict, description="torchvision: keyword arguments of that class")
+    download: bool = Field(False, description="torchvision: download the files when they are missing")
+    part: Literal["teacher_training", "labeled", "pool", "test"] | None = Field(None, description="demo: which part")
+    labels: Literal["classes", "truth", "ignore"] = Field(
+        "ignore",
+        description="classes: every image has a label, which is a class of the teacher; truth: a label that is a class "
+        "of the teacher marks a relevant image, any other an irrelevant one (for evaluation only); ignore: no labels",
+    )
+    label_map: dict[str, int] | None = Field(
+        None, description="source label or class name -> class of the teacher; labels that are not listed are no class"
+    )
+    per_class: int | None = Field(None, ge=1, description="keep this many images of each class, drawn by `seed`")
+    limit: int | None = Field(None, ge=1, description="keep at most this many images, drawn by `seed`")
+    share: tuple[Share, Share] = Field(
+        (0.0, 1.0), description="keep ids whose hash falls in [from, to): disjoint shares of one source never overlap"
+    )
+
+    @model_validator(mode="after")
+    def _type_has_what_it_needs(self) -> ImageSource:
+        needed = {"torchvision": "dataset", "folder": "path", "parquet": "path", "demo": "part"}[self.type]
+        if getattr(self, needed) is None:
+            raise ValueError(f"a source of type {self.type!r} needs the key {needed!r}")
+        if self.share[0] >= self.share[1]:
+            raise ValueError(f"share must be [from, to) with from < to, got {list(self.share)}")
+        if self.per_class is not None and self.labels == "ignore":
+            raise ValueError("per_class needs labels: set labels to 'classes'")
+        return self
+
+
+class ImageStoreParams(Block):
+    """How decoded images are kept on disk."""
+
+    kind: Literal["auto", "packed", "encoded"] = Field(
+        description="packed: memory-mapped uint8 arrays; encoded: compressed bytes, decoded per batch; auto: packed "
+        "where the working size is at most packed_max_size_px or the store fits disk_budget_gb"
+    )
+    packed_max_size_px: int = Field(gt=0, description="largest working size that `auto` always packs")
+    disk_budget_gb: float = Field(gt=0, description="largest packed store, in 10^9 bytes, that `auto` makes")
+    shard_size: int = Field(gt=0, description="most images in one shard")
+    max_image_pixels: int = Field(gt=0, description="an image that declares more pixels is quarantined undecoded")
+    max_quarantined_share: Share = Field(description="a larger share of unusable images stops the run")
+    n_workers: int = Field(ge=1, description="decoding threads")
+
+
+class DataIngestionParams(Block):
+    """The block `data_ingestion`: where the four image stores come from."""
+
+    seed: int = Field(ge=0)
+    labeled: tuple[ImageSource, ...] = Field(min_length=1, description="the handful of the teacher's images")
+    pool: tuple[ImageSource, ...] = Field(min_length=1, description="the unlabeled pool; several sources are mixed")
+    test: tuple[ImageSource, ...] = Field(min_length=1, description="touched once, by evaluation")
+    teacher_training: tuple[ImageSource, ...] = Field(
+        (), description="experiments that train a teacher: its training images"
+    )
+    store: ImageStoreParams
+
+
+# --- teacher ----------------------------------------------------------------------------------------------------------
+
+
+class InputSpec(Block):
+    """What a network expects: size, colours and normalisation of its input images."""
+
+    size_px: int = Field(gt=0, description="images are resized to size_px x size_px")
+    channels: Literal[1, 3]
+    mean: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
+    std: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> InputSpec:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.channels:
+                raise ValueError(f"{name} needs one value for each of the {self.channels} channels")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+class TeacherParams(Block):
+    """The block `teacher`: which network is compressed, and what it expects."""
+
+    architecture: str | None = Field(
+        description="a torchvision classification model, one of ours (learning/networks.py), or an importable factory "
+        "`package.module:function`; null: read from the card beside the weights"
+    )
+    architecture_options: dict[str, Any] = Field(description="further keyword arguments of the architecture")
+    weights: str | None = Field(
+        description="safetensors file, state dict or model folder with card.json; null: train on teacher_training_images"
+    )
+    classes: tuple[str, ...] | int | None = Field(description="class names, or their number; null: read from the card")
+    input: InputSpec | None = Field(description="null: read from the card")
+    taps: tuple[str, ...] | None = Field(
+        description="layers whose outputs make the descriptor; null: sensible defaults"
+    )
+
+    @model_validator(mode="after")
+    def _complete_without_a_card(self) -> TeacherParams:
+        if self.weights is None:
+            missing = [name for name in ("architecture", "classes", "input") if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"without weights there is no card to read {', '.join(missing)} from: set them")
+        n_classes = len(self.classes) if isinstance(self.classes, tuple) else self.classes
+        if n_classes is not None and n_classes < 2:
+            raise ValueError(f"a classifier needs at least two classes, got {n_classes}")
+        if isinstance(self.classes, tuple) and len(set(self.classes)) != n_classes:
+            raise ValueError("class names must differ from each other")
+        return self
+
+
+class OptimizerParams(Block):
+    """An optimiser and the course of its learning rate. Weight decay is L2 in the gradient."""
+
+    algorithm: Literal["sgd", "adam"]
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1, description="SGD's momentum, Adam's first beta")
+    weight_decay: float = Field(ge=0)
+    schedule: Literal["constant", "step", "cosine"] = Field(
+        description="step: a tenth after each quarter of the training; cosine: to zero"
+    )
+
+
+class AugmentationParams(Block):
+    """Random views of a training batch."""
+
+    padding_px: int = Field(ge=0, description="crops are shifted by up to this many pixels, zeros beyond the edge")
+    horizontal_flip: bool
+
+
+class ComputeParams(Block):
+    """Where a heavy stage runs."""
+
+    device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the first GPU, else the CPU")
+    precision: Literal["auto", "float32", "bf16"] = Field(description="auto: bf16 autocast on GPUs that have it")
+    resident_limit_gb: float = Field(
+        gt=0, description="training images up to this size are held on the device, 10^9 bytes"
+    )
+    inference_batch_size: int = Field(gt=0)
+
+
+class TeacherTrainingParams(Block):
+    """The block `teacher_training`: how an experiment trains its teacher."""
+
+    seed: int = Field(ge=0)
+    n_updates: int = Field(gt=0)
+    record_every: int = Field(gt=0, description="updates per record of the history")
+    batch_size: int = Field(gt=1)
+    optimizer: OptimizerParams
+    augmentation: AugmentationParams
+    compute: ComputeParams
+
+
+class FeatureExtractionParams(Block):
+    """The block `feature_extraction`: the one backbone pass over every image."""
+
+    compute: ComputeParams
+
+
+class ClassPriorParams(Block):
+    """How the class prior is found when nobody knows it."""
+
+    method: Literal["bbe"]
+    n_folds: int = Field(
+        ge=2, description="cross-fitting folds; each held-out fold is scored by the others' classifier"
+    )
+    epochs: int = Field(gt=0, description="epochs of the classifier that tells positives from unlabeled")
+    n_bootstrap: int = Field(ge=20)
+    level: OpenShare = Field(description="confidence level of the interval")
+
+
+class PUTrainingParams(Block):
+    """The block `pu_training`: the class prior and the PU classifier (Xu et al. 2019, Eq. 3-6)."""
+
+    seed: int = Field(ge=0)
+    class_prior: OpenShare | None = Field(description="share of positives in the pool; null: estimated")
+    prior_estimation: ClassPriorParams
+    estimator: Literal["nnpu", "upu"]
+    beta: float = Field(ge=0, description="nnPU tolerates a negative risk down to -beta")
+    gamma: Annotated[float, Field(ge=0, le=1)] = Field(description="step size of nnPU's ascent branch")
+    backbone: Literal["frozen", "full"] = Field(description="frozen: a head on cached descriptors; full: end to end")
+    features: Literal["descriptor", "teacher_outputs", "both"] = Field(
+        description="descriptor: pooled multi-scale features (the paper); teacher_outputs: confidence, entropy, energy "
+        "and margin"
+    )
+    attention_reduction: int = Field(gt=0, description="r of Eq. 5")
+    epochs: int = Field(gt=0, description="passes over the unlabeled pool")
+    positive_batch_size: int = Field(gt=0, description="positives per step, drawn with replacement")
+    unlabeled_batch_size: int = Field(gt=1)
+    held_out_folds: int = Field(ge=0, description="folds that rank held-out positives; 0: none, and no precision rule")
+    optimizer: OptimizerParams
+    augmentation: AugmentationParams
+    compute: ComputeParams
+
+    @model_validator(mode="after")
+    def _folds_and_features_make_sense(self) -> PUTrainingParams:
+        if self.held_out_folds == 1:
+            raise ValueError("held_out_folds is 0 (none) or at least 2")
+        if self.backbone == "full" and self.features != "descriptor":
+            raise ValueError("backbone 'full' trains the descriptor end to end: set features to 'descriptor'")
+        return self
+
+
+class PoolScoringParams(Block):
+    """The block `pool_scoring`."""
+
+    compute: ComputeParams
+
+
+class SubsetParams(Block):
+    """The block `subset_materialization`: which pool images are kept."""
+
+    seed: int = Field(ge=0)
+    rule: Literal["nnpu", "random", "oracle", "confident", "all"]
+    criterion: Literal["sign", "quantile", "precision", "budget"] = Field(
+        description="nnpu only. sign: score > 0; quantile: the top class_prior share; precision: down to "
+        "target_precision; budget: the top `budget`"
+    )
+    budget: int | None = Field(gt=0, description="most pool images kept; null: no limit")
+    target_precision: OpenShare = Field(description="criterion precision: lowest estimated precision of the subset")
+
+    @model_validator(mode="after")
+    def _budget_where_it_is_needed(self) -> SubsetParams:
+        if self.budget is None and self.rule in {"random", "confident"}:
+            raise ValueError(f"rule {self.rule!r} needs a budget")
+        if self.budget is None and self.rule == "nnpu" and self.criterion == "budget":
+            raise ValueError("criterion 'budget' needs a budget")
+        return self
+
+
+class ClassWeightingParams(Block):
+    """The block `class_weighting` (Eq. 7 and the set W of Eq. 9-10)."""
+
+    seed: int = Field(ge=0)
+    clip: tuple[float, float] = Field(
+        description="bounds of a class weight before the weights are rescaled to sum to K"
+    )
+    n_vectors: int = Field(ge=1, description="perturbed weight vectors beside the estimated one")
+    epsilon: float = Field(ge=0, description="largest change of a weight")
+    mode: Literal["projected", "released"] = Field(
+        description="projected: two-sided and back on the simplex; released: upward only, as the authors' code"
+    )
+
+    @model_validator(mode="after")
+    def _clip_is_an_interval(self) -> ClassWeightingParams:
+        if not 0 < self.clip[0] <= 1 <= self.clip[1]:
+            raise ValueError(f"clip must be [low, high] with 0 < low <= 1 <= high, got {list(self.clip)}")
+        return self
+
+
+class DistillationParams(Block):
+    """The block `distillation`: the student and how it learns."""
+
+    seed: int = Field(ge=0)
+    student_architecture: str
+    student_options: dict[str, Any]
+    objective: Literal["kd", "robust_kd"]
+    temperature: float = Field(gt=0)
+    n_updates: int = Field(gt=0, description="equal for every student that is compared")
+    record_every: int = Field(gt=0, description="updates per record of the history")
+    batch_size: int = Field(gt=1)
+    held_out_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        description="share of the manifest kept out of training, to watch the agreement with the teacher"
+    )
+    keep: Literal["last", "best"] = Field(description="best: the record with the highest held-out agreement")
+    optimizer: OptimizerParams
+    augmentation: AugmentationParams
+    compute: ComputeParams
+
+    @model_validator(mode="after")
+    def _best_needs_a_held_out_share(self) -> DistillationParams:
+        if self.keep == "best" and self.held_out_share == 0:
+            raise ValueError("keep 'best' needs a held_out_share above 0")
+        return self
+
+
+class EvaluationParams(Block):
+    """The block `evaluation`: the one look at the test images."""
+
+    latency_repeats: int = Field(gt=0, description="single-image forward passes; the median is reported")
+    compute: ComputeParams
+
+
+class ReportingParams(Block):
+    """The block `reporting`."""
+
+    title: str
+    contact_sheet_images: int = Field(ge=1, le=200, description="images in each block of the contact sheet")

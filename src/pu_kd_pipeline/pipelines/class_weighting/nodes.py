@@ -1,0 +1,22 @@
+"""What the stage `class_weighting` does."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pu_kd_pipeline.infra.model_files import Model
+from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.params import ClassWeightingParams
+
+
+def weigh_subset_classes(
+    manifest: pd.DataFrame,
+    labeled_features: ShardedTable,
+    pool_features: ShardedTable,
+    teacher: Model,
+    params: ClassWeightingParams,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the class weights of Eq. 7 and the set W of Eq. 9-10."""
+    from pu_kd_pipeline.infra.class_weighting import weigh_classes
+
+    return weigh_classes(manifest, labeled_features, pool_features, teacher.card.classes, params)

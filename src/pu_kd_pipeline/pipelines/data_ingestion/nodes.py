@@ -1,0 +1,84 @@
+"""What happens in the stage `data_ingestion`.
+
+A node returns the plan of a store; saving the plan lists the sources and decodes what is not in the store yet.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan
+from pu_kd_pipeline.params import DataIngestionParams, ImageSource, TeacherParams
+
+
+def plan_labeled_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
+    """Return the plan of the handful of labeled images: the positives."""
+    return _plan("labeled", params.labeled, params, teacher)
+
+
+def plan_pool_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
+    """Return the plan of the unlabeled pool."""
+    return _plan("pool", params.pool, params, teacher)
+
+
+def plan_test_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
+    """Return the plan of the test set."""
+    return _plan("test", params.test, params, teacher)
+
+
+def plan_teacher_training_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
+    """Return the plan of the images that an experiment trains its teacher on; without sources, of an empty store."""
+    return _plan("teacher_training", params.teacher_training, params, teacher)
+
+
+def report_ingestion(labeled_images: ImageStore, pool_images: ImageStore, test_images: ImageStore) -> dict[str, Any]:
+    """Return what is in the stores, what was set aside and why, and how many images two stores share.
+
+    Shared images have equal pixels at the working size. Those of pool and test set make the student's accuracy too
+    good; near-duplicates are not looked for here.
+    """
+    stores = {"labeled_images": labeled_images, "pool_images": pool_images, "test_images": test_images}
+    pixels = {name: set(store.index["sha256"]) for name, store in stores.items()}
+    return {
+        **{name: _summary(store) for name, store in stores.items()},
+        "exact_duplicates": {f"{a} and {b}": len(pixels[a] & pixels[b]) for a, b in combinations(stores, 2)},
+    }
+
+
+def _plan(
+    name: str, sources: tuple[ImageSource, ...], params: DataIngestionParams, teacher: TeacherParams
+) -> IngestionPlan:
+    from pu_kd_pipeline.infra.model_files import input_contract  # imports torch
+
+    expected, class_names = input_contract(teacher)
+    return IngestionPlan(
+        name=name,
+        sources=sources,
+        size_px=expected.size_px,
+        channels=expected.channels,
+        class_names=class_names,
+        store=params.store,
+        seed=params.seed,
+    )
+
+
+def _summary(store: ImageStore) -> dict[str, Any]:
+    index = store.index
+    return {
+        "n_images": len(store),
+        "kind": store.kind,
+        "n_shards": len(store.shards),
+        "n_bytes": store.n_bytes,
+        "size_px": store.size_px,
+        "channels": store.n_channels,
+        "n_per_source": _counts(index["source"]),
+        "n_per_class": _counts(index["label"]),
+        "n_without_class": int(index["label"].isna().sum()),
+        "n_quarantined": len(store.quarantine),
+        "quarantined": store.quarantine_counts,
+    }
+
+
+def _counts(values: Any) -> dict[str, int]:
+    return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}

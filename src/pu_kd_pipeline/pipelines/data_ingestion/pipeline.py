@@ -1,0 +1,34 @@
+"""The order of the stage `data_ingestion`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedro.pipeline import Node, Pipeline
+
+from pu_kd_pipeline.pipelines.data_ingestion import nodes
+
+
+def create_pipeline(**kwargs: Any) -> Pipeline:
+    """Return the nodes that fill the four image stores and report on them."""
+    parameters = ["params:data_ingestion", "params:teacher"]
+    stores = {
+        "labeled_images": nodes.plan_labeled_images,
+        "pool_images": nodes.plan_pool_images,
+        "test_images": nodes.plan_test_images,
+        "teacher_training_images": nodes.plan_teacher_training_images,
+    }
+    return Pipeline(
+        [
+            *(Node(plan, inputs=parameters, outputs=store, name=f"ingest_{store}") for store, plan in stores.items()),
+            Node(
+                nodes.report_ingestion,
+                inputs=["labeled_images", "pool_images", "test_images"],
+                outputs="ingestion_report",
+                name="report_ingestion",
+            ),
+        ],
+        namespace="data_ingestion",
+        prefix_datasets_with_namespace=False,
+        tags=["data"],
+    )

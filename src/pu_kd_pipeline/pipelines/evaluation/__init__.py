@@ -1,0 +1,5 @@
+"""Stage `evaluation`: the one look at the test images."""
+
+from pu_kd_pipeline.pipelines.evaluation.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,36 @@
+"""What the stage `evaluation` does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import Model
+from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.params import EvaluationParams
+
+
+def evaluate(
+    teacher: Model,
+    student: Model,
+    random_student: Model,
+    test_images: ImageStore,
+    manifest: pd.DataFrame,
+    pool_scores: ShardedTable,
+    pool_images: ImageStore,
+    class_prior: dict[str, Any],
+    params: EvaluationParams,
+) -> dict[str, Any]:
+    """Return the metrics of teacher, student and random student, and of the selection.
+
+    `selection.gain` is the student's accuracy minus that of the student from as many random images.
+    """
+    from pu_kd_pipeline.infra.evaluation import compare_models, describe_selection
+
+    models = {"teacher": teacher, "student": student, "random_student": random_student}
+    metrics = compare_models(models, test_images, params)
+    selection = describe_selection(manifest, pool_scores, pool_images, class_prior)
+    gain = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
+    return {**metrics, "selection": {**selection, "gain": gain}, "n_test": len(test_images)}

@@ -1,0 +1,36 @@
+"""The order of the stage `evaluation`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedro.pipeline import Node, Pipeline
+
+from pu_kd_pipeline.pipelines.evaluation.nodes import evaluate
+
+
+def create_pipeline(**_: Any) -> Pipeline:
+    """Return the stage: models, test images and the selection in, the metrics out."""
+    return Pipeline(
+        [
+            Node(
+                evaluate,
+                inputs=[
+                    "teacher_model",
+                    "student_model",
+                    "random_student_model",
+                    "test_images",
+                    "manifest",
+                    "pool_scores",
+                    "pool_images",
+                    "class_prior",
+                    "params:evaluation",
+                ],
+                outputs="metrics",
+                name="evaluate",
+            )
+        ],
+        namespace="evaluation",
+        prefix_datasets_with_namespace=False,
+        tags=["gpu"],
+    )

@@ -1,0 +1,43 @@
+"""The pipeline `full`: every stage, joined by what they read and write.
+
+It is a package of its own because Kedro, asked for one pipeline by name, looks for a package of that name alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedro.pipeline import Pipeline
+
+from pu_kd_pipeline.pipelines import (
+    class_weighting,
+    data_ingestion,
+    distillation,
+    evaluation,
+    feature_extraction,
+    pool_scoring,
+    pu_training,
+    random_baseline,
+    reporting,
+    subset_materialization,
+    teacher,
+)
+
+STAGES = (
+    data_ingestion,
+    teacher,
+    feature_extraction,
+    pu_training,
+    pool_scoring,
+    subset_materialization,
+    class_weighting,
+    distillation,
+    random_baseline,
+    evaluation,
+    reporting,
+)
+
+
+def create_pipeline(**_: Any) -> Pipeline:
+    """Return all stages as one pipeline."""
+    return sum((stage.create_pipeline() for stage in STAGES), start=Pipeline([]))

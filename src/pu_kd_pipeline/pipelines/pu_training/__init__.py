@@ -1,0 +1,5 @@
+"""Stage `pu_training`: the class prior, and the classifier that tells related pool images from the rest."""
+
+from pu_kd_pipeline.pipelines.pu_training.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,43 @@
+"""What the stage `pu_training` does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import Model, PUClassifier
+from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.params import PUTrainingParams
+
+
+def find_class_prior(
+    labeled_features: ShardedTable, pool_features: ShardedTable, params: PUTrainingParams
+) -> dict[str, Any]:
+    """Return the class prior with its interval: the given one, or the estimate from cross-fitted scores."""
+    from pu_kd_pipeline.infra.pu_training import estimate_prior, given_prior
+
+    if params.class_prior is not None:
+        return given_prior(params.class_prior, labeled_features, pool_features)
+    return estimate_prior(labeled_features, pool_features, params)
+
+
+def train_pu_classifier(
+    labeled_features: ShardedTable,
+    pool_features: ShardedTable,
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    teacher: Model,
+    class_prior: dict[str, Any],
+    params: PUTrainingParams,
+) -> tuple[PUClassifier, pd.DataFrame, pd.DataFrame]:
+    """Return the PU classifier, its history (one row an epoch), and the held-out ranks.
+
+    A rank is the share of the pool that a classifier trained without a labeled image scores at least as high as it.
+    """
+    from pu_kd_pipeline.infra.pu_training import train_end_to_end, train_head
+
+    if params.backbone == "frozen":
+        return train_head(labeled_features, pool_features, teacher, class_prior["value"], params)
+    return train_end_to_end(labeled_images, pool_images, teacher, class_prior["value"], params)

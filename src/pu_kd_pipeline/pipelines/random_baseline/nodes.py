@@ -1,0 +1,55 @@
+"""What the stage `random_baseline` does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import Model
+from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.params import ClassWeightingParams, DistillationParams, SubsetParams
+
+
+def draw_random_subset(
+    manifest: pd.DataFrame,
+    pool_scores: ShardedTable,
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    class_prior: dict[str, Any],
+    held_out_ranks: pd.DataFrame,
+    params: SubsetParams,
+) -> pd.DataFrame:
+    """Return a manifest with the same labeled images and as many pool images, drawn at random."""
+    from pu_kd_pipeline.infra.subsets import SubsetInputs, choose_random_subset
+
+    inputs = SubsetInputs(pool_scores, labeled_images, pool_images, class_prior, held_out_ranks)
+    return choose_random_subset(inputs, manifest, params)
+
+
+def weigh_random_classes(
+    manifest: pd.DataFrame,
+    labeled_features: ShardedTable,
+    pool_features: ShardedTable,
+    teacher: Model,
+    params: ClassWeightingParams,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return class weights and weight vectors of the random subset."""
+    from pu_kd_pipeline.infra.class_weighting import weigh_classes
+
+    return weigh_classes(manifest, labeled_features, pool_features, teacher.card.classes, params)
+
+
+def distil_random_student(
+    manifest: pd.DataFrame,
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    teacher: Model,
+    weight_vectors: pd.DataFrame,
+    params: DistillationParams,
+) -> tuple[Model, pd.DataFrame]:
+    """Return the student of the random subset, trained exactly as the other one, and its history."""
+    from pu_kd_pipeline.infra.distillation import distil
+
+    return distil(manifest, labeled_images, pool_images, teacher, weight_vectors, params, name="random_baseline")

@@ -1,0 +1,49 @@
+"""The order of the stage `reporting`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedro.pipeline import Node, Pipeline
+
+from pu_kd_pipeline.pipelines.reporting.nodes import report_run
+
+_OUTPUTS = (
+    "score_histogram",
+    "contact_sheet",
+    "per_class_accuracy_plot",
+    "distillation_curves",
+    "pu_curves",
+    "class_weights_plot",
+    "report",
+)
+
+
+def create_pipeline(**_: Any) -> Pipeline:
+    """Return the stage: everything a run has saved in, figures and the report out."""
+    return Pipeline(
+        [
+            Node(
+                report_run,
+                inputs=[
+                    "metrics",
+                    "ingestion_report",
+                    "class_prior",
+                    "pool_scores",
+                    "manifest",
+                    "pool_images",
+                    "pu_history",
+                    "class_weights",
+                    "distillation_history",
+                    "random_distillation_history",
+                    "parameters",
+                    "params:reporting",
+                ],
+                outputs={name: name for name in _OUTPUTS},
+                name="report_run",
+            )
+        ],
+        namespace="reporting",
+        prefix_datasets_with_namespace=False,
+        tags=["report"],
+    )

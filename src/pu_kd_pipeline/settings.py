@@ -1,0 +1,17 @@
+"""Kedro's settings: where configuration comes from, and what happens around a run."""
+
+from kedro.config import OmegaConfigLoader
+
+from pu_kd_pipeline.hooks import InputHooks, PreflightHooks, SignalHooks, SummaryHooks, TrackingHooks
+
+# Kedro calls the last first: input is checked before anything is tracked, and the summary is the last word.
+HOOKS = (SummaryHooks(), TrackingHooks(), SignalHooks(), PreflightHooks(), InputHooks())
+
+CONFIG_LOADER_CLASS = OmegaConfigLoader
+CONFIG_LOADER_ARGS = {
+    "base_env": "base",
+    "default_run_env": "local",
+    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
+    # an environment says only what differs from base, down to a single key
+    "merge_strategy": {"parameters": "soft", "globals": "soft", "mlflow": "soft"},
+}

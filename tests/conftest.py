@@ -1,0 +1,189 @@
+"""What all tests share: one thread, no telemetry, the image files' folder, and a tiny Kedro project with our hooks."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: two threads on a loaded machine crawl
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "KEDRO_ENV"):
+    os.environ.pop(name, None)
+
+settings.register_profile("unhurried", deadline=None)  # torch's first call outlasts any deadline
+settings.load_profile("unhurried")
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    """Keep torch on one thread, also where a test changed that; torch is not imported for it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of image files that PU_KD_DATA names; without it the test is skipped, and says so."""
+    folder = os.environ.get("PU_KD_DATA")
+    if not folder:
+        pytest.skip("PU_KD_DATA is not set: name the folder that holds mnist_train.parquet and the like")
+    if not Path(folder).is_dir():
+        pytest.fail(f"PU_KD_DATA names {folder}, which is no folder")
+    return Path(folder)
+
+
+TINY_PROJECT = {
+    "pyproject.toml": """
+[tool.kedro]
+package_name = "tiny"
+project_name = "tiny"
+kedro_init_version = "1.7.0"
+""",
+    "src/tiny/__init__.py": "",
+    "src/tiny/settings.py": "from pu_kd_pipeline.settings import *\n",
+    "src/tiny/cli.py": "from pu_kd_pipeline.cli import cli, run\n",
+    "src/tiny/pipeline_registry.py": """
+import time
+from pathlib import Path
+from typing import Literal
+
+from kedro.pipeline import Node, Pipeline
+from pydantic import BaseModel, ConfigDict, Field
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.progress import watch
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimizer(Block):
+    learning_rate: float = Field(gt=0, description="of the first epoch")
+
+
+class Training(Block):
+    mode: Literal["finish", "fail", "refuse", "wait"]
+    epochs: int = Field(gt=0)
+    diary: str
+    optimizer: Optimizer
+
+
+def train(params: Training) -> dict:
+    def records():
+        for epoch in range(1, params.epochs + 1):
+            yield {"epoch": epoch, "loss": 1.0 / epoch}
+
+    Path(params.diary).write_text("started")
+    try:
+        history = list(watch(records(), name="training", total=params.epochs))
+        if params.mode == "wait":
+            time.sleep(60)
+        if params.mode == "fail":
+            raise ZeroDivisionError("a fault of ours")
+        if params.mode == "refuse":
+            raise InputError("images.parquet, row 3: there is no image. Remove the row.")
+    finally:
+        Path(params.diary).write_text("tidied up")
+    return {"losses": [record["loss"] for record in history]}
+
+
+def evaluate(history: dict) -> dict:
+    return {
+        "teacher": {"accuracy": 0.99, "parameters": 1000, "size_bytes": 4000, "per_class_accuracy": [1.0, 0.98]},
+        "student": {"accuracy": 0.955, "parameters": 100, "size_bytes": 400, "agreement": 0.97},
+        "selection": {"n_selected": 700, "n_pool": 3500, "class_prior": 0.2, "rule": "nnpu", "gain": -0.012},
+    }
+
+
+def register_pipelines() -> dict:
+    training = Pipeline([Node(train, "params:training", "history", name="train")])
+    evaluation = Pipeline([Node(evaluate, "history", "metrics", name="evaluate")])
+    full = training + evaluation
+    return {"__default__": full, "full": full, "pu_training": training, "evaluation": evaluation}
+""",
+    "conf/base/catalog.yml": """
+history:
+  type: json.JSONDataset
+  filepath: ${runtime_params:data,${globals:data}}/07_model_output/history.json
+metrics:
+  type: json.JSONDataset
+  filepath: ${runtime_params:data,${globals:data}}/08_reporting/metrics.json
+""",
+    "conf/base/parameters_training.yml": """
+training:
+  mode: finish
+  epochs: 3
+  diary: diary.txt
+  optimizer:
+    learning_rate: 0.1
+""",
+    "conf/odd/parameters_training.yml": "training:\n  optimizer:\n    learning_rate: -1\n",
+    "conf/broken/parameters_training.yml": "training: [\n",
+    "conf/local/.gitkeep": "",
+}
+KedroRun = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="session")
+def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Kedro project of two quick nodes that has this project's settings, hooks and command line."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for name, text in TINY_PROJECT.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    for name in ("conf/base/globals.yml", "conf/base/mlflow.yml", "conf/logging.yml", ".telemetry"):
+        (folder / name).write_bytes((PROJECT / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kedro(tiny_project: Path) -> KedroRun:
+    """Start `kedro ...` in the tiny project: kedro("run", "--params=...", MLFLOW_RUN_ID="...")."""
+
+    def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "kedro", *arguments],
+            cwd=tiny_project,
+            env={**os.environ, "COLUMNS": "250", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # a process started in the background of a script ignores Ctrl-C, and its children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store with its tables and nothing in them: making them takes longer than a run of the tiny project."""
+    from pu_kd_pipeline.infra.tracking import Tracker, TrackingConfig
+
+    settings = {"enabled": True, "tracking_uri": None, "experiment": "x", "registered_model": None}
+    config = TrackingConfig(folder=".", system_metrics_interval_s=None, **settings)
+    folder = tmp_path_factory.mktemp("store")
+    tracker = Tracker(config, project_path=folder, stage="none", environment="none", parameters={})
+    assert tracker.client.search_registered_models() == []
+    atexit.unregister(tracker.end)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def folder(empty_store: Path, tmp_path: Path) -> Path:
+    """A data folder that has an empty MLflow store where runs look for one."""
+    (tmp_path / "mlflow").mkdir()
+    shutil.copy(empty_store, tmp_path / "mlflow")
+    return tmp_path

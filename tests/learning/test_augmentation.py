@@ -1,0 +1,44 @@
+"""Random views against a slow reference, one image at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pu_kd_pipeline.learning.augmentation import Normalise, random_views
+
+
+def _all_views(image, padding, flip):
+    padded = functional.pad(image, (padding,) * 4)
+    height, width = image.shape[1:]
+    crops = [padded[:, y : y + height, x : x + width] for y in range(2 * padding + 1) for x in range(2 * padding + 1)]
+    return crops + [crop.flip(2) for crop in crops] if flip else crops
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(2, True), (1, False), (0, True)])
+def test_every_view_is_a_crop_or_its_mirror_image_and_all_occur(padding, flip):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(1, 256, (3, 5, 6), dtype=torch.uint8)
+    views = random_views(image.expand(2000, -1, -1, -1), padding=padding, flip=flip, generator=generator)
+    expected = {tuple(view.flatten().tolist()) for view in _all_views(image, padding, flip)}
+    assert {tuple(view.flatten().tolist()) for view in views} == expected
+
+
+def test_nothing_to_do_returns_the_batch():
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    assert random_views(images, padding=0, flip=False, generator=torch.Generator()) is images
+
+
+def test_images_of_a_batch_get_views_of_their_own():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(64, 1, 8, 8)
+    views = random_views(images, padding=2, flip=True, generator=generator)
+    assert len({tuple(view.flatten().tolist()) for view in views}) > 20
+
+
+def test_normalisation_is_the_definition():
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    mean, std = [0.1, 0.5, 0.9], [0.2, 0.3, 0.4]
+    expected = (images / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    torch.testing.assert_close(Normalise(mean, std)(images), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,74 @@
+"""Metrics against scikit-learn, and where they have no answer."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
+
+from pu_kd_pipeline.learning.metrics import (
+    accuracy,
+    agreement,
+    area_under_roc,
+    per_class_accuracy,
+    selection_quality,
+)
+
+seeds = st.integers(0, 10_000)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, n=st.integers(1, 60))
+def test_accuracies_equal_scikit_learn(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    predicted, labels = rng.integers(5, size=(2, n))
+    assert accuracy(predicted, labels) == pytest.approx(accuracy_score(labels, predicted))
+    assert agreement(predicted, labels) == agreement(labels, predicted) == accuracy(predicted, labels)
+    per_class = per_class_accuracy(predicted, labels, 6)
+    expected = recall_score(labels, predicted, labels=range(6), average=None, zero_division=np.nan)
+    np.testing.assert_allclose(per_class, expected)
+    assert np.isnan(per_class[5])
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=seeds, n=st.integers(1, 60), n_levels=st.integers(1, 30))
+def test_area_under_roc_equals_scikit_learn_with_ties(seed: int, n: int, n_levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(n_levels, size=n + 1).astype(float)
+    is_positive = np.append(rng.random(n) < 0.4, True)
+    area = area_under_roc(scores, is_positive)
+    if is_positive.all():
+        assert math.isnan(area)
+    else:
+        assert area == pytest.approx(roc_auc_score(is_positive, scores))
+        assert area_under_roc(-scores, is_positive) == pytest.approx(1 - area)
+        assert area_under_roc(np.exp(scores / 5), is_positive) == pytest.approx(area)
+
+
+def test_area_under_roc_without_positives_is_nan() -> None:
+    assert math.isnan(area_under_roc(np.arange(3.0), np.zeros(3, dtype=bool)))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, n=st.integers(1, 40))
+def test_selection_quality_equals_scikit_learn(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    selected, relevant = rng.random((2, n)) < 0.3
+    expected = [score(relevant, selected, zero_division=np.nan) for score in (precision_score, recall_score)]
+    np.testing.assert_allclose(selection_quality(selected, relevant), expected)
+
+
+def test_input_that_does_not_fit_is_refused() -> None:
+    two, three = np.zeros(2, dtype=int), np.zeros(3, dtype=int)
+    with pytest.raises(ValueError, match=r"one length above 0, got shapes \(2,\) and \(3,\)"):
+        accuracy(two, three)
+    with pytest.raises(ValueError, match="one length above 0"):
+        selection_quality(np.zeros(0, dtype=bool), np.zeros(0, dtype=bool))
+    with pytest.raises(ValueError, match=r"labels must lie in 0..3, got 0..7"):
+        per_class_accuracy(two, np.array([0, 7]), 4)
+    with pytest.raises(ValueError, match="scores hold 1 nan"):
+        area_under_roc(np.array([np.nan, 1.0]), np.array([True, False]))

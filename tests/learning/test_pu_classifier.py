@@ -1,0 +1,63 @@
+"""The attention head against Eq. 5-6 written out, and BatchNorm that stays at the teacher's statistics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pu_kd_pipeline.learning.features import FeatureExtractor
+from pu_kd_pipeline.learning.networks import build_network
+from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head, pu_features
+
+
+def test_head_is_equation_5_and_6_written_out():
+    head = PUHead(descriptor_size=8, n_outputs=2, reduction=4)
+    features = torch.randn(5, 10)
+    w1, w2 = head.squeeze.weight, head.excite.weight
+    assert w1.shape == (2, 8)
+    assert w2.shape == (8, 2)
+    assert head.squeeze.bias is None
+    assert head.excite.bias is None
+    for score, row in zip(head(features), features, strict=True):
+        o, t = row[:8], row[8:]
+        attention = torch.sigmoid(w2 @ torch.relu(w1 @ o))
+        expected = head.score.weight[0] @ torch.cat([attention * o, t]) + head.score.bias[0]
+        torch.testing.assert_close(score, expected)
+
+
+def test_standardisation_makes_the_score_blind_to_scale_and_shift():
+    features = torch.randn(50, 6)
+    torch.manual_seed(0)
+    head = PUHead(6, 0, 2)
+    head.standardise_by(features)
+    scores = head(features)
+    head.standardise_by(3 * features + 5)
+    torch.testing.assert_close(head(3 * features + 5), scores, rtol=1e-4, atol=1e-5)
+
+
+def test_constant_channels_give_finite_scores():
+    head = PUHead(3, 0, 1)
+    head.standardise_by(torch.zeros(10, 3))
+    assert head(torch.zeros(2, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "width"), [("descriptor", 6), ("teacher_outputs", 4), ("both", 10)])
+def test_features_and_head_agree_on_the_width(kind, width):
+    features = pu_features(torch.randn(3, 6).half(), torch.randn(3, 10), kind)
+    assert features.shape == (3, width)
+    assert make_head(6, kind, 2)(features).shape == (3,)
+
+
+def test_a_head_without_inputs_is_refused():
+    with pytest.raises(ValueError, match="a descriptor, teacher outputs, or both"):
+        PUHead(0, 0, 4)
+
+
+def test_batch_statistics_do_not_move_while_the_backbone_trains():
+    network = build_network("digits_cnn", 10, 1)
+    extractor = FeatureExtractor(network, None, (1, 8, 8))
+    classifier = FullPUClassifier(extractor, PUHead(extractor.descriptor_size, 0, 16)).train()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    classifier(torch.randn(16, 1, 8, 8)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    assert next(network.parameters()).grad is not None

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+import yaml
+
+from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
+from pu_kd_pipeline.params import DataIngestionParams, TeacherParams
+from pu_kd_pipeline.pipelines.data_ingestion import create_pipeline, nodes
+
+PLANS = {
+    "labeled_images": nodes.plan_labeled_images,
+    "pool_images": nodes.plan_pool_images,
+    "test_images": nodes.plan_test_images,
+    "teacher_training_images": nodes.plan_teacher_training_images,
+}
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def parameters(**changes: Any) -> DataIngestionParams:
+    """The block as conf/base ships it."""
+    path = Path(__file__).parents[2] / "conf" / "base" / "parameters_data_ingestion.yml"
+    block = yaml.safe_load(path.read_text())["data_ingestion"]
+    return DataIngestionParams.model_validate({**block, "seed": 0, **changes})
+
+
+def teacher(**changes: Any) -> TeacherParams:
+    block = {
+        "architecture": "digits_cnn",
+        "architecture_options": {},
+        "weights": None,
+        "classes": DIGITS,
+        "input": {"size_px": 8, "channels": 1, "mean": [0.3], "std": [0.4]},
+        "taps": None,
+    }
+    return TeacherParams.model_validate({**block, **changes})
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageStore]:
+    folder = tmp_path_factory.mktemp("stores")
+    return {name: write_store(plan(parameters(), teacher()), folder / name) for name, plan in PLANS.items()}
+
+
+def test_the_demo_fills_four_stores(stores: dict[str, ImageStore]) -> None:
+    assert {name: len(store) for name, store in stores.items()} == {
+        "labeled_images": 100,
+        "pool_images": 3500,
+        "test_images": 350,
+        "teacher_training_images": 647,
+    }
+    assert all(store.kind == "packed" and store.image_shape == (1, 8, 8) for store in stores.values())
+
+
+def test_the_pools_truth_is_known_to_the_evaluation_only(stores: dict[str, ImageStore]) -> None:
+    index = stores["pool_images"].index
+    assert index["relevant"].mean() == pytest.approx(0.2)
+    assert (index["relevant"] == index["id"].str.startswith("digits/")).all()
+    assert not stores["pool_images"].quarantine_counts
+
+
+def test_the_same_seed_makes_the_same_store(stores: dict[str, ImageStore], tmp_path: Path) -> None:
+    again = write_store(nodes.plan_pool_images(parameters(), teacher()), tmp_path / "again")
+    assert again.fingerprint == stores["pool_images"].fingerprint
+    other = write_store(nodes.plan_pool_images(parameters(seed=1), teacher()), tmp_path / "other")
+    assert other.fingerprint != again.fingerprint
+
+
+def test_the_report_counts_what_is_there_and_what_two_stores_share(
+    stores: dict[str, ImageStore], tmp_path: Path
+) -> None:
+    clean = nodes.report_ingestion(stores["labeled_images"], stores["pool_images"], stores["test_images"])
+    assert json.loads(json.dumps(clean)) == clean
+    assert clean["test_images"]["n_images"] == 350
+    assert clean["labeled_images"]["n_per_class"] == dict.fromkeys(DIGITS, 10)
+    assert clean["pool_images"]["n_without_class"] == 2800
+    assert clean["pool_images"]["n_per_source"] == {"demo": 3500}
+    assert clean["pool_images"]["n_bytes"] >= 3500 * 64
+    assert set(clean["exact_duplicates"].values()) == {0}
+    planted = parameters(pool=[{"type": "demo", "part": part, "name": part} for part in ("pool", "test")])
+    pool = write_store(nodes.plan_pool_images(planted, teacher()), tmp_path / "planted")
+    report = nodes.report_ingestion(stores["labeled_images"], pool, stores["test_images"])
+    assert report["exact_duplicates"] == {
+        "labeled_images and pool_images": 0,
+        "labeled_images and test_images": 0,
+        "pool_images and test_images": 350,
+    }
+    assert report["pool_images"]["n_per_source"] == {"pool": 3500, "test": 350}
+
+
+def test_a_teacher_that_was_brought_along_needs_no_training_images(tmp_path: Path) -> None:
+    store = write_store(nodes.plan_teacher_training_images(parameters(teacher_training=[]), teacher()), tmp_path)
+    assert len(ImageStore.open(store.folder)) == 0
+
+
+def test_images_take_the_teachers_size_and_colours(tmp_path: Path) -> None:
+    colour = teacher(input={"size_px": 32, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3})
+    store = write_store(nodes.plan_labeled_images(parameters(), colour), tmp_path)
+    images = store.read(np.arange(len(store)))
+    assert images.shape == (100, 3, 32, 32)
+    assert (images[:, 0] == images[:, 2]).all()
+
+
+def test_a_plan_reads_nothing(tmp_path: Path) -> None:
+    nowhere = [{"type": "parquet", "path": str(tmp_path / "nowhere.parquet")}]
+    plan = nodes.plan_pool_images(parameters(pool=nowhere), teacher(classes=10))
+    assert isinstance(plan, IngestionPlan)
+    assert plan.class_names == tuple(DIGITS)
+
+
+def test_the_stage_writes_five_entries_and_kedro_can_check_its_parameters() -> None:
+    pipeline = create_pipeline()
+    assert pipeline.outputs() == {"teacher_training_images", "ingestion_report"}
+    assert pipeline.all_outputs() == {*PLANS, "ingestion_report"}
+    assert pipeline.inputs() == {"params:data_ingestion", "params:teacher"}
+    assert {node.name for node in pipeline.nodes} == {
+        "data_ingestion.report_ingestion",
+        *(f"data_ingestion.ingest_{name}" for name in PLANS),
+    }
+    assert all(node.tags == {"data"} for node in pipeline.nodes)
+    # Kedro resolves the annotations of a node to find its parameter blocks, and passes raw mappings when it cannot
+    for node in pipeline.nodes:
+        hints = get_type_hints(node.func)
+        assert hints.get("params", DataIngestionParams) is DataIngestionParams
+        assert hints.get("teacher", TeacherParams) is TeacherParams

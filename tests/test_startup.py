@@ -1,0 +1,37 @@
+"""Kedro's commands start quickly: nothing heavy is imported before a node needs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+CHECK = """
+import sys
+
+HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "scipy", "ray"}
+import pu_kd_pipeline
+assert not {"pandas", "kedro", *HEAVY} & set(sys.modules), "import pu_kd_pipeline"
+
+import contextlib
+import io
+from pathlib import Path
+from kedro.framework.cli.cli import KedroCLI
+
+kedro = KedroCLI(Path.cwd())
+for command in (["registry", "list"], ["registry", "describe", "full"], ["run", "--help"]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        kedro.main(command)
+    assert out.getvalue(), command
+    assert not HEAVY & set(sys.modules), (command, HEAVY & set(sys.modules))
+
+from pu_kd_pipeline import hooks, params, settings
+from pu_kd_pipeline.infra import kedro_datasets, progress, tracking
+assert not HEAVY & set(sys.modules), HEAVY & set(sys.modules)
+"""
+
+
+def test_commands_import_neither_torch_nor_mlflow():
+    result = subprocess.run([sys.executable, "-c", CHECK], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
