@@ -43,7 +43,7 @@ contracts: $(READY) ## import contracts
 	$(BIN)/lint-imports
 
 pytest: $(READY) ## the tests alone: make pytest ARGS='-k tracking'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 format: $(READY) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix

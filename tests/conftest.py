@@ -187,3 +187,46 @@ def folder(empty_store: Path, tmp_path: Path) -> Path:
     (tmp_path / "mlflow").mkdir()
     shutil.copy(empty_store, tmp_path / "mlflow")
     return tmp_path
+
+
+# What `full` needs to end within seconds and still do everything.
+QUICK = (
+    "teacher_training.n_updates=150",
+    "teacher_training.record_every=50",
+    "pu_training.epochs=4",
+    "pu_training.held_out_folds=2",
+    "pu_training.prior_estimation.n_folds=2",
+    "pu_training.prior_estimation.epochs=4",
+    "pu_training.prior_estimation.n_bootstrap=20",
+    "distillation.n_updates=60",
+    "distillation.record_every=20",
+    "evaluation.latency_repeats=3",
+)
+
+
+def run_kedro(
+    *arguments: str, data: Path, params: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `kedro run ...` of this project as a user would, with its outputs in `data` and the quick parameters."""
+    return subprocess.run(
+        [sys.executable, "-m", "kedro", "run", *arguments, f"--params={','.join((f'data={data}', *QUICK, *params))}"],
+        cwd=PROJECT,
+        env={**os.environ, "COLUMNS": "250", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of a finished `kedro run --pipeline=full` with the quick parameters; do not write to it.
+
+    Tests that use it carry `pytest.mark.xdist_group("finished_run")`, so that it is made once.
+    """
+    folder = tmp_path_factory.mktemp("finished_run")
+    result = run_kedro("--pipeline=full", data=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder / "output.txt").write_text(result.stdout + result.stderr)
+    return folder

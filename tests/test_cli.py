@@ -50,7 +50,8 @@ def told(kedro, *arguments: str) -> str:
         (
             ["--env=broken"],
             "Error: The configuration cannot be read.\n"
-            "Invalid YAML or JSON file {tiny}/conf/broken/parameters_training.yml, unable to read line 1, position 0.\n",
+            "Invalid YAML or JSON file {tiny}/conf/broken/parameters_training.yml, "
+            "unable to read line 1, position 0.\n",
         ),
         (
             ["--env=elsewhere"],
@@ -127,24 +128,22 @@ def test_good_parameters_come_back_as_their_types():
 
 
 def test_a_fault_of_ours_keeps_its_traceback_even_behind_a_users_one():
-    try:
+    with pytest.raises(ZeroDivisionError) as fault:
         try:
             raise InputError("the file is odd")
         except InputError:
-            raise ZeroDivisionError from None
-    except ZeroDivisionError as error:
-        assert in_words(error) is None
+            raise ZeroDivisionError  # noqa: B904
+    assert in_words(fault.value) is None
     assert in_words(ValueError("an unexpected value")) is None
 
 
 def test_a_users_fault_is_found_behind_what_wraps_it():
-    try:
+    with pytest.raises(RuntimeError) as wrapped:
         try:
             raise InputError("the file is odd")
         except InputError as cause:
             raise RuntimeError("while loading") from cause
-    except RuntimeError as error:
-        assert in_words(error) == "the file is odd"
+    assert in_words(wrapped.value) == "the file is odd"
 
 
 def test_an_unknown_name_without_a_near_one_lists_what_is_known():

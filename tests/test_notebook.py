@@ -24,6 +24,7 @@ def test_the_notebook_is_committed_without_outputs() -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
+@pytest.mark.xdist_group("finished_run")
 def test_the_notebook_tours_a_finished_run(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient
 

@@ -85,7 +85,7 @@ def test_full_holds_every_stage_and_is_the_default(survey):
 
 def test_every_dataset_is_persisted_and_has_a_layer(survey):
     catalog = survey["catalog"]
-    datasets = {name for name in survey["datasets"] if not name.startswith("params:")}
+    datasets = {name for name in survey["datasets"] if not re.match("params:|parameters$", name)}
     in_memory = {name for name in datasets if name not in catalog and not _matches_a_pattern(name, catalog)}
     assert in_memory == set()
     assert {name for name, layer in catalog.items() if layer is None} == set()

@@ -1,4 +1,4 @@
-"""`kedro run`, told plainly: what a user can mend is one sentence and exit code 1; a traceback means a fault of ours."""
+"""`kedro run`, told plainly: what a user can mend is one sentence and exit code 1; a traceback is a fault of ours."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
 def _stage(run_params: Mapping[str, Any]) -> str:
     """Return a name for what is run: the narrowest of what was asked for."""
     asked = (run_params.get(key) for key in ("node_names", "namespaces", "tags", "pipeline_names"))
-    return " ".join(next((names for names in asked if names), ["full"]))
+    return " ".join(sorted(next((names for names in asked if names), ["full"])))
 
 
 def _tracking_config(context: KedroContext) -> Any:

@@ -123,7 +123,7 @@ class TeacherParams(Block):
     )
     architecture_options: dict[str, Any] = Field(description="further keyword arguments of the architecture")
     weights: str | None = Field(
-        description="safetensors file, state dict or model folder with card.json; null: train on teacher_training_images"
+        description="safetensors, state dict, or model folder with card.json; null: train on teacher_training_images"
     )
     classes: tuple[str, ...] | int | None = Field(description="class names, or their number; null: read from the card")
     input: InputSpec | None = Field(description="null: read from the card")
@@ -169,6 +169,7 @@ class ComputeParams(Block):
 
     device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the first GPU, else the CPU")
     precision: Literal["auto", "float32", "bf16"] = Field(description="auto: bf16 autocast on GPUs that have it")
+    n_threads: int | None = Field(gt=0, description="CPU threads; null: torch's choice. Small networks want one")
     resident_limit_gb: float = Field(
         gt=0, description="training images up to this size are held on the device, 10^9 bytes"
     )

@@ -14,7 +14,6 @@ SIZES = {
     "lenet5": 32,
     "lenet5_half": 32,
     "digits_cnn": 8,
-    "digits_cnn_half": 8,
     "cifar_resnet18": 32,
     "cifar_resnet34": 32,
 }

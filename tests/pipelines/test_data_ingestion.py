@@ -50,8 +50,8 @@ def test_the_demo_fills_four_stores(stores: dict[str, ImageStore]) -> None:
     assert {name: len(store) for name, store in stores.items()} == {
         "labeled_images": 100,
         "pool_images": 3500,
-        "test_images": 350,
-        "teacher_training_images": 647,
+        "test_images": 500,
+        "teacher_training_images": 497,
     }
     assert all(store.kind == "packed" and store.image_shape == (1, 8, 8) for store in stores.values())
 
@@ -75,7 +75,7 @@ def test_the_report_counts_what_is_there_and_what_two_stores_share(
 ) -> None:
     clean = nodes.report_ingestion(stores["labeled_images"], stores["pool_images"], stores["test_images"])
     assert json.loads(json.dumps(clean)) == clean
-    assert clean["test_images"]["n_images"] == 350
+    assert clean["test_images"]["n_images"] == 500
     assert clean["labeled_images"]["n_per_class"] == dict.fromkeys(DIGITS, 10)
     assert clean["pool_images"]["n_without_class"] == 2800
     assert clean["pool_images"]["n_per_source"] == {"demo": 3500}
@@ -87,9 +87,9 @@ def test_the_report_counts_what_is_there_and_what_two_stores_share(
     assert report["exact_duplicates"] == {
         "labeled_images and pool_images": 0,
         "labeled_images and test_images": 0,
-        "pool_images and test_images": 350,
+        "pool_images and test_images": 500,
     }
-    assert report["pool_images"]["n_per_source"] == {"pool": 3500, "test": 350}
+    assert report["pool_images"]["n_per_source"] == {"pool": 3500, "test": 500}
 
 
 def test_a_teacher_that_was_brought_along_needs_no_training_images(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pu_kd_pipeline.infra.devices import autocast, resolve_device
+from pu_kd_pipeline.infra.devices import autocast, prepare_device
 from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, new_teacher
@@ -24,7 +24,7 @@ def train_classifier(
     teacher: TeacherParams, images: ImageStore, params: TeacherTrainingParams
 ) -> tuple[Model, pd.DataFrame]:
     """Return a classifier trained by cross-entropy, and the history of its training."""
-    device = resolve_device(params.compute)
+    device = prepare_device(params.compute)
     with seeded(params.seed):
         model = new_teacher(teacher)
         network = model.network.to(device).train()

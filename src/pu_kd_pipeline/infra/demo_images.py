@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 SIZE_PX = 8
 LABELED_PER_CLASS = 10
 POOL_DIGITS = 700
-TEST_DIGITS = 350
-NEGATIVES_PER_DIGIT = 4
+TEST_DIGITS = 500
+POOL_LETTERS = 700
+POOL_PATCHES = 2100
 
 _BLOCK = 4  # bitmap pixels along a side that make one pixel of the image
 _LEVELS = _BLOCK * _BLOCK  # most ink that one pixel can hold
@@ -71,8 +72,8 @@ class DemoPart:
 def demo_part(part: str, seed: int) -> DemoPart:
     """Return the part `labeled`, `pool`, `test` or `teacher_training` of the split drawn by `seed`.
 
-    The four parts share no digit. The pool holds 700 digits and 2,800 negatives, half letters and half photo patches:
-    its class prior is 0.2.
+    The four parts share no digit. The pool holds 700 digits, 700 letters and 2,100 photo patches: its class
+    prior is 0.2.
 
     Raises:
         KeyError: there is no such part.
@@ -108,9 +109,8 @@ def _demo(seed: int) -> dict[str, DemoPart]:
         )
         for name, rows in splits.items()
     }
-    n_letters = POOL_DIGITS * NEGATIVES_PER_DIGIT // 2
-    letters = _distinct("letters", _letters(rng, images), n_letters, known=images)
-    patches = _distinct("patches", _patches(rng), POOL_DIGITS * NEGATIVES_PER_DIGIT - n_letters, known=images)
+    letters = _distinct("letters", _letters(rng, images), POOL_LETTERS, known=images)
+    patches = _distinct("patches", _patches(rng), POOL_PATCHES, known=images)
     parts["pool"] = _shuffled([parts["pool"], letters, patches], rng)
     return parts
 

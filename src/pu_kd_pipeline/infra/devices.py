@@ -10,12 +10,14 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params import ComputeParams
 
 
-def resolve_device(compute: ComputeParams) -> torch.device:
-    """Return the device that `compute.device` means on this machine.
+def prepare_device(compute: ComputeParams) -> torch.device:
+    """Return the device that `compute.device` means on this machine, and give torch the stated number of threads.
 
     Raises:
         InputError: the named device is not here.
     """
+    if compute.n_threads is not None:
+        torch.set_num_threads(compute.n_threads)
     name = compute.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pu_kd_pipeline.infra.classifier_training import augmented_batches
-from pu_kd_pipeline.infra.devices import autocast, resolve_device
+from pu_kd_pipeline.infra.devices import autocast, prepare_device
 from pu_kd_pipeline.infra.features import rows_of
 from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore
@@ -45,7 +45,7 @@ def distil(
         params: objective, budget of updates, optimiser.
         name: of the stage, for progress and tracking.
     """
-    device = resolve_device(params.compute)
+    device = prepare_device(params.compute)
     training, held_out = _split(manifest, labeled_images, pool_images, params)
     origin = {"distilled_by": params.objective, "rule": manifest.attrs.get("rule"), "n_updates": params.n_updates}
     with seeded(params.seed):

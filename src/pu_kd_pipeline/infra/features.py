@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.devices import resolve_device
+from pu_kd_pipeline.infra.devices import prepare_device
 from pu_kd_pipeline.infra.image_batches import map_images, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore, Shard
 from pu_kd_pipeline.infra.model_files import Model, PUClassifier
@@ -30,7 +30,7 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
         raise InputError(
             "feature_extraction: the image store is empty; check the sources in parameters_data_ingestion.yml"
         )
-    device = resolve_device(compute)
+    device = prepare_device(compute)
     extractor = teacher.extractor(device)
     normalise = normalisation(teacher, device)
     made_by = _short_hash(teacher.fingerprint(), compute.precision)
@@ -57,7 +57,7 @@ def score_shards(
     features: ShardedTable, images: ImageStore, classifier: PUClassifier, compute: ComputeParams
 ) -> Makers:
     """Return one maker a shard of the pool's features, named after the shard and the classifier's fingerprint."""
-    device = resolve_device(compute)
+    device = prepare_device(compute)
     classifier.module.to(device).eval()
     made_by = _short_hash(classifier.fingerprint(), compute.precision)
 

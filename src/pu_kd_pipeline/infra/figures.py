@@ -30,6 +30,12 @@ MAX_NAMED_CLASSES = 40  # more rows than this cannot be read: the figure then sh
 MAX_MARKED_POINTS = 16  # a curve with fewer points shows each of them
 IMAGES_PER_ROW = 10
 SMALL_IMAGE_PX = 64  # up to this size pixels are shown as squares, not smoothed
+# Three shapes that stay visible where they coincide: a hollow square around a bar with a dot on it.
+_MARKS: dict[str, dict[str, Any]] = {
+    "s": {"markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.7},
+    "|": {"markersize": 16, "markeredgewidth": 2.4},
+    "o": {"markersize": 6.5, "markeredgecolor": "white"},
+}
 RULES_WITHOUT_CUT = ("random", "oracle", "all")
 RULES_BY_CONFIDENCE = ("confident",)
 
@@ -490,13 +496,7 @@ def _dots_per_class(axes: Axes, models: Sequence[tuple[str, str, str, np.ndarray
     highest[has_value] = np.nanmax(values[:, order][:, has_value], axis=0)
     axes.hlines(place, lowest, highest, color="#d0d0d0", linewidth=2, zorder=1)
     for label, colour, marker, accuracies in models:
-        # three shapes that stay visible where they coincide: a hollow square around a bar with a dot on it
-        style: dict[str, Any] = {
-            "s": {"markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2.0},
-            "|": {"markersize": 17, "markeredgewidth": 2.4},
-            "o": {"markersize": 6.5, "markeredgecolor": "white"},
-        }[marker]
-        axes.plot(accuracies[order], place, marker, color=colour, label=label, clip_on=False, **style)
+        axes.plot(accuracies[order], place, marker, color=colour, label=label, clip_on=False, **_MARKS[marker])
     axes.set_yticks(place, [_short(names[index]) for index in order])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(max(0.0, 5 * np.floor((np.nanmin(values) - 1) / 5)), 100)

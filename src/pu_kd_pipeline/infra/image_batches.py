@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pu_kd_pipeline.infra.devices import autocast, resolve_device
+from pu_kd_pipeline.infra.devices import autocast, prepare_device
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model
 from pu_kd_pipeline.learning.augmentation import Normalise
@@ -28,7 +28,7 @@ class ImageRows:
     def __init__(self, parts: Sequence[tuple[ImageStore, np.ndarray]], compute: ComputeParams) -> None:
         self._parts = [(store, np.asarray(rows, dtype=np.int64)) for store, rows in parts if len(rows)]
         self._starts = np.cumsum([0] + [len(rows) for _, rows in self._parts])
-        self.device = resolve_device(compute)
+        self.device = prepare_device(compute)
         self._resident: Tensor | None = None
         if self._n_bytes() <= compute.resident_limit_gb * 1e9 and self._parts:
             images = np.concatenate([store.read(rows) for store, rows in self._parts])
@@ -71,7 +71,7 @@ def map_images(
         normalise: on the device.
         compute: device, precision and batch size.
     """
-    device = resolve_device(compute)
+    device = prepare_device(compute)
     for start in range(0, len(rows), compute.inference_batch_size):
         batch = torch.from_numpy(images(rows[start : start + compute.inference_batch_size])).to(device)
         with torch.inference_mode(), autocast(compute, device):
@@ -85,7 +85,7 @@ def normalisation(model: Model, device: torch.device) -> Normalise:
 
 def predict_logits(model: Model, store: ImageStore, compute: ComputeParams, network: nn.Module | None = None) -> Tensor:
     """Return (N, K) float32 logits for every image of a store; `network` replaces the model's own."""
-    device = resolve_device(compute)
+    device = prepare_device(compute)
     network = (network or model.network).to(device).eval()
     rows = np.arange(len(store), dtype=np.int64)
     logits = [

@@ -75,9 +75,9 @@ def _student(block: DistillationParams, teacher: Model) -> None:
 
 
 def _device(compute: ComputeParams) -> None:
-    from pu_kd_pipeline.infra.devices import resolve_device
+    from pu_kd_pipeline.infra.devices import prepare_device
 
-    resolve_device(compute)
+    prepare_device(compute)
 
 
 def _missing_paths(block: DataIngestionParams) -> Iterator[str]:

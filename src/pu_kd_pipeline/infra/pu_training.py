@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.classifier_training import augmented
-from pu_kd_pipeline.infra.devices import autocast, resolve_device
+from pu_kd_pipeline.infra.devices import autocast, prepare_device
 from pu_kd_pipeline.infra.features import feature_tensors
 from pu_kd_pipeline.infra.image_batches import ImageRows, map_images, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore
@@ -56,7 +56,7 @@ def estimate_prior(labeled: ShardedTable, pool: ShardedTable, params: PUTraining
     comparable by their rank within the fold's pool images.
     """
     settings = params.prior_estimation
-    device = resolve_device(params.compute)
+    device = prepare_device(params.compute)
     _, positive = feature_tensors(labeled, params.features, device)
     _, unlabeled = feature_tensors(pool, params.features, device)
     n_folds = _usable_folds(settings.n_folds, len(positive), "pu_training.prior_estimation.n_folds")
@@ -106,7 +106,7 @@ def train_head(
     labeled: ShardedTable, pool: ShardedTable, teacher: Model, class_prior: float, params: PUTrainingParams
 ) -> tuple[PUClassifier, pd.DataFrame, pd.DataFrame]:
     """Return a classifier on cached features, its history, and the held-out ranks."""
-    device = resolve_device(params.compute)
+    device = prepare_device(params.compute)
     ids, positive = feature_tensors(labeled, params.features, device)
     _, unlabeled = feature_tensors(pool, params.features, device)
     training = _score_training(params, params.epochs)
@@ -130,7 +130,7 @@ def train_end_to_end(
     labeled_images: ImageStore, pool_images: ImageStore, teacher: Model, class_prior: float, params: PUTrainingParams
 ) -> tuple[PUClassifier, pd.DataFrame, pd.DataFrame]:
     """Return a classifier whose backbone starts as the teacher's and is trained along, as the authors' code does."""
-    device = resolve_device(params.compute)
+    device = prepare_device(params.compute)
     normalise = normalisation(teacher, device)
     stores = (labeled_images, pool_images)
     positive, unlabeled = (ImageRows([(store, np.arange(len(store)))], params.compute) for store in stores)

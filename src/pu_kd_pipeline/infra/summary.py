@@ -16,7 +16,7 @@ def model_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     names = [name for name in MODELS if name in metrics]
     rows = [["", *(MODELS[name] for name in names)]]
     for key, (title, in_words) in _MODEL_QUANTITIES.items():
-        values = [metrics[name].get(key) for name in names]
+        values = [metrics[name].get(key) if (name, key) != ("teacher", "agreement") else None for name in names]
         if any(value is not None for value in values):
             rows.append([title, *("-" if value is None else in_words(value) for value in values)])
     return rows

@@ -89,13 +89,8 @@ def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def digits_cnn(n_classes: int, in_channels: int = 1, width: int = 32) -> nn.Module:
-    """Return the demo's teacher."""
+    """Return the demo's teacher; at a smaller width, its student."""
     return DigitsCNN(n_classes, in_channels, width)
-
-
-def digits_cnn_half(n_classes: int, in_channels: int = 1) -> nn.Module:
-    """Return the demo's student: the teacher's layers at half the width."""
-    return DigitsCNN(n_classes, in_channels, width=16)
 
 
 def _cifar_resnet(name: str, n_classes: int, in_channels: int) -> nn.Module:
@@ -123,7 +118,6 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
     "lenet5_half": lenet5_half,
     "digits_cnn": digits_cnn,
-    "digits_cnn_half": digits_cnn_half,
     "cifar_resnet18": cifar_resnet18,
     "cifar_resnet34": cifar_resnet34,
 }

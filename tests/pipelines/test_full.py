@@ -1,0 +1,247 @@
+"""The whole pipeline through the command line: in full, stage by stage, again, and with wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from conftest import run_kedro
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import load_model, load_pu_classifier
+from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.infra.tables import read_table
+
+pytestmark = pytest.mark.xdist_group("finished_run")
+
+
+@pytest.fixture(scope="module")
+def metrics(finished_run: Path) -> dict:
+    return json.loads((finished_run / "08_reporting" / "metrics.json").read_text())
+
+
+def test_metrics_say_what_teacher_and_students_are_worth(metrics):
+    for model in ("teacher", "student", "random_student"):
+        facts = metrics[model]
+        assert 0 <= facts["accuracy"] <= 1
+        assert len(facts["per_class_accuracy"]) == 10
+        assert min(facts[key] for key in ("parameters", "flops", "size_bytes", "latency_ms")) > 0
+    assert metrics["teacher"]["agreement"] == 1
+    assert metrics["student"]["parameters"] < metrics["teacher"]["parameters"] / 10
+    # one convolution of the teacher on 8x8 pixels alone: 2 x 64 pixels x 9 taps x 32 x 64 channels
+    assert metrics["teacher"]["flops"] > 2 * 64 * 9 * 32 * 64
+    selection = metrics["selection"]
+    expected = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
+    assert selection["gain"] == pytest.approx(expected)
+    assert selection["true_class_prior"] == pytest.approx(0.2)
+    assert selection["class_prior_lower"] <= selection["class_prior"] <= selection["class_prior_upper"]
+    assert selection["auc"] > 0.6
+    assert 0.2 < selection["precision"] <= 1
+    assert 0 < selection["recall"] <= 1
+
+
+def test_manifest_says_what_was_kept_and_by_what_rule(finished_run, metrics):
+    manifest = read_table(finished_run / "05_model_input" / "manifest.parquet")
+    assert list(manifest.columns) == [
+        "id", "origin", "shard", "row", "pu_score", "teacher_class", "teacher_confidence",
+    ]  # fmt: skip
+    assert manifest["origin"].value_counts().to_dict() == {
+        "labeled": 100,
+        "pool": metrics["selection"]["n_selected"],
+    }
+    assert manifest["id"].is_unique
+    pool = manifest[manifest["origin"] == "pool"]
+    assert (pool["pu_score"] >= manifest.attrs["threshold"]).all()
+    assert pool["pu_score"].is_monotonic_decreasing
+    assert manifest.attrs["rule"] == "nnpu"
+    assert set(manifest.attrs["fingerprints"]) == {"labeled_images", "pool_images", "pool_scores"}
+    # the facts are readable without this package
+    facts = json.loads(pq.read_schema(finished_run / "05_model_input" / "manifest.parquet").metadata[b"pu_kd_pipeline"])
+    assert facts["class_prior"] == metrics["selection"]["class_prior"]
+
+
+def test_manifest_leads_to_the_images_it_names(finished_run):
+    manifest = read_table(finished_run / "05_model_input" / "manifest.parquet")
+    store = ImageStore.open(finished_run / "02_intermediate" / "pool_images")
+    starts = {shard.name: shard.start for shard in store.shards}
+    pool = manifest[manifest["origin"] == "pool"]
+    rows = pool["shard"].map(starts) + pool["row"]
+    assert store.index["id"].iloc[rows].tolist() == pool["id"].tolist()
+
+
+def test_the_random_manifest_has_the_same_size_and_other_images(finished_run):
+    folder = finished_run / "05_model_input"
+    manifest, drawn = (read_table(folder / f"{name}.parquet") for name in ("manifest", "random_manifest"))
+    assert len(manifest) == len(drawn)
+    assert set(manifest["id"]) != set(drawn["id"])
+    assert drawn.attrs["rule"] == "random"
+
+
+def test_features_have_the_stated_types_and_are_the_teachers(finished_run):
+    table = ShardedTable.open(finished_run / "04_feature" / "pool_features")
+    teacher = load_model(finished_run / "06_models" / "teacher_model")
+    schema = next(table.shards()).schema
+    size = teacher.extractor().descriptor_size
+    for column, dtype, width in (("descriptor", pa.float16(), size), ("logits", pa.float32(), 10)):
+        assert pa.types.is_fixed_size_list(schema.field(column).type)
+        assert (schema.field(column).type.value_type, schema.field(column).type.list_size) == (dtype, width)
+    store = ImageStore.open(finished_run / "02_intermediate" / "pool_images")
+    assert table.arrays("id").tolist() == store.index["id"].tolist()
+    scores = ShardedTable.open(finished_run / "07_model_output" / "pool_scores").to_pandas()
+    assert (scores["teacher_class"] == table.arrays("logits").argmax(axis=1)).all()
+
+
+def test_weights_and_weight_vectors_are_consistent(finished_run):
+    folder = finished_run / "05_model_input"
+    weights = read_table(folder / "class_weights.parquet")["weight"].to_numpy()
+    vectors = read_table(folder / "weight_vectors.parquet").to_numpy()
+    assert weights.sum() == pytest.approx(10, rel=1e-5)
+    assert vectors.shape == (9, 10)
+    np.testing.assert_allclose(vectors.sum(axis=1), 10, rtol=1e-5)
+    assert np.abs(vectors - weights).max() <= 0.1 + 1e-5
+
+
+def test_models_are_folders_of_safetensors_and_a_card(finished_run):
+    for name in ("teacher_model", "student_model", "random_student_model", "pu_classifier"):
+        files = sorted(path.name for path in (finished_run / "06_models" / name).iterdir())
+        assert files == ["card.json", "weights.safetensors"]
+    assert load_pu_classifier(finished_run / "06_models" / "pu_classifier").card.backbone == "frozen"
+
+
+def test_the_run_prints_its_table_and_is_tracked(finished_run, metrics):
+    output = (finished_run / "output.txt").read_text()
+    assert "selection gain" in output.replace("selection.gain", "selection gain")
+    assert "report.html" in output
+    with sqlite3.connect(finished_run / "mlflow" / "mlflow.db") as store:
+        [(status,)] = store.execute("select status from runs").fetchall()
+        logged = dict(store.execute("select key, value from latest_metrics").fetchall())
+        parameters = dict(store.execute("select key, value from params").fetchall())
+    assert status == "FINISHED"
+    assert logged["student/accuracy"] == pytest.approx(metrics["student"]["accuracy"])
+    assert {"pu_training/risk", "distillation/loss", "teacher/loss"} <= set(logged)
+    assert parameters["distillation.n_updates"] == "60"
+
+
+def test_the_report_is_one_self_contained_page(finished_run):
+    page = (finished_run / "08_reporting" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 6
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert len(list((finished_run / "08_reporting").glob("*.png"))) == 6
+
+
+STAGES = (
+    "data_ingestion", "teacher", "feature_extraction", "pu_training", "pool_scoring", "subset_materialization",
+    "class_weighting", "distillation", "random_baseline", "evaluation", "reporting",
+)  # fmt: skip
+
+
+def _weights(folder: Path, model: str) -> dict[str, np.ndarray]:
+    return load_file(folder / "06_models" / model / "weights.safetensors")
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Every file that a rerun has to reproduce; latencies are measured anew."""
+    kept = ("04_feature", "05_model_input", "06_models", "07_model_output")
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for layer in kept
+        for path in sorted((folder / layer).rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def copied_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run, to run stages in."""
+    folder = tmp_path_factory.mktemp("copied") / "run"
+    shutil.copytree(finished_run, folder)
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_runs_alone_from_saved_inputs_and_repeats_its_outputs(stage, finished_run, copied_run):
+    if stage == "feature_extraction":  # finished shards are skipped: have them made again
+        shutil.rmtree(copied_run / "04_feature")
+    result = run_kedro(f"--pipeline={stage}", data=copied_run)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert _contents(copied_run) == _contents(finished_run)
+
+
+def test_another_seed_gives_another_run(finished_run, copied_run, tmp_path):
+    shutil.copytree(copied_run, tmp_path / "run")
+    result = run_kedro("--pipeline=distillation", data=tmp_path / "run", params=("seed=1",))
+    assert result.returncode == 0, result.stderr
+    mine, theirs = _weights(tmp_path / "run", "student_model"), _weights(finished_run, "student_model")
+    assert any(not np.array_equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    ("stage", "params"),
+    [
+        ("pu_training", ("pu_training.backbone=full", "pu_training.epochs=1", "pu_training.class_prior=0.2")),
+        ("pu_training", ("pu_training.features=both", "pu_training.estimator=upu")),
+        ("class_weighting", ("class_weighting.mode=released", "class_weighting.n_vectors=1")),
+        ("distillation", ("distillation.objective=kd", "distillation.keep=best", "distillation.temperature=4")),
+    ],
+)
+def test_variants_of_a_stage_run(stage, params, copied_run, tmp_path):
+    shutil.copytree(copied_run, tmp_path / "run")
+    result = run_kedro(f"--pipeline={stage}", data=tmp_path / "run", params=params)
+    assert result.returncode == 0, result.stdout + result.stderr
+    if "pu_training.backbone=full" in params:
+        result = run_kedro("--pipeline=pool_scoring", data=tmp_path / "run", params=params)
+        assert result.returncode == 0, result.stdout + result.stderr
+        scores = ShardedTable.open(tmp_path / "run" / "07_model_output" / "pool_scores").to_pandas()
+        assert scores["pu_score"].std() > 0
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "params", "expected"),
+    [
+        (
+            "full",
+            (
+                "teacher.architecture=digits_cn",
+                "data_ingestion.pool=[{type: folder, path: no/such/folder}]",
+                "compute.device=cuda:7",
+            ),
+            (
+                "Error: 3 faults:",
+                "teacher: there is no architecture 'digits_cn'; did you mean 'digits_cnn'?",
+                "data_ingestion.pool[0].path: there is no no/such/folder (edit parameters_data_ingestion.yml)",
+                "compute: device 'cuda:7' is not on this machine",
+            ),
+        ),
+        ("teacher", ("teacher.taps=[block1,blok2]",), ("teacher.taps: not a layer of the network: 'blok2'",)),
+        ("data_ingestion", ("teacher.classes=5",), ("the teacher has 5 classes",)),
+        (
+            "full",
+            ("pu_training.class_prior=1.2", "distillation.temprature=2"),
+            ("pu_training.class_prior", "1.2", "distillation.temprature", "temperature"),
+        ),
+        ("distillation", ("distillation.student_architecture=my_nets:small",), ("my_nets", "cannot be imported")),
+    ],
+)  # fmt: skip
+def test_wrong_input_ends_at_once_with_one_message(pipeline, params, expected, copied_run, tmp_path):
+    data = copied_run if pipeline in ("teacher", "distillation") else tmp_path
+    before = _contents(data)
+    result = run_kedro(f"--pipeline={pipeline}", data=data, params=params)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stdout + result.stderr
+    message = " ".join(result.stderr.split())
+    for sentence in expected:
+        assert sentence in message, result.stderr
+    assert _contents(data) == before
+
+
+def test_a_stage_without_its_inputs_says_what_to_run_first(tmp_path):
+    result = run_kedro("--pipeline=pool_scoring", data=tmp_path)
+    assert result.returncode == 1
+    assert "kedro run --pipeline=pu_training" in result.stderr
