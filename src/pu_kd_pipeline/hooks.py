@@ -161,6 +161,7 @@ class TrackingHooks:
                 parameters={name.removeprefix("params:"): catalog.load(name) for name in names},
             )
             progress.add_listener(self._tracker.log_record)
+            progress.add_result_listener(self._tracker.log_child)
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
@@ -206,6 +207,7 @@ class TrackingHooks:
         tracker, self._tracker = self._tracker, None
         if tracker:
             progress.remove_listener(tracker.log_record)
+            progress.remove_result_listener(tracker.log_child)
             tracker.end(status, sentence)
 
 

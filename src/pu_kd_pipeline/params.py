@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+# An environment's keys are laid over those of conf/base: with null it takes one away.
+Options = Annotated[dict[str, Any], AfterValidator(_given)]
 
 
 class Block(BaseModel):
@@ -47,6 +55,7 @@ class ImageSource(Block):
     label_map: dict[str, int] | None = Field(
         None, description="source label or class name -> class of the teacher; labels that are not listed are no class"
     )
+    exclude_labels: tuple[int | str, ...] = Field((), description="leave out images with these labels or class names")
     per_class: int | None = Field(None, ge=1, description="keep this many images of each class, drawn by `seed`")
     limit: int | None = Field(None, ge=1, description="keep at most this many images, drawn by `seed`")
     share: tuple[Share, Share] = Field(
@@ -121,7 +130,7 @@ class TeacherParams(Block):
         description="a torchvision classification model, one of ours (learning/networks.py), or an importable factory "
         "`package.module:function`; null: read from the card beside the weights"
     )
-    architecture_options: dict[str, Any] = Field(description="further keyword arguments of the architecture")
+    architecture_options: Options = Field(description="further keyword arguments of the architecture")
     weights: str | None = Field(
         description="safetensors, state dict, or model folder with card.json; null: train on teacher_training_images"
     )
@@ -290,7 +299,7 @@ class DistillationParams(Block):
 
     seed: int = Field(ge=0)
     student_architecture: str
-    student_options: dict[str, Any]
+    student_options: Options = Field(description="further keyword arguments of the architecture")
     objective: Literal["kd", "robust_kd"]
     temperature: float = Field(gt=0)
     n_updates: int = Field(gt=0, description="equal for every student that is compared")
@@ -323,3 +332,87 @@ class ReportingParams(Block):
 
     title: str
     contact_sheet_images: int = Field(ge=1, le=200, description="images in each block of the contact sheet")
+
+
+# --- comparison -------------------------------------------------------------------------------------------------------
+
+
+class Overrides(Block):
+    """What differs from the run's own blocks; nested keys are laid over theirs."""
+
+    pu_training: dict[str, Any] = Field(default_factory=dict)
+    subset_materialization: dict[str, Any] = Field(default_factory=dict)
+    class_weighting: dict[str, Any] = Field(default_factory=dict)
+    distillation: dict[str, Any] = Field(default_factory=dict)
+
+
+class ComparisonVariant(Overrides):
+    """One row of the comparison: how a student is made."""
+
+    method: Literal["selection", "original", "labeled_only", "fitnet", "fskd"] = Field(
+        "selection",
+        description="selection: distil on the labeled images and the pool images that a rule keeps; original: on the "
+        "teacher's own training images; the others see the labeled images alone: labeled_only distils, fitnet (Romero "
+        "et al. 2015) matches a hidden layer first, fskd (Li et al. 2018) starts from the pruned and aligned teacher",
+    )
+    rule: str | None = Field(None, description="short for subset_materialization.rule; needed by `selection`")
+    criterion: str | None = Field(None, description="short for subset_materialization.criterion")
+    budget: int | str | None = Field(
+        None, description="most pool images; the name of another variant: as many as that one keeps; null: the block's"
+    )
+    features: str | None = Field(None, description="short for pu_training.features")
+    objectives: tuple[str, ...] | None = Field(
+        None, description="null: those of the comparison for `selection`, plain `kd` for the other methods"
+    )
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it uses what its users do not have: the original images, or the pool's truth."""
+        return self.method == "original" or self.rule == "oracle"
+
+    @model_validator(mode="after")
+    def _rule_belongs_to_selection(self) -> ComparisonVariant:
+        given = [name for name in ("rule", "criterion", "budget", "features") if getattr(self, name) is not None]
+        if self.method == "selection" and self.rule is None:
+            raise ValueError("method 'selection' needs a rule")
+        if self.method != "selection" and given:
+            raise ValueError(f"method {self.method!r} selects nothing: remove {', '.join(given)}")
+        if self.method in ("fitnet", "fskd") and self.objectives not in (None, ("kd",)):
+            raise ValueError(f"method {self.method!r} is defined with the objective kd alone")
+        return self
+
+
+class ComparisonParams(Block):
+    """The block `comparison`: a grid of variants, objectives, numbers of labeled images and seeds."""
+
+    title: str
+    labeled_per_class: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        min_length=1, description="labeled images of each class, drawn by the cell's seed from the labeled store"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        min_length=1, description="of the labeled images, PU training, draws and student; the teacher is the same"
+    )
+    objectives: tuple[str, ...] = Field(min_length=1, description="of distillation")
+    hint_share: OpenShare = Field(description="fitnet: share of the updates that go to the hidden layer")
+    every_variant: Overrides = Field(description="what differs from the run's own blocks in all variants")
+    variants: dict[str, ComparisonVariant | None] = Field(
+        description="name -> variant, in the order of the table; null leaves out a variant of conf/base"
+    )
+
+    @model_validator(mode="after")
+    def _grid_is_one(self) -> ComparisonParams:
+        for name in ("labeled_per_class", "seeds", "objectives"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} must not repeat a value, got {list(getattr(self, name))}")
+        known = {name: variant for name, variant in self.variants.items() if variant is not None}
+        if not known:
+            raise ValueError("variants must name at least one")
+        for name, variant in known.items():
+            if isinstance(variant.budget, str):
+                other = known.get(variant.budget)
+                if other is None or other.method != "selection" or isinstance(other.budget, str) or other is variant:
+                    raise ValueError(
+                        f"{name}: budget {variant.budget!r} is not the name of a variant that selects by a budget or "
+                        f"criterion of its own; variants are {', '.join(known)}"
+                    )
+        return self

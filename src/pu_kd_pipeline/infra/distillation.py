@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ def distil(
     weight_vectors: pd.DataFrame,
     params: DistillationParams,
     name: str,
+    start: Mapping[str, Tensor] | None = None,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student and its history, one row every `record_every` updates.
 
@@ -44,27 +45,30 @@ def distil(
         weight_vectors: the set W, one row a vector; read by the objective `robust_kd` alone.
         params: objective, budget of updates, optimiser.
         name: of the stage, for progress and tracking.
+        start: the state to train on from; None: freshly initialised.
     """
     device = prepare_device(params.compute)
     training, held_out = _split(manifest, labeled_images, pool_images, params)
     origin = {"distilled_by": params.objective, "rule": manifest.attrs.get("rule"), "n_updates": params.n_updates}
     with seeded(params.seed):
         model = new_student(teacher, params.student_architecture, params.student_options, origin)
+        if start is not None:
+            model.network.load_state_dict(start)
         student, teacher_network = model.network.to(device).train(), teacher.network.to(device).eval()
+        normalise = normalisation(teacher, device)
+        teacher_logits_of = _teacher_logits(training, teacher_network, normalise, params)
         vectors = torch.tensor(weight_vectors.to_numpy(), dtype=torch.float32, device=device)
         objective = OBJECTIVES[params.objective]
 
         def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-            views, _ = batch
+            views, rows = batch
+            teacher_logits = teacher_logits_of(views, rows)
             with autocast(params.compute, device):
-                with torch.no_grad():
-                    teacher_logits = teacher_network(views).float()
                 student_logits = student(views).float()
             values = objective(student_logits, teacher_logits, vectors, params.temperature)
             agreement = (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
             return {**values, "training_agreement": agreement}
 
-        normalise = normalisation(teacher, device)
         batches = augmented_batches(training, normalise, params.augmentation, params.batch_size, params.seed)
         records = fit(
             step,
@@ -102,6 +106,29 @@ def _split(
         return ImageRows(parts, params.compute)
 
     return images(manifest[~is_held_out]), images(manifest[is_held_out])
+
+
+def _teacher_logits(
+    images: ImageRows, teacher: nn.Module, normalise: Normalise, params: DistillationParams
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function from a batch of (views, rows) to the teacher's (N, K) float32 logits.
+
+    Without augmentation the view of an image never changes: where training sees each image more than once, the logits
+    are computed once, in batches of the same size, for that makes them the same to the last bit.
+    """
+    augmentation, device = params.augmentation, images.device
+
+    def ask(views: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(params.compute, device):
+            return teacher(views).float()  # type: ignore[no-any-return]
+
+    n_seen = params.n_updates * params.batch_size
+    if augmentation.padding_px or augmentation.horizontal_flip or n_seen <= len(images):
+        return lambda views, rows: ask(views)
+    rows = torch.arange(len(images), device=device)
+    filled = torch.cat([rows, rows[:1].expand(-len(rows) % params.batch_size)])
+    known = torch.cat([ask(normalise(images.batch(part))) for part in filled.split(params.batch_size)])
+    return lambda views, rows: known[rows]
 
 
 class _Agreement:

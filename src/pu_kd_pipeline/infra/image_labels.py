@@ -53,20 +53,41 @@ def draw(
     return kept
 
 
+def without_labels(listing: pd.DataFrame, labels: Sequence[int | str], where: str) -> pd.DataFrame:
+    """Return the rows of a listing whose own label or class name is none of `labels`.
+
+    Raises:
+        InputError: no image has one of these labels.
+    """
+    excluded = {str(label) for label in labels}
+    numbers, names = listing["label"].astype("str"), listing["label_name"]
+    found = set(numbers.dropna()) | set(names.dropna())
+    if absent := excluded - found:
+        raise InputError(
+            f"{where}: no image has the labels {_listed(sorted(absent))} of exclude_labels; found: "
+            f"{_found_labels(listing)}"
+        )
+    return listing[~(numbers.isin(excluded) | names.isin(excluded)).to_numpy(dtype=bool)]
+
+
 def with_teacher_labels(
     listing: pd.DataFrame, source: ImageSource, class_names: Sequence[str], where: str
 ) -> pd.DataFrame:
     """Return the listing with `label` (Int32, class of the teacher or null) and `relevant` (boolean or null).
 
+    Images that `exclude_labels` names are left out.
+
     Args:
         listing: rows of a source, with its own `label` (Int64 or null) and `label_name` (string or null).
-        source: its parameters, of which `labels` and `label_map` matter here.
+        source: its parameters, of which `labels`, `label_map` and `exclude_labels` matter here.
         class_names: names of the teacher's classes 0..K-1.
         where: what a message calls the source.
 
     Raises:
         InputError: with `labels: classes`, an image has no class of the teacher; or the labels cannot be understood.
     """
+    if source.exclude_labels:
+        listing = without_labels(listing, source.exclude_labels, where)
     table = listing.copy()
     if source.labels == "ignore":
         table["label"] = pd.array([None] * len(table), dtype="Int32")

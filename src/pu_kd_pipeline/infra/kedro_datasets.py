@@ -58,13 +58,20 @@ class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"])
 
 
 class ShardedTableDataset(_OnDisk, AbstractDataset["Mapping[str, Callable[[], pa.Table]]", "ShardedTable"]):
-    """A table of one Parquet file a shard; saving makes only the shards that are not there yet."""
+    """A table of one Parquet file a shard; saving makes only the shards that are not there yet.
+
+    Shards that the table no longer has are removed, or kept for later with `keeps_others`.
+    """
+
+    def __init__(self, *, filepath: str, keeps_others: bool = False, metadata: dict[str, Any] | None = None) -> None:
+        super().__init__(filepath=filepath, metadata=metadata)
+        self.keeps_others = keeps_others
 
     def save(self, data: Mapping[str, Callable[[], pa.Table]]) -> None:
         """Make the missing shards."""
         from pu_kd_pipeline.infra.sharded_table import ShardedTable
 
-        ShardedTable.write(self.filepath, data)
+        ShardedTable.write(self.filepath, data, keeps_others=self.keeps_others)
 
     def load(self) -> ShardedTable:
         """Open the table; nothing is read yet."""

@@ -1,6 +1,7 @@
 """Progress of long loops: a bar when a person watches, a few log lines otherwise, and records for whoever listens.
 
-Nothing here knows Kedro, MLflow or torch. A listener is told every record that passes through `watch`.
+Nothing here knows Kedro, MLflow or torch. A listener is told every record that passes through `watch`, and a result
+listener the outcome of every trial of a comparison.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ STEP_KEYS = ("epoch", "update")  # a record that carries its own step keeps it w
 Record = TypeVar("Record", bound=Mapping[str, Any])
 Item = TypeVar("Item")
 Listener = Callable[[str, int, Mapping[str, Any]], None]
+ResultListener = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
 Show = Callable[[int, str], None]
 
 _listeners: list[Listener] = []
+_result_listeners: list[ResultListener] = []
 _bars: Progress | None = None
 
 
@@ -38,6 +41,33 @@ def remove_listener(listener: Listener) -> None:
     """Stop telling `listener`; a listener that was never added is ignored."""
     if listener in _listeners:
         _listeners.remove(listener)
+
+
+def add_result_listener(listener: ResultListener) -> None:
+    """Call `listener(name, parameters, metrics)` for every result that is published from now on."""
+    _result_listeners.append(listener)
+
+
+def remove_result_listener(listener: ResultListener) -> None:
+    """Stop telling `listener`; a listener that was never added is ignored."""
+    if listener in _result_listeners:
+        _result_listeners.remove(listener)
+
+
+def publish_result(name: str, parameters: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Tell the outcome of one of many trials: what it is called, what made it, and its numbers."""
+    for listener in tuple(_result_listeners):
+        listener(name, parameters, metrics)
+
+
+@contextmanager
+def unpublished() -> Iterator[None]:
+    """Show the loops inside, but tell nobody their records: those of many trials would be one tangle of curves."""
+    told, _listeners[:] = list(_listeners), []
+    try:
+        yield
+    finally:
+        _listeners[:] = told
 
 
 def watch(records: Iterable[Record], *, name: str, total: int) -> Iterator[Record]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.atomic_files import replacing_file
+from pu_kd_pipeline.infra.progress import track
 
 _LIST = "shards.json"
 
@@ -46,22 +47,25 @@ class ShardedTable:
         return ShardedTable(folder, names)
 
     @staticmethod
-    def write(folder: Path, shards: Mapping[str, Callable[[], pa.Table]]) -> ShardedTable:
+    def write(
+        folder: Path, shards: Mapping[str, Callable[[], pa.Table]], *, keeps_others: bool = False
+    ) -> ShardedTable:
         """Make the shards that are not there yet, remove those that no longer belong, and list them.
 
         Args:
             folder: where the shards live.
             shards: in order, a unique name (safe as a file name) and the function that makes the shard.
+            keeps_others: leave shards that no longer belong where they are, unlisted: they may be wanted again.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        for name, make in shards.items():
-            if not _file(folder, name).is_file():
-                with replacing_file(_file(folder, name)) as temporary:
-                    pq.write_table(make(), temporary)
+        missing = [name for name in shards if not _file(folder, name).is_file()]
+        for name in track(missing, name=folder.name, unit="shards") if missing else ():
+            with replacing_file(_file(folder, name)) as temporary:
+                pq.write_table(shards[name](), temporary)
         with replacing_file(folder / _LIST) as temporary:
             temporary.write_text(json.dumps(list(shards), indent=0))
         for file in folder.glob("*.parquet"):
-            if file.stem not in shards:
+            if file.stem not in shards and not keeps_others:
                 file.unlink()
         return ShardedTable(folder, tuple(shards))
 

@@ -46,12 +46,13 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
         teacher_confidence=scores["teacher_confidence"].to_numpy(),
         relevant=None if relevant.isna().any() else relevant.to_numpy(dtype=bool),
     )
+    ranks = inputs.held_out_ranks["rank"].to_numpy(dtype=float)
     options = SelectionOptions(
         criterion=params.criterion,
         class_prior=inputs.class_prior["value"],
         budget=params.budget,
         target_precision=params.target_precision,
-        held_out_ranks=inputs.held_out_ranks["rank"].to_numpy(dtype=float),
+        held_out_ranks=ranks if len(ranks) else None,  # pu_training.held_out_folds is 0
         rng=np.random.default_rng(params.seed),
     )
     try:

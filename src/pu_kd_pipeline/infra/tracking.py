@@ -247,6 +247,22 @@ class Tracker:
         self.flushed_at = time.time()
 
     @_never_fatal
+    def log_child(self, name: str, parameters: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Log one of many trials as a finished run below this one; numbers that are not finite are left out."""
+        from mlflow.entities import Metric, Param
+
+        parent, now = self.client.get_run(self.run_id), int(time.time() * 1000)
+        tags = {"mlflow.parentRunId": parent.info.run_id, "mlflow.user": parent.data.tags.get("mlflow.user", "")}
+        child = self.client.create_run(parent.info.experiment_id, now, tags, name).info.run_id
+        numbers = [(key, value) for key, value in metrics.items() if isinstance(value, int | float)]
+        self.client.log_batch(
+            child,
+            metrics=[Metric(_key(key), float(value), now, 0) for key, value in numbers if math.isfinite(value)],
+            params=[Param(_key(key), _cut(value)) for key, value in flatten(parameters)][:100],
+        )
+        self.client.set_terminated(child, "FINISHED")
+
+    @_never_fatal
     def log_file(self, path: Path, folder: str) -> None:
         """Store a file, or all files of a folder, among the run's artifacts."""
         if path.is_dir():

@@ -1,0 +1,56 @@
+"""Checks before the first node: every fault is found, together, and good parameters pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.preflight import check
+from pu_kd_pipeline.params import DataIngestionParams, DistillationParams, TeacherParams
+
+CONF = Path(__file__).parents[2] / "conf" / "base"
+
+
+@pytest.fixture
+def blocks():
+    shared = {"seed": 0, "compute": OmegaConf.load(CONF / "globals.yml").compute}
+    files = [OmegaConf.load(CONF / f"parameters_{name}.yml") for name in ("data_ingestion", "teacher", "distillation")]
+    merged = OmegaConf.to_container(OmegaConf.merge(shared, *files), resolve=True)
+    types = {"data_ingestion": DataIngestionParams, "teacher": TeacherParams, "distillation": DistillationParams}
+    return {name: model.model_validate(merged[name]) for name, model in types.items()}
+
+
+def test_the_demos_parameters_pass(blocks):
+    check(blocks)
+
+
+def test_sources_that_are_not_there_are_named_with_their_place(blocks, tmp_path):
+    sources = [{"type": "folder", "path": str(tmp_path)}, {"type": "parquet", "path": "no/such.parquet"}]
+    remote = [{"type": "parquet", "path": "memory://pool/*.parquet"}, {"type": "folder", "path": "no/folder"}]
+    block = blocks["data_ingestion"].model_dump() | {"pool": sources, "test": remote}
+    with pytest.raises(InputError) as error:
+        check({"data_ingestion": DataIngestionParams.model_validate(block)})
+    assert str(error.value).splitlines() == [
+        "2 faults:",
+        "- data_ingestion.pool[1].path: there is no no/such.parquet (edit parameters_data_ingestion.yml)",
+        "- data_ingestion.test[1].path: there is no no/folder (edit parameters_data_ingestion.yml)",
+    ]
+
+
+def test_a_student_that_does_not_fit_the_teachers_images_is_found(blocks):
+    student = blocks["distillation"].model_copy(update={"student_architecture": "lenet5", "student_options": {}})
+    with pytest.raises(InputError, match=r"^distillation: the network fails on an image of shape \(1, 8, 8\)"):
+        check({**blocks, "distillation": student})
+
+
+def test_the_callers_random_numbers_are_left_alone(blocks):
+    import torch
+
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    check(blocks)
+    assert torch.equal(torch.rand(1), expected)
