@@ -1,0 +1,151 @@
+"""nnPU and uPU on MNIST, even against odd digits, as Kiryo et al. 2017 (arXiv:1703.00593, sec. 5) set it up.
+
+    python -m benchmarks.nnpu_reference --images FOLDER [--seeds 3] [--epochs 30] [--out FILE.md]
+
+1,000 positives with the 6-layer network and 100 positives with the 3-layer one; the unlabeled images are all 60,000
+training images. The steps are this project's own (`learning.pu_training`), so a wrong sign anywhere shows here:
+uPU must over-fit and nnPU must not. Runs that are in the JSON lines file beside `--out` are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pu_kd_pipeline.learning.pu_training import ScoreTraining, fit_scores, pu_step
+from pu_kd_pipeline.learning.training import seeded
+
+SETTINGS = ((1000, 6), (100, 3))  # positives, layers: the paper's two settings for MNIST
+WIDTH = 300
+# Adam with L2 of 0.005 and a sigmoid loss, as in the paper; batches of U with as many P as there are, at most 500.
+TRAINING = {"algorithm": "adam", "learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 5e-3, "schedule": "constant"}
+UNLABELED_BATCH, LARGEST_POSITIVE_BATCH = 2000, 500
+
+
+def network(n_layers: int) -> nn.Module:
+    """Return the paper's multilayer perceptron: 300 units a hidden layer, BatchNorm, ReLU, one output."""
+    sizes = [784, *[WIDTH] * (n_layers - 1)]
+    layers: list[nn.Module] = []
+    for size_in, size_out in itertools.pairwise(sizes):
+        layers += [nn.Linear(size_in, size_out, bias=False), nn.BatchNorm1d(size_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], 1), nn.Flatten(0))
+
+
+def read_mnist(path: Path) -> tuple[Tensor, np.ndarray]:
+    """Return (N, 784) float32 images in [0, 1] and whether each digit is even."""
+    table = pq.read_table(path, columns=["image", "label"])
+    images = [np.asarray(Image.open(io.BytesIO(image.as_py()))) for image in table["image"]]
+    pixels = torch.from_numpy(np.stack(images)).flatten(1).float() / 255
+    return pixels, table["label"].to_numpy() % 2 == 0
+
+
+def run(
+    train: tuple[Tensor, np.ndarray],
+    test: tuple[Tensor, np.ndarray],
+    estimator: str,
+    n_positive: int,
+    n_layers: int,
+    seed: int,
+    epochs: int,
+) -> dict[str, object]:
+    """Train once and return the test error of the last epoch, the risks, and the seconds it took."""
+    start = time.process_time()
+    unlabeled, is_even = train
+    chosen = np.random.default_rng(seed).choice(np.flatnonzero(is_even), n_positive, replace=False)
+    positive = unlabeled[chosen]
+    with seeded(seed):
+        module = network(n_layers)
+    step = pu_step(module, class_prior=float(is_even.mean()), estimator=estimator, beta=0.0, gamma=1.0)  # type: ignore[arg-type]
+    training = ScoreTraining(
+        epochs=epochs,
+        positive_batch_size=min(n_positive, LARGEST_POSITIVE_BATCH),
+        unlabeled_batch_size=UNLABELED_BATCH,
+        **TRAINING,  # type: ignore[arg-type]
+    )
+    records = list(
+        fit_scores(
+            module,
+            step,
+            positive.__getitem__,
+            unlabeled.__getitem__,
+            n_positive=n_positive,
+            n_unlabeled=len(unlabeled),
+            training=training,
+            generator=torch.Generator().manual_seed(seed),
+        )
+    )
+    images, truth = test
+    with torch.inference_mode():
+        error = float(((module(images) > 0).numpy() != truth).mean())
+    facts = {name: records[-1][name] for name in ("risk", "negative_risk", "ascent_share")}
+    seconds = time.process_time() - start
+    return {"estimator": estimator, "n_positive": n_positive, "n_layers": n_layers, "seed": seed, "epochs": epochs,
+            "test_error": error, **facts, "cpu_seconds": round(seconds, 1)}  # fmt: skip
+
+
+def table_of(results: list[dict[str, object]]) -> str:
+    """Return the results as a Markdown table, one row a setting and estimator."""
+    lines = [
+        "| positives | layers | estimator | test error | last training risk | seeds | CPU-s a run |",
+        "| ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for n_positive, n_layers in SETTINGS:
+        for estimator in ("nnpu", "upu"):
+            group = [r for r in results if (r["n_positive"], r["estimator"]) == (n_positive, estimator)]
+            if not group:
+                continue
+            errors, risks, seconds = (
+                np.array([r[name] for r in group], dtype=float) for name in ("test_error", "risk", "cpu_seconds")
+            )
+            spread = f" ± {errors.std(ddof=1):.3f}" if len(group) > 1 else ""
+            lines.append(
+                f"| {n_positive:,} | {n_layers} | {estimator} | {errors.mean():.3f}{spread} | {risks.mean():+.3f} "
+                f"| {len(group)} | {seconds.mean():.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", default=os.environ.get("PU_KD_DATA"), help="folder with mnist_{train,test}.parquet")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--out", type=Path, help="where the table goes; finished runs are kept in FILE.jsonl")
+    arguments = parser.parse_args()
+    if arguments.images is None:
+        parser.error("name the folder with mnist_train.parquet by --images or PU_KD_DATA")
+    torch.set_num_threads(1)
+    train, test = (read_mnist(Path(arguments.images) / f"mnist_{part}.parquet") for part in ("train", "test"))
+    diary = arguments.out.with_suffix(".jsonl") if arguments.out else None
+    results = [json.loads(line) for line in diary.read_text().splitlines()] if diary and diary.exists() else []
+    done = {(r["estimator"], r["n_positive"], r["seed"], r["epochs"]) for r in results}
+    for seed in range(arguments.seeds):
+        for n_positive, n_layers in SETTINGS:
+            for estimator in ("nnpu", "upu"):
+                if (estimator, n_positive, seed, arguments.epochs) in done:
+                    continue
+                result = run(train, test, estimator, n_positive, n_layers, seed, arguments.epochs)
+                results.append(result)
+                print(json.dumps(result), flush=True)
+                if diary:
+                    with diary.open("a") as file:
+                        file.write(json.dumps(result) + "\n")
+    print(table_of(results))
+    if arguments.out:
+        arguments.out.write_text(table_of(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()
