@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ for node in nodes.values():
             if not (isinstance(hints[position], type) and issubclass(hints[position], BaseModel)):
                 survey["untyped"].append([node.name, dataset])
 survey["datasets"] = sorted({name for pipeline in pipelines.values() for name in pipeline.datasets()})
+survey["edges"] = [[i, o] for node in nodes.values() for i in node.inputs for o in node.outputs]
 survey["tags"] = sorted({tag for node in nodes.values() for tag in node.tags})
 survey["without_namespace"] = sorted(node.name for node in nodes.values() if not node.namespace)
 with KedroSession.create(project_path=root, env="base") as session:
@@ -89,6 +91,16 @@ def test_every_dataset_is_persisted_and_has_a_layer(survey):
     in_memory = {name for name in datasets if name not in catalog and not _matches_a_pattern(name, catalog)}
     assert in_memory == set()
     assert {name for name, layer in catalog.items() if layer is None} == set()
+
+
+def test_no_layer_leads_back_to_an_earlier_one(survey):
+    """kedro-viz draws no layers at all where they go round in a circle."""
+    layers = survey["catalog"]
+    after: dict[str, set[str]] = {}
+    for source, target in survey["edges"]:
+        if source in layers and layers[source] != layers[target]:
+            after.setdefault(layers[target], set()).add(layers[source])
+    assert next(iter(TopologicalSorter(after).static_order())) == "intermediate"
 
 
 def _matches_a_pattern(name: str, catalog: dict) -> bool:

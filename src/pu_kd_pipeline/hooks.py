@@ -222,8 +222,10 @@ class SummaryHooks:
             _print_metrics(catalog.load(METRICS))
         if REPORT in outputs and (path := _path(catalog, REPORT)):
             print(f"Report: {path}")
-        if outputs & {METRICS, REPORT}:
-            print("MLflow: make mlflow    Pipeline: make viz")
+        if outputs & {METRICS, REPORT} and (path := _path(catalog, METRICS)):
+            folder = path.parents[1]
+            where = "" if folder == Path.cwd() / "data" else f" DATA={folder}"
+            print(f"MLflow: make mlflow{where}    Pipeline: make viz")
 
 
 def _print_metrics(metrics: Mapping[str, Any]) -> None:

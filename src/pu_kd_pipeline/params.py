@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pu_kd_pipeline.learning.selection import needs_budget
+
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
@@ -100,6 +102,13 @@ class DataIngestionParams(Block):
         (), description="experiments that train a teacher: its training images"
     )
     store: ImageStoreParams
+
+    @model_validator(mode="after")
+    def _truth_where_it_is_compared_with(self) -> DataIngestionParams:
+        for part in ("test", "teacher_training"):
+            if any(source.labels != "classes" for source in getattr(self, part)):
+                raise ValueError(f"every image of {part} needs its class: set `labels: classes` on its sources")
+        return self
 
 
 # --- teacher ----------------------------------------------------------------------------------------------------------
@@ -257,7 +266,7 @@ class SubsetParams(Block):
     """The block `subset_materialization`: which pool images are kept."""
 
     seed: int = Field(ge=0)
-    rule: Literal["nnpu", "random", "oracle", "confident", "all"]
+    rule: Literal["nnpu", "random", "oracle", "confident", "stratified", "all"]
     criterion: Literal["sign", "quantile", "precision", "budget"] = Field(
         description="nnpu only. sign: score > 0; quantile: the top class_prior share; precision: down to "
         "target_precision; budget: the top `budget`"
@@ -267,10 +276,10 @@ class SubsetParams(Block):
 
     @model_validator(mode="after")
     def _budget_where_it_is_needed(self) -> SubsetParams:
-        if self.budget is None and self.rule in {"random", "confident"}:
-            raise ValueError(f"rule {self.rule!r} needs a budget")
-        if self.budget is None and self.rule == "nnpu" and self.criterion == "budget":
-            raise ValueError("criterion 'budget' needs a budget")
+        if self.budget is None and needs_budget(self.rule, self.criterion):
+            raise ValueError(
+                "criterion 'budget' needs a budget" if self.rule == "nnpu" else f"rule {self.rule!r} needs a budget"
+            )
         return self
 
 
@@ -361,6 +370,7 @@ class ComparisonVariant(Overrides):
         None, description="most pool images; the name of another variant: as many as that one keeps; null: the block's"
     )
     features: str | None = Field(None, description="short for pu_training.features")
+    labeled_per_class: tuple[int, ...] | None = Field(None, description="some of the comparison's; null: all of them")
     objectives: tuple[str, ...] | None = Field(
         None, description="null: those of the comparison for `selection`, plain `kd` for the other methods"
     )
@@ -408,6 +418,8 @@ class ComparisonParams(Block):
         if not known:
             raise ValueError("variants must name at least one")
         for name, variant in known.items():
+            if outside := set(variant.labeled_per_class or ()) - set(self.labeled_per_class):
+                raise ValueError(f"{name}: labeled_per_class {sorted(outside)} is not among the comparison's")
             if isinstance(variant.budget, str):
                 other = known.get(variant.budget)
                 if other is None or other.method != "selection" or isinstance(other.budget, str) or other is variant:

@@ -30,6 +30,7 @@ def test_the_demos_parameters_pass(blocks):
 def test_sources_that_are_not_there_are_named_with_their_place(blocks, tmp_path):
     sources = [{"type": "folder", "path": str(tmp_path)}, {"type": "parquet", "path": "no/such.parquet"}]
     remote = [{"type": "parquet", "path": "memory://pool/*.parquet"}, {"type": "folder", "path": "no/folder"}]
+    remote = [{**source, "labels": "classes"} for source in remote]
     block = blocks["data_ingestion"].model_dump() | {"pool": sources, "test": remote}
     with pytest.raises(InputError) as error:
         check({"data_ingestion": DataIngestionParams.model_validate(block)})

@@ -208,6 +208,29 @@ def test_confident_ranks_by_the_teacher_and_all_keeps_everything() -> None:
     assert RULES["all"](pool, options(budget=1)).rows.tolist() == [0, 1, 2, 3]
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    strata=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=60),
+    budget=st.integers(1, 70),
+    seed=st.integers(0, 9),
+)
+def test_stratified_fills_the_strata_evenly(strata: list[tuple[int, int]], budget: int, seed: int) -> None:
+    """No stratum gives two images more than another that still has some left."""
+    pool = PoolScores(
+        pu_score=np.zeros(len(strata), dtype=np.float32),
+        teacher_class=np.array([teacher_class for teacher_class, _ in strata]),
+        teacher_confidence=np.array([(band + 0.5) / 10 for _, band in strata], dtype=np.float32),
+    )
+    kept = RULES["stratified"](pool, options(budget=budget, seed=seed)).rows
+    assert len(kept) == min(budget, len(strata))
+    sizes = {stratum: strata.count(stratum) for stratum in strata}
+    taken = {stratum: sum(strata[row] == stratum for row in kept) for stratum in strata}
+    unfinished = [taken[stratum] for stratum in sizes if taken[stratum] < sizes[stratum]]
+    assert max(taken.values()) <= min(unfinished, default=len(strata)) + 1
+    smaller = RULES["stratified"](pool, options(budget=max(1, budget // 2), seed=seed)).rows
+    assert kept[: len(smaller)].tolist() == smaller.tolist()
+
+
 def test_no_rule_but_the_oracle_reads_the_truth() -> None:
     scores = np.random.default_rng(0).normal(size=50)
     for rule, criterion in CASES:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pandas as pd
 import torch
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.features import logits_of
+from pu_kd_pipeline.infra.features import TEACHER, logits_of
+from pu_kd_pipeline.infra.model_files import Model
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
 from pu_kd_pipeline.learning.class_weights import class_weights, teacher_class_mass, weight_vectors
 from pu_kd_pipeline.params import ClassWeightingParams
@@ -45,8 +48,39 @@ def weigh_classes(
             "is_clipped": weighted.is_clipped.numpy(),
         }
     )
+    table.attrs["manifest"] = manifest_digest(manifest)
+    if makers := sorted(
+        {features.facts[TEACHER] for features in (labeled_features, pool_features) if TEACHER in features.facts}
+    ):
+        table.attrs["teacher"] = " and ".join(makers)
     generator = torch.Generator().manual_seed(params.seed)
     vectors = weight_vectors(
         weighted.weights, n=params.n_vectors, epsilon=params.epsilon, mode=params.mode, generator=generator
     )
-    return table, pd.DataFrame(vectors.numpy(), columns=[f"class_{index}" for index in range(len(class_names))])
+    members = pd.DataFrame(vectors.numpy(), columns=[f"class_{index}" for index in range(len(class_names))])
+    members.attrs.update(table.attrs)
+    return table, members
+
+
+def manifest_digest(manifest: pd.DataFrame) -> str:
+    """Return a hash of which images a manifest holds."""
+    return hashlib.sha256("\n".join(manifest["origin"] + " " + manifest["id"]).encode()).hexdigest()
+
+
+def check_weights(weight_vectors: pd.DataFrame, manifest: pd.DataFrame, teacher: Model) -> None:
+    """Check that weight vectors that say what they were made from are this manifest's and this teacher's.
+
+    Raises:
+        InputError: they were made from others.
+    """
+    made_from = weight_vectors.attrs
+    if made_from.get("manifest", digest := manifest_digest(manifest)) != digest:
+        raise InputError(
+            "weight_vectors: they were made for another manifest. Run `kedro run --pipeline=class_weighting` first, or "
+            "`--pipeline=random_baseline` as a whole"
+        )
+    if made_from.get("teacher") not in (None, teacher.fingerprint()):
+        raise InputError(
+            "weight_vectors: another network than teacher_model saw the classes that they weigh. Run the stages from "
+            "`feature_extraction` on again"
+        )

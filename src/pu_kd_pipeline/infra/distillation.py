@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from pu_kd_pipeline.infra.class_weighting import check_weights
 from pu_kd_pipeline.infra.classifier_training import augmented_batches
 from pu_kd_pipeline.infra.devices import autocast, prepare_device
 from pu_kd_pipeline.infra.features import rows_of
@@ -47,9 +48,15 @@ def distil(
         name: of the stage, for progress and tracking.
         start: the state to train on from; None: freshly initialised.
     """
+    check_weights(weight_vectors, manifest, teacher)
     device = prepare_device(params.compute)
     training, held_out = _split(manifest, labeled_images, pool_images, params)
-    origin = {"distilled_by": params.objective, "rule": manifest.attrs.get("rule"), "n_updates": params.n_updates}
+    origin = {
+        "distilled_by": params.objective,
+        "rule": manifest.attrs.get("rule"),
+        "n_updates": params.n_updates,
+        "teacher": teacher.fingerprint(),
+    }
     with seeded(params.seed):
         model = new_student(teacher, params.student_architecture, params.student_options, origin)
         if start is not None:

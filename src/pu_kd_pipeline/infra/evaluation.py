@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from typing import Any
@@ -27,6 +28,8 @@ from pu_kd_pipeline.learning.metrics import (
 )
 from pu_kd_pipeline.params import EvaluationParams
 
+logger = logging.getLogger(__name__)
+
 
 def compare_models(models: dict[str, Model], test_images: ImageStore, params: EvaluationParams) -> dict[str, Any]:
     """Return for each model its accuracy, agreement with `models["teacher"]`, and cost.
@@ -39,6 +42,9 @@ def compare_models(models: dict[str, Model], test_images: ImageStore, params: Ev
         raise InputError(
             "evaluation: the test images need labels: set `labels: classes` on the sources of data_ingestion.test"
         )
+    for name, model in models.items():
+        if model.card.origin.get("teacher", teacher := models["teacher"].fingerprint()) != teacher:
+            logger.warning("%s_model learned from another teacher than teacher_model: distil it again", name)
     truth = labels.to_numpy(dtype=np.int64)
     predicted = {
         name: predict_logits(model, test_images, params.compute).argmax(dim=1).numpy() for name, model in models.items()

@@ -22,6 +22,7 @@ from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, pu_features
 from pu_kd_pipeline.params import ComputeParams
 
 Makers = dict[str, Callable[[], pa.Table]]
+TEACHER = "teacher"  # the fact of a feature shard that says which network made it
 
 
 def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -> Makers:
@@ -33,7 +34,7 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
     device = prepare_device(compute)
     extractor = teacher.extractor(device)
     normalise = normalisation(teacher, device)
-    made_by = _short_hash(teacher.fingerprint(), compute.precision)
+    made_by = _short_hash(fingerprint := teacher.fingerprint(), compute.precision)
 
     def extract(images: Tensor) -> tuple[Tensor, Tensor]:
         descriptor, logits = extractor(images)
@@ -46,7 +47,8 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
             descriptor, logits = (torch.cat(column).numpy() for column in zip(*batches, strict=True))
             ids = images.index["id"].iloc[rows]
             columns = [pa.array(ids, pa.string()), fixed_size_list(descriptor), fixed_size_list(logits)]
-            return pa.Table.from_arrays(columns, names=["id", "descriptor", "logits"])
+            table = pa.Table.from_arrays(columns, names=["id", "descriptor", "logits"])
+            return table.replace_schema_metadata({TEACHER: fingerprint})
 
         return make
 
@@ -57,6 +59,11 @@ def score_shards(
     features: ShardedTable, images: ImageStore, classifier: PUClassifier, compute: ComputeParams
 ) -> Makers:
     """Return one maker a shard of the pool's features, named after the shard and the classifier's fingerprint."""
+    check_teacher(features, classifier.card.teacher_fingerprint, "pool_features", "the PU classifier's teacher")
+    if [name.rpartition("-")[0] for name in features.names] != [shard.name for shard in images.shards]:
+        raise InputError(
+            "pool_features: pool_images changed since they were made. Run `kedro run --pipeline=feature_extraction`"
+        )
     device = prepare_device(compute)
     classifier.module.to(device).eval()
     made_by = _short_hash(classifier.fingerprint(), compute.precision)
@@ -96,6 +103,25 @@ def _scores(
     with torch.inference_mode():
         descriptor = torch.from_numpy(as_array(table["descriptor"]).copy())
         return module(pu_features(descriptor.to(device), logits.to(device), classifier.card.features)).cpu().numpy()
+
+
+def check_teacher(features: ShardedTable, fingerprint: str, whose: str, teacher: str = "teacher_model") -> None:
+    """Check that features are of a teacher.
+
+    Args:
+        features: what is checked.
+        fingerprint: of the teacher.
+        whose: name of the features, for the message.
+        teacher: name of the teacher, for the message.
+
+    Raises:
+        InputError: they were made by another one.
+    """
+    if features.facts.get(TEACHER, fingerprint) != fingerprint:
+        raise InputError(
+            f"{whose}: another network than {teacher} made them. Run the stages again that are older than the teacher: "
+            "`kedro run --pipeline=feature_extraction`, then `--pipeline=pu_training`"
+        )
 
 
 def rows_of(images: ImageStore, ids: np.ndarray, whose: str) -> np.ndarray:

@@ -587,7 +587,8 @@ def _tiles(
     rows = np.flatnonzero(index["id"].isin(table["id"]).to_numpy())
     ids = index["id"].iloc[rows].tolist()
     images = dict(zip(ids, pool_images.read(rows.astype(np.int64)), strict=True))
-    truth = dict(zip(ids, index["relevant"].iloc[rows].tolist(), strict=True))
+    known = index["relevant"].iloc[rows]
+    truth = dict(zip(ids, known.astype(object).where(known.notna(), None), strict=True))
     has_truth = bool(index["relevant"].notna().any())
     tiles = []
     facts = zip(table["id"], scores, table["teacher_class"], table["teacher_confidence"], strict=True)
@@ -620,7 +621,7 @@ def _draw_tile(axes: Axes, tile: _Tile, corner: tuple[float, float], side: float
 
 
 def _truth_line(relevant: bool | None) -> tuple[str, str, str]:
-    if relevant not in (True, False):
+    if relevant is None:
         return "unknown", MUTED, "normal"
     return ("relevant", _darker(RELEVANT), "normal") if relevant else ("not relevant", DARK_ALERT, "normal")
 

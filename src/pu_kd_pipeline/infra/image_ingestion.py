@@ -107,8 +107,7 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
     drawn_classes: list[pd.Series] = []
     for position, source in enumerate(plan.sources):
         where = f"data_ingestion.{plan.name}[{position}] ({source.type} {source.name or default_name(source)})"
-        reader = open_source(source, plan.seed)
-        listing = reader.listing()
+        reader, listing = _opened(source, plan.seed, where)
         readers.append(Reader(reader, listing))
         table = _chosen(listing, source, plan, np.random.default_rng([plan.seed, position]), where)
         table["reader"] = position
@@ -123,6 +122,22 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
     wanted = pd.concat(tables, ignore_index=True)
     _check_ids(wanted["id"], plan)
     return wanted, readers
+
+
+def _opened(source: ImageSource, seed: int, where: str) -> tuple[Source, pd.DataFrame]:
+    """Return the reader of a source and its listing."""
+    try:
+        reader = open_source(source, seed)
+        return reader, reader.listing()
+    except InputError:
+        raise
+    except Exception as exc:  # each kind of remote file system has errors of its own
+        if "://" not in (source.path or ""):
+            raise
+        raise InputError(
+            f"{where}: {source.path} cannot be read ({type(exc).__name__}: {exc}): check the address, the network and "
+            "your credentials"
+        ) from exc
 
 
 def _chosen(

@@ -65,11 +65,30 @@ def open_source(source: ImageSource, seed: int) -> Source:
     return kinds[source.type](source)
 
 
+def file_system(path: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a local path or URL, and the path in it; nothing is opened yet.
+
+    Raises:
+        InputError: there is no such kind of URL, or the package that reads it is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        found: tuple[Any, str] = url_to_fs(path)
+    except ImportError as exc:
+        raise InputError(f"{path} cannot be read yet: {exc}, with pip in the environment of this project") from exc
+    except ValueError as exc:
+        raise InputError(f"{path} cannot be read ({exc}): correct `path` of the source") from exc
+    return found
+
+
 def default_name(source: ImageSource) -> str:
     """Return what the index calls a source that was given no name."""
     if source.type == "demo":
         return "demo"
-    return source.dataset or PurePosixPath(str(source.path).rstrip("/")).stem
+    path = PurePosixPath(str(source.path).rstrip("/"))
+    is_pattern = any(wildcard in path.name for wildcard in "*?[")
+    return source.dataset or (path.parent.name if is_pattern else path.stem) or source.type
 
 
 def _table(
@@ -122,11 +141,10 @@ class FolderSource:
     """
 
     def __init__(self, source: ImageSource) -> None:
-        from fsspec.core import url_to_fs
         from fsspec.implementations.local import LocalFileSystem
 
         self._path = str(source.path)
-        self._fs, self._root = url_to_fs(self._path)
+        self._fs, self._root = file_system(self._path)
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
     def listing(self) -> pd.DataFrame:
@@ -208,10 +226,8 @@ class ParquetSource:
     """
 
     def __init__(self, source: ImageSource) -> None:
-        from fsspec.core import url_to_fs
-
         self._path = str(source.path)
-        self._fs, root = url_to_fs(self._path)
+        self._fs, root = file_system(self._path)
         if self._fs.isdir(root):
             root = f"{root.rstrip('/')}/*.parquet"
         self._files: list[str] = sorted(self._fs.glob(root)) if any(mark in root for mark in "*?[") else [root]

@@ -159,12 +159,14 @@ def _read_card(folder: Path, kind: type[Card]) -> Card:
         raise InputError(f"{path} is not the card of a {kind.__name__.removesuffix('Card')}: {exc}") from exc
 
 
-def _build(card: ModelCard) -> nn.Module:
-    from pu_kd_pipeline.learning.networks import build_network, check_network
+def _build(card: ModelCard, *, is_trained_here: bool = False) -> nn.Module:
+    from pu_kd_pipeline.learning.networks import build_network, check_network, check_training
 
     try:
         network = build_network(card.architecture, len(card.classes), card.input.channels, card.architecture_options)
         check_network(network, len(card.classes), card.input.channels, card.input.size_px)
+        if is_trained_here:
+            check_training(network, len(card.classes), card.input.channels, card.input.size_px)
     except ValueError as exc:
         raise InputError(str(exc)) from exc
     return network
@@ -246,7 +248,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def _weights_path(teacher: TeacherParams) -> Path | None:
     if teacher.weights is None:
         return None
-    path = Path(teacher.weights)
+    path = Path(teacher.weights).expanduser()
     return path / WEIGHTS if path.is_dir() else path
 
 
@@ -254,7 +256,8 @@ def teacher_card(teacher: TeacherParams) -> ModelCard:
     """Return the teacher's card: the parameters, completed by the card beside its weights where there is one.
 
     Raises:
-        InputError: the weights are missing, or neither parameters nor card say what the teacher is.
+        InputError: the weights are missing, neither parameters nor card say what the teacher is, or the card alone
+            asks for code to be run.
     """
     weights = _weights_path(teacher)
     if weights is not None and not weights.is_file():
@@ -263,6 +266,11 @@ def teacher_card(teacher: TeacherParams) -> ModelCard:
     known: dict[str, Any] = (
         json.loads(_read_card(weights.parent, ModelCard).model_dump_json()) if weights and beside else {}
     )
+    if teacher.architecture is None and ":" in (factory := known.get("architecture", "")):
+        raise InputError(
+            f"teacher: the {CARD} beside {weights} names a factory of its own, {factory!r}. What comes with weights is "
+            "not run: if you trust that code, set teacher.architecture to it (parameters_teacher.yml)"
+        )
     given = teacher.model_dump(mode="json", exclude={"weights"}, exclude_none=True)
     if isinstance(teacher.classes, int):
         given["classes"] = [str(index) for index in range(teacher.classes)]
@@ -291,7 +299,7 @@ def new_teacher(teacher: TeacherParams) -> Model:
         InputError: the architecture, its taps or its weights cannot be used.
     """
     card = teacher_card(teacher)
-    model = Model(_build(card), card)
+    model = Model(_build(card, is_trained_here=teacher.weights is None), card)
     try:
         taps = model.extractor().taps
     except ValueError as exc:
@@ -316,4 +324,4 @@ def new_student(teacher: Model, architecture: str, options: Mapping[str, Any], o
             "origin": dict(origin),
         }
     )
-    return Model(_build(card), card)
+    return Model(_build(card, is_trained_here=True), card)

@@ -70,12 +70,15 @@ def sentences(
         where: the file to edit.
         given: dotted keys that came with `--params` instead.
     """
-    return [_sentence(fault, model, name, where, set(given)) for fault in error.errors(include_url=False)]
+    faults = error.errors(include_url=False)
+    # of a list with a faulty item pydantic says, too, that it holds nothing
+    told = [fault for fault in faults if not any(_is_inside(other["loc"], fault["loc"]) for other in faults)]
+    return [_sentence(fault, model, name, where, set(given)) for fault in told]
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """Return "`what` is not known: did you mean `x`?", or all that is known where nothing is near."""
-    known = sorted(known)
+    known = sorted(set(known))
     near = get_close_matches(name, known, n=1)
     meant = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(f'`{each}`' for each in known)}"
     return f"{what} is not known; {meant}"
@@ -94,6 +97,10 @@ def _sentence(fault: Any, model: type[BaseModel], name: str, where: str, given: 
     is_whole = isinstance(fault["input"], Mapping | BaseModel)
     value = "" if is_whole else f" is {fault['input']!r}"
     return f"{source}: `{key}`{value}: {complaint}{_meaning(model, location)}"
+
+
+def _is_inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -81,11 +81,18 @@ def _device(compute: ComputeParams) -> None:
 
 
 def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
+    from pu_kd_pipeline.infra.image_sources import file_system
+
     for part in ("labeled", "pool", "test", "teacher_training"):
         sources: tuple[ImageSource, ...] = getattr(block, part)
         for index, source in enumerate(sources):
             if source.type not in ("folder", "parquet") or source.path is None:
                 continue
-            is_plain = "://" not in source.path and not any(wildcard in source.path for wildcard in "*?[")
-            if is_plain and not Path(source.path).expanduser().exists():
-                yield f"{part}[{index}].path: there is no {source.path} (edit parameters_data_ingestion.yml)"
+            where = f"{part}[{index}].path"
+            if "://" in source.path:
+                try:
+                    file_system(source.path)
+                except InputError as exc:
+                    yield f"{where}: {exc}"
+            elif not set(source.path) & set("*?[") and not Path(source.path).expanduser().exists():
+                yield f"{where}: there is no {source.path} (edit parameters_data_ingestion.yml)"

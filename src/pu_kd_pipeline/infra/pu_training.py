@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.classifier_training import augmented
 from pu_kd_pipeline.infra.devices import autocast, prepare_device
-from pu_kd_pipeline.infra.features import feature_tensors
+from pu_kd_pipeline.infra.features import check_teacher, feature_tensors
 from pu_kd_pipeline.infra.image_batches import ImageRows, map_images, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, PUClassifier, PUClassifierCard
@@ -60,6 +60,10 @@ def estimate_prior(labeled: ShardedTable, pool: ShardedTable, params: PUTraining
     _, positive = feature_tensors(labeled, params.features, device)
     _, unlabeled = feature_tensors(pool, params.features, device)
     n_folds = _usable_folds(settings.n_folds, len(positive), "pu_training.prior_estimation.n_folds")
+    if len(unlabeled) < n_folds:
+        raise InputError(
+            f"a pool of {len(unlabeled)} images says nothing of its class prior: set pu_training.class_prior"
+        )
     generator = torch.Generator(device).manual_seed(params.seed)
     positive_folds, unlabeled_folds = (folds_of(len(part), n_folds, generator) for part in (positive, unlabeled))
     held_out_scores = []
@@ -105,7 +109,13 @@ def _usable_folds(n_folds: int, n_positive: int, key: str) -> int:
 def train_head(
     labeled: ShardedTable, pool: ShardedTable, teacher: Model, class_prior: float, params: PUTrainingParams
 ) -> tuple[PUClassifier, pd.DataFrame, pd.DataFrame]:
-    """Return a classifier on cached features, its history, and the held-out ranks."""
+    """Return a classifier on cached features, its history, and the held-out ranks.
+
+    Raises:
+        InputError: the features are another teacher's.
+    """
+    for features, whose in ((labeled, "labeled_features"), (pool, "pool_features")):
+        check_teacher(features, teacher.fingerprint(), whose)
     device = prepare_device(params.compute)
     ids, positive = feature_tensors(labeled, params.features, device)
     _, unlabeled = feature_tensors(pool, params.features, device)

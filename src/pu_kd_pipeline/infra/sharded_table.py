@@ -38,9 +38,13 @@ class ShardedTable:
             InputError: it is not there, or not complete.
         """
         try:
-            names = tuple(json.loads((folder / _LIST).read_text()))
+            names = tuple(str(name) for name in json.loads((folder / _LIST).read_text()))
         except FileNotFoundError as exc:
             raise InputError(f"there is no table at {folder}") from exc
+        except (ValueError, TypeError) as exc:
+            raise InputError(f"{folder / _LIST} is damaged ({exc}): delete the folder, and run what wrote it") from exc
+        if outside := [name for name in names if _file(folder, name).parent != folder]:
+            raise InputError(f"{folder / _LIST} names a shard {outside[0]!r}, which leads out of the table: delete it")
         missing = [name for name in names if not _file(folder, name).is_file()]
         if missing:
             raise InputError(f"{folder}: {len(missing)} of {len(names)} shards are missing, such as {missing[0]}")
@@ -71,6 +75,12 @@ class ShardedTable:
 
     def __len__(self) -> int:
         return sum(pq.read_metadata(_file(self.folder, name)).num_rows for name in self.names)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the first shard's makers wrote into its metadata."""
+        metadata = pq.read_schema(_file(self.folder, self.names[0])).metadata if self.names else None
+        return {key.decode(): value.decode() for key, value in (metadata or {}).items()}
 
     @property
     def fingerprint(self) -> str:

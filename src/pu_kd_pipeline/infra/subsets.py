@@ -35,10 +35,15 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     Its `attrs` say how it was chosen: rule, criterion, budget, class prior, threshold, fingerprints of the inputs.
 
     Raises:
-        InputError: the rule cannot choose from this pool.
+        InputError: the rule cannot choose from this pool, or its scores are older than its images.
     """
     scores = inputs.pool_scores.to_pandas()
     rows = rows_of(inputs.pool_images, scores["id"].to_numpy(), "pool_scores")
+    if len(rows) < len(inputs.pool_images):
+        raise InputError(
+            f"pool_scores: they cover {len(rows):,} of the {len(inputs.pool_images):,} pool images. Run the stages "
+            "from `feature_extraction` on again"
+        )
     relevant = inputs.pool_images.index["relevant"].iloc[rows]
     pool = PoolScores(
         pu_score=scores["pu_score"].to_numpy(),

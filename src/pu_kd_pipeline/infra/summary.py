@@ -69,6 +69,8 @@ def _class_prior(selection: Mapping[str, Any]) -> str | None:
         return None
     bounds = [selection.get(key) for key in ("class_prior_lower", "class_prior_upper")]
     interval = f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if None not in bounds else ""
+    if selection.get("class_prior_method") == "given":
+        interval = " (given)"
     truth = selection.get("true_class_prior")
     return f"{selection['class_prior']:.3f}{interval}" + (f", truly {truth:.3f}" if truth is not None else "")
 

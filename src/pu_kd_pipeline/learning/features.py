@@ -6,6 +6,7 @@ One forward pass gives both the descriptor and the logits.
 from __future__ import annotations
 
 import difflib
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -22,12 +23,12 @@ class FeatureExtractor(nn.Module):
     """A network that also returns the descriptor of its tapped layers.
 
     The descriptor is the concatenation of the global average of each tap (Eq. 4): (N, C, H, W) maps are averaged over
-    H and W, (N, T, C) token sequences over T, and (N, C) vectors are taken as they are.
+    H and W (or (N, H, W, C) ones), (N, T, C) token sequences over T, and (N, C) vectors are taken as they are.
 
     Args:
         network: maps images to (N, K) logits; its modules are shared, not copied.
         taps: names of layers (or of torchvision's graph nodes); None takes the network's `default_taps`, the stages
-            of a ResNet, or the last layer at each of the last four resolutions.
+            of a ResNet, or the last layer or block at each of the last four resolutions.
         image_shape: (C, H, W) of the images, needed to find default taps and the width of the descriptor.
 
     Raises:
@@ -61,16 +62,29 @@ def default_taps(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple
 
 
 def _last_layer_of_each_resolution(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """Return the last layer at each spatial size that does not pool, for up to four sizes (VGG: the last ReLUs)."""
-    last: dict[tuple[int, int], str] = {}
+    """Return what ends last at each spatial size without pooling, for the last four sizes (VGG: the last ReLUs).
+
+    A block counts as a layer: of a residual or inception block its sum or concatenation is tapped, no single branch.
+    Token sequences count where there are no two sizes of maps (ViT).
+    """
+    last_map: dict[tuple[int, ...], str] = {}
+    last_tokens: dict[tuple[int, ...], str] = {}
+    pooled: list[Tensor] = []
     hooks = []
     for name, module in network.named_modules():
-        if name and not list(module.children()) and "Pool" not in type(module).__name__:
 
-            def remember(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-                    last[(output.shape[2], output.shape[3])] = name
+        def remember(module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
+            if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != 1:
+                return
+            if "Pool" in type(module).__name__:
+                pooled.append(output)
+            size = tuple(output.shape[dim] for dim in _places(output))
+            if math.prod(size) > 1 and not any(output is each for each in pooled):
+                last = last_map if output.ndim == 4 else last_tokens
+                last.pop(size, None)  # in the order in which they end
+                last[size] = name
 
+        if name:
             hooks.append(module.register_forward_hook(remember))
     was_training = network.training
     try:
@@ -80,14 +94,18 @@ def _last_layer_of_each_resolution(network: nn.Module, image_shape: tuple[int, i
         network.train(was_training)
         for hook in hooks:
             hook.remove()
-    if not last:
+    names = [*last_map.values(), *(last_tokens.values() if len(last_map) < 2 else ())]
+    if not names:
         raise ValueError("the network has no feature maps to tap by default: name its layers in `taps`")
-    by_order = list(dict.fromkeys(name for name, _ in network.named_modules() if name in last.values()))
-    return tuple(by_order[-_MAX_DEFAULT_TAPS:])
+    return tuple(names[-_MAX_DEFAULT_TAPS:])
 
 
 def _tapped_network(network: nn.Module, taps: Sequence[str]) -> nn.Module:
-    """Return a module that maps images to (list of tap outputs, logits)."""
+    """Return a module that maps images to (list of tap outputs, logits).
+
+    Through torchvision's feature extraction where that sees the taps; it does not look into the building blocks of
+    `torchvision.ops`, of which MobileNets and EfficientNets are made, nor into what torch.fx cannot trace.
+    """
     from pu_kd_pipeline.learning.vision import feature_extraction
 
     was_training = network.training
@@ -96,10 +114,13 @@ def _tapped_network(network: nn.Module, taps: Sequence[str]) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision's word on train and eval graphs that differ, as with dropout
             nodes = _graph_nodes(network)
-            if not nodes:
-                _check_taps(taps, {name for name, _ in network.named_modules() if name}, network)
+            in_graph = {part for node in nodes for part in _path_and_parents(node)}
+            layers = {name for name, _ in network.named_modules() if name}
+            _check_taps(taps, in_graph | layers, network)
+            if not in_graph.issuperset(taps):
+                if hidden := [tap for tap in taps if tap not in layers]:
+                    raise ValueError(f"{hidden} are no layers but steps of the graph: name the others so too")
                 return _HookedTaps(network, taps)
-            _check_taps(taps, {part for node in nodes for part in _path_and_parents(node)}, network)
             if nodes[-1] in taps:
                 raise ValueError(f"the tap {nodes[-1]!r} is the network's output: name layers before it")
             wanted = {**{tap: f"tap{i}" for i, tap in enumerate(taps)}, nodes[-1]: "logits"}
@@ -164,6 +185,8 @@ class _HookedTaps(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
+        if unused := [tap for tap in self.taps if tap not in outputs]:
+            raise ValueError(f"the network does not call these layers: {', '.join(unused)}")
         return [outputs[tap] for tap in self.taps], logits
 
 
@@ -171,9 +194,19 @@ def _global_average(feature_map: Tensor, tap: str) -> Tensor:
     if not isinstance(feature_map, Tensor) or feature_map.ndim not in (2, 3, 4):
         found = tuple(feature_map.shape) if isinstance(feature_map, Tensor) else type(feature_map).__name__
         raise ValueError(f"the tap {tap!r} gives {found}; expected (N, C, H, W), (N, T, C) or (N, C)")
+    places = _places(feature_map)
+    return feature_map.mean(dim=places) if places else feature_map
+
+
+def _places(feature_map: Tensor) -> tuple[int, ...]:
+    """Return the dimensions to average: tokens, or the two of a map. Images are square, and so is the map of them.
+
+    Swin and ConvNeXt keep the channels last.
+    """
     if feature_map.ndim == 4:
-        return feature_map.mean(dim=(2, 3))
-    return feature_map.mean(dim=1) if feature_map.ndim == 3 else feature_map
+        _, second, third, fourth = feature_map.shape
+        return (1, 2) if third != fourth and second == third else (2, 3)
+    return (1,) if feature_map.ndim == 3 else ()
 
 
 def to_float16(descriptor: Tensor) -> Tensor:

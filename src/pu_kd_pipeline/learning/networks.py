@@ -6,6 +6,7 @@ small network for 8x8 digits. A network maps (N, C, H, W) float32 images to (N, 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -155,6 +156,10 @@ def build_network(
         network = factory(**arguments, **options)
     except TypeError as exc:
         raise ValueError(f"architecture {architecture!r} refuses its options {options}: {exc}") from exc
+    except Exception as exc:  # a user's factory, or a number that torch cannot build a layer of
+        raise ValueError(
+            f"architecture {architecture!r} with options {options} fails: {type(exc).__name__}: {exc}"
+        ) from exc
     if not isinstance(network, nn.Module):
         raise ValueError(f"{architecture!r} returned {type(network).__name__}, not a torch.nn.Module")
     return network
@@ -222,3 +227,25 @@ def check_network(network: nn.Module, n_classes: int, in_channels: int, size_px:
     if not isinstance(logits, Tensor) or logits.shape != (1, n_classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the network returns {found} for one image; expected logits of shape {(1, n_classes)}")
+
+
+def check_training(network: nn.Module, n_classes: int, in_channels: int, size_px: int) -> None:
+    """Check that a network in training mode turns two images into two rows of K logits; it is left as it is.
+
+    Raises:
+        ValueError: it cannot, with what it returned instead (Inception and GoogLeNet add auxiliary outputs).
+    """
+    images = torch.zeros(2, in_channels, size_px, size_px)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            logits = copy.deepcopy(network).train()(images)  # for BatchNorm would remember the images
+        except Exception as exc:
+            raise ValueError(
+                f"the network cannot be trained on images of shape {tuple(images.shape[1:])}: {exc}"
+            ) from exc
+    if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"in training mode the network returns {found} for two images; expected logits of shape {(2, n_classes)}. "
+            "Switch auxiliary outputs off in the options of the architecture, such as aux_logits: false"
+        )

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from pu_kd_pipeline.learning.features import TEACHER_OUTPUTS, FeatureExtractor, teacher_outputs
 
+_LEAST_RELATIVE_STD = 1e-5  # of the largest value; below it is rounding
+
 
 class PUHead(nn.Module):
     """Score (N,) = Linear([w * o, t]) with attention w = sigmoid(W2 relu(W1 o)) over the descriptor o (Eq. 5-6).
@@ -39,7 +41,9 @@ class PUHead(nn.Module):
         """Take mean and standard deviation from (N, D + outputs) features of the pool."""
         features = features.float()
         self.mean.copy_(features.mean(dim=0))
-        self.std.copy_(features.std(dim=0, correction=0).clamp(min=1e-6))
+        # a channel that is constant in the pool may vary among the positives: it keeps its scale
+        std = features.std(dim=0, correction=0)
+        self.std.copy_(torch.where(std > _LEAST_RELATIVE_STD * features.abs().amax(dim=0), std, 1.0))
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, D + outputs) float features to (N,) float32 scores F(x); larger means more like the positives."""

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 Value = TypeVar("Value")
 
+N_CONFIDENCE_BANDS = 10
+"""Strata a class of the rule `stratified`."""
+
 
 @dataclass(frozen=True, eq=False)
 class PoolScores:
@@ -167,6 +170,28 @@ def confident(pool: PoolScores, options: SelectionOptions) -> Selection:
     return Selection(rows, float(pool.teacher_confidence[rows[-1]]), None)
 
 
+def stratified(pool: PoolScores, options: SelectionOptions) -> Selection:
+    """Keep `budget` images drawn evenly over strata of the teacher's class and confidence.
+
+    There are `N_CONFIDENCE_BANDS` bands of equal width a class. Each stratum gives the same number of images, and one
+    that has fewer gives all it has (coverage-centric selection: Zheng et al., ICLR 2023, arXiv:2210.15809, whose strata
+    are those of the score alone). What the student sees then spans the teacher's answers, from sure to undecided, where
+    the top of any score is narrow. A larger budget extends a smaller one.
+
+    Raises:
+        ValueError: no budget or no rng.
+    """
+    budget = _needed(options.budget, "budget", "rule 'stratified'")
+    order = _needed(options.rng, "rng", "rule 'stratified'").permutation(len(pool))
+    bands = np.minimum((pool.teacher_confidence * N_CONFIDENCE_BANDS).astype(np.int64), N_CONFIDENCE_BANDS - 1)
+    strata = (pool.teacher_class.astype(np.int64) * N_CONFIDENCE_BANDS + bands)[order]
+    by_stratum = np.argsort(strata, kind="stable")
+    starts = np.flatnonzero(np.diff(strata[by_stratum], prepend=-1))
+    turns = np.empty(len(pool), dtype=np.int64)  # an image's turn among those of its stratum
+    turns[by_stratum] = np.arange(len(pool)) - np.repeat(starts, np.diff(starts, append=len(pool)))
+    return Selection(order[np.argsort(turns, kind="stable")][:budget].astype(np.int64), None, None)
+
+
 def everything(pool: PoolScores, options: SelectionOptions) -> Selection:
     """The rule `all`: keep the whole pool in row order, whatever the budget. Its precision is the class prior."""
     return Selection(np.arange(len(pool), dtype=np.int64), None, options.class_prior)
@@ -247,13 +272,14 @@ RULES: dict[str, Rule] = {
     "random": random,
     "oracle": oracle,
     "confident": confident,
+    "stratified": stratified,
     "all": everything,
 }
 
 
 def needs_budget(rule: str, criterion: str) -> bool:
     """Return whether a rule cannot do without a budget, for checks before any work is done."""
-    return rule in ("random", "confident") or (rule == "nnpu" and criterion == "budget")
+    return rule in ("random", "confident", "stratified") or (rule == "nnpu" and criterion == "budget")
 
 
 def _best_first(scores: NDArray[np.float32]) -> Rows:

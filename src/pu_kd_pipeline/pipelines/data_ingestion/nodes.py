@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
+from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan
 from pu_kd_pipeline.params import DataIngestionParams, ImageSource, TeacherParams
 
@@ -37,7 +38,16 @@ def report_ingestion(labeled_images: ImageStore, pool_images: ImageStore, test_i
 
     Shared images have equal pixels at the working size. Those of pool and test set make the student's accuracy too
     good; near-duplicates are not looked for here.
+
+    Raises:
+        InputError: labeled images and pool share ids, by which later stages tell images apart.
     """
+    shared = set(labeled_images.index["id"]) & set(pool_images.index["id"])
+    if shared:
+        raise InputError(
+            f"data_ingestion: {len(shared):,} ids are in both labeled_images and pool_images, such as {min(shared)!r}. "
+            "Give the sources of one of them a `name`, which becomes the prefix of their ids"
+        )
     stores = {"labeled_images": labeled_images, "pool_images": pool_images, "test_images": test_images}
     pixels = {name: set(store.index["sha256"]) for name, store in stores.items()}
     return {

@@ -1,0 +1,281 @@
+"""The results of a comparison side by side: means over seeds, a page of Markdown tables, and a plot with error bars.
+
+Accuracies are percent here. A reference is a row that uses what its users do not have (the original images, the pool's
+truth): it is shown, and never marked as the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pu_kd_pipeline.infra.figures import (
+    ALERT,
+    INK,
+    MUTED,
+    RANDOM,
+    RELEVANT,
+    STUDENT,
+    TEACHER,
+    _dress,
+    _figure,
+    _title,
+    percent,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SAME_ROW = ["variant", "objective"]
+# Of a rule or a method, as far as they are known here; the others take what is left.
+_COLOURS = {
+    "nnpu": STUDENT,
+    "random": RANDOM,
+    "oracle": RELEVANT,
+    "original": TEACHER,
+    "confident": "#cc79a7",
+    "all": "#56b4e9",
+    "fitnet": ALERT,
+    "fskd": "#8c5a2b",
+    "labeled_only": "#9a9a9a",
+}
+_OTHER_COLOURS = ("#6a3d9a", "#b5a800", "#5f0f40", "#2f6f6f")
+_MARKERS = "osD^vP*X"
+_ACCURACY_TICKS = (0, 20, 50, 70, 80, 90, 95, 97, 98, 99, 99.5, 99.8, 99.9)
+_LEAST_ERROR = 0.05  # percent: an accuracy of 100 has no place on a logarithmic axis
+
+
+def means_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each variant, objective and number of labeled images per class, in the order of the grid.
+
+    Columns: `variant`, `objective`, `labeled_per_class` (null where no labeled image is used), `row` (what the row is
+    called), `role` (its rule or method), `is_reference`, `n_seeds` (those that have a result), `mean` and `std` of the
+    test accuracy in percent (std of the sample; NaN for one seed), and the means of the other numbers.
+
+    Args:
+        results: one row a cell, as `comparison.RESULT` has it.
+    """
+    results = results.assign(percent=100 * results["accuracy"])
+    groups = results.groupby([*_SAME_ROW, "labeled_per_class"], dropna=False, sort=False)
+    percents = groups["percent"]
+    first = groups[["rule", "method", "is_reference"]].first()
+    numbers = ["agreement", "auc", "precision", "recall", "class_prior", "n_selected", "pu_seconds", "seconds"]
+    table = groups[numbers].mean().assign(mean=percents.mean(), std=percents.std(ddof=1), n_seeds=percents.count())
+    table["role"] = first["rule"].fillna(first["method"])
+    table["is_reference"] = first["is_reference"]
+    table = table.reset_index()
+    several = table.groupby("variant")["objective"].transform("nunique") > 1
+    table["row"] = table["variant"].where(~several, table["variant"] + " · " + table["objective"])
+    return table
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def comparison_page(results: pd.DataFrame, title: str) -> str:
+    """Return the page: accuracies by variant and labeled images, the selections, and what could not be computed."""
+    means = means_over_seeds(results)
+    parts = [f"# {title}", _facts(results, means), _markdown(_accuracy_rows(means))]
+    selections = means[means["n_selected"] > 0]
+    if len(selections):
+        parts += ["## What was selected", _markdown(_selection_rows(selections))]
+    if failures := [f"- {name}: {reason}" for name, reason in _failures(results)]:
+        parts += ["## What could not be computed", "\n".join(failures)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(results: pd.DataFrame, means: pd.DataFrame) -> str:
+    facts = [
+        f"Test accuracy in percent, mean ± standard deviation over {_seeds(means)}; columns: labeled images per class.",
+        f"Every student got {_one_or_range(results['n_updates'])} updates.",
+    ]
+    if results["teacher_accuracy"].notna().any():
+        facts.append(
+            f"Teacher: {100 * results['teacher_accuracy'].max():.2f}; {int(results['n_test'].max()):,} test images."
+        )
+    facts.append("**Bold**: the best of a column.")
+    if means["is_reference"].any():
+        facts.append("*Italic*: a reference, which uses the original images or the pool's truth.")
+    return " ".join(facts)
+
+
+def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
+    columns = sorted(means["labeled_per_class"].dropna().unique())
+    rows = [["", *(f"{column:.0f}" for column in columns)]]
+    for name, of_row in means.groupby("row", sort=False):
+        is_reference = bool(of_row["is_reference"].iloc[0])
+        cells = [f"*{name}*" if is_reference else str(name)]
+        for column in columns:
+            here = of_row[of_row["labeled_per_class"].isna() | (of_row["labeled_per_class"] == column)]
+            rivals = means[(means["labeled_per_class"] == column) & ~means["is_reference"]]["mean"]
+            text = _with_deviation(here.iloc[0], means["n_seeds"].max()) if len(here) else "–"
+            is_best = len(here) and not is_reference and here["mean"].iloc[0] == rivals.max()
+            cells.append(f"**{text}**" if is_best else text)
+        rows.append(cells)
+    return rows
+
+
+def _with_deviation(row: pd.Series, n_seeds: int) -> str:
+    if not row["n_seeds"]:
+        return "–"
+    deviation = f" ± {row['std']:.2f}" if np.isfinite(row["std"]) else ""
+    return f"{row['mean']:.2f}{deviation}" + (f" ({row['n_seeds']:.0f})" if row["n_seeds"] < n_seeds else "")
+
+
+def _selection_rows(means: pd.DataFrame) -> list[list[str]]:
+    header = ["", "labeled per class", "images", "AUC", "precision", "recall", "class prior", "PU (s)", "student (s)"]
+    rows = [header]
+    for _, row in means.iterrows():
+        shares = [percent(row[name]) for name in ("precision", "recall")]
+        auc, prior = ("–" if np.isnan(row[name]) else f"{row[name]:.3f}" for name in ("auc", "class_prior"))
+        seconds = ["–" if np.isnan(row[name]) else f"{row[name]:.0f}" for name in ("pu_seconds", "seconds")]
+        rows.append(
+            [row["row"], f"{row['labeled_per_class']:.0f}", f"{row['n_selected']:,.0f}", auc, *shares, prior, *seconds]
+        )
+    return rows
+
+
+def _failures(results: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    for _, row in results[results["failure"].notna()].iterrows():
+        labeled = "" if pd.isna(row["labeled_per_class"]) else f", {row['labeled_per_class']:.0f} per class"
+        yield f"{row['variant']}, {row['objective']}{labeled}, seed {row['seed']}", row["failure"]
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    header, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([header, "| --- |" + " ---: |" * (len(rows[0]) - 1), *body])
+
+
+def _seeds(means: pd.DataFrame) -> str:
+    n = int(means["n_seeds"].max())
+    return f"{n} seed{'s' * (n != 1)}"
+
+
+def _one_or_range(values: pd.Series) -> str:
+    return f"{values.min():,}" if values.nunique() == 1 else f"{values.min():,} to {values.max():,}"
+
+
+# --- the plot ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Look:
+    colour: str
+    marker: str
+    is_reference: bool
+
+
+def plot_comparison(results: pd.DataFrame, title: str) -> Figure:
+    """Return test accuracy against labeled images per class, a line a row of the table, bars of one standard deviation.
+
+    The axis is logarithmic in the error, so that 98.5 and 99.0 % stay apart while 40 % is still in the picture. With
+    one number of labeled images the rows are listed below each other instead.
+
+    Args:
+        results: one row a cell, as `comparison.RESULT` has it.
+        title: of the comparison.
+    """
+    means = means_over_seeds(results)
+    means = means[means["n_seeds"] > 0]
+    columns = sorted(means["labeled_per_class"].dropna().unique())
+    teacher = 100 * results["teacher_accuracy"].max()
+    if len(columns) > 1:
+        figure = _figure(4.8)
+        _lines(figure.add_subplot(), means, columns, teacher)
+    else:
+        figure = _figure(1.6 + 0.27 * means["row"].nunique())
+        _rows(figure.add_subplot(), means, teacher)
+    updates = f"{_one_or_range(results['n_updates'])} updates each"
+    evidence = f"{title}; {_seeds(means)}, bars: one standard deviation; {updates}"
+    _title(figure, _finding(means, columns), evidence)
+    return figure
+
+
+def _finding(means: pd.DataFrame, columns: list[float]) -> str:
+    rivals = means[~means["is_reference"] & means["labeled_per_class"].notna()]
+    if rivals.empty:
+        return "References alone"
+    last = rivals[rivals["labeled_per_class"] == columns[-1]].sort_values("mean", ascending=False)
+    best = last.iloc[0]
+    second = f", {best['mean'] - last['mean'].iloc[1]:.2f} points before {last['row'].iloc[1]}" if len(last) > 1 else ""
+    return f"Best at {columns[-1]:.0f} labeled images per class: {best['row']} with {best['mean']:.2f} %{second}"
+
+
+def _looks(means: pd.DataFrame) -> dict[str, _Look]:
+    """Return the look of each row: the colour of its role, and a marker of its own among those of one colour."""
+    looks: dict[str, _Look] = {}
+    others = iter(_OTHER_COLOURS * len(means))
+    colours = dict(_COLOURS)
+    for _, row in means.drop_duplicates("row").iterrows():
+        if row["role"] not in colours:
+            colours[row["role"]] = next(others)
+        n_before = sum(look.colour == colours[row["role"]] for look in looks.values())
+        marker = _MARKERS[n_before % len(_MARKERS)]
+        looks[row["row"]] = _Look(colours[row["role"]], marker, bool(row["is_reference"]))
+    return looks
+
+
+def _lines(axes: Axes, means: pd.DataFrame, columns: list[float], teacher: float) -> None:
+    looks, place = _looks(means), {column: position for position, column in enumerate(columns)}
+    order = means.sort_values("labeled_per_class", na_position="last").groupby("row", sort=False)["mean"].last()
+    names = order.sort_values(ascending=False).index.tolist()
+    axes.axhline(max(100 - teacher, _LEAST_ERROR), color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label="teacher")
+    for number, name in enumerate(names):
+        look, of_row = looks[name], means[means["row"] == name]
+        style = {"color": look.colour, "linestyle": (0, (4, 2)) if look.is_reference else "-", "label": name}
+        if of_row["labeled_per_class"].isna().all():
+            axes.axhline(max(100 - of_row["mean"].iloc[0], _LEAST_ERROR), linewidth=1.4, **style)
+            continue
+        # beside each other, or the bars of near-equal rows would hide each other
+        shift = 0.3 * ((number + 0.5) / len(names) - 0.5)
+        x = of_row["labeled_per_class"].map(place).to_numpy(float) + shift
+        error, deviation = _error(of_row)
+        axes.errorbar(
+            x, error, yerr=deviation, marker=look.marker, markersize=5, linewidth=1.5, elinewidth=1, capsize=2, **style
+        )
+    axes.set_xticks(range(len(columns)), [f"{column:.0f}" for column in columns])
+    _dress(axes, "labeled images of each class", "test accuracy (%)")
+    _accuracy_axis(axes, vertical=True)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+
+
+def _rows(axes: Axes, means: pd.DataFrame, teacher: float) -> None:
+    looks = _looks(means)
+    ordered = means.sort_values("mean", ascending=False).reset_index(drop=True)
+    axes.axvline(max(100 - teacher, _LEAST_ERROR), color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+    for place, name in enumerate(ordered["row"]):
+        look = looks[name]
+        error, deviation = _error(ordered[place : place + 1])
+        face = "white" if look.is_reference else look.colour
+        axes.errorbar(
+            error, [place], xerr=deviation, fmt=look.marker, markersize=6, color=look.colour, markerfacecolor=face,
+            elinewidth=1.2, capsize=2.5,
+        )  # fmt: skip
+    axes.set_yticks(range(len(ordered)), ordered["row"].tolist(), color=INK)
+    axes.set_ylim(len(ordered) - 0.4, -0.6)
+    _dress(axes, "test accuracy (%); dotted: teacher, hollow: reference", "", grid="x")
+    axes.tick_params(axis="y", length=0)
+    _accuracy_axis(axes, vertical=False)
+
+
+def _error(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return (n,) test errors and (2, n) lengths of the bars to both sides, in percent, within the axis."""
+    error = np.clip(100 - rows["mean"].to_numpy(float), _LEAST_ERROR, None)
+    deviation = rows["std"].fillna(0.0).to_numpy(float)
+    return error, np.stack([np.minimum(deviation, error - 0.8 * _LEAST_ERROR), deviation])
+
+
+def _accuracy_axis(axes: Axes, *, vertical: bool) -> None:
+    """Make an axis of errors read as accuracies: logarithmic, better to the top or the right."""
+    axis: Any = axes.yaxis if vertical else axes.xaxis
+    (axes.set_yscale if vertical else axes.set_xscale)("log")
+    (axes.invert_yaxis if vertical else axes.invert_xaxis)()
+    low, high = sorted(axis.get_view_interval())
+    ticks = [tick for tick in _ACCURACY_TICKS if low <= 100 - tick <= high]
+    axis.set_ticks([100 - tick for tick in ticks], [f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)

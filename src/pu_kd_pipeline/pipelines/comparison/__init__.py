@@ -1,0 +1,5 @@
+"""Stage `comparison`: many students of one teacher, side by side. It is no part of `full`."""
+
+from pu_kd_pipeline.pipelines.comparison.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

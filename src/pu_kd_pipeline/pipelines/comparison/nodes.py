@@ -1,0 +1,51 @@
+"""What the stage `comparison` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import Model
+from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.params import (
+    ClassWeightingParams,
+    ComparisonParams,
+    DistillationParams,
+    PUTrainingParams,
+    SubsetParams,
+)
+
+
+def compare_students(
+    teacher: Model,
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    test_images: ImageStore,
+    teacher_training_images: ImageStore,
+    labeled_features: ShardedTable,
+    pool_features: ShardedTable,
+    pu_training: PUTrainingParams,
+    subset_materialization: SubsetParams,
+    class_weighting: ClassWeightingParams,
+    distillation: DistillationParams,
+    params: ComparisonParams,
+) -> dict[str, Callable[[], pa.Table]]:
+    """Return one maker a cell of the grid; a cell's table has one row: what its student came to."""
+    from pu_kd_pipeline.infra.comparison import ComparisonInputs, comparison_shards
+    from pu_kd_pipeline.infra.comparison_grid import Blocks
+
+    images = (labeled_images, pool_images, test_images, teacher_training_images)
+    inputs = ComparisonInputs(teacher, *images, labeled_features, pool_features)
+    return comparison_shards(inputs, Blocks(pu_training, subset_materialization, class_weighting, distillation), params)
+
+
+def report_comparison(cells: ShardedTable, params: ComparisonParams) -> tuple[pd.DataFrame, str, Any]:
+    """Return the results, one row a cell, and the same as Markdown tables and as a figure."""
+    from pu_kd_pipeline.infra.comparison_report import comparison_page, plot_comparison
+
+    results = cells.to_pandas()
+    return results, comparison_page(results, params.title), plot_comparison(results, params.title)
