@@ -101,6 +101,11 @@ GOOD = {"method": "nnpu", "optimizer": {"learning_rate": 0.1}}
             "stage.yml: the key `stage.optimizer.learning_rate` is missing (of the first epoch)",
         ),
         (
+            {"sources": [{"pth": "c"}]},  # once: pydantic also says that the tuple is too short, or the path missing
+            "stage.yml: the key `stage.sources.0.path` is missing\n"
+            "  - stage.yml: the key `stage.sources.0.pth` is not known; did you mean `path`?",
+        ),
+        (
             {"sources": [{"path": "a"}, {"path": "b", "pth": "c"}]},
             "stage.yml: the key `stage.sources.1.pth` is not known; did you mean `path`?",
         ),

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 REPORTING_FOLDER = "08_reporting"
 METRICS, STUDENT, REPORT = "metrics", "student_model", "report"
+COMPARISON = "comparison_table"
 TRACKED_DATASETS = frozenset({"labeled_images", "pool_images", "test_images", "manifest"})
 TRACKED_FILES = frozenset({"class_prior"})  # beside everything in the reporting folder
 CONTACT_SHEET = "contact_sheet"
@@ -220,6 +221,8 @@ class SummaryHooks:
         outputs = pipeline.all_outputs()
         if METRICS in outputs:
             _print_metrics(catalog.load(METRICS))
+        if COMPARISON in outputs:
+            print(catalog.load(COMPARISON))
         if REPORT in outputs and (path := _path(catalog, REPORT)):
             print(f"Report: {path}")
         if outputs & {METRICS, REPORT} and (path := _path(catalog, METRICS)):

@@ -298,6 +298,16 @@ def test_torchvision_faults_say_how_to_mend_them(tmp_path: Path, parameters: Any
         listed("torchvision", path=str(tmp_path), **parameters)
 
 
+def test_urls_that_nothing_reads_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        InputError, match=r"cloud://bucket cannot be read \(Protocol not known: cloud\): correct `path`"
+    ):
+        listed("folder", path="cloud://bucket")
+    fsspec.register_implementation("needy", "no_such_package.NeedyFileSystem", errtxt="Install no_such_package")
+    with pytest.raises(InputError, match="needy://b/x.parquet cannot be read yet: Install no_such_package, with pip"):
+        listed("parquet", path="needy://b/x.parquet")
+
+
 # --- labels, shares and draws
 
 CLASSES = ("cat", "dog", "night owl")

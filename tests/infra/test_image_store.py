@@ -501,3 +501,15 @@ def test_real_files_keep_their_pixels_and_labels(
         resized = Image.open(BytesIO(image)).resize((size_px, size_px), Image.Resampling.BILINEAR)
         pixels = np.asarray(resized).reshape(size_px, size_px, channels).transpose(2, 0, 1)
         np.testing.assert_array_equal(store.read(np.array([place]))[0], pixels)
+
+
+def test_a_remote_source_that_fails_is_told_with_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError("access denied")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.isdir", fail)
+    plan = plan_of("memory://secret", source={"type": "folder", "labels": "ignore"})
+    with pytest.raises(
+        InputError, match=r"memory://secret cannot be read \(PermissionError: access denied\): check the"
+    ):
+        write_store(plan, tmp_path)

@@ -180,3 +180,21 @@ def test_a_student_has_the_teachers_classes_and_input(model):
     assert (student.card.classes, student.card.input) == (model.card.classes, model.card.input)
     assert student.network(torch.rand(1, 1, 8, 8)).shape == (1, 3)
     assert student.card.origin == {"rule": "nnpu"}
+
+
+def test_a_factory_that_a_card_names_is_run_only_if_the_parameters_name_it_too(tmp_path, model):
+    save_model(model, tmp_path / "m")
+    card = json.loads((tmp_path / "m" / "card.json").read_text())
+    proof = tmp_path / "ran"
+    card |= {"architecture": "os:system", "architecture_options": {"command": f"touch {proof}"}}
+    (tmp_path / "m" / "card.json").write_text(json.dumps(card))
+    block = _teacher(architecture=None, architecture_options={}, weights=str(tmp_path / "m"), classes=None, input=None)
+    with pytest.raises(InputError, match=r"names a factory of its own, 'os:system'.* set teacher.architecture to it"):
+        new_teacher(block)
+    assert not proof.exists()
+
+
+def test_a_student_that_cannot_be_trained_is_refused_before_it_is(model):
+    card = model.card.model_copy(update={"input": InputSpec(size_px=64, channels=3, mean=(0,) * 3, std=(1,) * 3)})
+    with pytest.raises(InputError, match="in training mode the network returns GoogLeNetOutputs"):
+        new_student(Model(model.network, card), "googlenet", {"init_weights": False}, {})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from pydantic import ValidationError
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.preflight import check
@@ -55,3 +56,17 @@ def test_the_callers_random_numbers_are_left_alone(blocks):
     torch.manual_seed(3)
     check(blocks)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("part", ["test", "teacher_training"])
+@pytest.mark.parametrize("labels", ["truth", "ignore"])
+def test_images_that_are_compared_with_their_class_need_one(blocks, part, labels):
+    block = blocks["data_ingestion"].model_dump() | {part: [{"type": "demo", "part": "test", "labels": labels}]}
+    with pytest.raises(ValidationError, match=f"every image of {part} needs its class: set `labels: classes`"):
+        DataIngestionParams.model_validate(block)
+
+
+def test_a_kind_of_url_that_nothing_reads_is_found_before_any_work(blocks):
+    block = blocks["data_ingestion"].model_dump() | {"pool": [{"type": "parquet", "path": "cloud://bucket/a.parquet"}]}
+    with pytest.raises(InputError, match=r"^data_ingestion.pool\[0\].path: cloud://bucket/a.parquet cannot be read"):
+        check({"data_ingestion": DataIngestionParams.model_validate(block)})

@@ -91,3 +91,23 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
         read_table(tmp_path / "t.parquet")
     with pytest.raises(InputError, match="there is no table"):
         read_table(tmp_path / "none.parquet")
+
+
+def test_the_facts_of_a_table_are_what_its_makers_wrote(tmp_path):
+    def make():
+        return pa.table({"id": ["a"]}).replace_schema_metadata({"teacher": "3fa9"})
+
+    assert ShardedTable.write(tmp_path / "a", {"a": make}).facts["teacher"] == "3fa9"
+    assert "teacher" not in ShardedTable.write(tmp_path / "b", {"b": _maker(1, [])}).facts
+    assert ShardedTable.write(tmp_path / "c", {}).facts == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('["../a"]', "leads out of the table"), ("[", "is damaged"), ("3", "is damaged")]
+)
+def test_a_list_of_shards_that_was_tampered_with_is_refused(tmp_path, text, message):
+    ShardedTable.write(tmp_path, {"a": _maker(1, [])})
+    ShardedTable.write(tmp_path / "inner", {"a": _maker(1, [])})
+    (tmp_path / "inner" / "shards.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        ShardedTable.open(tmp_path / "inner")

@@ -93,3 +93,50 @@ def test_teacher_outputs_match_their_definitions():
 
 def test_huge_descriptors_stay_finite_in_float16():
     assert to_float16(torch.tensor([1e9, -1e9])).isfinite().all()
+
+
+@pytest.mark.parametrize("architecture", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf"])
+def test_default_taps_reach_into_blocks_that_tracing_does_not_open(architecture):
+    network = build_network(architecture, 5, 3)
+    extractor = FeatureExtractor(network, None, (3, 64, 64))
+    images = torch.rand(2, 3, 64, 64)
+    descriptor, logits = extractor(images)
+    assert len(extractor.taps) == 4
+    assert descriptor.shape == (2, extractor.descriptor_size)
+    torch.testing.assert_close(logits, network.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_default_taps_take_a_block_as_a_whole_and_not_one_of_its_branches():
+    taps = default_taps(build_network("squeezenet1_1", 5, 3), (3, 64, 64))
+    assert taps[1:3] == ("features.4", "features.7")  # Fire modules, which concatenate two branches
+
+
+class _ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last, self.fc = nn.Conv2d(1, 6, 3, padding=1), nn.Identity(), nn.Linear(6, 3)
+
+    def forward(self, images):
+        return self.fc(self.last(self.conv(images).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+
+
+def test_maps_with_their_channels_last_are_averaged_over_places_not_over_channels():
+    network, images = _ChannelsLast(), torch.rand(2, 1, 8, 8)
+    first, last = (FeatureExtractor(network, [tap], (1, 8, 8))(images)[0] for tap in ("conv", "last"))
+    torch.testing.assert_close(first, last)
+
+
+def test_a_transformer_without_maps_is_tapped_at_its_tokens():
+    taps = default_taps(build_network("vit_b_16", 5, 3, {"image_size": 32}), (3, 32, 32))
+    assert taps == ("conv_proj", "encoder")
+
+
+class _Idle(_Untraceable):
+    def __init__(self):
+        super().__init__()
+        self.idle = nn.Identity()
+
+
+def test_a_layer_that_is_never_called_is_no_tap():
+    with pytest.raises(ValueError, match="does not call these layers: idle"):
+        FeatureExtractor(_Idle(), ["idle"], (1, 8, 8))

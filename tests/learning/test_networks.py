@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pu_kd_pipeline.learning.networks import NETWORKS, build_network, check_network
+from pu_kd_pipeline.learning.networks import NETWORKS, build_network, check_network, check_training
 
 SIZES = {
     "lenet5": 32,
@@ -72,6 +72,7 @@ def user_module(tmp_path, monkeypatch):
         "    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 64, width), nn.Linear(width, n_classes))\n"
         "def theirs(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))\n"
         "def text(n_classes): return 'a network'\n"
+        "def absent(n_classes): raise OSError('no disk')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
@@ -91,6 +92,7 @@ def test_a_user_factory_is_built_with_what_it_accepts(user_module):
         ("user_nets:our", "no function 'our'; did you mean 'ours'"),
         ("no_such_module:build", "cannot be imported"),
         ("user_nets:text", "returned str, not a torch.nn.Module"),
+        ("user_nets:absent", "'user_nets:absent' with options {} fails: OSError: no disk"),
     ],
 )
 def test_a_wrong_factory_is_explained(user_module, name, message):
@@ -108,3 +110,13 @@ def test_a_network_of_another_size_is_found_out():
         check_network(build_network("lenet5", 10, 1), 10, 1, 8)
     with pytest.raises(ValueError, match=r"returns \(1, 10\) for one image; expected logits of shape \(1, 4\)"):
         check_network(build_network("digits_cnn", 10, 1), 4, 1, 8)
+
+
+def test_auxiliary_outputs_are_found_before_training_which_leaves_the_network_as_it_was():
+    auxiliary = build_network("googlenet", 5, 3, {"init_weights": False})
+    before = {name: value.clone() for name, value in auxiliary.state_dict().items()}
+    check_network(auxiliary, 5, 3, 64)
+    with pytest.raises(ValueError, match=r"returns GoogLeNetOutputs for two images.*aux_logits: false"):
+        check_training(auxiliary, 5, 3, 64)
+    assert all(torch.equal(value, before[name]) for name, value in auxiliary.state_dict().items())
+    check_training(build_network("googlenet", 5, 3, {"init_weights": False, "aux_logits": False}), 5, 3, 64)

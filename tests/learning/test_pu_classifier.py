@@ -61,3 +61,11 @@ def test_batch_statistics_do_not_move_while_the_backbone_trains():
     classifier(torch.randn(16, 1, 8, 8)).sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
     assert next(network.parameters()).grad is not None
+
+
+def test_a_channel_that_is_constant_in_the_pool_does_not_blow_up_the_positives():
+    head = PUHead(2, 0, 1)
+    head.standardise_by(torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
+    assert head.std.tolist() == [1.0, 1.0]
+    head.standardise_by(torch.full((50, 2), 0.1, dtype=torch.float16))  # constant but for rounding
+    assert head.std.tolist() == [1.0, 1.0]

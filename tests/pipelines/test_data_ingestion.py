@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
 from pu_kd_pipeline.params import DataIngestionParams, TeacherParams
 from pu_kd_pipeline.pipelines.data_ingestion import create_pipeline, nodes
@@ -127,3 +128,10 @@ def test_the_stage_writes_five_entries_and_kedro_can_check_its_parameters() -> N
         hints = get_type_hints(node.func)
         assert hints.get("params", DataIngestionParams) is DataIngestionParams
         assert hints.get("teacher", TeacherParams) is TeacherParams
+
+
+def test_ids_that_are_both_labeled_and_in_the_pool_are_refused(stores: dict[str, ImageStore], tmp_path: Path) -> None:
+    both = parameters(pool=[{"type": "demo", "part": part} for part in ("pool", "labeled")])
+    pool = write_store(nodes.plan_pool_images(both, teacher()), tmp_path / "both")
+    with pytest.raises(InputError, match=r"100 ids are in both labeled_images and pool_images, such as 'digits/"):
+        nodes.report_ingestion(stores["labeled_images"], pool, stores["test_images"])

@@ -30,6 +30,7 @@ from pu_kd_pipeline.infra.comparison_students import check_fskd, fitnet_start, f
 from pu_kd_pipeline.infra.distillation import distil
 from pu_kd_pipeline.infra.evaluation import describe_selection
 from pu_kd_pipeline.infra.features import score_shards
+from pu_kd_pipeline.infra.figures import RULES_BY_CONFIDENCE
 from pu_kd_pipeline.infra.image_batches import predict_logits
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, new_student
@@ -43,7 +44,6 @@ from pu_kd_pipeline.params import ComparisonParams, PUTrainingParams, SubsetPara
 logger = logging.getLogger(__name__)
 
 RESULTS_VERSION = 1  # a higher one has every cell computed again
-RULES_BY_CONFIDENCE = ("confident",)
 _TEXTS = ("variant", "method", "rule", "criterion", "features", "objective")
 _NUMBERS = ("accuracy", "agreement", "held_out_agreement", "teacher_accuracy")
 _OF_SELECTION = ("auc", "precision", "recall", "class_prior", "true_class_prior")
@@ -84,7 +84,7 @@ class ComparisonInputs:
 
 @dataclass(frozen=True, eq=False)
 class ImageSubset(ImageStore):
-    """Some rows of a store, read like a store; its index still says where an image is in the whole one."""
+    """Some rows of a store. Length, index, fingerprint and `read` are the subset's; shards are the whole store's."""
 
     store: ImageStore
     rows: np.ndarray
@@ -243,6 +243,7 @@ class _Bench:
         self._inputs, self._hint_share = inputs, hint_share
         self._drawn: tuple[int, int] | None = None
         self._known: dict[str, _Scores] = {}
+        self._teacher_classes: np.ndarray | None = None
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """Return a cell's row of the results; `seconds` leaves out the PU training, which several cells share."""
@@ -286,8 +287,6 @@ class _Bench:
             "pu_seconds": scores.seconds if scores else None,
             "seconds": time.perf_counter() - started,
         }
-
-    _teacher_classes: np.ndarray | None = None
 
     @cached_property
     def _truth(self) -> np.ndarray:
@@ -374,7 +373,7 @@ class _Bench:
         if cell.method == "fskd":
             start = fskd_start(inputs.teacher, labeled, params)
         if cell.method == "fitnet":
-            n_hints = round(self._hint_share * params.n_updates)
+            n_hints = min(max(1, round(self._hint_share * params.n_updates)), params.n_updates - 1)
             start = fitnet_start(inputs.teacher, labeled, params, n_hints)
             params = params.model_copy(update={"n_updates": params.n_updates - n_hints})
         vectors = self._weight_vectors(cell, manifest, labeled)

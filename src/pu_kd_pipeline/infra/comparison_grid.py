@@ -23,7 +23,13 @@ from pu_kd_pipeline.params import (
     SubsetParams,
 )
 
-RULES_WITHOUT_PU = ("random", "oracle", "confident", "all")  # they read no PU score: nothing is trained for them
+RULES_WITHOUT_PU = (
+    "random",
+    "oracle",
+    "confident",
+    "stratified",
+    "all",
+)  # they read no PU score: nothing is trained for them
 SAME_FOR_ALL = ("seed", "objective", "n_updates", "batch_size")  # of distillation: what makes students comparable
 
 

@@ -85,7 +85,8 @@ def comparison_page(results: pd.DataFrame, title: str) -> str:
     if len(selections):
         parts += ["## What was selected", _markdown(_selection_rows(selections))]
     if failures := [f"- {name}: {reason}" for name, reason in _failures(results)]:
-        parts += ["## What could not be computed", "\n".join(failures)]
+        again = "To try a cell again, delete its file in `comparison_cells`."
+        parts += ["## What could not be computed", "\n".join(failures), again]
     return "\n\n".join(parts) + "\n"
 
 

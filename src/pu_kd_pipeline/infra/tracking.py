@@ -152,7 +152,7 @@ class Tracker:
             "env": self.environment,
             "version": __version__,
             "mlflow.source.type": "LOCAL",
-            "mlflow.source.name": " ".join(["kedro", *sys.argv[1:]]),
+            "mlflow.source.name": "kedro run",  # the page shows what follows the last slash; the note has the command
             "mlflow.source.git.commit": git_commit(self.project_path),
             "mlflow.user": user_name(),
             "mlflow.note.content": self._note(),

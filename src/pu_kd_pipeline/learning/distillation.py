@@ -120,10 +120,14 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, t
 def robust_kd(
     student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, temperature: float
 ) -> dict[str, Tensor]:
-    """The objective `robust_kd`: `robust_kd_loss`, with the row of the worst vector and the unweighted `kd_loss`."""
+    """The objective `robust_kd`: `robust_kd_loss`, the same under the first vector alone, and the unweighted `kd_loss`.
+
+    The first vector is the estimated one: what `loss` is above `estimated_weights_loss` is what the game costs.
+    """
     losses = temperature**2 * soft_cross_entropy(student_logits, teacher_logits, temperature)
-    loss, worst = _worst_weighted(losses, teacher_logits, weight_vectors)
-    return {"loss": loss, "worst_weight_vector": worst, "kd_loss": losses.detach().mean()}
+    loss, _ = _worst_weighted(losses, teacher_logits, weight_vectors)
+    estimated, _ = _worst_weighted(losses.detach(), teacher_logits, weight_vectors[:1])
+    return {"loss": loss, "estimated_weights_loss": estimated, "kd_loss": losses.detach().mean()}
 
 
 OBJECTIVES: dict[str, Objective] = {"kd": kd, "robust_kd": robust_kd}

@@ -2,6 +2,11 @@
 
 FitNet: Romero et al. 2015 (arXiv:1412.6550). FSKD: Li et al. 2018 (arXiv:1812.01839) and the code they released. Holds
 what is particular to them; the training loop and the distillation that follows are elsewhere.
+
+Both are compared here at a given number of updates, which their papers do not say how to spend, so this is ours: FitNet
+gives a share of them to the hints and the rest to distillation; FSKD prunes and aligns without any and then distils
+with all of them. Distillation has soft targets alone, as for every other student. FSKD further differs from the paper
+in that linear layers are aligned like convolutions, and in the ridge of `pointwise_fit`.
 """
 
 from __future__ import annotations

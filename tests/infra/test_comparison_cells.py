@@ -1,0 +1,524 @@
+"""Comparisons: the grid, what its cells share, what a cell's result depends on, and how results are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra import comparison, distillation, progress
+from pu_kd_pipeline.infra.comparison import (
+    RESULT,
+    ComparisonInputs,
+    ImageSubset,
+    TableInMemory,
+    comparison_shards,
+    labeled_rows,
+)
+from pu_kd_pipeline.infra.comparison_grid import Blocks, cells_of
+from pu_kd_pipeline.infra.comparison_report import comparison_page, means_over_seeds, plot_comparison
+from pu_kd_pipeline.infra.features import feature_shards
+from pu_kd_pipeline.infra.image_labels import with_teacher_labels
+from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
+from pu_kd_pipeline.infra.kedro_datasets import ShardedTableDataset
+from pu_kd_pipeline.infra.model_files import Model, new_teacher
+from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.infra.tracking import Tracker, TrackingConfig
+from pu_kd_pipeline.learning.training import seeded
+from pu_kd_pipeline.params import (
+    ClassWeightingParams,
+    ComparisonParams,
+    DataIngestionParams,
+    DistillationParams,
+    ImageSource,
+    PUTrainingParams,
+    SubsetParams,
+    TeacherParams,
+)
+
+PROJECT = Path(__file__).resolve().parents[2]
+COMPUTE = {
+    "device": "cpu",
+    "precision": "float32",
+    "n_threads": 1,
+    "resident_limit_gb": 1.0,
+    "inference_batch_size": 1024,
+}
+
+
+def block_of(name: str, **changes: Any) -> dict[str, Any]:
+    """Return a block of conf/base with the interpolations that its file takes from others."""
+    [text] = [
+        path.read_text()
+        for path in (PROJECT / "conf" / "base").glob("parameters_*.yml")
+        if f"\n{name}:\n" in "\n" + path.read_text()
+    ]
+    text = text.replace("${seed}", "0").replace("${compute}", json.dumps(COMPUTE))
+    return {**yaml.safe_load(text)[name], **changes}
+
+
+@pytest.fixture(scope="module")
+def blocks() -> Blocks:
+    pu = block_of("pu_training", epochs=2, held_out_folds=0)
+    pu["prior_estimation"] |= {"n_folds": 2, "epochs": 2, "n_bootstrap": 20}
+    return Blocks(
+        PUTrainingParams(**pu),
+        SubsetParams(**block_of("subset_materialization")),
+        ClassWeightingParams(**block_of("class_weighting")),
+        DistillationParams(**block_of("distillation", n_updates=8, record_every=4, batch_size=32)),
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> ComparisonInputs:
+    """The demo's images, and a teacher that was not trained: comparing needs no good one."""
+    folder = tmp_path_factory.mktemp("inputs")
+    ingestion = DataIngestionParams(**block_of("data_ingestion"))
+    teacher_params = TeacherParams(**block_of("teacher", architecture_options={"width": 8}))
+    with seeded(0):
+        teacher = new_teacher(teacher_params)
+    stores = {}
+    for part in ("labeled", "pool", "test", "teacher_training"):
+        plan = IngestionPlan(part, getattr(ingestion, part), 8, 1, teacher.card.classes, ingestion.store, 0)
+        stores[part] = write_store(plan, folder / part)
+    compute = DistillationParams(**block_of("distillation")).compute
+    features = {
+        part: ShardedTable.write(folder / f"{part}_features", feature_shards(stores[part], teacher, compute))
+        for part in ("labeled", "pool")
+    }
+    return ComparisonInputs(teacher, *stores.values(), features["labeled"], features["pool"])
+
+
+def grid(**changes: Any) -> ComparisonParams:
+    given = {
+        "title": "a comparison",
+        "labeled_per_class": [2, 4],
+        "seeds": [0, 1],
+        "objectives": ["robust_kd"],
+        "hint_share": 0.5,
+        "every_variant": {},
+        "variants": {"pu": {"rule": "nnpu", "criterion": "quantile"}, "random": {"rule": "random", "budget": "pu"}},
+        **changes,
+    }
+    return ComparisonParams.model_validate(given)
+
+
+# --- the grid
+
+
+def test_a_grid_is_every_combination_seed_by_seed(blocks):
+    variants = {
+        "pu": {"rule": "nnpu"},
+        "original": {"method": "original"},
+        "few": {"rule": "all", "labeled_per_class": [4]},
+    }
+    cells = cells_of(grid(objectives=["kd", "robust_kd"], variants=variants), blocks)
+    assert [str(cell) for cell in cells[: len(cells) // 2]] == [
+        "pu, kd, 2 per class, seed 0",
+        "pu, robust_kd, 2 per class, seed 0",
+        "original, kd, seed 0",
+        "pu, kd, 4 per class, seed 0",
+        "pu, robust_kd, 4 per class, seed 0",
+        "few, kd, 4 per class, seed 0",
+        "few, robust_kd, 4 per class, seed 0",
+    ]
+    assert {cell.seed for cell in cells[len(cells) // 2 :]} == {1}
+    for cell in cells:
+        assert cell.blocks.distillation.objective == cell.objective
+        assert {getattr(cell.blocks, name).seed for name in ("pu_training", "class_weighting")} == {cell.seed}
+
+
+def test_overrides_reach_down_to_a_key_and_the_variants_own_win(blocks):
+    every = {"pu_training": {"epochs": 7, "optimizer": {"learning_rate": 0.5}}}
+    variants = {
+        "one": {"rule": "nnpu", "budget": 9, "features": "descriptor", "pu_training": {"optimizer": {"momentum": 0.1}}},
+        "two": {"rule": "nnpu", "pu_training": {"epochs": 3}},
+        "labeled": {"method": "labeled_only"},
+    }
+    cells = cells_of(grid(labeled_per_class=[2], seeds=[3], every_variant=every, variants=variants), blocks)
+    one, two, labeled = (cell.blocks for cell in cells)
+    assert (one.pu_training.epochs, two.pu_training.epochs) == (7, 3)
+    assert one.pu_training.optimizer.learning_rate == two.pu_training.optimizer.learning_rate == 0.5
+    assert (one.pu_training.optimizer.momentum, two.pu_training.optimizer.momentum) == (0.1, 0.9)
+    assert (one.pu_training.features, one.subset_materialization.budget) == ("descriptor", 9)
+    assert (labeled.distillation.held_out_share, labeled.distillation.objective) == (0.0, "kd")
+
+
+@pytest.mark.parametrize(
+    ("variants", "sentences"),
+    [
+        ({"a": {"rule": "randm"}}, ["comparison.variants.a.subset_materialization.rule", "'randm'"]),
+        ({"a": {"rule": "random"}}, ["rule 'random' needs a budget"]),
+        ({"a": {"rule": "all", "distillation": {"n_updates": 5}}}, ["n_updates: every student", "the same"]),
+        ({"a": {"rule": "all", "pu_training": {"epoch": 5}}}, ["pu_training.epoch`", "did you mean `epochs`?"]),
+        ({"a": {"rule": "all", "objectives": ["kdd"]}}, ["distillation.objective", "'kdd'"]),
+    ],
+)
+def test_a_variant_that_no_block_takes_is_refused_by_key(blocks, variants, sentences):
+    with pytest.raises(InputError) as caught:
+        cells_of(grid(variants=variants), blocks)
+    for sentence in sentences:
+        assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"a": {}}}, "method 'selection' needs a rule"),
+        ({"variants": {"a": {"method": "fskd", "rule": "all"}}}, "selects nothing: remove rule"),
+        ({"variants": {"a": {"method": "fskd", "objectives": ["robust_kd"]}}}, "with the objective kd alone"),
+        ({"variants": {"a": {"rule": "random", "budget": "b"}}}, "budget 'b' is not the name of a variant"),
+        ({"variants": {"a": None}}, "variants must name at least one"),
+        ({"seeds": [1, 1]}, "seeds must not repeat"),
+        ({"variants": {"a": {"rule": "all", "labeled_per_class": [3]}}}, r"labeled_per_class \[3\] is not among"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        grid(**changes)
+
+
+def test_names_follow_what_decides_a_result_and_nothing_else(inputs, blocks):
+    def names(params: ComparisonParams, **changes: Any) -> list[str]:
+        changed = {name: getattr(blocks, name).model_copy(update=value) for name, value in changes.items()}
+        return list(comparison_shards(inputs, Blocks(**{**blocks.__dict__, **changed}), params))
+
+    before = names(grid(seeds=[0]))
+    other_compute = blocks.distillation.compute.model_copy(update={"n_threads": 2, "inference_batch_size": 7})
+    assert names(grid(seeds=[0], title="renamed"), distillation={"compute": other_compute}) == before
+    assert names(grid(seeds=[1, 0]))[4:] == before
+    assert not set(names(grid(seeds=[0]), distillation={"temperature": 2.0})) & set(before)
+    # a random draw depends on the PU training only through the number of images
+    pu, random = names(grid(seeds=[0]), pu_training={"epochs": 3})[:2]
+    assert (pu in before, random in before) == (False, False)
+    variants = {"pu": {"rule": "nnpu"}, "random": {"rule": "random", "budget": 20}}
+    pu, random = names(grid(seeds=[0], variants=variants))[:2]
+    pu_again, random_again = names(grid(seeds=[0], variants=variants), pu_training={"epochs": 3})[:2]
+    assert pu != pu_again
+    assert random == random_again
+
+
+# --- what the cells read
+
+
+def test_draws_of_a_seed_nest_and_seeds_differ(inputs):
+    store = inputs.labeled_images
+    few, more, other = (labeled_rows(store, n, seed) for n, seed in ((2, 0), (5, 0), (2, 1)))
+    labels = store.index["label"].to_numpy(dtype=int)
+    assert np.bincount(labels[few]).tolist() == [2] * 10
+    assert set(few) <= set(more)
+    assert set(few) != set(other)
+    assert (np.diff(few) > 0).all()
+
+
+def test_a_subset_of_a_store_reads_like_a_store(inputs):
+    store = inputs.labeled_images
+    rows = labeled_rows(store, 2, 0)
+    subset = ImageSubset.of(store, rows)
+    assert isinstance(subset, ImageStore)
+    assert len(subset) == 20
+    assert subset.index["id"].tolist() == store.index["id"].iloc[rows].tolist()
+    np.testing.assert_array_equal(subset.read(np.array([3, 0])), store.read(rows[[3, 0]]))
+    assert subset.image_shape == store.image_shape
+    assert subset.fingerprint != ImageSubset.of(store, rows[1:]).fingerprint
+
+
+def test_a_table_in_memory_reads_like_one_on_disk(inputs):
+    features = inputs.pool_features
+    table = TableInMemory.of("copy", list(features.shards()))
+    assert len(table) == len(features)
+    assert table.facts == features.facts
+    assert table.to_pandas()["id"].tolist() == features.arrays("id").tolist()
+    np.testing.assert_array_equal(table.arrays("logits"), features.arrays("logits"))
+
+
+# --- the cells
+
+
+def test_cells_share_their_pu_training_and_tell_their_results(inputs, blocks, tmp_path, monkeypatch):
+    trained, told, records = [], [], []
+    train = comparison.train_head
+    monkeypatch.setattr(comparison, "train_head", lambda *args: trained.append(len(args[0])) or train(*args))
+    variants = {
+        "original": {"method": "original", "objectives": ["robust_kd"]},
+        "pu": {"rule": "nnpu", "criterion": "quantile", "objectives": ["kd", "robust_kd"]},
+        "random": {"rule": "random", "budget": "pu"},
+        "confident": {"rule": "confident", "budget": 40},
+        "labeled": {"method": "labeled_only"},
+        "fitnet": {"method": "fitnet"},
+        "fskd": {"method": "fskd"},
+    }
+    listen = lambda name, parameters, metrics: told.append((name, parameters["method"], metrics["accuracy"]))  # noqa: E731
+    hear = lambda *record: records.append(record)  # noqa: E731
+    progress.add_result_listener(listen)
+    progress.add_listener(hear)
+    try:
+        shards = comparison_shards(inputs, blocks, grid(seeds=[0], variants=variants))
+        table = ShardedTable.write(tmp_path, shards, keeps_others=True)
+    finally:
+        progress.remove_result_listener(listen)
+        progress.remove_listener(hear)
+    assert trained == [20, 40]  # once for each number of labeled images
+    assert records == []
+    results = table.to_pandas()
+    assert list(results.columns) == RESULT.names
+    assert results["failure"].isna().all()
+    assert [accuracy for *_, accuracy in told] == results["accuracy"].tolist()
+    assert results["accuracy"].between(0, 1).all()
+    of = results[results["labeled_per_class"] != 4].set_index(["variant", "objective"])
+    assert of.loc[("pu", "kd"), "n_selected"] == of.loc[("random", "robust_kd"), "n_selected"]
+    assert of.loc[("original", "robust_kd"), "n_labeled"] == len(inputs.teacher_training_images)
+    assert of.loc[("labeled", "kd"), "n_labeled"] == 20
+    assert of["auc"].notna().tolist() == [False, True, True, False, True, False, False, False]
+    assert of["class_prior"].notna().tolist() == [False, True, True, False, False, False, False, False]
+    assert of["true_class_prior"].dropna().unique() == pytest.approx([0.2])
+    assert set(of["n_updates"]) == {8}
+
+
+def test_a_continued_comparison_comes_to_the_same_results(inputs, blocks, tmp_path):
+    variants = {
+        "pu": {"rule": "nnpu", "criterion": "quantile"},
+        "random": {"rule": "random", "budget": "pu"},
+        "fitnet": {"method": "fitnet"},
+    }
+    params = grid(seeds=[0], variants=variants)
+    whole = ShardedTable.write(tmp_path / "whole", comparison_shards(inputs, blocks, params))
+    (tmp_path / "continued").mkdir()
+    for name in whole.names[:1] + whole.names[3:5]:
+        (tmp_path / "continued" / f"{name}.parquet").write_bytes((tmp_path / "whole" / f"{name}.parquet").read_bytes())
+    continued = ShardedTable.write(tmp_path / "continued", comparison_shards(inputs, blocks, params))
+    tables = (table.to_pandas().drop(columns=["seconds", "pu_seconds"]) for table in (whole, continued))
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_every_method_gives_its_student_the_same_number_of_updates(inputs, blocks, tmp_path, monkeypatch):
+    updates: dict[str, int] = {}
+    variants = {"labeled": {"method": "labeled_only"}, "fitnet": {"method": "fitnet"}, "fskd": {"method": "fskd"}}
+    for name in variants:
+        counted = torch.optim.SGD.step
+        updates[name] = 0
+
+        def count(self: Any, *args: Any, name: str = name, step: Any = counted, **kwargs: Any) -> Any:
+            updates[name] += 1
+            return step(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.SGD, "step", count)
+            one = grid(labeled_per_class=[2], seeds=[0], variants={name: variants[name]})
+            ShardedTable.write(tmp_path / name, comparison_shards(inputs, blocks, one))
+    assert updates == dict.fromkeys(variants, 8)
+
+
+def test_a_cell_that_cannot_be_computed_says_why_and_the_others_go_on(inputs, blocks, tmp_path):
+    variants = {
+        "precise": {
+            "rule": "nnpu",
+            "criterion": "precision",
+            "pu_training": {"class_prior": 0.01},
+            "subset_materialization": {"target_precision": 0.99},
+        },
+        "random": {"rule": "random", "budget": 30},
+    }
+    params = grid(labeled_per_class=[2], seeds=[0], variants=variants)
+    results = ShardedTable.write(tmp_path, comparison_shards(inputs, blocks, params)).to_pandas()
+    assert "rule 'nnpu' with criterion 'precision'" in results["failure"][0]
+    assert np.isnan(results["accuracy"][0])
+    assert results["accuracy"].notna()[1]
+    page = comparison_page(results, "title")
+    assert "- precise, robust_kd, 2 per class, seed 0: subset_materialization: rule 'nnpu'" in page
+    assert "| precise | – |" in page
+    assert plot_comparison(results, "title").axes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labeled_per_class": [11]}, "asks for 11 images of each class, and the labeled store has a class with 10"),
+        (
+            {"variants": {"a": {"method": "fskd", "distillation": {"student_architecture": "lenet5"}}}},
+            "comparison.variants.a: ",
+        ),
+        ({"variants": {"a": {"method": "fskd", "distillation": {"student_options": {"width": 9}}}}}, "narrower copy"),
+    ],
+)
+def test_what_would_stop_the_last_cell_stops_the_first(inputs, blocks, changes, message):
+    with pytest.raises(InputError, match=message):
+        comparison_shards(inputs, blocks, grid(**changes))
+
+
+def test_results_are_kept_when_the_grid_shrinks(tmp_path):
+    def maker(value: int) -> Any:
+        return lambda: pa.table({"x": [value]})
+
+    dataset = ShardedTableDataset(filepath=str(tmp_path), keeps_others=True)
+    dataset.save({"a": maker(1), "b": maker(2)})
+    dataset.save({"b": maker(3)})
+    assert dataset.load().to_pandas()["x"].tolist() == [2]
+    assert (tmp_path / "a.parquet").is_file()
+
+
+# --- distillation without augmentation
+
+
+@pytest.mark.parametrize("objective", ["kd", "robust_kd"])
+def test_the_teacher_asked_once_for_each_image_teaches_the_same(inputs, blocks, objective, monkeypatch):
+    manifest = inputs.labeled_images.index[["id"]].assign(origin="labeled")
+    vectors = pd.DataFrame(np.full((2, 10), 1.0))
+    params = blocks.distillation.model_copy(update={"objective": objective, "n_updates": 12, "batch_size": 33})
+    asked = []
+
+    class Counting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = inputs.teacher.network
+
+        def forward(self, views: torch.Tensor) -> torch.Tensor:
+            asked.append(len(views))
+            return self.network(views)
+
+    teacher = Model(Counting(), inputs.teacher.card)
+
+    def student() -> dict[str, torch.Tensor]:
+        asked.clear()
+        stores = (inputs.labeled_images, inputs.pool_images)
+        model, _ = distillation.distil(manifest, *stores, teacher, vectors, params, name="distillation")
+        return model.network.state_dict()
+
+    cached, n_cached = student(), len(asked)
+    monkeypatch.setattr(distillation, "_teacher_logits", lambda images, network, *_: lambda views, rows: network(views))
+    fresh, n_fresh = student(), len(asked)
+    assert n_fresh - n_cached == 12 - 3  # 95 images in batches of 33
+    assert all(torch.equal(cached[name], fresh[name]) for name in fresh)
+
+
+# --- what people read
+
+
+def results_of(**columns: Any) -> pd.DataFrame:
+    empty = {name: [None] * len(columns["accuracy"]) for name in RESULT.names}
+    given = {"objective": "kd", "n_updates": 100, "teacher_accuracy": 0.99, "n_test": 500, "is_reference": False}
+    table = pa.Table.from_pandas(pd.DataFrame({**empty, **given, **columns}), schema=RESULT, preserve_index=False)
+    return table.to_pandas()
+
+
+@pytest.fixture
+def results() -> pd.DataFrame:
+    return results_of(
+        variant=["original"] * 2 + ["pu"] * 4 + ["random"] * 3,
+        method=["original"] * 2 + ["selection"] * 7,
+        rule=[None] * 2 + ["nnpu"] * 4 + ["random"] * 3,
+        labeled_per_class=[None] * 2 + [1, 1, 5, 5] + [1, 1, 5],
+        seed=[0, 1, 0, 1, 0, 1, 0, 1, 0],
+        accuracy=[0.985, 0.985, 0.90, 0.92, 0.96, 0.96, 0.93, 0.95, 0.95],
+        is_reference=[True] * 2 + [False] * 7,
+        n_selected=[0] * 2 + [700] * 7,
+        auc=[None] * 2 + [0.9] * 4 + [None] * 3,
+    )
+
+
+def test_the_page_has_mean_and_deviation_over_seeds_and_marks_the_best(results):
+    page = comparison_page(results, "MNIST")
+    assert page.startswith("# MNIST\n\nTest accuracy in percent, mean ± standard deviation over 2 seeds")
+    assert "|  | 1 | 5 |" in page
+    assert "| *original* | 98.50 ± 0.00 | 98.50 ± 0.00 |" in page
+    assert "| pu | 91.00 ± 1.41 | **96.00 ± 0.00** |" in page
+    assert "| random | **94.00 ± 1.41** | 95.00 (1) |" in page
+    assert "| pu | 1 | 700 | 0.900 | – | – | – | – | – |" in page
+    means = means_over_seeds(results).set_index(["row", "labeled_per_class"])
+    assert means.loc[("pu", 1.0), "std"] == pytest.approx(100 * np.std([0.90, 0.92], ddof=1))
+
+
+def test_the_plot_shows_every_row_with_its_deviation(results):
+    figure = plot_comparison(results, "MNIST")
+    [axes] = figure.axes
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"teacher", "original", "pu", "random"}
+    errors = {container.get_label(): container.lines[0].get_ydata() for container in axes.containers}
+    np.testing.assert_allclose(errors["pu"], [9, 4])
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # better to the top
+    assert (
+        figure._suptitle.get_text() == "Best at 5 labeled images per class: pu with 96.00 %, 1.00 points before random"
+    )
+    one = plot_comparison(results[results["labeled_per_class"] != 5], "MNIST").axes[0]
+    assert [label.get_text() for label in one.get_yticklabels()] == ["original", "random", "pu"]
+
+
+def test_several_objectives_are_rows_of_their_own(results):
+    results["objective"] = ["kd"] * 2 + ["kd", "kd", "robust_kd", "robust_kd"] + ["kd"] * 3
+    assert list(means_over_seeds(results)["row"].unique()) == ["original", "pu · kd", "pu · robust_kd", "random"]
+
+
+def test_each_cell_is_a_child_run_of_the_run(folder):
+    import sqlite3
+
+    settings = {"enabled": True, "tracking_uri": None, "experiment": "tests", "registered_model": None}
+    config = TrackingConfig(folder="mlflow", system_metrics_interval_s=None, **settings)
+    tracker = Tracker(config, project_path=folder, stage="comparison", environment="base", parameters={})
+    for seed in (0, 1):
+        metrics = {"accuracy": 0.5 + seed, "auc": float("nan"), "failure": None}
+        tracker.log_child(f"pu, seed {seed}", {"distillation": {"temperature": 1.0}, "seed": seed}, metrics)
+    tracker.end("FINISHED")
+    with sqlite3.connect(folder / "mlflow" / "mlflow.db") as store:
+        runs = dict(store.execute("SELECT name, status FROM runs").fetchall())
+        parents = store.execute("SELECT DISTINCT value FROM tags WHERE key = 'mlflow.parentRunId'").fetchall()
+        logged = store.execute("SELECT key, value FROM metrics ORDER BY value").fetchall()
+        params = set(store.execute("SELECT key, value FROM params").fetchall())
+    assert runs == {"comparison (base)": "FINISHED", "pu, seed 0": "FINISHED", "pu, seed 1": "FINISHED"}
+    assert parents == [(tracker.open_run_id,)]
+    assert logged == [("accuracy", 0.5), ("accuracy", 1.5)]
+    assert params == {("distillation.temperature", "1.0"), ("seed", "0"), ("seed", "1")}
+
+
+# --- configuration of the experiments
+
+
+def test_the_mnist_environments_differ_in_their_sources_alone():
+    texts = {
+        name: (PROJECT / "conf" / name / "parameters.yml").read_text()
+        for name in ("mnist", "mnist_planted", "mnist_characters")
+    }
+    loaded = {name: yaml.safe_load(text) for name, text in texts.items()}
+    for parameters in loaded.values():
+        DataIngestionParams.model_validate(block_of("data_ingestion", **parameters.pop("data_ingestion")))
+        parameters["comparison"].pop("title")
+    assert loaded["mnist"] == loaded["mnist_planted"] == loaded["mnist_characters"]
+
+
+def test_labels_can_be_left_out_by_number_or_name():
+    listing = pd.DataFrame(
+        {
+            "label": pd.array([0, 1, 2, None], dtype="Int64"),
+            "label_name": pd.Series(["zero", "one", None, "three"], dtype="str"),
+        }
+    )
+
+    def kept(*labels: int | str, **options: Any) -> list[int]:
+        source = ImageSource(type="folder", path="x", exclude_labels=labels, **options)
+        return with_teacher_labels(listing, source, ("zero", "one", "two"), "pool[0]").index.tolist()
+
+    assert kept(1, "three") == [0, 2]
+    assert kept("2", labels="truth") == [0, 1, 3]
+    with pytest.raises(InputError, match=r"pool\[0\]: no image has the labels 7, four of exclude_labels; found: zero"):
+        kept(7, "four")
+
+
+def test_an_option_of_the_base_is_taken_away_with_null():
+    teacher = TeacherParams(**block_of("teacher", architecture_options={"width": None, "depth": 3}))
+    assert teacher.architecture_options == {"depth": 3}
+
+
+def test_image_files_are_found_through_the_environment_variable(monkeypatch):
+    from pu_kd_pipeline.settings import image_file
+
+    monkeypatch.setenv("PU_KD_DATA", "/images")
+    assert image_file("mnist_train.parquet") == "/images/mnist_train.parquet"
+    monkeypatch.delenv("PU_KD_DATA")
+    with pytest.raises(InputError, match="PU_KD_DATA is not set: name the folder that holds mnist_train.parquet"):
+        image_file("mnist_train.parquet")
