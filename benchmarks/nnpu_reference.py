@@ -28,9 +28,9 @@ from pu_kd_pipeline.learning.training import seeded
 
 SETTINGS = ((1000, 6), (100, 3))  # positives, layers: the paper's two settings for MNIST
 WIDTH = 300
-# Adam with L2 of 0.005 and a sigmoid loss, as in the paper; batches of U with as many P as there are, at most 500.
+# Adam with L2 of 0.005 and a sigmoid loss, as in the paper; batches of U with as many P as there are, at most 1,000.
 TRAINING = {"algorithm": "adam", "learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 5e-3, "schedule": "constant"}
-UNLABELED_BATCH, LARGEST_POSITIVE_BATCH = 2000, 500
+UNLABELED_BATCH, LARGEST_POSITIVE_BATCH = 10_000, 1000
 
 
 def network(n_layers: int) -> nn.Module:

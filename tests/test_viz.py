@@ -18,7 +18,9 @@ pytest.importorskip("kedro_viz", reason="kedro-viz comes with the extra `viz`")
 # Python imports it at start-up from PYTHONPATH: whatever is not on this machine cannot be reached.
 NO_NETWORK = """
 import socket
+from pathlib import Path
 
+Path(__file__).with_name("was_imported").touch()
 connect, lookup = socket.socket.connect, socket.getaddrinfo
 
 
@@ -58,6 +60,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
+    assert (folder / "start" / "was_imported").exists()
     return folder / "build"
 
 

@@ -10,7 +10,13 @@ from pydantic import ValidationError
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.preflight import check
-from pu_kd_pipeline.params import DataIngestionParams, DistillationParams, TeacherParams
+from pu_kd_pipeline.params import (
+    DataIngestionParams,
+    DistillationParams,
+    PUTrainingParams,
+    SubsetParams,
+    TeacherParams,
+)
 
 CONF = Path(__file__).parents[2] / "conf" / "base"
 
@@ -18,9 +24,15 @@ CONF = Path(__file__).parents[2] / "conf" / "base"
 @pytest.fixture
 def blocks():
     shared = {"seed": 0, "compute": OmegaConf.load(CONF / "globals.yml").compute}
-    files = [OmegaConf.load(CONF / f"parameters_{name}.yml") for name in ("data_ingestion", "teacher", "distillation")]
+    types = {
+        "data_ingestion": DataIngestionParams,
+        "teacher": TeacherParams,
+        "pu_training": PUTrainingParams,
+        "subset_materialization": SubsetParams,
+        "distillation": DistillationParams,
+    }
+    files = [OmegaConf.load(CONF / f"parameters_{name}.yml") for name in types]
     merged = OmegaConf.to_container(OmegaConf.merge(shared, *files), resolve=True)
-    types = {"data_ingestion": DataIngestionParams, "teacher": TeacherParams, "distillation": DistillationParams}
     return {name: model.model_validate(merged[name]) for name, model in types.items()}
 
 
@@ -70,3 +82,27 @@ def test_a_kind_of_url_that_nothing_reads_is_found_before_any_work(blocks):
     block = blocks["data_ingestion"].model_dump() | {"pool": [{"type": "parquet", "path": "cloud://bucket/a.parquet"}]}
     with pytest.raises(InputError, match=r"^data_ingestion.pool\[0\].path: cloud://bucket/a.parquet cannot be read"):
         check({"data_ingestion": DataIngestionParams.model_validate(block)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"subset_materialization": {"criterion": "precision"}, "pu_training": {"held_out_folds": 0}},
+            r"^subset_materialization.criterion: 'precision' is read off held-out positives, and pu_training",
+        ),
+        (
+            {
+                "subset_materialization": {"rule": "oracle"},
+                "data_ingestion": {"pool": [{"type": "demo", "part": "pool"}]},
+            },
+            r"^subset_materialization.rule: 'oracle' needs the truth of every pool image: set `labels: truth`",
+        ),
+    ],
+)
+def test_blocks_that_contradict_each_other_are_found_before_any_work(blocks, changes, message):
+    changed = {
+        name: type(block).model_validate(block.model_dump() | changes.get(name, {})) for name, block in blocks.items()
+    }
+    with pytest.raises(InputError, match=message):
+        check(changed)

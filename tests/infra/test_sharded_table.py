@@ -111,3 +111,11 @@ def test_a_list_of_shards_that_was_tampered_with_is_refused(tmp_path, text, mess
     (tmp_path / "inner" / "shards.json").write_text(text)
     with pytest.raises(InputError, match=message):
         ShardedTable.open(tmp_path / "inner")
+
+
+@pytest.mark.parametrize("question", [len, lambda table: table.facts, lambda table: table.arrays("id")])
+def test_a_damaged_shard_is_named(tmp_path, question):
+    table = ShardedTable.write(tmp_path, {"a": _maker(1, [])})
+    (tmp_path / "a.parquet").write_bytes(b"cut short")
+    with pytest.raises(InputError, match=r"a.parquet is damaged .*: delete it, and run the stage that wrote it again"):
+        question(table)

@@ -69,3 +69,16 @@ def test_a_channel_that_is_constant_in_the_pool_does_not_blow_up_the_positives()
     assert head.std.tolist() == [1.0, 1.0]
     head.standardise_by(torch.full((50, 2), 0.1, dtype=torch.float16))  # constant but for rounding
     assert head.std.tolist() == [1.0, 1.0]
+
+
+def test_scores_are_full_float32_where_the_backbone_runs_in_bf16():
+    extractor = FeatureExtractor(build_network("digits_cnn", 10, 1), None, (1, 8, 8))
+    classifier = FullPUClassifier(extractor, PUHead(extractor.descriptor_size, 0, 16)).eval()
+    images = torch.rand(64, 1, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        descriptor, _ = extractor(images)
+        scores = classifier(images)
+    with torch.no_grad():
+        assert torch.equal(scores, classifier.head(descriptor))
+    assert not torch.equal(scores, scores.bfloat16().float())
+    assert not torch.equal(descriptor, descriptor.bfloat16().float())

@@ -29,7 +29,7 @@ RULES_WITHOUT_PU = (
     "confident",
     "stratified",
     "all",
-)  # they read no PU score: nothing is trained for them
+)  # no PU classifier is trained for them
 SAME_FOR_ALL = ("seed", "objective", "n_updates", "batch_size")  # of distillation: what makes students comparable
 
 

@@ -16,6 +16,8 @@ from pu_kd_pipeline.params import (
     DataIngestionParams,
     DistillationParams,
     ImageSource,
+    PUTrainingParams,
+    SubsetParams,
     TeacherParams,
 )
 
@@ -45,6 +47,7 @@ def check(blocks: Mapping[str, Any]) -> None:
     for name, block in blocks.items():
         if isinstance(block, DistillationParams) and teacher is not None:
             _try(faults, name, partial(_student, block, teacher))
+    faults.extend(_contradictions(blocks))
     if faults:
         raise InputError("\n".join(faults) if len(faults) == 1 else f"{len(faults)} faults:\n- " + "\n- ".join(faults))
 
@@ -78,6 +81,24 @@ def _device(compute: ComputeParams) -> None:
     from pu_kd_pipeline.infra.devices import prepare_device
 
     prepare_device(compute)
+
+
+def _contradictions(blocks: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what one block asks for and another one denies."""
+    of_type = {type(block): block for block in blocks.values()}
+    subset: SubsetParams | None = of_type.get(SubsetParams)
+    training: PUTrainingParams | None = of_type.get(PUTrainingParams)
+    ingestion: DataIngestionParams | None = of_type.get(DataIngestionParams)
+    if subset and training and (subset.rule, subset.criterion) == ("nnpu", "precision") and not training.held_out_folds:
+        yield (
+            "subset_materialization.criterion: 'precision' is read off held-out positives, and "
+            "pu_training.held_out_folds is 0: set it to 2 or more, or choose another criterion"
+        )
+    if subset and ingestion and subset.rule == "oracle" and any(source.labels == "ignore" for source in ingestion.pool):
+        yield (
+            "subset_materialization.rule: 'oracle' needs the truth of every pool image: set `labels: truth` on each "
+            "source of data_ingestion.pool, or choose another rule"
+        )
 
 
 def _missing_paths(block: DataIngestionParams) -> Iterator[str]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,12 +75,12 @@ class ShardedTable:
         return ShardedTable(folder, tuple(shards))
 
     def __len__(self) -> int:
-        return sum(pq.read_metadata(_file(self.folder, name)).num_rows for name in self.names)
+        return sum(_read(pq.read_metadata, self.folder, name).num_rows for name in self.names)
 
     @property
     def facts(self) -> dict[str, str]:
         """What the first shard's makers wrote into its metadata."""
-        metadata = pq.read_schema(_file(self.folder, self.names[0])).metadata if self.names else None
+        metadata = _read(pq.read_schema, self.folder, self.names[0]).metadata if self.names else None
         return {key.decode(): value.decode() for key, value in (metadata or {}).items()}
 
     @property
@@ -90,7 +91,7 @@ class ShardedTable:
     def shards(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the shards in order."""
         for name in self.names:
-            yield pq.read_table(_file(self.folder, name), columns=list(columns) if columns else None, memory_map=True)
+            yield _read(pq.read_table, self.folder, name, columns=list(columns) if columns else None, memory_map=True)
 
     def arrays(self, column: str) -> np.ndarray:
         """Return a fixed-size-list column as one (N, D) array, or a plain column as one (N,) array."""
@@ -104,6 +105,19 @@ class ShardedTable:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.parquet"
+
+
+def _read(reader: Callable[..., Any], folder: Path, name: str, **options: Any) -> Any:
+    """Return what a reader of pyarrow makes of a shard.
+
+    Raises:
+        InputError: it is damaged; since what is there counts as right, it has to be deleted.
+    """
+    file = _file(folder, name)
+    try:
+        return reader(file, **options)
+    except (pa.ArrowInvalid, OSError) as exc:
+        raise InputError(f"{file} is damaged ({exc}): delete it, and run the stage that wrote it again") from exc
 
 
 def fixed_size_list(values: np.ndarray) -> pa.Array:

@@ -195,7 +195,8 @@ def _global_average(feature_map: Tensor, tap: str) -> Tensor:
         found = tuple(feature_map.shape) if isinstance(feature_map, Tensor) else type(feature_map).__name__
         raise ValueError(f"the tap {tap!r} gives {found}; expected (N, C, H, W), (N, T, C) or (N, C)")
     places = _places(feature_map)
-    return feature_map.mean(dim=places) if places else feature_map
+    # of bf16 maps the average keeps the digits that a single value has not
+    return feature_map.mean(dim=places, dtype=torch.float32) if places else feature_map
 
 
 def _places(feature_map: Tensor) -> tuple[int, ...]:

@@ -74,7 +74,8 @@ class FullPUClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) normalised float32 images to (N,) float32 scores."""
         descriptor, _ = self.extractor(images)
-        scores: Tensor = self.head(descriptor)
+        with torch.autocast(images.device.type, enabled=False):  # bf16 scores would tie by the thousand
+            scores: Tensor = self.head(descriptor)
         return scores
 
 
