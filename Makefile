@@ -51,6 +51,7 @@ format: $(READY) ## format the code and mend what ruff can mend
 
 mlflow: $(READY) ## open MLflow on http://127.0.0.1:5000
 	@mkdir -p $(DATA)/mlflow
+	@echo "Training runs: http://127.0.0.1:$(MLFLOW_PORT)/#/experiments/1?workflowType=machine_learning"
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 --backend-store-uri "sqlite:///$(abspath $(DATA))/mlflow/mlflow.db"
 
 viz: $(READY) ## open the pipeline graph on http://127.0.0.1:4141
