@@ -402,6 +402,7 @@ def test_weight_vectors_of_another_manifest_or_teacher_are_refused(made, other_t
 
 def test_a_student_of_another_teacher_is_pointed_out(made, other_teacher, caplog):
     student, _ = distilled(made, made.manifest, made.teacher)
+    caplog.clear()
     test = made.stores["test"]
     compare_models({"teacher": made.teacher, "student": student}, test, made.blocks["evaluation"])
     assert not caplog.records
