@@ -215,7 +215,10 @@ class FeatureExtractionParams(Block):
 class ClassPriorParams(Block):
     """How the class prior is found when nobody knows it."""
 
-    method: Literal["bbe"]
+    method: Literal["bbe", "dedpul", "ted", "ted_dedpul", "km2"] = Field(
+        description="bbe, dedpul: read the scores of a classifier of positives against unlabeled; ted, ted_dedpul: of "
+        "one that leaves likely positives out of the unlabeled as it learns; km2: reads the features, trains nothing"
+    )
     n_folds: int = Field(
         ge=2, description="cross-fitting folds; each held-out fold is scored by the others' classifier"
     )
@@ -230,15 +233,19 @@ class PUTrainingParams(Block):
     seed: int = Field(ge=0)
     class_prior: OpenShare | None = Field(description="share of positives in the pool; null: estimated")
     prior_estimation: ClassPriorParams
-    estimator: Literal["nnpu", "upu"]
+    estimator: Literal["nnpu", "upu", "cvir"] = Field(
+        description="cvir: logistic loss that ignores the class_prior of the unlabeled that score highest"
+    )
     beta: float = Field(ge=0, description="nnPU tolerates a negative risk down to -beta")
     gamma: Annotated[float, Field(ge=0, le=1)] = Field(description="step size of nnPU's ascent branch")
     backbone: Literal["frozen", "full"] = Field(description="frozen: a head on cached descriptors; full: end to end")
-    features: Literal["descriptor", "teacher_outputs", "both"] = Field(
-        description="descriptor: pooled multi-scale features (the paper); teacher_outputs: confidence, entropy, energy "
-        "and margin"
+    features: Literal["descriptor", "last_layer", "teacher_outputs", "both"] = Field(
+        description="descriptor: pooled multi-scale features (the paper); last_layer: those of the last tap alone, the "
+        "control; teacher_outputs: confidence, entropy, energy and margin; both: descriptor and teacher_outputs"
     )
-    attention_reduction: int = Field(gt=0, description="r of Eq. 5")
+    attention_reduction: Annotated[int, Field(gt=0)] | None = Field(
+        description="r of Eq. 5; null: no attention, a linear score"
+    )
     epochs: int = Field(gt=0, description="passes over the unlabeled pool")
     positive_batch_size: int = Field(gt=0, description="positives per step, drawn with replacement")
     unlabeled_batch_size: int = Field(gt=1)
@@ -355,8 +362,16 @@ class Overrides(Block):
     distillation: dict[str, Any] = Field(default_factory=dict)
 
 
+class SweepPoint(Block):
+    """Where a variant stands on one of the comparison's sweeps."""
+
+    name: str = Field(description="a key of comparison.sweeps")
+    line: str = Field(description="the line that the variant is a point of")
+    at: float = Field(description="its place on the axis")
+
+
 class ComparisonVariant(Overrides):
-    """One row of the comparison: how a student is made."""
+    """One row of the comparison, or one point of a sweep: how a student is made."""
 
     method: Literal["selection", "original", "labeled_only", "fitnet", "fskd"] = Field(
         "selection",
@@ -374,6 +389,9 @@ class ComparisonVariant(Overrides):
     objectives: tuple[str, ...] | None = Field(
         None, description="null: those of the comparison for `selection`, plain `kd` for the other methods"
     )
+    sweep: SweepPoint | None = Field(
+        None, description="shown as a point of that sweep, not as a row; the variant then names one labeled_per_class"
+    )
 
     @property
     def is_reference(self) -> bool:
@@ -389,6 +407,8 @@ class ComparisonVariant(Overrides):
             raise ValueError(f"method {self.method!r} selects nothing: remove {', '.join(given)}")
         if self.method in ("fitnet", "fskd") and self.objectives not in (None, ("kd",)):
             raise ValueError(f"method {self.method!r} is defined with the objective kd alone")
+        if self.sweep is not None and len(self.labeled_per_class or ()) != 1:
+            raise ValueError("a point of a sweep names one number of labeled images: set labeled_per_class: [10]")
         return self
 
 
@@ -408,6 +428,9 @@ class ComparisonParams(Block):
     variants: dict[str, ComparisonVariant | None] = Field(
         description="name -> variant, in the order of the table; null leaves out a variant of conf/base"
     )
+    sweeps: dict[str, str] = Field(
+        description="name -> label of its axis: lines of variants that differ in one number, with a table and plot each"
+    )
 
     @model_validator(mode="after")
     def _grid_is_one(self) -> ComparisonParams:
@@ -420,6 +443,8 @@ class ComparisonParams(Block):
         for name, variant in known.items():
             if outside := set(variant.labeled_per_class or ()) - set(self.labeled_per_class):
                 raise ValueError(f"{name}: labeled_per_class {sorted(outside)} is not among the comparison's")
+            if variant.sweep is not None and variant.sweep.name not in self.sweeps:
+                raise ValueError(f"{name}: sweep {variant.sweep.name!r} is not a key of comparison.sweeps")
             if isinstance(variant.budget, str):
                 other = known.get(variant.budget)
                 if other is None or other.method != "selection" or isinstance(other.budget, str) or other is variant:

@@ -103,6 +103,7 @@ def grid(**changes: Any) -> ComparisonParams:
         "labeled_per_class": [2, 4],
         "seeds": [0, 1],
         "objectives": ["robust_kd"],
+        "sweeps": {},
         "hint_share": 0.5,
         "every_variant": {},
         "variants": {"pu": {"rule": "nnpu", "criterion": "quantile"}, "random": {"rule": "random", "budget": "pu"}},
@@ -169,6 +170,9 @@ def test_a_variant_that_no_block_takes_is_refused_by_key(blocks, variants, sente
         assert sentence in str(caught.value)
 
 
+POINT = {"name": "size", "line": "random", "at": 10}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -179,6 +183,8 @@ def test_a_variant_that_no_block_takes_is_refused_by_key(blocks, variants, sente
         ({"variants": {"a": None}}, "variants must name at least one"),
         ({"seeds": [1, 1]}, "seeds must not repeat"),
         ({"variants": {"a": {"rule": "all", "labeled_per_class": [3]}}}, r"labeled_per_class \[3\] is not among"),
+        ({"variants": {"a": {"rule": "all", "sweep": POINT}}}, "names one number of labeled images"),
+        ({"variants": {"a": {"rule": "all", "labeled_per_class": [2], "sweep": POINT}}}, "'size' is not a key of"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(changes, message):
@@ -332,10 +338,10 @@ def test_a_cell_that_cannot_be_computed_says_why_and_the_others_go_on(inputs, bl
     assert "rule 'nnpu' with criterion 'precision'" in results["failure"][0]
     assert np.isnan(results["accuracy"][0])
     assert results["accuracy"].notna()[1]
-    page = comparison_page(results, "title")
+    page = comparison_page(results, grid())
     assert "- precise, robust_kd, 2 per class, seed 0: subset_materialization: rule 'nnpu'" in page
     assert "| precise | – |" in page
-    assert plot_comparison(results, "title").axes
+    assert plot_comparison(results, grid()).axes
 
 
 @pytest.mark.parametrize(
@@ -425,7 +431,7 @@ def results() -> pd.DataFrame:
 
 
 def test_the_page_has_mean_and_deviation_over_seeds_and_marks_the_best(results):
-    page = comparison_page(results, "MNIST")
+    page = comparison_page(results, grid(title="MNIST"))
     assert page.startswith("# MNIST\n\nTest accuracy in percent, mean ± standard deviation over 2 seeds")
     assert "|  | 1 | 5 |" in page
     assert "| *original* | 98.50 ± 0.00 | 98.50 ± 0.00 |" in page
@@ -437,7 +443,7 @@ def test_the_page_has_mean_and_deviation_over_seeds_and_marks_the_best(results):
 
 
 def test_the_plot_shows_every_row_with_its_deviation(results):
-    figure = plot_comparison(results, "MNIST")
+    figure = plot_comparison(results, grid(title="MNIST"))
     [axes] = figure.axes
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {"teacher", "original", "pu", "random"}
     errors = {container.get_label(): container.lines[0].get_ydata() for container in axes.containers}
@@ -446,8 +452,43 @@ def test_the_plot_shows_every_row_with_its_deviation(results):
     assert (
         figure._suptitle.get_text() == "Best at 5 labeled images per class: pu with 96.00 %, 1.00 points before random"
     )
-    one = plot_comparison(results[results["labeled_per_class"] != 5], "MNIST").axes[0]
+    one = plot_comparison(results[results["labeled_per_class"] != 5], grid(title="MNIST")).axes[0]
     assert [label.get_text() for label in one.get_yticklabels()] == ["original", "random", "pu"]
+
+
+def test_points_of_a_sweep_are_lines_over_their_axis_and_no_rows(results):
+    points = results_of(
+        variant=["small", "large", "small", "large", "top"], method=["selection"] * 5,
+        rule=["random"] * 4 + ["nnpu"], objective=["kd", "kd", "robust_kd", "robust_kd", "kd"],
+        labeled_per_class=[1] * 5, seed=[0] * 5, accuracy=[0.8, 0.9, 0.85, 0.95, 0.7],
+        n_selected=[10, 100, 10, 100, 10],
+    )  # fmt: skip
+
+    def variant(line: str, at: int) -> dict[str, Any]:
+        return {
+            "rule": "random",
+            "budget": at,
+            "labeled_per_class": [1],
+            "sweep": {"name": "size", "line": line, "at": at},
+        }
+
+    params = grid(
+        title="Sizes", labeled_per_class=[1, 5], sweeps={"size": "images", "unused": "nothing"},
+        variants={"small": variant("random", 10), "large": variant("random", 100), "top": variant("nnpu", 10)},
+    )  # fmt: skip
+    both = pd.concat([results, points], ignore_index=True)
+    page = comparison_page(both, params)
+    assert "## By images\n\n|  | 10 | 100 |\n" in page
+    assert "| random · kd | 80.00 | 90.00 |\n| random · robust_kd | 85.00 | 95.00 |\n" in page
+    assert "| nnpu | 70.00 | – |" in page
+    assert "| small |" not in page.split("##")[0]
+    assert "nothing" not in page
+    rows, sweep = plot_comparison(both, params).axes
+    assert {text.get_text() for text in rows.get_legend().get_texts()} == {"teacher", "original", "pu", "random"}
+    lines = {container.get_label(): container.lines[0].get_xydata() for container in sweep.containers}
+    np.testing.assert_allclose(lines["random · robust_kd"], [[10, 15], [100, 5]])
+    assert sweep.get_xlabel() == "images"
+    assert len(plot_comparison(points, params).axes) == 1  # sweeps alone
 
 
 def test_several_objectives_are_rows_of_their_own(results):

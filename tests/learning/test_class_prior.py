@@ -1,4 +1,4 @@
-"""Class prior: known mixtures, a slow reference, invariances, folds and the interval."""
+"""Class prior from scores: known mixtures, slow references, invariances, folds and the interval."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pu_kd_pipeline.learning.class_prior import (
+    ESTIMATORS,
     best_bin_estimate,
+    density_ratio_estimate,
     estimate_class_prior,
+    isotonic,
     pooled_ranks,
     share_at_least,
 )
@@ -45,11 +48,32 @@ def slow_bbe(positive: Array, unlabeled: Array, delta: float, gamma: float) -> f
 scores = st.lists(st.integers(-5, 5), min_size=1, max_size=15).map(lambda values: np.array(values, dtype=float))
 
 
+def slow_isotonic(values: Array, weight: Array) -> list[float]:
+    """The minimax formula: the largest over all starts of the smallest over all ends of the mean in between."""
+
+    def mean(start: int, end: int) -> float:
+        return float(np.average(values[start : end + 1], weights=weight[start : end + 1]))
+
+    n = len(values)
+    return [max(min(mean(a, b) for b in range(i, n)) for a in range(i + 1)) for i in range(n)]
+
+
 @pytest.mark.parametrize("class_prior", [0.05, 0.2, 0.5, 0.8])
 def test_known_mixtures_are_recovered(class_prior: float) -> None:
-    value, threshold = best_bin_estimate(*mixture(class_prior, 10_000, 20_000))
+    scores = mixture(class_prior, 10_000, 20_000)
+    value, threshold = best_bin_estimate(*scores)
     assert value == pytest.approx(class_prior, abs=0.03)
     assert 0 < threshold < 4
+    assert density_ratio_estimate(*scores)[0] == pytest.approx(class_prior, abs=0.03)
+
+
+def test_dedpul_errs_less_upward_than_bbe_where_positives_are_rare() -> None:
+    bbe, dedpul = (
+        np.mean([reading(*mixture(0.05, 100, 4_000, seed))[0] - 0.05 for seed in range(20)])
+        for reading in (best_bin_estimate, density_ratio_estimate)
+    )
+    assert bbe > 0.015
+    assert abs(dedpul) < 0.005
 
 
 @settings(deadline=None, max_examples=80)
@@ -73,12 +97,32 @@ def test_only_the_order_of_the_scores_matters(positive: Array, unlabeled: Array)
         moved, moved_threshold = best_bin_estimate(transform(positive), transform(unlabeled))
         assert moved == value
         assert moved_threshold == transform(threshold)
+        assert density_ratio_estimate(transform(positive), transform(unlabeled)) == density_ratio_estimate(
+            positive, unlabeled
+        )
+
+
+@settings(deadline=None, max_examples=40)
+@given(positive=scores, unlabeled=scores)
+def test_any_scores_give_a_class_prior(positive: Array, unlabeled: Array) -> None:
+    value, threshold = density_ratio_estimate(positive, unlabeled)
+    assert 0 < value <= 1
+    assert threshold is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 5)), min_size=1, max_size=12))
+def test_isotonic_regression_equals_the_minimax_formula(rows: list[tuple[int, int]]) -> None:
+    values, weight = np.array(rows, dtype=float).T
+    np.testing.assert_allclose(isotonic(values, weight), slow_isotonic(values, weight), atol=1e-12)
 
 
 def test_extremes_reach_the_ends_of_the_range() -> None:
     positive = np.linspace(1, 2, 50)
     assert best_bin_estimate(positive, np.linspace(-2, -1, 50))[0] == 0
+    assert density_ratio_estimate(positive, np.linspace(-2, -1, 50))[0] < 0.05
     assert best_bin_estimate(positive, positive)[0] == 1
+    assert density_ratio_estimate(positive, positive)[0] > 0.7
     assert best_bin_estimate(positive, positive + 5)[0] == 1
 
 
@@ -128,6 +172,33 @@ def test_interval_brackets_value_and_truth_and_shrinks_with_more_samples() -> No
     assert (large.n_positive, large.n_unlabeled, large.method, large.level) == (5_000, 20_000, "bbe", 0.9)
 
 
+def test_the_interval_is_the_same_whichever_reading_gives_the_value_and_holds_both() -> None:
+    bbe, dedpul = (
+        estimate_class_prior(*mixture(0.1, 300, 2_000), method=method, rng=np.random.default_rng(0))
+        for method in ("bbe", "dedpul")
+    )
+    assert (bbe.lower, bbe.upper) == (dedpul.lower, dedpul.upper)
+    assert bbe.lower <= min(bbe.value, dedpul.value) < max(bbe.value, dedpul.value) <= bbe.upper
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    estimates = [
+        estimate_class_prior(
+            *mixture(0.1, 150, 2_000, seed), method="dedpul", n_bootstrap=40, rng=np.random.default_rng(seed)
+        )
+        for seed in range(40)
+    ]
+    assert np.mean([e.lower <= 0.1 <= e.upper for e in estimates]) >= 0.9
+    assert np.mean([e.upper - e.lower for e in estimates]) < 0.15
+
+
+def test_a_handful_of_positives_is_noted() -> None:
+    few, many = (estimate_class_prior(*mixture(0.2, n, 500), rng=np.random.default_rng(0)) for n in (10, 100))
+    assert few.note is not None
+    assert "with 10 positives the interval is too narrow" in few.note
+    assert many.note is None
+
+
 @settings(deadline=None, max_examples=40)
 @given(positive=scores, unlabeled=scores, seed=st.integers(0, 99))
 def test_interval_holds_the_value_even_where_the_percentiles_miss_it(
@@ -155,14 +226,21 @@ def test_a_higher_level_widens_the_interval_and_the_same_seed_repeats_it() -> No
     ],
 )
 def test_unusable_scores_are_refused(positive: list[float], unlabeled: list[float], message: str) -> None:
-    for estimate in (best_bin_estimate, lambda p, u: estimate_class_prior(p, u, rng=np.random.default_rng(0))):
+    for estimate in (
+        best_bin_estimate,
+        density_ratio_estimate,
+        lambda p, u: estimate_class_prior(p, u, rng=np.random.default_rng(0)),
+    ):
         with pytest.raises(ValueError, match=message):
             estimate(np.array(positive), np.array(unlabeled))
 
 
 def test_bad_options_and_empty_folds_are_refused() -> None:
     one, rng = np.array([1.0]), np.random.default_rng(0)
-    with pytest.raises(ValueError, match=r"unknown method 'km2' for the class prior, expected one of \['bbe'\]"):
+    with pytest.raises(ValueError, match=r"unknown method 'em' for the class prior, expected one of \['bbe', 'dedpul'"):
+        estimate_class_prior(one, one, method="em", rng=rng)
+    assert ESTIMATORS["km2"].reads == "features"
+    with pytest.raises(ValueError, match=r"positive features must be a non-empty matrix .* got shape \(1,\)"):
         estimate_class_prior(one, one, method="km2", rng=rng)
     with pytest.raises(ValueError, match=r"level must lie in \(0, 1\)"):
         estimate_class_prior(one, one, level=1.0, rng=rng)

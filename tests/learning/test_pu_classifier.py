@@ -41,11 +41,21 @@ def test_constant_channels_give_finite_scores():
     assert head(torch.zeros(2, 3)).isfinite().all()
 
 
-@pytest.mark.parametrize(("kind", "width"), [("descriptor", 6), ("teacher_outputs", 4), ("both", 10)])
+@pytest.mark.parametrize(
+    ("kind", "width"), [("descriptor", 6), ("last_layer", 2), ("teacher_outputs", 4), ("both", 10)]
+)
 def test_features_and_head_agree_on_the_width(kind, width):
-    features = pu_features(torch.randn(3, 6).half(), torch.randn(3, 10), kind)
+    descriptor = torch.randn(3, 6).half()
+    features = pu_features(descriptor, torch.randn(3, 10), kind, last_tap_size=2)
     assert features.shape == (3, width)
-    assert make_head(6, kind, 2)(features).shape == (3,)
+    assert make_head(2 if kind == "last_layer" else 6, kind, 2)(features).shape == (3,)
+    if kind == "last_layer":
+        torch.testing.assert_close(features, descriptor[:, 4:])
+
+
+def test_without_attention_the_score_is_linear():
+    head, features = make_head(6, "descriptor", None), torch.randn(4, 6)
+    torch.testing.assert_close(head(features), features @ head.score.weight[0] + head.score.bias[0])
 
 
 def test_a_head_without_inputs_is_refused():

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from pu_kd_pipeline.params import ComparisonParams
+
 _SAME_ROW = ["variant", "objective"]
 # Of a rule or a method, as far as they are known here; the others take what is left.
 _COLOURS = {
@@ -77,10 +79,15 @@ def means_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
 
-def comparison_page(results: pd.DataFrame, title: str) -> str:
-    """Return the page: accuracies by variant and labeled images, the selections, and what could not be computed."""
+def comparison_page(results: pd.DataFrame, params: ComparisonParams) -> str:
+    """Return the page: accuracies by variant and labeled images, sweeps, selections, and what could not be computed."""
     means = means_over_seeds(results)
-    parts = [f"# {title}", _facts(results, means), _markdown(_accuracy_rows(means))]
+    of_grid, sweeps = _apart(means, params)
+    parts = [f"# {params.title}", _facts(results, means)]
+    if len(of_grid):
+        parts.append(_markdown(_accuracy_rows(of_grid)))
+    for label, of_sweep in sweeps.items():
+        parts += [f"## By {label}", _markdown(_sweep_rows(of_sweep))]
     selections = means[means["n_selected"] > 0]
     if len(selections):
         parts += ["## What was selected", _markdown(_selection_rows(selections))]
@@ -103,6 +110,35 @@ def _facts(results: pd.DataFrame, means: pd.DataFrame) -> str:
     if means["is_reference"].any():
         facts.append("*Italic*: a reference, which uses the original images or the pool's truth.")
     return " ".join(facts)
+
+
+def _apart(means: pd.DataFrame, params: ComparisonParams) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Return the rows of the grid and, by the label of their axis, those of each sweep with `line` and `at`."""
+    points = {name: variant.sweep for name, variant in params.variants.items() if variant is not None and variant.sweep}
+    if not points:
+        return means, {}
+    is_point = means["variant"].isin(list(points))
+    of_sweeps = means[is_point].assign(
+        sweep=means["variant"].map({name: point.name for name, point in points.items()}),
+        line=means["variant"].map({name: point.line for name, point in points.items()}),
+        at=means["variant"].map({name: point.at for name, point in points.items()}),
+    )
+    several = of_sweeps.groupby(["sweep", "line"])["objective"].transform("nunique") > 1
+    of_sweeps["row"] = of_sweeps["line"].where(~several, of_sweeps["line"] + " · " + of_sweeps["objective"])
+    by_label = {label: of_sweeps[of_sweeps["sweep"] == name] for name, label in params.sweeps.items()}
+    return means[~is_point], {label: rows for label, rows in by_label.items() if len(rows)}
+
+
+def _sweep_rows(means: pd.DataFrame) -> list[list[str]]:
+    places = sorted(means["at"].unique())
+    rows = [["", *(f"{place:,g}" for place in places)]]
+    for name, of_row in means.groupby("row", sort=False):
+        cells = [f"*{name}*" if of_row["is_reference"].all() else str(name)]
+        for place in places:
+            here = of_row[of_row["at"] == place]
+            cells.append(_with_deviation(here.iloc[0], means["n_seeds"].max()) if len(here) else "–")
+        rows.append(cells)
+    return rows
 
 
 def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
@@ -171,29 +207,35 @@ class _Look:
     is_reference: bool
 
 
-def plot_comparison(results: pd.DataFrame, title: str) -> Figure:
+def plot_comparison(results: pd.DataFrame, params: ComparisonParams) -> Figure:
     """Return test accuracy against labeled images per class, a line a row of the table, bars of one standard deviation.
 
     The axis is logarithmic in the error, so that 98.5 and 99.0 % stay apart while 40 % is still in the picture. With
-    one number of labeled images the rows are listed below each other instead.
+    one number of labeled images the rows are listed below each other instead. Each sweep has a panel below.
 
     Args:
         results: one row a cell, as `comparison.RESULT` has it.
-        title: of the comparison.
+        params: the comparison's title, variants and sweeps.
     """
     means = means_over_seeds(results)
     means = means[means["n_seeds"] > 0]
-    columns = sorted(means["labeled_per_class"].dropna().unique())
+    of_grid, sweeps = _apart(means, params)
+    columns = sorted(of_grid["labeled_per_class"].dropna().unique())
     teacher = 100 * results["teacher_accuracy"].max()
-    if len(columns) > 1:
-        figure = _figure(4.8)
-        _lines(figure.add_subplot(), means, columns, teacher)
-    else:
-        figure = _figure(1.6 + 0.27 * means["row"].nunique())
-        _rows(figure.add_subplot(), means, teacher)
+    heights = [] if of_grid.empty else [4.8 if len(columns) > 1 else 1.6 + 0.27 * of_grid["row"].nunique()]
+    heights += [3.4] * len(sweeps)
+    figure = _figure(sum(heights))
+    panels = iter(figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0])
+    if len(of_grid) and len(columns) > 1:
+        _lines(next(panels), of_grid, columns, teacher)
+    elif len(of_grid):
+        _rows(next(panels), of_grid, teacher)
+    for label, of_sweep in sweeps.items():
+        _sweep(next(panels), of_sweep, label, teacher)
     updates = f"{_one_or_range(results['n_updates'])} updates each"
-    evidence = f"{title}; {_seeds(means)}, bars: one standard deviation; {updates}"
-    _title(figure, _finding(means, columns), evidence)
+    evidence = f"{params.title}; {_seeds(means)}, bars: one standard deviation; {updates}"
+    finding = _finding(of_grid, columns) if len(of_grid) else f"Accuracy by {next(iter(sweeps))}"
+    _title(figure, finding, evidence)
     return figure
 
 
@@ -241,6 +283,35 @@ def _lines(axes: Axes, means: pd.DataFrame, columns: list[float], teacher: float
         )
     axes.set_xticks(range(len(columns)), [f"{column:.0f}" for column in columns])
     _dress(axes, "labeled images of each class", "test accuracy (%)")
+    _accuracy_axis(axes, vertical=True)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+
+
+_LINE_COLOURS = (STUDENT, RANDOM, RELEVANT, ALERT, *_OTHER_COLOURS)
+
+
+def _sweep(axes: Axes, means: pd.DataFrame, label: str, teacher: float) -> None:
+    """Draw a line for each line and objective: the colour is the line's, a dash the second objective's."""
+    roles = means.groupby("line", sort=False)["role"].first()
+    colours = dict(zip(roles.index, _LINE_COLOURS * len(roles), strict=False))
+    if roles.is_unique:
+        colours |= {line: _COLOURS[role] for line, role in roles.items() if role in _COLOURS}
+    dashes = dict(zip(means["objective"].unique(), ("-", (0, (4, 2)), (0, (1, 2))) * len(means), strict=False))
+    axes.axhline(max(100 - teacher, _LEAST_ERROR), color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label="teacher")
+    for number, (name, of_row) in enumerate(means.sort_values("at").groupby("row", sort=False)):
+        line, objective = of_row[["line", "objective"]].iloc[0]
+        error, deviation = _error(of_row)
+        face = "white" if of_row["is_reference"].all() else colours[line]
+        axes.errorbar(
+            of_row["at"], error, yerr=deviation, marker=_MARKERS[number % len(_MARKERS)], markersize=5, linewidth=1.5,
+            elinewidth=1, capsize=2, color=colours[line], markerfacecolor=face, linestyle=dashes[objective], label=name,
+        )  # fmt: skip
+    places = np.sort(means["at"].unique())
+    if places[0] > 0 and places[-1] / places[0] >= 10:
+        axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:,g}" for place in places])
+    axes.set_xticks([], minor=True)
+    _dress(axes, label, "test accuracy (%)")
     _accuracy_axis(axes, vertical=True)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
 

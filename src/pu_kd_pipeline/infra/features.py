@@ -23,6 +23,7 @@ from pu_kd_pipeline.params import ComputeParams
 
 Makers = dict[str, Callable[[], pa.Table]]
 TEACHER = "teacher"  # the fact of a feature shard that says which network made it
+LAST_TAP_SIZE = "last_tap_size"  # the fact that says how many of the descriptor's channels are the last tap's
 
 
 def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -> Makers:
@@ -48,7 +49,7 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
             ids = images.index["id"].iloc[rows]
             columns = [pa.array(ids, pa.string()), fixed_size_list(descriptor), fixed_size_list(logits)]
             table = pa.Table.from_arrays(columns, names=["id", "descriptor", "logits"])
-            return table.replace_schema_metadata({TEACHER: fingerprint})
+            return table.replace_schema_metadata({TEACHER: fingerprint, LAST_TAP_SIZE: str(extractor.last_tap_size)})
 
         return make
 
@@ -102,7 +103,12 @@ def _scores(
         return torch.cat([scores.float() for (scores,) in batches]).numpy()
     with torch.inference_mode():
         descriptor = torch.from_numpy(as_array(table["descriptor"]).copy())
-        return module(pu_features(descriptor.to(device), logits.to(device), classifier.card.features)).cpu().numpy()
+        card = classifier.card  # its descriptor is the last tap where it reads the last layer
+        return (
+            module(pu_features(descriptor.to(device), logits.to(device), card.features, card.descriptor_size))
+            .cpu()
+            .numpy()
+        )
 
 
 def check_teacher(features: ShardedTable, fingerprint: str, whose: str, teacher: str = "teacher_model") -> None:
@@ -142,14 +148,24 @@ def rows_of(images: ImageStore, ids: np.ndarray, whose: str) -> np.ndarray:
 
 
 def feature_tensors(features: ShardedTable, kind: str, device: torch.device) -> tuple[np.ndarray, Tensor]:
-    """Return (N,) ids and the (N, F) features that a PU head of a kind reads, on the device."""
+    """Return (N,) ids and the (N, F) features that a PU head of a kind reads, on the device.
+
+    Raises:
+        InputError: the last layer is asked for, and the features do not say which channels are its.
+    """
     ids, parts = [], []
+    last_tap_size = int(features.facts.get(LAST_TAP_SIZE, 0))
+    if kind == "last_layer" and not last_tap_size:
+        raise InputError(
+            f"{features.folder}: these features do not say which channels are the last layer's. Delete the folder, "
+            "and run `kedro run --pipeline=feature_extraction`"
+        )
     for table in features.shards():
         ids.append(table["id"].to_pandas().to_numpy())
         descriptor, logits = (
             torch.from_numpy(as_array(table[name]).copy()).to(device) for name in ("descriptor", "logits")
         )
-        parts.append(pu_features(descriptor, logits, kind))
+        parts.append(pu_features(descriptor, logits, kind, last_tap_size))
     return np.concatenate(ids), torch.cat(parts)
 
 

@@ -45,9 +45,9 @@ class PUClassifierCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     backbone: Literal["frozen", "full"]
-    features: Literal["descriptor", "teacher_outputs", "both"]
+    features: Literal["descriptor", "last_layer", "teacher_outputs", "both"]
     descriptor_size: int
-    attention_reduction: int
+    attention_reduction: int | None
     class_prior: float
     teacher: ModelCard
     teacher_fingerprint: str

@@ -21,10 +21,10 @@ from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, PUClassifier, PUClassifierCard
 from pu_kd_pipeline.infra.progress import track, watch
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.learning.class_prior import estimate_class_prior, pooled_ranks
-from pu_kd_pipeline.learning.features import TEACHER_OUTPUTS
-from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head
-from pu_kd_pipeline.learning.pu_training import ScoreTraining, fit_scores, folds_of, positive_unlabeled_step, pu_step
+from pu_kd_pipeline.learning.class_prior import ESTIMATORS, estimate_class_prior
+from pu_kd_pipeline.learning.class_prior_training import cross_fitted_ranks
+from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head, n_outputs_of
+from pu_kd_pipeline.learning.pu_training import ScoreTraining, cvir_step, fit_scores, folds_of, pu_step
 from pu_kd_pipeline.learning.risk import zero_one_risk
 from pu_kd_pipeline.learning.training import Step, seeded
 from pu_kd_pipeline.params import PUTrainingParams
@@ -46,11 +46,12 @@ def given_prior(value: float, labeled: ShardedTable, pool: ShardedTable) -> dict
         "threshold": None,
         "n_positive": len(labeled),
         "n_unlabeled": len(pool),
+        "note": None,
     }
 
 
 def estimate_prior(labeled: ShardedTable, pool: ShardedTable, params: PUTrainingParams) -> dict[str, Any]:
-    """Return the class prior estimated from cross-fitted scores, with a bootstrap interval.
+    """Return the class prior estimated from cross-fitted scores or from the features themselves, with an interval.
 
     Each fold of positives and pool is scored by a classifier that has seen neither; scores of different folds are made
     comparable by their rank within the fold's pool images.
@@ -64,28 +65,27 @@ def estimate_prior(labeled: ShardedTable, pool: ShardedTable, params: PUTraining
         raise InputError(
             f"a pool of {len(unlabeled)} images says nothing of its class prior: set pu_training.class_prior"
         )
-    generator = torch.Generator(device).manual_seed(params.seed)
-    positive_folds, unlabeled_folds = (folds_of(len(part), n_folds, generator) for part in (positive, unlabeled))
-    held_out_scores = []
-    with seeded(params.seed):
-        for fold in track(range(n_folds), name="class prior", total=n_folds, unit="folds"):
-            head = _new_head(positive, unlabeled, params).to(device)
-            seen = positive[positive_folds != fold], unlabeled[unlabeled_folds != fold]
-            training = _score_training(params, settings.epochs)
-            for _ in _fit_head(head, positive_unlabeled_step(head), *seen, training, generator):
-                pass
-            with torch.inference_mode():
-                held_out = positive[positive_folds == fold], unlabeled[unlabeled_folds == fold]
-                held_out_scores.append(tuple(head(part).cpu().numpy() for part in held_out))
-    positive_ranks, unlabeled_ranks = pooled_ranks(held_out_scores)
-    rng = np.random.default_rng(params.seed)
+    reads = ESTIMATORS[settings.method].reads
+    if reads == "features":
+        evidence = (positive.cpu().numpy(), unlabeled.cpu().numpy())
+    else:
+        with seeded(params.seed):
+            evidence = cross_fitted_ranks(
+                positive,
+                unlabeled,
+                lambda: _new_head(positive, unlabeled, params).to(device),
+                _score_training(params, settings.epochs),
+                n_folds=n_folds,
+                alternates=reads == "ted_scores",
+                generator=torch.Generator(device).manual_seed(params.seed),
+                watched=lambda epochs: track(epochs, name="class prior", total=settings.epochs, unit="epochs"),
+            )
     estimate = estimate_class_prior(
-        positive_ranks,
-        unlabeled_ranks,
+        *evidence,
         method=settings.method,
         level=settings.level,
         n_bootstrap=settings.n_bootstrap,
-        rng=rng,
+        rng=np.random.default_rng(params.seed),
     )
     if not 0 < estimate.value < 1:
         raise InputError(
@@ -241,8 +241,8 @@ def _ranks(ids: np.ndarray, fold: int, positive_scores: np.ndarray, unlabeled_sc
 
 
 def _new_head(positive: Tensor, unlabeled: Tensor, params: PUTrainingParams) -> PUHead:
-    n_outputs = 0 if params.features == "descriptor" else len(TEACHER_OUTPUTS)
-    head = make_head(positive.shape[1] - n_outputs, params.features, params.attention_reduction)
+    descriptor_size = positive.shape[1] - n_outputs_of(params.features)
+    head = make_head(descriptor_size, params.features, params.attention_reduction)
     head.standardise_by(unlabeled.cpu())
     return head
 
@@ -268,6 +268,8 @@ def _fit_head(
 
 
 def _pu_step(score: Callable[[Tensor], Tensor], class_prior: float, params: PUTrainingParams) -> Step:
+    if params.estimator == "cvir":
+        return cvir_step(score, class_prior=class_prior)
     return pu_step(score, class_prior=class_prior, estimator=params.estimator, beta=params.beta, gamma=params.gamma)
 
 

@@ -41,14 +41,18 @@ class FeatureExtractor(nn.Module):
         self._tapped = _tapped_network(network, self.taps)
         with torch.no_grad():
             device = next(network.parameters()).device
-            descriptor, _ = self.eval()(torch.zeros(1, *image_shape, device=device))
-        self.descriptor_size: int = descriptor.shape[1]
+            pooled, _ = self.eval()._pooled(torch.zeros(1, *image_shape, device=device))
+        self.descriptor_size: int = sum(part.shape[1] for part in pooled)
+        self.last_tap_size: int = pooled[-1].shape[1]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map (N, C, H, W) float32 images to the (N, D) float32 descriptor and the (N, K) float32 logits."""
-        maps, logits = self._tapped(images)
-        pooled = [_global_average(feature_map, tap) for tap, feature_map in zip(self.taps, maps, strict=True)]
+        pooled, logits = self._pooled(images)
         return torch.cat(pooled, dim=1).float(), logits.float()
+
+    def _pooled(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        maps, logits = self._tapped(images)
+        return [_global_average(feature_map, tap) for tap, feature_map in zip(self.taps, maps, strict=True)], logits
 
 
 def default_taps(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:

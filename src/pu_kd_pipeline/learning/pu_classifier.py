@@ -13,24 +13,28 @@ _LEAST_RELATIVE_STD = 1e-5  # of the largest value; below it is rounding
 class PUHead(nn.Module):
     """Score (N,) = Linear([w * o, t]) with attention w = sigmoid(W2 relu(W1 o)) over the descriptor o (Eq. 5-6).
 
-    W1 is (D/r, D), W2 is (D, D/r), both without bias, as in the authors' code. t are the teacher's outputs.
+    W1 is (D/r, D), W2 is (D, D/r), both without bias, as in the authors' code. t are the teacher's outputs. Without
+    attention w is 1 and the score is linear in the descriptor.
     Inputs are standardised with the pool's mean and standard deviation, which the papers leave out: channels of
     different taps differ in scale by orders of magnitude, and the frozen descriptor cannot adapt.
 
     Args:
         descriptor_size: D; 0 leaves the descriptor out.
         n_outputs: number of teacher outputs; 0 leaves them out.
-        reduction: r, the bottleneck of the attention.
+        reduction: r, the bottleneck of the attention; None leaves the attention out.
     """
 
-    def __init__(self, descriptor_size: int, n_outputs: int, reduction: int) -> None:
+    def __init__(self, descriptor_size: int, n_outputs: int, reduction: int | None) -> None:
         super().__init__()
         if descriptor_size + n_outputs == 0:
             raise ValueError("a PU head needs a descriptor, teacher outputs, or both")
         self.descriptor_size = descriptor_size
-        hidden = max(1, descriptor_size // reduction)
-        self.squeeze: nn.Linear | None = nn.Linear(descriptor_size, hidden, bias=False) if descriptor_size else None
-        self.excite: nn.Linear | None = nn.Linear(hidden, descriptor_size, bias=False) if descriptor_size else None
+        self.squeeze: nn.Linear | None = None
+        self.excite: nn.Linear | None = None
+        if descriptor_size and reduction is not None:
+            hidden = max(1, descriptor_size // reduction)
+            self.squeeze = nn.Linear(descriptor_size, hidden, bias=False)
+            self.excite = nn.Linear(hidden, descriptor_size, bias=False)
         self.score = nn.Linear(descriptor_size + n_outputs, 1)
         self.mean: Tensor
         self.std: Tensor
@@ -79,24 +83,28 @@ class FullPUClassifier(nn.Module):
         return scores
 
 
-def pu_features(descriptor: Tensor, logits: Tensor, kind: str) -> Tensor:
-    """Return what the PU head reads: (N, D) as stored, or (N, 4) or (N, D + 4) float32.
+def n_outputs_of(kind: str) -> int:
+    """Return how many of the teacher's outputs features of a kind end with."""
+    return len(TEACHER_OUTPUTS) if kind in ("teacher_outputs", "both") else 0
+
+
+def pu_features(descriptor: Tensor, logits: Tensor, kind: str, last_tap_size: int) -> Tensor:
+    """Return what the PU head reads: (N, D) or (N, last_tap_size) as stored, or (N, 4) or (N, D + 4) float32.
 
     Args:
         descriptor: (N, D) float16 or float32.
         logits: (N, K) teacher logits.
-        kind: `descriptor`, `teacher_outputs` or `both`.
+        kind: `descriptor`, `last_layer`, `teacher_outputs` or `both`.
+        last_tap_size: channels of the last tap, which the descriptor ends with.
     """
     if kind == "descriptor":
         return descriptor
+    if kind == "last_layer":
+        return descriptor[:, -last_tap_size:]
     outputs = teacher_outputs(logits)
     return outputs if kind == "teacher_outputs" else torch.cat([descriptor.float(), outputs], dim=1)
 
 
-def make_head(descriptor_size: int, kind: str, reduction: int) -> PUHead:
-    """Return an untrained head for features of a kind."""
-    return PUHead(
-        descriptor_size if kind != "teacher_outputs" else 0,
-        len(TEACHER_OUTPUTS) if kind != "descriptor" else 0,
-        reduction,
-    )
+def make_head(descriptor_size: int, kind: str, reduction: int | None) -> PUHead:
+    """Return an untrained head for features of a kind; `descriptor_size` is that of the part the kind reads."""
+    return PUHead(descriptor_size if kind != "teacher_outputs" else 0, n_outputs_of(kind), reduction)

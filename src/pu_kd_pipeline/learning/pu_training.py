@@ -1,4 +1,4 @@
-"""Training of PU scores: the nnPU/uPU step, the positive-versus-unlabeled step, and the batches both draw.
+"""Training of PU scores: the nnPU/uPU, CVIR and positive-versus-unlabeled steps, and the batches they draw.
 
 Positives are drawn with replacement and the pool is passed over in random order (Xu et al. 2019, Algorithm 1); both go
 through the network in one batch, so that BatchNorm cannot learn to tell them apart.
@@ -6,6 +6,7 @@ through the network in one batch, so that BatchNorm cannot learn to tell them ap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -59,15 +60,57 @@ def pu_step(
     return step
 
 
-def positive_unlabeled_step(score: Callable[[Tensor], Tensor]) -> Step:
-    """Return the step that tells positives from unlabeled by balanced logistic loss (for class prior estimates)."""
+def cvir_step(score: Callable[[Tensor], Tensor], *, class_prior: float) -> Step:
+    """Return the step of the conditional value ignoring risk (CVIR; Garg et al. 2021, arXiv:2111.00980, Algorithm 1).
+
+    Balanced logistic loss of the positives against the 1 - class_prior of the unlabeled that score lowest: the others
+    are taken for positives and left out. Departures: they are chosen within the batch instead of once an epoch, so no
+    pass over the pool is needed; and the loss sees F - logit(class_prior), which makes F the log-odds in the pool and
+    F > 0 the Bayes rule.
+    """
+    if not 0.0 < class_prior < 1.0:
+        raise ValueError(f"class_prior must lie strictly between 0 and 1, got {class_prior!r}")
+    offset = math.log(class_prior / (1.0 - class_prior))
 
     def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         positive_scores, unlabeled_scores = _scores_of_both(score, batch)
-        loss = functional.softplus(-positive_scores).mean() + functional.softplus(unlabeled_scores).mean()
-        return {"loss": loss / 2}
+        positive_loss = functional.softplus(offset - positive_scores).mean()
+        negative_loss = functional.softplus(_lowest(unlabeled_scores, 1.0 - class_prior) - offset).mean()
+        positive_risk, negative_risk = class_prior * positive_loss, (1.0 - class_prior) * negative_loss
+        return {
+            "loss": (positive_loss + negative_loss) / 2,
+            "risk": positive_risk + negative_risk,
+            "positive_risk": positive_risk,
+            "negative_risk": negative_risk,
+            "ascent_share": torch.zeros_like(positive_loss),
+            "unlabeled_positive_share": (unlabeled_scores > 0).float().mean(),
+        }
 
     return step
+
+
+def positive_unlabeled_step(
+    score: Callable[[Tensor], Tensor], dropped_share: Callable[[], float] = lambda: 0.0
+) -> Step:
+    """Return the step that tells positives from unlabeled by balanced logistic loss (for class prior estimates).
+
+    Args:
+        score: maps features to scores.
+        dropped_share: asked at each step for the share of the batch's unlabeled, those that score highest, to leave
+            out; see `cvir_step`.
+    """
+
+    def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        positive_scores, unlabeled_scores = _scores_of_both(score, batch)
+        kept = _lowest(unlabeled_scores, 1.0 - dropped_share())
+        return {"loss": (functional.softplus(-positive_scores).mean() + functional.softplus(kept).mean()) / 2}
+
+    return step
+
+
+def _lowest(scores: Tensor, share: float) -> Tensor:
+    n_kept = max(1, round(share * len(scores)))
+    return scores if n_kept >= len(scores) else scores.topk(n_kept, largest=False, sorted=False).values
 
 
 def _scores_of_both(score: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

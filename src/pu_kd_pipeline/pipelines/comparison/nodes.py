@@ -48,4 +48,4 @@ def report_comparison(cells: ShardedTable, params: ComparisonParams) -> tuple[pd
     from pu_kd_pipeline.infra.comparison_report import comparison_page, plot_comparison
 
     results = cells.to_pandas()
-    return results, comparison_page(results, params.title), plot_comparison(results, params.title)
+    return results, comparison_page(results, params), plot_comparison(results, params)
