@@ -273,7 +273,7 @@ class SubsetParams(Block):
     """The block `subset_materialization`: which pool images are kept."""
 
     seed: int = Field(ge=0)
-    rule: Literal["nnpu", "random", "oracle", "confident", "stratified", "all"]
+    rule: Literal["nnpu", "random", "oracle", "confident", "stratified", "disagreement", "all"]
     criterion: Literal["sign", "quantile", "precision", "budget"] = Field(
         description="nnpu only. sign: score > 0; quantile: the top class_prior share; precision: down to "
         "target_precision; budget: the top `budget`"
@@ -390,7 +390,7 @@ class ComparisonVariant(Overrides):
         None, description="null: those of the comparison for `selection`, plain `kd` for the other methods"
     )
     sweep: SweepPoint | None = Field(
-        None, description="shown as a point of that sweep, not as a row; the variant then names one labeled_per_class"
+        None, description="shown as a point of that sweep, not as a row; for one number of labeled images"
     )
 
     @property
@@ -407,8 +407,6 @@ class ComparisonVariant(Overrides):
             raise ValueError(f"method {self.method!r} selects nothing: remove {', '.join(given)}")
         if self.method in ("fitnet", "fskd") and self.objectives not in (None, ("kd",)):
             raise ValueError(f"method {self.method!r} is defined with the objective kd alone")
-        if self.sweep is not None and len(self.labeled_per_class or ()) != 1:
-            raise ValueError("a point of a sweep names one number of labeled images: set labeled_per_class: [10]")
         return self
 
 
@@ -445,6 +443,8 @@ class ComparisonParams(Block):
                 raise ValueError(f"{name}: labeled_per_class {sorted(outside)} is not among the comparison's")
             if variant.sweep is not None and variant.sweep.name not in self.sweeps:
                 raise ValueError(f"{name}: sweep {variant.sweep.name!r} is not a key of comparison.sweeps")
+            if variant.sweep is not None and len(variant.labeled_per_class or self.labeled_per_class) != 1:
+                raise ValueError(f"{name}: a point of a sweep has one number of labeled images: set labeled_per_class")
             if isinstance(variant.budget, str):
                 other = known.get(variant.budget)
                 if other is None or other.method != "selection" or isinstance(other.budget, str) or other is variant:

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra import comparison, distillation, progress
+from pu_kd_pipeline.infra import comparison, distillation, progress, proxy
 from pu_kd_pipeline.infra.comparison import (
     RESULT,
     ComparisonInputs,
@@ -23,9 +23,10 @@ from pu_kd_pipeline.infra.comparison import (
     comparison_shards,
     labeled_rows,
 )
-from pu_kd_pipeline.infra.comparison_grid import Blocks, cells_of
+from pu_kd_pipeline.infra.comparison_grid import Blocks, cells_of, laid_over_each_other
 from pu_kd_pipeline.infra.comparison_report import comparison_page, means_over_seeds, plot_comparison
 from pu_kd_pipeline.infra.features import feature_shards
+from pu_kd_pipeline.infra.image_batches import predict_logits
 from pu_kd_pipeline.infra.image_labels import with_teacher_labels
 from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
 from pu_kd_pipeline.infra.kedro_datasets import ShardedTableDataset
@@ -65,16 +66,18 @@ def block_of(name: str, **changes: Any) -> dict[str, Any]:
     return {**yaml.safe_load(text)[name], **changes}
 
 
+_PRIOR = block_of("pu_training")["prior_estimation"] | {"n_folds": 2, "epochs": 2, "n_bootstrap": 20}
+BASE = Blocks(
+    PUTrainingParams(**block_of("pu_training", epochs=2, held_out_folds=0, prior_estimation=_PRIOR)),
+    SubsetParams(**block_of("subset_materialization")),
+    ClassWeightingParams(**block_of("class_weighting")),
+    DistillationParams(**block_of("distillation", n_updates=8, record_every=4, batch_size=32)),
+)
+
+
 @pytest.fixture(scope="module")
 def blocks() -> Blocks:
-    pu = block_of("pu_training", epochs=2, held_out_folds=0)
-    pu["prior_estimation"] |= {"n_folds": 2, "epochs": 2, "n_bootstrap": 20}
-    return Blocks(
-        PUTrainingParams(**pu),
-        SubsetParams(**block_of("subset_materialization")),
-        ClassWeightingParams(**block_of("class_weighting")),
-        DistillationParams(**block_of("distillation", n_updates=8, record_every=4, batch_size=32)),
-    )
+    return BASE
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +186,10 @@ POINT = {"name": "size", "line": "random", "at": 10}
         ({"variants": {"a": None}}, "variants must name at least one"),
         ({"seeds": [1, 1]}, "seeds must not repeat"),
         ({"variants": {"a": {"rule": "all", "labeled_per_class": [3]}}}, r"labeled_per_class \[3\] is not among"),
-        ({"variants": {"a": {"rule": "all", "sweep": POINT}}}, "names one number of labeled images"),
+        (
+            {"sweeps": {"size": "n"}, "variants": {"a": {"rule": "all", "sweep": POINT}}},
+            "has one number of labeled images",
+        ),
         ({"variants": {"a": {"rule": "all", "labeled_per_class": [2], "sweep": POINT}}}, "'size' is not a key of"),
     ],
 )
@@ -258,6 +264,7 @@ def test_cells_share_their_pu_training_and_tell_their_results(inputs, blocks, tm
         "pu": {"rule": "nnpu", "criterion": "quantile", "objectives": ["kd", "robust_kd"]},
         "random": {"rule": "random", "budget": "pu"},
         "confident": {"rule": "confident", "budget": 40},
+        "disagreement": {"rule": "disagreement", "budget": 40},
         "labeled": {"method": "labeled_only"},
         "fitnet": {"method": "fitnet"},
         "fskd": {"method": "fskd"},
@@ -283,8 +290,9 @@ def test_cells_share_their_pu_training_and_tell_their_results(inputs, blocks, tm
     assert of.loc[("pu", "kd"), "n_selected"] == of.loc[("random", "robust_kd"), "n_selected"]
     assert of.loc[("original", "robust_kd"), "n_labeled"] == len(inputs.teacher_training_images)
     assert of.loc[("labeled", "kd"), "n_labeled"] == 20
-    assert of["auc"].notna().tolist() == [False, True, True, False, True, False, False, False]
-    assert of["class_prior"].notna().tolist() == [False, True, True, False, False, False, False, False]
+    assert of.loc[("disagreement", "robust_kd"), "n_selected"] == 40
+    assert of["auc"].notna().tolist() == [False, True, True, False, True, True, False, False, False]
+    assert of["class_prior"].notna().tolist() == [False, True, True, False, False, True, False, False, False]
     assert of["true_class_prior"].dropna().unique() == pytest.approx([0.2])
     assert set(of["n_updates"]) == {8}
 
@@ -303,6 +311,26 @@ def test_a_continued_comparison_comes_to_the_same_results(inputs, blocks, tmp_pa
     continued = ShardedTable.write(tmp_path / "continued", comparison_shards(inputs, blocks, params))
     tables = (table.to_pandas().drop(columns=["seconds", "pu_seconds"]) for table in (whole, continued))
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_the_proxy_is_a_student_of_the_chosen_images_with_half_the_updates(inputs, blocks, monkeypatch):
+    made = []
+    distil = proxy.distil
+    monkeypatch.setattr(proxy, "distil", lambda *args, **kw: made.append((args, distil(*args, **kw))) or made[-1][1])
+    index = inputs.pool_images.index
+    manifest = pd.concat(
+        [inputs.labeled_images.index[["id"]].assign(origin="labeled"), index[["id"]].iloc[:50].assign(origin="pool")]
+    )
+    chosen = proxy.Proxy(inputs.teacher, inputs.pool_features, blocks.distillation)
+    divergence = chosen.divergence(manifest, inputs.labeled_images, inputs.pool_images)
+    [(arguments, (student, history))] = made
+    assert arguments[0] is manifest
+    assert history["update"].max() == blocks.distillation.n_updates / 2
+    teacher, mine = (
+        predict_logits(model, inputs.pool_images, blocks.distillation.compute).log_softmax(1).numpy()
+        for model in (inputs.teacher, student)
+    )
+    np.testing.assert_allclose(divergence, (np.exp(teacher) * (teacher - mine)).sum(axis=1), rtol=1e-3, atol=1e-5)
 
 
 def test_every_method_gives_its_student_the_same_number_of_updates(inputs, blocks, tmp_path, monkeypatch):
@@ -520,16 +548,30 @@ def test_each_cell_is_a_child_run_of_the_run(folder):
 # --- configuration of the experiments
 
 
-def test_the_mnist_environments_differ_in_their_sources_alone():
-    texts = {
-        name: (PROJECT / "conf" / name / "parameters.yml").read_text()
-        for name in ("mnist", "mnist_planted", "mnist_characters")
-    }
-    loaded = {name: yaml.safe_load(text) for name, text in texts.items()}
-    for parameters in loaded.values():
+def environment(name: str) -> dict[str, Any]:
+    parameters: dict[str, Any] = yaml.safe_load((PROJECT / "conf" / name / "parameters.yml").read_text())
+    if "data_ingestion" in parameters:
         DataIngestionParams.model_validate(block_of("data_ingestion", **parameters.pop("data_ingestion")))
-        parameters["comparison"].pop("title")
-    assert loaded["mnist"] == loaded["mnist_planted"] == loaded["mnist_characters"]
+    merged = laid_over_each_other(block_of("comparison"), parameters["comparison"])
+    assert cells_of(ComparisonParams.model_validate(merged), BASE)
+    parameters["comparison"].pop("title")
+    return parameters
+
+
+def test_the_mnist_environments_compare_the_same_students():
+    """Sources apart, and in sweeps the number of updates: what is compared across them is made in the same way."""
+    assert environment("mnist") == environment("mnist_planted")
+    tables = environment("mnist_planted")
+    sweeps, characters = environment("mnist_planted_sweeps"), environment("mnist_characters")
+    for parameters in (sweeps, characters):
+        assert parameters["pu_training"] == tables["pu_training"]
+        assert parameters["distillation"] == {**tables["distillation"], "n_updates": 3000}
+    assert {block: characters[block] for block in ("teacher", "teacher_training")} == {
+        block: tables[block] for block in ("teacher", "teacher_training")
+    }
+    shared = {name: variant for name, variant in characters["comparison"]["variants"].items() if name.endswith("000")}
+    assert len(shared) == 12
+    assert {name: sweeps["comparison"]["variants"][name] for name in shared} == shared
 
 
 def test_labels_can_be_left_out_by_number_or_name():

@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 from pu_kd_pipeline.learning.distillation import (
     OBJECTIVES,
     class_loss_mass,
     kd_loss,
+    kl_divergence,
     robust_kd_loss,
     soft_cross_entropy,
 )
@@ -71,6 +73,16 @@ def test_cross_entropy_is_never_below_the_entropy_of_the_teacher(seed: int, temp
     student, teacher, _ = batch(seed)
     entropy = soft_cross_entropy(teacher, teacher, temperature)
     assert (soft_cross_entropy(student, teacher, temperature) >= entropy - 1e-12).all()
+
+
+def test_divergence_is_torchs_own_and_zero_for_equal_logits() -> None:
+    teacher, student = torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(0))
+    expected = functional.kl_div(student.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="none").sum(
+        1
+    )
+    torch.testing.assert_close(kl_divergence(teacher, student), expected, rtol=1e-4, atol=1e-5)
+    assert (kl_divergence(teacher, teacher + 3.0) < 1e-5).all()
+    assert (kl_divergence(1e4 * teacher, student) >= 0).all()
 
 
 def test_temperature_squared_keeps_the_size_of_the_gradient() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -48,6 +49,11 @@ def simulated(class_prior: float = 0.2, n: int = 20_000, seed: int = 0) -> tuple
     return make_pool(scores, relevant), share_at_least(rng.normal(2, 1, 2_000), scores)
 
 
+def flat(n: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A proxy that diverges from the teacher by the same everywhere."""
+    return lambda _: np.ones(n, dtype=np.float32)
+
+
 CASES = [("nnpu", criterion) for criterion in CRITERIA] + [(rule, "sign") for rule in RULES if rule != "nnpu"]
 pool_scores = st.lists(st.integers(-8, 8), min_size=1, max_size=40).map(lambda values: [*values, 9])
 
@@ -59,7 +65,8 @@ def test_rows_are_distinct_pool_rows_within_the_budget_and_repeat_with_the_seed(
     rule: str, criterion: str, scores: list[float], budget: int, seed: int
 ) -> None:
     pool = make_pool(scores, relevant=np.array(scores) > 2, seed=seed)
-    first, second = (RULES[rule](pool, options(criterion, budget, seed)) for _ in range(2))
+    proxy = flat(len(pool))
+    first, second = (RULES[rule](pool, options(criterion, budget, seed, disagreement_of=proxy)) for _ in range(2))
     assert first.rows.dtype == np.int64
     assert len(np.unique(first.rows)) == len(first.rows) > 0
     assert first.rows.min() >= 0
@@ -231,11 +238,54 @@ def test_stratified_fills_the_strata_evenly(strata: list[tuple[int, int]], budge
     assert kept[: len(smaller)].tolist() == smaller.tolist()
 
 
+@settings(deadline=None, max_examples=50)
+@given(n=st.integers(4, 60), budget=st.integers(2, 70), class_prior=st.floats(0.3, 0.9), seed=st.integers(0, 99))
+def test_disagreement_is_half_random_and_half_likely_positives(
+    n: int, budget: int, class_prior: float, seed: int
+) -> None:
+    pool, asked = make_pool(np.random.default_rng(seed).permutation(n)), []
+
+    def proxy(rows: np.ndarray) -> np.ndarray:
+        asked.append(rows)
+        return np.ones(n)
+
+    wanted = options(budget=budget, seed=seed, class_prior=class_prior, disagreement_of=proxy)
+    rows = RULES["disagreement"](pool, wanted).rows
+    assert len(rows) == min(budget, n)
+    [first] = asked
+    assert len(first) == max(1, round(min(budget, n) / 2))
+    np.testing.assert_array_equal(rows[: len(first)], first)
+    likely = np.setdiff1d(np.flatnonzero(pool.pu_score >= n - round(class_prior * n)), first)
+    drawn = rows[len(first) :]
+    assert np.isin(drawn[: len(likely)], likely).all()  # random ones only where these do not suffice
+
+
+def test_disagreement_draws_in_proportion_to_the_divergence() -> None:
+    n = 20_000
+    pool = make_pool(np.arange(n))
+    divergence = np.where(np.arange(n) % 2, 3.0, 1.0)
+    rows = RULES["disagreement"](pool, options(budget=2_000, disagreement_of=lambda first: divergence)).rows
+    first, drawn = rows[:1000], rows[1000:]
+    assert 0.45 < (first % 2).mean() < 0.55
+    assert 0.71 < (drawn % 2).mean() < 0.79  # three times as likely; 0.75 but for chance
+    without = RULES["disagreement"](pool, options(class_prior=0.1, disagreement_of=lambda first: divergence)).rows
+    assert len(without) == 2_000  # as many as the criterion quantile keeps
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1.0])
+def test_a_proxy_that_diverged_chooses_nothing(bad: float) -> None:
+    with pytest.raises(ValueError, match="the proxy diverged"):
+        RULES["disagreement"](make_pool(np.arange(9)), options(budget=4, disagreement_of=lambda _: np.full(9, bad)))
+
+
 def test_no_rule_but_the_oracle_reads_the_truth() -> None:
     scores = np.random.default_rng(0).normal(size=50)
     for rule, criterion in CASES:
         if rule != "oracle":
-            blind, told = (RULES[rule](make_pool(scores, truth), options(criterion, 9)) for truth in (None, scores < 0))
+            blind, told = (
+                RULES[rule](make_pool(scores, truth), options(criterion, 9, disagreement_of=flat(50)))
+                for truth in (None, scores < 0)
+            )
             np.testing.assert_array_equal(blind.rows, told.rows)
 
 
@@ -246,7 +296,7 @@ def test_rules_that_need_a_budget_are_known_before_the_run(rule: str, criterion:
         with pytest.raises(ValueError, match=rf"rule '{rule}'.* needs `budget`"):
             RULES[rule](pool, options(criterion))
     else:
-        assert len(RULES[rule](pool, options(criterion)).rows)
+        assert len(RULES[rule](pool, options(criterion, disagreement_of=flat(8))).rows)
 
 
 @pytest.mark.parametrize(

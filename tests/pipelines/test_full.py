@@ -195,6 +195,16 @@ def test_another_seed_gives_another_run(finished_run, copied_run, tmp_path):
             ),
         ),
         ("pu_training", ("pu_training.features=descriptor", "pu_training.estimator=upu")),
+        (
+            "pu_training",
+            (
+                "pu_training.features=last_layer",
+                "pu_training.attention_reduction=null",
+                "pu_training.estimator=cvir",
+                "pu_training.prior_estimation.method=km2",
+            ),
+        ),
+        ("subset_materialization", ("subset_materialization.rule=disagreement", "subset_materialization.budget=100")),
         ("class_weighting", ("class_weighting.mode=released", "class_weighting.n_vectors=1")),
         ("distillation", ("distillation.objective=kd", "distillation.keep=best", "distillation.temperature=4")),
     ],

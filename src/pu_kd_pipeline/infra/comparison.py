@@ -35,6 +35,7 @@ from pu_kd_pipeline.infra.image_batches import predict_logits
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, new_student
 from pu_kd_pipeline.infra.progress import publish_result, unpublished
+from pu_kd_pipeline.infra.proxy import Proxy
 from pu_kd_pipeline.infra.pu_training import estimate_prior, given_prior, train_end_to_end, train_head
 from pu_kd_pipeline.infra.sharded_table import ShardedTable, as_array, fixed_size_list
 from pu_kd_pipeline.infra.subsets import SubsetInputs, choose_subset
@@ -311,7 +312,10 @@ class _Bench:
             other, _ = self._selected(cell.like, self._scores(cell.like))
             params = params.model_copy(update={"budget": int((other["origin"] == "pool").sum())})
         pool_images = self._inputs.pool_images
-        inputs = SubsetInputs(scores.pool, self._labeled(cell), pool_images, scores.class_prior, scores.held_out_ranks)
+        proxy = Proxy(self._inputs.teacher, self._inputs.pool_features, cell.blocks.distillation)
+        inputs = SubsetInputs(
+            scores.pool, self._labeled(cell), pool_images, scores.class_prior, scores.held_out_ranks, proxy
+        )
         manifest = choose_subset(inputs, params)
         facts = describe_selection(manifest, scores.pool, pool_images, scores.class_prior)
         if not cell.needs_pu and cell.rule not in RULES_BY_CONFIDENCE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,9 @@ from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
 from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection, SelectionOptions
 from pu_kd_pipeline.params import SubsetParams
+
+if TYPE_CHECKING:
+    from pu_kd_pipeline.infra.proxy import Proxy
 
 _COLUMNS = ["id", "origin", "shard", "row", "pu_score", "teacher_class", "teacher_confidence"]
 
@@ -27,6 +30,7 @@ class SubsetInputs:
     pool_images: ImageStore
     class_prior: dict[str, Any]
     held_out_ranks: pd.DataFrame
+    proxy: Proxy | None = None  # for the rule `disagreement`
 
 
 def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
@@ -59,6 +63,7 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
         target_precision=params.target_precision,
         held_out_ranks=ranks if len(ranks) else None,  # pu_training.held_out_folds is 0
         rng=np.random.default_rng(params.seed),
+        disagreement_of=None if inputs.proxy is None else lambda chosen: _divergence(scores, chosen, rows, inputs),
     )
     try:
         selection = RULES[params.rule](pool, options)
@@ -67,6 +72,13 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     manifest = _manifest(scores.iloc[selection.rows], inputs)
     manifest.attrs.update(_facts(selection, inputs, params))
     return manifest
+
+
+def _divergence(scores: pd.DataFrame, chosen: np.ndarray, rows: np.ndarray, inputs: SubsetInputs) -> np.ndarray:
+    """Return the proxy's divergence in the order of the scores, whose rows in the store are given."""
+    assert inputs.proxy is not None
+    manifest = _manifest(scores.iloc[chosen], inputs)
+    return inputs.proxy.divergence(manifest, inputs.labeled_images, inputs.pool_images)[rows]
 
 
 def choose_random_subset(inputs: SubsetInputs, manifest: pd.DataFrame, params: SubsetParams) -> pd.DataFrame:

@@ -62,6 +62,24 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
     return -(targets * torch.log_softmax(student_logits.to(dtype) / temperature, dim=1)).sum(dim=1)
 
 
+def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Return KL(softmax(z_t) || softmax(z_s)) of each sample: what the student has yet to learn of it.
+
+    Args:
+        teacher_logits: (N, K) any float dtype.
+        student_logits: (N, K) any float dtype.
+
+    Returns:
+        (N,) as `soft_cross_entropy`, in nats, at least 0.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    teacher_logits = teacher_logits.to(torch.promote_types(teacher_logits.dtype, student_logits.dtype))
+    entropy = soft_cross_entropy(teacher_logits, teacher_logits, temperature=1.0)
+    return (soft_cross_entropy(student_logits, teacher_logits, temperature=1.0) - entropy).clamp(min=0.0)
+
+
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Return T^2 mean_i CE_i, () float32: plain distillation without hard labels.
 

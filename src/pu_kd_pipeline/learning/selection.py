@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 Value = TypeVar("Value")
 
+PROXY_SHARE = 0.5
+"""Share of the budget that the rule `disagreement` draws at random, and that its proxy learns from."""
+
 N_CONFIDENCE_BANDS = 10
 """Strata a class of the rule `stratified`."""
 
@@ -68,6 +71,9 @@ class SelectionOptions:
     """For each held-out positive the share of the unlabeled that score at least as high, in [0, 1]."""
     rng: np.random.Generator | None = None
     """Source of random draws."""
+    disagreement_of: Callable[[Rows], NDArray[np.floating[Any]]] | None = None
+    """Maps (m,) pool rows to the (n,) non-negative divergence, on every pool image, of the teacher from a student that
+    was distilled on those rows (the proxy)."""
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
@@ -192,6 +198,37 @@ def stratified(pool: PoolScores, options: SelectionOptions) -> Selection:
     return Selection(order[np.argsort(turns, kind="stable")][:budget].astype(np.int64), None, None)
 
 
+def disagreement(pool: PoolScores, options: SelectionOptions) -> Selection:
+    """Keep `budget` images: half at random, half likely positives on which a student of the first half errs.
+
+    The proxy, a student distilled on the first half, is asked about the whole pool. The second half is drawn without
+    replacement from the PU classifier's top round(class_prior * n), each image with a probability in proportion to
+    KL(teacher || proxy). So the first half keeps the pool's breadth, and the second spends the rest of the budget where
+    it is related and not yet learned. Without a budget as many are kept as `quantile` would. Where the likely positives
+    do not suffice, more random images follow.
+
+    Raises:
+        ValueError: no class prior, rng or proxy, or a divergence that is not finite.
+    """
+    who = "rule 'disagreement'"
+    rng, disagreement_of = _needed(options.rng, "rng", who), _needed(options.disagreement_of, "disagreement_of", who)
+    n_likely = quantile_criterion(pool.pu_score, options, who)
+    budget = min(options.budget or n_likely, len(pool))
+    order = rng.permutation(len(pool)).astype(np.int64)
+    first, others = np.split(order, [max(1, round(PROXY_SHARE * budget))])
+    divergence = np.asarray(disagreement_of(first), dtype=np.float64)
+    if divergence.shape != (len(pool),) or not (np.isfinite(divergence) & (divergence >= 0)).all():
+        raise ValueError(f"{who} needs a finite divergence for each of the {len(pool)} pool images: the proxy diverged")
+    is_open = np.zeros(len(pool), dtype=bool)
+    is_open[_best_first(pool.pu_score)[:n_likely]] = True
+    is_open[first] = False
+    likely = np.flatnonzero(is_open)
+    # the smallest of exponential variables of these rates: draws in proportion, without replacement
+    turn = rng.exponential(size=len(likely)) / np.maximum(divergence[likely], np.finfo(np.float64).tiny)
+    rows = np.concatenate([first, likely[np.argsort(turn, kind="stable")], others[~is_open[others]]])
+    return Selection(rows[:budget], None, None)
+
+
 def everything(pool: PoolScores, options: SelectionOptions) -> Selection:
     """The rule `all`: keep the whole pool in row order, whatever the budget. Its precision is the class prior."""
     return Selection(np.arange(len(pool), dtype=np.int64), None, options.class_prior)
@@ -212,18 +249,20 @@ def sign_criterion(scores: NDArray[np.float32], options: SelectionOptions) -> in
     return n_passing
 
 
-def quantile_criterion(scores: NDArray[np.float32], options: SelectionOptions) -> int:
+def quantile_criterion(
+    scores: NDArray[np.float32], options: SelectionOptions, who: str = "rule 'nnpu' with criterion 'quantile'"
+) -> int:
     """Return round(class_prior * n).
 
     Raises:
         ValueError: no class prior, or it rounds to no image.
     """
-    class_prior = _needed(options.class_prior, "class_prior", "rule 'nnpu' with criterion 'quantile'")
+    class_prior = _needed(options.class_prior, "class_prior", who)
     n_passing = round(class_prior * len(scores))
     if n_passing == 0:
         raise ValueError(
-            f"rule 'nnpu' with criterion 'quantile' selects nothing: class_prior {class_prior:.4g} of {len(scores)} "
-            "pool images rounds to none. Choose criterion 'budget', or give the class prior if the estimate is too low"
+            f"{who} selects nothing: class_prior {class_prior:.4g} of {len(scores)} pool images rounds to none. "
+            "Choose rule 'nnpu' with criterion 'budget', or give the class prior if the estimate is too low"
         )
     return n_passing
 
@@ -273,6 +312,7 @@ RULES: dict[str, Rule] = {
     "oracle": oracle,
     "confident": confident,
     "stratified": stratified,
+    "disagreement": disagreement,
     "all": everything,
 }
 

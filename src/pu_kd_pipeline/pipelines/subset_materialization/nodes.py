@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import Model
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.params import SubsetParams
+from pu_kd_pipeline.params import DistillationParams, SubsetParams
 
 
 def materialise_subset(
@@ -17,9 +18,18 @@ def materialise_subset(
     pool_images: ImageStore,
     class_prior: dict[str, Any],
     held_out_ranks: pd.DataFrame,
+    pool_features: ShardedTable,
+    teacher: Model,
+    distillation: DistillationParams,
     params: SubsetParams,
 ) -> pd.DataFrame:
-    """Return the manifest: all labeled images and the pool images that the selection rule keeps."""
+    """Return the manifest: all labeled images and the pool images that the selection rule keeps.
+
+    Features, teacher and the student's parameters are for the rule `disagreement`, which distils a proxy.
+    """
+    from pu_kd_pipeline.infra.proxy import Proxy
     from pu_kd_pipeline.infra.subsets import SubsetInputs, choose_subset
 
-    return choose_subset(SubsetInputs(pool_scores, labeled_images, pool_images, class_prior, held_out_ranks), params)
+    proxy = Proxy(teacher, pool_features, distillation)
+    inputs = SubsetInputs(pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, proxy)
+    return choose_subset(inputs, params)
