@@ -4,7 +4,7 @@
 
 1,000 positives with the 6-layer network and 100 positives with the 3-layer one; the unlabeled images are all 60,000
 training images. The steps are this project's own (`learning.pu_training`), so a wrong sign anywhere shows here:
-uPU must over-fit and nnPU must not. Beside `--out` go the curves (PNG) and the runs (JSON lines); a run is not repeated.
+uPU must over-fit and nnPU must not. Beside `--out` go the curves (PNG) and the runs (JSON lines), made once.
 
 The paper counts layers of units: its 6-layer network is 784-300-300-300-300-1, its 3-layer one 784-100-1. Its code
 (github.com/kiryor/nnPUlearning) takes 100 epochs in two batches each, drawn from positives and unlabeled together; here

@@ -69,6 +69,7 @@ def scored_pool(
         "nnpu": (scores[scores["pu_score"] > 0], 0.0),
         "confident": (scores[scores["teacher_confidence"] >= 0.8], 0.8),
         "random": (scores.sample(n // 5, random_state=1), None),
+        "disagreement": (scores.sample(n // 5, random_state=2), None),
         "all": (scores, None),
     }[rule]
     labeled = pd.DataFrame({"id": ["labeled/0", "labeled/1"], "origin": "labeled"})
@@ -308,7 +309,7 @@ def test_the_contact_sheet_ranks_by_the_score_of_the_rule_and_knows_rules_withou
     assert "0.80" in confident
     assert "cat" in confident
     assert "the last that were selected" in confident
-    for rule in ("random", "all"):
+    for rule in ("random", "disagreement", "all"):
         said = words(figures.plot_contact_sheet(*reordered(rule=rule), 4))  # type: ignore[arg-type]
         assert "no cut" in said
         assert "left out" not in said

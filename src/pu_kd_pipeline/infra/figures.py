@@ -36,7 +36,7 @@ _MARKS: dict[str, dict[str, Any]] = {
     "|": {"markersize": 16, "markeredgewidth": 2.4},
     "o": {"markersize": 6.5, "markeredgecolor": "white"},
 }
-RULES_WITHOUT_CUT = ("random", "oracle", "all")
+RULES_WITHOUT_CUT = ("random", "oracle", "stratified", "disagreement", "all")
 RULES_BY_CONFIDENCE = ("confident",)
 
 
