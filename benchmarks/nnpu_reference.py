@@ -1,6 +1,6 @@
 """nnPU and uPU on MNIST, even against odd digits, as Kiryo et al. 2017 (arXiv:1703.00593, sec. 5) set it up.
 
-    python -m benchmarks.nnpu_reference --images FOLDER --out FILE.md [--seeds 3] [--epochs 60]
+    python -m benchmarks.nnpu_reference --images FOLDER --out FILE.md [--seeds 3]
 
 1,000 positives with the 6-layer network and 100 positives with the 3-layer one; the unlabeled images are all 60,000
 training images. The steps are this project's own (`learning.pu_training`), so a wrong sign anywhere shows here:
@@ -8,7 +8,7 @@ uPU must over-fit and nnPU must not. Beside `--out` go the curves (PNG) and the 
 
 The paper counts layers of units: its 6-layer network is 784-300-300-300-300-1, its 3-layer one 784-100-1. Its code
 (github.com/kiryor/nnPUlearning) takes 100 epochs in two batches each, drawn from positives and unlabeled together; here
-every batch has all positives, too.
+every batch has all positives, too, and the small network gets smaller batches and so more updates.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from pu_kd_pipeline.learning.pu_training import ScoreTraining, fit_scores, pu_step
 from pu_kd_pipeline.learning.training import seeded
 
-SETTINGS = ((1000, 6), (100, 3))  # positives, layers of units: the paper's two settings for MNIST
+SETTINGS = ((1000, 6, 60, 30_000), (100, 3, 100, 10_000))  # positives, layers of units, epochs, unlabeled a batch
 HIDDEN = {6: (300, 300, 300, 300), 3: (100,)}
-# Adam with L2 of 0.005 and a sigmoid loss, as in the paper; batches of U with as many P as there are, at most 1,000.
+# Adam with L2 of 0.005 and a sigmoid loss, as in the paper; each batch of U comes with as many P as there are.
 TRAINING = {"algorithm": "adam", "learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 5e-3, "schedule": "constant"}
-UNLABELED_BATCH, LARGEST_POSITIVE_BATCH = 30_000, 1000
+LARGEST_POSITIVE_BATCH = 1000
 
 
 def network(n_layers: int) -> nn.Module:
@@ -64,6 +64,7 @@ def run(
     n_layers: int,
     seed: int,
     epochs: int,
+    batch: int,
 ) -> dict[str, object]:
     """Train once and return the test error after each epoch, the last risks, and the seconds it took."""
     start = time.process_time()
@@ -76,7 +77,7 @@ def run(
     training = ScoreTraining(
         epochs=epochs,
         positive_batch_size=min(n_positive, LARGEST_POSITIVE_BATCH),
-        unlabeled_batch_size=UNLABELED_BATCH,
+        unlabeled_batch_size=batch,
         **TRAINING,  # type: ignore[arg-type]
     )
     records = fit_scores(
@@ -105,10 +106,10 @@ def run(
 def table_of(results: list[dict[str, object]]) -> str:
     """Return the results as a Markdown table, one row a setting and estimator."""
     lines = [
-        "| positives | layers | estimator | test error | last training risk | seeds | CPU-s a run |",
-        "| ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+        "| positives | layers | epochs | batch | estimator | test error | last risk | seeds | CPU-s a run |",
+        "| ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for n_positive, n_layers in SETTINGS:
+    for n_positive, n_layers, epochs, batch in SETTINGS:
         for estimator in ("nnpu", "upu"):
             group = [r for r in results if (r["n_positive"], r["estimator"]) == (n_positive, estimator)]
             if not group:
@@ -118,8 +119,8 @@ def table_of(results: list[dict[str, object]]) -> str:
             )
             spread = f" ± {errors.std(ddof=1):.3f}" if len(group) > 1 else ""
             lines.append(
-                f"| {n_positive:,} | {n_layers} | {estimator} | {errors.mean():.3f}{spread} | {risks.mean():+.3f} "
-                f"| {len(group)} | {seconds.mean():.0f} |"
+                f"| {n_positive:,} | {n_layers} | {epochs} | {batch:,} | {estimator} | {errors.mean():.3f}{spread} "
+                f"| {risks.mean():+.3f} | {len(group)} | {seconds.mean():.0f} |"
             )
     return "\n".join(lines)
 
@@ -129,7 +130,7 @@ def plot(results: list[dict[str, object]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axes, (n_positive, n_layers) in zip(figure.subplots(1, 2, sharey=True), SETTINGS, strict=True):
+    for axes, (n_positive, n_layers, *_) in zip(figure.subplots(1, 2, sharey=True), SETTINGS, strict=True):
         for estimator, name, colour in (("nnpu", "nnPU", "#0072b2"), ("upu", "uPU", "#e69f00")):
             curves = [r["test_errors"] for r in results if (r["n_positive"], r["estimator"]) == (n_positive, estimator)]
             if not curves:
@@ -156,7 +157,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", default=os.environ.get("PU_KD_DATA"), help="folder with mnist_{train,test}.parquet")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--out", type=Path, required=True, help="where the table goes; curves and runs lie beside it")
     arguments = parser.parse_args()
     if arguments.images is None:
@@ -167,11 +167,11 @@ def main() -> None:
     results = [json.loads(line) for line in diary.read_text().splitlines()] if diary.exists() else []
     done = {(r["estimator"], r["n_positive"], r["seed"], r["epochs"]) for r in results}
     for seed in range(arguments.seeds):
-        for n_positive, n_layers in SETTINGS:
+        for n_positive, n_layers, epochs, batch in SETTINGS:
             for estimator in ("nnpu", "upu"):
-                if (estimator, n_positive, seed, arguments.epochs) in done:
+                if (estimator, n_positive, seed, epochs) in done:
                     continue
-                result = run(train, test, estimator, n_positive, n_layers, seed, arguments.epochs)
+                result = run(train, test, estimator, n_positive, n_layers, seed, epochs, batch)
                 results.append(result)
                 print(json.dumps(result), flush=True)
                 with diary.open("a") as file:

@@ -33,6 +33,7 @@ from pu_kd_pipeline.infra.model_files import (
     new_teacher,
     save_model,
 )
+from pu_kd_pipeline.infra.proxy import Proxy
 from pu_kd_pipeline.infra.pu_training import estimate_prior, given_prior, train_end_to_end, train_head
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
 from pu_kd_pipeline.infra.subsets import SubsetInputs, choose_random_subset, choose_subset
@@ -107,7 +108,8 @@ class Experiment:
     @property
     def subset_inputs(self) -> SubsetInputs:
         """What selection reads."""
-        return SubsetInputs(self.scores, self.stores["labeled"], self.stores["pool"], self.prior, self.ranks)
+        proxy = Proxy(self.teacher, self.pool_features, self.blocks["distillation"])
+        return SubsetInputs(self.scores, self.stores["labeled"], self.stores["pool"], self.prior, self.ranks, proxy)
 
     def page(self) -> str:
         """Run the stage `reporting`."""
@@ -162,7 +164,8 @@ def run(blocks: dict[str, Any], folder: Path) -> Experiment:
     save_model(classifier, folder / "classifier")
     classifier = load_pu_classifier(folder / "classifier")
     scores = ShardedTable.write(folder / "scores", score_shards(pool_features, pool, classifier, params.compute))
-    inputs = SubsetInputs(scores, labeled, pool, prior, ranks)
+    proxy = Proxy(teacher, pool_features, blocks["distillation"])
+    inputs = SubsetInputs(scores, labeled, pool, prior, ranks, proxy)
     manifest = choose_subset(inputs, blocks["subset_materialization"])
     random_manifest = choose_random_subset(inputs, manifest, blocks["subset_materialization"])
     weighted = {

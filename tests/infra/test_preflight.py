@@ -88,7 +88,10 @@ def test_a_kind_of_url_that_nothing_reads_is_found_before_any_work(blocks):
     ("changes", "message"),
     [
         (
-            {"subset_materialization": {"criterion": "precision"}, "pu_training": {"held_out_folds": 0}},
+            {
+                "subset_materialization": {"rule": "nnpu", "criterion": "precision"},
+                "pu_training": {"held_out_folds": 0},
+            },
             r"^subset_materialization.criterion: 'precision' is read off held-out positives, and pu_training",
         ),
         (

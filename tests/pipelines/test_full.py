@@ -58,9 +58,14 @@ def test_manifest_says_what_was_kept_and_by_what_rule(finished_run, metrics):
     }
     assert manifest["id"].is_unique
     pool = manifest[manifest["origin"] == "pool"]
-    assert (pool["pu_score"] >= manifest.attrs["threshold"]).all()
-    assert pool["pu_score"].is_monotonic_decreasing
-    assert manifest.attrs["rule"] == "nnpu"
+    assert manifest.attrs["rule"] == "disagreement"
+    assert manifest.attrs["threshold"] is None
+    scores = ShardedTable.open(finished_run / "07_model_output" / "pool_scores").to_pandas()["pu_score"]
+    n_likely = round(metrics["selection"]["class_prior"] * len(scores))
+    assert len(pool) == n_likely
+    drawn = pool["pu_score"].iloc[round(n_likely / 2) :]
+    assert (drawn >= scores.nlargest(n_likely).min()).all()
+    assert pool["pu_score"].iloc[: round(n_likely / 2)].min() < scores.median()  # the random half
     assert set(manifest.attrs["fingerprints"]) == {"labeled_images", "pool_images", "pool_scores"}
     # the facts are readable without this package
     facts = json.loads(pq.read_schema(finished_run / "05_model_input" / "manifest.parquet").metadata[b"pu_kd_pipeline"])
@@ -204,7 +209,7 @@ def test_another_seed_gives_another_run(finished_run, copied_run, tmp_path):
                 "pu_training.prior_estimation.method=km2",
             ),
         ),
-        ("subset_materialization", ("subset_materialization.rule=disagreement", "subset_materialization.budget=100")),
+        ("subset_materialization", ("subset_materialization.rule=nnpu",)),
         ("class_weighting", ("class_weighting.mode=released", "class_weighting.n_vectors=1")),
         ("distillation", ("distillation.objective=kd", "distillation.keep=best", "distillation.temperature=4")),
     ],
@@ -213,6 +218,11 @@ def test_variants_of_a_stage_run(stage, params, copied_run, tmp_path):
     shutil.copytree(copied_run, tmp_path / "run")
     result = run_kedro(f"--pipeline={stage}", data=tmp_path / "run", params=params)
     assert result.returncode == 0, result.stdout + result.stderr
+    if stage == "subset_materialization":
+        manifest = read_table(tmp_path / "run" / "05_model_input" / "manifest.parquet")
+        pool = manifest[manifest["origin"] == "pool"]
+        assert (pool["pu_score"] >= manifest.attrs["threshold"]).all()
+        assert pool["pu_score"].is_monotonic_decreasing
     if "pu_training.backbone=full" in params:
         result = run_kedro("--pipeline=pool_scoring", data=tmp_path / "run", params=params)
         assert result.returncode == 0, result.stdout + result.stderr

@@ -61,6 +61,8 @@ def _selected(selection: Mapping[str, Any]) -> str | None:
         return None
     of = f" of {selection['n_pool']:,}" if selection.get("n_pool") is not None else ""
     rule = " ".join(str(selection[key]) for key in ("rule", "criterion") if selection.get(key))
+    if selection.get("rule") == "disagreement":
+        rule += ", half of them at random"
     return f"{selection['n_selected']:,}{of}" + (f" ({rule})" if rule else "")
 
 
