@@ -192,11 +192,14 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert np.mean([e.upper - e.lower for e in estimates]) < 0.15
 
 
-def test_a_handful_of_positives_is_noted() -> None:
+def test_intervals_known_to_be_too_narrow_say_so() -> None:
     few, many = (estimate_class_prior(*mixture(0.2, n, 500), rng=np.random.default_rng(0)) for n in (10, 100))
     assert few.note is not None
     assert "with 10 positives the interval is too narrow" in few.note
     assert many.note is None
+    small = estimate_class_prior(*mixture(0.03, 100, 5_000), method="dedpul", rng=np.random.default_rng(0))
+    assert small.note is not None
+    assert "too narrow for so small a class prior" in small.note
 
 
 @settings(deadline=None, max_examples=40)

@@ -137,14 +137,25 @@ def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     return [*tiles, {"name": "smaller weights", "value": smaller, "role": "teacher"}]
 
 
+PRIOR_METHODS = {
+    "bbe": "BBE",
+    "dedpul": "DEDPUL",
+    "ted": "(TED)^n",
+    "ted_dedpul": "(TED)^n, read by DEDPUL",
+    "km2": "KM2",
+}
+
+
 def _selection_details(class_prior: Mapping[str, Any], facts: Mapping[str, Any]) -> list[list[str]]:
     method, level = class_prior.get("method"), class_prior.get("level")
-    how = str(method).upper() if method not in (None, "given") else "given, not estimated"
+    how = PRIOR_METHODS.get(str(method), str(method)) if method not in (None, "given") else "given, not estimated"
     if level is not None:
         how += f", {percent(level, 0)} interval"
     if class_prior.get("n_positive") is not None and method != "given":
         how += f", from {class_prior['n_positive']:,} positives and {class_prior['n_unlabeled']:,} unlabeled"
     rows = [["class prior by", how]]
+    if class_prior.get("note"):
+        rows.append(["mind", str(class_prior["note"])])
     if facts.get("threshold") is not None:
         rows.append(["threshold", f"{facts['threshold']:.4g}".replace("-", "−")])
     if facts.get("estimated_precision") is not None:

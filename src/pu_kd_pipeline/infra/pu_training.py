@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -28,6 +29,8 @@ from pu_kd_pipeline.learning.pu_training import ScoreTraining, cvir_step, fit_sc
 from pu_kd_pipeline.learning.risk import zero_one_risk
 from pu_kd_pipeline.learning.training import Step, seeded
 from pu_kd_pipeline.params import PUTrainingParams
+
+logger = logging.getLogger(__name__)
 
 _Record = dict[str, float]
 
@@ -91,6 +94,10 @@ def estimate_prior(labeled: ShardedTable, pool: ShardedTable, params: PUTraining
         raise InputError(
             f"the class prior was estimated as {estimate.value:.3f}: the pool looks like it holds "
             f"{'nothing but' if estimate.value >= 1 else 'no'} positives. Set pu_training.class_prior if you know it"
+        )
+    if estimate.note:
+        logger.warning(
+            "class prior %.3f (%.3f to %.3f): %s", estimate.value, estimate.lower, estimate.upper, estimate.note
         )
     return asdict(estimate)
 

@@ -312,7 +312,7 @@ def estimate_class_prior(
         threshold=threshold,
         n_positive=n_positive,
         n_unlabeled=n_unlabeled,
-        note=_note(estimator, n_positive),
+        note=_note(estimator, n_positive, value),
     )
 
 
@@ -320,13 +320,19 @@ FEW_POSITIVES = 50
 """Below it the interval is reported as too narrow: see the table of `benchmarks/class_prior.py`."""
 
 
-def _note(estimator: Estimator, n_positive: int) -> str | None:
+SMALL_CLASS_PRIOR = 0.1
+"""An interval around a smaller estimate is reported as too narrow, by the same table."""
+
+
+def _note(estimator: Estimator, n_positive: int, value: float) -> str | None:
     if estimator.reads == "features":
         return "the interval covers sampling alone; KM2 errs upward where negatives resemble positives"
     if n_positive < FEW_POSITIVES:
         return (
             f"with {n_positive} positives the interval is too narrow: label {FEW_POSITIVES} or more, or set the prior"
         )
+    if value < SMALL_CLASS_PRIOR:
+        return "the interval is too narrow for so small a class prior: the truth is likely to lie below it"
     return None
 
 
