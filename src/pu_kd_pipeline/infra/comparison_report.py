@@ -41,12 +41,13 @@ _COLOURS = {
     "oracle": RELEVANT,
     "original": TEACHER,
     "confident": "#cc79a7",
+    "disagreement": "#6a3d9a",
     "all": "#56b4e9",
     "fitnet": ALERT,
     "fskd": "#8c5a2b",
     "labeled_only": "#9a9a9a",
 }
-_OTHER_COLOURS = ("#6a3d9a", "#b5a800", "#5f0f40", "#2f6f6f")
+_OTHER_COLOURS = ("#b5a800", "#5f0f40", "#2f6f6f", "#7f9c3b")
 _MARKERS = "osD^vP*X"
 _ACCURACY_TICKS = (0, 20, 50, 70, 80, 90, 95, 97, 98, 99, 99.5, 99.8, 99.9)
 _LEAST_ERROR = 0.05  # percent: an accuracy of 100 has no place on a logarithmic axis
@@ -234,7 +235,7 @@ def plot_comparison(results: pd.DataFrame, params: ComparisonParams) -> Figure:
         _sweep(next(panels), of_sweep, label, teacher)
     updates = f"{_one_or_range(results['n_updates'])} updates each"
     evidence = f"{params.title}; {_seeds(means)}, bars: one standard deviation; {updates}"
-    finding = _finding(of_grid, columns) if len(of_grid) else f"Accuracy by {next(iter(sweeps))}"
+    finding = _finding(of_grid, columns) if len(of_grid) else f"Accuracy by {' and by '.join(sweeps)}"
     _title(figure, finding, evidence)
     return figure
 
