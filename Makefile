@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts format pytest mlflow viz constraints clean
+.PHONY: help run test lint types contracts format pytest mlflow viz containers manifests constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,10 +31,11 @@ run: $(READY) ## run the pipeline: make run, or make run PIPELINE=pool_scoring A
 
 test: lint types contracts pytest ## everything that has to pass
 
-lint: $(READY) ## ruff and hadolint
+lint: $(READY) ## ruff, hadolint and shellcheck
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/hadolint docker/Dockerfile .ci/*.Dockerfile
+	$(BIN)/shellcheck docker/once .ci/run .ci/containers .ci/postgres-entrypoint
 
 types: $(READY) ## mypy
 	$(BIN)/mypy
@@ -56,6 +57,23 @@ mlflow: $(READY) ## open MLflow on http://127.0.0.1:5000
 
 viz: $(READY) ## open the pipeline graph on http://127.0.0.1:4141
 	$(BIN)/kedro viz run --port $(VIZ_PORT)
+
+containers: docker/secrets/postgres_password ## build the images and run every stage in its own container
+	@docker compose version >/dev/null 2>&1 || { echo "This needs Docker with Compose and buildx: https://docs.docker.com/engine/install"; exit 1; }
+	cd docker && docker compose build
+	cd docker && docker compose up --detach --force-recreate
+	@cd docker && docker compose logs --follow --no-log-prefix evaluation reporting
+	@cd docker && test "$$(docker compose ps --all --format '{{.ExitCode}}' reporting)" = 0
+	@echo "MLflow: http://$$(cd docker && docker compose port mlflow 5000)    Pipeline: http://$$(cd docker && docker compose port kedro_viz 4141)"
+
+docker/secrets/postgres_password:
+	@mkdir -p docker/secrets && chmod 700 docker/secrets
+	@od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > $@ && chmod 444 $@
+
+manifests: $(READY) ## write docker/compose*.yaml and docker/argo-workflow.yaml from the pipeline
+	$(BIN)/kedro containers compose --out docker/compose.yaml
+	$(BIN)/kedro containers compose --gpu --out docker/compose.gpu.yaml
+	$(BIN)/kedro containers argo --out docker/argo-workflow.yaml
 
 constraints: $(READY) ## pin what is installed now
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E '/ @ /d; s/\+cpu$$//'; } > constraints.new

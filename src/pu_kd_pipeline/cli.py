@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 from kedro.config import MissingConfigException
@@ -20,6 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pu_kd_pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pu_kd_pipeline.infra.containers import Stage
 
 # An error of these types, or raised by these modules of Kedro, is about what the user wrote.
 CONFIGURATION_ERRORS = (MissingConfigException, ParameterValidationError, OmegaConfBaseException, YAMLError)
@@ -43,11 +46,16 @@ def _run(**options: Any) -> Any:
             click.echo(f"Stopped by {name}; what finished nodes wrote is kept.", err=True)
         raise
     except Exception as error:
-        sentence = in_words(error)
-        if sentence is None:
-            raise
-        click.echo(f"Error: {sentence}", err=True)
-        sys.exit(1)
+        _end_with_a_sentence(error)
+
+
+def _end_with_a_sentence(error: Exception) -> NoReturn:
+    """Tell what the user can mend and exit with code 1; raise what is a fault of ours."""
+    sentence = in_words(error)
+    if sentence is None:
+        raise error
+    click.echo(f"Error: {sentence}", err=True)
+    sys.exit(1)
 
 
 run = copy.copy(kedro_run)  # Kedro's own command with all its options, and another body
@@ -60,6 +68,74 @@ def cli() -> None:
 
 
 cli.add_command(run)
+
+OUT = click.option("--out", type=click.File("w", lazy=True, atomic=True), default="-", help="File; - prints it.")
+
+
+@cli.group()
+def containers() -> None:
+    """Write the files that run each stage in its own container."""
+
+
+@containers.command()
+@click.option("--gpu", is_flag=True, help="What is laid over it on a machine with an NVIDIA GPU.")
+@OUT
+def compose(gpu: bool, out: TextIO) -> None:
+    """Write the Compose file: a service a stage."""
+    from pu_kd_pipeline.infra.containers import compose_file, compose_gpu_file
+
+    out.write((compose_gpu_file if gpu else compose_file)(_stages()))
+
+
+@containers.command()
+@click.option("--image", default="pu-kd-pipeline:cpu", show_default=True, help="Image of all stages.")
+@click.option("--mlflow", default="http://mlflow:5000", show_default=True, help="Address of the tracking server.")
+@click.option("--claim", default="pu-kd-data", show_default=True, help="Persistent volume claim for all outputs.")
+@click.option("--cpus", default="2", show_default=True, help="Asked for each stage.")
+@click.option("--memory", default="4Gi", show_default=True, help="Asked for each stage, and its limit.")
+@click.option("--gpus", default=1, show_default=True, type=click.IntRange(0), help="For stages tagged gpu.")
+@click.option("--gpu-memory", default="16Gi", show_default=True, help="Like --memory, for stages tagged gpu.")
+@OUT
+def argo(out: TextIO, **options: Any) -> None:
+    """Write a workflow for Argo: a pod a stage."""
+    from pu_kd_pipeline.infra.containers import argo_workflow
+
+    out.write(argo_workflow(_stages(), **options))
+
+
+@containers.command()
+@click.option("--env", "-e", envvar="KEDRO_ENV", help="Kedro's configuration environment.")
+@OUT
+def open_run(env: str | None, out: TextIO) -> None:
+    """Open an MLflow run for stages to share, and write its identifier (for MLFLOW_RUN_ID)."""
+    from kedro.framework.session import KedroSession
+
+    from pu_kd_pipeline.hooks import tracking_config
+    from pu_kd_pipeline.infra.tracking import open_shared_run
+
+    try:
+        session: Any = KedroSession.create(env=env)
+        with session:
+            context = session.load_context()
+            config, environment = tracking_config(context), context.env or "local"
+            run_id = open_shared_run(config, project_path=context.project_path, environment=environment)
+    except Exception as error:
+        _end_with_a_sentence(error)
+    out.write(f"{run_id}\n")
+
+
+def _stages() -> list[Stage]:
+    """Return the stages of `full`: its nodes grouped by namespace."""
+    from kedro.framework.project import pipelines
+
+    from pu_kd_pipeline.infra.containers import Stage, with_direct_needs
+
+    full = pipelines["full"]
+    tags = {node.name: node.tags for node in full.nodes}
+    return with_direct_needs(
+        Stage(group.name, tuple(group.dependencies), frozenset[str]().union(*(tags[name] for name in group.nodes)))
+        for group in full.group_nodes_by("namespace")
+    )
 
 
 def in_words(error: BaseException) -> str | None:

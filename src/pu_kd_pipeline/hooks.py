@@ -7,6 +7,7 @@ here: torch and mlflow wait until something needs them.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import threading
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
 
-    from pu_kd_pipeline.infra.tracking import Tracker
+    from pu_kd_pipeline.infra.tracking import Tracker, TrackingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class TrackingHooks:
         assert self._context is not None
         if self._tracker is not None:  # a run of this process that was interrupted, as in a notebook
             self._end("KILLED")
-        config = _tracking_config(self._context)
+        config = tracking_config(self._context)
         if config.enabled:
             names = sorted(name for name in pipeline.inputs() if name.startswith("params:"))
             self._catalog = catalog
@@ -228,7 +229,8 @@ class SummaryHooks:
         if outputs & {METRICS, REPORT} and (path := _path(catalog, METRICS)):
             folder = path.parents[1]
             where = "" if folder == Path.cwd() / "data" else f" DATA={folder}"
-            print(f"MLflow: make mlflow{where}    Pipeline: make viz")
+            mlflow = os.environ.get("MLFLOW_TRACKING_URI") or f"make mlflow{where}"
+            print(f"MLflow: {mlflow}    Pipeline: make viz")
 
 
 def _print_metrics(metrics: Mapping[str, Any]) -> None:
@@ -257,7 +259,12 @@ def _stage(run_params: Mapping[str, Any]) -> str:
     return " ".join(sorted(next((names for names in asked if names), ["full"])))
 
 
-def _tracking_config(context: KedroContext) -> Any:
+def tracking_config(context: KedroContext) -> TrackingConfig:
+    """Return what conf/base/mlflow.yml and the environment say.
+
+    Raises:
+        InputError: something in it cannot be used.
+    """
     from pydantic import ValidationError
 
     from pu_kd_pipeline.infra.parameter_errors import sentences

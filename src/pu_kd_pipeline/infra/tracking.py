@@ -79,8 +79,8 @@ def _never_fatal(method: Callable[Concatenate[Tracker, P], None]) -> Callable[Co
 class Tracker:
     """The MLflow run of this process: opened by the first thing that is logged, closed by `end`.
 
-    With MLFLOW_RUN_ID set, stages in separate processes share that run: each keeps its status in a tag, and the run's
-    own status follows from all of them.
+    With `shared_run_id`, stages in separate processes share that run: each keeps its status in a tag, and the run's own
+    status follows from all of them.
 
     Args:
         config: where to log.
@@ -98,7 +98,7 @@ class Tracker:
         self.folder = (project_path / config.folder).resolve()
         store = f"sqlite:///{self.folder / 'mlflow.db'}"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking_uri or store
-        self.shared_run_id = os.environ.get("MLFLOW_RUN_ID")
+        self.shared_run_id = shared_run_id()
         self.lock, self.process_id, self.is_lost = threading.RLock(), os.getpid(), False
         self.started_at = self.flushed_at = time.time()
         self.open_run_id: str | None = None
@@ -131,13 +131,15 @@ class Tracker:
                 self.open_run_id = self.client.get_run(self.shared_run_id).info.run_id
                 self.client.update_run(self.open_run_id, status="RUNNING")
             else:
-                started, name = int(self.started_at * 1000), f"{self.stage} ({self.environment})"
-                run = self.client.create_run(self._experiment_id(), started, self._tags(), name)
-                self.open_run_id = run.info.run_id
+                self.open_run_id = self._create_run()
             self.client.set_tag(self.open_run_id, STAGE_TAG + self.stage, "RUNNING")
             self._log_parameters()
             self._start_system_metrics()
         return self.open_run_id
+
+    def _create_run(self) -> str:
+        started, name = int(self.started_at * 1000), f"{self.stage} ({self.environment})"
+        return self.client.create_run(self._experiment_id(), started, self._tags(), name).info.run_id
 
     def _experiment_id(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.config.experiment
@@ -320,6 +322,32 @@ class Tracker:
                 self.client.create_registered_model(registered)
             source = logged.artifact_location
             self.client.create_model_version(registered, source, self.run_id, await_creation_for=0, model_id=model_id)
+
+
+def shared_run_id() -> str | None:
+    """Return the run that this process shares with others: MLFLOW_RUN_ID, or what the file PU_KD_RUN_ID_FILE holds."""
+    if given := os.environ.get("MLFLOW_RUN_ID"):
+        return given
+    path = os.environ.get("PU_KD_RUN_ID_FILE")
+    if not path or not Path(path).is_file():
+        return None
+    return Path(path).read_text(encoding="utf-8").strip() or None
+
+
+def open_shared_run(config: TrackingConfig, *, project_path: Path, environment: str) -> str:
+    """Open a run that stages in separate processes share, and return its identifier; "" where MLflow cannot be reached.
+
+    The first stage that logs something sets it RUNNING, and the last that ends closes it.
+    """
+    tracker = Tracker(config, project_path=project_path, stage="full", environment=environment, parameters={})
+    atexit.unregister(tracker.end)
+    try:
+        with _quiet():
+            return tracker._create_run()
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        logger.warning("MLflow at %s failed, there is no run to share: %s", tracker.uri, reason)
+        return ""
 
 
 def _export(network: nn.Module, input_shape: tuple[int, int, int], folder: str, *, run_id: str, model_id: str) -> None:

@@ -32,5 +32,5 @@ def create_pipeline(**_: Any) -> Pipeline:
         ],
         namespace="subset_materialization",
         prefix_datasets_with_namespace=False,
-        tags=["data"],
+        tags=["gpu"],
     )
