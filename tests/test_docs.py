@@ -21,7 +21,7 @@ from pu_kd_pipeline.infra.summary import model_rows, selection_rows
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCS = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").rglob("*.md"))]
-GUIDES = [PROJECT / "README.md", PROJECT / "docs" / "bring_your_own.md"]
+GUIDES = [PROJECT / "README.md", *(PROJECT / "docs" / name for name in ("bring_your_own.md", "containers.md"))]
 BLOCKS: dict[str, type[BaseModel]] = {
     "data_ingestion": params.DataIngestionParams,
     "teacher": params.TeacherParams,
@@ -36,7 +36,8 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "reporting": params.ReportingParams,
 }
 EVERY_RUN = {"data", "seed", "tracking"}  # what `--params` may name beside the blocks
-PROGRAMS = {"make", "export", ".venv/bin/kedro", ".venv/bin/python", ".venv/bin/pre-commit", ".venv/bin/pip"}
+PROGRAMS = {"make", "export", "cd", "docker", "argo", *(f".venv/bin/{name}" for name in ("kedro", "python", "pip"))}
+PROGRAMS |= {".venv/bin/pre-commit"}
 
 
 def name_of(path: Path) -> str:
@@ -171,7 +172,7 @@ def test_commands_start_known_programs(path: Path) -> None:
     shown = [line for block in fenced("console", path) for line in block.splitlines()]
     assert [line for line in shown if not line.startswith("$ ")] == []
     for words in commands(path):
-        files = [word for word in words[1:] if word.startswith("docs/")]
+        files = [word for word in words[1:] if word.startswith(("docs/", "docker/"))]
         assert [file for file in files if not (PROJECT / file).exists()] == []
 
 
@@ -278,3 +279,22 @@ def test_outputs_that_the_readme_lists_are_in_the_catalog() -> None:
     kept = set(re.findall(r"\w+\.(?:parquet|json|html)|(?<=[ /])[a-z]+_[a-z_]+(?=/)", layout))
     assert kept - known == {"card.json"}
     assert len(kept) > 15
+
+
+def test_the_variables_for_operators_are_those_of_the_compose_files() -> None:
+    texts = [(PROJECT / "docker" / name).read_text() for name in ("compose.yaml", "compose.gpu.yaml")]
+    used = {key: default for text in texts for key, default in re.findall(r"\${([A-Z_]+):-([^}]*)}", text)}
+    shown = re.findall(
+        r"^\| `([A-Z_]+)` \| (?:`(.*?)`)? ?\|", (PROJECT / "docs" / "containers.md").read_text(), re.MULTILINE
+    )
+    assert {**dict(shown), "LIKE_THIS": "default"} == used
+
+
+def test_docker_commands_name_services_that_exist() -> None:
+    services = yaml.safe_load((PROJECT / "docker" / "compose.yaml").read_text())["services"]
+    verbs = {"run", "logs", "up", "stop", "exec", "cp"}
+    for path in GUIDES:
+        for words in commands(path):
+            if words[:2] == ["docker", "compose"] and words[2] in verbs:
+                given = [word.partition(":")[0] for word in words[3:] if re.match(r"[a-z_]+(:|$)", word)]
+                assert not given or given[0] in {*services, "tar"}, words

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pu_kd_pipeline.infra.tracking import Tracker, TrackingConfig
+from pu_kd_pipeline.infra.tracking import Tracker, TrackingConfig, open_shared_run
 
 
 def rows(folder: Path, query: str, *values: str) -> list[Any]:
@@ -155,6 +155,45 @@ def test_stages_share_a_run_and_its_status_is_that_of_all_of_them(config, folder
     assert {key: value for key, value in tags.items() if key.startswith("stage.")} == dict.fromkeys(
         ("stage.ingestion", "stage.pu_training", "stage.pool_scoring"), "FINISHED"
     )
+
+
+def test_a_run_opened_for_the_stages_is_theirs_through_a_file(config, folder, monkeypatch):
+    run_id = open_shared_run(config, project_path=folder, environment="base")
+    assert runs(folder) == {run_id: "RUNNING"}
+    assert of_run(folder, "tags", run_id)["mlflow.runName"] == "full (base)"
+    (folder / "run_id").write_text(f"{run_id}\n")
+    monkeypatch.setenv("PU_KD_RUN_ID_FILE", str(folder / "run_id"))
+    tracker = Tracker(config, project_path=folder, stage="pu_training", environment="base", parameters={})
+    tracker.flush()
+    tracker.end("FINISHED")
+    assert runs(folder) == {run_id: "FINISHED"}
+
+
+@pytest.mark.parametrize("text", [None, "", "\n"])
+def test_without_a_run_to_share_a_stage_has_its_own(text, config, folder, monkeypatch):
+    if text is not None:
+        (folder / "run_id").write_text(text)
+    monkeypatch.setenv("PU_KD_RUN_ID_FILE", str(folder / "run_id"))
+    tracker = Tracker(config, project_path=folder, stage="pu_training", environment="base", parameters={})
+    tracker.flush()
+    tracker.end("FINISHED")
+    assert list(runs(folder).values()) == ["FINISHED"]
+
+
+def test_no_server_no_run_to_share_and_one_warning(config, folder, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert open_shared_run(config, project_path=folder, environment="base") == ""
+    assert "MLflow at http://127.0.0.1:9 failed, there is no run to share" in caplog.text
+
+
+def test_the_command_that_opens_a_run_prints_its_identifier_alone(kedro, tmp_path):
+    store = tmp_path / "store.db"
+    process = kedro("containers", "open-run", MLFLOW_TRACKING_URI=f"sqlite:///{store}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    with closing(sqlite3.connect(store)) as opened:
+        assert opened.execute("SELECT run_uuid FROM runs").fetchall() == [(out.splitlines()[-1],)]
+    assert len(out.split()) == 1
 
 
 class Store:

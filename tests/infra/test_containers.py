@@ -1,4 +1,4 @@
-"""The stages as containers: the committed files are those of the pipeline, and each says what Docker and Argo expect."""
+"""The stages as containers: the committed files are those of the pipeline, and say what Docker and Argo expect."""
 
 from __future__ import annotations
 
