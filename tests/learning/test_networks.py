@@ -14,6 +14,7 @@ SIZES = {
     "lenet5": 32,
     "lenet5_half": 32,
     "digits_cnn": 8,
+    "cifar_resnet": 32,
     "cifar_resnet18": 32,
     "cifar_resnet34": 32,
 }
@@ -37,6 +38,28 @@ def test_every_own_network_maps_images_to_logits(name, in_channels):
 def test_own_networks_have_the_published_size(name, in_channels, n_parameters):
     network = build_network(name, 10, in_channels)
     assert sum(parameter.numel() for parameter in network.parameters()) == n_parameters
+
+
+def test_narrow_resnets_have_the_layers_and_the_size_of_their_depth_and_width():
+    # ResNet-20 of He et al. 2016, table 6, has 0.27 M; the two 1x1 shortcuts with their BatchNorms add 2,752
+    network = build_network("cifar_resnet", 10, 3)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 269_722 + 2_752
+    for depth, width in ((8, 32), (14, 8)):
+        network = build_network("cifar_resnet", 10, 3, {"depth": depth, "width": width})
+        layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m.weight.shape[-1] != 1]
+        assert len(layers) == depth
+        taps = [network.layer1, network.layer2, network.layer3]
+        assert [stage[-1].conv2.out_channels for stage in taps] == [width, 2 * width, 4 * width]
+    features = network.layer3(network.layer2(network.layer1(torch.rand(1, width, 32, 32))))
+    assert features.shape == (1, 4 * width, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), [({"depth": 18}, "6 n \\+ 2"), ({"width": 0}, "width must be at least 1")]
+)
+def test_a_narrow_resnet_of_an_impossible_shape_is_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        build_network("cifar_resnet", 10, 3, options)
 
 
 def test_cifar_stem_keeps_the_resolution():

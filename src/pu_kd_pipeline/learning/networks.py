@@ -1,7 +1,7 @@
 """The networks by name: ours, torchvision's classifiers, and a user's own importable factory.
 
-Ours are the papers' small ones: LeNet-5 and its half (Xu et al. 2019), torchvision's ResNets with the CIFAR stem, and a
-small network for 8x8 digits. A network maps (N, C, H, W) float32 images to (N, K) logits and holds nothing else.
+Ours are the papers' small ones: LeNet-5 and its half (Xu et al. 2019), torchvision's ResNets with the CIFAR stem, narrow
+ResNets for 32x32 images, and a small network for 8x8 digits. A network maps (N, C, H, W) float32 images to (N, K) logits and holds nothing else.
 """
 
 from __future__ import annotations
@@ -115,10 +115,68 @@ def cifar_resnet34(n_classes: int, in_channels: int = 3) -> nn.Module:
     return _cifar_resnet("resnet34", n_classes, in_channels)
 
 
+class CifarResNet(nn.Module):
+    """A residual network of three stages for 32x32 images (He et al. 2016, sec. 4.2), of any depth and width.
+
+    The stages have `width`, 2 `width` and 4 `width` channels at 32, 16 and 8 pixels. He et al. pad the shortcuts of wider
+    stages with zeros; here they are 1x1 convolutions, as torchvision's blocks have them.
+
+    Args:
+        n_classes: K.
+        in_channels: 1 or 3.
+        depth: 6 n + 2 layers, n blocks a stage: 8, 14, 20, 32, 44, 56, 110.
+        width: channels of the first stage; 16 in the paper.
+    """
+
+    default_taps = ("layer1", "layer2", "layer3")
+
+    def __init__(self, n_classes: int, in_channels: int = 3, depth: int = 20, width: int = 16) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth must be 6 n + 2 with n of at least 1 (8, 14, 20, 32, …), got {depth}")
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
+        n_blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(width), nn.ReLU()
+        self.layer1 = _residual_stage(width, width, n_blocks, stride=1)
+        self.layer2 = _residual_stage(width, 2 * width, n_blocks, stride=2)
+        self.layer3 = _residual_stage(2 * width, 4 * width, n_blocks, stride=2)
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4 * width, n_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (N, C, H, W) float32 images to (N, K) logits."""
+        features = self.relu(self.bn1(self.conv1(images)))
+        features = self.layer3(self.layer2(self.layer1(features)))
+        logits: Tensor = self.fc(self.avgpool(features).flatten(1))
+        return logits
+
+
+def _residual_stage(in_channels: int, out_channels: int, n_blocks: int, stride: int) -> nn.Sequential:
+    from pu_kd_pipeline.learning.vision import models
+
+    shortcut = None
+    if stride != 1:
+        convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        shortcut = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+    block = models.resnet.BasicBlock
+    blocks = [block(in_channels, out_channels, stride, shortcut)]
+    return nn.Sequential(*blocks, *(block(out_channels, out_channels) for _ in range(n_blocks - 1)))
+
+
+def cifar_resnet(n_classes: int, in_channels: int = 3, depth: int = 20, width: int = 16) -> nn.Module:
+    """Return a narrow ResNet for 32x32 images (ResNet-20: 0.27 M parameters at K = 10)."""
+    return CifarResNet(n_classes, in_channels, depth, width)
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
     "lenet5_half": lenet5_half,
     "digits_cnn": digits_cnn,
+    "cifar_resnet": cifar_resnet,
     "cifar_resnet18": cifar_resnet18,
     "cifar_resnet34": cifar_resnet34,
 }
