@@ -1,7 +1,8 @@
 """The networks by name: ours, torchvision's classifiers, and a user's own importable factory.
 
-Ours are the papers' small ones: LeNet-5 and its half (Xu et al. 2019), torchvision's ResNets with the CIFAR stem, narrow
-ResNets for 32x32 images, and a small network for 8x8 digits. A network maps (N, C, H, W) float32 images to (N, K) logits and holds nothing else.
+Ours are the papers' small ones: LeNet-5 and its half (Xu et al. 2019), torchvision's ResNets with the CIFAR stem,
+narrow ResNets for 32x32 images, and a small network for 8x8 digits. A network maps (N, C, H, W) float32 images to
+(N, K) logits and holds nothing else.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ def cifar_resnet34(n_classes: int, in_channels: int = 3) -> nn.Module:
 class CifarResNet(nn.Module):
     """A residual network of three stages for 32x32 images (He et al. 2016, sec. 4.2), of any depth and width.
 
-    The stages have `width`, 2 `width` and 4 `width` channels at 32, 16 and 8 pixels. He et al. pad the shortcuts of wider
-    stages with zeros; here they are 1x1 convolutions, as torchvision's blocks have them.
+    The stages have `width`, 2 `width` and 4 `width` channels at 32, 16 and 8 pixels. He et al. pad the shortcuts of
+    wider stages with zeros; here they are 1x1 convolutions, as torchvision's blocks have them.
 
     Args:
         n_classes: K.
