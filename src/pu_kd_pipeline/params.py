@@ -325,6 +325,11 @@ class DistillationParams(Block):
         description="share of the manifest kept out of training, to watch the agreement with the teacher"
     )
     keep: Literal["last", "best"] = Field(description="best: the record with the highest held-out agreement")
+    teacher_cache: Literal["off", "exact", "views"] = Field(
+        description="off: ask the teacher at every step; exact: once for every view, where that is less; views: once "
+        "for `cached_views` of each image, and draw from these"
+    )
+    cached_views: int = Field(gt=0, description="of each image, where teacher_cache is views")
     optimizer: OptimizerParams
     augmentation: AugmentationParams
     compute: ComputeParams

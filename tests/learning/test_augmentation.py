@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pu_kd_pipeline.learning.augmentation import Normalise, random_views
+from pu_kd_pipeline.learning.augmentation import Normalise, draw_views, n_views, random_views, take_views
 
 
 def _all_views(image, padding, flip):
@@ -23,6 +23,21 @@ def test_every_view_is_a_crop_or_its_mirror_image_and_all_occur(padding, flip):
     views = random_views(image.expand(2000, -1, -1, -1), padding=padding, flip=flip, generator=generator)
     expected = {tuple(view.flatten().tolist()) for view in _all_views(image, padding, flip)}
     assert {tuple(view.flatten().tolist()) for view in views} == expected
+
+
+@pytest.mark.parametrize(("padding", "flip"), [(2, True), (1, False), (0, True), (0, False)])
+def test_numbered_views_are_all_views_and_drawn_alike(padding, flip):
+    image = torch.randint(1, 256, (3, 5, 6), dtype=torch.uint8)
+    numbers = torch.arange(n_views(padding, flip))
+    views = take_views(image.expand(len(numbers), -1, -1, -1), numbers, padding=padding, flip=flip)
+    expected = _all_views(image, padding, flip)
+    assert len(views) == len(expected)
+    assert {tuple(view.flatten().tolist()) for view in views} == {tuple(v.flatten().tolist()) for v in expected}
+    drawn = draw_views(200 * len(numbers), padding=padding, flip=flip, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn, minlength=len(numbers))
+    assert len(counts) == len(numbers)
+    assert counts.min() > 100  # 200 are expected of each
+    assert counts.max() < 300
 
 
 def test_nothing_to_do_returns_the_batch():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, new_teacher
 from pu_kd_pipeline.infra.progress import watch
-from pu_kd_pipeline.learning.augmentation import Normalise, random_views
+from pu_kd_pipeline.learning.augmentation import Normalise, draw_views, n_views, random_views, take_views
 from pu_kd_pipeline.learning.training import fit, make_optimizer, seeded, shuffled_batches
 from pu_kd_pipeline.params import AugmentationParams, TeacherParams, TeacherTrainingParams
 
@@ -30,12 +31,11 @@ def train_classifier(
         network = model.network.to(device).train()
         labels = torch.from_numpy(images.index["label"].to_numpy(dtype=np.int64)).to(device)
 
-        def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-            views, rows = batch
+        def step(batch: Batch) -> dict[str, Tensor]:
             with autocast(params.compute, device):
-                logits = network(views)
-            loss = functional.cross_entropy(logits.float(), labels[rows])
-            return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels[rows]).float().mean()}
+                logits = network(batch.images)
+            loss = functional.cross_entropy(logits.float(), labels[batch.rows])
+            return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels[batch.rows]).float().mean()}
 
         rows = ImageRows([(images, np.arange(len(images)))], params.compute)
         batches = augmented_batches(
@@ -55,13 +55,42 @@ def train_classifier(
     return Model(network.cpu().eval(), model.card), history
 
 
+class Batch(NamedTuple):
+    """A batch of training images, on the device."""
+
+    images: Tensor
+    """(N, C, H, W) float32, normalised random views."""
+    rows: Tensor
+    """(N,) int64, the positions that they were taken from."""
+    views: Tensor
+    """(N,) int64, which view of its image each is, see `augmentation.take_views`."""
+
+
+Draw = Callable[[Tensor, torch.Generator], Tensor]
+
+
 def augmented_batches(
-    rows: ImageRows, normalise: Normalise, augmentation: AugmentationParams, batch_size: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield for ever normalised random views and the (N,) int64 positions they were taken from, on the device."""
+    rows: ImageRows,
+    normalise: Normalise,
+    augmentation: AugmentationParams,
+    batch_size: int,
+    seed: int,
+    draw: Draw | None = None,
+) -> Iterator[Batch]:
+    """Yield batches for ever; `draw` chooses the views of the images at (N,) positions, None: any, at random."""
+    padding, flip = augmentation.padding_px, augmentation.horizontal_flip
     generator = torch.Generator(rows.device).manual_seed(seed)
+    is_augmented = n_views(padding, flip) > 1
     for indices in shuffled_batches(len(rows), batch_size, generator):
-        yield augmented(rows.batch(indices), normalise, augmentation, generator), indices
+        if not is_augmented:
+            yield Batch(normalise(rows.batch(indices)), indices, torch.zeros_like(indices))
+            continue
+        images = rows.batch(indices)
+        if draw is None:
+            views = draw_views(len(indices), padding=padding, flip=flip, generator=generator)
+        else:
+            views = draw(indices, generator)
+        yield Batch(normalise(take_views(images, views, padding=padding, flip=flip)), indices, views)
 
 
 def augmented(

@@ -52,10 +52,10 @@ def fitnet_start(teacher: Model, images: ImageStore, params: DistillationParams,
                     student(views)
                 return mine[0], theirs[0]
 
-            adapter = hint_adapter(*maps(next(batches)[0])).to(device)
+            adapter = hint_adapter(*maps(next(batches).images)).to(device)
             trained = nn.ModuleList([student, adapter])
             records: Iterator[dict[str, float]] = fit(
-                lambda batch: {"loss": hint_loss(*maps(batch[0]), adapter)},
+                lambda batch: {"loss": hint_loss(*maps(batch.images), adapter)},
                 batches,
                 make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"})),
                 n_updates=n_updates,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from pu_kd_pipeline.infra.class_weighting import check_weights
-from pu_kd_pipeline.infra.classifier_training import augmented_batches
+from pu_kd_pipeline.infra.classifier_training import Batch, augmented_batches
 from pu_kd_pipeline.infra.devices import autocast, prepare_device
 from pu_kd_pipeline.infra.features import rows_of
 from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, new_student
 from pu_kd_pipeline.infra.progress import watch
+from pu_kd_pipeline.infra.teacher_cache import TeacherOutputs
 from pu_kd_pipeline.learning.augmentation import Normalise
 from pu_kd_pipeline.learning.distillation import OBJECTIVES
 from pu_kd_pipeline.learning.training import fit, make_optimizer, seeded
@@ -63,20 +64,21 @@ def distil(
             model.network.load_state_dict(start)
         student, teacher_network = model.network.to(device).train(), teacher.network.to(device).eval()
         normalise = normalisation(teacher, device)
-        teacher_logits_of = _teacher_logits(training, teacher_network, normalise, params)
+        teacher_outputs = TeacherOutputs(training, teacher_network, normalise, params)
         vectors = torch.tensor(weight_vectors.to_numpy(), dtype=torch.float32, device=device)
         objective = OBJECTIVES[params.objective]
 
-        def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-            views, rows = batch
-            teacher_logits = teacher_logits_of(views, rows)
+        def step(batch: Batch) -> dict[str, Tensor]:
+            teacher_logits = teacher_outputs(batch)
             with autocast(params.compute, device):
-                student_logits = student(views).float()
+                student_logits = student(batch.images).float()
             values = objective(student_logits, teacher_logits, vectors, params.temperature)
             agreement = (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
             return {**values, "training_agreement": agreement}
 
-        batches = augmented_batches(training, normalise, params.augmentation, params.batch_size, params.seed)
+        batches = augmented_batches(
+            training, normalise, params.augmentation, params.batch_size, params.seed, teacher_outputs.draw
+        )
         records = fit(
             step,
             batches,
@@ -113,29 +115,6 @@ def _split(
         return ImageRows(parts, params.compute)
 
     return images(manifest[~is_held_out]), images(manifest[is_held_out])
-
-
-def _teacher_logits(
-    images: ImageRows, teacher: nn.Module, normalise: Normalise, params: DistillationParams
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function from a batch of (views, rows) to the teacher's (N, K) float32 logits.
-
-    Without augmentation the view of an image never changes: where training sees each image more than once, the logits
-    are computed once, in batches of the same size, for that makes them the same to the last bit.
-    """
-    augmentation, device = params.augmentation, images.device
-
-    def ask(views: Tensor) -> Tensor:
-        with torch.no_grad(), autocast(params.compute, device):
-            return teacher(views).float()  # type: ignore[no-any-return]
-
-    n_seen = params.n_updates * params.batch_size
-    if augmentation.padding_px or augmentation.horizontal_flip or n_seen <= len(images):
-        return lambda views, rows: ask(views)
-    rows = torch.arange(len(images), device=device)
-    filled = torch.cat([rows, rows[:1].expand(-len(rows) % params.batch_size)])
-    known = torch.cat([ask(normalise(images.batch(part))) for part in filled.split(params.batch_size)])
-    return lambda views, rows: known[rows]
 
 
 class _Agreement:

@@ -9,16 +9,31 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def random_views(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Return one random view an image: a crop of the zero-padded image and, with probability 1/2, its mirror image.
+def n_views(padding: int, flip: bool) -> int:
+    """Return how many views an image has: (2 padding + 1)^2 crops, twice as many with their mirror images."""
+    return (2 * padding + 1) ** 2 * (2 if flip else 1)
 
-    The offsets and the flip are folded into one index, so the batch is read once.
+
+def draw_views(n: int, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Return (n,) int64 random views, in 0..`n_views`-1, on the generator's device."""
+    side, device = 2 * padding + 1, generator.device
+    offsets = torch.randint(0, side, (2, n), generator=generator, device=device)
+    views = offsets[0] * side + offsets[1]
+    if flip:
+        views = 2 * views + (torch.rand(n, generator=generator, device=device) < 0.5)
+    return views
+
+
+def take_views(images: Tensor, views: Tensor, *, padding: int, flip: bool) -> Tensor:
+    """Return one view an image: a crop of the zero-padded image, or its mirror image.
+
+    Offsets and flip are folded into one index, so the batch is read once.
 
     Args:
         images: (N, C, H, W) uint8.
+        views: (N,) int64 in 0..`n_views`-1, on the same device.
         padding: largest shift in pixels, >= 0.
-        flip: whether half of the images are mirrored.
-        generator: on the images' device.
+        flip: whether there are mirror images.
 
     Returns:
         (N, C, H, W) uint8, a new tensor unless there is nothing to do.
@@ -26,17 +41,24 @@ def random_views(images: Tensor, *, padding: int, flip: bool, generator: torch.G
     if padding == 0 and not flip:
         return images
     n, channels, height, width = images.shape
-    device = images.device
-    offsets = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device)
-    columns = torch.arange(width, device=device).expand(n, width)
+    columns = torch.arange(width, device=images.device).expand(n, width)
     if flip:
-        is_flipped = torch.rand(n, 1, generator=generator, device=device) < 0.5
-        columns = torch.where(is_flipped, width - 1 - columns, columns)
-    rows = torch.arange(height, device=device) + offsets[0].unsqueeze(1)
-    columns = columns + offsets[1].unsqueeze(1)
+        columns = torch.where((views % 2 == 1).unsqueeze(1), width - 1 - columns, columns)
+        views = views // 2
+    side = 2 * padding + 1
+    rows = torch.arange(height, device=images.device) + (views // side).unsqueeze(1)
+    columns = columns + (views % side).unsqueeze(1)
     index = (rows.unsqueeze(2) * (width + 2 * padding) + columns.unsqueeze(1)).view(n, 1, height * width)
     padded = functional.pad(images, (padding,) * 4).flatten(2)
     return padded.gather(2, index.expand(n, channels, -1)).view(n, channels, height, width)
+
+
+def random_views(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Return one random view of each of (N, C, H, W) uint8 images; see `take_views`."""
+    if padding == 0 and not flip:
+        return images
+    views = draw_views(len(images), padding=padding, flip=flip, generator=generator)
+    return take_views(images, views, padding=padding, flip=flip)
 
 
 class Normalise:
