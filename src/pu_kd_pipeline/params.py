@@ -326,8 +326,8 @@ class DistillationParams(Block):
     )
     keep: Literal["last", "best"] = Field(description="best: the record with the highest held-out agreement")
     teacher_cache: Literal["off", "exact", "views"] = Field(
-        description="off: ask the teacher at every step; exact: once for every view, where that is less; views: once "
-        "for `cached_views` of each image, and draw from these"
+        description="off: ask the teacher at every step; exact: once for every view; views: once for `cached_views` of "
+        "each image, and draw from these; both only where that is less work"
     )
     cached_views: int = Field(gt=0, description="of each image, where teacher_cache is views")
     optimizer: OptimizerParams

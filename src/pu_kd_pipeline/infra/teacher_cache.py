@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 class TeacherOutputs:
     """The teacher's logits for batches of views, by `params.teacher_cache`.
 
-    `off` asks the teacher at every step. `exact` asks once for every possible view, where training shows each more than
-    once on average and they fit; else it is `off`. The same views are drawn either way, and batches of the same size
-    make the logits the same to the last bit on a CPU. `views` asks once for `cached_views` random views of each image,
-    and training draws from these: less work, and less variety.
+    `off` asks the teacher at every step. `exact` asks once for every possible view; the same views are drawn as with
+    `off`, and batches of the same size make the logits the same to the last bit on a CPU. `views` asks once for
+    `cached_views` random views of each image, and training draws from these: less work, and less variety. Both are
+    `off` where they would ask for more views than training shows, and `exact` also where the logits do not fit.
 
     Args:
         images: the training images.
@@ -40,15 +40,16 @@ class TeacherOutputs:
         self._padding, self._flip = params.augmentation.padding_px, params.augmentation.horizontal_flip
         self._fixed: Tensor | None = None  # (N, cached_views) int64, the views of each image
         self._known: Tensor | None = None  # (N, views, K) float32
-        n_all = n_views(self._padding, self._flip)
-        if params.teacher_cache == "views" and params.cached_views < n_all:
+        n_all, n_shown = n_views(self._padding, self._flip), params.n_updates * params.batch_size
+        n_each = min(n_all, params.cached_views) if params.teacher_cache == "views" else n_all
+        if params.teacher_cache == "off" or len(images) * n_each >= n_shown:
+            return
+        if n_each < n_all:
             generator = torch.Generator(images.device).manual_seed(params.seed)
-            drawn = draw_views(
-                len(images) * params.cached_views, padding=self._padding, flip=self._flip, generator=generator
-            )
-            self._fixed = drawn.view(len(images), params.cached_views)
+            drawn = draw_views(len(images) * n_each, padding=self._padding, flip=self._flip, generator=generator)
+            self._fixed = drawn.view(len(images), n_each)
             self._known = self._ask_all(self._fixed, must_fit=True)
-        elif params.teacher_cache != "off" and len(images) * n_all < params.n_updates * params.batch_size:
+        else:
             self._known = self._ask_all(torch.arange(n_all, device=images.device).expand(len(images), n_all))
 
     @property
