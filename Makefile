@@ -5,6 +5,7 @@ ARGS ?=
 DATA ?= data
 MLFLOW_PORT ?= 5000
 VIZ_PORT ?= 4141
+WORK ?= data/gpu_experiment
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,10 +14,10 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts format pytest mlflow viz containers manifests constraints clean
+.PHONY: help run test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The environment is made once, and again when what it is made from changes.
 $(READY): pyproject.toml constraints.txt
@@ -69,6 +70,12 @@ containers: docker/secrets/postgres_password ## build the images and run every s
 docker/secrets/postgres_password:
 	@mkdir -p docker/secrets && chmod 700 docker/secrets
 	@od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > $@ && chmod 444 $@
+
+bench: $(READY) ## measure every speed target: make bench, or make bench ARGS='--only loading --json bench.json'
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
+
+gpu-experiment: $(READY) ## CIFAR-10 on a GPU in pieces that resume, images in PU_KD_DATA: make gpu-experiment WORK=data/gpu
+	@until $(BIN)/python -m benchmarks.gpu_experiment --work $(WORK) $(ARGS); do test $$? = 75 || exit 1; done
 
 manifests: $(READY) ## write docker/compose*.yaml and docker/argo-workflow.yaml from the pipeline
 	$(BIN)/kedro containers compose --out docker/compose.yaml

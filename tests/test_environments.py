@@ -10,7 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from pu_kd_pipeline import params
+from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.comparison_grid import Blocks, cells_of
+from pu_kd_pipeline.infra.configuration import read_parameters
 from pu_kd_pipeline.learning.networks import build_network
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -73,6 +75,21 @@ def test_grids_are_of_rules_that_the_sources_allow(environment: str, monkeypatch
     drawn = min(source.per_class for source in ingestion.labeled) if environment != "base" else None
     if drawn is not None:
         assert max(grid.labeled_per_class) <= drawn
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_parameters_read_without_kedro_are_the_same(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PU_KD_DATA", "/images")
+    expected = configured(environment)
+    assert read_parameters(PROJECT / "conf", environment) == expected
+    given = {"distillation": {"n_updates": 7}}
+    changed = read_parameters(PROJECT / "conf", environment, given)
+    assert changed["distillation"] == expected["distillation"] | given["distillation"]
+
+
+def test_an_environment_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match="no environment 'cifar11'"):
+        read_parameters(PROJECT / "conf", "cifar11")
 
 
 def test_the_networks_for_two_cores_are_a_quarter_of_a_teacher_of_a_third_of_a_million() -> None:

@@ -600,7 +600,7 @@ def test_an_option_of_the_base_is_taken_away_with_null():
 
 
 def test_image_files_are_found_through_the_environment_variable(monkeypatch):
-    from pu_kd_pipeline.settings import image_file
+    from pu_kd_pipeline.infra.configuration import image_file
 
     monkeypatch.setenv("PU_KD_DATA", "/images")
     assert image_file("mnist_train.parquet") == "/images/mnist_train.parquet"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from pu_kd_pipeline.params import ImageSource, ImageStoreParams
+    from pu_kd_pipeline.params import DataIngestionParams, ImageSource, ImageStoreParams, TeacherParams
 
 FORMAT = 1  # of the files; also raised when decoding changes pixels
 STORE_FILE, QUARANTINE_FILE = "store.json", "quarantine.parquet"
@@ -54,6 +54,24 @@ class IngestionPlan:
     class_names: tuple[str, ...]
     store: ImageStoreParams
     seed: int
+
+
+def plan_store(
+    name: str, sources: tuple[ImageSource, ...], params: DataIngestionParams, teacher: TeacherParams
+) -> IngestionPlan:
+    """Return the plan of a store of images as the teacher wants them; without sources, of an empty store."""
+    from pu_kd_pipeline.infra.model_files import input_contract  # imports torch
+
+    expected, class_names = input_contract(teacher)
+    return IngestionPlan(
+        name=name,
+        sources=sources,
+        size_px=expected.size_px,
+        channels=expected.channels,
+        class_names=class_names,
+        store=params.store,
+        seed=params.seed,
+    )
 
 
 def write_store(plan: IngestionPlan, folder: Path) -> ImageStore:

@@ -9,28 +9,28 @@ from itertools import combinations
 from typing import Any
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan
-from pu_kd_pipeline.params import DataIngestionParams, ImageSource, TeacherParams
+from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, plan_store
+from pu_kd_pipeline.params import DataIngestionParams, TeacherParams
 
 
 def plan_labeled_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
     """Return the plan of the handful of labeled images: the positives."""
-    return _plan("labeled", params.labeled, params, teacher)
+    return plan_store("labeled", params.labeled, params, teacher)
 
 
 def plan_pool_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
     """Return the plan of the unlabeled pool."""
-    return _plan("pool", params.pool, params, teacher)
+    return plan_store("pool", params.pool, params, teacher)
 
 
 def plan_test_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
     """Return the plan of the test set."""
-    return _plan("test", params.test, params, teacher)
+    return plan_store("test", params.test, params, teacher)
 
 
 def plan_teacher_training_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
     """Return the plan of the images that an experiment trains its teacher on; without sources, of an empty store."""
-    return _plan("teacher_training", params.teacher_training, params, teacher)
+    return plan_store("teacher_training", params.teacher_training, params, teacher)
 
 
 def report_ingestion(labeled_images: ImageStore, pool_images: ImageStore, test_images: ImageStore) -> dict[str, Any]:
@@ -54,23 +54,6 @@ def report_ingestion(labeled_images: ImageStore, pool_images: ImageStore, test_i
         **{name: _summary(store) for name, store in stores.items()},
         "exact_duplicates": {f"{a} and {b}": len(pixels[a] & pixels[b]) for a, b in combinations(stores, 2)},
     }
-
-
-def _plan(
-    name: str, sources: tuple[ImageSource, ...], params: DataIngestionParams, teacher: TeacherParams
-) -> IngestionPlan:
-    from pu_kd_pipeline.infra.model_files import input_contract  # imports torch
-
-    expected, class_names = input_contract(teacher)
-    return IngestionPlan(
-        name=name,
-        sources=sources,
-        size_px=expected.size_px,
-        channels=expected.channels,
-        class_names=class_names,
-        store=params.store,
-        seed=params.seed,
-    )
 
 
 def _summary(store: ImageStore) -> dict[str, Any]:

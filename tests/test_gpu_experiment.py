@@ -1,0 +1,99 @@
+"""The experiment that a GPU machine runs: here with tiny networks, in pieces, and without Kedro and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+# As on a machine where neither is installed: a module that is None in sys.modules cannot be imported.
+WITHOUT = """
+import sys
+for name in ("kedro", "kedro_datasets", "mlflow"):
+    sys.modules[name] = None
+import torch
+torch.set_num_threads(1)
+from benchmarks.gpu_experiment import main
+sys.exit(main(sys.argv[1:]))
+"""
+TINY = [
+    "teacher.architecture_options={depth: 8, width: 4}",
+    "teacher_training.n_updates=20",
+    "pu_training.epochs=2",
+    "pu_training.class_prior=0.12",
+    "distillation.student_options={depth: 8, width: 2}",
+    "distillation.n_updates=10",
+    "comparison.seeds=[0]",
+    "comparison.labeled_per_class=[5]",
+]
+KEPT = {"random": "{budget: 100}", "pu_both": "{budget: 100}"}
+
+
+def sources(images: Path) -> list[str]:
+    train, pool, test = (images / name for name in ("cifar10_train", "tiny_imagenet32_pool", "cifar10_test"))
+    given = {
+        "teacher_training": f"path: {train}.parquet, labels: classes, limit: 300",
+        "labeled": f"path: {train}.parquet, labels: classes, per_class: 10",
+        "pool": f"path: {pool}.parquet, limit: 600",
+        "test": f"path: {test}.parquet, labels: classes, limit: 200",
+    }
+    return [f"data_ingestion.{name}=[{{type: parquet, {source}}}]" for name, source in given.items()]
+
+
+def experiment(work: Path, images: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT, "--env=cifar10_small", f"--work={work}", f"--images={images}"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def variants() -> list[str]:
+    from pu_kd_pipeline.infra.configuration import read_parameters
+
+    os.environ.setdefault("PU_KD_DATA", "/images")
+    names = read_parameters(PROJECT / "conf", "cifar10_small")["comparison"]["variants"]
+    return [f"comparison.variants.{name}={KEPT.get(name, 'null')}" for name in names]
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_pieces_come_to_results_without_kedro_and_mlflow(data_folder: Path, tmp_path: Path) -> None:
+    settings = ["--set", *TINY, *sources(data_folder), *variants()]
+    work = tmp_path / "work"
+    codes = []
+    while not codes or codes[-1] == 75:
+        assert len(codes) < 12
+        done = experiment(work, data_folder, "--minutes=0.0001", *settings)
+        codes.append(done.returncode)
+        assert done.returncode in {0, 75}, done.stdout + done.stderr
+    assert len(codes) > 4  # every call does one piece
+    results = json.loads((work / "results.json").read_text())
+    assert {row["variant"] for row in results["rows"]} == set(KEPT)
+    assert all(0 <= row["accuracy"] <= 1 and row["failure"] is None for row in results["rows"])
+    assert "2 of 2 students" in results["machine"]
+    assert "| random |" in (work / "results.md").read_text()
+    assert (work / "results.png").stat().st_size > 10_000
+
+    other = experiment(work, data_folder, "--set", "teacher_training.n_updates=21")
+    assert other.returncode == 1
+    assert "was made with other parameters" in other.stderr
+    work = tmp_path / "another"
+    wrong = experiment(work, data_folder, "--set", "data_ingestion.pool.0.limit=1")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("Error: the parameters of 'cifar10_small'")
+    wrong = experiment(work, data_folder, "--set", "teacher.taps=7")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("Error: 1 validation error for TeacherParams")
+
+
+def test_a_missing_folder_of_images_is_told(tmp_path: Path) -> None:
+    done = experiment(tmp_path / "work", tmp_path / "nowhere", "--set", *TINY)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "cifar10_train.parquet" in done.stderr
