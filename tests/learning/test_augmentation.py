@@ -57,3 +57,12 @@ def test_normalisation_is_the_definition():
     mean, std = [0.1, 0.5, 0.9], [0.2, 0.3, 0.4]
     expected = (images / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     torch.testing.assert_close(Normalise(mean, std)(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_colour_images_come_with_channels_last_and_grey_ones_as_they_were():
+    grey, colour = (torch.randint(0, 256, (2, n, 5, 4), dtype=torch.uint8) for n in (1, 3))
+    assert Normalise([0.5], [0.25])(grey).stride() == (20, 20, 4, 1)
+    normalised = Normalise([0.5] * 3, [0.25] * 3)(colour)
+    assert normalised.stride() == (60, 1, 12, 3)
+    expected = (colour / 255 - 0.5) / 0.25
+    torch.testing.assert_close(normalised, expected, rtol=1e-5, atol=1e-5)
