@@ -23,6 +23,7 @@ class Images:
     """Random images, held as `ImageRows` holds them."""
 
     device = torch.device("cpu")
+    is_resident = True
 
     def __init__(self, n: int) -> None:
         self.pixels = torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

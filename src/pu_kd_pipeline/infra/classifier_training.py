@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pu_kd_pipeline.infra.devices import autocast, prepare_device
-from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
+from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation, read_ahead
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, new_teacher
 from pu_kd_pipeline.infra.progress import watch
@@ -77,7 +77,22 @@ def augmented_batches(
     seed: int,
     draw: Draw | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches for ever; `draw` chooses the views of the images at (N,) positions, None: any, at random."""
+    """Yield batches for ever; `draw` chooses the views of the images at (N,) positions, None: any, at random.
+
+    Images that are not resident are read, and decoded where they are encoded, while the network computes.
+    """
+    batches = _augmented_batches(rows, normalise, augmentation, batch_size, seed, draw)
+    return batches if rows.is_resident else read_ahead(batches)
+
+
+def _augmented_batches(
+    rows: ImageRows,
+    normalise: Normalise,
+    augmentation: AugmentationParams,
+    batch_size: int,
+    seed: int,
+    draw: Draw | None,
+) -> Iterator[Batch]:
     padding, flip = augmentation.padding_px, augmentation.horizontal_flip
     generator = torch.Generator(rows.device).manual_seed(seed)
     is_augmented = n_views(padding, flip) > 1

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +17,8 @@ from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model
 from pu_kd_pipeline.learning.augmentation import Normalise
 from pu_kd_pipeline.params import ComputeParams
+
+T = TypeVar("T")
 
 
 class ImageRows:
@@ -36,6 +42,11 @@ class ImageRows:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the images are held on the device."""
+        return self._resident is not None
 
     def _n_bytes(self) -> int:
         return sum(len(rows) * store.n_channels * store.size_px**2 for store, rows in self._parts)
@@ -71,11 +82,51 @@ def map_images(
         normalise: on the device.
         compute: device, precision and batch size.
     """
-    device = prepare_device(compute)
-    for start in range(0, len(rows), compute.inference_batch_size):
-        batch = torch.from_numpy(images(rows[start : start + compute.inference_batch_size])).to(device)
-        with torch.inference_mode(), autocast(compute, device):
-            yield tuple(output.cpu() for output in function(normalise(batch)))
+    device, size = prepare_device(compute), compute.inference_batch_size
+    with closing(read_ahead(images(rows[start : start + size]) for start in range(0, len(rows), size))) as batches:
+        for batch in batches:
+            with torch.inference_mode(), autocast(compute, device):
+                yield tuple(output.cpu() for output in function(normalise(torch.from_numpy(batch).to(device))))
+
+
+def read_ahead(items: Iterator[T], n_ahead: int = 2) -> Generator[T, None, None]:
+    """Yield the items of an iterator that runs in a thread of its own, at most `n_ahead` items ahead.
+
+    Reading and decoding then go on while the network computes. What the iterator raises is raised here; the thread ends
+    when the items do, or when the generator is closed.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=n_ahead)
+    is_wanted = threading.Event()
+    is_wanted.set()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while is_wanted.is_set():
+            with suppress(queue.Full):
+                return ready.put((item, error), timeout=0.1)
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if not is_wanted.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:  # whatever it is, it belongs to the reader
+            put(None, error)
+
+    thread = threading.Thread(target=work, name="read_ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        is_wanted.clear()
+        thread.join()
 
 
 def normalisation(model: Model, device: torch.device) -> Normalise:
