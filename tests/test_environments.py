@@ -7,42 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from pu_kd_pipeline import params
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.comparison_grid import Blocks, cells_of
 from pu_kd_pipeline.infra.configuration import read_parameters
 from pu_kd_pipeline.learning.networks import build_network
+from test_docs import BLOCKS, configured
 
 PROJECT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = sorted(path.parent.name for path in (PROJECT / "conf").glob("*/parameters.yml"))
-BLOCKS: dict[str, type[BaseModel]] = {
-    "data_ingestion": params.DataIngestionParams,
-    "teacher": params.TeacherParams,
-    "teacher_training": params.TeacherTrainingParams,
-    "feature_extraction": params.FeatureExtractionParams,
-    "pu_training": params.PUTrainingParams,
-    "pool_scoring": params.PoolScoringParams,
-    "subset_materialization": params.SubsetParams,
-    "class_weighting": params.ClassWeightingParams,
-    "distillation": params.DistillationParams,
-    "comparison": params.ComparisonParams,
-}
+ENVIRONMENT_BLOCKS = {**BLOCKS, "comparison": params.ComparisonParams}
 
 
-def configured(environment: str) -> dict[str, Any]:
-    from pu_kd_pipeline.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
-
-    arguments: Any = CONFIG_LOADER_ARGS
-    return dict(CONFIG_LOADER_CLASS(str(PROJECT / "conf"), env=environment, **arguments)["parameters"])
+def parameters_of(environment: str) -> dict[str, Any]:
+    return configured(environment, PROJECT / "conf")
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_parameters_validate_and_networks_can_be_built(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PU_KD_DATA", "/images")
-    found = configured(environment)
-    blocks: dict[str, Any] = {name: model.model_validate(found[name]) for name, model in BLOCKS.items()}
+    found = parameters_of(environment)
+    blocks: dict[str, Any] = {name: model.model_validate(found[name]) for name, model in ENVIRONMENT_BLOCKS.items()}
     teacher, student = blocks["teacher"], blocks["distillation"]
     n_classes = teacher.classes if isinstance(teacher.classes, int) else len(teacher.classes)
     sizes = [
@@ -61,7 +47,7 @@ def test_parameters_validate_and_networks_can_be_built(environment: str, monkeyp
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_grids_are_of_rules_that_the_sources_allow(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PU_KD_DATA", "/images")
-    found = configured(environment)
+    found = parameters_of(environment)
     grid = params.ComparisonParams.model_validate(found["comparison"])
     blocks = {field.name: BLOCKS[field.name].model_validate(found[field.name]) for field in fields(Blocks)}
     assert cells_of(grid, Blocks(**blocks))  # type: ignore[arg-type]
@@ -80,7 +66,7 @@ def test_grids_are_of_rules_that_the_sources_allow(environment: str, monkeypatch
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_parameters_read_without_kedro_are_the_same(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PU_KD_DATA", "/images")
-    expected = configured(environment)
+    expected = parameters_of(environment)
     assert read_parameters(PROJECT / "conf", environment) == expected
     given = {"distillation": {"n_updates": 7}}
     changed = read_parameters(PROJECT / "conf", environment, given)

@@ -186,7 +186,9 @@ class ComputeParams(Block):
     """Where a heavy stage runs."""
 
     device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the first GPU, else the CPU")
-    precision: Literal["auto", "float32", "bf16"] = Field(description="auto: bf16 autocast on GPUs that have it")
+    precision: Literal["auto", "float32", "bf16", "fastest"] = Field(
+        description="auto: bf16 autocast on GPUs that have it; fastest: on CPUs that have it, too"
+    )
     n_threads: int | None = Field(gt=0, description="CPU threads; null: torch's choice. Small networks want one")
     resident_limit_gb: float = Field(
         gt=0, description="training images up to this size are held on the device, 10^9 bytes"

@@ -31,7 +31,21 @@ def prepare_device(compute: ComputeParams) -> torch.device:
 
 
 def autocast(compute: ComputeParams, device: torch.device) -> AbstractContextManager[None]:
-    """Return the autocast context of a forward pass; `auto` is bf16 on GPUs that have it and float32 elsewhere."""
-    is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    is_bf16 = compute.precision == "bf16" or (compute.precision == "auto" and is_native)
+    """Return the autocast context of a forward pass: bf16, or float32, which leaves everything as it is.
+
+    `auto` is bf16 on GPUs that have it; `fastest` also on CPUs that multiply bf16 natively, whose results then differ
+    from those of other CPUs.
+    """
+    wanted_on = {"float32": (), "auto": ("cuda",), "fastest": ("cuda", "cpu")}
+    is_bf16 = compute.precision == "bf16" or (device.type in wanted_on[compute.precision] and _has_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively: emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe() for probe in probes if probe is not None)
