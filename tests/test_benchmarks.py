@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from benchmarks import distillation, scaling
 from benchmarks.harness import Measurement, Ratio, markdown, ratio
+from PIL import Image
+
 from pu_kd_pipeline.infra.distillation import distil
 from pu_kd_pipeline.learning.augmentation import n_views
 from pu_kd_pipeline.learning.distillation import robust_kd_loss
