@@ -140,6 +140,13 @@ def test_the_index_names_every_row(tmp_path: Path) -> None:
     assert hidden[["label", "relevant"]].isna().all(axis=None)
 
 
+def test_ids_of_a_shard_are_those_of_the_index(tmp_path: Path) -> None:
+    store = write_store(plan_of(parquet_of(tmp_path / "a.parquet", list(range(12)))), tmp_path / "store")
+    assert len(store.shards) > 1
+    for shard in store.shards:
+        assert store.ids_of(shard).to_pylist() == store.index["id"].iloc[shard.start : shard.start + shard.n].tolist()
+
+
 @KINDS
 def test_a_store_travels_to_other_processes(tmp_path: Path, kind: str) -> None:
     store = write_store(plan_of(parquet_of(tmp_path / "a.parquet", list(range(12))), kind=kind), tmp_path / "store")

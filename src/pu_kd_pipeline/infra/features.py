@@ -46,8 +46,7 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
             rows = np.arange(shard.start, shard.start + shard.n, dtype=np.int64)
             batches = map_images(extract, images.read, rows, normalise, compute)
             descriptor, logits = (torch.cat(column).numpy() for column in zip(*batches, strict=True))
-            ids = images.index["id"].iloc[rows]
-            columns = [pa.array(ids, pa.string()), fixed_size_list(descriptor), fixed_size_list(logits)]
+            columns = [images.ids_of(shard).cast(pa.string()), fixed_size_list(descriptor), fixed_size_list(logits)]
             table = pa.Table.from_arrays(columns, names=["id", "descriptor", "logits"])
             return table.replace_schema_metadata({TEACHER: fingerprint, LAST_TAP_SIZE: str(extractor.last_tap_size)})
 

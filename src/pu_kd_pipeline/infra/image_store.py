@@ -207,6 +207,12 @@ class ImageStore:
         index.insert(5, "shard", pd.Series(names.repeat([shard.n for shard in self.shards]), dtype="str"))
         return index
 
+    def ids_of(self, shard: Shard) -> pa.Array:
+        """Return the ids of one shard's images, in row order; nothing of other shards is read."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(index_file(self.folder, shard.name), columns=["id"])["id"].combine_chunks()
+
     @cached_property
     def quarantine(self) -> pd.DataFrame:
         """The images that are not in the store: `id`, `source`, `status` (the reason)."""
