@@ -54,7 +54,7 @@ class ImageRows:
     def batch(self, indices: Tensor) -> Tensor:
         """Return the (N, C, H, W) uint8 images at (N,) int64 positions of this sequence, on the device."""
         if self._resident is not None:
-            return self._resident[indices.to(self.device)]
+            return self._resident.index_select(0, indices.to(self.device))  # several times as fast as [indices]
         positions = indices.cpu().numpy()
         part_of = np.searchsorted(self._starts, positions, side="right") - 1
         first = self._parts[0][0]
