@@ -4,7 +4,7 @@
 
 Each stage runs in a process of its own, as it does in a pipeline, and reports its peak memory and CPU time. The network
 is tiny, so that what is seen is the cost of everything around it. Memory is judged by its anonymous part, `RssAnon`:
-the resident size (`ru_maxrss`) counts pages of memory-mapped files too, which the kernel keeps as long as nobody else
+the resident size (`VmHWM`) counts pages of memory-mapped files too, which the kernel keeps as long as nobody else
 needs the memory, and takes back at no cost.
 """
 
@@ -14,7 +14,6 @@ import argparse
 import importlib
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -159,7 +158,7 @@ class MemoryWatch:
     """Looks at the anonymous memory of this process every few milliseconds; `peak_mb` is the most that it saw."""
 
     def __init__(self) -> None:
-        self.start_mb = self.peak_mb = anonymous_mb()
+        self.start_mb = self.peak_mb = memory_mb("RssAnon")
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -173,15 +172,18 @@ class MemoryWatch:
 
     def _look(self) -> None:
         while not self._is_over.wait(SECONDS_BETWEEN_LOOKS):
-            self.peak_mb = max(self.peak_mb, anonymous_mb())
+            self.peak_mb = max(self.peak_mb, memory_mb("RssAnon"))
 
 
-def anonymous_mb() -> float:
-    """Return the memory of this process that no file backs, 10^6 bytes."""
+def memory_mb(name: str) -> float:
+    """Return what the kernel tells of this process's memory, 10^6 bytes.
+
+    `RssAnon` is what no file backs, `VmHWM` the peak of all; unlike `ru_maxrss` it knows nothing of the parent process.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise OSError("this kernel does not tell RssAnon: Linux 4.5 or later is needed")
+    raise OSError(f"this kernel does not tell {name}: Linux 4.5 or later is needed")
 
 
 def run_stage(stage: str, store: Path, work: Path) -> Seen:
@@ -207,7 +209,7 @@ def run_stage(stage: str, store: Path, work: Path) -> Seen:
             makers = score_shards(ShardedTable.open(features), images, classifier, COMPUTE)
             ShardedTable.write(work / f"scores_{store.name}", makers)
         seconds = time.process_time() - start
-    resident_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    resident_mb = memory_mb("VmHWM")
     return Seen(stage, len(images), memory.peak_mb, memory.start_mb, resident_mb, seconds)
 
 
