@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import naive
 from pu_kd_pipeline.infra.classifier_training import train_classifier
 from pu_kd_pipeline.infra.features import feature_shards, feature_tensors
 from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
@@ -38,7 +39,6 @@ from pu_kd_pipeline.params import (
     AugmentationParams,
     ComputeParams,
     ImageSource,
-    ImageStoreParams,
     InputSpec,
     OptimizerParams,
     TeacherParams,
@@ -55,15 +55,6 @@ TRAINING = ScoreTraining(20, 64, 256, "adam", 0.01, 0.9, 0.005, "cosine")
 
 DIGITS = tuple("0123456789")
 COMPUTE = ComputeParams(device="cpu", precision="float32", n_threads=1, resident_limit_gb=4, inference_batch_size=1024)
-STORE = ImageStoreParams(
-    kind="packed",
-    packed_max_size_px=64,
-    disk_budget_gb=9,
-    shard_size=50_000,
-    max_image_pixels=10**6,
-    max_quarantined_share=0.5,
-    n_workers=1,
-)
 TEACHER = TeacherParams(
     architecture="lenet5",
     architecture_options={},
@@ -96,7 +87,7 @@ def prepared_features(images: Path, work: Path) -> tuple[Tensor, Tensor, Tensor]
         ),
     }
     stores = {
-        name: write_store(IngestionPlan(name, (source,), 32, 1, DIGITS, STORE, 0), work / name)
+        name: write_store(IngestionPlan(name, (source,), 32, 1, DIGITS, naive.PACKED, 0), work / name)
         for name, source in sources.items()
     }
     teacher = _teacher(stores["teacher_digits"], work / "teacher")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from benchmarks import naive
 from benchmarks.harness import Measurement, Ratio, cpu_seconds, ratio
 from pu_kd_pipeline.infra.classifier_training import Batch, augmented_batches
 from pu_kd_pipeline.infra.devices import autocast
@@ -33,13 +34,12 @@ from pu_kd_pipeline.learning.augmentation import take_views
 from pu_kd_pipeline.learning.class_weights import weight_vectors
 from pu_kd_pipeline.learning.distillation import OBJECTIVES, robust_kd_loss
 from pu_kd_pipeline.learning.training import fit, make_optimizer, seeded
-from pu_kd_pipeline.learning.vision import datasets, torchvision
+from pu_kd_pipeline.learning.vision import torchvision
 from pu_kd_pipeline.params import (
     AugmentationParams,
     ComputeParams,
     DistillationParams,
     ImageSource,
-    ImageStoreParams,
     InputSpec,
     OptimizerParams,
     TeacherParams,
@@ -51,15 +51,6 @@ SIZE_PX = 32
 N_VECTORS = 8  # beside the estimated one, as conf/base/parameters_class_weighting.yml has it
 CACHED_VIEWS = 8  # as conf/base/parameters_distillation.yml has it
 SGD = OptimizerParams(algorithm="sgd", learning_rate=0.02, momentum=0.9, weight_decay=5e-4, schedule="constant")
-STORE = ImageStoreParams(
-    kind="packed",
-    packed_max_size_px=64,
-    disk_budget_gb=1,
-    shard_size=50_000,
-    max_image_pixels=10**6,
-    max_quarantined_share=0.5,
-    n_workers=1,
-)
 # multiply-adds of one forward pass of the CIFAR ResNets, 10^9; a backward pass takes twice as many
 RESNET18_GMAC, RESNET34_GMAC = 0.556, 1.16
 
@@ -181,7 +172,7 @@ def make_task(pair: Pair, images: Path | None, work: Path) -> Task:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(image)
     from_folder = ImageSource(type="folder", path=str(folder), labels="classes")
-    plan = IngestionPlan("pool", (from_folder,), SIZE_PX, pair.spec.channels, CLASSES, STORE, 0)
+    plan = IngestionPlan("pool", (from_folder,), SIZE_PX, pair.spec.channels, CLASSES, naive.PACKED, 0)
     store = write_store(plan, work / f"{pair.student}_store")
     teacher = TeacherParams(
         architecture=pair.teacher, architecture_options={}, weights=None, classes=CLASSES, input=pair.spec, taps=None
@@ -258,26 +249,11 @@ def _rows(task: Task, params: DistillationParams, n: int | None = None) -> Image
 # --- the script -------------------------------------------------------------------------------------------------------
 
 
-def naive_transform(pair: Pair) -> Callable[[Image.Image], Tensor]:
-    """Return the transforms of one image."""
-    transforms = torchvision.transforms
-    steps: list[Any] = [transforms.RandomCrop(SIZE_PX, padding=pair.augmentation.padding_px)]
-    if pair.augmentation.horizontal_flip:
-        steps.append(transforms.RandomHorizontalFlip())
-    steps += [transforms.ToTensor(), transforms.Normalize(pair.spec.mean, pair.spec.std)]
-    composed: Callable[[Image.Image], Tensor] = transforms.Compose(steps)
-    return composed
-
-
 def naive_batches(task: Task) -> Iterator[Tensor]:
     """Yield batches for ever: each image is opened, decoded, cropped, mirrored and normalised when it is its turn."""
-    mode = "L" if task.pair.spec.channels == 1 else "RGB"
-
-    def load(path: str) -> Image.Image:
-        with open(path, "rb") as file:
-            return Image.open(file).convert(mode)
-
-    images = datasets.ImageFolder(str(task.files), transform=naive_transform(task.pair), loader=load)
+    spec, views = task.pair.spec, task.pair.augmentation
+    transform = naive.transform_of(spec, views.padding_px, views.horizontal_flip, resize=False)
+    images = naive.image_folder(task.files, spec, transform)
     loader = DataLoader(images, batch_size=task.pair.batch_size, shuffle=True, num_workers=0, drop_last=True)
     while True:
         for batch, _ in loader:

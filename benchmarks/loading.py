@@ -24,7 +24,6 @@ from pu_kd_pipeline.params import (
     AugmentationParams,
     ComputeParams,
     ImageSource,
-    ImageStoreParams,
     InputSpec,
     TeacherParams,
 )
@@ -61,17 +60,10 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
 
 def packed_store(folder: Path, spec: InputSpec, where: Path) -> ImageStore:
     """Return a packed store of a folder of images."""
-    params = ImageStoreParams(
-        kind="packed",
-        packed_max_size_px=64,
-        disk_budget_gb=9,
-        shard_size=50_000,
-        max_image_pixels=10**6,
-        max_quarantined_share=0.5,
-        n_workers=1,
-    )
     source = ImageSource(type="folder", path=str(folder), labels="ignore")
-    return write_store(IngestionPlan(folder.name, (source,), spec.size_px, spec.channels, ("no",), params, 0), where)
+    return write_store(
+        IngestionPlan(folder.name, (source,), spec.size_px, spec.channels, ("no",), naive.PACKED, 0), where
+    )
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

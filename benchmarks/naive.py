@@ -19,10 +19,20 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from pu_kd_pipeline.learning.vision import datasets, torchvision
-from pu_kd_pipeline.params import InputSpec
+from pu_kd_pipeline.params import ImageStoreParams, InputSpec
 
 Transform = Callable[[Image.Image], Tensor]
 
+# how the benchmarks keep their image stores: packed, decoded in the process
+PACKED = ImageStoreParams(
+    kind="packed",
+    packed_max_size_px=64,
+    disk_budget_gb=9,
+    shard_size=50_000,
+    max_image_pixels=10**6,
+    max_quarantined_share=0.5,
+    n_workers=1,
+)
 _N_FOLDERS = 10
 _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "jpg"}
 
