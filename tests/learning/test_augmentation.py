@@ -59,6 +59,16 @@ def test_normalisation_is_the_definition():
     torch.testing.assert_close(Normalise(mean, std)(images), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_channels", [1, 3])
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_normalisation_is_one_multiply_add_to_the_last_bit(n, n_channels):
+    images = torch.randint(0, 256, (n, n_channels, 6, 5), dtype=torch.uint8)
+    mean, std = (torch.rand(n_channels) + 0.1 for _ in range(2))
+    scale, shift = (values.view(1, -1, 1, 1) for values in (1.0 / (255.0 * std), -mean / std))
+    normalised = Normalise(mean.tolist(), std.tolist())(images)
+    assert torch.equal(normalised, torch.addcmul(shift, images.to(torch.float32), scale))
+
+
 def test_colour_images_come_with_channels_last_and_grey_ones_as_they_were():
     grey, colour = (torch.randint(0, 256, (2, n, 5, 4), dtype=torch.uint8) for n in (1, 3))
     assert Normalise([0.5], [0.25])(grey).stride() == (20, 20, 4, 1)
