@@ -54,7 +54,7 @@ N_FOLDS, N_BOOTSTRAP, REDUCTION = 5, 200, 16
 TRAINING = ScoreTraining(20, 64, 256, "adam", 0.01, 0.9, 0.005, "cosine")
 
 DIGITS = tuple("0123456789")
-COMPUTE = ComputeParams(device="cpu", precision="float32", n_threads=1, resident_limit_gb=4, inference_batch_size=1024)
+COMPUTE = ComputeParams(device="cpu", precision="float32", n_threads=1, resident_limit_gb=4, inference_batch_size=None)
 TEACHER = TeacherParams(
     architecture="lenet5",
     architecture_options={},

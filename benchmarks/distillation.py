@@ -139,7 +139,7 @@ class Task:
             precision=changes.pop("precision", "float32"),
             n_threads=None,
             resident_limit_gb=4,
-            inference_batch_size=1024,
+            inference_batch_size=None,
         )
         given = {
             "seed": 0,

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks import naive
 from benchmarks.harness import Measurement, Ratio, ratio
 from pu_kd_pipeline.infra.classifier_training import augmented_batches
+from pu_kd_pipeline.infra.devices import inference_batch_size
 from pu_kd_pipeline.infra.features import feature_shards
 from pu_kd_pipeline.infra.image_batches import ImageRows
 from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
@@ -33,7 +34,7 @@ GREY = InputSpec(size_px=32, channels=1, mean=(0.1307,), std=(0.3081,))
 AUGMENTATION = AugmentationParams(padding_px=4, horizontal_flip=True)
 # resident: as conf/base/globals.yml has it; n_threads: what python -m benchmarks chose
 RESIDENT = ComputeParams(
-    device="cpu", precision="float32", n_threads=None, resident_limit_gb=4, inference_batch_size=1024
+    device="cpu", precision="float32", n_threads=None, resident_limit_gb=4, inference_batch_size=None
 )
 MAPPED = RESIDENT.model_copy(update={"resident_limit_gb": 1e-9})
 
@@ -176,7 +177,8 @@ def _extraction(architecture: str, options: dict[str, int], spec: InputSpec, sto
     teacher = _teacher(architecture, options, spec)
     (make,) = feature_shards(store, teacher, RESIDENT).values()
     extractor = teacher.extractor()
-    batches = torch.rand(len(store), *teacher.image_shape).split(RESIDENT.inference_batch_size)
+    size = inference_batch_size(RESIDENT, torch.device("cpu"), teacher.image_shape)
+    batches = torch.rand(len(store), *teacher.image_shape).split(size)
 
     def forward(network: torch.nn.Module) -> None:
         with torch.inference_mode():
@@ -195,7 +197,7 @@ def _extraction(architecture: str, options: dict[str, int], spec: InputSpec, sto
         ">=",
         95,
         limit=f"{100 * plain.median:.0f} % of the speed of the network alone, without descriptors",
-        note=f"{len(store):,} images in batches of {RESIDENT.inference_batch_size:,}; ours makes the table, too",
+        note=f"{len(store):,} images in batches of {size}; ours makes the table, too",
     )
 
 

@@ -51,7 +51,7 @@ CLASSES = tuple("0123456789")
 STAGES = ("extraction", "scoring")
 REDUCTION = 16  # as conf/base/parameters_pu_training.yml has it
 SECONDS_BETWEEN_LOOKS = 0.005
-COMPUTE = ComputeParams(device="cpu", precision="float32", n_threads=1, resident_limit_gb=4, inference_batch_size=1024)
+COMPUTE = ComputeParams(device="cpu", precision="float32", n_threads=1, resident_limit_gb=4, inference_batch_size=None)
 
 
 @dataclass(frozen=True)

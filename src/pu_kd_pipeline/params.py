@@ -193,7 +193,9 @@ class ComputeParams(Block):
     resident_limit_gb: float = Field(
         gt=0, description="training images up to this size are held on the device, 10^9 bytes"
     )
-    inference_batch_size: int = Field(gt=0)
+    inference_batch_size: Annotated[int, Field(gt=0)] | None = Field(
+        description="null: as many as suit the device: a CPU's caches, or a few per cent of a GPU's memory"
+    )
 
 
 class TeacherTrainingParams(Block):

@@ -62,7 +62,7 @@ def test_what_reading_raises_is_raised_where_it_is_read() -> None:
 class Store:
     """What `ImageRows` asks of a store."""
 
-    n_channels, size_px = 3, 8
+    image_shape = (3, 8, 8)
 
     def __init__(self) -> None:
         self.pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 
 import torch
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params import ComputeParams
+
+# Values of the images in one batch of inference. A CPU is twice as fast where a layer's output stays in its caches and
+# in memory that the process keeps (docs/results/speed.md); a GPU wants enough of them to be busy.
+_VALUES_ON_CPU, _VALUES_ELSEWHERE = 2**19, 2**23
+_FEWEST, _MOST = 8, 1024
 
 
 def prepare_device(compute: ComputeParams) -> torch.device:
@@ -28,6 +34,14 @@ def prepare_device(compute: ComputeParams) -> torch.device:
             f"device {name!r} is not on this machine (torch {torch.__version__}): set device to auto or cpu"
         )
     return torch.device(name)
+
+
+def inference_batch_size(compute: ComputeParams, device: torch.device, image_shape: tuple[int, int, int]) -> int:
+    """Return how many (C, H, W) images a network sees at a time where nothing is learned."""
+    if compute.inference_batch_size is not None:
+        return compute.inference_batch_size
+    n_values = _VALUES_ON_CPU if device.type == "cpu" else _VALUES_ELSEWHERE
+    return min(max(n_values // math.prod(image_shape), _FEWEST), _MOST)
 
 
 def autocast(compute: ComputeParams, device: torch.device) -> AbstractContextManager[None]:

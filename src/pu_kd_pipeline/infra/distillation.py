@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pu_kd_pipeline.infra.class_weighting import check_weights
 from pu_kd_pipeline.infra.classifier_training import Batch, augmented_batches
-from pu_kd_pipeline.infra.devices import autocast, prepare_device
+from pu_kd_pipeline.infra.devices import autocast, inference_batch_size, prepare_device
 from pu_kd_pipeline.infra.features import rows_of
 from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore
@@ -127,7 +127,8 @@ class _Agreement:
     def _classes(self, network: nn.Module) -> Tensor:
         if not len(self._images):
             return torch.empty(0)
-        batches = torch.arange(len(self._images)).split(self._compute.inference_batch_size)
+        size = inference_batch_size(self._compute, self._images.device, self._images.image_shape)
+        batches = torch.arange(len(self._images)).split(size)
         with torch.inference_mode(), autocast(self._compute, self._images.device):
             views = (self._normalise(self._images.batch(rows)) for rows in batches)
             return torch.cat([network(batch).argmax(dim=1) for batch in views])

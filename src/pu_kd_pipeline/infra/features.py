@@ -44,7 +44,7 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
     def maker(shard: Shard) -> Callable[[], pa.Table]:
         def make() -> pa.Table:
             rows = np.arange(shard.start, shard.start + shard.n, dtype=np.int64)
-            batches = map_images(extract, images.read, rows, normalise, compute)
+            batches = map_images(extract, images, rows, normalise, compute)
             descriptor, logits = (torch.cat(column).numpy() for column in zip(*batches, strict=True))
             columns = [images.ids_of(shard).cast(pa.string()), fixed_size_list(descriptor), fixed_size_list(logits)]
             table = pa.Table.from_arrays(columns, names=["id", "descriptor", "logits"])
@@ -98,7 +98,7 @@ def _scores(
     if isinstance(module, FullPUClassifier):
         rows = rows_of(images, table["id"].to_pandas().to_numpy(), "pool_features")
         spec = classifier.card.teacher.input
-        batches = map_images(lambda x: (module(x),), images.read, rows, Normalise(spec.mean, spec.std, device), compute)
+        batches = map_images(lambda x: (module(x),), images, rows, Normalise(spec.mean, spec.std, device), compute)
         return torch.cat([scores.float() for (scores,) in batches]).numpy()
     with torch.inference_mode():
         descriptor = torch.from_numpy(as_array(table["descriptor"]).copy())

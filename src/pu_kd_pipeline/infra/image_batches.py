@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pu_kd_pipeline.infra.devices import autocast, prepare_device
+from pu_kd_pipeline.infra.devices import autocast, inference_batch_size, prepare_device
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model
 from pu_kd_pipeline.learning.augmentation import Normalise
@@ -44,12 +45,17 @@ class ImageRows:
         return int(self._starts[-1])
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image; there must be one."""
+        return self._parts[0][0].image_shape
+
+    @property
     def is_resident(self) -> bool:
         """Whether the images are held on the device."""
         return self._resident is not None
 
     def _n_bytes(self) -> int:
-        return sum(len(rows) * store.n_channels * store.size_px**2 for store, rows in self._parts)
+        return sum(len(rows) * math.prod(store.image_shape) for store, rows in self._parts)
 
     def batch(self, indices: Tensor) -> Tensor:
         """Return the (N, C, H, W) uint8 images at (N,) int64 positions of this sequence, on the device."""
@@ -57,8 +63,7 @@ class ImageRows:
             return self._resident.index_select(0, indices.to(self.device))  # several times as fast as [indices]
         positions = indices.cpu().numpy()
         part_of = np.searchsorted(self._starts, positions, side="right") - 1
-        first = self._parts[0][0]
-        images = np.empty((len(positions), first.n_channels, first.size_px, first.size_px), dtype=np.uint8)
+        images = np.empty((len(positions), *self.image_shape), dtype=np.uint8)
         for part, (store, rows) in enumerate(self._parts):
             of_part = part_of == part
             if of_part.any():
@@ -68,7 +73,7 @@ class ImageRows:
 
 def map_images(
     function: Callable[[Tensor], tuple[Tensor, ...]],
-    images: Callable[[np.ndarray], np.ndarray],
+    store: ImageStore,
     rows: np.ndarray,
     normalise: Normalise,
     compute: ComputeParams,
@@ -77,13 +82,14 @@ def map_images(
 
     Args:
         function: maps (N, C, H, W) float32 images on the device to tensors.
-        images: reads (N, C, H, W) uint8 images by row.
-        rows: (n,) int64.
+        store: of the images.
+        rows: (n,) int64, the wanted ones.
         normalise: on the device.
         compute: device, precision and batch size.
     """
-    device, size = prepare_device(compute), compute.inference_batch_size
-    with closing(read_ahead(images(rows[start : start + size]) for start in range(0, len(rows), size))) as batches:
+    device = prepare_device(compute)
+    size = inference_batch_size(compute, device, store.image_shape)
+    with closing(read_ahead(store.read(rows[start : start + size]) for start in range(0, len(rows), size))) as batches:
         for batch in batches:
             with torch.inference_mode(), autocast(compute, device):
                 yield tuple(output.cpu() for output in function(normalise(torch.from_numpy(batch).to(device))))
@@ -141,6 +147,6 @@ def predict_logits(model: Model, store: ImageStore, compute: ComputeParams, netw
     rows = np.arange(len(store), dtype=np.int64)
     logits = [
         batch.float()
-        for (batch,) in map_images(lambda x: (network(x),), store.read, rows, normalisation(model, device), compute)
+        for (batch,) in map_images(lambda x: (network(x),), store, rows, normalisation(model, device), compute)
     ]
     return torch.cat(logits) if logits else torch.empty(0, model.n_classes)

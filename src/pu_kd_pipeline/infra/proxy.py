@@ -44,7 +44,7 @@ class Proxy:
         result = np.empty(len(pool_images), dtype=np.float32)
         for table in self.pool_features.shards(["id", "logits"]):
             rows = rows_of(pool_images, table["id"].to_pandas().to_numpy(), "pool_features")
-            batches = map_images(lambda x: (network(x),), pool_images.read, rows, normalise, params.compute)
+            batches = map_images(lambda x: (network(x),), pool_images, rows, normalise, params.compute)
             logits = torch.cat([batch.float() for (batch,) in batches])
             result[rows] = kl_divergence(torch.from_numpy(as_array(table["logits"]).copy()), logits).numpy()
         return result

@@ -184,7 +184,7 @@ def train_end_to_end(
     def score(module: nn.Module, rows: Tensor | None) -> np.ndarray:
         store = pool_images if rows is None else labeled_images
         which = np.arange(len(store)) if rows is None else rows.cpu().numpy()
-        batches = map_images(lambda x: (module.eval()(x),), store.read, which, normalise, params.compute)
+        batches = map_images(lambda x: (module.eval()(x),), store, which, normalise, params.compute)
         return torch.cat([scores.float() for (scores,) in batches]).numpy()
 
     ids = labeled_images.index["id"].to_numpy()
@@ -198,7 +198,7 @@ _STATISTICS_SAMPLE = 4096
 def _descriptors(module: FullPUClassifier, pool: ImageStore, params: PUTrainingParams, normalise: Any) -> Tensor:
     """Return the descriptors of a sample of the pool, for the head's standardisation."""
     rows = np.random.default_rng(params.seed).permutation(len(pool))[:_STATISTICS_SAMPLE]
-    batches = map_images(lambda x: (module.extractor(x)[0],), pool.read, np.sort(rows), normalise, params.compute)
+    batches = map_images(lambda x: (module.extractor(x)[0],), pool, np.sort(rows), normalise, params.compute)
     return torch.cat([descriptor for (descriptor,) in batches]).to(next(module.parameters()).device)
 
 
