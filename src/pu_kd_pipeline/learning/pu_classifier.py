@@ -51,11 +51,13 @@ class PUHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, D + outputs) float features to (N,) float32 scores F(x); larger means more like the positives."""
-        features = (features.float() - self.mean) / self.std
+        features = torch.sub(features, self.mean).div_(self.std)  # float16 becomes float32 on the way
         if self.squeeze is not None and self.excite is not None:
             descriptor = features[:, : self.descriptor_size]
             attention = torch.sigmoid(self.excite(torch.relu(self.squeeze(descriptor))))
-            features = torch.cat([attention * descriptor, features[:, self.descriptor_size :]], dim=1)
+            weighted = attention * descriptor
+            has_outputs = features.shape[1] > self.descriptor_size
+            features = torch.cat([weighted, features[:, self.descriptor_size :]], dim=1) if has_outputs else weighted
         scores: Tensor = self.score(features).squeeze(1)
         return scores
 
