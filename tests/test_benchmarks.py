@@ -134,7 +134,7 @@ def test_a_loop_over_weight_vectors_finds_the_same_worst_loss(loss, n_vectors):
 def test_what_cannot_be_measured_here_is_said(task, monkeypatch):
     monkeypatch.setattr(distillation, "has_native_bf16", lambda: False)
     quick = dataclasses.replace(task, pair=dataclasses.replace(task.pair, repeats=1, loop_views=2))
-    rows = list(distillation._pair_rows(quick, {("views", "float32"): 0.0, ("off", "bf16"): 2.2}, {}))
+    rows = list(distillation._pair_rows(quick, {("views", "float32"): 0.0, ("off", "bf16"): 2.2}))
     assert [measured.verdict for measured in rows] == ["met", "-"]
     assert "images are generated" in rows[0].note
     assert "no bf16" in rows[1].note

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.classifier_training import augmented
-from pu_kd_pipeline.infra.devices import autocast, prepare_device
+from pu_kd_pipeline.infra.devices import autocast, channels_last, prepare_device
 from pu_kd_pipeline.infra.features import check_teacher, feature_tensors
 from pu_kd_pipeline.infra.image_batches import ImageRows, map_images, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore
@@ -157,9 +157,8 @@ def train_end_to_end(
 
     def train(rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, Iterator[_Record]]:
         backbone = Model(copy.deepcopy(teacher.network), teacher.card).extractor(device)
-        module = FullPUClassifier(backbone, make_head(descriptor_size, params.features, params.attention_reduction)).to(
-            device
-        )
+        head = make_head(descriptor_size, params.features, params.attention_reduction)
+        module = channels_last(FullPUClassifier(backbone, head), device)
         module.head.standardise_by(_descriptors(module, pool_images, params, normalise))
 
         def view(batch: Tensor) -> Tensor:
