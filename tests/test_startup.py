@@ -31,7 +31,33 @@ from pu_kd_pipeline.infra import kedro_datasets, progress, tracking
 assert not HEAVY & set(sys.modules), HEAVY & set(sys.modules)
 """
 
+FIRST_NODE = """
+import os
+import sys
+from pathlib import Path
+from kedro.framework.cli.cli import KedroCLI
+from kedro.pipeline.node import Node
+
+HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "scipy", "ray"}
+
+
+def stop(self, *_, **__):
+    print("reached", self.name, sorted(HEAVY & set(sys.modules)), flush=True)
+    os._exit(0)
+
+
+Node.run = stop
+KedroCLI(Path.cwd()).main(["run", *sys.argv[1:]])
+"""
+
 
 def test_commands_import_neither_torch_nor_mlflow():
     result = subprocess.run([sys.executable, "-c", CHECK], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_run_reaches_its_first_node_before_anything_heavy_is_imported(tmp_path):
+    command = [sys.executable, "-c", FIRST_NODE, f"--params=data={tmp_path}"]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert "reached data_ingestion." in result.stdout, result.stdout + result.stderr
+    assert result.stdout.rstrip().endswith("[]"), result.stdout

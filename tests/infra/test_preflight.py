@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.preflight import check
+from pu_kd_pipeline.infra.devices import prepare_device
+from pu_kd_pipeline.infra.model_files import is_sure_to_build, new_teacher, save_model, teacher_card
+from pu_kd_pipeline.infra.preflight import DEVICES_ANYWHERE, check
+from pu_kd_pipeline.learning.network_limits import IN_CHANNELS, LIMITS, N_CLASSES
 from pu_kd_pipeline.params import (
+    ComputeParams,
     DataIngestionParams,
     DistillationParams,
     PUTrainingParams,
@@ -18,7 +28,8 @@ from pu_kd_pipeline.params import (
     TeacherParams,
 )
 
-CONF = Path(__file__).parents[2] / "conf" / "base"
+PROJECT = Path(__file__).parents[2]
+CONF = PROJECT / "conf" / "base"
 
 
 @pytest.fixture
@@ -109,3 +120,111 @@ def test_blocks_that_contradict_each_other_are_found_before_any_work(blocks, cha
     }
     with pytest.raises(InputError, match=message):
         check(changed)
+
+
+# --- what is not built ------------------------------------------------------------------------------------------------
+
+OWN_NETWORKS = ["base", "cifar10", "cifar100", "cifar10_tiny", "cifar10_small", "mnist", "mnist_planted"]
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+from pu_kd_pipeline import params
+from pu_kd_pipeline.infra.configuration import read_parameters
+from pu_kd_pipeline.infra.preflight import check
+
+for environment in sys.argv[1:]:
+    found = read_parameters(Path("conf"), environment)
+    blocks = {"teacher": params.TeacherParams, "distillation": params.DistillationParams}
+    check({name: model.model_validate(found[name]) for name, model in blocks.items()})
+    assert not {"torch", "torchvision"} & set(sys.modules), environment
+"""
+
+
+def teacher_of(name, n_classes, in_channels, size_px, options):
+    spec = {"size_px": size_px, "channels": in_channels, "mean": [0.5] * in_channels, "std": [0.5] * in_channels}
+    return TeacherParams(
+        architecture=name, architecture_options=options, weights=None, classes=n_classes, input=spec, taps=None
+    )
+
+
+def corners():
+    for name, limits in LIMITS.items():
+        axes = (N_CLASSES, IN_CHANNELS, limits.size_px, *limits.options.values())
+        for values in itertools.product(*((axis[0], axis[-1]) for axis in axes)):
+            yield name, *values[:3], dict(zip(limits.options, values[3:], strict=True))
+        if limits.options:
+            yield name, N_CLASSES[0], IN_CHANNELS[0], limits.size_px[0], {}
+
+
+@pytest.mark.parametrize("corner", list(corners()), ids=str)
+def test_what_is_not_built_would_build(corner):
+    """As a teacher, which goes through all that a student does, and has its taps tried, too."""
+    teacher = teacher_of(*corner)
+    assert is_sure_to_build(teacher_card(teacher))
+    new_teacher(teacher)
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS))
+@settings(max_examples=6, derandomize=True)
+@given(data=st.data())
+def test_what_is_not_built_would_build_between_the_corners_too(name, data):
+    limits = LIMITS[name]
+    options = {option: data.draw(st.sampled_from(values)) for option, values in limits.options.items()}
+    new_teacher(
+        teacher_of(
+            name, 10, data.draw(st.sampled_from(IN_CHANNELS)), data.draw(st.sampled_from(limits.size_px)), options
+        )
+    )
+
+
+@pytest.mark.parametrize("device", sorted(DEVICES_ANYWHERE))
+def test_devices_that_are_not_looked_for_are_everywhere(device, blocks):
+    values = blocks["distillation"].compute.model_dump() | {"device": device}
+    prepare_device(ComputeParams.model_validate(values))
+
+
+def test_our_networks_and_any_device_are_checked_without_torch():
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *OWN_NETWORKS],
+        cwd=PROJECT, env={**os.environ, "PU_KD_DATA": "/images"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("block", "changes", "message"),
+    [
+        ("teacher", {"taps": ["blok1"]}, r"^teacher\.taps: not a layer of the network: 'blok1' \(did you mean"),
+        ("teacher", {"architecture": "digit_cnn"}, r"^teacher: there is no architecture 'digit_cnn'; did you mean"),
+        ("teacher", {"architecture_options": {"widht": 4}}, r"^teacher: architecture 'digits_cnn' refuses its options"),
+        ("teacher", {"architecture": "lenet5"}, r"^teacher: the network fails on an image of shape \(1, 8, 8\)"),
+        ("distillation", {"student_options": {"width": -1}}, r"^distillation: architecture 'digits_cnn' with options"),
+        ("distillation", {"student_options": {"width": "4"}}, r"^distillation: architecture 'digits_cnn' refuses"),
+        (
+            "distillation",
+            {"student_architecture": "resnet18"},
+            r"^distillation: 'resnet18' is a torchvision model and reads",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_used_are_found_and_told(blocks, block, changes, message):
+    changed = type(blocks[block]).model_validate(blocks[block].model_dump() | changes)
+    with pytest.raises(InputError, match=message):
+        check({**blocks, block: changed})
+
+
+def test_a_device_that_is_not_here_is_found(blocks):
+    compute = blocks["distillation"].compute.model_copy(update={"device": "cuda:99"})
+    changed = blocks["distillation"].model_copy(update={"compute": compute})
+    with pytest.raises(InputError, match=r"^compute: device 'cuda:99' is not on this machine"):
+        check({**blocks, "distillation": changed})
+
+
+def test_weights_are_read_also_where_the_network_is_known_to_build(blocks, tmp_path):
+    teacher = blocks["teacher"].model_copy(update={"architecture_options": {"width": 4}})
+    save_model(new_teacher(teacher), tmp_path / "narrow")
+    wide = blocks["teacher"].model_copy(
+        update={"weights": str(tmp_path / "narrow"), "architecture_options": {"width": 8}}
+    )
+    with pytest.raises(InputError, match=r"^teacher: .* the weights do not fit the architecture"):
+        check({**blocks, "teacher": wide})

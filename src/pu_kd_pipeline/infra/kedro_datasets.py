@@ -5,23 +5,26 @@ A dataset that saves a plan (`IngestionPlan`, a mapping of shard makers) runs it
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NewType
+from typing import TYPE_CHECKING, Any, NewType, NoReturn
 
-from kedro.io.core import AbstractDataset
+from kedro.io.core import AbstractDataset, DatasetError
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    from matplotlib.figure import Figure
 
     from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan
     from pu_kd_pipeline.infra.model_files import Model, PUClassifier
     from pu_kd_pipeline.infra.sharded_table import ShardedTable
 
 
-# kedro-viz recognises a table preview by the name of this annotation, wherever it is defined
+# kedro-viz recognises a preview by the name of its annotation, wherever that is defined
 TablePreview = NewType("TablePreview", dict[str, Any])
+ImagePreview = NewType("ImagePreview", str)
 
 
 class _OnDisk:
@@ -101,6 +104,35 @@ class TableDataset(_OnDisk, AbstractDataset["pd.DataFrame", "pd.DataFrame"]):
     def preview(self, nrows: int = 5) -> TablePreview:
         """Return the first rows for kedro-viz."""
         return TablePreview(self.load().head(nrows).to_dict(orient="split"))
+
+
+class FigureDataset(_OnDisk, AbstractDataset["Figure", NoReturn]):
+    """A picture of a matplotlib figure; matplotlib is not imported before there is one.
+
+    Args:
+        save_args: further arguments of `Figure.savefig`; the format is that of the file's name.
+    """
+
+    def __init__(
+        self, *, filepath: str, save_args: dict[str, Any] | None = None, metadata: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(filepath=filepath, metadata=metadata)
+        self.save_args = {"format": self.filepath.suffix.removeprefix(".") or None, **(save_args or {})}
+
+    def save(self, data: Figure) -> None:
+        """Draw the picture."""
+        from pu_kd_pipeline.infra.atomic_files import replacing_file
+
+        with replacing_file(self.filepath) as temporary, open(temporary, "wb") as file:
+            data.savefig(file, **self.save_args)
+
+    def load(self) -> NoReturn:
+        """Refuse: a picture is no figure any more."""
+        raise DatasetError(f"{self.filepath} is a picture and cannot be loaded as a figure again")
+
+    def preview(self) -> ImagePreview:
+        """Return the picture for kedro-viz, as base64."""
+        return ImagePreview(base64.b64encode(self.filepath.read_bytes()).decode())
 
 
 class ModelDataset(_OnDisk, AbstractDataset["Model", "Model"]):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.atomic_files import replacing_folder
+from pu_kd_pipeline.learning.network_limits import is_known_to_work
 from pu_kd_pipeline.params import InputSpec, TeacherParams
 
 if TYPE_CHECKING:
@@ -172,6 +173,14 @@ def _build(card: ModelCard, *, is_trained_here: bool = False) -> nn.Module:
     return network
 
 
+def is_sure_to_build(card: ModelCard) -> bool:
+    """Return whether the card's network, without weights, is known to build; torch is not imported for it."""
+    spec = card.input
+    return card.taps is None and is_known_to_work(
+        card.architecture, len(card.classes), spec.channels, spec.size_px, card.architecture_options
+    )
+
+
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a state dict into a network, refusing anything that does not fit exactly.
 
@@ -316,7 +325,14 @@ def new_student(teacher: Model, architecture: str, options: Mapping[str, Any], o
     Raises:
         InputError: the architecture cannot be used.
     """
-    card = teacher.card.model_copy(
+    return untrained(student_card(teacher.card, architecture, options, origin))
+
+
+def student_card(
+    teacher: ModelCard, architecture: str, options: Mapping[str, Any], origin: Mapping[str, Any]
+) -> ModelCard:
+    """Return the card of a student with the teacher's classes and input."""
+    return teacher.model_copy(
         update={
             "architecture": architecture,
             "architecture_options": dict(options),
@@ -324,4 +340,12 @@ def new_student(teacher: Model, architecture: str, options: Mapping[str, Any], o
             "origin": dict(origin),
         }
     )
+
+
+def untrained(card: ModelCard) -> Model:
+    """Return the freshly initialised classifier of a card.
+
+    Raises:
+        InputError: the architecture cannot be used.
+    """
     return Model(_build(card, is_trained_here=True), card)

@@ -1,6 +1,7 @@
 """Checks that need more than a parameter's type, made before the first node runs: files, networks, taps, devices.
 
-All faults are reported together.
+All faults are reported together. Networks are built to find out, except where that can find nothing: torch takes
+seconds to import, and is left to the first node that needs it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from pu_kd_pipeline.params import (
 )
 
 if TYPE_CHECKING:
-    from pu_kd_pipeline.infra.model_files import Model
+    from pu_kd_pipeline.infra.model_files import ModelCard
+
+# `devices.prepare_device` never refuses these.
+DEVICES_ANYWHERE = frozenset({"auto", "cpu"})
 
 
 def check(blocks: Mapping[str, Any]) -> None:
@@ -35,15 +39,16 @@ def check(blocks: Mapping[str, Any]) -> None:
         InputError: names every fault with its block.
     """
     faults: list[str] = []
-    teacher: Model | None = None
+    teacher: ModelCard | None = None
     for name, block in blocks.items():
         if isinstance(block, TeacherParams):
             teacher = _try(faults, name, partial(_teacher, block))
         if isinstance(block, DataIngestionParams):
             faults.extend(f"{name}.{fault}" for fault in _missing_paths(block))
     devices = {block.compute.device: block.compute for block in blocks.values() if hasattr(block, "compute")}
-    for compute in devices.values():
-        _try(faults, "compute", partial(_device, compute))
+    for name, compute in devices.items():
+        if name not in DEVICES_ANYWHERE:
+            _try(faults, "compute", partial(_device, compute))
     for name, block in blocks.items():
         if isinstance(block, DistillationParams) and teacher is not None:
             _try(faults, name, partial(_student, block, teacher))
@@ -61,20 +66,28 @@ def _try(faults: list[str], name: str, function: Callable[[], Any]) -> Any:
         return None
 
 
-def _teacher(block: TeacherParams) -> Model:
-    from pu_kd_pipeline.infra.model_files import new_teacher
+def _teacher(block: TeacherParams) -> ModelCard:
+    from pu_kd_pipeline.infra.model_files import is_sure_to_build, new_teacher, teacher_card
+
+    card = teacher_card(block)
+    if block.weights is None and is_sure_to_build(card):
+        return card
     from pu_kd_pipeline.learning.training import seeded
 
     with seeded(0):
-        return new_teacher(block)
+        return new_teacher(block).card
 
 
-def _student(block: DistillationParams, teacher: Model) -> None:
-    from pu_kd_pipeline.infra.model_files import new_student
+def _student(block: DistillationParams, teacher: ModelCard) -> None:
+    from pu_kd_pipeline.infra.model_files import is_sure_to_build, student_card, untrained
+
+    card = student_card(teacher, block.student_architecture, block.student_options, {})
+    if is_sure_to_build(card):
+        return
     from pu_kd_pipeline.learning.training import seeded
 
     with seeded(0):
-        new_student(teacher, block.student_architecture, block.student_options, {})
+        untrained(card)
 
 
 def _device(compute: ComputeParams) -> None:

@@ -173,6 +173,7 @@ def cifar_resnet(n_classes: int, in_channels: int = 3, depth: int = 20, width: i
     return CifarResNet(n_classes, in_channels, depth, width)
 
 
+# network_limits.py says with which sizes and options they are known to work, without torch.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
     "lenet5_half": lenet5_half,
