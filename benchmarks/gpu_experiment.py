@@ -39,6 +39,7 @@ from pu_kd_pipeline.params import (
     DistillationParams,
     FeatureExtractionParams,
     PUTrainingParams,
+    RelatednessParams,
     SubsetParams,
     TeacherParams,
     TeacherTrainingParams,
@@ -115,6 +116,7 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
         SubsetParams.model_validate(parameters["subset_materialization"]),
         ClassWeightingParams.model_validate(parameters["class_weighting"]),
         DistillationParams.model_validate(parameters["distillation"]),
+        RelatednessParams.model_validate(parameters["relatedness"]),
     )
     images = (stores["labeled"], stores["pool"], stores["test"], stores["teacher_training"])
     cells = comparison_shards(ComparisonInputs(teacher, *images, features["labeled"], features["pool"]), blocks, grid)

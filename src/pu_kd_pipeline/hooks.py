@@ -35,7 +35,9 @@ logger = logging.getLogger(__name__)
 REPORTING_FOLDER = "08_reporting"
 METRICS, STUDENT, REPORT = "metrics", "student_model", "report"
 COMPARISON = "comparison_table"
-TRACKED_DATASETS = frozenset({"labeled_images", "pool_images", "test_images", "manifest"})
+# Stages that write what those of `full` write, too.
+OTHER_SYSTEMS = frozenset({"unlabeled_distillation", "critic_distillation"})
+TRACKED_DATASETS = frozenset({"labeled_images", "pool_images", "test_images", "manifest", "preferential_manifest"})
 TRACKED_FILES = frozenset({"class_prior"})  # beside everything in the reporting folder
 CONTACT_SHEET = "contact_sheet"
 ENDING_SIGNALS = ("SIGTERM", "SIGHUP")  # the second one is unknown to Windows
@@ -250,7 +252,7 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
     facts = Table("selection", "", box=box.SIMPLE_HEAD)
     for row in selection_rows(metrics):
         facts.add_row(*row)
-    console.print(table, facts)
+    console.print(table, *([facts] if facts.row_count else []))
 
 
 def _stage(run_params: Mapping[str, Any]) -> str:
@@ -293,7 +295,9 @@ def _stages_that_write(names: list[str]) -> dict[str, str]:
     from kedro.framework.project import pipelines
 
     pipelines.set_requested(None)  # the run that asked for one pipeline ends here
-    stages = {name: pipeline for name, pipeline in pipelines.items() if name not in {"full", "__default__"}}
+    stages = {name: pipelines[name] for name in sorted(pipelines, key=OTHER_SYSTEMS.__contains__, reverse=True)}
+    for joined in ("full", "full_unlabeled", "__default__"):
+        stages.pop(joined, None)
     return {name: stage for stage, pipeline in stages.items() for name in names if name in pipeline.all_outputs()}
 
 

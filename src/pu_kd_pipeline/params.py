@@ -95,7 +95,9 @@ class DataIngestionParams(Block):
     """The block `data_ingestion`: where the four image stores come from."""
 
     seed: int = Field(ge=0)
-    labeled: tuple[ImageSource, ...] = Field(min_length=1, description="the handful of the teacher's images")
+    labeled: tuple[ImageSource, ...] = Field(
+        description="the handful of the teacher's images; [] where there is none, as for `full_unlabeled`"
+    )
     pool: tuple[ImageSource, ...] = Field(min_length=1, description="the unlabeled pool; several sources are mixed")
     test: tuple[ImageSource, ...] = Field(min_length=1, description="touched once, by evaluation")
     teacher_training: tuple[ImageSource, ...] = Field(
@@ -216,6 +218,18 @@ class FeatureExtractionParams(Block):
     compute: ComputeParams
 
 
+class RelatednessParams(Block):
+    """The block `relatedness`: what the teacher alone says of the pool, and how often each image is drawn (S3)."""
+
+    seed: int = Field(ge=0, description="of the noise that the indicators are calibrated on")
+    n_noise_images: int = Field(gt=0, description="images of uniform noise; 10,000 in the paper")
+    clip: float = Field(gt=0, description="most standard deviations of noise that an indicator adds to the sum")
+    sampling: Literal["preferential", "uniform"] = Field(description="uniform: every image alike, the control")
+    temperature: float = Field(gt=0, description="of the exponential in the z-score of the sum; large samples evenly")
+    floor: Share = Field(description="share of the draws that is even, so that no image is excluded")
+    compute: ComputeParams
+
+
 class ClassPriorParams(Block):
     """How the class prior is found when nobody knows it."""
 
@@ -314,13 +328,74 @@ class ClassWeightingParams(Block):
         return self
 
 
+class NoiseMatrixParams(Block):
+    """The objective `noisy_kd`: the matrix of wrong pseudo-labels (DFND, Chen et al. 2021)."""
+
+    diagonal: OpenShare = Field(description="share of the teacher's classes that are right: its accuracy")
+    learns_diagonal: bool = Field(description="false: the diagonal is held, as in the released code")
+    learning_rate: float = Field(gt=0, description="of the matrix's own Adam")
+    pseudo_label_weight: float = Field(ge=0)
+
+
+class LatentParams(Block):
+    """The objective `latent` (S3): the weights of its terms."""
+
+    logits_weight: float = Field(ge=0, description="of the mean squared error of centred logits")
+    penultimate_weight: float = Field(ge=0, description="of that of unit penultimate features, summed over them")
+    kl_weight: float = Field(ge=0, description="of the KL divergence at distillation.temperature; 0: none")
+    shared_head: bool = Field(description="the student uses the teacher's last layer, frozen, through an adapter")
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> LatentParams:
+        if not self.logits_weight + self.penultimate_weight + self.kl_weight:
+            raise ValueError("one of logits_weight, penultimate_weight and kl_weight must be above 0")
+        return self
+
+
+class AttentionParams(Block):
+    """The objectives `attention` and `pu_critic`: where they look, and what beside the teacher's logits counts."""
+
+    n_taps: int = Field(ge=1, description="the last taps of both networks that are matched")
+    weight: float = Field(ge=0, description="beta of attention transfer (Zagoruyko & Komodakis 2017)")
+    label_weight: Share = Field(description="1 - alpha: cross-entropy with labels, which every image must then have")
+
+
+class CriticParams(Block):
+    """The objective `pu_critic` (S0): the critic between teacher and student features."""
+
+    mode: Literal["clamp", "ascent", "gan"] = Field(
+        description="what happens where its negative risk falls below zero: it counts as zero, or nnPU's step back; "
+        "gan: a plain critic that takes all student features for negative, the control"
+    )
+    class_prior: tuple[OpenShare, OpenShare] = Field(description="share of passing student features, first and last")
+    weight: float = Field(ge=0, description="lambda, of the student's loss under the critic")
+    ramp_updates: int = Field(ge=0, description="updates over which lambda rises from 0")
+    lipschitz: float = Field(gt=0, description="scale of the critic's features: how steep its scores can be")
+    learning_rate: float = Field(gt=0, description="of the critic's Adam")
+
+
+# Which blocks inside of `distillation` an objective reads beside what all of them read.
+OBJECTIVE_BLOCKS = {
+    "kd": (),
+    "robust_kd": (),
+    "noisy_kd": ("noise_matrix",),
+    "latent": ("latent",),
+    "attention": ("attention",),
+    "pu_critic": ("attention", "critic"),
+}
+
+
 class DistillationParams(Block):
     """The block `distillation`: the student and how it learns."""
 
     seed: int = Field(ge=0)
     student_architecture: str
     student_options: Options = Field(description="further keyword arguments of the architecture")
-    objective: Literal["kd", "robust_kd"]
+    objective: Literal["kd", "robust_kd", "noisy_kd", "latent", "attention", "pu_critic"]
+    noise_matrix: NoiseMatrixParams | None = None
+    latent: LatentParams | None = None
+    attention: AttentionParams | None = None
+    critic: CriticParams | None = None
     temperature: float = Field(gt=0)
     n_updates: int = Field(gt=0, description="equal for every student that is compared")
     record_every: int = Field(gt=0, description="updates per record of the history")
@@ -339,7 +414,9 @@ class DistillationParams(Block):
     compute: ComputeParams
 
     @model_validator(mode="after")
-    def _best_needs_a_held_out_share(self) -> DistillationParams:
+    def _parts_fit_together(self) -> DistillationParams:
+        if missing := [name for name in OBJECTIVE_BLOCKS[self.objective] if getattr(self, name) is None]:
+            raise ValueError(f"objective {self.objective!r} needs {' and '.join(missing)} beside it")
         if self.keep == "best" and self.held_out_share == 0:
             raise ValueError("keep 'best' needs a held_out_share above 0")
         return self
@@ -369,6 +446,7 @@ class Overrides(Block):
     subset_materialization: dict[str, Any] = Field(default_factory=dict)
     class_weighting: dict[str, Any] = Field(default_factory=dict)
     distillation: dict[str, Any] = Field(default_factory=dict)
+    relatedness: dict[str, Any] = Field(default_factory=dict)
 
 
 class SweepPoint(Block):
@@ -382,11 +460,12 @@ class SweepPoint(Block):
 class ComparisonVariant(Overrides):
     """One row of the comparison, or one point of a sweep: how a student is made."""
 
-    method: Literal["selection", "original", "labeled_only", "fitnet", "fskd"] = Field(
+    method: Literal["selection", "original", "preferential", "labeled_only", "fitnet", "fskd"] = Field(
         "selection",
         description="selection: distil on the labeled images and the pool images that a rule keeps; original: on the "
-        "teacher's own training images; the others see the labeled images alone: labeled_only distils, fitnet (Romero "
-        "et al. 2015) matches a hidden layer first, fskd (Li et al. 2018) starts from the pruned and aligned teacher",
+        "teacher's own training images; preferential: on the whole pool and no original image, drawn by relatedness "
+        "(S3); the others see the labeled images alone: labeled_only distils, fitnet (Romero et al. 2015) matches a "
+        "hidden layer first, fskd (Li et al. 2018) starts from the pruned and aligned teacher",
     )
     rule: str | None = Field(None, description="short for subset_materialization.rule; needed by `selection`")
     criterion: str | None = Field(None, description="short for subset_materialization.criterion")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ from pu_kd_pipeline.infra.sharded_table import ShardedTable
 from pu_kd_pipeline.infra.tracking import Tracker, TrackingConfig
 from pu_kd_pipeline.learning.training import seeded
 from pu_kd_pipeline.params import (
+    OBJECTIVE_BLOCKS,
     ClassWeightingParams,
     ComparisonParams,
     DataIngestionParams,
     DistillationParams,
     ImageSource,
     PUTrainingParams,
+    RelatednessParams,
     SubsetParams,
     TeacherParams,
 )
@@ -73,6 +76,7 @@ BASE = Blocks(
     SubsetParams(**block_of("subset_materialization")),
     ClassWeightingParams(**block_of("class_weighting")),
     DistillationParams(**block_of("distillation", n_updates=8, record_every=4, batch_size=32)),
+    RelatednessParams(**block_of("relatedness", n_noise_images=200)),
 )
 
 
@@ -217,6 +221,49 @@ def test_names_follow_what_decides_a_result_and_nothing_else(inputs, blocks):
     pu_again, random_again = names(grid(seeds=[0], variants=variants), pu_training={"epochs": 3})[:2]
     assert pu != pu_again
     assert random == random_again
+
+
+CHANGES_OF_OBJECTIVES: dict[str, dict[str, Any]] = {
+    "noise_matrix": {"diagonal": 0.8},
+    "latent": {"shared_head": True},
+    "attention": {"n_taps": 2},
+    "critic": {"mode": "gan"},
+}
+
+
+def identity_of(blocks: Blocks, objective: str, **changes: Any) -> dict[str, Any]:
+    """Return the identity of a cell of an objective, with changes of the block `distillation`."""
+    changed = replace(blocks, distillation=blocks.distillation.model_copy(update=changes))
+    one = {"objectives": [objective], "seeds": [0], "labeled_per_class": [2], "variants": {"pu": {"rule": "nnpu"}}}
+    [cell] = cells_of(grid(**one), changed)
+    return cell.identity()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_BLOCKS)
+@pytest.mark.parametrize("name", CHANGES_OF_OBJECTIVES)
+def test_an_identity_holds_what_its_objective_uses_and_nothing_of_the_others(blocks, objective, name):
+    block = getattr(blocks.distillation, name)
+    changed = {name: block.model_copy(update=CHANGES_OF_OBJECTIVES[name])}
+    assert block != changed[name]
+    is_used = name in OBJECTIVE_BLOCKS[objective]
+    assert (identity_of(blocks, objective, **changed) != identity_of(blocks, objective)) == is_used
+    assert (name in identity_of(blocks, objective)["distillation"]) == is_used
+
+
+def test_cells_from_before_there_were_further_objectives_are_found_again(blocks):
+    """Their files are named after an identity that holds these keys and no others."""
+    without = dict.fromkeys(CHANGES_OF_OBJECTIVES)
+    for objective in ("kd", "robust_kd"):
+        identity = identity_of(blocks, objective)
+        assert identity == identity_of(blocks, objective, **without)
+        assert set(identity["distillation"]) == {
+            "seed", "student_architecture", "student_options", "objective", "temperature", "n_updates", "record_every",
+            "batch_size", "held_out_share", "teacher_cache", "cached_views", "keep", "optimizer", "augmentation",
+        }  # fmt: skip
+        assert set(identity) == {
+            "variant", "method", "labeled_per_class", "seed", "precision", "like", "distillation", "pu_training",
+            "subset_materialization", *(["class_weighting"] if objective == "robust_kd" else []),
+        }  # fmt: skip
 
 
 # --- what the cells read

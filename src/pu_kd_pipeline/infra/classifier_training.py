@@ -17,6 +17,7 @@ from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, new_teacher
 from pu_kd_pipeline.infra.progress import watch
 from pu_kd_pipeline.learning.augmentation import Normalise, draw_views, n_views, random_views, take_views
+from pu_kd_pipeline.learning.relatedness import preferential_batches
 from pu_kd_pipeline.learning.training import fit, make_optimizer, seeded, shuffled_batches
 from pu_kd_pipeline.params import AugmentationParams, TeacherParams, TeacherTrainingParams
 
@@ -76,12 +77,15 @@ def augmented_batches(
     batch_size: int,
     seed: int,
     draw: Draw | None = None,
+    probabilities: Tensor | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches for ever; `draw` chooses the views of the images at (N,) positions, None: any, at random.
+    """Yield batches for ever.
 
-    Images that are not resident are read, and decoded where they are encoded, while the network computes.
+    `draw` chooses the views of the images at (N,) positions, None: any, at random. `probabilities`, (N,) float64, are
+    those with which an image is drawn, with replacement; None: each pass shows every image once. Images that are not
+    resident are read, and decoded where they are encoded, while the network computes.
     """
-    batches = _augmented_batches(rows, normalise, augmentation, batch_size, seed, draw)
+    batches = _augmented_batches(rows, normalise, augmentation, batch_size, seed, draw, probabilities)
     return batches if rows.is_resident else read_ahead(batches)
 
 
@@ -92,11 +96,16 @@ def _augmented_batches(
     batch_size: int,
     seed: int,
     draw: Draw | None,
+    probabilities: Tensor | None,
 ) -> Iterator[Batch]:
     padding, flip = augmentation.padding_px, augmentation.horizontal_flip
     generator = torch.Generator(rows.device).manual_seed(seed)
     is_augmented = n_views(padding, flip) > 1
-    for indices in shuffled_batches(len(rows), batch_size, generator):
+    if probabilities is None:
+        positions = shuffled_batches(len(rows), batch_size, generator)
+    else:
+        positions = preferential_batches(probabilities, batch_size, generator)
+    for indices in positions:
         if not is_augmented:
             yield Batch(normalise(rows.batch(indices)), indices, torch.zeros_like(indices))
             continue

@@ -37,10 +37,11 @@ from pu_kd_pipeline.infra.model_files import Model, new_student
 from pu_kd_pipeline.infra.progress import publish_result, unpublished
 from pu_kd_pipeline.infra.proxy import Proxy
 from pu_kd_pipeline.infra.pu_training import estimate_prior, given_prior, train_end_to_end, train_head
+from pu_kd_pipeline.infra.relatedness import preferential_manifest, relatedness_shards
 from pu_kd_pipeline.infra.sharded_table import ShardedTable, as_array, fixed_size_list
 from pu_kd_pipeline.infra.subsets import SubsetInputs, choose_subset
 from pu_kd_pipeline.learning.metrics import accuracy, agreement
-from pu_kd_pipeline.params import ComparisonParams, PUTrainingParams, SubsetParams
+from pu_kd_pipeline.params import ComparisonParams, PUTrainingParams, RelatednessParams, SubsetParams
 
 logger = logging.getLogger(__name__)
 
@@ -244,6 +245,7 @@ class _Bench:
         self._inputs, self._hint_share = inputs, hint_share
         self._drawn: tuple[int, int] | None = None
         self._known: dict[str, _Scores] = {}
+        self._relatedness: dict[str, TableInMemory] = {}
         self._teacher_classes: np.ndarray | None = None
 
     def result(self, cell: Cell) -> dict[str, Any]:
@@ -296,14 +298,26 @@ class _Bench:
     # --- which images ---
 
     def _labeled(self, cell: Cell) -> ImageStore:
-        if cell.labeled_per_class is None:
+        if cell.method == "original":
             return self._inputs.teacher_training_images
+        if cell.labeled_per_class is None:
+            return ImageSubset.of(self._inputs.labeled_images, np.empty(0, dtype=np.int64))
         images = self._inputs.labeled_images
         return ImageSubset.of(images, labeled_rows(images, cell.labeled_per_class, cell.seed))
 
     def _everything(self, cell: Cell) -> pd.DataFrame:
-        """Return the manifest of a method that selects nothing: its labeled or original images."""
+        """Return the manifest of a method that selects nothing: its labeled or original images, or the whole pool."""
+        if cell.method == "preferential":
+            return self._by_relatedness(cell.blocks.relatedness)
         return self._labeled(cell).index[["id"]].assign(origin="labeled")
+
+    def _by_relatedness(self, params: RelatednessParams) -> pd.DataFrame:
+        measured = params.model_dump_json(include={"seed", "n_noise_images", "clip"})
+        if measured not in self._relatedness:
+            makers = relatedness_shards(self._inputs.pool_images, self._inputs.teacher, params)
+            tables = tuple(make() for make in makers.values())
+            self._relatedness[measured] = TableInMemory(Path(), tuple(makers), tables)
+        return preferential_manifest(self._relatedness[measured], self._inputs.pool_images, params)
 
     def _selected(self, cell: Cell, scores: _Scores) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Return the manifest of a selection, and how good the selection is where the truth is known."""
@@ -387,7 +401,7 @@ class _Bench:
 
     def _weight_vectors(self, cell: Cell, manifest: pd.DataFrame, labeled: ImageStore) -> pd.DataFrame:
         teacher = self._inputs.teacher
-        if cell.objective == "kd":
+        if cell.objective != "robust_kd":
             return pd.DataFrame(np.ones((1, teacher.n_classes)))
         features: ShardedTable = self._inputs.labeled_features
         if cell.method == "original":

@@ -15,11 +15,13 @@ from pydantic import BaseModel, ValidationError
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.parameter_errors import sentences
 from pu_kd_pipeline.params import (
+    OBJECTIVE_BLOCKS,
     ClassWeightingParams,
     ComparisonParams,
     ComparisonVariant,
     DistillationParams,
     PUTrainingParams,
+    RelatednessParams,
     SubsetParams,
 )
 
@@ -30,6 +32,7 @@ RULES_WITHOUT_PU = (
     "stratified",
     "all",
 )  # no PU classifier is trained for them
+METHODS_WITHOUT_LABELED = ("original", "preferential")  # they have all of the original images, or none
 SAME_FOR_ALL = ("seed", "objective", "n_updates", "batch_size")  # of distillation: what makes students comparable
 
 
@@ -41,6 +44,7 @@ class Blocks:
     subset_materialization: SubsetParams
     class_weighting: ClassWeightingParams
     distillation: DistillationParams
+    relatedness: RelatednessParams
 
     def with_seed(self, seed: int) -> Blocks:
         """Return the blocks with one seed for all."""
@@ -91,14 +95,24 @@ class Cell:
             blocks["pu_training"] = self.blocks.pu_training
         if self.rule is not None:
             blocks["subset_materialization"] = self.blocks.subset_materialization
-        if self.objective != "kd":
+        if self.method == "preferential":
+            blocks["relatedness"] = self.blocks.relatedness
+        if self.objective == "robust_kd":
             blocks["class_weighting"] = self.blocks.class_weighting
         return {
             **{name: getattr(self, name) for name in ("variant", "method", "labeled_per_class", "seed")},
-            **{name: block.model_dump(mode="json", exclude={"compute"}) for name, block in blocks.items()},
+            **{name: block.model_dump(mode="json", exclude=_undecisive(block)) for name, block in blocks.items()},
             "precision": self.blocks.distillation.compute.precision,
             "like": self.like.identity() if self.like else None,
         }
+
+
+def _undecisive(block: BaseModel) -> set[str]:
+    """Return the keys of a block that do not decide a result."""
+    if not isinstance(block, DistillationParams):
+        return {"compute"}
+    of_objectives = {name for names in OBJECTIVE_BLOCKS.values() for name in names}
+    return {"compute", *of_objectives.difference(OBJECTIVE_BLOCKS[block.objective])}
 
 
 def cells_of(params: ComparisonParams, blocks: Blocks) -> list[Cell]:
@@ -129,9 +143,11 @@ def _places(
     """Yield variant, objective and labeled images per class of the cells of one seed."""
     for position, n_per_class in enumerate(params.labeled_per_class):
         for name, variant in variants.items():
-            if variant.method == "original" and position == 0:
+            if variant.method in METHODS_WITHOUT_LABELED and position == 0:
                 yield from ((name, objective, None) for objective in resolved[name])
-            if variant.method != "original" and n_per_class in (variant.labeled_per_class or params.labeled_per_class):
+            if variant.method in METHODS_WITHOUT_LABELED:
+                continue
+            if n_per_class in (variant.labeled_per_class or params.labeled_per_class):
                 yield from ((name, objective, n_per_class) for objective in resolved[name])
 
 

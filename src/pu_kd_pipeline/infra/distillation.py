@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.class_weighting import check_weights
 from pu_kd_pipeline.infra.classifier_training import Batch, augmented_batches
 from pu_kd_pipeline.infra.devices import autocast, inference_batch_size, prepare_device
@@ -16,10 +18,10 @@ from pu_kd_pipeline.infra.features import rows_of
 from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, new_student
+from pu_kd_pipeline.infra.objectives import Setting, cacheable, make_objective
 from pu_kd_pipeline.infra.progress import watch
 from pu_kd_pipeline.infra.teacher_cache import TeacherOutputs
 from pu_kd_pipeline.learning.augmentation import Normalise
-from pu_kd_pipeline.learning.distillation import OBJECTIVES
 from pu_kd_pipeline.learning.training import fit, make_optimizer, seeded
 from pu_kd_pipeline.params import ComputeParams, DistillationParams
 
@@ -36,11 +38,12 @@ def distil(
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student and its history, one row every `record_every` updates.
 
-    Teacher (eval mode) and student see the same random views; there are no hard labels. A share of the manifest stays
-    out of training: the agreement on it with the teacher is watched, and picks the student where `keep` is `best`.
+    Teacher (eval mode) and student see the same random views; there are no hard labels, except where
+    `attention.label_weight` asks for them. A share of the manifest stays out of training: the agreement on it with the
+    teacher is watched, and picks the student where `keep` is `best`.
 
     Args:
-        manifest: rows of `choose_subset`.
+        manifest: rows of `choose_subset`; by its column `sampling_probability`, if it has one, images are drawn.
         labeled_images: where the manifest's labeled images are.
         pool_images: where its pool images are.
         teacher: the network to compress.
@@ -51,38 +54,46 @@ def distil(
     """
     check_weights(weight_vectors, manifest, teacher)
     device = prepare_device(params.compute)
-    training, held_out = _split(manifest, labeled_images, pool_images, params)
+    stores = {"labeled": labeled_images, "pool": pool_images}
+    rows, held_out_rows = _split(manifest, params)
+    training, held_out = (_images(part, stores, params.compute) for part in (rows, held_out_rows))
     origin = {
         "distilled_by": params.objective,
         "rule": manifest.attrs.get("rule"),
         "n_updates": params.n_updates,
         "teacher": teacher.fingerprint(),
     }
-    with seeded(params.seed):
+    with seeded(params.seed), ExitStack() as stack:
         model = new_student(teacher, params.student_architecture, params.student_options, origin)
         if start is not None:
             model.network.load_state_dict(start)
         student, teacher_network = model.network.to(device).train(), teacher.network.to(device).eval()
         normalise = normalisation(teacher, device)
-        teacher_outputs = TeacherOutputs(training, teacher_network, normalise, params)
+        teacher_outputs = TeacherOutputs(training, teacher_network, normalise, cacheable(params))
         vectors = torch.tensor(weight_vectors.to_numpy(), dtype=torch.float32, device=device)
-        objective = OBJECTIVES[params.objective]
+        labels = torch.from_numpy(_labels(rows, stores)).to(device)
+        objective = make_objective(Setting(model, teacher, teacher_outputs, vectors, labels, params, device), stack)
 
         def step(batch: Batch) -> dict[str, Tensor]:
-            teacher_logits = teacher_outputs(batch)
-            with autocast(params.compute, device):
-                student_logits = student(batch.images).float()
-            values = objective(student_logits, teacher_logits, vectors, params.temperature)
+            student_logits, teacher_logits, values = objective(batch)
             agreement = (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
             return {**values, "training_agreement": agreement}
 
         batches = augmented_batches(
-            training, normalise, params.augmentation, params.batch_size, params.seed, teacher_outputs.draw
+            training,
+            normalise,
+            params.augmentation,
+            params.batch_size,
+            params.seed,
+            teacher_outputs.draw,
+            _probabilities(rows),
         )
         records = fit(
             step,
             batches,
-            make_optimizer(student, **params.optimizer.model_dump(exclude={"schedule"})),
+            make_optimizer(
+                nn.ModuleList([student, objective.beside]), **params.optimizer.model_dump(exclude={"schedule"})
+            ),
             n_updates=params.n_updates,
             record_every=params.record_every,
             schedule=params.optimizer.schedule,
@@ -94,27 +105,78 @@ def distil(
         )
         history = pd.DataFrame(list(watched))
         chosen.restore()
+        facts = objective.finish(history)
     history["is_kept"] = history["update"] == (chosen.update if chosen.keeps_best else history["update"].max())
-    return Model(student.cpu().eval(), model.card), history
+    card = model.card.model_copy(update={"origin": {**model.card.origin, **facts}})
+    return Model(student.cpu().eval(), card), history
 
 
-def _split(
-    manifest: pd.DataFrame, labeled_images: ImageStore, pool_images: ImageStore, params: DistillationParams
-) -> tuple[ImageRows, ImageRows]:
-    """Return the images to train on and those kept out, drawn at random."""
+def distil_from_pool(
+    manifest: pd.DataFrame, pool_images: ImageStore, teacher: Model, params: DistillationParams, name: str
+) -> tuple[Model, pd.DataFrame]:
+    """Return a student of pool images alone, and its history; arguments as for `distil`.
+
+    Raises:
+        InputError: the objective weighs classes, which are estimated with labeled images.
+    """
+    _check_objective(params, name)
+    return distil(manifest, pool_images, pool_images, teacher, _even_weights(teacher), params, name)
+
+
+def distil_original(
+    images: ImageStore, teacher: Model, params: DistillationParams, name: str
+) -> tuple[Model, pd.DataFrame]:
+    """Return a student of the teacher's own training images, all of them, and its history.
+
+    Raises:
+        InputError: there are none, or the objective weighs classes, which are even there.
+    """
+    if not len(images):
+        raise InputError(f"{name}: there are no teacher_training_images: give data_ingestion.teacher_training a source")
+    _check_objective(params, name)
+    manifest = images.index[["id"]].assign(origin="labeled")
+    return distil(manifest, images, images, teacher, _even_weights(teacher), params, name)
+
+
+def _check_objective(params: DistillationParams, name: str) -> None:
+    if params.objective == "robust_kd":
+        raise InputError(f"{name}.objective: 'robust_kd' belongs to labeled and selected images; choose another one")
+
+
+def _even_weights(teacher: Model) -> pd.DataFrame:
+    return pd.DataFrame(np.ones((1, teacher.n_classes)), columns=list(teacher.card.classes))
+
+
+def _split(manifest: pd.DataFrame, params: DistillationParams) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows to train on and those kept out, drawn at random; the labeled ones of each come first."""
     is_held_out = np.zeros(len(manifest), dtype=bool)
     order = np.random.default_rng(params.seed).permutation(len(manifest))
     is_held_out[order[: int(params.held_out_share * len(manifest))]] = True
-    stores = {"labeled": labeled_images, "pool": pool_images}
+    labeled_first = manifest.assign(is_held_out=is_held_out).sort_values("origin", kind="stable")
+    return labeled_first[~labeled_first["is_held_out"]], labeled_first[labeled_first["is_held_out"]]
 
-    def images(rows: pd.DataFrame) -> ImageRows:
-        parts = [
-            (store, rows_of(store, rows["id"][rows["origin"] == origin].to_numpy(), "manifest"))
-            for origin, store in stores.items()
-        ]
-        return ImageRows(parts, params.compute)
 
-    return images(manifest[~is_held_out]), images(manifest[is_held_out])
+def _images(rows: pd.DataFrame, stores: Mapping[str, ImageStore], compute: ComputeParams) -> ImageRows:
+    parts = [
+        (store, rows_of(store, rows["id"][rows["origin"] == origin].to_numpy(), "manifest"))
+        for origin, store in stores.items()
+    ]
+    return ImageRows(parts, compute)
+
+
+def _labels(rows: pd.DataFrame, stores: Mapping[str, ImageStore]) -> np.ndarray:
+    """Return (N,) int64 classes of the rows, -1 for pool images, whose labels nobody is to know, and where unknown."""
+    labels = np.full(len(rows), -1, dtype=np.int64)
+    index = stores["labeled"].index
+    known = pd.Series(index["label"].to_numpy(), index=index["id"]).reindex(rows["id"][rows["origin"] == "labeled"])
+    labels[(rows["origin"] == "labeled").to_numpy()] = known.fillna(-1).to_numpy(dtype=np.int64)
+    return labels
+
+
+def _probabilities(rows: pd.DataFrame) -> Tensor | None:
+    if "sampling_probability" not in rows:
+        return None
+    return torch.from_numpy(rows["sampling_probability"].to_numpy(dtype=np.float64, copy=True))
 
 
 class _Agreement:

@@ -150,6 +150,44 @@ def plot_pu_history(pu_history: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_critic_history(history: pd.DataFrame, collapse: str | None) -> Figure:
+    """Return how well the critic tells student from teacher, how often its risk was cut off, and the student's losses.
+
+    Args:
+        history: one row a record; `update`, `critic_auc` and `clamped_share` in [0, 1], `kl_loss`, `attention_loss`,
+            `student_critic_loss`.
+        collapse: why the critic was of no use in the end; None where it was of use.
+    """
+    update, auc = history["update"].to_numpy(), _column(history, "critic_auc")
+    clamped = 100 * _column(history, "clamped_share")
+    figure = _figure(4.3)
+    grid = figure.add_gridspec(2, 2)
+    ranks = figure.add_subplot(grid[0, 0])
+    ranks.axhline(0.5, color=MUTED, linewidth=0.8)
+    _curves(ranks, [(None, INK, update, auc)])
+    ranks.set_ylim(0.4, 1.02)
+    _dress(ranks, "", "critic's AUC")
+    cuts = figure.add_subplot(grid[1, 0], sharex=ranks)
+    _curves(cuts, [(None, ALERT, update, clamped)])
+    cuts.set_ylim(-2, 102)
+    _dress(cuts, "student updates", "steps cut off (%)")
+    losses = figure.add_subplot(grid[:, 1], sharex=ranks)
+    curves = [
+        ("divergence", STUDENT, _column(history, "kl_loss")),
+        ("attention", RELEVANT, _column(history, "attention_loss")),
+        ("critic", INK, _column(history, "student_critic_loss")),
+    ]
+    _curves(losses, [(name, colour, update, values / values[0]) for name, colour, values in curves if values[0] > 0])
+    _dress(losses, "student updates", "student's losses, of their first values")
+    losses.xaxis.set_major_formatter("{x:,.0f}")
+    finding = "The critic tells student from teacher, and not too well"
+    if collapse:
+        finding = collapse.partition(":")[0].capitalize()
+    cut = f"{percent(np.nanmean(clamped) / 100)} of its steps were cut off at zero"
+    _title(figure, finding, f"AUC {_last(auc):.3f} at the end; {cut}")
+    return figure
+
+
 def plot_class_weights(class_weights: pd.DataFrame) -> Figure:
     """Return the teacher's probability mass per class beside the weight that evens it out (Eq. 7), clipped ones marked.
 

@@ -18,7 +18,7 @@ from pu_kd_pipeline.params import SubsetParams
 if TYPE_CHECKING:
     from pu_kd_pipeline.infra.proxy import Proxy
 
-_COLUMNS = ["id", "origin", "shard", "row", "pu_score", "teacher_class", "teacher_confidence"]
+MANIFEST_COLUMNS = ["id", "origin", "shard", "row", "pu_score", "teacher_class", "teacher_confidence"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ def choose_random_subset(inputs: SubsetInputs, manifest: pd.DataFrame, params: S
 def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
     labeled_ids = inputs.labeled_images.index["id"].to_numpy()
     chosen_rows = rows_of(inputs.pool_images, chosen["id"].to_numpy(), "pool_scores")
-    labeled = _located(inputs.labeled_images, np.arange(len(labeled_ids))).assign(origin="labeled")
-    pool = _located(inputs.pool_images, chosen_rows).assign(origin="pool")
+    labeled = located(inputs.labeled_images, np.arange(len(labeled_ids))).assign(origin="labeled")
+    pool = located(inputs.pool_images, chosen_rows).assign(origin="pool")
     for column in ("pu_score", "teacher_class", "teacher_confidence"):
         pool[column] = chosen[column].to_numpy()
-    manifest = pd.concat([labeled, pool], ignore_index=True).reindex(columns=_COLUMNS)
+    manifest = pd.concat([labeled, pool], ignore_index=True).reindex(columns=MANIFEST_COLUMNS)
     manifest["teacher_class"] = manifest["teacher_class"].astype("Int32")
     repeated = manifest["id"][manifest["id"].duplicated()]
     if len(repeated):
@@ -104,7 +104,8 @@ def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
     return manifest
 
 
-def _located(store: ImageStore, rows: np.ndarray) -> pd.DataFrame:
+def located(store: ImageStore, rows: np.ndarray) -> pd.DataFrame:
+    """Return `id`, `shard` and `row` of the images at (n,) rows of a store."""
     return store.index[["id", "shard", "row"]].iloc[rows].reset_index(drop=True)
 
 

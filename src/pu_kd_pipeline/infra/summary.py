@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MODELS = {"teacher": "teacher", "student": "student", "random_student": "student of random images"}
+MODELS = {
+    "teacher": "teacher",
+    "student": "student",
+    "random_student": "student of random images",
+    "student_without_critic": "student without the critic",
+}
 
 
 def model_rows(metrics: Mapping[str, Any]) -> list[list[str]]:

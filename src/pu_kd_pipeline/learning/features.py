@@ -50,6 +50,11 @@ class FeatureExtractor(nn.Module):
         pooled, logits = self._pooled(images)
         return torch.cat(pooled, dim=1).float(), logits.float()
 
+    def maps(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Map (N, C, H, W) float32 images to what the taps give, as they give it, and the (N, K) logits."""
+        tapped: tuple[list[Tensor], Tensor] = self._tapped(images)
+        return tapped
+
     def _pooled(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         maps, logits = self._tapped(images)
         return [_global_average(feature_map, tap) for tap, feature_map in zip(self.taps, maps, strict=True)], logits

@@ -16,6 +16,7 @@ from pu_kd_pipeline.params import (
     ComparisonParams,
     DistillationParams,
     PUTrainingParams,
+    RelatednessParams,
     SubsetParams,
 )
 
@@ -32,6 +33,7 @@ def compare_students(
     subset_materialization: SubsetParams,
     class_weighting: ClassWeightingParams,
     distillation: DistillationParams,
+    relatedness: RelatednessParams,
     params: ComparisonParams,
 ) -> dict[str, Callable[[], pa.Table]]:
     """Return one maker a cell of the grid; a cell's table has one row: what its student came to."""
@@ -40,7 +42,8 @@ def compare_students(
 
     images = (labeled_images, pool_images, test_images, teacher_training_images)
     inputs = ComparisonInputs(teacher, *images, labeled_features, pool_features)
-    return comparison_shards(inputs, Blocks(pu_training, subset_materialization, class_weighting, distillation), params)
+    blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
+    return comparison_shards(inputs, blocks, params)
 
 
 def report_comparison(cells: ShardedTable, params: ComparisonParams) -> tuple[pd.DataFrame, str, Any]:

@@ -27,6 +27,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "params:subset_materialization",
                     "params:class_weighting",
                     "params:distillation",
+                    "params:relatedness",
                     "params:comparison",
                 ],
                 outputs="comparison_cells",

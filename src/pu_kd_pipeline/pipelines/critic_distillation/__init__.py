@@ -1,0 +1,5 @@
+"""Pipeline `critic_distillation`: a student from the original images, with a PU critic between the features (S0)."""
+
+from pu_kd_pipeline.pipelines.critic_distillation.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,64 @@
+"""What the stage `unlabeled_distillation` does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import Model
+from pu_kd_pipeline.params import DistillationParams, EvaluationParams
+
+
+def distil_preferential_student(
+    manifest: pd.DataFrame, pool_images: ImageStore, teacher: Model, params: DistillationParams
+) -> tuple[Model, pd.DataFrame]:
+    """Return the student of the manifest's draws and the history of its training."""
+    from pu_kd_pipeline.infra.distillation import distil_from_pool
+
+    return distil_from_pool(manifest, pool_images, teacher, params, name="unlabeled_distillation")
+
+
+def distil_uniform_student(
+    manifest: pd.DataFrame, pool_images: ImageStore, teacher: Model, params: DistillationParams
+) -> tuple[Model, pd.DataFrame]:
+    """Return the student of even draws, trained exactly as the other one, and its history."""
+    from pu_kd_pipeline.infra.distillation import distil_from_pool
+
+    evenly = manifest.assign(sampling_probability=1.0 / len(manifest))
+    return distil_from_pool(evenly, pool_images, teacher, params, name="uniform_baseline")
+
+
+def evaluate_unlabeled(
+    teacher: Model,
+    student: Model,
+    random_student: Model,
+    test_images: ImageStore,
+    manifest: pd.DataFrame,
+    params: EvaluationParams,
+) -> dict[str, Any]:
+    """Return the metrics of teacher, student and the student of even draws, and of the sampling.
+
+    `selection.gain` is the student's accuracy minus that of the student of even draws.
+    """
+    from pu_kd_pipeline.infra.evaluation import compare_models
+
+    models = {"teacher": teacher, "student": student, "random_student": random_student}
+    metrics = compare_models(models, test_images, params)
+    names = ("rule", "n_pool", "n_selected", "n_labeled", "effective_sample_size")
+    facts = {name: manifest.attrs.get(name) for name in names}
+    gain = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
+    return {**metrics, "selection": {**facts, "gain": gain}, "n_test": len(test_images)}
+
+
+def plot_unlabeled_students(
+    metrics: dict[str, Any], history: pd.DataFrame, uniform_history: pd.DataFrame, teacher: Model
+) -> tuple[Any, Any]:
+    """Return the figure of both students' training, and that of the accuracy of each class."""
+    from pu_kd_pipeline.infra import figures
+
+    return (
+        figures.plot_distillation_history(history, uniform_history),
+        figures.plot_per_class_accuracy(metrics, list(teacher.card.classes)),
+    )

@@ -1,0 +1,55 @@
+"""The order of the stage `unlabeled_distillation`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedro.pipeline import Node, Pipeline
+
+from pu_kd_pipeline.pipelines.unlabeled_distillation import nodes
+
+
+def create_pipeline(**_: Any) -> Pipeline:
+    """Return the stage: pool, teacher and the manifest of `relatedness` in; students, metrics and figures out."""
+    learned_from = ["preferential_manifest", "pool_images", "teacher_model", "params:unlabeled_distillation"]
+    return Pipeline(
+        [
+            Node(
+                nodes.distil_preferential_student,
+                inputs=learned_from,
+                outputs=["student_model", "distillation_history"],
+                name="distil_preferential_student",
+                tags=["gpu"],
+            ),
+            Node(
+                nodes.distil_uniform_student,
+                inputs=learned_from,
+                outputs=["random_student_model", "random_distillation_history"],
+                name="distil_uniform_student",
+                tags=["gpu"],
+            ),
+            Node(
+                nodes.evaluate_unlabeled,
+                inputs=[
+                    "teacher_model",
+                    "student_model",
+                    "random_student_model",
+                    "test_images",
+                    "preferential_manifest",
+                    "params:evaluation",
+                ],
+                outputs="metrics",
+                name="evaluate_unlabeled",
+                tags=["gpu"],
+            ),
+            Node(
+                nodes.plot_unlabeled_students,
+                inputs=["metrics", "distillation_history", "random_distillation_history", "teacher_model"],
+                outputs=["distillation_curves", "per_class_accuracy_plot"],
+                name="plot_unlabeled_students",
+                tags=["report"],
+            ),
+        ],
+        namespace="unlabeled_distillation",
+        prefix_datasets_with_namespace=False,
+    )

@@ -1,0 +1,91 @@
+"""The other systems through the command line: a student without any original image, and one with a critic."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import PROJECT, run_kedro
+from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.model_files import load_model
+from pu_kd_pipeline.infra.tables import read_table
+
+pytestmark = pytest.mark.xdist_group("systems")
+
+QUICK = ("n_updates=300", "record_every=50")
+GIVEN = ("tracking=false", "teacher_training.n_updates=300", "relatedness.n_noise_images=500")
+
+
+def _metrics(data: Path) -> dict:
+    return json.loads((data / "08_reporting" / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def without_labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `full_unlabeled` on the demo's images, configured to have no labeled one."""
+    data, conf = (tmp_path_factory.mktemp(name) for name in ("systems", "conf"))
+    shutil.copytree(PROJECT / "conf", conf, dirs_exist_ok=True)
+    (conf / "unlabeled").mkdir()
+    (conf / "unlabeled" / "parameters.yml").write_text("data_ingestion: { labeled: [] }\n")
+    done = run_kedro(
+        "--pipeline=full_unlabeled",
+        "--env=unlabeled",
+        f"--conf-source={conf}",
+        data=data,
+        params=(*GIVEN, *(f"unlabeled_distillation.{change}" for change in QUICK)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return data
+
+
+def test_a_student_needs_no_original_image(without_labeled):
+    metrics = _metrics(without_labeled)
+    assert len(ImageStore.open(without_labeled / "02_intermediate" / "labeled_images")) == 0
+    assert metrics["student"]["accuracy"] > 0.7  # a tenth by chance
+    assert metrics["random_student"]["accuracy"] > 0.7
+    selection = metrics["selection"]
+    assert (selection["rule"], selection["n_labeled"], selection["n_selected"]) == ("preferential", 0, 3500)
+    assert 1 < selection["effective_sample_size"] < 3500
+    assert selection["gain"] == pytest.approx(metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"])
+
+
+def test_both_students_follow_the_teachers_features(without_labeled):
+    for name in ("distillation_history", "random_distillation_history"):
+        history = read_table(without_labeled / "07_model_output" / f"{name}.parquet")
+        assert list(history["update"]) == [50, 100, 150, 200, 250, 300]
+        for loss in ("logits_loss", "penultimate_loss"):
+            assert history[loss].iloc[-1] < history[loss].iloc[0]
+
+
+def test_a_critic_is_trained_beside_the_student_and_told_of(without_labeled):
+    changes = (f"critic_distillation.{change}" for change in QUICK)
+    done = run_kedro("--pipeline=critic_distillation", data=without_labeled, params=(*GIVEN, *changes))
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = _metrics(without_labeled)
+    assert metrics["student"]["accuracy"] > 0.7
+    assert metrics["critic"]["gain"] == pytest.approx(
+        metrics["student"]["accuracy"] - metrics["student_without_critic"]["accuracy"]
+    )
+    history = read_table(without_labeled / "07_model_output" / "distillation_history.parquet")
+    assert {"critic_auc", "critic_accuracy", "clamped_share", "label_loss", "attention_loss"} <= set(history.columns)
+    student = load_model(without_labeled / "06_models" / "student_model")
+    assert student.card.origin["critic_collapse"] == metrics["critic"]["collapse"]
+    control = read_table(without_labeled / "07_model_output" / "history_without_critic.parquet")
+    assert "critic_auc" not in control.columns
+    pd.testing.assert_series_equal(history["update"], control["update"])
+    for name in ("critic_curves", "per_class_accuracy_plot"):
+        assert (without_labeled / "08_reporting" / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("pipeline", ["unlabeled_distillation", "critic_distillation"])
+def test_robust_distillation_is_refused_where_classes_are_not_weighed(without_labeled, pipeline):
+    changes = (*GIVEN, f"{pipeline}.objective=robust_kd")
+    done = run_kedro(f"--pipeline={pipeline}", data=without_labeled, params=changes)
+    assert done.returncode == 1
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "objective: 'robust_kd' belongs to labeled and selected images" in said
+    assert "Traceback" not in said
