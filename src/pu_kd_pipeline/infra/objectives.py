@@ -97,9 +97,7 @@ class OnLogits:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         setting, params = self._setting, self._setting.params
-        teacher_logits = setting.teacher_logits(batch)
-        with autocast(params.compute, setting.device):
-            student_logits = setting.student.network(batch.images).float()
+        student_logits, teacher_logits = _logits(setting, batch)
         values = self._loss(student_logits, teacher_logits, setting.weight_vectors, params.temperature)
         return student_logits, teacher_logits, values
 
@@ -128,9 +126,7 @@ class NoisyKD:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         setting, params = self._setting, self._setting.params
-        teacher_logits = setting.teacher_logits(batch)
-        with autocast(params.compute, setting.device):
-            student_logits = setting.student.network(batch.images).float()
+        student_logits, teacher_logits = _logits(setting, batch)
         weight = self._params.pseudo_label_weight
         matrix = self._matrix()
         values = noisy_kd_loss(student_logits, teacher_logits, matrix.detach(), params.temperature, weight)
@@ -161,9 +157,7 @@ class Latent:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         setting, params = self._setting, self._params
-        teacher_logits = setting.teacher_logits(batch)
-        with autocast(setting.params.compute, setting.device):
-            student_logits = setting.student.network(batch.images).float()
+        student_logits, teacher_logits = _logits(setting, batch)
         values = latent_loss(
             student_logits,
             teacher_logits,
@@ -294,6 +288,14 @@ def make_objective(setting: Setting, stack: ExitStack) -> Objective:
         raise
     except ValueError as exc:
         raise InputError(f"distillation.objective {setting.params.objective!r}: {exc}") from exc
+
+
+def _logits(setting: Setting, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the (N, K) float32 logits of student and teacher."""
+    teacher_logits = setting.teacher_logits(batch)
+    with autocast(setting.params.compute, setting.device):
+        student_logits = setting.student.network(batch.images).float()
+    return student_logits, teacher_logits
 
 
 def cacheable(params: DistillationParams) -> DistillationParams:
