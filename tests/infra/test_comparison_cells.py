@@ -525,9 +525,7 @@ def test_the_plot_shows_every_row_with_its_deviation(results):
     errors = {container.get_label(): container.lines[0].get_ydata() for container in axes.containers}
     np.testing.assert_allclose(errors["pu"], [9, 4])
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # better to the top
-    assert (
-        figure._suptitle.get_text() == "Best at 5 labeled images per class: pu with 96.00 %, 1.00 points before random"
-    )
+    assert figure._suptitle.get_text() == "pu is best at 5 per class with 96.00 %, 1.00 points before random"
     one = plot_comparison(results[results["labeled_per_class"] != 5], grid(title="MNIST")).axes[0]
     assert [label.get_text() for label in one.get_yticklabels()] == ["original", "random", "pu"]
 

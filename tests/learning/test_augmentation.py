@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pu_kd_pipeline.learning.augmentation import Normalise, draw_views, n_views, random_views, take_views
+from pu_kd_pipeline.learning.augmentation import (
+    Normalise,
+    copied,
+    draw_views,
+    gathered,
+    n_views,
+    random_views,
+    take_views,
+)
 
 
 def _all_views(image, padding, flip):
@@ -38,6 +46,19 @@ def test_numbered_views_are_all_views_and_drawn_alike(padding, flip):
     assert len(counts) == len(numbers)
     assert counts.min() > 100  # 200 are expected of each
     assert counts.max() < 300
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5, 6), (9, 1, 6, 6), (40, 3, 5, 6)])
+def test_views_are_the_same_by_one_index_and_image_by_image(shape):
+    padding, generator = 2, torch.Generator().manual_seed(0)
+    padded = functional.pad(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), (padding,) * 4)
+    tops, lefts = torch.randint(0, 2 * padding + 1, (2, shape[0]), generator=generator)
+    is_flipped = torch.rand(shape[0], generator=generator) < 0.5
+    views = [take(padded, tops, lefts, is_flipped, torch.Size(shape)) for take in (gathered, copied)]
+    assert torch.equal(*views)
+    for view, image, top, left, mirrored in zip(views[0], padded, tops, lefts, is_flipped, strict=True):
+        window = image[:, top : top + shape[2], left : left + shape[3]]
+        assert torch.equal(view, window.flip(2) if mirrored else window)
 
 
 def test_nothing_to_do_returns_the_batch():

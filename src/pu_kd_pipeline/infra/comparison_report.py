@@ -49,7 +49,7 @@ _COLOURS = {
 }
 _OTHER_COLOURS = ("#b5a800", "#5f0f40", "#2f6f6f", "#7f9c3b")
 _MARKERS = "osD^vP*X"
-_ACCURACY_TICKS = (0, 20, 50, 70, 80, 90, 95, 97, 98, 99, 99.5, 99.8, 99.9)
+_ACCURACY_TICKS = (0, 20, 50, 60, 70, 75, 80, 85, 90, 95, 97, 98, 99, 99.5, 99.8, 99.9)
 _LEAST_ERROR = 0.05  # percent: an accuracy of 100 has no place on a logarithmic axis
 
 
@@ -247,7 +247,8 @@ def _finding(means: pd.DataFrame, columns: list[float]) -> str:
     last = rivals[rivals["labeled_per_class"] == columns[-1]].sort_values("mean", ascending=False)
     best = last.iloc[0]
     second = f", {best['mean'] - last['mean'].iloc[1]:.2f} points before {last['row'].iloc[1]}" if len(last) > 1 else ""
-    return f"Best at {columns[-1]:.0f} labeled images per class: {best['row']} with {best['mean']:.2f} %{second}"
+    where = f" at {columns[-1]:.0f} per class" if len(columns) > 1 else ""
+    return f"{best['row']} is best{where} with {best['mean']:.2f} %{second}"
 
 
 def _looks(means: pd.DataFrame) -> dict[str, _Look]:

@@ -1,9 +1,10 @@
-"""Random views and normalisation of whole uint8 batches, by one gather; no per-sample Python."""
+"""Random views and normalisation of whole uint8 batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -27,8 +28,6 @@ def draw_views(n: int, *, padding: int, flip: bool, generator: torch.Generator) 
 def take_views(images: Tensor, views: Tensor, *, padding: int, flip: bool) -> Tensor:
     """Return one view an image: a crop of the zero-padded image, or its mirror image.
 
-    Offsets and flip are folded into one index, so the batch is read once.
-
     Args:
         images: (N, C, H, W) uint8.
         views: (N,) int64 in 0..`n_views`-1, on the same device.
@@ -40,17 +39,33 @@ def take_views(images: Tensor, views: Tensor, *, padding: int, flip: bool) -> Te
     """
     if padding == 0 and not flip:
         return images
-    n, channels, height, width = images.shape
-    columns = torch.arange(width, device=images.device).expand(n, width)
-    if flip:
-        columns = torch.where((views % 2 == 1).unsqueeze(1), width - 1 - columns, columns)
-        views = views // 2
+    is_flipped = views % 2 == 1 if flip else torch.zeros_like(views, dtype=torch.bool)
+    crops = views // 2 if flip else views
     side = 2 * padding + 1
-    rows = torch.arange(height, device=images.device) + (views // side).unsqueeze(1)
-    columns = columns + (views % side).unsqueeze(1)
-    index = (rows.unsqueeze(2) * (width + 2 * padding) + columns.unsqueeze(1)).view(n, 1, height * width)
-    padded = functional.pad(images, (padding,) * 4).flatten(2)
-    return padded.gather(2, index.expand(n, channels, -1)).view(n, channels, height, width)
+    padded = functional.pad(images, (padding,) * 4)
+    take = copied if images.device.type == "cpu" else gathered
+    return take(padded, crops // side, crops % side, is_flipped, images.shape)
+
+
+def gathered(padded: Tensor, tops: Tensor, lefts: Tensor, is_flipped: Tensor, shape: torch.Size) -> Tensor:
+    """Return the windows of `shape` at (tops, lefts), mirrored where asked: one index for all, so one read on a GPU."""
+    n, channels, height, width = shape
+    columns = torch.arange(width, device=padded.device).expand(n, width)
+    columns = torch.where(is_flipped.unsqueeze(1), width - 1 - columns, columns) + lefts.unsqueeze(1)
+    rows = torch.arange(height, device=padded.device) + tops.unsqueeze(1)
+    index = (rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)).view(n, 1, height * width)
+    return padded.flatten(2).gather(2, index.expand(n, channels, -1)).view(shape)
+
+
+def copied(padded: Tensor, tops: Tensor, lefts: Tensor, is_flipped: Tensor, shape: torch.Size) -> Tensor:
+    """Return what `gathered` does, image by image: a CPU copies rows of pixels 1.3 to 3 times as fast as it gathers."""
+    _, _, height, width = shape
+    pixels, views = padded.numpy(), np.empty(shape, dtype=np.uint8)
+    places = zip(tops.tolist(), lefts.tolist(), is_flipped.tolist(), strict=True)
+    for row, (top, left, is_mirrored) in enumerate(places):
+        window = pixels[row, :, top : top + height, left : left + width]
+        views[row] = window[:, :, ::-1] if is_mirrored else window
+    return torch.from_numpy(views)
 
 
 def random_views(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
