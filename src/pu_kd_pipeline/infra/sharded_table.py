@@ -67,6 +67,7 @@ class ShardedTable:
         for name in track(missing, name=folder.name, unit="shards") if missing else ():
             with replacing_file(_file(folder, name)) as temporary:
                 pq.write_table(shards[name](), temporary)
+            pa.default_memory_pool().release_unused()  # or what a shard took piles up with their number
         with replacing_file(folder / _LIST) as temporary:
             temporary.write_text(json.dumps(list(shards), indent=0))
         for file in folder.glob("*.parquet"):
