@@ -593,6 +593,8 @@ def test_a_manifest_says_how_often_its_images_are_shown(digits, monkeypatch):
     assert are_equal(remembered, asked)
     evenly, _ = digits.distil(manifest, **few)
     assert not are_equal(remembered, evenly)
+    with pytest.raises(InputError, match="some images have no sampling_probability"):
+        digits.distil(weighted.assign(sampling_probability=weighted["sampling_probability"].where(numbers > 9)), **few)
 
 
 # --- the critic -------------------------------------------------------------------------------------------------------
@@ -708,9 +710,14 @@ def test_a_student_without_a_last_linear_layer_has_no_penultimate_features(digit
     assert list(state_of(student)) == ["0.weight", "0.bias"]
 
 
+def test_more_taps_than_a_network_has_are_refused(digits):
+    with pytest.raises(InputError, match=r"attention.n_taps is 4, and digits_cnn has 3 taps: lower it"):
+        digits.distil(objective="attention", attention=ATTENTION | {"n_taps": 4})
+
+
 @pytest.mark.parametrize("objective", ["attention", "pu_critic"])
 def test_networks_with_other_numbers_of_taps_are_matched_at_the_last_ones_alone(digits, objective):
-    message = r"distillation.attention.n_taps: the student has 1 taps and the teacher 3: lower n_taps to the smaller"
+    message = rf"distillation.objective '{objective}': attention.n_taps is 3, and \S+convolutions has 1 taps: lower it"
     with pytest.raises(InputError, match=message):
         digits.distil(objective=objective, **own(convolutions))
     _, history = digits.distil(

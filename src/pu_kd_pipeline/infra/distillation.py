@@ -176,6 +176,8 @@ def _labels(rows: pd.DataFrame, stores: Mapping[str, ImageStore]) -> np.ndarray:
 def _probabilities(rows: pd.DataFrame) -> Tensor | None:
     if "sampling_probability" not in rows:
         return None
+    if rows["sampling_probability"].isna().any():
+        raise InputError("manifest: some images have no sampling_probability: give it to all of them, or to none")
     return torch.from_numpy(rows["sampling_probability"].to_numpy(dtype=np.float64, copy=True))
 
 

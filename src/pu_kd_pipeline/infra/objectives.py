@@ -195,11 +195,6 @@ class FeatureMatching:
         self._teacher = _with_last_taps(setting.teacher, params.attention.n_taps, setting.device)
         self._student.train()
         widths = [self._widths(extractor) for extractor in (self._student, self._teacher)]
-        if len(widths[0]) != len(widths[1]):
-            raise InputError(
-                f"distillation.attention.n_taps: the student has {len(widths[0])} taps and the teacher "
-                f"{len(widths[1])}: lower n_taps to the smaller number"
-            )
         self.beside: nn.Module = nn.Module()
         self._adapter: FeatureAdapter | None = None
         self._training: CriticTraining | None = None
@@ -306,5 +301,7 @@ def cacheable(params: DistillationParams) -> DistillationParams:
 
 def _with_last_taps(model: Model, n_taps: int, device: torch.device) -> FeatureExtractor:
     """Return the network with the last of its taps."""
-    taps = model.extractor(device).taps[-n_taps:]
-    return FeatureExtractor(model.network, taps, model.image_shape)
+    taps = model.extractor(device).taps
+    if len(taps) < n_taps:
+        raise ValueError(f"attention.n_taps is {n_taps}, and {model.card.architecture} has {len(taps)} taps: lower it")
+    return FeatureExtractor(model.network, taps[-n_taps:], model.image_shape)
