@@ -498,6 +498,15 @@ class ComparisonVariant(Overrides):
         return self
 
 
+class CurvesParams(Block):
+    """Accuracy against updates, as panels of the comparison's plot."""
+
+    n_images: int = Field(
+        gt=0, description="of the teacher's training images, which no student sees: their accuracy makes the curves"
+    )
+    panels: dict[str, tuple[str, ...]] = Field(description="title -> the variants whose curves it has")
+
+
 class ComparisonParams(Block):
     """The block `comparison`: a grid of variants, objectives, numbers of labeled images and seeds."""
 
@@ -517,6 +526,7 @@ class ComparisonParams(Block):
     sweeps: dict[str, str] = Field(
         description="name -> label of its axis: lines of variants that differ in one number, with a table and plot each"
     )
+    curves: CurvesParams | None = Field(None, description="null: students are measured in the end alone")
 
     @model_validator(mode="after")
     def _grid_is_one(self) -> ComparisonParams:
@@ -526,6 +536,9 @@ class ComparisonParams(Block):
         known = {name: variant for name, variant in self.variants.items() if variant is not None}
         if not known:
             raise ValueError("variants must name at least one")
+        for title, names in self.curves.panels.items() if self.curves else ():
+            if outside := sorted(set(names) - set(known)):
+                raise ValueError(f"curves.panels: {title!r} names {outside}; variants are {', '.join(known)}")
         for name, variant in known.items():
             if outside := set(variant.labeled_per_class or ()) - set(self.labeled_per_class):
                 raise ValueError(f"{name}: labeled_per_class {sorted(outside)} is not among the comparison's")

@@ -196,6 +196,10 @@ POINT = {"name": "size", "line": "random", "at": 10}
             "has one number of labeled images",
         ),
         ({"variants": {"a": {"rule": "all", "labeled_per_class": [2], "sweep": POINT}}}, "'size' is not a key of"),
+        (
+            {"curves": {"n_images": 9, "panels": {"One": ["pu", "pi"]}}},
+            "variants are pu, random",
+        ),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(changes, message):
@@ -345,6 +349,38 @@ def test_cells_share_their_pu_training_and_tell_their_results(inputs, blocks, tm
     assert set(of["n_updates"]) == {8}
 
 
+def test_curves_are_of_images_that_no_student_sees(inputs, blocks, tmp_path):
+    variants = {
+        "original": {"method": "original"},
+        "fitnet": {"method": "fitnet", "labeled_per_class": [2]},
+        "random": {"rule": "random", "budget": 40, "labeled_per_class": [2]},
+    }
+    curves = {"n_images": 150, "panels": {"All": list(variants)}}
+    apart = inputs.watching(150)
+    watched = set(apart.watched_images.index["sha256"])
+    assert len(apart.watched_images) == 150
+    for images in (apart.labeled_images, apart.teacher_training_images, apart.pool_images):
+        assert watched.isdisjoint(images.index["sha256"])
+    assert len(apart.teacher_training_images) == len(inputs.teacher_training_images) - 150
+
+    params = grid(seeds=[0], variants=variants, curves=curves)
+    shards = comparison_shards(inputs, blocks, params)
+    assert set(shards).isdisjoint(comparison_shards(inputs, blocks, grid(seeds=[0], variants=variants)))
+    results = ShardedTable.write(tmp_path, shards, keeps_others=True).to_pandas().set_index("variant")
+    assert results["failure"].isna().all()
+    assert results.loc["original", "n_labeled"] == len(apart.teacher_training_images)
+    assert [updates.tolist() for updates in results["curve_updates"]] == [[4, 8], [8], [4, 8]]
+    shares = np.concatenate(results["curve_accuracy"].tolist())
+    np.testing.assert_allclose(150 * shares, np.round(150 * shares), atol=1e-9)  # shares of 150 images
+    assert 0 < shares.max() <= 1
+
+
+def test_the_pool_and_what_has_no_label_are_not_watched(inputs):
+    both = replace(inputs, pool_images=inputs.teacher_training_images)
+    with pytest.raises(InputError, match="and 0 of the teacher's training images have a label and are not in the pool"):
+        both.watching(1)
+
+
 def test_a_continued_comparison_comes_to_the_same_results(inputs, blocks, tmp_path):
     variants = {
         "pu": {"rule": "nnpu", "criterion": "quantile"},
@@ -423,6 +459,7 @@ def test_a_cell_that_cannot_be_computed_says_why_and_the_others_go_on(inputs, bl
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"curves": {"n_images": 9_999, "panels": {}}}, "curves.n_images is 9,999, and 497 of the teacher's"),
         ({"labeled_per_class": [11]}, "asks for 11 images of each class, and the labeled store has a class with 10"),
         (
             {"variants": {"a": {"method": "fskd", "distillation": {"student_architecture": "lenet5"}}}},
@@ -565,6 +602,30 @@ def test_points_of_a_sweep_are_lines_over_their_axis_and_no_rows(results):
     assert len(plot_comparison(points, params).axes) == 1  # sweeps alone
 
 
+def test_curves_are_panels_and_tables_of_means(results):
+    updates, shares = [[50, 100]] * 2 + [None] + [[50, 100]] * 3, [[0.5, 0.9], [0.7, 0.9], None] + [[0.6, 0.8]] * 3
+    with_curves = results_of(
+        variant=["pu", "pu", "pu", "random", "random", "other"], method=["selection"] * 6, rule=["nnpu"] * 6,
+        labeled_per_class=[1] * 6, seed=[0, 1, 2, 0, 1, 0], accuracy=[0.9, 0.9, None, 0.8, 0.8, 0.7],
+        curve_updates=updates, curve_accuracy=shares, note=[None, "it won", "it won again", None, None, None],
+    )  # fmt: skip
+    variants = {name: {"rule": "random", "budget": 10} for name in ("pu", "random", "other")}
+    params = grid(
+        title="Curves", labeled_per_class=[1], variants=variants,
+        curves={"n_images": 10, "panels": {"Two": ["pu", "random"], "One": ["other"]}},
+    )  # fmt: skip
+    page = comparison_page(with_curves, params)
+    assert "## Accuracy by updates: Two\n\nIn percent, of training images of the teacher" in page
+    assert "|  | 50 | 100 |\n| --- | ---: | ---: |\n| pu | 60.00 | 90.00 |\n| random | 60.00 | 80.00 |\n" in page
+    assert "## What to know of them\n\n- pu, kd (2 of 3 students): it won\n" in page
+    _, two, one = plot_comparison(with_curves, params).axes
+    assert two.get_title(loc="left") == "Two"
+    lines = {line.get_label(): line.get_xydata() for line in two.get_lines()}
+    np.testing.assert_allclose(lines["pu"], [[50, 40], [100, 10]])
+    assert {line.get_label() for line in one.get_lines()} == {"other"}
+    assert len(plot_comparison(results, params).axes) == 1  # cells that were computed before there were curves
+
+
 def test_several_objectives_are_rows_of_their_own(results):
     results["objective"] = ["kd"] * 2 + ["kd", "kd", "robust_kd", "robust_kd"] + ["kd"] * 3
     assert list(means_over_seeds(results)["row"].unique()) == ["original", "pu · kd", "pu · robust_kd", "random"]
@@ -617,7 +678,7 @@ def test_the_mnist_environments_compare_the_same_students():
         block: tables[block] for block in ("teacher", "teacher_training")
     }
     shared = {name: variant for name, variant in characters["comparison"]["variants"].items() if name.endswith("000")}
-    assert len(shared) == 8
+    assert len(shared) == 10
     assert {name: sweeps["comparison"]["variants"][name] for name in shared} == shared
 
 

@@ -204,6 +204,7 @@ CLASSIFIERS = {
     "digits_cnn": ("fc", (1, 8, 8)),
     "cifar_resnet": ("fc", (3, 16, 16)),
     "cifar_resnet18": ("fc", (3, 8, 8)),
+    "cifar_vgg13": ("fc", (3, 32, 32)),
     "resnet18": ("fc", (3, 32, 32)),
     "mobilenet_v3_small": ("classifier.3", (3, 32, 32)),
     "shufflenet_v2_x0_5": ("fc", (3, 32, 32)),

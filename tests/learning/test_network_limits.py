@@ -34,6 +34,7 @@ def test_every_own_network_has_limits_of_all_its_options():
         ("cifar_resnet", 10, 3, 32, {"depth": 18}),
         ("cifar_resnet", 10, 3, 32, {"depth": [8]}),
         ("cifar_resnet18", 10, 3, 100_000, {}),
+        ("cifar_vgg19", 10, 3, 31, {}),
     ],
 )
 def test_anything_else_is_left_to_be_built(name, n_classes, in_channels, size_px, options):

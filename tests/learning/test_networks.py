@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pu_kd_pipeline.learning.features import default_taps
 from pu_kd_pipeline.learning.networks import NETWORKS, build_network, check_network, check_training
 
 SIZES = {
@@ -17,6 +18,8 @@ SIZES = {
     "cifar_resnet": 32,
     "cifar_resnet18": 32,
     "cifar_resnet34": 32,
+    "cifar_vgg13": 32,
+    "cifar_vgg19": 32,
 }
 
 
@@ -66,6 +69,20 @@ def test_cifar_stem_keeps_the_resolution():
     network = build_network("cifar_resnet18", 10, 3).eval()
     stem = network.maxpool(network.relu(network.bn1(network.conv1(torch.rand(1, 3, 32, 32)))))
     assert stem.shape == (1, 64, 32, 32)
+
+
+@pytest.mark.parametrize(("name", "n_convolutions"), [("cifar_vgg13", 10), ("cifar_vgg19", 16)])
+def test_a_vgg_for_small_images_has_the_layers_of_its_depth_and_taps_them_before_each_pooling(name, n_convolutions):
+    network = build_network(name, 10, 3).eval()
+    assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == n_convolutions
+    taps = default_taps(network, (3, 32, 32))
+    following = [network.features[int(tap.rpartition(".")[2]) + 1] for tap in taps]
+    assert [type(module) for module in following] == [nn.MaxPool2d] * 4
+    reference = build_network(name.removeprefix("cifar_") + "_bn", 10, 3).eval()  # torchvision's, with its classifier
+    network.features.load_state_dict(reference.features.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(network.features(images), reference.features(images))
+    assert network.features(images).shape == (2, 512, 1, 1)
 
 
 def test_torchvision_classifiers_work_by_name():

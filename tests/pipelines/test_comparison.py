@@ -23,7 +23,7 @@ GRID = (
     "comparison.seeds=[0]",
     *(f"comparison.variants.{name}=null" for name in LEFT_OUT),
 )
-N_CELLS = 7
+N_CELLS = 8
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,9 @@ RESULT = pa.schema(
         *((name, pa.float64()) for name in (*_OF_SELECTION, "pu_seconds", "seconds")),
         ("is_reference", pa.bool_()),
         ("failure", pa.string()),
+        ("note", pa.string()),
+        ("curve_updates", pa.list_(pa.int64())),
+        ("curve_accuracy", pa.list_(pa.float64())),
     ]
 )
 
@@ -76,11 +79,31 @@ class ComparisonInputs:
     teacher_training_images: ImageStore
     labeled_features: ShardedTable
     pool_features: ShardedTable
+    watched_images: ImageStore | None = None
+
+    def watching(self, n_images: int) -> ComparisonInputs:
+        """Return the inputs with so many of the teacher's training images set aside, as `watched_images`.
+
+        They are drawn among those that have a label and are not in the pool, and are taken out of the others.
+        """
+        index = self.teacher_training_images.index
+        is_free = index["label"].notna() & ~index["sha256"].isin(self.pool_images.index["sha256"])
+        free = np.flatnonzero(is_free.to_numpy())
+        if n_images >= len(free):
+            raise InputError(
+                f"comparison.curves.n_images is {n_images:,}, and {len(free):,} of the teacher's training images have "
+                "a label and are not in the pool: lower it, or set comparison.curves to null"
+            )
+        rows = np.sort(np.random.default_rng(0).choice(free, n_images, replace=False))
+        watched = ImageSubset.of(self.teacher_training_images, rows)
+        apart = {name: _without(getattr(self, name), watched) for name in ("labeled_images", "teacher_training_images")}
+        return replace(self, watched_images=watched, **apart)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """What the results depend on, by name."""
-        names = ("labeled_images", "pool_images", "test_images", "labeled_features", "pool_features")
+        names = ["labeled_images", "pool_images", "test_images", "labeled_features", "pool_features"]
+        names += ["watched_images"] if self.watched_images is not None else []
         return {"teacher": self.teacher.fingerprint(), **{name: getattr(self, name).fingerprint for name in names}}
 
 
@@ -112,6 +135,11 @@ class ImageSubset(ImageStore):
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the (n, C, H, W) uint8 images at (n,) positions among the rows."""
         return self.store.read(self.rows[rows])
+
+
+def _without(images: ImageStore, others: ImageStore) -> ImageSubset:
+    is_other = images.index["sha256"].isin(others.index["sha256"])
+    return ImageSubset.of(images, np.flatnonzero(~is_other.to_numpy()))
 
 
 @dataclass(frozen=True)
@@ -168,6 +196,8 @@ def comparison_shards(
         InputError: the grid cannot be made from these inputs; nothing has been computed then.
     """
     cells = cells_of(params, blocks)
+    if params.curves is not None:
+        inputs = inputs.watching(params.curves.n_images)
     _check(inputs, cells, params)
     bench = _Bench(inputs, params.hint_share)
 
@@ -279,6 +309,13 @@ class _Bench:
         student, history = self._student(cell, manifest)
         classes = predict_logits(student, self._inputs.test_images, compute).argmax(dim=1).numpy()
         kept = history[history["is_kept"]].iloc[-1]
+        curve = {}
+        if "watched_accuracy" in history:
+            updates = history["update"] + (cell.blocks.distillation.n_updates - history["update"].iloc[-1])
+            curve = {
+                "curve_updates": updates.astype(int).tolist(),
+                "curve_accuracy": history["watched_accuracy"].tolist(),
+            }
         return {
             **selection,
             "accuracy": accuracy(classes, truth),
@@ -289,6 +326,8 @@ class _Bench:
             "n_selected": int((manifest["origin"] == "pool").sum()),
             "pu_seconds": scores.seconds if scores else None,
             "seconds": time.perf_counter() - started,
+            "note": student.card.origin.get("critic_collapse"),
+            **curve,
         }
 
     @cached_property
@@ -396,7 +435,15 @@ class _Bench:
             params = params.model_copy(update={"n_updates": params.n_updates - n_hints})
         vectors = self._weight_vectors(cell, manifest, labeled)
         return distil(
-            manifest, labeled, inputs.pool_images, inputs.teacher, vectors, params, name="distillation", start=start
+            manifest,
+            labeled,
+            inputs.pool_images,
+            inputs.teacher,
+            vectors,
+            params,
+            name="distillation",
+            start=start,
+            watched=inputs.watched_images,
         )
 
     def _weight_vectors(self, cell: Cell, manifest: pd.DataFrame, labeled: ImageStore) -> pd.DataFrame:

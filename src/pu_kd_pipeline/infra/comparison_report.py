@@ -89,9 +89,13 @@ def comparison_page(results: pd.DataFrame, params: ComparisonParams) -> str:
         parts.append(_markdown(_accuracy_rows(of_grid)))
     for label, of_sweep in sweeps.items():
         parts += [f"## By {label}", _markdown(_sweep_rows(of_sweep))]
+    for title, curves in _curves(results, params).items():
+        parts += [f"## Accuracy by updates: {title}", _CURVES_FACTS, _markdown(_curve_rows(curves))]
     selections = means[means["n_selected"] > 0]
     if len(selections):
         parts += ["## What was selected", _markdown(_selection_rows(selections))]
+    if notes := [f"- {name}: {note}" for name, note in _notes(results)]:
+        parts += ["## What to know of them", "\n".join(notes)]
     if failures := [f"- {name}: {reason}" for name, reason in _failures(results)]:
         again = "To try a cell again, delete its file in `comparison_cells`."
         parts += ["## What could not be computed", "\n".join(failures), again]
@@ -142,6 +146,38 @@ def _sweep_rows(means: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
+_CURVES_FACTS = "In percent, of training images of the teacher that no student sees; columns: updates so far."
+
+
+def _curves(results: pd.DataFrame, params: ComparisonParams) -> dict[str, pd.DataFrame]:
+    """Return by title of a panel the mean `watched` and its deviation `std` of each `row` after `updates`."""
+    if params.curves is None:
+        return {}
+    points = results.dropna(subset=["curve_updates"]).explode(["curve_updates", "curve_accuracy"])
+    panels = {}
+    for title, variants in params.curves.panels.items():
+        of_panel = points[points["variant"].isin(variants)]
+        if of_panel.empty:
+            continue
+        several = of_panel.groupby("variant")["objective"].transform("nunique") > 1
+        row = of_panel["variant"].where(~several, of_panel["variant"] + " · " + of_panel["objective"])
+        percents = 100 * of_panel["curve_accuracy"].astype(float)
+        groups = percents.groupby(
+            [row.rename("row"), of_panel["curve_updates"].astype(int).rename("updates")], sort=False
+        )
+        panels[title] = pd.DataFrame({"watched": groups.mean(), "std": groups.std(ddof=1)}).reset_index()
+    return panels
+
+
+def _curve_rows(curves: pd.DataFrame) -> list[list[str]]:
+    updates = sorted(curves["updates"].unique())
+    rows = [["", *(f"{update:,}" for update in updates)]]
+    for name, of_row in curves.groupby("row", sort=False):
+        known = of_row.set_index("updates")["watched"]
+        rows.append([str(name), *(f"{known[update]:.2f}" if update in known else "–" for update in updates)])
+    return rows
+
+
 def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
     columns = sorted(means["labeled_per_class"].dropna().unique())
     rows = [["", *(f"{column:.0f}" for column in columns)]]
@@ -178,6 +214,14 @@ def _selection_rows(means: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
+def _notes(results: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Yield a row and what its first seed that has one notes."""
+    for (variant, objective), of_row in results.groupby(_SAME_ROW, sort=False):
+        notes = of_row["note"].dropna()
+        if len(notes):
+            yield f"{variant}, {objective} ({len(notes)} of {len(of_row)} students)", notes.iloc[0]
+
+
 def _failures(results: pd.DataFrame) -> Iterator[tuple[str, str]]:
     for _, row in results[results["failure"].notna()].iterrows():
         labeled = "" if pd.isna(row["labeled_per_class"]) else f", {row['labeled_per_class']:.0f} per class"
@@ -212,7 +256,8 @@ def plot_comparison(results: pd.DataFrame, params: ComparisonParams) -> Figure:
     """Return test accuracy against labeled images per class, a line a row of the table, bars of one standard deviation.
 
     The axis is logarithmic in the error, so that 98.5 and 99.0 % stay apart while 40 % is still in the picture. With
-    one number of labeled images the rows are listed below each other instead. Each sweep has a panel below.
+    one number of labeled images the rows are listed below each other instead. Each sweep and each panel of curves is
+    below.
 
     Args:
         results: one row a cell, as `comparison.RESULT` has it.
@@ -224,7 +269,8 @@ def plot_comparison(results: pd.DataFrame, params: ComparisonParams) -> Figure:
     columns = sorted(of_grid["labeled_per_class"].dropna().unique())
     teacher = 100 * results["teacher_accuracy"].max()
     heights = [] if of_grid.empty else [4.8 if len(columns) > 1 else 1.6 + 0.27 * of_grid["row"].nunique()]
-    heights += [3.4] * len(sweeps)
+    curves = _curves(results, params)
+    heights += [3.4] * (len(sweeps) + len(curves))
     figure = _figure(sum(heights))
     panels = iter(figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0])
     if len(of_grid) and len(columns) > 1:
@@ -233,6 +279,8 @@ def plot_comparison(results: pd.DataFrame, params: ComparisonParams) -> Figure:
         _rows(next(panels), of_grid, teacher)
     for label, of_sweep in sweeps.items():
         _sweep(next(panels), of_sweep, label, teacher)
+    for title, of_panel in curves.items():
+        _curve(next(panels), of_panel, title)
     updates = f"{_one_or_range(results['n_updates'])} updates each"
     evidence = f"{params.title}; {_seeds(means)}, bars: one standard deviation; {updates}"
     finding = _finding(of_grid, columns) if len(of_grid) else f"Accuracy by {' and by '.join(sweeps)}"
@@ -314,6 +362,20 @@ def _sweep(axes: Axes, means: pd.DataFrame, label: str, teacher: float) -> None:
     axes.set_xticks(places, [f"{place:,g}" for place in places])
     axes.set_xticks([], minor=True)
     _dress(axes, label, "test accuracy (%)")
+    _accuracy_axis(axes, vertical=True)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+
+
+def _curve(axes: Axes, curves: pd.DataFrame, title: str) -> None:
+    """Draw accuracy against updates, a line a row, with a band of one standard deviation."""
+    for colour, (name, of_row) in zip(_LINE_COLOURS * len(curves), curves.groupby("row", sort=False), strict=False):
+        error = np.clip(100 - of_row["watched"], _LEAST_ERROR, None)
+        deviation = of_row["std"].fillna(0.0)
+        axes.plot(of_row["updates"], error, color=colour, linewidth=1.5, label=name)
+        low = np.clip(error - deviation, 0.8 * _LEAST_ERROR, None)
+        axes.fill_between(of_row["updates"], low, error + deviation, color=colour, alpha=0.15, linewidth=0)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    _dress(axes, "updates", "accuracy (%)")
     _accuracy_axis(axes, vertical=True)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
 

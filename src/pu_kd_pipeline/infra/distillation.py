@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,7 @@ def distil(
     params: DistillationParams,
     name: str,
     start: Mapping[str, Tensor] | None = None,
+    watched: ImageStore | None = None,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student and its history, one row every `record_every` updates.
 
@@ -51,6 +53,7 @@ def distil(
         params: objective, budget of updates, optimiser.
         name: of the stage, for progress and tracking.
         start: the state to train on from; None: freshly initialised.
+        watched: labeled images that nobody trains on; each record then has `watched_accuracy`, of clean views.
     """
     check_weights(weight_vectors, manifest, teacher)
     device = prepare_device(params.compute)
@@ -99,11 +102,17 @@ def distil(
             schedule=params.optimizer.schedule,
         )
         chosen = _BestOf(student, keeps_best=params.keep == "best")
-        clean = _Agreement(held_out, teacher_network, normalise, params.compute)
-        watched = watch(
-            chosen.watch(clean.watch(records, student)), name=name, total=-(-params.n_updates // params.record_every)
-        )
-        history = pd.DataFrame(list(watched))
+        eye = _Eye(normalise, params.compute)
+        if len(held_out):
+            records = eye.watch(
+                records, student, "held_out_agreement", held_out, eye.classes(teacher_network, held_out)
+            )
+        if watched is not None:
+            truth = torch.from_numpy(watched.index["label"].to_numpy(dtype=np.int64)).to(device)
+            images = ImageRows([(watched, np.arange(len(watched)))], params.compute)
+            records = eye.watch(records, student, "watched_accuracy", images, truth)
+        seen = watch(chosen.watch(records), name=name, total=-(-params.n_updates // params.record_every))
+        history = pd.DataFrame(list(seen))
         chosen.restore()
         facts = objective.finish(history)
     history["is_kept"] = history["update"] == (chosen.update if chosen.keeps_best else history["update"].max())
@@ -181,30 +190,30 @@ def _probabilities(rows: pd.DataFrame) -> Tensor | None:
     return torch.from_numpy(rows["sampling_probability"].to_numpy(dtype=np.float64, copy=True))
 
 
-class _Agreement:
-    """Adds to each record the share of held-out images, clean views, on which student and teacher agree."""
+@dataclass(frozen=True)
+class _Eye:
+    """Looks at a network in training by clean views of images that it is not trained on."""
 
-    def __init__(self, images: ImageRows, teacher: nn.Module, normalise: Normalise, compute: ComputeParams) -> None:
-        self._images, self._normalise, self._compute = images, normalise, compute
-        self._teacher_classes = self._classes(teacher)
+    normalise: Normalise
+    compute: ComputeParams
 
-    def _classes(self, network: nn.Module) -> Tensor:
-        if not len(self._images):
-            return torch.empty(0)
-        size = inference_batch_size(self._compute, self._images.device, self._images.image_shape)
-        batches = torch.arange(len(self._images)).split(size)
-        with torch.inference_mode(), autocast(self._compute, self._images.device):
-            views = (self._normalise(self._images.batch(rows)) for rows in batches)
+    def classes(self, network: nn.Module, images: ImageRows) -> Tensor:
+        """Return the (n,) int64 classes that a network in eval mode gives the images."""
+        size = inference_batch_size(self.compute, images.device, images.image_shape)
+        batches = torch.arange(len(images)).split(size)
+        with torch.inference_mode(), autocast(self.compute, images.device):
+            views = (self.normalise(images.batch(rows)) for rows in batches)
             return torch.cat([network(batch).argmax(dim=1) for batch in views])
 
-    def watch(self, records: Iterator[dict[str, float]], student: nn.Module) -> Iterator[dict[str, float]]:
+    def watch(
+        self, records: Iterator[dict[str, float]], student: nn.Module, name: str, images: ImageRows, classes: Tensor
+    ) -> Iterator[dict[str, float]]:
+        """Add to each record the share of the images that the student puts in the given classes."""
         for record in records:
-            if len(self._images):
-                student.eval()
-                agreement = (self._classes(student) == self._teacher_classes).float().mean().item()
-                student.train()
-                record = {**record, "held_out_agreement": agreement}
-            yield record
+            student.eval()
+            share = (self.classes(student, images) == classes).float().mean().item()
+            student.train()
+            yield {**record, name: share}
 
 
 class _BestOf:

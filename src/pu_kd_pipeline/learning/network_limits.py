@@ -29,6 +29,8 @@ LIMITS = {
     "cifar_resnet": Limits(range(8, 65), {"depth": range(8, 57, 6), "width": range(1, 65)}),
     "cifar_resnet18": Limits(range(8, 65)),
     "cifar_resnet34": Limits(range(8, 65)),
+    "cifar_vgg13": Limits(range(32, 65)),
+    "cifar_vgg19": Limits(range(32, 65)),
 }
 
 

@@ -1,8 +1,8 @@
 """The networks by name: ours, torchvision's classifiers, and a user's own importable factory.
 
-Ours are the papers' small ones: LeNet-5 and its half (Xu et al. 2019), torchvision's ResNets with the CIFAR stem,
-narrow ResNets for 32x32 images, and a small network for 8x8 digits. A network maps (N, C, H, W) float32 images to
-(N, K) logits and holds nothing else.
+Ours are the papers' small ones: LeNet-5 and its half (Xu et al. 2019), torchvision's ResNets with the CIFAR stem and
+its VGGs without their large classifiers, narrow ResNets for 32x32 images, and a small network for 8x8 digits. A network
+maps (N, C, H, W) float32 images to (N, K) logits and holds nothing else.
 """
 
 from __future__ import annotations
@@ -173,6 +173,44 @@ def cifar_resnet(n_classes: int, in_channels: int = 3, depth: int = 20, width: i
     return CifarResNet(n_classes, in_channels, depth, width)
 
 
+class CifarVGG(nn.Module):
+    """Torchvision's VGG with BatchNorm for 32x32 images: the five max-pools leave a pixel, of which one layer decides.
+
+    Args:
+        n_classes: K.
+        in_channels: 1 or 3.
+        configuration: torchvision's letter of the depth (Simonyan & Zisserman 2015, table 1): B for VGG13, E for VGG19.
+    """
+
+    def __init__(self, n_classes: int, in_channels: int, configuration: str) -> None:
+        from pu_kd_pipeline.learning.vision import models
+
+        super().__init__()
+        self.features = models.vgg.make_layers(models.vgg.cfgs[configuration], batch_norm=True)
+        if in_channels != 3:
+            self.features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(512, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (N, C, H, W) float32 images with sides of at least 32 pixels to (N, K) logits."""
+        logits: Tensor = self.fc(self.avgpool(self.features(images)).flatten(1))
+        return logits
+
+
+def cifar_vgg13(n_classes: int, in_channels: int = 3) -> nn.Module:
+    """Return VGG13 with BatchNorm and one linear layer (9.42 M parameters at K = 10)."""
+    return CifarVGG(n_classes, in_channels, "B")
+
+
+def cifar_vgg19(n_classes: int, in_channels: int = 3) -> nn.Module:
+    """Return VGG19 with BatchNorm and one linear layer (20.04 M parameters at K = 10)."""
+    return CifarVGG(n_classes, in_channels, "E")
+
+
 # network_limits.py says with which sizes and options they are known to work, without torch.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
@@ -181,6 +219,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cifar_resnet": cifar_resnet,
     "cifar_resnet18": cifar_resnet18,
     "cifar_resnet34": cifar_resnet34,
+    "cifar_vgg13": cifar_vgg13,
+    "cifar_vgg19": cifar_vgg19,
 }
 
 

@@ -48,7 +48,8 @@ def compare_students(
 
 def report_comparison(cells: ShardedTable, params: ComparisonParams) -> tuple[pd.DataFrame, str, Any]:
     """Return the results, one row a cell, and the same as Markdown tables and as a figure."""
+    from pu_kd_pipeline.infra.comparison import RESULT
     from pu_kd_pipeline.infra.comparison_report import comparison_page, plot_comparison
 
-    results = cells.to_pandas()
+    results = cells.to_pandas().reindex(columns=RESULT.names)  # cells of earlier versions lack the later columns
     return results, comparison_page(results, params), plot_comparison(results, params)
