@@ -537,8 +537,8 @@ class ComparisonParams(Block):
         if not known:
             raise ValueError("variants must name at least one")
         for title, names in self.curves.panels.items() if self.curves else ():
-            if outside := sorted(set(names) - set(known)):
-                raise ValueError(f"curves.panels: {title!r} names {outside}; variants are {', '.join(known)}")
+            if strangers := sorted(set(names) - set(known)):
+                raise ValueError(f"curves.panels: {title!r} names {strangers}; variants are {', '.join(known)}")
         for name, variant in known.items():
             if outside := set(variant.labeled_per_class or ()) - set(self.labeled_per_class):
                 raise ValueError(f"{name}: labeled_per_class {sorted(outside)} is not among the comparison's")

@@ -96,8 +96,12 @@ class ComparisonInputs:
             )
         rows = np.sort(np.random.default_rng(0).choice(free, n_images, replace=False))
         watched = ImageSubset.of(self.teacher_training_images, rows)
-        apart = {name: _without(getattr(self, name), watched) for name in ("labeled_images", "teacher_training_images")}
-        return replace(self, watched_images=watched, **apart)
+        return replace(
+            self,
+            watched_images=watched,
+            labeled_images=_without(self.labeled_images, watched),
+            teacher_training_images=_without(self.teacher_training_images, watched),
+        )
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

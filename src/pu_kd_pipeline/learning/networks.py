@@ -192,6 +192,7 @@ class CifarVGG(nn.Module):
         for module in self.features:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
         self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(512, n_classes)
 
