@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints clean
+.PHONY: help run explain test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ pytest: $(READY) ## the tests alone: make pytest ARGS='-k tracking'
 format: $(READY) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+explain: $(READY) ## print what would run, and why: make explain, or make explain ARGS='--params=seed=1'
+	$(BIN)/kedro explain --pipeline=$(PIPELINE) $(ARGS)
 
 mlflow: $(READY) ## open MLflow on http://127.0.0.1:5000
 	@mkdir -p $(DATA)/mlflow
@@ -88,5 +91,6 @@ constraints: $(READY) ## pin what is installed now
 
 clean: ## remove outputs (data/02_* to data/08_*) and caches; raw data, MLflow and the environment stay
 	@find $(DATA)/0[2-8]_* -mindepth 1 ! -name .gitkeep -delete 2>/dev/null || true
+	@rm -rf $(DATA)/node_records
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist
 	@find src tests -name __pycache__ -prune -exec rm -rf {} +

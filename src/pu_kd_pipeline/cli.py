@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # An error of these types, or raised by these modules of Kedro, is about what the user wrote.
 CONFIGURATION_ERRORS = (MissingConfigException, ParameterValidationError, OmegaConfBaseException, YAMLError)
+RUNNERS = "pu_kd_pipeline.runner"
 CHECKING_MODULES = ("kedro.config", "kedro.pipeline.pipeline", "kedro.runner.runner", "kedro.utils")
 
 
@@ -36,7 +37,7 @@ def _run(**options: Any) -> Any:
         handler.addFilter(_is_news)
     try:
         _refuse_unknown_pipelines([*filter(None, [options.get("pipeline")]), *(options.get("pipelines") or [])])
-        return kedro_run.callback(**options)  # type: ignore[misc]
+        return kedro_run.callback(**_with_runner(**options))  # type: ignore[misc]
     except KeyboardInterrupt:
         click.echo("Stopped by Ctrl-C; what finished nodes wrote is kept.", err=True)
         sys.exit(128 + signal.SIGINT)
@@ -47,6 +48,16 @@ def _run(**options: Any) -> Any:
         raise
     except Exception as error:
         _end_with_a_sentence(error)
+
+
+def _with_runner(
+    *, runner: str | None, runner_params: dict[str, Any], force: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Return Kedro's options, with the runner that skips what is up to date where none is named."""
+    if force and runner:
+        raise InputError(f"--force belongs to the default runner, and --runner names {runner}: leave one of them out")
+    params = {**runner_params, "force": True} if force else runner_params
+    return {**options, "runner": runner or f"{RUNNERS}.IncrementalRunner", "runner_params": params}
 
 
 def _end_with_a_sentence(error: Exception) -> NoReturn:
@@ -60,6 +71,22 @@ def _end_with_a_sentence(error: Exception) -> NoReturn:
 
 run = copy.copy(kedro_run)  # Kedro's own command with all its options, and another body
 run.callback = _run
+run.params = [
+    *kedro_run.params,
+    click.Option(["--force"], is_flag=True, help="Run every node, also those whose outputs are up to date."),
+]
+
+
+@functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
+def _explain(**options: Any) -> Any:
+    for talkative in ("kedro", "kedro_viz"):
+        logging.getLogger(talkative).setLevel(logging.ERROR)
+    return _run(**{**options, "runner": f"{RUNNERS}.ExplainingRunner"})
+
+
+explain = copy.copy(kedro_run)
+explain.callback = _explain
+explain.name, explain.help = "explain", "Print which nodes a run with the same options would run, and why."
 
 
 @click.group(name="pu_kd_pipeline")
@@ -68,6 +95,7 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(explain)
 
 OUT = click.option("--out", type=click.File("w", lazy=True, atomic=True), default="-", help="File; - prints it.")
 

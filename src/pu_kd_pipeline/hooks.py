@@ -19,6 +19,7 @@ from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra import progress
+from pu_kd_pipeline.runner import EXPLAINING
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -139,6 +140,7 @@ class TrackingHooks:
         self._context: KedroContext | None = None
         self._catalog: DataCatalog | None = None
         self._tracker: Tracker | None = None
+        self._decisions: dict[str, str | None] = {}
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -154,7 +156,8 @@ class TrackingHooks:
         if self._tracker is not None:  # a run of this process that was interrupted, as in a notebook
             self._end("KILLED")
         config = tracking_config(self._context)
-        if config.enabled:
+        self._decisions = {}
+        if config.enabled and run_params["runner"] != EXPLAINING:
             names = sorted(name for name in pipeline.inputs() if name.startswith("params:"))
             self._catalog = catalog
             self._tracker = Tracker(
@@ -166,6 +169,7 @@ class TrackingHooks:
             )
             progress.add_listener(self._tracker.log_record)
             progress.add_result_listener(self._tracker.log_child)
+            progress.add_decision_listener(self._decisions.__setitem__)
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
@@ -199,7 +203,7 @@ class TrackingHooks:
         """Close the run."""
         if self._tracker and not self._tracker.is_lost:
             logger.info("MLflow run %s at %s", self._tracker.run_id, self._tracker.uri)
-        self._end("FINISHED")
+        self._end("FINISHED", self._what_ran())
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
@@ -212,15 +216,28 @@ class TrackingHooks:
         if tracker:
             progress.remove_listener(tracker.log_record)
             progress.remove_result_listener(tracker.log_child)
+            progress.remove_decision_listener(self._decisions.__setitem__)
             tracker.end(status, sentence)
+
+    def _what_ran(self) -> str:
+        """Return which nodes ran and why, for the run's page, where some were skipped."""
+        ran = {node: why for node, why in self._decisions.items() if why is not None}
+        if len(ran) == len(self._decisions) or (self._tracker and self._tracker.shared_run_id):
+            return ""
+        if not ran:
+            return f"**Nothing to do:** all {len(self._decisions)} nodes were up to date."
+        reasons = "".join(f"\n- `{node}`: {why}" for node, why in ran.items())
+        return f"**{len(ran)} of {len(self._decisions)} nodes ran**, the others were up to date.\n{reasons}"
 
 
 class SummaryHooks:
     """Prints what a run was worth, and where to look further."""
 
     @hook_impl
-    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+    def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Print the metrics table if this run made it, and the places of the report and of MLflow."""
+        if run_params["runner"] == EXPLAINING:
+            return
         outputs = pipeline.all_outputs()
         if METRICS in outputs:
             _print_metrics(catalog.load(METRICS))

@@ -41,6 +41,18 @@ class _OnDisk:
         return self.filepath.exists()
 
 
+class FolderDataset(_OnDisk, AbstractDataset[NoReturn, Path]):
+    """A folder that the runner keeps something in; no node reads or writes it."""
+
+    def save(self, data: NoReturn) -> None:
+        """Refuse: only the runner writes there."""
+        raise DatasetError(f"{self.filepath} is written by the runner alone")
+
+    def load(self) -> Path:
+        """Return where it is."""
+        return self.filepath
+
+
 class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):
     """An image store; saving an ingestion plan makes only the shards that are not there yet."""
 
@@ -81,6 +93,12 @@ class ShardedTableDataset(_OnDisk, AbstractDataset["Mapping[str, Callable[[], pa
         from pu_kd_pipeline.infra.sharded_table import ShardedTable
 
         return ShardedTable.open(self.filepath)
+
+    def files(self) -> list[Path]:
+        """Return the files of the table, as far as they are there; others in its folder are none of its."""
+        from pu_kd_pipeline.infra.sharded_table import files_of_table
+
+        return files_of_table(self.filepath)
 
     def _exists(self) -> bool:
         return (self.filepath / "shards.json").is_file()

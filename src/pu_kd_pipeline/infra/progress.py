@@ -25,10 +25,12 @@ Record = TypeVar("Record", bound=Mapping[str, Any])
 Item = TypeVar("Item")
 Listener = Callable[[str, int, Mapping[str, Any]], None]
 ResultListener = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
+DecisionListener = Callable[[str, str | None], None]
 Show = Callable[[int, str], None]
 
 _listeners: list[Listener] = []
 _result_listeners: list[ResultListener] = []
+_decision_listeners: list[DecisionListener] = []
 _bars: Progress | None = None
 
 
@@ -58,6 +60,23 @@ def publish_result(name: str, parameters: Mapping[str, Any], metrics: Mapping[st
     """Tell the outcome of one of many trials: what it is called, what made it, and its numbers."""
     for listener in tuple(_result_listeners):
         listener(name, parameters, metrics)
+
+
+def add_decision_listener(listener: DecisionListener) -> None:
+    """Call `listener(node, why)` for every node that a run decides on from now on; None: it is skipped."""
+    _decision_listeners.append(listener)
+
+
+def remove_decision_listener(listener: DecisionListener) -> None:
+    """Stop telling `listener`; a listener that was never added is ignored."""
+    if listener in _decision_listeners:
+        _decision_listeners.remove(listener)
+
+
+def publish_decision(node: str, why: str | None) -> None:
+    """Tell that a node runs, and why, or that it is skipped."""
+    for listener in tuple(_decision_listeners):
+        listener(node, why)
 
 
 @contextmanager

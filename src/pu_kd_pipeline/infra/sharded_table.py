@@ -104,6 +104,15 @@ class ShardedTable:
         return pd.concat([table.to_pandas() for table in self.shards()], ignore_index=True)
 
 
+def files_of_table(folder: Path) -> list[Path]:
+    """Return the list of shards and the shards on it; of a table that cannot be opened, what is there of them."""
+    try:
+        names = [str(name) for name in json.loads((folder / _LIST).read_text())]
+    except (OSError, ValueError, TypeError):
+        names = []
+    return [file for file in (folder / _LIST, *(_file(folder, name) for name in names)) if file.is_file()]
+
+
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.parquet"
 

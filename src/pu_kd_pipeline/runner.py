@@ -1,0 +1,262 @@
+"""The runner of this project: a node runs only where something it depends on has changed, or its outputs have.
+
+What a node depends on: the code of its function and of all that it mentions in the project, its parameters and what
+they name outside (sources, weights, factories), the content of its inputs, the catalog entries of both, and the
+versions of some libraries. Where a node ran again and wrote what was there before, the nodes after it are skipped.
+
+`kedro run --force`, or `--runner=SequentialRunner`, runs all; `kedro explain` tells what would run, and why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedro.runner import SequentialRunner
+from kedro.runner.task import Task
+
+from pu_kd_pipeline.infra import progress
+from pu_kd_pipeline.infra.incremental.code_index import CodeIndex
+from pu_kd_pipeline.infra.incremental.file_states import FileStates, digest_of, files_below
+from pu_kd_pipeline.infra.incremental.locks import locked
+from pu_kd_pipeline.infra.incremental.node_records import (
+    NodeRecord,
+    NodeRecords,
+    damaged_outputs,
+    differences,
+    flat,
+    libraries,
+    outside_of,
+)
+
+if TYPE_CHECKING:
+    from kedro.io import CatalogProtocol
+    from kedro.pipeline import Pipeline
+    from kedro.pipeline.node import Node
+    from pluggy import PluginManager
+
+logger = logging.getLogger(__name__)
+
+RECORDS = "node_records"  # the catalog entry
+EXPLAINING = "ExplainingRunner"
+_MOST_REASONS = 3
+_PLACES = ("data", "tracking")  # among all parameters: where a run writes and logs, not what it makes
+
+
+class IncrementalRunner(SequentialRunner):
+    """Runs node after node, and skips those whose outputs are still what they would make.
+
+    Two runs that would write, or write and read, the same data set cannot be at work at once: the second is refused.
+
+    Args:
+        is_async: load and save in threads, as Kedro's own runners do.
+        force: run every node, whatever is there; what they are made from is recorded all the same.
+    """
+
+    def __init__(self, is_async: bool = False, force: bool = False) -> None:
+        super().__init__(is_async=is_async)
+        self._force = force
+
+    def __str__(self) -> str:
+        """Return what hooks are told as `run_params["runner"]`; kedro-viz shows runs of sequential runners alone."""
+        return f"{type(self).__name__}, a {SequentialRunner.__module__}.{SequentialRunner.__name__} object"
+
+    def _run(
+        self,
+        pipeline: Pipeline,
+        catalog: CatalogProtocol[Any, Any],
+        hook_manager: PluginManager | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        if RECORDS not in catalog:
+            logger.info("The catalog has no entry `%s`: every node runs.", RECORDS)
+            super()._run(pipeline, catalog, hook_manager, run_id)
+            return
+        judge = _Judge(catalog)
+        with locked(judge.folder / "locks", writes=pipeline.all_outputs(), reads=_saved(pipeline.inputs())):
+            self._run_what_changed(pipeline, catalog, hook_manager, run_id, judge)
+
+    def _run_what_changed(
+        self,
+        pipeline: Pipeline,
+        catalog: CatalogProtocol[Any, Any],
+        hook_manager: PluginManager | None,
+        run_id: str | None,
+        judge: _Judge,
+    ) -> None:
+        load_counts = Counter(chain.from_iterable(node.inputs for node in pipeline.nodes))
+        n_run = 0
+        for position, node in enumerate(pipeline.nodes, start=1):
+            why = "it was asked for (force)" if self._force else judge.why(node)
+            progress.publish_decision(node.name, why)
+            if why is None:
+                logger.info("Up to date: %s", node.name)
+            else:
+                logger.info("%s runs: %s", node.name, why)
+                judge.begin(node)
+                task = Task(
+                    node=node, catalog=catalog, hook_manager=hook_manager, is_async=self._is_async, run_id=run_id
+                )
+                try:
+                    task.execute()
+                except Exception:
+                    logger.warning("The same command goes on at %s; what finished before it is kept.", node.name)
+                    raise
+                judge.end(node)
+                n_run += 1
+                logger.info("Completed node: %s (%d of %d)", node.name, position, len(pipeline.nodes))
+            self._release_datasets(node, catalog, load_counts, pipeline)
+        logger.info(_in_all(n_run, len(pipeline.nodes)))
+
+
+class ExplainingRunner(IncrementalRunner):
+    """Prints which nodes would run, and why; runs none."""
+
+    def __str__(self) -> str:
+        """Return a name that hooks know to do nothing for."""
+        return EXPLAINING
+
+    def _run(
+        self,
+        pipeline: Pipeline,
+        catalog: CatalogProtocol[Any, Any],
+        hook_manager: PluginManager | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        judge = _Judge(catalog) if RECORDS in catalog else None
+        made_again: set[str] = set()
+        rows = []
+        for node in pipeline.nodes:
+            pending = [name for name in node.inputs if name in made_again]
+            why = judge.why(node) if judge else f"the catalog has no entry `{RECORDS}`"
+            if why is None and pending:
+                why = f"if input {' or '.join(pending)} changes"
+            if why:
+                made_again.update(node.outputs)
+            rows.append((node.name, why))
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, why in rows:
+            print(f"{name:<{width}}  {why or '-'}")
+        print(_in_all(sum(why is not None for _, why in rows), len(rows), "would run"))
+
+
+def _in_all(n_run: int, n_nodes: int, verb: str = "ran") -> str:
+    return f"{n_run} of {n_nodes} nodes {verb}." if n_run else f"Nothing to do: all {n_nodes} nodes are up to date."
+
+
+class _Judge:
+    """Decides whether a node has to run, and keeps the records."""
+
+    def __init__(self, catalog: CatalogProtocol[Any, Any]) -> None:
+        self._catalog = catalog
+        self.folder = Path(catalog.get(RECORDS).filepath)  # type: ignore[union-attr]
+        self._records = NodeRecords(self.folder)
+        self._files = FileStates(self.folder / "file_states.json")
+        self._code = CodeIndex()
+        self._libraries = libraries()
+        self._now: dict[str, NodeRecord] = {}
+        self._before: dict[str, NodeRecord] = {}
+
+    def why(self, node: Node) -> str | None:
+        """Return why a node has to run, or None where its outputs are still what it would make."""
+        if elsewhere := [name for name in (*_saved(node.inputs), *node.outputs) if self._place(name) is None]:
+            return f"`{elsewhere[0]}` is not kept on this machine's disk"
+        record = self._records.read(node.name)
+        if record is None:
+            return "there is no record that it finished here"
+        self._before[node.name] = record
+        now = self._state(node, record)
+        reasons = differences(record, now) or damaged_outputs(record, self._outputs(node))
+        self._files.save()
+        more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+        return "; ".join(reasons[:_MOST_REASONS]) + more or None
+
+    def begin(self, node: Node) -> None:
+        """Forget the node's outputs, and remove the parts of them that are not what was written."""
+        self._records.remove(node.name)
+        if node.name not in self._now:
+            self._now[node.name] = self._state(node, None)
+        if record := self._before.get(node.name):
+            for name, files in self._outputs(node).items():
+                place, written = self._place(name), record.outputs.get(name, {})
+                for path, digest in files.items():
+                    if place is not None and path and written.get(path, digest) != digest:
+                        logger.warning("%s is not what was written: it is made again", place / path)
+                        (place / path).unlink(missing_ok=True)
+
+    def end(self, node: Node) -> None:
+        """Record what the outputs that were just saved were made from."""
+        self._records.write(node.name, replace(self._now[node.name], outputs=self._outputs(node)))
+        self._files.save()
+
+    def _state(self, node: Node, record: NodeRecord | None) -> NodeRecord:
+        """Return what the node would be made from now, without outputs."""
+        parameters: dict[str, Any] = {}
+        outside: dict[str, str] = {}
+        inputs: dict[str, str] = {}
+        code: dict[str, str] = {}
+        for name in node.inputs:
+            if name == "parameters":  # all of them: a report shows them, and opens nothing
+                shown = {key: value for key, value in self._catalog.load(name).items() if key not in _PLACES}
+                parameters |= flat(name, shown)
+            elif name.startswith("params:"):
+                value, key = self._catalog.load(name), name.removeprefix("params:")
+                parameters |= flat(key, value)
+                outside |= outside_of(key, value, self._files)
+            else:
+                inputs[name] = digest_of(self._content(name))
+        function = _unwrapped(node.func)
+        stamp = self._code.stamp(function)
+        if record is not None and record.code_stamp == stamp:
+            code = record.code
+        else:
+            datasets = [type(self._catalog.get(name)) for name in (*_saved(node.inputs), *node.outputs)]
+            for thing in (function, *dict.fromkeys(datasets)):
+                code |= self._code.code_of(thing)
+        entries = {name: digest_of(self._entry(name)) for name in (*_saved(node.inputs), *node.outputs)}
+        state = NodeRecord(parameters, inputs, outside, entries, code, stamp, self._libraries)
+        self._now[node.name] = state
+        return state
+
+    def _outputs(self, node: Node) -> dict[str, dict[str, str]]:
+        return {name: self._content(name) for name in node.outputs}
+
+    def _content(self, name: str) -> dict[str, str]:
+        place = self._place(name)
+        if place is None:
+            return {}
+        files: Callable[[], Iterable[Path]] | None = getattr(self._catalog.get(name), "files", None)
+        return self._files.digests(place, files() if files else files_below(place))
+
+    def _place(self, name: str) -> Path | None:
+        """Return where a data set is kept; None for one in memory, versioned, or on another machine."""
+        dataset = self._catalog.get(name)
+        place = getattr(dataset, "filepath", None) or getattr(dataset, "_filepath", None)
+        is_local = getattr(dataset, "_protocol", "file") == "file" and getattr(dataset, "_version", None) is None
+        return Path(place) if place is not None and is_local else None
+
+    def _entry(self, name: str) -> Any:
+        """Return a catalog entry without what does not decide, and without where the data folder is."""
+        config: Mapping[str, Any] = self._catalog.config_resolver.config.get(name, {})  # type: ignore[attr-defined]
+        place = self._place(name)
+        entry = {key: value for key, value in config.items() if key not in ("metadata", "filepath")}
+        if place is not None and place.is_relative_to(self.folder.parent):
+            return {**entry, "filepath": place.relative_to(self.folder.parent).as_posix()}
+        return {**entry, "filepath": str(place)}
+
+
+def _saved(names: Iterable[str]) -> list[str]:
+    """Return the data sets among a node's inputs that are no parameters."""
+    return [name for name in names if not name.startswith("params:") and name != "parameters"]
+
+
+def _unwrapped(function: Any) -> Any:
+    """Return the function behind partials and decorators."""
+    while inner := getattr(function, "__wrapped__", None) or getattr(function, "func", None):
+        function = inner
+    return function
