@@ -196,7 +196,9 @@ def _raised_by(error: BaseException) -> str:
 def _is_news(record: logging.LogRecord) -> bool:
     """Drop what Kedro logs on its way out of an error that is about to be told in one sentence."""
     error = sys.exc_info()[1]
-    return not (record.levelno >= logging.WARNING and record.name.startswith("kedro.") and error and in_words(error))
+    return not (
+        record.levelno >= logging.WARNING and record.name.startswith(("kedro.", RUNNERS)) and error and in_words(error)
+    )
 
 
 def _refuse_unknown_pipelines(names: list[str]) -> None:
