@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import sqlite3
 import time
 from contextlib import closing
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pu_kd_pipeline.infra import tracking
 from pu_kd_pipeline.infra.tracking import Tracker, TrackingConfig, open_shared_run
 
 
@@ -230,6 +232,86 @@ def test_the_student_is_registered_without_a_pickle_and_takes_any_batch(config, 
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(loaded.predict(images), expected, atol=1e-5)
+
+
+def test_a_server_that_comes_back_hears_what_it_missed(config, folder, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    clock = [0.0]
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: clock[0])
+    tracker = Tracker(config, project_path=folder, stage="full", environment="base", parameters={"seed": 1})
+    tracker.log_record("training", 1, {"loss": 1.0})
+    tracker.flush()
+    answer, calls = tracker.client.log_batch, []
+
+    def gone(*args, **kwargs):
+        calls.append(clock[0])
+        raise ConnectionError("connection refused")
+
+    monkeypatch.setattr(tracker.client, "log_batch", gone)
+    for step in range(2, 6):
+        tracker.log_record("training", step, {"loss": 1.0 / step})
+        tracker.flush()
+        tracker.log_metrics({"student": {"accuracy": 0.1 * step}})
+        clock[0] += 5.0
+    assert calls == [0.0]  # it is left alone for a while
+    monkeypatch.setattr(tracker.client, "log_batch", answer)
+    clock[0] += 100.0
+    tracker.log_record("training", 6, {"loss": 0.5})
+    tracker.flush()
+    tracker.end("FINISHED")
+    assert [record.levelname for record in caplog.records if "MLflow at" in record.message] == ["WARNING", "INFO"]
+    assert rows(folder, "SELECT step FROM metrics WHERE key = 'training/loss' ORDER BY step") == [
+        (step,) for step in range(1, 7)
+    ]
+    assert len(rows(folder, "SELECT value FROM metrics WHERE key = 'student/accuracy'")) == 4
+    assert list(runs(folder).values()) == ["FINISHED"]
+
+
+def test_what_is_refused_again_and_again_does_not_stop_the_rest(config, folder, monkeypatch):
+    monkeypatch.setattr(tracking, "SECONDS_BEFORE_RETRY", 0.0)
+    tracker = Tracker(config, project_path=folder, stage="full", environment="base", parameters={})
+    tracker.log_file(folder / "nowhere.txt", "files")
+    for step in range(4):
+        tracker.log_record("training", step, {"loss": 1.0})
+        tracker.flush()
+    tracker.end("FINISHED")
+    assert len(rows(folder, "SELECT step FROM metrics")) == 4
+    assert list(runs(folder).values()) == ["FINISHED"]
+
+
+def test_a_slow_server_is_asked_less_often(config, folder, monkeypatch):
+    tracker = Tracker(config, project_path=folder, stage="full", environment="base", parameters={})
+    tracker.log_record("training", 0, {"loss": 1.0})
+    tracker.flush()
+    answer, calls = tracker.client.log_batch, []
+    monkeypatch.setattr(
+        tracker.client, "log_batch", lambda *a, **k: (calls.append(1), time.sleep(0.2), answer(*a, **k))
+    )
+    started = time.monotonic()
+    tracker.flushed_at = 0.0
+    for step in range(1, 1000):
+        tracker.log_record("training", step, {"loss": 1.0})
+        if time.monotonic() - started > 1.5:
+            break
+        time.sleep(0.01)
+    assert len(calls) == 1
+    tracker.end("FINISHED")
+    assert len(rows(folder, "SELECT step FROM metrics")) == step + 1
+
+
+def test_a_server_that_never_answers_does_not_stop_the_run(kedro, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # it takes connections, and says nothing
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        process = kedro(
+            "run",
+            f"--params=data={tmp_path},training.diary={tmp_path / 'diary'}",
+            MLFLOW_TRACKING_URI=address,
+            MLFLOW_HTTP_REQUEST_TIMEOUT="1",
+        )
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert (tmp_path / "08_reporting" / "metrics.json").exists()
+    assert out.count("the run goes on without a log") == 1
 
 
 def test_a_network_that_cannot_be_exported_costs_the_model_not_the_log(config, folder, caplog):

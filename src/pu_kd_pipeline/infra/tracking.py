@@ -1,7 +1,7 @@
 """One MLflow run per `kedro run`: the only file that imports mlflow, and only once there is something to log.
 
-What cannot be logged costs the log and one warning, never the run. The hooks decide what is logged and when; here is
-how: through `MlflowClient` and without MLflow's active run, so that nothing global is left behind.
+What cannot be logged costs one warning, never the run, and waits until MLflow answers again. The hooks decide what is
+logged and when; here is how: through `MlflowClient` and without MLflow's active run, so that nothing global is left.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
@@ -43,6 +44,8 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 SECONDS_BETWEEN_FLUSHES = 2.0
+SECONDS_BEFORE_RETRY = 30.0  # times the failures in a row
+MAX_FAILURES, MAX_WAITING = 3, 10_000
 MAX_VALUE_LENGTH, MAX_KEY_LENGTH, MAX_DIGEST_LENGTH = 500, 250, 36
 STAGE_TAG = "stage."
 
@@ -60,18 +63,17 @@ class TrackingConfig(BaseModel):
 
 
 def _never_fatal(method: Callable[Concatenate[Tracker, P], None]) -> Callable[Concatenate[Tracker, P], None]:
-    """Turn the first failure of MLflow into one warning; from then on nothing is logged."""
+    """Have what MLflow does not take wait until it answers again; the run goes on meanwhile."""
 
+    @functools.wraps(method)
     def guarded(self: Tracker, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        if self.is_lost or os.getpid() != self.process_id:  # a forked worker must not touch its parent's connection
+        if self.is_closed or os.getpid() != self.process_id:  # a forked worker must not touch its parent's connection
             return
-        try:
-            with self.lock, _quiet():
-                method(self, *args, **kwargs)
-        except Exception as error:
-            self.is_lost = True
-            reason = str(error).strip().split("\n")[0][:300]
-            logger.warning("MLflow at %s failed, the run goes on without a log: %s", self.uri, reason)
+        with self.lock:
+            call = functools.partial(method, self, *args, **kwargs)
+            if not (self.waiting and call.func is self.waiting[-1].func and not args):  # two flushes are one
+                self.waiting.append(call)
+            self.catch_up()
 
     return guarded
 
@@ -99,8 +101,11 @@ class Tracker:
         store = f"sqlite:///{self.folder / 'mlflow.db'}"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking_uri or store
         self.shared_run_id = shared_run_id()
-        self.lock, self.process_id, self.is_lost = threading.RLock(), os.getpid(), False
+        self.lock, self.process_id, self.is_closed = threading.RLock(), os.getpid(), False
+        self.waiting: deque[functools.partial[None]] = deque(maxlen=MAX_WAITING)
+        self.is_lost, self.retry_at, self.n_failures = False, 0.0, 0
         self.started_at = self.flushed_at = time.time()
+        self.seconds_between_flushes = SECONDS_BETWEEN_FLUSHES
         self.open_run_id: str | None = None
         self.metrics: Mapping[str, Any] = {}
         self.pending: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
@@ -188,11 +193,42 @@ class Tracker:
     def end(self, status: Status, sentence: str = "") -> None:
         """Close the run with `status` and a last sentence in its note; a second call does nothing."""
         atexit.unregister(self.end)
+        self.retry_at = 0.0  # a last time, however long ago the server failed
         self._close(status, sentence)
         if self.is_lost and self.open_run_id and os.getpid() == self.process_id:
-            with contextlib.suppress(Exception), _quiet():  # told already; but the server may be back by now
+            with contextlib.suppress(Exception), _quiet():  # told already; the status is what matters most
                 self._set_status(status)
-        self.is_lost = True
+        self.is_closed = True
+        self.waiting.clear()
+
+    def catch_up(self) -> None:
+        """Send what waits, oldest first, unless MLflow failed a moment ago; tell once that it fails, and its return.
+
+        What fails three times is given up, so that it does not stop what comes after it.
+        """
+        if time.monotonic() < self.retry_at:
+            return
+        try:
+            with _quiet():
+                while self.waiting:
+                    self.waiting[0]()
+                    self.waiting.popleft()
+                    self.n_failures = 0
+        except Exception as error:
+            if not self.is_lost:
+                reason = str(error).strip().split("\n")[0][:300]
+                logger.warning(
+                    "MLflow at %s failed, the run goes on without a log and tries again: %s", self.uri, reason
+                )
+            self.n_failures += 1
+            self.is_lost, self.retry_at = True, time.monotonic() + SECONDS_BEFORE_RETRY * self.n_failures
+            if self.n_failures == MAX_FAILURES:
+                self.waiting.popleft()
+                self.n_failures = 1
+        else:
+            if self.is_lost:
+                logger.info("MLflow at %s answers again; what waited is logged", self.uri)
+            self.is_lost = False
 
     @_never_fatal
     def _close(self, status: Status, sentence: str) -> None:
@@ -217,7 +253,7 @@ class Tracker:
         """Log the numbers of one epoch as `<name>/<key>`, in batches: an epoch may take only a millisecond."""
         numbers = {key: value for key, value in record.items() if key not in {"epoch", "update"}}
         self._remember(flatten(numbers, "/", name), step)
-        if time.time() - self.flushed_at > SECONDS_BETWEEN_FLUSHES:
+        if time.time() - self.flushed_at > self.seconds_between_flushes:
             self.flush()
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -243,10 +279,14 @@ class Tracker:
     def _flush(self) -> None:
         from mlflow.entities import Metric
 
-        run_id, metrics, self.pending = self.run_id, [Metric(*values) for values in self.pending], []
-        for start in range(0, len(metrics), 1000):  # the most that one request may hold
-            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        started, run_id = time.time(), self.run_id
+        while self.pending:
+            metrics = [Metric(*values) for values in self.pending[:1000]]  # the most that one request may hold
+            self.client.log_batch(run_id, metrics=metrics)
+            del self.pending[: len(metrics)]
         self.flushed_at = time.time()
+        # a slow server may cost a twentieth of the time
+        self.seconds_between_flushes = max(SECONDS_BETWEEN_FLUSHES, 20.0 * (self.flushed_at - started))
 
     @_never_fatal
     def log_child(self, name: str, parameters: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
