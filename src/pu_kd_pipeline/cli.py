@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 import logging
 import signal
@@ -171,11 +172,21 @@ def in_words(error: BaseException) -> str | None:
     for each in _chain(error):
         if isinstance(each, InputError | ParameterValidationError):
             return str(each)
+        if is_disk_full(each):
+            return (
+                f"There is no space left on the disk ({each}). Free some, or name another folder with "
+                "--params=data=/another/folder; the same command then goes on, and what finished nodes wrote is kept."
+            )
         if isinstance(each, CONFIGURATION_ERRORS):
             return f"The configuration cannot be read.\n{each}"
         if isinstance(each, ValueError | KeyError | AttributeError) and _raised_by(each).startswith(CHECKING_MODULES):
             return str(each.args[0] if each.args else each)
     return None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether a disk or a quota was exceeded; libraries in other languages say so in words alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
