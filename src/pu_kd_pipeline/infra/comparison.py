@@ -24,6 +24,7 @@ import pyarrow.compute
 import torch
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.checkpoints import unkept
 from pu_kd_pipeline.infra.class_weighting import weigh_classes
 from pu_kd_pipeline.infra.comparison_grid import Blocks, Cell, cells_of
 from pu_kd_pipeline.infra.comparison_students import check_fskd, fitnet_start, fskd_start
@@ -297,7 +298,7 @@ class _Bench:
             about["criterion"] = cell.blocks.subset_materialization.criterion
             about["features"] = cell.blocks.pu_training.features
         try:
-            with unpublished():
+            with unpublished(), unkept():
                 return about | self._outcome(cell)
         except (ValueError, FloatingPointError) as exc:  # InputError among them
             return about | {"failure": str(exc).splitlines()[0]}

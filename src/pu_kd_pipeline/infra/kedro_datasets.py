@@ -41,6 +41,27 @@ class _OnDisk:
         return self.filepath.exists()
 
 
+class CheckpointsDataset(_OnDisk, AbstractDataset[NoReturn, Path]):
+    """The folder of checkpoints; no node reads or writes it, trainings find it through a hook.
+
+    Args:
+        filepath: where every node that trains has a folder.
+        every_s: seconds between two checkpoints of a training.
+    """
+
+    def __init__(self, *, filepath: str, every_s: float, metadata: dict[str, Any] | None = None) -> None:
+        super().__init__(filepath=filepath, metadata=metadata)
+        self.every_s = every_s
+
+    def save(self, data: NoReturn) -> None:
+        """Refuse: trainings alone write there."""
+        raise DatasetError(f"{self.filepath} is written by trainings alone")
+
+    def load(self) -> Path:
+        """Return where it is."""
+        return self.filepath
+
+
 class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):
     """An image store; saving an ingestion plan makes only the shards that are not there yet."""
 
