@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -26,17 +27,18 @@ from pu_kd_pipeline.infra.run_facts import flatten
 if TYPE_CHECKING:
     import torch
     from pydantic import BaseModel
+    from torch import Tensor
 
     from pu_kd_pipeline.learning.training import TrainingState
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # a higher one has every training start anew
-MOST_OF_THE_TIME = 0.05  # may be spent on writing, however large the networks and however short the interval
+MOST_OF_THE_TIME = 0.05  # that writing may take, however large the networks: the interval grows with it
 # Keys of `compute` that do not decide a result, so that they can be lowered where memory ran out.
 _UNDECISIVE = {"device", "n_threads", "resident_limit_gb", "inference_batch_size"}
-_SUFFIX, _PREVIOUS = ".ckpt", ".previous.ckpt"
-_TOLD_CHANGES = 3
+_SUFFIX = ".ckpt"
+_TOLD_CHANGES, _TOLD_CHARACTERS = 3, 24  # of what another configuration is told by
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def decided_by(params: BaseModel, device: torch.device, **facts: Any) -> dict[st
 
 
 @contextmanager
-def keeping(name: str, about: Callable[[], Mapping[str, Any]]) -> Iterator[Checkpoints | None]:
-    """Yield what keeps the state of a training; None where no place was told.
+def keeping(name: str, about: Callable[[], Mapping[str, Any]]) -> Iterator[Checkpoints | NoCheckpoints]:
+    """Yield what keeps the state of a training.
 
     What ends the training is told to the user, with the checkpoint that is left.
 
@@ -91,13 +93,30 @@ def keeping(name: str, about: Callable[[], Mapping[str, Any]]) -> Iterator[Check
     from pu_kd_pipeline.infra.devices import memory_told
 
     place = _place.get()
-    checkpoints = Checkpoints(place.folder, place.every_s, name, about) if place else None
-    left = checkpoints.left if checkpoints else lambda: ""
+    checkpoints = Checkpoints(place.folder, place.every_s, name, about) if place else NoCheckpoints()
     try:
-        with memory_told(name, left):
+        with memory_told(name, checkpoints.left):
             yield checkpoints
     except FloatingPointError as exc:
-        raise InputError(f"{name}: {exc}.{left()}") from exc
+        raise InputError(f"{name}: {exc}.{checkpoints.left()}") from exc
+
+
+class NoCheckpoints:
+    """What stands for `Checkpoints` where no place was told."""
+
+    def restore(self, state: TrainingState) -> None:
+        """Start from the beginning."""
+
+    def after_update(self, state: TrainingState, *, is_last: bool) -> None:
+        """Do nothing."""
+
+    def remembered(self, what: str, make: Callable[[], Tensor | None]) -> Tensor | None:
+        """Return what is made."""
+        return make()
+
+    def left(self) -> str:
+        """Return nothing."""
+        return ""
 
 
 class Checkpoints:
@@ -105,34 +124,38 @@ class Checkpoints:
 
     Args:
         folder: where its files are; made when the first is written.
-        every_s: seconds between two, or more where writing takes long.
+        every_s: seconds between two, or more where writing takes long; 0: one after every update.
         name: of the files.
         about: see `keeping`.
     """
 
     def __init__(self, folder: Path, every_s: float, name: str, about: Callable[[], Mapping[str, Any]]) -> None:
         self._name, self._every_s, self._about = name, every_s, about
-        self._path, self._previous = folder / f"{name}{_SUFFIX}", folder / f"{name}{_PREVIOUS}"
-        self._identity: dict[str, Any] = {}
+        self._path, self._previous = (folder / f"{name}{suffix}" for suffix in (_SUFFIX, f".previous{_SUFFIX}"))
+        self._layout = ""
         self._due = time.monotonic() + every_s
-        self._good: tuple[int, Path] | None = None  # the newest that is known to be whole, by its update
+        self._good: tuple[int, Path] | None = None  # the newest that is known to be whole, and its update
         self._is_given_up = False
+        self._refused: list[str] = []
+        for leftover in folder.glob(f".{name}.*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
 
     def restore(self, state: TrainingState) -> None:
         """Go on from the newest checkpoint that is whole and of this configuration, or from the beginning."""
-        import torch
-
-        software = {"format": FORMAT, "torch": str(torch.__version__)}
-        self._identity = {**software, "name": self._name, "networks": _layout(state), **self._about()}
-        for leftover in self._path.parent.glob(f".{self._path.name}.*.tmp"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+        self._layout = _layout(state)
         for path in (self._path, self._previous):
-            if path.exists() and (content := self._readable(path)) and self._is_ours(content["identity"]):
-                state.load_state_dict(content["state"])
+            if (content := self._found(path, self._layout)) is not None:
+                state.load_state_dict(content)
                 self._good = (state.update, path)
-                logger.info("%s: goes on after update %d, from %s", self._name, state.update, path)
-                return
-        logger.debug("%s: starts from the beginning", self._name)
+                break
+        refused = "; ".join(dict.fromkeys(self._refused))  # of two checkpoints often for one reason
+        if self._good is not None:
+            told = f"{refused}; " if refused else ""
+            logger.info("%s: %strains on after update %d, from %s", self._name, told, *self._good)
+        elif refused:
+            logger.warning("%s: %s: training starts anew", self._name, refused)
+        else:
+            logger.debug("%s: no checkpoint, so training starts from the beginning", self._name)
 
     def after_update(self, state: TrainingState, *, is_last: bool) -> None:
         """Write a checkpoint when it is due, and after the last update; never one that is not finite."""
@@ -140,9 +163,25 @@ class Checkpoints:
             return
         started = time.monotonic()
         if state.is_finite():
-            self._write(state)
+            self._keep(state)
         now = time.monotonic()
-        self._due = now + max(self._every_s, (now - started) / MOST_OF_THE_TIME)
+        self._due = now + (max(self._every_s, (now - started) / MOST_OF_THE_TIME) if self._every_s else 0.0)
+
+    def remembered(self, what: str, make: Callable[[], Tensor | None]) -> Tensor | None:
+        """Return what is made before the training; where that took longer than `every_s`, it is not made again."""
+        path = self._path.with_name(f"{self._name}.{what}{_SUFFIX}")
+        if (content := self._found(path, what)) is not None:
+            value: Tensor = content["value"]
+            return value
+        started = time.monotonic()
+        made = make()
+        if made is not None and time.monotonic() - started > self._every_s:
+            try:
+                with replacing_file(path) as temporary:
+                    _write({"identity": self._identity(what), "content": {"value": made}}, temporary)
+            except (OSError, RuntimeError) as exc:
+                logger.warning("%s: %s cannot be kept (%s)", self._name, path, _reason(exc))
+        return made
 
     def left(self) -> str:
         """Return the sentence that says which checkpoint there is; empty if there is none."""
@@ -154,41 +193,69 @@ class Checkpoints:
             "and one with other parameters starts anew."
         )
 
-    def _readable(self, path: Path) -> dict[str, Any] | None:
-        try:
-            return _read(path)
-        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as exc:
-            logger.warning("%s: the checkpoint %s is damaged (%s) and is not used", self._name, path, exc)
+    @cached_property
+    def _decided(self) -> dict[str, Any]:
+        import torch
+
+        return {"format": FORMAT, "torch": str(torch.__version__), "name": self._name, **self._about()}
+
+    def _identity(self, of: str) -> dict[str, Any]:
+        return {**self._decided, "networks": of}
+
+    def _found(self, path: Path, of: str) -> dict[str, Any] | None:
+        """Return the content of a file that is there, whole, and of this configuration; note why one is not used."""
+        if not path.exists():
             return None
+        try:
+            file = _read(path)
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as exc:
+            self._refused.append(f"the checkpoint {path} is damaged ({_first_line(exc)})")
+            return None
+        theirs, ours = file["identity"], self._identity(of)
+        changes = [
+            f"{key} {_short(theirs.get(key))} → {_short(ours.get(key))}"
+            for key in {**theirs, **ours}
+            if theirs.get(key) != ours.get(key)
+        ]
+        if changes:
+            more = f" and {len(changes) - _TOLD_CHANGES} more" if len(changes) > _TOLD_CHANGES else ""
+            self._refused.append(f"checkpoint of another configuration ({', '.join(changes[:_TOLD_CHANGES])}{more})")
+            return None
+        content: dict[str, Any] = file["content"]
+        return content
 
-    def _is_ours(self, identity: Mapping[str, Any]) -> bool:
-        keys = [key for key in {**identity, **self._identity} if identity.get(key) != self._identity.get(key)]
-        told = ", ".join(f"{key} {identity.get(key)} → {self._identity.get(key)}" for key in keys[:_TOLD_CHANGES])
-        if keys:
-            more = f" and {len(keys) - _TOLD_CHANGES} more" if len(keys) > _TOLD_CHANGES else ""
-            logger.info("%s: checkpoint of another configuration (%s%s): it is not used", self._name, told, more)
-        return not keys
-
-    def _write(self, state: TrainingState) -> None:
+    def _keep(self, state: TrainingState) -> None:
         """Write a checkpoint beside the last one, which becomes the one before; on a full disk that stays the last."""
         try:
             with replacing_file(self._path) as temporary:
-                with open(temporary, "wb") as file:
-                    _write({"identity": self._identity, "state": state.state_dict()}, file)
+                _write({"identity": self._identity(self._layout), "content": state.state_dict()}, temporary)
                 if self._path.exists():
                     os.replace(self._path, self._previous)
             flush_folder(self._path.parent)
             self._good = (state.update, self._path)
-        except (OSError, RuntimeError) as exc:  # torch wraps what the file raises
+        except (OSError, RuntimeError) as exc:
             self._is_given_up = True
-            reason = exc.__context__ if isinstance(exc.__context__, OSError) else exc
             logger.warning(
                 "%s: the checkpoint of update %d cannot be written (%s): training goes on without checkpoints.%s",
                 self._name,
                 state.update,
-                reason,
+                _reason(exc),
                 self.left(),
             )
+
+
+def _short(value: Any) -> str:
+    """Return a value as text, of a fingerprint the beginning."""
+    return text if len(text := str(value)) <= _TOLD_CHARACTERS else f"{text[: _TOLD_CHARACTERS // 2]}…"
+
+
+def _reason(error: Exception) -> str:
+    """Return what the file raised, which torch wraps."""
+    return _first_line(error.__context__ if isinstance(error.__context__, OSError) else error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class _Digested:
@@ -205,15 +272,16 @@ class _Digested:
         self._file.flush()
 
 
-def _write(content: dict[str, Any], file: IO[bytes]) -> None:
+def _write(content: dict[str, Any], path: Path) -> None:
     """Write what torch makes of the content, which is a ZIP archive, and its SHA-256 behind it; flush both."""
     import torch
 
-    digested = _Digested(file)
-    torch.save(content, cast("IO[bytes]", digested))
-    file.write(digested.digest.digest())
-    file.flush()
-    os.fsync(file.fileno())
+    with open(path, "wb") as file:
+        digested = _Digested(file)
+        torch.save(content, cast("IO[bytes]", digested))
+        file.write(digested.digest.digest())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -50,8 +50,7 @@ def train_classifier(
 
         optimizer = make_optimizer(network, **params.optimizer.model_dump(exclude={"schedule"}))
         state = TrainingState(teacher=network, optimizer=optimizer)
-        if keeper is not None:
-            keeper.restore(state)
+        keeper.restore(state)
         batches = augmented_batches(
             ImageRows([(images, np.arange(len(images)))], params.compute),
             normalisation(model, device),

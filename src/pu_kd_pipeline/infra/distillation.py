@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,13 @@ def distil(
             model.network.load_state_dict(start)
         student, teacher_network = model.network.to(device).train(), teacher.network.to(device).eval()
         normalise = normalisation(teacher, device)
-        teacher_outputs = TeacherOutputs(training, teacher_network, normalise, cacheable(params))
+        teacher_outputs = TeacherOutputs(
+            training,
+            teacher_network,
+            normalise,
+            cacheable(params),
+            partial(keeper.remembered, "teacher_logits"),
+        )
         vectors = torch.tensor(weight_vectors.to_numpy(), dtype=torch.float32, device=device)
         labels = torch.from_numpy(_labels(rows, stores)).to(device)
         objective = make_objective(Setting(model, teacher, teacher_outputs, vectors, labels, params, device), stack)
@@ -113,8 +120,7 @@ def distil(
         trained = nn.ModuleList([student, objective.beside])
         optimizer = make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"}))
         state = TrainingState(trained=trained, optimizer=optimizer, best=chosen, **objective.parts)
-        if keeper is not None:
-            keeper.restore(state)
+        keeper.restore(state)
         batches = augmented_batches(
             training,
             normalise,

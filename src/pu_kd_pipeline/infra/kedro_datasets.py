@@ -46,7 +46,7 @@ class CheckpointsDataset(_OnDisk, AbstractDataset[NoReturn, Path]):
 
     Args:
         filepath: where every node that trains has a folder.
-        every_s: seconds between two checkpoints of a training.
+        every_s: seconds between two checkpoints of a training; 0: one after every update.
     """
 
     def __init__(self, *, filepath: str, every_s: float, metadata: dict[str, Any] | None = None) -> None:
