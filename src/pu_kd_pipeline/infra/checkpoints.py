@@ -88,17 +88,24 @@ def keeping(name: str, about: Callable[[], Mapping[str, Any]]) -> Iterator[Check
         about: returns what the result depends on, see `decided_by`; not called where nothing is kept.
 
     Raises:
-        InputError: the loss was not finite, or memory ran out.
+        InputError: the loss was not finite, or memory ran out (`MemoryShortage`).
     """
-    from pu_kd_pipeline.infra.devices import memory_told
-
     place = _place.get()
     checkpoints = Checkpoints(place.folder, place.every_s, name, about) if place else NoCheckpoints()
+    with told(name, checkpoints.left):
+        yield checkpoints
+
+
+@contextmanager
+def told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
+    """Tell the user what ends a training that nobody could foresee; see `keeping`, which does, and `memory_told`."""
+    from pu_kd_pipeline.infra.devices import memory_told
+
     try:
-        with memory_told(name, checkpoints.left):
-            yield checkpoints
+        with memory_told(name, more):
+            yield
     except FloatingPointError as exc:
-        raise InputError(f"{name}: {exc}.{checkpoints.left()}") from exc
+        raise InputError(f"{name}: {exc}.{more()}") from exc
 
 
 class NoCheckpoints:
@@ -150,8 +157,8 @@ class Checkpoints:
                 break
         refused = "; ".join(dict.fromkeys(self._refused))  # of two checkpoints often for one reason
         if self._good is not None:
-            told = f"{refused}; " if refused else ""
-            logger.info("%s: %strains on after update %d, from %s", self._name, told, *self._good)
+            but = f"{refused}; " if refused else ""
+            logger.info("%s: %strains on after update %d, from %s", self._name, but, *self._good)
         elif refused:
             logger.warning("%s: %s: training starts anew", self._name, refused)
         else:
@@ -180,7 +187,7 @@ class Checkpoints:
                 with replacing_file(path) as temporary:
                     _write({"identity": self._identity(what), "content": {"value": made}}, temporary)
             except (OSError, RuntimeError) as exc:
-                logger.warning("%s: %s cannot be kept (%s)", self._name, path, _reason(exc))
+                logger.warning("%s: %s cannot be kept (%s)", self._name, path, _fault_of_the_disk(exc))
         return made
 
     def left(self) -> str:
@@ -229,17 +236,18 @@ class Checkpoints:
         try:
             with replacing_file(self._path) as temporary:
                 _write({"identity": self._identity(self._layout), "content": state.state_dict()}, temporary)
-                if self._path.exists():
+                if self._good is not None and self._good[1] == self._path:  # no other takes the place of a good one
                     os.replace(self._path, self._previous)
             flush_folder(self._path.parent)
             self._good = (state.update, self._path)
         except (OSError, RuntimeError) as exc:
+            fault = _fault_of_the_disk(exc)
             self._is_given_up = True
             logger.warning(
                 "%s: the checkpoint of update %d cannot be written (%s): training goes on without checkpoints.%s",
                 self._name,
                 state.update,
-                _reason(exc),
+                fault,
                 self.left(),
             )
 
@@ -249,9 +257,12 @@ def _short(value: Any) -> str:
     return text if len(text := str(value)) <= _TOLD_CHARACTERS else f"{text[: _TOLD_CHARACTERS // 2]}…"
 
 
-def _reason(error: Exception) -> str:
-    """Return what the file raised, which torch wraps."""
-    return _first_line(error.__context__ if isinstance(error.__context__, OSError) else error)
+def _fault_of_the_disk(error: Exception) -> OSError:
+    """Return what writing raised, which torch wraps; raise what has nothing to do with the disk."""
+    for each in (error, error.__context__):
+        if isinstance(each, OSError):
+            return each
+    raise error
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,11 @@ from pu_kd_pipeline.params import ComputeParams
 
 Network = TypeVar("Network", bound=nn.Module)
 
+
+class MemoryShortage(InputError):
+    """A device, or the machine, has too little memory: a fault of the moment, which smaller batches may mend."""
+
+
 # Values of the images in one batch of inference. A CPU is twice as fast where a layer's output stays in its caches and
 # in memory that the process keeps (docs/results/speed.md); a GPU wants enough of them to be busy.
 _VALUES_ON_CPU, _VALUES_ELSEWHERE = 2**19, 2**23
@@ -96,7 +101,7 @@ def memory_told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
         more: returns what else is to be told.
 
     Raises:
-        InputError: memory ran out.
+        MemoryShortage: memory ran out.
     """
     try:
         yield
@@ -104,7 +109,7 @@ def memory_told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
         if not is_out_of_memory(exc):
             raise
         reason = (str(exc) or type(exc).__name__).splitlines()[0].rstrip(".")
-        raise InputError(
+        raise MemoryShortage(
             f"{name}: the memory of the device is not enough ({reason}). Lower batch_size, or, in globals.yml, "
             "compute.resident_limit_gb (images held on the device) or compute.inference_batch_size (where nothing is "
             f"learned).{more()}"

@@ -99,7 +99,7 @@ def map_images(
         compute: device, precision and batch size.
 
     Raises:
-        InputError: memory is not enough for half a batch either.
+        MemoryShortage: memory is not enough for half a batch either.
     """
     device = prepare_device(compute)
     size = inference_batch_size(compute, device, store.image_shape)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.checkpoints import decided_by, keeping
+from pu_kd_pipeline.infra.checkpoints import decided_by, keeping, told
 from pu_kd_pipeline.infra.classifier_training import augmented
 from pu_kd_pipeline.infra.devices import autocast, channels_last, prepare_device
 from pu_kd_pipeline.infra.features import check_teacher, feature_tensors
@@ -75,7 +75,7 @@ def estimate_prior(labeled: ShardedTable, pool: ShardedTable, params: PUTraining
     if reads == "features":
         evidence = (positive.cpu().numpy(), unlabeled.cpu().numpy())
     else:
-        with seeded(params.seed):
+        with told("class prior"), seeded(params.seed):
             evidence = cross_fitted_ranks(
                 positive,
                 unlabeled,
