@@ -392,6 +392,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_to_a_new_start(scen
     assert "trains on" not in caplog.text
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(scene, tmp_path):
+    killed(teacher_of(scene), tmp_path)  # in the sixth update: the fifth is kept, and the fourth before it
+    newest, before = tmp_path / "teacher.ckpt", tmp_path / "teacher.previous.ckpt"
+    newest.write_bytes(b"damaged")
+    killed(teacher_of(scene), tmp_path, step=2)
+    updates = [torch.load(path, weights_only=True)["content"]["update"] for path in (before, newest)]
+    assert updates == [4, 5]
+
+
 def test_a_checkpoint_that_would_run_code_is_damaged(scene, tmp_path, caplog, monkeypatch):
     train = teacher_of(scene)
     expected = train()
