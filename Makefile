@@ -91,6 +91,6 @@ constraints: $(READY) ## pin what is installed now
 
 clean: ## remove outputs (data/02_* to data/08_*) and caches; raw data, MLflow and the environment stay
 	@find $(DATA)/0[2-8]_* -mindepth 1 ! -name .gitkeep -delete 2>/dev/null || true
-	@rm -rf $(DATA)/node_records
+	@rm -rf $(DATA)/node_records $(DATA)/checkpoints
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist
 	@find src tests -name __pycache__ -prune -exec rm -rf {} +

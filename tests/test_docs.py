@@ -38,7 +38,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "evaluation": params.EvaluationParams,
     "reporting": params.ReportingParams,
 }
-EVERY_RUN = {"data", "seed", "tracking"}  # what `--params` may name beside the blocks
+EVERY_RUN = {"checkpoint_every_s", "data", "seed", "tracking"}  # what `--params` may name beside the blocks
 PROGRAMS = {"make", "export", "cd", "docker", "argo", *(f".venv/bin/{name}" for name in ("kedro", "python", "pip"))}
 PROGRAMS |= {".venv/bin/pre-commit"}
 

@@ -51,7 +51,15 @@ def test_a_log_gets_the_first_and_the_last_step_and_one_line_in_ten_seconds(line
     for _ in progress.watch(records(100), name="training", total=100):
         now[0] = next(clock)
     assert [line.split(" ")[1] for line in lines()] == ["1", "22", "42", "62", "82", "100"]
-    assert lines()[1] == "training: 22 of 100 loss 0.04545, about 35 s left"
+    assert lines()[1] == "training: 22 of 100 loss 0.04545, about 37 s left"
+
+
+def test_what_a_resumed_loop_tells_again_does_not_make_it_look_quick(lines, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for record in progress.watch(records(100), name="training", total=100):
+        now[0] += 5.0 if record["epoch"] >= 60 else 0.0
+    assert lines()[-2] == "training: 98 of 100 loss 0.0102, about 10 s left"
 
 
 def test_an_unknown_length_and_an_abandoned_loop_still_tell_the_last_step(lines):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra import progress
+from pu_kd_pipeline.infra import checkpoints, progress
 from pu_kd_pipeline.runner import EXPLAINING
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 REPORTING_FOLDER = "08_reporting"
 METRICS, STUDENT, REPORT = "metrics", "student_model", "report"
 COMPARISON = "comparison_table"
+CHECKPOINTS = "checkpoints"
 # Stages that write what those of `full` write, too.
 OTHER_SYSTEMS = frozenset({"unlabeled_distillation", "critic_distillation"})
 TRACKED_DATASETS = frozenset({"labeled_images", "pool_images", "test_images", "manifest", "preferential_manifest"})
@@ -131,6 +132,42 @@ class SignalHooks:
     def _restore(self) -> None:
         while self._previous:
             signal.signal(*self._previous.popitem())
+
+
+class CheckpointHooks:
+    """Has the trainings of a node keep checkpoints in a folder of its own, until what it gives is saved."""
+
+    def __init__(self) -> None:
+        self._unsaved: dict[str, tuple[Path, set[str]]] = {}  # node -> its folder, and its outputs that are to come
+
+    @hook_impl
+    def before_node_run(self, node: Node, catalog: DataCatalog) -> None:
+        """Tell trainings where to keep them; nowhere without an entry of the catalog that says so."""
+        if CHECKPOINTS in catalog:
+            dataset: Any = catalog.get(CHECKPOINTS)
+            folder = dataset.filepath / node.name
+            self._unsaved[node.name] = (folder, set(node.outputs))
+            checkpoints.keep_in(folder, dataset.every_s)
+
+    @hook_impl
+    def after_node_run(self) -> None:
+        """Have later trainings of this process keep none: what follows the node is the saving of its outputs."""
+        checkpoints.keep_nowhere()
+
+    @hook_impl
+    def on_node_error(self) -> None:
+        """Do the same, and leave the checkpoints: the node goes on from there."""
+        checkpoints.keep_nowhere()
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
+        """Remove a node's checkpoints once the last of its outputs is saved; Kedro saves after `after_node_run`."""
+        if node.name in self._unsaved:
+            folder, outputs = self._unsaved[node.name]
+            outputs.discard(dataset_name)
+            if not outputs:
+                del self._unsaved[node.name]
+                checkpoints.remove(folder)
 
 
 class TrackingHooks:

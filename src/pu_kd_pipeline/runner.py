@@ -10,6 +10,7 @@ versions of some libraries. Where a node ran again and wrote what was there befo
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -22,7 +23,7 @@ from kedro.runner.task import Task
 
 from pu_kd_pipeline.infra import progress
 from pu_kd_pipeline.infra.incremental.code_index import CodeIndex
-from pu_kd_pipeline.infra.incremental.file_states import FileStates, digest_of, files_below
+from pu_kd_pipeline.infra.incremental.file_states import FileStates, digest_of, files_below, safe_name
 from pu_kd_pipeline.infra.incremental.locks import locked
 from pu_kd_pipeline.infra.incremental.node_records import (
     NodeRecord,
@@ -43,9 +44,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECORDS = "node_records"  # the catalog entry
+CHECKPOINTS = "checkpoints"  # the catalog entry of the folder that trainings go on from
 EXPLAINING = "ExplainingRunner"
 _MOST_REASONS = 3
-_PLACES = ("data", "tracking")  # among all parameters: where a run writes and logs, not what it makes
+# among all parameters: where a run writes and logs, and how often, not what it makes
+_UNDECISIVE = ("data", "tracking", "checkpoint_every_s")
 
 
 class IncrementalRunner(SequentialRunner):
@@ -180,7 +183,8 @@ class _Judge:
         """Forget the node's outputs, and remove the parts of them that are not what was written."""
         self._records.remove(node.name)
         if node.name not in self._now:
-            self._now[node.name] = self._state(node, None)
+            self._state(node, None)
+        self._forget_checkpoints_of_other_code(node)
         if record := self._before.get(node.name):
             for name, files in self._outputs(node).items():
                 place, written = self._place(name), record.outputs.get(name, {})
@@ -192,7 +196,22 @@ class _Judge:
     def end(self, node: Node) -> None:
         """Record what the outputs that were just saved were made from."""
         self._records.write(node.name, replace(self._now[node.name], outputs=self._outputs(node)))
+        self._begun(node).unlink(missing_ok=True)
         self._files.save()
+
+    def _forget_checkpoints_of_other_code(self, node: Node) -> None:
+        """Remove what a stopped training left where its code has changed since: it cannot go on to the same end."""
+        code, begun = digest_of(self._now[node.name].code), self._begun(node)
+        if CHECKPOINTS in self._catalog and begun.is_file() and begun.read_text(encoding="utf-8") != code:
+            folder = Path(self._catalog.get(CHECKPOINTS).filepath) / node.name  # type: ignore[union-attr]
+            if folder.is_dir():
+                logger.warning("%s was stopped with other code: its training starts anew", node.name)
+                shutil.rmtree(folder)
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        begun.write_text(code, encoding="utf-8")
+
+    def _begun(self, node: Node) -> Path:
+        return self.folder / f"{safe_name(node.name)}.begun"
 
     def _state(self, node: Node, record: NodeRecord | None) -> NodeRecord:
         """Return what the node would be made from now, without outputs."""
@@ -202,7 +221,7 @@ class _Judge:
         code: dict[str, str] = {}
         for name in node.inputs:
             if name == "parameters":  # all of them: a report shows them, and opens nothing
-                shown = {key: value for key, value in self._catalog.load(name).items() if key not in _PLACES}
+                shown = {key: value for key, value in self._catalog.load(name).items() if key not in _UNDECISIVE}
                 parameters |= flat(name, shown)
             elif name.startswith("params:"):
                 value, key = self._catalog.load(name), name.removeprefix("params:")

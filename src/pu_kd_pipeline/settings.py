@@ -2,11 +2,18 @@
 
 from kedro.config import OmegaConfigLoader
 
-from pu_kd_pipeline.hooks import InputHooks, PreflightHooks, SignalHooks, SummaryHooks, TrackingHooks
+from pu_kd_pipeline.hooks import (
+    CheckpointHooks,
+    InputHooks,
+    PreflightHooks,
+    SignalHooks,
+    SummaryHooks,
+    TrackingHooks,
+)
 from pu_kd_pipeline.infra.configuration import image_file
 
 # Kedro calls the last first: input is checked before anything is tracked, and the summary is the last word.
-HOOKS = (SummaryHooks(), TrackingHooks(), SignalHooks(), PreflightHooks(), InputHooks())
+HOOKS = (SummaryHooks(), TrackingHooks(), CheckpointHooks(), SignalHooks(), PreflightHooks(), InputHooks())
 
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {

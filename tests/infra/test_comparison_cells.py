@@ -14,9 +14,11 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra import comparison, distillation, progress, proxy
+from pu_kd_pipeline.infra.checkpoints import keep_in, keep_nowhere
 from pu_kd_pipeline.infra.comparison import (
     RESULT,
     ComparisonInputs,
@@ -27,6 +29,7 @@ from pu_kd_pipeline.infra.comparison import (
 )
 from pu_kd_pipeline.infra.comparison_grid import Blocks, cells_of, laid_over_each_other
 from pu_kd_pipeline.infra.comparison_report import comparison_page, means_over_seeds, plot_comparison
+from pu_kd_pipeline.infra.devices import MemoryShortage
 from pu_kd_pipeline.infra.features import feature_shards
 from pu_kd_pipeline.infra.image_batches import predict_logits
 from pu_kd_pipeline.infra.image_labels import with_teacher_labels
@@ -433,6 +436,28 @@ def test_every_method_gives_its_student_the_same_number_of_updates(inputs, block
             one = grid(labeled_per_class=[2], seeds=[0], variants={name: variants[name]})
             ShardedTable.write(tmp_path / name, comparison_shards(inputs, blocks, one))
     assert updates == dict.fromkeys(variants, 8)
+
+
+def test_cells_keep_no_checkpoints_and_stop_where_memory_runs_out(inputs, blocks, tmp_path):
+    """A cell is done as a whole; and one that failed for want of memory would not be computed again."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    variants = {"pu": {"rule": "nnpu"}, "fitnet": {"method": "fitnet"}}
+    makers = comparison_shards(inputs, blocks, grid(labeled_per_class=[2], seeds=[0], variants=variants))
+    keep_in(tmp_path / "checkpoints", 0.0)
+    hook = register_optimizer_step_post_hook(full)
+    try:
+        with pytest.raises(MemoryShortage, match="memory of the device is not enough"):
+            ShardedTable.write(tmp_path / "cells", makers)
+        assert list(tmp_path.rglob("*.parquet")) == []
+        hook.remove()
+        assert len(ShardedTable.write(tmp_path / "cells", makers)) == 2
+    finally:
+        hook.remove()
+        keep_nowhere()
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_cell_that_cannot_be_computed_says_why_and_the_others_go_on(inputs, blocks, tmp_path):

@@ -87,3 +87,40 @@ def test_streamed_training_sees_the_batches_that_resident_training_sees() -> Non
     for streamed, resident in zip(batches(1e-9), batches(1.0), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(streamed, resident, strict=True))
     assert threads() == 0
+
+
+@pytest.mark.parametrize("n_passed", [0, 1, 4, 9])
+@pytest.mark.parametrize("limit_gb", [1e-9, 1.0], ids=["streamed", "resident"])
+@pytest.mark.parametrize("is_drawn", [False, True], ids=["passes", "drawn"])
+@pytest.mark.parametrize("flip", [False, True], ids=["plain", "views"])
+def test_batches_that_were_seen_are_passed_over_without_reading_an_image(
+    n_passed: int, limit_gb: float, is_drawn: bool, flip: bool
+) -> None:
+    compute = ComputeParams(
+        device="cpu", precision="float32", n_threads=1, resident_limit_gb=limit_gb, inference_batch_size=8
+    )
+
+    def batches(n_passed: int, n: int) -> tuple[list[Any], int]:
+        rows = ImageRows([(Store(), np.arange(5, 40))], compute)  # type: ignore[list-item]
+        n_read, read = 0, rows.batch
+
+        def counted(indices: torch.Tensor) -> torch.Tensor:
+            nonlocal n_read
+            n_read += 1
+            return read(indices)
+
+        rows.batch = counted  # type: ignore[method-assign]
+        augmentation = AugmentationParams(padding_px=1 if flip else 0, horizontal_flip=flip)
+        probabilities = torch.rand(35, generator=torch.Generator().manual_seed(0)) if is_drawn else None
+        found = augmented_batches(
+            rows, Normalise([0.5] * 3, [0.25] * 3), augmentation, 16, 3, None, probabilities, n_passed
+        )
+        with closing(found):  # type: ignore[type-var]
+            return [next(found) for _ in range(n)], n_read
+
+    everything, _ = batches(0, n_passed + 3)
+    later, n_read = batches(n_passed, 3)
+    assert n_read <= 3 + 4  # what is read ahead
+    for one, other in zip(later, everything[n_passed:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert threads() == 0

@@ -11,7 +11,7 @@ from kedro.io.core import DatasetError
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pu_kd_pipeline.infra.kedro_datasets import FigureDataset
+from pu_kd_pipeline.infra.kedro_datasets import CheckpointsDataset, FigureDataset
 
 
 @pytest.fixture
@@ -56,3 +56,12 @@ def test_kedro_viz_is_given_the_picture(figure, tmp_path):
     dataset.save(figure)
     assert base64.b64decode(dataset.preview()) == dataset.filepath.read_bytes()
     assert inspect.signature(dataset.preview).return_annotation == "ImagePreview"  # which kedro-viz goes by
+
+
+def test_the_folder_of_checkpoints_is_told_and_not_written(tmp_path):
+    dataset = CheckpointsDataset(filepath=str(tmp_path / "checkpoints"), every_s=30)
+    assert dataset.load() == tmp_path / "checkpoints"
+    assert dataset.every_s == 30
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match="is written by trainings alone"):
+        dataset.save("anything")

@@ -348,7 +348,7 @@ def test_a_student_of_the_teachers_width_ends_with_the_teachers_last_layer(digit
 
 def test_a_training_that_fails_leaves_no_hook_behind(digits):
     optimizer = OPTIMIZER.model_copy(update={"algorithm": "sgd", "learning_rate": 1e30})
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+    with pytest.raises(InputError, match="student: the loss is nan .*: lower the learning rate"):
         digits.distil(objective="latent", optimizer=optimizer, n_updates=4)
     assert not any(module._forward_pre_hooks for module in digits.teacher.network.modules())
 
@@ -451,9 +451,9 @@ def test_image_label_and_probability_of_a_position_belong_together(
     probability_of = dict(zip(manifest["id"], manifest["sampling_probability"], strict=True))
     seen: dict[str, Any] = {}
 
-    def batches(rows: ImageRows, *args: Any) -> Iterator[Batch]:
+    def batches(rows: ImageRows, *args: Any, **options: Any) -> Iterator[Batch]:
         seen.update(rows=rows, probabilities=args[-1])
-        return augmented_batches(rows, *args)
+        return augmented_batches(rows, *args, **options)
 
     def objective(setting: objectives.Setting, stack: Any) -> objectives.Objective:
         seen.update(labels=setting.labels)
@@ -570,8 +570,8 @@ def test_without_probabilities_each_pass_shows_every_image_once(digits):
 def test_a_manifest_says_how_often_its_images_are_shown(digits, monkeypatch):
     shown: list[Tensor] = []
 
-    def batches(*args: Any) -> Iterator[Batch]:
-        for batch in augmented_batches(*args):
+    def batches(*args: Any, **options: Any) -> Iterator[Batch]:
+        for batch in augmented_batches(*args, **options):
             shown.append(args[0].batch(batch.rows))
             yield batch
 

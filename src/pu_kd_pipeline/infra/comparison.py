@@ -24,9 +24,11 @@ import pyarrow.compute
 import torch
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.checkpoints import unkept
 from pu_kd_pipeline.infra.class_weighting import weigh_classes
 from pu_kd_pipeline.infra.comparison_grid import Blocks, Cell, cells_of
 from pu_kd_pipeline.infra.comparison_students import check_fskd, fitnet_start, fskd_start
+from pu_kd_pipeline.infra.devices import MemoryShortage
 from pu_kd_pipeline.infra.distillation import distil
 from pu_kd_pipeline.infra.evaluation import describe_selection
 from pu_kd_pipeline.infra.features import score_shards
@@ -197,7 +199,8 @@ def comparison_shards(
     why, and the others go on.
 
     Raises:
-        InputError: the grid cannot be made from these inputs; nothing has been computed then.
+        InputError: the grid cannot be made from these inputs; nothing has been computed then. From a maker: memory ran
+            out.
     """
     cells = cells_of(params, blocks)
     if params.curves is not None:
@@ -297,8 +300,10 @@ class _Bench:
             about["criterion"] = cell.blocks.subset_materialization.criterion
             about["features"] = cell.blocks.pu_training.features
         try:
-            with unpublished():
+            with unpublished(), unkept():
                 return about | self._outcome(cell)
+        except MemoryShortage:  # a cell that is kept would stay without a result where there is memory again
+            raise
         except (ValueError, FloatingPointError) as exc:  # InputError among them
             return about | {"failure": str(exc).splitlines()[0]}
 

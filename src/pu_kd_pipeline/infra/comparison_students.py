@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pu_kd_pipeline.infra.checkpoints import told
 from pu_kd_pipeline.infra.classifier_training import augmented_batches
 from pu_kd_pipeline.infra.devices import autocast, prepare_device
 from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
@@ -33,7 +34,7 @@ def fitnet_start(teacher: Model, images: ImageStore, params: DistillationParams,
         n_updates: updates that the hints get.
     """
     device = prepare_device(params.compute)
-    with seeded(params.seed):
+    with told("hints"), seeded(params.seed):
         model = _new_student(teacher, params)
         guided, hint = _middle_tap(model), _middle_tap(teacher)
         student, network = model.network.to(device).train(), teacher.network.to(device).eval()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,11 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params import ComputeParams
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class MemoryShortage(InputError):
+    """A device, or the machine, has too little memory: a fault of the moment, which smaller batches may mend."""
+
 
 # Values of the images in one batch of inference. A CPU is twice as fast where a layer's output stays in its caches and
 # in memory that the process keeps (docs/results/speed.md); a GPU wants enough of them to be busy.
@@ -77,3 +83,34 @@ def _has_bf16(device: torch.device) -> bool:
         return False
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(probe() for probe in probes if probe is not None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device, or the machine itself, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no type for the CPU's
+
+
+@contextmanager
+def memory_told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
+    """Tell the user what to lower where memory runs out inside.
+
+    Args:
+        name: of what runs.
+        more: returns what else is to be told.
+
+    Raises:
+        MemoryShortage: memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        reason = (str(exc) or type(exc).__name__).splitlines()[0].rstrip(".")
+        raise MemoryShortage(
+            f"{name}: the memory of the device is not enough ({reason}). Lower batch_size, or, in globals.yml, "
+            "compute.resident_limit_gb (images held on the device) or compute.inference_batch_size (where nothing is "
+            f"learned).{more()}"
+        ) from exc

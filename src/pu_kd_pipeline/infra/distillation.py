@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.checkpoints import decided_by, keeping
 from pu_kd_pipeline.infra.class_weighting import check_weights
 from pu_kd_pipeline.infra.classifier_training import Batch, augmented_batches
 from pu_kd_pipeline.infra.devices import autocast, inference_batch_size, prepare_device
@@ -21,9 +24,10 @@ from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, new_student
 from pu_kd_pipeline.infra.objectives import Setting, cacheable, make_objective
 from pu_kd_pipeline.infra.progress import watch
+from pu_kd_pipeline.infra.run_facts import table_digest
 from pu_kd_pipeline.infra.teacher_cache import TeacherOutputs
 from pu_kd_pipeline.learning.augmentation import Normalise
-from pu_kd_pipeline.learning.training import fit, make_optimizer, seeded
+from pu_kd_pipeline.learning.training import Record, TrainingState, fit, make_optimizer, seeded
 from pu_kd_pipeline.params import ComputeParams, DistillationParams
 
 
@@ -54,25 +58,41 @@ def distil(
         name: of the stage, for progress and tracking.
         start: the state to train on from; None: freshly initialised.
         watched: labeled images that nobody trains on; each record then has `watched_accuracy`, of clean views.
+
+    Raises:
+        InputError: manifest, weights and images do not fit together, the objective cannot be used with these networks,
+            the loss is not finite, or memory runs out.
     """
     check_weights(weight_vectors, manifest, teacher)
     device = prepare_device(params.compute)
     stores = {"labeled": labeled_images, "pool": pool_images}
     rows, held_out_rows = _split(manifest, params)
-    training, held_out = (_images(part, stores, params.compute) for part in (rows, held_out_rows))
     origin = {
         "distilled_by": params.objective,
         "rule": manifest.attrs.get("rule"),
         "n_updates": params.n_updates,
         "teacher": teacher.fingerprint(),
     }
-    with seeded(params.seed), ExitStack() as stack:
+
+    def about() -> dict[str, Any]:
+        facts = {origin: store.fingerprint for origin, store in stores.items()}
+        facts |= {"manifest": table_digest(manifest), "weights": table_digest(weight_vectors)}
+        return decided_by(params, device, teacher=origin["teacher"], is_watched=watched is not None, **facts)
+
+    with keeping(name, about) as keeper, seeded(params.seed), ExitStack() as stack:
+        training, held_out = (_images(part, stores, params.compute) for part in (rows, held_out_rows))
         model = new_student(teacher, params.student_architecture, params.student_options, origin)
         if start is not None:
             model.network.load_state_dict(start)
         student, teacher_network = model.network.to(device).train(), teacher.network.to(device).eval()
         normalise = normalisation(teacher, device)
-        teacher_outputs = TeacherOutputs(training, teacher_network, normalise, cacheable(params))
+        teacher_outputs = TeacherOutputs(
+            training,
+            teacher_network,
+            normalise,
+            cacheable(params),
+            partial(keeper.remembered, "teacher_logits"),
+        )
         vectors = torch.tensor(weight_vectors.to_numpy(), dtype=torch.float32, device=device)
         labels = torch.from_numpy(_labels(rows, stores)).to(device)
         objective = make_objective(Setting(model, teacher, teacher_outputs, vectors, labels, params, device), stack)
@@ -82,6 +102,25 @@ def distil(
             agreement = (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
             return {**values, "training_agreement": agreement}
 
+        chosen = _BestOf(student, keeps_best=params.keep == "best")
+        eye = _Eye(normalise, params.compute)
+        sights = {}
+        if len(held_out):
+            sights["held_out_agreement"] = (held_out, eye.classes(teacher_network, held_out))
+        if watched is not None:
+            truth = torch.from_numpy(watched.index["label"].to_numpy(dtype=np.int64)).to(device)
+            images = ImageRows([(watched, np.arange(len(watched)))], params.compute)
+            sights["watched_accuracy"] = (images, truth)
+
+        def examine(record: Record) -> Record:
+            record |= {name: eye.share(student, *sight) for name, sight in sights.items()}
+            chosen.look(record)
+            return record
+
+        trained = nn.ModuleList([student, objective.beside])
+        optimizer = make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"}))
+        state = TrainingState(trained=trained, optimizer=optimizer, best=chosen, **objective.parts)
+        keeper.restore(state)
         batches = augmented_batches(
             training,
             normalise,
@@ -90,29 +129,21 @@ def distil(
             params.seed,
             teacher_outputs.draw,
             _probabilities(rows),
+            n_passed=state.update,
         )
         records = fit(
             step,
             batches,
-            make_optimizer(
-                nn.ModuleList([student, objective.beside]), **params.optimizer.model_dump(exclude={"schedule"})
-            ),
+            optimizer,
             n_updates=params.n_updates,
             record_every=params.record_every,
             schedule=params.optimizer.schedule,
+            state=state,
+            keeper=keeper,
+            examine=examine,
         )
-        chosen = _BestOf(student, keeps_best=params.keep == "best")
-        eye = _Eye(normalise, params.compute)
-        if len(held_out):
-            records = eye.watch(
-                records, student, "held_out_agreement", held_out, eye.classes(teacher_network, held_out)
-            )
-        if watched is not None:
-            truth = torch.from_numpy(watched.index["label"].to_numpy(dtype=np.int64)).to(device)
-            images = ImageRows([(watched, np.arange(len(watched)))], params.compute)
-            records = eye.watch(records, student, "watched_accuracy", images, truth)
-        seen = watch(chosen.watch(records), name=name, total=-(-params.n_updates // params.record_every))
-        history = pd.DataFrame(list(seen))
+        n_records = -(-params.n_updates // params.record_every)
+        history = pd.DataFrame(list(watch(records, name=name, total=n_records)))
         chosen.restore()
         facts = objective.finish(history)
     history["is_kept"] = history["update"] == (chosen.update if chosen.keeps_best else history["update"].max())
@@ -205,15 +236,12 @@ class _Eye:
             views = (self.normalise(images.batch(rows)) for rows in batches)
             return torch.cat([network(batch).argmax(dim=1) for batch in views])
 
-    def watch(
-        self, records: Iterator[dict[str, float]], student: nn.Module, name: str, images: ImageRows, classes: Tensor
-    ) -> Iterator[dict[str, float]]:
-        """Add to each record the share of the images that the student puts in the given classes."""
-        for record in records:
-            student.eval()
-            share = (self.classes(student, images) == classes).float().mean().item()
-            student.train()
-            yield {**record, name: share}
+    def share(self, student: nn.Module, images: ImageRows, classes: Tensor) -> float:
+        """Return the share of the images that a student in training puts in the given classes."""
+        student.eval()
+        share = (self.classes(student, images) == classes).float().mean().item()
+        student.train()
+        return share
 
 
 class _BestOf:
@@ -225,12 +253,16 @@ class _BestOf:
         self._state: dict[str, Tensor] = {}
         self.update = 0.0
 
-    def watch(self, records: Iterator[dict[str, float]]) -> Iterator[dict[str, float]]:
-        for record in records:
-            if self.keeps_best and record["held_out_agreement"] > self._agreement:
-                self._agreement, self.update = record["held_out_agreement"], record["update"]
-                self._state = {name: value.clone() for name, value in self._student.state_dict().items()}
-            yield record
+    def look(self, record: Record) -> None:
+        if self.keeps_best and record["held_out_agreement"] > self._agreement:
+            self._agreement, self.update = record["held_out_agreement"], record["update"]
+            self._state = {name: value.clone() for name, value in self._student.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"agreement": self._agreement, "update": self.update, "state": self._state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._agreement, self.update, self._state = state["agreement"], state["update"], state["state"]
 
     def restore(self) -> None:
         if self.keeps_best:

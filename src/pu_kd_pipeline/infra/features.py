@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.devices import prepare_device
+from pu_kd_pipeline.infra.devices import memory_told, prepare_device
 from pu_kd_pipeline.infra.image_batches import map_images, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore, Shard
 from pu_kd_pipeline.infra.model_files import Model, PUClassifier
@@ -100,7 +100,7 @@ def _scores(
         spec = classifier.card.teacher.input
         batches = map_images(lambda x: (module(x),), images, rows, Normalise(spec.mean, spec.std, device), compute)
         return torch.cat([scores.float() for (scores,) in batches]).numpy()
-    with torch.inference_mode():
+    with memory_told("pool_scoring"), torch.inference_mode():
         descriptor = torch.from_numpy(as_array(table["descriptor"]).copy())
         card = classifier.card  # its descriptor is the last tap where it reads the last layer
         return (

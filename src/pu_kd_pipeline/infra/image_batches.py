@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
@@ -13,11 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pu_kd_pipeline.infra.devices import autocast, inference_batch_size, prepare_device
+from pu_kd_pipeline.infra.devices import (
+    autocast,
+    inference_batch_size,
+    is_out_of_memory,
+    memory_told,
+    prepare_device,
+)
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model
 from pu_kd_pipeline.learning.augmentation import Normalise
 from pu_kd_pipeline.params import ComputeParams
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -80,19 +89,49 @@ def map_images(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield a function of the normalised images of some rows, batch by batch, on the CPU.
 
+    Where memory runs out, this batch and those after it are halved, once.
+
     Args:
         function: maps (N, C, H, W) float32 images on the device to tensors.
         store: of the images.
         rows: (n,) int64, the wanted ones.
         normalise: on the device.
         compute: device, precision and batch size.
+
+    Raises:
+        MemoryShortage: memory is not enough for half a batch either.
     """
     device = prepare_device(compute)
     size = inference_batch_size(compute, device, store.image_shape)
+
+    def outputs(batch: np.ndarray) -> tuple[Tensor, ...]:
+        with torch.inference_mode(), autocast(compute, device):
+            return tuple(output.cpu() for output in function(normalise(torch.from_numpy(batch).to(device))))
+
+    is_halved = False
     with closing(read_ahead(store.read(rows[start : start + size]) for start in range(0, len(rows), size))) as batches:
         for batch in batches:
-            with torch.inference_mode(), autocast(compute, device):
-                yield tuple(output.cpu() for output in function(normalise(torch.from_numpy(batch).to(device))))
+            if not is_halved:
+                if (found := _unless_out_of_memory(outputs, batch)) is not None:
+                    yield found
+                    continue
+                is_halved = True
+                logger.warning("memory is not enough for %d images at once: going on with half of them", len(batch))
+            with memory_told("inference"):
+                halves = [outputs(half) for half in np.array_split(batch, 2) if len(half)]
+            yield tuple(torch.cat(parts) for parts in zip(*halves, strict=True))
+
+
+def _unless_out_of_memory(outputs: Callable[[np.ndarray], T], batch: np.ndarray) -> T | None:
+    """Return the outputs of a batch; None where memory runs out, with what the attempt took given back."""
+    try:
+        return outputs(batch)
+    except (RuntimeError, MemoryError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def read_ahead(items: Iterator[T], n_ahead: int = 2) -> Generator[T, None, None]:

@@ -42,15 +42,28 @@ class _OnDisk:
 
 
 class FolderDataset(_OnDisk, AbstractDataset[NoReturn, Path]):
-    """A folder that the runner keeps something in; no node reads or writes it."""
+    """A folder in which something is kept beside what the nodes make; no node reads or writes it."""
 
     def save(self, data: NoReturn) -> None:
-        """Refuse: only the runner writes there."""
-        raise DatasetError(f"{self.filepath} is written by the runner alone")
+        """Refuse."""
+        raise DatasetError(f"{self.filepath} is written by no node")
 
     def load(self) -> Path:
         """Return where it is."""
         return self.filepath
+
+
+class CheckpointsDataset(FolderDataset):
+    """The folder of checkpoints; trainings find it through a hook.
+
+    Args:
+        filepath: where every node that trains has a folder.
+        every_s: seconds between two checkpoints of a training; 0: one after every update.
+    """
+
+    def __init__(self, *, filepath: str, every_s: float, metadata: dict[str, Any] | None = None) -> None:
+        super().__init__(filepath=filepath, metadata=metadata)
+        self.every_s = every_s
 
 
 class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):

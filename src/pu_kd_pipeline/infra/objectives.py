@@ -41,7 +41,7 @@ from pu_kd_pipeline.learning.latent import (
     share_head,
 )
 from pu_kd_pipeline.learning.noise_matrix import NoiseMatrix, noisy_kd_loss, pseudo_label_loss
-from pu_kd_pipeline.learning.training import make_optimizer
+from pu_kd_pipeline.learning.training import Stateful, make_optimizer
 from pu_kd_pipeline.params import DistillationParams
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,11 @@ class Objective(Protocol):
 
     Attributes:
         beside: what the student's optimiser trains along with the student, and no part of it.
+        parts: by name, what else changes while the student is trained; a checkpoint holds it.
     """
 
     beside: nn.Module
+    parts: dict[str, Stateful]
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return student logits, teacher logits and the losses; "loss" is minimised, the others are for the history."""
@@ -94,6 +96,7 @@ class OnLogits:
     def __init__(self, setting: Setting) -> None:
         self._setting, self._loss = setting, OBJECTIVES[setting.params.objective]
         self.beside: nn.Module = nn.Module()
+        self.parts: dict[str, Stateful] = {}
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         setting, params = self._setting, self._setting.params
@@ -123,6 +126,7 @@ class NoisyKD:
             self._matrix, algorithm="adam", learning_rate=params.learning_rate, momentum=0.9, weight_decay=0.0
         )
         self.beside: nn.Module = nn.Module()
+        self.parts: dict[str, Stateful] = {"noise_matrix": self._matrix, "noise_optimizer": self._optimizer}
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         setting, params = self._setting, self._setting.params
@@ -146,6 +150,7 @@ class Latent:
         params = setting.params.latent
         assert params is not None
         self._setting, self._params = setting, params
+        self.parts: dict[str, Stateful] = {}
         networks, n_classes = (setting.student.network, setting.teacher.network), setting.teacher.n_classes
         if params.shared_head:
             share_head(*networks, n_classes)
@@ -196,9 +201,9 @@ class FeatureMatching:
         self._student.train()
         widths = [self._widths(extractor) for extractor in (self._student, self._teacher)]
         self.beside: nn.Module = nn.Module()
+        self.parts: dict[str, Stateful] = {}
         self._adapter: FeatureAdapter | None = None
         self._training: CriticTraining | None = None
-        self._n_updates = 0
         if self._critic_params is not None:
             self._adapter = FeatureAdapter(*widths).to(setting.device)
             self.beside = self._adapter
@@ -206,6 +211,7 @@ class FeatureMatching:
             self._training = CriticTraining(
                 critic, self._critic_params.mode, learning_rate=self._critic_params.learning_rate
             )
+            self.parts["critic"] = self._training
 
     def _widths(self, extractor: FeatureExtractor) -> list[int]:
         was_training = extractor.training
@@ -249,10 +255,10 @@ class FeatureMatching:
             return None, {}, 0.0
         student = critic_features([feature_map.float() for feature_map in student_maps], self._adapter)
         teacher = critic_features([feature_map.float() for feature_map in teacher_maps])
-        progress = self._n_updates / self._setting.params.n_updates
+        n_updates = self._training.n_steps
+        progress = n_updates / self._setting.params.n_updates
         facts = self._training.step(teacher, student, class_prior_at(progress, *self._critic_params.class_prior))
-        weight = self._critic_params.weight * ramp(self._n_updates, self._critic_params.ramp_updates)
-        self._n_updates += 1
+        weight = self._critic_params.weight * ramp(n_updates, self._critic_params.ramp_updates)
         return self._training.critic(student), facts, weight
 
     def finish(self, history: pd.DataFrame) -> dict[str, Any]:

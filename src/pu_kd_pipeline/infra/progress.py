@@ -135,15 +135,17 @@ def _shown(name: str, total: int | None) -> Iterator[Show]:
 @contextmanager
 def _lines(name: str, total: int | None) -> Iterator[Show]:
     """The first and the last step, and one line every ten seconds between them."""
-    started = time.monotonic()
-    last_line = -SECONDS_BETWEEN_LINES
+    last_line, last_count = -SECONDS_BETWEEN_LINES, 0
+    previous = time.monotonic()
     waiting: tuple[int, str] | None = None
 
     def say(count: int, text: str) -> None:
-        nonlocal last_line, waiting
+        nonlocal last_line, last_count, previous, waiting
         last_line, waiting = time.monotonic(), None
         of = f"{count} of {total}" if total else str(count)
-        left = (last_line - started) * (total - count) / count if total else 0.0
+        # by the pace since the line before: what a resumed loop tells again takes no time
+        left = (last_line - previous) * (total - count) / max(count - last_count, 1) if total else 0.0
+        previous, last_count = last_line, count
         remaining = f", about {left:.0f} s left" if left >= 1 else ""
         logger.info("%s: %s %s%s", name, of, text, remaining)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from pu_kd_pipeline.infra.checkpoints import unkept
 from pu_kd_pipeline.infra.devices import prepare_device
 from pu_kd_pipeline.infra.distillation import distil
 from pu_kd_pipeline.infra.features import rows_of
@@ -38,7 +39,8 @@ class Proxy:
         changes = {"objective": "kd", "n_updates": n_updates, "held_out_share": 0.0, "keep": "last"}
         weights = pd.DataFrame(np.ones((1, self.teacher.n_classes)))
         params = self.params.model_copy(update=changes)
-        student, _ = distil(manifest, labeled_images, pool_images, self.teacher, weights, params, name="proxy")
+        with unkept():
+            student, _ = distil(manifest, labeled_images, pool_images, self.teacher, weights, params, name="proxy")
         device = prepare_device(params.compute)
         network, normalise = student.network.to(device).eval(), normalisation(student, device)
         result = np.empty(len(pool_images), dtype=np.float32)

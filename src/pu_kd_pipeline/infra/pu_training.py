@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.checkpoints import decided_by, keeping, told
 from pu_kd_pipeline.infra.classifier_training import augmented
 from pu_kd_pipeline.infra.devices import autocast, channels_last, prepare_device
 from pu_kd_pipeline.infra.features import check_teacher, feature_tensors
@@ -22,17 +24,18 @@ from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model, PUClassifier, PUClassifierCard
 from pu_kd_pipeline.infra.progress import track, watch
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.learning.augmentation import draw_views, n_views
 from pu_kd_pipeline.learning.class_prior import ESTIMATORS, estimate_class_prior
 from pu_kd_pipeline.learning.class_prior_training import cross_fitted_ranks
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head, n_outputs_of
 from pu_kd_pipeline.learning.pu_training import ScoreTraining, cvir_step, fit_scores, folds_of, pu_step
 from pu_kd_pipeline.learning.risk import zero_one_risk
-from pu_kd_pipeline.learning.training import Step, seeded
+from pu_kd_pipeline.learning.training import Record, Step, seeded
 from pu_kd_pipeline.params import PUTrainingParams
 
 logger = logging.getLogger(__name__)
 
-_Record = dict[str, float]
+Fit = Callable[..., Iterator[Record]]  # fit(keeper=…, examine=…)
 
 
 # --- the class prior --------------------------------------------------------------------------------------------------
@@ -72,7 +75,7 @@ def estimate_prior(labeled: ShardedTable, pool: ShardedTable, params: PUTraining
     if reads == "features":
         evidence = (positive.cpu().numpy(), unlabeled.cpu().numpy())
     else:
-        with seeded(params.seed):
+        with told("class prior"), seeded(params.seed):
             evidence = cross_fitted_ranks(
                 positive,
                 unlabeled,
@@ -128,17 +131,18 @@ def train_head(
     _, unlabeled = feature_tensors(pool, params.features, device)
     training = _score_training(params, params.epochs)
 
-    def train(rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, Iterator[_Record]]:
+    def train(rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, Fit]:
         head = _new_head(positive, unlabeled, params).to(device)
         step = _pu_step(head, class_prior, params)
-        return head, _fit_head(head, step, positive[rows], unlabeled, training, generator)
+        return head, partial(_fit_head, head, step, positive[rows], unlabeled, training, generator)
 
     def score(module: nn.Module, rows: Tensor | None) -> np.ndarray:
         with torch.inference_mode():
             scores: np.ndarray = module(unlabeled if rows is None else positive[rows]).cpu().numpy()
         return scores
 
-    head, history, ranks = _train_with_held_out_folds(ids, train, score, class_prior, params, device)
+    facts = {"labeled": labeled.fingerprint, "pool": pool.fingerprint, "teacher": teacher.fingerprint()}
+    head, history, ranks = _train_with_held_out_folds(ids, train, score, class_prior, params, device, facts)
     card = _card(teacher, class_prior, params, descriptor_size=head.descriptor_size)
     return PUClassifier(head.cpu().eval(), card), history, ranks
 
@@ -155,7 +159,7 @@ def train_end_to_end(
     descriptor_size = teacher.extractor(device).descriptor_size
     card = _card(teacher, class_prior, params, descriptor_size=descriptor_size)
 
-    def train(rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, Iterator[_Record]]:
+    def train(rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, Fit]:
         backbone = Model(copy.deepcopy(teacher.network), teacher.card).extractor(device)
         head = make_head(descriptor_size, params.features, params.attention_reduction)
         module = channels_last(FullPUClassifier(backbone, head), device)
@@ -164,11 +168,17 @@ def train_end_to_end(
         def view(batch: Tensor) -> Tensor:
             return augmented(batch, normalise, params.augmentation, generator)
 
+        def pass_over(rows: Tensor) -> None:
+            padding, flip = params.augmentation.padding_px, params.augmentation.horizontal_flip
+            if n_views(padding, flip) > 1:
+                draw_views(len(rows), padding=padding, flip=flip, generator=generator)
+
         def scores(images: Tensor) -> Tensor:
             with autocast(params.compute, device):
                 return module(images)  # type: ignore[no-any-return]
 
-        records = fit_scores(
+        return module, partial(
+            fit_scores,
             module,
             _pu_step(scores, class_prior, params),
             lambda drawn: view(positive.batch(rows[drawn])),
@@ -177,8 +187,8 @@ def train_end_to_end(
             n_unlabeled=len(unlabeled),
             training=training,
             generator=generator,
+            pass_over=pass_over,
         )
-        return module, records
 
     def score(module: nn.Module, rows: Tensor | None) -> np.ndarray:
         store = pool_images if rows is None else labeled_images
@@ -187,11 +197,14 @@ def train_end_to_end(
         return torch.cat([scores.float() for (scores,) in batches]).numpy()
 
     ids = labeled_images.index["id"].to_numpy()
-    module, history, ranks = _train_with_held_out_folds(ids, train, score, class_prior, params, device)
+    facts = {f"{name} images": store.fingerprint for name, store in zip(("labeled", "pool"), stores, strict=True)}
+    facts["teacher"] = teacher.fingerprint()
+    module, history, ranks = _train_with_held_out_folds(ids, train, score, class_prior, params, device, facts)
     return PUClassifier(module.cpu().eval(), card), history, ranks
 
 
 _STATISTICS_SAMPLE = 4096
+_HELD_OUT_RISK = "held_out_zero_one_risk"
 
 
 def _descriptors(module: FullPUClassifier, pool: ImageStore, params: PUTrainingParams, normalise: Any) -> Tensor:
@@ -203,16 +216,23 @@ def _descriptors(module: FullPUClassifier, pool: ImageStore, params: PUTrainingP
 
 def _train_with_held_out_folds(
     ids: np.ndarray,
-    train: Callable[[Tensor, torch.Generator], tuple[Any, Iterator[_Record]]],
+    train: Callable[[Tensor, torch.Generator], tuple[Any, Fit]],
     score: Callable[[nn.Module, Tensor | None], np.ndarray],
     class_prior: float,
     params: PUTrainingParams,
     device: torch.device,
+    facts: Mapping[str, str],
 ) -> tuple[Any, pd.DataFrame, pd.DataFrame]:
     """Return the classifier of all positives, its history, and what classifiers without a fold say of that fold.
 
     The history's `held_out_zero_one_risk` is 2 pi FNR + P_U(+) - pi with the false negative rate of held-out positives.
+    Each training has its own checkpoints: one that goes on has those of the folds before it ended, and no update of
+    them is done again.
     """
+
+    def about() -> dict[str, Any]:
+        return decided_by(params, device, class_prior=class_prior, **facts)
+
     generator = torch.Generator(device).manual_seed(params.seed)
     everything = torch.arange(len(ids), device=device)
     with seeded(params.seed):
@@ -223,21 +243,27 @@ def _train_with_held_out_folds(
         folds = folds_of(len(ids), n_folds, generator) if n_folds else everything
         for fold in track(range(n_folds), name="held-out folds", total=n_folds, unit="folds"):
             rows = everything[folds == fold]
-            module, records = train(everything[folds != fold], generator)
-            curve = []
-            for record in records:
-                positive_scores = score(module, rows)
-                false_negatives = float((positive_scores <= 0).mean())
-                curve.append(zero_one_risk(false_negatives, record["unlabeled_positive_share"], class_prior))
-                module.train()
-            risks.append(curve)
+            with keeping(f"pu_training-fold-{fold}", about) as keeper:
+                module, fit = train(everything[folds != fold], generator)
+                examine = partial(_with_held_out_risk, module, partial(score, module, rows), class_prior)
+                risks.append([record[_HELD_OUT_RISK] for record in fit(keeper=keeper, examine=examine)])
             held_out.append(_ranks(ids[rows.cpu().numpy()], fold, score(module, rows), score(module, None)))
-        module, records = train(everything, generator)
-        history = pd.DataFrame(list(watch(records, name="pu_training", total=params.epochs)))
+        with keeping("pu_training", about) as keeper:
+            module, fit = train(everything, generator)
+            history = pd.DataFrame(list(watch(fit(keeper=keeper), name="pu_training", total=params.epochs)))
     if risks:
-        history["held_out_zero_one_risk"] = np.mean(risks, axis=0)
+        history[_HELD_OUT_RISK] = np.mean(risks, axis=0)
     columns = ["id", "fold", "rank", "pu_score"]
     return module, history, pd.concat(held_out, ignore_index=True) if held_out else pd.DataFrame(columns=columns)
+
+
+def _with_held_out_risk(
+    module: nn.Module, score: Callable[[], np.ndarray], class_prior: float, record: Record
+) -> Record:
+    """Return a record with the risk of a module in training on positives that it is not trained on."""
+    false_negatives = float((score() <= 0).mean())
+    module.train()
+    return {**record, _HELD_OUT_RISK: zero_one_risk(false_negatives, record["unlabeled_positive_share"], class_prior)}
 
 
 def _ranks(ids: np.ndarray, fold: int, positive_scores: np.ndarray, unlabeled_scores: np.ndarray) -> pd.DataFrame:
@@ -260,7 +286,8 @@ def _fit_head(
     unlabeled: Tensor,
     training: ScoreTraining,
     generator: torch.Generator,
-) -> Iterator[_Record]:
+    **options: Any,
+) -> Iterator[Record]:
     return fit_scores(
         head,
         step,
@@ -270,6 +297,7 @@ def _fit_head(
         n_unlabeled=len(unlabeled),
         training=training,
         generator=generator,
+        **options,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,20 @@ class TeacherOutputs:
         teacher: in eval mode, on the images' device.
         normalise: on the images' device.
         params: of the student.
+        remembered: returns what its argument makes, or made in a run that was stopped.
 
     Raises:
         InputError: the logits of `views` do not fit `compute.resident_limit_gb`.
     """
 
-    def __init__(self, images: ImageRows, teacher: nn.Module, normalise: Normalise, params: DistillationParams) -> None:
+    def __init__(
+        self,
+        images: ImageRows,
+        teacher: nn.Module,
+        normalise: Normalise,
+        params: DistillationParams,
+        remembered: Callable[[Callable[[], Tensor | None]], Tensor | None] = lambda make: make(),
+    ) -> None:
         self._images, self._teacher, self._normalise, self._params = images, teacher, normalise, params
         self._padding, self._flip = params.augmentation.padding_px, params.augmentation.horizontal_flip
         self._fixed: Tensor | None = None  # (N, cached_views) int64, the views of each image
@@ -48,9 +57,11 @@ class TeacherOutputs:
             generator = torch.Generator(images.device).manual_seed(params.seed)
             drawn = draw_views(len(images) * n_each, padding=self._padding, flip=self._flip, generator=generator)
             self._fixed = drawn.view(len(images), n_each)
-            self._known = self._ask_all(self._fixed, must_fit=True)
-        else:
-            self._known = self._ask_all(torch.arange(n_all, device=images.device).expand(len(images), n_all))
+        views = self._fixed
+        if views is None:
+            views = torch.arange(n_all, device=images.device).expand(len(images), n_all)
+        known = remembered(lambda: self._ask_all(views, must_fit=self._fixed is not None))
+        self._known = known if known is None else known.to(images.device)
 
     @property
     def is_cached(self) -> bool:

@@ -330,12 +330,17 @@ class CriticTraining:
         mode: see `pu_critic_risk`.
         learning_rate: of Adam with betas .5 and .999.
         gamma: see `pu_critic_risk`.
+
+    Attributes:
+        critic: see above.
+        n_steps: steps taken.
     """
 
     def __init__(
         self, critic: nn.Module, mode: CriticMode, *, learning_rate: float = LEARNING_RATE, gamma: float = 1.0
     ) -> None:
         self.critic, self._mode, self._gamma = critic, mode, gamma
+        self.n_steps = 0
         self._optimizer = make_optimizer(
             critic.requires_grad_(True),
             algorithm="adam",
@@ -375,12 +380,24 @@ class CriticTraining:
             self._optimizer.step()
         finally:
             self._freeze()
+        self.n_steps += 1
         return {
             "critic_loss": risk.value,
             "critic_accuracy": critic_accuracy(teacher_scores, student_scores),
             "critic_auc": critic_auc(teacher_scores, student_scores),
             "clamped_share": risk.is_clamped.float(),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the critic, its Adam, and the number of steps taken."""
+        parts = {"critic": self.critic.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {**parts, "n_steps": self.n_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Bring all of it where it was."""
+        self.critic.load_state_dict(state["critic"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.n_steps = state["n_steps"]
 
     def _freeze(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)

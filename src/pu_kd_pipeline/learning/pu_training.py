@@ -6,6 +6,7 @@ through the network in one batch, so that BatchNorm cannot learn to tell them ap
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pu_kd_pipeline.learning.risk import pu_risk
-from pu_kd_pipeline.learning.training import Step, fit, make_optimizer, random_batches, shuffled_batches
+from pu_kd_pipeline.learning.training import (
+    Examine,
+    Keeper,
+    Step,
+    TrainingState,
+    fit,
+    make_optimizer,
+    random_batches,
+    shuffled_batches,
+)
 
 Draw = Callable[[Tensor], Tensor]
 
@@ -129,6 +139,9 @@ def fit_scores(
     n_unlabeled: int,
     training: ScoreTraining,
     generator: torch.Generator,
+    pass_over: Callable[[Tensor], object] = lambda rows: None,
+    keeper: Keeper | None = None,
+    examine: Examine | None = None,
 ) -> Iterator[dict[str, float]]:
     """Yield one record an epoch, an epoch being one pass over the unlabeled samples.
 
@@ -141,6 +154,10 @@ def fit_scores(
         n_unlabeled: number of unlabeled samples, > 0.
         training: epochs, batch sizes and optimiser.
         generator: fixes the batches; on the device of the samples.
+        pass_over: draws of the generator what a draw of these rows draws of it, and reads nothing: a training that goes
+            on passes over the batches that it has seen.
+        keeper: see `fit`.
+        examine: see `fit`.
 
     Raises:
         ValueError: there are no positives or no unlabeled samples.
@@ -154,10 +171,16 @@ def fit_scores(
         momentum=training.momentum,
         weight_decay=training.weight_decay,
     )
+    state = TrainingState(module=module, optimizer=optimizer)
+    if keeper is not None:
+        keeper.restore(state)
     unlabeled_batch_size = min(training.unlabeled_batch_size, n_unlabeled)
     positives = random_batches(n_positive, training.positive_batch_size, generator)
     unlabeled = shuffled_batches(n_unlabeled, unlabeled_batch_size, generator)
-    batches = ((draw_positive(p), draw_unlabeled(u)) for p, u in zip(positives, unlabeled, strict=True))
+    drawn = zip(positives, unlabeled, strict=True)
+    for rows in itertools.chain.from_iterable(itertools.islice(drawn, state.update)):
+        pass_over(rows)
+    batches = ((draw_positive(p), draw_unlabeled(u)) for p, u in drawn)
     updates_per_epoch = -(-n_unlabeled // unlabeled_batch_size)
     module.train()
     records = fit(
@@ -167,6 +190,9 @@ def fit_scores(
         n_updates=training.epochs * updates_per_epoch,
         record_every=updates_per_epoch,
         schedule=training.schedule,
+        state=state,
+        keeper=keeper,
+        examine=examine,
     )
     for epoch, record in enumerate(records, start=1):
         yield {"epoch": float(epoch), **record}
