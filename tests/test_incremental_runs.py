@@ -90,7 +90,8 @@ class Project:
             for name in ("start_value", "left_value", "right_value", "joined", "told")
         }
         folder = {"type": "pu_kd_pipeline.infra.kedro_datasets.FolderDataset", "filepath": str(self.data / "records")}
-        catalog = DataCatalog.from_config({**entries, "node_records": folder})
+        checkpoints = {**folder, "filepath": str(self.data / "checkpoints")}
+        catalog = DataCatalog.from_config({**entries, "node_records": folder, "checkpoints": checkpoints})
         for name, value in self.params.items():
             catalog[f"params:{name}"] = MemoryDataset(value)
         return catalog
@@ -217,6 +218,18 @@ def test_a_failed_node_runs_again_and_those_before_it_do_not(project):
     ran = project.run()
     assert ran["left"] == "parameter second.shift 8 → 7"
     assert ran["join"] == "there is no record that it finished here"  # what it would have overwritten is not trusted
+
+
+def test_what_a_stopped_node_left_is_kept_for_the_same_code_alone(project):
+    project.params["second"] = {"shift": 7}  # join fails
+    kept = project.data / "checkpoints" / "join" / "last.ckpt"
+    for text, is_there in ((None, True), (None, True), (NODES.replace("thirteen", "13"), False)):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.touch()
+        project.write(nodes=text.format(package=project.package) if text else None)
+        with pytest.raises(ZeroDivisionError):
+            project.run()
+        assert kept.exists() == is_there
 
 
 def test_a_data_folder_may_be_moved(project, tmp_path):

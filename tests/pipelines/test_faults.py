@@ -48,7 +48,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_result(finished_
     draw = random.Random(0)
     n_kills = 0
     while n_kills < N_KILLS:
-        process = started(tmp_path)
+        process = started(tmp_path, "checkpoint_every_s=0.2")
         # within the start-up now and then, mostly at work, and never so late that nothing is left to kill
         time.sleep(draw.uniform(0.5, 4.0 + 12.0 * draw.random()))
         if process.poll() is not None:
