@@ -96,7 +96,7 @@ class NearDuplicateParams(Block):
 
     max_distance: float = Field(gt=0, le=1, description="the largest distance of a copy, whatever the images are like")
     max_ratio: float = Field(
-        gt=0, le=1, description="and as a share of the distance to the fifth nearest among the other test images"
+        gt=0, le=1, description="and as a share of the distance between that image and the fifth nearest of all others"
     )
 
 

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 TEST, LABELED, POOL, TEACHER_TRAINING = STORES = ("test", "labeled", "pool", "teacher_training")
 BY_PICTURE = (TEST, LABELED)  # the small ones: two large stores have too many pairs of pictures
 COLUMNS = ["id", "store", "kind", "other_store", "other_id", "distance"]
+SAMPLE_SIZE = 20_000  # images of a large store that show how near different images come
 _VALUES_AT_A_TIME = 2**25  # of pixels
 
 
@@ -96,16 +97,20 @@ def _near(stores: Mapping[str, ImageStore], params: NearDuplicateParams) -> list
     from pu_kd_pipeline.learning.near_duplicates import copy_limits, find_copies
 
     references = {name: torch.cat(list(_fingerprints(stores[name]))) for name in BY_PICTURE if len(stores[name])}
-    # how near different pictures of a kind come is seen best in all of them
-    limits = copy_limits(torch.cat(list(references.values())), **params.model_dump())
-    limits_of = dict(zip(references, limits.split([len(each) for each in references.values()]), strict=True))
+    if not references:
+        return []
+    sampled = [each for name in (POOL, TEACHER_TRAINING) for each in _fingerprints(stores[name], SAMPLE_SIZE)]
+    limits = {}
+    for name, own in references.items():
+        others = [each for other, each in references.items() if other != name]
+        limits[name] = copy_limits(own, torch.cat([own[:0], *others, *sampled]), **params.model_dump())
     found = []
     for name in STORES[1:]:
-        others = [other for other in references if STORES.index(other) < STORES.index(name)]
+        searched = [other for other in references if STORES.index(other) < STORES.index(name)]
         ids, start = stores[name].index["id"].to_numpy(), 0
         for fingerprints in _fingerprints(stores[name]):
-            for other in others:
-                copies = find_copies(fingerprints, references[other], limits_of[other])
+            for other in searched:
+                copies = find_copies(fingerprints, references[other], limits[other])
                 other_ids = stores[other].index["id"].to_numpy()[copies.references.numpy()]
                 rows = start + copies.rows.numpy()
                 found.append(_rows(name, "near", other, ids[rows], other_ids, copies.distances.numpy()))
@@ -113,16 +118,17 @@ def _near(stores: Mapping[str, ImageStore], params: NearDuplicateParams) -> list
     return found
 
 
-def _fingerprints(store: ImageStore) -> Iterator[Tensor]:
-    """Yield the fingerprints of a store's images, in row order."""
+def _fingerprints(store: ImageStore, n_images: int | None = None) -> Iterator[Tensor]:
+    """Yield the fingerprints of a store's images, or of so many from all over it, batch by batch in row order."""
     import torch
 
     from pu_kd_pipeline.learning.near_duplicates import fingerprints
 
+    n_images = len(store) if n_images is None else min(n_images, len(store))
+    rows = np.arange(n_images, dtype=np.int64) * len(store) // max(1, n_images)
     batch_size = max(1, _VALUES_AT_A_TIME // math.prod(store.image_shape))
-    for shard in store.shards:
-        for images in store.iter_batches(shard, batch_size):
-            yield fingerprints(torch.from_numpy(np.array(images)))  # a memory map is read-only
+    for start in range(0, n_images, batch_size):
+        yield fingerprints(torch.from_numpy(store.read(rows[start : start + batch_size])))
 
 
 def _rows(name: str, kind: str, other: str, ids: Any, other_ids: Any, distances: Any) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 An image becomes the gradients of its grey thumbnail, and two images are as far apart as these are uncorrelated. Such a
 distance hardly feels compression, resampling, brightness, contrast and colour. How far is too far depends on the kind
-of picture: two handwritten ones are nearer than two photos ever are. So a copy must be much nearer to the reference
-than the other references are. Crops, shifts, rotations, mirror images and inverted ones are not found, nor are copies
+of picture: two handwritten strokes are nearer than two photos ever are. So a copy must be much nearer to the reference
+than other images are. Crops, shifts, rotations, mirror images and inverted ones are not found, nor are copies
 of an image that is flat.
 """
 
@@ -20,7 +20,7 @@ THUMBNAIL_PX = 16
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG has it
 N_COARSE = 64  # coordinates of a fingerprint that nearly all pairs are told apart by
 FLAT = 1.0  # grey levels: an image whose gradients are smaller (root mean square) has no fingerprint
-NEIGHBOR_RANK = 5  # up to four references may be copies of each other and hide no other copy
+NEIGHBOR_RANK = 5
 _BLOCK = 2**24  # distances held at a time
 _SLACK = 1e-5  # rounding of float32
 
@@ -77,36 +77,37 @@ def _cosine_basis(n: int) -> tuple[Tensor, Tensor]:
     return waves.float(), (2 - 2 * torch.cos(math.pi / n * frequencies)).float()
 
 
-def copy_limits(references: Tensor, *, max_distance: float, max_ratio: float) -> Tensor:
+def copy_limits(references: Tensor, others: Tensor, *, max_distance: float, max_ratio: float) -> Tensor:
     """Return how near an image must come to each reference to be its copy.
 
-    That is `max_ratio` of the distance between the reference and its fifth nearest among the others (Lowe 2004, sec. 7.1,
-    compares with the second nearest), and at most `max_distance`. Copies among the references themselves do no harm
-    while there are at most four of a kind.
+    That is `max_ratio` of the distance between the reference and the fifth nearest of all other images at hand, and at
+    most `max_distance`. Lowe 2004, sec. 7.1, compares with the second nearest; with the fifth, an image may be there
+    five times and all its copies are found.
 
     Args:
         references: (M, D) fingerprints.
-        max_distance: at most this for any reference; with less than two references nothing else limits.
-        max_ratio: share of the distance to the fifth nearest other reference.
+        others: (B, D) fingerprints of further images of the same kinds, such as a sample of those that are searched:
+            the more there are, the better is known how near different images come.
+        max_distance: at most this for any reference.
+        max_ratio: share of the distance to the fifth nearest.
 
     Returns:
         (M,) float32; -1 for a reference that is flat, of which nothing is a copy.
 
     Raises:
-        ValueError: a limit is not positive, or max_ratio is above 1.
+        ValueError: a limit is outside (0, 1].
     """
     if not (0 < max_distance <= 1 and 0 < max_ratio <= 1):
         raise ValueError(f"max_distance and max_ratio must lie in (0, 1], got {max_distance!r} and {max_ratio!r}")
-    limits = torch.full((len(references),), max_distance)
-    rank = min(NEIGHBOR_RANK, len(references) - 1)
+    limits = torch.full((len(references),), float(max_distance))
+    known = torch.cat([references, others])
+    rank = min(NEIGHBOR_RANK, len(known) - 1)
     if rank > 0:
-        step = max(1, _BLOCK // len(references))
+        step = max(1, _BLOCK // len(known))
         for start in range(0, len(references), step):
-            block = references[start : start + step]
-            products = block @ references.T
-            products[torch.arange(len(block)), torch.arange(start, start + len(block))] = -torch.inf
-            nearest = 1 - products.topk(rank, dim=1).values[:, -1]
-            limits[start : start + step] = (max_ratio * nearest).clamp(0, max_distance)
+            # the nearest is the reference itself
+            products = (references[start : start + step] @ known.T).topk(rank + 1, dim=1).values[:, -1]
+            limits[start : start + step] = (max_ratio * (1 - products)).clamp(0, max_distance)
     return limits.where(references.any(dim=1), -1.0)
 
 
