@@ -32,7 +32,7 @@ def demo_test_images(folder: Path) -> ImageStore:
 
 @pytest.fixture(scope="module")
 def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of conf/ with the environment `planted`: 8 test images in the pool and 2 among the labeled, half as JPEG."""
+    """A copy of conf/ with the environment `planted`: 8 test images in the pool and 2 labeled, every other as JPEG."""
     folder = tmp_path_factory.mktemp("planted")
     store = demo_test_images(folder / "test")
     for number, image in enumerate(store.read(np.arange(10))[:, 0]):

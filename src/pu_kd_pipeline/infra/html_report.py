@@ -194,10 +194,13 @@ def _duplicates(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str
                 of_test.add(store)
     if not of_test:
         return [*texts, "No image is a copy of a test image."]
-    if facts.get("exclude_test_duplicates") is False and of_test & {"pool", "labeled"}:
-        texts.append("The student may have learned from copies of test images: do not trust its accuracy.")
-    elif of_test & {"pool", "labeled"}:
-        texts.append("No student learned from a copy of a test image: they were left out of what was selected.")
+    if of_test & {"pool", "labeled"}:
+        is_clean = facts.get("exclude_test_duplicates") is True
+        texts.append(
+            "No student learned from these copies of test images: they were left out of what was selected."
+            if is_clean
+            else "The students may have learned from copies of test images: do not trust their accuracy."
+        )
     if "teacher_training" in of_test:
         texts.append("The teacher may have learned from copies of test images: its own accuracy is somewhat too good.")
     return texts

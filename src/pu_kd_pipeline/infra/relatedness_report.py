@@ -77,7 +77,8 @@ def plot_relatedness(
         grid = figure.add_gridspec(len(ratios), 1, height_ratios=ratios)
     panels = [figure.add_subplot(grid[row]) for row in range(len(ratios))]
     _histograms(panels[:-1], populations, sums, draws)
-    _times_as_often(panels[-1], sums, draws)
+    is_drawn = draws > 0  # copies of test images are not
+    _times_as_often(panels[-1], sums[is_drawn], draws[is_drawn])
     for panel in panels[:-1]:
         panel.sharex(panels[-1])
         panel.tick_params(axis="x", labelbottom=False, length=0)

@@ -1,4 +1,4 @@
-"""Near-duplicates: which images show the same picture as a reference image, pixel for pixel but for how it was saved.
+"""Near-duplicates: which images are the same picture as a reference image, saved, resized or coloured in another way.
 
 An image becomes the gradients of its grey thumbnail, and two images are as far apart as these are uncorrelated. Such a
 distance hardly feels compression, resampling, brightness, contrast and colour. How far is too far depends on the kind
