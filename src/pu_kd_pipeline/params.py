@@ -91,6 +91,15 @@ class ImageStoreParams(Block):
     n_workers: int = Field(ge=1, description="decoding threads")
 
 
+class NearDuplicateParams(Block):
+    """How near to an image another one must come to be its copy; a distance is 1 - the correlation of the gradients."""
+
+    max_distance: float = Field(gt=0, le=1, description="the largest distance of a copy, whatever the images are like")
+    max_ratio: float = Field(
+        gt=0, le=1, description="and as a share of the distance between that image and the fifth nearest of all others"
+    )
+
+
 class DataIngestionParams(Block):
     """The block `data_ingestion`: where the four image stores come from."""
 
@@ -104,6 +113,7 @@ class DataIngestionParams(Block):
         (), description="experiments that train a teacher: its training images"
     )
     store: ImageStoreParams
+    near_duplicates: NearDuplicateParams | None = Field(description="null: only images with equal pixels are found")
 
     @model_validator(mode="after")
     def _truth_where_it_is_compared_with(self) -> DataIngestionParams:
@@ -298,6 +308,9 @@ class SubsetParams(Block):
     )
     budget: int | None = Field(gt=0, description="most pool images kept; null: no limit")
     target_precision: OpenShare = Field(description="criterion precision: lowest estimated precision of the subset")
+    exclude_test_duplicates: bool = Field(
+        True, description="leave pool and labeled images out of every manifest that are copies of test images"
+    )
 
     @model_validator(mode="after")
     def _budget_where_it_is_needed(self) -> SubsetParams:

@@ -30,6 +30,7 @@ from pu_kd_pipeline.infra.comparison import (
 from pu_kd_pipeline.infra.comparison_grid import Blocks, cells_of, laid_over_each_other
 from pu_kd_pipeline.infra.comparison_report import comparison_page, means_over_seeds, plot_comparison
 from pu_kd_pipeline.infra.devices import MemoryShortage
+from pu_kd_pipeline.infra.duplicates import Excluded
 from pu_kd_pipeline.infra.features import feature_shards
 from pu_kd_pipeline.infra.image_batches import predict_logits
 from pu_kd_pipeline.infra.image_labels import with_teacher_labels
@@ -376,6 +377,40 @@ def test_curves_are_of_images_that_no_student_sees(inputs, blocks, tmp_path):
     shares = np.concatenate(results["curve_accuracy"].tolist())
     np.testing.assert_allclose(150 * shares, np.round(150 * shares), atol=1e-9)  # shares of 150 images
     assert 0 < shares.max() <= 1
+
+
+def test_no_cell_learns_from_an_excluded_image_and_cells_without_one_keep_their_names(inputs, blocks, tmp_path):
+    variants = {
+        "all": {"rule": "all"},
+        "related": {"method": "preferential"},
+        "labeled": {"method": "labeled_only"},
+    }
+    params = grid(seeds=[0], labeled_per_class=[2], variants=variants)
+    before = comparison_shards(inputs, blocks, params)
+    assert list(comparison_shards(replace(inputs, excluded=Excluded()), blocks, params)) == list(before)
+    kept = blocks.subset_materialization.model_copy(update={"exclude_test_duplicates": False})
+    assert list(comparison_shards(inputs, replace(blocks, subset_materialization=kept), params)) == list(before)
+    pool_ids = inputs.pool_images.index["id"]
+    of_pool = replace(inputs, excluded=Excluded(pool=frozenset(pool_ids[:500])))
+    shards = comparison_shards(of_pool, blocks, params)
+    assert [name in before for name in shards] == [False, False, True]
+    results = ShardedTable.write(tmp_path, shards).to_pandas().set_index("variant")
+    assert results["failure"].isna().all()
+    assert results["n_selected"].to_dict() == {"all": 3000, "related": 3000, "labeled": 0}
+    first = labeled_rows(inputs.labeled_images, 2, seed=0)
+    labeled_ids = inputs.labeled_images.index["id"].iloc[first]
+    of_labeled = replace(inputs, excluded=Excluded(labeled=frozenset(labeled_ids))).without_excluded()
+    assert len(of_labeled.labeled_images) == len(inputs.labeled_images) - 20
+    again = labeled_rows(of_labeled.labeled_images, 2, seed=0)
+    assert set(of_labeled.labeled_images.index["id"].iloc[again]).isdisjoint(labeled_ids)
+
+
+def test_a_variant_cannot_have_its_own_exclusion(blocks):
+    variants = {"a": {"rule": "all", "subset_materialization": {"exclude_test_duplicates": False}}}
+    with pytest.raises(
+        InputError, match="exclude_test_duplicates: every student of a comparison has the same; set sub"
+    ):
+        cells_of(grid(variants=variants), blocks)
 
 
 def test_the_pool_and_what_has_no_label_are_not_watched(inputs):

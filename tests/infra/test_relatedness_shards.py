@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.duplicates import Excluded
 from pu_kd_pipeline.infra.features import check_teacher
 from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
 from pu_kd_pipeline.infra.model_files import Model, ModelCard
@@ -424,3 +425,18 @@ def test_many_sources_are_shown_by_the_largest_and_add_up(table: ShardedTable, p
     for word in ("pool", "draws"):
         of_word = [float(share.split(f" % of {word}")[0].rpartition(" ")[2]) for share in shares]
         assert sum(of_word) == pytest.approx(100, abs=0.5)
+
+
+def test_excluded_images_are_never_drawn(pool, table):
+    ids = pool.index["id"]
+    excluded = Excluded(pool=frozenset(ids[::3]))
+    manifest = preferential_manifest(table, pool, params_of(), excluded)
+    assert manifest["id"].tolist() == [each for each in ids if each not in excluded.pool]
+    assert manifest["sampling_probability"].sum() == pytest.approx(1)
+    assert manifest.attrs["n_selected"] + manifest.attrs["n_excluded_pool"] == manifest.attrs["n_pool"] == len(pool)
+    whole = preferential_manifest(table, pool, params_of()).set_index("id").loc[manifest["id"]].reset_index()
+    columns = ["id", "shard", "row", "teacher_class", "teacher_confidence"]
+    pd.testing.assert_frame_equal(manifest[columns], whole[columns])
+    plot_relatedness(table, pool, manifest, indicator_auc(table, pool)).canvas.draw()
+    with pytest.raises(InputError, match="every pool image is a copy of a test image"):
+        preferential_manifest(table, pool, params_of(), Excluded(pool=frozenset(ids)))

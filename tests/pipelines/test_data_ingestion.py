@@ -71,24 +71,32 @@ def test_the_same_seed_makes_the_same_store(stores: dict[str, ImageStore], tmp_p
     assert other.fingerprint != again.fingerprint
 
 
+def report_of(stores: dict[str, ImageStore]) -> dict[str, Any]:
+    duplicates = nodes.search_duplicates(**stores, params=parameters())
+    return nodes.report_ingestion(stores["labeled_images"], stores["pool_images"], stores["test_images"], duplicates)
+
+
 def test_the_report_counts_what_is_there_and_what_two_stores_share(
     stores: dict[str, ImageStore], tmp_path: Path
 ) -> None:
-    clean = nodes.report_ingestion(stores["labeled_images"], stores["pool_images"], stores["test_images"])
+    clean = report_of(stores)
     assert json.loads(json.dumps(clean)) == clean
     assert clean["test_images"]["n_images"] == 500
     assert clean["labeled_images"]["n_per_class"] == dict.fromkeys(DIGITS, 10)
     assert clean["pool_images"]["n_without_class"] == 2800
     assert clean["pool_images"]["n_per_source"] == {"demo": 3500}
     assert clean["pool_images"]["n_bytes"] >= 3500 * 64
-    assert set(clean["exact_duplicates"].values()) == {0}
+    assert all(not any(counts.values()) for counts in clean["duplicates"].values())
     planted = parameters(pool=[{"type": "demo", "part": part, "name": part} for part in ("pool", "test")])
     pool = write_store(nodes.plan_pool_images(planted, teacher()), tmp_path / "planted")
-    report = nodes.report_ingestion(stores["labeled_images"], pool, stores["test_images"])
-    assert report["exact_duplicates"] == {
-        "labeled_images and pool_images": 0,
-        "labeled_images and test_images": 0,
-        "pool_images and test_images": 500,
+    report = report_of({**stores, "pool_images": pool})
+    assert report["duplicates"] == {
+        "labeled and test": {"exact": 0, "near": 0},
+        "pool and test": {"exact": 500, "near": 0},
+        "teacher_training and test": {"exact": 0, "near": 0},
+        "pool and labeled": {"exact": 0, "near": 0},
+        "teacher_training and labeled": {"exact": 0, "near": 0},
+        "teacher_training and pool": {"exact": 0, "near": None},
     }
     assert report["pool_images"]["n_per_source"] == {"pool": 3500, "test": 500}
 
@@ -113,12 +121,13 @@ def test_a_plan_reads_nothing(tmp_path: Path) -> None:
     assert plan.class_names == tuple(DIGITS)
 
 
-def test_the_stage_writes_five_entries_and_kedro_can_check_its_parameters() -> None:
+def test_the_stage_writes_six_entries_and_kedro_can_check_its_parameters() -> None:
     pipeline = create_pipeline()
-    assert pipeline.outputs() == {"teacher_training_images", "ingestion_report"}
-    assert pipeline.all_outputs() == {*PLANS, "ingestion_report"}
+    assert pipeline.outputs() == {"ingestion_report"}
+    assert pipeline.all_outputs() == {*PLANS, "duplicates", "ingestion_report"}
     assert pipeline.inputs() == {"params:data_ingestion", "params:teacher"}
     assert {node.name for node in pipeline.nodes} == {
+        "data_ingestion.find_duplicates",
         "data_ingestion.report_ingestion",
         *(f"data_ingestion.ingest_{name}" for name in PLANS),
     }
@@ -134,4 +143,4 @@ def test_ids_that_are_both_labeled_and_in_the_pool_are_refused(stores: dict[str,
     both = parameters(pool=[{"type": "demo", "part": part} for part in ("pool", "labeled")])
     pool = write_store(nodes.plan_pool_images(both, teacher()), tmp_path / "both")
     with pytest.raises(InputError, match=r"100 ids are in both labeled_images and pool_images, such as 'digits/"):
-        nodes.report_ingestion(stores["labeled_images"], pool, stores["test_images"])
+        report_of({**stores, "pool_images": pool})

@@ -127,7 +127,7 @@ PRIOR = {
 STORE = {"n_images": 300, "size_px": 8, "channels": 1, "n_per_source": {"demo": 300}, "n_quarantined": 2}
 INGESTION = {
     "pool_images": {**STORE, "quarantined": {"truncated": 2}},
-    "exact_duplicates": {"pool_images and test_images": 3},
+    "duplicates": {"pool and test": {"exact": 3, "near": 1}, "teacher_training and pool": {"exact": 0, "near": None}},
 }
 
 
@@ -365,8 +365,7 @@ def test_the_page_tells_selection_data_parameters_and_how_to_make_it_again() -> 
         "60 of 300",
         "BBE, 90 % interval",
         "truncated 2",
-        "pool images and test images 3",
-        "have seen test images",
+        "Copies of test images among the pool images: 3 exact, 1 near.",
     ):
         assert said in text
     for said in ("pu_training.epochs", "&lt;b&gt;", "kedro run --pipeline=full", "3fa9", "prefers-color-scheme: dark"):

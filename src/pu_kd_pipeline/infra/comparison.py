@@ -30,6 +30,7 @@ from pu_kd_pipeline.infra.comparison_grid import Blocks, Cell, cells_of
 from pu_kd_pipeline.infra.comparison_students import check_fskd, fitnet_start, fskd_start
 from pu_kd_pipeline.infra.devices import MemoryShortage
 from pu_kd_pipeline.infra.distillation import distil
+from pu_kd_pipeline.infra.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.infra.evaluation import describe_selection
 from pu_kd_pipeline.infra.features import score_shards
 from pu_kd_pipeline.infra.figures import RULES_BY_CONFIDENCE
@@ -82,6 +83,7 @@ class ComparisonInputs:
     labeled_features: ShardedTable
     pool_features: ShardedTable
     watched_images: ImageStore | None = None
+    excluded: Excluded = NOTHING_EXCLUDED
 
     def watching(self, n_images: int) -> ComparisonInputs:
         """Return the inputs with so many of the teacher's training images set aside, as `watched_images`.
@@ -104,6 +106,13 @@ class ComparisonInputs:
             labeled_images=_without(self.labeled_images, watched),
             teacher_training_images=_without(self.teacher_training_images, watched),
         )
+
+    def without_excluded(self) -> ComparisonInputs:
+        """Return the inputs without the excluded labeled images; those of the pool are left out by each selection."""
+        is_excluded = self.labeled_images.index["id"].isin(self.excluded.labeled).to_numpy()
+        if not is_excluded.any():
+            return self
+        return replace(self, labeled_images=ImageSubset.of(self.labeled_images, np.flatnonzero(~is_excluded)))
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -205,6 +214,7 @@ def comparison_shards(
     cells = cells_of(params, blocks)
     if params.curves is not None:
         inputs = inputs.watching(params.curves.n_images)
+    inputs = inputs.without_excluded()
     _check(inputs, cells, params)
     bench = _Bench(inputs, params.hint_share)
 
@@ -228,6 +238,8 @@ def _name(cell: Cell, inputs: ComparisonInputs, params: ComparisonParams) -> str
         about["teacher_training_images"] = inputs.teacher_training_images.fingerprint
     if cell.method == "fitnet":
         about["hint_share"] = params.hint_share
+    if inputs.excluded.pool and (cell.rule or cell.method == "preferential"):
+        about["excluded"] = sorted(inputs.excluded.pool)
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     return f"{cell.file_name}-{digest}"
 
@@ -365,7 +377,9 @@ class _Bench:
             makers = relatedness_shards(self._inputs.pool_images, self._inputs.teacher, params)
             tables = tuple(make() for make in makers.values())
             self._relatedness[measured] = TableInMemory(Path(), tuple(makers), tables)
-        return preferential_manifest(self._relatedness[measured], self._inputs.pool_images, params)
+        return preferential_manifest(
+            self._relatedness[measured], self._inputs.pool_images, params, self._inputs.excluded
+        )
 
     def _selected(self, cell: Cell, scores: _Scores) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Return the manifest of a selection, and how good the selection is where the truth is known."""
@@ -376,7 +390,13 @@ class _Bench:
         pool_images = self._inputs.pool_images
         proxy = Proxy(self._inputs.teacher, self._inputs.pool_features, cell.blocks.distillation)
         inputs = SubsetInputs(
-            scores.pool, self._labeled(cell), pool_images, scores.class_prior, scores.held_out_ranks, proxy
+            scores.pool,
+            self._labeled(cell),
+            pool_images,
+            scores.class_prior,
+            scores.held_out_ranks,
+            proxy,
+            self._inputs.excluded,
         )
         manifest = choose_subset(inputs, params)
         facts = describe_selection(manifest, scores.pool, pool_images, scores.class_prior)

@@ -33,6 +33,7 @@ RULES_WITHOUT_PU = (
     "all",
 )  # no PU classifier is trained for them
 METHODS_WITHOUT_LABELED = ("original", "preferential")  # they have all of the original images, or none
+EXCLUDES = "exclude_test_duplicates"
 SAME_FOR_ALL = ("seed", "objective", "n_updates", "batch_size")  # of distillation: what makes students comparable
 
 
@@ -109,6 +110,8 @@ class Cell:
 
 def _undecisive(block: BaseModel) -> set[str]:
     """Return the keys of a block that do not decide a result."""
+    if isinstance(block, SubsetParams):
+        return {EXCLUDES}  # what it excludes decides, if there is anything
     if not isinstance(block, DistillationParams):
         return {"compute"}
     of_objectives = {name for names in OBJECTIVE_BLOCKS.values() for name in names}
@@ -162,6 +165,11 @@ def _resolved(
             faults.append(
                 f"{where}.distillation.{fixed}: every student of a comparison has the same; "
                 f"{mend or f'set distillation.{fixed} instead'}"
+            )
+        if EXCLUDES in overrides.subset_materialization:
+            faults.append(
+                f"{where}.subset_materialization.{EXCLUDES}: every student of a comparison has the same; "
+                f"set subset_materialization.{EXCLUDES} instead"
             )
     result = {}
     for objective in variant.objectives or (params.objectives if variant.method == "selection" else ("kd",)):

@@ -28,6 +28,8 @@ from pu_kd_pipeline.learning.metrics import (
 )
 from pu_kd_pipeline.params import EvaluationParams
 
+EXCLUDED = ("n_excluded_pool", "n_excluded_labeled")  # copies of test images that the manifest leaves out
+
 logger = logging.getLogger(__name__)
 
 
@@ -104,7 +106,16 @@ def describe_selection(
     """Return what was selected, and where the pool's truth is known how well."""
     facts = {
         name: manifest.attrs.get(name)
-        for name in ("rule", "criterion", "threshold", "estimated_precision", "n_selected", "n_pool", "n_labeled")
+        for name in (
+            "rule",
+            "criterion",
+            "threshold",
+            "estimated_precision",
+            "n_selected",
+            "n_pool",
+            "n_labeled",
+            *EXCLUDED,
+        )
     }
     facts["class_prior"] = class_prior["value"]
     facts["class_prior_lower"] = class_prior["lower"]

@@ -73,7 +73,7 @@ def render_report(
         selection=[*selection_rows(metrics), *_selection_details(class_prior, selection_facts)],
         figures=[_embedded(name, figures[name]) for name in CAPTIONS if name in figures],
         stores=_store_rows(ingestion_report),
-        duplicates=_duplicates(ingestion_report),
+        duplicates=_duplicates(ingestion_report, selection_facts),
         parameters=[(key, "–" if value is None else str(value)) for key, value in flatten(own)],
         fingerprints=selection_facts.get("fingerprints") or {},
         version=__version__,
@@ -161,7 +161,7 @@ def _selection_details(class_prior: Mapping[str, Any], facts: Mapping[str, Any])
     if facts.get("estimated_precision") is not None:
         rows.append(["precision, estimated without the truth", percent(facts["estimated_precision"])])
     if facts.get("n_labeled") is not None:
-        rows.append(["labeled images, all kept", f"{facts['n_labeled']:,}"])
+        rows.append(["labeled images kept", f"{facts['n_labeled']:,}"])
     return rows
 
 
@@ -178,16 +178,36 @@ def _store_rows(report: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _duplicates(report: Mapping[str, Any]) -> str:
-    """Return what is known about images with equal pixels in two stores; a warning where one is the test set."""
-    shared = {names: count for names, count in (report.get("exact_duplicates") or {}).items() if count}
-    if not shared:
-        return "No two of these stores share an image with equal pixels." if report.get("exact_duplicates") else ""
-    text = "Images with equal pixels in two stores: "
-    text += "; ".join(f"{names.replace('_', ' ')} {count:,}" for names, count in shared.items()) + "."
-    if any("test" in names for names in shared):
-        text += " The student may have seen test images: read the accuracies with that in mind."
-    return text
+def _duplicates(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """Return what is known about images that are in two stores, above all about copies of test images."""
+    found = report.get("duplicates")
+    if not found:
+        return []
+    texts: list[str] = []
+    of_test: set[str] = set()
+    for names, counts in found.items():
+        store, _, other = names.partition(" and ")
+        if any(counts.values()):
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+            texts.append(f"Copies of {_named(other)} images among the {_named(store)} images: {kinds}.")
+            if other == "test":
+                of_test.add(store)
+    if not of_test:
+        return [*texts, "No image is a copy of a test image."]
+    if of_test & {"pool", "labeled"}:
+        is_clean = facts.get("exclude_test_duplicates") is True
+        texts.append(
+            "No student learned from these copies of test images: they were left out of what was selected."
+            if is_clean
+            else "The students may have learned from copies of test images: do not trust their accuracy."
+        )
+    if "teacher_training" in of_test:
+        texts.append("The teacher may have learned from copies of test images: its own accuracy is somewhat too good.")
+    return texts
+
+
+def _named(store: str) -> str:
+    return "teacher's training" if store == "teacher_training" else store
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.devices import autocast, inference_batch_size, prepare_device
+from pu_kd_pipeline.infra.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.infra.features import TEACHER, Makers, _short_hash
 from pu_kd_pipeline.infra.image_batches import map_images, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore, Shard
@@ -117,26 +118,33 @@ def _faults_told() -> Iterator[None]:
 
 
 def preferential_manifest(
-    relatedness: ShardedTable, pool_images: ImageStore, params: RelatednessParams
+    relatedness: ShardedTable,
+    pool_images: ImageStore,
+    params: RelatednessParams,
+    excluded: Excluded = NOTHING_EXCLUDED,
 ) -> pd.DataFrame:
     """Return the manifest of all pool images with the probability that a draw is this one, `sampling_probability`.
 
-    By the 1C-Sum, or the same for every image with `sampling: uniform`, the control. Its `attrs` say by what rule.
+    By the 1C-Sum, or the same for every image with `sampling: uniform`, the control. Excluded images are not in it. Its
+    `attrs` say by what rule.
 
     Raises:
-        InputError: the pool changed since it was measured.
+        InputError: the pool changed since it was measured, or all of it is excluded.
     """
     _check_pool(relatedness, pool_images)
     is_preferential = params.sampling == "preferential"
-    sums = torch.tensor(relatedness.arrays(ONE_CLASS_SUM))
+    rows = np.flatnonzero(~pool_images.index["id"].isin(excluded.pool).to_numpy())
+    if not len(rows):
+        raise InputError("relatedness: every pool image is a copy of a test image: give data_ingestion.pool others")
+    sums = torch.tensor(relatedness.arrays(ONE_CLASS_SUM)[rows])
     probabilities = sampling_probabilities(
         sums, temperature=params.temperature, floor=params.floor if is_preferential else 1.0
     )
-    manifest = located(pool_images, np.arange(len(pool_images))).assign(
+    manifest = located(pool_images, rows).assign(
         origin="pool",
         pu_score=np.float32(np.nan),
-        teacher_class=pd.array(relatedness.arrays("teacher_class"), dtype="Int32"),
-        teacher_confidence=relatedness.arrays("teacher_confidence"),
+        teacher_class=pd.array(relatedness.arrays("teacher_class")[rows], dtype="Int32"),
+        teacher_confidence=relatedness.arrays("teacher_confidence")[rows],
         sampling_probability=probabilities.numpy(),
     )[[*MANIFEST_COLUMNS, "sampling_probability"]]
     manifest.attrs.update(
@@ -146,7 +154,8 @@ def preferential_manifest(
         effective_sample_size=effective_sample_size(probabilities),
         n_labeled=0,
         n_selected=len(manifest),
-        n_pool=len(manifest),
+        n_pool=len(pool_images),
+        n_excluded_pool=len(pool_images) - len(manifest),
         fingerprints={"pool_images": pool_images.fingerprint, "relatedness": relatedness.fingerprint},
     )
     return manifest

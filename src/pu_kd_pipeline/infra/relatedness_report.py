@@ -57,11 +57,13 @@ def plot_relatedness(
     Args:
         relatedness: the table of the pool, `one_class_sum` and the indicators.
         pool_images: its index carries `source` and `relevant`; null where the truth is unknown.
-        manifest: `sampling_probability` of every pool image, in the order of the store; attrs `rule`,
+        manifest: `id` and `sampling_probability` of the pool images that are drawn; attrs `rule`,
             `effective_sample_size`.
         auc: of `indicator_auc`; empty where the truth is unknown.
     """
-    sums, draws = relatedness.arrays(ONE_CLASS_SUM), manifest["sampling_probability"].to_numpy()
+    probabilities = pd.Series(manifest["sampling_probability"].to_numpy(), index=manifest["id"])
+    draws = probabilities.reindex(pool_images.index["id"], fill_value=0.0).to_numpy()
+    sums = relatedness.arrays(ONE_CLASS_SUM)
     populations, relevant = _populations(pool_images), known_relevance(pool_images)
     ratios = [1.0] * len(populations) + [1.3]  # the last panel is how often they are drawn
     if len(auc):
@@ -75,7 +77,8 @@ def plot_relatedness(
         grid = figure.add_gridspec(len(ratios), 1, height_ratios=ratios)
     panels = [figure.add_subplot(grid[row]) for row in range(len(ratios))]
     _histograms(panels[:-1], populations, sums, draws)
-    _times_as_often(panels[-1], sums, draws)
+    is_drawn = draws > 0  # copies of test images are not
+    _times_as_often(panels[-1], sums[is_drawn], draws[is_drawn])
     for panel in panels[:-1]:
         panel.sharex(panels[-1])
         panel.tick_params(axis="x", labelbottom=False, length=0)

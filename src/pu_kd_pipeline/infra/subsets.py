@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.infra.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.infra.features import rows_of
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
@@ -31,15 +33,37 @@ class SubsetInputs:
     class_prior: dict[str, Any]
     held_out_ranks: pd.DataFrame
     proxy: Proxy | None = None  # for the rule `disagreement`
+    excluded: Excluded = NOTHING_EXCLUDED
+
+    @cached_property
+    def labeled_rows(self) -> np.ndarray:
+        """(n,) rows of the labeled images that are not excluded.
+
+        Raises:
+            InputError: no image of a class is left.
+        """
+        index = self.labeled_images.index
+        is_kept = ~index["id"].isin(self.excluded.labeled).to_numpy()
+        emptied = sorted(set(index["label"].dropna()) - set(index["label"][is_kept].dropna()))
+        if emptied or (len(index) and not is_kept.any()):
+            which = f" of class {', '.join(map(str, emptied))}" if emptied else ""
+            raise InputError(
+                f"subset_materialization: every labeled image{which} is a copy of a test image, so that none is left "
+                "to learn from. Give data_ingestion.labeled other images, or set "
+                "subset_materialization.exclude_test_duplicates to false and believe no test accuracy"
+            )
+        return np.flatnonzero(is_kept)
 
 
 def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     """Return the manifest by the rule of the parameters: all labeled images, then the chosen pool images, best first.
 
-    Its `attrs` say how it was chosen: rule, criterion, budget, class prior, threshold, fingerprints of the inputs.
+    Excluded images are in neither. Its `attrs` say how it was chosen: rule, criterion, budget, class prior, threshold,
+    how many images were excluded, fingerprints of the inputs.
 
     Raises:
-        InputError: the rule cannot choose from this pool, or its scores are older than its images.
+        InputError: the rule cannot choose from this pool, its scores are older than its images, or all labeled images
+            of a class are excluded.
     """
     scores = inputs.pool_scores.to_pandas()
     rows = rows_of(inputs.pool_images, scores["id"].to_numpy(), "pool_scores")
@@ -48,6 +72,8 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
             f"pool_scores: they cover {len(rows):,} of the {len(inputs.pool_images):,} pool images. Run the stages "
             "from `feature_extraction` on again"
         )
+    is_selectable = ~scores["id"].isin(inputs.excluded.pool).to_numpy()
+    scores, rows = scores[is_selectable], rows[is_selectable]
     relevant = inputs.pool_images.index["relevant"].iloc[rows]
     pool = PoolScores(
         pu_score=scores["pu_score"].to_numpy(),
@@ -88,9 +114,8 @@ def choose_random_subset(inputs: SubsetInputs, manifest: pd.DataFrame, params: S
 
 
 def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
-    labeled_ids = inputs.labeled_images.index["id"].to_numpy()
     chosen_rows = rows_of(inputs.pool_images, chosen["id"].to_numpy(), "pool_scores")
-    labeled = located(inputs.labeled_images, np.arange(len(labeled_ids))).assign(origin="labeled")
+    labeled = located(inputs.labeled_images, inputs.labeled_rows).assign(origin="labeled")
     pool = located(inputs.pool_images, chosen_rows).assign(origin="pool")
     for column in ("pu_score", "teacher_class", "teacher_confidence"):
         pool[column] = chosen[column].to_numpy()
@@ -118,9 +143,11 @@ def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> 
         "class_prior_upper": inputs.class_prior["upper"],
         "threshold": selection.threshold,
         "estimated_precision": selection.estimated_precision,
-        "n_labeled": len(inputs.labeled_images),
+        "n_labeled": len(inputs.labeled_rows),
         "n_selected": len(selection.rows),
         "n_pool": len(inputs.pool_images),
+        "n_excluded_labeled": len(inputs.labeled_images) - len(inputs.labeled_rows),
+        "n_excluded_pool": len(inputs.excluded.pool),
         "fingerprints": {
             "labeled_images": inputs.labeled_images.fingerprint,
             "pool_images": inputs.pool_images.fingerprint,

@@ -71,6 +71,11 @@ def _selected(selection: Mapping[str, Any]) -> str | None:
     return f"{selection['n_selected']:,}{of}" + (f" ({rule})" if rule else "")
 
 
+def _excluded(selection: Mapping[str, Any]) -> str | None:
+    counts = [(selection.get(f"n_excluded_{store}"), store) for store in ("pool", "labeled")]
+    return ", ".join(f"{count:,} of the {store} images" for count, store in counts if count) or None
+
+
 def _class_prior(selection: Mapping[str, Any]) -> str | None:
     if selection.get("class_prior") is None:
         return None
@@ -88,6 +93,7 @@ def _value(key: str, in_words: Callable[[float], str]) -> Callable[[Mapping[str,
 
 _SELECTION_QUANTITIES: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "pool images selected": _selected,
+    "excluded, copies of test images": _excluded,
     "class prior": _class_prior,
     "precision": _value("precision", _percent),
     "recall": _value("recall", _percent),

@@ -29,6 +29,7 @@ def compare_students(
     teacher_training_images: ImageStore,
     labeled_features: ShardedTable,
     pool_features: ShardedTable,
+    duplicates: pd.DataFrame,
     pu_training: PUTrainingParams,
     subset_materialization: SubsetParams,
     class_weighting: ClassWeightingParams,
@@ -39,9 +40,11 @@ def compare_students(
     """Return one maker a cell of the grid; a cell's table has one row: what its student came to."""
     from pu_kd_pipeline.infra.comparison import ComparisonInputs, comparison_shards
     from pu_kd_pipeline.infra.comparison_grid import Blocks
+    from pu_kd_pipeline.infra.duplicates import excluded_images
 
     images = (labeled_images, pool_images, test_images, teacher_training_images)
-    inputs = ComparisonInputs(teacher, *images, labeled_features, pool_features)
+    excluded = excluded_images(duplicates, subset_materialization)
+    inputs = ComparisonInputs(teacher, *images, labeled_features, pool_features, excluded=excluded)
     blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
     return comparison_shards(inputs, blocks, params)
 

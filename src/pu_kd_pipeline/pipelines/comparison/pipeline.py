@@ -23,6 +23,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "teacher_training_images",
                     "labeled_features",
                     "pool_features",
+                    "duplicates",
                     "params:pu_training",
                     "params:subset_materialization",
                     "params:class_weighting",

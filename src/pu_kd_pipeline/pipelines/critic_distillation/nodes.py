@@ -31,16 +31,26 @@ def distil_without_critic(
 
 
 def evaluate_critic(
-    teacher: Model, student: Model, control: Model, test_images: ImageStore, params: EvaluationParams
+    teacher: Model,
+    student: Model,
+    control: Model,
+    test_images: ImageStore,
+    duplicates: pd.DataFrame,
+    params: EvaluationParams,
 ) -> dict[str, Any]:
-    """Return the metrics of teacher, student, and the student without a critic, and what became of the critic."""
+    """Return the metrics of teacher, student, and the student without a critic, and what became of the critic.
+
+    `n_copies_of_test_images` counts those among the original images, which all three have learned from.
+    """
+    from pu_kd_pipeline.infra.duplicates import TEACHER_TRAINING, copies_of_test_images
     from pu_kd_pipeline.infra.evaluation import compare_models
 
     models = {"teacher": teacher, "student": student, "student_without_critic": control}
     metrics = compare_models(models, test_images, params)
     gain = metrics["student"]["accuracy"] - metrics["student_without_critic"]["accuracy"]
     critic = {"gain": gain, "collapse": student.card.origin.get("critic_collapse")}
-    return {**metrics, "critic": critic, "n_test": len(test_images)}
+    n_copies = len(copies_of_test_images(duplicates, TEACHER_TRAINING))
+    return {**metrics, "critic": critic, "n_test": len(test_images), "n_copies_of_test_images": n_copies}
 
 
 def plot_critic(metrics: dict[str, Any], history: pd.DataFrame, teacher: Model) -> tuple[Any, Any]:

@@ -35,6 +35,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "student_model",
                     "student_without_critic",
                     "test_images",
+                    "duplicates",
                     "params:evaluation",
                 ],
                 outputs="metrics",

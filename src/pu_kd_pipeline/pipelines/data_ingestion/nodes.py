@@ -5,8 +5,9 @@ A node returns the plan of a store; saving the plan lists the sources and decode
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import Any
+
+import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, plan_store
@@ -33,11 +34,29 @@ def plan_teacher_training_images(params: DataIngestionParams, teacher: TeacherPa
     return plan_store("teacher_training", params.teacher_training, params, teacher)
 
 
-def report_ingestion(labeled_images: ImageStore, pool_images: ImageStore, test_images: ImageStore) -> dict[str, Any]:
-    """Return what is in the stores, what was set aside and why, and how many images two stores share.
+def search_duplicates(
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    test_images: ImageStore,
+    teacher_training_images: ImageStore,
+    params: DataIngestionParams,
+) -> pd.DataFrame:
+    """Return the images of a store that are copies of one of another store."""
+    from pu_kd_pipeline.infra.duplicates import find_duplicates
 
-    Shared images have equal pixels at the working size. Those of pool and test set make the student's accuracy too
-    good; near-duplicates are not looked for here.
+    stores = {
+        "test": test_images,
+        "labeled": labeled_images,
+        "pool": pool_images,
+        "teacher_training": teacher_training_images,
+    }
+    return find_duplicates(stores, params.near_duplicates)
+
+
+def report_ingestion(
+    labeled_images: ImageStore, pool_images: ImageStore, test_images: ImageStore, duplicates: pd.DataFrame
+) -> dict[str, Any]:
+    """Return what is in the stores, what was set aside and why, and how many images of one are copies of another's.
 
     Raises:
         InputError: labeled images and pool share ids, by which later stages tell images apart.
@@ -49,11 +68,7 @@ def report_ingestion(labeled_images: ImageStore, pool_images: ImageStore, test_i
             "Give the sources of one of them a `name`, which becomes the prefix of their ids"
         )
     stores = {"labeled_images": labeled_images, "pool_images": pool_images, "test_images": test_images}
-    pixels = {name: set(store.index["sha256"]) for name, store in stores.items()}
-    return {
-        **{name: _summary(store) for name, store in stores.items()},
-        "exact_duplicates": {f"{a} and {b}": len(pixels[a] & pixels[b]) for a, b in combinations(stores, 2)},
-    }
+    return {**{name: _summary(store) for name, store in stores.items()}, "duplicates": duplicates.attrs["counts"]}
 
 
 def _summary(store: ImageStore) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pu_kd_pipeline.pipelines.data_ingestion import nodes
 
 
 def create_pipeline(**kwargs: Any) -> Pipeline:
-    """Return the nodes that fill the four image stores and report on them."""
+    """Return the nodes that fill the four image stores, find what they share, and report on them."""
     parameters = ["params:data_ingestion", "params:teacher"]
     stores = {
         "labeled_images": nodes.plan_labeled_images,
@@ -22,8 +22,14 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         [
             *(Node(plan, inputs=parameters, outputs=store, name=f"ingest_{store}") for store, plan in stores.items()),
             Node(
+                nodes.search_duplicates,
+                inputs=[*stores, "params:data_ingestion"],
+                outputs="duplicates",
+                name="find_duplicates",
+            ),
+            Node(
                 nodes.report_ingestion,
-                inputs=["labeled_images", "pool_images", "test_images"],
+                inputs=["labeled_images", "pool_images", "test_images", "duplicates"],
                 outputs="ingestion_report",
                 name="report_ingestion",
             ),

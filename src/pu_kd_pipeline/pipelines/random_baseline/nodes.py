@@ -19,12 +19,15 @@ def draw_random_subset(
     pool_images: ImageStore,
     class_prior: dict[str, Any],
     held_out_ranks: pd.DataFrame,
+    duplicates: pd.DataFrame,
     params: SubsetParams,
 ) -> pd.DataFrame:
     """Return a manifest with the same labeled images and as many pool images, drawn at random."""
+    from pu_kd_pipeline.infra.duplicates import excluded_images
     from pu_kd_pipeline.infra.subsets import SubsetInputs, choose_random_subset
 
-    inputs = SubsetInputs(pool_scores, labeled_images, pool_images, class_prior, held_out_ranks)
+    excluded = excluded_images(duplicates, params)
+    inputs = SubsetInputs(pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, excluded=excluded)
     return choose_random_subset(inputs, manifest, params)
 
 

@@ -26,6 +26,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "pool_images",
                     "class_prior",
                     "held_out_ranks",
+                    "duplicates",
                     "params:subset_materialization",
                 ],
                 outputs="random_manifest",

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pu_kd_pipeline.infra.image_store import ImageStore
 from pu_kd_pipeline.infra.model_files import Model
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.params import RelatednessParams
+from pu_kd_pipeline.params import RelatednessParams, SubsetParams
 
 
 def measure_relatedness(
@@ -23,11 +23,18 @@ def measure_relatedness(
     return relatedness_shards(pool_images, teacher, params)
 
 
-def choose_preferential(relatedness: ShardedTable, pool_images: ImageStore, params: RelatednessParams) -> pd.DataFrame:
-    """Return the manifest of all pool images with their probability of being drawn."""
+def choose_preferential(
+    relatedness: ShardedTable,
+    pool_images: ImageStore,
+    duplicates: pd.DataFrame,
+    subset: SubsetParams,
+    params: RelatednessParams,
+) -> pd.DataFrame:
+    """Return the manifest of all pool images that are not excluded, with their probability of being drawn."""
+    from pu_kd_pipeline.infra.duplicates import excluded_images
     from pu_kd_pipeline.infra.relatedness import preferential_manifest
 
-    return preferential_manifest(relatedness, pool_images, params)
+    return preferential_manifest(relatedness, pool_images, params, excluded_images(duplicates, subset))
 
 
 def report_relatedness(

@@ -22,7 +22,13 @@ def create_pipeline(**_: Any) -> Pipeline:
             ),
             Node(
                 choose_preferential,
-                inputs=["relatedness", "pool_images", "params:relatedness"],
+                inputs=[
+                    "relatedness",
+                    "pool_images",
+                    "duplicates",
+                    "params:subset_materialization",
+                    "params:relatedness",
+                ],
                 outputs="preferential_manifest",
                 name="choose_preferential",
                 tags=["data"],

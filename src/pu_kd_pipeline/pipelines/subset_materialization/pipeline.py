@@ -21,6 +21,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "pool_images",
                     "class_prior",
                     "held_out_ranks",
+                    "duplicates",
                     "pool_features",
                     "teacher_model",
                     "params:distillation",

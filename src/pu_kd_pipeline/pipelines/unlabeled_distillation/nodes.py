@@ -46,7 +46,7 @@ def evaluate_unlabeled(
 
     models = {"teacher": teacher, "student": student, "random_student": random_student}
     metrics = compare_models(models, test_images, params)
-    names = ("rule", "n_pool", "n_selected", "n_labeled", "effective_sample_size")
+    names = ("rule", "n_pool", "n_selected", "n_labeled", "n_excluded_pool", "effective_sample_size")
     facts = {name: manifest.attrs.get(name) for name in names}
     gain = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
     return {**metrics, "selection": {**facts, "gain": gain}, "n_test": len(test_images)}
