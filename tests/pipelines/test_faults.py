@@ -27,10 +27,10 @@ N_KILLS = int(os.environ.get("PU_KD_KILLS", "6"))
 DIFFERS = re.compile(r"metrics\.json|report\.html|\.png$|_report\.json")  # times, paths, and pictures of them
 
 
-def started(data: Path, *params: str) -> subprocess.Popen[str]:
+def started(data: Path, *params: str, pipeline: str = "full") -> subprocess.Popen[str]:
     every = ",".join((f"data={data}", *QUICK, "tracking=false", *params))
     return subprocess.Popen(
-        [sys.executable, "-m", "kedro", "run", "--pipeline=full", f"--params={every}"],
+        [sys.executable, "-m", "kedro", "run", f"--pipeline={pipeline}", f"--params={every}"],
         cwd=PROJECT, env={**os.environ, "COLUMNS": "250"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
@@ -68,7 +68,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_result(finished_
 @pytest.mark.parametrize(("number", "code", "told"), [("SIGTERM", 143, "SIGTERM"), ("SIGINT", 130, "Ctrl-C")])
 def test_a_stopped_run_goes_on_where_it_was(finished_run, tmp_path, number, code, told):
     shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True, copy_function=shutil.copy2)
-    process = started(tmp_path, "distillation.n_updates=100000")
+    process = started(tmp_path, "distillation.n_updates=100000", pipeline="distillation")
     assert process.stdout is not None
     for line in process.stdout:
         if " distillation: " in line:  # it learns
