@@ -6,9 +6,17 @@ An unknown key is refused by name. Nothing here knows Kedro, and nothing imports
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pu_kd_pipeline.learning.selection import needs_budget
 
@@ -27,7 +35,23 @@ Options = Annotated[dict[str, Any], AfterValidator(_given)]
 class Block(BaseModel):
     """A parameter block: unknown keys are errors, values do not change after the check."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where only numbers are meant: YAML reads `yes`, `no`, `on` and `off` as such, too."""
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, bool) for each in values) and not _takes_truth_values(cls, str(info.field_name)):
+            raise ValueError("input should not be true or false (nor yes, no, on or off)")
+        return value
+
+
+def _takes_truth_values(block: type[Block], name: str) -> bool:
+    def inside(annotation: Any) -> bool:
+        return annotation in (bool, Any, dict) or any(inside(each) for each in get_args(annotation))
+
+    return inside(block.model_fields[name].annotation)
 
 
 # --- data_ingestion ---------------------------------------------------------------------------------------------------
@@ -119,7 +143,7 @@ class DataIngestionParams(Block):
 class InputSpec(Block):
     """What a network expects: size, colours and normalisation of its input images."""
 
-    size_px: int = Field(gt=0, description="images are resized to size_px x size_px")
+    size_px: int = Field(gt=0, le=16_384, description="images are resized to size_px x size_px")
     channels: Literal[1, 3]
     mean: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
     std: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
