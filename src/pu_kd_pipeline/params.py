@@ -49,7 +49,8 @@ class Block(BaseModel):
 
 def _takes_truth_values(block: type[Block], name: str) -> bool:
     def inside(annotation: Any) -> bool:
-        return annotation in (bool, Any, dict) or any(inside(each) for each in get_args(annotation))
+        is_block = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        return is_block or annotation in (bool, Any) or any(inside(each) for each in get_args(annotation))
 
     return inside(block.model_fields[name].annotation)
 

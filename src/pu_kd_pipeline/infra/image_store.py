@@ -204,7 +204,7 @@ class ImageStore:
         tables = [self._index_of(shard, columns) for shard in self.shards]
         table = pa.concat_tables(tables) if tables else index_schema().empty_table().select(columns)
         dtypes = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
-        index = table.to_pandas(types_mapper=dtypes.get)
+        index = table.replace_schema_metadata().to_pandas(types_mapper=dtypes.get)
         names = np.array([shard.name for shard in self.shards], dtype=object)
         index.insert(5, "shard", pd.Series(names.repeat([shard.n for shard in self.shards]), dtype="str"))
         return index
@@ -231,7 +231,9 @@ class ImageStore:
     @cached_property
     def quarantine(self) -> pd.DataFrame:
         """The images that are not in the store: `id`, `source`, `status` (the reason)."""
-        quarantine: pd.DataFrame = _read_parquet(self.folder / QUARANTINE_FILE, ["id", "source", "status"]).to_pandas()
+        table = _read_parquet(self.folder / QUARANTINE_FILE, ["id", "source", "status"])
+        # without what pandas wrote beside it, which can be damaged on its own
+        quarantine: pd.DataFrame = table.replace_schema_metadata().to_pandas()
         return quarantine
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -412,7 +414,7 @@ def open_encoded(folder: Path, shard_name: str, n_images: int) -> pa.ChunkedArra
             raise ValueError(f"its images are {images.type}")
         if len(images) != n_images:
             raise ValueError(f"it holds {len(images):,} of {n_images:,} images")
-        images.validate()
+        images.validate(full=True)  # or an offset beyond the end is read
         return images
     except Exception as exc:  # a damaged file makes its reader raise nearly anything
         raise InputError(f"{file} is damaged ({exc}): delete it and run `kedro run --pipeline=data_ingestion`") from exc

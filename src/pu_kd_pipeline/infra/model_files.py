@@ -337,8 +337,11 @@ def _refuse_zip_bomb(path: Path) -> None:
 def _weights_path(teacher: TeacherParams) -> Path | None:
     if teacher.weights is None:
         return None
-    path = Path(teacher.weights).expanduser()
-    return path / WEIGHTS if path.is_dir() else path
+    try:
+        path = Path(teacher.weights).expanduser()
+        return path / WEIGHTS if path.is_dir() else path
+    except (OSError, RuntimeError, ValueError) as exc:  # no such user, a name that is too long, …
+        raise InputError(f"teacher.weights: {teacher.weights!r} is no path ({exc})") from exc
 
 
 def teacher_card(teacher: TeacherParams) -> ModelCard:

@@ -102,7 +102,8 @@ class ShardedTable:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the whole table; meant for narrow tables."""
-        return pd.concat([table.to_pandas() for table in self.shards()], ignore_index=True)
+        tables = [table.replace_schema_metadata().to_pandas() for table in self.shards()]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _names_in(listed: object) -> tuple[str, ...]:
