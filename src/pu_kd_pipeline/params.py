@@ -20,6 +20,8 @@ from pydantic import (
 
 from pu_kd_pipeline.learning.selection import needs_budget
 
+SEEDS = 2**32  # as many as every generator takes
+_BITS = 63  # of a whole number, beside its sign, that torch and NumPy can count with
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
@@ -39,11 +41,16 @@ class Block(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where only numbers are meant: YAML reads `yes`, `no`, `on` and `off` as such, too."""
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse numbers that nothing can count with, and true and false where only numbers are meant.
+
+        YAML reads `yes`, `no`, `on` and `off` as true and false, too.
+        """
         values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
         if any(isinstance(each, bool) for each in values) and not _takes_truth_values(cls, str(info.field_name)):
             raise ValueError("input should not be true or false (nor yes, no, on or off)")
+        if any(isinstance(each, int) and each.bit_length() > _BITS for each in values):
+            raise ValueError("input should be a number of at most 64 bits")
         return value
 
 
@@ -119,7 +126,7 @@ class ImageStoreParams(Block):
 class DataIngestionParams(Block):
     """The block `data_ingestion`: where the four image stores come from."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     labeled: tuple[ImageSource, ...] = Field(
         description="the handful of the teacher's images; [] where there is none, as for `full_unlabeled`"
     )
@@ -228,7 +235,7 @@ class ComputeParams(Block):
 class TeacherTrainingParams(Block):
     """The block `teacher_training`: how an experiment trains its teacher."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     n_updates: int = Field(gt=0)
     record_every: int = Field(gt=0, description="updates per record of the history")
     batch_size: int = Field(gt=1)
@@ -246,7 +253,7 @@ class FeatureExtractionParams(Block):
 class RelatednessParams(Block):
     """The block `relatedness`: what the teacher alone says of the pool, and how often each image is drawn (S3)."""
 
-    seed: int = Field(ge=0, description="of the noise that the indicators are calibrated on")
+    seed: int = Field(ge=0, lt=SEEDS, description="of the noise that the indicators are calibrated on")
     n_noise_images: int = Field(gt=0, description="images of uniform noise; 10,000 in the paper")
     clip: float = Field(gt=0, description="most standard deviations of noise that an indicator adds to the sum")
     sampling: Literal["preferential", "uniform"] = Field(description="uniform: every image alike, the control")
@@ -273,7 +280,7 @@ class ClassPriorParams(Block):
 class PUTrainingParams(Block):
     """The block `pu_training`: the class prior and the PU classifier (Xu et al. 2019, Eq. 3-6)."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     class_prior: OpenShare | None = Field(description="share of positives in the pool; null: estimated")
     prior_estimation: ClassPriorParams
     estimator: Literal["nnpu", "upu", "cvir"] = Field(
@@ -315,7 +322,7 @@ class PoolScoringParams(Block):
 class SubsetParams(Block):
     """The block `subset_materialization`: which pool images are kept."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     rule: Literal["nnpu", "random", "oracle", "confident", "stratified", "disagreement", "all"]
     criterion: Literal["sign", "quantile", "precision", "budget"] = Field(
         description="nnpu only. sign: score > 0; quantile: the top class_prior share; precision: down to "
@@ -336,7 +343,7 @@ class SubsetParams(Block):
 class ClassWeightingParams(Block):
     """The block `class_weighting` (Eq. 7 and the set W of Eq. 9-10)."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     clip: tuple[float, float] = Field(
         description="bounds of a class weight before the weights are rescaled to sum to K"
     )
@@ -413,7 +420,7 @@ OBJECTIVE_BLOCKS = {
 class DistillationParams(Block):
     """The block `distillation`: the student and how it learns."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     student_architecture: str
     student_options: Options = Field(description="further keyword arguments of the architecture")
     objective: Literal["kd", "robust_kd", "noisy_kd", "latent", "attention", "pu_critic"]
@@ -539,7 +546,7 @@ class ComparisonParams(Block):
     labeled_per_class: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         min_length=1, description="labeled images of each class, drawn by the cell's seed from the labeled store"
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEEDS)], ...] = Field(
         min_length=1, description="of the labeled images, PU training, draws and student; the teacher is the same"
     )
     objectives: tuple[str, ...] = Field(min_length=1, description="of distillation")
