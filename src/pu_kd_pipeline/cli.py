@@ -32,6 +32,7 @@ CHECKING_MODULES = ("kedro.config", "kedro.pipeline.pipeline", "kedro.runner.run
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
 def _run(**options: Any) -> Any:
     warnings.filterwarnings("ignore", message="Option '--pipeline' is deprecated")
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata; what cannot be decoded is told in the report
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_news)
     try:
