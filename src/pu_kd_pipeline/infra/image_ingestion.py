@@ -130,6 +130,11 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
         columns = index_schema().empty_table().to_pandas()[_IDENTITY].assign(fault="", reader=0, listing_row=0)
         return columns, []
     wanted = pd.concat(tables, ignore_index=True)
+    if wanted.empty:
+        raise InputError(
+            f"data_ingestion.{plan.name}: no image is left of {sum(len(each.listing) for each in readers):,}: check "
+            "`share`, `exclude_labels` and `per_class` of its sources"
+        )
     _check_ids(wanted["id"], plan)
     return wanted, readers
 

@@ -116,7 +116,7 @@ def _names_in(listed: object) -> tuple[str, ...]:
         raise ValueError("it is not a list of names")
     if len(set(listed)) < len(listed):
         raise ValueError("it names a shard twice")
-    if any(len(name) > _MOST_LETTERS or "\0" in name for name in listed):
+    if not all(name.isprintable() and len(name) <= _MOST_LETTERS for name in listed):
         raise ValueError("it names a shard as no file can be called")
     return tuple(listed)
 
