@@ -1,6 +1,6 @@
 """Runs `kedro run` many times in one process: starting it anew for every case would cost most of the time.
 
-`python run_cases.py CONF CASES`: CASES is JSON, name -> further arguments; what each did is printed as one line of JSON.
+`python run_cases.py CONF CASES`: CASES is JSON, name -> further arguments; each prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+import time
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -25,7 +26,7 @@ def main(conf: str, cases: dict[str, list[str]]) -> None:
     from pu_kd_pipeline.cli import run
 
     for name, arguments in cases.items():
-        said = io.StringIO()
+        said, started = io.StringIO(), time.monotonic()
         code: object = 0
         with redirect_stdout(said), redirect_stderr(said):
             try:
@@ -35,7 +36,10 @@ def main(conf: str, cases: dict[str, list[str]]) -> None:
             except BaseException:
                 code = "traceback"
                 traceback.print_exc()
-        print(json.dumps({"name": name, "code": code, "said": said.getvalue()}), flush=True)
+        print(
+            json.dumps({"name": name, "code": code, "said": said.getvalue(), "seconds": time.monotonic() - started}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
