@@ -372,7 +372,7 @@ def _store_files(kind: str) -> dict[str, bytes]:
 
 def _read_store(kind: str, ending: str) -> tuple[Callable[[], list[bytes]], Callable[[bytes, Path], object]]:
     def seeds() -> list[bytes]:
-        return [data for name, data in _store_files(kind).items() if name.endswith(ending)]
+        return [next(data for name, data in _store_files(kind).items() if name.endswith(ending))]
 
     def read(data: bytes, folder: Path) -> object:
         replaced = next(name for name in _store_files(kind) if name.endswith(ending))

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[str, bytes, str]] = {
     "circle": (PARAMETERS, b"reporting: &a\n  title: *a\n", "parameters_odd.yml"),
     "deep": (PARAMETERS, b"reporting: " + b"[" * 1_000 + b"]" * 1_000, "parameters_odd.yml"),
     "digits": (PARAMETERS, b"seed: " + b"9" * 5_000, "parameters_odd.yml"),
-    "code": (PARAMETERS, f"reporting: {{title: !!python/object/apply:os.mkdir ['{CANARY}']}}".encode(), "not determine"),
+    "code": (PARAMETERS, f"reporting: {{title: !!python/object/apply:os.mkdir ['{CANARY}']}}".encode(), "constructor"),
     "no_such_key": (PARAMETERS, b"reporting: {title: '${nowhere.at.all}'}\n", "nowhere"),
     "no_such_resolver": (PARAMETERS, b"reporting: {title: '${summon:x}'}\n", "summon"),
     "half_interpolation": (PARAMETERS, b"reporting: {title: '${'}\n", "parameters"),
