@@ -16,7 +16,7 @@ KNOWN |= {"compressed metadata too large"}
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_broken_files_are_refused_or_set_aside_with_a_reason(name: str) -> None:
-    n_cases = N_CASES.get(name, 6 if name.startswith("ingest_over") else 40)
+    n_cases = N_CASES.get(name, 6 if name.startswith("ingest_over") else 25)
     outcomes = run_many(TARGETS[name], n_cases)
     assert sum(outcomes.values()) >= n_cases
     assert outcomes.keys() <= KNOWN

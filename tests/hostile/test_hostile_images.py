@@ -200,7 +200,7 @@ def test_a_small_file_that_declares_billions_of_pixels_is_not_unpacked(kind: str
 @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
 def test_metadata_that_unpacks_to_gigabytes_is_not_unpacked(kind: bytes, place: str) -> None:
     packer = zlib.compressobj()
-    packed = b"".join(packer.compress(bytes(2**20)) for _ in range(128)) + packer.flush()
+    packed = b"".join(packer.compress(bytes(2**20)) for _ in range(96)) + packer.flush()
     head = {b"iCCP": b"x\0\0", b"zTXt": b"x\0\0", b"iTXt": b"x\0\1\0\0\0"}[kind]
     bomb = chunk(kind, head + packed)
     rows = [row.tobytes() for row in noise(8, 8, 3)]

@@ -106,7 +106,7 @@ def test_every_block_of_every_environment_is_accepted_as_it_says() -> None:
             assert means(blocks[name], checked(name, blocks[name]).model_dump()), name
 
 
-@settings(max_examples=1_500, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_one_hostile_value_is_taken_as_it_is_or_refused_by_its_key(data: st.DataObject) -> None:
     environments = valid_blocks()

@@ -21,7 +21,7 @@ from PIL import Image
 
 from conftest import PROJECT, QUICK
 
-pytestmark = pytest.mark.xdist_group("hostile_runs")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hostile_runs")]
 
 TINY = (
     "teacher_training.n_updates=40", "teacher_training.record_every=40", "pu_training.epochs=2",
