@@ -6,12 +6,22 @@ An unknown key is refused by name. Nothing here knows Kedro, and nothing imports
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pu_kd_pipeline.learning.selection import needs_budget
 
+SEEDS = 2**32  # as many as every generator takes
+_BITS = 63  # of a whole number, beside its sign, that torch and NumPy can count with
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
@@ -27,7 +37,29 @@ Options = Annotated[dict[str, Any], AfterValidator(_given)]
 class Block(BaseModel):
     """A parameter block: unknown keys are errors, values do not change after the check."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse numbers that nothing can count with, and true and false where only numbers are meant.
+
+        YAML reads `yes`, `no`, `on` and `off` as true and false, too.
+        """
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, bool) for each in values) and not _takes_truth_values(cls, str(info.field_name)):
+            raise ValueError("input should not be true or false (nor yes, no, on or off)")
+        if any(isinstance(each, int) and each.bit_length() > _BITS for each in values):
+            raise ValueError("input should be a number of at most 64 bits")
+        return value
+
+
+def _takes_truth_values(block: type[Block], name: str) -> bool:
+    def inside(annotation: Any) -> bool:
+        is_block = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        return is_block or annotation in (bool, Any) or any(inside(each) for each in get_args(annotation))
+
+    return inside(block.model_fields[name].annotation)
 
 
 # --- data_ingestion ---------------------------------------------------------------------------------------------------
@@ -103,7 +135,7 @@ class NearDuplicateParams(Block):
 class DataIngestionParams(Block):
     """The block `data_ingestion`: where the four image stores come from."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     labeled: tuple[ImageSource, ...] = Field(
         description="the handful of the teacher's images; [] where there is none, as for `full_unlabeled`"
     )
@@ -129,7 +161,7 @@ class DataIngestionParams(Block):
 class InputSpec(Block):
     """What a network expects: size, colours and normalisation of its input images."""
 
-    size_px: int = Field(gt=0, description="images are resized to size_px x size_px")
+    size_px: int = Field(gt=0, le=16_384, description="images are resized to size_px x size_px")
     channels: Literal[1, 3]
     mean: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
     std: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
@@ -213,7 +245,7 @@ class ComputeParams(Block):
 class TeacherTrainingParams(Block):
     """The block `teacher_training`: how an experiment trains its teacher."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     n_updates: int = Field(gt=0)
     record_every: int = Field(gt=0, description="updates per record of the history")
     batch_size: int = Field(gt=1)
@@ -231,7 +263,7 @@ class FeatureExtractionParams(Block):
 class RelatednessParams(Block):
     """The block `relatedness`: what the teacher alone says of the pool, and how often each image is drawn (S3)."""
 
-    seed: int = Field(ge=0, description="of the noise that the indicators are calibrated on")
+    seed: int = Field(ge=0, lt=SEEDS, description="of the noise that the indicators are calibrated on")
     n_noise_images: int = Field(gt=0, description="images of uniform noise; 10,000 in the paper")
     clip: float = Field(gt=0, description="most standard deviations of noise that an indicator adds to the sum")
     sampling: Literal["preferential", "uniform"] = Field(description="uniform: every image alike, the control")
@@ -258,7 +290,7 @@ class ClassPriorParams(Block):
 class PUTrainingParams(Block):
     """The block `pu_training`: the class prior and the PU classifier (Xu et al. 2019, Eq. 3-6)."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     class_prior: OpenShare | None = Field(description="share of positives in the pool; null: estimated")
     prior_estimation: ClassPriorParams
     estimator: Literal["nnpu", "upu", "cvir"] = Field(
@@ -300,7 +332,7 @@ class PoolScoringParams(Block):
 class SubsetParams(Block):
     """The block `subset_materialization`: which pool images are kept."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     rule: Literal["nnpu", "random", "oracle", "confident", "stratified", "disagreement", "all"]
     criterion: Literal["sign", "quantile", "precision", "budget"] = Field(
         description="nnpu only. sign: score > 0; quantile: the top class_prior share; precision: down to "
@@ -324,7 +356,7 @@ class SubsetParams(Block):
 class ClassWeightingParams(Block):
     """The block `class_weighting` (Eq. 7 and the set W of Eq. 9-10)."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     clip: tuple[float, float] = Field(
         description="bounds of a class weight before the weights are rescaled to sum to K"
     )
@@ -401,7 +433,7 @@ OBJECTIVE_BLOCKS = {
 class DistillationParams(Block):
     """The block `distillation`: the student and how it learns."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=SEEDS)
     student_architecture: str
     student_options: Options = Field(description="further keyword arguments of the architecture")
     objective: Literal["kd", "robust_kd", "noisy_kd", "latent", "attention", "pu_critic"]
@@ -527,7 +559,7 @@ class ComparisonParams(Block):
     labeled_per_class: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         min_length=1, description="labeled images of each class, drawn by the cell's seed from the labeled store"
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEEDS)], ...] = Field(
         min_length=1, description="of the labeled images, PU training, draws and student; the teacher is the same"
     )
     objectives: tuple[str, ...] = Field(min_length=1, description="of distillation")

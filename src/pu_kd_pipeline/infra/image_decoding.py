@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from io import BytesIO
+from multiprocessing import get_context
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
@@ -42,7 +46,10 @@ class Reason(StrEnum):
     TRUNCATED = "truncated"
     NOT_OPENED = "could not be opened"  # a disk or a network may recover: tried again by the next run
     TOO_MANY_PIXELS = "too many pixels"
+    TOO_MUCH_METADATA = "compressed metadata too large"
+    TOO_LARGE = "file too large"
     UNSUPPORTED = "unsupported pixel format"
+    CRASHED = "crashes its decoder"
     LINK = "link out of the folder"
     NAME = "file name is not UTF-8"
 
@@ -52,6 +59,10 @@ class Unusable:
     """Stands in the place of an image that cannot be used."""
 
     reason: Reason
+
+
+# What Pillow says of a file that ends too early, and of a PNG whose profile or text unpacks to more than a megabyte.
+_COMPLAINTS = {"truncated": Reason.TRUNCATED, "decompressed data too large": Reason.TOO_MUCH_METADATA}
 
 
 class _UnsupportedPixelsError(Exception):
@@ -73,8 +84,9 @@ class Decoder:
     def decode(self, raw: RawImage) -> np.ndarray | Unusable:
         """Return the (channels, size_px, size_px) uint8 pixels of an image, or why there are none.
 
-        EXIF orientation is applied, the first frame of an animation taken, 16-bit grey reduced to its high byte, and
-        transparency laid over white. The declared size is checked before any pixel is decoded.
+        EXIF orientation is applied, the first frame of an animation taken, 16-bit values reduced to their high byte,
+        and transparency laid over white (that of 16-bit grey is ignored). The declared size is checked before any pixel
+        is decoded.
         """
         if isinstance(raw, np.ndarray):
             return self._from_array(raw)
@@ -92,7 +104,9 @@ class Decoder:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             return Unusable(Reason.TOO_MANY_PIXELS)
         except Exception as exc:  # a damaged file makes Pillow's readers raise nearly anything
-            return Unusable(Reason.TRUNCATED if "truncated" in str(exc).lower() else Reason.UNREADABLE)
+            complaint = str(exc).lower()
+            reasons = (reason for mark, reason in _COMPLAINTS.items() if mark in complaint)
+            return Unusable(next(reasons, Reason.UNREADABLE))
 
     def decode_all(
         self, raws: Iterable[RawImage | Unusable], n_workers: int
@@ -108,6 +122,29 @@ class Decoder:
         self, chunk: list[RawImage | Unusable]
     ) -> tuple[list[RawImage | Unusable], list[np.ndarray | Unusable]]:
         return chunk, [raw if isinstance(raw, Unusable) else self.decode(raw) for raw in chunk]
+
+    def decode_all_apart(
+        self, raws: Iterable[RawImage | Unusable], n_workers: int
+    ) -> Iterator[tuple[RawImage | Unusable, np.ndarray | Unusable]]:
+        """Yield what `decode_all` does, decoded by other processes: safe from an image that ends them.
+
+        A fault in a decoder's own code (a segmentation fault, an abort, memory that the system takes back by force)
+        then costs the image, `Reason.CRASHED`, and not the run.
+        """
+        with ExitStack() as stack:
+            idle: SimpleQueue[_Apart] = SimpleQueue()
+            for _ in range(n_workers):
+                idle.put(stack.enter_context(_Apart(self)))
+
+            def decode(chunk: list[RawImage | Unusable]) -> list[np.ndarray | Unusable]:
+                apart = idle.get()
+                try:
+                    return apart.decode(chunk)
+                finally:
+                    idle.put(apart)
+
+            for chunk, decoded in map_in_order(lambda chunk: (chunk, decode(chunk)), _chunks(raws), n_workers):
+                yield from zip(chunk, decoded, strict=True)
 
     def _from_array(self, pixels: np.ndarray) -> np.ndarray | Unusable:
         from PIL import Image
@@ -132,16 +169,57 @@ class Decoder:
         return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
+class _Apart:
+    """A process that decodes for this one, and is replaced when an image ends it; for one thread at a time."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._process = self._start()
+
+    def __enter__(self) -> _Apart:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.shutdown(cancel_futures=True)
+
+    def decode(self, chunk: list[RawImage | Unusable]) -> list[np.ndarray | Unusable]:
+        """Return the pixels of each image or why there are none."""
+        try:
+            _, decoded = self._process.submit(self._decoder._decode_chunk, chunk).result()
+        except BrokenProcessPool:
+            self._process = self._start()
+            if len(chunk) == 1:
+                return [Unusable(Reason.CRASHED)]
+            return [pixels for raw in chunk for pixels in self.decode([raw])]
+        return decoded
+
+    @staticmethod
+    def _start() -> ProcessPoolExecutor:
+        # spawned: a fork would copy the threads' locks as they happen to be
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Return the loaded image turned as its EXIF orientation says."""
-    from PIL import ImageOps
+    from PIL.Image import Transpose
 
     image.load()
     try:
-        is_turned = image.getexif().get(_ORIENTATION, 1) != 1
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # pixels are fine, the metadata is not
         return image
-    return ImageOps.exif_transpose(image) if is_turned else image
+    # not `ImageOps.exif_transpose`, which also writes the metadata anew and fails where that is damaged
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    turn = turns.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _in_colours(image: Image.Image, mode: str) -> Image.Image:

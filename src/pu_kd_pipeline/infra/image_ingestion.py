@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,7 +29,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.atomic_files import replacing_file
 from pu_kd_pipeline.infra.image_decoding import Decoder, Reason, Unusable, as_file
 from pu_kd_pipeline.infra.image_labels import check_every_class_is_there, draw, in_share, with_teacher_labels
-from pu_kd_pipeline.infra.image_sources import Source, default_name, open_source
+from pu_kd_pipeline.infra.image_sources import Source, SourceLostError, default_name, open_source
 from pu_kd_pipeline.infra.image_store import (
     QUARANTINE_FILE,
     STORE_FILE,
@@ -47,10 +49,14 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.infra.image_decoding import RawImage
     from pu_kd_pipeline.params import ImageSource
 
+logger = logging.getLogger(__name__)
+
 OK = "ok"
 DUPLICATE = "duplicate"  # the status is "duplicate of <id>"
+_SHARD_NAME = re.compile(r"[0-9]{5,9}-[0-9a-f]{12}")
 _METADATA_KEY = b"specification"
 _IDENTITY = ["id", "version", "source", "label", "relevant"]  # a stored image is right while these are what is wanted
+_UNFINISHED = ".shard-"  # begins the name of a shard that is being written; no end but a violent one leaves it behind
 _ENCODED_BATCH_BYTES = 32 * 2**20
 
 
@@ -77,14 +83,18 @@ def ingest(plan: IngestionPlan, folder: Path) -> ImageStore:
     wanted, readers = list_images(plan)
     specification = _specification(plan, len(wanted))
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.tmp"):
+    leftovers = list(folder.glob(".*.tmp"))
+    for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     kept = _kept_shards(folder, specification, wanted)
     progress = _resume(folder, specification, wanted, kept)
     is_done = wanted["id"].isin([*progress.id_by_digest.values(), *progress.quarantine["id"]]).to_numpy()
     try:
-        _write_missing(folder, plan, specification, wanted, wanted[~is_done], readers, progress)
+        was_killed = any(leftover.name.startswith(_UNFINISHED) for leftover in leftovers)
+        _write_missing(folder, plan, specification, wanted, wanted[~is_done], readers, progress, was_killed)
         _check_quarantine(plan, progress.quarantine, len(wanted))
+    except SourceLostError:
+        raise
     except InputError:  # after any other end the finished shards are worth keeping
         for file in progress.new_files:
             file.unlink(missing_ok=True)
@@ -120,6 +130,11 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
         columns = index_schema().empty_table().to_pandas()[_IDENTITY].assign(fault="", reader=0, listing_row=0)
         return columns, []
     wanted = pd.concat(tables, ignore_index=True)
+    if wanted.empty:
+        raise InputError(
+            f"data_ingestion.{plan.name}: no image is left of {sum(len(each.listing) for each in readers):,}: check "
+            "`share`, `exclude_labels` and `per_class` of its sources"
+        )
     _check_ids(wanted["id"], plan)
     return wanted, readers
 
@@ -132,12 +147,11 @@ def _opened(source: ImageSource, seed: int, where: str) -> tuple[Source, pd.Data
     except InputError:
         raise
     except Exception as exc:  # each kind of remote file system has errors of its own
-        if "://" not in (source.path or ""):
+        is_remote = "://" in (source.path or "")
+        if not is_remote and not isinstance(exc, OSError):
             raise
-        raise InputError(
-            f"{where}: {source.path} cannot be read ({type(exc).__name__}: {exc}): check the address, the network and "
-            "your credentials"
-        ) from exc
+        mend = "check the address, the network and your credentials" if is_remote else "check that it may be read"
+        raise InputError(f"{where}: {source.path} cannot be read ({type(exc).__name__}: {exc}): {mend}") from exc
 
 
 def _chosen(
@@ -200,14 +214,16 @@ def _kept_shards(folder: Path, specification: Specification, wanted: pd.DataFram
 
 def _read_index(folder: Path, name: str, specification: Specification) -> pd.DataFrame | None:
     """Return the index of a shard, or None where shard or index are damaged or of another specification."""
-    with suppress(OSError, pa.ArrowInvalid, InputError):
-        table = pq.read_table(index_file(folder, name))
+    with suppress(Exception):  # a damaged file makes its reader raise nearly anything
+        table = pq.read_table(index_file(folder, name), page_checksum_verification=True)
+        if not _SHARD_NAME.fullmatch(name) or table.schema.remove_metadata() != index_schema():
+            return None
         if (table.schema.metadata or {}).get(_METADATA_KEY) == _encoded_specification(specification):
             if specification.kind == "packed":
                 shape = (table.num_rows, specification.channels, specification.size_px, specification.size_px)
                 open_packed(folder, name, shape)
-            elif len(open_encoded(folder, name)) != table.num_rows:
-                return None
+            else:
+                open_encoded(folder, name, table.num_rows)
             dtypes = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
             return table.to_pandas(types_mapper=dtypes.get)
     return None
@@ -229,7 +245,7 @@ def _resume(
     }
     faulty = wanted[wanted["fault"].notna()]
     quarantine = faulty[["id", "source", "version"]].assign(status=faulty["fault"])
-    with suppress(InputError, OSError, pa.ArrowInvalid):
+    with suppress(Exception):  # where it is damaged, the images are looked at again
         if ImageStore.open(folder).specification == specification:
             before = pd.read_parquet(folder / QUARANTINE_FILE)
             now = wanted.loc[wanted["fault"].isna(), ["id", "version", "source"]]
@@ -252,14 +268,24 @@ def _write_missing(
     missing: pd.DataFrame,
     readers: list[Reader],
     progress: _Progress,
+    was_killed: bool,
 ) -> None:
-    """Decode the missing images into new shards."""
+    """Decode the missing images into new shards.
+
+    Where the last run was killed at one of them, an image may have brought its decoder down, and this process with it:
+    they are then decoded by other processes.
+    """
+    decoder = Decoder(specification.channels, specification.size_px, specification.max_image_pixels)
+    decode_all = decoder.decode_all_apart if was_killed else decoder.decode_all
+    if was_killed and len(missing):
+        logger.warning("%s: the last run was killed as it decoded; images are now decoded apart from it", plan.name)
     number = 1 + max((int(shard.name.split("-")[0]) for shard in progress.shards), default=-1)
     raws = track(_raw_images(missing, readers), name=f"{plan.name} images", total=len(missing), unit="images")
     for start in range(0, len(missing), plan.store.shard_size):
         rows = missing.iloc[start : start + plan.store.shard_size]
         raws_of_shard = islice(raws, len(rows))
-        _write_shard(folder, number, rows, raws_of_shard, specification, plan.store.n_workers, progress)
+        decoded = decode_all(raws_of_shard, plan.store.n_workers)
+        _write_shard(folder, number, rows, decoded, specification, progress)
         _check_quarantine(plan, progress.quarantine, len(wanted))
         number += 1
 
@@ -274,19 +300,17 @@ def _write_shard(
     folder: Path,
     number: int,
     rows: pd.DataFrame,
-    raws: Iterator[RawImage | Unusable],
+    decoded: Iterator[tuple[RawImage | Unusable, np.ndarray | Unusable]],
     specification: Specification,
-    n_workers: int,
     progress: _Progress,
 ) -> None:
     """Write one shard of the usable and new images among `rows`; the others join the quarantine."""
-    decoder = Decoder(specification.channels, specification.size_px, specification.max_image_pixels)
-    temporary = folder / f".shard-{number:05d}.{os.getpid()}.tmp"
+    temporary = folder / f"{_UNFINISHED}{number:05d}.{os.getpid()}.tmp"
     statuses: list[str] = []
     digests: list[str] = []
     try:
         with (PackedWriter if specification.kind == "packed" else EncodedWriter)(temporary, specification) as writer:
-            for image_id, (raw, pixels) in zip(rows["id"], decoder.decode_all(raws, n_workers), strict=True):
+            for image_id, (raw, pixels) in zip(rows["id"], decoded, strict=True):
                 digest = b"" if isinstance(pixels, Unusable) else hashlib.sha256(pixels.data).digest()
                 twin = progress.id_by_digest.get(digest)
                 if isinstance(pixels, Unusable):
@@ -328,7 +352,8 @@ def _finish_shard(
     new_files += [file for file in files if not file.exists()]
     os.replace(temporary, files[0])
     with replacing_file(files[1]) as path:
-        pq.write_table(table.replace_schema_metadata({_METADATA_KEY: _encoded_specification(specification)}), path)
+        described = table.replace_schema_metadata({_METADATA_KEY: _encoded_specification(specification)})
+        pq.write_table(described, path, write_page_checksum=True)
     return Shard(name, len(index), 0)
 
 
@@ -420,7 +445,15 @@ def counts_by_reason(statuses: pd.Series) -> dict[str, int]:
 
 
 def _check_quarantine(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: int) -> None:
-    if len(quarantine) > plan.store.max_quarantined_share * n_images:
+    most = plan.store.max_quarantined_share * n_images
+    n_not_opened = int((quarantine["status"] == Reason.NOT_OPENED).sum())
+    if len(quarantine) > most >= len(quarantine) - n_not_opened:
+        raise SourceLostError(
+            f"data_ingestion.{plan.name}: {n_not_opened:,} of {n_images:,} images could not be opened, such as "
+            f"{quarantine.loc[quarantine['status'] == Reason.NOT_OPENED, 'id'].iloc[0]!r}: is the source still there, "
+            "and may it be read? Finished shards are kept: the same command goes on from there"
+        )
+    if len(quarantine) > most:
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in counts_by_reason(quarantine["status"]).items())
         raise InputError(
             f"data_ingestion.{plan.name}: {len(quarantine):,} of {n_images:,} images cannot be used ({reasons}; such "

@@ -12,6 +12,7 @@ import inspect
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +23,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.image_decoding import Reason, Unusable, map_in_order
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from pu_kd_pipeline.infra.image_decoding import RawImage
@@ -31,7 +33,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 DEFAULT_TORCHVISION_ROOT = "data/01_raw"
 _READ_THREADS = 8  # opening files waits for the disk or the network
 _READ_ROWS = 1_000
+_MOST_FILE_BYTES = 2**28  # several files are held at a time; a hundred million pixels seldom need as much
 _READ_BYTES = 8 * 2**20  # read-ahead of a Parquet column, so that a row group is never held as a whole
+
+
+class SourceLostError(InputError):
+    """A source was there when the run began and cannot be read any more; what is finished is worth keeping."""
 
 
 class Source(Protocol):
@@ -49,7 +56,11 @@ class Source(Protocol):
         ...
 
     def read(self, rows: pd.DataFrame) -> Iterator[RawImage | Unusable]:
-        """Yield the raw image of each of these rows of the listing, which are in the listing's order."""
+        """Yield the raw image of each of these rows of the listing, which are in the listing's order.
+
+        Raises:
+            SourceLostError: the source as a whole is no longer there, or is damaged.
+        """
         ...
 
 
@@ -165,48 +176,90 @@ class FolderSource:
             if self._is_local:
                 return Path(self._root, path).read_bytes()
             return bytes(self._fs.cat_file(f"{self._root.rstrip('/')}/{path}"))
-        except OSError:
+        except MemoryError:
+            return Unusable(Reason.TOO_LARGE)
+        except Exception as exc:  # each kind of remote file system has errors of its own
+            if self._is_local:
+                if not isinstance(exc, OSError):
+                    raise
+                check_is_there_still(self._root, self._path)
             return Unusable(Reason.NOT_OPENED)
 
     def _local_files(self) -> Iterator[tuple[str, str, str]]:
         """Yield (path below the folder, version, fault or empty)."""
         root = Path(self._root)
         real_root = root.resolve()
-        for folder, subfolders, names in os.walk(root):  # which follows no link
+        closed: list[OSError] = []
+        for folder, subfolders, names in os.walk(root, onerror=closed.append):  # which follows no link
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
             for name in links + [name for name in names if _is_image(name)]:
                 path = Path(folder, name)
                 relative = path.relative_to(root).as_posix()
-                if relative != (printable := os.fsencode(relative).decode("utf-8", "backslashreplace")):
-                    yield printable, "", Reason.NAME
-                elif fault := _link_fault(path, real_root):
-                    yield relative, "", fault
+                if not _is_printable(relative):
+                    yield _printable(relative), "", Reason.NAME
                 else:
-                    about = path.stat()
-                    yield relative, f"{about.st_size}-{about.st_mtime_ns}", ""
+                    version, fault = _state_of(path, real_root)
+                    yield relative, version, fault
+        for error in closed:
+            yield _printable(os.path.relpath(error.filename, root)), "", Reason.NOT_OPENED
 
     def _remote_files(self) -> Iterator[tuple[str, str, str]]:
         root = self._fs._strip_protocol(self._root).rstrip("/")
         for path, about in self._fs.find(root, detail=True).items():
             relative = path.removeprefix(root).lstrip("/")
             if _is_image(relative) and not any(part.startswith(".") for part in relative.split("/")):
-                yield relative, _remote_version(about), ""
+                is_too_large = (about.get("size") or 0) > _MOST_FILE_BYTES
+                yield relative, _remote_version(about), Reason.TOO_LARGE if is_too_large else ""
 
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def _link_fault(path: Path, real_root: Path) -> str:
-    """Return why a path may not be opened: it leads out of the folder, or to no plain file."""
+def _is_printable(path: str) -> bool:
+    return path == _printable(path)
+
+
+def _printable(path: str) -> str:
+    """Return a path that was found on disk as text that any file can hold: bytes that are not UTF-8 as `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _state_of(path: Path, real_root: Path | None = None) -> tuple[str, str]:
+    """Return the version of a file, and why it may not be opened: it leads out of `real_root`, is no plain file, …"""
     try:
-        mode = path.stat().st_mode
+        about = path.stat()
+        leads_out = (
+            real_root is not None
+            and path.is_symlink()
+            and (stat.S_ISDIR(about.st_mode) or not path.resolve().is_relative_to(real_root))
+        )
+    except (OSError, RuntimeError):  # a link to nothing or in a circle, a file that is gone or out of reach
+        return "", Reason.LINK if path.is_symlink() else Reason.NOT_OPENED
+    if leads_out:
+        return "", Reason.LINK
+    if not stat.S_ISREG(about.st_mode):
+        return "", Reason.UNREADABLE
+    return f"{about.st_size}-{about.st_mtime_ns}", Reason.TOO_LARGE if about.st_size > _MOST_FILE_BYTES else ""
+
+
+def check_is_there_still(folder: str, name: str) -> None:
+    """Raise a SourceLostError where a folder is gone or empty: deleted, or no longer mounted."""
+    try:
+        with os.scandir(folder) as entries:
+            if next(entries, None) is not None:
+                return
     except OSError:
-        return Reason.LINK if path.is_symlink() else Reason.UNREADABLE
-    if path.is_symlink() and (stat.S_ISDIR(mode) or not path.resolve().is_relative_to(real_root)):
-        return Reason.LINK
-    return "" if stat.S_ISREG(mode) else Reason.UNREADABLE
+        pass
+    raise SourceLostError(_lost(name, "it is gone, or no longer mounted"))
+
+
+def _lost(name: str, why: object) -> str:
+    return (
+        f"{name} could not be read to its end ({why}). Finished shards are kept: once the source is whole again, the "
+        "same command goes on from there"
+    )
 
 
 def _remote_version(about: dict[str, Any]) -> str:
@@ -230,7 +283,9 @@ class ParquetSource:
         self._fs, root = file_system(self._path)
         if self._fs.isdir(root):
             root = f"{root.rstrip('/')}/*.parquet"
-        self._files: list[str] = sorted(self._fs.glob(root)) if any(mark in root for mark in "*?[") else [root]
+        is_pattern = any(mark in root for mark in "*?[")
+        found = self._fs.glob(root, detail=True) if is_pattern else {root: {}}
+        self._files: list[str] = sorted(file for file, about in found.items() if about.get("type") != "directory")
         if not self._files or not self._fs.exists(self._files[0]):
             raise InputError(f"there is no Parquet file at {self._path}: correct `path` of the source")
 
@@ -243,18 +298,26 @@ class ParquetSource:
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         for number in rows["file"].unique():
-            with self._fs.open(self._files[number]) as opened:
-                rows_of_file = rows.loc[rows["file"] == number, "row"].to_numpy()
-                yield from self._read_file(self._open(opened, number), rows_of_file)
+            try:
+                with self._fs.open(self._files[number]) as opened:
+                    rows_of_file = rows.loc[rows["file"] == number, "row"].to_numpy()
+                    yield from self._read_file(self._open(opened), rows_of_file)
+            except Exception as exc:  # a damaged file makes its reader raise nearly anything, and so does the network
+                raise SourceLostError(_lost(self._files[number], f"{type(exc).__name__}: {exc}")) from exc
 
     def _list_file(self, number: int, file: str) -> pd.DataFrame:
-        with self._fs.open(file) as opened:
-            parquet = self._open(opened, number)
+        with self._told_of(file), self._fs.open(file) as opened:
+            parquet = self._open(opened)
             columns = set(parquet.schema_arrow.names)
             self._check_columns(parquet, file)
-            known = parquet.read([name for name in ("id", "label", "label_name") if name in columns])
+            about = self._fs.info(file)
             n_rows = parquet.metadata.num_rows
-        values = {name: known[name].to_pylist() for name in known.column_names}
+            if about.get("size") is not None and not 0 <= n_rows <= about["size"]:
+                raise ValueError(f"it declares {n_rows:,} rows in {about['size']:,} bytes")
+            known = parquet.read([name for name in ("id", "label", "label_name") if name in columns])
+            if known.num_columns and known.num_rows != n_rows:
+                raise ValueError(f"it declares {n_rows:,} rows and has {known.num_rows:,}")
+            values = {name: _plain_values(known[name], name, file) for name in known.column_names}
         if "label" in values and any(isinstance(label, str) for label in values["label"]):
             values["label_name"] = values.pop("label")
         stem = PurePosixPath(file).stem
@@ -262,7 +325,7 @@ class ParquetSource:
             f"{stem}:{row}" if value is None else str(value)
             for row, value in enumerate(values.get("id", [None] * n_rows))
         ]
-        versions = [_remote_version(self._fs.info(file))] * n_rows
+        versions = [_remote_version(about)] * n_rows
         return _table(
             ids,
             values.get("label"),
@@ -272,14 +335,23 @@ class ParquetSource:
             row=np.arange(n_rows),
         )
 
-    def _open(self, opened: Any, number: int) -> pq.ParquetFile:
-        import pyarrow as pa
+    @contextmanager
+    def _told_of(self, file: str) -> Iterator[None]:
+        """Turn whatever the reader of a damaged file raises into a sentence."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as exc:
+            raise InputError(
+                f"{file} is not a Parquet file that can be read ({type(exc).__name__}: {exc}): correct `path`, or mend "
+                "the file"
+            ) from exc
+
+    def _open(self, opened: Any) -> pq.ParquetFile:
         import pyarrow.parquet as pq
 
-        try:
-            return pq.ParquetFile(opened, buffer_size=_READ_BYTES, pre_buffer=False)
-        except pa.ArrowInvalid as exc:
-            raise InputError(f"{self._files[number]} is not a Parquet file ({exc}): correct `path` or mend it") from exc
+        return pq.ParquetFile(opened, buffer_size=_READ_BYTES, pre_buffer=False)
 
     def _check_columns(self, parquet: pq.ParquetFile, file: str) -> None:
         import pyarrow as pa
@@ -290,6 +362,9 @@ class ParquetSource:
                 f"{file} has no column 'image'; found: {', '.join(schema.names) or 'none'}. A source of type 'parquet' "
                 "needs image files' bytes in `image`, and may have `id`, `label` (int) and `label_name`: rename columns"
             )
+        for name in ("image", "id", "label", "label_name"):
+            if schema.names.count(name) > 1:
+                raise InputError(f"{file} has more than one column {name!r}: rename all but one")
         kind = schema.field("image").type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
@@ -300,6 +375,7 @@ class ParquetSource:
         """Yield the images of ascending row numbers, touching only the row groups that hold some."""
         groups = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
         starts = np.concatenate([[0], np.cumsum(groups)])
+        n_read = 0
         for group in np.unique(np.searchsorted(starts, rows, side="right") - 1):
             start = starts[group]
             for batch in parquet.iter_batches(_READ_ROWS, row_groups=[int(group)], columns=["image"]):
@@ -307,7 +383,39 @@ class ParquetSource:
                 for value in batch.column(0).take(rows[first:last] - start).to_pylist():
                     image = value.get("bytes") if isinstance(value, dict) else value
                     yield Unusable(Reason.EMPTY) if image is None else image
+                n_read += last - first
                 start += batch.num_rows
+        if n_read != len(rows):
+            raise ValueError(f"of {len(rows):,} rows {n_read:,} are there")
+
+
+def _plain_values(column: pa.ChunkedArray, name: str, file: str) -> list[Any]:
+    """Return a column of ids, labels or names as integers or strings; floats that are whole become integers.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if pa.types.is_floating(kind) and name == "label":
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+    is_number = pa.types.is_integer(kind) or (
+        name == "label" and (pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind))
+    )
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (is_number or is_text or pa.types.is_null(kind)):
+        raise InputError(f"{file}: the column {name!r} is {kind}; it must hold text or whole numbers")
+    try:
+        values: list[Any] = (column.cast(pa.int64()) if is_number else column).to_pylist()
+    except pa.ArrowInvalid as exc:
+        raise InputError(f"{file}: the column {name!r} holds more than whole numbers of 64 bits ({exc})") from exc
+    except UnicodeDecodeError as exc:
+        raise InputError(f"{file}: the column {name!r} holds text that is not UTF-8 ({exc}): mend it") from exc
+    return values
 
 
 # --- torchvision ------------------------------------------------------------------------------------------------------
@@ -326,23 +434,31 @@ class TorchvisionSource:
             raise InputError(f"torchvision's {self._source.dataset} is empty with options {self._source.options}")
         labels = self._labels(n)
         names = _class_names(self._dataset)
+        faults: list[str | None] | None = None
         label_names = None
         if labels is not None and names and min(labels) >= 0 and max(labels) < len(names):
             label_names = [names[label] for label in labels]
         if files := _sample_files(self._dataset):
             root = os.path.commonpath([os.path.dirname(file) for file in files])
-            ids = [Path(os.path.relpath(file, root)).as_posix() for file in files]
-            versions = [f"{about.st_size}-{about.st_mtime_ns}" for about in map(os.stat, files)]
+            ids = [_printable(os.path.relpath(file, root)) for file in files]
+            label_names = label_names and [_printable(name) for name in label_names]
+            states = [_state_of(Path(file)) for file in files]
+            versions = [version for version, _ in states]
+            faults = [
+                (fault or None) if _is_printable(file) else str(Reason.NAME)
+                for file, (_, fault) in zip(files, states, strict=True)
+            ]
         else:
             options = [f"{key}={value}" for key, value in sorted(self._options().items())]
             ids = ["/".join([str(self._source.dataset), *options, str(position)]) for position in range(n)]
             versions = ["1"] * n
-        return _table(ids, labels, label_names, versions, position=np.arange(n))
+        return _table(ids, labels, label_names, versions, faults, position=np.arange(n))
 
     def read(self, rows: pd.DataFrame) -> Iterator[RawImage | Unusable]:
         positions = rows["position"].tolist()
         if files := _sample_files(self._dataset):
-            return map_in_order(_read_file, [files[position] for position in positions], _READ_THREADS)
+            root = str(self._dataset.root)
+            return map_in_order(lambda position: _read_file(files[position], root), positions, _READ_THREADS)
         return map(self._image, positions)
 
     def _image(self, position: int) -> RawImage | Unusable:
@@ -405,7 +521,7 @@ def _open_dataset(source: ImageSource) -> Any:
     except TypeError as exc:
         options = ", ".join(key for key in accepted if key not in ("self", "root", "download"))
         raise InputError(f"torchvision's {name} does not take these options ({exc}): it knows {options}") from exc
-    except (RuntimeError, OSError, ValueError, ImportError) as exc:
+    except Exception as exc:  # each data set reads files of its own, in its own way
         mend = "check the network and `path`" if source.download else "set `download: true`, or `path` to its folder"
         raise InputError(f"torchvision's {name} at {arguments.get('root')} cannot be opened ({exc}): {mend}") from exc
 
@@ -422,8 +538,11 @@ def _sample_files(dataset: Any) -> list[str]:
     return [file for file, _ in dataset.samples] if isinstance(dataset, datasets.DatasetFolder) else []
 
 
-def _read_file(file: str) -> bytes | Unusable:
+def _read_file(file: str, root: str) -> bytes | Unusable:
     try:
         return Path(file).read_bytes()
+    except MemoryError:
+        return Unusable(Reason.TOO_LARGE)
     except OSError:
+        check_is_there_still(root, root)
         return Unusable(Reason.NOT_OPENED)

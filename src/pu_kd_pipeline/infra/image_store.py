@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of the files; also raised when decoding changes pixels
 STORE_FILE, QUARANTINE_FILE = "store.json", "quarantine.parquet"
-_SAFE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")
+_SAFE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 _MOST_DECODING_THREADS = 8
+_TOO_MANY = 2**48  # of anything: larger numbers in a store's file are damage
 
 
 @dataclass(frozen=True)
@@ -124,15 +125,17 @@ class ImageStore:
         folder = Path(folder)
         again = "run `kedro run --pipeline=data_ingestion`"
         try:
-            about = json.loads((folder / STORE_FILE).read_text())
+            about = json.loads((folder / STORE_FILE).read_text(encoding="utf-8"))
             if about["specification"]["format"] != FORMAT:
                 raise InputError(f"{folder} was written by another version of this program: {again}")
-            specification = Specification(**about["specification"])
-            named = [(str(shard["name"]), int(shard["n"])) for shard in about["shards"]]
-            counts = {str(reason): int(count) for reason, count in about["quarantine"].items()}
+            specification = _specification_in(about["specification"])
+            named = [(str(shard["name"]), _count(shard["n"])) for shard in about["shards"]]
+            counts = {str(reason): _count(count) for reason, count in about["quarantine"].items()}
         except FileNotFoundError as exc:
             raise InputError(f"there is no image store at {folder}: {again}") from exc
-        except (KeyError, TypeError, json.JSONDecodeError) as exc:
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as exc:
             raise InputError(f"{folder / STORE_FILE} is damaged ({exc!r}): delete the folder and {again}") from exc
         for name, _ in named:
             if not _SAFE_NAME.fullmatch(name):
@@ -196,29 +199,42 @@ class ImageStore:
         """
         import pandas as pd
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         columns = ["id", "source", "label", "relevant", "sha256", "row"]
-        tables = [pq.read_table(index_file(self.folder, shard.name), columns=columns) for shard in self.shards]
+        tables = [self._index_of(shard, columns) for shard in self.shards]
         table = pa.concat_tables(tables) if tables else index_schema().empty_table().select(columns)
         dtypes = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
-        index = table.to_pandas(types_mapper=dtypes.get)
+        index = table.replace_schema_metadata().to_pandas(types_mapper=dtypes.get)
         names = np.array([shard.name for shard in self.shards], dtype=object)
         index.insert(5, "shard", pd.Series(names.repeat([shard.n for shard in self.shards]), dtype="str"))
         return index
 
     def ids_of(self, shard: Shard) -> pa.Array:
         """Return the ids of one shard's images, in row order; nothing of other shards is read."""
-        import pyarrow.parquet as pq
+        return self._index_of(shard, ["id"])["id"].combine_chunks()
 
-        return pq.read_table(index_file(self.folder, shard.name), columns=["id"])["id"].combine_chunks()
+    def _index_of(self, shard: Shard, columns: list[str]) -> pa.Table:
+        """Return columns of a shard's index.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        schema = index_schema()
+        table = _read_parquet(index_file(self.folder, shard.name), columns)
+        if table.num_rows != shard.n or table.schema.types != [schema.field(name).type for name in columns]:
+            raise InputError(
+                f"{index_file(self.folder, shard.name)} is not the index of {shard.n:,} images: delete it and run "
+                "`kedro run --pipeline=data_ingestion`"
+            )
+        return table
 
     @cached_property
     def quarantine(self) -> pd.DataFrame:
         """The images that are not in the store: `id`, `source`, `status` (the reason)."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / QUARANTINE_FILE, columns=["id", "source", "status"])
+        table = _read_parquet(self.folder / QUARANTINE_FILE, ["id", "source", "status"])
+        # without what pandas wrote beside it, which can be damaged on its own
+        quarantine: pd.DataFrame = table.replace_schema_metadata().to_pandas()
+        return quarantine
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the (n, C, H, W) uint8 images of (n,) row numbers, in any order, repeated or not.
@@ -286,7 +302,7 @@ class ImageStore:
         from pu_kd_pipeline.infra.image_decoding import Decoder, Unusable
 
         if shard.name not in self._opened:
-            self._opened[shard.name] = open_encoded(self.folder, shard.name)
+            self._opened[shard.name] = open_encoded(self.folder, shard.name, shard.n)
         encoded = self._opened[shard.name]
         about = self.specification
         decoder = Decoder(about.channels, about.size_px, about.max_image_pixels)
@@ -299,6 +315,42 @@ class ImageStore:
                     f"decoded ({pixels.reason}): delete the folder and run `kedro run --pipeline=data_ingestion`"
                 )
             images[place] = pixels
+
+
+def _read_parquet(file: Path, columns: list[str]) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(file, columns=columns, page_checksum_verification=True)
+    except Exception as exc:  # a damaged file makes its reader raise nearly anything
+        raise InputError(
+            f"{file} is damaged ({type(exc).__name__}: {exc}): delete it and run `kedro run --pipeline=data_ingestion`"
+        ) from exc
+
+
+def _specification_in(about: dict[str, Any]) -> Specification:
+    """Return the specification that a store's file states.
+
+    Raises:
+        TypeError, ValueError: it is not one.
+    """
+    numbers = {name: _count(about[name]) for name in ("channels", "size_px", "max_image_pixels", "format")}
+    if set(about) != {"kind", *numbers} or about["kind"] not in ("packed", "encoded"):
+        raise ValueError(f"{about} is no specification")
+    if numbers["channels"] not in (1, 3) or not 0 < numbers["size_px"] < _TOO_MANY:
+        raise ValueError(f"there are no images of {numbers['channels']} x {numbers['size_px']} x {numbers['size_px']}")
+    return Specification(about["kind"], **numbers)
+
+
+def _count(value: object) -> int:
+    """Return a number of things.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if type(value) is not int or not 0 <= value < _TOO_MANY:
+        raise ValueError(f"{value!r:.50} is not a number of things")
+    return value
 
 
 def pixel_file(folder: Path, shard_name: str, kind: str) -> Path:
@@ -338,15 +390,17 @@ def open_packed(folder: Path, shard_name: str, shape: tuple[int, ...]) -> np.nda
     file = pixel_file(folder, shard_name, "packed")
     try:
         pixels = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as exc:
+    except Exception as exc:  # the header of an array is a Python literal, which can be wrong in many ways
         raise InputError(f"{file} is damaged ({exc}): delete it and run `kedro run --pipeline=data_ingestion`") from exc
+    if not isinstance(pixels, np.ndarray):  # an archive of arrays
+        raise InputError(f"{file} is not an array of pixels: delete it and run `kedro run --pipeline=data_ingestion`")
     if pixels.shape != shape or pixels.dtype != np.uint8:
         raise InputError(f"{file} holds {pixels.dtype} {pixels.shape}, its store says uint8 {shape}: ingest it anew")
     return pixels.view(np.ndarray)  # np.memmap's own indexing costs more than the read
 
 
-def open_encoded(folder: Path, shard_name: str) -> pa.ChunkedArray:
-    """Return the memory-mapped bytes of the images of an encoded shard.
+def open_encoded(folder: Path, shard_name: str, n_images: int) -> pa.ChunkedArray:
+    """Return the memory-mapped bytes of the `n_images` images of an encoded shard.
 
     Raises:
         InputError: the file is damaged.
@@ -355,6 +409,12 @@ def open_encoded(folder: Path, shard_name: str) -> pa.ChunkedArray:
 
     file = pixel_file(folder, shard_name, "encoded")
     try:
-        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()["image"]
-    except (OSError, pa.ArrowInvalid) as exc:
+        images = pa.ipc.open_file(pa.memory_map(str(file))).read_all()["image"]
+        if images.type != pa.large_binary():
+            raise ValueError(f"its images are {images.type}")
+        if len(images) != n_images:
+            raise ValueError(f"it holds {len(images):,} of {n_images:,} images")
+        images.validate(full=True)  # or an offset beyond the end is read
+        return images
+    except Exception as exc:  # a damaged file makes its reader raise nearly anything
         raise InputError(f"{file} is damaged ({exc}): delete it and run `kedro run --pipeline=data_ingestion`") from exc

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.atomic_files import replacing_folder
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
+_MARK_BYTES = 64  # enough to tell what a file is
 Card = TypeVar("Card", bound=BaseModel)
 
 
@@ -40,6 +42,13 @@ class ModelCard(BaseModel):
     taps: tuple[str, ...] | None = None
     origin: dict[str, Any] = {}
 
+    @field_validator("classes")
+    @classmethod
+    def _two_classes_at_least(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(classes) < 2 or len(set(classes)) < len(classes):
+            raise ValueError("a classifier needs two classes or more, of different names")
+        return classes
+
 
 class PUClassifierCard(BaseModel):
     """What a PU classifier reads. With backbone `full`, `teacher` is the card of its own, fine-tuned backbone."""
@@ -47,9 +56,9 @@ class PUClassifierCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     backbone: Literal["frozen", "full"]
     features: Literal["descriptor", "last_layer", "teacher_outputs", "both"]
-    descriptor_size: int
-    attention_reduction: int | None
-    class_prior: float
+    descriptor_size: int = Field(gt=0)
+    attention_reduction: int | None = Field(gt=0)
+    class_prior: float = Field(ge=0, le=1)
     teacher: ModelCard
     teacher_fingerprint: str
 
@@ -72,10 +81,20 @@ class Model:
         return (self.card.input.channels, self.card.input.size_px, self.card.input.size_px)
 
     def extractor(self, device: Any = "cpu") -> FeatureExtractor:
-        """Return the network with its taps, on a device and in eval mode."""
+        """Return the network with its taps, on a device and in eval mode.
+
+        Raises:
+            InputError: a tap is not a layer whose output can be pooled, or there is none.
+        """
         from pu_kd_pipeline.learning.features import FeatureExtractor
 
-        extractor: FeatureExtractor = FeatureExtractor(self.network.to(device), self.card.taps, self.image_shape).eval()
+        if self.card.taps is not None and not self.card.taps:
+            raise InputError("no layer is named: name one, or take the network's defaults with null")
+        try:
+            taps = FeatureExtractor(self.network.to(device), self.card.taps, self.image_shape)
+        except ValueError as exc:
+            raise InputError(str(exc)) from exc
+        extractor: FeatureExtractor = taps.eval()
         return extractor
 
     def fingerprint(self) -> str:
@@ -144,7 +163,10 @@ def build_pu_module(card: PUClassifierCard) -> PUHead | FullPUClassifier:
     """Return the untrained module that a PU classifier's card describes."""
     from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, make_head
 
-    head = make_head(card.descriptor_size, card.features, card.attention_reduction)
+    try:
+        head = make_head(card.descriptor_size, card.features, card.attention_reduction)
+    except Exception as exc:
+        raise InputError(f"there is no PU classifier as its card describes ({exc}): train it again") from exc
     if card.backbone == "frozen":
         return head
     return FullPUClassifier(Model(_build(card.teacher), card.teacher).extractor(), head)
@@ -153,10 +175,10 @@ def build_pu_module(card: PUClassifierCard) -> PUHead | FullPUClassifier:
 def _read_card(folder: Path, kind: type[Card]) -> Card:
     path = folder / CARD
     try:
-        return kind.model_validate_json(path.read_text())
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise InputError(f"{folder} is not a model folder: it has no {CARD}") from exc
-    except (ValidationError, UnicodeDecodeError) as exc:
+    except (ValidationError, UnicodeDecodeError, OSError) as exc:
         raise InputError(f"{path} is not the card of a {kind.__name__.removesuffix('Card')}: {exc}") from exc
 
 
@@ -168,8 +190,8 @@ def _build(card: ModelCard, *, is_trained_here: bool = False) -> nn.Module:
         check_network(network, len(card.classes), card.input.channels, card.input.size_px)
         if is_trained_here:
             check_training(network, len(card.classes), card.input.channels, card.input.size_px)
-    except ValueError as exc:
-        raise InputError(str(exc)) from exc
+    except Exception as exc:  # memory that is not there, too, where a card or a parameter asks for a giant
+        raise InputError((str(exc) or type(exc).__name__).partition("\nException raised from")[0]) from exc
     return network
 
 
@@ -205,19 +227,36 @@ def _weight_faults(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     missing = sorted(expected.keys() - state.keys())
     extra = sorted(state.keys() - expected.keys())
     shared = sorted(expected.keys() & state.keys())
+    odd = [name for name in shared if not _is_plain(state[name], expected[name])]
     mis_shaped = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
         for name in shared
-        if state[name].shape != expected[name].shape
+        if name not in odd and state[name].shape != expected[name].shape
     ]
-    not_finite = [name for name in shared if state[name].is_floating_point() and not bool(state[name].isfinite().all())]
+    # only of equal shape: a tensor of a few bytes may claim any size, and a look at every value would make it real
+    comparable = [name for name in shared if name not in odd and state[name].shape == expected[name].shape]
+    not_finite = [name for name in comparable if not bool(state[name].to(expected[name].dtype).isfinite().all())]
     faults = (
         ("missing", missing),
         ("not part of it", extra),
+        ("of another kind (sparse, quantized, complex, whole numbers or without values)", odd),
         ("of another shape", mis_shaped),
         ("not finite", not_finite),
     )
     return [f"{what}: {some(names)}" for what, names in faults if names]
+
+
+def _is_plain(tensor: Tensor, expected: Tensor) -> bool:
+    """Return whether a tensor has values that can be copied into another one without losing some."""
+    import torch
+
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and tensor.is_complex() == expected.is_complex()
+        and tensor.is_floating_point() >= expected.is_floating_point()
+    )
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -226,7 +265,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     A dict with a `state_dict` or `model` entry is opened, and the `module.` prefix of data-parallel training removed.
 
     Raises:
-        InputError: the file is missing or unreadable, or is a pickle that would run code.
+        InputError: the file is missing or unreadable, unpacks to more than its size, or is a pickle that would run
+            code.
     """
     import torch
     from safetensors import SafetensorError
@@ -234,13 +274,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise InputError(f"there is no weights file {path}")
+    _refuse_what_is_no_weights(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as exc:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as exc:
             raise InputError(f"{path} is not a readable safetensors file: {exc}") from exc
     try:
+        _refuse_zip_bomb(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as exc:
         raise InputError(
             f"{path} cannot be read without running code from it, which is refused. If you trust it, convert it: "
@@ -254,11 +298,50 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
+def _refuse_what_is_no_weights(path: Path) -> None:
+    """Raise an InputError for a file that plainly is something else: nothing, or the page that a server sent instead.
+
+    Such a file would be called a damaged or dangerous one by what reads weights, and that misleads.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(_MARK_BYTES)
+    except OSError as exc:
+        raise InputError(f"{path} cannot be opened ({exc}): check that it may be read") from exc
+    mend = "download the weights again, and look at what the address answers"
+    if not start:
+        raise InputError(f"{path} is empty: {mend}")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise InputError(f"{path} holds a web page in the place of weights: {mend}")
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a pointer of Git LFS and not the weights: fetch them with `git lfs pull`")
+
+
+def _refuse_zip_bomb(path: Path) -> None:
+    """Raise an InputError for an archive whose parts are packed or overlap: torch writes them as they are.
+
+    What such an archive unpacks to has no bound, and torch's reader sets none.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+    if is_packed or sum(part.file_size for part in parts) > path.stat().st_size:
+        raise InputError(
+            f"{path} is a packed archive, which torch never writes and which could unpack to any size: save the "
+            "weights again with torch.save or safetensors"
+        )
+
+
 def _weights_path(teacher: TeacherParams) -> Path | None:
     if teacher.weights is None:
         return None
-    path = Path(teacher.weights).expanduser()
-    return path / WEIGHTS if path.is_dir() else path
+    try:
+        path = Path(teacher.weights).expanduser()
+        return path / WEIGHTS if path.is_dir() else path
+    except (OSError, RuntimeError, ValueError) as exc:  # no such user, a name that is too long, …
+        raise InputError(f"teacher.weights: {teacher.weights!r} is no path ({exc})") from exc
 
 
 def teacher_card(teacher: TeacherParams) -> ModelCard:

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.run_facts import flatten
 
+_MOST_OF_A_VALUE, _MOST_OF_A_COMPLAINT = 100, 600  # letters of either in a message
+
 
 def check_parameters(
     parameters: Mapping[str, Any],
@@ -79,6 +81,7 @@ def sentences(
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """Return "`what` is not known: did you mean `x`?", or all that is known where nothing is near."""
     known = sorted(set(known))
+    name = _printable(name)
     near = get_close_matches(name, known, n=1)
     meant = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(f'`{each}`' for each in known)}"
     return f"{what} is not known; {meant}"
@@ -86,17 +89,31 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
 
 def _sentence(fault: Any, model: type[BaseModel], name: str, where: str, given: set[str]) -> str:
     location = fault["loc"]
-    key = ".".join(str(part) for part in (name, *location) if part != "")
+    key = ".".join(_printable(str(part)) for part in (name, *location) if part != "")
     source = "--params" if key in given else where
     if fault["type"] == "extra_forbidden":
         return f"{source}: " + unknown_name(f"the key `{key}`", str(location[-1]), _fields(model, location[:-1]))
     if fault["type"] == "missing":
         return f"{source}: the key `{key}` is missing{_meaning(model, location)}"
-    complaint = fault["msg"].removeprefix("Value error, ")
+    complaint = _printable(fault["msg"].removeprefix("Value error, "), _MOST_OF_A_COMPLAINT)
     complaint = complaint[:1].lower() + complaint[1:]
     is_whole = isinstance(fault["input"], Mapping | BaseModel)
-    value = "" if is_whole else f" is {fault['input']!r}"
+    value = "" if is_whole else f" is {_shown(fault['input'])}"
     return f"{source}: `{key}`{value}: {complaint}{_meaning(model, location)}"
+
+
+def _shown(value: object) -> str:
+    """Return a value as a message can hold it, however large it is."""
+    try:
+        return _printable(repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a list in itself
+        return f"too large a value ({type(value).__name__})"
+
+
+def _printable(text: str, most: int = _MOST_OF_A_VALUE) -> str:
+    """Return a text without line breaks, half characters and the like, and shortened."""
+    text = text if len(text) <= most else f"{text[:most]}…"
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _is_inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:

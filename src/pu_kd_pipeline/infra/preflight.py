@@ -128,5 +128,12 @@ def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
                     file_system(source.path)
                 except InputError as exc:
                     yield f"{where}: {exc}"
-            elif not set(source.path) & set("*?[") and not Path(source.path).expanduser().exists():
+            elif not set(source.path) & set("*?[") and not _is_there(source.path):
                 yield f"{where}: there is no {source.path} (edit parameters_data_ingestion.yml)"
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, no such user, …
+        return False

@@ -22,6 +22,7 @@ from pu_kd_pipeline.infra.atomic_files import replacing_file
 from pu_kd_pipeline.infra.progress import track
 
 _LIST = "shards.json"
+_MOST_LETTERS = 200  # of a shard's name; file systems end at 255 bytes
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class ShardedTable:
             InputError: it is not there, or not complete.
         """
         try:
-            names = tuple(str(name) for name in json.loads((folder / _LIST).read_text()))
+            names = _names_in(json.loads((folder / _LIST).read_text(encoding="utf-8")))
         except FileNotFoundError as exc:
             raise InputError(f"there is no table at {folder}") from exc
-        except (ValueError, TypeError) as exc:
+        except (ValueError, RecursionError, OSError) as exc:
             raise InputError(f"{folder / _LIST} is damaged ({exc}): delete the folder, and run what wrote it") from exc
         if outside := [name for name in names if _file(folder, name).parent != folder]:
             raise InputError(f"{folder / _LIST} names a shard {outside[0]!r}, which leads out of the table: delete it")
@@ -82,7 +83,7 @@ class ShardedTable:
     def facts(self) -> dict[str, str]:
         """What the first shard's makers wrote into its metadata."""
         metadata = _read(pq.read_schema, self.folder, self.names[0]).metadata if self.names else None
-        return {key.decode(): value.decode() for key, value in (metadata or {}).items()}
+        return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in (metadata or {}).items()}
 
     @property
     def fingerprint(self) -> str:
@@ -101,7 +102,23 @@ class ShardedTable:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the whole table; meant for narrow tables."""
-        return pd.concat([table.to_pandas() for table in self.shards()], ignore_index=True)
+        tables = [table.replace_schema_metadata().to_pandas() for table in self.shards()]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _names_in(listed: object) -> tuple[str, ...]:
+    """Return the shards that a list names.
+
+    Raises:
+        ValueError: it is not a list of different names.
+    """
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise ValueError("it is not a list of names")
+    if len(set(listed)) < len(listed):
+        raise ValueError("it names a shard twice")
+    if not all(name.isprintable() and len(name) <= _MOST_LETTERS for name in listed):
+        raise ValueError("it names a shard as no file can be called")
+    return tuple(listed)
 
 
 def files_of_table(folder: Path) -> list[Path]:
@@ -126,7 +143,7 @@ def _read(reader: Callable[..., Any], folder: Path, name: str, **options: Any) -
     file = _file(folder, name)
     try:
         return reader(file, **options)
-    except (pa.ArrowInvalid, OSError) as exc:
+    except Exception as exc:  # a damaged file makes its reader raise nearly anything
         raise InputError(f"{file} is damaged ({exc}): delete it, and run the stage that wrote it again") from exc
 
 

@@ -23,7 +23,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     content = pa.Table.from_pandas(bare, preserve_index=False)
     metadata = {**(content.schema.metadata or {}), METADATA_KEY: json.dumps(attrs).encode()}
     with replacing_file(path) as temporary:
-        pq.write_table(content.replace_schema_metadata(metadata), temporary)
+        pq.write_table(content.replace_schema_metadata(metadata), temporary, write_page_checksum=True)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -33,11 +33,14 @@ def read_table(path: Path) -> pd.DataFrame:
         InputError: the file is not there or is not a readable Parquet file.
     """
     try:
-        content = pq.read_table(path)
+        content = pq.read_table(path, page_checksum_verification=True)
+        table = content.to_pandas()
+        table.attrs = dict(json.loads((content.schema.metadata or {}).get(METADATA_KEY, b"{}")))
     except FileNotFoundError as exc:
         raise InputError(f"there is no table {path}") from exc
-    except (pa.ArrowException, OSError) as exc:
-        raise InputError(f"{path} is not a readable Parquet file: {exc}") from exc
-    table = content.to_pandas()
-    table.attrs = json.loads((content.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except Exception as exc:  # a damaged file makes its reader raise nearly anything
+        raise InputError(
+            f"{path} is not a readable Parquet file ({type(exc).__name__}: {exc}): delete it, and run the stage that "
+            "wrote it again"
+        ) from exc
     return table
