@@ -301,3 +301,12 @@ def test_docker_commands_name_services_that_exist() -> None:
             if words[:2] == ["docker", "compose"] and words[2] in verbs:
                 given = [word.partition(":")[0] for word in words[3:] if re.match(r"[a-z_]+(:|$)", word)]
                 assert not given or given[0] in {*services, "tar"}, words
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    text = (PROJECT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`((?:\w+/)*test_\w+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 50
+    for file, name in named:
+        path = next(path for path in (PROJECT / "tests" / file, PROJECT / "tests" / "hostile" / file) if path.is_file())
+        assert not name or f"def {name}(" in path.read_text(), f"{file} has no {name}"

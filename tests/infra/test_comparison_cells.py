@@ -686,6 +686,21 @@ def test_curves_are_panels_and_tables_of_means(results):
     assert len(plot_comparison(results, params).axes) == 1  # cells that were computed before there were curves
 
 
+def test_a_row_without_labeled_images_competes_in_every_column(results):
+    results = pd.concat(
+        [results, results_of(variant=["preferential"], method=["preferential"], rule=[None], labeled_per_class=[None],
+                             seed=[0], accuracy=[0.955], n_selected=[700])],
+        ignore_index=True,
+    )  # fmt: skip
+    page = comparison_page(results, grid(title="MNIST"))
+    assert "| preferential | **95.50 (1)** | 95.50 (1) |" in page
+    assert "| pu | 91.00 ± 1.41 | **96.00 ± 0.00** |" in page
+    assert "| preferential | – | 700 |" in page
+    results.loc[results["variant"] == "preferential", "accuracy"] = 0.99
+    title = plot_comparison(results, grid(title="MNIST"))._suptitle.get_text()
+    assert title == "preferential is best at 5 per class with 99.00 %, 3.00 points before pu"
+
+
 def test_several_objectives_are_rows_of_their_own(results):
     results["objective"] = ["kd"] * 2 + ["kd", "kd", "robust_kd", "robust_kd"] + ["kd"] * 3
     assert list(means_over_seeds(results)["row"].unique()) == ["original", "pu · kd", "pu · robust_kd", "random"]

@@ -186,12 +186,22 @@ def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
         cells = [f"*{name}*" if is_reference else str(name)]
         for column in columns:
             here = of_row[of_row["labeled_per_class"].isna() | (of_row["labeled_per_class"] == column)]
-            rivals = means[(means["labeled_per_class"] == column) & ~means["is_reference"]]["mean"]
+            rivals = _rivals(means, column)["mean"]
             text = _with_deviation(here.iloc[0], means["n_seeds"].max()) if len(here) else "–"
             is_best = len(here) and not is_reference and here["mean"].iloc[0] == rivals.max()
             cells.append(f"**{text}**" if is_best else text)
         rows.append(cells)
     return rows
+
+
+def _rivals(means: pd.DataFrame, column: float | None) -> pd.DataFrame:
+    """Return the rows that may be the best of a column: no references; a row without labeled images is in each."""
+    is_here = means["labeled_per_class"].isna() | (means["labeled_per_class"] == column)
+    return means[is_here & ~means["is_reference"]]
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.0f}"
 
 
 def _with_deviation(row: pd.Series, n_seeds: int) -> str:
@@ -209,7 +219,7 @@ def _selection_rows(means: pd.DataFrame) -> list[list[str]]:
         auc, prior = ("–" if np.isnan(row[name]) else f"{row[name]:.3f}" for name in ("auc", "class_prior"))
         seconds = ["–" if np.isnan(row[name]) else f"{row[name]:.0f}" for name in ("pu_seconds", "seconds")]
         rows.append(
-            [row["row"], f"{row['labeled_per_class']:.0f}", f"{row['n_selected']:,.0f}", auc, *shares, prior, *seconds]
+            [row["row"], _number(row["labeled_per_class"]), f"{row['n_selected']:,.0f}", auc, *shares, prior, *seconds]
         )
     return rows
 
@@ -289,10 +299,9 @@ def plot_comparison(results: pd.DataFrame, params: ComparisonParams) -> Figure:
 
 
 def _finding(means: pd.DataFrame, columns: list[float]) -> str:
-    rivals = means[~means["is_reference"] & means["labeled_per_class"].notna()]
-    if rivals.empty:
+    last = _rivals(means, columns[-1] if columns else None).sort_values("mean", ascending=False)
+    if last.empty:
         return "References alone"
-    last = rivals[rivals["labeled_per_class"] == columns[-1]].sort_values("mean", ascending=False)
     best = last.iloc[0]
     second = f", {best['mean'] - last['mean'].iloc[1]:.2f} points before {last['row'].iloc[1]}" if len(last) > 1 else ""
     where = f" at {columns[-1]:.0f} per class" if len(columns) > 1 else ""
