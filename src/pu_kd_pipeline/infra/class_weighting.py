@@ -9,6 +9,7 @@ import torch
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.features import TEACHER, logits_of
+from pu_kd_pipeline.infra.manifests import check_manifest
 from pu_kd_pipeline.infra.model_files import Model
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
 from pu_kd_pipeline.learning.class_weights import class_weights, teacher_class_mass, weight_vectors
@@ -25,8 +26,9 @@ def weigh_classes(
     """Return one row a class (teacher mass, raw and clipped weight), and the set W, one row a weight vector.
 
     Raises:
-        InputError: the features lack images of the manifest.
+        InputError: the features lack images of the manifest, or it is none.
     """
+    check_manifest(manifest)
     n_found, mass = 0, torch.zeros(len(class_names), dtype=torch.float64)
     for features, origin in ((labeled_features, "labeled"), (pool_features, "pool")):
         for logits in logits_of(features, set(manifest["id"][manifest["origin"] == origin])):

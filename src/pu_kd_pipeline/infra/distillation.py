@@ -21,6 +21,7 @@ from pu_kd_pipeline.infra.devices import autocast, inference_batch_size, prepare
 from pu_kd_pipeline.infra.features import rows_of
 from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
 from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.manifests import check_manifest
 from pu_kd_pipeline.infra.model_files import Model, new_student
 from pu_kd_pipeline.infra.objectives import Setting, cacheable, make_objective
 from pu_kd_pipeline.infra.progress import watch
@@ -63,6 +64,7 @@ def distil(
         InputError: manifest, weights and images do not fit together, the objective cannot be used with these networks,
             the loss is not finite, or memory runs out.
     """
+    check_manifest(manifest)
     check_weights(weight_vectors, manifest, teacher)
     device = prepare_device(params.compute)
     stores = {"labeled": labeled_images, "pool": pool_images}

@@ -17,6 +17,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.features import rows_of
 from pu_kd_pipeline.infra.image_batches import predict_logits
 from pu_kd_pipeline.infra.image_store import ImageStore
+from pu_kd_pipeline.infra.manifests import check_manifest
 from pu_kd_pipeline.infra.model_files import Model
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
 from pu_kd_pipeline.learning.metrics import (
@@ -104,6 +105,7 @@ def describe_selection(
     manifest: pd.DataFrame, pool_scores: ShardedTable, pool_images: ImageStore, class_prior: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what was selected, and where the pool's truth is known how well."""
+    check_manifest(manifest)
     facts = {
         name: manifest.attrs.get(name)
         for name in (
