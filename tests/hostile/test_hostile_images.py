@@ -20,6 +20,7 @@ import pytest
 from fuzzing import encoded, noise, plan_of
 from PIL import Image, PngImagePlugin
 
+from pu_kd_pipeline.infra.duplicates import find_duplicates
 from pu_kd_pipeline.infra.image_decoding import Decoder, Reason, Unusable
 from pu_kd_pipeline.infra.image_store import ImageStore, write_store
 from pu_kd_pipeline.pipelines.data_ingestion.nodes import report_ingestion
@@ -246,7 +247,8 @@ def test_broken_images_are_counted_in_the_report_by_reason(tmp_path: Path) -> No
     plan = plan_of({"type": "parquet", "path": str(tmp_path / "a.parquet")})
     store = write_store(plan, tmp_path / "pool")
     empty = write_store(plan_of({"type": "demo", "part": "test", "limit": 1}), tmp_path / "other")
-    report = report_ingestion(empty, store, empty)["pool_images"]
+    stores = {"labeled": empty, "pool": store, "test": empty, "teacher_training": empty}
+    report = report_ingestion(empty, store, empty, find_duplicates(stores, None))["pool_images"]
     assert report["n_images"] == 1
     assert report["quarantined"] == {
         "empty": 2, "truncated": 1, "unreadable": 1, "too many pixels": 1, "duplicate": 1,

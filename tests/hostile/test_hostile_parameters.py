@@ -83,7 +83,8 @@ def means(given: Any, found: Any) -> bool:
     if isinstance(given, bool) or given is None:
         return found is given
     if isinstance(given, int | float) and isinstance(found, int | float):
-        return float(given) == float(found) and (not isinstance(found, int) or given == found)
+        is_same = float(given) == float(found) or (given != given and found != found)  # not a number: options take any
+        return is_same and (not isinstance(found, int) or given == found)
     if isinstance(given, str) and isinstance(found, bool):
         return given.lower() in (
             ("true", "1", "yes", "on", "t", "y") if found else ("false", "0", "no", "off", "f", "n")

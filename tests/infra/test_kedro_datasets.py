@@ -63,5 +63,5 @@ def test_the_folder_of_checkpoints_is_told_and_not_written(tmp_path):
     assert dataset.load() == tmp_path / "checkpoints"
     assert dataset.every_s == 30
     assert not dataset.exists()
-    with pytest.raises(DatasetError, match="is written by trainings alone"):
+    with pytest.raises(DatasetError, match="is written by no node"):
         dataset.save("anything")

@@ -21,7 +21,7 @@ import pytest
 from conftest import PROJECT, QUICK, run_kedro
 from pipelines.test_incremental_full import contents
 
-pytestmark = pytest.mark.xdist_group("finished_run")
+pytestmark = pytest.mark.xdist_group("faults")
 
 N_KILLS = int(os.environ.get("PU_KD_KILLS", "6"))
 DIFFERS = re.compile(r"metrics\.json|report\.html|\.png$|_report\.json")  # times, paths, and pictures of them

@@ -17,7 +17,7 @@ import pytest
 from conftest import PROJECT, QUICK, run_kedro
 from pu_kd_pipeline.infra.tables import read_table
 
-pytestmark = pytest.mark.xdist_group("finished_run")
+pytestmark = pytest.mark.xdist_group("faults")
 
 OFTEN = ("tracking=false", "checkpoint_every_s=0")
 # stage -> its node, and what it reads of a finished run

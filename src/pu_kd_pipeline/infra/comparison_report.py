@@ -346,6 +346,7 @@ def _lines(axes: Axes, means: pd.DataFrame, columns: list[float], teacher: float
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
 
 
+_CURVE_COLOURS = (STUDENT, RANDOM, RELEVANT, ALERT, "#6a3d9a", "#56b4e9", "#cc79a7", INK)  # which cross each other
 _LINE_COLOURS = (STUDENT, RANDOM, RELEVANT, ALERT, *_OTHER_COLOURS)
 
 
@@ -377,7 +378,7 @@ def _sweep(axes: Axes, means: pd.DataFrame, label: str, teacher: float) -> None:
 
 def _curve(axes: Axes, curves: pd.DataFrame, title: str) -> None:
     """Draw accuracy against updates, a line a row, with a band of one standard deviation."""
-    for colour, (name, of_row) in zip(_LINE_COLOURS * len(curves), curves.groupby("row", sort=False), strict=False):
+    for colour, (name, of_row) in zip(_CURVE_COLOURS * len(curves), curves.groupby("row", sort=False), strict=False):
         error = np.clip(100 - of_row["watched"], _LEAST_ERROR, None)
         deviation = of_row["std"].fillna(0.0)
         axes.plot(of_row["updates"], error, color=colour, linewidth=1.5, label=name)

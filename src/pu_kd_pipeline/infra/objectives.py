@@ -307,7 +307,10 @@ def cacheable(params: DistillationParams) -> DistillationParams:
 
 def _with_last_taps(model: Model, n_taps: int, device: torch.device) -> FeatureExtractor:
     """Return the network with the last of its taps."""
-    taps = model.extractor(device).taps
+    try:
+        taps = model.extractor(device).taps
+    except InputError as exc:  # which does not know what the taps are for
+        raise ValueError(str(exc)) from exc
     if len(taps) < n_taps:
         raise ValueError(f"attention.n_taps is {n_taps}, and {model.card.architecture} has {len(taps)} taps: lower it")
     return FeatureExtractor(model.network, taps[-n_taps:], model.image_shape)
