@@ -92,7 +92,7 @@ def means(given: Any, found: Any) -> bool:
     if isinstance(given, str) and isinstance(found, int | float):
         return float(given) == found
     if isinstance(given, bytes):
-        return means(given.decode(), found)
+        return found == given or means(given.decode("utf-8", "replace"), found)
     return bool(given == found)
 
 
