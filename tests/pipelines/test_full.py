@@ -174,7 +174,7 @@ def copied_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_every_stage_runs_alone_from_saved_inputs_and_repeats_its_outputs(stage, finished_run, copied_run):
     if stage == "feature_extraction":  # finished shards are skipped: have them made again
         shutil.rmtree(copied_run / "04_feature")
-    result = run_kedro(f"--pipeline={stage}", data=copied_run)
+    result = run_kedro(f"--pipeline={stage}", "--force", data=copied_run)
     assert result.returncode == 0, result.stdout + result.stderr
     assert _contents(copied_run) == _contents(finished_run)
 

@@ -21,7 +21,8 @@ N_NOISE = "relatedness.n_noise_images=1000"
 def data(finished_run: Path, folder: Path) -> Path:
     """A data folder with the demo's images and teacher and nothing else, and an empty MLflow store."""
     (folder / "02_intermediate").mkdir()
-    (folder / "02_intermediate" / "pool_images").symlink_to(finished_run / "02_intermediate" / "pool_images")
+    for name in ("pool_images", "duplicates.parquet"):
+        (folder / "02_intermediate" / name).symlink_to(finished_run / "02_intermediate" / name)
     (folder / "06_models").mkdir()
     (folder / "06_models" / "teacher_model").symlink_to(finished_run / "06_models" / "teacher_model")
     return folder
