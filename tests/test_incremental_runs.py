@@ -178,6 +178,14 @@ def test_code_counts_where_it_is_called_and_comments_do_not(project):
     assert project.results()["left_value"] == 10
 
 
+def test_code_that_turned_out_the_same_is_not_looked_at_again(project, monkeypatch):
+    project.run()
+    project.write(helpers=HELPERS + "# a remark\n")
+    assert project.run() == {}
+    monkeypatch.setattr(runner.CodeIndex, "code_of", lambda *_: pytest.fail("it was parsed again"))
+    assert project.run() == {}
+
+
 def test_a_changed_catalog_entry_makes_its_data_set_again(project):
     project.run()
     project.save_args = {"indent": 4}

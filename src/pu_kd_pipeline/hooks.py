@@ -19,7 +19,7 @@ from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra import checkpoints, progress
-from pu_kd_pipeline.runner import EXPLAINING
+from pu_kd_pipeline.runner import CHECKPOINTS, EXPLAINING
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 REPORTING_FOLDER = "08_reporting"
 METRICS, STUDENT, REPORT = "metrics", "student_model", "report"
 COMPARISON = "comparison_table"
-CHECKPOINTS = "checkpoints"
 # Stages that write what those of `full` write, too.
 OTHER_SYSTEMS = frozenset({"unlabeled_distillation", "critic_distillation"})
 TRACKED_DATASETS = frozenset({"labeled_images", "pool_images", "test_images", "manifest", "preferential_manifest"})

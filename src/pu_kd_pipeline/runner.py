@@ -99,6 +99,7 @@ class IncrementalRunner(SequentialRunner):
             progress.publish_decision(node.name, why)
             if why is None:
                 logger.info("Up to date: %s", node.name)
+                judge.keep(node)
             else:
                 logger.info("%s runs: %s", node.name, why)
                 judge.begin(node)
@@ -107,7 +108,7 @@ class IncrementalRunner(SequentialRunner):
                 )
                 try:
                     task.execute()
-                except Exception:
+                except Exception:  # whatever it was is raised again; only the way on is told here
                     logger.warning("The same command goes on at %s; what finished before it is kept.", node.name)
                     raise
                 judge.end(node)
@@ -178,6 +179,12 @@ class _Judge:
         self._files.save()
         more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
         return "; ".join(reasons[:_MOST_REASONS]) + more or None
+
+    def keep(self, node: Node) -> None:
+        """Remember, where files of the project changed, that the node's code did not: the next run looks no further."""
+        before, now = self._before[node.name], self._now[node.name]
+        if before.code_stamp != now.code_stamp:
+            self._records.write(node.name, replace(now, outputs=before.outputs))
 
     def begin(self, node: Node) -> None:
         """Forget the node's outputs, and remove the parts of them that are not what was written."""

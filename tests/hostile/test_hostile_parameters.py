@@ -15,29 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from pu_kd_pipeline import params
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.infra.configuration import IMAGES_VARIABLE, read_parameters
 from pu_kd_pipeline.infra.parameter_errors import check_parameters
 from pu_kd_pipeline.infra.preflight import check
+from test_environments import ENVIRONMENT_BLOCKS as MODELS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-MODELS: dict[str, type[BaseModel]] = {
-    "data_ingestion": params.DataIngestionParams,
-    "teacher": params.TeacherParams,
-    "teacher_training": params.TeacherTrainingParams,
-    "feature_extraction": params.FeatureExtractionParams,
-    "relatedness": params.RelatednessParams,
-    "pu_training": params.PUTrainingParams,
-    "pool_scoring": params.PoolScoringParams,
-    "subset_materialization": params.SubsetParams,
-    "class_weighting": params.ClassWeightingParams,
-    "distillation": params.DistillationParams,
-    "evaluation": params.EvaluationParams,
-    "reporting": params.ReportingParams,
-    "comparison": params.ComparisonParams,
-}
-
 HOSTILE = [
     math.nan, math.inf, -math.inf, -0.0, 0, 0.0, -1, 1, 2, 0.5, 1.5, -1e-300, 1e-320, 1e308, 2**31, 2**63, 2**64,
     10**400, -(10**400), 10**5000, -(2**63), True, False, None, "", " ", "0", "-1", "nan", "inf", "1e3", "1_0", "٣",
