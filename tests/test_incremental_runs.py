@@ -240,6 +240,25 @@ def test_what_a_stopped_node_left_is_kept_for_the_same_code_alone(project):
         assert kept.exists() == is_there
 
 
+def test_what_a_killed_process_was_writing_is_removed(project):
+    project.run()
+    (project.data / "records" / "left.json").unlink()  # as while it ran
+    half = [
+        project.data / ".left_value.json.12345.tmp",
+        project.data / "records" / ".left.json.12345.tmp",
+        project.data / "records" / ".file_states.json.12345.tmp",
+    ]
+    folders = [project.data / ".left_value.json.12345.old"]
+    of_others = [project.data / ".right_value.json.12345.tmp", project.data / ".left_value.json"]
+    for path in (*half, *of_others):
+        path.touch()
+    for path in folders:
+        (path / "inside").mkdir(parents=True)
+    assert set(project.run()) == {"left"}
+    assert [path for path in (*half, *folders) if path.exists()] == []
+    assert all(path.exists() for path in of_others)  # another run may be writing them: its own locks are its own
+
+
 def test_a_data_folder_may_be_moved(project, tmp_path):
     project.run()
     shutil.copytree(project.data, tmp_path / "elsewhere")

@@ -22,6 +22,7 @@ from kedro.runner import SequentialRunner
 from kedro.runner.task import Task
 
 from pu_kd_pipeline.infra import progress
+from pu_kd_pipeline.infra.atomic_files import remove_leftovers
 from pu_kd_pipeline.infra.incremental.code_index import CodeIndex
 from pu_kd_pipeline.infra.incremental.file_states import FileStates, digest_of, files_below, safe_name
 from pu_kd_pipeline.infra.incremental.locks import locked
@@ -187,8 +188,11 @@ class _Judge:
             self._records.write(node.name, replace(now, outputs=before.outputs))
 
     def begin(self, node: Node) -> None:
-        """Forget the node's outputs, and remove the parts of them that are not what was written."""
+        """Forget the node's outputs, and remove the parts of them that are not what was written, or half-written."""
         self._records.remove(node.name)
+        for output in node.outputs:
+            if (place := self._place(output)) is not None:
+                remove_leftovers(place.parent, place.name)
         if node.name not in self._now:
             self._state(node, None)
         self._forget_checkpoints_of_other_code(node)

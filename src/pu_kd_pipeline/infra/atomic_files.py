@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,6 +40,26 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> list[Path]:
+    """Remove what a process that was killed while it wrote has left in a folder; only where no other one writes.
+
+    Args:
+        folder: where files or folders are replaced; it need not exist.
+        name: of the one that was being replaced; all without it.
+
+    Returns:
+        What was there.
+    """
+    of = "*" if name is None else glob.escape(name)
+    leftovers = [path for suffix in ("tmp", "old") for path in folder.glob(f".{of}.*.{suffix}")]
+    for path in leftovers:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return leftovers
 
 
 def flush_folder(folder: Path) -> None:

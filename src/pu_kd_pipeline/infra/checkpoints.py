@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.atomic_files import flush_folder, replacing_file
+from pu_kd_pipeline.infra.atomic_files import flush_folder, remove_leftovers, replacing_file
 from pu_kd_pipeline.infra.run_facts import flatten
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ class Checkpoints:
         self._good: tuple[int, Path] | None = None  # the newest that is known to be whole, and its update
         self._is_given_up = False
         self._refused: list[str] = []
-        for leftover in folder.glob(f".{name}.*.tmp"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(folder)
 
     def restore(self, state: TrainingState) -> None:
         """Go on from the newest checkpoint that is whole and of this configuration, or from the beginning."""

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.atomic_files import replacing_file
+from pu_kd_pipeline.infra.atomic_files import remove_leftovers, replacing_file
 from pu_kd_pipeline.infra.image_decoding import Decoder, Reason, Unusable, as_file
 from pu_kd_pipeline.infra.image_labels import check_every_class_is_there, draw, in_share, with_teacher_labels
 from pu_kd_pipeline.infra.image_sources import Source, SourceLostError, default_name, open_source
@@ -83,9 +83,7 @@ def ingest(plan: IngestionPlan, folder: Path) -> ImageStore:
     wanted, readers = list_images(plan)
     specification = _specification(plan, len(wanted))
     folder.mkdir(parents=True, exist_ok=True)
-    leftovers = list(folder.glob(".*.tmp"))
-    for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
+    leftovers = remove_leftovers(folder)
     kept = _kept_shards(folder, specification, wanted)
     progress = _resume(folder, specification, wanted, kept)
     is_done = wanted["id"].isin([*progress.id_by_digest.values(), *progress.quarantine["id"]]).to_numpy()

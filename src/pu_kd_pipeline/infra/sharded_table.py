@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.atomic_files import replacing_file
+from pu_kd_pipeline.infra.atomic_files import remove_leftovers, replacing_file
 from pu_kd_pipeline.infra.progress import track
 
 _LIST = "shards.json"
@@ -64,6 +64,7 @@ class ShardedTable:
             keeps_others: leave shards that no longer belong where they are, unlisted: they may be wanted again.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
         missing = [name for name in shards if not _file(folder, name).is_file()]
         for name in track(missing, name=folder.name, unit="shards") if missing else ():
             with replacing_file(_file(folder, name)) as temporary:

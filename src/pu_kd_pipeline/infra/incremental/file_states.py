@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pu_kd_pipeline.infra.atomic_files import replacing_file
+from pu_kd_pipeline.infra.atomic_files import remove_leftovers, replacing_file
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.params import ImageSource
@@ -63,9 +63,10 @@ class FileStates:
         return found
 
     def save(self) -> None:
-        """Keep what was learned for the next run."""
+        """Keep what was learned for the next run, unless the disk is full or another run does so at this moment."""
         if self._is_changed:
-            with replacing_file(self._cache_file) as temporary:
+            remove_leftovers(self._cache_file.parent, self._cache_file.name)
+            with suppress(OSError), replacing_file(self._cache_file) as temporary:
                 temporary.write_text(json.dumps(self._known), encoding="utf-8")
             self._is_changed = False
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pu_kd_pipeline.infra.atomic_files import replacing_file
+from pu_kd_pipeline.infra.atomic_files import remove_leftovers, replacing_file
 from pu_kd_pipeline.infra.incremental.file_states import FileStates, digest_of, files_below, safe_name, source_state
 from pu_kd_pipeline.params import ImageSource
 
@@ -76,6 +76,7 @@ class NodeRecords:
     def remove(self, node: str) -> None:
         """Forget a node whose outputs are about to be made."""
         self._file(node).unlink(missing_ok=True)
+        remove_leftovers(self.folder, self._file(node).name)
 
     def _file(self, node: str) -> Path:
         return self.folder / f"{safe_name(node)}.json"
