@@ -28,10 +28,12 @@ from pu_kd_pipeline.infra.comparison import ComparisonInputs, comparison_shards
 from pu_kd_pipeline.infra.comparison_grid import Blocks
 from pu_kd_pipeline.infra.comparison_report import comparison_page, plot_comparison
 from pu_kd_pipeline.infra.configuration import IMAGES_VARIABLE, read_parameters
+from pu_kd_pipeline.infra.duplicates import excluded_images, find_duplicates
 from pu_kd_pipeline.infra.features import feature_shards
 from pu_kd_pipeline.infra.image_store import ImageStore, plan_store, write_store
 from pu_kd_pipeline.infra.model_files import load_model, new_teacher, save_model
 from pu_kd_pipeline.infra.sharded_table import ShardedTable
+from pu_kd_pipeline.infra.tables import read_table, write_table
 from pu_kd_pipeline.params import (
     ClassWeightingParams,
     ComparisonParams,
@@ -99,6 +101,9 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
             clock.run(f"{name}_images", lambda plan=plan, folder=folder: write_store(plan, folder))
     stores = {name: ImageStore.open(work / f"{name}_images") for name in STORES}
 
+    duplicates = work / "duplicates.parquet"
+    if not duplicates.is_file():
+        clock.run("duplicates", lambda: write_table(find_duplicates(stores, ingestion.near_duplicates), duplicates))
     if not (work / "teacher" / "card.json").is_file():
         clock.run("teacher", lambda: _make_teacher(parameters, teacher_params, stores["teacher_training"], work))
     teacher = load_model(work / "teacher")
@@ -119,7 +124,9 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
         RelatednessParams.model_validate(parameters["relatedness"]),
     )
     images = (stores["labeled"], stores["pool"], stores["test"], stores["teacher_training"])
-    cells = comparison_shards(ComparisonInputs(teacher, *images, features["labeled"], features["pool"]), blocks, grid)
+    excluded = excluded_images(read_table(duplicates), blocks.subset_materialization)
+    inputs = ComparisonInputs(teacher, *images, features["labeled"], features["pool"], excluded=excluded)
+    cells = comparison_shards(inputs, blocks, grid)
     try:
         for name, maker in cells.items():
             _make(work / CELLS, {name: maker}, clock)

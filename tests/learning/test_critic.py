@@ -226,6 +226,13 @@ def test_the_adapter_acts_on_vectors_as_a_pointwise_convolution_on_maps() -> Non
     torch.testing.assert_close(critic_features([first, second, third], adapter), expected)
 
 
+def test_tokens_and_maps_with_channels_last_are_averaged_over_their_places() -> None:
+    first, *_ = maps()
+    square = first[:, :, :2]  # (N, 4, 2, 2)
+    tokens, channels_last = square.flatten(2).transpose(1, 2), square.permute(0, 2, 3, 1)
+    torch.testing.assert_close(critic_features([tokens, channels_last]), critic_features([square, square]))
+
+
 def test_the_adapter_leaves_equal_widths_alone() -> None:
     adapter = FeatureAdapter([4, 6, 3], [4, 6, 3])
     assert not list(adapter.parameters())
@@ -235,8 +242,8 @@ def test_the_adapter_leaves_equal_widths_alone() -> None:
 def test_maps_that_make_no_features_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one tap"):
         critic_features([])
-    with pytest.raises(ValueError, match=r"tap 1 gives \(3, 4, 5\); expected \(N, C, H, W\) or \(N, C\)"):
-        critic_features([torch.zeros(3, 4), torch.zeros(3, 4, 5)])
+    with pytest.raises(ValueError, match=r"the tap '1' gives \(3,\); expected \(N, C, H, W\), \(N, T, C\) or \(N, C\)"):
+        critic_features([torch.zeros(3, 4), torch.zeros(3)])
     with pytest.raises(ValueError, match=r"got widths \[4, 6\] and \[4\]"):
         FeatureAdapter([4, 6], [4])
     with pytest.raises(ValueError, match="made for 2 taps, got 3"):

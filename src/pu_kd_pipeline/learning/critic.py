@@ -24,6 +24,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from pu_kd_pipeline.learning.attention_transfer import attention_transfer_loss
 from pu_kd_pipeline.learning.distillation import soft_cross_entropy
+from pu_kd_pipeline.learning.features import global_average
 from pu_kd_pipeline.learning.training import make_optimizer
 
 CriticMode = Literal["clamp", "ascent", "gan"]
@@ -98,7 +99,7 @@ def critic_features(maps: Sequence[Tensor], adapter: FeatureAdapter | None = Non
     Each tap counts the same, and that one network's activations are larger tells the critic nothing.
 
     Args:
-        maps: one (N, C, H, W) or (N, C) for each tap, any float dtype.
+        maps: one for each tap, as `features.global_average` takes them, any float dtype.
         adapter: for the student's maps, where its widths are not the teacher's.
 
     Returns:
@@ -109,18 +110,9 @@ def critic_features(maps: Sequence[Tensor], adapter: FeatureAdapter | None = Non
     """
     if not maps:
         raise ValueError("features of the critic need at least one tap")
-    pooled = [_global_average(feature_map, tap) for tap, feature_map in enumerate(maps)]
+    pooled = [global_average(feature_map, str(tap)) for tap, feature_map in enumerate(maps)]
     vectors = pooled if adapter is None else adapter(pooled)
     return torch.cat([functional.normalize(vector, dim=1) for vector in vectors], dim=1)
-
-
-def _global_average(feature_map: Tensor, tap: int) -> Tensor:
-    dtype = torch.promote_types(feature_map.dtype, torch.float32)
-    if feature_map.ndim == 2:
-        return feature_map.to(dtype)
-    if feature_map.ndim != 4:
-        raise ValueError(f"tap {tap} gives {tuple(feature_map.shape)}; expected (N, C, H, W) or (N, C)")
-    return feature_map.mean(dim=(2, 3), dtype=dtype)
 
 
 class FeatureCritic(nn.Module):

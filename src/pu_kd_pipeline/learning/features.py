@@ -57,7 +57,7 @@ class FeatureExtractor(nn.Module):
 
     def _pooled(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         maps, logits = self._tapped(images)
-        return [_global_average(feature_map, tap) for tap, feature_map in zip(self.taps, maps, strict=True)], logits
+        return [global_average(feature_map, tap) for tap, feature_map in zip(self.taps, maps, strict=True)], logits
 
 
 def default_taps(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
@@ -199,13 +199,26 @@ class _HookedTaps(nn.Module):
         return [outputs[tap] for tap in self.taps], logits
 
 
-def _global_average(feature_map: Tensor, tap: str) -> Tensor:
+def global_average(feature_map: Tensor, tap: str) -> Tensor:
+    """Return one vector an image: the average over the places of a map or over tokens, or the vector that it is.
+
+    Args:
+        feature_map: (N, C, H, W), channels last too, (N, T, C) or (N, C), any float dtype.
+        tap: its name, for the error.
+
+    Returns:
+        (N, C) float32 (float64 for float64 maps).
+
+    Raises:
+        ValueError: it has another shape.
+    """
     if not isinstance(feature_map, Tensor) or feature_map.ndim not in (2, 3, 4):
         found = tuple(feature_map.shape) if isinstance(feature_map, Tensor) else type(feature_map).__name__
         raise ValueError(f"the tap {tap!r} gives {found}; expected (N, C, H, W), (N, T, C) or (N, C)")
     places = _places(feature_map)
     # of bf16 maps the average keeps the digits that a single value has not
-    return feature_map.mean(dim=places, dtype=torch.float32) if places else feature_map
+    dtype = torch.promote_types(feature_map.dtype, torch.float32)
+    return feature_map.mean(dim=places, dtype=dtype) if places else feature_map.to(dtype)
 
 
 def _places(feature_map: Tensor) -> tuple[int, ...]:
