@@ -549,7 +549,9 @@ class CurvesParams(Block):
     n_images: int = Field(
         gt=0, description="of the teacher's training images, which no student sees: their accuracy makes the curves"
     )
-    panels: dict[str, tuple[str, ...]] = Field(description="title -> the variants whose curves it has")
+    panels: dict[str, tuple[str, ...]] = Field(
+        description="title -> the variants whose curves it has; one that is null has none"
+    )
 
 
 class ComparisonParams(Block):
@@ -582,8 +584,8 @@ class ComparisonParams(Block):
         if not known:
             raise ValueError("variants must name at least one")
         for title, names in self.curves.panels.items() if self.curves else ():
-            if strangers := sorted(set(names) - set(known)):
-                raise ValueError(f"curves.panels: {title!r} names {strangers}; variants are {', '.join(known)}")
+            if strangers := sorted(set(names) - set(self.variants)):
+                raise ValueError(f"curves.panels: {title!r} names {strangers}; variants are {', '.join(self.variants)}")
         for name, variant in known.items():
             if outside := set(variant.labeled_per_class or ()) - set(self.labeled_per_class):
                 raise ValueError(f"{name}: labeled_per_class {sorted(outside)} is not among the comparison's")

@@ -671,8 +671,8 @@ def test_curves_are_panels_and_tables_of_means(results):
     )  # fmt: skip
     variants = {name: {"rule": "random", "budget": 10} for name in ("pu", "random", "other")}
     params = grid(
-        title="Curves", labeled_per_class=[1], variants=variants,
-        curves={"n_images": 10, "panels": {"Two": ["pu", "random"], "One": ["other"]}},
+        title="Curves", labeled_per_class=[1], variants={**variants, "left_out": None},
+        curves={"n_images": 10, "panels": {"Two": ["pu", "random", "left_out"], "One": ["other"], "No": ["left_out"]}},
     )  # fmt: skip
     page = comparison_page(with_curves, params)
     assert "## Accuracy by updates: Two\n\nIn percent, of training images of the teacher" in page
