@@ -662,6 +662,20 @@ def test_points_of_a_sweep_are_lines_over_their_axis_and_no_rows(results):
     assert len(plot_comparison(points, params).axes) == 1  # sweeps alone
 
 
+def test_a_long_title_takes_a_second_line_and_no_room_of_the_axes(results):
+    short, long = (plot_comparison(results, grid(title=title)) for title in ("MNIST", "Students of one teacher, " * 5))
+    heights = []
+    for figure in (short, long):
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        heights.append(axes.get_window_extent().height)
+        evidence = figure.texts[-1].get_window_extent()
+        assert axes.get_tightbbox().y1 < evidence.y0 < evidence.y1 < figure._suptitle.get_window_extent().y0
+    assert (long.texts[-1].get_text().count("\n"), short.texts[-1].get_text().count("\n")) == (1, 0)
+    assert "updates each" in long.texts[-1].get_text()
+    assert heights[1] == pytest.approx(heights[0], rel=0.02)
+
+
 def test_curves_are_panels_and_tables_of_means(results):
     updates, shares = [[50, 100]] * 2 + [None] + [[50, 100]] * 3, [[0.5, 0.9], [0.7, 0.9], None] + [[0.6, 0.8]] * 3
     with_curves = results_of(

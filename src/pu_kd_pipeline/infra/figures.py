@@ -7,6 +7,7 @@ A title states the finding, the line below it the evidence. How and where a figu
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -437,9 +438,14 @@ def _figure(height_in: float, layout: Literal["constrained"] | None = "constrain
 
     figure = Figure(figsize=(WIDTH_IN, height_in), facecolor="white", layout=layout)
     if engine := figure.get_layout_engine():
-        room = (0.0, 0.0, 1.0, 1 - HEADER_IN / height_in)
-        engine.set(w_pad=0.1, h_pad=0.08, wspace=0.03, rect=room)  # type: ignore[call-arg]
+        engine.set(w_pad=0.1, h_pad=0.08, wspace=0.03)  # type: ignore[call-arg]
+        _keep_room(figure, HEADER_IN)
     return figure
+
+
+def _keep_room(figure: Figure, header_in: float) -> None:
+    """Have the layout leave so many inches at the top to `_title`."""
+    figure.get_layout_engine().set(rect=(0.0, 0.0, 1.0, 1 - header_in / figure.get_figheight()))  # type: ignore[call-arg, union-attr]
 
 
 def _dress(axes: Axes, x_label: str, y_label: str, grid: str = "y") -> None:
@@ -454,13 +460,24 @@ def _dress(axes: Axes, x_label: str, y_label: str, grid: str = "y") -> None:
 
 
 def _title(figure: Figure, finding: str, evidence: str) -> None:
-    """Write the finding in bold and the evidence below it, both from the left edge, into the room kept for them."""
+    """Write the finding in bold and the evidence below it, both from the left edge, into the room kept for them.
+
+    What needs a second line makes the figure higher by it; one without a layout has a line for each.
+    """
+    most_lines = 1 if figure.get_layout_engine() is None else 2
+    findings = textwrap.wrap(finding, 84, max_lines=most_lines, placeholder="…")
+    evidences = textwrap.wrap(evidence, 112, max_lines=most_lines, placeholder="…")
+    extra_in = 0.19 * (len(findings) - 1) + 0.17 * max(len(evidences) - 1, 0)
+    if extra_in:
+        figure.set_figheight(figure.get_figheight() + extra_in)
+        _keep_room(figure, HEADER_IN + extra_in)
     top, left = 1 / figure.get_figheight(), 0.1 / WIDTH_IN
     title = figure.suptitle(
-        _short(finding, 84), x=left, y=1 - 0.1 * top, ha="left", va="top", fontsize=12, weight="bold"
+        "\n".join(findings), x=left, y=1 - 0.1 * top, ha="left", va="top", fontsize=12, weight="bold"
     )
     title.set(color=INK, in_layout=False)
-    detail = figure.text(left, 1 - 0.34 * top, _short(evidence, 112), ha="left", va="top", fontsize=9.5, color=MUTED)
+    below = 1 - (0.34 + 0.19 * (len(findings) - 1)) * top
+    detail = figure.text(left, below, "\n".join(evidences), ha="left", va="top", fontsize=9.5, color=MUTED)
     detail.set_in_layout(False)
 
 
