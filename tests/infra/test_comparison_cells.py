@@ -767,7 +767,7 @@ def test_the_mnist_environments_compare_the_same_students():
         block: tables[block] for block in ("teacher", "teacher_training")
     }
     shared = {name: variant for name, variant in characters["comparison"]["variants"].items() if name.endswith("000")}
-    assert len(shared) == 10
+    assert len(shared) == 12
     assert {name: sweeps["comparison"]["variants"][name] for name in shared} == shared
 
 
