@@ -26,7 +26,11 @@ def machine(n_threads: int) -> str:
     cpu = platform.processor() or platform.machine()
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.exists():
-        names = [line.partition(":")[2].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(":")[2].strip()
+            for line in cpu_info.read_text().splitlines()
+            if "model name" in line
+        ]
         cpu = names[0] if names else cpu
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
@@ -37,11 +41,17 @@ def machine(n_threads: int) -> str:
 
 def main() -> None:
     """Measure, print, and keep."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, default=os.environ.get("PU_KD_DATA"), help="default: $PU_KD_DATA")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--images", type=Path, default=os.environ.get("PU_KD_DATA"), help="default: $PU_KD_DATA"
+    )
     parser.add_argument("--only", nargs="+", choices=MODULES, default=MODULES)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--work", type=Path, help="folder for generated stores; default: a temporary one")
+    parser.add_argument(
+        "--work", type=Path, help="folder for generated stores; default: a temporary one"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -57,7 +67,11 @@ def main() -> None:
             images = Path(options.images) if options.images else None
             for row in measure(images, work):
                 rows.append(row)
-                print(f"{row.verdict:7} {row.target} {row.what}: {row.value} {row.unit}", file=sys.stderr, flush=True)
+                print(
+                    f"{row.verdict:7} {row.target} {row.what}: {row.value} {row.unit}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     table = f"{about}\n\n{markdown(rows)}"
     print(table)
     if options.markdown:

@@ -24,26 +24,24 @@ import torch
 from torch import Tensor
 
 from benchmarks import naive
-from pu_kd_pipeline.infra.classifier_training import train_classifier
-from pu_kd_pipeline.infra.features import feature_shards, feature_tensors
-from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
-from pu_kd_pipeline.infra.model_files import Model, load_model, save_model
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.learning.class_prior import ESTIMATORS, estimate_class_prior
-from pu_kd_pipeline.learning.class_prior_training import cross_fitted_ranks
+from pu_kd_pipeline.features.extraction import feature_shards
+from pu_kd_pipeline.features.reading import feature_tensors
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.plan import IngestionPlan
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.learning.class_prior.cross_fitting import cross_fitted_ranks
+from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior
+from pu_kd_pipeline.learning.class_prior.estimators import ESTIMATORS
 from pu_kd_pipeline.learning.features import TEACHER_OUTPUTS
+from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_classifier import PUHead, make_head
 from pu_kd_pipeline.learning.pu_training import ScoreTraining
-from pu_kd_pipeline.learning.training import seeded
-from pu_kd_pipeline.params import (
-    AugmentationParams,
-    ComputeParams,
-    ImageSource,
-    InputSpec,
-    OptimizerParams,
-    TeacherParams,
-    TeacherTrainingParams,
-)
+from pu_kd_pipeline.models.model import Model, load_model, save_model
+from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+from pu_kd_pipeline.params.data_ingestion import ImageSource
+from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams, TeacherTrainingParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.training.teacher import train_classifier
 
 CLASS_PRIORS = (0.05, 0.2, 0.5)
 N_POSITIVES = (10, 100, 1000)
@@ -54,7 +52,9 @@ N_FOLDS, N_BOOTSTRAP, REDUCTION = 5, 200, 16
 TRAINING = ScoreTraining(20, 64, 256, "adam", 0.01, 0.9, 0.005, "cosine")
 
 DIGITS = tuple("0123456789")
-COMPUTE = ComputeParams(device="cpu", precision="float32", n_threads=1, resident_limit_gb=4, inference_batch_size=None)
+COMPUTE = ComputeParams(
+    device="cpu", precision="float32", n_threads=1, resident_limit_gb=4, inference_batch_size=None
+)
 TEACHER = TeacherParams(
     architecture="lenet5",
     architecture_options={},
@@ -68,7 +68,9 @@ TEACHER_TRAINING = TeacherTrainingParams(
     n_updates=4000,
     record_every=400,
     batch_size=128,
-    optimizer=OptimizerParams(algorithm="sgd", learning_rate=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine"),
+    optimizer=OptimizerParams(
+        algorithm="sgd", learning_rate=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine"
+    ),
     augmentation=AugmentationParams(padding_px=2, horizontal_flip=False),
     compute=COMPUTE,
 )
@@ -78,22 +80,36 @@ Result = dict[str, Any]
 
 def prepared_features(images: Path, work: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Return the features of the teacher's digits, of the other digits and of what is no digit, made where missing."""
-    digits, others = (str(images / f"{name}.parquet") for name in ("mnist_train", "characters_pool"))
+    digits, others = (
+        str(images / f"{name}.parquet") for name in ("mnist_train", "characters_pool")
+    )
     sources = {
-        "teacher_digits": ImageSource(type="parquet", path=digits, labels="classes", share=(0, 0.5), name="mnist"),
-        "planted_digits": ImageSource(type="parquet", path=digits, labels="classes", share=(0.5, 1), name="mnist"),
+        "teacher_digits": ImageSource(
+            type="parquet", path=digits, labels="classes", share=(0, 0.5), name="mnist"
+        ),
+        "planted_digits": ImageSource(
+            type="parquet", path=digits, labels="classes", share=(0.5, 1), name="mnist"
+        ),
         "characters": ImageSource(
-            type="parquet", path=others, labels="ignore", exclude_labels=tuple(range(10)), name="characters"
+            type="parquet",
+            path=others,
+            labels="ignore",
+            exclude_labels=tuple(range(10)),
+            name="characters",
         ),
     }
     stores = {
-        name: write_store(IngestionPlan(name, (source,), 32, 1, DIGITS, naive.PACKED, 0), work / name)
+        name: write_store(
+            IngestionPlan(name, (source,), 32, 1, DIGITS, naive.PACKED, 0), work / name
+        )
         for name, source in sources.items()
     }
     teacher = _teacher(stores["teacher_digits"], work / "teacher")
     features = []
     for name, store in stores.items():
-        table = ShardedTable.write(work / f"{name}_features", feature_shards(store, teacher, COMPUTE))
+        table = ShardedTable.write(
+            work / f"{name}_features", feature_shards(store, teacher, COMPUTE)
+        )
         features.append(feature_tensors(table, "both", torch.device("cpu"))[1])
     return features[0], features[1], features[2]
 
@@ -105,7 +121,11 @@ def _teacher(digits: ImageStore, folder: Path) -> Model:
 
 
 def run(
-    features: tuple[Tensor, Tensor, Tensor], methods: list[str], class_prior: float, n_positive: int, seed: int
+    features: tuple[Tensor, Tensor, Tensor],
+    methods: list[str],
+    class_prior: float,
+    n_positive: int,
+    seed: int,
 ) -> list[Result]:
     """Return what each method says of one pool; methods that read the same scores share their training."""
     teacher_digits, planted_digits, characters = features
@@ -113,7 +133,9 @@ def run(
     n_planted = round(class_prior * POOL_SIZE)
     positive = teacher_digits[rng.permutation(len(teacher_digits))[:n_positive]]
     planted = planted_digits[rng.permutation(len(planted_digits))[:n_planted]]
-    unlabeled = torch.cat([planted, characters[rng.permutation(len(characters))[: POOL_SIZE - n_planted]]])
+    unlabeled = torch.cat(
+        [planted, characters[rng.permutation(len(characters))[: POOL_SIZE - n_planted]]]
+    )
     unlabeled = unlabeled[rng.permutation(POOL_SIZE)]
     evidence: dict[str, tuple[Any, Any, float]] = {}
     results = []
@@ -121,7 +143,10 @@ def run(
         reads = ESTIMATORS[method].reads
         if reads not in evidence:
             start = time.process_time()
-            evidence[reads] = (*_evidence(positive, unlabeled, reads, seed), time.process_time() - start)
+            evidence[reads] = (
+                *_evidence(positive, unlabeled, reads, seed),
+                time.process_time() - start,
+            )
         start = time.process_time()
         estimate = estimate_class_prior(
             *evidence[reads][:2],
@@ -131,19 +156,26 @@ def run(
             rng=np.random.default_rng(seed),
         )
         seconds = evidence[reads][2] + time.process_time() - start
-        result = {"method": method, "class_prior": class_prior, "n_positive": n_positive, "seed": seed}
+        result = {
+            "method": method,
+            "class_prior": class_prior,
+            "n_positive": n_positive,
+            "seed": seed,
+        }
         facts = {"value": estimate.value, "lower": estimate.lower, "upper": estimate.upper}
         results.append({**result, **facts, "cpu_seconds": round(seconds, 1)})
     return results
 
 
-def _evidence(positive: Tensor, unlabeled: Tensor, reads: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _evidence(
+    positive: Tensor, unlabeled: Tensor, reads: str, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     if reads == "features":
         return positive.numpy(), unlabeled.numpy()
 
     def new_head() -> PUHead:
         head = make_head(positive.shape[1] - len(TEACHER_OUTPUTS), "both", REDUCTION)
-        head.standardise_by(unlabeled)
+        head.standardize_by(unlabeled)
         return head
 
     with seeded(seed):
@@ -160,7 +192,9 @@ def _evidence(positive: Tensor, unlabeled: Tensor, reads: str, seed: int) -> tup
 
 def table_of(results: list[Result]) -> str:
     """Return the results as a Markdown table, one row a method and number of positives."""
-    heads = [f"error at {class_prior} | abs. error | covered | width" for class_prior in CLASS_PRIORS]
+    heads = [
+        f"error at {class_prior} | abs. error | covered | width" for class_prior in CLASS_PRIORS
+    ]
     lines = [
         f"| method | positives | {' | '.join(heads)} | seeds | CPU-s |",
         "| --- | ---: |" + " ---: |" * (4 * len(CLASS_PRIORS) + 2),
@@ -170,9 +204,17 @@ def table_of(results: list[Result]) -> str:
             rows = [r for r in results if (r["method"], r["n_positive"]) == (method, n_positive)]
             if not rows:
                 continue
-            cells = [_cells([r for r in rows if r["class_prior"] == class_prior]) for class_prior in CLASS_PRIORS]
-            seconds, n_seeds = np.mean([r["cpu_seconds"] for r in rows]), len({r["seed"] for r in rows})
-            lines.append(f"| {method} | {n_positive:,} | {' | '.join(cells)} | {n_seeds} | {seconds:.0f} |")
+            cells = [
+                _cells([r for r in rows if r["class_prior"] == class_prior])
+                for class_prior in CLASS_PRIORS
+            ]
+            seconds, n_seeds = (
+                np.mean([r["cpu_seconds"] for r in rows]),
+                len({r["seed"] for r in rows}),
+            )
+            lines.append(
+                f"| {method} | {n_positive:,} | {' | '.join(cells)} | {n_seeds} | {seconds:.0f} |"
+            )
     return "\n".join(lines)
 
 
@@ -187,12 +229,22 @@ def _cells(rows: list[Result]) -> str:
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", default=os.environ.get("PU_KD_DATA"), help="folder with the Parquet files")
-    parser.add_argument("--out", type=Path, required=True, help="where the table goes; runs are kept in FILE.jsonl")
-    parser.add_argument("--work", type=Path, help="where stores, teacher and features go; beside --out by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images", default=os.environ.get("PU_KD_DATA"), help="folder with the Parquet files"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where the table goes; runs are kept in FILE.jsonl"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="where stores, teacher and features go; beside --out by default"
+    )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--methods", default=",".join(ESTIMATORS), help="names, separated by commas")
+    parser.add_argument(
+        "--methods", default=",".join(ESTIMATORS), help="names, separated by commas"
+    )
     arguments = parser.parse_args()
     if arguments.images is None:
         parser.error("name the folder with mnist_train.parquet by --images or PU_KD_DATA")
@@ -201,7 +253,9 @@ def main() -> None:
         parser.error(f"no such method: {', '.join(unknown)}; there are {', '.join(ESTIMATORS)}")
     torch.set_num_threads(1)
     diary = arguments.out.with_suffix(".jsonl")
-    results = [json.loads(line) for line in diary.read_text().splitlines()] if diary.exists() else []
+    results = (
+        [json.loads(line) for line in diary.read_text().splitlines()] if diary.exists() else []
+    )
     done = {(r["method"], r["class_prior"], r["n_positive"], r["seed"]) for r in results}
     features = None
     for seed in range(arguments.seeds):

@@ -24,33 +24,33 @@ from torch.utils.data import DataLoader
 
 from benchmarks import naive
 from benchmarks.harness import Measurement, Ratio, cpu_seconds, ratio
-from pu_kd_pipeline.infra.classifier_training import Batch, augmented_batches
-from pu_kd_pipeline.infra.devices import autocast
-from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
-from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
-from pu_kd_pipeline.infra.model_files import Model, new_student, new_teacher
-from pu_kd_pipeline.infra.teacher_cache import TeacherOutputs
+from pu_kd_pipeline.devices import autocast
+from pu_kd_pipeline.images.batches import ImageRows, normalization
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.plan import IngestionPlan
+from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import take_views
 from pu_kd_pipeline.learning.class_weights import weight_vectors
-from pu_kd_pipeline.learning.distillation import OBJECTIVES, robust_kd_loss
-from pu_kd_pipeline.learning.training import fit, make_optimizer, seeded
-from pu_kd_pipeline.learning.vision import torchvision
-from pu_kd_pipeline.params import (
-    AugmentationParams,
-    ComputeParams,
-    DistillationParams,
-    ImageSource,
-    InputSpec,
-    OptimizerParams,
-    TeacherParams,
-)
+from pu_kd_pipeline.learning.loop import fit, make_optimizer, seeded
+from pu_kd_pipeline.learning.losses.distillation import OBJECTIVES, robust_kd_loss
+from pu_kd_pipeline.learning.networks.vision import torchvision
+from pu_kd_pipeline.models.factory import new_student, new_teacher
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+from pu_kd_pipeline.params.data_ingestion import ImageSource
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams
+from pu_kd_pipeline.training.batches import Batch, augmented_batches
+from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
 
 TOLERANCE = 1e-4  # of losses of the same batches
 CLASSES = tuple("0123456789")
 SIZE_PX = 32
 N_VECTORS = 8  # beside the estimated one, as conf/base/parameters_class_weighting.yml has it
 CACHED_VIEWS = 8  # as conf/base/parameters_distillation.yml has it
-SGD = OptimizerParams(algorithm="sgd", learning_rate=0.02, momentum=0.9, weight_decay=5e-4, schedule="constant")
+SGD = OptimizerParams(
+    algorithm="sgd", learning_rate=0.02, momentum=0.9, weight_decay=5e-4, schedule="constant"
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ RESNET = Pair(
     encoding="JPEG",
     teacher="cifar_resnet34",
     student="cifar_resnet18",
-    spec=InputSpec(size_px=SIZE_PX, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)),
+    spec=InputSpec(
+        size_px=SIZE_PX, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)
+    ),
     augmentation=AugmentationParams(padding_px=4, horizontal_flip=True),
     n_images=64,
     loop_views=1,  # asking for more would only lengthen the benchmark: a look-up costs the same
@@ -170,24 +172,38 @@ def make_task(pair: Pair, images: Path | None, work: Path) -> Task:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(image)
     from_folder = ImageSource(type="folder", path=str(folder), labels="classes")
-    plan = IngestionPlan("pool", (from_folder,), SIZE_PX, pair.spec.channels, CLASSES, naive.PACKED, 0)
+    plan = IngestionPlan(
+        "pool", (from_folder,), SIZE_PX, pair.spec.channels, CLASSES, naive.PACKED, 0
+    )
     store = write_store(plan, work / f"{pair.student}_store")
     teacher = TeacherParams(
-        architecture=pair.teacher, architecture_options={}, weights=None, classes=CLASSES, input=pair.spec, taps=None
+        architecture=pair.teacher,
+        architecture_options={},
+        weights=None,
+        classes=CLASSES,
+        input=pair.spec,
+        taps=None,
     )
     generator = torch.Generator().manual_seed(0)
     estimated = torch.rand(len(CLASSES), generator=generator, dtype=torch.float64) + 0.5
     estimated *= len(CLASSES) / estimated.sum()
-    vectors = weight_vectors(estimated, n=N_VECTORS, epsilon=0.1, mode="projected", generator=generator)
+    vectors = weight_vectors(
+        estimated, n=N_VECTORS, epsilon=0.1, mode="projected", generator=generator
+    )
     with seeded(1):
         return Task(pair, folder, store, new_teacher(teacher), vectors.float(), is_real)
 
 
 def _from_parquet(file: Path, pair: Pair) -> Iterator[tuple[bytes, int]]:
-    rows = next(pq.ParquetFile(file).iter_batches(pair.n_images, columns=["image", "label"])).to_pylist()
+    rows = next(
+        pq.ParquetFile(file).iter_batches(pair.n_images, columns=["image", "label"])
+    ).to_pylist()
     for row in rows:
         image = Image.open(io.BytesIO(row["image"]))
-        yield row["image"] if image.size == (SIZE_PX, SIZE_PX) else _padded(image, pair), row["label"]
+        yield (
+            row["image"] if image.size == (SIZE_PX, SIZE_PX) else _padded(image, pair),
+            row["label"],
+        )
 
 
 def _padded(image: Image.Image, pair: Pair) -> bytes:
@@ -215,10 +231,10 @@ def _encoded(image: Image.Image, pair: Pair) -> bytes:
 
 
 def our_losses(task: Task, params: DistillationParams, student: nn.Module) -> Iterator[float]:
-    """Yield the mean loss of every `record_every` updates: the loop of `infra.distillation.distil` without its ends."""
+    """Yield the mean loss of every `record_every` updates: the loop of `infra.distillation.distill` without its ends."""
     device = torch.device("cpu")
-    rows, normalise = _rows(task, params), normalisation(task.teacher, device)
-    teacher_outputs = TeacherOutputs(rows, task.teacher.network, normalise, params)
+    rows, normalize = _rows(task, params), normalization(task.teacher, device)
+    teacher_outputs = TeacherOutputs(rows, task.teacher.network, normalize, params)
     objective = OBJECTIVES[params.objective]
 
     def step(batch: Batch) -> dict[str, Tensor]:
@@ -230,12 +246,17 @@ def our_losses(task: Task, params: DistillationParams, student: nn.Module) -> It
         return {**values, "training_agreement": agreement}
 
     batches = augmented_batches(
-        rows, normalise, params.augmentation, params.batch_size, params.seed, teacher_outputs.draw
+        rows, normalize, params.augmentation, params.batch_size, params.seed, teacher_outputs.draw
     )
     optimizer = make_optimizer(student, **params.optimizer.model_dump(exclude={"schedule"}))
     schedule = params.optimizer.schedule
     for record in fit(
-        step, batches, optimizer, n_updates=params.n_updates, record_every=params.record_every, schedule=schedule
+        step,
+        batches,
+        optimizer,
+        n_updates=params.n_updates,
+        record_every=params.record_every,
+        schedule=schedule,
     ):
         yield record["loss"]
 
@@ -248,28 +269,41 @@ def _rows(task: Task, params: DistillationParams, n: int | None = None) -> Image
 
 
 def naive_batches(task: Task) -> Iterator[Tensor]:
-    """Yield batches for ever: each image is opened, decoded, cropped, mirrored and normalised when it is its turn."""
+    """Yield batches for ever: each image is opened, decoded, cropped, mirrored and normalized when it is its turn."""
     spec, views = task.pair.spec, task.pair.augmentation
     transform = naive.transform_of(spec, views.padding_px, views.horizontal_flip, resize=False)
     images = naive.image_folder(task.files, spec, transform)
-    loader = DataLoader(images, batch_size=task.pair.batch_size, shuffle=True, num_workers=0, drop_last=True)
+    loader = DataLoader(
+        images, batch_size=task.pair.batch_size, shuffle=True, num_workers=0, drop_last=True
+    )
     while True:
         for batch, _ in loader:
             yield batch
 
 
-def naive_robust_loss(student_logits: Tensor, teacher_logits: Tensor, vectors: Tensor, temperature: float) -> Tensor:
+def naive_robust_loss(
+    student_logits: Tensor, teacher_logits: Tensor, vectors: Tensor, temperature: float
+) -> Tensor:
     """Return the largest of the weighted losses, each computed by itself."""
-    losses = [weighted_loss(student_logits, teacher_logits, weights, temperature) for weights in vectors]
+    losses = [
+        weighted_loss(student_logits, teacher_logits, weights, temperature) for weights in vectors
+    ]
     return torch.stack(losses).max()
 
 
-def weighted_loss(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
+def weighted_loss(
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, temperature: float
+) -> Tensor:
     """Return the distillation loss in which a sample counts as much as the class that the teacher sees in it."""
-    return (weights[teacher_logits.argmax(dim=1)] * _sample_losses(student_logits, teacher_logits, temperature)).mean()
+    return (
+        weights[teacher_logits.argmax(dim=1)]
+        * _sample_losses(student_logits, teacher_logits, temperature)
+    ).mean()
 
 
-def shared_robust_loss(student_logits: Tensor, teacher_logits: Tensor, vectors: Tensor, temperature: float) -> Tensor:
+def shared_robust_loss(
+    student_logits: Tensor, teacher_logits: Tensor, vectors: Tensor, temperature: float
+) -> Tensor:
     """Return what `naive_robust_loss` does, written with more care: what the vectors share is computed once."""
     sample_losses = _sample_losses(student_logits, teacher_logits, temperature)
     classes = teacher_logits.argmax(dim=1)
@@ -278,14 +312,20 @@ def shared_robust_loss(student_logits: Tensor, teacher_logits: Tensor, vectors: 
 
 def _sample_losses(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     targets = functional.softmax(teacher_logits / temperature, dim=1)
-    return -(targets * functional.log_softmax(student_logits / temperature, dim=1)).sum(dim=1) * temperature**2
+    return (
+        -(targets * functional.log_softmax(student_logits / temperature, dim=1)).sum(dim=1)
+        * temperature**2
+    )
 
 
 def naive_losses(task: Task, batches: Iterator[Tensor], student: nn.Module) -> Iterator[float]:
     """Yield the loss of every update."""
     teacher = task.teacher.network
     optimizer = torch.optim.SGD(
-        student.parameters(), lr=SGD.learning_rate, momentum=SGD.momentum, weight_decay=SGD.weight_decay
+        student.parameters(),
+        lr=SGD.learning_rate,
+        momentum=SGD.momentum,
+        weight_decay=SGD.weight_decay,
     )
     for images in batches:
         with torch.no_grad():
@@ -301,7 +341,11 @@ def largest_difference(task: Task, n_updates: int, batch_size: int) -> float:
     """Return how far the losses of both loops are apart at most, where the script's loop gets our batches."""
     params = task.params(n_updates=n_updates, record_every=1, batch_size=batch_size)
     batches = augmented_batches(
-        _rows(task, params), normalisation(task.teacher, torch.device("cpu")), params.augmentation, batch_size, 0
+        _rows(task, params),
+        normalization(task.teacher, torch.device("cpu")),
+        params.augmentation,
+        batch_size,
+        0,
     )
     ours = list(our_losses(task, params, task.student()))
     naive = naive_losses(task, (batch.images for batch in batches), task.student())
@@ -310,10 +354,14 @@ def largest_difference(task: Task, n_updates: int, batch_size: int) -> float:
 
 def one_view(task: Task, row: int, view: int) -> tuple[Tensor, Tensor]:
     """Return the same view of the same image as the script's transforms make it, given the view, and as ours do."""
-    pair, flip, padding = task.pair, task.pair.augmentation.horizontal_flip, task.pair.augmentation.padding_px
+    pair, flip, padding = (
+        task.pair,
+        task.pair.augmentation.horizontal_flip,
+        task.pair.augmentation.padding_px,
+    )
     pixels = torch.from_numpy(task.store.read(np.array([row])))
-    normalise = normalisation(task.teacher, torch.device("cpu"))
-    ours = normalise(take_views(pixels, torch.tensor([view]), padding=padding, flip=flip))[0]
+    normalize = normalization(task.teacher, torch.device("cpu"))
+    ours = normalize(take_views(pixels, torch.tensor([view]), padding=padding, flip=flip))[0]
     crop, is_flipped = (view // 2, view % 2 == 1) if flip else (view, False)
     top, left = divmod(crop, 2 * padding + 1)
     transforms = torchvision.transforms.functional
@@ -353,19 +401,26 @@ def _loops(task: Task, precisions: tuple[str, ...]) -> dict[str, Callable[[], ob
     """Return what a round times; each call shows or asks for `updates` batches."""
     pair = task.pair
     script = naive_losses(task, naive_batches(task), task.student())
-    works: dict[str, Callable[[], object]] = {"naive": lambda: [next(script) for _ in range(pair.updates)]}
+    works: dict[str, Callable[[], object]] = {
+        "naive": lambda: [next(script) for _ in range(pair.updates)]
+    }
     n_filled = pair.updates * pair.batch_size // pair.loop_views
     for precision in precisions:
         fresh = our_losses(task, task.params(precision=precision), task.student())
-        cached = our_losses(task, task.params(precision=precision, teacher_cache="views"), task.student())
+        cached = our_losses(
+            task, task.params(precision=precision, teacher_cache="views"), task.student()
+        )
         filling = task.params(precision=precision, teacher_cache="views")
-        rows, normalise = _rows(task, filling, n_filled), normalisation(task.teacher, torch.device("cpu"))
+        rows, normalize = (
+            _rows(task, filling, n_filled),
+            normalization(task.teacher, torch.device("cpu")),
+        )
         works |= {
             **_bare_networks(task, precision),
             f"off {precision}": fresh.__next__,
             f"views {precision}": cached.__next__,
-            f"filling {precision}": lambda filling=filling, rows=rows, normalise=normalise: TeacherOutputs(
-                rows, task.teacher.network, normalise, filling
+            f"filling {precision}": lambda filling=filling, rows=rows, normalize=normalize: (
+                TeacherOutputs(rows, task.teacher.network, normalize, filling)
             ),
         }
     return works
@@ -375,7 +430,9 @@ def _bare_networks(task: Task, precision: str) -> dict[str, Callable[[], object]
     """Return the least that any loop does with these networks: the same passes over one batch that is ready."""
     pair, compute = task.pair, task.params(precision=precision).compute
     device, student = torch.device("cpu"), task.student()
-    images = normalisation(task.teacher, device)(_rows(task, task.params()).batch(torch.arange(pair.batch_size)))
+    images = normalization(task.teacher, device)(
+        _rows(task, task.params()).batch(torch.arange(pair.batch_size))
+    )
 
     def train() -> None:
         for parameter in student.parameters():
@@ -399,31 +456,41 @@ def _pair_rows(task: Task, goals: Mapping[tuple[str, str], float]) -> Iterator[M
     """Yield a row for each cache and precision that has a goal."""
     pair = task.pair
     is_native = has_native_bf16()
-    precisions = tuple(dict.fromkeys(precision for _, precision in goals if precision != "bf16" or is_native))
+    precisions = tuple(
+        dict.fromkeys(precision for _, precision in goals if precision != "bf16" or is_native)
+    )
     seconds = _rounds(_loops(task, precisions), pair.repeats)
     per_image = statistics.median(seconds["naive"]) / (pair.updates * pair.batch_size)
     # of the views that the filling asks the teacher for, the share that falls on one image shown
     share = CACHED_VIEWS / pair.shown
     for (cache, precision), goal in goals.items():
         what = f"robust KD {pair.teacher} → {pair.student}, {precision}, "
-        what += "the script's loop against ours" if cache == "off" else "the teacher's outputs of 8 views cached"
+        what += (
+            "the script's loop against ours"
+            if cache == "off"
+            else "the teacher's outputs of 8 views cached"
+        )
         if precision not in precisions:
             note = "this CPU has no bf16 arithmetic of its own"
             yield Measurement("3", what, None, None, None, "x", ">=", goal, note=note)
             continue
         least = _ratio(seconds["naive"], seconds[f"least {cache} {precision}"])
         networks = "the student" if cache == "views" else "both networks"
-        limit = f"{least.median:.2f} x if {networks} were all: no images, loss or optimiser"
+        limit = f"{least.median:.2f} x if {networks} were all: no images, loss or optimizer"
         ours = seconds[f"{cache} {precision}"]
         measured = alone = _ratio(seconds["naive"], ours)
         note = f"batches of {pair.batch_size}; the script takes {1e3 * per_image:.2f} ms an image"
         if cache == "views":
             filled = zip(ours, seconds[f"filling {precision}"], strict=True)
-            measured = _ratio(seconds["naive"], [step + share * filling for step, filling in filled])
+            measured = _ratio(
+                seconds["naive"], [step + share * filling for step, filling in filled]
+            )
             note = f"with the cache's filling for {pair.run}; {alone.median:.2f} x without it"
         if not task.is_real:
             note += "; images are generated"
-        yield Measurement("3", what, measured.median, measured.low, measured.high, "x", ">=", goal, limit, note)
+        yield Measurement(
+            "3", what, measured.median, measured.low, measured.high, "x", ">=", goal, limit, note
+        )
 
 
 def _min_max_row(n_vectors: int, goal: float, repeats: int) -> Measurement:
@@ -450,7 +517,10 @@ def _min_max_row(n_vectors: int, goal: float, repeats: int) -> Measurement:
 
     for other in (naive(), shared()):
         assert all(torch.allclose(a, b, atol=TOLERANCE) for a, b in zip(ours(), other, strict=True))
-    n_ours, n_loop = 200, max(1, 200 // n_vectors)  # so that every timed call takes milliseconds at least
+    n_ours, n_loop = (
+        200,
+        max(1, 200 // n_vectors),
+    )  # so that every timed call takes milliseconds at least
 
     def times(work: Callable[[], object], n: int) -> Callable[[], object]:
         return lambda: [work() for _ in range(n)]
@@ -479,7 +549,12 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
     resnet = make_task(RESNET, images, work / "distillation")
     difference = largest_difference(resnet, n_updates=2, batch_size=8)
     assert difference < TOLERANCE, f"the losses of both ResNet loops differ by {difference}"
-    goals = {("off", "float32"): 1.2, ("views", "float32"): 1.9, ("off", "bf16"): 2.2, ("views", "bf16"): 3.4}
+    goals = {
+        ("off", "float32"): 1.2,
+        ("views", "float32"): 1.9,
+        ("off", "bf16"): 2.2,
+        ("views", "bf16"): 3.4,
+    }
     yield from _pair_rows(resnet, goals)
     yield _min_max_row(10, 5.0, repeats=7)
     yield _min_max_row(100, 60.0, repeats=7)

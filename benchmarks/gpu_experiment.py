@@ -23,29 +23,31 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from pu_kd_pipeline.comparison.cells import comparison_shards
+from pu_kd_pipeline.comparison.figure import plot_comparison
+from pu_kd_pipeline.comparison.grid import Blocks
+from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.comparison.tables import comparison_page
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.comparison import ComparisonInputs, comparison_shards
-from pu_kd_pipeline.infra.comparison_grid import Blocks
-from pu_kd_pipeline.infra.comparison_report import comparison_page, plot_comparison
-from pu_kd_pipeline.infra.configuration import IMAGES_VARIABLE, read_parameters
-from pu_kd_pipeline.infra.duplicates import excluded_images, find_duplicates
-from pu_kd_pipeline.infra.features import feature_shards
-from pu_kd_pipeline.infra.image_store import ImageStore, plan_store, write_store
-from pu_kd_pipeline.infra.model_files import load_model, new_teacher, save_model
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.infra.tables import read_table, write_table
-from pu_kd_pipeline.params import (
-    ClassWeightingParams,
-    ComparisonParams,
-    DataIngestionParams,
-    DistillationParams,
-    FeatureExtractionParams,
-    PUTrainingParams,
-    RelatednessParams,
-    SubsetParams,
-    TeacherParams,
-    TeacherTrainingParams,
-)
+from pu_kd_pipeline.features.extraction import feature_shards
+from pu_kd_pipeline.images.duplicates import excluded_images, find_duplicates
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.plan import plan_store
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.factory import new_teacher
+from pu_kd_pipeline.models.model import load_model, save_model
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
+from pu_kd_pipeline.params.comparison import ComparisonParams
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.environment import IMAGES_VARIABLE, read_parameters
+from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
+from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.relatedness import RelatednessParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.storage.table import read_table, write_table
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 NOT_FINISHED = 75  # EX_TEMPFAIL
@@ -82,7 +84,11 @@ class Clock:
 
 def card_name() -> str:
     """Return what the numbers are made on."""
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     return f"{where}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
@@ -103,9 +109,15 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
 
     duplicates = work / "duplicates.parquet"
     if not duplicates.is_file():
-        clock.run("duplicates", lambda: write_table(find_duplicates(stores, ingestion.near_duplicates), duplicates))
+        clock.run(
+            "duplicates",
+            lambda: write_table(find_duplicates(stores, ingestion.near_duplicates), duplicates),
+        )
     if not (work / "teacher" / "card.json").is_file():
-        clock.run("teacher", lambda: _make_teacher(parameters, teacher_params, stores["teacher_training"], work))
+        clock.run(
+            "teacher",
+            lambda: _make_teacher(parameters, teacher_params, stores["teacher_training"], work),
+        )
     teacher = load_model(work / "teacher")
 
     compute = FeatureExtractionParams.model_validate(parameters["feature_extraction"]).compute
@@ -125,7 +137,9 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
     )
     images = (stores["labeled"], stores["pool"], stores["test"], stores["teacher_training"])
     excluded = excluded_images(read_table(duplicates), blocks.subset_materialization)
-    inputs = ComparisonInputs(teacher, *images, features["labeled"], features["pool"], excluded=excluded)
+    inputs = ComparisonInputs(
+        teacher, *images, features["labeled"], features["pool"], excluded=excluded
+    )
     cells = comparison_shards(inputs, blocks, grid)
     try:
         for name, maker in cells.items():
@@ -141,8 +155,10 @@ def _make(folder: Path, shard: Mapping[str, Callable[[], Any]], clock: Clock) ->
         clock.run(name, lambda: ShardedTable.write(folder, shard, keeps_others=True))
 
 
-def _make_teacher(parameters: Mapping[str, Any], teacher: TeacherParams, images: ImageStore, work: Path) -> None:
-    from pu_kd_pipeline.infra.classifier_training import train_classifier
+def _make_teacher(
+    parameters: Mapping[str, Any], teacher: TeacherParams, images: ImageStore, work: Path
+) -> None:
+    from pu_kd_pipeline.training.teacher import train_classifier
 
     if teacher.weights is not None:
         save_model(new_teacher(teacher), work / "teacher")
@@ -152,7 +168,11 @@ def _make_teacher(parameters: Mapping[str, Any], teacher: TeacherParams, images:
     model, history = train_classifier(teacher, images, training)
     seconds = time.monotonic() - start
     n_images = training.n_updates * training.batch_size
-    facts = {"seconds": seconds, "images_per_s": n_images / seconds, "accuracy": float(history["accuracy"].iloc[-1])}
+    facts = {
+        "seconds": seconds,
+        "images_per_s": n_images / seconds,
+        "accuracy": float(history["accuracy"].iloc[-1]),
+    }
     save_model(model, work / "teacher")
     (work / "teacher_training.json").write_text(json.dumps(facts, indent=1))
 
@@ -163,7 +183,9 @@ def _report(cells: Mapping[str, Any], grid: ComparisonParams, work: Path) -> Non
         return
     results = ShardedTable(work / CELLS, tuple(done)).to_pandas()
     about = f"{card_name()}; {len(done)} of {len(cells)} students"
-    (work / "results.md").write_text(f"{about}\n\n{comparison_page(results, grid)}", encoding="utf-8")
+    (work / "results.md").write_text(
+        f"{about}\n\n{comparison_page(results, grid)}", encoding="utf-8"
+    )
     kept = {"machine": about, "rows": json.loads(results.to_json(orient="records"))}
     (work / "results.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
     plot_comparison(results, grid).savefig(work / "results.png", dpi=150)
@@ -179,12 +201,18 @@ def _given(settings: list[str]) -> dict[str, Any]:
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_experiment", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_experiment", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--env", default="cifar10_tiny", help="folder of conf/")
-    parser.add_argument("--images", type=Path, default=os.environ.get(IMAGES_VARIABLE), help="default: $PU_KD_DATA")
+    parser.add_argument(
+        "--images", type=Path, default=os.environ.get(IMAGES_VARIABLE), help="default: $PU_KD_DATA"
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.0, help="of one call")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="distillation.n_updates=39100 …")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="distillation.n_updates=39100 …"
+    )
     options = parser.parse_args(argv)
     if options.images is None:
         parser.error("--images: name the folder of the image files, or set PU_KD_DATA")
@@ -211,10 +239,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _keep_to_one_set_of_parameters(parameters: Mapping[str, Any], work: Path) -> None:
     """Refuse a work folder whose stores and teacher were made with others; students tell for themselves."""
-    decisive = {name: parameters[name] for name in ("data_ingestion", "teacher", "teacher_training")}
+    decisive = {
+        name: parameters[name] for name in ("data_ingestion", "teacher", "teacher_training")
+    }
     file, text = work / "parameters.json", json.dumps(decisive, indent=1, sort_keys=True)
     if file.is_file() and file.read_text(encoding="utf-8") != text:
-        raise InputError(f"{work} was made with other parameters ({file}): name another folder, or delete it")
+        raise InputError(
+            f"{work} was made with other parameters ({file}): name another folder, or delete it"
+        )
     file.write_text(text, encoding="utf-8")
 
 

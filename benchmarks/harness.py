@@ -76,7 +76,9 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def ratio(first: Callable[[], object], second: Callable[[], object], repeats: int = 7, warm_up: int = 1) -> Ratio:
+def ratio(
+    first: Callable[[], object], second: Callable[[], object], repeats: int = 7, warm_up: int = 1
+) -> Ratio:
     """Return CPU time of `first` / CPU time of `second`: calls in turn, the median of the pairs' ratios, extremes."""
     for _ in range(warm_up):
         first()
@@ -90,10 +92,20 @@ def markdown(rows: list[Measurement]) -> str:
     header = ["target", "what", "measured", "spread", "goal", "", "limit", "note"]
     lines = [header, ["---", "---", "---:", "---:", "---:", "---", "---", "---"]]
     for row in rows:
-        spread = "" if row.low is None or row.high is None else f"{_shown(row.low)} to {_shown(row.high)}"
+        spread = (
+            ""
+            if row.low is None or row.high is None
+            else f"{_shown(row.low)} to {_shown(row.high)}"
+        )
         measured = "–" if row.value is None else f"{_shown(row.value)} {row.unit}"
-        goal = "" if row.goal is None else f"{'≥' if row.sense == '>=' else '≤'} {row.goal:g} {row.unit}"
-        lines.append([row.target, row.what, measured, spread, goal, row.verdict, row.limit, row.note])
+        goal = (
+            ""
+            if row.goal is None
+            else f"{'≥' if row.sense == '>=' else '≤'} {row.goal:g} {row.unit}"
+        )
+        lines.append(
+            [row.target, row.what, measured, spread, goal, row.verdict, row.limit, row.note]
+        )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """What the loaders and PU loops are held against: the loops of a usual research script, every image decoded each epoch.
 
 Torchvision's ImageFolder, Pillow, per-sample transforms, a DataLoader in the process, unfused SGD, a host
-synchronisation a step. Here are also the image files that both sides read.
+synchronization a step. Here are also the image files that both sides read.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from pu_kd_pipeline.learning.vision import datasets, torchvision
-from pu_kd_pipeline.params import ImageStoreParams, InputSpec
+from pu_kd_pipeline.learning.networks.vision import datasets, torchvision
+from pu_kd_pipeline.params.data_ingestion import ImageStoreParams
+from pu_kd_pipeline.params.teacher import InputSpec
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -40,7 +41,9 @@ _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "jpg"}
 # --- image files ------------------------------------------------------------------------------------------------------
 
 
-def encoded_images(images: Path | None, name: str, n: int, generated: tuple[str, int, int]) -> list[bytes]:
+def encoded_images(
+    images: Path | None, name: str, n: int, generated: tuple[str, int, int]
+) -> list[bytes]:
     """Return the bytes of n image files: spread evenly over the Parquet file of that name, or generated.
 
     Args:
@@ -52,8 +55,12 @@ def encoded_images(images: Path | None, name: str, n: int, generated: tuple[str,
     if images is not None:
         column = pq.read_table(images / f"{name}.parquet", columns=["image"])["image"]
         if len(column) < n:
-            raise ValueError(f"{images / name}.parquet has {len(column)} images, and {n} are needed")
-        return [column[row].as_py() for row in np.linspace(0, len(column) - 1, n).astype(int).tolist()]
+            raise ValueError(
+                f"{images / name}.parquet has {len(column)} images, and {n} are needed"
+            )
+        return [
+            column[row].as_py() for row in np.linspace(0, len(column) - 1, n).astype(int).tolist()
+        ]
     file_format, channels, size_px = generated
     rng = np.random.default_rng(list(name.encode()))
     return [_generated(rng, file_format, channels, size_px) for _ in range(n)]
@@ -65,7 +72,9 @@ def _generated(rng: np.random.Generator, file_format: str, channels: int, size_p
     coarse = Image.fromarray(patches).resize((size_px, size_px), Image.Resampling.BICUBIC)
     noise = rng.integers(-8, 9, np.shape(coarse))
     buffer = io.BytesIO()
-    Image.fromarray((np.asarray(coarse) + noise).clip(0, 255).astype(np.uint8)).save(buffer, file_format)
+    Image.fromarray((np.asarray(coarse) + noise).clip(0, 255).astype(np.uint8)).save(
+        buffer, file_format
+    )
     return buffer.getvalue()
 
 
@@ -82,25 +91,31 @@ def write_folder(folder: Path, encoded: Sequence[bytes]) -> Path:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def transform_of(spec: InputSpec, padding: int = 0, flip: bool = False, resize: bool = True) -> Transform:
-    """Return the per-sample transforms of a script: resize, random crop and flip, to a tensor, normalise."""
+def transform_of(
+    spec: InputSpec, padding: int = 0, flip: bool = False, resize: bool = True
+) -> Transform:
+    """Return the per-sample transforms of a script: resize, random crop and flip, to a tensor, normalize."""
     transforms = torchvision.transforms
     steps: list[Any] = [transforms.Resize(spec.size_px)] if resize else []
     if padding:
         steps.append(transforms.RandomCrop(spec.size_px, padding=padding))
     if flip:
         steps.append(transforms.RandomHorizontalFlip())
-    composed: Transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)])
+    composed: Transform = transforms.Compose(
+        [*steps, transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
+    )
     return composed
 
 
 def open_image(path: str, channels: int) -> Image.Image:
-    """Return the decoded image in grey or in colours."""
+    """Return the decoded image in gray or in colors."""
     with open(path, "rb") as file:
         return Image.open(file).convert("L" if channels == 1 else "RGB")
 
 
-def image_folder(folder: Path, spec: InputSpec, transform: Transform, label: int = 0) -> datasets.ImageFolder:
+def image_folder(
+    folder: Path, spec: InputSpec, transform: Transform, label: int = 0
+) -> datasets.ImageFolder:
     """Return the images of a folder as a data set, decoded and transformed one by one, all with one label."""
     return datasets.ImageFolder(
         str(folder),
@@ -124,9 +139,13 @@ def loader(dataset: Dataset[Any], batches: Sequence[Sequence[int]]) -> DataLoade
 # --- PU training ------------------------------------------------------------------------------------------------------
 
 
-def shuffled_union(positive: Dataset[Any], unlabeled: Dataset[Any], batch_size: int) -> DataLoader[Any]:
+def shuffled_union(
+    positive: Dataset[Any], unlabeled: Dataset[Any], batch_size: int
+) -> DataLoader[Any]:
     """Return batches as the released loop draws them: labeled and unlabeled images together, shuffled."""
-    return DataLoader(ConcatDataset([positive, unlabeled]), batch_size=batch_size, shuffle=True, num_workers=0)
+    return DataLoader(
+        ConcatDataset([positive, unlabeled]), batch_size=batch_size, shuffle=True, num_workers=0
+    )
 
 
 def nnpu_loss(scores: Tensor, is_positive: Tensor, class_prior: float) -> Tensor:
@@ -142,7 +161,10 @@ def nnpu_loss(scores: Tensor, is_positive: Tensor, class_prior: float) -> Tensor
 
 
 def train_end_to_end(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], class_prior: float, optimizer: torch.optim.Optimizer
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    class_prior: float,
+    optimizer: torch.optim.Optimizer,
 ) -> list[float]:
     """Train head and backbone on batches of images, labeled 1 for positives, and return the loss of every step.
 

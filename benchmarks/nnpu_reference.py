@@ -27,13 +27,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_training import ScoreTraining, fit_scores, pu_step
-from pu_kd_pipeline.learning.training import seeded
 
-SETTINGS = ((1000, 6, 60, 30_000), (100, 3, 100, 10_000))  # positives, layers of units, epochs, unlabeled a batch
+SETTINGS = (
+    (1000, 6, 60, 30_000),
+    (100, 3, 100, 10_000),
+)  # positives, layers of units, epochs, unlabeled a batch
 HIDDEN = {6: (300, 300, 300, 300), 3: (100,)}
 # Adam with L2 of 0.005 and a sigmoid loss, as in the paper; each batch of U comes with as many P as there are.
-TRAINING = {"algorithm": "adam", "learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 5e-3, "schedule": "constant"}
+TRAINING = {
+    "algorithm": "adam",
+    "learning_rate": 1e-3,
+    "momentum": 0.9,
+    "weight_decay": 5e-3,
+    "schedule": "constant",
+}
 LARGEST_POSITIVE_BATCH = 1000
 
 
@@ -73,7 +82,9 @@ def run(
     positive = unlabeled[chosen]
     with seeded(seed):
         module = network(n_layers)
-    step = pu_step(module, class_prior=float(is_even.mean()), estimator=estimator, beta=0.0, gamma=1.0)  # type: ignore[arg-type]
+    step = pu_step(
+        module, class_prior=float(is_even.mean()), estimator=estimator, beta=0.0, gamma=1.0
+    )  # type: ignore[arg-type]
     training = ScoreTraining(
         epochs=epochs,
         positive_batch_size=min(n_positive, LARGEST_POSITIVE_BATCH),
@@ -111,11 +122,14 @@ def table_of(results: list[dict[str, object]]) -> str:
     ]
     for n_positive, n_layers, epochs, batch in SETTINGS:
         for estimator in ("nnpu", "upu"):
-            group = [r for r in results if (r["n_positive"], r["estimator"]) == (n_positive, estimator)]
+            group = [
+                r for r in results if (r["n_positive"], r["estimator"]) == (n_positive, estimator)
+            ]
             if not group:
                 continue
             errors, risks, seconds = (
-                np.array([r[name] for r in group], dtype=float) for name in ("test_error", "risk", "cpu_seconds")
+                np.array([r[name] for r in group], dtype=float)
+                for name in ("test_error", "risk", "cpu_seconds")
             )
             spread = f" ± {errors.std(ddof=1):.3f}" if len(group) > 1 else ""
             lines.append(
@@ -130,17 +144,33 @@ def plot(results: list[dict[str, object]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axes, (n_positive, n_layers, *_) in zip(figure.subplots(1, 2, sharey=True), SETTINGS, strict=True):
-        for estimator, name, colour in (("nnpu", "nnPU", "#0072b2"), ("upu", "uPU", "#e69f00")):
-            curves = [r["test_errors"] for r in results if (r["n_positive"], r["estimator"]) == (n_positive, estimator)]
+    for axes, (n_positive, n_layers, *_) in zip(
+        figure.subplots(1, 2, sharey=True), SETTINGS, strict=True
+    ):
+        for estimator, name, color in (("nnpu", "nnPU", "#0072b2"), ("upu", "uPU", "#e69f00")):
+            curves = [
+                r["test_errors"]
+                for r in results
+                if (r["n_positive"], r["estimator"]) == (n_positive, estimator)
+            ]
             if not curves:
                 continue
             values = np.array(curves, dtype=float)
-            epochs, mean, deviation = np.arange(1, values.shape[1] + 1), values.mean(axis=0), values.std(axis=0)
-            axes.plot(epochs, mean, color=colour, linewidth=1.6)
-            axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+            epochs, mean, deviation = (
+                np.arange(1, values.shape[1] + 1),
+                values.mean(axis=0),
+                values.std(axis=0),
+            )
+            axes.plot(epochs, mean, color=color, linewidth=1.6)
+            axes.fill_between(
+                epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0
+            )
             axes.annotate(
-                f" {name} {mean[-1]:.3f}", (epochs[-1], mean[-1]), color=colour, va="center", annotation_clip=False
+                f" {name} {mean[-1]:.3f}",
+                (epochs[-1], mean[-1]),
+                color=color,
+                va="center",
+                annotation_clip=False,
             )
         axes.set_title(f"{n_positive:,} positives, {n_layers} layers", fontsize=10, loc="left")
         axes.set_xlabel("epoch")
@@ -154,17 +184,32 @@ def plot(results: list[dict[str, object]], path: Path) -> None:
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", default=os.environ.get("PU_KD_DATA"), help="folder with mnist_{train,test}.parquet")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images",
+        default=os.environ.get("PU_KD_DATA"),
+        help="folder with mnist_{train,test}.parquet",
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, required=True, help="where the table goes; curves and runs lie beside it")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="where the table goes; curves and runs lie beside it",
+    )
     arguments = parser.parse_args()
     if arguments.images is None:
         parser.error("name the folder with mnist_train.parquet by --images or PU_KD_DATA")
     torch.set_num_threads(1)
-    train, test = (read_mnist(Path(arguments.images) / f"mnist_{part}.parquet") for part in ("train", "test"))
+    train, test = (
+        read_mnist(Path(arguments.images) / f"mnist_{part}.parquet") for part in ("train", "test")
+    )
     diary = arguments.out.with_suffix(".jsonl")
-    results = [json.loads(line) for line in diary.read_text().splitlines()] if diary.exists() else []
+    results = (
+        [json.loads(line) for line in diary.read_text().splitlines()] if diary.exists() else []
+    )
     done = {(r["estimator"], r["n_positive"], r["seed"], r["epochs"]) for r in results}
     for seed in range(arguments.seeds):
         for n_positive, n_layers, epochs, batch in SETTINGS:

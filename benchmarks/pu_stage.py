@@ -22,24 +22,29 @@ from torch import Tensor, nn
 
 from benchmarks import naive
 from benchmarks.harness import Measurement, cpu_seconds, ratio
-from benchmarks.loading import COLOUR, GREY, RESIDENT, packed_store
-from pu_kd_pipeline.infra.classifier_training import augmented
-from pu_kd_pipeline.infra.devices import autocast, channels_last
-from pu_kd_pipeline.infra.features import LAST_TAP_SIZE, TEACHER, feature_shards
-from pu_kd_pipeline.infra.image_batches import ImageRows, normalisation
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import Model, new_teacher
-from pu_kd_pipeline.infra.pu_training import train_head
-from pu_kd_pipeline.infra.sharded_table import ShardedTable, fixed_size_list
+from benchmarks.loading import COLOR, GRAY, RESIDENT, packed_store
+from pu_kd_pipeline.devices import autocast, channels_last
+from pu_kd_pipeline.features.extraction import LAST_TAP_SIZE, TEACHER, feature_shards
+from pu_kd_pipeline.images.batches import ImageRows, normalization
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.learning.loop import make_optimizer, random_batches, seeded, shuffled_batches
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, make_head
 from pu_kd_pipeline.learning.pu_training import ScoreTraining, fit_scores, pu_step
-from pu_kd_pipeline.learning.training import make_optimizer, random_batches, seeded, shuffled_batches
-from pu_kd_pipeline.params import InputSpec, OptimizerParams, PUTrainingParams, TeacherParams
+from pu_kd_pipeline.models.factory import new_teacher
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.compute import OptimizerParams
+from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable, fixed_size_list
+from pu_kd_pipeline.training.batches import augmented
+from pu_kd_pipeline.training.pu_classifier import train_head
 
 CONF = Path(__file__).parents[1] / "conf"
 PAPER_EPOCHS = 200
 # Xu et al. 2019, within the first quarter of the epochs; end to end, Adam at the head's learning rate would diverge
-PAPER_SGD = OptimizerParams(algorithm="sgd", learning_rate=1e-3, momentum=0.9, weight_decay=5e-3, schedule="constant")
+PAPER_SGD = OptimizerParams(
+    algorithm="sgd", learning_rate=1e-3, momentum=0.9, weight_decay=5e-3, schedule="constant"
+)
 CLASS_PRIOR = 0.47
 
 N_POSITIVE, N_POOL = 200, 16_384
@@ -55,13 +60,15 @@ RESNET_REPEATS = 2
 def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
     """Yield the rows of target 2."""
     folder = work / "pu_stage"
-    lenet = _setting("lenet5", GREY, _digits(images, folder), folder)
+    lenet = _setting("lenet5", GRAY, _digits(images, folder), folder)
     params = _parameters()
     yield from _frozen_lenet(lenet, params, folder)
     yield _end_to_end_lenet(lenet, params)
-    photos = naive.encoded_images(images, "cifar10_train", N_RESNET_POOL + N_RESNET_POSITIVE, ("JPEG", 3, 32))
+    photos = naive.encoded_images(
+        images, "cifar10_train", N_RESNET_POOL + N_RESNET_POSITIVE, ("JPEG", 3, 32)
+    )
     encoded = photos[:N_RESNET_POSITIVE], photos[N_RESNET_POSITIVE:]
-    yield from _resnet(_setting("cifar_resnet34", COLOUR, encoded, folder), params, folder)
+    yield from _resnet(_setting("cifar_resnet34", COLOR, encoded, folder), params, folder)
 
 
 @dataclass(frozen=True)
@@ -84,22 +91,33 @@ class Setting:
 def _digits(images: Path | None, folder: Path) -> tuple[list[bytes], list[bytes]]:
     """Return digits as positives, and as many digits as characters as pool."""
     digits = naive.encoded_images(images, "mnist_train", N_POSITIVE + N_POOL // 2, ("PNG", 1, 28))
-    characters = naive.encoded_images(images, "characters_pool", N_POOL - N_POOL // 2, ("PNG", 1, 28))
+    characters = naive.encoded_images(
+        images, "characters_pool", N_POOL - N_POOL // 2, ("PNG", 1, 28)
+    )
     chosen = set(np.linspace(0, len(digits) - 1, N_POSITIVE).astype(int).tolist())
     positive = [digits[row] for row in sorted(chosen)]
     planted = [image for row, image in enumerate(digits) if row not in chosen]
     return positive, [image for pair in zip(planted, characters, strict=True) for image in pair]
 
 
-def _setting(architecture: str, spec: InputSpec, encoded: tuple[list[bytes], list[bytes]], work: Path) -> Setting:
+def _setting(
+    architecture: str, spec: InputSpec, encoded: tuple[list[bytes], list[bytes]], work: Path
+) -> Setting:
     params = TeacherParams(
-        architecture=architecture, architecture_options={}, weights=None, classes=10, input=spec, taps=None
+        architecture=architecture,
+        architecture_options={},
+        weights=None,
+        classes=10,
+        input=spec,
+        taps=None,
     )
     with seeded(0):
         teacher = new_teacher(params)
     parts = zip(("positive", "pool"), encoded, strict=True)
     folders = [naive.write_folder(work / architecture / name, files) for name, files in parts]
-    stores = [packed_store(folder, spec, folder.with_name(f"{folder.name}_store")) for folder in folders]
+    stores = [
+        packed_store(folder, spec, folder.with_name(f"{folder.name}_store")) for folder in folders
+    ]
     return Setting(spec, teacher, (folders[0], folders[1]), (stores[0], stores[1]))
 
 
@@ -109,7 +127,9 @@ def _parameters() -> PUTrainingParams:
 
     files = ("base/globals.yml", "base/parameters_pu_training.yml", "mnist_planted/parameters.yml")
     merged = OmegaConf.merge(*(OmegaConf.load(CONF / file) for file in files))
-    params = PUTrainingParams.model_validate(OmegaConf.to_container(merged.pu_training, resolve=True))
+    params = PUTrainingParams.model_validate(
+        OmegaConf.to_container(merged.pu_training, resolve=True)
+    )
     return params.model_copy(update={"compute": RESIDENT})
 
 
@@ -119,11 +139,18 @@ def _parameters() -> PUTrainingParams:
 def _frozen_lenet(setting: Setting, params: PUTrainingParams, work: Path) -> Iterator[Measurement]:
     part = _part_of_released_epoch(setting, params)
     share = N_NAIVE / (len(setting.stores[0]) + len(setting.stores[1]))
-    for epochs, n_folds, goal in ((PAPER_EPOCHS, 0, 250), (params.epochs, params.held_out_folds, None)):
+    for epochs, n_folds, goal in (
+        (PAPER_EPOCHS, 0, 250),
+        (params.epochs, params.held_out_folds, None),
+    ):
         blocks = params.model_copy(update={"epochs": epochs, "held_out_folds": n_folds})
         gain = ratio(part, lambda blocks=blocks: _frozen_stage(setting, blocks, work), repeats=3)  # type: ignore[misc]
         gain = gain.over(share / epochs)
-        whose = f"the paper's {epochs} epochs" if goal else f"conf/mnist_planted: {epochs} epochs, {n_folds} folds"
+        whose = (
+            f"the paper's {epochs} epochs"
+            if goal
+            else f"conf/mnist_planted: {epochs} epochs, {n_folds} folds"
+        )
         folds = f"; ours trains {n_folds} heads more, for the held-out ranks, the released loop does not"
         yield Measurement(
             "2",
@@ -143,7 +170,9 @@ def _frozen_stage(setting: Setting, params: PUTrainingParams, work: Path) -> Non
     """Run what the stages `feature_extraction` and `pu_training` do when the class prior is given."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         tables = [
-            ShardedTable.write(Path(folder) / str(number), feature_shards(store, setting.teacher, RESIDENT))
+            ShardedTable.write(
+                Path(folder) / str(number), feature_shards(store, setting.teacher, RESIDENT)
+            )
             for number, store in enumerate(setting.stores)
         ]
         train_head(tables[0], tables[1], setting.teacher, CLASS_PRIOR, params)
@@ -159,20 +188,24 @@ def _part_of_released_epoch(setting: Setting, params: PUTrainingParams) -> Any:
     optimizer = _sgd(module)
 
     def part() -> None:
-        naive.train_end_to_end(module, itertools.islice(batches, N_NAIVE // batch_size), CLASS_PRIOR, optimizer)
+        naive.train_end_to_end(
+            module, itertools.islice(batches, N_NAIVE // batch_size), CLASS_PRIOR, optimizer
+        )
 
     return part
 
 
 def _module(setting: Setting) -> FullPUClassifier:
-    """Return the teacher's backbone with a new head, which is standardised as it is for the frozen backbone."""
+    """Return the teacher's backbone with a new head, which is standardized as it is for the frozen backbone."""
     extractor = Model(copy.deepcopy(setting.teacher.network), setting.teacher.card).extractor()
     with seeded(0):
         module = FullPUClassifier(extractor, make_head(extractor.descriptor_size, "descriptor", 16))
-    images = torch.from_numpy(setting.stores[1].read(np.arange(min(N_RESNET_POOL, len(setting.stores[1])))))
+    images = torch.from_numpy(
+        setting.stores[1].read(np.arange(min(N_RESNET_POOL, len(setting.stores[1]))))
+    )
     with torch.inference_mode():
-        descriptor = extractor(normalisation(setting.teacher, torch.device("cpu"))(images))[0]
-    module.head.standardise_by(descriptor.clone())
+        descriptor = extractor(normalization(setting.teacher, torch.device("cpu"))(images))[0]
+    module.head.standardize_by(descriptor.clone())
     return module
 
 
@@ -185,15 +218,23 @@ def _sgd(module: nn.Module) -> torch.optim.Optimizer:
 
 
 def _end_to_end_lenet(setting: Setting, params: PUTrainingParams) -> Measurement:
-    training = ScoreTraining(1, params.positive_batch_size, params.unlabeled_batch_size, **PAPER_SGD.model_dump())
+    training = ScoreTraining(
+        1, params.positive_batch_size, params.unlabeled_batch_size, **PAPER_SGD.model_dump()
+    )
     plain = params.model_copy(
-        update={"augmentation": params.augmentation.model_copy(update={"padding_px": 0, "horizontal_flip": False})}
+        update={
+            "augmentation": params.augmentation.model_copy(
+                update={"padding_px": 0, "horizontal_flip": False}
+            )
+        }
     )
     start = _module(setting)
     _check_equal(setting, plain, replace(training, unlabeled_batch_size=N_END_TO_END // 8), start)
     modules = copy.deepcopy(start), channels_last(copy.deepcopy(start), torch.device("cpu"))
     augmentation = params.augmentation
-    batches = _naive_batches(setting, training, augmentation.padding_px, augmentation.horizontal_flip)
+    batches = _naive_batches(
+        setting, training, augmentation.padding_px, augmentation.horizontal_flip
+    )
     optimizer = _sgd(modules[0])
     images = _resident(setting)
     gain = ratio(
@@ -215,7 +256,7 @@ def _end_to_end_lenet(setting: Setting, params: PUTrainingParams) -> Measurement
         "x",
         ">=",
         4,
-        limit=f"{least.median:.2f} x if the network were all: no images, risk or optimiser",
+        limit=f"{least.median:.2f} x if the network were all: no images, risk or optimizer",
         note=f"{N_END_TO_END:,} pool images in batches of {params.positive_batch_size} + "
         f"{params.unlabeled_batch_size:,}; without augmentation the weights are equal after an epoch",
     )
@@ -223,19 +264,26 @@ def _end_to_end_lenet(setting: Setting, params: PUTrainingParams) -> Measurement
 
 def _resident(setting: Setting) -> list[ImageRows]:
     rows = [np.arange(min(len(store), N_END_TO_END)) for store in setting.stores]
-    return [ImageRows([(store, of_store)], RESIDENT) for store, of_store in zip(setting.stores, rows, strict=True)]
+    return [
+        ImageRows([(store, of_store)], RESIDENT)
+        for store, of_store in zip(setting.stores, rows, strict=True)
+    ]
 
 
 def _end_to_end_epoch(
-    setting: Setting, params: PUTrainingParams, training: ScoreTraining, module: FullPUClassifier, images: list[Any]
+    setting: Setting,
+    params: PUTrainingParams,
+    training: ScoreTraining,
+    module: FullPUClassifier,
+    images: list[Any],
 ) -> None:
     """Make the steps of `infra.pu_training.train_end_to_end`."""
     generator = torch.Generator().manual_seed(0)
-    normalise = normalisation(setting.teacher, torch.device("cpu"))
+    normalize = normalization(setting.teacher, torch.device("cpu"))
     positive, unlabeled = images
 
     def view(batch: Tensor) -> Tensor:
-        return augmented(batch, normalise, params.augmentation, generator)
+        return augmented(batch, normalize, params.augmentation, generator)
 
     records = fit_scores(
         module,
@@ -251,14 +299,16 @@ def _end_to_end_epoch(
         pass
 
 
-def _bare_epoch(setting: Setting, training: ScoreTraining, module: FullPUClassifier, images: list[ImageRows]) -> None:
+def _bare_epoch(
+    setting: Setting, training: ScoreTraining, module: FullPUClassifier, images: list[ImageRows]
+) -> None:
     """Pass forward and backward through the network as often as an epoch does, on one batch that is ready."""
     positive, unlabeled = images
     drawn = [
         positive.batch(torch.arange(training.positive_batch_size) % len(positive)),
         unlabeled.batch(torch.arange(training.unlabeled_batch_size)),
     ]
-    batch = normalisation(setting.teacher, torch.device("cpu"))(torch.cat(drawn))
+    batch = normalization(setting.teacher, torch.device("cpu"))(torch.cat(drawn))
     module.train()
     for _ in range(len(unlabeled) // training.unlabeled_batch_size):
         for parameter in module.parameters():
@@ -279,16 +329,21 @@ def _naive_batches(setting: Setting, training: ScoreTraining, padding: int, flip
     positives = random_batches(n_positive, training.positive_batch_size, generator)
     unlabeled = shuffled_batches(n_pool, training.unlabeled_batch_size, generator)
     batches = [
-        [rows[0][row] for row in p.tolist()] + [len(data_sets[0]) + rows[1][row] for row in u.tolist()]
+        [rows[0][row] for row in p.tolist()]
+        + [len(data_sets[0]) + rows[1][row] for row in u.tolist()]
         for p, u in itertools.islice(zip(positives, unlabeled, strict=True), n_batches)
     ]
     return naive.loader(torch.utils.data.ConcatDataset(data_sets), batches)
 
 
-def _check_equal(setting: Setting, params: PUTrainingParams, training: ScoreTraining, start: FullPUClassifier) -> None:
+def _check_equal(
+    setting: Setting, params: PUTrainingParams, training: ScoreTraining, start: FullPUClassifier
+) -> None:
     """Check that an epoch of both loops without augmentation leads to the same weights."""
     theirs, ours = copy.deepcopy(start), channels_last(copy.deepcopy(start), torch.device("cpu"))
-    naive.train_end_to_end(theirs, _naive_batches(setting, training, 0, False), CLASS_PRIOR, _sgd(theirs))
+    naive.train_end_to_end(
+        theirs, _naive_batches(setting, training, 0, False), CLASS_PRIOR, _sgd(theirs)
+    )
     _end_to_end_epoch(setting, params, training, ours, _resident(setting))
     trained = [
         (name, (before - mine).norm().item(), (other - mine).norm().item())
@@ -296,7 +351,9 @@ def _check_equal(setting: Setting, params: PUTrainingParams, training: ScoreTrai
             start.named_parameters(), ours.parameters(), theirs.parameters(), strict=True
         )
     ]
-    assert sum(moved > 0 for _, moved, _ in trained) > len(trained) / 2, "next to nothing was trained"
+    assert sum(moved > 0 for _, moved, _ in trained) > len(trained) / 2, (
+        "next to nothing was trained"
+    )
     for name, moved, apart in trained:
         assert apart <= 0.01 * moved, f"{name} is {apart:.2g} apart after a way of {moved:.2g}"
 
@@ -321,7 +378,9 @@ def _resnet(setting: Setting, params: PUTrainingParams, work: Path) -> Iterator[
     frozen, same = [], []
     for _ in range(RESNET_REPEATS):
         theirs = cpu_seconds(
-            lambda: naive.train_end_to_end(modules[0], itertools.islice(batches, 1), CLASS_PRIOR, optimizer)
+            lambda: naive.train_end_to_end(
+                modules[0], itertools.islice(batches, 1), CLASS_PRIOR, optimizer
+            )
         ) / (RESNET_POSITIVE_BATCH + RESNET_BATCH)
         descriptor = cpu_seconds(make) / len(setting.stores[1])
         head = cpu_seconds(lambda: train_head(*tables, setting.teacher, CLASS_PRIOR, head_params))
@@ -366,10 +425,14 @@ def _bf16_step(setting: Setting, module: FullPUClassifier, compute: Any) -> Any:
     """Return a function that makes one step of end-to-end training under autocast."""
     settings = PAPER_SGD.model_dump(exclude={"schedule"})
     optimizer = make_optimizer(module, **settings)
-    normalise = normalisation(setting.teacher, torch.device("cpu"))
+    normalize = normalization(setting.teacher, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    augmentation = _parameters().augmentation.model_copy(update={"padding_px": 4, "horizontal_flip": True})
-    positive, unlabeled = (ImageRows([(store, np.arange(len(store)))], compute) for store in setting.stores)
+    augmentation = _parameters().augmentation.model_copy(
+        update={"padding_px": 4, "horizontal_flip": True}
+    )
+    positive, unlabeled = (
+        ImageRows([(store, np.arange(len(store)))], compute) for store in setting.stores
+    )
 
     def scores(images: Tensor) -> Tensor:
         with autocast(compute, torch.device("cpu")):
@@ -384,7 +447,7 @@ def _bf16_step(setting: Setting, module: FullPUClassifier, compute: Any) -> Any:
             for rows, n in ((positive, RESNET_POSITIVE_BATCH), (unlabeled, RESNET_BATCH))
         )
         batch = [
-            augmented(rows.batch(chosen), normalise, augmentation, generator)
+            augmented(rows.batch(chosen), normalize, augmentation, generator)
             for rows, chosen in zip((positive, unlabeled), drawn, strict=True)
         ]
         loss = step((batch[0], batch[1]))["loss"]
@@ -408,5 +471,7 @@ def _many_rows(table: pa.Table, setting: Setting, work: Path) -> tuple[ShardedTa
         many = pa.Table.from_arrays([ids, *columns], names=["id", "descriptor", "logits"])
         facts = {key: table.schema.metadata[key.encode()] for key in (TEACHER, LAST_TAP_SIZE)}
         whole = many.replace_schema_metadata(facts)
-        tables.append(ShardedTable.write(work / "resnet_features" / name, {"0": lambda whole=whole: whole}))
+        tables.append(
+            ShardedTable.write(work / "resnet_features" / name, {"0": lambda whole=whole: whole})
+        )
     return tables[0], tables[1]

@@ -31,16 +31,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.harness import Measurement, ratio
-from pu_kd_pipeline.infra.image_store import (
-    FORMAT,
-    QUARANTINE_FILE,
-    STORE_FILE,
-    ImageStore,
-    index_file,
-    index_schema,
-    pixel_file,
-)
-from pu_kd_pipeline.params import ComputeParams, InputSpec
+from pu_kd_pipeline.images.shard_files import index_file, index_schema, pixel_file
+from pu_kd_pipeline.images.store import FORMAT, QUARANTINE_FILE, STORE_FILE, ImageStore
+from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.params.teacher import InputSpec
 
 PROJECT = Path(__file__).resolve().parents[1]
 SIZES = (64_000, 256_000, 1_000_000)
@@ -51,7 +45,9 @@ CLASSES = tuple("0123456789")
 STAGES = ("extraction", "scoring")
 REDUCTION = 16  # as conf/base/parameters_pu_training.yml has it
 SECONDS_BETWEEN_LOOKS = 0.005
-COMPUTE = ComputeParams(device="cpu", precision="float32", n_threads=1, resident_limit_gb=4, inference_batch_size=None)
+COMPUTE = ComputeParams(
+    device="cpu", precision="float32", n_threads=1, resident_limit_gb=4, inference_batch_size=None
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,12 @@ def link_store(shards: Sequence[tuple[str, int]], origin: Path, folder: Path) ->
         for file in (pixel_file(origin, name, "packed"), index_file(origin, name)):
             if not (folder / file.name).exists():
                 os.link(file, folder / file.name)
-    specification = {"kind": "packed", "channels": N_CHANNELS, "size_px": SIZE_PX, "max_image_pixels": 10**6}
+    specification = {
+        "kind": "packed",
+        "channels": N_CHANNELS,
+        "size_px": SIZE_PX,
+        "max_image_pixels": 10**6,
+    }
     about = {
         "specification": {**specification, "format": FORMAT},
         "n_images": sum(n for _, n in shards),
@@ -121,10 +122,12 @@ def link_store(shards: Sequence[tuple[str, int]], origin: Path, folder: Path) ->
 
 def write_models(work: Path) -> None:
     """Write an untrained network and a PU classifier on what it says, as the stages before would."""
-    from pu_kd_pipeline.infra.model_files import PUClassifier, PUClassifierCard, new_teacher, save_model
+    from pu_kd_pipeline.learning.loop import seeded
     from pu_kd_pipeline.learning.pu_classifier import make_head
-    from pu_kd_pipeline.learning.training import seeded
-    from pu_kd_pipeline.params import TeacherParams
+    from pu_kd_pipeline.models.cards import PUClassifierCard
+    from pu_kd_pipeline.models.factory import new_teacher
+    from pu_kd_pipeline.models.model import PUClassifier, save_model
+    from pu_kd_pipeline.params.teacher import TeacherParams
 
     params = TeacherParams(
         architecture="digits_cnn",
@@ -166,7 +169,12 @@ class MemoryWatch:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._is_over.set()
         self._thread.join()
 
@@ -190,9 +198,10 @@ def run_stage(stage: str, store: Path, work: Path) -> Seen:
     """Run extraction or scoring of a store as the pipeline does, and return what it took."""
     import torch
 
-    from pu_kd_pipeline.infra.features import feature_shards, score_shards
-    from pu_kd_pipeline.infra.model_files import load_model, load_pu_classifier
-    from pu_kd_pipeline.infra.sharded_table import ShardedTable
+    from pu_kd_pipeline.features.extraction import feature_shards
+    from pu_kd_pipeline.features.scoring import score_shards
+    from pu_kd_pipeline.models.model import load_model, load_pu_classifier
+    from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
     torch.set_num_threads(1)
     features = work / f"features_{store.name}"
@@ -216,9 +225,21 @@ def run_stage(stage: str, store: Path, work: Path) -> Seen:
 def _in_a_process(stage: str, store: Path, work: Path) -> Seen:
     for kind in ("scores",) if stage == "scoring" else ("scores", "features"):
         shutil.rmtree(work / f"{kind}_{store.name}", ignore_errors=True)
-    command = [sys.executable, "-m", "benchmarks.scaling", "--stage", stage, "--store", store, "--work", work]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scaling",
+        "--stage",
+        stage,
+        "--store",
+        store,
+        "--work",
+        work,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     return Seen(**json.loads(done.stdout))
 
 
@@ -242,7 +263,10 @@ def measure_series(pool: Path, shards: Sequence[tuple[str, int]], work: Path) ->
 
 def _growth_rows(series: Sequence[Seen]) -> Iterator[Measurement]:
     for stage in STAGES:
-        small, large = ([seen for seen in series if (seen.stage, seen.n_images) == (stage, n)] for n in SIZES[::2])
+        small, large = (
+            [seen for seen in series if (seen.stage, seen.n_images) == (stage, n)]
+            for n in SIZES[::2]
+        )
         growth = sorted(100 * (a.peak_mb / b.peak_mb - 1) for a in large for b in small)
         peaks = [statistics.median(seen.peak_mb for seen in seens) for seens in (small, large)]
         resident = [max(seen.peak_resident_mb for seen in seens) for seens in (small, large)]
@@ -259,7 +283,10 @@ def _growth_rows(series: Sequence[Seen]) -> Iterator[Measurement]:
             f"libraries; with pages of mapped files {resident[0]:.0f} → {resident[1]:.0f} MB",
         )
     for stage in STAGES:
-        small, large = ([seen for seen in series if (seen.stage, seen.n_images) == (stage, n)] for n in SIZES[::2])
+        small, large = (
+            [seen for seen in series if (seen.stage, seen.n_images) == (stage, n)]
+            for n in SIZES[::2]
+        )
         costs = [[seen.cpu_seconds / seen.n_images for seen in seens] for seens in (small, large)]
         times = sorted(a / b for a in costs[1] for b in costs[0])
         yield Measurement(
@@ -275,11 +302,13 @@ def _growth_rows(series: Sequence[Seen]) -> Iterator[Measurement]:
         )
 
 
-def _new_shard_row(pool: Path, shards: Sequence[tuple[str, int]], work: Path, repeats: int = 7) -> Measurement:
+def _new_shard_row(
+    pool: Path, shards: Sequence[tuple[str, int]], work: Path, repeats: int = 7
+) -> Measurement:
     """Return the cost of the extraction after a shard joined a pool of twenty, over that of a pool of that shard."""
-    from pu_kd_pipeline.infra.features import Makers, feature_shards
-    from pu_kd_pipeline.infra.model_files import load_model
-    from pu_kd_pipeline.infra.sharded_table import ShardedTable
+    from pu_kd_pipeline.features.extraction import Makers, feature_shards
+    from pu_kd_pipeline.models.model import load_model
+    from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
     grown = f"pool_{SIZES[-1]}"  # its twenty shards have been extracted
     link_store(shards, pool, work / grown)
@@ -330,7 +359,9 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
         write_models(folder)
         shards = [(write_shard(pool, number, SHARD_SIZE), SHARD_SIZE) for number in range(21)]
         series = measure_series(pool, shards[:-1], folder)
-        (work / "memory.json").write_text(json.dumps([asdict(seen) for seen in series], indent=1), encoding="utf-8")
+        (work / "memory.json").write_text(
+            json.dumps([asdict(seen) for seen in series], indent=1), encoding="utf-8"
+        )
         yield from _growth_rows(series)
         yield _new_shard_row(pool, shards, folder)
     finally:
@@ -344,8 +375,11 @@ def plot(path: Path, series: Sequence[Mapping[str, float | str]]) -> None:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     highest = 0.0
-    for stage, colour in zip(STAGES, ("#0072b2", "#e69f00"), strict=True):
-        for key, style, name in (("peak_mb", "-", stage), ("peak_resident_mb", ":", f"{stage}, with mapped files")):
+    for stage, color in zip(STAGES, ("#0072b2", "#e69f00"), strict=True):
+        for key, style, name in (
+            ("peak_mb", "-", stage),
+            ("peak_resident_mb", ":", f"{stage}, with mapped files"),
+        ):
             by_size: dict[float, list[float]] = {}
             for seen in series:
                 if seen["stage"] == stage:
@@ -354,7 +388,7 @@ def plot(path: Path, series: Sequence[Mapping[str, float | str]]) -> None:
             peaks = [statistics.median(by_size[size]) for size in sizes]
             highest = max(highest, *peaks)
             marker = "o" if style == "-" else None
-            axes.plot(sizes, peaks, style, color=colour, linewidth=1.6, marker=marker, label=name)
+            axes.plot(sizes, peaks, style, color=color, linewidth=1.6, marker=marker, label=name)
     sizes = sorted({float(seen["n_images"]) for seen in series})
     pixels = [size * N_CHANNELS * SIZE_PX**2 / 1e6 for size in sizes]
     axes.plot(sizes, pixels, "--", color="#7f7f7f", linewidth=1.2, label="the pool's pixels")
@@ -362,7 +396,7 @@ def plot(path: Path, series: Sequence[Mapping[str, float | str]]) -> None:
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes], minor=False)
     axes.minorticks_off()
     axes.set_ylim(0, 1.35 * highest)
-    axes.set_xlabel("images in the pool (16 × 16 pixels, grey)")
+    axes.set_xlabel("images in the pool (16 × 16 pixels, gray)")
     axes.set_ylabel("peak memory of the process (MB)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
@@ -372,10 +406,16 @@ def plot(path: Path, series: Sequence[Mapping[str, float | str]]) -> None:
 
 def main() -> None:
     """Run one stage for `measure`, or plot a series."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--plot", type=Path, help="where the plot goes")
-    parser.add_argument("--series", type=Path, help="a memory.json of an earlier run; without it, it is measured")
-    parser.add_argument("--work", type=Path, help="folder for 0.5 GB of images; default: a temporary one")
+    parser.add_argument(
+        "--series", type=Path, help="a memory.json of an earlier run; without it, it is measured"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for 0.5 GB of images; default: a temporary one"
+    )
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -390,7 +430,11 @@ def main() -> None:
             work = options.work or Path(temporary)
             work.mkdir(parents=True, exist_ok=True)
             for row in measure(None, work):
-                print(f"{row.verdict:7} {row.what}: {row.value} {row.unit}", file=sys.stderr, flush=True)
+                print(
+                    f"{row.verdict:7} {row.what}: {row.value} {row.unit}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             file = work / "memory.json"
         plot(options.plot, json.loads(file.read_text(encoding="utf-8")))
 

@@ -100,7 +100,10 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
     ours_arguments = (f"--params=data={work / 'data'}",)
     ours, theirs = [], []
     for number in range(REPEATS + 1):
-        pair = seconds_to_first_node(PROJECT, told, *ours_arguments), seconds_to_first_node(empty, told)
+        pair = (
+            seconds_to_first_node(PROJECT, told, *ours_arguments),
+            seconds_to_first_node(empty, told),
+        )
         if number:  # the first pair compiles modules and fills the page cache
             ours.append(pair[0])
             theirs.append(pair[1])
@@ -117,7 +120,9 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
         note=f"{statistics.median(ours):.2f} s against {statistics.median(theirs):.2f} s of CPU time",
     )
     command = [sys.executable, "-c", TORCH_MODULES]
-    n_modules = float(subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout)
+    n_modules = float(
+        subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    )
     what = "torch modules that `import pu_kd_pipeline` imports"
     yield Measurement("5", what, n_modules, n_modules, n_modules, "x", "<=", 0.0, note="a count")
     what = "`kedro run` with nothing to do"

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: two threads on a loaded machine crawl
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # read when torch is imported: two threads on a loaded machine crawl
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "KEDRO_ENV"):
     os.environ.pop(name, None)
 
@@ -37,7 +39,9 @@ def data_folder() -> Path:
     """The folder of image files that PU_KD_DATA names; without it the test is skipped, and says so."""
     folder = os.environ.get("PU_KD_DATA")
     if not folder:
-        pytest.skip("PU_KD_DATA is not set: name the folder that holds mnist_train.parquet and the like")
+        pytest.skip(
+            "PU_KD_DATA is not set: name the folder that holds mnist_train.parquet and the like"
+        )
     if not Path(folder).is_dir():
         pytest.fail(f"PU_KD_DATA names {folder}, which is no folder")
     return Path(folder)
@@ -62,7 +66,7 @@ from kedro.pipeline import Node, Pipeline
 from pydantic import BaseModel, ConfigDict, Field
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.progress import watch
+from pu_kd_pipeline.progress import watch
 
 
 class Block(BaseModel):
@@ -170,7 +174,8 @@ def kedro(tiny_project: Path) -> KedroRun:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store with its tables and nothing in them: making them takes longer than a run of the tiny project."""
-    from pu_kd_pipeline.infra.tracking import Tracker, TrackingConfig
+    from pu_kd_pipeline.tracking.client import Tracker
+    from pu_kd_pipeline.tracking.config import TrackingConfig
 
     settings = {"enabled": True, "tracking_uri": None, "experiment": "x", "registered_model": None}
     config = TrackingConfig(folder=".", system_metrics_interval_s=None, **settings)
@@ -209,7 +214,14 @@ def run_kedro(
 ) -> subprocess.CompletedProcess[str]:
     """Run `kedro run ...` of this project as a user would, with its outputs in `data` and the quick parameters."""
     return subprocess.run(
-        [sys.executable, "-m", "kedro", "run", *arguments, f"--params={','.join((f'data={data}', *QUICK, *params))}"],
+        [
+            sys.executable,
+            "-m",
+            "kedro",
+            "run",
+            *arguments,
+            f"--params={','.join((f'data={data}', *QUICK, *params))}",
+        ],
         cwd=PROJECT,
         env={**os.environ, "COLUMNS": "250", **environment},
         capture_output=True,

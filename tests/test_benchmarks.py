@@ -14,15 +14,23 @@ from benchmarks import distillation, scaling
 from benchmarks.harness import Measurement, Ratio, markdown, ratio
 from PIL import Image
 
-from pu_kd_pipeline.infra.distillation import distil
 from pu_kd_pipeline.learning.augmentation import n_views
-from pu_kd_pipeline.learning.distillation import robust_kd_loss
+from pu_kd_pipeline.learning.losses.distillation import robust_kd_loss
+from pu_kd_pipeline.training.distillation import distill
 
 # --- the frame
 
 
 def row(**changes: Any) -> Measurement:
-    given = {"target": "1", "what": "a against b", "value": 5.0, "low": 4.0, "high": 6.0, "unit": "x", "sense": ">="}
+    given = {
+        "target": "1",
+        "what": "a against b",
+        "value": 5.0,
+        "low": 4.0,
+        "high": 6.0,
+        "unit": "x",
+        "sense": ">=",
+    }
     return Measurement(**{**given, "goal": 4.0, **changes})
 
 
@@ -58,7 +66,13 @@ def test_a_value_is_judged_by_its_goal(changes, verdict):
 
 
 def test_every_row_is_a_line_of_the_table():
-    table = markdown([row(note="on one thread"), row(value=None, low=None, high=None), row(value=1234.5, sense="<=")])
+    table = markdown(
+        [
+            row(note="on one thread"),
+            row(value=None, low=None, high=None),
+            row(value=1234.5, sense="<="),
+        ]
+    )
     header, rule, *lines = table.splitlines()
     assert header.count("|") == rule.count("|") == 9
     assert lines == [
@@ -78,14 +92,21 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> distillation.Task:
 
 
 @pytest.fixture(scope="module")
-def colour_task(tmp_path_factory: pytest.TempPathFactory) -> distillation.Task:
-    pair = dataclasses.replace(distillation.RESNET, n_images=20, student="cifar_resnet", teacher="cifar_resnet")
-    return distillation.make_task(pair, None, tmp_path_factory.mktemp("colour_task"))
+def color_task(tmp_path_factory: pytest.TempPathFactory) -> distillation.Task:
+    pair = dataclasses.replace(
+        distillation.RESNET, n_images=20, student="cifar_resnet", teacher="cifar_resnet"
+    )
+    return distillation.make_task(pair, None, tmp_path_factory.mktemp("color_task"))
 
 
-def test_the_scripts_loop_learns_what_ours_does(task, colour_task):
-    assert distillation.largest_difference(task, n_updates=6, batch_size=16) < distillation.TOLERANCE
-    assert distillation.largest_difference(colour_task, n_updates=2, batch_size=4) < distillation.TOLERANCE
+def test_the_scripts_loop_learns_what_ours_does(task, color_task):
+    assert (
+        distillation.largest_difference(task, n_updates=6, batch_size=16) < distillation.TOLERANCE
+    )
+    assert (
+        distillation.largest_difference(color_task, n_updates=2, batch_size=4)
+        < distillation.TOLERANCE
+    )
 
 
 def test_our_loop_is_that_of_the_stage(task):
@@ -95,13 +116,15 @@ def test_our_loop_is_that_of_the_stage(task):
     ids = task.store.index["id"]
     manifest = pd.DataFrame({"id": ids, "origin": "pool"})
     vectors = pd.DataFrame(task.vectors.numpy())
-    _, history = distil(manifest, task.store, task.store, task.teacher, vectors, params, "benchmark")
+    _, history = distill(
+        manifest, task.store, task.store, task.teacher, vectors, params, "benchmark"
+    )
     assert list(distillation.our_losses(task, params, task.student())) == history["loss"].tolist()
 
 
-@pytest.mark.parametrize("colours", [False, True])
-def test_the_scripts_transforms_make_our_views(task, colour_task, colours):
-    chosen = colour_task if colours else task
+@pytest.mark.parametrize("colors", [False, True])
+def test_the_scripts_transforms_make_our_views(task, color_task, colors):
+    chosen = color_task if colors else task
     augmentation = chosen.pair.augmentation
     views = n_views(augmentation.padding_px, augmentation.horizontal_flip)
     for view in range(0, views, 7):
@@ -125,7 +148,10 @@ def test_a_loop_over_weight_vectors_finds_the_same_worst_loss(loss, n_vectors):
     student, teacher = (torch.randn(32, 10, generator=generator) for _ in range(2))
     vectors = torch.rand(n_vectors, 10, generator=generator)
     student.requires_grad_()
-    values = [loss(student, teacher, vectors, 2.0), robust_kd_loss(student, teacher, vectors, 2.0).loss]
+    values = [
+        loss(student, teacher, vectors, 2.0),
+        robust_kd_loss(student, teacher, vectors, 2.0).loss,
+    ]
     torch.testing.assert_close(values[0], values[1])
     gradients = [torch.autograd.grad(value, student)[0] for value in values]
     torch.testing.assert_close(gradients[0], gradients[1])

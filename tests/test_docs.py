@@ -15,31 +15,56 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pu_kd_pipeline import params
-from pu_kd_pipeline.infra.parameter_errors import check_parameters
-from pu_kd_pipeline.infra.summary import model_rows, selection_rows
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
+from pu_kd_pipeline.params.pool_scoring import PoolScoringParams
+from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.relatedness import RelatednessParams
+from pu_kd_pipeline.params.reporting import ReportingParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
+from pu_kd_pipeline.params.validation import check_parameters
+from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCS = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").rglob("*.md"))]
-GUIDES = [PROJECT / "README.md", *(PROJECT / "docs" / name for name in ("bring_your_own.md", "containers.md"))]
+GUIDES = [
+    PROJECT / "README.md",
+    *(PROJECT / "docs" / name for name in ("bring_your_own.md", "containers.md")),
+]
 BLOCKS: dict[str, type[BaseModel]] = {
-    "data_ingestion": params.DataIngestionParams,
-    "teacher": params.TeacherParams,
-    "teacher_training": params.TeacherTrainingParams,
-    "feature_extraction": params.FeatureExtractionParams,
-    "relatedness": params.RelatednessParams,
-    "unlabeled_distillation": params.DistillationParams,
-    "critic_distillation": params.DistillationParams,
-    "pu_training": params.PUTrainingParams,
-    "pool_scoring": params.PoolScoringParams,
-    "subset_materialization": params.SubsetParams,
-    "class_weighting": params.ClassWeightingParams,
-    "distillation": params.DistillationParams,
-    "evaluation": params.EvaluationParams,
-    "reporting": params.ReportingParams,
+    "data_ingestion": DataIngestionParams,
+    "teacher": TeacherParams,
+    "teacher_training": TeacherTrainingParams,
+    "feature_extraction": FeatureExtractionParams,
+    "relatedness": RelatednessParams,
+    "unlabeled_distillation": DistillationParams,
+    "critic_distillation": DistillationParams,
+    "pu_training": PUTrainingParams,
+    "pool_scoring": PoolScoringParams,
+    "subset_materialization": SubsetParams,
+    "class_weighting": ClassWeightingParams,
+    "distillation": DistillationParams,
+    "evaluation": EvaluationParams,
+    "reporting": ReportingParams,
 }
-EVERY_RUN = {"checkpoint_every_s", "data", "seed", "tracking"}  # what `--params` may name beside the blocks
-PROGRAMS = {"make", "export", "cd", "docker", "argo", *(f".venv/bin/{name}" for name in ("kedro", "python", "pip"))}
+EVERY_RUN = {
+    "checkpoint_every_s",
+    "data",
+    "seed",
+    "tracking",
+}  # what `--params` may name beside the blocks
+PROGRAMS = {
+    "make",
+    "export",
+    "cd",
+    "docker",
+    "argo",
+    *(f".venv/bin/{name}" for name in ("kedro", "python", "pip")),
+}
 PROGRAMS |= {".venv/bin/pre-commit"}
 
 
@@ -48,12 +73,19 @@ def name_of(path: Path) -> str:
 
 
 def fenced(language: str, path: Path) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", path.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def commands(path: Path) -> list[list[str]]:
     """Return the words of every command that a fenced block shows behind a `$`, and of every one quoted in the text."""
-    shown = [line[2:] for block in fenced("console", path) for line in block.splitlines() if line.startswith("$ ")]
+    shown = [
+        line[2:]
+        for block in fenced("console", path)
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
     prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     quoted = re.findall(r"`((?:make|kedro|\.venv/bin/\w+) [^`]+)`", prose)
     return [shlex.split(line) for line in [*shown, *quoted]]
@@ -64,19 +96,27 @@ def environments(path: Path) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for block in fenced("yaml", path):
         named = re.match(r"# conf/(\w+)/(\w+\.yml)\n", block)
-        assert named, f"{name_of(path)}: a YAML block does not begin with '# conf/<environment>/<file>.yml':\n{block}"
+        assert named, (
+            f"{name_of(path)}: a YAML block does not begin with '# conf/<environment>/<file>.yml':\n{block}"
+        )
         environment, file = named.groups()
-        assert file not in found.setdefault(environment, {}), f"{name_of(path)} shows conf/{environment}/{file} twice"
+        assert file not in found.setdefault(environment, {}), (
+            f"{name_of(path)} shows conf/{environment}/{file} twice"
+        )
         found[environment][file] = block
     return found
 
 
-def configured(environment: str, folder: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(
+    environment: str, folder: Path, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the parameters that Kedro reads in an environment."""
     from pu_kd_pipeline.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 
     arguments: Any = CONFIG_LOADER_ARGS
-    loader = CONFIG_LOADER_CLASS(str(folder), env=environment, runtime_params=dict(given or {}), **arguments)
+    loader = CONFIG_LOADER_CLASS(
+        str(folder), env=environment, runtime_params=dict(given or {}), **arguments
+    )
     return dict(loader["parameters"])
 
 
@@ -115,7 +155,11 @@ def test_every_decision_is_listed_and_says_context_choice_and_cost() -> None:
         text = path.read_text()
         assert text.startswith(f"# {title}\n")
         assert title.startswith(f"{int(path.name[:4])}. ")
-        assert re.findall(r"^\*\*(\w+)\.\*\*", text, flags=re.MULTILINE) == ["Context", "Choice", "Cost"]
+        assert re.findall(r"^\*\*(\w+)\.\*\*", text, flags=re.MULTILINE) == [
+            "Context",
+            "Choice",
+            "Cost",
+        ]
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)
@@ -139,15 +183,23 @@ def kedro_runs() -> list[tuple[str, list[str]]]:
             if words[:2] == ["make", "run"]:
                 given = dict(word.split("=", 1) for word in words[2:])
                 runs.append(
-                    (name_of(path), [f"--pipeline={given.get('PIPELINE', 'full')}", *given.get("ARGS", "").split()])
+                    (
+                        name_of(path),
+                        [
+                            f"--pipeline={given.get('PIPELINE', 'full')}",
+                            *given.get("ARGS", "").split(),
+                        ],
+                    )
                 )
     return runs
 
 
-def test_kedro_runs_name_known_options_pipelines_environments_nodes_and_parameters(conf: Path) -> None:
+def test_kedro_runs_name_known_options_pipelines_environments_nodes_and_parameters(
+    conf: Path,
+) -> None:
     from kedro.framework.cli.utils import _split_params
 
-    from pu_kd_pipeline.cli import run
+    from pu_kd_pipeline.cli.commands import run
     from pu_kd_pipeline.pipeline_registry import registered_names
 
     known = {option for parameter in run.params for option in parameter.opts}
@@ -161,7 +213,10 @@ def test_kedro_runs_name_known_options_pipelines_environments_nodes_and_paramete
         assert set(names.split(",")) <= {*registered_names(), "", "…"}, (where, options)
         environment = given.get("--env", "local")
         assert (conf / environment).is_dir(), (where, options)
-        assert {given["--from-nodes"]} <= nodes if "--from-nodes" in given else True, (where, options)
+        assert {given["--from-nodes"]} <= nodes if "--from-nodes" in given else True, (
+            where,
+            options,
+        )
         if "--params" in given and "..." not in given["--params"]:
             nested = _split_params(click.Context(run), run.params[0], given["--params"])
             assert set(nested) <= {*BLOCKS, *EVERY_RUN}, (where, options)
@@ -186,7 +241,9 @@ def test_every_yaml_block_makes_an_environment_that_validates(conf: Path) -> Non
         blocks = check_parameters(configured(environment, conf), BLOCKS, files={}, given={})
         assert blocks.keys() == BLOCKS.keys()
         for file, text in files.items():
-            assert (PROJECT / "conf" / "base" / file).is_file(), f"conf/{environment}/{file} overrides nothing"
+            assert (PROJECT / "conf" / "base" / file).is_file(), (
+                f"conf/{environment}/{file} overrides nothing"
+            )
             if file == "globals.yml":
                 base = yaml.safe_load((PROJECT / "conf" / "base" / file).read_text())
                 mine = yaml.safe_load(text)
@@ -198,7 +255,9 @@ def test_every_yaml_block_makes_an_environment_that_validates(conf: Path) -> Non
 
 def test_a_wrong_key_in_a_yaml_block_would_be_found(conf: Path, tmp_path: Path) -> None:
     shutil.copytree(conf, tmp_path / "conf")
-    (tmp_path / "conf" / "mine" / "parameters_wrong.yml").write_text("distillation: {n_update: 5}\n")
+    (tmp_path / "conf" / "mine" / "parameters_wrong.yml").write_text(
+        "distillation: {n_update: 5}\n"
+    )
     with pytest.raises(ValueError, match=r"distillation\.n_update"):
         check_parameters(configured("mine", tmp_path / "conf"), BLOCKS, files={}, given={})
 
@@ -209,14 +268,21 @@ def test_the_worked_example_and_its_script_agree() -> None:
     script = ast.parse((folder / "make_stand_ins.py").read_text())
     constants: dict[str, Any] = {}
     for statement in (each for each in script.body if isinstance(each, ast.Assign)):
-        names, value = ast.unparse(statement.targets[0]).strip("()").split(", "), ast.literal_eval(statement.value)
+        names, value = (
+            ast.unparse(statement.targets[0]).strip("()").split(", "),
+            ast.literal_eval(statement.value),
+        )
         constants.update(zip(names, value if len(names) > 1 else [value], strict=True))
     assert constants["CLASSES"] == teacher["classes"]
     assert [constants["MEAN"]] == teacher["input"]["mean"]
     assert [constants["STD"]] == teacher["input"]["std"]
     assert constants["SIZE_PX"] == teacher["input"]["size_px"]
     module, _, function = teacher["architecture"].partition(":")
-    factories = [node.name for node in ast.parse((folder / f"{module}.py").read_text()).body if hasattr(node, "name")]
+    factories = [
+        node.name
+        for node in ast.parse((folder / f"{module}.py").read_text()).body
+        if hasattr(node, "name")
+    ]
     assert function in factories
 
 
@@ -243,7 +309,9 @@ def stages() -> dict[str, dict[str, Any]]:
         found[stage.__name__.rpartition(".")[2]] = {
             "reads": {name for name in reads if not name.startswith("params:")},
             "writes": set(pipeline.all_outputs()),
-            "parameters": {name.removeprefix("params:") for name in reads if name.startswith("params:")},
+            "parameters": {
+                name.removeprefix("params:") for name in reads if name.startswith("params:")
+            },
             "nodes": [node.name for node in pipeline.nodes],
         }
     return found
@@ -251,7 +319,9 @@ def stages() -> dict[str, dict[str, Any]]:
 
 def test_the_table_of_stages_is_what_kedro_knows() -> None:
     rows = re.findall(
-        r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", (PROJECT / "README.md").read_text(), flags=re.MULTILINE
+        r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$",
+        (PROJECT / "README.md").read_text(),
+        flags=re.MULTILINE,
     )
     told = {
         stage: {"reads": set(re.findall(r"`(\w+)`", reads)), "writes": set(re.findall(r"`(\w+)`", writes)),
@@ -266,8 +336,17 @@ def test_the_table_of_stages_is_what_kedro_knows() -> None:
 
 
 def test_the_tables_that_a_run_prints_have_the_rows_of_the_code() -> None:
-    model = dict.fromkeys(("accuracy", "agreement", "parameters", "flops", "latency_ms", "size_bytes"), 0.5)
-    selection = {"n_selected": 1, "class_prior": 0.2, "precision": 0.5, "recall": 0.5, "auc": 0.5, "gain": 0.1}
+    model = dict.fromkeys(
+        ("accuracy", "agreement", "parameters", "flops", "latency_ms", "size_bytes"), 0.5
+    )
+    selection = {
+        "n_selected": 1,
+        "class_prior": 0.2,
+        "precision": 0.5,
+        "recall": 0.5,
+        "auc": 0.5,
+        "gain": 0.1,
+    }
     titles = [row[0] for row in model_rows({"student": model})[1:]] + [
         row[0] for row in selection_rows({"selection": selection})
     ]
@@ -278,17 +357,27 @@ def test_the_tables_that_a_run_prints_have_the_rows_of_the_code() -> None:
 def test_outputs_that_the_readme_lists_are_in_the_catalog() -> None:
     catalog = (PROJECT / "conf" / "base" / "catalog.yml").read_text()
     known = {Path(path).name for path in re.findall(r"filepath: (\S+)", catalog)}
-    layout = next(block for block in fenced("text", PROJECT / "README.md") if block.startswith("data/\n"))
+    layout = next(
+        block for block in fenced("text", PROJECT / "README.md") if block.startswith("data/\n")
+    )
     kept = set(re.findall(r"\w+\.(?:parquet|json|html)|(?<=[ /])[a-z]+_[a-z_]+(?=/)", layout))
     assert kept - known == {"card.json"}
     assert len(kept) > 15
 
 
 def test_the_variables_for_operators_are_those_of_the_compose_files() -> None:
-    texts = [(PROJECT / "docker" / name).read_text() for name in ("compose.yaml", "compose.gpu.yaml")]
-    used = {key: default for text in texts for key, default in re.findall(r"\${([A-Z_]+):-([^}]*)}", text)}
+    texts = [
+        (PROJECT / "docker" / name).read_text() for name in ("compose.yaml", "compose.gpu.yaml")
+    ]
+    used = {
+        key: default
+        for text in texts
+        for key, default in re.findall(r"\${([A-Z_]+):-([^}]*)}", text)
+    }
     shown = re.findall(
-        r"^\| `([A-Z_]+)` \| (?:`(.*?)`)? ?\|", (PROJECT / "docs" / "containers.md").read_text(), re.MULTILINE
+        r"^\| `([A-Z_]+)` \| (?:`(.*?)`)? ?\|",
+        (PROJECT / "docs" / "containers.md").read_text(),
+        re.MULTILINE,
     )
     assert {**dict(shown), "LIKE_THIS": "default"} == used
 
@@ -299,7 +388,9 @@ def test_docker_commands_name_services_that_exist() -> None:
     for path in GUIDES:
         for words in commands(path):
             if words[:2] == ["docker", "compose"] and words[2] in verbs:
-                given = [word.partition(":")[0] for word in words[3:] if re.match(r"[a-z_]+(:|$)", word)]
+                given = [
+                    word.partition(":")[0] for word in words[3:] if re.match(r"[a-z_]+(:|$)", word)
+                ]
                 assert not given or given[0] in {*services, "tar"}, words
 
 
@@ -308,5 +399,9 @@ def test_every_test_that_a_page_names_is_there() -> None:
     named = re.findall(r"`((?:\w+/)*test_\w+\.py)(?:::(\w+))?`", text)
     assert len(named) > 50
     for file, name in named:
-        path = next(path for path in (PROJECT / "tests" / file, PROJECT / "tests" / "hostile" / file) if path.is_file())
+        path = next(
+            path
+            for path in (PROJECT / "tests" / file, PROJECT / "tests" / "hostile" / file)
+            if path.is_file()
+        )
         assert not name or f"def {name}(" in path.read_text(), f"{file} has no {name}"

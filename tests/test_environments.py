@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from pu_kd_pipeline import params
+from pu_kd_pipeline.comparison.grid import Blocks, cells_of
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.comparison_grid import Blocks, cells_of
-from pu_kd_pipeline.infra.configuration import read_parameters
-from pu_kd_pipeline.learning.networks import build_network
+from pu_kd_pipeline.learning.networks.build import build_network
+from pu_kd_pipeline.params.comparison import ComparisonParams
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.environment import read_parameters
 from test_docs import BLOCKS, configured
 
 PROJECT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = sorted(path.parent.name for path in (PROJECT / "conf").glob("*/parameters.yml"))
-ENVIRONMENT_BLOCKS = {**BLOCKS, "comparison": params.ComparisonParams}
+ENVIRONMENT_BLOCKS = {**BLOCKS, "comparison": ComparisonParams}
 
 
 def parameters_of(environment: str) -> dict[str, Any]:
@@ -25,16 +26,22 @@ def parameters_of(environment: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_parameters_validate_and_networks_can_be_built(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_validate_and_networks_can_be_built(
+    environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PU_KD_DATA", "/images")
     found = parameters_of(environment)
-    blocks: dict[str, Any] = {name: model.model_validate(found[name]) for name, model in ENVIRONMENT_BLOCKS.items()}
+    blocks: dict[str, Any] = {
+        name: model.model_validate(found[name]) for name, model in ENVIRONMENT_BLOCKS.items()
+    }
     teacher, student = blocks["teacher"], blocks["distillation"]
     n_classes = teacher.classes if isinstance(teacher.classes, int) else len(teacher.classes)
     sizes = [
         sum(
             parameter.numel()
-            for parameter in build_network(name, n_classes, teacher.input.channels, options).parameters()
+            for parameter in build_network(
+                name, n_classes, teacher.input.channels, options
+            ).parameters()
         )
         for name, options in (
             (teacher.architecture, teacher.architecture_options),
@@ -45,14 +52,18 @@ def test_parameters_validate_and_networks_can_be_built(environment: str, monkeyp
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_grids_are_of_rules_that_the_sources_allow(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grids_are_of_rules_that_the_sources_allow(
+    environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PU_KD_DATA", "/images")
     found = parameters_of(environment)
-    grid = params.ComparisonParams.model_validate(found["comparison"])
-    blocks = {field.name: BLOCKS[field.name].model_validate(found[field.name]) for field in fields(Blocks)}
+    grid = ComparisonParams.model_validate(found["comparison"])
+    blocks = {
+        field.name: BLOCKS[field.name].model_validate(found[field.name]) for field in fields(Blocks)
+    }
     assert cells_of(grid, Blocks(**blocks))  # type: ignore[arg-type]
     assert len(grid.seeds) >= 3
-    ingestion = params.DataIngestionParams.model_validate(found["data_ingestion"])
+    ingestion = DataIngestionParams.model_validate(found["data_ingestion"])
     variants = {name: variant for name, variant in grid.variants.items() if variant is not None}
     if not all(source.labels == "truth" for source in ingestion.pool):
         assert not [name for name, variant in variants.items() if variant.rule == "oracle"]
@@ -64,7 +75,9 @@ def test_grids_are_of_rules_that_the_sources_allow(environment: str, monkeypatch
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_parameters_read_without_kedro_are_the_same(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_read_without_kedro_are_the_same(
+    environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PU_KD_DATA", "/images")
     expected = parameters_of(environment)
     assert read_parameters(PROJECT / "conf", environment) == expected
@@ -80,7 +93,10 @@ def test_an_environment_that_is_not_there_is_named() -> None:
 
 def test_the_networks_for_two_cores_are_a_quarter_of_a_teacher_of_a_third_of_a_million() -> None:
     sizes = [
-        sum(parameter.numel() for parameter in build_network("cifar_resnet", 10, 3, options).parameters())
+        sum(
+            parameter.numel()
+            for parameter in build_network("cifar_resnet", 10, 3, options).parameters()
+        )
         for options in ({"depth": 8, "width": 32}, {"depth": 8, "width": 16})
     ]
     assert 0.3e6 < sizes[0] < 0.7e6

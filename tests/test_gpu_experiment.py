@@ -35,26 +35,42 @@ KEPT = {"random": "{budget: 100}", "pu_both": "{budget: 100}"}
 
 
 def sources(images: Path) -> list[str]:
-    train, pool, test = (images / name for name in ("cifar10_train", "tiny_imagenet32_pool", "cifar10_test"))
+    train, pool, test = (
+        images / name for name in ("cifar10_train", "tiny_imagenet32_pool", "cifar10_test")
+    )
     given = {
         "teacher_training": f"path: {train}.parquet, labels: classes, limit: 300",
         "labeled": f"path: {train}.parquet, labels: classes, per_class: 10",
         "pool": f"path: {pool}.parquet, limit: 600",
         "test": f"path: {test}.parquet, labels: classes, limit: 200",
     }
-    return [f"data_ingestion.{name}=[{{type: parquet, {source}}}]" for name, source in given.items()]
+    return [
+        f"data_ingestion.{name}=[{{type: parquet, {source}}}]" for name, source in given.items()
+    ]
 
 
 def experiment(work: Path, images: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT, "--env=cifar10_small", f"--work={work}", f"--images={images}"]
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT,
+        "--env=cifar10_small",
+        f"--work={work}",
+        f"--images={images}",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *arguments], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
+        [*command, *arguments],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 def variants() -> list[str]:
-    from pu_kd_pipeline.infra.configuration import read_parameters
+    from pu_kd_pipeline.params.environment import read_parameters
 
     os.environ.setdefault("PU_KD_DATA", "/images")
     names = read_parameters(PROJECT / "conf", "cifar10_small")["comparison"]["variants"]

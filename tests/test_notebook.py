@@ -19,20 +19,34 @@ def run_folder(request: pytest.FixtureRequest) -> Path:
 
 
 def test_the_notebook_is_committed_without_outputs() -> None:
-    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    cells = [
+        cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"
+    ]
     assert cells
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
 @pytest.mark.xdist_group("finished_run")
-def test_the_notebook_tours_a_finished_run(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_tours_a_finished_run(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PU_KD_RUN", str(run_folder))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    NotebookClient(
+        notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    ).execute()
+    outputs = [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
     said = " ".join(output.get("data", {}).get("text/plain", "") for output in outputs)
-    for name in ("agreement with the teacher", "pool images selected", "'rule'", "size_px", "Name: probability"):
+    for name in (
+        "agreement with the teacher",
+        "pool images selected",
+        "'rule'",
+        "size_px",
+        "Name: probability",
+    ):
         assert name in said

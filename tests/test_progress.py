@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from pu_kd_pipeline.infra import progress
+from pu_kd_pipeline import progress
 
 
 def records(n: int):

@@ -69,7 +69,9 @@ print("SURVEY" + json.dumps(survey))
 @pytest.fixture(scope="module")
 def survey() -> dict:
     """What Kedro knows of this project."""
-    result = subprocess.run([sys.executable, "-c", SURVEY], cwd=PROJECT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", SURVEY], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return json.loads(result.stdout.rpartition("SURVEY")[2])
 
@@ -88,7 +90,9 @@ def test_full_holds_every_stage_and_is_the_default(survey):
 def test_every_dataset_is_persisted_and_has_a_layer(survey):
     catalog = survey["catalog"]
     datasets = {name for name in survey["datasets"] if not re.match("params:|parameters$", name)}
-    in_memory = {name for name in datasets if name not in catalog and not _matches_a_pattern(name, catalog)}
+    in_memory = {
+        name for name in datasets if name not in catalog and not _matches_a_pattern(name, catalog)
+    }
     assert in_memory == set()
     assert {name for name, layer in catalog.items() if layer is None} == set()
 
@@ -127,7 +131,9 @@ def test_every_dependency_is_pinned():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     asked = [*project["dependencies"], *extras["viz"], *extras["dev"]]
-    names = {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in asked}
+    names = {
+        re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in asked
+    }
     assert names - pinned == set()
     assert "+" not in "".join(sorted(pinned))
 
@@ -146,7 +152,9 @@ def test_an_old_python_is_refused_in_one_sentence(tmp_path):
     old.chmod(0o755)
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_bytes((PROJECT / name).read_bytes())
-    result = subprocess.run(["make", f"PYTHON={old}", "run"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["make", f"PYTHON={old}", "run"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert result.returncode != 0
     assert "is Python 3.9, and 3.11 to 3.13 is needed" in result.stderr
     assert not (tmp_path / ".venv").exists()

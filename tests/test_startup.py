@@ -26,8 +26,9 @@ for command in (["registry", "list"], ["registry", "describe", "full"], ["run", 
     assert out.getvalue(), command
     assert not HEAVY & set(sys.modules), (command, HEAVY & set(sys.modules))
 
-from pu_kd_pipeline import hooks, params, settings
-from pu_kd_pipeline.infra import kedro_datasets, progress, tracking
+from pu_kd_pipeline import datasets, progress, settings
+from pu_kd_pipeline.params import comparison, environment, validation
+from pu_kd_pipeline.tracking import client
 assert not HEAVY & set(sys.modules), HEAVY & set(sys.modules)
 """
 
@@ -52,7 +53,9 @@ KedroCLI(Path.cwd()).main(["run", *sys.argv[1:]])
 
 
 def test_commands_import_neither_torch_nor_mlflow():
-    result = subprocess.run([sys.executable, "-c", CHECK], cwd=PROJECT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", CHECK], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PROJECT
+from tests.conftest import PROJECT
 
 pytest.importorskip("kedro_viz", reason="kedro-viz comes with the extra `viz`")
 
@@ -49,7 +49,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `kedro viz build` makes of a copy of the project."""
     folder = tmp_path_factory.mktemp("viz")
     for name in ("conf", "src"):
-        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(
+            PROJECT / name,
+            folder / name,
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+        )
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(PROJECT / name, folder)
     (folder / "start").mkdir()

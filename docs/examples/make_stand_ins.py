@@ -35,7 +35,10 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     digits = load_digits()
-    images = [Image.fromarray((image * 15.9375).astype(np.uint8)).resize((SIZE_PX, SIZE_PX)) for image in digits.images]
+    images = [
+        Image.fromarray((image * 15.9375).astype(np.uint8)).resize((SIZE_PX, SIZE_PX))
+        for image in digits.images
+    ]
     order = rng.permutation(len(images))
     per_class = [order[digits.target[order] == label] for label in range(len(CLASSES))]
     for label, rows in enumerate(per_class):
@@ -43,7 +46,9 @@ def main(folder: Path) -> None:
         _save_folder(folder / "test" / CLASSES[label], images, rows[10:60])
     rest = rng.permutation(np.concatenate([rows[60:] for rows in per_class]))
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    pool = [images[row] for row in rest[:700]] + [_patch(photos[number % 2], rng) for number in range(1400)]
+    pool = [images[row] for row in rest[:700]] + [
+        _patch(photos[number % 2], rng) for number in range(1400)
+    ]
     _save_parquet(folder / "pool", [pool[position] for position in rng.permutation(len(pool))])
     _train_teacher(folder / "teacher.pt", images, digits.target, rest[700:])
 
@@ -71,7 +76,9 @@ def _save_parquet(folder: Path, images: list[Image.Image], n_files: int = 3) -> 
         pq.write_table(table, folder / f"part-{number}.parquet")
 
 
-def _train_teacher(file: Path, images: list[Image.Image], targets: np.ndarray, rows: np.ndarray) -> None:
+def _train_teacher(
+    file: Path, images: list[Image.Image], targets: np.ndarray, rows: np.ndarray
+) -> None:
     pixels = np.stack([np.asarray(images[row], dtype=np.float32)[None] / 255 for row in rows])
     print(f"teacher's training images: mean {pixels.mean():.3f}, std {pixels.std():.3f}")
     inputs, labels = torch.from_numpy((pixels - MEAN) / STD), torch.from_numpy(targets[rows])

@@ -10,7 +10,7 @@ from kedro.framework.project import configure_project
 def main(*args: Any, **kwargs: Any) -> Any:
     """Run with the options of `kedro run`, in a folder that holds `conf/`."""
     configure_project("pu_kd_pipeline")
-    from pu_kd_pipeline.cli import run
+    from pu_kd_pipeline.cli.commands import run
 
     return run(*args, **kwargs)
 

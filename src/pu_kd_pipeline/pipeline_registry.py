@@ -12,7 +12,9 @@ from pu_kd_pipeline import pipelines as rooms
 
 def registered_names() -> list[str]:
     """Return every name that `kedro run --pipeline=…` takes, without importing a stage."""
-    return sorted(["__default__", *(module.name for module in pkgutil.iter_modules(rooms.__path__))])
+    return sorted(
+        ["__default__", *(module.name for module in pkgutil.iter_modules(rooms.__path__))]
+    )
 
 
 def register_pipelines() -> dict[str, Pipeline]:

@@ -2,18 +2,23 @@
 
 from kedro.config import OmegaConfigLoader
 
-from pu_kd_pipeline.hooks import (
-    CheckpointHooks,
-    InputHooks,
-    PreflightHooks,
-    SignalHooks,
-    SummaryHooks,
-    TrackingHooks,
-)
-from pu_kd_pipeline.infra.configuration import image_file
+from pu_kd_pipeline.hooks.checkpoints import CheckpointHooks
+from pu_kd_pipeline.hooks.inputs import InputHooks
+from pu_kd_pipeline.hooks.preflight import PreflightHooks
+from pu_kd_pipeline.hooks.signals import SignalHooks
+from pu_kd_pipeline.hooks.summary import SummaryHooks
+from pu_kd_pipeline.hooks.tracking import TrackingHooks
+from pu_kd_pipeline.params.environment import image_file
 
 # Kedro calls the last first: input is checked before anything is tracked, and the summary is the last word.
-HOOKS = (SummaryHooks(), TrackingHooks(), CheckpointHooks(), SignalHooks(), PreflightHooks(), InputHooks())
+HOOKS = (
+    SummaryHooks(),
+    TrackingHooks(),
+    CheckpointHooks(),
+    SignalHooks(),
+    PreflightHooks(),
+    InputHooks(),
+)
 
 CONFIG_LOADER_CLASS = OmegaConfigLoader
 CONFIG_LOADER_ARGS = {

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzzing import plan_of
 
-from pu_kd_pipeline.infra import image_ingestion
-from pu_kd_pipeline.infra.image_decoding import Decoder, Unusable
-from pu_kd_pipeline.infra.image_store import ImageStore, write_store
+from pu_kd_pipeline.images import ingestion
+from pu_kd_pipeline.images.decoding import Decoder, Unusable
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.store import ImageStore
+from tests.hostile.fuzzing import plan_of
 
 CRASHES = b"an image that crashes"
 
@@ -31,11 +32,13 @@ class CrashingDecoder(Decoder):
 
 def ingest(folder: Path, parquet: Path) -> ImageStore:
     """Ingest with the decoder that crashes."""
-    image_ingestion.Decoder = CrashingDecoder  # type: ignore[misc]
+    ingestion.Decoder = CrashingDecoder  # type: ignore[misc]
     try:
-        return write_store(plan_of({"type": "parquet", "path": str(parquet)}, n_workers=2, shard_size=100), folder)
+        return write_store(
+            plan_of({"type": "parquet", "path": str(parquet)}, n_workers=2, shard_size=100), folder
+        )
     finally:
-        image_ingestion.Decoder = Decoder  # type: ignore[misc]
+        ingestion.Decoder = Decoder  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -39,14 +39,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.image_decoding import Decoder, Unusable
-from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
-from pu_kd_pipeline.infra.sharded_table import ShardedTable, fixed_size_list
-from pu_kd_pipeline.infra.tables import read_table, write_table
-from pu_kd_pipeline.params import ImageSource, ImageStoreParams
+from pu_kd_pipeline.images.decoding import Decoder, Unusable
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.plan import IngestionPlan
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.params.data_ingestion import ImageSource, ImageStoreParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable, fixed_size_list
+from pu_kd_pipeline.storage.table import read_table, write_table
 
 CORPUS = Path(__file__).resolve().parents[1] / "corpus"
-MOST_SECONDS = 10.0  # for one case; the slowest takes milliseconds, and a loaded machine takes its time
+MOST_SECONDS = (
+    10.0  # for one case; the slowest takes milliseconds, and a loaded machine takes its time
+)
 MOST_MEMORY = 6 * 2**30  # address space of a process of the long form
 DECODER = Decoder(channels=3, size_px=8, max_image_pixels=1_000_000)
 
@@ -54,7 +58,11 @@ DECODER = Decoder(channels=3, size_px=8, max_image_pixels=1_000_000)
 # --- what is broken, and how ------------------------------------------------------------------------------------------
 
 _ODD = [bytes(size) for size in (1, 2, 4, 8)] + [b"\xff" * size for size in (1, 2, 4, 8)]
-_ODD += [struct.pack(kind, number) for number in (1, 0x7FFF, 0x7FFFFFFF, 0x80000000) for kind in ("<I", ">I")]
+_ODD += [
+    struct.pack(kind, number)
+    for number in (1, 0x7FFF, 0x7FFFFFFF, 0x80000000)
+    for kind in ("<I", ">I")
+]
 
 
 @st.composite
@@ -63,9 +71,15 @@ def broken(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 6))):
         size = len(data)
-        kind = draw(st.sampled_from(["bits", "odd", "cut", "drop", "double", "swap", "text", "insert"]))
+        kind = draw(
+            st.sampled_from(["bits", "odd", "cut", "drop", "double", "swap", "text", "insert"])
+        )
         # places near either end, where headers and footers are, as often as anywhere
-        near = st.integers(0, min(64, size)) | st.integers(max(0, size - 64), size) | st.integers(0, size)
+        near = (
+            st.integers(0, min(64, size))
+            | st.integers(max(0, size - 64), size)
+            | st.integers(0, size)
+        )
         place = draw(near)
         if kind == "bits" and place < size:
             data[place] ^= draw(st.integers(1, 255))
@@ -125,7 +139,11 @@ def broken_json(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
         if not holders:
             break
         holder = draw(st.sampled_from(holders))
-        key = draw(st.sampled_from(sorted(holder) if isinstance(holder, dict) else list(range(len(holder)))))
+        key = draw(
+            st.sampled_from(
+                sorted(holder) if isinstance(holder, dict) else list(range(len(holder)))
+            )
+        )
         kind = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
         new = copy.deepcopy(draw(st.sampled_from(_VALUES)))
         if kind == "replace":
@@ -167,7 +185,7 @@ def _exif() -> Image.Exif:
 
 def image_seeds(kind: str) -> list[bytes]:
     """Return small images of a format, of several modes and with what the format allows beside pixels."""
-    rgb, grey = Image.fromarray(noise(9, 7, 3)), Image.fromarray(noise(9, 7))
+    rgb, gray = Image.fromarray(noise(9, 7, 3)), Image.fromarray(noise(9, 7))
     alpha = Image.fromarray(noise(9, 7, 4))
     frames = [Image.fromarray(noise(9, 7, 3, seed=seed)) for seed in range(3)]
     palette = rgb.convert("P")
@@ -175,17 +193,17 @@ def image_seeds(kind: str) -> list[bytes]:
     deep = Image.fromarray(noise(9, 7).astype(np.uint16) * 257)
     return {
         "png": lambda: [
-            encoded(rgb), encoded(grey), encoded(alpha), encoded(deep), encoded(rgb.convert("1")),
+            encoded(rgb), encoded(gray), encoded(alpha), encoded(deep), encoded(rgb.convert("1")),
             encoded(palette, transparency=3), encoded(frames[0], **animated),
             encoded(rgb, exif=_exif(), icc_profile=b"x" * 64),
         ],
         "jpeg": lambda: [
-            encoded(rgb, "JPEG", exif=_exif(), comment=b"a picture"), encoded(grey, "JPEG"),
+            encoded(rgb, "JPEG", exif=_exif(), comment=b"a picture"), encoded(gray, "JPEG"),
             encoded(rgb.convert("CMYK"), "JPEG"), encoded(rgb, "JPEG", progressive=True),
             encoded(rgb, "JPEG", dpi=(9, 9)),
         ],
         "gif": lambda: [
-            encoded(palette, "GIF", transparency=1), encoded(frames[0], "GIF", **animated), encoded(grey, "GIF"),
+            encoded(palette, "GIF", transparency=1), encoded(frames[0], "GIF", **animated), encoded(gray, "GIF"),
         ],
         "webp": lambda: [
             encoded(rgb, "WEBP"), encoded(alpha, "WEBP", lossless=True), encoded(frames[0], "WEBP", **animated),
@@ -198,14 +216,20 @@ def image_seeds(kind: str) -> list[bytes]:
             encoded(rgb.convert("CMYK"), "TIFF"), encoded(rgb.convert("YCbCr"), "TIFF"), encoded(palette, "TIFF"),
         ],
         "bmp": lambda: [
-            encoded(rgb, "BMP"), encoded(grey, "BMP"), encoded(palette, "BMP"), encoded(rgb.convert("1"), "BMP"),
+            encoded(rgb, "BMP"), encoded(gray, "BMP"), encoded(palette, "BMP"), encoded(rgb.convert("1"), "BMP"),
         ],
     }[kind]()  # fmt: skip
 
 
 def plan_of(source: dict[str, Any], **store: Any) -> IngestionPlan:
-    """Return the plan of a store of 8 x 8 colour images from one source."""
-    known = {"kind": "packed", "packed_max_size_px": 64, "disk_budget_gb": 1.0, "shard_size": 2, "n_workers": 1}
+    """Return the plan of a store of 8 x 8 color images from one source."""
+    known = {
+        "kind": "packed",
+        "packed_max_size_px": 64,
+        "disk_budget_gb": 1.0,
+        "shard_size": 2,
+        "n_workers": 1,
+    }
     known |= {"max_image_pixels": 1_000_000, "max_quarantined_share": 1.0}
     return IngestionPlan(
         name="pool",
@@ -219,13 +243,24 @@ def plan_of(source: dict[str, Any], **store: Any) -> IngestionPlan:
 
 
 def parquet_seeds() -> list[bytes]:
-    images = pa.array([encoded(Image.fromarray(noise(8, 8, 3, seed=seed))) for seed in range(3)], pa.binary())
+    images = pa.array(
+        [encoded(Image.fromarray(noise(8, 8, 3, seed=seed))) for seed in range(3)], pa.binary()
+    )
     structs = pa.StructArray.from_arrays([images, pa.array(["a", "b", None])], ["bytes", "path"])
     tables = [
         (pa.table({"id": ["a", "b", "c"], "image": images, "label": [0, 1, 2]}), {}),
-        (pa.table({"image": structs, "label": ["cat", "dog", "owl"]}), {"compression": "none", "row_group_size": 1}),
-        (pa.table({"image": images, "label_name": ["cat", None, "owl"]}), {"compression": "zstd", "version": "1.0"}),
-        (pa.table({"image": images, "id": [1, 2, 3], "label": [0.0, 1.0, None]}), {"use_dictionary": False}),
+        (
+            pa.table({"image": structs, "label": ["cat", "dog", "owl"]}),
+            {"compression": "none", "row_group_size": 1},
+        ),
+        (
+            pa.table({"image": images, "label_name": ["cat", None, "owl"]}),
+            {"compression": "zstd", "version": "1.0"},
+        ),
+        (
+            pa.table({"image": images, "id": [1, 2, 3], "label": [0.0, 1.0, None]}),
+            {"use_dictionary": False},
+        ),
     ]
     files = []
     for table, options in tables:
@@ -279,7 +314,9 @@ def ingest_folder(data: bytes, folder: Path) -> object:
     images = folder / "images"
     images.mkdir()
     for number in range(2):
-        (images / f"{number}.png").write_bytes(encoded(Image.fromarray(noise(8, 8, 3, seed=number))))
+        (images / f"{number}.png").write_bytes(
+            encoded(Image.fromarray(noise(8, 8, 3, seed=number)))
+        )
     (images / "odd.tif").write_bytes(data)
     store = _ingested({"type": "folder", "path": str(images)}, folder, kind="encoded")
     assert len(store) + len(store.quarantine) == 3
@@ -298,7 +335,7 @@ INPUT = {"size_px": 8, "channels": 1, "mean": [0.3], "std": [0.4]}
 def _state() -> dict[str, Any]:
     import torch
 
-    from pu_kd_pipeline.learning.networks import build_network
+    from pu_kd_pipeline.learning.networks.build import build_network
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -315,7 +352,10 @@ def torch_seeds() -> list[bytes]:
     import torch
 
     files = []
-    for content, options in ((_state(), {}), ({"state_dict": _state()}, {"_use_new_zipfile_serialization": False})):
+    for content, options in (
+        (_state(), {}),
+        ({"state_dict": _state()}, {"_use_new_zipfile_serialization": False}),
+    ):
         buffer = io.BytesIO()
         torch.save(content, buffer, **options)
         files.append(buffer.getvalue())
@@ -323,12 +363,18 @@ def torch_seeds() -> list[bytes]:
 
 
 def _load(data: bytes, folder: Path, name: str) -> object:
-    from pu_kd_pipeline.infra.model_files import new_teacher
-    from pu_kd_pipeline.params import TeacherParams
+    from pu_kd_pipeline.models.factory import new_teacher
+    from pu_kd_pipeline.params.teacher import TeacherParams
 
     (folder / name).write_bytes(data)
-    block = {"architecture": "digits_cnn", "architecture_options": {"width": 2}, "weights": str(folder / name)}
-    return new_teacher(TeacherParams.model_validate({**block, "classes": 3, "input": INPUT, "taps": None}))
+    block = {
+        "architecture": "digits_cnn",
+        "architecture_options": {"width": 2},
+        "weights": str(folder / name),
+    }
+    return new_teacher(
+        TeacherParams.model_validate({**block, "classes": 3, "input": INPUT, "taps": None})
+    )
 
 
 def load_safetensors(data: bytes, folder: Path) -> object:
@@ -346,14 +392,22 @@ def card_seeds() -> list[bytes]:
         "classes": ["a", "b", "c"],
         "input": INPUT,
     }
-    return [json.dumps({**card, "taps": taps, "origin": {"rule": "nnpu"}}).encode() for taps in (None, ["block1"])]
+    return [
+        json.dumps({**card, "taps": taps, "origin": {"rule": "nnpu"}}).encode()
+        for taps in (None, ["block1"])
+    ]
 
 
 def load_card(data: bytes, folder: Path) -> object:
-    from pu_kd_pipeline.infra.model_files import load_model
+    from pu_kd_pipeline.models.model import load_model
 
     # a factory is the user's own code, of a card that the pipeline itself wrote: fuzzing would import anything
-    if b":" in data.partition(b"architecture_options")[0].partition(b'"architecture"')[2].partition(b":")[2]:
+    if (
+        b":"
+        in data.partition(b"architecture_options")[0]
+        .partition(b'"architecture"')[2]
+        .partition(b":")[2]
+    ):
         raise InputError("a factory")
     (folder / "weights.safetensors").write_bytes(safetensors_seeds()[0])
     (folder / "card.json").write_bytes(data)
@@ -366,11 +420,17 @@ def _store_files(kind: str) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "a.parquet").write_bytes(parquet_seeds()[0])
-        _ingested({"type": "parquet", "path": str(folder / "a.parquet"), "labels": "classes"}, folder, kind=kind)
+        _ingested(
+            {"type": "parquet", "path": str(folder / "a.parquet"), "labels": "classes"},
+            folder,
+            kind=kind,
+        )
         return {file.name: file.read_bytes() for file in sorted((folder / "store").iterdir())}
 
 
-def _read_store(kind: str, ending: str) -> tuple[Callable[[], list[bytes]], Callable[[bytes, Path], object]]:
+def _read_store(
+    kind: str, ending: str
+) -> tuple[Callable[[], list[bytes]], Callable[[bytes, Path], object]]:
     def seeds() -> list[bytes]:
         return [next(data for name, data in _store_files(kind).items() if name.endswith(ending))]
 
@@ -422,9 +482,13 @@ def _table_files() -> dict[str, bytes]:
         )
         manifest.attrs = {"rule": "nnpu", "threshold": 0.0}
         write_table(manifest, folder / "manifest.parquet")
-        features = pa.table({"id": ["a", "b"], "descriptor": fixed_size_list(noise(2, 4).astype(np.float16))})
+        features = pa.table(
+            {"id": ["a", "b"], "descriptor": fixed_size_list(noise(2, 4).astype(np.float16))}
+        )
         ShardedTable.write(folder / "features", {"s0": lambda: features, "s1": lambda: features})
-        return {file.name: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+        return {
+            file.name: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()
+        }
 
 
 def read_manifest(data: bytes, folder: Path) -> object:
@@ -445,7 +509,11 @@ def _read_shards(replaced: str) -> Callable[[bytes, Path], object]:
 def _targets() -> Iterator[Target]:
     for kind in ("png", "jpeg", "gif", "webp", "tiff", "bmp"):
         yield Target(kind, lambda kind=kind: image_seeds(kind), decode)
-    yield Target("image_folder", lambda: image_seeds("png") + image_seeds("gif") + image_seeds("webp"), ingest_folder)
+    yield Target(
+        "image_folder",
+        lambda: image_seeds("png") + image_seeds("gif") + image_seeds("webp"),
+        ingest_folder,
+    )
     yield Target("parquet_source", parquet_seeds, ingest_parquet)
     yield Target("safetensors", safetensors_seeds, load_safetensors)
     yield Target("torch", torch_seeds, load_torch)
@@ -466,7 +534,12 @@ def _targets() -> Iterator[Target]:
             yield Target(f"ingest_over_{name}", seeds, _ingest_over(ending))
     yield Target("manifest", lambda: [_table_files()["manifest.parquet"]], read_manifest)
     yield Target("shards", lambda: [_table_files()["shards.json"]], _read_shards("shards.json"))
-    yield Target("shards_values", lambda: [_table_files()["shards.json"]], _read_shards("shards.json"), broken_json)
+    yield Target(
+        "shards_values",
+        lambda: [_table_files()["shards.json"]],
+        _read_shards("shards.json"),
+        broken_json,
+    )
     yield Target("shard", lambda: [_table_files()["s0.parquet"]], _read_shards("s0.parquet"))
 
 
@@ -495,7 +568,9 @@ def run_case(target: Target, data: bytes, trace: Path | None = None) -> str:
     return outcome
 
 
-def run_many(target: Target, n_cases: int, seed: int | None = None, trace: Path | None = None) -> dict[str, int]:
+def run_many(
+    target: Target, n_cases: int, seed: int | None = None, trace: Path | None = None
+) -> dict[str, int]:
     """Run so many cases and return how many ended how; without a seed they are the same every time."""
     outcomes: dict[str, int] = {}
 
@@ -542,7 +617,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--targets", nargs="*", default=sorted(TARGETS), choices=sorted(TARGETS))
-    parser.add_argument("--cases", type=int, default=500, help="of one target before the next has its turn")
+    parser.add_argument(
+        "--cases", type=int, default=500, help="of one target before the next has its turn"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
@@ -561,7 +638,9 @@ def main() -> None:
                 failed.add(name)
                 print(f"FAILED {name} (exit code {process.exitcode})", flush=True)
                 if process.exitcode < 0:
-                    shutil.copy(trace, CORPUS / f"{name}-crash-{zlib.crc32(trace.read_bytes()):08x}.bin")
+                    shutil.copy(
+                        trace, CORPUS / f"{name}-crash-{zlib.crc32(trace.read_bytes()):08x}.bin"
+                    )
         seed += 1
     sys.exit(f"failed: {', '.join(sorted(failed))}" if failed else 0)
 

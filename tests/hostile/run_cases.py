@@ -23,21 +23,31 @@ def main(conf: str, cases: dict[str, list[str]]) -> None:
     from kedro.framework.startup import bootstrap_project
 
     bootstrap_project(PROJECT)
-    from pu_kd_pipeline.cli import run
+    from pu_kd_pipeline.cli.commands import run
 
     for name, arguments in cases.items():
         said, started = io.StringIO(), time.monotonic()
         code: object = 0
         with redirect_stdout(said), redirect_stderr(said):
             try:
-                run.main(args=[f"--conf-source={conf}", f"--env={name}", *arguments], standalone_mode=False)
+                run.main(
+                    args=[f"--conf-source={conf}", f"--env={name}", *arguments],
+                    standalone_mode=False,
+                )
             except SystemExit as stop:
                 code = stop.code
             except BaseException:
                 code = "traceback"
                 traceback.print_exc()
         print(
-            json.dumps({"name": name, "code": code, "said": said.getvalue(), "seconds": time.monotonic() - started}),
+            json.dumps(
+                {
+                    "name": name,
+                    "code": code,
+                    "said": said.getvalue(),
+                    "seconds": time.monotonic() - started,
+                }
+            ),
             flush=True,
         )
 

@@ -5,12 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fuzzing import CORPUS, TARGETS, run_case, run_many
+
+from tests.hostile.fuzzing import CORPUS, TARGETS, run_case, run_many
 
 FILES = sorted(CORPUS.glob("*.bin"))
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged metadata
-N_CASES = {"image_folder": 6, "parquet_source": 25}  # a store is written for each, and flushed to the disk
-KNOWN = {"good", "refused", "empty", "unreadable", "truncated", "too many pixels", "unsupported pixel format"}
+N_CASES = {
+    "image_folder": 6,
+    "parquet_source": 25,
+}  # a store is written for each, and flushed to the disk
+KNOWN = {
+    "good",
+    "refused",
+    "empty",
+    "unreadable",
+    "truncated",
+    "too many pixels",
+    "unsupported pixel format",
+}
 KNOWN |= {"compressed metadata too large"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import PROJECT
+from tests.conftest import PROJECT
 
 CANARY = "canary"
 PARAMETERS, CATALOG, GLOBALS = "parameters_odd.yml", "catalog.yml", "globals.yml"
@@ -52,7 +52,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     for name, (file, content, _) in CASES.items():
         (folder / "conf" / name).mkdir()
         (folder / "conf" / name / file).write_bytes(content)
-    cases = {name: ["--pipeline=reporting", f"--params=data={folder / 'data'},tracking=false"] for name in CASES}
+    cases = {
+        name: ["--pipeline=reporting", f"--params=data={folder / 'data'},tracking=false"]
+        for name in CASES
+    }
     result = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "run_cases.py"), str(folder / "conf"), json.dumps(cases)],
         env={**os.environ, "COLUMNS": "250"}, capture_output=True, text=True, check=False, timeout=300, cwd=folder,
@@ -66,7 +69,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_malformed_file_is_one_sentence_and_exit_code_1(outcomes: dict[str, dict[str, Any]], case: str) -> None:
+def test_a_malformed_file_is_one_sentence_and_exit_code_1(
+    outcomes: dict[str, dict[str, Any]], case: str
+) -> None:
     outcome = outcomes[case]
     assert outcome["code"] == 1, outcome["said"][-3_000:]
     assert "Traceback" not in outcome["said"]

@@ -12,23 +12,24 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import crashing_decoder
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fuzzing import encoded, noise, plan_of
 from PIL import Image, PngImagePlugin
 
-from pu_kd_pipeline.infra.duplicates import find_duplicates
-from pu_kd_pipeline.infra.image_decoding import Decoder, Reason, Unusable
-from pu_kd_pipeline.infra.image_store import ImageStore, write_store
+from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable
+from pu_kd_pipeline.images.duplicates import find_duplicates
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.pipelines.data_ingestion.nodes import report_ingestion
+from tests.hostile import crashing_decoder
+from tests.hostile.fuzzing import encoded, noise, plan_of
 
-GREY, COLOUR = Decoder(1, 8, 50_000_000), Decoder(3, 8, 50_000_000)
+GRAY, COLOR = Decoder(1, 8, 50_000_000), Decoder(3, 8, 50_000_000)
 
 
-def pixels_of(raw: Any, decoder: Decoder = COLOUR) -> np.ndarray:
+def pixels_of(raw: Any, decoder: Decoder = COLOR) -> np.ndarray:
     """Return the decoded pixels as (H, W, C) integers."""
     pixels = decoder.decode(raw)
     assert isinstance(pixels, np.ndarray), pixels
@@ -40,10 +41,16 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(
-    width: int, height: int, depth: int, colour: int, rows: list[bytes], *before: bytes, after: bytes = b""
+    width: int,
+    height: int,
+    depth: int,
+    color: int,
+    rows: list[bytes],
+    *before: bytes,
+    after: bytes = b"",
 ) -> bytes:
     """Return a PNG written by hand, with chunks before and after its pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + data + after + chunk(b"IEND", b"")
 
@@ -53,24 +60,27 @@ def png(
 
 def test_sixteen_bits_a_channel_keep_their_high_byte() -> None:
     rng = np.random.default_rng(0)
-    for n_channels, colour in ((1, 0), (2, 4), (3, 2), (4, 6)):
+    for n_channels, color in ((1, 0), (2, 4), (3, 2), (4, 6)):
         values = rng.integers(0, 2**16, (8, 8, n_channels))
         if n_channels in (2, 4):
             values[:, :, -1] = 65535
-        found = pixels_of(png(8, 8, 16, colour, [row.astype(">u2").tobytes() for row in values]))
+        found = pixels_of(png(8, 8, 16, color, [row.astype(">u2").tobytes() for row in values]))
         expected = values[:, :, :3] if n_channels >= 3 else values[:, :, :1]
         np.testing.assert_array_equal(found, np.broadcast_to(expected >> 8, (8, 8, 3)))
 
 
-def over_white(colour: tuple[int, ...], alpha: int) -> list[float]:
-    return [(part * alpha + 255 * (255 - alpha)) / 255 for part in colour]
+def over_white(color: tuple[int, ...], alpha: int) -> list[float]:
+    return [(part * alpha + 255 * (255 - alpha)) / 255 for part in color]
 
 
 def test_a_palette_with_transparency_lies_over_white() -> None:
     palette = [(10, 20, 30), (200, 0, 100), (0, 255, 7), (90, 90, 90)]
     alphas = [255, 0, 128]  # and opaque where the list ends
     indices = np.random.default_rng(0).integers(0, 4, (8, 8))
-    before = chunk(b"PLTE", bytes(part for colour in palette for part in colour)), chunk(b"tRNS", bytes(alphas))
+    before = (
+        chunk(b"PLTE", bytes(part for color in palette for part in color)),
+        chunk(b"tRNS", bytes(alphas)),
+    )
     found = pixels_of(png(8, 8, 8, 3, [bytes(row.tolist()) for row in indices], *before))
     for y in range(8):
         for x in range(8):
@@ -79,8 +89,15 @@ def test_a_palette_with_transparency_lies_over_white() -> None:
             assert found[y, x].tolist() == pytest.approx(expected, abs=1)
 
 
-def test_cmyk_is_turned_into_the_colours_it_prints() -> None:
-    inks = [(0, 0, 0, 0), (255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 255), (128, 64, 0, 32)]
+def test_cmyk_is_turned_into_the_colors_it_prints() -> None:
+    inks = [
+        (0, 0, 0, 0),
+        (255, 0, 0, 0),
+        (0, 255, 0, 0),
+        (0, 0, 255, 0),
+        (0, 0, 0, 255),
+        (128, 64, 0, 32),
+    ]
     for ink in inks:
         c, m, y, k = ink
         expected = [255 * (1 - part / 255) * (1 - k / 255) for part in (c, m, y)]
@@ -90,9 +107,13 @@ def test_cmyk_is_turned_into_the_colours_it_prints() -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "lime")]
     data = encoded(
-        frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
+        frames[0],
+        kind,
+        save_all=True,
+        append_images=frames[1:],
+        **({"lossless": True} if kind == "WEBP" else {}),
     )
     assert getattr(Image.open(BytesIO(data)), "n_frames", 1) == 3
     assert (pixels_of(data) == [255, 0, 0]).all()
@@ -120,18 +141,23 @@ def test_every_exif_orientation_is_undone(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     np.testing.assert_array_equal(
-        pixels_of(encoded(Image.fromarray(pixels), exif=exif)), turned(pixels, orientation).astype(int)
+        pixels_of(encoded(Image.fromarray(pixels), exif=exif)),
+        turned(pixels, orientation).astype(int),
     )
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"\xff" * 40])
+@pytest.mark.parametrize(
+    "damage", [b"", b"\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"\xff" * 40]
+)
 def test_damaged_metadata_does_not_cost_the_pixels(damage: bytes) -> None:
     pixels = noise(8, 8, 3)
     rows = [row.tobytes() for row in pixels]
     np.testing.assert_array_equal(pixels_of(png(8, 8, 8, 2, rows, chunk(b"eXIf", damage))), pixels)
     orientation = struct.pack(">2sHIHHHII", b"MM", 42, 8, 1, 0x0112, 3, 1, 6 << 16)
     unwritable = orientation[:-4] + struct.pack(">I", 6 << 16) + damage
-    np.testing.assert_array_equal(pixels_of(png(8, 8, 8, 2, rows, chunk(b"eXIf", unwritable))), turned(pixels, 6))
+    np.testing.assert_array_equal(
+        pixels_of(png(8, 8, 8, 2, rows, chunk(b"eXIf", unwritable))), turned(pixels, 6)
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (65_000, 1), (1, 65_000), (3, 2)])
@@ -152,7 +178,9 @@ def test_what_an_image_is_decides_and_not_what_its_file_is_called(tmp_path: Path
         "svg.png": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     }.items():
         (tmp_path / "images" / name).write_bytes(data)
-    store = write_store(plan_of({"type": "folder", "path": str(tmp_path / "images")}), tmp_path / "store")
+    store = write_store(
+        plan_of({"type": "folder", "path": str(tmp_path / "images")}), tmp_path / "store"
+    )
     assert sorted(store.index["id"]) == ["is_gif.png", "is_png.jpg"]
     assert store.quarantine_counts == {"unreadable": 5, "empty": 1}
 
@@ -166,7 +194,9 @@ def declared(kind: str) -> bytes:
     if kind == "PNG":
         return png(60_000, 60_000, 8, 2, [b""])
     if kind == "WEBP":
-        data = bytearray(encoded(image, "WEBP", save_all=True, append_images=[Image.new("RGB", (16, 16))]))
+        data = bytearray(
+            encoded(image, "WEBP", save_all=True, append_images=[Image.new("RGB", (16, 16))])
+        )
         data[24:30] = (16_383).to_bytes(3, "little") * 2
     else:
         data = bytearray(encoded(image, kind))
@@ -179,7 +209,11 @@ def declared(kind: str) -> bytes:
         data[6:10] = struct.pack("<HH", 65_000, 65_000)
     elif kind == "TIFF":
         for tag in (256, 257):
-            place = data.index(struct.pack("<HH", tag, 4), 8) if struct.pack("<HH", tag, 4) in data else -1
+            place = (
+                data.index(struct.pack("<HH", tag, 4), 8)
+                if struct.pack("<HH", tag, 4) in data
+                else -1
+            )
             place = place if place >= 0 else data.index(struct.pack("<HH", tag, 3), 8)
             data[place : place + 12] = struct.pack("<HHII", tag, 4, 1, 60_000)
     return bytes(data)
@@ -187,13 +221,15 @@ def declared(kind: str) -> bytes:
 
 def peak_bytes() -> int:
     resource = pytest.importorskip("resource", reason="Windows does not tell")
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])
 def test_a_small_file_that_declares_billions_of_pixels_is_not_unpacked(kind: str) -> None:
     before = peak_bytes()
-    assert COLOUR.decode(declared(kind)) == Unusable(Reason.TOO_MANY_PIXELS)
+    assert COLOR.decode(declared(kind)) == Unusable(Reason.TOO_MANY_PIXELS)
     assert peak_bytes() - before < 64 * 2**20
 
 
@@ -207,7 +243,7 @@ def test_metadata_that_unpacks_to_gigabytes_is_not_unpacked(kind: bytes, place: 
     rows = [row.tobytes() for row in noise(8, 8, 3)]
     data = png(8, 8, 8, 2, rows, bomb) if place == "before" else png(8, 8, 8, 2, rows, after=bomb)
     before = peak_bytes()
-    assert COLOUR.decode(data) in (Unusable(Reason.TOO_MUCH_METADATA), Unusable(Reason.UNREADABLE))
+    assert COLOR.decode(data) in (Unusable(Reason.TOO_MUCH_METADATA), Unusable(Reason.UNREADABLE))
     assert peak_bytes() - before < 64 * 2**20
 
 
@@ -218,14 +254,16 @@ def test_metadata_that_unpacks_to_gigabytes_is_not_unpacked(kind: bytes, place: 
      UnicodeDecodeError("utf-8", b"x", 0, 1, "odd"), NotImplementedError(), SystemError("bad call")],
     ids=lambda fault: type(fault).__name__,
 )  # fmt: skip
-def test_whatever_a_decoder_raises_costs_one_image(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+def test_whatever_a_decoder_raises_costs_one_image(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
     def fails(self: Any) -> None:
         raise fault
 
     data = encoded(Image.fromarray(noise(8, 8)))
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fails)
     good = encoded(Image.fromarray(noise(8, 8)), "BMP")
-    results = [pixels for _, pixels in GREY.decode_all([data, good, data], n_workers=2)]
+    results = [pixels for _, pixels in GRAY.decode_all([data, good, data], n_workers=2)]
     assert results[0] == results[2] == Unusable(Reason.UNREADABLE)
     assert isinstance(results[1], np.ndarray)
 
@@ -285,15 +323,20 @@ def test_an_image_that_crashes_its_decoder_costs_the_next_run_one_image(
     assert len(store) == 18
     assert store.quarantine_counts == {"crashes its decoder": 2}
     assert sorted(store.quarantine["id"]) == ["a:13", "a:7"]
-    np.testing.assert_array_equal(store.read(np.array([0])), noise(8, 8, 3)[None].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(
+        store.read(np.array([0])), noise(8, 8, 3)[None].transpose(0, 3, 1, 2)
+    )
 
 
 def test_decoding_apart_gives_the_same_pixels_in_the_same_order() -> None:
     raws: list[Any] = [encoded(Image.fromarray(noise(9, 7, 3, seed=seed))) for seed in range(70)]
     raws[3], raws[5] = b"", Unusable(Reason.LINK)
     together, apart = (
-        [pixels for _, pixels in decoded] for decoded in (COLOUR.decode_all(raws, 1), COLOUR.decode_all_apart(raws, 2))
+        [pixels for _, pixels in decoded]
+        for decoded in (COLOR.decode_all(raws, 1), COLOR.decode_all_apart(raws, 2))
     )
-    assert [isinstance(pixels, Unusable) for pixels in apart] == [isinstance(pixels, Unusable) for pixels in together]
+    assert [isinstance(pixels, Unusable) for pixels in apart] == [
+        isinstance(pixels, Unusable) for pixels in together
+    ]
     for one, other in zip(together, apart, strict=True):
         assert one == other if isinstance(one, Unusable) else np.array_equal(one, other)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.configuration import IMAGES_VARIABLE, read_parameters
-from pu_kd_pipeline.infra.parameter_errors import check_parameters
-from pu_kd_pipeline.infra.preflight import check
+from pu_kd_pipeline.hooks.preflight import check
+from pu_kd_pipeline.params.environment import IMAGES_VARIABLE, read_parameters
+from pu_kd_pipeline.params.validation import check_parameters
 from test_environments import ENVIRONMENT_BLOCKS as MODELS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -36,13 +36,23 @@ def valid_blocks() -> list[dict[str, Any]]:
     """The blocks of every environment that comes with the project."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(IMAGES_VARIABLE, "/images")
-        names = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and any(folder.glob("param*.yml")))
+        names = sorted(
+            folder.name
+            for folder in CONF.iterdir()
+            if folder.is_dir() and any(folder.glob("param*.yml"))
+        )
         return [read_parameters(CONF, name) for name in names]
 
 
 def places(value: Any, inside: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield where every value is, those that hold others included."""
-    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, each in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield (*inside, key)
         yield from places(each, (*inside, key))
 
@@ -61,13 +71,21 @@ def means(given: Any, found: Any) -> bool:
     """Return whether a checked value says what was given."""
     if isinstance(given, Mapping):
         given = {key: value for key, value in given.items() if value is not None or key in found}
-        return isinstance(found, Mapping) and all(key in found and means(given[key], found[key]) for key in given)
+        return isinstance(found, Mapping) and all(
+            key in found and means(given[key], found[key]) for key in given
+        )
     if isinstance(given, list | tuple):
-        return isinstance(found, tuple | list) and len(given) == len(found) and all(map(means, given, found))
+        return (
+            isinstance(found, tuple | list)
+            and len(given) == len(found)
+            and all(map(means, given, found))
+        )
     if isinstance(given, bool) or given is None:
         return found is given
     if isinstance(given, int | float) and isinstance(found, int | float):
-        is_same = float(given) == float(found) or (given != given and found != found)  # not a number: options take any
+        is_same = float(given) == float(found) or (
+            given != given and found != found
+        )  # not a number: options take any
         return is_same and (not isinstance(found, int) or given == found)
     if isinstance(given, str) and isinstance(found, bool):
         return given.lower() in (
@@ -100,7 +118,9 @@ def test_one_hostile_value_is_taken_as_it_is_or_refused_by_its_key(data: st.Data
     place = data.draw(st.sampled_from(list(places(blocks[name]))))
     anything = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        ),
         max_leaves=6,
     )
     value = data.draw(st.sampled_from(HOSTILE) | anything)

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
 
-from pu_kd_pipeline.infra.html_report import render_report
+from pu_kd_pipeline.reporting.html import render_report
 
 EVIL = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }}", "{% include '/etc/passwd' %}",
         "</table>", "\u202egnp", "a\nb", "&amp;", "javascript:alert(1)", "\0", "]]>", "<!--"]  # fmt: skip
@@ -32,7 +32,12 @@ class Tags(HTMLParser):
 def page(text: str) -> str:
     """Return a report in which everything that comes from data or configuration is this text."""
     mpl.use("agg")
-    model = {"accuracy": 0.5, "parameters": 10, "size_bytes": 100, "per_class_accuracy": {text: 0.5}}
+    model = {
+        "accuracy": 0.5,
+        "parameters": 10,
+        "size_bytes": 100,
+        "per_class_accuracy": {text: 0.5},
+    }
     store = {
         "n_images": 1,
         "size_px": 8,

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from fuzzing import encoded
 from PIL import Image
 
-from conftest import PROJECT, QUICK
+from tests.conftest import PROJECT, QUICK
+from tests.hostile.fuzzing import encoded
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hostile_runs")]
 
@@ -36,7 +36,9 @@ class Data:
 
     folder: Path
 
-    def images(self, name: str, numbers: list[int], labels: list[Any] | None = None) -> dict[str, str]:
+    def images(
+        self, name: str, numbers: list[int], labels: list[Any] | None = None
+    ) -> dict[str, str]:
         """Write so many 8 x 8 images, told apart by their number; return the source that reads them."""
         file = self.folder / f"{name}.parquet"
         ids = [f"{name}-{position}" for position in range(len(numbers))]
@@ -53,18 +55,28 @@ class Data:
         """Write a network for so many classes."""
         from safetensors.torch import save_file
 
-        from pu_kd_pipeline.learning.networks import build_network
+        from pu_kd_pipeline.learning.networks.build import build_network
 
-        save_file(build_network("digits_cnn", n_classes, 1, {"width": 4}).state_dict(), self.folder / "w.safetensors")
+        save_file(
+            build_network("digits_cnn", n_classes, 1, {"width": 4}).state_dict(),
+            self.folder / "w.safetensors",
+        )
         return self.folder / "w.safetensors"
 
     def labeled(self, name: str, labels: list[Any]) -> dict[str, str]:
         """Write one image for each label."""
-        return self.images(name, list(range(1_000, 1_000 + len(labels))), labels) | {"labels": "classes"}
+        return self.images(name, list(range(1_000, 1_000 + len(labels))), labels) | {
+            "labels": "classes"
+        }
 
 
 def demo(part: str, **more: Any) -> dict[str, Any]:
-    return {"type": "demo", "part": part, "labels": "truth" if part == "pool" else "classes", **more}
+    return {
+        "type": "demo",
+        "part": part,
+        "labels": "truth" if part == "pool" else "classes",
+        **more,
+    }
 
 
 def blocks_of(data: Data) -> dict[str, dict[str, Any]]:
@@ -73,14 +85,18 @@ def blocks_of(data: Data) -> dict[str, dict[str, Any]]:
     nowhere = {"type": "folder", "path": str(data.folder / "empty")}
     (data.folder / "empty").mkdir(exist_ok=True)
     return {
-        "a_class_without_images": {"labeled": [data.labeled("nine", [0, 1, 2, 3, 4, 5, 6, 7, 8] * 4)]},
+        "a_class_without_images": {
+            "labeled": [data.labeled("nine", [0, 1, 2, 3, 4, 5, 6, 7, 8] * 4)]
+        },
         "one_image": {"labeled": [data.labeled("one", [3])]},
         "label_out_of_range": {"labeled": [data.labeled("range", [0, 1, 12])]},
         "no_labeled": {"labeled": []},
         "empty_pool": {"pool": [data.images("none", [])]},
         "empty_folder": {"pool": [nowhere]},
         "nothing_in_the_share": {"pool": [demo("pool", share=[0.0, 1e-9])]},
-        "all_positive": {"pool": [demo("teacher_training", limit=120, name="p") | {"labels": "truth"}]},
+        "all_positive": {
+            "pool": [demo("teacher_training", limit=120, name="p") | {"labels": "truth"}]
+        },
         "all_negative": {"pool": [data.images("noise", list(range(120)))]},
         "pool_of_three": {"pool": [demo("pool", limit=3)]},
         "pool_of_one": {"pool": [data.images("single", [7])]},
@@ -107,8 +123,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         text = yaml.safe_dump({"data_ingestion": ingestion})
         (folder / "conf" / name / "parameters_data_ingestion.yml").write_text(text)
         if name == "other_classes":
-            block = {"weights": str(data.weights(n_classes=7)), "architecture_options": {"width": 4}}
-            (folder / "conf" / name / "parameters_teacher.yml").write_text(yaml.safe_dump({"teacher": block}))
+            block = {
+                "weights": str(data.weights(n_classes=7)),
+                "architecture_options": {"width": 4},
+            }
+            (folder / "conf" / name / "parameters_teacher.yml").write_text(
+                yaml.safe_dump({"teacher": block})
+            )
         params = ",".join((f"data={folder / 'data' / name}", *QUICK, *TINY))
         cases[name] = ["--pipeline=full", f"--params={params}"]
     result = subprocess.run(
@@ -137,7 +158,9 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("case", ENDS_WELL)
-def test_odd_data_that_can_be_learned_from_runs_to_its_report(outcomes: dict[str, dict[str, Any]], case: str) -> None:
+def test_odd_data_that_can_be_learned_from_runs_to_its_report(
+    outcomes: dict[str, dict[str, Any]], case: str
+) -> None:
     outcome = outcomes[case]
     assert outcome["code"] in (0, None), outcome["said"][-3_000:]
     metrics = json.loads((outcome["data"] / "08_reporting" / "metrics.json").read_text())
@@ -153,4 +176,6 @@ def test_data_that_nothing_can_be_learned_from_is_told_in_one_sentence(
     assert outcome["code"] == 1, outcome["said"][-3_000:]
     assert "Traceback" not in outcome["said"]
     assert SENTENCES[case] in outcome["said"].partition("Error: ")[2]
-    assert not [file for file in outcome["data"].rglob("*") if file.name.endswith(".tmp")]  # nothing half-written
+    assert not [
+        file for file in outcome["data"].rglob("*") if file.name.endswith(".tmp")
+    ]  # nothing half-written

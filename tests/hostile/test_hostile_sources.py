@@ -17,15 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from fuzzing import encoded, noise, plan_of
 from PIL import Image
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra import image_sources
-from pu_kd_pipeline.infra.image_decoding import Reason
-from pu_kd_pipeline.infra.image_ingestion import list_images
-from pu_kd_pipeline.infra.image_sources import FolderSource, SourceLostError
-from pu_kd_pipeline.infra.image_store import ImageStore, write_store
+from pu_kd_pipeline.images.decoding import Reason
+from pu_kd_pipeline.images.ingestion import list_images, write_store
+from pu_kd_pipeline.images.sources import folder as folder_source
+from pu_kd_pipeline.images.sources.base import SourceLostError
+from pu_kd_pipeline.images.sources.folder import FolderSource
+from pu_kd_pipeline.images.store import ImageStore
+from tests.hostile.fuzzing import encoded, noise, plan_of
 
 
 def image(seed: int) -> bytes:
@@ -35,7 +36,9 @@ def image(seed: int) -> bytes:
 def parquet_of(file: Path, n: int = 3, **columns: Any) -> Path:
     """Write `n` images beside columns of any kind; `image=None` leaves them out."""
     table = {"image": pa.array([image(seed) for seed in range(n)], pa.binary()), **columns}
-    pq.write_table(pa.table({name: values for name, values in table.items() if values is not None}), file)
+    pq.write_table(
+        pa.table({name: values for name, values in table.items() if values is not None}), file
+    )
     return file
 
 
@@ -47,14 +50,19 @@ def listed(file: Path, **source: Any) -> pd.DataFrame:
 def refusal(tmp_path: Path, **source: Any) -> str:
     """Return what ingestion says of a.parquet, which it refuses, leaving nothing behind."""
     with pytest.raises(InputError) as refused:
-        write_store(plan_of({"type": "parquet", "path": str(tmp_path / "a.parquet"), **source}), tmp_path / "store")
+        write_store(
+            plan_of({"type": "parquet", "path": str(tmp_path / "a.parquet"), **source}),
+            tmp_path / "store",
+        )
     assert not (tmp_path / "store").exists()
     return str(refused.value)
 
 
 # --- Parquet
 
-INVALID = pa.StringArray.from_buffers(3, pa.py_buffer(np.arange(4, dtype=np.int32).tobytes()), pa.py_buffer(b"a\xffb"))
+INVALID = pa.StringArray.from_buffers(
+    3, pa.py_buffer(np.arange(4, dtype=np.int32).tobytes()), pa.py_buffer(b"a\xffb")
+)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,9 @@ INVALID = pa.StringArray.from_buffers(3, pa.py_buffer(np.arange(4, dtype=np.int3
         ({"id": ["a", "b", "a"]}, "1 ids occur more than once, such as 'a'"),
     ],
 )  # fmt: skip
-def test_columns_of_the_wrong_kind_are_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+def test_columns_of_the_wrong_kind_are_named(
+    tmp_path: Path, columns: dict[str, Any], message: str
+) -> None:
     parquet_of(tmp_path / "a.parquet", **columns)
     assert message in refusal(tmp_path)
 
@@ -96,8 +106,13 @@ def test_columns_of_the_wrong_kind_are_named(tmp_path: Path, columns: dict[str, 
         (pa.array(["owl", "cat", "dog"], pa.large_string()), [2, 0, 1]),
     ],
 )
-def test_labels_are_classes_in_whatever_type_they_come(tmp_path: Path, labels: Any, expected: list[int]) -> None:
-    assert listed(parquet_of(tmp_path / "a.parquet", label=labels), labels="classes")["label"].tolist() == expected
+def test_labels_are_classes_in_whatever_type_they_come(
+    tmp_path: Path, labels: Any, expected: list[int]
+) -> None:
+    assert (
+        listed(parquet_of(tmp_path / "a.parquet", label=labels), labels="classes")["label"].tolist()
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +121,9 @@ def test_labels_are_classes_in_whatever_type_they_come(tmp_path: Path, labels: A
      ([0.0, float("nan"), 1.0], "no label (1)"),
      (["cat", "horse", "dog"], "horse (1)"), (["0", "1", "7"], "0 (1), 1 (1), 7 (1)"), ([2**62, 0, 1], f"{2**62} (1)")],
 )  # fmt: skip
-def test_labels_that_are_no_class_are_refused_with_what_was_found(tmp_path: Path, labels: Any, found: str) -> None:
+def test_labels_that_are_no_class_are_refused_with_what_was_found(
+    tmp_path: Path, labels: Any, found: str
+) -> None:
     parquet_of(tmp_path / "a.parquet", label=labels)
     message = refusal(tmp_path, labels="classes")
     assert "the teacher has 3 classes (cat, dog, owl)" in message
@@ -117,20 +134,33 @@ def test_nulls_are_images_without_bytes_ids_or_labels(tmp_path: Path) -> None:
     images = pa.array([image(0), None, image(2)], pa.binary())
     parquet_of(tmp_path / "a.parquet", image=images, id=["x", None, None], label=[None, 1, None])
     store = write_store(
-        plan_of({"type": "parquet", "path": str(tmp_path / "a.parquet"), "labels": "truth"}), tmp_path / "s"
+        plan_of({"type": "parquet", "path": str(tmp_path / "a.parquet"), "labels": "truth"}),
+        tmp_path / "s",
     )
-    assert store.index[["id", "label"]].astype("string").fillna("-").values.tolist() == [["x", "-"], ["a:2", "-"]]
+    assert store.index[["id", "label"]].astype("string").fillna("-").values.tolist() == [
+        ["x", "-"],
+        ["a:2", "-"],
+    ]
     assert store.quarantine.values.tolist() == [["a:1", "a", "empty"]]
 
 
 @pytest.mark.parametrize("with_path", [True, False])
 def test_structs_and_plain_bytes_are_the_same_images(tmp_path: Path, with_path: bool) -> None:
-    values = [{"bytes": image(seed), **({"path": "../../etc/passwd"} if with_path else {})} for seed in range(3)]
+    values = [
+        {"bytes": image(seed), **({"path": "../../etc/passwd"} if with_path else {})}
+        for seed in range(3)
+    ]
     stores = []
-    for name, column in (("struct", pa.array([*values, None])), ("plain", [image(seed) for seed in range(3)] + [None])):
+    for name, column in (
+        ("struct", pa.array([*values, None])),
+        ("plain", [image(seed) for seed in range(3)] + [None]),
+    ):
         parquet_of(tmp_path / f"{name}.parquet", image=column, id=["a", "b", "c", "d"])
         stores.append(
-            write_store(plan_of({"type": "parquet", "path": str(tmp_path / f"{name}.parquet")}), tmp_path / name)
+            write_store(
+                plan_of({"type": "parquet", "path": str(tmp_path / f"{name}.parquet")}),
+                tmp_path / name,
+            )
         )
     np.testing.assert_array_equal(stores[0].read(np.arange(3)), stores[1].read(np.arange(3)))
     assert stores[0].quarantine_counts == stores[1].quarantine_counts == {"empty": 1}
@@ -140,14 +170,25 @@ def test_structs_and_plain_bytes_are_the_same_images(tmp_path: Path, with_path: 
     ("damage", "message"),
     [
         (lambda data: data[:-20], "is not a Parquet file that can be read (ArrowInvalid: "),
-        (lambda data: data[: len(data) // 2], "is not a Parquet file that can be read (ArrowInvalid: "),
-        (lambda data: b"", "is not a Parquet file that can be read (ArrowInvalid: Parquet file size is 0 bytes)"),
+        (
+            lambda data: data[: len(data) // 2],
+            "is not a Parquet file that can be read (ArrowInvalid: ",
+        ),
+        (
+            lambda data: b"",
+            "is not a Parquet file that can be read (ArrowInvalid: Parquet file size is 0 bytes)",
+        ),
         (lambda data: b"id,image\n1,2\n", "is not a Parquet file that can be read"),
-        (lambda data: b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1", "is not a Parquet file that can be read"),
+        (
+            lambda data: b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1",
+            "is not a Parquet file that can be read",
+        ),
         (lambda data: json.dumps({"image": 1}).encode(), "is not a Parquet file that can be read"),
     ],
 )
-def test_what_is_no_whole_parquet_file_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
+def test_what_is_no_whole_parquet_file_is_refused(
+    tmp_path: Path, damage: Any, message: str
+) -> None:
     file = parquet_of(tmp_path / "a.parquet")
     file.write_bytes(damage(file.read_bytes()))
     assert message in refusal(tmp_path)
@@ -160,7 +201,9 @@ def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
 
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     column = pa.array([image(0)], pa.binary())
-    pq.write_table(pa.Table.from_arrays([column, column], names=["image", "image"]), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.Table.from_arrays([column, column], names=["image", "image"]), tmp_path / "a.parquet"
+    )
     assert "has more than one column 'image'" in refusal(tmp_path)
 
 
@@ -185,14 +228,25 @@ def test_ids_are_text_and_never_paths(tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     for kind in ("packed", "encoded"):
         out = tmp_path / "out" / kind
-        plan = plan_of({"type": "parquet", "path": str(tmp_path / "a.parquet")}, kind=kind, shard_size=7)
+        plan = plan_of(
+            {"type": "parquet", "path": str(tmp_path / "a.parquet")}, kind=kind, shard_size=7
+        )
         store = write_store(plan, out)
         assert store.index["id"].tolist() == NAMES
-        assert [value for shard in store.shards for value in store.ids_of(shard).to_pylist()] == NAMES
-        np.testing.assert_array_equal(store.read(np.array([4]))[0].transpose(1, 2, 0), noise(8, 8, 3, seed=4))
+        assert [
+            value for shard in store.shards for value in store.ids_of(shard).to_pylist()
+        ] == NAMES
+        np.testing.assert_array_equal(
+            store.read(np.array([4]))[0].transpose(1, 2, 0), noise(8, 8, 3, seed=4)
+        )
     written = set(tmp_path.rglob("*")) - before - {tmp_path / "out"}
     assert all(path.is_relative_to(tmp_path / "out") for path in written)
-    assert {path.suffix for path in written if path.is_file()} == {".npy", ".arrow", ".parquet", ".json"}
+    assert {path.suffix for path in written if path.is_file()} == {
+        ".npy",
+        ".arrow",
+        ".parquet",
+        ".json",
+    }
 
 
 @pytest.fixture
@@ -202,7 +256,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ingested(folder: Path, **store: Any) -> ImageStore:
-    return write_store(plan_of({"type": "folder", "path": str(folder)}, **store), folder.parent / "store")
+    return write_store(
+        plan_of({"type": "folder", "path": str(folder)}, **store), folder.parent / "store"
+    )
 
 
 def test_odd_file_names_are_ids_as_they_are(folder: Path) -> None:
@@ -216,13 +272,23 @@ def test_odd_file_names_are_ids_as_they_are(folder: Path) -> None:
         "<b>&amp;.png",
         "-rf.png",
     ]
-    names += ["..png", "...png", "x" * 250 + ".png", "\U0001f600.png", "nan.png", "a b.png", "'; drop.png"]
+    names += [
+        "..png",
+        "...png",
+        "x" * 250 + ".png",
+        "\U0001f600.png",
+        "nan.png",
+        "a b.png",
+        "'; drop.png",
+    ]
     for seed, name in enumerate(names):
         (folder / name).write_bytes(image(seed))
     store = ingested(folder)
     visible = [name for name in names if not name.startswith(".")]  # hidden files are left out
     assert sorted(store.index["id"]) == sorted(visible)
-    assert len({unicodedata.normalize("NFC", name) for name in visible}) == len(visible) - 1  # two stay apart
+    assert (
+        len({unicodedata.normalize("NFC", name) for name in visible}) == len(visible) - 1
+    )  # two stay apart
 
 
 def test_names_that_are_not_utf8_are_set_aside_in_printable_form(folder: Path) -> None:
@@ -239,7 +305,9 @@ def test_names_that_are_not_utf8_are_set_aside_in_printable_form(folder: Path) -
     assert store.quarantine_counts == {"file name is not UTF-8": 2}
 
 
-def test_names_that_are_not_utf8_are_set_aside_in_torchvisions_folders_too(folder: Path, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_set_aside_in_torchvisions_folders_too(
+    folder: Path, tmp_path: Path
+) -> None:
     (folder / "cat").mkdir()
     (folder / "cat" / "a.png").write_bytes(image(0))
     os.symlink(tmp_path / "nothing.png", folder / "cat" / "dangling.png")
@@ -254,7 +322,9 @@ def test_names_that_are_not_utf8_are_set_aside_in_torchvisions_folders_too(folde
     assert store.quarantine_counts == {"file name is not UTF-8": 1, "link out of the folder": 1}
 
 
-def test_links_that_lead_out_or_nowhere_or_in_a_circle_are_not_followed(folder: Path, tmp_path: Path) -> None:
+def test_links_that_lead_out_or_nowhere_or_in_a_circle_are_not_followed(
+    folder: Path, tmp_path: Path
+) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret.png").write_bytes(image(9))
@@ -297,7 +367,9 @@ def test_a_file_of_terabytes_is_not_read(folder: Path) -> None:
     assert ingested(folder).quarantine_counts == {"file too large": 1}
 
 
-def test_files_and_folders_that_may_not_be_read_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_folders_that_may_not_be_read_are_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "good.png").write_bytes(image(0))
     (folder / "closed").mkdir()
     (folder / "closed" / "a.png").write_bytes(image(1))
@@ -325,9 +397,21 @@ def test_files_and_folders_that_may_not_be_read_are_counted(folder: Path, monkey
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "torchvision"])
 @pytest.mark.parametrize(
-    "path", ["", "a\0b", "x" * 5_000, "/dev/null", "/proc/self/mem", "~nobody_of_this_name/x", "[", "a\udcff"]
+    "path",
+    [
+        "",
+        "a\0b",
+        "x" * 5_000,
+        "/dev/null",
+        "/proc/self/mem",
+        "~nobody_of_this_name/x",
+        "[",
+        "a\udcff",
+    ],
 )
-def test_paths_that_are_none_are_refused_in_a_sentence(tmp_path: Path, kind: str, path: str, monkeypatch: Any) -> None:
+def test_paths_that_are_none_are_refused_in_a_sentence(
+    tmp_path: Path, kind: str, path: str, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     dataset = {"dataset": "ImageFolder"} if kind == "torchvision" else {}
     with pytest.raises(InputError) as refused:
@@ -350,9 +434,9 @@ def full_folder(folder: Path) -> Path:
 
 def after_the_first_shard(monkeypatch: pytest.MonkeyPatch, happens: Any) -> None:
     """Let something happen once, as soon as the first shard is finished."""
-    from pu_kd_pipeline.infra import image_ingestion
+    from pu_kd_pipeline.images import ingestion
 
-    original, done = image_ingestion._finish_shard, []
+    original, done = ingestion._finish_shard, []
 
     def finish(*arguments: Any) -> Any:
         result = original(*arguments)
@@ -361,7 +445,7 @@ def after_the_first_shard(monkeypatch: pytest.MonkeyPatch, happens: Any) -> None
             happens()
         return result
 
-    monkeypatch.setattr(image_ingestion, "_finish_shard", finish)
+    monkeypatch.setattr(ingestion, "_finish_shard", finish)
 
 
 def shards_in(out: Path) -> list[str]:
@@ -383,9 +467,11 @@ def test_a_folder_that_vanishes_ends_the_run_and_a_rerun_goes_on(
         if how == "emptied":  # all files are gone, and something else is there
             (full_folder / "README").write_text("moved")
 
-    monkeypatch.setattr(image_sources, "_READ_THREADS", 1)  # nothing is read ahead
+    monkeypatch.setattr(folder_source, "READ_THREADS", 1)  # nothing is read ahead
     after_the_first_shard(monkeypatch, vanish)
-    plan = plan_of({"type": "folder", "path": str(full_folder)}, shard_size=SHARD, max_quarantined_share=0.5)
+    plan = plan_of(
+        {"type": "folder", "path": str(full_folder)}, shard_size=SHARD, max_quarantined_share=0.5
+    )
     message = "images could not be opened" if how == "emptied" else "gone, or no longer mounted"
     with pytest.raises(SourceLostError, match=rf"{message}.*the same command goes on from there"):
         write_store(plan, tmp_path / "store")
@@ -395,7 +481,9 @@ def test_a_folder_that_vanishes_ends_the_run_and_a_rerun_goes_on(
     away.rename(full_folder)
     fetched: list[str] = []
     fetch = FolderSource._fetch
-    monkeypatch.setattr(FolderSource, "_fetch", lambda self, path: fetched.append(path) or fetch(self, path))
+    monkeypatch.setattr(
+        FolderSource, "_fetch", lambda self, path: fetched.append(path) or fetch(self, path)
+    )
     store = write_store(plan, tmp_path / "store")
     assert len(store) == N_IMAGES
     assert len(fetched) == N_IMAGES - SHARD * len(first)
@@ -412,7 +500,9 @@ def test_a_parquet_file_that_is_lost_ends_the_run_and_a_rerun_goes_on(
     files[0].parent.mkdir()
     for number, file in enumerate(files):
         images = [image(10 * number + seed) for seed in range(SHARD)]
-        pq.write_table(pa.table({"image": images, "id": [f"{file.stem}{row}" for row in range(SHARD)]}), file)
+        pq.write_table(
+            pa.table({"image": images, "id": [f"{file.stem}{row}" for row in range(SHARD)]}), file
+        )
     whole, times = files[1].read_bytes(), files[1].stat()
 
     def lose() -> None:
@@ -423,7 +513,9 @@ def test_a_parquet_file_that_is_lost_ends_the_run_and_a_rerun_goes_on(
 
     after_the_first_shard(monkeypatch, lose)
     plan = plan_of({"type": "parquet", "path": str(tmp_path / "in")}, shard_size=SHARD)
-    with pytest.raises(SourceLostError, match=r"b\.parquet could not be read to its end .*the same command goes on"):
+    with pytest.raises(
+        SourceLostError, match=r"b\.parquet could not be read to its end .*the same command goes on"
+    ):
         write_store(plan, tmp_path / "store")
     first = shards_in(tmp_path / "store")
     assert len(first) == 1
@@ -452,9 +544,13 @@ def test_a_remote_folder_that_goes_away_keeps_its_finished_shards(
         return cat_file(self, path, *arguments, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", failing)
-    monkeypatch.setattr(image_sources, "_READ_THREADS", 1)
+    monkeypatch.setattr(folder_source, "READ_THREADS", 1)
     after_the_first_shard(monkeypatch, lambda: is_gone.append(True))
-    plan = plan_of({"type": "folder", "path": "memory://vanishing"}, shard_size=SHARD, max_quarantined_share=0.1)
+    plan = plan_of(
+        {"type": "folder", "path": "memory://vanishing"},
+        shard_size=SHARD,
+        max_quarantined_share=0.1,
+    )
     with pytest.raises(SourceLostError, match="of 30 images could not be opened, such as '10.png'"):
         write_store(plan, tmp_path / "store")
     assert shards_in(tmp_path / "store")

@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from fuzzing import INPUT, _state
 from safetensors.torch import save_file
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.model_files import Model, ModelCard, load_model, load_pu_classifier, new_teacher, save_model
-from pu_kd_pipeline.learning.networks import build_network
-from pu_kd_pipeline.params import TeacherParams
+from pu_kd_pipeline.learning.networks.build import build_network
+from pu_kd_pipeline.models.cards import ModelCard
+from pu_kd_pipeline.models.factory import new_teacher
+from pu_kd_pipeline.models.model import Model, load_model, load_pu_classifier, save_model
+from pu_kd_pipeline.params.teacher import TeacherParams
+from tests.hostile.fuzzing import INPUT, _state
 
 
 def refusal(weights: Path, **teacher: Any) -> str:
@@ -60,16 +62,27 @@ class Runs:
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w.ckpt", "w"])
-@pytest.mark.parametrize("place", ["alone", "among tensors", "as a name", "plain pickle", "old format"])
+@pytest.mark.parametrize(
+    "place", ["alone", "among tensors", "as a name", "plain pickle", "old format"]
+)
 def test_a_pickle_that_runs_code_does_not_run(tmp_path: Path, name: str, place: str) -> None:
     canary = tmp_path / "canary"
-    calls = [Runs(os.system, f"touch {canary}"), Runs(exec, f"open({str(canary)!r}, 'w')"), Runs(os.mkdir, str(canary))]
+    calls = [
+        Runs(os.system, f"touch {canary}"),
+        Runs(exec, f"open({str(canary)!r}, 'w')"),
+        Runs(os.mkdir, str(canary)),
+    ]
     for call in calls:
-        content = {"among tensors": altered(evil=call), "as a name": {"state_dict": {"x": call}}}.get(place, call)
+        content = {
+            "among tensors": altered(evil=call),
+            "as a name": {"state_dict": {"x": call}},
+        }.get(place, call)
         if place == "plain pickle":
             (tmp_path / name).write_bytes(pickle.dumps(content))
         else:
-            torch.save(content, tmp_path / name, _use_new_zipfile_serialization=place != "old format")
+            torch.save(
+                content, tmp_path / name, _use_new_zipfile_serialization=place != "old format"
+            )
         assert "without running code from it, which is refused" in refusal(tmp_path / name)
         assert not canary.exists()
 
@@ -100,7 +113,9 @@ UNFIT = {
 @pytest.mark.parametrize("case", UNFIT)
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, case: str, ending: str) -> None:
     changes, message = UNFIT[case]
-    (save_file if ending == "safetensors" else torch.save)(altered(**changes), tmp_path / f"w.{ending}")
+    (save_file if ending == "safetensors" else torch.save)(
+        altered(**changes), tmp_path / f"w.{ending}"
+    )
     said = refusal(tmp_path / f"w.{ending}")
     assert message in said
     assert "Check `architecture`, `architecture_options`, `classes`" in said
@@ -109,18 +124,22 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, case: str, ending: st
 def test_tensors_without_values_of_their_own_are_refused(tmp_path: Path) -> None:
     for tensor in (torch.zeros(3).to_sparse(), torch.zeros(3, device="meta")):
         torch.save(altered(**{"fc.bias": tensor}), tmp_path / "w.pt")
-        assert "of another kind (sparse, quantized, complex, whole numbers or without values): fc.bias" in refusal(
-            tmp_path / "w.pt"
+        assert (
+            "of another kind (sparse, quantized, complex, whole numbers or without values): fc.bias"
+            in refusal(tmp_path / "w.pt")
         )
 
 
 def test_a_tensor_that_claims_a_terabyte_is_not_made(tmp_path: Path) -> None:
     torch.save(altered(**{"fc.bias": torch.zeros(1).expand(10**12)}), tmp_path / "w.pt")
-    assert "of another shape: fc.bias (1000000000000,) instead of (3,)" in refusal(tmp_path / "w.pt")
+    assert "of another shape: fc.bias (1000000000000,) instead of (3,)" in refusal(
+        tmp_path / "w.pt"
+    )
 
 
 @pytest.mark.parametrize(
-    "content", [[1, 2], {"state_dict": 3}, {"a": 1}, torch.zeros(3), "text", None, {"model": {"a": "b"}}]
+    "content",
+    [[1, 2], {"state_dict": 3}, {"a": 1}, torch.zeros(3), "text", None, {"model": {"a": "b"}}],
 )
 def test_what_holds_no_tensors_by_name_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "w.pt")
@@ -134,7 +153,9 @@ def safetensors_of(header: bytes, data: bytes = b"", size: int | None = None) ->
     return struct.pack("<Q", len(header) if size is None else size) + header + data
 
 
-def tensor(offsets: tuple[int, int], shape: list[int] | None = None, dtype: str = "F32") -> dict[str, Any]:
+def tensor(
+    offsets: tuple[int, int], shape: list[int] | None = None, dtype: str = "F32"
+) -> dict[str, Any]:
     return {"dtype": dtype, "shape": [1] if shape is None else shape, "data_offsets": list(offsets)}
 
 
@@ -177,33 +198,54 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, how: str) -> None:
             written.writestr("good/data/bomb", bytes(2**26), zipfile.ZIP_DEFLATED)
     if how == "prefixed":
         bomb.write_bytes(b"#!/bin/sh\n" + bomb.read_bytes())
-    assert "is a packed archive, which torch never writes and which could unpack to any size" in refusal(bomb)
+    assert (
+        "is a packed archive, which torch never writes and which could unpack to any size"
+        in refusal(bomb)
+    )
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"<!DOCTYPE html>\n<html><title>404</title></html>", "holds a web page in the place of weights"),
+        (
+            b"<!DOCTYPE html>\n<html><title>404</title></html>",
+            "holds a web page in the place of weights",
+        ),
         (b"\n\n  <HTML><body>Sign in</body></HTML>", "holds a web page in the place of weights"),
-        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "holds a web page in the place of weights"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a pointer of Git LFS"),
+        (
+            b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+            "holds a web page in the place of weights",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "is a pointer of Git LFS",
+        ),
         (b"", "is empty: download the weights again"),
     ],
 )
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_a_failed_download_is_called_what_it_is(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+def test_a_failed_download_is_called_what_it_is(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(data)
     assert message in refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize("path", ["a\0b", "x" * 5_000, "~nobody_of_this_name/w.pt", "/dev/null", "/", "a\udcff.pt"])
+@pytest.mark.parametrize(
+    "path", ["a\0b", "x" * 5_000, "~nobody_of_this_name/w.pt", "/dev/null", "/", "a\udcff.pt"]
+)
 def test_paths_that_are_no_files_are_refused(path: str) -> None:
     assert refusal(Path(path) if "~" not in path else path).startswith("teacher.weights: ")
 
 
 # --- cards
 
-CARD = {"architecture": "digits_cnn", "architecture_options": {"width": 2}, "classes": ["a", "b", "c"], "input": INPUT}
+CARD = {
+    "architecture": "digits_cnn",
+    "architecture_options": {"width": 2},
+    "classes": ["a", "b", "c"],
+    "input": INPUT,
+}
 
 
 @pytest.mark.parametrize(
@@ -232,9 +274,12 @@ def test_a_card_that_lies_is_refused(tmp_path: Path, changes: dict[str, Any], me
 
 
 @pytest.mark.parametrize(
-    ("taps", "message"), [(["nowhere"], "not a layer of the network: 'nowhere'"), ([], "no layer is named")]
+    ("taps", "message"),
+    [(["nowhere"], "not a layer of the network: 'nowhere'"), ([], "no layer is named")],
 )
-def test_taps_that_a_card_makes_up_are_refused(tmp_path: Path, taps: list[str], message: str) -> None:
+def test_taps_that_a_card_makes_up_are_refused(
+    tmp_path: Path, taps: list[str], message: str
+) -> None:
     save_file(_state(), tmp_path / "weights.safetensors")
     (tmp_path / "card.json").write_text(json.dumps({**CARD, "taps": taps}))
     with pytest.raises(InputError, match=message):
@@ -243,10 +288,20 @@ def test_taps_that_a_card_makes_up_are_refused(tmp_path: Path, taps: list[str], 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[" * 100_000, "null", "\udcff", '{"classes": 1e999}', '{"origin": {"a": ' + "9" * 9_999 + "}}"]
+    "text",
+    [
+        "",
+        "[" * 100_000,
+        "null",
+        "\udcff",
+        '{"classes": 1e999}',
+        '{"origin": {"a": ' + "9" * 9_999 + "}}",
+    ],
 )
 @pytest.mark.parametrize("load", [load_model, load_pu_classifier])
-def test_a_card_that_is_no_json_is_refused(tmp_path: Path, text: str, load: Callable[[Path], Any]) -> None:
+def test_a_card_that_is_no_json_is_refused(
+    tmp_path: Path, text: str, load: Callable[[Path], Any]
+) -> None:
     (tmp_path / "card.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"card\.json is not the card of a"):
         load(tmp_path)

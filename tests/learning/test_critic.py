@@ -16,18 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pu_kd_pipeline.learning.attention_transfer import attention_transfer_loss
 from pu_kd_pipeline.learning.critic import (
-    CriticMode,
     CriticTraining,
     FeatureAdapter,
     FeatureCritic,
-    class_prior_at,
     critic_accuracy,
     critic_auc,
     critic_collapse,
-    critic_distillation,
     critic_features,
+)
+from pu_kd_pipeline.learning.losses.attention_transfer import attention_transfer_loss
+from pu_kd_pipeline.learning.losses.critic import (
+    CriticMode,
+    class_prior_at,
+    critic_distillation,
     pu_critic_risk,
     ramp,
     student_critic_loss,
@@ -54,7 +56,9 @@ def slow_terms(teacher: Tensor, student: Tensor, class_prior: float) -> tuple[Te
 
 
 def gradients(objective: Tensor, *inputs: Tensor) -> Tensor:
-    return torch.cat(torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True))
+    return torch.cat(
+        torch.autograd.grad(objective, inputs, allow_unused=True, materialize_grads=True)
+    )
 
 
 def scores(max_size: int = 6) -> st.SearchStrategy[Tensor]:
@@ -67,7 +71,9 @@ def scores(max_size: int = 6) -> st.SearchStrategy[Tensor]:
 
 
 @pytest.mark.parametrize("mode", ["clamp", "ascent"])
-def test_above_zero_both_pu_risks_are_the_whole_risk_by_value_and_gradient(mode: CriticMode) -> None:
+def test_above_zero_both_pu_risks_are_the_whole_risk_by_value_and_gradient(
+    mode: CriticMode,
+) -> None:
     teacher, student = with_grad(FREE)
     risk = pu_critic_risk(teacher, student, PRIOR, mode)
     positive_risk, negative_risk = slow_terms(teacher, student, PRIOR)
@@ -75,7 +81,9 @@ def test_above_zero_both_pu_risks_are_the_whole_risk_by_value_and_gradient(mode:
     assert not risk.is_clamped
     torch.testing.assert_close(risk.value, whole.detach())
     torch.testing.assert_close(risk.objective, whole)
-    torch.testing.assert_close(gradients(risk.objective, teacher, student), gradients(whole, teacher, student))
+    torch.testing.assert_close(
+        gradients(risk.objective, teacher, student), gradients(whole, teacher, student)
+    )
 
 
 def test_clamped_the_gradient_is_that_of_the_first_term_alone() -> None:
@@ -103,17 +111,23 @@ def test_ascent_follows_minus_gamma_times_the_negative_part_alone(gamma: float) 
 
 
 @pytest.mark.parametrize("batch", [FREE, CLAMPED])
-def test_gan_is_the_cross_entropy_of_teacher_against_student_whatever_the_prior(batch: tuple[Tensor, Tensor]) -> None:
+def test_gan_is_the_cross_entropy_of_teacher_against_student_whatever_the_prior(
+    batch: tuple[Tensor, Tensor],
+) -> None:
     teacher, student = with_grad(batch)
     risk = pu_critic_risk(teacher, student, math.nan, "gan")
     labels = torch.cat([torch.ones_like(teacher), torch.zeros_like(student)])
-    weight = torch.cat([torch.ones_like(teacher) / len(teacher), torch.ones_like(student) / len(student)])
+    weight = torch.cat(
+        [torch.ones_like(teacher) / len(teacher), torch.ones_like(student) / len(student)]
+    )
     expected = functional.binary_cross_entropy_with_logits(
         torch.cat([teacher, student]), labels, weight=weight, reduction="sum"
     )
     assert not risk.is_clamped
     torch.testing.assert_close(risk.value, expected.detach())
-    torch.testing.assert_close(gradients(risk.objective, teacher, student), gradients(expected, teacher, student))
+    torch.testing.assert_close(
+        gradients(risk.objective, teacher, student), gradients(expected, teacher, student)
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -125,10 +139,14 @@ def test_equal_scores_give_a_cross_entropy_that_is_least_at_the_log_odds_of_the_
         same = torch.full((3,), value, dtype=torch.float64)
         return pu_critic_risk(same, same[:2], class_prior, "clamp").value
 
-    expected = class_prior * math.log1p(math.exp(-score)) + (1 - class_prior) * math.log1p(math.exp(score))
+    expected = class_prior * math.log1p(math.exp(-score)) + (1 - class_prior) * math.log1p(
+        math.exp(score)
+    )
     assert risk(score).item() == pytest.approx(expected, rel=1e-9)
     entropy = -class_prior * math.log(class_prior) - (1 - class_prior) * math.log(1 - class_prior)
-    assert risk(math.log(class_prior / (1 - class_prior))).item() == pytest.approx(entropy, rel=1e-9)
+    assert risk(math.log(class_prior / (1 - class_prior))).item() == pytest.approx(
+        entropy, rel=1e-9
+    )
     assert risk(score) >= entropy - 1e-12
 
 
@@ -137,16 +155,22 @@ def test_equal_scores_give_a_cross_entropy_that_is_least_at_the_log_odds_of_the_
 def test_risks_are_never_negative_and_the_modes_agree_on_value_and_branch(
     teacher: Tensor, student: Tensor, class_prior: float
 ) -> None:
-    clamp, ascent = (pu_critic_risk(teacher, student, class_prior, mode) for mode in ("clamp", "ascent"))
+    clamp, ascent = (
+        pu_critic_risk(teacher, student, class_prior, mode) for mode in ("clamp", "ascent")
+    )
     positive_risk, negative_risk = slow_terms(teacher, student, class_prior)
     assert clamp.value == ascent.value >= 0
     assert clamp.is_clamped == ascent.is_clamped
-    torch.testing.assert_close(clamp.value, positive_risk + max(negative_risk, torch.zeros_like(negative_risk)))
+    torch.testing.assert_close(
+        clamp.value, positive_risk + max(negative_risk, torch.zeros_like(negative_risk))
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("batch", [FREE, CLAMPED])
-def test_gradcheck_of_every_mode_in_both_branches(mode: CriticMode, batch: tuple[Tensor, Tensor]) -> None:
+def test_gradcheck_of_every_mode_in_both_branches(
+    mode: CriticMode, batch: tuple[Tensor, Tensor]
+) -> None:
     assert torch.autograd.gradcheck(
         lambda t, s: pu_critic_risk(t, s, PRIOR, mode, gamma=0.7).objective, with_grad(batch)
     )
@@ -163,8 +187,15 @@ def test_the_host_never_reads_a_tensor_of_the_risk(mode: CriticMode) -> None:
 def test_bf16_scores_are_averaged_in_float32(mode: CriticMode) -> None:
     teacher, student = (batch.bfloat16() for batch in CLAMPED)
     risk = pu_critic_risk(teacher, student, PRIOR, mode)
-    assert risk.objective.dtype == risk.value.dtype == student_critic_loss(student).dtype == torch.float32
-    torch.testing.assert_close(risk.value, pu_critic_risk(teacher.float(), student.float(), PRIOR, mode).value)
+    assert (
+        risk.objective.dtype
+        == risk.value.dtype
+        == student_critic_loss(student).dtype
+        == torch.float32
+    )
+    torch.testing.assert_close(
+        risk.value, pu_critic_risk(teacher.float(), student.float(), PRIOR, mode).value
+    )
 
 
 def test_risks_of_impossible_numbers_are_refused() -> None:
@@ -184,7 +215,10 @@ def test_risks_of_impossible_numbers_are_refused() -> None:
 
 def maps(seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(3, *shape, generator=generator, dtype=torch.float64) for shape in ((4, 5, 2), (6, 2, 2), (3,))]
+    return [
+        torch.randn(3, *shape, generator=generator, dtype=torch.float64)
+        for shape in ((4, 5, 2), (6, 2, 2), (3,))
+    ]
 
 
 def test_features_equal_the_slow_ones_and_have_norm_one_for_each_tap() -> None:
@@ -198,7 +232,9 @@ def test_features_equal_the_slow_ones_and_have_norm_one_for_each_tap() -> None:
             entries.extend(a / length for a in average)
         rows.append(torch.stack(entries))
     torch.testing.assert_close(features, torch.stack(rows))
-    torch.testing.assert_close(features.norm(dim=1), torch.full((3,), math.sqrt(3), dtype=torch.float64))
+    torch.testing.assert_close(
+        features.norm(dim=1), torch.full((3,), math.sqrt(3), dtype=torch.float64)
+    )
 
 
 def test_the_scale_of_a_tap_changes_nothing_and_bf16_maps_are_averaged_in_float32() -> None:
@@ -211,7 +247,9 @@ def test_the_scale_of_a_tap_changes_nothing_and_bf16_maps_are_averaged_in_float3
 
 def test_gradcheck_of_the_features() -> None:
     first, *others = maps()
-    assert torch.autograd.gradcheck(lambda tensor: critic_features([tensor, *others]), first.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda tensor: critic_features([tensor, *others]), first.requires_grad_()
+    )
 
 
 def test_the_adapter_acts_on_vectors_as_a_pointwise_convolution_on_maps() -> None:
@@ -230,7 +268,9 @@ def test_tokens_and_maps_with_channels_last_are_averaged_over_their_places() -> 
     first, *_ = maps()
     square = first[:, :, :2]  # (N, 4, 2, 2)
     tokens, channels_last = square.flatten(2).transpose(1, 2), square.permute(0, 2, 3, 1)
-    torch.testing.assert_close(critic_features([tokens, channels_last]), critic_features([square, square]))
+    torch.testing.assert_close(
+        critic_features([tokens, channels_last]), critic_features([square, square])
+    )
 
 
 def test_the_adapter_leaves_equal_widths_alone() -> None:
@@ -242,7 +282,10 @@ def test_the_adapter_leaves_equal_widths_alone() -> None:
 def test_maps_that_make_no_features_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one tap"):
         critic_features([])
-    with pytest.raises(ValueError, match=r"the tap '1' gives \(3,\); expected \(N, C, H, W\), \(N, T, C\) or \(N, C\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"the tap '1' gives \(3,\); expected \(N, C, H, W\), \(N, T, C\) or \(N, C\)",
+    ):
         critic_features([torch.zeros(3, 4), torch.zeros(3)])
     with pytest.raises(ValueError, match=r"got widths \[4, 6\] and \[4\]"):
         FeatureAdapter([4, 6], [4])
@@ -253,16 +296,22 @@ def test_maps_that_make_no_features_are_refused() -> None:
 # --- critic
 
 
-def gaussians(n: int, centre: float, generator: torch.Generator) -> Tensor:
-    """Rows of unit norm around one direction, turned by `centre` towards another."""
+def gaussians(n: int, center: float, generator: torch.Generator) -> Tensor:
+    """Rows of unit norm around one direction, turned by `center` toward another."""
     mean = torch.zeros(D)
-    mean[0], mean[1] = math.cos(centre), math.sin(centre)
+    mean[0], mean[1] = math.cos(center), math.sin(center)
     return functional.normalize(mean + 0.1 * torch.randn(n, D, generator=generator), dim=1)
 
 
 @functools.cache
 def trained(
-    mode: CriticMode, *, shift: float, share: float, class_prior: float, lipschitz: float = 20.0, n_updates: int = 150
+    mode: CriticMode,
+    *,
+    shift: float,
+    share: float,
+    class_prior: float,
+    lipschitz: float = 20.0,
+    n_updates: int = 150,
 ) -> tuple[CriticTraining, dict[str, float]]:
     """Train a critic where a share of the student's features is the teacher's and the rest is shifted."""
     torch.manual_seed(0)
@@ -271,17 +320,24 @@ def trained(
     n, n_alike = 128, round(share * 128)
     records = []
     for _ in range(n_updates):
-        student = torch.cat([gaussians(n_alike, 0.0, generator), gaussians(n - n_alike, shift, generator)])
+        student = torch.cat(
+            [gaussians(n_alike, 0.0, generator), gaussians(n - n_alike, shift, generator)]
+        )
         records.append(training.step(gaussians(n, 0.0, generator), student, class_prior))
     late = records[-n_updates // 4 :]
-    return training, {name: torch.stack([record[name] for record in late]).mean().item() for name in records[0]}
+    return training, {
+        name: torch.stack([record[name] for record in late]).mean().item() for name in records[0]
+    }
 
 
 def mean_scores(training: CriticTraining, shift: float) -> tuple[float, float]:
     """Mean scores of fresh features like the teacher's and of shifted ones."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        alike, shifted = (training.critic(gaussians(2000, centre, generator)).mean().item() for centre in (0.0, shift))
+        alike, shifted = (
+            training.critic(gaussians(2000, center, generator)).mean().item()
+            for center in (0.0, shift)
+        )
     return alike, shifted
 
 
@@ -313,8 +369,12 @@ def test_the_critic_separates_two_gaussians(mode: CriticMode) -> None:
 
 
 def test_a_pu_critic_insists_that_the_share_of_the_prior_passes() -> None:
-    (pu, late), (gan, _) = (trained(mode, shift=1.0, share=0.0, class_prior=0.3) for mode in ("ascent", "gan"))
-    alike, shifted = (functional.softplus(torch.tensor(score)) for score in mean_scores(pu, shift=1.0))
+    (pu, late), (gan, _) = (
+        trained(mode, shift=1.0, share=0.0, class_prior=0.3) for mode in ("ascent", "gan")
+    )
+    alike, shifted = (
+        functional.softplus(torch.tensor(score)) for score in mean_scores(pu, shift=1.0)
+    )
     assert (shifted / alike).item() == pytest.approx(0.3, abs=0.1)
     assert 0 < late["clamped_share"] < 1
     assert mean_scores(gan, shift=1.0)[1] < -2.0 < mean_scores(pu, shift=1.0)[1]
@@ -333,11 +393,15 @@ def test_the_critic_cannot_separate_equal_gaussians(mode: CriticMode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["clamp", "ascent"])
-def test_a_pu_critic_does_not_push_down_the_student_features_that_are_as_good_as_the_teachers(mode: CriticMode) -> None:
+def test_a_pu_critic_does_not_push_down_the_student_features_that_are_as_good_as_the_teachers(
+    mode: CriticMode,
+) -> None:
     pu, gan = (trained(each, shift=1.0, share=0.5, class_prior=0.5)[0] for each in (mode, "gan"))
     pu_alike, pu_shifted = mean_scores(pu, shift=1.0)
     gan_alike, gan_shifted = mean_scores(gan, shift=1.0)
-    assert gan_alike == pytest.approx(math.log(2.0), abs=0.3)  # p_t / p_s = 2 there: half of them are the student's
+    assert gan_alike == pytest.approx(
+        math.log(2.0), abs=0.3
+    )  # p_t / p_s = 2 there: half of them are the student's
     assert pu_alike > gan_alike + 1.0
     assert gan_shifted < pu_shifted < -1.0
     # What pulls at a sample is sigma(-C): of a sample that needs none, the PU critic takes most of it away.
@@ -345,11 +409,16 @@ def test_a_pu_critic_does_not_push_down_the_student_features_that_are_as_good_as
     assert pull[0] < pull[1] / 2
 
 
-def test_at_lipschitz_one_pu_and_gan_differ_by_a_constant_and_accuracy_misses_what_the_auc_sees() -> None:
+def test_at_lipschitz_one_pu_and_gan_differ_by_a_constant_and_accuracy_misses_what_the_auc_sees() -> (
+    None
+):
     (pu, late), (gan, _) = (
-        trained(mode, shift=0.3, share=0.0, class_prior=0.3, lipschitz=1.0) for mode in ("clamp", "gan")
+        trained(mode, shift=0.3, share=0.0, class_prior=0.3, lipschitz=1.0)
+        for mode in ("clamp", "gan")
     )
-    (pu_alike, pu_shifted), (gan_alike, gan_shifted) = (mean_scores(each, shift=0.3) for each in (pu, gan))
+    (pu_alike, pu_shifted), (gan_alike, gan_shifted) = (
+        mean_scores(each, shift=0.3) for each in (pu, gan)
+    )
     assert pu_alike - pu_shifted == pytest.approx(gan_alike - gan_shifted, rel=0.1)
     assert late["clamped_share"] == 0
     assert late["critic_accuracy"] == pytest.approx(0.5, abs=0.02)
@@ -366,7 +435,9 @@ def test_a_prior_that_is_too_high_is_clamped_and_ascent_takes_it_back() -> None:
 def test_features_and_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"reads features \(N, 8\), got \(3, 7\)"):
         FeatureCritic(D)(torch.zeros(3, 7))
-    with pytest.raises(ValueError, match="d must be at least 1 and lipschitz positive, got d=0, lipschitz=1"):
+    with pytest.raises(
+        ValueError, match="d must be at least 1 and lipschitz positive, got d=0, lipschitz=1"
+    ):
         FeatureCritic(0, 1.0)
     with pytest.raises(ValueError, match="lipschitz=0"):
         FeatureCritic(D, 0.0)
@@ -396,8 +467,14 @@ def test_the_students_loss_reaches_its_features_and_never_the_critic() -> None:
         student_critic_loss(training.critic(features)).backward()
     assert features.grad is not None
     assert (features.grad != 0).any()
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in training.critic.parameters())
-    for name, value in training.critic.state_dict().items():  # nor does spectral norm's power iteration move
+    assert all(
+        parameter.grad is None and not parameter.requires_grad
+        for parameter in training.critic.parameters()
+    )
+    for (
+        name,
+        value,
+    ) in training.critic.state_dict().items():  # nor does spectral norm's power iteration move
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
@@ -416,9 +493,13 @@ def test_the_critics_step_reaches_the_critic_and_no_features() -> None:
     before = state_of(training.critic)
     result = training.step(teacher, student, PRIOR)
     assert teacher.grad is student.grad is None
-    assert all(not torch.equal(value, before[name]) for name, value in training.critic.named_parameters())
+    assert all(
+        not torch.equal(value, before[name]) for name, value in training.critic.named_parameters()
+    )
     assert set(result) == {"critic_loss", "critic_accuracy", "critic_auc", "clamped_share"}
-    assert all(v.shape == () and v.dtype == torch.float32 and not v.requires_grad for v in result.values())
+    assert all(
+        v.shape == () and v.dtype == torch.float32 and not v.requires_grad for v in result.values()
+    )
 
 
 def test_the_step_reports_the_batch_before_it_moved() -> None:
@@ -488,10 +569,17 @@ def test_autocast_changes_no_score() -> None:
 
 # --- the student's objective
 
-WEIGHTS: dict[str, Any] = {"temperature": 4.0, "alpha": 0.9, "attention_weight": 1000.0, "critic_weight": 0.1}
+WEIGHTS: dict[str, Any] = {
+    "temperature": 4.0,
+    "alpha": 0.9,
+    "attention_weight": 1000.0,
+    "critic_weight": 0.1,
+}
 
 
-def student_batch(seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], Tensor, Tensor]:
+def student_batch(
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], Tensor, Tensor]:
     """Logits and maps of student and teacher, scores and labels."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -499,7 +587,14 @@ def student_batch(seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor], list[Ten
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     student_maps, teacher_maps = [draw(6, 3, 4, 4)], [draw(6, 5, 2, 2)]
-    return 2 * draw(6, 5), 2 * draw(6, 5), student_maps, teacher_maps, draw(6), torch.tensor([0, 1, 2, 3, 4, 0])
+    return (
+        2 * draw(6, 5),
+        2 * draw(6, 5),
+        student_maps,
+        teacher_maps,
+        draw(6),
+        torch.tensor([0, 1, 2, 3, 4, 0]),
+    )
 
 
 def slow_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -512,13 +607,18 @@ def slow_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def slow_label_loss(student: Tensor, labels: Tensor) -> Tensor:
-    losses = [-torch.log(torch.exp(s)[k] / torch.exp(s).sum()) for s, k in zip(student, labels, strict=True)]
+    losses = [
+        -torch.log(torch.exp(s)[k] / torch.exp(s).sum())
+        for s, k in zip(student, labels, strict=True)
+    ]
     return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize("has_labels", [True, False])
 @pytest.mark.parametrize("has_critic", [True, False])
-def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(has_labels: bool, has_critic: bool) -> None:
+def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(
+    has_labels: bool, has_critic: bool
+) -> None:
     student, teacher, student_maps, teacher_maps, student_scores, labels = student_batch()
     inputs = [tensor.requires_grad_() for tensor in (student, student_maps[0], student_scores)]
     result = critic_distillation(
@@ -535,7 +635,10 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(has_la
         "attention_loss": (1000.0, attention_transfer_loss(student_maps, teacher_maps)),
     }
     if has_critic:
-        terms["student_critic_loss"] = (0.1, torch.stack([torch.log(1 + torch.exp(-c)) for c in student_scores]).mean())
+        terms["student_critic_loss"] = (
+            0.1,
+            torch.stack([torch.log(1 + torch.exp(-c)) for c in student_scores]).mean(),
+        )
     if has_labels:
         terms["label_loss"] = (0.1, slow_label_loss(student, labels))
     expected = torch.stack([weight * term for weight, term in terms.values()]).sum()
@@ -554,14 +657,22 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(has_la
 def test_gradcheck_of_the_objective() -> None:
     student, teacher, student_maps, teacher_maps, student_scores, labels = student_batch(1)
     assert torch.autograd.gradcheck(
-        lambda z, a, c: critic_distillation(z, teacher, [a], teacher_maps, c, labels, **WEIGHTS)["loss"],
-        (student.requires_grad_(), student_maps[0].requires_grad_(), student_scores.requires_grad_()),
+        lambda z, a, c: critic_distillation(z, teacher, [a], teacher_maps, c, labels, **WEIGHTS)[
+            "loss"
+        ],
+        (
+            student.requires_grad_(),
+            student_maps[0].requires_grad_(),
+            student_scores.requires_grad_(),
+        ),
     )
 
 
 def test_a_student_that_is_its_teacher_has_nothing_left_but_the_critic() -> None:
     student, _, student_maps, _, student_scores, _ = student_batch()
-    result = critic_distillation(student, student + 3.0, student_maps, student_maps, student_scores, **WEIGHTS)
+    result = critic_distillation(
+        student, student + 3.0, student_maps, student_maps, student_scores, **WEIGHTS
+    )
     assert result["kl_loss"].item() == pytest.approx(0.0, abs=1e-12)
     assert result["attention_loss"] == 0
     assert result["loss"].item() == pytest.approx(0.1 * result["student_critic_loss"].item())
@@ -569,10 +680,14 @@ def test_a_student_that_is_its_teacher_has_nothing_left_but_the_critic() -> None
 
 def test_only_the_loss_is_differentiable_and_the_teacher_gets_no_gradient() -> None:
     student, teacher, student_maps, teacher_maps, student_scores, labels = student_batch()
-    student, teacher, student_scores = (t.bfloat16().requires_grad_() for t in (student, teacher, student_scores))
+    student, teacher, student_scores = (
+        t.bfloat16().requires_grad_() for t in (student, teacher, student_scores)
+    )
     teacher_maps = [tensor.float().requires_grad_() for tensor in teacher_maps]
     student_maps = [tensor.bfloat16() for tensor in student_maps]
-    result = critic_distillation(student, teacher, student_maps, teacher_maps, student_scores, labels, **WEIGHTS)
+    result = critic_distillation(
+        student, teacher, student_maps, teacher_maps, student_scores, labels, **WEIGHTS
+    )
     assert all(value.shape == () and value.dtype == torch.float32 for value in result.values())
     assert [name for name, value in result.items() if value.requires_grad] == ["loss"]
     result["loss"].backward()
@@ -614,7 +729,9 @@ def test_impossible_weights_are_refused(wrong: dict[str, float], message: str) -
 
 
 def test_the_prior_goes_from_start_to_end_on_a_line() -> None:
-    assert [class_prior_at(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx([0.3, 0.45, 0.6])
+    assert [class_prior_at(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx(
+        [0.3, 0.45, 0.6]
+    )
     assert class_prior_at(0.25, start=0.8, end=0.4) == pytest.approx(0.7)
 
 
@@ -638,11 +755,15 @@ def test_schedules_out_of_range_are_refused() -> None:
     student=st.lists(st.integers(-3, 3), min_size=1, max_size=6),
 )
 def test_accuracy_and_auc_equal_the_counts(teacher: list[int], student: list[int]) -> None:
-    accuracy = (sum(t > 0 for t in teacher) / len(teacher) + sum(s <= 0 for s in student) / len(student)) / 2
+    accuracy = (
+        sum(t > 0 for t in teacher) / len(teacher) + sum(s <= 0 for s in student) / len(student)
+    ) / 2
     pairs = [(t > s) + 0.5 * (t == s) for t in teacher for s in student]
     teacher_scores, student_scores = torch.tensor(teacher).float(), torch.tensor(student).float()
     assert critic_accuracy(teacher_scores, student_scores).item() == pytest.approx(accuracy)
-    assert critic_auc(teacher_scores, student_scores).item() == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
+    assert critic_auc(teacher_scores, student_scores).item() == pytest.approx(
+        sum(pairs) / len(pairs), abs=1e-6
+    )
     swapped = critic_auc(student_scores, teacher_scores)
     assert critic_auc(teacher_scores, student_scores) + swapped == pytest.approx(1.0, abs=1e-6)
 
@@ -657,7 +778,9 @@ def test_accuracy_and_auc_equal_the_counts(teacher: list[int], student: list[int
         (0.999, 1.0, "below zero in 100.0% of its last steps: the class prior is higher"),
     ],
 )
-def test_a_collapse_is_named_by_the_last_quarter_alone(auc: float, clamped_share: float, reason: str | None) -> None:
+def test_a_collapse_is_named_by_the_last_quarter_alone(
+    auc: float, clamped_share: float, reason: str | None
+) -> None:
     healthy = np.full(12, 0.75)
     found = critic_collapse(np.append(healthy, [auc] * 4), np.append(healthy, [clamped_share] * 4))
     if reason is None:
@@ -665,7 +788,12 @@ def test_a_collapse_is_named_by_the_last_quarter_alone(auc: float, clamped_share
     else:
         assert found is not None
         assert re.search(reason, found)
-    assert critic_collapse(np.append([auc] * 12, healthy[:4]), np.append([clamped_share] * 12, healthy[:4])) is None
+    assert (
+        critic_collapse(
+            np.append([auc] * 12, healthy[:4]), np.append([clamped_share] * 12, healthy[:4])
+        )
+        is None
+    )
 
 
 def test_histories_without_records_or_of_two_lengths_are_refused() -> None:
@@ -675,7 +803,8 @@ def test_histories_without_records_or_of_two_lengths_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "shift", "reason"), [("clamp", 0.1, None), ("clamp", 0.0, "tells nothing"), ("gan", 1.0, "always wins")]
+    ("mode", "shift", "reason"),
+    [("clamp", 0.1, None), ("clamp", 0.0, "tells nothing"), ("gan", 1.0, "always wins")],
 )
 def test_training_histories_tell_a_healthy_critic_from_the_collapsed_ones(
     mode: CriticMode, shift: float, reason: str | None

@@ -6,8 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from pu_kd_pipeline.learning.features import FeatureExtractor, default_taps, teacher_outputs, to_float16
-from pu_kd_pipeline.learning.networks import build_network
+from pu_kd_pipeline.learning.features import (
+    FeatureExtractor,
+    default_taps,
+    teacher_outputs,
+    to_float16,
+)
+from pu_kd_pipeline.learning.networks.build import build_network
 
 
 def test_descriptor_is_the_average_of_each_stage_and_logits_are_the_networks():
@@ -19,14 +24,19 @@ def test_descriptor_is_the_average_of_each_stage_and_logits_are_the_networks():
         stages = []
         for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
             x = stage(x)
-            stages.append(torch.stack([torch.stack([channel.mean() for channel in image]) for image in x]))
+            stages.append(
+                torch.stack([torch.stack([channel.mean() for channel in image]) for image in x])
+            )
         torch.testing.assert_close(descriptor, torch.cat(stages, dim=1), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(logits, network(images), rtol=1e-4, atol=1e-5)
     assert descriptor.shape[1] == 64 + 128 + 256 + 512
 
 
 def test_descriptor_size_is_known_before_any_image():
-    assert FeatureExtractor(build_network("lenet5", 10, 1), None, (1, 32, 32)).descriptor_size == 6 + 16 + 120
+    assert (
+        FeatureExtractor(build_network("lenet5", 10, 1), None, (1, 32, 32)).descriptor_size
+        == 6 + 16 + 120
+    )
 
 
 def test_default_taps_of_a_plain_network_are_the_last_layers_before_each_change_of_resolution():
@@ -39,7 +49,9 @@ def test_default_taps_of_a_plain_network_are_the_last_layers_before_each_change_
 
 
 def test_taps_may_name_nodes_of_the_graph():
-    extractor = FeatureExtractor(build_network("cifar_resnet18", 10, 3), ["layer2.1.relu_1"], (3, 32, 32))
+    extractor = FeatureExtractor(
+        build_network("cifar_resnet18", 10, 3), ["layer2.1.relu_1"], (3, 32, 32)
+    )
     assert extractor.descriptor_size == 128
 
 
@@ -87,7 +99,9 @@ def test_teacher_outputs_match_their_definitions():
     for row, z in zip(outputs, logits.double(), strict=True):
         p = z.exp() / z.exp().sum()
         top = z.sort(descending=True).values
-        expected = torch.stack([p.max(), -(p * p.log()).sum(), z.exp().sum().log(), top[0] - top[1]])
+        expected = torch.stack(
+            [p.max(), -(p * p.log()).sum(), z.exp().sum().log(), top[0] - top[1]]
+        )
         torch.testing.assert_close(row.double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -95,7 +109,9 @@ def test_huge_descriptors_stay_finite_in_float16():
     assert to_float16(torch.tensor([1e9, -1e9])).isfinite().all()
 
 
-@pytest.mark.parametrize("architecture", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf"])
+@pytest.mark.parametrize(
+    "architecture", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf"]
+)
 def test_default_taps_reach_into_blocks_that_tracing_does_not_open(architecture):
     network = build_network(architecture, 5, 3)
     extractor = FeatureExtractor(network, None, (3, 64, 64))
@@ -114,7 +130,11 @@ def test_default_taps_take_a_block_as_a_whole_and_not_one_of_its_branches():
 class _ChannelsLast(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.last, self.fc = nn.Conv2d(1, 6, 3, padding=1), nn.Identity(), nn.Linear(6, 3)
+        self.conv, self.last, self.fc = (
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.Identity(),
+            nn.Linear(6, 3),
+        )
 
     def forward(self, images):
         return self.fc(self.last(self.conv(images).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
@@ -122,7 +142,9 @@ class _ChannelsLast(nn.Module):
 
 def test_maps_with_their_channels_last_are_averaged_over_places_not_over_channels():
     network, images = _ChannelsLast(), torch.rand(2, 1, 8, 8)
-    first, last = (FeatureExtractor(network, [tap], (1, 8, 8))(images)[0] for tap in ("conv", "last"))
+    first, last = (
+        FeatureExtractor(network, [tap], (1, 8, 8))(images)[0] for tap in ("conv", "last")
+    )
     torch.testing.assert_close(first, last)
 
 

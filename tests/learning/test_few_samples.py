@@ -20,7 +20,8 @@ from pu_kd_pipeline.learning.few_samples import (
     pointwise_fit,
     prune_into,
 )
-from pu_kd_pipeline.learning.networks import build_network, digits_cnn, lenet5, lenet5_half
+from pu_kd_pipeline.learning.networks.build import build_network
+from pu_kd_pipeline.learning.networks.lenet import digits_cnn, lenet5, lenet5_half
 
 SHAPES = {"lenet5": (1, 32, 32), "digits_cnn": (1, 8, 8)}
 
@@ -32,7 +33,9 @@ def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.running_mean, module.weight.data, module.bias.data):
                 values.copy_(torch.rand(values.shape, generator=generator) + 0.5)
-            module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+            module.running_var.copy_(
+                torch.rand(module.running_var.shape, generator=generator) + 0.5
+            )
     return network.eval()
 
 
@@ -52,7 +55,9 @@ def test_hint_loss_is_half_the_mean_squared_distance_of_the_adapted_map():
             for x in range(4):
                 adapted = adapter.weight[:, :, 0, 0] @ student[n, :, y, x] + adapter.bias
                 total += (adapted - teacher[n, :, y, x]).square().sum().item()
-    assert hint_loss(student, teacher, adapter).item() == pytest.approx(total / (2 * teacher.numel()), rel=1e-5)
+    assert hint_loss(student, teacher, adapter).item() == pytest.approx(
+        total / (2 * teacher.numel()), rel=1e-5
+    )
 
 
 def test_vectors_are_maps_of_one_pixel_and_no_gradient_reaches_the_teacher():
@@ -69,7 +74,10 @@ def test_vectors_are_maps_of_one_pixel_and_no_gradient_reaches_the_teacher():
 
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
-    [((1, 2, 4, 4), (1, 2, 8, 8), "equal height and width"), ((1, 2, 4), (1, 2, 4), r"guided layer gives \(1, 2, 4\)")],
+    [
+        ((1, 2, 4, 4), (1, 2, 8, 8), "equal height and width"),
+        ((1, 2, 4), (1, 2, 4), r"guided layer gives \(1, 2, 4\)"),
+    ],
 )
 def test_hints_between_maps_that_do_not_fit_are_refused(student, teacher, message):
     with pytest.raises(ValueError, match=message):
@@ -82,7 +90,10 @@ def test_outputs_are_caught_by_name_and_the_hook_is_gone_afterwards():
         network(images(2, (1, 32, 32)))
     network(images(2, (1, 32, 32)))
     assert [tuple(output.shape) for output in caught] == [(2, 16, 5, 5)]
-    with pytest.raises(ValueError, match="no layer 'pool9'; its layers are conv1, relu1"), outputs_of(network, "pool9"):
+    with (
+        pytest.raises(ValueError, match="no layer 'pool9'; its layers are conv1, relu1"),
+        outputs_of(network, "pool9"),
+    ):
         pass
 
 
@@ -113,7 +124,10 @@ def test_with_fewer_samples_than_channels_the_rest_stays_as_it_is():
 
 @given(ridge=st.floats(0, 10), seed=st.integers(0, 5))
 def test_the_ridge_pulls_to_the_identity_as_its_normal_equations_say(ridge, seed):
-    x, y = (part.flatten(1).double().numpy() for part in (images(30, (4, 1, 1), seed), images(30, (4, 1, 1), seed + 9)))
+    x, y = (
+        part.flatten(1).double().numpy()
+        for part in (images(30, (4, 1, 1), seed), images(30, (4, 1, 1), seed + 9))
+    )
     pull = ridge * (x**2).sum(axis=0).mean() * np.eye(4)
     expected = np.linalg.solve(x.T @ x + pull, x.T @ y + pull).T
     fitted = pointwise_fit(torch.from_numpy(x), torch.from_numpy(y), ridge=ridge)
@@ -130,15 +144,21 @@ def test_fits_that_make_no_sense_are_refused():
 # --- absorption
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(3, 5, 2, bias=False), nn.Linear(7, 5)])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(3, 5, 2, bias=False), nn.Linear(7, 5)]
+)
 def test_an_absorbed_convolution_gives_the_same_function(layer):
-    inputs = images(4, (3, 6, 6)) if isinstance(layer, nn.Conv2d) else images(4, (7, 1, 1)).flatten(1)
+    inputs = (
+        images(4, (3, 6, 6)) if isinstance(layer, nn.Conv2d) else images(4, (7, 1, 1)).flatten(1)
+    )
     pointwise = images(1, (5, 5, 1), seed=3).view(5, 5)
     added = nn.Conv2d(5, 5, 1, bias=False)
     added.weight.data.copy_(pointwise[..., None, None])
     with torch.no_grad():
         outputs = layer(inputs)
-        expected = added(outputs if outputs.ndim == 4 else outputs[..., None, None]).view_as(outputs)
+        expected = added(outputs if outputs.ndim == 4 else outputs[..., None, None]).view_as(
+            outputs
+        )
         absorb_pointwise(layer, pointwise)
         torch.testing.assert_close(layer(inputs), expected, atol=1e-5, rtol=1e-4)
 

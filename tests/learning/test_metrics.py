@@ -27,7 +27,9 @@ def test_accuracies_equal_scikit_learn(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     predicted, labels = rng.integers(5, size=(2, n))
     assert accuracy(predicted, labels) == pytest.approx(accuracy_score(labels, predicted))
-    assert agreement(predicted, labels) == agreement(labels, predicted) == accuracy(predicted, labels)
+    assert (
+        agreement(predicted, labels) == agreement(labels, predicted) == accuracy(predicted, labels)
+    )
     per_class = per_class_accuracy(predicted, labels, 6)
     expected = recall_score(labels, predicted, labels=range(6), average=None, zero_division=np.nan)
     np.testing.assert_allclose(per_class, expected)
@@ -58,7 +60,9 @@ def test_area_under_roc_without_positives_is_nan() -> None:
 def test_selection_quality_equals_scikit_learn(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     selected, relevant = rng.random((2, n)) < 0.3
-    expected = [score(relevant, selected, zero_division=np.nan) for score in (precision_score, recall_score)]
+    expected = [
+        score(relevant, selected, zero_division=np.nan) for score in (precision_score, recall_score)
+    ]
     np.testing.assert_allclose(selection_quality(selected, relevant), expected)
 
 

@@ -17,16 +17,26 @@ from pu_kd_pipeline.learning import near_duplicates
 from pu_kd_pipeline.learning.near_duplicates import copy_limits, find_copies, fingerprints
 
 LIMITS = {"max_distance": 0.1, "max_ratio": 0.12}  # of conf/base
-BICUBIC, LANCZOS, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
+BICUBIC, LANCZOS, BILINEAR = (
+    Image.Resampling.BICUBIC,
+    Image.Resampling.LANCZOS,
+    Image.Resampling.BILINEAR,
+)
 
 
 def textures(n: int, seed: int = 0, size_px: int = 32) -> np.ndarray:
-    """Return (n, 3, H, W) uint8 clouds of colour, whose spectrum falls like a photo's."""
+    """Return (n, 3, H, W) uint8 clouds of color, whose spectrum falls like a photo's."""
     rng = np.random.default_rng(seed)
     frequencies = np.hypot(np.fft.fftfreq(size_px)[:, None], np.fft.fftfreq(size_px)) + 1 / size_px
-    noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(n, 3, size_px, size_px))) / frequencies**1.2).real
-    noise = noise - noise.mean(axis=(1, 2, 3), keepdims=True) + 0.5 * noise.mean(axis=1, keepdims=True)
-    return np.clip(128 + 40 * noise / noise.std(axis=(1, 2, 3), keepdims=True), 0, 255).astype(np.uint8)
+    noise = np.fft.ifft2(
+        np.fft.fft2(rng.normal(size=(n, 3, size_px, size_px))) / frequencies**1.2
+    ).real
+    noise = (
+        noise - noise.mean(axis=(1, 2, 3), keepdims=True) + 0.5 * noise.mean(axis=1, keepdims=True)
+    )
+    return np.clip(128 + 40 * noise / noise.std(axis=(1, 2, 3), keepdims=True), 0, 255).astype(
+        np.uint8
+    )
 
 
 def strokes(n: int, seed: int = 0) -> np.ndarray:
@@ -40,7 +50,9 @@ def strokes(n: int, seed: int = 0) -> np.ndarray:
     ]
     middles = sum(rng.normal(scale=0.8, size=(n, 1, 1)) * wave for wave in waves)
     widths = rng.uniform(1.2, 2.2, size=(n, 1, 1))
-    return (255 * np.clip(widths - np.abs(x - middles) + 0.5, 0, 1) * (np.abs(y) < 10)).astype(np.uint8)[:, None]
+    return (255 * np.clip(widths - np.abs(x - middles) + 0.5, 0, 1) * (np.abs(y) < 10)).astype(
+        np.uint8
+    )[:, None]
 
 
 def prints(images: np.ndarray) -> Tensor:
@@ -52,7 +64,10 @@ def limits_of(references: Tensor, others: Tensor | None = None) -> Tensor:
 
 
 def pictures(images: np.ndarray) -> list[Image.Image]:
-    return [Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)) for image in images]
+    return [
+        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+        for image in images
+    ]
 
 
 def arrays(images: list[Image.Image]) -> np.ndarray:
@@ -68,17 +83,21 @@ def as_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
     return arrays(saved)
 
 
-def resized(images: np.ndarray, factor: float, there: Image.Resampling, back: Image.Resampling) -> np.ndarray:
+def resized(
+    images: np.ndarray, factor: float, there: Image.Resampling, back: Image.Resampling
+) -> np.ndarray:
     size = images.shape[-1]
     between = (round(factor * size),) * 2
-    return arrays([picture.resize(between, there).resize((size, size), back) for picture in pictures(images)])
+    return arrays(
+        [picture.resize(between, there).resize((size, size), back) for picture in pictures(images)]
+    )
 
 
 def lit(images: np.ndarray, contrast: float, brightness: float) -> np.ndarray:
     return np.clip(contrast * images.astype(float) + brightness, 0, 255).astype(np.uint8)
 
 
-def grey(images: np.ndarray) -> np.ndarray:
+def gray(images: np.ndarray) -> np.ndarray:
     return arrays([picture.convert("L").convert("RGB") for picture in pictures(images)])
 
 
@@ -105,8 +124,8 @@ def test_copies_of_textures_and_of_strokes_are_found(edit):
     assert share_found(strokes(20), edit(strokes(20))) >= 0.9
 
 
-def test_a_grey_copy_is_found():
-    assert share_found(textures(200), grey(textures(200))) == 1
+def test_a_gray_copy_is_found():
+    assert share_found(textures(200), gray(textures(200))) == 1
 
 
 def test_different_pictures_are_no_copies():
@@ -133,13 +152,21 @@ def test_an_exact_copy_has_no_distance_and_copies_among_the_references_hide_none
 
 def test_the_nearest_of_several_copies_is_named():
     images = textures(50)
-    references = prints(np.concatenate([as_jpeg(images[:1], 40), as_jpeg(images[:1], 95), images[1:]]))
-    assert find_copies(prints(images[:1]), references, limits_of(references)).references.tolist() == [1]
+    references = prints(
+        np.concatenate([as_jpeg(images[:1], 40), as_jpeg(images[:1], 95), images[1:]])
+    )
+    assert find_copies(
+        prints(images[:1]), references, limits_of(references)
+    ).references.tolist() == [1]
 
 
 def gradients(image: np.ndarray) -> np.ndarray:
-    """Return all differences between neighbouring grey pixels of one (C, 16, 16) image, as a unit vector."""
-    pixels = np.tensordot(near_duplicates.LUMA, image, axes=1) if len(image) == 3 else image[0].astype(float)
+    """Return all differences between neighboring gray pixels of one (C, 16, 16) image, as a unit vector."""
+    pixels = (
+        np.tensordot(near_duplicates.LUMA, image, axes=1)
+        if len(image) == 3
+        else image[0].astype(float)
+    )
     differences = np.concatenate([np.diff(pixels, axis=axis).ravel() for axis in (0, 1)])
     return differences / np.linalg.norm(differences)
 
@@ -154,7 +181,11 @@ def test_products_of_fingerprints_are_those_of_gradients(channels):
 def test_every_pair_that_a_slow_search_finds_is_found():
     originals = textures(80)
     copies = np.concatenate(
-        [as_jpeg(originals, 20)[:40], resized(originals, 0.4, BILINEAR, BICUBIC)[40:], textures(40, 1)]
+        [
+            as_jpeg(originals, 20)[:40],
+            resized(originals, 0.4, BILINEAR, BICUBIC)[40:],
+            textures(40, 1),
+        ]
     )
     images, references = prints(copies), prints(originals)
     limits = copy_limits(references, prints(textures(30, 2)), max_distance=0.2, max_ratio=0.25)
@@ -182,7 +213,9 @@ def test_the_size_of_batches_and_blocks_changes_nothing(monkeypatch):
     images, references = prints(as_jpeg(originals, 30)), prints(originals)
     limits = limits_of(references)
     whole = find_copies(images, references, limits)
-    parts = torch.cat([prints(as_jpeg(originals[start : start + 7], 30)) for start in range(0, 70, 7)])
+    parts = torch.cat(
+        [prints(as_jpeg(originals[start : start + 7], 30)) for start in range(0, 70, 7)]
+    )
     torch.testing.assert_close(parts, images, atol=1e-6, rtol=0)
     monkeypatch.setattr(near_duplicates, "_BLOCK", 700)
     torch.testing.assert_close(limits_of(references), limits, atol=1e-6, rtol=0)
@@ -195,7 +228,8 @@ def test_being_a_copy_is_mutual():
     one, other = textures(100), as_jpeg(textures(100), 50)
     for limit in (0.001, 0.01, 0.1):
         there, back = (
-            find_copies(prints(a), prints(b), torch.full((100,), limit)) for a, b in ((one, other), (other, one))
+            find_copies(prints(a), prints(b), torch.full((100,), limit))
+            for a, b in ((one, other), (other, one))
         )
         assert there.rows.tolist() == back.rows.tolist()
         torch.testing.assert_close(there.distances, back.distances)
@@ -218,7 +252,9 @@ def test_one_reference_and_none_are_enough():
 
 
 def test_other_tensors_and_limits_are_refused():
-    with pytest.raises(ValueError, match=r"\(N, 1 or 3, H, W\) uint8, got \(2, 3, 8, 8\) torch.float32"):
+    with pytest.raises(
+        ValueError, match=r"\(N, 1 or 3, H, W\) uint8, got \(2, 3, 8, 8\) torch.float32"
+    ):
         fingerprints(torch.zeros(2, 3, 8, 8))
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got 0 and 0.1"):
         copy_limits(prints(textures(2)), prints(textures(2)), max_distance=0, max_ratio=0.1)
@@ -245,5 +281,8 @@ def test_different_digits_and_photos_are_no_copies(data_folder):
         ("cifar10_test", ("tiny_imagenet32_pool",)),
     ):
         for n_references, other in itertools.product((100, 2000), others):
-            references, images = prints(real(data_folder, name, n_references)), prints(real(data_folder, other, 10_000))
+            references, images = (
+                prints(real(data_folder, name, n_references)),
+                prints(real(data_folder, other, 10_000)),
+            )
             assert not len(find_copies(images, references, limits_of(references, images)).rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pu_kd_pipeline.learning.features import FeatureExtractor
-from pu_kd_pipeline.learning.networks import build_network
+from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head, pu_features
 
 
@@ -25,19 +25,19 @@ def test_head_is_equation_5_and_6_written_out():
         torch.testing.assert_close(score, expected)
 
 
-def test_standardisation_makes_the_score_blind_to_scale_and_shift():
+def test_standardization_makes_the_score_blind_to_scale_and_shift():
     features = torch.randn(50, 6)
     torch.manual_seed(0)
     head = PUHead(6, 0, 2)
-    head.standardise_by(features)
+    head.standardize_by(features)
     scores = head(features)
-    head.standardise_by(3 * features + 5)
+    head.standardize_by(3 * features + 5)
     torch.testing.assert_close(head(3 * features + 5), scores, rtol=1e-4, atol=1e-5)
 
 
 def test_constant_channels_give_finite_scores():
     head = PUHead(3, 0, 1)
-    head.standardise_by(torch.zeros(10, 3))
+    head.standardize_by(torch.zeros(10, 3))
     assert head(torch.zeros(2, 3)).isfinite().all()
 
 
@@ -75,9 +75,9 @@ def test_batch_statistics_do_not_move_while_the_backbone_trains():
 
 def test_a_channel_that_is_constant_in_the_pool_does_not_blow_up_the_positives():
     head = PUHead(2, 0, 1)
-    head.standardise_by(torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
+    head.standardize_by(torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
     assert head.std.tolist() == [1.0, 1.0]
-    head.standardise_by(torch.full((50, 2), 0.1, dtype=torch.float16))  # constant but for rounding
+    head.standardize_by(torch.full((50, 2), 0.1, dtype=torch.float16))  # constant but for rounding
     assert head.std.tolist() == [1.0, 1.0]
 
 

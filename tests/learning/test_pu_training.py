@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.metrics import area_under_roc
-from pu_kd_pipeline.learning.pu_training import ScoreTraining, fit_scores, folds_of, positive_unlabeled_step, pu_step
-from pu_kd_pipeline.learning.training import seeded
+from pu_kd_pipeline.learning.pu_training import (
+    ScoreTraining,
+    fit_scores,
+    folds_of,
+    positive_unlabeled_step,
+    pu_step,
+)
 
 PRIOR = 0.4
 TRAINING = ScoreTraining(20, 32, 100, "adam", 0.01, 0.9, 0.0, "constant")
@@ -17,7 +23,9 @@ TRAINING = ScoreTraining(20, 32, 100, "adam", 0.01, 0.9, 0.0, "constant")
 def _samples(n_positive, n_unlabeled, size=2, distance=2.5):
     generator = torch.Generator().manual_seed(0)
     is_positive = torch.rand(n_unlabeled, generator=generator) < PRIOR
-    unlabeled = torch.randn(n_unlabeled, size, generator=generator) + distance * (is_positive * 1.0 - 0.5).unsqueeze(1)
+    unlabeled = torch.randn(n_unlabeled, size, generator=generator) + distance * (
+        is_positive * 1.0 - 0.5
+    ).unsqueeze(1)
     return torch.randn(n_positive, size, generator=generator) + distance / 2, unlabeled, is_positive
 
 

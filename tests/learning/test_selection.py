@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pu_kd_pipeline.learning.class_prior import share_at_least
+from pu_kd_pipeline.learning.class_prior.estimators import share_at_least
 from pu_kd_pipeline.learning.selection import (
     CRITERIA,
     RULES,
@@ -20,7 +20,9 @@ from pu_kd_pipeline.learning.selection import (
 )
 
 
-def make_pool(pu_score: list[float] | np.ndarray, relevant: np.ndarray | None = None, seed: int = 0) -> PoolScores:
+def make_pool(
+    pu_score: list[float] | np.ndarray, relevant: np.ndarray | None = None, seed: int = 0
+) -> PoolScores:
     n = len(pu_score)
     rng = np.random.default_rng(seed)
     return PoolScores(
@@ -31,7 +33,9 @@ def make_pool(pu_score: list[float] | np.ndarray, relevant: np.ndarray | None = 
     )
 
 
-def options(criterion: str = "sign", budget: int | None = None, seed: int = 0, **others: object) -> SelectionOptions:
+def options(
+    criterion: str = "sign", budget: int | None = None, seed: int = 0, **others: object
+) -> SelectionOptions:
     everything: dict[str, object] = {
         "class_prior": 0.5,
         "target_precision": 0.4,
@@ -41,7 +45,9 @@ def options(criterion: str = "sign", budget: int | None = None, seed: int = 0, *
     return SelectionOptions(criterion=criterion, budget=budget, **{**everything, **others})  # type: ignore[arg-type]
 
 
-def simulated(class_prior: float = 0.2, n: int = 20_000, seed: int = 0) -> tuple[PoolScores, np.ndarray]:
+def simulated(
+    class_prior: float = 0.2, n: int = 20_000, seed: int = 0
+) -> tuple[PoolScores, np.ndarray]:
     """A pool of N(2, 1) positives among N(0, 1), and the ranks of 2,000 held-out positives."""
     rng = np.random.default_rng(seed)
     relevant = rng.random(n) < class_prior
@@ -54,7 +60,9 @@ def flat(n: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda _: np.ones(n, dtype=np.float32)
 
 
-CASES = [("nnpu", criterion) for criterion in CRITERIA] + [(rule, "sign") for rule in RULES if rule != "nnpu"]
+CASES = [("nnpu", criterion) for criterion in CRITERIA] + [
+    (rule, "sign") for rule in RULES if rule != "nnpu"
+]
 pool_scores = st.lists(st.integers(-8, 8), min_size=1, max_size=40).map(lambda values: [*values, 9])
 
 
@@ -66,7 +74,9 @@ def test_rows_are_distinct_pool_rows_within_the_budget_and_repeat_with_the_seed(
 ) -> None:
     pool = make_pool(scores, relevant=np.array(scores) > 2, seed=seed)
     proxy = flat(len(pool))
-    first, second = (RULES[rule](pool, options(criterion, budget, seed, disagreement_of=proxy)) for _ in range(2))
+    first, second = (
+        RULES[rule](pool, options(criterion, budget, seed, disagreement_of=proxy)) for _ in range(2)
+    )
     assert first.rows.dtype == np.int64
     assert len(np.unique(first.rows)) == len(first.rows) > 0
     assert first.rows.min() >= 0
@@ -79,7 +89,9 @@ def test_rows_are_distinct_pool_rows_within_the_budget_and_repeat_with_the_seed(
 @pytest.mark.parametrize("criterion", CRITERIA)
 @settings(deadline=None, max_examples=25)
 @given(scores=pool_scores)
-def test_nnpu_keeps_the_best_first_and_everything_above_its_threshold(criterion: str, scores: list[float]) -> None:
+def test_nnpu_keeps_the_best_first_and_everything_above_its_threshold(
+    criterion: str, scores: list[float]
+) -> None:
     pool = make_pool(scores)
     selection = RULES["nnpu"](pool, options(criterion, 7 if criterion == "budget" else None))
     kept = pool.pu_score[selection.rows]
@@ -119,15 +131,22 @@ def test_quantile_keeps_the_rounded_share_and_breaks_ties_by_row() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(scores=pool_scores, low=st.floats(0.1, 1), high=st.floats(0.1, 1))
-def test_a_larger_prior_or_a_lower_target_only_adds_images(scores: list[float], low: float, high: float) -> None:
+def test_a_larger_prior_or_a_lower_target_only_adds_images(
+    scores: list[float], low: float, high: float
+) -> None:
     low, high = sorted((low, high))
     pool = make_pool(scores)
-    fewer, more = (RULES["nnpu"](pool, options("quantile", class_prior=max(p, 1 / len(pool)))) for p in (low, high))
+    fewer, more = (
+        RULES["nnpu"](pool, options("quantile", class_prior=max(p, 1 / len(pool))))
+        for p in (low, high)
+    )
     assert set(fewer.rows) <= set(more.rows)
     assert fewer.threshold >= more.threshold
     sure = np.zeros(5)  # with a prior of 1 the best images then reach every target
     fewer, more = (
-        RULES["nnpu"](pool, options("precision", class_prior=1.0, target_precision=p, held_out_ranks=sure))
+        RULES["nnpu"](
+            pool, options("precision", class_prior=1.0, target_precision=p, held_out_ranks=sure)
+        )
         for p in (high, low)
     )
     assert set(fewer.rows) <= set(more.rows)
@@ -140,7 +159,8 @@ def test_precision_criterion_equals_the_slow_search_and_never_splits_ties(n_deci
     pool = replace(pool, pu_score=pool.pu_score.round(n_decimals))
     for target in (0.5, 0.7, 0.9):
         selection = RULES["nnpu"](
-            pool, options("precision", class_prior=0.2, target_precision=target, held_out_ranks=ranks)
+            pool,
+            options("precision", class_prior=0.2, target_precision=target, held_out_ranks=ranks),
         )
         best = 0, np.inf, 0.0
         for threshold in pool.pu_score:
@@ -168,10 +188,14 @@ def test_precision_criterion_reaches_its_target_on_a_simulated_mixture(target: f
 @pytest.mark.parametrize("criterion", ["sign", "quantile", "budget"])
 def test_estimated_precision_is_close_to_the_truth_for_every_criterion(criterion: str) -> None:
     pool, ranks = simulated()
-    known = options(criterion, 2_000 if criterion == "budget" else None, class_prior=0.2, held_out_ranks=ranks)
+    known = options(
+        criterion, 2_000 if criterion == "budget" else None, class_prior=0.2, held_out_ranks=ranks
+    )
     selection = RULES["nnpu"](pool, known)
     assert pool.relevant is not None
-    assert selection.estimated_precision == pytest.approx(pool.relevant[selection.rows].mean(), abs=0.04)
+    assert selection.estimated_precision == pytest.approx(
+        pool.relevant[selection.rows].mean(), abs=0.04
+    )
     assert RULES["nnpu"](pool, replace(known, held_out_ranks=None)).estimated_precision is None
 
 
@@ -182,10 +206,15 @@ def test_a_budget_draws_evenly_from_what_passes_instead_of_taking_the_top(criter
     drawn = RULES["nnpu"](pool, options(criterion, 1_000, class_prior=0.2, held_out_ranks=ranks))
     assert len(drawn.rows) == 1_000
     assert set(drawn.rows) <= set(passing.rows)
-    assert (drawn.threshold, drawn.estimated_precision) == (passing.threshold, passing.estimated_precision)
+    assert (drawn.threshold, drawn.estimated_precision) == (
+        passing.threshold,
+        passing.estimated_precision,
+    )
     position = np.flatnonzero(np.isin(passing.rows, drawn.rows)) / len(passing.rows)
     assert position.mean() == pytest.approx(0.5, abs=0.05)
-    np.testing.assert_array_equal(pool.pu_score[drawn.rows], np.sort(pool.pu_score[drawn.rows])[::-1])
+    np.testing.assert_array_equal(
+        pool.pu_score[drawn.rows], np.sort(pool.pu_score[drawn.rows])[::-1]
+    )
 
 
 def test_random_is_nested_and_its_precision_is_the_class_prior() -> None:
@@ -208,7 +237,9 @@ def test_oracle_keeps_the_relevant_and_only_them() -> None:
 
 
 def test_confident_ranks_by_the_teacher_and_all_keeps_everything() -> None:
-    pool = replace(make_pool([0, 0, 0, 0]), teacher_confidence=np.array([0.2, 0.9, 0.5, 0.9], dtype=np.float32))
+    pool = replace(
+        make_pool([0, 0, 0, 0]), teacher_confidence=np.array([0.2, 0.9, 0.5, 0.9], dtype=np.float32)
+    )
     selection = RULES["confident"](pool, options(budget=3))
     assert selection.rows.tolist() == [1, 3, 2]
     assert selection.threshold == 0.5
@@ -221,7 +252,9 @@ def test_confident_ranks_by_the_teacher_and_all_keeps_everything() -> None:
     budget=st.integers(1, 70),
     seed=st.integers(0, 9),
 )
-def test_stratified_fills_the_strata_evenly(strata: list[tuple[int, int]], budget: int, seed: int) -> None:
+def test_stratified_fills_the_strata_evenly(
+    strata: list[tuple[int, int]], budget: int, seed: int
+) -> None:
     """No stratum gives two images more than another that still has some left."""
     pool = PoolScores(
         pu_score=np.zeros(len(strata), dtype=np.float32),
@@ -239,7 +272,12 @@ def test_stratified_fills_the_strata_evenly(strata: list[tuple[int, int]], budge
 
 
 @settings(deadline=None, max_examples=50)
-@given(n=st.integers(4, 60), budget=st.integers(2, 70), class_prior=st.floats(0.3, 0.9), seed=st.integers(0, 99))
+@given(
+    n=st.integers(4, 60),
+    budget=st.integers(2, 70),
+    class_prior=st.floats(0.3, 0.9),
+    seed=st.integers(0, 99),
+)
 def test_disagreement_is_half_random_and_half_likely_positives(
     n: int, budget: int, class_prior: float, seed: int
 ) -> None:
@@ -257,25 +295,33 @@ def test_disagreement_is_half_random_and_half_likely_positives(
     np.testing.assert_array_equal(rows[: len(first)], first)
     likely = np.setdiff1d(np.flatnonzero(pool.pu_score >= n - round(class_prior * n)), first)
     drawn = rows[len(first) :]
-    assert np.isin(drawn[: len(likely)], likely).all()  # random ones only where these do not suffice
+    assert np.isin(
+        drawn[: len(likely)], likely
+    ).all()  # random ones only where these do not suffice
 
 
 def test_disagreement_draws_in_proportion_to_the_divergence() -> None:
     n = 20_000
     pool = make_pool(np.arange(n))
     divergence = np.where(np.arange(n) % 2, 3.0, 1.0)
-    rows = RULES["disagreement"](pool, options(budget=2_000, disagreement_of=lambda first: divergence)).rows
+    rows = RULES["disagreement"](
+        pool, options(budget=2_000, disagreement_of=lambda first: divergence)
+    ).rows
     first, drawn = rows[:1000], rows[1000:]
     assert 0.45 < (first % 2).mean() < 0.55
     assert 0.71 < (drawn % 2).mean() < 0.79  # three times as likely; 0.75 but for chance
-    without = RULES["disagreement"](pool, options(class_prior=0.1, disagreement_of=lambda first: divergence)).rows
+    without = RULES["disagreement"](
+        pool, options(class_prior=0.1, disagreement_of=lambda first: divergence)
+    ).rows
     assert len(without) == 2_000  # as many as the criterion quantile keeps
 
 
 @pytest.mark.parametrize("bad", [np.nan, -1.0])
 def test_a_proxy_that_diverged_chooses_nothing(bad: float) -> None:
     with pytest.raises(ValueError, match="the proxy diverged"):
-        RULES["disagreement"](make_pool(np.arange(9)), options(budget=4, disagreement_of=lambda _: np.full(9, bad)))
+        RULES["disagreement"](
+            make_pool(np.arange(9)), options(budget=4, disagreement_of=lambda _: np.full(9, bad))
+        )
 
 
 def test_no_rule_but_the_oracle_reads_the_truth() -> None:
@@ -283,7 +329,9 @@ def test_no_rule_but_the_oracle_reads_the_truth() -> None:
     for rule, criterion in CASES:
         if rule != "oracle":
             blind, told = (
-                RULES[rule](make_pool(scores, truth), options(criterion, 9, disagreement_of=flat(50)))
+                RULES[rule](
+                    make_pool(scores, truth), options(criterion, 9, disagreement_of=flat(50))
+                )
                 for truth in (None, scores < 0)
             )
             np.testing.assert_array_equal(blind.rows, told.rows)
@@ -343,7 +391,10 @@ def test_oracle_without_a_relevant_image_is_refused() -> None:
         ({"class_prior": 1.2}, r"class_prior must lie in \[0, 1\], got 1.2"),
         ({"budget": 0}, "budget must be at least 1, got 0"),
         ({"target_precision": 0.0}, r"target_precision must lie in \(0, 1\], got 0.0"),
-        ({"held_out_ranks": np.array([0.5, 1.5])}, "held_out_ranks must be a non-empty vector of shares"),
+        (
+            {"held_out_ranks": np.array([0.5, 1.5])},
+            "held_out_ranks must be a non-empty vector of shares",
+        ),
     ],
 )
 def test_bad_options_are_refused(wanted: dict[str, object], message: str) -> None:
@@ -355,7 +406,8 @@ def test_an_empty_ragged_or_diverged_pool_is_refused() -> None:
     with pytest.raises(ValueError, match="the pool holds no image"):
         make_pool([])
     with pytest.raises(
-        ValueError, match=r"relevant must have one value for each of the 2 pool images, got shape \(3,\)"
+        ValueError,
+        match=r"relevant must have one value for each of the 2 pool images, got shape \(3,\)",
     ):
         make_pool([1, 2], np.ones(3, dtype=bool))
     with pytest.raises(ValueError, match="pu_score of 1 of the 2 pool images is not finite"):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PROJECT, QUICK, run_kedro
-from pu_kd_pipeline.infra.tables import read_table
+from pu_kd_pipeline.storage.table import read_table
+from tests.conftest import PROJECT, QUICK, run_kedro
 
 pytestmark = pytest.mark.xdist_group("finished_run")
 
@@ -46,7 +46,9 @@ def test_a_killed_comparison_continues_with_what_is_left(data):
     )
     deadline = time.monotonic() + 120
     while len(finished := sorted(folder.glob("*.parquet"))) < 2:
-        assert process.poll() is None, f"it ended with {process.returncode} before a second cell was there"
+        assert process.poll() is None, (
+            f"it ended with {process.returncode} before a second cell was there"
+        )
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -68,8 +70,12 @@ def test_a_killed_comparison_continues_with_what_is_left(data):
     assert (data / "08_reporting" / "comparison_plot.png").stat().st_size > 10_000
     with sqlite3.connect(data / "mlflow" / "mlflow.db") as store:
         runs = dict(store.execute("SELECT name, status FROM runs").fetchall())
-        curves = store.execute("SELECT DISTINCT key FROM metrics WHERE key LIKE 'distillation/%'").fetchall()
+        curves = store.execute(
+            "SELECT DISTINCT key FROM metrics WHERE key LIKE 'distillation/%'"
+        ).fetchall()
     assert runs.pop("comparison (local)") == "FINISHED"
     assert set(runs.values()) == {"FINISHED"}
-    assert len(runs) == N_CELLS - len(finished)  # the first run told of the others before it was killed
+    assert len(runs) == N_CELLS - len(
+        finished
+    )  # the first run told of the others before it was killed
     assert curves == []

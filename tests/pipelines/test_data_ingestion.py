@@ -9,8 +9,11 @@ import pytest
 import yaml
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, write_store
-from pu_kd_pipeline.params import DataIngestionParams, TeacherParams
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.plan import IngestionPlan
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.teacher import TeacherParams
 from pu_kd_pipeline.pipelines.data_ingestion import create_pipeline, nodes
 
 PLANS = {
@@ -44,7 +47,10 @@ def teacher(**changes: Any) -> TeacherParams:
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageStore]:
     folder = tmp_path_factory.mktemp("stores")
-    return {name: write_store(plan(parameters(), teacher()), folder / name) for name, plan in PLANS.items()}
+    return {
+        name: write_store(plan(parameters(), teacher()), folder / name)
+        for name, plan in PLANS.items()
+    }
 
 
 def test_the_demo_fills_four_stores(stores: dict[str, ImageStore]) -> None:
@@ -54,7 +60,9 @@ def test_the_demo_fills_four_stores(stores: dict[str, ImageStore]) -> None:
         "test_images": 500,
         "teacher_training_images": 497,
     }
-    assert all(store.kind == "packed" and store.image_shape == (1, 8, 8) for store in stores.values())
+    assert all(
+        store.kind == "packed" and store.image_shape == (1, 8, 8) for store in stores.values()
+    )
 
 
 def test_the_pools_truth_is_known_to_the_evaluation_only(stores: dict[str, ImageStore]) -> None:
@@ -73,7 +81,9 @@ def test_the_same_seed_makes_the_same_store(stores: dict[str, ImageStore], tmp_p
 
 def report_of(stores: dict[str, ImageStore]) -> dict[str, Any]:
     duplicates = nodes.search_duplicates(**stores, params=parameters())
-    return nodes.report_ingestion(stores["labeled_images"], stores["pool_images"], stores["test_images"], duplicates)
+    return nodes.report_ingestion(
+        stores["labeled_images"], stores["pool_images"], stores["test_images"], duplicates
+    )
 
 
 def test_the_report_counts_what_is_there_and_what_two_stores_share(
@@ -87,7 +97,9 @@ def test_the_report_counts_what_is_there_and_what_two_stores_share(
     assert clean["pool_images"]["n_per_source"] == {"demo": 3500}
     assert clean["pool_images"]["n_bytes"] >= 3500 * 64
     assert all(not any(counts.values()) for counts in clean["duplicates"].values())
-    planted = parameters(pool=[{"type": "demo", "part": part, "name": part} for part in ("pool", "test")])
+    planted = parameters(
+        pool=[{"type": "demo", "part": part, "name": part} for part in ("pool", "test")]
+    )
     pool = write_store(nodes.plan_pool_images(planted, teacher()), tmp_path / "planted")
     report = report_of({**stores, "pool_images": pool})
     assert report["duplicates"] == {
@@ -102,13 +114,15 @@ def test_the_report_counts_what_is_there_and_what_two_stores_share(
 
 
 def test_a_teacher_that_was_brought_along_needs_no_training_images(tmp_path: Path) -> None:
-    store = write_store(nodes.plan_teacher_training_images(parameters(teacher_training=[]), teacher()), tmp_path)
+    store = write_store(
+        nodes.plan_teacher_training_images(parameters(teacher_training=[]), teacher()), tmp_path
+    )
     assert len(ImageStore.open(store.folder)) == 0
 
 
-def test_images_take_the_teachers_size_and_colours(tmp_path: Path) -> None:
-    colour = teacher(input={"size_px": 32, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3})
-    store = write_store(nodes.plan_labeled_images(parameters(), colour), tmp_path)
+def test_images_take_the_teachers_size_and_colors(tmp_path: Path) -> None:
+    color = teacher(input={"size_px": 32, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3})
+    store = write_store(nodes.plan_labeled_images(parameters(), color), tmp_path)
     images = store.read(np.arange(len(store)))
     assert images.shape == (100, 3, 32, 32)
     assert (images[:, 0] == images[:, 2]).all()
@@ -139,8 +153,12 @@ def test_the_stage_writes_six_entries_and_kedro_can_check_its_parameters() -> No
         assert hints.get("teacher", TeacherParams) is TeacherParams
 
 
-def test_ids_that_are_both_labeled_and_in_the_pool_are_refused(stores: dict[str, ImageStore], tmp_path: Path) -> None:
+def test_ids_that_are_both_labeled_and_in_the_pool_are_refused(
+    stores: dict[str, ImageStore], tmp_path: Path
+) -> None:
     both = parameters(pool=[{"type": "demo", "part": part} for part in ("pool", "labeled")])
     pool = write_store(nodes.plan_pool_images(both, teacher()), tmp_path / "both")
-    with pytest.raises(InputError, match=r"100 ids are in both labeled_images and pool_images, such as 'digits/"):
+    with pytest.raises(
+        InputError, match=r"100 ids are in both labeled_images and pool_images, such as 'digits/"
+    ):
         report_of({**stores, "pool_images": pool})

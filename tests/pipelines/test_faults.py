@@ -18,13 +18,15 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PROJECT, QUICK, run_kedro
 from pipelines.test_incremental_full import contents
+from tests.conftest import PROJECT, QUICK, run_kedro
 
 pytestmark = pytest.mark.xdist_group("faults")
 
 N_KILLS = int(os.environ.get("PU_KD_KILLS", "6"))
-DIFFERS = re.compile(r"metrics\.json|report\.html|\.png$|_report\.json")  # times, paths, and pictures of them
+DIFFERS = re.compile(
+    r"metrics\.json|report\.html|\.png$|_report\.json"
+)  # times, paths, and pictures of them
 
 
 def started(data: Path, *params: str, pipeline: str = "full") -> subprocess.Popen[str]:
@@ -41,7 +43,12 @@ def made(data: Path) -> dict[str, str]:
 
 
 def leftovers(data: Path) -> list[str]:
-    return [str(path) for layer in data.glob("0*") for path in layer.rglob(".*") if path.name != ".gitkeep"]
+    return [
+        str(path)
+        for layer in data.glob("0*")
+        for path in layer.rglob(".*")
+        if path.name != ".gitkeep"
+    ]
 
 
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_result(finished_run, tmp_path):
@@ -53,7 +60,9 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_result(finished_
         time.sleep(draw.uniform(0.5, 4.0 + 12.0 * draw.random()))
         if process.poll() is not None:
             assert process.returncode == 0, process.communicate()[0]
-            shutil.rmtree(tmp_path / "06_models", ignore_errors=True)  # it was through: once more, from the models on
+            shutil.rmtree(
+                tmp_path / "06_models", ignore_errors=True
+            )  # it was through: once more, from the models on
             continue
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -65,7 +74,9 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_result(finished_
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize(("number", "code", "told"), [("SIGTERM", 143, "SIGTERM"), ("SIGINT", 130, "Ctrl-C")])
+@pytest.mark.parametrize(
+    ("number", "code", "told"), [("SIGTERM", 143, "SIGTERM"), ("SIGINT", 130, "Ctrl-C")]
+)
 def test_a_stopped_run_goes_on_where_it_was(finished_run, tmp_path, number, code, told):
     shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True, copy_function=shutil.copy2)
     process = started(tmp_path, "distillation.n_updates=100000", pipeline="distillation")
@@ -90,7 +101,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True, check=False).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mounting, capture_output=True, check=False).returncode
+    ):
         pytest.skip("a small disk cannot be made here: mounting a tmpfs needs root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
@@ -111,5 +125,7 @@ def test_a_full_disk_is_one_sentence_and_more_space_goes_on(finished_run, small_
         said.append(told)
         assert leftovers(small_disk) == []
     assert all("Error: There is no space left on the disk" in told for told in said)
-    assert "Up to date: data_ingestion.ingest_labeled_images" in told  # what was finished on the full disk counts
+    assert (
+        "Up to date: data_ingestion.ingest_labeled_images" in told
+    )  # what was finished on the full disk counts
     assert made(small_disk) == made(finished_run)

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from conftest import PROJECT, run_kedro
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import load_model, load_pu_classifier
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.infra.tables import read_table
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import load_model, load_pu_classifier
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.storage.table import read_table
+from tests.conftest import PROJECT, run_kedro
 
 pytestmark = pytest.mark.xdist_group("finished_run")
 
@@ -41,7 +41,9 @@ def test_metrics_say_what_teacher_and_students_are_worth(metrics):
     expected = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
     assert selection["gain"] == pytest.approx(expected)
     assert selection["true_class_prior"] == pytest.approx(0.2)
-    assert selection["class_prior_lower"] <= selection["class_prior"] <= selection["class_prior_upper"]
+    assert (
+        selection["class_prior_lower"] <= selection["class_prior"] <= selection["class_prior_upper"]
+    )
     assert selection["auc"] > 0.6
     assert 0.2 < selection["precision"] <= 1
     assert 0 < selection["recall"] <= 1
@@ -60,7 +62,9 @@ def test_manifest_says_what_was_kept_and_by_what_rule(finished_run, metrics):
     pool = manifest[manifest["origin"] == "pool"]
     assert manifest.attrs["rule"] == "disagreement"
     assert manifest.attrs["threshold"] is None
-    scores = ShardedTable.open(finished_run / "07_model_output" / "pool_scores").to_pandas()["pu_score"]
+    scores = ShardedTable.open(finished_run / "07_model_output" / "pool_scores").to_pandas()[
+        "pu_score"
+    ]
     n_likely = round(metrics["selection"]["class_prior"] * len(scores))
     assert len(pool) == n_likely
     drawn = pool["pu_score"].iloc[round(n_likely / 2) :]
@@ -68,7 +72,11 @@ def test_manifest_says_what_was_kept_and_by_what_rule(finished_run, metrics):
     assert pool["pu_score"].iloc[: round(n_likely / 2)].min() < scores.median()  # the random half
     assert set(manifest.attrs["fingerprints"]) == {"labeled_images", "pool_images", "pool_scores"}
     # the facts are readable without this package
-    facts = json.loads(pq.read_schema(finished_run / "05_model_input" / "manifest.parquet").metadata[b"pu_kd_pipeline"])
+    facts = json.loads(
+        pq.read_schema(finished_run / "05_model_input" / "manifest.parquet").metadata[
+            b"pu_kd_pipeline"
+        ]
+    )
     assert facts["class_prior"] == metrics["selection"]["class_prior"]
 
 
@@ -83,7 +91,9 @@ def test_manifest_leads_to_the_images_it_names(finished_run):
 
 def test_the_random_manifest_has_the_same_size_and_other_images(finished_run):
     folder = finished_run / "05_model_input"
-    manifest, drawn = (read_table(folder / f"{name}.parquet") for name in ("manifest", "random_manifest"))
+    manifest, drawn = (
+        read_table(folder / f"{name}.parquet") for name in ("manifest", "random_manifest")
+    )
     assert len(manifest) == len(drawn)
     assert set(manifest["id"]) != set(drawn["id"])
     assert drawn.attrs["rule"] == "random"
@@ -96,7 +106,10 @@ def test_features_have_the_stated_types_and_are_the_teachers(finished_run):
     size = teacher.extractor().descriptor_size
     for column, dtype, width in (("descriptor", pa.float16(), size), ("logits", pa.float32(), 10)):
         assert pa.types.is_fixed_size_list(schema.field(column).type)
-        assert (schema.field(column).type.value_type, schema.field(column).type.list_size) == (dtype, width)
+        assert (schema.field(column).type.value_type, schema.field(column).type.list_size) == (
+            dtype,
+            width,
+        )
     store = ImageStore.open(finished_run / "02_intermediate" / "pool_images")
     assert table.arrays("id").tolist() == store.index["id"].tolist()
     scores = ShardedTable.open(finished_run / "07_model_output" / "pool_scores").to_pandas()
@@ -117,7 +130,9 @@ def test_models_are_folders_of_safetensors_and_a_card(finished_run):
     for name in ("teacher_model", "student_model", "random_student_model", "pu_classifier"):
         files = sorted(path.name for path in (finished_run / "06_models" / name).iterdir())
         assert files == ["card.json", "weights.safetensors"]
-    assert load_pu_classifier(finished_run / "06_models" / "pu_classifier").card.backbone == "frozen"
+    assert (
+        load_pu_classifier(finished_run / "06_models" / "pu_classifier").card.backbone == "frozen"
+    )
 
 
 def test_the_run_prints_its_table_and_is_tracked(finished_run, metrics):
@@ -171,7 +186,9 @@ def copied_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_runs_alone_from_saved_inputs_and_repeats_its_outputs(stage, finished_run, copied_run):
+def test_every_stage_runs_alone_from_saved_inputs_and_repeats_its_outputs(
+    stage, finished_run, copied_run
+):
     if stage == "feature_extraction":  # finished shards are skipped: have them made again
         shutil.rmtree(copied_run / "04_feature")
     result = run_kedro(f"--pipeline={stage}", "--force", data=copied_run)
@@ -183,7 +200,10 @@ def test_another_seed_gives_another_run(finished_run, copied_run, tmp_path):
     shutil.copytree(copied_run, tmp_path / "run")
     result = run_kedro("--pipeline=distillation", data=tmp_path / "run", params=("seed=1",))
     assert result.returncode == 0, result.stderr
-    mine, theirs = _weights(tmp_path / "run", "student_model"), _weights(finished_run, "student_model")
+    mine, theirs = (
+        _weights(tmp_path / "run", "student_model"),
+        _weights(finished_run, "student_model"),
+    )
     assert any(not np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
@@ -211,7 +231,10 @@ def test_another_seed_gives_another_run(finished_run, copied_run, tmp_path):
         ),
         ("subset_materialization", ("subset_materialization.rule=nnpu",)),
         ("class_weighting", ("class_weighting.mode=released", "class_weighting.n_vectors=1")),
-        ("distillation", ("distillation.objective=kd", "distillation.keep=best", "distillation.temperature=4")),
+        (
+            "distillation",
+            ("distillation.objective=kd", "distillation.keep=best", "distillation.temperature=4"),
+        ),
     ],
 )
 def test_variants_of_a_stage_run(stage, params, copied_run, tmp_path):
@@ -252,7 +275,9 @@ def test_variants_of_a_stage_run(stage, params, copied_run, tmp_path):
         ("distillation", ("distillation.student_architecture=my_nets:small",), ("my_nets", "cannot be imported")),
     ],
 )  # fmt: skip
-def test_wrong_input_ends_at_once_with_one_message(pipeline, params, expected, copied_run, tmp_path):
+def test_wrong_input_ends_at_once_with_one_message(
+    pipeline, params, expected, copied_run, tmp_path
+):
     data = copied_run if pipeline in ("teacher", "distillation") else tmp_path
     before = _contents(data)
     result = run_kedro(f"--pipeline={pipeline}", data=data, params=params)
@@ -267,8 +292,15 @@ def test_wrong_input_ends_at_once_with_one_message(pipeline, params, expected, c
 def test_taps_that_are_not_layers_end_a_run_of_an_environment_at_once(tmp_path):
     shutil.copytree(PROJECT / "conf", tmp_path / "conf")
     (tmp_path / "conf" / "mine").mkdir()
-    (tmp_path / "conf" / "mine" / "parameters_teacher.yml").write_text("teacher: {taps: [block1, blok2]}")
-    result = run_kedro("--pipeline=full", f"--conf-source={tmp_path / 'conf'}", "--env=mine", data=tmp_path / "data")
+    (tmp_path / "conf" / "mine" / "parameters_teacher.yml").write_text(
+        "teacher: {taps: [block1, blok2]}"
+    )
+    result = run_kedro(
+        "--pipeline=full",
+        f"--conf-source={tmp_path / 'conf'}",
+        "--env=mine",
+        data=tmp_path / "data",
+    )
     assert result.returncode == 1
     expected = "Error: teacher.taps: not a layer of the network: 'blok2' (did you mean"
     assert expected in " ".join(result.stderr.split())

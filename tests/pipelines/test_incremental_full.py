@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PROJECT, QUICK, run_kedro
+from tests.conftest import PROJECT, QUICK, run_kedro
 
 pytestmark = pytest.mark.xdist_group("finished_run")
 
@@ -30,7 +30,9 @@ def data(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def nodes_that_ran(text: str) -> dict[str, str]:
     """Return node -> why, as the log of a run says."""
-    flat = re.sub(r"\s+", " ", re.sub(r"(INFO|WARNING) +", "@", re.sub(r"\[[\d/]+ [\d:]+\] ", "", text)))
+    flat = re.sub(
+        r"\s+", " ", re.sub(r"(INFO|WARNING) +", "@", re.sub(r"\[[\d/]+ [\d:]+\] ", "", text))
+    )
     return dict(re.findall(r"@([\w.]+) runs: ([^@]+?)(?= @|$)", flat))
 
 
@@ -65,7 +67,7 @@ def test_a_second_full_run_runs_nothing_and_says_so(data):
     [
         ("02_intermediate/pool_images/*.npy", "data_ingestion.ingest_pool_images"),
         ("04_feature/pool_features/*.parquet", "feature_extraction.extract_pool_features"),
-        ("05_model_input/manifest.parquet", "subset_materialization.materialise_subset"),
+        ("05_model_input/manifest.parquet", "subset_materialization.materialize_subset"),
     ],
 )
 def test_a_damaged_part_of_an_output_is_made_again_and_nothing_else(data, victim, node):
@@ -101,7 +103,7 @@ def test_a_changed_parameter_runs_what_reads_it_and_what_follows(data):
     ran = nodes_that_ran(result.stdout)
     assert readers <= set(ran) <= would_run
     assert all(ran[name] == "parameter class_weighting.epsilon 0.1 → 0.3" for name in readers)
-    assert ran["distillation.distil_student"] == "input weight_vectors changed"
+    assert ran["distillation.distill_student"] == "input weight_vectors changed"
 
 
 def test_force_runs_every_node(data):
@@ -115,8 +117,17 @@ def test_force_runs_every_node(data):
 
 def test_two_runs_at_once_on_one_folder_the_second_is_refused(data):
     params = ",".join((f"data={data}", *QUICK, "distillation.n_updates=100000", "tracking=false"))
-    command = [sys.executable, "-m", "kedro", "run", "--pipeline=distillation", f"--params={params}"]
-    first = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    command = [
+        sys.executable,
+        "-m",
+        "kedro",
+        "run",
+        "--pipeline=distillation",
+        f"--params={params}",
+    ]
+    first = subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, env={**os.environ}
+    )
     try:
         assert first.stdout is not None
         for line in first.stdout:
@@ -134,6 +145,8 @@ def test_two_runs_at_once_on_one_folder_the_second_is_refused(data):
         first.send_signal(signal.SIGKILL)
         first.wait(timeout=30)
     deadline = time.monotonic() + 10
-    while (after := run_kedro("--pipeline=pool_scoring", data=data)).returncode and time.monotonic() < deadline:
+    while (
+        after := run_kedro("--pipeline=pool_scoring", data=data)
+    ).returncode and time.monotonic() < deadline:
         time.sleep(0.2)
     assert after.returncode == 0  # the lock went with its process

@@ -11,11 +11,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from conftest import PROJECT, run_kedro
-from pu_kd_pipeline.infra.image_store import ImageStore, write_store
-from pu_kd_pipeline.infra.tables import read_table
-from pu_kd_pipeline.params import DataIngestionParams, TeacherParams
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.teacher import TeacherParams
 from pu_kd_pipeline.pipelines.data_ingestion import nodes
+from pu_kd_pipeline.storage.table import read_table
+from tests.conftest import PROJECT, run_kedro
 
 pytestmark = pytest.mark.xdist_group("duplicates")
 
@@ -24,9 +26,14 @@ GIVEN = ("tracking=false", "subset_materialization.rule=all")
 
 def demo_test_images(folder: Path) -> ImageStore:
     base = PROJECT / "conf" / "base"
-    ingestion = yaml.safe_load((base / "parameters_data_ingestion.yml").read_text())["data_ingestion"]
+    ingestion = yaml.safe_load((base / "parameters_data_ingestion.yml").read_text())[
+        "data_ingestion"
+    ]
     teacher = yaml.safe_load((base / "parameters_teacher.yml").read_text())["teacher"]
-    blocks = DataIngestionParams.model_validate({**ingestion, "seed": 0}), TeacherParams.model_validate(teacher)
+    blocks = (
+        DataIngestionParams.model_validate({**ingestion, "seed": 0}),
+        TeacherParams.model_validate(teacher),
+    )
     return write_store(nodes.plan_test_images(*blocks), folder)
 
 
@@ -45,14 +52,21 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = {
         "labeled": [
             {"type": "demo", "part": "labeled", "labels": "classes"},
-            {"type": "folder", "path": str(folder / "labeled"), "name": "planted", "labels": "classes"},
+            {
+                "type": "folder",
+                "path": str(folder / "labeled"),
+                "name": "planted",
+                "labels": "classes",
+            },
         ],
         "pool": [
             {"type": "demo", "part": "pool"},
             {"type": "folder", "path": str(folder / "pool"), "name": "planted"},
         ],
     }
-    (folder / "conf" / "planted" / "parameters.yml").write_text(yaml.safe_dump({"data_ingestion": sources}))
+    (folder / "conf" / "planted" / "parameters.yml").write_text(
+        yaml.safe_dump({"data_ingestion": sources})
+    )
     return folder / "conf"
 
 
@@ -60,7 +74,9 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(conf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data folder of a whole run of `planted`; do not write to it."""
     data = tmp_path_factory.mktemp("run")
-    done = run_kedro("--pipeline=full", "--env=planted", f"--conf-source={conf}", data=data, params=GIVEN)
+    done = run_kedro(
+        "--pipeline=full", "--env=planted", f"--conf-source={conf}", data=data, params=GIVEN
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (data / "output.txt").write_text(done.stdout + done.stderr)
     return data
@@ -79,7 +95,10 @@ def test_planted_copies_are_found_and_told(run):
     }  # fmt: skip
     assert of_test["id"].str.startswith("planted/").all()
     said = " ".join((run / "output.txt").read_text().split())
-    for words in ("8 of 3508 pool images are copies of test", "2 of 102 labeled images are copies of test"):
+    for words in (
+        "8 of 3508 pool images are copies of test",
+        "2 of 102 labeled images are copies of test",
+    ):
         assert words in said
 
 
@@ -89,15 +108,25 @@ def test_no_manifest_holds_them_and_everybody_says_so(run):
     attrs = read_table(run / "05_model_input" / "manifest.parquet").attrs
     metrics = json.loads((run / "08_reporting" / "metrics.json").read_text())
     for facts in (attrs, metrics["selection"]):
-        counts = {name: facts[f"n_{name}"] for name in ("selected", "labeled", "excluded_pool", "excluded_labeled")}
-        assert counts == {"selected": 3500, "labeled": 100, "excluded_pool": 8, "excluded_labeled": 2}
+        counts = {
+            name: facts[f"n_{name}"]
+            for name in ("selected", "labeled", "excluded_pool", "excluded_labeled")
+        }
+        assert counts == {
+            "selected": 3500,
+            "labeled": 100,
+            "excluded_pool": 8,
+            "excluded_labeled": 2,
+        }
     report = json.loads((run / "08_reporting" / "ingestion_report.json").read_text())
     assert report["duplicates"]["pool and test"] == {"exact": 4, "near": 4}
     page = (run / "08_reporting" / "report.html").read_text()
     assert "Copies of test images among the pool images: 4 exact, 4 near." in page
     assert "they were left out of what was selected" in page
     assert "8 of the pool images, 2 of the labeled images" in page
-    assert "8 of the pool images, 2 of the labeled" in " ".join((run / "output.txt").read_text().split())
+    assert "8 of the pool images, 2 of the labeled" in " ".join(
+        (run / "output.txt").read_text().split()
+    )
 
 
 def test_with_the_switch_off_they_are_learned_from(run, conf, tmp_path):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import run_kedro
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.infra.tables import read_table
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.storage.table import read_table
+from tests.conftest import run_kedro
 
 pytestmark = pytest.mark.xdist_group("finished_run")
 
@@ -24,7 +24,9 @@ def data(finished_run: Path, folder: Path) -> Path:
     for name in ("pool_images", "duplicates.parquet"):
         (folder / "02_intermediate" / name).symlink_to(finished_run / "02_intermediate" / name)
     (folder / "06_models").mkdir()
-    (folder / "06_models" / "teacher_model").symlink_to(finished_run / "06_models" / "teacher_model")
+    (folder / "06_models" / "teacher_model").symlink_to(
+        finished_run / "06_models" / "teacher_model"
+    )
     return folder
 
 
@@ -43,14 +45,18 @@ def test_digits_are_found_without_a_single_labeled_image(data: Path) -> None:
     assert (data / "08_reporting" / "relatedness_plot.png").stat().st_size > 10_000
     assert not (data / "04_feature").exists()
     with sqlite3.connect(data / "mlflow" / "mlflow.db") as mlflow:
-        assert mlflow.execute("SELECT name, status FROM runs").fetchall() == [("relatedness (local)", "FINISHED")]
+        assert mlflow.execute("SELECT name, status FROM runs").fetchall() == [
+            ("relatedness (local)", "FINISHED")
+        ]
 
     # another way of sampling costs no pass over the images
     shards = {path: path.stat().st_mtime_ns for path in relatedness.folder.glob("*.parquet")}
     changes = (N_NOISE, "relatedness.sampling=uniform")
     result = run_kedro("--pipeline=relatedness", data=data, params=changes)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert {path: path.stat().st_mtime_ns for path in relatedness.folder.glob("*.parquet")} == shards
+    assert {
+        path: path.stat().st_mtime_ns for path in relatedness.folder.glob("*.parquet")
+    } == shards
     uniform = read_table(data / "05_model_input" / "preferential_manifest.parquet")
     assert uniform.attrs["rule"] == "uniform"
     assert uniform["sampling_probability"].nunique() == 1

@@ -14,11 +14,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pu_kd_pipeline.infra import figures
-from pu_kd_pipeline.infra.html_report import CAPTIONS, findings
-from pu_kd_pipeline.params import ReportingParams
+from pu_kd_pipeline.params.reporting import ReportingParams
 from pu_kd_pipeline.pipelines.reporting.nodes import report_run
 from pu_kd_pipeline.pipelines.reporting.pipeline import create_pipeline
+from pu_kd_pipeline.reporting.class_figures import plot_class_weights, plot_per_class_accuracy
+from pu_kd_pipeline.reporting.html import CAPTIONS, findings
+from pu_kd_pipeline.reporting.selection_figures import (
+    SMALL_IMAGE_PX,
+    plot_contact_sheet,
+    plot_score_histogram,
+)
+from pu_kd_pipeline.reporting.style import MAX_NAMED_CLASSES
+from pu_kd_pipeline.reporting.training_figures import plot_distillation_history, plot_pu_history
 
 
 class Store:
@@ -60,7 +67,9 @@ def scored_pool(
     scores = pd.DataFrame(
         {
             "id": ids,
-            "pu_score": np.where(relevant, rng.normal(2, 1.5, n), rng.normal(-3, 1.5, n)).astype(np.float32),
+            "pu_score": np.where(relevant, rng.normal(2, 1.5, n), rng.normal(-3, 1.5, n)).astype(
+                np.float32
+            ),
             "teacher_class": rng.integers(0, n_classes, n).astype(np.int32),
             "teacher_confidence": rng.uniform(0.3, 1, n).astype(np.float32),
         }
@@ -85,9 +94,20 @@ def scored_pool(
 
 def history(n: int, **columns: Any) -> pd.DataFrame:
     course = 1 / np.arange(1, n + 1)
-    pu = {"risk": course, "positive_risk": course / 2, "negative_risk": course / 2 - 0.05, "ascent_share": 0.25}
+    pu = {
+        "risk": course,
+        "positive_risk": course / 2,
+        "negative_risk": course / 2 - 0.05,
+        "ascent_share": 0.25,
+    }
     return pd.DataFrame(
-        {"epoch": np.arange(1.0, n + 1), "update": 10 * np.arange(1.0, n + 1), "loss": course, **pu, **columns}
+        {
+            "epoch": np.arange(1.0, n + 1),
+            "update": 10 * np.arange(1.0, n + 1),
+            "loss": course,
+            **pu,
+            **columns,
+        }
     )
 
 
@@ -96,14 +116,25 @@ def weights(n_classes: int, n_clipped: int = 0) -> pd.DataFrame:
     raw = n_classes / mass / (1 / mass).sum()
     clipped = np.arange(n_classes) < n_clipped
     names = [f"class {index}" for index in range(n_classes)]
-    columns = {"class_name": names, "teacher_mass": mass, "raw_weight": raw, "weight": raw, "is_clipped": clipped}
+    columns = {
+        "class_name": names,
+        "teacher_mass": mass,
+        "raw_weight": raw,
+        "weight": raw,
+        "is_clipped": clipped,
+    }
     return pd.DataFrame({"class_index": range(n_classes), **columns})
 
 
 def model(accuracy: float, n_classes: int = 10, parameters: int = 1000) -> dict[str, Any]:
     per_class: list[float | None] = [accuracy] * n_classes
     per_class[-1] = None  # a class without test images
-    cost = {"parameters": parameters, "flops": 10 * parameters, "size_bytes": 4 * parameters, "latency_ms": 0.5}
+    cost = {
+        "parameters": parameters,
+        "flops": 10 * parameters,
+        "size_bytes": 4 * parameters,
+        "latency_ms": 0.5,
+    }
     return {"accuracy": accuracy, "agreement": 0.97, "per_class_accuracy": per_class, **cost}
 
 
@@ -111,7 +142,14 @@ def metrics_of(gain: float | None = 0.02, n_classes: int = 10, n_test: int = 400
     models = {"teacher": model(0.98, n_classes, 6000), "student": model(0.95, n_classes)}
     if gain is not None:
         models["random_student"] = model(0.95 - gain, n_classes)
-    selection = {"n_selected": 60, "n_pool": 300, "rule": "nnpu", "criterion": "sign", "class_prior": 0.2, "gain": gain}
+    selection = {
+        "n_selected": 60,
+        "n_pool": 300,
+        "rule": "nnpu",
+        "criterion": "sign",
+        "class_prior": 0.2,
+        "gain": gain,
+    }
     return {**models, "selection": selection, "n_test": n_test}
 
 
@@ -124,10 +162,19 @@ PRIOR = {
     "n_positive": 100,
     "n_unlabeled": 300,
 }
-STORE = {"n_images": 300, "size_px": 8, "channels": 1, "n_per_source": {"demo": 300}, "n_quarantined": 2}
+STORE = {
+    "n_images": 300,
+    "size_px": 8,
+    "channels": 1,
+    "n_per_source": {"demo": 300},
+    "n_quarantined": 2,
+}
 INGESTION = {
     "pool_images": {**STORE, "quarantined": {"truncated": 2}},
-    "duplicates": {"pool and test": {"exact": 3, "near": 1}, "teacher_training and pool": {"exact": 0, "near": None}},
+    "duplicates": {
+        "pool and test": {"exact": 3, "near": 1},
+        "teacher_training and pool": {"exact": 0, "near": None},
+    },
 }
 
 
@@ -169,7 +216,7 @@ def stairs(figure: Any) -> list[Any]:
 @pytest.mark.parametrize("truth", [True, False])
 def test_the_histogram_counts_every_image_once_and_cuts_between_bins(truth: bool) -> None:
     scores, manifest, store = scored_pool(truth=truth)
-    figure = figures.plot_score_histogram(scores, manifest, store, PRIOR)  # type: ignore[arg-type]
+    figure = plot_score_histogram(scores, manifest, store, PRIOR)  # type: ignore[arg-type]
     filled = [patch.get_data() for patch in stairs(figure) if patch.get_fill()]
     assert sum(data.values.sum() for data in filled) == len(scores)
     assert np.abs(filled[0].edges).min() < 1e-9  # the threshold of the sign criterion is 0
@@ -182,18 +229,20 @@ def test_the_histogram_states_precision_and_recall_where_the_truth_is_known() ->
     is_relevant = scores["id"].str.removeprefix("pool/").astype(int) % 5 == 0
     n_hits = (is_selected & is_relevant).sum()
     expected = f"precision {100 * n_hits / is_selected.sum():.1f} %, recall {100 * n_hits / is_relevant.sum():.1f} %"
-    said = words(figures.plot_score_histogram(scores, manifest, store, PRIOR))  # type: ignore[arg-type]
+    said = words(plot_score_histogram(scores, manifest, store, PRIOR))  # type: ignore[arg-type]
     assert expected in said
     assert f"{is_selected.sum()} of 300 pool images selected" in said
     assert "20.0 % (17.0–23.0 %)" in said
     unknown = scored_pool(truth=False)
-    assert "precision" not in words(figures.plot_score_histogram(*unknown, PRIOR))  # type: ignore[arg-type]
+    assert "precision" not in words(plot_score_histogram(*unknown, PRIOR))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rule", ["random", "confident", "all"])
-def test_a_rule_that_does_not_cut_the_pu_score_shows_what_it_selected_instead_of_a_cut(rule: str) -> None:
+def test_a_rule_that_does_not_cut_the_pu_score_shows_what_it_selected_instead_of_a_cut(
+    rule: str,
+) -> None:
     scores, manifest, store = scored_pool(rule=rule)
-    figure = figures.plot_score_histogram(scores, manifest, store, PRIOR)  # type: ignore[arg-type]
+    figure = plot_score_histogram(scores, manifest, store, PRIOR)  # type: ignore[arg-type]
     assert "passes" not in words(figure)
     assert stairs(figure)[-1].get_label() == f"selected ({(manifest['origin'] == 'pool').sum()})"
 
@@ -206,9 +255,12 @@ def test_a_million_scores_need_no_more_ink_than_a_few() -> None:
         manifest = pd.DataFrame({"id": [1], "origin": "pool"})
         manifest.attrs = {"rule": "nnpu", "criterion": "budget", "threshold": score[1]}
         store = Store(np.zeros((1, 1, 1, 1)), ["0"], [None])
-        figure = figures.plot_score_histogram(scores, manifest, store, PRIOR)  # type: ignore[arg-type]
+        figure = plot_score_histogram(scores, manifest, store, PRIOR)  # type: ignore[arg-type]
         counts.append(
-            (len(figure.axes[0].patches) + len(figure.axes[0].lines), len(stairs(figure)[0].get_data().values))
+            (
+                len(figure.axes[0].patches) + len(figure.axes[0].lines),
+                len(stairs(figure)[0].get_data().values),
+            )
         )
     assert counts[0][0] == counts[1][0]
     assert counts[1][1] < 100
@@ -217,7 +269,7 @@ def test_a_million_scores_need_no_more_ink_than_a_few() -> None:
 def test_scores_that_are_not_numbers_are_refused() -> None:
     scores, manifest, store = scored_pool()
     with pytest.raises(ValueError, match="no finite pu_score"):
-        figures.plot_score_histogram(scores.assign(pu_score=np.nan), manifest, store, PRIOR)  # type: ignore[arg-type]
+        plot_score_histogram(scores.assign(pu_score=np.nan), manifest, store, PRIOR)  # type: ignore[arg-type]
 
 
 # --- histories --------------------------------------------------------------------------------------------------------
@@ -225,25 +277,27 @@ def test_scores_that_are_not_numbers_are_refused() -> None:
 
 @pytest.mark.parametrize("n_epochs", [1, 3, 200])
 def test_risk_curves_leave_out_a_held_out_risk_that_was_not_measured(n_epochs: int) -> None:
-    measured = figures.plot_pu_history(history(n_epochs, held_out_zero_one_risk=0.125))
+    measured = plot_pu_history(history(n_epochs, held_out_zero_one_risk=0.125))
     assert "held-out 0-1 risk 0.125 at the end" in words(measured)
     assert "25.0 % of all steps were ascent steps" in words(measured)
     for missing in (history(n_epochs), history(n_epochs, held_out_zero_one_risk=np.nan)):
-        figure = figures.plot_pu_history(missing)
+        figure = plot_pu_history(missing)
         assert len(figure.axes) == len(measured.axes) - 1
         assert "0-1 risk" not in words(figure)
         figure.canvas.draw()
 
 
 def test_distillation_curves_name_both_students_and_fall_back_to_training_agreement() -> None:
-    both = figures.plot_distillation_history(history(5, held_out_agreement=0.9), history(5, held_out_agreement=0.8))
+    both = plot_distillation_history(
+        history(5, held_out_agreement=0.9), history(5, held_out_agreement=0.8)
+    )
     assert "agree on 90.0 % of the held-out images" in words(both)
     assert "random student on 80.0 % of its own" in words(both)
     for nobody in (None, history(0)):
-        alone = figures.plot_distillation_history(history(5, training_agreement=0.7), nobody)
+        alone = plot_distillation_history(history(5, training_agreement=0.7), nobody)
         assert "agree on 70.0 % of the training images" in words(alone)
         assert "random" not in words(alone)
-    assert "agreement was not measured" in words(figures.plot_distillation_history(history(5)))
+    assert "agreement was not measured" in words(plot_distillation_history(history(5)))
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
@@ -253,44 +307,48 @@ def test_distillation_curves_name_both_students_and_fall_back_to_training_agreem
 def test_class_figures_stay_readable_for_any_number_of_classes(n_classes: int) -> None:
     names = [f"class {index}" for index in range(n_classes)]
     drawn = (
-        figures.plot_class_weights(weights(n_classes, n_clipped=1)),
-        figures.plot_per_class_accuracy(metrics_of(n_classes=n_classes), names),
+        plot_class_weights(weights(n_classes, n_clipped=1)),
+        plot_per_class_accuracy(metrics_of(n_classes=n_classes), names),
     )
     for figure in drawn:
         assert figure.get_figheight() <= 13
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        is_named = n_classes <= figures.MAX_NAMED_CLASSES
+        is_named = n_classes <= MAX_NAMED_CLASSES
         assert (sorted(labels) == sorted(names)) == is_named
 
 
 def test_class_weights_mark_what_was_clipped() -> None:
-    assert "clipped from" in words(figures.plot_class_weights(weights(10, n_clipped=1)))
-    assert "2 of 100 clipped" in words(figures.plot_class_weights(weights(100, n_clipped=2)))
+    assert "clipped from" in words(plot_class_weights(weights(10, n_clipped=1)))
+    assert "2 of 100 clipped" in words(plot_class_weights(weights(100, n_clipped=2)))
     unseen = weights(10)
     unseen.loc[0, "teacher_mass"] = 0.0
-    said = words(figures.plot_class_weights(unseen))
+    said = words(plot_class_weights(unseen))
     assert "none clipped" in said
     assert "1 of 10 classes nowhere" in said
 
 
 @pytest.mark.parametrize("n_classes", [10, 100])
-def test_the_class_that_lost_most_is_named_and_classes_without_test_images_are_left_out(n_classes: int) -> None:
+def test_the_class_that_lost_most_is_named_and_classes_without_test_images_are_left_out(
+    n_classes: int,
+) -> None:
     metrics = metrics_of(gain=None, n_classes=n_classes)
     metrics["student"]["per_class_accuracy"][3] = 0.5
-    said = words(figures.plot_per_class_accuracy(metrics, [f"class {index}" for index in range(n_classes)]))
+    said = words(plot_per_class_accuracy(metrics, [f"class {index}" for index in range(n_classes)]))
     assert "“class 3”: −48.0 points" in said
     assert "loses 3.0 points to its teacher" in said
     metrics["student"]["accuracy"] = metrics["teacher"]["accuracy"]
-    assert "equals its teacher" in words(figures.plot_per_class_accuracy(metrics))
+    assert "equals its teacher" in words(plot_per_class_accuracy(metrics))
 
 
 # --- contact sheet ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 224, 224), (3, 20, 30)])
-def test_the_contact_sheet_shows_the_images_that_it_names_and_reads_no_other(shape: tuple[int, int, int]) -> None:
+def test_the_contact_sheet_shows_the_images_that_it_names_and_reads_no_other(
+    shape: tuple[int, int, int],
+) -> None:
     scores, manifest, store = scored_pool(n=60, shape=shape)
-    figure = figures.plot_contact_sheet(manifest, scores, store, 4)  # type: ignore[arg-type]
+    figure = plot_contact_sheet(manifest, scores, store, 4)  # type: ignore[arg-type]
     shown = [image.get_array() for image in figure.axes[0].images]
     assert len(shown) == 12
     assert store.rows_read <= 12
@@ -300,22 +358,24 @@ def test_the_contact_sheet_shows_the_images_that_it_names_and_reads_no_other(sha
     for image, identifier in zip(shown, pd.concat(blocks)["id"], strict=True):
         expected = store.read(np.array([int(identifier.removeprefix("pool/"))], dtype=np.int64))[0]
         np.testing.assert_array_equal(np.moveaxis(np.atleast_3d(image), -1, 0), expected)
-    is_small = max(shape) <= figures.SMALL_IMAGE_PX
-    assert all((image.get_interpolation() == "nearest") == is_small for image in figure.axes[0].images)
+    is_small = max(shape) <= SMALL_IMAGE_PX
+    assert all(
+        (image.get_interpolation() == "nearest") == is_small for image in figure.axes[0].images
+    )
 
 
 def test_the_contact_sheet_ranks_by_the_score_of_the_rule_and_knows_rules_without_a_cut() -> None:
-    confident = words(figures.plot_contact_sheet(*reordered(rule="confident"), 4, ["cat"] * 10))  # type: ignore[arg-type]
+    confident = words(plot_contact_sheet(*reordered(rule="confident"), 4, ["cat"] * 10))  # type: ignore[arg-type]
     assert "0.80" in confident
     assert "cat" in confident
     assert "the last that were selected" in confident
     for rule in ("random", "disagreement", "all"):
-        said = words(figures.plot_contact_sheet(*reordered(rule=rule), 4))  # type: ignore[arg-type]
+        said = words(plot_contact_sheet(*reordered(rule=rule), 4))  # type: ignore[arg-type]
         assert "no cut" in said
         assert "left out" not in said
-    hidden = words(figures.plot_contact_sheet(*reordered(truth=False), 4))  # type: ignore[arg-type]
+    hidden = words(plot_contact_sheet(*reordered(truth=False), 4))  # type: ignore[arg-type]
     assert "relevant" not in hidden
-    assert len(figures.plot_contact_sheet(*reordered(n=5), 20).axes[0].images) == 5 + 5 + 5  # type: ignore[arg-type]
+    assert len(plot_contact_sheet(*reordered(n=5), 20).axes[0].images) == 5 + 5 + 5  # type: ignore[arg-type]
 
 
 def reordered(**pool: Any) -> tuple[pd.DataFrame, pd.DataFrame, Store]:
@@ -354,7 +414,9 @@ def test_the_page_is_whole_and_needs_nothing_from_outside() -> None:
     assert len(pictures) == len(CAPTIONS) == 6
     for picture in pictures:
         assert len(picture["alt"] or "") > 30
-        assert base64.b64decode((picture["src"] or "").removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+        assert base64.b64decode(
+            (picture["src"] or "").removeprefix("data:image/png;base64,")
+        ).startswith(b"\x89PNG")
     assert len(text) < 3_000_000
 
 
@@ -368,7 +430,13 @@ def test_the_page_tells_selection_data_parameters_and_how_to_make_it_again() -> 
         "Copies of test images among the pool images: 3 exact, 1 near.",
     ):
         assert said in text
-    for said in ("pu_training.epochs", "&lt;b&gt;", "kedro run --pipeline=full", "3fa9", "prefers-color-scheme: dark"):
+    for said in (
+        "pu_training.epochs",
+        "&lt;b&gt;",
+        "kedro run --pipeline=full",
+        "3fa9",
+        "prefers-color-scheme: dark",
+    ):
         assert said in text
     assert "/elsewhere" not in text  # where a run was kept is not what it did
 
@@ -392,7 +460,9 @@ def test_a_run_without_random_student_or_truth_has_a_page_all_the_same() -> None
         (None, "cannot say what the selection was worth"),
     ],
 )
-def test_the_worth_of_selection_is_said_plainly_whatever_its_sign(gain: float | None, said: str) -> None:
+def test_the_worth_of_selection_is_said_plainly_whatever_its_sign(
+    gain: float | None, said: str
+) -> None:
     worth = findings(metrics_of(gain))[1]
     assert said in worth
     if gain is not None:
@@ -401,7 +471,10 @@ def test_the_worth_of_selection_is_said_plainly_whatever_its_sign(gain: float | 
 
 def test_the_headline_compares_student_and_teacher_and_weighs_the_gain_against_chance() -> None:
     first, _, third = findings(metrics_of(gain=0.02, n_test=100))
-    assert "95.0 % of the test images right, 3.0 points below its teacher (98.0 %), with 6.0 times fewer" in first
+    assert (
+        "95.0 % of the test images right, 3.0 points below its teacher (98.0 %), with 6.0 times fewer"
+        in first
+    )
     assert "no more than chance explains" in third
     assert "±6.6 points" in third  # 1.96 * sqrt((.95 * .05 + .93 * .07) / 100)
     assert "is more than chance explains" in findings(metrics_of(gain=0.02, n_test=100_000))[2]
@@ -416,19 +489,24 @@ def test_the_node_returns_every_output_of_the_pipeline() -> None:
     (node,) = create_pipeline().nodes
     assert sorted(report()) == sorted(node.outputs)
     assert node.name == "reporting.report_run"
-    assert get_type_hints(report_run)["params"] is ReportingParams  # else Kedro skips the check of the parameters
+    assert (
+        get_type_hints(report_run)["params"] is ReportingParams
+    )  # else Kedro skips the check of the parameters
 
 
 def test_importing_the_stage_loads_neither_matplotlib_nor_torch_and_drawing_never_pyplot() -> None:
     script = (
         "import sys, pu_kd_pipeline.pipelines.reporting as stage; stage.create_pipeline();"
-        "from pu_kd_pipeline.infra import figures, html_report;"
+        "from pu_kd_pipeline.reporting import html;"
+        "from pu_kd_pipeline.reporting.class_figures import plot_class_weights;"
         "assert not {'matplotlib', 'torch', 'mlflow', 'jinja2'} & set(sys.modules);"
         "import pandas as pd;"
         "table = pd.DataFrame({'class_name': ['a', 'b'], 'teacher_mass': [1., 2.], 'raw_weight': 1., 'weight': 1., "
         "'is_clipped': False});"
-        "figures.plot_class_weights(table).canvas.draw();"
+        "plot_class_weights(table).canvas.draw();"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conftest import PROJECT, QUICK, run_kedro
-from pu_kd_pipeline.infra.tables import read_table
+from pu_kd_pipeline.storage.table import read_table
+from tests.conftest import PROJECT, QUICK, run_kedro
 
 pytestmark = pytest.mark.xdist_group("faults")
 
@@ -23,8 +23,14 @@ OFTEN = ("tracking=false", "checkpoint_every_s=0")
 # stage -> its node, and what it reads of a finished run
 STAGES = {
     "teacher": ("teacher.prepare_teacher", ("02_intermediate",)),
-    "pu_training": ("pu_training.train_pu_classifier", ("02_intermediate", "04_feature", "06_models/teacher_model")),
-    "distillation": ("distillation.distil_student", ("02_intermediate", "05_model_input", "06_models/teacher_model")),
+    "pu_training": (
+        "pu_training.train_pu_classifier",
+        ("02_intermediate", "04_feature", "06_models/teacher_model"),
+    ),
+    "distillation": (
+        "distillation.distill_student",
+        ("02_intermediate", "05_model_input", "06_models/teacher_model"),
+    ),
 }
 WRITTEN = {
     "teacher": ("06_models/teacher_model", "07_model_output/teacher_history.parquet"),
@@ -59,16 +65,22 @@ def kill_in_the_middle(stage: str, data: Path) -> None:
     seen: set[int] = set()
     deadline = time.monotonic() + 120
     while len(seen) < 8:
-        assert process.poll() is None, f"it ended with {process.returncode} after {len(seen)} checkpoints"
+        assert process.poll() is None, (
+            f"it ended with {process.returncode} after {len(seen)} checkpoints"
+        )
         assert time.monotonic() < deadline
-        seen.update(file.stat().st_mtime_ns for file in (data / "checkpoints").glob("*/*.previous.ckpt"))
+        seen.update(
+            file.stat().st_mtime_ns for file in (data / "checkpoints").glob("*/*.previous.ckpt")
+        )
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait(timeout=30) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_that_is_killed_and_run_again_writes_what_one_run_writes(stage, data_of, finished_run):
+def test_a_stage_that_is_killed_and_run_again_writes_what_one_run_writes(
+    stage, data_of, finished_run
+):
     data, (node, _), (model, history) = data_of(stage), STAGES[stage], WRITTEN[stage]
     kill_in_the_middle(stage, data)
     assert not (data / model).exists()
@@ -79,7 +91,9 @@ def test_a_stage_that_is_killed_and_run_again_writes_what_one_run_writes(stage, 
     assert re.search(r"trains on after update \d+, from", result.stdout)
     for file in ("weights.safetensors", "card.json"):
         assert (data / model / file).read_bytes() == (finished_run / model / file).read_bytes()
-    pd.testing.assert_frame_equal(read_table(data / history), read_table(finished_run / history), check_exact=True)
+    pd.testing.assert_frame_equal(
+        read_table(data / history), read_table(finished_run / history), check_exact=True
+    )
     assert not (data / "checkpoints").exists()  # the outputs are saved
 
 
@@ -103,7 +117,7 @@ def test_a_training_that_diverges_is_one_sentence_and_leaves_its_last_good_check
     result = run_kedro("--pipeline=distillation", data=data, params=(*OFTEN, *steep))
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
-    checkpoint = data / "checkpoints" / "distillation.distil_student" / "distillation.ckpt"
+    checkpoint = data / "checkpoints" / "distillation.distill_student" / "distillation.ckpt"
     assert re.fullmatch(
         r"Error: distillation: the loss is (nan|inf) between update \d+ and \d+ of 60: lower the learning rate, or "
         r"look for constant or corrupt images\. The last good checkpoint, of update \d+, is kept in "
@@ -114,7 +128,14 @@ def test_a_training_that_diverges_is_one_sentence_and_leaves_its_last_good_check
     assert checkpoint.is_file()
     assert not (data / "06_models" / "student_model").exists()
 
-    mended = run_kedro("--pipeline=distillation", data=data, params=("tracking=false", "distillation.objective=kd"))
+    mended = run_kedro(
+        "--pipeline=distillation", data=data, params=("tracking=false", "distillation.objective=kd")
+    )
     assert mended.returncode == 0, mended.stdout + mended.stderr
     assert "(optimizer.learning_rate 1000000000.0 → 0.1): training starts anew" in mended.stdout
-    assert json.loads((data / "06_models" / "student_model" / "card.json").read_text())["origin"]["n_updates"] == 60
+    assert (
+        json.loads((data / "06_models" / "student_model" / "card.json").read_text())["origin"][
+            "n_updates"
+        ]
+        == 60
+    )

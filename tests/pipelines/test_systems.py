@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conftest import PROJECT, run_kedro
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import load_model
-from pu_kd_pipeline.infra.tables import read_table
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import load_model
+from pu_kd_pipeline.storage.table import read_table
+from tests.conftest import PROJECT, run_kedro
 
 pytestmark = pytest.mark.xdist_group("systems")
 
@@ -48,9 +48,15 @@ def test_a_student_needs_no_original_image(without_labeled):
     assert metrics["student"]["accuracy"] > 0.7  # a tenth by chance
     assert metrics["random_student"]["accuracy"] > 0.7
     selection = metrics["selection"]
-    assert (selection["rule"], selection["n_labeled"], selection["n_selected"]) == ("preferential", 0, 3500)
+    assert (selection["rule"], selection["n_labeled"], selection["n_selected"]) == (
+        "preferential",
+        0,
+        3500,
+    )
     assert 1 < selection["effective_sample_size"] < 3500
-    assert selection["gain"] == pytest.approx(metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"])
+    assert selection["gain"] == pytest.approx(
+        metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
+    )
 
 
 def test_both_students_follow_the_teachers_features(without_labeled):
@@ -63,7 +69,9 @@ def test_both_students_follow_the_teachers_features(without_labeled):
 
 def test_a_critic_is_trained_beside_the_student_and_told_of(without_labeled):
     changes = (f"critic_distillation.{change}" for change in QUICK)
-    done = run_kedro("--pipeline=critic_distillation", data=without_labeled, params=(*GIVEN, *changes))
+    done = run_kedro(
+        "--pipeline=critic_distillation", data=without_labeled, params=(*GIVEN, *changes)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = _metrics(without_labeled)
     assert metrics["student"]["accuracy"] > 0.7
@@ -71,7 +79,13 @@ def test_a_critic_is_trained_beside_the_student_and_told_of(without_labeled):
         metrics["student"]["accuracy"] - metrics["student_without_critic"]["accuracy"]
     )
     history = read_table(without_labeled / "07_model_output" / "distillation_history.parquet")
-    assert {"critic_auc", "critic_accuracy", "clamped_share", "label_loss", "attention_loss"} <= set(history.columns)
+    assert {
+        "critic_auc",
+        "critic_accuracy",
+        "clamped_share",
+        "label_loss",
+        "attention_loss",
+    } <= set(history.columns)
     student = load_model(without_labeled / "06_models" / "student_model")
     assert student.card.origin["critic_collapse"] == metrics["critic"]["collapse"]
     control = read_table(without_labeled / "07_model_output" / "history_without_critic.parquet")

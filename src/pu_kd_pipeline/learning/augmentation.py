@@ -1,4 +1,4 @@
-"""Random views and normalisation of whole uint8 batches."""
+"""Random views and normalization of whole uint8 batches."""
 
 from __future__ import annotations
 
@@ -47,17 +47,23 @@ def take_views(images: Tensor, views: Tensor, *, padding: int, flip: bool) -> Te
     return take(padded, crops // side, crops % side, is_flipped, images.shape)
 
 
-def gathered(padded: Tensor, tops: Tensor, lefts: Tensor, is_flipped: Tensor, shape: torch.Size) -> Tensor:
+def gathered(
+    padded: Tensor, tops: Tensor, lefts: Tensor, is_flipped: Tensor, shape: torch.Size
+) -> Tensor:
     """Return the windows of `shape` at (tops, lefts), mirrored where asked: one index for all, so one read on a GPU."""
     n, channels, height, width = shape
     columns = torch.arange(width, device=padded.device).expand(n, width)
-    columns = torch.where(is_flipped.unsqueeze(1), width - 1 - columns, columns) + lefts.unsqueeze(1)
+    columns = torch.where(is_flipped.unsqueeze(1), width - 1 - columns, columns) + lefts.unsqueeze(
+        1
+    )
     rows = torch.arange(height, device=padded.device) + tops.unsqueeze(1)
     index = (rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)).view(n, 1, height * width)
     return padded.flatten(2).gather(2, index.expand(n, channels, -1)).view(shape)
 
 
-def copied(padded: Tensor, tops: Tensor, lefts: Tensor, is_flipped: Tensor, shape: torch.Size) -> Tensor:
+def copied(
+    padded: Tensor, tops: Tensor, lefts: Tensor, is_flipped: Tensor, shape: torch.Size
+) -> Tensor:
     """Return what `gathered` does, image by image: a CPU copies rows of pixels 1.3 to 3 times as fast as it gathers."""
     _, _, height, width = shape
     pixels, views = padded.numpy(), np.empty(shape, dtype=np.uint8)
@@ -76,14 +82,16 @@ def random_views(images: Tensor, *, padding: int, flip: bool, generator: torch.G
     return take_views(images, views, padding=padding, flip=flip)
 
 
-class Normalise:
+class Normalize:
     """Turn uint8 images into a network's float32 input: (x / 255 - mean) / std per channel, as one multiply-add.
 
-    Colour images come out with their channels last in memory, and convolutions keep that: a training step of a narrow
-    ResNet then takes two thirds of the time on a CPU (docs/results/speed.md). Grey images are the same in both orders.
+    Color images come out with their channels last in memory, and convolutions keep that: a training step of a narrow
+    ResNet then takes two thirds of the time on a CPU (docs/results/speed.md). Gray images are the same in both orders.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+    ) -> None:
         means = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         stds = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self._scale = 1.0 / (255.0 * stds)
@@ -95,7 +103,9 @@ class Normalise:
         """Map (N, C, H, W) uint8 to float32."""
         if images.device.type == "cpu":
             return self._on_cpu(images)
-        return torch.addcmul(self._shift, images.to(torch.float32, memory_format=self._order), self._scale)
+        return torch.addcmul(
+            self._shift, images.to(torch.float32, memory_format=self._order), self._scale
+        )
 
     def _on_cpu(self, images: Tensor) -> Tensor:
         """Return the same to the last bit in a quarter of the time.
@@ -103,10 +113,13 @@ class Normalise:
         Reordering while copying is slow where the channels are the innermost of many loops, and so is a product with
         operands of three values: each channel is copied to its place, and the operands are as long as an image.
         """
-        normalised = torch.empty(images.shape, memory_format=self._order)
+        normalized = torch.empty(images.shape, memory_format=self._order)
         for channel in range(images.shape[1]):
-            normalised[:, channel] = images[:, channel]
-        pixels = normalised.permute(0, 2, 3, 1).flatten(1)
-        scale, shift = (values.view(-1).repeat(images.shape[2:].numel()) for values in (self._scale, self._shift))
+            normalized[:, channel] = images[:, channel]
+        pixels = normalized.permute(0, 2, 3, 1).flatten(1)
+        scale, shift = (
+            values.view(-1).repeat(images.shape[2:].numel())
+            for values in (self._scale, self._shift)
+        )
         torch.addcmul(shift, pixels, scale, out=pixels)
-        return normalised
+        return normalized

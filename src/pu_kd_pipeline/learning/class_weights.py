@@ -19,7 +19,7 @@ class ClassWeights(NamedTuple):
     """Weights of the K classes."""
 
     weights: Tensor
-    """(K,) float64, clipped and renormalised to sum to K."""
+    """(K,) float64, clipped and renormalized to sum to K."""
     raw: Tensor
     """(K,) float64, Eq. 7 as printed: they sum to K before clipping."""
     is_clipped: Tensor
@@ -43,17 +43,17 @@ def teacher_class_mass(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive, got {temperature!r}")
-    return torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=1).sum(
-        dim=0, dtype=torch.float64
-    )
+    return torch.softmax(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=1
+    ).sum(dim=0, dtype=torch.float64)
 
 
 def class_weights(class_mass: Tensor, *, clip: tuple[float, float] = DEFAULT_CLIP) -> ClassWeights:
-    """Return the weights of Eq. 7, w_k = K (1/y_k) / sum_j (1/y_j), clipped and renormalised to sum to K.
+    """Return the weights of Eq. 7, w_k = K (1/y_k) / sum_j (1/y_j), clipped and renormalized to sum to K.
 
     The paper does not clip. A class that is (almost) absent then takes all the weight and leaves the others none: for
     y_k = 0 the raw weights are that limit, K shared among the absent classes and 0 elsewhere. Clipping bounds the
-    ratio of two weights by clip[1] / clip[0]; after renormalising, a weight may lie outside the range itself.
+    ratio of two weights by clip[1] / clip[0]; after renormalizing, a weight may lie outside the range itself.
 
     Args:
         class_mass: (K,) from `teacher_class_mass`, finite, non-negative, not all zero.
@@ -66,13 +66,23 @@ def class_weights(class_mass: Tensor, *, clip: tuple[float, float] = DEFAULT_CLI
     if not 0.0 <= low <= 1.0 <= high:
         raise ValueError(f"clip must be (low, high) with 0 <= low <= 1 <= high, got {clip!r}")
     mass = class_mass.to(torch.float64)
-    if mass.ndim != 1 or not bool((torch.isfinite(mass) & (mass >= 0)).all()) or not bool((mass > 0).any()):
-        raise ValueError(f"class_mass must be a finite non-negative vector with a positive entry, got {class_mass!r}")
+    if (
+        mass.ndim != 1
+        or not bool((torch.isfinite(mass) & (mass >= 0)).all())
+        or not bool((mass > 0).any())
+    ):
+        raise ValueError(
+            f"class_mass must be a finite non-negative vector with a positive entry, got {class_mass!r}"
+        )
     smallest = mass.min()
-    inverse = torch.where(mass == smallest, 1.0, smallest / mass)  # 1/y up to a factor, and its limit where y = 0
+    inverse = torch.where(
+        mass == smallest, 1.0, smallest / mass
+    )  # 1/y up to a factor, and its limit where y = 0
     raw = len(mass) * inverse / inverse.sum()
     clipped = raw.clamp(low, high)
-    return ClassWeights(weights=len(mass) * clipped / clipped.sum(), raw=raw, is_clipped=(raw < low) | (raw > high))
+    return ClassWeights(
+        weights=len(mass) * clipped / clipped.sum(), raw=raw, is_clipped=(raw < low) | (raw > high)
+    )
 
 
 def weight_vectors(
@@ -109,18 +119,25 @@ def weight_vectors(
         raise ValueError(f"n and epsilon must be at least 0, got n={n!r}, epsilon={epsilon!r}")
     if mode not in ("projected", "released"):
         raise ValueError(f"mode must be 'projected' or 'released', got {mode!r}")
-    centre = weights.to(torch.float64)
-    n_classes = len(centre)
-    if not bool((centre >= 0).all()) or abs(centre.sum().item() - n_classes) > 1e-4 * n_classes:
-        raise ValueError(f"weights must be non-negative and sum to the number of classes, {n_classes}, got {weights!r}")
-    noise = torch.rand((n, n_classes), generator=generator, dtype=torch.float64, device=weights.device)
+    center = weights.to(torch.float64)
+    n_classes = len(center)
+    if not bool((center >= 0).all()) or abs(center.sum().item() - n_classes) > 1e-4 * n_classes:
+        raise ValueError(
+            f"weights must be non-negative and sum to the number of classes, {n_classes}, got {weights!r}"
+        )
+    noise = torch.rand(
+        (n, n_classes), generator=generator, dtype=torch.float64, device=weights.device
+    )
     if mode == "released":
-        perturbed = centre + epsilon * noise
+        perturbed = center + epsilon * noise
     else:
         perturbed = _project(
-            centre + epsilon * (2.0 * noise - 1.0), (centre - epsilon).clamp(min=0.0), centre + epsilon, centre.sum()
+            center + epsilon * (2.0 * noise - 1.0),
+            (center - epsilon).clamp(min=0.0),
+            center + epsilon,
+            center.sum(),
         )
-    return torch.cat([centre[None], perturbed]).to(weights.dtype)
+    return torch.cat([center[None], perturbed]).to(weights.dtype)
 
 
 def _project(points: Tensor, low: Tensor, high: Tensor, total: Tensor) -> Tensor:
@@ -129,7 +146,10 @@ def _project(points: Tensor, low: Tensor, high: Tensor, total: Tensor) -> Tensor
     By the optimality conditions it is clamp(point - shift, low, high) for the one shift that gives the sum, which falls
     as the shift grows: bisection finds it.
     """
-    shift_low, shift_high = (points - high).amin(dim=1, keepdim=True), (points - low).amax(dim=1, keepdim=True)
+    shift_low, shift_high = (
+        (points - high).amin(dim=1, keepdim=True),
+        (points - low).amax(dim=1, keepdim=True),
+    )
     for _ in range(N_BISECTIONS):
         shift = (shift_low + shift_high) / 2.0
         is_too_large = (points - shift).clamp(low, high).sum(dim=1, keepdim=True) > total

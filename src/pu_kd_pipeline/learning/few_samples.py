@@ -4,7 +4,7 @@ FitNet: Romero et al. 2015 (arXiv:1412.6550). FSKD: Li et al. 2018 (arXiv:1812.0
 what is particular to them; the training loop and the distillation that follows are elsewhere.
 
 Both are compared here at a given number of updates, which their papers do not say how to spend, so this is ours: FitNet
-gives a share of them to the hints and the rest to distillation; FSKD prunes and aligns without any and then distils
+gives a share of them to the hints and the rest to distillation; FSKD prunes and aligns without any and then distills
 with all of them. Distillation has soft targets alone, as for every other student. FSKD further differs from the paper
 in that linear layers are aligned like convolutions, and in the ridge of `pointwise_fit`.
 """
@@ -34,7 +34,9 @@ def outputs_of(network: nn.Module, layer: str | nn.Module) -> Iterator[list[Tens
     """
     modules = dict(network.named_modules())
     if isinstance(layer, str) and layer not in modules:
-        raise ValueError(f"the network has no layer {layer!r}; its layers are {', '.join(filter(None, modules))}")
+        raise ValueError(
+            f"the network has no layer {layer!r}; its layers are {', '.join(filter(None, modules))}"
+        )
     outputs: list[Tensor] = []
     module = modules[layer] if isinstance(layer, str) else layer
     hook = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
@@ -61,7 +63,9 @@ def hint_adapter(student_map: Tensor, teacher_map: Tensor) -> nn.Conv2d:
     """
     for name, feature_map in (("student's guided", student_map), ("teacher's hint", teacher_map)):
         if feature_map.ndim not in (2, 4):
-            raise ValueError(f"the {name} layer gives {tuple(feature_map.shape)}; expected (N, C, H, W) or (N, C)")
+            raise ValueError(
+                f"the {name} layer gives {tuple(feature_map.shape)}; expected (N, C, H, W) or (N, C)"
+            )
     if student_map.shape[2:] != teacher_map.shape[2:]:
         raise ValueError(
             f"the guided layer gives {tuple(student_map.shape[1:])} and the hint layer {tuple(teacher_map.shape[1:])}: "
@@ -97,7 +101,9 @@ class Pair(NamedTuple):
     """(width,) int64 output channels of the teacher's layer."""
 
 
-def prune_into(student: nn.Module, teacher: nn.Module, image_shape: tuple[int, int, int]) -> list[Pair]:
+def prune_into(
+    student: nn.Module, teacher: nn.Module, image_shape: tuple[int, int, int]
+) -> list[Pair]:
     """Make the student the teacher without its weakest filters, and return the layers that belong together.
 
     A layer keeps the filters with the largest sum of absolute weights, as many as the student has, and of each filter
@@ -135,25 +141,37 @@ def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> 
                 pairs.append(Pair(mine, theirs, kept))
             for part, values in theirs.state_dict().items():
                 if values.ndim:  # all but BatchNorm's counter
-                    getattr(mine, part).copy_(values[kept][:, columns] if values.ndim > 1 else values[kept])
+                    getattr(mine, part).copy_(
+                        values[kept][:, columns] if values.ndim > 1 else values[kept]
+                    )
     return pairs
 
 
 def _columns_of(kept: Tensor, n_before: int, layer: Aligned, name: str) -> Tensor:
     """Return which inputs of a layer come from the kept channels of the one before, of `n_before` channels."""
-    n_pixels, rest = divmod(layer.weight.shape[1], n_before)  # a flattened map has so many columns for each channel
+    n_pixels, rest = divmod(
+        layer.weight.shape[1], n_before
+    )  # a flattened map has so many columns for each channel
     if rest or (n_pixels > 1 and not isinstance(layer, nn.Linear)):
-        raise ValueError(f"FSKD: the layer {name!r} reads {layer.weight.shape[1]} channels after {n_before}: no chain")
+        raise ValueError(
+            f"FSKD: the layer {name!r} reads {layer.weight.shape[1]} channels after {n_before}: no chain"
+        )
     return (kept[:, None] * n_pixels + torch.arange(n_pixels)).flatten()
 
 
 def _strongest(layer: Aligned, width: int) -> Tensor:
-    return layer.weight.abs().flatten(1).sum(dim=1).argsort(descending=True, stable=True)[:width].cpu()
+    return (
+        layer.weight.abs().flatten(1).sum(dim=1).argsort(descending=True, stable=True)[:width].cpu()
+    )
 
 
 def _layers(network: nn.Module) -> list[tuple[str, Layer]]:
     """Return the layers that have weights, in the order in which they were defined."""
-    layers = [(name, module) for name, module in network.named_modules() if list(module.parameters(recurse=False))]
+    layers = [
+        (name, module)
+        for name, module in network.named_modules()
+        if list(module.parameters(recurse=False))
+    ]
     for name, module in layers:
         is_plain = isinstance(module, Layer) and getattr(module, "groups", 1) == 1
         if not is_plain:
@@ -192,7 +210,9 @@ def _check_chain(teacher: nn.Module, image_shape: tuple[int, int, int]) -> None:
     with torch.no_grad():
         expected, found = teacher.eval()(images), reordered(images)
     if not torch.allclose(found, expected, rtol=0, atol=_SAME_OUTPUT * float(expected.abs().max())):
-        raise ValueError("FSKD needs a teacher that is a plain chain of layers, and this one has branches")
+        raise ValueError(
+            "FSKD needs a teacher that is a plain chain of layers, and this one has branches"
+        )
 
 
 def pointwise_fit(features: Tensor, targets: Tensor, *, ridge: float) -> Tensor:
@@ -219,7 +239,9 @@ def pointwise_fit(features: Tensor, targets: Tensor, *, ridge: float) -> Tensor:
         )
     if not ridge >= 0.0:
         raise ValueError(f"ridge must be at least 0, got {ridge!r}")
-    x, y = (part.detach().movedim(1, -1).flatten(0, -2).double().cpu() for part in (features, targets))
+    x, y = (
+        part.detach().movedim(1, -1).flatten(0, -2).double().cpu() for part in (features, targets)
+    )
     identity = torch.eye(x.shape[1], dtype=torch.float64)
     pull = (ridge * x.square().sum(dim=0).mean()).sqrt() * identity
     change = torch.linalg.lstsq(
@@ -242,7 +264,12 @@ def absorb_pointwise(layer: Aligned, pointwise: Tensor) -> None:
 
 
 def align(
-    student: nn.Module, pairs: Sequence[Pair], teacher: nn.Module, images: Tensor, *, ridge: float = ALIGNMENT_RIDGE
+    student: nn.Module,
+    pairs: Sequence[Pair],
+    teacher: nn.Module,
+    images: Tensor,
+    *,
+    ridge: float = ALIGNMENT_RIDGE,
 ) -> None:
     """Fit a 1x1 convolution behind every layer of the student, first to last, and absorb it at once.
 
@@ -254,14 +281,17 @@ def align(
         student: from `prune_into`; changed in place.
         pairs: from `prune_into`.
         teacher: in eval mode, as the student is for the time of this call.
-        images: (N, C, H, W) float32 normalised.
+        images: (N, C, H, W) float32 normalized.
         ridge: see `pointwise_fit`.
     """
     was_training = student.training
     student.eval()
     with torch.no_grad():
         for pair in pairs:
-            with outputs_of(student, pair.student) as mine, outputs_of(teacher, pair.teacher) as theirs:
+            with (
+                outputs_of(student, pair.student) as mine,
+                outputs_of(teacher, pair.teacher) as theirs,
+            ):
                 student(images)
                 teacher(images)
             kept = pair.kept.to(images.device)

@@ -57,7 +57,9 @@ def per_class_accuracy(predicted: Classes, labels: Classes, n_classes: int) -> N
     """
     _check_vectors(predicted, labels)
     if labels.min() < 0 or labels.max() >= n_classes:
-        raise ValueError(f"labels must lie in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}")
+        raise ValueError(
+            f"labels must lie in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}"
+        )
     n_samples = np.bincount(labels, minlength=n_classes)
     n_right = np.bincount(labels[predicted == labels], minlength=n_classes)
     shares = np.full(n_classes, np.nan)
@@ -96,7 +98,11 @@ def selection_quality(selected: NDArray[np.bool_], relevant: NDArray[np.bool_]) 
         ValueError: the shapes differ or N is 0.
     """
     _check_vectors(selected, relevant)
-    n_hits, n_selected, n_relevant = int((selected & relevant).sum()), int(selected.sum()), int(relevant.sum())
+    n_hits, n_selected, n_relevant = (
+        int((selected & relevant).sum()),
+        int(selected.sum()),
+        int(relevant.sum()),
+    )
     return SelectionQuality(
         precision=n_hits / n_selected if n_selected else float("nan"),
         recall=n_hits / n_relevant if n_relevant else float("nan"),
@@ -105,4 +111,6 @@ def selection_quality(selected: NDArray[np.bool_], relevant: NDArray[np.bool_]) 
 
 def _check_vectors(first: NDArray[Any], second: NDArray[Any]) -> None:
     if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
-        raise ValueError(f"expected two vectors of one length above 0, got shapes {first.shape} and {second.shape}")
+        raise ValueError(
+            f"expected two vectors of one length above 0, got shapes {first.shape} and {second.shape}"
+        )

@@ -15,7 +15,7 @@ class PUHead(nn.Module):
 
     W1 is (D/r, D), W2 is (D, D/r), both without bias, as in the authors' code. t are the teacher's outputs. Without
     attention w is 1 and the score is linear in the descriptor.
-    Inputs are standardised with the pool's mean and standard deviation, which the papers leave out: channels of
+    Inputs are standardized with the pool's mean and standard deviation, which the papers leave out: channels of
     different taps differ in scale by orders of magnitude, and the frozen descriptor cannot adapt.
 
     Args:
@@ -41,23 +41,31 @@ class PUHead(nn.Module):
         self.register_buffer("mean", torch.zeros(descriptor_size + n_outputs))
         self.register_buffer("std", torch.ones(descriptor_size + n_outputs))
 
-    def standardise_by(self, features: Tensor) -> None:
+    def standardize_by(self, features: Tensor) -> None:
         """Take mean and standard deviation from (N, D + outputs) features of the pool."""
         features = features.float()
         self.mean.copy_(features.mean(dim=0))
         # a channel that is constant in the pool may vary among the positives: it keeps its scale
         std = features.std(dim=0, correction=0)
-        self.std.copy_(torch.where(std > _LEAST_RELATIVE_STD * features.abs().amax(dim=0), std, 1.0))
+        self.std.copy_(
+            torch.where(std > _LEAST_RELATIVE_STD * features.abs().amax(dim=0), std, 1.0)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, D + outputs) float features to (N,) float32 scores F(x); larger means more like the positives."""
-        features = torch.sub(features, self.mean).div_(self.std)  # float16 becomes float32 on the way
+        features = torch.sub(features, self.mean).div_(
+            self.std
+        )  # float16 becomes float32 on the way
         if self.squeeze is not None and self.excite is not None:
             descriptor = features[:, : self.descriptor_size]
             attention = torch.sigmoid(self.excite(torch.relu(self.squeeze(descriptor))))
             weighted = attention * descriptor
             has_outputs = features.shape[1] > self.descriptor_size
-            features = torch.cat([weighted, features[:, self.descriptor_size :]], dim=1) if has_outputs else weighted
+            features = (
+                torch.cat([weighted, features[:, self.descriptor_size :]], dim=1)
+                if has_outputs
+                else weighted
+            )
         scores: Tensor = self.score(features).squeeze(1)
         return scores
 
@@ -78,9 +86,11 @@ class FullPUClassifier(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (N, C, H, W) normalised float32 images to (N,) float32 scores."""
+        """Map (N, C, H, W) normalized float32 images to (N,) float32 scores."""
         descriptor, _ = self.extractor(images)
-        with torch.autocast(images.device.type, enabled=False):  # bf16 scores would tie by the thousand
+        with torch.autocast(
+            images.device.type, enabled=False
+        ):  # bf16 scores would tie by the thousand
             scores: Tensor = self.head(descriptor)
         return scores
 
@@ -109,4 +119,6 @@ def pu_features(descriptor: Tensor, logits: Tensor, kind: str, last_tap_size: in
 
 def make_head(descriptor_size: int, kind: str, reduction: int | None) -> PUHead:
     """Return an untrained head for features of a kind; `descriptor_size` is that of the part the kind reads."""
-    return PUHead(descriptor_size if kind != "teacher_outputs" else 0, n_outputs_of(kind), reduction)
+    return PUHead(
+        descriptor_size if kind != "teacher_outputs" else 0, n_outputs_of(kind), reduction
+    )

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pu_kd_pipeline.learning.risk import pu_risk
-from pu_kd_pipeline.learning.training import (
+from pu_kd_pipeline.learning.loop import (
     Examine,
     Keeper,
     Step,
@@ -27,13 +26,14 @@ from pu_kd_pipeline.learning.training import (
     random_batches,
     shuffled_batches,
 )
+from pu_kd_pipeline.learning.losses.risk import pu_risk
 
 Draw = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class ScoreTraining:
-    """How a score function is trained: epochs over the unlabeled samples, batch sizes, optimiser."""
+    """How a score function is trained: epochs over the unlabeled samples, batch sizes, optimizer."""
 
     epochs: int
     positive_batch_size: int
@@ -57,7 +57,14 @@ def pu_step(
 
     def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         positive_scores, unlabeled_scores = _scores_of_both(score, batch)
-        risk = pu_risk(positive_scores, unlabeled_scores, class_prior, estimator=estimator, beta=beta, gamma=gamma)
+        risk = pu_risk(
+            positive_scores,
+            unlabeled_scores,
+            class_prior,
+            estimator=estimator,
+            beta=beta,
+            gamma=gamma,
+        )
         return {
             "loss": risk.objective,
             "risk": risk.value,
@@ -85,8 +92,13 @@ def cvir_step(score: Callable[[Tensor], Tensor], *, class_prior: float) -> Step:
     def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         positive_scores, unlabeled_scores = _scores_of_both(score, batch)
         positive_loss = functional.softplus(offset - positive_scores).mean()
-        negative_loss = functional.softplus(_lowest(unlabeled_scores, 1.0 - class_prior) - offset).mean()
-        positive_risk, negative_risk = class_prior * positive_loss, (1.0 - class_prior) * negative_loss
+        negative_loss = functional.softplus(
+            _lowest(unlabeled_scores, 1.0 - class_prior) - offset
+        ).mean()
+        positive_risk, negative_risk = (
+            class_prior * positive_loss,
+            (1.0 - class_prior) * negative_loss,
+        )
         return {
             "loss": (positive_loss + negative_loss) / 2,
             "risk": positive_risk + negative_risk,
@@ -113,17 +125,26 @@ def positive_unlabeled_step(
     def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         positive_scores, unlabeled_scores = _scores_of_both(score, batch)
         kept = _lowest(unlabeled_scores, 1.0 - dropped_share())
-        return {"loss": (functional.softplus(-positive_scores).mean() + functional.softplus(kept).mean()) / 2}
+        return {
+            "loss": (
+                functional.softplus(-positive_scores).mean() + functional.softplus(kept).mean()
+            )
+            / 2
+        }
 
     return step
 
 
 def _lowest(scores: Tensor, share: float) -> Tensor:
     n_kept = max(1, round(share * len(scores)))
-    return scores if n_kept >= len(scores) else scores.topk(n_kept, largest=False, sorted=False).values
+    return (
+        scores if n_kept >= len(scores) else scores.topk(n_kept, largest=False, sorted=False).values
+    )
 
 
-def _scores_of_both(score: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _scores_of_both(
+    score: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     positive, unlabeled = batch
     scores = score(torch.cat([positive, unlabeled])).float()
     return scores[: len(positive)], scores[len(positive) :]
@@ -152,7 +173,7 @@ def fit_scores(
         draw_unlabeled: maps (B,) int64 rows to a batch of unlabeled samples.
         n_positive: number of positives, > 0.
         n_unlabeled: number of unlabeled samples, > 0.
-        training: epochs, batch sizes and optimiser.
+        training: epochs, batch sizes and optimizer.
         generator: fixes the batches; on the device of the samples.
         pass_over: draws of the generator what a draw of these rows draws of it, and reads nothing: a training that goes
             on passes over the batches that it has seen.
@@ -163,7 +184,9 @@ def fit_scores(
         ValueError: there are no positives or no unlabeled samples.
     """
     if n_positive < 1 or n_unlabeled < 1:
-        raise ValueError(f"training needs positives and unlabeled samples, got {n_positive} and {n_unlabeled}")
+        raise ValueError(
+            f"training needs positives and unlabeled samples, got {n_positive} and {n_unlabeled}"
+        )
     optimizer = make_optimizer(
         module,
         algorithm=training.algorithm,

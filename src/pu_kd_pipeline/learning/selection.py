@@ -49,7 +49,9 @@ class PoolScores:
         for name in ("pu_score", "teacher_confidence"):
             n_bad = int((~np.isfinite(getattr(self, name))).sum())
             if n_bad:
-                raise ValueError(f"{name} of {n_bad} of the {n} pool images is not finite: the classifier diverged")
+                raise ValueError(
+                    f"{name} of {n_bad} of the {n} pool images is not finite: the classifier diverged"
+                )
 
     def __len__(self) -> int:
         return len(self.pu_score)
@@ -77,7 +79,9 @@ class SelectionOptions:
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
-            raise ValueError(f"unknown criterion {self.criterion!r}, expected one of {sorted(CRITERIA)}")
+            raise ValueError(
+                f"unknown criterion {self.criterion!r}, expected one of {sorted(CRITERIA)}"
+            )
         if self.class_prior is not None and not 0.0 <= self.class_prior <= 1.0:
             raise ValueError(f"class_prior must lie in [0, 1], got {self.class_prior!r}")
         if self.budget is not None and self.budget < 1:
@@ -85,8 +89,12 @@ class SelectionOptions:
         if self.target_precision is not None and not 0.0 < self.target_precision <= 1.0:
             raise ValueError(f"target_precision must lie in (0, 1], got {self.target_precision!r}")
         ranks = self.held_out_ranks
-        if ranks is not None and (ranks.ndim != 1 or len(ranks) == 0 or not ((ranks >= 0) & (ranks <= 1)).all()):
-            raise ValueError(f"held_out_ranks must be a non-empty vector of shares in [0, 1], got shape {ranks.shape}")
+        if ranks is not None and (
+            ranks.ndim != 1 or len(ranks) == 0 or not ((ranks >= 0) & (ranks <= 1)).all()
+        ):
+            raise ValueError(
+                f"held_out_ranks must be a non-empty vector of shares in [0, 1], got shape {ranks.shape}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +180,9 @@ def confident(pool: PoolScores, options: SelectionOptions) -> Selection:
     Raises:
         ValueError: no budget.
     """
-    rows = _best_first(pool.teacher_confidence)[: _needed(options.budget, "budget", "rule 'confident'")]
+    rows = _best_first(pool.teacher_confidence)[
+        : _needed(options.budget, "budget", "rule 'confident'")
+    ]
     return Selection(rows, float(pool.teacher_confidence[rows[-1]]), None)
 
 
@@ -189,7 +199,9 @@ def stratified(pool: PoolScores, options: SelectionOptions) -> Selection:
     """
     budget = _needed(options.budget, "budget", "rule 'stratified'")
     order = _needed(options.rng, "rng", "rule 'stratified'").permutation(len(pool))
-    bands = np.minimum((pool.teacher_confidence * N_CONFIDENCE_BANDS).astype(np.int64), N_CONFIDENCE_BANDS - 1)
+    bands = np.minimum(
+        (pool.teacher_confidence * N_CONFIDENCE_BANDS).astype(np.int64), N_CONFIDENCE_BANDS - 1
+    )
     strata = (pool.teacher_class.astype(np.int64) * N_CONFIDENCE_BANDS + bands)[order]
     by_stratum = np.argsort(strata, kind="stable")
     starts = np.flatnonzero(np.diff(strata[by_stratum], prepend=-1))
@@ -211,21 +223,30 @@ def disagreement(pool: PoolScores, options: SelectionOptions) -> Selection:
         ValueError: no class prior, rng or proxy, or a divergence that is not finite.
     """
     who = "rule 'disagreement'"
-    rng, disagreement_of = _needed(options.rng, "rng", who), _needed(options.disagreement_of, "disagreement_of", who)
+    rng, disagreement_of = (
+        _needed(options.rng, "rng", who),
+        _needed(options.disagreement_of, "disagreement_of", who),
+    )
     n_likely = quantile_criterion(pool.pu_score, options, who)
     budget = min(options.budget or n_likely, len(pool))
     order = rng.permutation(len(pool)).astype(np.int64)
     first, others = np.split(order, [max(1, round(PROXY_SHARE * budget))])
     divergence = np.asarray(disagreement_of(first), dtype=np.float64)
     if divergence.shape != (len(pool),) or not (np.isfinite(divergence) & (divergence >= 0)).all():
-        raise ValueError(f"{who} needs a finite divergence for each of the {len(pool)} pool images: the proxy diverged")
+        raise ValueError(
+            f"{who} needs a finite divergence for each of the {len(pool)} pool images: the proxy diverged"
+        )
     is_open = np.zeros(len(pool), dtype=bool)
     is_open[_best_first(pool.pu_score)[:n_likely]] = True
     is_open[first] = False
     likely = np.flatnonzero(is_open)
     # the smallest of exponential variables of these rates: draws in proportion, without replacement
-    turn = rng.exponential(size=len(likely)) / np.maximum(divergence[likely], np.finfo(np.float64).tiny)
-    rows = np.concatenate([first, likely[np.argsort(turn, kind="stable")], others[~is_open[others]]])
+    turn = rng.exponential(size=len(likely)) / np.maximum(
+        divergence[likely], np.finfo(np.float64).tiny
+    )
+    rows = np.concatenate(
+        [first, likely[np.argsort(turn, kind="stable")], others[~is_open[others]]]
+    )
     return Selection(rows[:budget], None, None)
 
 
@@ -250,7 +271,9 @@ def sign_criterion(scores: NDArray[np.float32], options: SelectionOptions) -> in
 
 
 def quantile_criterion(
-    scores: NDArray[np.float32], options: SelectionOptions, who: str = "rule 'nnpu' with criterion 'quantile'"
+    scores: NDArray[np.float32],
+    options: SelectionOptions,
+    who: str = "rule 'nnpu' with criterion 'quantile'",
 ) -> int:
     """Return round(class_prior * n).
 
@@ -297,7 +320,9 @@ def budget_criterion(scores: NDArray[np.float32], options: SelectionOptions) -> 
     Raises:
         ValueError: no budget.
     """
-    return min(_needed(options.budget, "budget", "rule 'nnpu' with criterion 'budget'"), len(scores))
+    return min(
+        _needed(options.budget, "budget", "rule 'nnpu' with criterion 'budget'"), len(scores)
+    )
 
 
 CRITERIA: dict[str, Criterion] = {
@@ -319,7 +344,9 @@ RULES: dict[str, Rule] = {
 
 def needs_budget(rule: str, criterion: str) -> bool:
     """Return whether a rule cannot do without a budget, for checks before any work is done."""
-    return rule in ("random", "confident", "stratified") or (rule == "nnpu" and criterion == "budget")
+    return rule in ("random", "confident", "stratified") or (
+        rule == "nnpu" and criterion == "budget"
+    )
 
 
 def _best_first(scores: NDArray[np.float32]) -> Rows:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pu_kd_pipeline.infra.model_files import Model
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.params import ClassWeightingParams
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def weigh_subset_classes(
@@ -17,6 +17,6 @@ def weigh_subset_classes(
     params: ClassWeightingParams,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the class weights of Eq. 7 and the set W of Eq. 9-10."""
-    from pu_kd_pipeline.infra.class_weighting import weigh_classes
+    from pu_kd_pipeline.selection.class_weights import weigh_classes
 
     return weigh_classes(manifest, labeled_features, pool_features, teacher.card.classes, params)

@@ -15,7 +15,13 @@ def create_pipeline(**_: Any) -> Pipeline:
         [
             Node(
                 weigh_subset_classes,
-                inputs=["manifest", "labeled_features", "pool_features", "teacher_model", "params:class_weighting"],
+                inputs=[
+                    "manifest",
+                    "labeled_features",
+                    "pool_features",
+                    "teacher_model",
+                    "params:class_weighting",
+                ],
                 outputs=["class_weights", "weight_vectors"],
                 name="weigh_subset_classes",
             )

@@ -8,17 +8,15 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import Model
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.params import (
-    ClassWeightingParams,
-    ComparisonParams,
-    DistillationParams,
-    PUTrainingParams,
-    RelatednessParams,
-    SubsetParams,
-)
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
+from pu_kd_pipeline.params.comparison import ComparisonParams
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.relatedness import RelatednessParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def compare_students(
@@ -38,9 +36,10 @@ def compare_students(
     params: ComparisonParams,
 ) -> dict[str, Callable[[], pa.Table]]:
     """Return one maker a cell of the grid; a cell's table has one row: what its student came to."""
-    from pu_kd_pipeline.infra.comparison import ComparisonInputs, comparison_shards
-    from pu_kd_pipeline.infra.comparison_grid import Blocks
-    from pu_kd_pipeline.infra.duplicates import excluded_images
+    from pu_kd_pipeline.comparison.cells import comparison_shards
+    from pu_kd_pipeline.comparison.grid import Blocks
+    from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+    from pu_kd_pipeline.images.duplicates import excluded_images
 
     images = (labeled_images, pool_images, test_images, teacher_training_images)
     excluded = excluded_images(duplicates, subset_materialization)
@@ -49,10 +48,15 @@ def compare_students(
     return comparison_shards(inputs, blocks, params)
 
 
-def report_comparison(cells: ShardedTable, params: ComparisonParams) -> tuple[pd.DataFrame, str, Any]:
+def report_comparison(
+    cells: ShardedTable, params: ComparisonParams
+) -> tuple[pd.DataFrame, str, Any]:
     """Return the results, one row a cell, and the same as Markdown tables and as a figure."""
-    from pu_kd_pipeline.infra.comparison import RESULT
-    from pu_kd_pipeline.infra.comparison_report import comparison_page, plot_comparison
+    from pu_kd_pipeline.comparison.computation import RESULT
+    from pu_kd_pipeline.comparison.figure import plot_comparison
+    from pu_kd_pipeline.comparison.tables import comparison_page
 
-    results = cells.to_pandas().reindex(columns=RESULT.names)  # cells of earlier versions lack the later columns
+    results = cells.to_pandas().reindex(
+        columns=RESULT.names
+    )  # cells of earlier versions lack the later columns
     return results, comparison_page(results, params), plot_comparison(results, params)

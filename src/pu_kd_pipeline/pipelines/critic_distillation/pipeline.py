@@ -15,17 +15,17 @@ def create_pipeline(**_: Any) -> Pipeline:
     return Pipeline(
         [
             Node(
-                nodes.distil_with_critic,
+                nodes.distill_with_critic,
                 inputs=learned_from,
                 outputs=["student_model", "distillation_history"],
-                name="distil_with_critic",
+                name="distill_with_critic",
                 tags=["gpu"],
             ),
             Node(
-                nodes.distil_without_critic,
+                nodes.distill_without_critic,
                 inputs=learned_from,
                 outputs=["student_without_critic", "history_without_critic"],
-                name="distil_without_critic",
+                name="distill_without_critic",
                 tags=["gpu"],
             ),
             Node(

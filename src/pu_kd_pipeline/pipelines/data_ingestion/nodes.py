@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.infra.image_store import ImageStore, IngestionPlan, plan_store
-from pu_kd_pipeline.params import DataIngestionParams, TeacherParams
+from pu_kd_pipeline.images.plan import IngestionPlan, plan_store
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.teacher import TeacherParams
 
 
 def plan_labeled_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
@@ -29,7 +31,9 @@ def plan_test_images(params: DataIngestionParams, teacher: TeacherParams) -> Ing
     return plan_store("test", params.test, params, teacher)
 
 
-def plan_teacher_training_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
+def plan_teacher_training_images(
+    params: DataIngestionParams, teacher: TeacherParams
+) -> IngestionPlan:
     """Return the plan of the images that an experiment trains its teacher on; without sources, of an empty store."""
     return plan_store("teacher_training", params.teacher_training, params, teacher)
 
@@ -42,7 +46,7 @@ def search_duplicates(
     params: DataIngestionParams,
 ) -> pd.DataFrame:
     """Return the images of a store that are copies of one of another store."""
-    from pu_kd_pipeline.infra.duplicates import find_duplicates
+    from pu_kd_pipeline.images.duplicates import find_duplicates
 
     stores = {
         "test": test_images,
@@ -54,7 +58,10 @@ def search_duplicates(
 
 
 def report_ingestion(
-    labeled_images: ImageStore, pool_images: ImageStore, test_images: ImageStore, duplicates: pd.DataFrame
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    test_images: ImageStore,
+    duplicates: pd.DataFrame,
 ) -> dict[str, Any]:
     """Return what is in the stores, what was set aside and why, and how many images of one are copies of another's.
 
@@ -67,8 +74,15 @@ def report_ingestion(
             f"data_ingestion: {len(shared):,} ids are in both labeled_images and pool_images, such as {min(shared)!r}. "
             "Give the sources of one of them a `name`, which becomes the prefix of their ids"
         )
-    stores = {"labeled_images": labeled_images, "pool_images": pool_images, "test_images": test_images}
-    return {**{name: _summary(store) for name, store in stores.items()}, "duplicates": duplicates.attrs["counts"]}
+    stores = {
+        "labeled_images": labeled_images,
+        "pool_images": pool_images,
+        "test_images": test_images,
+    }
+    return {
+        **{name: _summary(store) for name, store in stores.items()},
+        "duplicates": duplicates.attrs["counts"],
+    }
 
 
 def _summary(store: ImageStore) -> dict[str, Any]:

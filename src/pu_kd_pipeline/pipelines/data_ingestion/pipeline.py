@@ -20,7 +20,10 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
     }
     return Pipeline(
         [
-            *(Node(plan, inputs=parameters, outputs=store, name=f"ingest_{store}") for store, plan in stores.items()),
+            *(
+                Node(plan, inputs=parameters, outputs=store, name=f"ingest_{store}")
+                for store, plan in stores.items()
+            ),
             Node(
                 nodes.search_duplicates,
                 inputs=[*stores, "params:data_ingestion"],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import Model
-from pu_kd_pipeline.params import DistillationParams
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.distillation import DistillationParams
 
 
-def distil_student(
+def distill_student(
     manifest: pd.DataFrame,
     labeled_images: ImageStore,
     pool_images: ImageStore,
@@ -18,6 +18,8 @@ def distil_student(
     params: DistillationParams,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student and the history of its training."""
-    from pu_kd_pipeline.infra.distillation import distil
+    from pu_kd_pipeline.training.distillation import distill
 
-    return distil(manifest, labeled_images, pool_images, teacher, weight_vectors, params, name="distillation")
+    return distill(
+        manifest, labeled_images, pool_images, teacher, weight_vectors, params, name="distillation"
+    )

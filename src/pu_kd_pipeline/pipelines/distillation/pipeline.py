@@ -6,7 +6,7 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from pu_kd_pipeline.pipelines.distillation.nodes import distil_student
+from pu_kd_pipeline.pipelines.distillation.nodes import distill_student
 
 
 def create_pipeline(**_: Any) -> Pipeline:
@@ -14,7 +14,7 @@ def create_pipeline(**_: Any) -> Pipeline:
     return Pipeline(
         [
             Node(
-                distil_student,
+                distill_student,
                 inputs=[
                     "manifest",
                     "labeled_images",
@@ -24,7 +24,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "params:distillation",
                 ],
                 outputs=["student_model", "distillation_history"],
-                name="distil_student",
+                name="distill_student",
             )
         ],
         namespace="distillation",

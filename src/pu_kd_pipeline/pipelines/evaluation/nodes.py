@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import Model
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.params import EvaluationParams
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
 
     `selection.gain` is the student's accuracy minus that of the student from as many random images.
     """
-    from pu_kd_pipeline.infra.evaluation import compare_models, describe_selection
+    from pu_kd_pipeline.evaluation import compare_models, describe_selection
 
     models = {"teacher": teacher, "student": student, "random_student": random_student}
     metrics = compare_models(models, test_images, params)

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import Model
-from pu_kd_pipeline.params import FeatureExtractionParams
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
 
 
 def extract_features(
     images: ImageStore, teacher: Model, params: FeatureExtractionParams
 ) -> dict[str, Callable[[], pa.Table]]:
     """Return one maker a shard of the store: `id`, `descriptor` (D float16) and `logits` (K float32) of its images."""
-    from pu_kd_pipeline.infra.features import feature_shards
+    from pu_kd_pipeline.features.extraction import feature_shards
 
     return feature_shards(images, teacher, params.compute)

@@ -6,16 +6,19 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import PUClassifier
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.params import PoolScoringParams
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import PUClassifier
+from pu_kd_pipeline.params.pool_scoring import PoolScoringParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def score_pool(
-    pool_features: ShardedTable, pool_images: ImageStore, classifier: PUClassifier, params: PoolScoringParams
+    pool_features: ShardedTable,
+    pool_images: ImageStore,
+    classifier: PUClassifier,
+    params: PoolScoringParams,
 ) -> dict[str, Callable[[], pa.Table]]:
     """Return one maker a shard: `id`, `pu_score`, `teacher_class` and `teacher_confidence` of the clean views."""
-    from pu_kd_pipeline.infra.features import score_shards
+    from pu_kd_pipeline.features.scoring import score_shards
 
     return score_shards(pool_features, pool_images, classifier, params.compute)

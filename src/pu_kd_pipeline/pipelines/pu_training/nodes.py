@@ -6,17 +6,17 @@ from typing import Any
 
 import pandas as pd
 
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import Model, PUClassifier
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.params import PUTrainingParams
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model, PUClassifier
+from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def find_class_prior(
     labeled_features: ShardedTable, pool_features: ShardedTable, params: PUTrainingParams
 ) -> dict[str, Any]:
     """Return the class prior with its interval: the given one, or the estimate from cross-fitted scores."""
-    from pu_kd_pipeline.infra.pu_training import estimate_prior, given_prior
+    from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
 
     if params.class_prior is not None:
         return given_prior(params.class_prior, labeled_features, pool_features)
@@ -36,7 +36,7 @@ def train_pu_classifier(
 
     A rank is the share of the pool that a classifier trained without a labeled image scores at least as high as it.
     """
-    from pu_kd_pipeline.infra.pu_training import train_end_to_end, train_head
+    from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 
     if params.backbone == "frozen":
         return train_head(labeled_features, pool_features, teacher, class_prior["value"], params)

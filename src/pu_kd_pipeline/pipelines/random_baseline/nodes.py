@@ -6,10 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import Model
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.params import ClassWeightingParams, DistillationParams, SubsetParams
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def draw_random_subset(
@@ -23,11 +25,13 @@ def draw_random_subset(
     params: SubsetParams,
 ) -> pd.DataFrame:
     """Return a manifest with the same labeled images and as many pool images, drawn at random."""
-    from pu_kd_pipeline.infra.duplicates import excluded_images
-    from pu_kd_pipeline.infra.subsets import SubsetInputs, choose_random_subset
+    from pu_kd_pipeline.images.duplicates import excluded_images
+    from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_random_subset
 
     excluded = excluded_images(duplicates, params)
-    inputs = SubsetInputs(pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, excluded=excluded)
+    inputs = SubsetInputs(
+        pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, excluded=excluded
+    )
     return choose_random_subset(inputs, manifest, params)
 
 
@@ -39,12 +43,12 @@ def weigh_random_classes(
     params: ClassWeightingParams,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return class weights and weight vectors of the random subset."""
-    from pu_kd_pipeline.infra.class_weighting import weigh_classes
+    from pu_kd_pipeline.selection.class_weights import weigh_classes
 
     return weigh_classes(manifest, labeled_features, pool_features, teacher.card.classes, params)
 
 
-def distil_random_student(
+def distill_random_student(
     manifest: pd.DataFrame,
     labeled_images: ImageStore,
     pool_images: ImageStore,
@@ -53,6 +57,14 @@ def distil_random_student(
     params: DistillationParams,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student of the random subset, trained exactly as the other one, and its history."""
-    from pu_kd_pipeline.infra.distillation import distil
+    from pu_kd_pipeline.training.distillation import distill
 
-    return distil(manifest, labeled_images, pool_images, teacher, weight_vectors, params, name="random_baseline")
+    return distill(
+        manifest,
+        labeled_images,
+        pool_images,
+        teacher,
+        weight_vectors,
+        params,
+        name="random_baseline",
+    )

@@ -7,7 +7,7 @@ from typing import Any
 from kedro.pipeline import Node, Pipeline
 
 from pu_kd_pipeline.pipelines.random_baseline.nodes import (
-    distil_random_student,
+    distill_random_student,
     draw_random_subset,
     weigh_random_classes,
 )
@@ -47,7 +47,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                 tags=["data"],
             ),
             Node(
-                distil_random_student,
+                distill_random_student,
                 inputs=[
                     "random_manifest",
                     "labeled_images",
@@ -57,7 +57,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "params:distillation",
                 ],
                 outputs=["random_student_model", "random_distillation_history"],
-                name="distil_random_student",
+                name="distill_random_student",
                 tags=["gpu"],
             ),
         ],

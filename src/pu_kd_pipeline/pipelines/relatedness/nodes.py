@@ -8,17 +8,18 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import Model
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.params import RelatednessParams, SubsetParams
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.relatedness import RelatednessParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def measure_relatedness(
     pool_images: ImageStore, teacher: Model, params: RelatednessParams
 ) -> dict[str, Callable[[], pa.Table]]:
     """Return one maker a shard of the pool: `id`, the teacher's indicators, their calibrated sum, class, confidence."""
-    from pu_kd_pipeline.infra.relatedness import relatedness_shards
+    from pu_kd_pipeline.selection.relatedness import relatedness_shards
 
     return relatedness_shards(pool_images, teacher, params)
 
@@ -31,18 +32,20 @@ def choose_preferential(
     params: RelatednessParams,
 ) -> pd.DataFrame:
     """Return the manifest of all pool images that are not excluded, with their probability of being drawn."""
-    from pu_kd_pipeline.infra.duplicates import excluded_images
-    from pu_kd_pipeline.infra.relatedness import preferential_manifest
+    from pu_kd_pipeline.images.duplicates import excluded_images
+    from pu_kd_pipeline.selection.relatedness import preferential_manifest
 
-    return preferential_manifest(relatedness, pool_images, params, excluded_images(duplicates, subset))
+    return preferential_manifest(
+        relatedness, pool_images, params, excluded_images(duplicates, subset)
+    )
 
 
 def report_relatedness(
     relatedness: ShardedTable, pool_images: ImageStore, manifest: pd.DataFrame
 ) -> tuple[pd.DataFrame, Any]:
     """Return how well each indicator ranks the pool by the hidden truth, and a figure of that and of the sampling."""
-    from pu_kd_pipeline.infra.relatedness import indicator_auc
-    from pu_kd_pipeline.infra.relatedness_report import plot_relatedness
+    from pu_kd_pipeline.reporting.relatedness_figure import plot_relatedness
+    from pu_kd_pipeline.selection.relatedness import indicator_auc
 
     auc = indicator_auc(relatedness, pool_images)
     return auc, plot_relatedness(relatedness, pool_images, manifest, auc)

@@ -6,7 +6,11 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from pu_kd_pipeline.pipelines.relatedness.nodes import choose_preferential, measure_relatedness, report_relatedness
+from pu_kd_pipeline.pipelines.relatedness.nodes import (
+    choose_preferential,
+    measure_relatedness,
+    report_relatedness,
+)
 
 
 def create_pipeline(**_: Any) -> Pipeline:

@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import Model
-from pu_kd_pipeline.infra.sharded_table import ShardedTable
-from pu_kd_pipeline.params import DistillationParams, SubsetParams
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
-def materialise_subset(
+def materialize_subset(
     pool_scores: ShardedTable,
     labeled_images: ImageStore,
     pool_images: ImageStore,
@@ -27,13 +28,15 @@ def materialise_subset(
     """Return the manifest: the labeled images and the pool images that the selection rule keeps.
 
     Copies of test images are in neither, unless `exclude_test_duplicates` is off.
-    Features, teacher and the student's parameters are for the rule `disagreement`, which distils a proxy.
+    Features, teacher and the student's parameters are for the rule `disagreement`, which distills a proxy.
     """
-    from pu_kd_pipeline.infra.duplicates import excluded_images
-    from pu_kd_pipeline.infra.proxy import Proxy
-    from pu_kd_pipeline.infra.subsets import SubsetInputs, choose_subset
+    from pu_kd_pipeline.images.duplicates import excluded_images
+    from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset
+    from pu_kd_pipeline.selection.proxy import Proxy
 
     proxy = Proxy(teacher, pool_features, distillation)
     excluded = excluded_images(duplicates, params)
-    inputs = SubsetInputs(pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, proxy, excluded)
+    inputs = SubsetInputs(
+        pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, proxy, excluded
+    )
     return choose_subset(inputs, params)

@@ -6,7 +6,7 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from pu_kd_pipeline.pipelines.subset_materialization.nodes import materialise_subset
+from pu_kd_pipeline.pipelines.subset_materialization.nodes import materialize_subset
 
 
 def create_pipeline(**_: Any) -> Pipeline:
@@ -14,7 +14,7 @@ def create_pipeline(**_: Any) -> Pipeline:
     return Pipeline(
         [
             Node(
-                materialise_subset,
+                materialize_subset,
                 inputs=[
                     "pool_scores",
                     "labeled_images",
@@ -28,7 +28,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "params:subset_materialization",
                 ],
                 outputs="manifest",
-                name="materialise_subset",
+                name="materialize_subset",
             )
         ],
         namespace="subset_materialization",

@@ -6,28 +6,29 @@ from typing import Any
 
 import pandas as pd
 
-from pu_kd_pipeline.infra.image_store import ImageStore
-from pu_kd_pipeline.infra.model_files import Model
-from pu_kd_pipeline.params import DistillationParams, EvaluationParams
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.evaluation import EvaluationParams
 
 
-def distil_preferential_student(
+def distill_preferential_student(
     manifest: pd.DataFrame, pool_images: ImageStore, teacher: Model, params: DistillationParams
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student of the manifest's draws and the history of its training."""
-    from pu_kd_pipeline.infra.distillation import distil_from_pool
+    from pu_kd_pipeline.training.distillation import distill_from_pool
 
-    return distil_from_pool(manifest, pool_images, teacher, params, name="unlabeled_distillation")
+    return distill_from_pool(manifest, pool_images, teacher, params, name="unlabeled_distillation")
 
 
-def distil_uniform_student(
+def distill_uniform_student(
     manifest: pd.DataFrame, pool_images: ImageStore, teacher: Model, params: DistillationParams
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student of even draws, trained exactly as the other one, and its history."""
-    from pu_kd_pipeline.infra.distillation import distil_from_pool
+    from pu_kd_pipeline.training.distillation import distill_from_pool
 
     evenly = manifest.assign(sampling_probability=1.0 / len(manifest))
-    return distil_from_pool(evenly, pool_images, teacher, params, name="uniform_baseline")
+    return distill_from_pool(evenly, pool_images, teacher, params, name="uniform_baseline")
 
 
 def evaluate_unlabeled(
@@ -42,11 +43,18 @@ def evaluate_unlabeled(
 
     `selection.gain` is the student's accuracy minus that of the student of even draws.
     """
-    from pu_kd_pipeline.infra.evaluation import compare_models
+    from pu_kd_pipeline.evaluation import compare_models
 
     models = {"teacher": teacher, "student": student, "random_student": random_student}
     metrics = compare_models(models, test_images, params)
-    names = ("rule", "n_pool", "n_selected", "n_labeled", "n_excluded_pool", "effective_sample_size")
+    names = (
+        "rule",
+        "n_pool",
+        "n_selected",
+        "n_labeled",
+        "n_excluded_pool",
+        "effective_sample_size",
+    )
     facts = {name: manifest.attrs.get(name) for name in names}
     gain = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
     return {**metrics, "selection": {**facts, "gain": gain}, "n_test": len(test_images)}
@@ -56,9 +64,10 @@ def plot_unlabeled_students(
     metrics: dict[str, Any], history: pd.DataFrame, uniform_history: pd.DataFrame, teacher: Model
 ) -> tuple[Any, Any]:
     """Return the figure of both students' training, and that of the accuracy of each class."""
-    from pu_kd_pipeline.infra import figures
+    from pu_kd_pipeline.reporting.class_figures import plot_per_class_accuracy
+    from pu_kd_pipeline.reporting.training_figures import plot_distillation_history
 
     return (
-        figures.plot_distillation_history(history, uniform_history),
-        figures.plot_per_class_accuracy(metrics, list(teacher.card.classes)),
+        plot_distillation_history(history, uniform_history),
+        plot_per_class_accuracy(metrics, list(teacher.card.classes)),
     )

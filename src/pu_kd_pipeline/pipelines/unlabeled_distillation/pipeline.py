@@ -11,21 +11,26 @@ from pu_kd_pipeline.pipelines.unlabeled_distillation import nodes
 
 def create_pipeline(**_: Any) -> Pipeline:
     """Return the stage: pool, teacher and the manifest of `relatedness` in; students, metrics and figures out."""
-    learned_from = ["preferential_manifest", "pool_images", "teacher_model", "params:unlabeled_distillation"]
+    learned_from = [
+        "preferential_manifest",
+        "pool_images",
+        "teacher_model",
+        "params:unlabeled_distillation",
+    ]
     return Pipeline(
         [
             Node(
-                nodes.distil_preferential_student,
+                nodes.distill_preferential_student,
                 inputs=learned_from,
                 outputs=["student_model", "distillation_history"],
-                name="distil_preferential_student",
+                name="distill_preferential_student",
                 tags=["gpu"],
             ),
             Node(
-                nodes.distil_uniform_student,
+                nodes.distill_uniform_student,
                 inputs=learned_from,
                 outputs=["random_student_model", "random_distillation_history"],
-                name="distil_uniform_student",
+                name="distill_uniform_student",
                 tags=["gpu"],
             ),
             Node(
@@ -44,7 +49,12 @@ def create_pipeline(**_: Any) -> Pipeline:
             ),
             Node(
                 nodes.plot_unlabeled_students,
-                inputs=["metrics", "distillation_history", "random_distillation_history", "teacher_model"],
+                inputs=[
+                    "metrics",
+                    "distillation_history",
+                    "random_distillation_history",
+                    "teacher_model",
+                ],
                 outputs=["distillation_curves", "per_class_accuracy_plot"],
                 name="plot_unlabeled_students",
                 tags=["report"],

@@ -1,0 +1,1 @@
+"""Files that run each stage in its own container: Compose and Argo."""

@@ -1,0 +1,1 @@
+"""Teacher features of whole image stores, and PU scores computed from them."""

@@ -1,0 +1,1 @@
+"""Kedro hooks, one concern per module; nothing heavy is imported before it is needed."""

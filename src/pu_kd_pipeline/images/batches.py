@@ -1,0 +1,208 @@
+"""Image stores as batches on a device: whole-store passes for inference, random rows for training."""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pu_kd_pipeline.devices import (
+    autocast,
+    inference_batch_size,
+    is_out_of_memory,
+    memory_told,
+    prepare_device,
+)
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.learning.augmentation import Normalize
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.compute import ComputeParams
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class ImageRows:
+    """Rows of one or more stores as one sequence of uint8 images.
+
+    Held on the device where they fit `resident_limit_gb`, else read batch by batch.
+
+    Args:
+        parts: stores and the rows that are wanted of each, in order.
+        compute: device and limit.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[ImageStore, np.ndarray]], compute: ComputeParams
+    ) -> None:
+        self._parts = [
+            (store, np.asarray(rows, dtype=np.int64)) for store, rows in parts if len(rows)
+        ]
+        self._starts = np.cumsum([0] + [len(rows) for _, rows in self._parts])
+        self.device = prepare_device(compute)
+        self._resident: Tensor | None = None
+        if self._n_bytes() <= compute.resident_limit_gb * 1e9 and self._parts:
+            images = np.concatenate([store.read(rows) for store, rows in self._parts])
+            self._resident = torch.from_numpy(images).to(self.device)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image; there must be one."""
+        return self._parts[0][0].image_shape
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the images are held on the device."""
+        return self._resident is not None
+
+    def _n_bytes(self) -> int:
+        return sum(len(rows) * math.prod(store.image_shape) for store, rows in self._parts)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Return the (N, C, H, W) uint8 images at (N,) int64 positions of this sequence, on the device."""
+        if self._resident is not None:
+            return self._resident.index_select(
+                0, indices.to(self.device)
+            )  # several times as fast as [indices]
+        positions = indices.cpu().numpy()
+        part_of = np.searchsorted(self._starts, positions, side="right") - 1
+        images = np.empty((len(positions), *self.image_shape), dtype=np.uint8)
+        for part, (store, rows) in enumerate(self._parts):
+            of_part = part_of == part
+            if of_part.any():
+                images[of_part] = store.read(rows[positions[of_part] - self._starts[part]])
+        return torch.from_numpy(images).to(self.device, non_blocking=True)
+
+
+def map_images(
+    function: Callable[[Tensor], tuple[Tensor, ...]],
+    store: ImageStore,
+    rows: np.ndarray,
+    normalize: Normalize,
+    compute: ComputeParams,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield a function of the normalized images of some rows, batch by batch, on the CPU.
+
+    Where memory runs out, this batch and those after it are halved, once.
+
+    Args:
+        function: maps (N, C, H, W) float32 images on the device to tensors.
+        store: of the images.
+        rows: (n,) int64, the wanted ones.
+        normalize: on the device.
+        compute: device, precision and batch size.
+
+    Raises:
+        MemoryShortage: memory is not enough for half a batch either.
+    """
+    device = prepare_device(compute)
+    size = inference_batch_size(compute, device, store.image_shape)
+
+    def outputs(batch: np.ndarray) -> tuple[Tensor, ...]:
+        with torch.inference_mode(), autocast(compute, device):
+            return tuple(
+                output.cpu() for output in function(normalize(torch.from_numpy(batch).to(device)))
+            )
+
+    is_halved = False
+    with closing(
+        read_ahead(store.read(rows[start : start + size]) for start in range(0, len(rows), size))
+    ) as batches:
+        for batch in batches:
+            if not is_halved:
+                if (found := _unless_out_of_memory(outputs, batch)) is not None:
+                    yield found
+                    continue
+                is_halved = True
+                logger.warning(
+                    "memory is not enough for %d images at once: going on with half of them",
+                    len(batch),
+                )
+            with memory_told("inference"):
+                halves = [outputs(half) for half in np.array_split(batch, 2) if len(half)]
+            yield tuple(torch.cat(parts) for parts in zip(*halves, strict=True))
+
+
+def _unless_out_of_memory(outputs: Callable[[np.ndarray], T], batch: np.ndarray) -> T | None:
+    """Return the outputs of a batch; None where memory runs out, with what the attempt took given back."""
+    try:
+        return outputs(batch)
+    except (RuntimeError, MemoryError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def read_ahead(items: Iterator[T], n_ahead: int = 2) -> Generator[T, None, None]:
+    """Yield the items of an iterator that runs in a thread of its own, at most `n_ahead` items ahead.
+
+    Reading and decoding then go on while the network computes. What the iterator raises is raised here; the thread ends
+    when the items do, or when the generator is closed.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=n_ahead)
+    is_wanted = threading.Event()
+    is_wanted.set()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while is_wanted.is_set():
+            with suppress(queue.Full):
+                return ready.put((item, error), timeout=0.1)
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if not is_wanted.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:  # whatever it is, it belongs to the reader
+            put(None, error)
+
+    thread = threading.Thread(target=work, name="read_ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        is_wanted.clear()
+        thread.join()
+
+
+def normalization(model: Model, device: torch.device) -> Normalize:
+    """Return the normalization of a model's card."""
+    return Normalize(model.card.input.mean, model.card.input.std, device)
+
+
+def predict_logits(
+    model: Model, store: ImageStore, compute: ComputeParams, network: nn.Module | None = None
+) -> Tensor:
+    """Return (N, K) float32 logits for every image of a store; `network` replaces the model's own."""
+    device = prepare_device(compute)
+    network = (network or model.network).to(device).eval()
+    rows = np.arange(len(store), dtype=np.int64)
+    logits = [
+        batch.float()
+        for (batch,) in map_images(
+            lambda x: (network(x),), store, rows, normalization(model, device), compute
+        )
+    ]
+    return torch.cat(logits) if logits else torch.empty(0, model.n_classes)

@@ -1,0 +1,90 @@
+"""The files of one shard: their names, and reading them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pu_kd_pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def pixel_file(folder: Path, shard_name: str, kind: str) -> Path:
+    """Return where the images of a shard are."""
+    return folder / f"{shard_name}{'.npy' if kind == 'packed' else '.images.arrow'}"
+
+
+def index_file(folder: Path, shard_name: str) -> Path:
+    """Return where the index of a shard is."""
+    return folder / f"{shard_name}.index.parquet"
+
+
+def index_schema() -> pa.Schema:
+    """Return the columns of a shard's index; `version` tells whether the image at the source may have changed."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("source", pa.string()),
+            ("label", pa.int32()),
+            ("relevant", pa.bool_()),
+            ("sha256", pa.string()),
+            ("status", pa.string()),
+            ("version", pa.string()),
+            ("row", pa.int64()),
+        ]
+    )
+
+
+def open_packed(folder: Path, shard_name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the memory-mapped (N, C, H, W) uint8 pixels of a packed shard.
+
+    Raises:
+        InputError: the file is not an array of that shape, such as one that was cut short.
+    """
+    file = pixel_file(folder, shard_name, "packed")
+    try:
+        pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (
+        Exception
+    ) as exc:  # the header of an array is a Python literal, which can be wrong in many ways
+        raise InputError(
+            f"{file} is damaged ({exc}): delete it and run `kedro run --pipeline=data_ingestion`"
+        ) from exc
+    if not isinstance(pixels, np.ndarray):  # an archive of arrays
+        raise InputError(
+            f"{file} is not an array of pixels: delete it and run `kedro run --pipeline=data_ingestion`"
+        )
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        raise InputError(
+            f"{file} holds {pixels.dtype} {pixels.shape}, its store says uint8 {shape}: ingest it anew"
+        )
+    return pixels.view(np.ndarray)  # np.memmap's own indexing costs more than the read
+
+
+def open_encoded(folder: Path, shard_name: str, n_images: int) -> pa.ChunkedArray:
+    """Return the memory-mapped bytes of the `n_images` images of an encoded shard.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    import pyarrow as pa
+
+    file = pixel_file(folder, shard_name, "encoded")
+    try:
+        images = pa.ipc.open_file(pa.memory_map(str(file))).read_all()["image"]
+        if images.type != pa.large_binary():
+            raise ValueError(f"its images are {images.type}")
+        if len(images) != n_images:
+            raise ValueError(f"it holds {len(images):,} of {n_images:,} images")
+        images.validate(full=True)  # or an offset beyond the end is read
+        return images
+    except Exception as exc:  # a damaged file makes its reader raise nearly anything
+        raise InputError(
+            f"{file} is damaged ({exc}): delete it and run `kedro run --pipeline=data_ingestion`"
+        ) from exc

@@ -1,0 +1,99 @@
+"""Writers of the pixels of one shard."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pu_kd_pipeline.images.decoding import Unusable, as_file
+from pu_kd_pipeline.images.store import Specification
+
+if TYPE_CHECKING:
+    from pu_kd_pipeline.images.decoding import RawImage
+
+
+_ENCODED_BATCH_BYTES = 32 * 2**20
+
+
+class ShardWriter(Protocol):
+    """Takes the images of a shard one by one; the file is whole and on disk once the context ends."""
+
+    def __enter__(self) -> ShardWriter: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def append(self, raw: RawImage | Unusable, pixels: np.ndarray) -> None:
+        """Add an image, given as it came and as (C, H, W) uint8."""
+        ...
+
+
+class PackedWriter:
+    """Streams pixels into a `.npy` file whose length is known at its end only."""
+
+    def __init__(self, file: Path, specification: Specification) -> None:
+        self._file = open(file, "wb")  # noqa: SIM115  (closed by __exit__)
+        self._shape = (specification.channels, specification.size_px, specification.size_px)
+        self._n = 0
+        self._write_header()
+        self._header_size = self._file.tell()
+
+    def __enter__(self) -> PackedWriter:
+        return self
+
+    def append(self, raw: RawImage | Unusable, pixels: np.ndarray) -> None:
+        """Add the pixels of an image."""
+        self._file.write(pixels.data)
+        self._n += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+            # NumPy pads the header so that the length along the first axis may grow in place
+            assert self._file.tell() == self._header_size
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _write_header(self) -> None:
+        about = {"descr": "|u1", "fortran_order": False, "shape": (self._n, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, about)
+
+
+class EncodedWriter:
+    """Streams the images' bytes into an Arrow file, uncompressed: any row is then one look into the memory map."""
+
+    def __init__(self, file: Path, specification: Specification) -> None:
+        self._file = open(file, "wb")  # noqa: SIM115  (closed by __exit__)
+        self._schema = pa.schema([("image", pa.large_binary())])
+        self._writer = pa.ipc.new_file(self._file, self._schema)
+        self._batch: list[bytes] = []
+        self._n_bytes = 0
+
+    def __enter__(self) -> EncodedWriter:
+        return self
+
+    def append(self, raw: RawImage | Unusable, pixels: np.ndarray) -> None:
+        """Add an image as it came; what came as pixels becomes a PNG."""
+        assert not isinstance(raw, Unusable)
+        self._batch.append(as_file(raw))
+        self._n_bytes += len(self._batch[-1])
+        if self._n_bytes >= _ENCODED_BATCH_BYTES:
+            self._flush()
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._flush()
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _flush(self) -> None:
+        if self._batch:
+            self._writer.write_batch(
+                pa.record_batch([pa.array(self._batch, pa.large_binary())], schema=self._schema)
+            )
+        self._batch, self._n_bytes = [], 0

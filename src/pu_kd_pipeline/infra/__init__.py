@@ -1,1 +1,0 @@
-"""What files, hardware, progress bars and the tracking server need; no stage is known here."""

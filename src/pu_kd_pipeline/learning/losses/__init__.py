@@ -1,0 +1,1 @@
+"""Losses and risks: tensors in, tensors out."""

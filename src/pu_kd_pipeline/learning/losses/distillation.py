@@ -1,0 +1,180 @@
+"""Objectives that make a student follow its teacher.
+
+Holds plain knowledge distillation and the robust distillation of Xu et al. 2019 (arXiv:1909.09757, Eq. 8-10). Losses
+take logits, never modules; the training loop is elsewhere. No function here makes the host wait for the device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class RobustLoss(NamedTuple):
+    """The worst weighted loss of a batch."""
+
+    loss: Tensor
+    """() differentiable."""
+    worst: Tensor
+    """() int64, the row of the weight vectors that gave it."""
+
+
+class Objective(Protocol):
+    """What the training step calls, whatever the method.
+
+    The result holds the key "loss", () and differentiable, which is minimized; the other entries are detached ()
+    tensors for the history.
+    """
+
+    def __call__(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        weight_vectors: Tensor,
+        temperature: float,
+    ) -> dict[str, Tensor]: ...
+
+
+def soft_cross_entropy(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> Tensor:
+    """Return the cross-entropy of each sample, -sum_k softmax(z_t/T)_k log softmax(z_s/T)_k.
+
+    Its gradient is that of the KL divergence; its least value, at equal logits, is the entropy of the teacher.
+    No gradient flows to the teacher.
+
+    Args:
+        student_logits: (N, K) any float dtype.
+        teacher_logits: (N, K) any float dtype.
+        temperature: T > 0.
+
+    Returns:
+        (N,) float32 (float64 for float64 students), non-negative.
+
+    Raises:
+        ValueError: the shapes differ or temperature is not positive.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student and teacher logits must have one shape, got {tuple(student_logits.shape)} "
+            f"and {tuple(teacher_logits.shape)}"
+        )
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be positive, got {temperature!r}")
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    targets = torch.softmax(teacher_logits.detach().to(dtype) / temperature, dim=1)
+    return -(targets * torch.log_softmax(student_logits.to(dtype) / temperature, dim=1)).sum(dim=1)
+
+
+def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """Return KL(softmax(z_t) || softmax(z_s)) of each sample: what the student has yet to learn of it.
+
+    Args:
+        teacher_logits: (N, K) any float dtype.
+        student_logits: (N, K) any float dtype.
+
+    Returns:
+        (N,) as `soft_cross_entropy`, in nats, at least 0.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    teacher_logits = teacher_logits.to(
+        torch.promote_types(teacher_logits.dtype, student_logits.dtype)
+    )
+    entropy = soft_cross_entropy(teacher_logits, teacher_logits, temperature=1.0)
+    return (soft_cross_entropy(student_logits, teacher_logits, temperature=1.0) - entropy).clamp(
+        min=0.0
+    )
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return T^2 mean_i CE_i, () float32: plain distillation without hard labels.
+
+    The factor keeps the size of the gradient when T changes (Hinton et al. 2015, sec. 2). Arguments and errors as for
+    `soft_cross_entropy`.
+    """
+    return temperature**2 * soft_cross_entropy(student_logits, teacher_logits, temperature).mean()
+
+
+def class_loss_mass(losses: Tensor, teacher_classes: Tensor, n_classes: int) -> Tensor:
+    """Return m_k = (1/N) sum of the losses of the samples the teacher puts in class k.
+
+    The mean of w[class_i] * loss_i is then the inner product of w and m, for any w.
+
+    Args:
+        losses: (N,) float; N > 0.
+        teacher_classes: (N,) int64 in 0..n_classes-1.
+        n_classes: K.
+
+    Returns:
+        (K,) of the dtype of `losses`, summing to their mean.
+    """
+    return losses.new_zeros(n_classes).index_add(0, teacher_classes, losses) / len(losses)
+
+
+def robust_kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, temperature: float
+) -> RobustLoss:
+    """Return max over w in W of T^2 mean_i w[argmax z_t,i] CE_i (Eq. 8-10).
+
+    The maximum over all of W is one product with the per-class loss mass and one backward pass, which goes through the
+    worst vector only.
+
+    Eq. 8 has no T^2, and the paper uses T = 1, where it makes no difference. For other T it is kept here as in
+    `kd_loss`: one learning rate then suits every temperature, all-equal weights give exactly `kd_loss`, and the worst
+    vector is the same with or without it.
+
+    Args:
+        student_logits: (N, K) any float dtype; N > 0.
+        teacher_logits: (N, K) any float dtype.
+        weight_vectors: (n, K) on the same device, non-negative, n > 0.
+        temperature: T > 0.
+
+    Raises:
+        ValueError: shapes that do not fit, or temperature is not positive.
+    """
+    losses = soft_cross_entropy(student_logits, teacher_logits, temperature)
+    return _worst_weighted(temperature**2 * losses, teacher_logits, weight_vectors)
+
+
+def kd(
+    student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, temperature: float
+) -> dict[str, Tensor]:
+    """The objective `kd`: `kd_loss`. The weight vectors are not used."""
+    return {"loss": kd_loss(student_logits, teacher_logits, temperature)}
+
+
+def robust_kd(
+    student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, temperature: float
+) -> dict[str, Tensor]:
+    """The objective `robust_kd`: `robust_kd_loss`, the same under the first vector alone, and the unweighted `kd_loss`.
+
+    The first vector is the estimated one: what `loss` is above `estimated_weights_loss` is what the game costs.
+    """
+    losses = temperature**2 * soft_cross_entropy(student_logits, teacher_logits, temperature)
+    loss, _ = _worst_weighted(losses, teacher_logits, weight_vectors)
+    estimated, _ = _worst_weighted(losses.detach(), teacher_logits, weight_vectors[:1])
+    return {"loss": loss, "estimated_weights_loss": estimated, "kd_loss": losses.detach().mean()}
+
+
+OBJECTIVES: dict[str, Objective] = {"kd": kd, "robust_kd": robust_kd}
+
+
+def _worst_weighted(losses: Tensor, teacher_logits: Tensor, weight_vectors: Tensor) -> RobustLoss:
+    n_classes = teacher_logits.shape[1]
+    if (
+        weight_vectors.ndim != 2
+        or weight_vectors.shape[0] == 0
+        or weight_vectors.shape[1] != n_classes
+    ):
+        raise ValueError(
+            f"weight_vectors must be (n, {n_classes}) with n > 0, one column for each class of the teacher, "
+            f"got {tuple(weight_vectors.shape)}"
+        )
+    mass = class_loss_mass(losses, teacher_logits.argmax(dim=1), n_classes)
+    # W @ m, written out: autocast would round a matrix product to bf16 and TF32 would shorten it.
+    loss, worst = (weight_vectors.to(mass.dtype) * mass).sum(dim=1).max(dim=0)
+    return RobustLoss(loss, worst)

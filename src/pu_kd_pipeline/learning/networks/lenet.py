@@ -1,0 +1,93 @@
+"""LeNet-5 and its half, for MNIST."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 with ReLU and max-pooling: three 5x5 convolutions and two linear layers, for 32x32 images.
+
+    Args:
+        n_classes: K.
+        in_channels: 1 or 3.
+        widths: channels of the three convolutions, then units of the hidden linear layer.
+    """
+
+    default_taps = ("pool1", "pool2", "relu3")
+
+    def __init__(
+        self,
+        n_classes: int,
+        in_channels: int = 1,
+        widths: tuple[int, int, int, int] = (6, 16, 120, 84),
+    ) -> None:
+        super().__init__()
+        first, second, third, hidden = widths
+        self.conv1, self.relu1, self.pool1 = (
+            nn.Conv2d(in_channels, first, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.conv2, self.relu2, self.pool2 = nn.Conv2d(first, second, 5), nn.ReLU(), nn.MaxPool2d(2)
+        self.conv3, self.relu3 = nn.Conv2d(second, third, 5), nn.ReLU()
+        self.fc1, self.relu4, self.fc2 = (
+            nn.Linear(third, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, n_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (N, C, 32, 32) float32 images to (N, K) logits."""
+        features = self.pool1(self.relu1(self.conv1(images)))
+        features = self.pool2(self.relu2(self.conv2(features)))
+        features = self.relu3(self.conv3(features))
+        logits: Tensor = self.fc2(self.relu4(self.fc1(features.flatten(1))))
+        return logits
+
+
+def lenet5(n_classes: int, in_channels: int = 1) -> nn.Module:
+    """Return LeNet-5 (6-16-120 channels, 84 hidden units), the papers' teacher for MNIST."""
+    return LeNet5(n_classes, in_channels)
+
+
+def lenet5_half(n_classes: int, in_channels: int = 1) -> nn.Module:
+    """Return LeNet-5 at half width (3-8-60 channels, 42 hidden units), the papers' student for MNIST."""
+    return LeNet5(n_classes, in_channels, widths=(3, 8, 60, 42))
+
+
+class DigitsCNN(nn.Module):
+    """A small convolutional network for images of about 8x8 pixels.
+
+    Args:
+        n_classes: K.
+        in_channels: 1 or 3.
+        width: channels of the first convolution; the later ones have twice as many.
+    """
+
+    default_taps = ("block1", "block2", "block3")
+
+    def __init__(self, n_classes: int, in_channels: int = 1, width: int = 32) -> None:
+        super().__init__()
+        self.block1 = _conv_block(in_channels, width)
+        self.block2 = _conv_block(width, 2 * width)
+        self.pool = nn.MaxPool2d(2)
+        self.block3 = _conv_block(2 * width, 2 * width)
+        self.global_pool = nn.AdaptiveAvgPool2d(2)
+        self.fc = nn.Linear(8 * width, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (N, C, H, W) float32 images with sides of at least four pixels to (N, K) logits."""
+        features = self.block3(self.pool(self.block2(self.block1(images))))
+        logits: Tensor = self.fc(self.global_pool(features).flatten(1))
+        return logits
+
+
+def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def digits_cnn(n_classes: int, in_channels: int = 1, width: int = 32) -> nn.Module:
+    """Return the demo's teacher; at a smaller width, its student."""
+    return DigitsCNN(n_classes, in_channels, width)

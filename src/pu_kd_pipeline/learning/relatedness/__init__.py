@@ -1,0 +1,1 @@
+"""How related an image is to a network's training images, without any of them (S3, a reconstruction)."""

@@ -1,0 +1,1 @@
+"""Networks with their cards: in memory, on disk, and made from parameters."""

@@ -1,0 +1,166 @@
+"""The block `comparison`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
+
+
+class Overrides(Block):
+    """What differs from the run's own blocks; nested keys are laid over theirs."""
+
+    pu_training: dict[str, Any] = Field(default_factory=dict)
+    subset_materialization: dict[str, Any] = Field(default_factory=dict)
+    class_weighting: dict[str, Any] = Field(default_factory=dict)
+    distillation: dict[str, Any] = Field(default_factory=dict)
+    relatedness: dict[str, Any] = Field(default_factory=dict)
+
+
+class SweepPoint(Block):
+    """Where a variant stands on one of the comparison's sweeps."""
+
+    name: str = Field(description="a key of comparison.sweeps")
+    line: str = Field(description="the line that the variant is a point of")
+    at: float = Field(description="its place on the axis")
+
+
+class ComparisonVariant(Overrides):
+    """One row of the comparison, or one point of a sweep: how a student is made."""
+
+    method: Literal["selection", "original", "preferential", "labeled_only", "fitnet", "fskd"] = (
+        Field(
+            "selection",
+            description="selection: distill on the labeled images and the pool images that a rule keeps; original: on the "
+            "teacher's own training images; preferential: on the whole pool and no original image, drawn by relatedness "
+            "(S3); the others see the labeled images alone: labeled_only distills, fitnet (Romero et al. 2015) matches a "
+            "hidden layer first, fskd (Li et al. 2018) starts from the pruned and aligned teacher",
+        )
+    )
+    rule: str | None = Field(
+        None, description="short for subset_materialization.rule; needed by `selection`"
+    )
+    criterion: str | None = Field(None, description="short for subset_materialization.criterion")
+    budget: int | str | None = Field(
+        None,
+        description="most pool images; the name of another variant: as many as that one keeps; null: the block's",
+    )
+    features: str | None = Field(None, description="short for pu_training.features")
+    labeled_per_class: tuple[int, ...] | None = Field(
+        None, description="some of the comparison's; null: all of them"
+    )
+    objectives: tuple[str, ...] | None = Field(
+        None,
+        description="null: those of the comparison for `selection`, plain `kd` for the other methods",
+    )
+    sweep: SweepPoint | None = Field(
+        None,
+        description="shown as a point of that sweep, not as a row; for one number of labeled images",
+    )
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it uses what its users do not have: the original images, or the pool's truth."""
+        return self.method == "original" or self.rule == "oracle"
+
+    @model_validator(mode="after")
+    def _rule_belongs_to_selection(self) -> ComparisonVariant:
+        given = [
+            name
+            for name in ("rule", "criterion", "budget", "features")
+            if getattr(self, name) is not None
+        ]
+        if self.method == "selection" and self.rule is None:
+            raise ValueError("method 'selection' needs a rule")
+        if self.method != "selection" and given:
+            raise ValueError(f"method {self.method!r} selects nothing: remove {', '.join(given)}")
+        if self.method in ("fitnet", "fskd") and self.objectives not in (None, ("kd",)):
+            raise ValueError(f"method {self.method!r} is defined with the objective kd alone")
+        return self
+
+
+class CurvesParams(Block):
+    """Accuracy against updates, as panels of the comparison's plot."""
+
+    n_images: int = Field(
+        gt=0,
+        description="of the teacher's training images, which no student sees: their accuracy makes the curves",
+    )
+    panels: dict[str, tuple[str, ...]] = Field(
+        description="title -> the variants whose curves it has; one that is null has none"
+    )
+
+
+class ComparisonParams(Block):
+    """The block `comparison`: a grid of variants, objectives, numbers of labeled images and seeds."""
+
+    title: str
+    labeled_per_class: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        min_length=1,
+        description="labeled images of each class, drawn by the cell's seed from the labeled store",
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEEDS)], ...] = Field(
+        min_length=1,
+        description="of the labeled images, PU training, draws and student; the teacher is the same",
+    )
+    objectives: tuple[str, ...] = Field(min_length=1, description="of distillation")
+    hint_share: OpenShare = Field(
+        description="fitnet: share of the updates that go to the hidden layer"
+    )
+    every_variant: Overrides = Field(
+        description="what differs from the run's own blocks in all variants"
+    )
+    variants: dict[str, ComparisonVariant | None] = Field(
+        description="name -> variant, in the order of the table; null leaves out a variant of conf/base"
+    )
+    sweeps: dict[str, str] = Field(
+        description="name -> label of its axis: lines of variants that differ in one number, with a table and plot each"
+    )
+    curves: CurvesParams | None = Field(
+        None, description="null: students are measured in the end alone"
+    )
+
+    @model_validator(mode="after")
+    def _grid_is_one(self) -> ComparisonParams:
+        for name in ("labeled_per_class", "seeds", "objectives"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} must not repeat a value, got {list(getattr(self, name))}")
+        known = {name: variant for name, variant in self.variants.items() if variant is not None}
+        if not known:
+            raise ValueError("variants must name at least one")
+        for title, names in self.curves.panels.items() if self.curves else ():
+            if strangers := sorted(set(names) - set(self.variants)):
+                raise ValueError(
+                    f"curves.panels: {title!r} names {strangers}; variants are {', '.join(self.variants)}"
+                )
+        for name, variant in known.items():
+            if outside := set(variant.labeled_per_class or ()) - set(self.labeled_per_class):
+                raise ValueError(
+                    f"{name}: labeled_per_class {sorted(outside)} is not among the comparison's"
+                )
+            if variant.sweep is not None and variant.sweep.name not in self.sweeps:
+                raise ValueError(
+                    f"{name}: sweep {variant.sweep.name!r} is not a key of comparison.sweeps"
+                )
+            if (
+                variant.sweep is not None
+                and len(variant.labeled_per_class or self.labeled_per_class) != 1
+            ):
+                raise ValueError(
+                    f"{name}: a point of a sweep has one number of labeled images: set labeled_per_class"
+                )
+            if isinstance(variant.budget, str):
+                other = known.get(variant.budget)
+                if (
+                    other is None
+                    or other.method != "selection"
+                    or isinstance(other.budget, str)
+                    or other is variant
+                ):
+                    raise ValueError(
+                        f"{name}: budget {variant.budget!r} is not the name of a variant that selects by a budget or "
+                        f"criterion of its own; variants are {', '.join(known)}"
+                    )
+        return self

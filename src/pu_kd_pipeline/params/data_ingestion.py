@@ -1,0 +1,137 @@
+"""The block `data_ingestion`: image sources and stores."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pu_kd_pipeline.params.base import SEEDS, Block, Share
+
+
+class ImageSource(Block):
+    """One place that images come from.
+
+    `type` picks the reader: `torchvision` (a data set by class name), `folder` (class sub-folders, or flat and
+    unlabeled), `parquet` (image bytes in a column; local or any fsspec URL) or `demo` (the embedded digits).
+    """
+
+    type: Literal["torchvision", "folder", "parquet", "demo"]
+    name: str | None = Field(
+        None, description="prefix of the ids and value of the index column `source`"
+    )
+    path: str | None = Field(
+        None, description="folder, Parquet file or glob, or torchvision's root; fsspec URLs allowed"
+    )
+    dataset: str | None = Field(
+        None, description="torchvision: class in torchvision.datasets, such as MNIST"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="torchvision: keyword arguments of that class"
+    )
+    download: bool = Field(
+        False, description="torchvision: download the files when they are missing"
+    )
+    part: Literal["teacher_training", "labeled", "pool", "test"] | None = Field(
+        None, description="demo: which part"
+    )
+    labels: Literal["classes", "truth", "ignore"] = Field(
+        "ignore",
+        description="classes: every image has a label, which is a class of the teacher; truth: a label that is a class "
+        "of the teacher marks a relevant image, any other an irrelevant one (for evaluation only); ignore: no labels",
+    )
+    label_map: dict[str, int] | None = Field(
+        None,
+        description="source label or class name -> class of the teacher; labels that are not listed are no class",
+    )
+    exclude_labels: tuple[int | str, ...] = Field(
+        (), description="leave out images with these labels or class names"
+    )
+    per_class: int | None = Field(
+        None, ge=1, description="keep this many images of each class, drawn by `seed`"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="keep at most this many images, drawn by `seed`"
+    )
+    share: tuple[Share, Share] = Field(
+        (0.0, 1.0),
+        description="keep ids whose hash falls in [from, to): disjoint shares of one source never overlap",
+    )
+
+    @model_validator(mode="after")
+    def _type_has_what_it_needs(self) -> ImageSource:
+        needed = {"torchvision": "dataset", "folder": "path", "parquet": "path", "demo": "part"}[
+            self.type
+        ]
+        if getattr(self, needed) is None:
+            raise ValueError(f"a source of type {self.type!r} needs the key {needed!r}")
+        if self.share[0] >= self.share[1]:
+            raise ValueError(f"share must be [from, to) with from < to, got {list(self.share)}")
+        if self.per_class is not None and self.labels == "ignore":
+            raise ValueError("per_class needs labels: set labels to 'classes'")
+        return self
+
+
+class ImageStoreParams(Block):
+    """How decoded images are kept on disk."""
+
+    kind: Literal["auto", "packed", "encoded"] = Field(
+        description="packed: memory-mapped uint8 arrays; encoded: compressed bytes, decoded per batch; auto: packed "
+        "where the working size is at most packed_max_size_px or the store fits disk_budget_gb"
+    )
+    packed_max_size_px: int = Field(
+        gt=0, description="largest working size that `auto` always packs"
+    )
+    disk_budget_gb: float = Field(
+        gt=0, description="largest packed store, in 10^9 bytes, that `auto` makes"
+    )
+    shard_size: int = Field(gt=0, description="most images in one shard")
+    max_image_pixels: int = Field(
+        gt=0, description="an image that declares more pixels is quarantined undecoded"
+    )
+    max_quarantined_share: Share = Field(
+        description="a larger share of unusable images stops the run"
+    )
+    n_workers: int = Field(ge=1, description="decoding threads")
+
+
+class NearDuplicateParams(Block):
+    """How near to an image another one must come to be its copy; a distance is 1 - the correlation of the gradients."""
+
+    max_distance: float = Field(
+        gt=0, le=1, description="the largest distance of a copy, whatever the images are like"
+    )
+    max_ratio: float = Field(
+        gt=0,
+        le=1,
+        description="and as a share of the distance between that image and the fifth nearest of all others",
+    )
+
+
+class DataIngestionParams(Block):
+    """The block `data_ingestion`: where the four image stores come from."""
+
+    seed: int = Field(ge=0, lt=SEEDS)
+    labeled: tuple[ImageSource, ...] = Field(
+        description="the handful of the teacher's images; [] where there is none, as for `full_unlabeled`"
+    )
+    pool: tuple[ImageSource, ...] = Field(
+        min_length=1, description="the unlabeled pool; several sources are mixed"
+    )
+    test: tuple[ImageSource, ...] = Field(min_length=1, description="touched once, by evaluation")
+    teacher_training: tuple[ImageSource, ...] = Field(
+        (), description="experiments that train a teacher: its training images"
+    )
+    store: ImageStoreParams
+    near_duplicates: NearDuplicateParams | None = Field(
+        description="null: only images with equal pixels are found"
+    )
+
+    @model_validator(mode="after")
+    def _truth_where_it_is_compared_with(self) -> DataIngestionParams:
+        for part in ("test", "teacher_training"):
+            if any(source.labels != "classes" for source in getattr(self, part)):
+                raise ValueError(
+                    f"every image of {part} needs its class: set `labels: classes` on its sources"
+                )
+        return self

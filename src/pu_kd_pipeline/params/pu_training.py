@@ -1,0 +1,74 @@
+"""The block `pu_training`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
+from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+
+
+class ClassPriorParams(Block):
+    """How the class prior is found when nobody knows it."""
+
+    method: Literal["bbe", "dedpul", "ted", "ted_dedpul", "km2"] = Field(
+        description="bbe, dedpul: read the scores of a classifier of positives against unlabeled; ted, ted_dedpul: of "
+        "one that leaves likely positives out of the unlabeled as it learns; km2: reads the features, trains nothing"
+    )
+    n_folds: int = Field(
+        ge=2,
+        description="cross-fitting folds; each held-out fold is scored by the others' classifier",
+    )
+    epochs: int = Field(
+        gt=0, description="epochs of the classifier that tells positives from unlabeled"
+    )
+    n_bootstrap: int = Field(ge=20)
+    level: OpenShare = Field(description="confidence level of the interval")
+
+
+class PUTrainingParams(Block):
+    """The block `pu_training`: the class prior and the PU classifier (Xu et al. 2019, Eq. 3-6)."""
+
+    seed: int = Field(ge=0, lt=SEEDS)
+    class_prior: OpenShare | None = Field(
+        description="share of positives in the pool; null: estimated"
+    )
+    prior_estimation: ClassPriorParams
+    estimator: Literal["nnpu", "upu", "cvir"] = Field(
+        description="cvir: logistic loss that ignores the class_prior of the unlabeled that score highest"
+    )
+    beta: float = Field(ge=0, description="nnPU tolerates a negative risk down to -beta")
+    gamma: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="step size of nnPU's ascent branch"
+    )
+    backbone: Literal["frozen", "full"] = Field(
+        description="frozen: a head on cached descriptors; full: end to end"
+    )
+    features: Literal["descriptor", "last_layer", "teacher_outputs", "both"] = Field(
+        description="descriptor: pooled multi-scale features (the paper); last_layer: those of the last tap alone, the "
+        "control; teacher_outputs: confidence, entropy, energy and margin; both: descriptor and teacher_outputs"
+    )
+    attention_reduction: Annotated[int, Field(gt=0)] | None = Field(
+        description="r of Eq. 5; null: no attention, a linear score"
+    )
+    epochs: int = Field(gt=0, description="passes over the unlabeled pool")
+    positive_batch_size: int = Field(gt=0, description="positives per step, drawn with replacement")
+    unlabeled_batch_size: int = Field(gt=1)
+    held_out_folds: int = Field(
+        ge=0, description="folds that rank held-out positives; 0: none, and no precision rule"
+    )
+    optimizer: OptimizerParams
+    augmentation: AugmentationParams
+    compute: ComputeParams
+
+    @model_validator(mode="after")
+    def _folds_and_features_make_sense(self) -> PUTrainingParams:
+        if self.held_out_folds == 1:
+            raise ValueError("held_out_folds is 0 (none) or at least 2")
+        if self.backbone == "full" and self.features != "descriptor":
+            raise ValueError(
+                "backbone 'full' trains the descriptor end to end: set features to 'descriptor'"
+            )
+        return self

@@ -1,0 +1,79 @@
+"""The blocks `teacher` and `teacher_training`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pu_kd_pipeline.params.base import SEEDS, Block, Options
+from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+
+
+class InputSpec(Block):
+    """What a network expects: size, colors and normalization of its input images."""
+
+    size_px: int = Field(gt=0, le=16_384, description="images are resized to size_px x size_px")
+    channels: Literal[1, 3]
+    mean: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
+    std: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> InputSpec:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.channels:
+                raise ValueError(f"{name} needs one value for each of the {self.channels} channels")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+class TeacherParams(Block):
+    """The block `teacher`: which network is compressed, and what it expects."""
+
+    architecture: str | None = Field(
+        description="a torchvision classification model, one of ours (learning/networks.py), or an importable factory "
+        "`package.module:function`; null: read from the card beside the weights"
+    )
+    architecture_options: Options = Field(
+        description="further keyword arguments of the architecture"
+    )
+    weights: str | None = Field(
+        description="safetensors, state dict, or model folder with card.json; null: train on teacher_training_images"
+    )
+    classes: tuple[str, ...] | int | None = Field(
+        description="class names, or their number; null: read from the card"
+    )
+    input: InputSpec | None = Field(description="null: read from the card")
+    taps: tuple[str, ...] | None = Field(
+        description="layers whose outputs make the descriptor; null: sensible defaults"
+    )
+
+    @model_validator(mode="after")
+    def _complete_without_a_card(self) -> TeacherParams:
+        if self.weights is None:
+            missing = [
+                name for name in ("architecture", "classes", "input") if getattr(self, name) is None
+            ]
+            if missing:
+                raise ValueError(
+                    f"without weights there is no card to read {', '.join(missing)} from: set them"
+                )
+        n_classes = len(self.classes) if isinstance(self.classes, tuple) else self.classes
+        if n_classes is not None and n_classes < 2:
+            raise ValueError(f"a classifier needs at least two classes, got {n_classes}")
+        if isinstance(self.classes, tuple) and len(set(self.classes)) != n_classes:
+            raise ValueError("class names must differ from each other")
+        return self
+
+
+class TeacherTrainingParams(Block):
+    """The block `teacher_training`: how an experiment trains its teacher."""
+
+    seed: int = Field(ge=0, lt=SEEDS)
+    n_updates: int = Field(gt=0)
+    record_every: int = Field(gt=0, description="updates per record of the history")
+    batch_size: int = Field(gt=1)
+    optimizer: OptimizerParams
+    augmentation: AugmentationParams
+    compute: ComputeParams

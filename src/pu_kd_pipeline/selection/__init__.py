@@ -1,0 +1,1 @@
+"""From scores to a manifest, and the class weights of its images."""

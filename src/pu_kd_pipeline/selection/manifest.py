@@ -1,0 +1,169 @@
+"""The manifest: which labeled and pool images the student learns from, and by what rule they were chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
+from pu_kd_pipeline.images.store import ImageStore, rows_of
+from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection, SelectionOptions
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+
+if TYPE_CHECKING:
+    from pu_kd_pipeline.selection.proxy import Proxy
+
+MANIFEST_COLUMNS = [
+    "id",
+    "origin",
+    "shard",
+    "row",
+    "pu_score",
+    "teacher_class",
+    "teacher_confidence",
+]
+
+
+@dataclass(frozen=True)
+class SubsetInputs:
+    """What a selection reads."""
+
+    pool_scores: ShardedTable
+    labeled_images: ImageStore
+    pool_images: ImageStore
+    class_prior: dict[str, Any]
+    held_out_ranks: pd.DataFrame
+    proxy: Proxy | None = None  # for the rule `disagreement`
+    excluded: Excluded = NOTHING_EXCLUDED
+
+    @cached_property
+    def labeled_rows(self) -> np.ndarray:
+        """(n,) rows of the labeled images that are not excluded.
+
+        Raises:
+            InputError: no image of a class is left.
+        """
+        index = self.labeled_images.index
+        is_kept = ~index["id"].isin(self.excluded.labeled).to_numpy()
+        emptied = sorted(set(index["label"].dropna()) - set(index["label"][is_kept].dropna()))
+        if emptied or (len(index) and not is_kept.any()):
+            which = f" of class {', '.join(map(str, emptied))}" if emptied else ""
+            raise InputError(
+                f"subset_materialization: every labeled image{which} is a copy of a test image, so that none is left "
+                "to learn from. Give data_ingestion.labeled other images, or set "
+                "subset_materialization.exclude_test_duplicates to false and believe no test accuracy"
+            )
+        return np.flatnonzero(is_kept)
+
+
+def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
+    """Return the manifest by the rule of the parameters: all labeled images, then the chosen pool images, best first.
+
+    Excluded images are in neither. Its `attrs` say how it was chosen: rule, criterion, budget, class prior, threshold,
+    how many images were excluded, fingerprints of the inputs.
+
+    Raises:
+        InputError: the rule cannot choose from this pool, its scores are older than its images, or all labeled images
+            of a class are excluded.
+    """
+    scores = inputs.pool_scores.to_pandas()
+    rows = rows_of(inputs.pool_images, scores["id"].to_numpy(), "pool_scores")
+    if len(rows) < len(inputs.pool_images):
+        raise InputError(
+            f"pool_scores: they cover {len(rows):,} of the {len(inputs.pool_images):,} pool images. Run the stages "
+            "from `feature_extraction` on again"
+        )
+    is_selectable = ~scores["id"].isin(inputs.excluded.pool).to_numpy()
+    scores, rows = scores[is_selectable], rows[is_selectable]
+    relevant = inputs.pool_images.index["relevant"].iloc[rows]
+    pool = PoolScores(
+        pu_score=scores["pu_score"].to_numpy(),
+        teacher_class=scores["teacher_class"].to_numpy(),
+        teacher_confidence=scores["teacher_confidence"].to_numpy(),
+        relevant=None if relevant.isna().any() else relevant.to_numpy(dtype=bool),
+    )
+    ranks = inputs.held_out_ranks["rank"].to_numpy(dtype=float)
+    options = SelectionOptions(
+        criterion=params.criterion,
+        class_prior=inputs.class_prior["value"],
+        budget=params.budget,
+        target_precision=params.target_precision,
+        held_out_ranks=ranks if len(ranks) else None,  # pu_training.held_out_folds is 0
+        rng=np.random.default_rng(params.seed),
+        disagreement_of=None
+        if inputs.proxy is None
+        else lambda chosen: _divergence(scores, chosen, rows, inputs),
+    )
+    try:
+        selection = RULES[params.rule](pool, options)
+    except ValueError as exc:
+        raise InputError(f"subset_materialization: {exc}") from exc
+    manifest = _manifest(scores.iloc[selection.rows], inputs)
+    manifest.attrs.update(_facts(selection, inputs, params))
+    return manifest
+
+
+def _divergence(
+    scores: pd.DataFrame, chosen: np.ndarray, rows: np.ndarray, inputs: SubsetInputs
+) -> np.ndarray:
+    """Return the proxy's divergence in the order of the scores, whose rows in the store are given."""
+    assert inputs.proxy is not None
+    manifest = _manifest(scores.iloc[chosen], inputs)
+    return inputs.proxy.divergence(manifest, inputs.labeled_images, inputs.pool_images)[rows]
+
+
+def choose_random_subset(
+    inputs: SubsetInputs, manifest: pd.DataFrame, params: SubsetParams
+) -> pd.DataFrame:
+    """Return a manifest of equal size whose pool images were drawn at random."""
+    n_pool = int((manifest["origin"] == "pool").sum())
+    return choose_subset(inputs, params.model_copy(update={"rule": "random", "budget": n_pool}))
+
+
+def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
+    chosen_rows = rows_of(inputs.pool_images, chosen["id"].to_numpy(), "pool_scores")
+    labeled = located(inputs.labeled_images, inputs.labeled_rows).assign(origin="labeled")
+    pool = located(inputs.pool_images, chosen_rows).assign(origin="pool")
+    for column in ("pu_score", "teacher_class", "teacher_confidence"):
+        pool[column] = chosen[column].to_numpy()
+    manifest = pd.concat([labeled, pool], ignore_index=True).reindex(columns=MANIFEST_COLUMNS)
+    manifest["teacher_class"] = manifest["teacher_class"].astype("Int32")
+    repeated = manifest["id"][manifest["id"].duplicated()]
+    if len(repeated):
+        raise InputError(
+            f"{len(repeated)} ids are labeled and in the pool too, such as {repeated.iloc[0]!r}: give the sources names"
+        )
+    return manifest
+
+
+def located(store: ImageStore, rows: np.ndarray) -> pd.DataFrame:
+    """Return `id`, `shard` and `row` of the images at (n,) rows of a store."""
+    return store.index[["id", "shard", "row"]].iloc[rows].reset_index(drop=True)
+
+
+def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> dict[str, Any]:
+    return {
+        **params.model_dump(mode="json"),
+        "criterion": params.criterion if params.rule == "nnpu" else None,
+        "class_prior": inputs.class_prior["value"],
+        "class_prior_lower": inputs.class_prior["lower"],
+        "class_prior_upper": inputs.class_prior["upper"],
+        "threshold": selection.threshold,
+        "estimated_precision": selection.estimated_precision,
+        "n_labeled": len(inputs.labeled_rows),
+        "n_selected": len(selection.rows),
+        "n_pool": len(inputs.pool_images),
+        "n_excluded_labeled": len(inputs.labeled_images) - len(inputs.labeled_rows),
+        "n_excluded_pool": len(inputs.excluded.pool),
+        "fingerprints": {
+            "labeled_images": inputs.labeled_images.fingerprint,
+            "pool_images": inputs.pool_images.fingerprint,
+            "pool_scores": inputs.pool_scores.fingerprint,
+        },
+    }

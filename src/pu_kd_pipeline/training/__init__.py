@@ -1,0 +1,1 @@
+"""Training on image stores: teachers, PU classifiers, students."""

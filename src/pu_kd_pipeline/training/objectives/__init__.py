@@ -1,0 +1,1 @@
+"""Objectives of distillation: losses, and modules that are trained in addition to the student."""

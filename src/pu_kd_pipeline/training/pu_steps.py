@@ -1,0 +1,34 @@
+"""Steps that the class prior and the PU classifier share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.learning.pu_classifier import PUHead, make_head, n_outputs_of
+from pu_kd_pipeline.learning.pu_training import ScoreTraining
+from pu_kd_pipeline.params.pu_training import PUTrainingParams
+
+
+def usable_folds(n_folds: int, n_positive: int, key: str) -> int:
+    if n_positive < 2:
+        raise InputError(
+            f"{key}: {n_positive} labeled images cannot be cross-fitted; label at least two, or set class_prior"
+        )
+    return min(n_folds, n_positive)
+
+
+def new_head(positive: Tensor, unlabeled: Tensor, params: PUTrainingParams) -> PUHead:
+    descriptor_size = positive.shape[1] - n_outputs_of(params.features)
+    head = make_head(descriptor_size, params.features, params.attention_reduction)
+    head.standardize_by(unlabeled.cpu())
+    return head
+
+
+def score_training(params: PUTrainingParams, epochs: int) -> ScoreTraining:
+    return ScoreTraining(
+        epochs=epochs,
+        positive_batch_size=params.positive_batch_size,
+        unlabeled_batch_size=params.unlabeled_batch_size,
+        **params.optimizer.model_dump(),
+    )

@@ -1,0 +1,297 @@
+"""Checks before the first node: every fault is found, together, and good parameters pass."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from pu_kd_pipeline.devices import prepare_device
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.hooks.preflight import DEVICES_ANYWHERE, check
+from pu_kd_pipeline.learning.networks.limits import IN_CHANNELS, LIMITS, N_CLASSES
+from pu_kd_pipeline.models.factory import is_sure_to_build, new_teacher, teacher_card
+from pu_kd_pipeline.models.model import save_model
+from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.params.teacher import TeacherParams
+
+PROJECT = Path(__file__).parents[2]
+CONF = PROJECT / "conf" / "base"
+
+
+@pytest.fixture
+def blocks():
+    shared = {"seed": 0, "compute": OmegaConf.load(CONF / "globals.yml").compute}
+    types = {
+        "data_ingestion": DataIngestionParams,
+        "teacher": TeacherParams,
+        "pu_training": PUTrainingParams,
+        "subset_materialization": SubsetParams,
+        "distillation": DistillationParams,
+    }
+    files = [OmegaConf.load(CONF / f"parameters_{name}.yml") for name in types]
+    merged = OmegaConf.to_container(OmegaConf.merge(shared, *files), resolve=True)
+    return {name: model.model_validate(merged[name]) for name, model in types.items()}
+
+
+def test_the_demos_parameters_pass(blocks):
+    check(blocks)
+
+
+def test_sources_that_are_not_there_are_named_with_their_place(blocks, tmp_path):
+    sources = [
+        {"type": "folder", "path": str(tmp_path)},
+        {"type": "parquet", "path": "no/such.parquet"},
+    ]
+    remote = [
+        {"type": "parquet", "path": "memory://pool/*.parquet"},
+        {"type": "folder", "path": "no/folder"},
+    ]
+    remote = [{**source, "labels": "classes"} for source in remote]
+    block = blocks["data_ingestion"].model_dump() | {"pool": sources, "test": remote}
+    with pytest.raises(InputError) as error:
+        check({"data_ingestion": DataIngestionParams.model_validate(block)})
+    assert str(error.value).splitlines() == [
+        "2 faults:",
+        "- data_ingestion.pool[1].path: there is no no/such.parquet (edit parameters_data_ingestion.yml)",
+        "- data_ingestion.test[1].path: there is no no/folder (edit parameters_data_ingestion.yml)",
+    ]
+
+
+def test_a_student_that_does_not_fit_the_teachers_images_is_found(blocks):
+    student = blocks["distillation"].model_copy(
+        update={"student_architecture": "lenet5", "student_options": {}}
+    )
+    with pytest.raises(
+        InputError, match=r"^distillation: the network fails on an image of shape \(1, 8, 8\)"
+    ):
+        check({**blocks, "distillation": student})
+
+
+def test_the_callers_random_numbers_are_left_alone(blocks):
+    import torch
+
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    check(blocks)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("part", ["test", "teacher_training"])
+@pytest.mark.parametrize("labels", ["truth", "ignore"])
+def test_images_that_are_compared_with_their_class_need_one(blocks, part, labels):
+    block = blocks["data_ingestion"].model_dump() | {
+        part: [{"type": "demo", "part": "test", "labels": labels}]
+    }
+    with pytest.raises(
+        ValidationError, match=f"every image of {part} needs its class: set `labels: classes`"
+    ):
+        DataIngestionParams.model_validate(block)
+
+
+def test_a_kind_of_url_that_nothing_reads_is_found_before_any_work(blocks):
+    block = blocks["data_ingestion"].model_dump() | {
+        "pool": [{"type": "parquet", "path": "cloud://bucket/a.parquet"}]
+    }
+    with pytest.raises(
+        InputError, match=r"^data_ingestion.pool\[0\].path: cloud://bucket/a.parquet cannot be read"
+    ):
+        check({"data_ingestion": DataIngestionParams.model_validate(block)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {
+                "subset_materialization": {"rule": "nnpu", "criterion": "precision"},
+                "pu_training": {"held_out_folds": 0},
+            },
+            r"^subset_materialization.criterion: 'precision' is read off held-out positives, and pu_training",
+        ),
+        (
+            {
+                "subset_materialization": {"rule": "oracle"},
+                "data_ingestion": {"pool": [{"type": "demo", "part": "pool"}]},
+            },
+            r"^subset_materialization.rule: 'oracle' needs the truth of every pool image: set `labels: truth`",
+        ),
+    ],
+)
+def test_blocks_that_contradict_each_other_are_found_before_any_work(blocks, changes, message):
+    changed = {
+        name: type(block).model_validate(block.model_dump() | changes.get(name, {}))
+        for name, block in blocks.items()
+    }
+    with pytest.raises(InputError, match=message):
+        check(changed)
+
+
+# --- what is not built ------------------------------------------------------------------------------------------------
+
+OWN_NETWORKS = [
+    "base",
+    "cifar10",
+    "cifar100",
+    "cifar10_tiny",
+    "cifar10_small",
+    "mnist",
+    "mnist_planted",
+]
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.teacher import TeacherParams
+from pu_kd_pipeline.params.environment import read_parameters
+from pu_kd_pipeline.hooks.preflight import check
+
+for environment in sys.argv[1:]:
+    found = read_parameters(Path("conf"), environment)
+    blocks = {"teacher": TeacherParams, "distillation": DistillationParams}
+    check({name: model.model_validate(found[name]) for name, model in blocks.items()})
+    assert not {"torch", "torchvision"} & set(sys.modules), environment
+"""
+
+
+def teacher_of(name, n_classes, in_channels, size_px, options):
+    spec = {
+        "size_px": size_px,
+        "channels": in_channels,
+        "mean": [0.5] * in_channels,
+        "std": [0.5] * in_channels,
+    }
+    return TeacherParams(
+        architecture=name,
+        architecture_options=options,
+        weights=None,
+        classes=n_classes,
+        input=spec,
+        taps=None,
+    )
+
+
+def corners():
+    for name, limits in LIMITS.items():
+        axes = (N_CLASSES, IN_CHANNELS, limits.size_px, *limits.options.values())
+        for values in itertools.product(*((axis[0], axis[-1]) for axis in axes)):
+            yield name, *values[:3], dict(zip(limits.options, values[3:], strict=True))
+        if limits.options:
+            yield name, N_CLASSES[0], IN_CHANNELS[0], limits.size_px[0], {}
+
+
+@pytest.mark.parametrize("corner", list(corners()), ids=str)
+def test_what_is_not_built_would_build(corner):
+    """As a teacher, which goes through all that a student does, and has its taps tried, too."""
+    teacher = teacher_of(*corner)
+    assert is_sure_to_build(teacher_card(teacher))
+    new_teacher(teacher)
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS))
+@settings(max_examples=6, derandomize=True)
+@given(data=st.data())
+def test_what_is_not_built_would_build_between_the_corners_too(name, data):
+    limits = LIMITS[name]
+    options = {
+        option: data.draw(st.sampled_from(values)) for option, values in limits.options.items()
+    }
+    new_teacher(
+        teacher_of(
+            name,
+            10,
+            data.draw(st.sampled_from(IN_CHANNELS)),
+            data.draw(st.sampled_from(limits.size_px)),
+            options,
+        )
+    )
+
+
+@pytest.mark.parametrize("device", sorted(DEVICES_ANYWHERE))
+def test_devices_that_are_not_looked_for_are_everywhere(device, blocks):
+    values = blocks["distillation"].compute.model_dump() | {"device": device}
+    prepare_device(ComputeParams.model_validate(values))
+
+
+def test_our_networks_and_any_device_are_checked_without_torch():
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *OWN_NETWORKS],
+        cwd=PROJECT, env={**os.environ, "PU_KD_DATA": "/images"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("block", "changes", "message"),
+    [
+        (
+            "teacher",
+            {"taps": ["blok1"]},
+            r"^teacher\.taps: not a layer of the network: 'blok1' \(did you mean",
+        ),
+        (
+            "teacher",
+            {"architecture": "digit_cnn"},
+            r"^teacher: there is no architecture 'digit_cnn'; did you mean",
+        ),
+        (
+            "teacher",
+            {"architecture_options": {"widht": 4}},
+            r"^teacher: architecture 'digits_cnn' refuses its options",
+        ),
+        (
+            "teacher",
+            {"architecture": "lenet5"},
+            r"^teacher: the network fails on an image of shape \(1, 8, 8\)",
+        ),
+        (
+            "distillation",
+            {"student_options": {"width": -1}},
+            r"^distillation: architecture 'digits_cnn' with options",
+        ),
+        (
+            "distillation",
+            {"student_options": {"width": "4"}},
+            r"^distillation: architecture 'digits_cnn' refuses",
+        ),
+        (
+            "distillation",
+            {"student_architecture": "resnet18"},
+            r"^distillation: 'resnet18' is a torchvision model and reads",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_used_are_found_and_told(blocks, block, changes, message):
+    changed = type(blocks[block]).model_validate(blocks[block].model_dump() | changes)
+    with pytest.raises(InputError, match=message):
+        check({**blocks, block: changed})
+
+
+def test_a_device_that_is_not_here_is_found(blocks):
+    compute = blocks["distillation"].compute.model_copy(update={"device": "cuda:99"})
+    changed = blocks["distillation"].model_copy(update={"compute": compute})
+    with pytest.raises(InputError, match=r"^compute: device 'cuda:99' is not on this machine"):
+        check({**blocks, "distillation": changed})
+
+
+def test_weights_are_read_also_where_the_network_is_known_to_build(blocks, tmp_path):
+    teacher = blocks["teacher"].model_copy(update={"architecture_options": {"width": 4}})
+    save_model(new_teacher(teacher), tmp_path / "narrow")
+    wide = blocks["teacher"].model_copy(
+        update={"weights": str(tmp_path / "narrow"), "architecture_options": {"width": 8}}
+    )
+    with pytest.raises(InputError, match=r"^teacher: .* the weights do not fit the architecture"):
+        check({**blocks, "teacher": wide})

@@ -1,0 +1,180 @@
+"""Which code a function depends on: imports of every kind, shadowed names, and what does not count."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pu_kd_pipeline.incremental.code_index import CodeIndex
+
+FILES = {
+    "__init__.py": "from {p}.deep.inner import exported\n",
+    "deep/__init__.py": "",
+    "deep/inner.py": """
+LIMIT = 3
+
+def exported(x):
+    return min(x, LIMIT)
+
+def unrelated():
+    return exported(1)
+""",
+    "tools.py": """
+from __future__ import annotations
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from {p}.kinds import Kind
+
+def half(x):
+    return x / 2
+
+def third(x: Kind) -> float:
+    return x / 3
+
+def local(half):
+    exported = half + 1
+    return [third for third in (exported, math.pi)]
+
+RULES = {{"half": half, "third": third}}
+""",
+    "kinds.py": "class Base:\n    size = 1\n\nclass Kind(Base):\n    def run(self):\n        return helper()\n\n"
+    "def helper():\n    return 1\n\nclass Other:\n    pass\n",
+    "effects.py": "import sys\n\nsys.setrecursionlimit(sys.getrecursionlimit())\n\ndef plain():\n    return 1\n",
+    "nodes.py": """
+from functools import lru_cache
+
+from {p} import exported as renamed, tools
+from {p}.effects import plain
+from .deep import inner
+
+def by_name(x):
+    return renamed(x)
+
+def by_module(x):
+    return tools.half(x)
+
+def by_submodule(x):
+    return inner.LIMIT
+
+def by_mapping(x):
+    return tools.RULES[x]
+
+def inside(x):
+    from {p}.tools import half as imported
+    return imported(x)
+
+def shadowed(x, plain):
+    return plain(x)
+
+def effects():
+    return plain()
+
+@lru_cache
+def decorated(x, default=inner.LIMIT):
+    def nested(plain):
+        return plain
+    return nested(renamed)
+
+def whole_module():
+    return tools
+
+def recursive(x):
+    return other(x)
+
+def other(x):
+    return recursive(x)
+
+def in_class_scope():
+    class Local:
+        plain = plain
+    return Local
+""",
+}
+KIND = {"kinds:Kind", "kinds:Base", "kinds:helper"}
+EXPECTED = {
+    "by_name": {"deep.inner:exported", "deep.inner:LIMIT"},
+    "by_module": {"tools:half"},
+    "by_submodule": {"deep.inner:LIMIT"},
+    "by_mapping": {"tools:RULES", "tools:half", "tools:third", *KIND},
+    "inside": {"tools:half"},
+    "shadowed": set(),
+    "effects": {"effects:plain", "effects:<module>"},
+    "decorated": {"deep.inner:exported", "deep.inner:LIMIT"},
+    "whole_module": {"tools:half", "tools:third", "tools:local", "tools:RULES", *KIND},
+    "recursive": {"nodes:other"},
+    "in_class_scope": {"effects:plain", "effects:<module>"},
+}
+Write = Callable[[str, str], None]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
+    name = f"code_{abs(hash(tmp_path)) % 10**8}"
+    for file, text in FILES.items():
+        path = tmp_path / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.format(p=name))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield name, tmp_path / name
+    for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+        del sys.modules[module]
+
+
+def code_of(package: str, function: str) -> dict[str, str]:
+    found: Any = getattr(importlib.import_module(f"{package}.nodes"), function)
+    code = CodeIndex().code_of(getattr(found, "__wrapped__", found))
+    return {name.removeprefix(f"{package}."): digest for name, digest in code.items()}
+
+
+@pytest.mark.parametrize("function", sorted(EXPECTED))
+def test_what_a_function_mentions_is_found_through_every_kind_of_import(package, function):
+    assert set(code_of(package[0], function)) == EXPECTED[function] | {f"nodes:{function}"}
+
+
+def test_comments_docstrings_and_places_do_not_count_and_code_does(package):
+    name, folder = package
+    before = code_of(name, "by_name")
+    text = FILES["deep/inner.py"].replace(
+        "def exported(x):\n", '# why\n\n\ndef exported(x):\n    """Cut."""\n    # how\n'
+    )
+    (folder / "deep/inner.py").write_text(text)
+    assert code_of(name, "by_name") == before
+    (folder / "deep/inner.py").write_text(text.replace("LIMIT = 3", "LIMIT = 4"))
+    after = code_of(name, "by_name")
+    assert {key for key in after if after[key] != before[key]} == {"deep.inner:LIMIT"}
+
+
+def test_the_stamp_changes_with_any_file_of_the_package(package):
+    name, folder = package
+    function = importlib.import_module(f"{name}.nodes").by_name
+    before = CodeIndex().stamp(function)
+    assert CodeIndex().stamp(function) == before
+    (folder / "tools.py").write_text("# empty\n")
+    assert CodeIndex().stamp(function) != before
+
+
+def test_what_others_wrote_has_no_code_here():
+    import numpy as np
+
+    assert CodeIndex().code_of(np.mean) == {}
+    assert CodeIndex().code_of(Path) == {}
+
+
+def test_a_node_of_the_pipeline_depends_on_the_mathematics_it_uses():
+    from pu_kd_pipeline.pipelines.distillation.nodes import distill_student
+    from pu_kd_pipeline.pipelines.pu_training.nodes import train_pu_classifier
+
+    pu, student = (
+        set(CodeIndex().code_of(function)) for function in (train_pu_classifier, distill_student)
+    )
+    assert "pu_kd_pipeline.learning.losses.risk:pu_risk" in pu - student
+    assert "pu_kd_pipeline.learning.losses.distillation:robust_kd" in student - pu
+    assert "pu_kd_pipeline.learning.loop:fit" in pu & student
+    assert not [name for name in pu | student if ".tracking:" in name or ".hooks:" in name]

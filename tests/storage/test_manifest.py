@@ -1,0 +1,44 @@
+"""A manifest that was edited by hand is taken as it is, or refused with what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.storage.manifest import check_manifest
+
+GOOD = {"id": ["a", "b/../c", "d"], "origin": ["labeled", "pool", "pool"]}
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"sampling_probability": [0.5, 0.5, 0.0]}, {"note": [None, 1, "x"]}]
+)
+def test_what_says_which_images_is_a_manifest(more):
+    check_manifest(pd.DataFrame({**GOOD, **more}))
+    check_manifest(pd.DataFrame({name: [] for name in GOOD}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"id": None}, "there is no column 'id'"),
+        ({"origin": None, "id": None}, "there is no column 'id' and no 'origin'"),
+        ({"id": [1, 2, 3]}, "'id' holds something else than text"),
+        ({"id": ["a", None, "b"]}, "'id' holds something else than text"),
+        ({"id": ["a", "b", "a"]}, "1 ids are there twice, such as 'a'"),
+        ({"origin": ["labeled", "Pool", "pool"]}, "origin 'Pool' is neither 'labeled' nor 'pool'"),
+        ({"origin": [None, "pool", "pool"]}, "is neither 'labeled' nor 'pool'"),
+        ({"sampling_probability": ["a", "b", "c"]}, "holds no probabilities"),
+        ({"sampling_probability": [True, False, True]}, "holds no probabilities"),
+        ({"sampling_probability": [0.5, -0.1, np.nan]}, "holds no probabilities"),
+    ],
+)
+def test_what_does_not_is_refused_with_the_way_to_mend_it(changes: dict[str, Any], told: str):
+    columns = {name: values for name, values in {**GOOD, **changes}.items() if values is not None}
+    with pytest.raises(InputError, match=told) as caught:
+        check_manifest(pd.DataFrame(columns))
+    assert "kedro run --pipeline=subset_materialization" in str(caught.value)

@@ -1,0 +1,73 @@
+"""The catalog's figures: pictures on disk, which kedro-viz shows."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import io
+
+import pytest
+from kedro.io.core import DatasetError
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pu_kd_pipeline.datasets import CheckpointsDataset, FigureDataset
+
+
+@pytest.fixture
+def figure() -> Figure:
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1])
+    return figure
+
+
+def test_a_figure_is_saved_in_the_format_of_its_name_with_the_arguments_of_the_catalog(
+    figure, tmp_path
+):
+    picture, drawing = tmp_path / "new" / "curve.png", tmp_path / "curve.svg"
+    FigureDataset(filepath=str(picture), save_args={"dpi": 30}).save(figure)
+    FigureDataset(filepath=str(drawing)).save(figure)
+    assert Image.open(picture).size == (60, 30)
+    assert "<svg" in drawing.read_text()
+    expected = io.BytesIO()
+    figure.savefig(expected, dpi=30)
+    assert picture.read_bytes() == expected.getvalue()
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_last_picture(figure, tmp_path):
+    dataset = FigureDataset(filepath=str(tmp_path / "curve.png"))
+    assert not dataset.exists()
+    dataset.save(figure)
+    before = dataset.filepath.read_bytes()
+    figure.axes[0].set_title("$unfinished_{$")
+    with pytest.raises(DatasetError, match="unfinished"):
+        dataset.save(figure)
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+    assert dataset.filepath.read_bytes() == before
+
+
+def test_a_picture_is_no_figure_again(figure, tmp_path):
+    dataset = FigureDataset(filepath=str(tmp_path / "curve.png"))
+    dataset.save(figure)
+    with pytest.raises(
+        DatasetError, match=r"curve\.png is a picture and cannot be loaded as a figure again"
+    ):
+        dataset.load()
+
+
+def test_kedro_viz_is_given_the_picture(figure, tmp_path):
+    dataset = FigureDataset(filepath=str(tmp_path / "curve.png"))
+    dataset.save(figure)
+    assert base64.b64decode(dataset.preview()) == dataset.filepath.read_bytes()
+    assert (
+        inspect.signature(dataset.preview).return_annotation == "ImagePreview"
+    )  # which kedro-viz goes by
+
+
+def test_the_folder_of_checkpoints_is_told_and_not_written(tmp_path):
+    dataset = CheckpointsDataset(filepath=str(tmp_path / "checkpoints"), every_s=30)
+    assert dataset.load() == tmp_path / "checkpoints"
+    assert dataset.every_s == 30
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match="is written by no node"):
+        dataset.save("anything")
