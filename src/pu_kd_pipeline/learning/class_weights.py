@@ -83,9 +83,10 @@ def class_weights(class_mass: Tensor, *, clip: tuple[float, float] = DEFAULT_CLI
 
 
 def _check_mass(mass: Tensor) -> None:
-    is_vector = mass.ndim == 1
-    is_valid = is_vector and bool((torch.isfinite(mass) & (mass >= 0)).all())
-    if not is_valid or not bool((mass > 0).any()):
+    # `>=` is false for nan.
+    is_valid = bool((torch.isfinite(mass) & (mass >= 0)).all())
+    has_positive = bool((mass > 0).any())
+    if mass.ndim != 1 or not is_valid or not has_positive:
         raise ValueError(
             f"class_mass must be a finite non-negative vector with a positive entry, got {mass!r}"
         )
@@ -127,8 +128,10 @@ def weight_vectors(
         raise ValueError(f"mode must be 'projected' or 'released', got {mode!r}")
     center = weights.to(torch.float64)
     n_classes = len(center)
-    has_wrong_sum = abs(center.sum().item() - n_classes) > 1e-4 * n_classes
-    if not bool((center >= 0).all()) or has_wrong_sum:
+    is_nonnegative = bool((center >= 0).all())
+    # Weights that went through float32 or a file are not exact.
+    excess = abs(center.sum().item() - n_classes)
+    if not is_nonnegative or excess > 1e-4 * n_classes:
         raise ValueError(
             f"weights must be non-negative and sum to the number of classes, {n_classes}, "
             f"got {weights!r}"

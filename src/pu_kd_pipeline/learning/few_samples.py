@@ -201,7 +201,8 @@ def _columns_of(kept: Tensor, n_before: int, layer: Aligned, name: str) -> Tenso
             f"FSKD needs a plain chain of layers: the layer {name!r} reads {n_columns} channels "
             f"after {n_before}"
         )
-    return (kept[:, None] * n_pixels + torch.arange(n_pixels)).flatten()
+    first_columns = kept[:, None] * n_pixels
+    return (first_columns + torch.arange(n_pixels)).flatten()
 
 
 def _strongest(layer: Aligned, width: int, *, by_index: bool) -> Tensor:
@@ -238,7 +239,7 @@ def _check_pairs(
             f"the teacher {len(teacher_layers)}"
         )
     for (mine, student), (theirs, teacher) in zip(student_layers, teacher_layers, strict=True):
-        is_wider = student.weight.shape[0] > teacher.weight.shape[0]
+        is_wider = len(student.weight) > len(teacher.weight)
         if _plan(student) != _plan(teacher) or is_wider:
             raise ValueError(f"{_NARROWER_COPY}: {mine!r} is {student}, {theirs!r} is {teacher}")
 

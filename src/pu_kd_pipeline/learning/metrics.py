@@ -62,6 +62,7 @@ def per_class_accuracy(predicted: Classes, labels: Classes, n_classes: int) -> N
     largest = labels.max()
     if smallest < 0 or largest >= n_classes:
         raise ValueError(f"labels must lie in 0..{n_classes - 1}, got {smallest}..{largest}")
+    # bincount would count labels beyond n_classes too: the check above keeps the shape (K,).
     n_samples = np.bincount(labels, minlength=n_classes)
     is_correct = predicted == labels
     n_correct = np.bincount(labels[is_correct], minlength=n_classes)

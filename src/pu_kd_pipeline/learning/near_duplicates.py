@@ -98,10 +98,12 @@ def _cosine_basis(n: int) -> tuple[Tensor, Tensor]:
         the neighboring values of each row.
     """
     frequencies = torch.arange(n, dtype=torch.float64)
-    phases = math.pi / n * frequencies[:, None] * (frequencies + 0.5)
-    waves = torch.cos(phases) * math.sqrt(2 / n)
+    angles = math.pi / n * frequencies
+    positions = frequencies + 0.5
+    waves = torch.cos(angles[:, None] * positions)
+    waves = waves * math.sqrt(2 / n)
     waves[0] /= math.sqrt(2)  # the constant row has twice the square sum of the others
-    eigenvalues = 2 - 2 * torch.cos(math.pi / n * frequencies)
+    eigenvalues = 2 - 2 * torch.cos(angles)
     return waves.float(), eigenvalues.float()
 
 
@@ -143,7 +145,8 @@ def copy_limits(
             products = references[block] @ known.T
             # rank + 1, because the nearest is the reference itself
             neighbor_products = products.topk(rank + 1, dim=1).values[:, -1]
-            limits[block] = (max_ratio * (1 - neighbor_products)).clamp(0, max_distance)
+            neighbor_distances = 1 - neighbor_products
+            limits[block] = (max_ratio * neighbor_distances).clamp(0, max_distance)
     is_flat = ~references.any(dim=1)
     return limits.masked_fill(is_flat, -1.0)
 
@@ -162,14 +165,17 @@ def find_copies(images: Tensor, references: Tensor, limits: Tensor) -> Copies:
     # product of short vectors rules out nearly all pairs, and never a copy: a pair (a, b) remains
     # where <a, b> - |a|^2 / 2 - |b|^2 / 2 + limit >= 0, which is one product of these vectors.
     coarse = references[:, :N_COARSE]
-    offsets = limits - coarse.square().sum(dim=1) / 2 + _SLACK
+    half_squared_norms = coarse.square().sum(dim=1) / 2
+    offsets = limits - half_squared_norms + _SLACK
     ones = torch.ones(len(references), 1)
-    right = torch.cat([coarse, ones, offsets[:, None]], dim=1).T.contiguous()
+    right = torch.cat([coarse, ones, offsets[:, None]], dim=1)
+    right = right.T.contiguous()
     found: list[Copies] = []
     n_per_block = max(1, _BLOCK // max(1, len(references)))
     for start in range(0, len(images), n_per_block):
         block = images[start : start + n_per_block]
-        pairs = (_coarse_left(block) @ right >= 0).nonzero()
+        coarse_products = _coarse_left(block) @ right
+        pairs = (coarse_products >= 0).nonzero()
         # In chunks, because each pair copies two whole fingerprints.
         for chunk in pairs.split(_BLOCK // 256):
             rows = chunk[:, 0] + start
@@ -185,7 +191,8 @@ def _coarse_left(images: Tensor) -> Tensor:
     """Return (N, N_COARSE + 2): the coarse coordinates a, -|a|^2 / 2, and 1."""
     coarse = images[:, :N_COARSE]
     half_squared_norms = coarse.square().sum(dim=1, keepdim=True) / 2
-    return torch.cat([coarse, -half_squared_norms, torch.ones(len(coarse), 1)], dim=1)
+    ones = torch.ones(len(coarse), 1)
+    return torch.cat([coarse, -half_squared_norms, ones], dim=1)
 
 
 def _nearest_of_each_row(found: list[Copies]) -> Copies:

@@ -204,7 +204,7 @@ def fold_shared_head(student: nn.Module) -> None:
     heads = _shared_heads(student)
     if not heads:
         raise ValueError("the student has no shared head to fold: call share_head before training")
-    name, head = heads[0]
+    name, head = heads[0]  # `share_head` refuses a second one
     student.set_submodule(name, head.folded().train(head.training))
 
 

@@ -73,6 +73,7 @@ def pu_critic_risk(
     student_scores = _at_least_float32(student_scores)
     positive_loss = functional.softplus(-teacher_scores).mean()
     negative_loss = functional.softplus(student_scores).mean()
+    # Without a prior there is nothing to check or to clamp.
     if mode == "gan":
         risk = positive_loss + negative_loss
         return CriticRisk(risk, risk.detach(), torch.zeros_like(risk, dtype=torch.bool))

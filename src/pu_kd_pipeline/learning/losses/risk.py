@@ -95,6 +95,7 @@ def pu_risk(
         - class_prior * sigmoid_loss(positive_logits, -1).mean()
     )
     risk = positive_risk + negative_risk
+    # uPU follows the whole risk even below zero, where a flexible model overfits.
     if estimator == "upu":
         return PURisk(
             objective=risk,

@@ -12,7 +12,7 @@ from pu_kd_pipeline.learning.relatedness.indicators import INDICATORS
 from pu_kd_pipeline.learning.relatedness.probe import RelatednessProbe
 
 N_NOISE_IMAGES = 10_000
-DEFAULT_CLIP = 10.0
+DEFAULT_CLIP = 10.0  # standard deviations of noise
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def calibrate_on_noise(
         raise ValueError(
             f"n_images and batch_size must be at least 1, got {n_images!r} and {batch_size!r}"
         )
+    # Batch by batch, so that the noise never needs more memory than one batch.
     values = []
     for start in range(0, n_images, batch_size):
         n_in_batch = min(batch_size, n_images - start)
@@ -162,6 +163,7 @@ def _checked_values(values: Tensor, names: tuple[str, ...]) -> Tensor:
             f"values must be (N, {len(names)}), one column for each indicator, "
             f"got {tuple(values.shape)}"
         )
+    # On the CPU, because not every device has float64.
     values = values.detach().cpu().double()
     is_bad = ~values.isfinite()
     if is_bad.any():

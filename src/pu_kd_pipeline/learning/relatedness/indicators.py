@@ -47,7 +47,8 @@ def logit_indicators(logits: Tensor) -> Tensor:
     logits = _at_least_float32(logits)
     log_probabilities = logits.log_softmax(dim=1)
     mp = _mass_outside_maximum(logits)
-    h = -(log_probabilities.exp() * log_probabilities).sum(dim=1)
+    probabilities = log_probabilities.exp()
+    h = -(probabilities * log_probabilities).sum(dim=1)
     t1000 = _mass_outside_maximum(logits / ODIN_TEMPERATURE)
     return torch.stack([mp, h, t1000], dim=1)
 
@@ -56,7 +57,8 @@ def _mass_outside_maximum(logits: Tensor) -> Tensor:
     """Return 1 - max softmax(z)."""
     largest, classes = logits.max(dim=1, keepdim=True)
     # As the sum of the others, which keeps the digits that 1 - 0.9999999 loses.
-    others = (logits - largest).exp().scatter(1, classes, 0.0).sum(dim=1)
+    powers = (logits - largest).exp()
+    others = powers.scatter(1, classes, 0.0).sum(dim=1)
     return others / (1.0 + others)
 
 
@@ -110,7 +112,8 @@ def _one_minus_cosine(product: Tensor, norms: Tensor) -> Tensor:
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, and 0 for 0 / 0."""
-    return numerator / denominator.clamp(min=torch.finfo(denominator.dtype).tiny)
+    tiny = torch.finfo(denominator.dtype).tiny
+    return numerator / denominator.clamp(min=tiny)
 
 
 def batchnorm_sums(layer: _BatchNorm, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,8 +139,8 @@ def batchnorm_sums(layer: _BatchNorm, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """
     assert layer.running_mean is not None
     assert layer.running_var is not None
-    x = _at_least_float32(inputs)
-    x = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
+    # (N, C, positions); (N, C) inputs have one position.
+    x = _at_least_float32(inputs).unsqueeze(2).flatten(2)
     n = x.shape[2]
     freedom = max(n - 1, 1)  # one position has none, and is not counted below
     average = x.mean(dim=2)
@@ -145,7 +148,8 @@ def batchnorm_sums(layer: _BatchNorm, inputs: Tensor) -> tuple[Tensor, Tensor]:
     # as long on a CPU.
     scatter = (x - average.unsqueeze(2)).square_().sum(dim=2)
     variance = layer.running_var.to(x.dtype) + layer.eps
-    m_squared = (average - layer.running_mean.to(x.dtype)).square() / variance
+    shift = average - layer.running_mean.to(x.dtype)
+    m_squared = shift.square() / variance
     scatter = scatter / variance  # of a: n times its variance over the positions
     std = (scatter / freedom).sqrt()
     low, high = chi_square_range(freedom)

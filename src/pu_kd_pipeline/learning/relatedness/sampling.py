@@ -45,8 +45,8 @@ def sampling_probabilities(sums: Tensor, *, temperature: float, floor: float) ->
     z = torch.zeros_like(sums)
     if std > 0.0:
         z = above_best / std
-    preferential = (1.0 - floor) * torch.softmax(-z / temperature, dim=0)
-    return preferential + floor / len(sums)
+    preferences = torch.softmax(-z / temperature, dim=0)
+    return (1.0 - floor) * preferences + floor / len(sums)
 
 
 def effective_sample_size(probabilities: Tensor) -> float:
@@ -86,8 +86,9 @@ def preferential_batches(
         )
     # By the inverse of the distribution function, in integers: torch.multinomial takes 2^24 images
     # at most, and not every device has float64.
-    ends = (cumulative / cumulative[-1] * _RESOLUTION).long().to(generator.device)
-    return _endless_batches(ends, batch_size, generator)
+    distribution_function = cumulative / cumulative[-1]
+    ends = (distribution_function * _RESOLUTION).long()
+    return _endless_batches(ends.to(generator.device), batch_size, generator)
 
 
 def _endless_batches(ends: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
