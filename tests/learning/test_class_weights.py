@@ -51,6 +51,7 @@ def test_mass_equals_the_slow_sum_of_softmaxes(temperature: float) -> None:
 
 def test_mass_adds_up_over_shards() -> None:
     logits = torch.randn(30, 4, generator=seeded())
+    # Of unequal size, as the last shard of a store is.
     of_shards = teacher_class_mass(logits[:11]) + teacher_class_mass(logits[11:])
     assert_close(teacher_class_mass(logits), of_shards)
 
@@ -107,6 +108,7 @@ def test_equal_masses_give_weights_of_one() -> None:
 def test_an_absent_class_is_the_limit_of_a_vanishing_one_and_is_reported_as_clipped() -> None:
     present = [50.0, 20.0, 10.0] * 7
     absent = class_weights(as_vector([0.0, *present]))
+    # So small that all other weights are clipped as well.
     vanishing = class_weights(as_vector([1e-12, *present]))
     assert_close(absent.weights, vanishing.weights)
     assert absent.raw.tolist() == [22.0] + [0.0] * 21
@@ -185,6 +187,7 @@ def test_projected_vectors_go_both_ways_and_keep_the_dtype() -> None:
     perturbed = vectors[1:]
     assert (perturbed > weights).any(dim=1).all()
     assert (perturbed < weights).any(dim=1).all()
+    # In every class, not only in a few.
     assert perturbed.std(dim=0).min() > 0.02
 
 
@@ -195,6 +198,7 @@ def test_released_vectors_only_go_upward() -> None:
     shift = vectors[1:] - weights
     assert (shift >= 0).all()
     assert (shift < 0.1 + 1e-12).all()
+    # The mean of U[0, 1) is a half.
     assert shift.mean().item() == pytest.approx(0.05, abs=0.01)
 
 

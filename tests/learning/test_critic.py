@@ -61,6 +61,7 @@ def test_features_equal_the_slow_ones_and_every_tap_has_norm_one() -> None:
 
 
 def test_the_scale_of_a_tap_changes_nothing() -> None:
+    # The critic must not recognize a network by the size of its activations.
     first, second, third = maps()
     scaled = [0.01 * first, 7.0 * second, 1e3 * third]
     assert_close(critic_features(scaled), critic_features(maps()))
@@ -132,6 +133,7 @@ def test_the_critic_is_lipschitz_with_the_stated_constant() -> None:
     critic = FeatureCritic(D, lipschitz=5.0).train()
     for layer in linear_layers(critic):
         original = layer.parametrizations.weight.original  # type: ignore[union-attr]
+        # Far from norm one, so that spectral norm has something to do.
         original.data.mul_(30.0)  # type: ignore[union-attr,operator]
     for _ in range(100):  # power iterations
         critic(torch.zeros(1, D))
@@ -231,7 +233,7 @@ def test_the_critics_step_may_come_between_the_students_forward_and_backward_pas
     teacher, student = toy_batch()
     found = []
     for steps_between in (False, True):
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # the same critic both times
         training = CriticTraining(FeatureCritic(D), "clamp")
         features = student.clone().requires_grad_()
         loss = student_critic_loss(training.critic(features))
@@ -296,6 +298,7 @@ def slow_auc(teacher: list[int], student: list[int]) -> float:
     return total / (len(teacher) * len(student))
 
 
+# Few different values, so that ties are frequent.
 small_scores = st.lists(st.integers(-3, 3), min_size=1, max_size=6)
 
 
@@ -315,6 +318,7 @@ def test_accuracy_and_auc_equal_the_counts(teacher: list[int], student: list[int
 
 
 def test_the_host_reads_no_value_of_accuracy_and_auc() -> None:
+    # A meta tensor has no data: any .item(), bool() or branch on a value raises.
     teacher = torch.empty(4, device="meta")
     student = torch.empty(9, device="meta")
     assert critic_accuracy(teacher, student).shape == ()
@@ -343,6 +347,7 @@ def test_a_collapse_is_judged_by_the_last_quarter_alone(
     else:
         assert found is not None
         assert re.search(reason, found)
+    # The same values before the last quarter do not count.
     early_auc = np.append([auc] * 12, healthy[:4])
     early_share = np.append([clamped_share] * 12, healthy[:4])
     assert critic_collapse(early_auc, early_share) is None

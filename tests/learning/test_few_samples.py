@@ -60,6 +60,7 @@ def test_hint_loss_is_half_the_mean_squared_distance_of_the_adapted_map():
             for x in range(4):
                 adapted = weight @ student[n, :, y, x] + adapter.bias
                 total += (adapted - teacher[n, :, y, x]).square().sum().item()
+    # The mean, where the paper has the sum (Eq. 3).
     expected = total / (2 * teacher.numel())
     assert hint_loss(student, teacher, adapter).item() == pytest.approx(expected, rel=1e-5)
 
@@ -93,7 +94,7 @@ def test_outputs_are_recorded_by_name_and_the_hook_is_removed_afterwards():
     images = draw(2, 1, 32, 32)
     with outputs_of(network, "pool2") as outputs:
         network(images)
-    network(images)
+    network(images)  # outside of the block: not recorded
     assert len(outputs) == 1
     assert outputs[0].shape == (2, 16, 5, 5)
 
@@ -127,6 +128,7 @@ def test_a_known_mixing_of_channels_is_recovered():
 
 
 def test_with_fewer_samples_than_channels_the_rest_stays_the_identity():
+    # Three samples leave five directions undetermined.
     x = draw(3, 8)
     y = draw(3, 8, seed=1)
     fitted = pointwise_fit(x, y, ridge=0.0)
@@ -141,6 +143,7 @@ def test_with_fewer_samples_than_channels_the_rest_stays_the_identity():
 def test_the_ridge_pulls_to_the_identity_as_its_normal_equations_say(ridge, seed):
     x = draw(30, 4, seed=seed).double()
     y = draw(30, 4, seed=seed + 9).double()
+    # s of the objective: the ridge does not depend on the scale of the features.
     mean_squared_norm = x.square().sum(dim=0).mean()
     pull = ridge * mean_squared_norm * torch.eye(4, dtype=torch.float64)
     expected = torch.linalg.solve(x.T @ x + pull, x.T @ y + pull).T
@@ -228,7 +231,7 @@ def test_alignment_brings_the_logits_nearer_to_the_teachers():
     before = distance()
     student.train()
     align(student, pairs, teacher, images, ridge=0.0)
-    assert student.training
+    assert student.training  # the mode in which it came
     assert distance() < 0.5 * before
 
 

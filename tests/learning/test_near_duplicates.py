@@ -57,6 +57,7 @@ def strokes(n: int, seed: int = 0) -> np.ndarray:
     waves = [y / 10]
     waves += [np.sin(k * np.pi * y / 20) for k in range(1, 5)]
     waves += [np.cos(k * np.pi * y / 20) for k in range(3)]
+    # Slow waves with random heights: a smooth line from top to bottom.
     # Where the stroke is in each row of pixels.
     centers = np.zeros((n, 28, 28))
     for wave in waves:
@@ -126,6 +127,7 @@ EDITS: dict[str, Edit] = {
     "darker with less contrast": lambda images: lit(images, 0.8, -10),
     "several edits": several_edits,
 }
+# With one edit per test, a failure names the edit.
 every_edit = pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS.keys())
 
 
@@ -165,6 +167,7 @@ def test_a_gray_copy_is_found():
 
 @pytest.mark.parametrize("make", [textures, strokes])
 def test_different_pictures_are_not_copies(make):
+    # 300,000 pairs, none of which may pass.
     images = prints(make(3000, seed=0))
     references = prints(make(100, seed=1))
     assert len(copies_in(images, references, images).rows) == 0
@@ -194,6 +197,7 @@ def test_an_exact_copy_has_distance_zero_and_copies_among_the_references_hide_no
 def test_of_several_copies_the_nearest_is_returned():
     images = textures(50)
     first = images[:1]
+    # The worse copy comes first, so that the order does not decide.
     references = prints(np.concatenate([as_jpeg(first, 40), as_jpeg(first, 95), images[1:]]))
     found = copies_in(prints(first), references)
     assert found.references.tolist() == [1]
@@ -229,6 +233,7 @@ def test_limits_follow_the_fifth_nearest_other_image():
     known = torch.cat([references, others]).double()
     distances = 1 - references.double() @ known.T
     for row, row_distances in enumerate(distances.tolist()):
+        # The references come first among the known images.
         del row_distances[row]  # its distance to itself
         fifth = sorted(row_distances)[4]
         assert float(limits[row]) == pytest.approx(min(0.2, 0.25 * fifth), abs=1e-5)
@@ -270,6 +275,7 @@ def test_the_size_of_batches_and_blocks_changes_nothing(monkeypatch):
     whole = find_copies(prints(copies), references, limits)
     parts = torch.cat([prints(copies[start : start + 7]) for start in range(0, 70, 7)])
     assert_close(parts, prints(copies), atol=1e-6, rtol=0)
+    # Small enough for several blocks in both functions.
     monkeypatch.setattr(near_duplicates, "_BLOCK", 700)
     assert_close(limits_of(references), limits, atol=1e-6, rtol=0)
     again = find_copies(parts, references, limits)

@@ -82,6 +82,7 @@ def test_the_tap_records_the_input_of_the_logits(name):
 
 @pytest.mark.parametrize(("name", "layer"), [("vgg11", "classifier.6"), ("vit_b_16", "heads.head")])
 def test_the_last_linear_layer_of_large_networks_is_found(name, layer):
+    # On the meta device, where large networks cost no memory.
     with torch.device("meta"):
         network = build_network(name, 7, 3)
     assert last_linear(network, 7)[0] == layer
@@ -118,7 +119,7 @@ def test_a_tap_without_features_is_refused():
     with PenultimateTap(network, 5) as tap:
         with pytest.raises(ValueError, match="no images went through the layer '0'"):
             _ = tap.features
-        network(torch.zeros(2, 3, 4))
+        network(torch.zeros(2, 3, 4))  # tokens, as a linear layer may get them
         with pytest.raises(ValueError, match=r"'0' reads \(2, 3, 4\); expected \(N, D\)"):
             _ = tap.features
     with pytest.raises(ValueError, match="no images went"):
@@ -194,7 +195,7 @@ def test_the_head_is_a_copy_of_the_teachers():
     student, teacher, _ = make_pair("narrower_lenet")
     before = copy.deepcopy(teacher.state_dict())
     share_head(student, teacher, 10)
-    student.fc2.head.weight.data.zero_()
+    student.fc2.head.weight.data.zero_()  # must not reach the teacher
     assert_close(teacher.state_dict(), before)
 
 
@@ -223,6 +224,7 @@ def test_a_head_without_bias_folds_into_a_layer_that_has_one():
     expected = student(images)
     fold_shared_head(student)
     assert_close(student(images), expected)
+    # The architecture has a bias, so the folded layer needs one.
     assert (student[3].bias == 0).all()
 
 

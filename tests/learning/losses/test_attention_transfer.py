@@ -77,13 +77,14 @@ def test_scale_sign_and_order_of_the_channels_change_nothing(
 
 def test_repeating_the_channels_changes_nothing() -> None:
     activations = draw_map(2, 3, 4, 4)
+    # A sum over the channels would grow; the mean of squares does not.
     repeated = activations.repeat(1, 2, 1, 1)
     assert_close(attention_map(repeated), attention_map(activations))
 
 
 def test_large_float16_activations_do_not_overflow() -> None:
     activations = draw_map(2, 3, 4, 4)
-    large = (1000 * activations).half()
+    large = (1000 * activations).half()  # their squares exceed 65,504
     expected = attention_map(activations).float()
     assert_close(attention_map(large), expected, rtol=1e-2, atol=1e-3)
 
@@ -123,6 +124,7 @@ def test_the_loss_of_a_tap_is_at_most_two_over_its_positions_and_taps_add_up(see
 def test_attention_to_two_different_positions_has_the_largest_loss() -> None:
     student = torch.zeros(1, 1, 2, 2)
     teacher = torch.zeros(1, 1, 2, 2)
+    # One position each, so that the unit vectors are orthogonal.
     student[..., 0, 0] = 1.0
     teacher[..., 1, 1] = 5.0
     assert attention_transfer_loss([student], [teacher]) == 2 / 4
@@ -133,6 +135,7 @@ def block_means(activations: Tensor, size: tuple[int, int]) -> Tensor:
     energy = activations.square().mean(dim=1)
     n_images, height, width = energy.shape
     n_rows, n_columns = size
+    # Adaptive pooling averages such blocks where the sizes divide each other.
     blocks = energy.view(n_images, n_rows, height // n_rows, n_columns, width // n_columns)
     return functional.normalize(blocks.mean(dim=(2, 4)).flatten(1), dim=1)
 

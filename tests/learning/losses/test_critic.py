@@ -33,6 +33,7 @@ def with_grad(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return teacher.double().requires_grad_(), student.double().requires_grad_()
 
 
+# Written out, because the module under test uses functional.softplus.
 def slow_softplus_mean(scores: Tensor) -> Tensor:
     losses = [torch.log(1 + torch.exp(score)) for score in scores]
     return torch.stack(losses).mean()
@@ -109,6 +110,7 @@ def test_gan_is_the_cross_entropy_of_teacher_against_student_whatever_the_prior(
     batch: tuple[Tensor, Tensor],
 ) -> None:
     teacher, student = with_grad(batch)
+    # A nan prior would show in the risk if `gan` read it.
     risk = pu_critic_risk(teacher, student, math.nan, "gan")
     teacher_ones = torch.ones_like(teacher)
     student_ones = torch.ones_like(student)
@@ -127,6 +129,7 @@ def test_gan_is_the_cross_entropy_of_teacher_against_student_whatever_the_prior(
 
 
 def risk_of_equal_scores(score: float, class_prior: float) -> float:
+    # Of three and two samples, since the numbers of samples must not matter.
     scores = torch.full((3,), score, dtype=torch.float64)
     return pu_critic_risk(scores, scores[:2], class_prior, "clamp").value.item()
 

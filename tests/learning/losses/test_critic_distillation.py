@@ -48,6 +48,7 @@ def student_batch(seed: int = 0) -> Batch:
     )
 
 
+# The slow references are differentiable, so that gradients can be compared as well.
 def slow_softmax(logits: Tensor) -> Tensor:
     exponentials = torch.exp(logits)
     return exponentials / exponentials.sum()
@@ -98,7 +99,7 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(
     if has_labels:
         terms["label_loss"] = slow_label_loss(batch.student_logits, batch.labels)
         weights["label_loss"] = 0.1
-        weights["kl_loss"] = 0.9
+        weights["kl_loss"] = 0.9  # alpha counts only next to labels
     else:
         arguments = arguments._replace(labels=None)
     result = critic_distillation(*arguments, **WEIGHTS)
@@ -108,6 +109,7 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(
     for name, term in terms.items():
         assert_close(result[name], term.detach())
     assert_close(result["loss"], expected)
+    # Without a critic, the scores have no gradient.
     options = {"allow_unused": True, "materialize_grads": True}
     found_gradients = torch.autograd.grad(result["loss"], inputs, **options)
     expected_gradients = torch.autograd.grad(expected, inputs, **options)
@@ -177,6 +179,7 @@ def test_only_the_loss_is_differentiable_and_the_teacher_gets_no_gradient() -> N
 
 
 def test_the_host_never_reads_a_tensor_of_the_objective() -> None:
+    # A meta tensor has no data: any .item(), bool() or branch on a value raises.
     batch = student_batch()
     result = critic_distillation(
         batch.student_logits.to("meta"),

@@ -91,7 +91,7 @@ def test_the_length_of_the_features_changes_nothing(seed, student_scale, teacher
     student, teacher = draw_pair(seed)
     loss = penultimate_loss(student_scale * student, teacher_scale * teacher)
     assert_close(loss, slow_penultimate(student, teacher))
-    assert 0 <= loss <= 4
+    assert 0 <= loss <= 4  # two unit vectors are at most 2 apart
     assert penultimate_loss(student_scale * teacher, teacher) < 1e-20
     opposite = penultimate_loss(-student_scale * teacher, teacher)
     assert opposite.item() == pytest.approx(4.0)
@@ -120,6 +120,7 @@ def test_zero_features_are_at_distance_one_and_get_no_gradient():
 
 def test_the_divergence_at_a_high_temperature_is_half_the_centered_loss():
     student, teacher = draw_pair(3)
+    # Hinton et al. 2015, sec. 2.1.
     temperature = 1e4
     divergence = kl_divergence(teacher / temperature, student / temperature).mean()
     expected = centered_logits_loss(student, teacher) / 2
@@ -146,6 +147,7 @@ def slow_kl_loss(student: Tensor, teacher: Tensor, temperature: float) -> float:
 
 def test_the_latent_loss_is_the_weighted_sum_of_its_terms():
     student, teacher = draw_pair(4)
+    # Features and logits need not have one width.
     student_features, teacher_features = draw_pair(5, width=3)
     result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
     assert list(result) == ["loss", "logits_loss", "penultimate_loss", "kl_loss"]
@@ -196,6 +198,7 @@ def test_the_loss_is_float32_and_the_teacher_gets_no_gradient():
     tensors = [tensor.bfloat16().requires_grad_() for tensor in (*draw_pair(12), *draw_pair(13))]
     student, teacher, student_features, teacher_features = tensors
     result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
+    # The other entries are for the history.
     for name, value in result.items():
         assert value.shape == ()
         assert value.dtype == torch.float32

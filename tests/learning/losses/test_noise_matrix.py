@@ -154,12 +154,14 @@ def test_under_the_uniform_matrix_the_student_gets_no_gradient():
 @given(seed=st.integers(0, 10_000), order=st.permutations(range(N_CLASSES)))
 def test_the_order_of_the_classes_does_not_matter(seed, order):
     student, teacher, matrix = draw_batch(seed)
+    # Rows are true classes and columns pseudo-labels: both are permuted.
     permuted_matrix = matrix[order][:, order]
     loss = pseudo_label_loss(student[:, order], teacher[:, order], permuted_matrix)
     assert_close(loss, pseudo_label_loss(student, teacher, matrix))
     assert loss >= 0
 
 
+# exp(-300) is 0 in float32.
 CERTAIN_STUDENT = torch.tensor([[300.0, 0.0, 0.0]])
 OTHER_TEACHER = torch.tensor([[0.0, 1.0, 0.0]])
 
@@ -283,6 +285,7 @@ def seeded_student() -> nn.Linear:
 
 def test_with_a_student_that_is_correct_the_matrix_learns_the_counts():
     _, classes, teacher = noisy_problem()
+    # Sure and correct, so that only the labels' noise is left to explain.
     student = 100.0 * functional.one_hot(classes, 4)
     noise = NoiseMatrix(4, 0.9, learns_diagonal=True)
     optimizer = torch.optim.Adam(noise.parameters(), lr=0.1)

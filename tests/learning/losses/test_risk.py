@@ -93,6 +93,7 @@ def test_ascent_branch_follows_minus_gamma_times_the_negative_part_alone(
 
 
 def test_beta_tolerates_a_slightly_negative_risk() -> None:
+    # How far below zero the negative risk of this batch is.
     deficit = -nnpu_risk(*ASCENT, PRIOR).negative_risk.item()
     assert not nnpu_risk(*ASCENT, PRIOR, beta=deficit + 1e-3).is_ascent
     assert nnpu_risk(*ASCENT, PRIOR, beta=deficit - 1e-3).is_ascent

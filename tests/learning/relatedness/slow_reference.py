@@ -41,7 +41,7 @@ def softmax(z: list[float], temperature: float) -> list[float]:
 
 def slow_logit_indicators(z: list[float]) -> list[float]:
     p = softmax(z, 1.0)
-    entropy = 0.0
+    entropy = 0.0  # in nats
     for p_k in p:
         if p_k > 0:
             entropy -= p_k * math.log(p_k)
@@ -70,6 +70,7 @@ def slow_latent_indicators(u: list[float], row: list[float]) -> list[float]:
         is_positive = w > 0
         u_plus.append(x * is_positive)
         row_plus.append(w * is_positive)
+    # Higher is less related, hence the signs.
     act = -dot(u, row)
     act_plus = -dot(u_plus, row_plus)
     ang = 1 - cosine(u, row)
@@ -101,12 +102,13 @@ def slow_batchnorm_indicators(calls: list[tuple[nn.Module, Tensor]]) -> list[flo
                 continue
             mean = layer.running_mean[channel].item()
             std = math.sqrt(layer.running_var[channel].item() + layer.eps)
+            # The normalized output before the affine map.
             a = [(x - mean) / std for x in maps[channel].flatten().tolist()]
             n = len(a)
             m = math.fsum(a) / n
             dms.append(m**2)
             dms_aos.append(math.fsum(x**2 for x in a) / n)
-            if n > 1:
+            if n > 1:  # one position has no spread
                 variance = math.fsum((x - m) ** 2 for x in a) / (n - 1)
                 level = stats.chi2.cdf((n - 1) * variance, n - 1)
                 dss.append((math.sqrt(variance) - 1) ** 2)
@@ -147,6 +149,7 @@ def slow_indicators(network: nn.Module, images: Tensor, head: str | None) -> Ten
     """
     rows = []
     for image in images.double():
+        # A copy per image, so that hooks and dtype do not stay with the caller's network.
         copied = copy.deepcopy(network).double()
         recorder = Recorder(copied, head)
         with torch.no_grad():

@@ -25,6 +25,7 @@ from tests.learning.relatedness.slow_reference import trained_looking
 
 def some_values(n: int = 50, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
+    # Neither centered nor of unit spread, so that the calibration matters.
     return 3 * torch.randn(n, len(INDICATORS), generator=generator) + 7
 
 
@@ -39,7 +40,7 @@ def slow_z_score(x: float, reference: list[float]) -> float:
 
 def test_the_sum_is_the_slow_one():
     noise = some_values()
-    values = some_values(8, seed=1) * 2
+    values = some_values(8, seed=1) * 2  # some of them beyond the clip
     calibration = NoiseCalibration.of(INDICATORS, noise)
     expected = []
     for row in values.tolist():
@@ -68,6 +69,7 @@ def test_the_sum_does_not_see_the_units_of_an_indicator():
 def test_noise_sums_to_zero_on_average():
     noise = some_values()
     calibration = NoiseCalibration.of(INDICATORS, noise)
+    # Without the clip, which is not symmetric for a skewed sample.
     sums = one_class_sum(noise, calibration, clip=math.inf)
     assert sums.mean().item() == pytest.approx(0, abs=1e-9)
 
@@ -76,6 +78,7 @@ def test_noise_sums_to_zero_on_average():
 def test_an_indicator_without_spread_on_noise_counts_nothing_there_and_the_clip_elsewhere(
     constant: float,
 ) -> None:
+    # 1,000 equal values have a mean that is rounded and a spread that is not exactly 0.
     calibration = NoiseCalibration.of(("dss_ext",), torch.full((1000, 1), constant))
     first_change = constant * 0.9 - 0.1
     second_change = constant * 1.1 + 1.0
@@ -134,6 +137,7 @@ def test_noise_is_uniform_over_all_gray_levels_and_repeats_with_the_generator():
     assert first.shape == (40, 3, 16, 16)
     assert torch.equal(first, second)
     counts = first.flatten().bincount(minlength=256)
+    # By chance alone, one seed in a thousand would fail.
     assert stats.chisquare(counts.tolist()).pvalue > 1e-3
 
 

@@ -50,12 +50,14 @@ def test_logit_indicators_are_bounded_and_do_not_see_a_constant(
     expected = [slow_logit_indicators(row) for row in rows]
     assert_close(values, torch.tensor(expected).double())
     assert_close(logit_indicators(logits + shift), values)
+    # 1 - 1/K, ln K and 1 - 1/K for K = 4; the sums may round up.
     upper_bounds = torch.tensor([0.75, math.log(4), 0.75])
     assert (values >= 0).all()
     assert (values <= upper_bounds + 1e-6).all()
 
 
 def test_confident_logits_stay_distinct_where_one_minus_the_maximum_is_zero():
+    # In float32, 1 - exp(-20) is 1.
     logits = torch.tensor([[20.0, 0.0, 0.0], [40.0, 0.0, 0.0]])
     largest = logits.softmax(dim=1).amax(dim=1)
     assert (1 - largest).tolist() == [0, 0]
@@ -75,6 +77,7 @@ def test_lengths_scale_with_the_latents_and_angles_do_not(seed: int, scale: floa
     classes = (latents @ weight.T).argmax(dim=1)
     values = latent_indicators(latents, weight, classes)
     scaled = latent_indicators(scale * latents, weight, classes)
+    # All others are lengths or products, linear in the latents.
     is_angle = torch.tensor([name.startswith("ang") for name in LATENT_INDICATORS])
     angles = values[:, is_angle]
     assert_close(scaled[:, ~is_angle], scale * values[:, ~is_angle])
@@ -126,7 +129,7 @@ def test_channels_that_are_switched_off_do_not_count_however_large():
     layer = trained_looking(nn.BatchNorm2d(6))
     maps = random_images(4, (6, 5, 5))
     sums, n_channels = batchnorm_sums(layer, maps)
-    maps[:, [1, 5]] = math.nan
+    maps[:, [1, 5]] = math.nan  # the channels that `trained_looking` switches off
     sums_with_nan, _ = batchnorm_sums(layer, maps)
     assert_close(sums_with_nan, sums, rtol=0, atol=0)
     assert n_channels.tolist() == [4] * 4
@@ -173,6 +176,7 @@ def test_half_precision_is_read_in_float32(maps_dtype: torch.dtype) -> None:
 def test_far_from_zero_the_spread_keeps_its_digits():
     layer = nn.BatchNorm2d(3).eval()
     maps = 2 * random_images(2, (3, 9, 9))
+    # E[x^2] - E[x]^2 would lose them.
     near, _ = batchnorm_sums(layer, maps)
     far, _ = batchnorm_sums(layer, maps + 1000)
     assert_close(far[2], near[2], rtol=1e-3, atol=0)

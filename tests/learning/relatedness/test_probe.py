@@ -44,6 +44,7 @@ class TinyNet(nn.Module):
         self.gate = nn.Linear(5, 5)
         self.hidden = nn.Linear(45, 8)
         self.bn3 = nn.BatchNorm1d(8)
+        # Never called: its hook must not be waited for.
         self.unused = nn.BatchNorm2d(5)
         self.fc = nn.Linear(8, 4)
         self.dropout = nn.Dropout(0.5)
@@ -67,7 +68,7 @@ def assert_equals_the_slow_reference(
 ) -> None:
     expected = slow_indicators(probe.network, images, head)
     values = probe(images)
-    assert values.dtype == torch.float32
+    assert values.dtype == torch.float32  # hence the tolerances
     assert_close(values.double(), expected, rtol=2e-4, atol=2e-6)
 
 
@@ -82,6 +83,7 @@ CASES = {
     "squeezenet1_1": (3, 64, 64),
     "shufflenet_v2_x0_5": (3, 32, 32),
 }
+# The layers that give the logits, where it is not "fc".
 HEADS = {"lenet5": "fc2", "mobilenet_v3_small": "classifier.3", "squeezenet1_1": None}
 
 
@@ -156,6 +158,7 @@ class Pooled(nn.Module):
         self.tokens = nn.Linear(6, 4)
 
     def forward(self, images: Tensor) -> Tensor:
+        # The logits are averages of the layer's outputs.
         return self.tokens(images.flatten(1, 2)).mean(dim=1)
 
 
@@ -192,6 +195,7 @@ class Folded(nn.Module):
         self.fc = nn.Linear(6, 3)
 
     def forward(self, images: Tensor) -> Tensor:
+        # BatchNorm gets one row per token and not one per image.
         tokens = self.bn(images.reshape(-1, 6)).view(len(images), -1, 6)
         return self.fc(tokens.mean(dim=1))
 
@@ -209,7 +213,7 @@ class DeeplySupervised(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         early = self.early(images.flatten(1))
-        self.auxiliary = self.fc(early)
+        self.auxiliary = self.fc(early)  # other inputs and outputs than those of the logits
         return self.fc(self.late(early))
 
 
@@ -248,6 +252,7 @@ def test_the_network_is_left_as_it_was():
 def test_hooks_are_removed_where_the_network_fails():
     network = tiny_net()
     probe = RelatednessProbe(network, SHAPE)
+    # The forward pass fails in the last layer, after all hooks have run.
     network.fc.weight.data = network.fc.weight.data[:, :2]
     with pytest.raises(RuntimeError):
         probe(random_images(2, SHAPE))

@@ -39,6 +39,7 @@ def test_probabilities_sum_to_one_keep_the_floor_and_fall_with_the_sum(
     assert (probabilities >= floor / len(sums)).all()
     by_sum = probabilities[sums.argsort()]
     assert (by_sum.diff() <= 0).all()
+    # From one image that gets all the draws to n that get the same.
     effective_size = effective_sample_size(probabilities)
     assert 1 - 1e-9 <= effective_size <= len(sums) * (1 + 1e-9)
 
@@ -85,6 +86,7 @@ def test_limits_in_which_a_pool_is_sampled_evenly(
 
 def test_at_the_lowest_temperature_only_the_floor_reaches_all_but_the_best():
     sums = torch.tensor([5.0, -2.0, 3.0, 4.0])
+    # 1e-320 is subnormal: dividing by it overflows to infinity.
     coldest = sampling_probabilities(sums, temperature=1e-320, floor=0.2)
     assert coldest.tolist() == pytest.approx([0.05, 0.85, 0.05, 0.05])
 
@@ -135,6 +137,7 @@ def test_batches_hold_each_image_as_often_as_its_probability(weights: list[int],
     shares = drawn.bincount(minlength=len(weights)) / len(drawn)
     assert len(shares) == len(weights)
     assert (shares[probabilities == 0] == 0).all()
+    # Six standard errors: no seed may fail by chance.
     standard_errors = (probabilities * (1 - probabilities) / len(drawn)).sqrt()
     deviations = (shares - probabilities).abs()
     assert (deviations <= 6 * standard_errors + 1e-12).all()
@@ -152,7 +155,7 @@ def test_batches_repeat_with_the_generator():
 
 
 def test_batches_reach_both_ends_of_a_pool_too_large_for_multinomial():
-    n = 2**24 + 5
+    n = 2**24 + 5  # torch.multinomial takes 2^24 at most
     probabilities = torch.full((n,), 1.0 / (4 * n))
     probabilities[0] = 0.25
     probabilities[-1] = 0.5

@@ -27,7 +27,7 @@ from pu_kd_pipeline.learning.relatedness.sampling import (
 )
 
 NORMALIZE = Normalize([0.3], [0.38])
-N_TRAIN = 1200
+N_TRAIN = 1200  # of 1,797 digits
 
 
 class Digits(NamedTuple):
@@ -61,6 +61,7 @@ def digits() -> Digits:
     # `fit` is lazy: the list makes it train.
     list(fit(step, batches, optimizer, n_updates=150, record_every=150, schedule="cosine"))
     held_out = images[N_TRAIN:]
+    # One order for all images: the pixel values stay, the strokes do not.
     order = torch.randperm(64, generator=generator)
     shuffled = held_out.flatten(1)[:, order].view_as(held_out)
     probe = RelatednessProbe(network.eval(), (1, 8, 8))
