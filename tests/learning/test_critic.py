@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from typing import Any
@@ -45,11 +46,10 @@ def maps(seed: int = 0) -> list[Tensor]:
 def slow_features_of_image(i: int) -> Tensor:
     entries: list[Tensor] = []
     for feature_map in maps():
-        averages = [channel.sum() / channel.numel() for channel in feature_map[i]]
-        length = sum(average**2 for average in averages) ** 0.5
-        for average in averages:
-            entries.append(average / length)
-    return torch.stack(entries)
+        averages = torch.stack([channel.sum() / channel.numel() for channel in feature_map[i]])
+        length = averages.square().sum().sqrt()
+        entries.append(averages / length)
+    return torch.cat(entries)
 
 
 def test_features_equal_the_slow_ones_and_every_tap_has_norm_one() -> None:
@@ -68,9 +68,9 @@ def test_the_scale_of_a_tap_changes_nothing() -> None:
 
 
 def test_bf16_maps_are_averaged_in_float32() -> None:
-    rounded = [tensor.bfloat16() for tensor in maps()]
-    expected = critic_features([tensor.float() for tensor in rounded])
-    assert_close(critic_features(rounded), expected, rtol=1e-6, atol=1e-6)
+    rounded = maps()[0].bfloat16()
+    expected = critic_features([rounded.float()])
+    assert_close(critic_features([rounded]), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_gradcheck_of_the_features() -> None:
@@ -173,7 +173,7 @@ def toy_batch() -> tuple[Tensor, Tensor]:
 
 
 def copied_state(critic: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in critic.state_dict().items()}
+    return copy.deepcopy(critic.state_dict())
 
 
 def test_the_students_loss_reaches_its_features_and_never_the_critic() -> None:
@@ -335,7 +335,7 @@ def test_the_host_reads_no_value_of_accuracy_and_auc() -> None:
         (0.999, 1.0, "below zero in 100.0% of its last steps: the class prior is higher"),
     ],
 )
-def test_a_collapse_is_judged_by_the_last_quarter_alone(
+def test_only_the_last_quarter_decides_whether_the_critic_collapsed(
     auc: float, clamped_share: float, reason: str | None
 ) -> None:
     healthy = np.full(12, 0.75)

@@ -50,7 +50,7 @@ def trained(
         class_prior: of the critic.
         lipschitz: of the critic.
     """
-    n_updates = 150  # enough for D = 8; a test takes about a second
+    n_updates = 150  # enough for D = 8
     n = 128
     n_alike = round(share * n)
     torch.manual_seed(0)

@@ -55,8 +55,11 @@ def strokes(n: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-13.5:14, -13.5:14]
     waves = [y / 10]
-    waves += [np.sin(k * np.pi * y / 20) for k in range(1, 5)]
-    waves += [np.cos(k * np.pi * y / 20) for k in range(3)]
+    phases = np.pi * y / 20
+    for k in range(1, 5):
+        waves.append(np.sin(k * phases))
+    for k in range(3):
+        waves.append(np.cos(k * phases))
     # Slow waves with random heights: a smooth line from top to bottom.
     # Where the stroke is in each row of pixels.
     centers = np.zeros((n, 28, 28))
@@ -111,7 +114,10 @@ def lit(images: np.ndarray, contrast: float, brightness: float) -> np.ndarray:
 
 
 def gray(images: np.ndarray) -> np.ndarray:
-    return to_array([picture.convert("L").convert("RGB") for picture in to_pictures(images)])
+    results = []
+    for picture in to_pictures(images):
+        results.append(picture.convert("L").convert("RGB"))
+    return to_array(results)
 
 
 def several_edits(images: np.ndarray) -> np.ndarray:
@@ -273,7 +279,7 @@ def test_the_size_of_batches_and_blocks_changes_nothing(monkeypatch):
     references = prints(originals)
     limits = limits_of(references)
     whole = find_copies(prints(copies), references, limits)
-    parts = torch.cat([prints(copies[start : start + 7]) for start in range(0, 70, 7)])
+    parts = torch.cat([prints(batch) for batch in np.split(copies, 10)])
     assert_close(parts, prints(copies), atol=1e-6, rtol=0)
     # Small enough for several blocks in both functions.
     monkeypatch.setattr(near_duplicates, "_BLOCK", 700)
@@ -324,7 +330,10 @@ def test_other_tensors_and_limits_are_refused():
 
 def real(folder: Path, name: str, n: int) -> np.ndarray:
     table = pq.read_table(folder / f"{name}.parquet", columns=["image"]).slice(0, n)
-    return to_array([Image.open(BytesIO(content.as_py())) for content in table["image"]])
+    pictures = []
+    for content in table["image"].to_pylist():
+        pictures.append(Image.open(BytesIO(content)))
+    return to_array(pictures)
 
 
 @every_edit

@@ -29,6 +29,10 @@ def draw_taps(seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
     return student, teacher
 
 
+def slow_square_sum(vector: Tensor) -> Tensor:
+    return sum(entry**2 for entry in vector)
+
+
 def slow_attention(feature_map: Tensor) -> Tensor:
     """Mean of squares over the channels, one position at a time, divided by the length."""
     rows = []
@@ -37,10 +41,9 @@ def slow_attention(feature_map: Tensor) -> Tensor:
         energies = []
         for y in range(height):
             for x in range(width):
-                squares = [a**2 for a in channels[:, y, x]]
-                energies.append(sum(squares) / n_channels)
-        length = sum(energy**2 for energy in energies) ** 0.5
-        rows.append(torch.stack(energies) / length)
+                energies.append(slow_square_sum(channels[:, y, x]) / n_channels)
+        vector = torch.stack(energies)
+        rows.append(vector / slow_square_sum(vector) ** 0.5)
     return torch.stack(rows)
 
 
@@ -167,13 +170,12 @@ def test_gradcheck_also_through_the_pooling() -> None:
 
 def test_bf16_maps_give_a_float32_loss() -> None:
     student, teacher = draw_taps()
-    student = [student_map.bfloat16() for student_map in student]
-    teacher = [teacher_map.bfloat16() for teacher_map in teacher]
-    loss = attention_transfer_loss(student, teacher)
+    student_map = student[0].bfloat16()
+    teacher_map = teacher[0].bfloat16()
+    loss = attention_transfer_loss([student_map], [teacher_map])
     assert loss.dtype == torch.float32
-    student = [student_map.float() for student_map in student]
-    teacher = [teacher_map.float() for teacher_map in teacher]
-    assert_close(loss, attention_transfer_loss(student, teacher), rtol=0, atol=0)
+    expected = attention_transfer_loss([student_map.float()], [teacher_map.float()])
+    assert_close(loss, expected, rtol=0, atol=0)
 
 
 def test_no_gradient_reaches_the_teacher() -> None:

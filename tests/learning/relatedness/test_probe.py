@@ -44,7 +44,7 @@ class TinyNet(nn.Module):
         self.gate = nn.Linear(5, 5)
         self.hidden = nn.Linear(45, 8)
         self.bn3 = nn.BatchNorm1d(8)
-        # Never called: its hook must not be waited for.
+        # Never called in a forward pass.
         self.unused = nn.BatchNorm2d(5)
         self.fc = nn.Linear(8, 4)
         self.dropout = nn.Dropout(0.5)

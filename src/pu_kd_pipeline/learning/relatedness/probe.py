@@ -132,7 +132,7 @@ class RelatednessProbe:
 
 # `penultimate.last_linear` takes the last layer in order of definition, since its callers have no
 # images for a trial pass. Here the indicators would be silently wrong for a layer whose output is
-# not the logits, and a network without such a layer is no error: hence the trial pass.
+# not the logits, and a network without such a layer is not an error: hence the trial pass.
 def _layer_of_the_logits(network: nn.Module, images: Tensor) -> nn.Linear | None:
     """Return the linear layer whose output is the logits, or None where another kind makes them."""
     calls: list[tuple[nn.Linear, Tensor]] = []
