@@ -1,4 +1,4 @@
-"""Compare two metrics.json: everything but how long things took must be the same number."""
+"""Compare two metrics.json files: all numbers except latencies must be equal."""
 
 import json
 import sys
@@ -8,17 +8,22 @@ from pathlib import Path
 def numbers(tree: object, prefix: str = "") -> dict[str, object]:
     """Return dotted key -> leaf, without latencies."""
     if isinstance(tree, dict):
-        return {
-            k: v
-            for key, value in tree.items()
-            for k, v in numbers(value, f"{prefix}.{key}").items()
-        }
-    return {} if "latency" in prefix else {prefix: tree}
+        leaves: dict[str, object] = {}
+        for key, value in tree.items():
+            leaves.update(numbers(value, f"{prefix}.{key}"))
+        return leaves
+    if "latency" in prefix:
+        return {}
+    return {prefix: tree}
 
 
-first, second = (
-    numbers(json.loads(Path(path).read_text(encoding="utf-8"))) for path in sys.argv[1:]
-)
+def numbers_of_file(path: str) -> dict[str, object]:
+    """Return the numbers of a metrics.json file."""
+    return numbers(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+first = numbers_of_file(sys.argv[1])
+second = numbers_of_file(sys.argv[2])
 different = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
 print(f"{len(first)} numbers, {len(different)} of them different")
 for name in different:
