@@ -17,14 +17,15 @@ from omegaconf import OmegaConf
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pu_kd_pipeline import progress
-from pu_kd_pipeline.comparison import computation
+from pu_kd_pipeline.comparison import pool_scores
 from pu_kd_pipeline.comparison.cells import comparison_shards
 from pu_kd_pipeline.comparison.computation import RESULT
 from pu_kd_pipeline.comparison.figure import plot_comparison
-from pu_kd_pipeline.comparison.grid import Blocks, cells_of, laid_over_each_other
+from pu_kd_pipeline.comparison.grid import Blocks, cells_of, with_overrides
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs, labeled_rows
 from pu_kd_pipeline.comparison.starts import STARTS, check_starts
-from pu_kd_pipeline.comparison.tables import comparison_page, means_over_seeds
+from pu_kd_pipeline.comparison.page import comparison_page
+from pu_kd_pipeline.comparison.tables import means_over_seeds
 from pu_kd_pipeline.datasets import ShardedTableDataset
 from pu_kd_pipeline.devices import MemoryShortage
 from pu_kd_pipeline.errors import InputError
@@ -419,9 +420,9 @@ def test_cells_share_their_pu_training_and_tell_their_results(
     inputs, blocks, tmp_path, monkeypatch
 ):
     trained, told, records = [], [], []
-    train = computation.train_head
+    train = pool_scores.train_head
     monkeypatch.setattr(
-        computation, "train_head", lambda *args: trained.append(len(args[0])) or train(*args)
+        pool_scores, "train_head", lambda *args: trained.append(len(args[0])) or train(*args)
     )
     variants = {
         "original": {"method": "original", "objectives": ["robust_kd"]},
@@ -1005,7 +1006,7 @@ def environment(name: str) -> dict[str, Any]:
         DataIngestionParams.model_validate(
             block_of("data_ingestion", **parameters.pop("data_ingestion"))
         )
-    merged = laid_over_each_other(block_of("comparison"), parameters["comparison"])
+    merged = with_overrides(block_of("comparison"), parameters["comparison"])
     assert cells_of(ComparisonParams.model_validate(merged), BASE)
     parameters["comparison"].pop("title")
     return parameters

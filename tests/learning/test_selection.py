@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pu_kd_pipeline.learning.class_prior.estimators import share_at_least
-from pu_kd_pipeline.learning.selection import (
-    CRITERIA,
-    RULES,
-    PoolScores,
-    SelectionOptions,
-    needs_budget,
-)
+from pu_kd_pipeline.learning.selection import RULES, PoolScores, needs_budget
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA, SelectionOptions
 
 
 def make_pool(

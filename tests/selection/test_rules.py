@@ -11,13 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from pu_kd_pipeline.comparison.figure import role_colors
-from pu_kd_pipeline.learning.selection import (
-    RULES,
-    PoolScores,
-    Rule,
-    Selection,
-    SelectionOptions,
-)
+from pu_kd_pipeline.learning.selection import RULES, PoolScores, Rule, Selection
+from pu_kd_pipeline.learning.selection_criteria import SelectionOptions
 from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.reporting.selection_figures import plot_contact_sheet, score_threshold

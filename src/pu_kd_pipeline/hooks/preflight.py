@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.learning.selection import CRITERIA, RULES
+from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.distillation import DistillationParams
