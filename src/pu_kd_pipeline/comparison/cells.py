@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pu_kd_pipeline import progress
 from pu_kd_pipeline.comparison.computation import RESULT, CellComputation
 from pu_kd_pipeline.comparison.grid import Blocks, Cell, cells_of
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
@@ -18,7 +19,6 @@ from pu_kd_pipeline.comparison.starts import STARTS
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams
-from pu_kd_pipeline.progress import publish_result
 
 logger = logging.getLogger(__name__)
 RESULTS_VERSION = 1  # part of each cell's name: raising it makes all cells be computed again
@@ -57,7 +57,7 @@ def _compute(computation: CellComputation, cell: Cell, position: str) -> pa.Tabl
     if not outcome:
         outcome = f"accuracy {100 * result['accuracy']:.2f} %"
     logger.info("%s: %s (%.0f s)", position, outcome, result["seconds"])
-    publish_result(str(cell), cell.identity(), result)
+    progress.results.publish(str(cell), cell.identity(), result)
     return pa.Table.from_pylist([result], schema=RESULT)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from pu_kd_pipeline import progress
 from pu_kd_pipeline.comparison.grid import Cell
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.manifests import (
@@ -27,7 +28,6 @@ from pu_kd_pipeline.learning.metrics import accuracy, agreement
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.params.compute import ComputeParams
-from pu_kd_pipeline.progress import unpublished
 from pu_kd_pipeline.selection.class_weights import weigh_classes
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, TableInMemory, fixed_size_list
 from pu_kd_pipeline.training.checkpoints import unkept
@@ -103,7 +103,7 @@ class CellComputation:
         try:
             # The trainings inside of a cell publish no progress and write no checkpoints: a cell
             # is done as a whole.
-            with unpublished(), unkept():
+            with progress.records.muted(), unkept():
                 row.update(self._outcome(cell))
         except MemoryShortage:
             # A failure that is written down is final, and with more memory this one would not
