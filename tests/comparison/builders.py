@@ -1,0 +1,93 @@
+"""What the tests of comparisons build: parameter blocks of conf/base, grids and results."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from pu_kd_pipeline.comparison.computation import RESULT
+from pu_kd_pipeline.comparison.grid import Blocks
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
+from pu_kd_pipeline.params.comparison import ComparisonParams
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.environment import read_parameters
+from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.relatedness import RelatednessParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+COMPUTE = {
+    "device": "cpu",
+    "precision": "float32",
+    "n_threads": 1,
+    "resident_limit_gb": 1.0,
+    "inference_batch_size": 1024,
+}
+
+
+@cache
+def _parameters() -> dict[str, Any]:
+    return read_parameters(PROJECT / "conf", "base")
+
+
+def block_of(name: str, **changes: Any) -> dict[str, Any]:
+    """Return a block of conf/base with changes, computed on one thread of the CPU."""
+    block = {**_parameters()[name], **changes}
+    if "compute" in block and "compute" not in changes:
+        block["compute"] = COMPUTE
+    return block
+
+
+def _base_blocks() -> Blocks:
+    # As small as tests can be, and large enough that every part does something.
+    prior = block_of("pu_training")["prior_estimation"]
+    prior = {**prior, "n_folds": 2, "epochs": 2, "n_bootstrap": 20}
+    pu_training = block_of("pu_training", epochs=2, held_out_folds=0, prior_estimation=prior)
+    distillation = block_of("distillation", n_updates=8, record_every=4, batch_size=32)
+    relatedness = block_of("relatedness", n_noise_images=200)
+    return Blocks(
+        PUTrainingParams(**pu_training),
+        SubsetParams(**block_of("subset_materialization")),
+        ClassWeightingParams(**block_of("class_weighting")),
+        DistillationParams(**distillation),
+        RelatednessParams(**relatedness),
+    )
+
+
+BASE = _base_blocks()
+
+
+def grid(**changes: Any) -> ComparisonParams:
+    given = {
+        "title": "a comparison",
+        "labeled_per_class": [2, 4],
+        "seeds": [0, 1],
+        "objectives": ["robust_kd"],
+        "sweeps": {},
+        "hint_share": 0.5,
+        "every_variant": {},
+        "variants": {
+            "pu": {"rule": "nnpu", "criterion": "quantile"},
+            "random": {"rule": "random", "budget": "pu"},
+        },
+        **changes,
+    }
+    return ComparisonParams.model_validate(given)
+
+
+def results_of(**columns: Any) -> pd.DataFrame:
+    """Return results as a comparison writes them; columns that are not given are null or usual."""
+    n_rows = len(columns["accuracy"])
+    table: dict[str, Any] = {name: [None] * n_rows for name in RESULT.names}
+    table.update(objective="kd", n_updates=100, teacher_accuracy=0.99, n_test=500)
+    table.update(is_reference=False)
+    table.update(columns)
+    frame = pd.DataFrame(table)
+    # Through Arrow, so that the types are those of a file that was read.
+    return pa.Table.from_pandas(frame, schema=RESULT, preserve_index=False).to_pandas()
