@@ -91,3 +91,78 @@ def results_of(**columns: Any) -> pd.DataFrame:
     frame = pd.DataFrame(table)
     # Through Arrow, so that the types are those of a file that was read.
     return pa.Table.from_pandas(frame, schema=RESULT, preserve_index=False).to_pandas()
+
+
+def sweep_points() -> pd.DataFrame:
+    """Return the results of a sweep: two sizes of one line by two objectives, one of another."""
+    return results_of(
+        variant=["small", "large", "small", "large", "top"],
+        method=["selection"] * 5,
+        rule=["random"] * 4 + ["nnpu"],
+        objective=["kd", "kd", "robust_kd", "robust_kd", "kd"],
+        labeled_per_class=[1] * 5,
+        seed=[0] * 5,
+        accuracy=[0.8, 0.9, 0.85, 0.95, 0.7],
+        n_selected=[10, 100, 10, 100, 10],
+    )
+
+
+def _sweep_variant(line: str, at: int) -> dict[str, Any]:
+    point = {"name": "size", "line": line, "at": at}
+    return {"rule": "random", "budget": at, "labeled_per_class": [1], "sweep": point}
+
+
+def sweep_grid() -> ComparisonParams:
+    """Return the comparison whose sweep has those points; another sweep has none."""
+    return grid(
+        title="Sizes",
+        labeled_per_class=[1, 5],
+        sweeps={"size": "images", "unused": "nothing"},
+        variants={
+            "small": _sweep_variant("random", 10),
+            "large": _sweep_variant("random", 100),
+            "top": _sweep_variant("nnpu", 10),
+        },
+    )
+
+
+def curve_results() -> pd.DataFrame:
+    """Return results with curves; the third seed of `pu` failed and has none."""
+    updates = [50, 100]
+    return results_of(
+        variant=["pu", "pu", "pu", "random", "random", "other"],
+        method=["selection"] * 6,
+        rule=["nnpu"] * 6,
+        labeled_per_class=[1] * 6,
+        seed=[0, 1, 2, 0, 1, 0],
+        accuracy=[0.9, 0.9, None, 0.8, 0.8, 0.7],
+        curve_updates=[updates, updates, None, updates, updates, updates],
+        curve_accuracy=[[0.5, 0.9], [0.7, 0.9], None, [0.6, 0.8], [0.6, 0.8], [0.6, 0.8]],
+        note=[None, "it won", "it won again", None, None, None],
+    )
+
+
+def curve_grid() -> ComparisonParams:
+    """Return the comparison with panels of those curves; one panel has no curve."""
+    variant = {"rule": "random", "budget": 10}
+    panels = {"Two": ["pu", "random", "left_out"], "One": ["other"], "No": ["left_out"]}
+    return grid(
+        title="Curves",
+        labeled_per_class=[1],
+        variants={"pu": variant, "random": variant, "other": variant, "left_out": None},
+        curves={"n_images": 10, "panels": panels},
+    )
+
+
+def with_preferential(results: pd.DataFrame, accuracy: float) -> pd.DataFrame:
+    """Return results with another row: a method that uses no labeled image."""
+    row = results_of(
+        variant=["preferential"],
+        method=["preferential"],
+        rule=[None],
+        labeled_per_class=[None],
+        seed=[0],
+        accuracy=[accuracy],
+        n_selected=[700],
+    )
+    return pd.concat([results, row], ignore_index=True)
