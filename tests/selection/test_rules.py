@@ -1,4 +1,4 @@
-"""One record is enough for a new selection rule: parameters, comparisons, figures and summaries read it."""
+"""One record is enough for a new selection rule: parameters, figures and summaries read it."""
 
 from __future__ import annotations
 
