@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -87,59 +88,76 @@ def test_shards_hold_what_the_teacher_says_of_each_image(
 def test_the_sum_follows_from_the_indicators_and_the_stored_calibration(
     table: ShardedTable, teacher: Model
 ) -> None:
-    told = {pq.read_schema(file).metadata[CALIBRATION.encode()] for file in files_of(table)}
-    assert len(told) == 1
+    stored = {pq.read_schema(file).metadata[CALIBRATION.encode()] for file in files_of(table)}
+    assert len(stored) == 1  # the same in every shard
     facts = json.loads(table.facts[CALIBRATION])
-    assert {name: facts[name] for name in ("seed", "n_noise_images", "clip")} == {
-        "seed": 0, "n_noise_images": 500, "clip": 10.0,
-    }  # fmt: skip
+    assert facts["seed"] == 0
+    assert facts["n_noise_images"] == 500
+    assert facts["clip"] == 10.0
     values = torch.from_numpy(np.stack([table.arrays(name) for name in INDICATORS], axis=1))
-    expected = one_class_sum(values, NoiseCalibration.from_dict(facts["noise"]), clip=10.0)
+    calibration = NoiseCalibration.from_dict(facts["noise"])
+    expected = one_class_sum(values, calibration, clip=10.0)
     np.testing.assert_allclose(table.arrays("one_class_sum"), expected.numpy(), rtol=1e-12)
     check_teacher(table, teacher.fingerprint(), "relatedness")
 
 
-def test_what_is_there_costs_nothing_and_noise_is_looked_at_once(
+def test_shards_that_exist_cost_nothing_and_the_teacher_sees_the_noise_once(
     pool: ImageStore, teacher: Model, tmp_path: Path, n_images_seen: Callable[[], int]
 ) -> None:
     table = ShardedTable.write(tmp_path, relatedness_shards(pool, teacher, params_of()))
-    n_for_the_probe = n_images_seen() - 500 - len(pool)
+    n_noise = 500
+    n_for_the_probe = n_images_seen() - n_noise - len(pool)
     assert 0 < n_for_the_probe < 10
-    before = {file: file.stat().st_mtime_ns for file in files_of(table)}
-    ShardedTable.write(
-        tmp_path, relatedness_shards(pool, teacher, params_of(temperature=2.0, sampling="uniform"))
-    )
+    times = {file: file.stat().st_mtime_ns for file in files_of(table)}
+    # Sampling is no part of what was measured.
+    other_sampling = params_of(temperature=2.0, sampling="uniform")
+    ShardedTable.write(tmp_path, relatedness_shards(pool, teacher, other_sampling))
     assert n_images_seen() == 0
     lost = files_of(table)[1]
     content = lost.read_bytes()
     lost.unlink()
     again = ShardedTable.write(tmp_path, relatedness_shards(pool, teacher, params_of()))
-    assert n_images_seen() == n_for_the_probe + 500 + pool.shards[1].n
+    assert n_images_seen() == n_for_the_probe + n_noise + pool.shards[1].n
     assert lost.read_bytes() == content
-    assert {file: file.stat().st_mtime_ns for file in files_of(again) if file != lost} == {
-        file: time for file, time in before.items() if file != lost
-    }
+    for file in files_of(again):
+        if file != lost:
+            assert file.stat().st_mtime_ns == times[file]
+
+
+def names_of(pool: ImageStore, teacher: Model, **changes: Any) -> tuple[str, ...]:
+    return tuple(relatedness_shards(pool, teacher, params_of(**changes)))
 
 
 def test_names_change_with_all_that_changes_the_numbers(pool: ImageStore, teacher: Model) -> None:
-    bf16 = {**COMPUTE, "precision": "bf16"}
-    changes = [{}, {"seed": 1}, {"n_noise_images": 400}, {"clip": 5.0}, {"compute": bf16}]
-    made = [tuple(relatedness_shards(pool, teacher, params_of(**change))) for change in changes]
     with seeded(1):
-        made.append(tuple(relatedness_shards(pool, model_of(digits_cnn(10, width=8)), params_of())))
-    assert len(set(made)) == len(made)
-    assert all(
-        [name.rpartition("-")[0] for name in names] == [s.name for s in pool.shards]
-        for names in made
-    )
-    other_device = {**COMPUTE, "device": "auto", "inference_batch_size": None}
-    for same in (
+        other_teacher = model_of(digits_cnn(10, width=8))
+    all_names = [
+        names_of(pool, teacher),
+        names_of(pool, teacher, seed=1),
+        names_of(pool, teacher, n_noise_images=400),
+        names_of(pool, teacher, clip=5.0),
+        names_of(pool, teacher, compute={**COMPUTE, "precision": "bf16"}),
+        names_of(pool, other_teacher),
+    ]
+    assert len(set(all_names)) == len(all_names)
+    shards = [shard.name for shard in pool.shards]
+    for names in all_names:
+        assert [name.rpartition("-")[0] for name in names] == shards
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
         {"temperature": 2.0},
         {"floor": 0.5},
         {"sampling": "uniform"},
-        {"compute": other_device},
-    ):
-        assert tuple(relatedness_shards(pool, teacher, params_of(**same))) == made[0]
+        {"compute": {**COMPUTE, "device": "auto", "inference_batch_size": None}},
+    ],
+)
+def test_names_are_the_same_where_the_numbers_are(
+    pool: ImageStore, teacher: Model, changes: dict[str, Any]
+) -> None:
+    assert names_of(pool, teacher, **changes) == names_of(pool, teacher)
 
 
 def test_a_teacher_without_batchnorm_and_last_linear_layer_has_the_indicators_of_its_logits(
@@ -151,31 +169,38 @@ def test_a_teacher_without_batchnorm_and_last_linear_layer_has_the_indicators_of
     assert indicators_of(table) == list(LOGIT_INDICATORS)
     auc = indicator_auc(table, pool)
     assert set(auc["indicator"]) == {*LOGIT_INDICATORS, "one_class_sum"}
-    plot_relatedness(
-        table, pool, preferential_manifest(table, pool, params_of()), auc
-    ).canvas.draw()
+    manifest = preferential_manifest(table, pool, params_of())
+    plot_relatedness(table, pool, manifest, auc).canvas.draw()
 
 
-def test_pools_and_teachers_that_cannot_be_measured_are_refused(
-    pool: ImageStore, teacher: Model, files: dict[str, Path], tmp_path: Path
-) -> None:
-    empty = store_of({}, tmp_path / "empty")
+class Diverged(nn.Module):
+    """A network whose outputs are not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.flatten(1)) * torch.inf
+
+
+def test_an_empty_pool_is_refused(teacher: Model, tmp_path: Path) -> None:
+    empty = store_of({}, tmp_path)
     with pytest.raises(InputError, match="relatedness: the pool is empty; check the sources"):
         relatedness_shards(empty, teacher, params_of())
-    larger = store_of({"noise": files["noise"]}, tmp_path / "larger", size_px=16)
-    with pytest.raises(
-        InputError,
-        match=r"pool images are \(1, 16, 16\), the teacher's \(1, 8, 8\): run `kedro run",
-    ):
+
+
+def test_a_pool_of_another_image_size_is_refused(
+    teacher: Model, files: dict[str, Path], tmp_path: Path
+) -> None:
+    larger = store_of({"noise": files["noise"]}, tmp_path, size_px=16)
+    expected = r"pool images are \(1, 16, 16\), the teacher's \(1, 8, 8\): run `kedro run"
+    with pytest.raises(InputError, match=expected):
         relatedness_shards(larger, teacher, params_of())
 
-    class Diverged(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(64, 10)
 
-        def forward(self, images: Tensor) -> Tensor:
-            return self.head(images.flatten(1)) * torch.inf
-
+def test_a_teacher_whose_outputs_are_not_finite_is_refused(pool: ImageStore) -> None:
+    makers = relatedness_shards(pool, model_of(Diverged()), params_of())
+    first = next(iter(makers.values()))
     with pytest.raises(InputError, match="relatedness: .* not finite: the network diverged"):
-        next(iter(relatedness_shards(pool, model_of(Diverged()), params_of()).values()))()
+        first()
