@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_objectives import ATTENTION, LATENT, Scene, scene_of
+
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -37,8 +37,8 @@ from pu_kd_pipeline.training.checkpoints import keep_in, keep_nowhere, unkept
 from pu_kd_pipeline.training.class_prior import estimate_prior
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 from pu_kd_pipeline.training.teacher import train_classifier
+from tests.training.scene import ATTENTION, LATENT, Scene
 
-__all__ = ["scene_of"]  # a fixture
 
 COMPUTE = ComputeParams(
     device="cpu", precision="float32", n_threads=1, resident_limit_gb=1.0, inference_batch_size=64
