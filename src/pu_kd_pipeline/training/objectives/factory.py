@@ -52,8 +52,9 @@ def check_objectives(implemented: Collection[str], configurable: Collection[str]
     for name in configurable:
         if name not in implemented:
             raise TypeError(
-                f"the objective {name!r} has parameters (ObjectiveParams in params/distillation.py) "
-                "and no implementation: add it to OBJECTIVES in training/objectives/factory.py"
+                f"the objective {name!r} has parameters (ObjectiveParams in "
+                "params/distillation.py) and no "
+                "implementation: add it to OBJECTIVES in training/objectives/factory.py"
             )
     for name in implemented:
         if name not in configurable:
