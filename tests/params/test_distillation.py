@@ -18,14 +18,14 @@ from tests.training.scene import params_with
 @pytest.mark.parametrize(
     ("objective", "missing", "sentence"),
     [
-        ("noisy_kd", ["noise_matrix"], "objective 'noisy_kd' needs noise_matrix beside it"),
-        ("latent", ["latent"], "objective 'latent' needs latent beside it"),
-        ("attention", ["attention"], "objective 'attention' needs attention beside it"),
-        ("pu_critic", ["critic"], "objective 'pu_critic' needs critic beside it"),
+        ("noisy_kd", ["noise_matrix"], "objective 'noisy_kd' needs noise_matrix next to it"),
+        ("latent", ["latent"], "objective 'latent' needs latent next to it"),
+        ("attention", ["attention"], "objective 'attention' needs attention next to it"),
+        ("pu_critic", ["critic"], "objective 'pu_critic' needs critic next to it"),
         (
             "pu_critic",
             ["attention", "critic"],
-            "objective 'pu_critic' needs attention and critic beside it",
+            "objective 'pu_critic' needs attention and critic next to it",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, Opt
 
 
 class NoiseMatrixParams(Block):
-    """The objective `noisy_kd`: the matrix of wrong pseudo-labels (DFND, Chen et al. 2021)."""
+    """Option block of `noisy_kd`: the matrix of label noise (DFND, Chen et al. 2021)."""
 
     diagonal: OpenShare = Field(
         description="share of the teacher's classes that are right: its accuracy"
@@ -25,7 +25,7 @@ class NoiseMatrixParams(Block):
 
 
 class LatentParams(Block):
-    """The objective `latent` (S3): the weights of its terms."""
+    """Option block of `latent` (S3): the weights of its terms."""
 
     logits_weight: float = Field(ge=0, description="of the mean squared error of centered logits")
     penultimate_weight: float = Field(
@@ -48,7 +48,7 @@ class LatentParams(Block):
 
 
 class AttentionParams(Block):
-    """The objectives `attention` and `pu_critic`: where they look, and what beside the teacher's logits counts."""
+    """Option block of `attention` and `pu_critic`: matched layers, and weights of the terms."""
 
     n_taps: int = Field(ge=1, description="the last taps of both networks that are matched")
     weight: float = Field(
@@ -60,11 +60,12 @@ class AttentionParams(Block):
 
 
 class CriticParams(Block):
-    """The objective `pu_critic` (S0): the critic between teacher and student features."""
+    """Option block of `pu_critic` (S0): the critic between teacher and student features."""
 
     mode: Literal["clamp", "ascent", "gan"] = Field(
-        description="what happens where its negative risk falls below zero: it counts as zero, or nnPU's step back; "
-        "gan: a plain critic that takes all student features for negative, the control"
+        description="what happens where its negative risk falls below zero: it counts as zero, or "
+        "nnPU's step back; gan: a plain critic that takes all student features for negative, the "
+        "control"
     )
     class_prior: tuple[OpenShare, OpenShare] = Field(
         description="share of passing student features, first and last"
@@ -94,13 +95,13 @@ class KDParams(_Objective):
 
 
 class RobustKDParams(_Objective):
-    """The objective `robust_kd`: `kd` under the worst of several class weightings (Xu et al. 2019)."""
+    """The objective `robust_kd`: `kd` under the worst of many class weights (Xu et al. 2019)."""
 
     name: Literal["robust_kd"]
 
 
 class NoisyKDParams(_Objective):
-    """The objective `noisy_kd`: `kd`, and pseudo-labels with a noise matrix (DFND, Chen et al. 2021)."""
+    """The objective `noisy_kd`: `kd`, and noisy pseudo-labels (DFND, Chen et al. 2021)."""
 
     name: Literal["noisy_kd"]
     noise_matrix: NoiseMatrixParams
@@ -140,14 +141,18 @@ def _option_blocks_by_objective() -> dict[str, tuple[str, ...]]:
     union, _ = get_args(ObjectiveParams)
     blocks = {}
     for params in get_args(union):
+        # `name: Literal["kd"]` has exactly one value.
         [name] = get_args(params.model_fields["name"].annotation)
-        blocks[name] = tuple(field for field in params.model_fields if field != "name")
+        fields = list(params.model_fields)
+        fields.remove("name")
+        blocks[name] = tuple(fields)
     return blocks
 
 
-# Derived from the union: an objective is declared once, by its class above.
+# Derived from the union, so that an objective is declared once, by its class above.
 OPTION_BLOCKS = _option_blocks_by_objective()
 
+# A type checker cannot read a Literal that is computed; pydantic can, and lists it in its messages.
 if TYPE_CHECKING:
     ObjectiveName = str
 else:
@@ -172,14 +177,15 @@ class DistillationParams(Block):
     record_every: int = Field(gt=0, description="updates per record of the history")
     batch_size: int = Field(gt=1)
     held_out_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        description="share of the manifest kept out of training, to watch the agreement with the teacher"
+        description="share of the manifest kept out of training, to watch the agreement with the "
+        "teacher"
     )
     keep: Literal["last", "best"] = Field(
         description="best: the record with the highest held-out agreement"
     )
     teacher_cache: Literal["off", "exact", "views"] = Field(
-        description="off: ask the teacher at every step; exact: once for every view; views: once for `cached_views` of "
-        "each image, and draw from these; both only where that is less work"
+        description="off: ask the teacher at every step; exact: once for every view; views: once "
+        "for `cached_views` of each image, and draw from these; both only where that is less work"
     )
     cached_views: int = Field(gt=0, description="of each image, where teacher_cache is views")
     optimizer: OptimizerParams
@@ -191,7 +197,7 @@ class DistillationParams(Block):
         missing = [block for block in OPTION_BLOCKS[self.objective] if getattr(self, block) is None]
         if missing:
             raise ValueError(
-                f"objective {self.objective!r} needs {' and '.join(missing)} beside it"
+                f"objective {self.objective!r} needs {' and '.join(missing)} next to it"
             )
         if self.keep == "best" and self.held_out_share == 0:
             raise ValueError("keep 'best' needs a held_out_share above 0")
@@ -206,13 +212,16 @@ class DistillationParams(Block):
             ValueError: the objective is not known, or one of its option blocks is missing, which
                 only `model_copy` can bring about.
         """
-        blocks = OPTION_BLOCKS.get(self.objective, ())
-        given = {block: getattr(self, block) for block in blocks}
-        return _OBJECTIVE_PARAMS.validate_python({"name": self.objective, **given})
+        values = {"name": self.objective}
+        for block in OPTION_BLOCKS.get(self.objective, ()):
+            values[block] = getattr(self, block)
+        return _OBJECTIVE_PARAMS.validate_python(values)
 
     def unread_option_blocks(self) -> set[str]:
         """Return the option blocks that only other objectives read."""
-        all_blocks = {block for blocks in OPTION_BLOCKS.values() for block in blocks}
+        all_blocks: set[str] = set()
+        for blocks in OPTION_BLOCKS.values():
+            all_blocks.update(blocks)
         return all_blocks.difference(OPTION_BLOCKS[self.objective])
 
 

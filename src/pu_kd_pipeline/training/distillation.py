@@ -91,6 +91,7 @@ def distill(
     device = prepare_device(params.compute)
     task = _Task(manifest, stores, teacher, weight_vectors, params, watched, device)
     rows, held_out_rows = _split(manifest, params)
+    # Written into the student's card.
     origin = {
         "distilled_by": params.objective,
         "rule": manifest.attrs.get("rule"),
@@ -107,20 +108,26 @@ def distill(
         student = model.network.to(device).train()
         teacher_network = teacher.network.to(device).eval()
         normalize = normalization(teacher, device)
+
         remember = partial(keeper.remembered, "teacher_logits")
         teacher_outputs = TeacherOutputs(
             images, teacher_network, normalize, _cache_params(params), remember
         )
         objective = _objective(task, rows, model, teacher_outputs, cleanup)
+
         best = BestStudent(student, keeps_best=params.keep == "best")
         eval_sets = _eval_sets(task, held_out, normalize)
         monitor = StudentMonitor(student, eval_sets, best, normalize, params.compute)
+
+        # The names of the parts are the keys of a checkpoint.
         trained = nn.ModuleList([student, objective.trainable])
         optimizer = make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"}))
         state = TrainingState(
             trained=trained, optimizer=optimizer, best=best, **objective.checkpointed
         )
         keeper.restore(state)
+
+        # After the state is restored: the batches of the updates that are done are skipped.
         batches = augmented_batches(
             images,
             normalize,
@@ -131,6 +138,7 @@ def distill(
             probabilities=_probabilities(rows),
             n_passed=state.update,
         )
+
         records = fit(
             partial(_step, objective),
             batches,
@@ -201,7 +209,8 @@ def _check_objective(params: DistillationParams, name: str) -> None:
 
 
 def _even_weights(teacher: Model) -> pd.DataFrame:
-    return pd.DataFrame(np.ones((1, teacher.n_classes)), columns=list(teacher.card.classes))
+    weights = np.ones((1, teacher.n_classes))
+    return pd.DataFrame(weights, columns=list(teacher.card.classes))
 
 
 # --- steps of `distill` ---
@@ -239,8 +248,10 @@ def _images(
 ) -> ImageRows:
     parts = []
     for origin, store in stores.items():
-        ids = rows["id"][rows["origin"] == origin].to_numpy()
-        parts.append((store, rows_of(store, ids, "manifest")))
+        is_of_store = rows["origin"] == origin
+        ids = rows["id"][is_of_store].to_numpy()
+        positions = rows_of(store, ids, "manifest")
+        parts.append((store, positions))
     return ImageRows(parts, compute)
 
 
@@ -250,11 +261,15 @@ def _labels(rows: pd.DataFrame, labeled: ImageStore) -> np.ndarray:
     The labels of pool images count as unknown, also where the store has them: they are the truth
     that only evaluation may read.
     """
+    index = labeled.index
+    label_of = pd.Series(index["label"].to_numpy(), index=index["id"])
+    is_labeled = (rows["origin"] == "labeled").to_numpy()
+    ids = rows["id"][is_labeled]
+    # A labeled store may hold images whose labels are ignored: they count as unknown, too.
+    known = label_of.reindex(ids).fillna(-1)
+
     labels = np.full(len(rows), -1, dtype=np.int64)
-    is_labeled = rows["origin"] == "labeled"
-    label_of = pd.Series(labeled.index["label"].to_numpy(), index=labeled.index["id"])
-    known = label_of.reindex(rows["id"][is_labeled])
-    labels[is_labeled.to_numpy()] = known.fillna(-1).to_numpy(dtype=np.int64)
+    labels[is_labeled] = known.to_numpy(dtype=np.int64)
     return labels
 
 
@@ -305,9 +320,12 @@ def _eval_sets(task: _Task, held_out: ImageRows, normalize: Normalize) -> dict[s
     if len(held_out):
         classes = predicted_classes(task.teacher.network, held_out, normalize, compute)
         eval_sets["held_out_agreement"] = EvalSet(held_out, classes)
-    if task.watched is not None:
-        truth = task.watched.index["label"].to_numpy(dtype=np.int64)
-        images = ImageRows([(task.watched, np.arange(len(task.watched)))], compute)
+
+    store = task.watched
+    if store is not None:
+        rows = np.arange(len(store))
+        images = ImageRows([(store, rows)], compute)
+        truth = store.index["label"].to_numpy(dtype=np.int64)
         labels = torch.from_numpy(truth).to(task.device)
         eval_sets["watched_accuracy"] = EvalSet(images, labels)
     return eval_sets
@@ -315,5 +333,7 @@ def _eval_sets(task: _Task, held_out: ImageRows, normalize: Normalize) -> dict[s
 
 def _step(objective: Objective, batch: Batch) -> dict[str, Tensor]:
     student_logits, teacher_logits, values = objective(batch)
-    is_same_class = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
-    return {**values, "training_agreement": is_same_class.float().mean()}
+    student_classes = student_logits.argmax(dim=1)
+    teacher_classes = teacher_logits.argmax(dim=1)
+    agreement = (student_classes == teacher_classes).float().mean()
+    return {**values, "training_agreement": agreement}

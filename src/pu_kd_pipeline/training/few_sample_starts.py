@@ -55,6 +55,7 @@ def fitnet_start(
         # eval mode.
         guided_layer = _middle_tap(model)
         hint_layer = _middle_tap(teacher)
+
         student = model.network.to(device).train()
         teacher_network = teacher.network.to(device).eval()
         batches = augmented_batches(
@@ -124,9 +125,14 @@ def fskd_start(teacher: Model, images: ImageStore, params: DistillationParams) -
     """Return the teacher pruned to the student's widths and aligned, layer by layer, on images."""
     device = prepare_device(params.compute)
     student, pairs = _pruned(teacher, params)
-    pixels = torch.from_numpy(images.read(np.arange(len(images)))).to(device)
+    student.to(device)
+    teacher_network = teacher.network.to(device).eval()
+
+    # All images at once: FSKD solves a least-squares problem per layer, and labeled images are few.
+    pixels = images.read(np.arange(len(images)))
     normalize = normalization(teacher, device)
-    align(student.to(device), pairs, teacher.network.to(device).eval(), normalize(pixels))
+    views = normalize(torch.from_numpy(pixels).to(device))
+    align(student, pairs, teacher_network, views)
     return student.cpu().state_dict()
 
 
@@ -137,7 +143,9 @@ def check_fskd(teacher: Model, params: DistillationParams) -> None:
 
 def _pruned(teacher: Model, params: DistillationParams) -> tuple[nn.Module, list[Pair]]:
     student = _new_student(teacher, params).network
-    pairs = prune_into(student, teacher.network.cpu(), teacher.image_shape)
+    # On the CPU: the teacher may still be on another device, from the training before.
+    teacher_network = teacher.network.cpu()
+    pairs = prune_into(student, teacher_network, teacher.image_shape)
     return student, pairs
 
 
@@ -147,4 +155,5 @@ def _new_student(teacher: Model, params: DistillationParams) -> Model:
 
 def _middle_tap(model: Model) -> str:
     taps = model.extractor().taps
-    return taps[len(taps) // 2]
+    middle = len(taps) // 2
+    return taps[middle]

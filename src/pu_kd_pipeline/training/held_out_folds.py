@@ -101,6 +101,7 @@ def train_with_held_out_folds(
         setup: settings.
     """
     params = setup.params
+    # One generator for all trainings: each fold continues the random numbers of the one before.
     generator = torch.Generator(setup.device).manual_seed(params.seed)
     everything = torch.arange(len(ids), device=setup.device)
     risks = []
@@ -109,25 +110,26 @@ def train_with_held_out_folds(
         n_folds = 0
         folds = everything
         if params.held_out_folds:
-            n_folds = usable_folds(params.held_out_folds, len(ids), "pu_training.held_out_folds")
+            key = "pu_training.held_out_folds"
+            n_folds = usable_folds(params.held_out_folds, len(ids), key)
             folds = folds_of(len(ids), n_folds, generator)
+
         for fold in track(range(n_folds), name="held-out folds", total=n_folds, unit="folds"):
             kept = everything[folds != fold]
             held_out = everything[folds == fold]
             with keeping(f"pu_training-fold-{fold}", setup.identity) as keeper:
                 module = trainer.new_module()
-                add_risk = _HeldOutRisk(trainer, module, held_out, setup.class_prior)
-                records = trainer.fit(module, kept, generator, keeper=keeper, examine=add_risk)
+                monitor = _HeldOutRisk(trainer, module, held_out, setup.class_prior)
+                records = trainer.fit(module, kept, generator, keeper=keeper, examine=monitor)
                 risks.append([record[HELD_OUT_RISK] for record in records])
-            positive_scores = trainer.positive_scores(module, held_out)
-            unlabeled_scores = trainer.unlabeled_scores(module)
-            held_out_ids = ids[held_out.cpu().numpy()]
-            ranks.append(_ranks(held_out_ids, fold, positive_scores, unlabeled_scores))
+            ranks.append(_ranks(trainer, module, ids, held_out, fold))
+
         with keeping("pu_training", setup.identity) as keeper:
             module = trainer.new_module()
             records = trainer.fit(module, everything, generator, keeper=keeper)
             watched = watch(records, name="pu_training", total=params.epochs)
             history = pd.DataFrame(list(watched))
+
     if not ranks:
         return PUResult(module, history, pd.DataFrame(columns=_RANK_COLUMNS))
     history[HELD_OUT_RISK] = np.mean(risks, axis=0)
@@ -145,6 +147,7 @@ class _HeldOutRisk(Generic[M]):
 
     def __call__(self, record: Record) -> Record:
         scores = self.trainer.positive_scores(self.module, self.held_out)
+        # Scoring may have put the module into eval mode, and its training continues.
         self.module.train()
         false_negatives = float((scores <= 0).mean())
         positive_share = record["unlabeled_positive_share"]
@@ -153,9 +156,22 @@ class _HeldOutRisk(Generic[M]):
 
 
 def _ranks(
-    ids: np.ndarray, fold: int, positive_scores: np.ndarray, unlabeled_scores: np.ndarray
+    trainer: PUTrainer[M], module: M, ids: np.ndarray, held_out: Tensor, fold: int
 ) -> pd.DataFrame:
-    """Return the rank of each positive: the share of the pool that scores at least as high."""
-    n_below = np.searchsorted(np.sort(unlabeled_scores), positive_scores, side="left")
+    """Return the rank of each held-out positive: the share of the pool that scores as high.
+
+    Ranks of different folds can be compared; scores of different classifiers cannot.
+    """
+    held_out_ids = ids[held_out.cpu().numpy()]
+    positive_scores = trainer.positive_scores(module, held_out)
+    unlabeled_scores = np.sort(trainer.unlabeled_scores(module))
+    n_below = np.searchsorted(unlabeled_scores, positive_scores, side="left")
     ranks = 1.0 - n_below / len(unlabeled_scores)
-    return pd.DataFrame({"id": ids, "fold": fold, "rank": ranks, "pu_score": positive_scores})
+    return pd.DataFrame(
+        {
+            "id": held_out_ids,
+            "fold": fold,
+            "rank": ranks,
+            "pu_score": positive_scores,
+        }
+    )

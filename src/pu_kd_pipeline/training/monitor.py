@@ -37,9 +37,10 @@ def predicted_classes(
     classes = []
     with torch.inference_mode(), autocast(compute, images.device):
         for rows in torch.arange(len(images)).split(size):
-            logits = network(normalize(images.batch(rows)))
+            views = normalize(images.batch(rows))
+            logits = network(views)
             classes.append(logits.argmax(dim=1))
-        return torch.cat(classes)
+    return torch.cat(classes)
 
 
 class BestStudent:
@@ -62,15 +63,23 @@ class BestStudent:
 
     def compare(self, record: Record) -> None:
         """Remember the current weights if their record is the best so far."""
-        if self.keeps_best and record["held_out_agreement"] > self._agreement:
-            self._agreement = record["held_out_agreement"]
-            self.update = record["update"]
-            state = self._student.state_dict()
-            # The tensors of a state dict are the parameters themselves, which training changes.
-            self._state = {name: value.clone() for name, value in state.items()}
+        if not self.keeps_best:
+            return
+        agreement = record["held_out_agreement"]
+        if agreement <= self._agreement:
+            return
+        self._agreement = agreement
+        self.update = record["update"]
+        state = self._student.state_dict()
+        # The tensors of a state dict are the parameters themselves, which training changes.
+        self._state = {name: value.clone() for name, value in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"agreement": self._agreement, "update": self.update, "state": self._state}
+        return {
+            "agreement": self._agreement,
+            "update": self.update,
+            "state": self._state,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._agreement = state["agreement"]
@@ -111,4 +120,5 @@ class StudentMonitor:
         self.student.eval()
         classes = predicted_classes(self.student, eval_set.images, self.normalize, self.compute)
         self.student.train()
-        return (classes == eval_set.classes).float().mean().item()
+        is_right = classes == eval_set.classes
+        return is_right.float().mean().item()

@@ -21,6 +21,7 @@ from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make
 from pu_kd_pipeline.learning.pu_training import cvir_step, fit_scores, pu_step
 from pu_kd_pipeline.models.cards import PUClassifierCard
 from pu_kd_pipeline.models.model import Model, PUClassifier
+from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.batches import augmented
@@ -62,7 +63,9 @@ def train_head(
         "teacher": teacher_fingerprint,
     }
     setup = PUSetup(class_prior, params, device, fingerprints)
-    result = train_with_held_out_folds(_HeadTrainer(positive, unlabeled, setup), ids, setup)
+
+    trainer = _HeadTrainer(positive, unlabeled, setup)
+    result = train_with_held_out_folds(trainer, ids, setup)
     head = result.module
     card = _card(teacher, class_prior, params, descriptor_size=head.descriptor_size)
     return PUClassifier(head.cpu().eval(), card), result.history, result.ranks
@@ -87,6 +90,7 @@ def train_end_to_end(
         "teacher": teacher.fingerprint(),
     }
     setup = PUSetup(class_prior, params, device, fingerprints)
+
     trainer = _EndToEndTrainer(labeled_images, pool_images, teacher, setup)
     card = _card(teacher, class_prior, params, descriptor_size=trainer.descriptor_size)
     ids = labeled_images.index["id"].to_numpy()
@@ -175,19 +179,23 @@ class _EndToEndTrainer:
         self._pool_images = pool_images
         self._teacher = teacher
         self._setup = setup
-        self._positive = ImageRows([(labeled_images, np.arange(len(labeled_images)))], compute)
-        self._unlabeled = ImageRows([(pool_images, np.arange(len(pool_images)))], compute)
+        self._positive = _all_rows(labeled_images, compute)
+        self._unlabeled = _all_rows(pool_images, compute)
         self._normalize = normalization(teacher, setup.device)
         self.descriptor_size = teacher.extractor(setup.device).descriptor_size
 
     def new_module(self) -> FullPUClassifier:
         params = self._setup.params
         device = self._setup.device
-        backbone = Model(copy.deepcopy(self._teacher.network), self._teacher.card)
+        # A copy per classifier: training changes the backbone, and the teacher is used again.
+        network = copy.deepcopy(self._teacher.network)
+        backbone = Model(network, self._teacher.card).extractor(device)
         head = make_head(self.descriptor_size, params.features, params.attention_reduction)
-        classifier = FullPUClassifier(backbone.extractor(device), head)
+        classifier = FullPUClassifier(backbone, head)
         module = channels_last(classifier, device)
-        module.head.standardize_by(self._sampled_descriptors(module))
+
+        descriptors = self._sampled_descriptors(module)
+        module.head.standardize_by(descriptors)
         return module
 
     def fit(
@@ -224,13 +232,18 @@ class _EndToEndTrainer:
         return self._scores(module, self._labeled_images, rows.cpu().numpy())
 
     def unlabeled_scores(self, module: FullPUClassifier) -> np.ndarray:
-        return self._scores(module, self._pool_images, np.arange(len(self._pool_images)))
+        rows = np.arange(len(self._pool_images))
+        return self._scores(module, self._pool_images, rows)
 
     def _scores(self, module: FullPUClassifier, store: ImageStore, rows: np.ndarray) -> np.ndarray:
         module.eval()
         compute = self._setup.params.compute
         batches = map_images(lambda x: (module(x),), store, rows, self._normalize, compute)
-        return torch.cat([scores.float() for (scores,) in batches]).numpy()
+        scores = []
+        for (scores_of_batch,) in batches:
+            # Under autocast they are bf16, which NumPy does not have.
+            scores.append(scores_of_batch.float())
+        return torch.cat(scores).numpy()
 
     def _sampled_descriptors(self, module: FullPUClassifier) -> Tensor:
         """Return the descriptors of a sample of the pool, for the head's standardization."""
@@ -239,11 +252,14 @@ class _EndToEndTrainer:
         order = np.random.default_rng(params.seed).permutation(len(pool))
         # Sorted, because stores are read fastest in order.
         rows = np.sort(order[:_STATISTICS_SAMPLE])
-        batches = map_images(
-            lambda x: (module.extractor(x)[0],), pool, rows, self._normalize, params.compute
-        )
-        descriptors = torch.cat([descriptor for (descriptor,) in batches])
-        return descriptors.to(self._setup.device)
+
+        def descriptor_of(images: Tensor) -> tuple[Tensor]:
+            descriptor, _ = module.extractor(images)
+            return (descriptor,)
+
+        batches = map_images(descriptor_of, pool, rows, self._normalize, params.compute)
+        descriptors = [descriptor for (descriptor,) in batches]
+        return torch.cat(descriptors).to(self._setup.device)
 
 
 class _RandomViews:
@@ -274,6 +290,11 @@ class _RandomViews:
         flip = self._augmentation.horizontal_flip
         if n_views(padding, flip) > 1:
             draw_views(len(rows), padding=padding, flip=flip, generator=self._generator)
+
+
+def _all_rows(store: ImageStore, compute: ComputeParams) -> ImageRows:
+    rows = np.arange(len(store))
+    return ImageRows([(store, rows)], compute)
 
 
 def _step(score: Callable[[Tensor], Tensor], class_prior: float, params: PUTrainingParams) -> Step:

@@ -40,19 +40,23 @@ def train_classifier(
     with keeping("teacher", identity) as keeper, seeded(params.seed):
         model = new_teacher(teacher)
         network = model.network.to(device).train()
-        labels = torch.from_numpy(images.index["label"].to_numpy(dtype=np.int64)).to(device)
+        truth = images.index["label"].to_numpy(dtype=np.int64)
+        labels = torch.from_numpy(truth).to(device)
+
         optimizer = make_optimizer(network, **params.optimizer.model_dump(exclude={"schedule"}))
         state = TrainingState(teacher=network, optimizer=optimizer)
         # Restored before the batches are made, which start after the updates that are done.
         keeper.restore(state)
+        rows = np.arange(len(images))
         batches = augmented_batches(
-            ImageRows([(images, np.arange(len(images)))], params.compute),
+            ImageRows([(images, rows)], params.compute),
             normalization(model, device),
             params.augmentation,
             params.batch_size,
             params.seed,
             n_passed=state.update,
         )
+
         records = fit(
             partial(_step, network, labels, params.compute),
             batches,
@@ -76,5 +80,6 @@ def _step(
     labels_of_batch = labels[batch.rows]
     # In float32 also under autocast: bf16 has too few digits for the logarithm.
     loss = functional.cross_entropy(logits.float(), labels_of_batch)
-    is_right = logits.argmax(dim=1) == labels_of_batch
-    return {"loss": loss, "accuracy": is_right.float().mean()}
+    classes = logits.argmax(dim=1)
+    accuracy = (classes == labels_of_batch).float().mean()
+    return {"loss": loss, "accuracy": accuracy}

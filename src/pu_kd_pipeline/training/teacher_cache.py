@@ -117,36 +117,48 @@ class TeacherOutputs:
         device = self._images.device
         if n_cached == n_views(self._padding, self._flip):
             return torch.arange(n_cached, device=device).expand(n, n_cached)
+        # A generator of its own, so that the batches of `views` start like those of `off`.
         generator = torch.Generator(device).manual_seed(self._params.seed)
         drawn = draw_views(
-            n * n_cached, padding=self._padding, flip=self._flip, generator=generator
+            n * n_cached,
+            padding=self._padding,
+            flip=self._flip,
+            generator=generator,
         )
         self._fixed_views = drawn.view(n, n_cached)
         return self._fixed_views
 
     def _compute(self, images: Tensor) -> Tensor:
         with torch.no_grad(), autocast(self._params.compute, self._images.device):
-            return self._teacher(images).float()  # type: ignore[no-any-return]
+            logits: Tensor = self._teacher(images)
+            return logits.float()
 
     def _logits_of_all(self, views: Tensor) -> Tensor | None:
         """Return the (N, V, K) logits of (N, V) views of every image; None if they do not fit."""
         n, n_views_each = views.shape
-        size = self._params.batch_size
+        n_rows = n * n_views_each
         device = self._images.device
         rows = torch.arange(n, device=device).repeat_interleave(n_views_each)
         views = views.reshape(-1)
-        last = len(rows) - 1
         cached: Tensor | None = None
-        for start in range(0, len(rows), size):
+        size = self._params.batch_size
+        for start in range(0, n_rows, size):
+            end = start + size
             # Full batches of the training's size to the last: another size may round differently.
-            taken = torch.arange(start, start + size, device=device).clamp(max=last)
-            logits = self._compute(self._batch(rows[taken], views[taken]))
+            taken = torch.arange(start, end, device=device).clamp(max=n_rows - 1)
+            images = self._batch(rows[taken], views[taken])
+            logits = self._compute(images)
+
+            # The number of classes is known after the first batch.
             if cached is None:
-                if not self._fits(n_rows=len(rows), n_classes=logits.shape[1]):
+                n_classes = logits.shape[1]
+                if not self._fits(n_rows, n_classes):
                     return None
-                cached = torch.empty(len(rows), logits.shape[1], device=device)
-            n_left = min(size, len(rows) - start)
-            cached[start : start + n_left] = logits[:n_left]
+                cached = torch.empty(n_rows, n_classes, device=device)
+
+            n_left = min(size, n_rows - start)
+            cached[start:end] = logits[:n_left]
+
         if cached is None:
             return None
         return cached.view(n, n_views_each, -1)
@@ -167,5 +179,10 @@ class TeacherOutputs:
         return False
 
     def _batch(self, rows: Tensor, views: Tensor) -> Tensor:
-        images = self._images.batch(rows)
-        return self._normalize(take_views(images, views, padding=self._padding, flip=self._flip))
+        images = take_views(
+            self._images.batch(rows),
+            views,
+            padding=self._padding,
+            flip=self._flip,
+        )
+        return self._normalize(images)

@@ -1,7 +1,7 @@
-"""Objectives that make a student follow its teacher.
+"""Losses of logits that make a student follow its teacher.
 
-Holds plain knowledge distillation and the robust distillation of Xu et al. 2019 (arXiv:1909.09757, Eq. 8-10). Losses
-take logits, never modules; the training loop is elsewhere. No function here makes the host wait for the device.
+Holds plain knowledge distillation and the robust distillation of Xu et al. 2019 (arXiv:1909.09757,
+Eq. 8-10). No function here makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def soft_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy of each sample, -sum_k softmax(z_t/T)_k log softmax(z_s/T)_k.
 
-    Its gradient is that of the KL divergence; its least value, at equal logits, is the entropy of the teacher.
-    No gradient flows to the teacher.
+    Its gradient is that of the KL divergence; its least value, at equal logits, is the entropy of
+    the teacher. No gradient flows to the teacher.
 
     Args:
         student_logits: (N, K) any float dtype.
@@ -54,13 +54,17 @@ def soft_cross_entropy(
         )
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive, got {temperature!r}")
+    # At least float32: a sum of products of bf16 numbers has two or three digits.
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    targets = torch.softmax(teacher_logits.detach().to(dtype) / temperature, dim=1)
-    return -(targets * torch.log_softmax(student_logits.to(dtype) / temperature, dim=1)).sum(dim=1)
+    teacher_logits = teacher_logits.detach().to(dtype)
+    student_logits = student_logits.to(dtype)
+    targets = torch.softmax(teacher_logits / temperature, dim=1)
+    log_probabilities = torch.log_softmax(student_logits / temperature, dim=1)
+    return -(targets * log_probabilities).sum(dim=1)
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Return KL(softmax(z_t) || softmax(z_s)) of each sample: what the student has yet to learn of it.
+    """Return KL(softmax(z_t) || softmax(z_s)) of each sample, in nats.
 
     Args:
         teacher_logits: (N, K) any float dtype.
@@ -72,22 +76,22 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    teacher_logits = teacher_logits.to(
-        torch.promote_types(teacher_logits.dtype, student_logits.dtype)
-    )
+    dtype = torch.promote_types(teacher_logits.dtype, student_logits.dtype)
+    teacher_logits = teacher_logits.to(dtype)
     entropy = soft_cross_entropy(teacher_logits, teacher_logits, temperature=1.0)
-    return (soft_cross_entropy(student_logits, teacher_logits, temperature=1.0) - entropy).clamp(
-        min=0.0
-    )
+    cross_entropy = soft_cross_entropy(student_logits, teacher_logits, temperature=1.0)
+    # Equal logits may give a difference just below zero, from rounding.
+    return (cross_entropy - entropy).clamp(min=0.0)
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Return T^2 mean_i CE_i, () float32: plain distillation without hard labels.
 
-    The factor keeps the size of the gradient when T changes (Hinton et al. 2015, sec. 2). Arguments and errors as for
-    `soft_cross_entropy`.
+    Arguments and errors as for `soft_cross_entropy`.
     """
-    return temperature**2 * soft_cross_entropy(student_logits, teacher_logits, temperature).mean()
+    losses = soft_cross_entropy(student_logits, teacher_logits, temperature)
+    # T^2 keeps the size of the gradient when T changes (Hinton et al. 2015, sec. 2).
+    return temperature**2 * losses.mean()
 
 
 def class_loss_mass(losses: Tensor, teacher_classes: Tensor, n_classes: int) -> Tensor:
@@ -103,7 +107,8 @@ def class_loss_mass(losses: Tensor, teacher_classes: Tensor, n_classes: int) -> 
     Returns:
         (K,) of the dtype of `losses`, summing to their mean.
     """
-    return losses.new_zeros(n_classes).index_add(0, teacher_classes, losses) / len(losses)
+    sums = losses.new_zeros(n_classes).index_add(0, teacher_classes, losses)
+    return sums / len(losses)
 
 
 def worst_weighted_mean(losses: Tensor, teacher_logits: Tensor, weight_vectors: Tensor) -> Tensor:

@@ -87,5 +87,6 @@ def student_and_teacher_logits(context: ObjectiveContext, batch: Batch) -> tuple
     """Return the (N, K) float32 logits of student and teacher."""
     teacher_logits = context.teacher_logits(batch)
     with autocast(context.params.compute, context.device):
-        student_logits = context.student.network(batch.images).float()
-    return student_logits, teacher_logits
+        student_logits: Tensor = context.student.network(batch.images)
+    # Losses are computed in float32 also where autocast made the logits bf16.
+    return student_logits.float(), teacher_logits

@@ -47,6 +47,7 @@ class FeatureMatchingObjective:
         image_shape = context.teacher.image_shape
         student_widths = _map_widths(self._student, image_shape, context.device)
         teacher_widths = _map_widths(self._teacher, image_shape, context.device)
+
         self.trainable: nn.Module = nn.Module()
         self.checkpointed: dict[str, Stateful] = {}
         self._critic: _CriticTerm | None = None
@@ -130,7 +131,8 @@ class _CriticTerm:
         self._n_updates = context.params.n_updates
         # The adapter comes first: the order decides the random draws of both initializations.
         self.adapter = FeatureAdapter(student_widths, teacher_widths).to(context.device)
-        critic = FeatureCritic(sum(teacher_widths), params.lipschitz).to(context.device)
+        n_features = sum(teacher_widths)
+        critic = FeatureCritic(n_features, params.lipschitz).to(context.device)
         self.training = CriticTraining(critic, params.mode, learning_rate=params.learning_rate)
 
     def step(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> _Criticism:
@@ -139,12 +141,17 @@ class _CriticTerm:
         teacher_maps = [feature_map.float() for feature_map in teacher_maps]
         student = critic_features(student_maps, self.adapter)
         teacher = critic_features(teacher_maps)
+
         # Counted by the critic, whose state is in the checkpoint, so that both schedules resume.
         n_steps = self.training.n_steps
-        class_prior = class_prior_at(n_steps / self._n_updates, *self._params.class_prior)
+        progress = n_steps / self._n_updates
+        first, last = self._params.class_prior
+        class_prior = class_prior_at(progress, first, last)
         weight = self._params.weight * ramp(n_steps, self._params.ramp_updates)
+
         metrics = self.training.step(teacher, student, class_prior)
-        return _Criticism(self.training.critic(student), metrics, weight)
+        scores = self.training.critic(student)
+        return _Criticism(scores, metrics, weight)
 
 
 def _check_labels(labels: Tensor, label_weight: float) -> None:
@@ -175,11 +182,14 @@ def _map_widths(
     extractor: FeatureExtractor, image_shape: tuple[int, int, int], device: torch.device
 ) -> list[int]:
     """Return the number of channels at each tap, found with an image of zeros."""
+    # In eval mode, so that the zeros do not enter the running statistics of BatchNorm.
     was_training = extractor.training
+    extractor.eval()
     with torch.no_grad():
         images = torch.zeros(1, *image_shape, device=device)
-        maps, _ = extractor.eval().maps(images)
+        maps, _ = extractor.maps(images)
     extractor.train(was_training)
+
     for tap, feature_map in zip(extractor.taps, maps, strict=True):
         shape = tuple(feature_map.shape)
         # Images are square, and so are their maps; tokens and channels-last maps are not.
