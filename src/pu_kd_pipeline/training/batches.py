@@ -68,9 +68,11 @@ def augmented_batches(
         positions = shuffled_batches(len(rows), batch_size, generator)
     else:
         positions = preferential_batches(probabilities, batch_size, generator)
+
     drawn = _with_views(positions, augmentation, draw, generator)
-    left = itertools.islice(drawn, n_passed, None)
-    batches = _batches(rows, normalize, augmentation, left)
+    # Skipped before images are read: only the random numbers of past batches are drawn again.
+    remaining = itertools.islice(drawn, n_passed, None)
+    batches = _batches(rows, normalize, augmentation, remaining)
     if rows.is_resident:
         return batches
     return read_ahead(batches)
@@ -104,8 +106,10 @@ def _batches(
     padding = augmentation.padding_px
     flip = augmentation.horizontal_flip
     for indices, views in drawn:
-        images = take_views(rows.batch(indices), views, padding=padding, flip=flip)
-        yield Batch(normalize(images), indices, views)
+        pixels = rows.batch(indices)
+        # uint8 until here, so that less is moved; float32 from here on.
+        images = normalize(take_views(pixels, views, padding=padding, flip=flip))
+        yield Batch(images, indices, views)
 
 
 def augmented(
@@ -117,4 +121,5 @@ def augmented(
     """Return normalized float32 random views of (N, C, H, W) uint8 images."""
     padding = augmentation.padding_px
     flip = augmentation.horizontal_flip
-    return normalize(random_views(images, padding=padding, flip=flip, generator=generator))
+    views = random_views(images, padding=padding, flip=flip, generator=generator)
+    return normalize(views)

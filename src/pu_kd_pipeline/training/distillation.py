@@ -26,7 +26,12 @@ from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.storage.manifest import check_manifest, check_weights, table_digest
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
-from pu_kd_pipeline.training.checkpoints import decided_by, keeping
+from pu_kd_pipeline.training.checkpoints import (
+    Checkpoints,
+    NoCheckpoints,
+    decided_by,
+    keeping,
+)
 from pu_kd_pipeline.training.monitor import (
     BestStudent,
     EvalSet,
@@ -47,8 +52,35 @@ class _Task:
     teacher: Model
     weight_vectors: pd.DataFrame
     params: DistillationParams
+    name: str
+    start: Mapping[str, Tensor] | None
     watched: ImageStore | None
     device: torch.device
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """The networks and images of one training.
+
+    Attributes:
+        model: the student, its network on the device.
+        images: the training images.
+        probabilities: with which they are drawn; None: each pass shows every image once.
+        normalize: of the networks' images.
+        teacher_outputs: the teacher's logits for the training images.
+        objective: the loss, and what else it trains.
+        best: the student's best weights so far.
+        monitor: measures the student at every record.
+    """
+
+    model: Model
+    images: ImageRows
+    probabilities: Tensor | None
+    normalize: Normalize
+    teacher_outputs: TeacherOutputs
+    objective: Objective
+    best: BestStudent
+    monitor: StudentMonitor
 
 
 def distill(
@@ -87,81 +119,107 @@ def distill(
     """
     check_manifest(manifest)
     check_weights(weight_vectors, manifest, teacher.fingerprint())
-    stores = {"labeled": labeled_images, "pool": pool_images}
-    device = prepare_device(params.compute)
-    task = _Task(manifest, stores, teacher, weight_vectors, params, watched, device)
-    rows, held_out_rows = _split(manifest, params)
-    # Written into the student's card.
-    origin = {
-        "distilled_by": params.objective,
-        "rule": manifest.attrs.get("rule"),
-        "n_updates": params.n_updates,
-        "teacher": teacher.fingerprint(),
-    }
+    task = _Task(
+        manifest=manifest,
+        stores={"labeled": labeled_images, "pool": pool_images},
+        teacher=teacher,
+        weight_vectors=weight_vectors,
+        params=params,
+        name=name,
+        start=start,
+        watched=watched,
+        device=prepare_device(params.compute),
+    )
     identity = partial(_identity, task)
     with keeping(name, identity) as keeper, seeded(params.seed), ExitStack() as cleanup:
-        images = _images(rows, stores, params.compute)
-        held_out = _images(held_out_rows, stores, params.compute)
-        model = new_student(teacher, params.student_architecture, params.student_options, origin)
-        if start is not None:
-            model.network.load_state_dict(start)
-        student = model.network.to(device).train()
-        teacher_network = teacher.network.to(device).eval()
-        normalize = normalization(teacher, device)
+        setup = _prepare(task, keeper, cleanup)
+        history = _train(task, setup, keeper)
+        # The best weights are those of the network in training: they are restored before the
+        # objective restores the student's own architecture.
+        setup.best.restore()
+        card_entries = setup.objective.finish(history)
 
-        remember = partial(keeper.remembered, "teacher_logits")
-        teacher_outputs = TeacherOutputs(
-            images, teacher_network, normalize, _cache_params(params), remember
-        )
-        objective = _objective(task, rows, model, teacher_outputs, cleanup)
-
-        best = BestStudent(student, keeps_best=params.keep == "best")
-        eval_sets = _eval_sets(task, held_out, normalize)
-        monitor = StudentMonitor(student, eval_sets, best, normalize, params.compute)
-
-        # The names of the parts are the keys of a checkpoint.
-        trained = nn.ModuleList([student, objective.trainable])
-        optimizer = make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"}))
-        state = TrainingState(
-            trained=trained, optimizer=optimizer, best=best, **objective.checkpointed
-        )
-        keeper.restore(state)
-
-        # After the state is restored: the batches of the updates that are done are skipped.
-        batches = augmented_batches(
-            images,
-            normalize,
-            params.augmentation,
-            params.batch_size,
-            params.seed,
-            teacher_outputs.draw,
-            probabilities=_probabilities(rows),
-            n_passed=state.update,
-        )
-
-        records = fit(
-            partial(_step, objective),
-            batches,
-            optimizer,
-            n_updates=params.n_updates,
-            record_every=params.record_every,
-            schedule=params.optimizer.schedule,
-            state=state,
-            keeper=keeper,
-            examine=monitor,
-        )
-        n_records = -(-params.n_updates // params.record_every)
-        history = pd.DataFrame(list(watch(records, name=name, total=n_records)))
-        # The best weights are those of the network in training, so that they are restored before
-        # the objective restores its architecture.
-        best.restore()
-        card_entries = objective.finish(history)
     kept_update = history["update"].max()
-    if best.keeps_best:
-        kept_update = best.update
+    if setup.best.keeps_best:
+        kept_update = setup.best.update
     history["is_kept"] = history["update"] == kept_update
-    card = model.card.model_copy(update={"origin": {**model.card.origin, **card_entries}})
-    return Model(student.cpu().eval(), card), history
+    model = setup.model
+    origin = {**model.card.origin, **card_entries}
+    card = model.card.model_copy(update={"origin": origin})
+    return Model(model.network.cpu().eval(), card), history
+
+
+def _prepare(task: _Task, keeper: Checkpoints | NoCheckpoints, cleanup: ExitStack) -> _Setup:
+    """Read the images and make the student, the teacher's outputs and the objective."""
+    params = task.params
+    rows, held_out_rows = _split(task.manifest, params)
+    images = _images(rows, task.stores, params.compute)
+    held_out = _images(held_out_rows, task.stores, params.compute)
+    normalize = normalization(task.teacher, task.device)
+
+    model = _new_student(task)
+    student = model.network.to(task.device).train()
+    teacher_network = task.teacher.network.to(task.device).eval()
+    teacher_outputs = TeacherOutputs(
+        images,
+        teacher_network,
+        normalize,
+        _cache_params(params),
+        partial(keeper.remembered, "teacher_logits"),
+    )
+    objective = _objective(task, rows, model, teacher_outputs, cleanup)
+
+    best = BestStudent(student, keeps_best=params.keep == "best")
+    eval_sets = _eval_sets(task, held_out, normalize)
+    monitor = StudentMonitor(student, eval_sets, best, normalize, params.compute)
+    return _Setup(
+        model=model,
+        images=images,
+        probabilities=_probabilities(rows),
+        normalize=normalize,
+        teacher_outputs=teacher_outputs,
+        objective=objective,
+        best=best,
+        monitor=monitor,
+    )
+
+
+def _train(task: _Task, setup: _Setup, keeper: Checkpoints | NoCheckpoints) -> pd.DataFrame:
+    """Train the student, or resume its training; return the history."""
+    params = task.params
+    objective = setup.objective
+    trained = nn.ModuleList([setup.model.network, objective.trainable])
+    optimizer = make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"}))
+    # The names of the parts are the keys of a checkpoint.
+    state = TrainingState(
+        trained=trained, optimizer=optimizer, best=setup.best, **objective.checkpointed
+    )
+    keeper.restore(state)
+
+    # Made after the state is restored: batches of updates that are done are skipped.
+    batches = augmented_batches(
+        setup.images,
+        setup.normalize,
+        params.augmentation,
+        params.batch_size,
+        params.seed,
+        setup.teacher_outputs.draw,
+        probabilities=setup.probabilities,
+        n_passed=state.update,
+    )
+    records = fit(
+        partial(_step, objective),
+        batches,
+        optimizer,
+        n_updates=params.n_updates,
+        record_every=params.record_every,
+        schedule=params.optimizer.schedule,
+        state=state,
+        keeper=keeper,
+        examine=setup.monitor,
+    )
+    n_records = -(-params.n_updates // params.record_every)
+    return pd.DataFrame(list(watch(records, name=task.name, total=n_records)))
 
 
 def distill_from_pool(
@@ -228,6 +286,21 @@ def _identity(task: _Task) -> dict[str, Any]:
         manifest=table_digest(task.manifest),
         weights=table_digest(task.weight_vectors),
     )
+
+
+def _new_student(task: _Task) -> Model:
+    """Return the untrained student, or the one that `start` describes."""
+    params = task.params
+    origin = {
+        "distilled_by": params.objective,
+        "rule": task.manifest.attrs.get("rule"),
+        "n_updates": params.n_updates,
+        "teacher": task.teacher.fingerprint(),
+    }
+    model = new_student(task.teacher, params.student_architecture, params.student_options, origin)
+    if task.start is not None:
+        model.network.load_state_dict(task.start)
+    return model
 
 
 def _split(manifest: pd.DataFrame, params: DistillationParams) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -115,25 +115,32 @@ def train_with_held_out_folds(
             folds = folds_of(len(ids), n_folds, generator)
 
         for fold in track(range(n_folds), name="held-out folds", total=n_folds, unit="folds"):
-            kept = everything[folds != fold]
-            held_out = everything[folds == fold]
+            is_held_out = folds == fold
+            held_out = everything[is_held_out]
+            kept = everything[~is_held_out]
             with keeping(f"pu_training-fold-{fold}", setup.identity) as keeper:
                 module = trainer.new_module()
                 monitor = _HeldOutRisk(trainer, module, held_out, setup.class_prior)
                 records = trainer.fit(module, kept, generator, keeper=keeper, examine=monitor)
-                risks.append([record[HELD_OUT_RISK] for record in records])
+                # Going through the records is what trains.
+                risks_of_fold = [record[HELD_OUT_RISK] for record in records]
+            risks.append(risks_of_fold)
             ranks.append(_ranks(trainer, module, ids, held_out, fold))
 
         with keeping("pu_training", setup.identity) as keeper:
             module = trainer.new_module()
             records = trainer.fit(module, everything, generator, keeper=keeper)
-            watched = watch(records, name="pu_training", total=params.epochs)
-            history = pd.DataFrame(list(watched))
+            records = watch(records, name="pu_training", total=params.epochs)
+            history = pd.DataFrame(list(records))
 
     if not ranks:
-        return PUResult(module, history, pd.DataFrame(columns=_RANK_COLUMNS))
+        # Readers of the table expect its columns also where no fold was held out.
+        no_ranks = pd.DataFrame(columns=_RANK_COLUMNS)
+        return PUResult(module, history, no_ranks)
+
     history[HELD_OUT_RISK] = np.mean(risks, axis=0)
-    return PUResult(module, history, pd.concat(ranks, ignore_index=True))
+    all_ranks = pd.concat(ranks, ignore_index=True)
+    return PUResult(module, history, all_ranks)
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,10 @@ def predicted_classes(
 ) -> Tensor:
     """Return the (n,) int64 classes that a network in eval mode gives clean views of images."""
     size = inference_batch_size(compute, images.device, images.image_shape)
+    every_row = torch.arange(len(images))
     classes = []
     with torch.inference_mode(), autocast(compute, images.device):
-        for rows in torch.arange(len(images)).split(size):
+        for rows in every_row.split(size):
             views = normalize(images.batch(rows))
             logits = network(views)
             classes.append(logits.argmax(dim=1))
@@ -117,8 +118,11 @@ class StudentMonitor:
         return record
 
     def _accuracy(self, eval_set: EvalSet) -> float:
+        # Eval mode for the running statistics of BatchNorm and without dropout; then training goes
+        # on where it was.
         self.student.eval()
         classes = predicted_classes(self.student, eval_set.images, self.normalize, self.compute)
         self.student.train()
         is_right = classes == eval_set.classes
-        return is_right.float().mean().item()
+        accuracy = is_right.float().mean()
+        return accuracy.item()

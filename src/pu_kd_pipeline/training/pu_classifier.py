@@ -113,7 +113,8 @@ class _HeadTrainer:
         self._setup = setup
 
     def new_module(self) -> PUHead:
-        head = new_head(self._positive, self._unlabeled, self._setup.params)
+        params = self._setup.params
+        head = new_head(self._positive, self._unlabeled, params)
         return head.to(self._setup.device)
 
     def fit(
@@ -229,7 +230,8 @@ class _EndToEndTrainer:
         )
 
     def positive_scores(self, module: FullPUClassifier, rows: Tensor) -> np.ndarray:
-        return self._scores(module, self._labeled_images, rows.cpu().numpy())
+        positions = rows.cpu().numpy()
+        return self._scores(module, self._labeled_images, positions)
 
     def unlabeled_scores(self, module: FullPUClassifier) -> np.ndarray:
         rows = np.arange(len(self._pool_images))
@@ -288,6 +290,7 @@ class _RandomViews:
         """Advance the generator as drawing views of these rows would, without reading an image."""
         padding = self._augmentation.padding_px
         flip = self._augmentation.horizontal_flip
+        # With a single view nothing is drawn.
         if n_views(padding, flip) > 1:
             draw_views(len(rows), padding=padding, flip=flip, generator=self._generator)
 

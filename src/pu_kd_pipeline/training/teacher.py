@@ -76,7 +76,8 @@ def _step(
     network: nn.Module, labels: Tensor, compute: ComputeParams, batch: Batch
 ) -> dict[str, Tensor]:
     with autocast(compute, labels.device):
-        logits = network(batch.images)
+        logits: Tensor = network(batch.images)
+
     labels_of_batch = labels[batch.rows]
     # In float32 also under autocast: bf16 has too few digits for the logarithm.
     loss = functional.cross_entropy(logits.float(), labels_of_batch)

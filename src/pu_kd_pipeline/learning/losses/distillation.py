@@ -54,6 +54,7 @@ def soft_cross_entropy(
         )
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive, got {temperature!r}")
+
     # At least float32: a sum of products of bf16 numbers has two or three digits.
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     teacher_logits = teacher_logits.detach().to(dtype)
@@ -107,7 +108,8 @@ def class_loss_mass(losses: Tensor, teacher_classes: Tensor, n_classes: int) -> 
     Returns:
         (K,) of the dtype of `losses`, summing to their mean.
     """
-    sums = losses.new_zeros(n_classes).index_add(0, teacher_classes, losses)
+    zeros = losses.new_zeros(n_classes)
+    sums = zeros.index_add(0, teacher_classes, losses)
     return sums / len(losses)
 
 
@@ -132,7 +134,9 @@ def worst_weighted_mean(losses: Tensor, teacher_logits: Tensor, weight_vectors: 
             f"weight_vectors must be (n, {n_classes}) with n > 0, one column for each class of the "
             f"teacher, got {tuple(weight_vectors.shape)}"
         )
-    mass = class_loss_mass(losses, teacher_logits.argmax(dim=1), n_classes)
+
+    teacher_classes = teacher_logits.argmax(dim=1)
+    mass = class_loss_mass(losses, teacher_classes, n_classes)
     # W @ m, written out: autocast would round a matrix product to bf16 and TF32 would shorten it.
     weighted_losses = (weight_vectors.to(mass.dtype) * mass).sum(dim=1)
     # max(dim=0) sends the gradient to one vector; amax would spread it over equal ones.
@@ -143,7 +147,8 @@ def kd(
     student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, temperature: float
 ) -> dict[str, Tensor]:
     """Return `kd_loss` as "loss"; the weight vectors are not used."""
-    return {"loss": kd_loss(student_logits, teacher_logits, temperature)}
+    loss = kd_loss(student_logits, teacher_logits, temperature)
+    return {"loss": loss}
 
 
 def robust_kd(

@@ -41,8 +41,10 @@ class FeatureMatchingObjective:
         if self._attention.label_weight:
             _check_labels(context.labels, self._attention.label_weight)
         n_taps = self._attention.n_taps
+
         self._student = _with_last_taps(context.student, n_taps, context.device)
         self._teacher = _with_last_taps(context.teacher, n_taps, context.device)
+        # Making an extractor puts its network into eval mode.
         self._student.train()
         image_shape = context.teacher.image_shape
         student_widths = _map_widths(self._student, image_shape, context.device)
@@ -133,7 +135,11 @@ class _CriticTerm:
         self.adapter = FeatureAdapter(student_widths, teacher_widths).to(context.device)
         n_features = sum(teacher_widths)
         critic = FeatureCritic(n_features, params.lipschitz).to(context.device)
-        self.training = CriticTraining(critic, params.mode, learning_rate=params.learning_rate)
+        self.training = CriticTraining(
+            critic,
+            params.mode,
+            learning_rate=params.learning_rate,
+        )
 
     def step(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> _Criticism:
         """Train the critic for one step, then score the student's features with it."""
@@ -190,9 +196,11 @@ def _map_widths(
         maps, _ = extractor.maps(images)
     extractor.train(was_training)
 
+    widths = []
     for tap, feature_map in zip(extractor.taps, maps, strict=True):
         shape = tuple(feature_map.shape)
         # Images are square, and so are their maps; tokens and channels-last maps are not.
         if len(shape) != 4 or shape[2] != shape[3]:
             raise ValueError(f"the tap {tap!r} gives {shape}; attention is of maps (N, C, H, H)")
-    return [feature_map.shape[1] for feature_map in maps]
+        widths.append(shape[1])
+    return widths

@@ -27,9 +27,10 @@ class LogitObjective:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         context = self._context
+        params = context.params
         student_logits, teacher_logits = student_and_teacher_logits(context, batch)
         values = self._loss(
-            student_logits, teacher_logits, context.weight_vectors, context.params.temperature
+            student_logits, teacher_logits, context.weight_vectors, params.temperature
         )
         return student_logits, teacher_logits, values
 
