@@ -39,6 +39,7 @@ def test_an_objective_needs_its_option_blocks_and_no_others(objective, missing, 
 def test_the_objective_params_are_those_of_the_chosen_objective(objective):
     params = params_with(objective=objective)
     chosen = params.objective_params
+
     assert chosen.name == objective
     assert set(type(chosen).model_fields) == {"name", *OPTION_BLOCKS[objective]}
     for block in OPTION_BLOCKS[objective]:
@@ -48,7 +49,9 @@ def test_the_objective_params_are_those_of_the_chosen_objective(objective):
 def test_a_copy_with_another_objective_has_the_params_of_that_one():
     params = params_with(objective="latent")
     assert isinstance(params.objective_params, LatentKDParams)
+
     copy = params.model_copy(update={"objective": "pu_critic"})
+
     assert isinstance(copy.objective_params, PUCriticParams)
     assert copy.unread_option_blocks() == {"noise_matrix", "latent"}
 

@@ -86,9 +86,12 @@ NETWORKS: dict[str, tuple[int, tuple[str, dict[str, Any]], tuple[str, dict[str, 
 
 def png(number: int) -> bytes:
     """Return an image that differs for every number: noise, and a bar at the place of its class."""
-    pixels = np.random.default_rng(number).integers(0, 120, (8, 8), dtype=np.uint8)
-    row = number % N_CLASSES
-    pixels[row : row + 3] += 100
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(0, 120, (8, 8), dtype=np.uint8)
+    # The bars of neighboring classes overlap, so that a class is not a single pixel's value.
+    top = number % N_CLASSES
+    pixels[top : top + 3] += 100
+
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -153,7 +156,9 @@ def params_with(**changes: Any) -> DistillationParams:
 
 
 def three_weight_vectors() -> pd.DataFrame:
-    return pd.DataFrame(np.random.default_rng(0).uniform(0.5, 1.5, (3, N_CLASSES)))
+    rng = np.random.default_rng(0)
+    vectors = rng.uniform(0.5, 1.5, (3, N_CLASSES))
+    return pd.DataFrame(vectors)
 
 
 @dataclass(frozen=True)
@@ -168,9 +173,11 @@ class Scene:
     @property
     def manifest(self) -> pd.DataFrame:
         """All images, shuffled, and with an index that repeats."""
-        pool = self.pool.index[["id"]].assign(origin="pool")
-        labeled = self.labeled.index[["id"]].assign(origin="labeled")
-        return pd.concat([pool, labeled]).sample(frac=1, random_state=0)
+        parts = []
+        for origin, store in (("pool", self.pool), ("labeled", self.labeled)):
+            rows = store.index[["id"]].assign(origin=origin)
+            parts.append(rows)
+        return pd.concat(parts).sample(frac=1, random_state=0)
 
     @property
     def stores(self) -> dict[str, ImageStore]:
@@ -201,10 +208,13 @@ class Scene:
 
     def agreement_and_divergence(self, student: Model) -> tuple[float, float]:
         """Return how well the student follows the teacher on the pool."""
-        mine = predict_logits(student, self.pool, COMPUTE)
-        theirs = predict_logits(self.teacher, self.pool, COMPUTE)
-        agreement = (mine.argmax(dim=1) == theirs.argmax(dim=1)).float().mean()
-        return agreement.item(), kl_divergence(theirs, mine).mean().item()
+        student_logits = predict_logits(student, self.pool, COMPUTE)
+        teacher_logits = predict_logits(self.teacher, self.pool, COMPUTE)
+        student_classes = student_logits.argmax(dim=1)
+        teacher_classes = teacher_logits.argmax(dim=1)
+        agreement = (student_classes == teacher_classes).float().mean()
+        divergence = kl_divergence(teacher_logits, student_logits).mean()
+        return agreement.item(), divergence.item()
 
 
 def make_scene(name: str, folder: Path) -> Scene:
@@ -246,7 +256,7 @@ def are_equal(one: Model, other: Model) -> bool:
     other_state = state_of(other)
     if list(state) != list(other_state):
         return False
-    return all(torch.equal(state[name], other_state[name]) for name in state)
+    return all(torch.equal(value, other_state[name]) for name, value in state.items())
 
 
 # --- networks that some objectives refuse ---
@@ -261,7 +271,11 @@ def convolutions(n_classes: int, in_channels: int) -> nn.Module:
 
 def linear(n_classes: int, in_channels: int) -> nn.Module:
     """Return a network without a map to tap."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, n_classes))
+    n_pixels = 8 * 8
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(n_pixels * in_channels, n_classes),
+    )
 
 
 class ChannelsLast(nn.Module):
@@ -276,7 +290,8 @@ class ChannelsLast(nn.Module):
         self.fc = nn.Linear(6, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.norm(self.conv(images).permute(0, 2, 3, 1))
+        maps = self.conv(images)
+        features = self.norm(maps.permute(0, 2, 3, 1))
         logits: Tensor = self.fc(features.mean(dim=(1, 2)))
         return logits
 
@@ -285,7 +300,9 @@ class Tokens(ChannelsLast):
     """A network whose one tap gives tokens, as those of transformers do."""
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.norm(self.conv(images).flatten(2).transpose(1, 2))
+        maps = self.conv(images)
+        tokens = maps.flatten(2).transpose(1, 2)
+        features = self.norm(tokens)
         logits: Tensor = self.fc(features.mean(dim=1))
         return logits
 

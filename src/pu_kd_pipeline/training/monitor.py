@@ -118,8 +118,7 @@ class StudentMonitor:
         return record
 
     def _accuracy(self, eval_set: EvalSet) -> float:
-        # Eval mode for the running statistics of BatchNorm and without dropout; then training goes
-        # on where it was.
+        # Without dropout, and with the running statistics of BatchNorm, as a deployed student.
         self.student.eval()
         classes = predicted_classes(self.student, eval_set.images, self.normalize, self.compute)
         self.student.train()

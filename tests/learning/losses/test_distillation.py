@@ -28,10 +28,11 @@ def batch(
     seed: int, n: int = 12, n_classes: int = 5, n_vectors: int = 4
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return student logits, teacher logits and weight vectors, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    student = torch.randn(n, n_classes, generator=generator, dtype=torch.float64)
-    teacher = torch.randn(n, n_classes, generator=generator, dtype=torch.float64)
-    vectors = torch.rand(n_vectors, n_classes, generator=generator, dtype=torch.float64)
+    options = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
+    student = torch.randn(n, n_classes, **options)
+    teacher = torch.randn(n, n_classes, **options)
+    vectors = torch.rand(n_vectors, n_classes, **options)
+    # Larger logits than a unit normal, so that the softmax is not nearly uniform.
     return 2 * student, 2 * teacher, 2 * vectors
 
 
@@ -43,9 +44,13 @@ def slow_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     """Return the cross-entropy of one sample, one class at a time."""
     p = [math.exp(z / temperature) for z in teacher.tolist()]
     q = torch.exp(student / temperature)
+    p_sum = sum(p)
+    q_sum = q.sum()
+
     total = torch.zeros((), dtype=student.dtype)
     for p_k, q_k in zip(p, q, strict=True):
-        total = total - p_k / sum(p) * torch.log(q_k / q.sum())
+        log_probability = torch.log(q_k / q_sum)
+        total = total - p_k / p_sum * log_probability
     return total
 
 
@@ -66,7 +71,8 @@ def slow_weighted_losses(
     for w in vectors:
         total = torch.zeros((), dtype=student.dtype)
         for loss, teacher_i in zip(losses, teacher, strict=True):
-            total = total + w[teacher_i.argmax()] * loss
+            teacher_class = teacher_i.argmax()
+            total = total + w[teacher_class] * loss
         candidates.append(temperature**2 * total / len(student))
     return candidates
 
@@ -79,8 +85,11 @@ def test_cross_entropy_equals_the_slow_one(temperature: float) -> None:
     student, teacher, _ = batch(0)
     expected = slow_cross_entropies(student, teacher, temperature)
     losses = soft_cross_entropy(student, teacher, temperature)
+
     torch.testing.assert_close(losses, expected)
+
     loss = kd_loss(student, teacher, temperature)
+
     torch.testing.assert_close(loss, temperature**2 * expected.mean())
 
 
@@ -89,9 +98,12 @@ def test_equal_logits_give_the_entropy_and_no_gradient(temperature: float) -> No
     _, teacher, _ = batch(1)
     student = (teacher + 3.0).requires_grad_()  # softmax does not see a constant
     losses = soft_cross_entropy(student, teacher, temperature)
-    entropy = torch.distributions.Categorical(logits=teacher / temperature).entropy()
-    torch.testing.assert_close(losses.detach(), entropy)
+    distribution = torch.distributions.Categorical(logits=teacher / temperature)
+
+    torch.testing.assert_close(losses.detach(), distribution.entropy())
+
     (gradient,) = torch.autograd.grad(losses.sum(), student)
+
     torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
@@ -102,19 +114,30 @@ def test_cross_entropy_is_never_below_the_entropy_of_the_teacher(
 ) -> None:
     student, teacher, _ = batch(seed)
     entropy = soft_cross_entropy(teacher, teacher, temperature)
-    assert (soft_cross_entropy(student, teacher, temperature) >= entropy - 1e-12).all()
+    cross_entropy = soft_cross_entropy(student, teacher, temperature)
+
+    assert (cross_entropy >= entropy - 1e-12).all()
 
 
 def test_divergence_is_torchs_own_and_zero_for_equal_logits() -> None:
-    teacher, student = torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 50, 7, generator=generator)
     log_p = teacher.log_softmax(1)
     log_q = student.log_softmax(1)
-    expected = functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1)
+    terms = functional.kl_div(log_q, log_p, log_target=True, reduction="none")
+    expected = terms.sum(1)
     divergence = kl_divergence(teacher, student)
+
     torch.testing.assert_close(divergence, expected, rtol=1e-4, atol=1e-5)
-    assert (kl_divergence(teacher, teacher + 3.0) < 1e-5).all()
+
+    of_equal_logits = kl_divergence(teacher, teacher + 3.0)
+
+    assert (of_equal_logits < 1e-5).all()
+
     # Rounding of large logits must not make it negative.
-    assert (kl_divergence(1e4 * teacher, student) >= 0).all()
+    of_large_logits = kl_divergence(1e4 * teacher, student)
+
+    assert (of_large_logits >= 0).all()
 
 
 @BOTH
@@ -128,6 +151,7 @@ def test_temperature_squared_keeps_the_size_of_the_gradient(loss) -> None:
         value = loss(student, teacher, vectors[:1], temperature)["loss"]
         (gradient,) = torch.autograd.grad(value, student)
         sizes.append(gradient.norm())
+
     torch.testing.assert_close(sizes[0], sizes[1], rtol=0.02, atol=0)
 
 
@@ -147,10 +171,14 @@ def test_one_product_equals_the_double_loop_with_its_gradient(
     student, teacher, vectors = batch(seed, n=n, n_vectors=n_vectors)
     student.requires_grad_()
     fast = robust_loss(student, teacher, vectors, temperature)
-    slow = max(slow_weighted_losses(student, teacher, vectors, temperature))
+    candidates = slow_weighted_losses(student, teacher, vectors, temperature)
+    slow = max(candidates)
+
     torch.testing.assert_close(fast, slow)
+
     (fast_gradient,) = torch.autograd.grad(fast, student)
     (slow_gradient,) = torch.autograd.grad(slow, student)
+
     torch.testing.assert_close(fast_gradient, slow_gradient)
 
 
@@ -161,9 +189,15 @@ def test_the_maximum_is_that_of_its_members_and_scales_with_the_weights(
 ) -> None:
     student, teacher, vectors = batch(seed)
     loss = robust_loss(student, teacher, vectors, 1.0)
-    members = [robust_loss(student, teacher, w[None], 1.0) for w in vectors]
+    members = []
+    for w in vectors:
+        one_vector = w.unsqueeze(0)
+        members.append(robust_loss(student, teacher, one_vector, 1.0))
+
     assert loss == max(members)
+
     scaled = robust_loss(student, teacher, factor * vectors, 1.0)
+
     torch.testing.assert_close(scaled, factor * loss)
 
 
@@ -171,22 +205,31 @@ def test_equal_vectors_get_the_gradient_of_one_of_them() -> None:
     student, teacher, vectors = batch(10)
     student.requires_grad_()
     vectors = vectors[:1].expand(3, -1).clone().requires_grad_()
-    robust_loss(student, teacher, vectors, 1.0).backward()
+    loss = robust_loss(student, teacher, vectors, 1.0)
+    loss.backward()
+
     assert vectors.grad is not None
-    assert (vectors.grad != 0).any(dim=1).sum() == 1
+
+    has_gradient = (vectors.grad != 0).any(dim=1)
+
+    assert has_gradient.sum() == 1
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_all_equal_weights_give_plain_distillation(temperature: float) -> None:
     student, teacher, vectors = batch(3)
-    robust = robust_loss(student, teacher, torch.ones_like(vectors), temperature)
-    torch.testing.assert_close(robust, kd_loss(student, teacher, temperature))
+    ones = torch.ones_like(vectors)
+    robust = robust_loss(student, teacher, ones, temperature)
+    plain = kd_loss(student, teacher, temperature)
+
+    torch.testing.assert_close(robust, plain)
 
 
 def test_class_loss_mass_equals_the_loop_and_leaves_absent_classes_at_zero() -> None:
     losses = torch.tensor([1.0, 2.0, 4.0, 8.0])
     classes = torch.tensor([2, 0, 2, 2])
     expected = torch.tensor([0.5, 0.0, 3.25, 0.0])
+
     torch.testing.assert_close(class_loss_mass(losses, classes, 4), expected)
 
 
@@ -194,8 +237,11 @@ def test_the_references_of_robust_kd_are_the_first_vector_alone_and_no_vector() 
     student, teacher, vectors = batch(6)
     robust = robust_kd(student, teacher, vectors, 2.0)
     first = robust_loss(student, teacher, vectors[:1], 2.0)
-    assert robust["estimated_weights_loss"] == first <= robust["loss"]
-    torch.testing.assert_close(robust["kd_loss"], kd_loss(student, teacher, 2.0))
+    plain = kd_loss(student, teacher, 2.0)
+
+    assert robust["estimated_weights_loss"] == first
+    assert robust["estimated_weights_loss"] <= robust["loss"]
+    torch.testing.assert_close(robust["kd_loss"], plain)
 
 
 # --- both losses ---
@@ -203,7 +249,10 @@ def test_the_references_of_robust_kd_are_the_first_vector_alone_and_no_vector() 
 
 def test_kd_is_the_plain_loss() -> None:
     student, teacher, vectors = batch(6)
-    assert kd(student, teacher, vectors, 2.0) == {"loss": kd_loss(student, teacher, 2.0)}
+    result = kd(student, teacher, vectors, 2.0)
+
+    assert set(result) == {"loss"}
+    assert result["loss"] == kd_loss(student, teacher, 2.0)
 
 
 @BOTH
@@ -219,12 +268,17 @@ def test_gradcheck_of_both_losses(loss) -> None:
 @BOTH
 def test_the_loss_is_differentiable_and_everything_else_is_detached(loss) -> None:
     student, teacher, vectors = (tensor.bfloat16() for tensor in batch(5))
-    result = loss(student.requires_grad_(), teacher.requires_grad_(), vectors, 2.0)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    result = loss(student, teacher, vectors, 2.0)
+
     assert result["loss"].dtype == torch.float32
-    assert all(value.shape == () for value in result.values())
     for key, value in result.items():
+        assert value.shape == ()
         assert value.requires_grad == (key == "loss")
+
     result["loss"].backward()
+
     assert student.grad is not None
     assert teacher.grad is None
 
@@ -233,7 +287,9 @@ def test_the_loss_is_differentiable_and_everything_else_is_detached(loss) -> Non
 def test_the_host_never_reads_a_tensor(loss) -> None:
     # Tensors on the device "meta" have no values: reading one raises.
     student, teacher, vectors = (tensor.to("meta") for tensor in batch(7))
-    assert loss(student, teacher, vectors, 2.0)["loss"].shape == ()
+    result = loss(student, teacher, vectors, 2.0)
+
+    assert result["loss"].shape == ()
 
 
 def test_autocast_does_not_round_the_weighted_sum() -> None:
@@ -241,16 +297,24 @@ def test_autocast_does_not_round_the_weighted_sum() -> None:
     expected = robust_loss(student, teacher, vectors, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = robust_loss(student, teacher, vectors, 1.0)
+
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
 def test_shapes_and_temperatures_that_do_not_fit_are_refused() -> None:
     student, teacher, vectors = batch(9)
+    four_classes = student[:, :4]
+
     with pytest.raises(ValueError, match=r"one shape, got \(12, 4\) and \(12, 5\)"):
-        kd_loss(student[:, :4], teacher, 1.0)
+        kd_loss(four_classes, teacher, 1.0)
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         kd_loss(student, teacher, 0.0)
+
     message = r"weight_vectors must be \(n, 5\) with n > 0.*got \("
-    for wrong in (vectors[:, :3], vectors[:0], vectors[0]):
+    three_classes = vectors[:, :3]
+    no_vector = vectors[:0]
+    one_dimension = vectors[0]
+
+    for wrong in (three_classes, no_vector, one_dimension):
         with pytest.raises(ValueError, match=message):
             robust_kd(student, teacher, wrong, 1.0)

@@ -42,10 +42,17 @@ def test_the_last_taps_are_matched(digits, monkeypatch):
     for n_taps in (1, 2, 3):
         attention = ATTENTION | {"n_taps": n_taps}
         digits.distill(objective="pu_critic", attention=attention, n_updates=1)
-    widths = []
+
+    # Teacher and student channels of each tap; the last one comes last.
+    first = (8, 4)
+    second = (16, 8)
+    third = (16, 8)
+    shapes = []
     for adapter, _ in created:
-        widths.append([tuple(layer.weight.shape) for layer in adapter.layers])
-    assert widths == [[(16, 8)], [(16, 8), (16, 8)], [(8, 4), (16, 8), (16, 8)]]
+        of_layers = [tuple(layer.weight.shape) for layer in adapter.layers]
+        shapes.append(of_layers)
+
+    assert shapes == [[third], [second, third], [first, second, third]]
 
 
 def test_more_taps_than_a_network_has_are_refused(digits):
@@ -58,10 +65,13 @@ def test_more_taps_than_a_network_has_are_refused(digits):
 def test_networks_with_different_numbers_of_taps_are_matched_at_their_last_ones(digits, objective):
     message = rf"'{objective}': attention.n_taps is 3, and \S+convolutions has 1 taps: lower it"
     student = own_network(convolutions)
+
     with pytest.raises(InputError, match=message):
         digits.distill(objective=objective, **student)
+
     attention = ATTENTION | {"n_taps": 1}
     _, history = digits.distill(objective=objective, attention=attention, n_updates=2, **student)
+
     assert (history["attention_loss"] > 0).all()
 
 
@@ -104,9 +114,11 @@ def untrained(scene_of) -> Scene:
 
 def label_accuracy(scene: Scene, student: Model) -> float:
     """Return the share of the labeled images that the student classifies right."""
-    labels = torch.tensor(scene.labeled.index["label"].to_numpy(dtype=np.int64))
-    classes = predict_logits(student, scene.labeled, COMPUTE).argmax(dim=1)
-    return (classes == labels).float().mean().item()
+    truth = scene.labeled.index["label"].to_numpy(dtype=np.int64)
+    labels = torch.from_numpy(truth)
+    logits = predict_logits(student, scene.labeled, COMPUTE)
+    is_right = logits.argmax(dim=1) == labels
+    return is_right.float().mean().item()
 
 
 @BOTH
@@ -116,10 +128,13 @@ def test_a_student_learns_labels_that_its_teacher_does_not_know(untrained, objec
     student, history = untrained.distill(
         manifest, objective=objective, held_out_share=0.2, attention=attention
     )
+
     assert history["label_loss"].is_monotonic_decreasing
     assert history["label_loss"].iloc[-1] < 0.3
     assert label_accuracy(untrained, student) > 0.9
+
     without_labels, history = untrained.distill(manifest, objective=objective)
+
     assert "label_loss" not in history
     assert label_accuracy(untrained, without_labels) < 0.5
 
@@ -133,9 +148,11 @@ def test_a_label_weight_needs_a_label_for_every_image(digits, tmp_path, objectiv
         "distillation.attention.label_weight is 0.1, and 140 of the training images have no label: "
         "set it to 0 where pool images are among them"
     )
+
     labeled = store_of(tmp_path / "labeled", (range(20), "classes"), (range(20, 23), "ignore"))
     manifest = labeled.index[["id"]].assign(origin="labeled")
     scene = Scene(digits.teacher, labeled, digits.pool, digits.student)
+
     with pytest.raises(InputError, match="3 of the training images have no label"):
         scene.distill(manifest, objective=objective, attention=attention, held_out_share=0.0)
     # An objective that does not read the block ignores its weight.
@@ -155,9 +172,12 @@ def test_only_the_history_of_pu_critic_describes_the_critic(trained):
         "clamped_share",
         "student_critic_loss",
     }
+
     assert columns < set(history.columns)
     assert not columns & set(without.columns)
+
     shares = history[["critic_auc", "critic_accuracy", "clamped_share"]]
+
     assert shares.stack().between(0, 1).all()
     assert (history[["critic_loss", "student_critic_loss"]] > 0).all(axis=None)
 
@@ -166,9 +186,13 @@ def test_the_weight_of_the_critic_rises_from_zero(digits):
     critic = CRITIC | {"weight": 0.8, "ramp_updates": 5}
     _, history = digits.distill(objective="pu_critic", critic=critic, n_updates=8, record_every=1)
     attention = ATTENTION["weight"] * history["attention_loss"]
+    # What the other two terms leave of the loss is the critic's term.
     weighted = history["loss"] - history["kl_loss"] - attention
     weights = weighted / history["student_critic_loss"]
-    np.testing.assert_allclose(weights, [0.0, 0.16, 0.32, 0.48, 0.64, 0.8, 0.8, 0.8], atol=1e-4)
+
+    expected = [0.0, 0.16, 0.32, 0.48, 0.64, 0.8, 0.8, 0.8]
+
+    np.testing.assert_allclose(weights, expected, atol=1e-4)
 
 
 def test_the_class_prior_moves_from_its_first_to_its_last_value(digits, monkeypatch):
@@ -180,8 +204,13 @@ def test_the_class_prior_moves_from_its_first_to_its_last_value(digits, monkeypa
         return step(training, teacher, student, class_prior)
 
     monkeypatch.setattr(CriticTraining, "step", recording)
-    digits.distill(objective="pu_critic", critic=CRITIC | {"class_prior": [0.2, 0.7]}, n_updates=10)
-    np.testing.assert_allclose(priors, np.linspace(0.2, 0.7, 11)[:10])
+    critic = CRITIC | {"class_prior": [0.2, 0.7]}
+    digits.distill(objective="pu_critic", critic=critic, n_updates=10)
+
+    # The last value belongs to the end of training, one step after the last one that is taken.
+    expected = np.linspace(0.2, 0.7, 11)[:10]
+
+    np.testing.assert_allclose(priors, expected)
 
 
 def test_the_modes_of_the_critic_differ(digits):
@@ -192,6 +221,7 @@ def test_the_modes_of_the_critic_differ(digits):
         critic = CRITIC | {"mode": mode, "class_prior": [0.9, 0.9]}
         students[mode], history = digits.distill(objective="pu_critic", critic=critic, n_updates=15)
         clamped_share[mode] = history["clamped_share"].max()
+
     for one, other in itertools.combinations(students.values(), 2):
         assert not are_equal(one, other)
     assert clamped_share["clamp"] > 0
@@ -219,6 +249,7 @@ def test_a_critic_that_collapsed_is_reported(digits, caplog, tmp_path, critic, s
             warnings.append(record.getMessage())
     save_model(student, tmp_path / "student")
     reported = load_model(tmp_path / "student").card.origin["critic_collapse"]
+
     if sentence is None:
         assert 0.55 < history["critic_auc"].iloc[-2:].mean() < 0.99
         assert reported is None

@@ -44,8 +44,11 @@ def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
         optimizer.zero_grad()
         values["loss"].backward()
         optimizer.step()
+
     assert are_equal(student, expected)
+
     of_the_loop = {"update", "learning_rate", "training_agreement", "is_kept"}
+
     assert set(values) == set(history.columns) - of_the_loop
 
 
