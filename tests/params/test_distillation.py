@@ -32,6 +32,7 @@ from tests.training.scene import params_with
 def test_an_objective_needs_its_option_blocks_and_no_others(objective, missing, sentence):
     with pytest.raises(ValidationError, match=sentence):
         params_with(objective=objective, **dict.fromkeys(missing))
+    # Blocks of other objectives may be missing.
     params_with(objective="kd", **dict.fromkeys(missing))
 
 
@@ -50,6 +51,7 @@ def test_a_copy_with_another_objective_has_the_params_of_that_one():
     params = params_with(objective="latent")
     assert isinstance(params.objective_params, LatentKDParams)
 
+    # A cached property would still hold the parameters of `latent`.
     copy = params.model_copy(update={"objective": "pu_critic"})
 
     assert isinstance(copy.objective_params, PUCriticParams)

@@ -44,6 +44,7 @@ OPTIMIZER = OptimizerParams(
 )
 PLAIN = AugmentationParams(padding_px=0, horizontal_flip=False)
 
+# Option blocks of the objectives, with weights that suit 8x8 images and forty updates.
 NOISE_MATRIX = {
     "diagonal": 0.9,
     "learns_diagonal": False,
@@ -61,6 +62,7 @@ CRITIC = {
     "learning_rate": 2e-4,
 }
 
+# One variant per objective, and one more for the option that changes the network.
 SHARED_HEAD = LATENT | {"kl_weight": 0.5, "shared_head": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "kd": {"objective": "kd"},
@@ -92,6 +94,7 @@ def png(number: int) -> bytes:
     top = number % N_CLASSES
     pixels[top : top + 3] += 100
 
+    # Lossless, so that equal numbers give equal pixels in every store.
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -125,6 +128,7 @@ def store_of(folder: Path, *parts: tuple[range, str], size_px: int = 8) -> Image
         max_quarantined_share=0.0,
         n_workers=1,
     )
+    # Class names as in a card: strings, though the labels are numbers.
     names = tuple(str(index) for index in range(N_CLASSES))
     plan = IngestionPlan("images", tuple(sources), size_px, 1, names, store, 0)
     return write_store(plan, folder / "store")

@@ -199,6 +199,7 @@ class DistillationParams(Block):
             raise ValueError(
                 f"objective {self.objective!r} needs {' and '.join(missing)} next to it"
             )
+        # The best record is chosen by the agreement on held-out images.
         if self.keep == "best" and self.held_out_share == 0:
             raise ValueError("keep 'best' needs a held_out_share above 0")
         return self

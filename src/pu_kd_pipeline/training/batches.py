@@ -69,6 +69,7 @@ def augmented_batches(
     else:
         positions = preferential_batches(probabilities, batch_size, generator)
 
+    # Lazy generators: nothing is drawn or read before the training loop asks for a batch.
     drawn = _with_views(positions, augmentation, draw, generator)
     # Skipped before images are read: only the random numbers of past batches are drawn again.
     remaining = itertools.islice(drawn, n_passed, None)
@@ -88,6 +89,7 @@ def _with_views(
     padding = augmentation.padding_px
     flip = augmentation.horizontal_flip
     for indices in positions:
+        # With a single view there is nothing to draw.
         if n_views(padding, flip) == 1:
             views = torch.zeros_like(indices)
         elif draw is None:

@@ -68,6 +68,7 @@ def estimate_prior(
     if ESTIMATORS[settings.method].reads == "features":
         evidence = (positive.cpu().numpy(), unlabeled.cpu().numpy())
     else:
+        # Scores are comparable within a fold only, hence ranks.
         evidence = _ranks(positive, unlabeled, params, n_folds)
     estimate = estimate_class_prior(
         *evidence,
@@ -76,6 +77,7 @@ def estimate_prior(
         n_bootstrap=settings.n_bootstrap,
         rng=np.random.default_rng(params.seed),
     )
+    # 0 and 1 are possible estimates, but no PU risk can be trained with them.
     if not 0 < estimate.value < 1:
         what = "no"
         if estimate.value >= 1:

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows, normalization
-from pu_kd_pipeline.images.store import ImageStore, rows_of
+from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.loop import TrainingState, fit, make_optimizer, seeded
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
-from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.storage.manifest import check_manifest, check_weights, table_digest
@@ -31,6 +30,12 @@ from pu_kd_pipeline.training.checkpoints import (
     NoCheckpoints,
     decided_by,
     keeping,
+)
+from pu_kd_pipeline.training.manifest_images import (
+    images_of,
+    labels_of,
+    probabilities_of,
+    split_held_out,
 )
 from pu_kd_pipeline.training.monitor import (
     BestStudent,
@@ -139,6 +144,7 @@ def distill(
         setup.best.restore()
         card_entries = setup.objective.finish(history)
 
+    # Readers find the update whose weights were kept in the history itself.
     kept_update = history["update"].max()
     if setup.best.keeps_best:
         kept_update = setup.best.update
@@ -152,9 +158,9 @@ def distill(
 def _prepare(task: _Task, keeper: Checkpoints | NoCheckpoints, cleanup: ExitStack) -> _Setup:
     """Read the images and make the student, the teacher's outputs and the objective."""
     params = task.params
-    rows, held_out_rows = _split(task.manifest, params)
-    images = _images(rows, task.stores, params.compute)
-    held_out = _images(held_out_rows, task.stores, params.compute)
+    rows, held_out_rows = split_held_out(task.manifest, params)
+    images = images_of(rows, task.stores, params.compute)
+    held_out = images_of(held_out_rows, task.stores, params.compute)
     normalize = normalization(task.teacher, task.device)
 
     model = _new_student(task)
@@ -175,7 +181,7 @@ def _prepare(task: _Task, keeper: Checkpoints | NoCheckpoints, cleanup: ExitStac
     return _Setup(
         model=model,
         images=images,
-        probabilities=_probabilities(rows),
+        probabilities=probabilities_of(rows),
         normalize=normalize,
         teacher_outputs=teacher_outputs,
         objective=objective,
@@ -218,6 +224,7 @@ def _train(task: _Task, setup: _Setup, keeper: Checkpoints | NoCheckpoints) -> p
         keeper=keeper,
         examine=setup.monitor,
     )
+    # Rounded up: the last record may cover fewer updates.
     n_records = -(-params.n_updates // params.record_every)
     return pd.DataFrame(list(watch(records, name=task.name, total=n_records)))
 
@@ -253,6 +260,7 @@ def distill_original(
             "a source"
         )
     _check_objective(params, name)
+    # Their labels may be used: they are the ones that the teacher was trained with.
     manifest = images.index[["id"]].assign(origin="labeled")
     weights = _even_weights(teacher)
     return distill(manifest, images, images, teacher, weights, params, name)
@@ -267,6 +275,7 @@ def _check_objective(params: DistillationParams, name: str) -> None:
 
 
 def _even_weights(teacher: Model) -> pd.DataFrame:
+    # The objectives that are allowed here do not read them; `distill` checks their columns.
     weights = np.ones((1, teacher.n_classes))
     return pd.DataFrame(weights, columns=list(teacher.card.classes))
 
@@ -276,6 +285,7 @@ def _even_weights(teacher: Model) -> pd.DataFrame:
 
 def _identity(task: _Task) -> dict[str, Any]:
     """Return what the student depends on; a checkpoint of another identity is not used."""
+    # The keys are shown when a checkpoint is refused, and are compared with those of older files.
     facts = {origin: store.fingerprint for origin, store in task.stores.items()}
     return decided_by(
         task.params,
@@ -303,60 +313,6 @@ def _new_student(task: _Task) -> Model:
     return model
 
 
-def _split(manifest: pd.DataFrame, params: DistillationParams) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows to train on and those held out, drawn at random; labeled rows come first."""
-    order = np.random.default_rng(params.seed).permutation(len(manifest))
-    n_held_out = int(params.held_out_share * len(manifest))
-    is_drawn = np.zeros(len(manifest), dtype=bool)
-    is_drawn[order[:n_held_out]] = True
-    # `_images` puts the images of one store after those of the other: rows and images must be in
-    # the same order.
-    labeled_first = manifest.assign(is_held_out=is_drawn).sort_values("origin", kind="stable")
-    is_held_out = labeled_first["is_held_out"]
-    return labeled_first[~is_held_out], labeled_first[is_held_out]
-
-
-def _images(
-    rows: pd.DataFrame, stores: Mapping[str, ImageStore], compute: ComputeParams
-) -> ImageRows:
-    parts = []
-    for origin, store in stores.items():
-        is_of_store = rows["origin"] == origin
-        ids = rows["id"][is_of_store].to_numpy()
-        positions = rows_of(store, ids, "manifest")
-        parts.append((store, positions))
-    return ImageRows(parts, compute)
-
-
-def _labels(rows: pd.DataFrame, labeled: ImageStore) -> np.ndarray:
-    """Return (N,) int64 classes of the rows, -1 where unknown.
-
-    The labels of pool images count as unknown, also where the store has them: they are the truth
-    that only evaluation may read.
-    """
-    index = labeled.index
-    label_of = pd.Series(index["label"].to_numpy(), index=index["id"])
-    is_labeled = (rows["origin"] == "labeled").to_numpy()
-    ids = rows["id"][is_labeled]
-    # A labeled store may hold images whose labels are ignored: they count as unknown, too.
-    known = label_of.reindex(ids).fillna(-1)
-
-    labels = np.full(len(rows), -1, dtype=np.int64)
-    labels[is_labeled] = known.to_numpy(dtype=np.int64)
-    return labels
-
-
-def _probabilities(rows: pd.DataFrame) -> Tensor | None:
-    if "sampling_probability" not in rows:
-        return None
-    probabilities = rows["sampling_probability"]
-    if probabilities.isna().any():
-        raise InputError(
-            "manifest: some images have no sampling_probability: give it to all of them, or to none"
-        )
-    return torch.from_numpy(probabilities.to_numpy(dtype=np.float64, copy=True))
-
-
 def _cache_params(params: DistillationParams) -> DistillationParams:
     """Return the parameters, with `teacher_cache` off if the objective looks inside the teacher."""
     if OBJECTIVES[params.objective].reads_teacher_logits_only:
@@ -372,7 +328,7 @@ def _objective(
     cleanup: ExitStack,
 ) -> Objective:
     vectors = torch.tensor(task.weight_vectors.to_numpy(), dtype=torch.float32, device=task.device)
-    labels = torch.from_numpy(_labels(rows, task.stores["labeled"])).to(task.device)
+    labels = torch.from_numpy(labels_of(rows, task.stores["labeled"])).to(task.device)
     context = ObjectiveContext(
         student=student,
         teacher=task.teacher,
@@ -390,6 +346,7 @@ def _eval_sets(task: _Task, held_out: ImageRows, normalize: Normalize) -> dict[s
     """Return the sets that the student is measured on, by their column of the history."""
     compute = task.params.compute
     eval_sets = {}
+    # Held-out images have no labels: the teacher's classes are the reference.
     if len(held_out):
         classes = predicted_classes(task.teacher.network, held_out, normalize, compute)
         eval_sets["held_out_agreement"] = EvalSet(held_out, classes)

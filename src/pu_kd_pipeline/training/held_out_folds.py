@@ -108,6 +108,7 @@ def train_with_held_out_folds(
     ranks = []
     with seeded(params.seed):
         n_folds = 0
+        # Without folds nothing is drawn, and the loop below has no rounds.
         folds = everything
         if params.held_out_folds:
             key = "pu_training.held_out_folds"
@@ -156,6 +157,7 @@ class _HeldOutRisk(Generic[M]):
         scores = self.trainer.positive_scores(self.module, self.held_out)
         # Scoring may have put the module into eval mode, and its training continues.
         self.module.train()
+        # A score above 0 is a decision for positive.
         false_negatives = float((scores <= 0).mean())
         positive_share = record["unlabeled_positive_share"]
         risk = zero_one_risk(false_negatives, positive_share, self.class_prior)

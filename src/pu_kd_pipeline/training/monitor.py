@@ -34,6 +34,7 @@ def predicted_classes(
 ) -> Tensor:
     """Return the (n,) int64 classes that a network in eval mode gives clean views of images."""
     size = inference_batch_size(compute, images.device, images.image_shape)
+    # Batches of inference may be larger than those of training: no gradient is kept.
     every_row = torch.arange(len(images))
     classes = []
     with torch.inference_mode(), autocast(compute, images.device):
@@ -58,6 +59,7 @@ class BestStudent:
     def __init__(self, student: nn.Module, *, keeps_best: bool) -> None:
         self._student = student
         self.keeps_best = keeps_best
+        # Below every agreement, so that the first record is always remembered.
         self._agreement = -1.0
         self._state: dict[str, Tensor] = {}
         self.update = 0.0

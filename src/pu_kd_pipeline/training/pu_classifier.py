@@ -51,6 +51,7 @@ def train_head(
     Raises:
         InputError: the features are another teacher's.
     """
+    # Features of another teacher have the same shape, and would be trained on without an error.
     teacher_fingerprint = teacher.fingerprint()
     check_teacher(labeled, teacher_fingerprint, "labeled_features")
     check_teacher(pool, teacher_fingerprint, "pool_features")
@@ -126,6 +127,7 @@ class _HeadTrainer:
         keeper: Keeper,
         examine: Examine | None = None,
     ) -> Iterator[Record]:
+        # Copied once per fold, and not once per batch.
         positive = self._positive[rows]
         unlabeled = self._unlabeled
         params = self._setup.params
@@ -209,6 +211,7 @@ class _EndToEndTrainer:
         examine: Examine | None = None,
     ) -> Iterator[Record]:
         params = self._setup.params
+        # Views and batches share the generator, so that one seed decides both.
         views = _RandomViews(self._normalize, params, generator)
 
         def scores(images: Tensor) -> Tensor:
@@ -301,6 +304,7 @@ def _all_rows(store: ImageStore, compute: ComputeParams) -> ImageRows:
 
 
 def _step(score: Callable[[Tensor], Tensor], class_prior: float, params: PUTrainingParams) -> Step:
+    # CVIR is not an estimator of the risk and has no beta or gamma.
     if params.estimator == "cvir":
         return cvir_step(score, class_prior=class_prior)
     return pu_step(

@@ -44,6 +44,7 @@ def train_classifier(
         labels = torch.from_numpy(truth).to(device)
 
         optimizer = make_optimizer(network, **params.optimizer.model_dump(exclude={"schedule"}))
+        # The names of the parts are the keys of a checkpoint.
         state = TrainingState(teacher=network, optimizer=optimizer)
         # Restored before the batches are made, which start after the updates that are done.
         keeper.restore(state)

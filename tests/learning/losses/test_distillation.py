@@ -218,6 +218,7 @@ def test_equal_vectors_get_the_gradient_of_one_of_them() -> None:
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_all_equal_weights_give_plain_distillation(temperature: float) -> None:
     student, teacher, vectors = batch(3)
+    # The worst of equal candidates is each of them.
     ones = torch.ones_like(vectors)
     robust = robust_loss(student, teacher, ones, temperature)
     plain = kd_loss(student, teacher, temperature)

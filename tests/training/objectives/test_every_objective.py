@@ -109,6 +109,7 @@ def test_two_runs_give_the_same_weights(digits, variant):
     assert are_equal(one, other)
     pd.testing.assert_frame_equal(history, other_history)
 
+    # Equal weights would prove nothing if no random number had an effect.
     of_another_seed, _ = digits.distill(**few, seed=1)
 
     assert not are_equal(one, of_another_seed)

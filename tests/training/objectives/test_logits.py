@@ -21,11 +21,13 @@ def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
     """To the last bit, though the teacher's logits are computed before training."""
     params = digits.params(objective=objective, n_updates=12, held_out_share=0.0)
     student, history = digits.distill(objective=objective, n_updates=12, held_out_share=0.0)
+    # Labeled images first, as in training, so that equal positions are equal images.
     parts = []
     for origin, store in digits.stores.items():
         is_of_store = digits.manifest["origin"] == origin
         ids = digits.manifest["id"][is_of_store].to_numpy()
         parts.append((store, rows_of(store, ids, "manifest")))
+
     vectors = torch.tensor(three_weight_vectors().to_numpy(), dtype=torch.float32)
     expected = digits.fresh()
     network = expected.network.train()
@@ -37,6 +39,7 @@ def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
         params.batch_size,
         params.seed,
     )
+
     for batch in itertools.islice(batches, params.n_updates):
         with torch.no_grad():
             teacher_logits = digits.teacher.network(batch.images)

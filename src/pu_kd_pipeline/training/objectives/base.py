@@ -17,6 +17,7 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.training.batches import Batch
 
+# A callable, because the logits come from the network or from the cache.
 TeacherLogits = Callable[[Batch], Tensor]
 
 

@@ -14,6 +14,8 @@ from pu_kd_pipeline.training.objectives.latent import LatentObjective
 from pu_kd_pipeline.training.objectives.logits import LogitObjective
 from pu_kd_pipeline.training.objectives.noisy import NoisyKDObjective
 
+# Everything that other modules need to know of an objective stands in its entry: nothing else in
+# the code may compare the names of objectives.
 OBJECTIVES: dict[str, ObjectiveType] = {
     "kd": ObjectiveType(
         partial(LogitObjective, kd), reads_teacher_logits_only=True, needs_class_weights=False
@@ -78,6 +80,7 @@ def make_objective(context: ObjectiveContext) -> Objective:
     try:
         return OBJECTIVES[name].make(context, context.params.objective_params)
     except InputError:
+        # It is a ValueError too, and names the key already.
         raise
     except ValueError as exc:
         raise InputError(f"distillation.objective {name!r}: {exc}") from exc

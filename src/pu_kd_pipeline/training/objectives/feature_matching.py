@@ -71,6 +71,7 @@ class FeatureMatchingObjective:
         else:
             criticism = self._critic.step(student_maps, teacher_maps)
         label_weight = self._attention.label_weight
+        # Without weight no labels are passed, and the history has no column of their loss.
         labels = None
         if label_weight:
             labels = context.labels[batch.rows]

@@ -22,6 +22,7 @@ class LogitObjective:
     ) -> None:
         self._loss = loss
         self._context = context
+        # No option: the loss reads temperature and weight vectors, which the context has.
         self.trainable: nn.Module = nn.Module()
         self.checkpointed: dict[str, Stateful] = {}
 

@@ -32,6 +32,7 @@ class NoisyKDObjective:
         self._matrix = NoiseMatrix(
             context.teacher.n_classes, params.diagonal, learns_diagonal=params.learns_diagonal
         ).to(context.device)
+        # Its own Adam, also where the student's optimizer is SGD.
         self._optimizer = make_optimizer(
             self._matrix,
             algorithm="adam",
