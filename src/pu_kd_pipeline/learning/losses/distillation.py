@@ -57,8 +57,10 @@ def soft_cross_entropy(
 
     # At least float32: a sum of products of bf16 numbers has two or three digits.
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    # Detached, because a teacher in training mode would otherwise learn from its student.
     teacher_logits = teacher_logits.detach().to(dtype)
     student_logits = student_logits.to(dtype)
+
     targets = torch.softmax(teacher_logits / temperature, dim=1)
     log_probabilities = torch.log_softmax(student_logits / temperature, dim=1)
     return -(targets * log_probabilities).sum(dim=1)
@@ -175,6 +177,7 @@ def robust_kd(
         ValueError: the shapes do not fit, or temperature is not positive.
     """
     losses = temperature**2 * soft_cross_entropy(student_logits, teacher_logits, temperature)
+    # Detached: only the worst case is minimized, the others are for the history.
     estimated = worst_weighted_mean(losses.detach(), teacher_logits, weight_vectors[:1])
     return {
         "loss": worst_weighted_mean(losses, teacher_logits, weight_vectors),
