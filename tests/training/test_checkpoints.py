@@ -36,9 +36,7 @@ from pu_kd_pipeline.training.checkpoints import keep_in, keep_nowhere, unkept
 from pu_kd_pipeline.training.class_prior import estimate_prior
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 from pu_kd_pipeline.training.teacher import train_classifier
-from tests.training.objectives.test_objectives import ATTENTION, LATENT, Scene, scene_of
-
-__all__ = ["scene_of"]  # a fixture
+from tests.training.scene import ATTENTION, LATENT, Scene
 
 COMPUTE = ComputeParams(
     device="cpu", precision="float32", n_threads=1, resident_limit_gb=1.0, inference_batch_size=64
@@ -198,7 +196,7 @@ class Dropping(nn.Module):
 def teacher_of(scene: Scene, compute: ComputeParams = COMPUTE, **changes: Any) -> Training:
     teacher = TeacherParams.model_validate(
         {
-            "architecture": "test_checkpoints:Dropping", "architecture_options": {}, "weights": None, "taps": ["norm"],
+            "architecture": f"{__name__}:Dropping", "architecture_options": {}, "weights": None, "taps": ["norm"],
             "classes": 5, "input": {"size_px": 8, "channels": 1, "mean": [0.4], "std": [0.25]},
         }
     )  # fmt: skip
