@@ -185,7 +185,7 @@ def _evidence(
             new_head,
             TRAINING,
             n_folds=N_FOLDS,
-            alternates=reads.drops_likely_positives,
+            drops_likely_positives=reads.drops_likely_positives,
             generator=torch.Generator().manual_seed(seed),
         )
 

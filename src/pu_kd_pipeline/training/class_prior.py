@@ -68,9 +68,9 @@ def estimate_prior(
                 lambda: new_head(positive, unlabeled, params).to(device),
                 score_training(params, settings.epochs),
                 n_folds=n_folds,
-                alternates=needed.drops_likely_positives,
+                drops_likely_positives=needed.drops_likely_positives,
                 generator=torch.Generator(device).manual_seed(params.seed),
-                watched=lambda epochs: track(
+                track_epochs=lambda epochs: track(
                     epochs, name="class prior", total=settings.epochs, unit="epochs"
                 ),
             )

@@ -60,7 +60,7 @@ def ranks(
             lambda: Head(positive.shape[1]),
             TRAINING,
             n_folds=n_folds,
-            alternates=alternates,
+            drops_likely_positives=alternates,
             generator=torch.Generator().manual_seed(seed),
         )
 
@@ -90,7 +90,7 @@ def test_alternating_scores_positives_above_what_positives_hidden_in_the_unlabel
 
         with seeded(0):
             cross_fitted_ranks(
-                positive, unlabeled, new_head, TRAINING, n_folds=2, alternates=alternates,
+                positive, unlabeled, new_head, TRAINING, n_folds=2, drops_likely_positives=alternates,
                 generator=torch.Generator().manual_seed(0),
             )  # fmt: skip
         with torch.no_grad():
@@ -123,8 +123,8 @@ def test_the_epochs_pass_through_the_callers_hands() -> None:
             yield epoch
 
     cross_fitted_ranks(
-        positive, unlabeled, lambda: Head(2), TRAINING, n_folds=2, alternates=True,
-        generator=torch.Generator().manual_seed(0), watched=watched,
+        positive, unlabeled, lambda: Head(2), TRAINING, n_folds=2, drops_likely_positives=True,
+        generator=torch.Generator().manual_seed(0), track_epochs=watched,
     )  # fmt: skip
     assert len(seen) == TRAINING.epochs
 
