@@ -87,6 +87,7 @@ def test_weight_decay_is_in_the_gradient():
     optimizer = make_optimizer(
         network, algorithm="sgd", learning_rate=0.5, momentum=0.0, weight_decay=0.1
     )
+    # The loss has no gradient, so only the decay moves the weight.
     (network.weight * 0).sum().backward()
     optimizer.step()
     assert network.weight.item() == pytest.approx(2.0 - 0.5 * 0.1 * 2.0)

@@ -64,6 +64,7 @@ def test_nnpu_finds_the_positives_among_the_unlabeled():
 
 def _last_record_of_an_overfitting_network(estimator):
     positive, unlabeled, _ = samples(PRIOR, 20, 400, 50, distance=1.4, seed=0)
+    # 20 positives in 50 dimensions can be separated from any unlabeled samples.
     training = ScoreTraining(300, 20, 400, "adam", 0.01, 0.9, 0.0, "constant")
     with seeded(0):
         network = nn.Sequential(nn.Linear(50, 200), nn.ReLU(), nn.Linear(200, 1), nn.Flatten(0))
@@ -110,6 +111,7 @@ def slow_loss(
 ) -> float:
     """Balanced logistic loss of the positives against the lowest unlabeled, one at a time."""
     n_kept = round((1 - dropped_share) * len(unlabeled))
+    # The highest scores are the likely positives, which are dropped.
     kept = sorted(unlabeled.tolist())[:n_kept]
     positive_losses = [math.log1p(math.exp(offset - score)) for score in positive.tolist()]
     kept_losses = [math.log1p(math.exp(score - offset)) for score in kept]

@@ -27,6 +27,7 @@ def draw_views(n: int, *, padding: int, flip: bool, generator: torch.Generator) 
     """Return (n,) int64 random views, in 0..`n_views`-1, on the generator's device."""
     side = 2 * padding + 1
     device = generator.device
+    # One call for both offsets: the order of draws fixes the views of a seed.
     offsets = torch.randint(0, side, (2, n), generator=generator, device=device)
     views = offsets[0] * side + offsets[1]
     if flip:
@@ -49,6 +50,7 @@ def take_views(images: Tensor, views: Tensor, *, padding: int, flip: bool) -> Te
     """
     if padding == 0 and not flip:
         return images
+    # The inverse of the numbering in `draw_views`
     if flip:
         is_flipped = views % 2 == 1
         crops = views // 2

@@ -77,6 +77,7 @@ class FeatureExtractor(nn.Module):
 
 def default_taps(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
     """Return the layers to tap when the user names none."""
+    # Our own networks name their taps in an attribute of the class.
     own = getattr(network, "default_taps", None)
     if own is not None:
         return tuple(own)
@@ -134,6 +135,7 @@ def teacher_outputs(logits: Tensor) -> Tensor:
         (N, 4) float32.
     """
     logits = logits.float()
+    # The entropy needs log-probabilities that stay finite where a probability rounds to zero.
     log_probabilities = logits.log_softmax(dim=1)
     probabilities = log_probabilities.exp()
     confidence = probabilities.amax(dim=1)

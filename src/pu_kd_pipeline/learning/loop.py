@@ -58,6 +58,7 @@ def make_optimizer(
         weight_decay: factor of the L2 penalty in the gradient.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    # Fused: one kernel for all parameters instead of several per parameter.
     if algorithm == "sgd":
         return torch.optim.SGD(
             parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True
@@ -321,6 +322,7 @@ def seeded(seed: int) -> Iterator[None]:
 
     Initialization and dropout draw from them.
     """
+    # fork_rng restores the generators of the CPU and of all CUDA devices
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -150,6 +150,7 @@ def positive_unlabeled_step(score: Score, dropped_share: Callable[[], float] = l
 
 def _lowest(scores: Tensor, share: float) -> Tensor:
     """Return the share of the scores that are lowest, in any order, but at least one."""
+    # An empty mean would make the loss NaN.
     n_kept = max(1, round(share * len(scores)))
     if n_kept >= len(scores):
         return scores
@@ -163,6 +164,7 @@ def _positive_share(scores: Tensor) -> Tensor:
 def _scores_of_both(score: Score, batch: Batch) -> Batch:
     """Return the float32 scores of positives and unlabeled from one forward pass."""
     positive, unlabeled = batch
+    # One batch, so that BatchNorm normalizes both by the same statistics.
     scores = score(torch.cat([positive, unlabeled])).float()
     return scores[: len(positive)], scores[len(positive) :]
 
@@ -236,6 +238,7 @@ def fit_scores(
         keeper=keeper,
         examine=examine,
     )
+    # A resumed training yields the records that it has first, so counting from 1 is right.
     for epoch, record in enumerate(records, start=1):
         yield {"epoch": float(epoch), **record}
     module.eval()

@@ -48,6 +48,7 @@ def test_ranks_pool_folds_whose_scores_cannot_be_compared() -> None:
     all_positive = np.concatenate([positive for positive, _ in folds])
     all_unlabeled = np.concatenate([unlabeled for _, unlabeled in folds])
     by_score, _ = best_bin_estimate(all_positive, all_unlabeled)
+    # Scale and offset separate the raw scores of each fold from those of the others.
     assert abs(by_score - 0.3) > 0.1
 
 
@@ -114,6 +115,7 @@ def test_an_interval_around_a_small_value_has_a_note_that_it_is_too_narrow() -> 
     assert "too narrow for so small a class prior" in small.note
 
 
+# A single resample has no spread, so only the hull can hold the value.
 @settings(deadline=None, max_examples=40)
 @given(positive=score_arrays, unlabeled=score_arrays, seed=st.integers(0, 99))
 def test_interval_holds_the_value_even_where_the_percentiles_miss_it(

@@ -52,6 +52,7 @@ def build_network(
     """
     options = dict(options or {})
     factory, arguments = _find_factory(architecture, n_classes, in_channels)
+    # A TypeError is what Python raises for arguments that a function does not take.
     try:
         network = factory(**arguments, **options)
     except TypeError as exc:
