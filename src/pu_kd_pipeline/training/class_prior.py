@@ -16,7 +16,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.reading import feature_tensors
 from pu_kd_pipeline.learning.class_prior.cross_fitting import cross_fitted_ranks
 from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior
-from pu_kd_pipeline.learning.class_prior.estimators import ESTIMATORS
+from pu_kd_pipeline.learning.class_prior.methods import METHODS
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_classifier import PUHead
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
@@ -65,11 +65,11 @@ def estimate_prior(
             f"a pool of {len(unlabeled)} images says nothing of its class prior: "
             "set pu_training.class_prior"
         )
-    if ESTIMATORS[settings.method].reads == "features":
-        evidence = (positive.cpu().numpy(), unlabeled.cpu().numpy())
-    else:
+    if METHODS[settings.method].evidence.trains_classifier:
         # Scores are comparable within a fold only, hence ranks.
         evidence = _ranks(positive, unlabeled, params, n_folds)
+    else:
+        evidence = (positive.cpu().numpy(), unlabeled.cpu().numpy())
     estimate = estimate_class_prior(
         *evidence,
         method=settings.method,
@@ -117,7 +117,7 @@ def _ranks(
             untrained_head,
             score_training(params, settings.epochs),
             n_folds=n_folds,
-            alternates=ESTIMATORS[settings.method].reads == "ted_scores",
+            drops_likely_positives=METHODS[settings.method].evidence.drops_likely_positives,
             generator=torch.Generator(positive.device).manual_seed(params.seed),
-            watched=tracked,
+            track_epochs=tracked,
         )
