@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from pu_kd_pipeline.incremental.file_states import FileStates, files_below
+from pu_kd_pipeline.incremental.file_states import FileStates
 from pu_kd_pipeline.incremental.node_records import (
     NodeRecord,
     NodeRecords,
     damaged_outputs,
     differences,
-    flat,
+    flat_parameters,
     outside_of,
 )
 from pu_kd_pipeline.params.data_ingestion import ImageSource
@@ -85,7 +85,7 @@ def test_weights_and_factories_count_by_their_content(tmp_path, monkeypatch):
 
 def test_parameters_are_compared_key_by_key():
     block = InputSpec(size_px=8, channels=1, mean=(0.5,), std=(1.0,))
-    assert flat("input", block) == {
+    assert flat_parameters("input", block) == {
         "input.size_px": 8,
         "input.channels": 1,
         "input.mean": [0.5],
@@ -169,15 +169,3 @@ def test_a_change_within_the_resolution_of_file_times_is_seen(tmp_path):
             time.time_ns() - file.stat().st_mtime_ns >= 20_000_000
         )  # or the next write might have the same time
     assert len(digests) == 5
-
-
-def test_hidden_files_belong_to_nobody(tmp_path):
-    for name in ("a.txt", ".b.tmp", "c/d.txt", ".e/f.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)] == [
-        "a.txt",
-        "c/d.txt",
-    ]
-    assert list(files_below(tmp_path / "a.txt")) == [tmp_path / "a.txt"]
-    assert list(files_below(tmp_path / "nowhere")) == []

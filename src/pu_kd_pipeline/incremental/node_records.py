@@ -17,15 +17,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pu_kd_pipeline.incremental.file_states import (
-    FileStates,
-    digest_of,
-    files_below,
-    safe_name,
-    source_state,
-)
+from pu_kd_pipeline.incremental.file_states import FileStates, safe_name
 from pu_kd_pipeline.params.data_ingestion import ImageSource
+from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
+from pu_kd_pipeline.storage.digests import digest_of, files_below
 
 VERSION = 1  # a higher one has every node run again
 # Whose versions may change a result; the others only carry it.
@@ -97,15 +93,10 @@ def libraries() -> dict[str, str]:
     return versions
 
 
-def flat(name: str, value: Any) -> dict[str, Any]:
-    """Return dotted key -> what JSON can write, of a parameter or a block."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    if isinstance(value, Mapping) and value:
-        return {
-            key: leaf for part in value for key, leaf in flat(f"{name}.{part}", value[part]).items()
-        }
-    return {name: json.loads(json.dumps(value, default=str))}
+def flat_parameters(name: str, value: Any) -> dict[str, Any]:
+    """Return dotted key -> what JSON can write, of a parameter or a block; a list is one value."""
+    leaves = flatten(value, prefix=name, expand_lists=False)
+    return {key: json.loads(json.dumps(leaf, default=str)) for key, leaf in leaves}
 
 
 def outside_of(name: str, value: Any, files: FileStates) -> dict[str, str]:
@@ -115,6 +106,9 @@ def outside_of(name: str, value: Any, files: FileStates) -> dict[str, str]:
 
 def _outside(name: str, value: Any, files: FileStates) -> Iterator[tuple[str, str]]:
     if isinstance(value, ImageSource):
+        # imported late: it needs pandas, and commands such as `kedro run --help` import this module
+        from pu_kd_pipeline.images.sources.registry import source_state
+
         yield name, source_state(value)
     elif isinstance(value, BaseModel):
         for part in type(value).model_fields:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline.incremental.code_index import CodeIndex
-from pu_kd_pipeline.incremental.file_states import FileStates, digest_of, files_below, safe_name
+from pu_kd_pipeline.incremental.file_states import FileStates, safe_name
 from pu_kd_pipeline.incremental.node_records import (
     NodeRecord,
     NodeRecords,
     damaged_outputs,
     differences,
-    flat,
+    flat_parameters,
     libraries,
     outside_of,
 )
 from pu_kd_pipeline.storage.atomic import remove_leftovers
+from pu_kd_pipeline.storage.digests import digest_of, files_below
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -127,10 +128,10 @@ class StalenessTracker:
                     for key, value in self._catalog.load(name).items()
                     if key not in _UNDECISIVE
                 }
-                parameters |= flat(name, shown)
+                parameters |= flat_parameters(name, shown)
             elif name.startswith("params:"):
                 value, key = self._catalog.load(name), name.removeprefix("params:")
-                parameters |= flat(key, value)
+                parameters |= flat_parameters(key, value)
                 outside |= outside_of(key, value, self._files)
             else:
                 inputs[name] = digest_of(self._content(name))

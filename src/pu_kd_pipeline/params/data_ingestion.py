@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pu_kd_pipeline.params.base import SEEDS, Block, Share
+
+
+@dataclass(frozen=True)
+class SourceType:
+    """What the parameters of one type of image source need.
+
+    Attributes:
+        required_key: key of `ImageSource` that a source of this type cannot do without.
+        path_must_exist: whether a local `path` is checked before the first node runs.
+    """
+
+    required_key: str
+    path_must_exist: bool
+
+
+# Each type has a class in images/sources/registry.py, which checks when it is imported that none is missing.
+SOURCE_TYPES = {
+    # torchvision makes the folder itself where `download` is set
+    "torchvision": SourceType(required_key="dataset", path_must_exist=False),
+    "folder": SourceType(required_key="path", path_must_exist=True),
+    "parquet": SourceType(required_key="path", path_must_exist=True),
+    "demo": SourceType(required_key="part", path_must_exist=False),
+}
+
+if TYPE_CHECKING:
+    SourceTypeName = str  # type checkers take only literals that are written out
+else:
+    SourceTypeName = Literal[tuple(SOURCE_TYPES)]
 
 
 class ImageSource(Block):
@@ -16,7 +45,7 @@ class ImageSource(Block):
     unlabeled), `parquet` (image bytes in a column; local or any fsspec URL) or `demo` (the embedded digits).
     """
 
-    type: Literal["torchvision", "folder", "parquet", "demo"]
+    type: SourceTypeName
     name: str | None = Field(
         None, description="prefix of the ids and value of the index column `source`"
     )
@@ -60,9 +89,7 @@ class ImageSource(Block):
 
     @model_validator(mode="after")
     def _type_has_what_it_needs(self) -> ImageSource:
-        needed = {"torchvision": "dataset", "folder": "path", "parquet": "path", "demo": "part"}[
-            self.type
-        ]
+        needed = SOURCE_TYPES[self.type].required_key
         if getattr(self, needed) is None:
             raise ValueError(f"a source of type {self.type!r} needs the key {needed!r}")
         if self.share[0] >= self.share[1]:

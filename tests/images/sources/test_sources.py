@@ -20,7 +20,7 @@ from PIL import Image
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
 from pu_kd_pipeline.images.labels import draw, in_share, with_teacher_labels
-from pu_kd_pipeline.images.sources.open import open_source
+from pu_kd_pipeline.images.sources.registry import open_source
 from pu_kd_pipeline.params.data_ingestion import ImageSource
 
 

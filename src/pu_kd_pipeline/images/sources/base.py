@@ -10,6 +10,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Unusable
+from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.images.decoding import RawImage
@@ -21,7 +22,23 @@ class SourceLostError(InputError):
 
 
 class Source(Protocol):
-    """A place that images come from."""
+    """A place that images come from.
+
+    Args:
+        source: its parameters.
+        seed: draws the split of the embedded demo; other sources ignore it.
+    """
+
+    def __init__(self, source: ImageSource, seed: int) -> None: ...
+
+    @staticmethod
+    def state(source: ImageSource) -> str:
+        """Return a digest of what the files of a source are called and when they changed.
+
+        The source is not opened and no image is read, and it need not be there. Empty: there are no files, because
+        the images come with installed code. What a remote file system raises is part of the digest, not an error.
+        """
+        ...
 
     def listing(self) -> pd.DataFrame:
         """Return one row an image, in a stable order.
@@ -45,8 +62,8 @@ class Source(Protocol):
 
 def default_name(source: ImageSource) -> str:
     """Return what the index calls a source that was given no name."""
-    if source.type == "demo":
-        return "demo"
+    if SOURCE_TYPES[source.type].required_key not in ("dataset", "path"):
+        return source.type
     path = PurePosixPath(str(source.path).rstrip("/"))
     is_pattern = any(wildcard in path.name for wildcard in "*?[")
     return source.dataset or (path.parent.name if is_pattern else path.stem) or source.type

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from pu_kd_pipeline.images.sources.base import listing_table
 
+if TYPE_CHECKING:
+    from pu_kd_pipeline.params.data_ingestion import ImageSource
+
 
 class DemoSource:
     """Digits of scikit-learn; in the part `pool`, letters and photo patches as well."""
 
-    def __init__(self, part: str, seed: int) -> None:
-        self._part, self._seed = part, seed
+    def __init__(self, source: ImageSource, seed: int) -> None:
+        self._part = str(source.part)
+        self._seed = seed
+
+    @staticmethod
+    def state(source: ImageSource) -> str:
+        """Return nothing: the images are made by code, and code has digests of its own."""
+        return ""
 
     def listing(self) -> pd.DataFrame:
         from pu_kd_pipeline.images.sources.demo_images import demo_part

@@ -10,6 +10,7 @@ from typing import Any
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
 from pu_kd_pipeline.images.sources.base import SourceLostError
+from pu_kd_pipeline.storage.digests import digest_of, files_below
 
 READ_THREADS = 8  # opening files waits for the disk or the network
 MAX_FILE_BYTES = (
@@ -67,6 +68,51 @@ def file_state(path: Path, real_root: Path | None = None) -> tuple[str, str]:
         f"{about.st_size}-{about.st_mtime_ns}",
         Reason.TOO_LARGE if about.st_size > MAX_FILE_BYTES else "",
     )
+
+
+def path_state(path: str) -> str:
+    """Return a digest of what files are called and when they changed, without reading one.
+
+    Args:
+        path: a file, folder or pattern, local or as URL; it need not be there.
+    """
+    if "://" in path:
+        return digest_of(_remote_listing(path))
+    local = Path(path)
+    if has_wildcard(local.as_posix()):
+        pattern = local.relative_to(local.anchor).as_posix()
+        files = sorted(Path(local.anchor or ".").glob(pattern))
+    else:
+        files = list(files_below(local))
+    return digest_of([_stamp(file) for file in files])
+
+
+def has_wildcard(path: str) -> bool:
+    """Return whether a path is a pattern for many files."""
+    return any(mark in path for mark in "*?[")
+
+
+def _stamp(file: Path) -> list[Any]:
+    name = os.fsencode(file).hex()  # a name may hold bytes that are not text
+    try:
+        about = file.stat()
+    except OSError:  # such as a link that leads nowhere
+        return [name]
+    return [name, about.st_size, about.st_mtime_ns]
+
+
+def _remote_listing(path: str) -> Any:
+    from fsspec.core import url_to_fs
+
+    try:
+        system, root = url_to_fs(path)
+        if has_wildcard(root):
+            return system.glob(root, detail=True)
+        return system.find(root, detail=True) or system.info(root)
+    # Each kind of remote file system has errors of its own. The stage that reads the images reports
+    # them in a sentence; here a source that cannot be reached only has to differ from one that can.
+    except Exception as exc:
+        return str(type(exc))
 
 
 def check_file_unchanged(folder: str, name: str) -> None:

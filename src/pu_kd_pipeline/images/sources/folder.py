@@ -19,6 +19,7 @@ from pu_kd_pipeline.images.sources.files import (
     file_state,
     file_system,
     is_printable,
+    path_state,
     printable,
     remote_version,
 )
@@ -36,12 +37,16 @@ class FolderSource:
     Hidden files are left out. Links to files outside the folder and links to folders are listed with a fault.
     """
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: ImageSource, seed: int) -> None:
         from fsspec.implementations.local import LocalFileSystem
 
         self._path = str(source.path)
         self._fs, self._root = file_system(self._path)
         self._is_local = isinstance(self._fs, LocalFileSystem)
+
+    @staticmethod
+    def state(source: ImageSource) -> str:
+        return path_state(str(source.path))
 
     def listing(self) -> pd.DataFrame:
         if not self._fs.isdir(self._root):

@@ -13,7 +13,12 @@ import pandas as pd
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
 from pu_kd_pipeline.images.sources.base import SourceLostError, listing_table
-from pu_kd_pipeline.images.sources.files import file_system, lost_source_error, remote_version
+from pu_kd_pipeline.images.sources.files import (
+    file_system,
+    lost_source_error,
+    path_state,
+    remote_version,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +40,7 @@ class ParquetSource:
     writes it. Without ids an image is called by its file and row.
     """
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: ImageSource, seed: int) -> None:
         self._path = str(source.path)
         self._fs, root = file_system(self._path)
         if self._fs.isdir(root):
@@ -49,6 +54,10 @@ class ParquetSource:
             raise InputError(
                 f"there is no Parquet file at {self._path}: correct `path` of the source"
             )
+
+    @staticmethod
+    def state(source: ImageSource) -> str:
+        return path_state(str(source.path))
 
     def listing(self) -> pd.DataFrame:
         tables = [self._list_file(number, file) for number, file in enumerate(self._files)]

@@ -19,6 +19,7 @@ from pu_kd_pipeline.images.sources.files import (
     READ_THREADS,
     file_state,
     is_printable,
+    path_state,
     printable,
     read_file,
 )
@@ -34,9 +35,15 @@ DEFAULT_TORCHVISION_ROOT = "data/01_raw"
 class TorchvisionSource:
     """A data set of torchvision by its class name, with any options of that class."""
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: ImageSource, seed: int) -> None:
         self._source = source
         self._dataset = _open_dataset(source)
+
+    @staticmethod
+    def state(source: ImageSource) -> str:
+        """Return the state of the folder that torchvision keeps the data set in."""
+        folder = source.path or source.options.get("root") or DEFAULT_TORCHVISION_ROOT
+        return path_state(str(folder))
 
     def listing(self) -> pd.DataFrame:
         n = len(self._dataset)
