@@ -16,14 +16,14 @@ from pu_kd_pipeline.incremental.node_records import (
     damaged_outputs,
     differences,
     flat_parameters,
-    outside_of,
+    external_states,
 )
 from pu_kd_pipeline.params.data_ingestion import ImageSource
 from pu_kd_pipeline.params.teacher import InputSpec
 
 
 def outside(tmp_path: Path, value: Any) -> dict[str, str]:
-    return outside_of("block", value, FileStates(tmp_path / "states.json"))
+    return external_states("block", value, FileStates(tmp_path / "states.json"))
 
 
 def source(**changes: Any) -> ImageSource:

@@ -221,8 +221,8 @@ def test_a_changed_catalog_entry_makes_its_data_set_again(project):
 
 def test_another_version_of_a_library_runs_everything(project, monkeypatch):
     project.run()
-    known = staleness.libraries()
-    monkeypatch.setattr(staleness, "libraries", lambda: {**known, "torch": "9.9"})
+    known = staleness.library_versions()
+    monkeypatch.setattr(staleness, "library_versions", lambda: {**known, "torch": "9.9"})
     assert project.run() == dict.fromkeys(ALL, f"torch {known['torch']} → 9.9")
 
 

@@ -16,7 +16,7 @@ from pu_kd_pipeline.images.sources import files, registry
 from pu_kd_pipeline.images.sources.base import default_name
 from pu_kd_pipeline.images.sources.registry import SOURCES, check_source_types, source_state
 from pu_kd_pipeline.incremental.file_states import FileStates
-from pu_kd_pipeline.incremental.node_records import outside_of
+from pu_kd_pipeline.incremental.node_records import external_states
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, ImageSource, SourceType
 from tests.images.sources.examples import listed, source_of
 
@@ -85,7 +85,7 @@ def test_a_type_without_a_path_has_its_own_state(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(files, "path_state", lambda path: pytest.fail(f"{path} was looked at"))
     source = ImageSource.model_construct(type="camera", part="pool")
     assert default_name(source) == "camera"
-    states = outside_of("pool", [source], FileStates(tmp_path / "states.json"))
+    states = external_states("pool", [source], FileStates(tmp_path / "states.json"))
     assert states == {"pool[0]": "camera pool"}
 
 
