@@ -1,7 +1,8 @@
 """The types of image sources: which class reads each of them.
 
-A new type takes a module next to this one, an entry in `SOURCES`, and one in `SOURCE_TYPES` of
-`params/data_ingestion.py` with the keys that it needs. Importing this module fails while one of them is missing.
+A new type takes three files: its module next to this one, an entry in `SOURCES` here, and an entry
+in `SOURCE_TYPES` of `params/data_ingestion.py` with the key that it needs. Importing this module
+fails while one of the entries is missing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SOURCES: dict[str, type[Source]] = {
 def check_source_types(sources: Mapping[str, Any], types: Mapping[str, SourceType]) -> None:
     """Check that every source type has a class, and parameters that can be given.
 
-    The parameters are a lower layer that cannot import the classes, so the names are in two places.
+    The names are in two places because the parameters are a lower layer, which cannot import the
+    classes.
 
     Raises:
         RuntimeError: names each part that is missing, and where it belongs.
@@ -35,21 +37,18 @@ def check_source_types(sources: Mapping[str, Any], types: Mapping[str, SourceTyp
     faults = []
     for name in sources:
         if name not in types:
-            faults.append(
-                f"source type {name!r} has no entry in SOURCE_TYPES of params/data_ingestion.py"
-            )
+            faults.append(f"{name!r} has no entry in SOURCE_TYPES of params/data_ingestion.py")
     for name, source_type in types.items():
         if name not in sources:
+            faults.append(f"{name!r} has no class in SOURCES of images/sources/registry.py")
+        key = source_type.required_key
+        if key not in ImageSource.model_fields:
             faults.append(
-                f"source type {name!r} has no class in SOURCES of images/sources/registry.py"
-            )
-        if source_type.required_key not in ImageSource.model_fields:
-            faults.append(
-                f"source type {name!r} needs the key {source_type.required_key!r}, which is not a field of "
-                "ImageSource in params/data_ingestion.py"
+                f"{name!r} needs the key {key!r}, which is not a field of ImageSource in "
+                "params/data_ingestion.py"
             )
     if faults:
-        raise RuntimeError("; ".join(faults) + ": add what is missing")
+        raise RuntimeError(f"source type {'; source type '.join(faults)}: add what is missing")
 
 
 check_source_types(SOURCES, SOURCE_TYPES)
