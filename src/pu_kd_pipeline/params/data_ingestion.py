@@ -41,9 +41,9 @@ else:
 class ImageSource(Block):
     """One place that images come from.
 
-    `type` picks the reader: `torchvision` (a data set by class name), `folder` (class sub-folders, or
-    flat and unlabeled), `parquet` (image bytes in a column; local or any fsspec URL) or `demo` (the
-    embedded digits).
+    `type` picks the reader: `torchvision` (a data set by class name), `folder` (class sub-folders,
+    or flat and unlabeled), `parquet` (image bytes in a column; local or any fsspec URL) or `demo`
+    (the embedded digits).
     """
 
     type: SourceTypeName
@@ -67,14 +67,14 @@ class ImageSource(Block):
     )
     labels: Literal["classes", "truth", "ignore"] = Field(
         "ignore",
-        description="classes: every image has a label, which is a class of the teacher; truth: a label "
-        "that is a class of the teacher marks a relevant image, any other an irrelevant one (for "
+        description="classes: every image has a label, which is a class of the teacher; truth: a "
+        "label that is a class of the teacher marks a relevant image, any other an irrelevant one (for "
         "evaluation only); ignore: no labels",
     )
     label_map: dict[str, int] | None = Field(
         None,
-        description="source label or class name -> class of the teacher; labels that are not listed "
-        "are no class",
+        description="source label or class name -> class of the teacher; labels that are not "
+        "listed are no class",
     )
     exclude_labels: tuple[int | str, ...] = Field(
         (), description="leave out images with these labels or class names"
@@ -107,8 +107,8 @@ class ImageStoreParams(Block):
     """How decoded images are kept on disk."""
 
     kind: Literal["auto", "packed", "encoded"] = Field(
-        description="packed: memory-mapped uint8 arrays; encoded: compressed bytes, decoded per batch; "
-        "auto: packed where the working size is at most packed_max_size_px or the store fits "
+        description="packed: memory-mapped uint8 arrays; encoded: compressed bytes, decoded per "
+        "batch; auto: packed where the working size is at most packed_max_size_px or the store fits "
         "disk_budget_gb"
     )
     packed_max_size_px: int = Field(
@@ -139,8 +139,8 @@ class NearDuplicateParams(Block):
     max_ratio: float = Field(
         gt=0,
         le=1,
-        description="and as a share of the distance between that image and the fifth nearest of all "
-        "others",
+        description="and as a share of the distance between that image and the fifth nearest of "
+        "all others",
     )
 
 
