@@ -392,14 +392,14 @@ def test_cells_share_their_pu_training_and_tell_their_results(
         told.append((name, parameters["method"], metrics["accuracy"]))
 
     hear = lambda *record: records.append(record)  # noqa: E731
-    progress.add_result_listener(listen)
-    progress.add_listener(hear)
+    progress.results.add(listen)
+    progress.records.add(hear)
     try:
         shards = comparison_shards(inputs, blocks, grid(seeds=[0], variants=variants))
         table = ShardedTable.write(tmp_path, shards, keeps_others=True)
     finally:
-        progress.remove_result_listener(listen)
-        progress.remove_listener(hear)
+        progress.results.remove(listen)
+        progress.records.remove(hear)
     assert trained == [20, 40]  # once for each number of labeled images
     assert records == []
     results = table.to_pandas()

@@ -238,7 +238,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 import torch
-from test_end_to_end_variants import TYPES, run
+from tests.pipelines.test_end_to_end_variants import TYPES, run
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -254,7 +254,7 @@ def test_a_whole_experiment_runs_without_kedro_and_mlflow(tmp_path):
     (tmp_path / "blocks.json").write_text(json.dumps(blocks))
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_KEDRO, str(tmp_path)],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     metrics = json.loads(result.stdout.rpartition("RESULT")[2])

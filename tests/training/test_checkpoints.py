@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_objectives import ATTENTION, LATENT, Scene, scene_of
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -37,6 +36,7 @@ from pu_kd_pipeline.training.checkpoints import keep_in, keep_nowhere, unkept
 from pu_kd_pipeline.training.class_prior import estimate_prior
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 from pu_kd_pipeline.training.teacher import train_classifier
+from tests.training.objectives.test_objectives import ATTENTION, LATENT, Scene, scene_of
 
 __all__ = ["scene_of"]  # a fixture
 
@@ -304,12 +304,12 @@ def test_a_finished_training_is_not_done_again_and_tells_all_of_its_records(scen
     def listener(name: str, step: int, record: Any) -> None:
         told.append((name, step, record["loss"]))
 
-    progress.add_listener(listener)
+    progress.records.add(listener)
     try:
         with killed_at_step(1):
             assert_same(train(), expected)
     finally:
-        progress.remove_listener(listener)
+        progress.records.remove(listener)
     assert [step for _, step, _ in told] == [3, 6, 7]
     assert [loss for _, _, loss in told] == expected[1]["loss"].tolist()
 

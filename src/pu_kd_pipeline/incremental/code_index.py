@@ -37,7 +37,7 @@ class CodeIndex:
         lines and the place in the file do not count.
 
         Args:
-            thing: a function or class; nothing is returned for one of an installed package.
+            thing: a function or class; for one of an installed package nothing is returned.
         """
         module = thing.__module__
         name = thing.__qualname__.partition(".")[0]

@@ -82,7 +82,7 @@ class IncrementalRunner(SequentialRunner):
                 reason: str | None = "it was asked for (force)"
             else:
                 reason = tracker.reason_to_run(node)
-            progress.publish_decision(node.name, reason)
+            progress.decisions.publish(node.name, reason)
             if reason is None:
                 logger.info("Up to date: %s", node.name)
                 tracker.record_unchanged_code(node)

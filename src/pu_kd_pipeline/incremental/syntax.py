@@ -214,8 +214,8 @@ def _definitions(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
 
 def _target_names(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> Iterator[str]:
     if isinstance(statement, ast.Assign):
-        targets = statement.targets
-    else:  # only a plain assignment has several: `a = b = 0`
+        targets = statement.targets  # several in `a = b = 0`
+    else:
         targets = [statement.target]
     for target in targets:
         for node in ast.walk(target):
