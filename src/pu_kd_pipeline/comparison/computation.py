@@ -42,6 +42,7 @@ from pu_kd_pipeline.training.checkpoints import unkept
 from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.few_sample_starts import fitnet_start, fskd_start
+from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 
 _TEXTS = ("variant", "method", "rule", "criterion", "features", "objective")
@@ -286,7 +287,7 @@ class CellComputation:
         self, cell: Cell, manifest: pd.DataFrame, labeled: ImageStore
     ) -> pd.DataFrame:
         teacher = self._inputs.teacher
-        if cell.objective != "robust_kd":
+        if not OBJECTIVES[cell.objective].needs_class_weights:
             return pd.DataFrame(np.ones((1, teacher.n_classes)))
         features: ShardedTable = self._inputs.labeled_features
         if cell.method == "original":

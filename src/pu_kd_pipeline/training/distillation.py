@@ -27,7 +27,7 @@ from pu_kd_pipeline.training.batches import Batch, augmented_batches
 from pu_kd_pipeline.training.checkpoints import decided_by, keeping
 from pu_kd_pipeline.training.monitor import BestStudent, StudentMonitor
 from pu_kd_pipeline.training.objectives.base import ObjectiveContext
-from pu_kd_pipeline.training.objectives.factory import cacheable, make_objective
+from pu_kd_pipeline.training.objectives.factory import OBJECTIVES, make_objective
 from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
 
 
@@ -98,14 +98,15 @@ def distill(
             training,
             teacher_network,
             normalize,
-            cacheable(params),
+            _cache_params(params),
             partial(keeper.remembered, "teacher_logits"),
         )
         vectors = torch.tensor(weight_vectors.to_numpy(), dtype=torch.float32, device=device)
         labels = torch.from_numpy(_labels(rows, stores)).to(device)
         objective = make_objective(
-            ObjectiveContext(model, teacher, teacher_outputs, vectors, labels, params, device),
-            stack,
+            ObjectiveContext(
+                model, teacher, teacher_outputs, vectors, labels, params, device, stack
+            )
         )
 
         def step(batch: Batch) -> dict[str, Tensor]:
@@ -130,9 +131,11 @@ def distill(
             chosen.look(record)
             return record
 
-        trained = nn.ModuleList([student, objective.beside])
+        trained = nn.ModuleList([student, objective.trainable])
         optimizer = make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"}))
-        state = TrainingState(trained=trained, optimizer=optimizer, best=chosen, **objective.parts)
+        state = TrainingState(
+            trained=trained, optimizer=optimizer, best=chosen, **objective.checkpointed
+        )
         keeper.restore(state)
         batches = augmented_batches(
             training,
@@ -141,7 +144,7 @@ def distill(
             params.batch_size,
             params.seed,
             teacher_outputs.draw,
-            _probabilities(rows),
+            probabilities=_probabilities(rows),
             n_passed=state.update,
         )
         records = fit(
@@ -202,10 +205,17 @@ def distill_original(
 
 
 def _check_objective(params: DistillationParams, name: str) -> None:
-    if params.objective == "robust_kd":
+    if OBJECTIVES[params.objective].needs_class_weights:
         raise InputError(
-            f"{name}.objective: 'robust_kd' belongs to labeled and selected images; choose another one"
+            f"{name}.objective: {params.objective!r} belongs to labeled and selected images; choose another one"
         )
+
+
+def _cache_params(params: DistillationParams) -> DistillationParams:
+    """Return the parameters with `teacher_cache` off where the objective looks inside the teacher."""
+    if OBJECTIVES[params.objective].reads_teacher_logits_only:
+        return params
+    return params.model_copy(update={"teacher_cache": "off"})
 
 
 def _even_weights(teacher: Model) -> pd.DataFrame:
