@@ -46,6 +46,8 @@ def parquet_file(
 
 
 def source_of(kind: str, **parameters: Any) -> ImageSource:
+    if "path" in parameters:  # which is text in YAML
+        parameters["path"] = str(parameters["path"])
     return ImageSource.model_validate({"type": kind, **parameters})
 
 

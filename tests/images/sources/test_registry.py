@@ -92,7 +92,7 @@ def test_a_type_without_a_path_has_its_own_state(monkeypatch: pytest.MonkeyPatch
 def test_embedded_images_have_an_empty_state_whatever_path_is_given(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     assert source_state(source_of("demo", part="pool")) == ""
-    assert source_state(source_of("demo", part="pool", path=str(tmp_path))) == ""
+    assert source_state(source_of("demo", part="pool", path=tmp_path)) == ""
 
 
 def test_torchvision_is_looked_for_where_it_keeps_its_data_sets(
@@ -113,7 +113,7 @@ def test_torchvision_is_looked_for_where_it_keeps_its_data_sets(
 
 def test_a_state_changes_with_names_sizes_and_times_of_local_files(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"1")
-    source = source_of("folder", path=str(tmp_path))
+    source = source_of("folder", path=tmp_path)
     states = [source_state(source)]
     (tmp_path / "a.png").write_bytes(b"22")
     states.append(source_state(source))
@@ -128,10 +128,10 @@ def test_a_state_changes_with_names_sizes_and_times_of_local_files(tmp_path: Pat
 
 def test_a_state_does_not_read_the_images(tmp_path: Path) -> None:
     (tmp_path / "no.parquet").write_bytes(b"not Parquet")
-    source = source_of("parquet", path=str(tmp_path))
+    source = source_of("parquet", path=tmp_path)
     assert source_state(source)
     with pytest.raises(InputError):
-        listed("parquet", path=str(tmp_path))
+        listed("parquet", path=tmp_path)
 
 
 @pytest.mark.parametrize(
