@@ -31,7 +31,7 @@ class CodeIndex:
         self._stamps: dict[str, str] = {}
 
     def code_of(self, thing: Any) -> dict[str, str]:
-        """Return "module:name" -> digest of a function or class and of all definitions that it needs.
+        """Return "module:name" -> digest, of a function or class and of all that it depends on.
 
         Only definitions of its package and of this one are followed. Comments, docstrings, blank
         lines and the place in the file do not count.
@@ -157,7 +157,7 @@ def _file_of(module: str) -> Path | None:
     if origin is None:
         return None
     file = Path(origin)
-    # This package counts wherever it lies: it may be installed, and be edited there.
+    # This package counts even if it is installed: it may be edited there.
     if "site-packages" in file.parts and package != OWN_PACKAGE:
         return None
     if file.is_relative_to(sys.base_prefix):  # the standard library

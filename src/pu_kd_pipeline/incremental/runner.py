@@ -106,7 +106,7 @@ class IncrementalRunner(SequentialRunner):
         )
         try:
             task.execute()
-        except Exception:  # whoever started the run reports the error itself
+        except Exception:  # the command line reports the error itself
             logger.warning(
                 "The same command resumes at %s; what finished before it is kept.", node.name
             )

@@ -83,7 +83,8 @@ class StalenessTracker:
         recorded = self._recorded[node.name]
         current = self._current[node.name]
         if recorded.code_stamp != current.code_stamp:
-            self._records.write(node.name, replace(current, outputs=recorded.outputs))
+            record = replace(current, outputs=recorded.outputs)
+            self._records.write(node.name, record)
 
     def prepare_run(self, node: Node) -> None:
         """Remove a node's record, unfinished files, and changed parts of its outputs."""
@@ -99,7 +100,8 @@ class StalenessTracker:
 
     def record_run(self, node: Node) -> None:
         """Record what the outputs that were just saved were made from."""
-        record = replace(self._current[node.name], outputs=self._outputs(node))
+        current = self._current[node.name]
+        record = replace(current, outputs=self._outputs(node))
         self._records.write(node.name, record)
         self._started_file(node).unlink(missing_ok=True)
         self._files.save()
@@ -130,8 +132,10 @@ class StalenessTracker:
         """
         code = digest_of(self._current[node.name].code)
         started = self._started_file(node)
-        is_other_code = started.is_file() and started.read_text(encoding="utf-8") != code
-        if is_other_code and CHECKPOINTS in self._catalog:
+        started_with = code
+        if started.is_file():
+            started_with = started.read_text(encoding="utf-8")
+        if started_with != code and CHECKPOINTS in self._catalog:
             checkpoints: Any = self._catalog.get(CHECKPOINTS)
             folder = Path(checkpoints.filepath) / node.name
             if folder.is_dir():

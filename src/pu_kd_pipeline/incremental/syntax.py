@@ -78,9 +78,10 @@ class ModuleSyntax:
     def digest(self, name: str) -> str:
         """Return a digest of the definition of a name."""
         if name not in self._digests:
+            statements = self.definitions.get(name, ())
             # A dump holds no positions, comments or blank lines, so they do not count.
-            texts = [ast.dump(statement) for statement in self.definitions.get(name, ())]
-            digest = hashlib.blake2b("\n".join(texts).encode(), digest_size=8)
+            text = "\n".join(map(ast.dump, statements))
+            digest = hashlib.blake2b(text.encode(), digest_size=8)
             self._digests[name] = digest.hexdigest()
         return self._digests[name]
 
@@ -120,15 +121,21 @@ def mentions(
 def _mentions_of_function(
     node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, bound: frozenset[str]
 ) -> Iterator[Mention]:
-    body: list[ast.AST] = list(node.body) if isinstance(node.body, list) else [node.body]
+    body: list[ast.AST] = []
+    if isinstance(node, ast.Lambda):
+        body.append(node.body)
+    else:
+        body.extend(node.body)
     # Decorators, annotations and defaults are evaluated outside of the function.
     outside = _annotations_and_defaults(node.args)
     for child in ast.iter_child_nodes(node):
-        if child not in body and child is not node.args:
+        is_inside = child in body or child is node.args
+        if not is_inside:
             outside.append(child)
     yield from mentions(outside, bound)
     own = _argument_names(node.args) | _assigned(body)
-    yield from mentions(body, (bound | own) - _declared_global(body))
+    bound_inside = (bound | own) - _declared_global(body)
+    yield from mentions(body, bound_inside)
 
 
 def _mentions_of_comprehension(
@@ -138,8 +145,10 @@ def _mentions_of_comprehension(
     first = node.generators[0].iter
     yield from mentions([first], bound)
     targets = [generator.target for generator in node.generators]
-    rest = [part for part in _parts(node) if part is not first]
-    yield from mentions(rest, bound | _assigned(targets))
+    bound_inside = bound | _assigned(targets)
+    for part in _parts(node):
+        if part is not first:
+            yield from mentions([part], bound_inside)
 
 
 def _parts(comprehension: ast.AST) -> Iterator[ast.AST]:
@@ -174,12 +183,14 @@ def _assigned(nodes: Iterable[ast.AST]) -> frozenset[str]:
     """Return the names that are bound by some nodes, except inside of functions and classes."""
     found: set[str] = set()
     for node in nodes:
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
+        if isinstance(node, ast.Name):
+            if isinstance(node.ctx, ast.Store):
+                found.add(node.id)
         elif isinstance(node, _NAMED):
             found.add(node.name)
-        if not isinstance(node, (*_FUNCTIONS, *_COMPREHENSIONS, ast.ClassDef)):
-            found |= _assigned(ast.iter_child_nodes(node))
+        elif not isinstance(node, (ast.Lambda, *_COMPREHENSIONS)):
+            children = ast.iter_child_nodes(node)
+            found |= _assigned(children)
     return frozenset(found)
 
 
@@ -213,10 +224,11 @@ def _definitions(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
 
 
 def _target_names(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> Iterator[str]:
+    targets: list[ast.expr] = []
     if isinstance(statement, ast.Assign):
-        targets = statement.targets  # several in `a = b = 0`
+        targets.extend(statement.targets)  # several in `a = b = 0`
     else:
-        targets = [statement.target]
+        targets.append(statement.target)
     for target in targets:
         for node in ast.walk(target):
             if isinstance(node, ast.Name):

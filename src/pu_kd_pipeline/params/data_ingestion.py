@@ -68,8 +68,8 @@ class ImageSource(Block):
     labels: Literal["classes", "truth", "ignore"] = Field(
         "ignore",
         description="classes: every image has a label, which is a class of the teacher; truth: a "
-        "label that is a class of the teacher marks a relevant image, any other an irrelevant one (for "
-        "evaluation only); ignore: no labels",
+        "label that is a class of the teacher marks a relevant image, any other an irrelevant one "
+        "(for evaluation only); ignore: no labels",
     )
     label_map: dict[str, int] | None = Field(
         None,
@@ -108,8 +108,8 @@ class ImageStoreParams(Block):
 
     kind: Literal["auto", "packed", "encoded"] = Field(
         description="packed: memory-mapped uint8 arrays; encoded: compressed bytes, decoded per "
-        "batch; auto: packed where the working size is at most packed_max_size_px or the store fits "
-        "disk_budget_gb"
+        "batch; auto: packed where the working size is at most packed_max_size_px or the store "
+        "fits disk_budget_gb"
     )
     packed_max_size_px: int = Field(
         gt=0, description="largest working size that `auto` always packs"

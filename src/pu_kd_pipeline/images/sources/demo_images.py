@@ -117,12 +117,12 @@ def _demo(seed: int) -> dict[str, DemoPart]:
 
 def _digits(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> DemoPart:
     """Return the digits in these rows of scikit-learn's data set."""
-    return DemoPart(
-        images=_to_gray(images[rows]),
-        ids=tuple(f"digits/{row:04d}" for row in rows),
-        labels=labels[rows],
-        label_names=tuple(str(label) for label in labels[rows]),
-    )
+    ids = []
+    label_names = []
+    for row in rows:
+        ids.append(f"digits/{row:04d}")
+        label_names.append(str(labels[row]))
+    return DemoPart(_to_gray(images[rows]), tuple(ids), labels[rows], tuple(label_names))
 
 
 def _to_gray(ink: np.ndarray) -> np.ndarray:
@@ -144,19 +144,19 @@ def _distinct(
     """
     seen = {image.tobytes() for image in known}
     images: list[np.ndarray] = []
+    ids: list[str] = []
     label_names: list[str] = []
     while len(images) < n:
         image, label_name = next(drawn)
-        if image.tobytes() not in seen:
-            seen.add(image.tobytes())
-            images.append(image)
-            label_names.append(label_name)
-    return DemoPart(
-        images=_to_gray(np.stack(images)),
-        ids=tuple(f"{name}/{number:04d}" for number in range(n)),
-        labels=np.full(n, -1, dtype=np.int64),
-        label_names=tuple(label_names),
-    )
+        content = image.tobytes()
+        if content in seen:
+            continue
+        seen.add(content)
+        ids.append(f"{name}/{len(images):04d}")
+        images.append(image)
+        label_names.append(label_name)
+    labels = np.full(n, -1, dtype=np.int64)
+    return DemoPart(_to_gray(np.stack(images)), tuple(ids), labels, tuple(label_names))
 
 
 def _shuffled(parts: list[DemoPart], rng: np.random.Generator) -> DemoPart:
@@ -168,12 +168,12 @@ def _shuffled(parts: list[DemoPart], rng: np.random.Generator) -> DemoPart:
         ids.extend(part.ids)
         label_names.extend(part.label_names)
     order = rng.permutation(len(ids))
-    return DemoPart(
-        images=images[order],
-        ids=tuple(ids[row] for row in order),
-        labels=labels[order],
-        label_names=tuple(label_names[row] for row in order),
-    )
+    shuffled_ids = []
+    shuffled_names = []
+    for row in order:
+        shuffled_ids.append(ids[row])
+        shuffled_names.append(label_names[row])
+    return DemoPart(images[order], tuple(shuffled_ids), labels[order], tuple(shuffled_names))
 
 
 def _letters(rng: np.random.Generator, digits: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
@@ -218,13 +218,16 @@ def _drawn(letter: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) 
 
     glyph = _tilted(letter, font, rng)
     height = int(rng.integers(_HEIGHT[0], _HEIGHT[1] + 1))
-    width = round(height * glyph.width / glyph.height * rng.uniform(*_STRETCH))
+    stretch = rng.uniform(*_STRETCH)
+    width = round(height * glyph.width / glyph.height * stretch)
     width = min(max(width, _BLOCK), _MAX_WIDTH)
     glyph = glyph.resize((width, height), Image.Resampling.BOX)
-    left = (_BITMAP - width) / 2 + rng.uniform(-_MAX_SHIFT, _MAX_SHIFT)
-    top = (_BITMAP - height) / 2 + rng.uniform(-_MAX_SHIFT, _MAX_SHIFT)
+    shift_x = rng.uniform(-_MAX_SHIFT, _MAX_SHIFT)
+    shift_y = rng.uniform(-_MAX_SHIFT, _MAX_SHIFT)
+    left = round((_BITMAP - width) / 2 + shift_x)
+    top = round((_BITMAP - height) / 2 + shift_y)
     bitmap = Image.new("L", (_BITMAP, _BITMAP))
-    bitmap.paste(glyph, (round(left), round(top)))
+    bitmap.paste(glyph, (left, top))
     pen = ImageFilter.GaussianBlur(rng.uniform(*_PEN_BLUR))
     return np.asarray(bitmap.filter(pen))
 
@@ -256,7 +259,8 @@ def _patches(rng: np.random.Generator) -> Iterator[tuple[np.ndarray, str]]:
         side = int(rng.choice(_PATCH_SIDES))
         left = int(rng.integers(photo.width - side + 1))
         top = int(rng.integers(photo.height - side + 1))
-        patch = _reduced(photo, (left, top, left + side, top + side))
+        box = (left, top, left + side, top + side)
+        patch = _reduced(photo, box)
         spread = np.ptp(patch)
         if spread >= _MIN_PATCH_RANGE:
             stretched = (patch - patch.min()) * (_LEVELS / spread)
@@ -268,7 +272,8 @@ def _photos() -> list[Image.Image]:
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
-    return [Image.fromarray(photo).convert("L") for photo in load_sample_images().images]
+    photos = load_sample_images().images
+    return [Image.fromarray(photo).convert("L") for photo in photos]
 
 
 def _reduced(photo: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:

@@ -73,13 +73,17 @@ class FolderSource:
             raise InputError(
                 f"{self._path} holds no image: files ending in {extensions} are looked for"
             )
-        paths = [file.path for file in files]
+        paths: list[str] = []
+        classes: list[str | None] = []
+        versions: list[str] = []
+        faults: list[str | None] = []
+        for file in files:
+            paths.append(file.path)
+            classes.append(_class_of(file.path))
+            versions.append(file.version)
+            faults.append(file.fault or None)
         return listing_table(
-            paths,
-            label_names=[_class_of(path) for path in paths],
-            versions=[file.version for file in files],
-            faults=[file.fault or None for file in files],
-            path=paths,
+            paths, label_names=classes, versions=versions, faults=faults, path=paths
         )
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
@@ -108,13 +112,16 @@ class FolderSource:
         # os.walk follows no links, and without `onerror` it would skip closed folders in silence.
         for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
-            images = [name for name in names if _is_image(name)]
-            for name in links + images:
-                yield _local_file(Path(folder, name), root, real_root)
+            for name in subfolders:
+                path = Path(folder, name)
+                if path.is_symlink():
+                    yield _local_file(path, root, real_root)
+            for name in names:
+                if _is_image(name):
+                    yield _local_file(Path(folder, name), root, real_root)
         for error in unreadable:
-            path = os.path.relpath(error.filename, root)
-            yield _File(printable(path), "", Reason.NOT_OPENED)
+            relative = os.path.relpath(error.filename, root)
+            yield _File(printable(relative), "", Reason.NOT_OPENED)
 
     def _remote_files(self) -> Iterator[_File]:
         root = self._fs._strip_protocol(self._root).rstrip("/")
@@ -124,7 +131,9 @@ class FolderSource:
             if is_hidden or not _is_image(relative):
                 continue
             size_bytes = about.get("size") or 0  # some file systems do not know it
-            fault = Reason.TOO_LARGE if size_bytes > MAX_FILE_BYTES else ""
+            fault = ""
+            if size_bytes > MAX_FILE_BYTES:
+                fault = Reason.TOO_LARGE
             yield _File(relative, remote_version(about), fault)
 
 

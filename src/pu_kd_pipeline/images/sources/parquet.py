@@ -166,7 +166,7 @@ def _read_columns(parquet: pq.ParquetFile, file: str) -> dict[str, list[Any]]:
 
 
 def _ids(given: list[Any] | None, file: str, n_rows: int) -> list[str]:
-    """Return the ids of a file's images: those given, or file and row where there is none."""
+    """Return the ids of a file's images: those given, or file and row for an image without id."""
     if given is None:
         given = [None] * n_rows
     stem = PurePosixPath(file).stem
@@ -186,19 +186,23 @@ def _read_images(parquet: pq.ParquetFile, rows: np.ndarray) -> Iterator[bytes | 
     Raises:
         ValueError: the file has fewer rows than it had when it was listed.
     """
-    n_groups = parquet.num_row_groups
-    sizes = [parquet.metadata.row_group(group).num_rows for group in range(n_groups)]
-    starts = np.concatenate([[0], np.cumsum(sizes)])
+    starts = [0]  # row number of each group's first row, and the number of all rows
+    for group in range(parquet.num_row_groups):
+        about = parquet.metadata.row_group(group)
+        starts.append(starts[-1] + about.num_rows)
     groups = np.searchsorted(starts, rows, side="right") - 1
     n_read = 0
     for group in np.unique(groups):
-        start = starts[group]  # row number of the batch's first row in the file
+        start = starts[group]  # and then of each of its batches
         for batch in parquet.iter_batches(_READ_ROWS, row_groups=[int(group)], columns=["image"]):
             first, last = np.searchsorted(rows, [start, start + batch.num_rows])
             wanted = batch.column(0).take(rows[first:last] - start)
-            for value in wanted.to_pylist():
-                image = value.get("bytes") if isinstance(value, dict) else value
-                yield Unusable(Reason.EMPTY) if image is None else image
+            for image in wanted.to_pylist():
+                if isinstance(image, dict):  # as Hugging Face writes it
+                    image = image.get("bytes")
+                if image is None:
+                    image = Unusable(Reason.EMPTY)
+                yield image
             n_read += last - first
             start += batch.num_rows
     if n_read != len(rows):
@@ -208,7 +212,7 @@ def _read_images(parquet: pq.ParquetFile, rows: np.ndarray) -> Iterator[bytes | 
 def _plain_values(column: pa.ChunkedArray, name: str, file: str) -> list[Any]:
     """Return a column of ids, labels or names as integers or strings.
 
-    Labels may be floats that are whole, where NaN is no label.
+    Labels may be floats that are whole; NaN is a missing label.
 
     Raises:
         InputError: it holds something else.

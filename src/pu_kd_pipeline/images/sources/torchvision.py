@@ -57,8 +57,9 @@ class TorchvisionSource:
         if files:
             return _listing_of_files(files, labels, label_names)
         # A part of the id for each option: the parts of a data set count their images from 0 alike.
-        options = [f"{key}={value}" for key, value in sorted(self._options().items())]
-        prefix = "/".join([str(self._source.dataset), *options])
+        prefix = str(self._source.dataset)
+        for key, value in sorted(self._options().items()):
+            prefix += f"/{key}={value}"
         ids = [f"{prefix}/{position}" for position in range(n)]
         return listing_table(ids, labels, label_names, versions=["1"] * n, position=np.arange(n))
 
@@ -93,7 +94,8 @@ class TorchvisionSource:
                 values = [value[-1] for value in values]
             labels = np.asarray(values)
             if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
-                return [int(label) for label in labels]
+                known: list[int] = labels.tolist()
+                return known
         # Without a list every image has to be decoded, which is slow.
         if self._source.labels == "ignore":
             return None
@@ -126,25 +128,22 @@ def _listing_of_files(
     files: list[str], labels: list[int] | None, label_names: list[str] | None
 ) -> pd.DataFrame:
     """Return the listing of a data set that is a folder of image files."""
-    root = os.path.commonpath([os.path.dirname(file) for file in files])
+    folders = {os.path.dirname(file) for file in files}
+    root = os.path.commonpath(folders)
     if label_names:
         label_names = [printable(name) for name in label_names]
+    ids = []
     versions = []
     faults: list[str | None] = []
     for file in files:
+        ids.append(printable(os.path.relpath(file, root)))
         version, fault = file_state(Path(file))
         if not is_printable(file):
             fault = str(Reason.NAME)
         versions.append(version)
         faults.append(fault or None)
-    return listing_table(
-        [printable(os.path.relpath(file, root)) for file in files],
-        labels,
-        label_names,
-        versions,
-        faults,
-        position=np.arange(len(files)),
-    )
+    positions = np.arange(len(files))
+    return listing_table(ids, labels, label_names, versions, faults, position=positions)
 
 
 def _open_dataset(source: ImageSource) -> Any:
