@@ -11,7 +11,7 @@ from pu_kd_pipeline.comparison.cells import comparison_shards
 from pu_kd_pipeline.comparison.grid import Blocks, cells_of
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.params.comparison import ComparisonParams
-from pu_kd_pipeline.params.distillation import OBJECTIVE_BLOCKS
+from pu_kd_pipeline.params.distillation import OPTION_BLOCKS
 from tests.comparison.builders import grid
 
 
@@ -76,7 +76,7 @@ def identity_of(blocks: Blocks, objective: str, **changes: Any) -> dict[str, Any
     return cell.identity()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVE_BLOCKS)
+@pytest.mark.parametrize("objective", OPTION_BLOCKS)
 @pytest.mark.parametrize("name", CHANGES_OF_OBJECTIVES)
 def test_an_identity_holds_what_its_objective_uses_and_nothing_of_the_others(
     blocks, objective, name
@@ -86,7 +86,7 @@ def test_an_identity_holds_what_its_objective_uses_and_nothing_of_the_others(
     assert block != changed
     before = identity_of(blocks, objective)
     after = identity_of(blocks, objective, **{name: changed})
-    is_used = name in OBJECTIVE_BLOCKS[objective]
+    is_used = name in OPTION_BLOCKS[objective]
     assert (after != before) == is_used
     assert (name in before["distillation"]) == is_used
 

@@ -32,6 +32,7 @@ from pu_kd_pipeline.selection.class_weights import weigh_classes
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, TableInMemory, fixed_size_list
 from pu_kd_pipeline.training.checkpoints import unkept
 from pu_kd_pipeline.training.distillation import distill
+from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
 
 # The order is that of the result files of earlier versions.
 RESULT = pa.schema(
@@ -185,7 +186,7 @@ class CellComputation:
         self, cell: Cell, manifest: pd.DataFrame, labeled: ImageStore
     ) -> pd.DataFrame:
         teacher = self._inputs.teacher
-        if cell.objective != "robust_kd":
+        if not OBJECTIVES[cell.objective].needs_class_weights:
             return pd.DataFrame(np.ones((1, teacher.n_classes)))
         features: ShardedTable = self._inputs.labeled_features
         if METHODS[cell.method].labeled_images == "original":

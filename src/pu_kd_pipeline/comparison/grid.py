@@ -22,11 +22,12 @@ from pu_kd_pipeline.params.comparison import (
     ComparisonVariant,
     Overrides,
 )
-from pu_kd_pipeline.params.distillation import OBJECTIVE_BLOCKS, DistillationParams
+from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.validation import sentences
+from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
 
 EXCLUDES = "exclude_test_duplicates"
 
@@ -107,7 +108,7 @@ class Cell:
             "seed": self.seed,
         }
         for name, block in self._deciding_blocks().items():
-            identity[name] = block.model_dump(mode="json", exclude=_undecisive(block))
+            identity[name] = block.model_dump(mode="json", exclude=_keys_without_effect(block))
         identity["precision"] = self.blocks.distillation.compute.precision
         identity["like"] = None
         if self.like is not None:
@@ -122,19 +123,18 @@ class Cell:
             blocks["subset_materialization"] = self.blocks.subset_materialization
         if METHODS[self.method].samples_by_relatedness:
             blocks["relatedness"] = self.blocks.relatedness
-        if self.objective == "robust_kd":
+        if OBJECTIVES[self.objective].needs_class_weights:
             blocks["class_weighting"] = self.blocks.class_weighting
         return blocks
 
 
-def _undecisive(block: BaseModel) -> set[str]:
+def _keys_without_effect(block: BaseModel) -> set[str]:
     """Return the keys of a block that do not decide a result."""
     if isinstance(block, SubsetParams):
-        return {EXCLUDES}  # what it excludes decides, if there is anything
+        return {EXCLUDES}  # the excluded images themselves are in the name, where there are any
     if not isinstance(block, DistillationParams):
         return {"compute"}
-    of_objectives = {name for names in OBJECTIVE_BLOCKS.values() for name in names}
-    return {"compute", *of_objectives.difference(OBJECTIVE_BLOCKS[block.objective])}
+    return {"compute", *block.unread_option_blocks()}
 
 
 def cells_of(params: ComparisonParams, blocks: Blocks) -> list[Cell]:

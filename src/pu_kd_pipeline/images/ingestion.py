@@ -43,7 +43,7 @@ from pu_kd_pipeline.images.shard_files import (
 )
 from pu_kd_pipeline.images.shard_writers import EncodedWriter, PackedWriter
 from pu_kd_pipeline.images.sources.base import Source, SourceLostError, default_name
-from pu_kd_pipeline.images.sources.open import open_source
+from pu_kd_pipeline.images.sources.registry import open_source
 from pu_kd_pipeline.images.store import (
     QUARANTINE_FILE,
     STORE_FILE,
