@@ -121,7 +121,7 @@ def precision_criterion(scores: NDArray[np.float32], options: SelectionOptions) 
     target = required(options.target_precision, "target_precision", who)
     required(options.class_prior, "class_prior", who)
     required(options.held_out_ranks, "held_out_ranks", who)
-    # A cut is possible only where the score changes: equal scores are not told apart by their row.
+    # A cut is possible only where the score changes: equal scores pass together.
     ends_of_ties = np.flatnonzero(np.diff(scores)) + 1
     counts = np.append(ends_of_ties, len(scores))
     precision = estimated_precision(counts, len(scores), options)
