@@ -423,7 +423,7 @@ def test_too_many_unusable_images_stop_the_run_and_leave_the_store_as_it_was(
     )
     message = (
         r"data_ingestion\.pool: 13 of 30 images cannot be used \(unreadable 12, empty 1; such as 'i45': unreadable\), "
-        r"more than the share 0\.4 .*Mend the images, or raise the limit; nothing was written"
+        r"more than the share 0\.4 .*Fix the images, or raise the limit; nothing was written"
     )
     with pytest.raises(InputError, match=message):
         write_store(plan_of(file, max_quarantined_share=0.4), tmp_path / "store")
