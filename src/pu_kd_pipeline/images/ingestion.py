@@ -70,7 +70,7 @@ _UNFINISHED = ".shard-"
 
 @dataclass
 class _UnfinishedStore:
-    """A store while it is being written: where, how, and what it has stored and set aside so far."""
+    """A store while it is being written: what has been stored and set aside so far."""
 
     folder: Path
     specification: Specification

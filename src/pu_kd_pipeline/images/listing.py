@@ -1,4 +1,4 @@
-"""Which images a store should hold: the listings of its sources, filtered and labeled as the plan asks.
+"""Which images a store should hold: the rows of its sources that the plan selects, with labels.
 
 Nothing is decoded here; `images.ingestion` reads and writes what is listed.
 """
