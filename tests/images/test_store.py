@@ -510,7 +510,7 @@ def test_so_many_of_each_class_are_drawn_by_the_seed(tmp_path: Path) -> None:
 
 def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
     plan = plan_of(parquet_of(tmp_path / "a.parquet", [0, 2, 3]), source={"per_class": 2})
-    with pytest.raises(InputError, match=r"there is none of class 1 \(dog\)"):
+    with pytest.raises(InputError, match=r"there are none of class 1 \(dog\)"):
         write_store(plan, tmp_path / "store")
 
 

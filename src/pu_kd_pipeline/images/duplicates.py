@@ -58,12 +58,13 @@ def find_duplicates(
             "the stores hold images of different forms: run `kedro run --pipeline=data_ingestion` "
             "again"
         )
+
     pairs = [(name, other) for other, name in combinations(STORES, 2)]
     found = [_exact_copies(stores, name, other) for name, other in pairs]
     if params is not None:
         found += _near_copies(stores, params)
     table = pd.concat(found, ignore_index=True)
-    # Exact copies and, among near ones, the nearest come first: they are the ones that stay.
+    # Exact copies come first, so they are kept where the same pair was also found by its picture.
     table = table.drop_duplicates(["id", "store", "other_store"], ignore_index=True)
 
     counts = {}
@@ -113,7 +114,8 @@ def _exact_copies(stores: Mapping[str, ImageStore], name: str, other: str) -> pd
     # Pixels are unique within a store: ingestion quarantines repeated ones.
     own = stores[name].index[["id", "sha256"]]
     others = stores[other].index[["id", "sha256"]]
-    both = own.merge(others.rename(columns={"id": "other_id"}), on="sha256")
+    others = others.rename(columns={"id": "other_id"})
+    both = own.merge(others, on="sha256")
     ids = both["id"].to_numpy()
     other_ids = both["other_id"].to_numpy()
     return _copies_table(name, "exact", other, ids, other_ids, distances=np.zeros(len(both)))
@@ -132,6 +134,7 @@ def _near_copies(
             references[name] = torch.cat(list(_fingerprints(stores[name])))
     if not references:
         return []
+
     limits = _copy_limits(stores, references, params)
     reference_ids = {name: stores[name].index["id"].to_numpy() for name in references}
 
@@ -165,6 +168,7 @@ def _copy_limits(
     sampled: list[Tensor] = []
     for name in (POOL, TEACHER_TRAINING):
         sampled += _fingerprints(stores[name], SAMPLE_SIZE)
+
     limits = {}
     for name, own in references.items():
         others = [each for other, each in references.items() if other != name]
