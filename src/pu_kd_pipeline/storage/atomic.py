@@ -30,7 +30,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `folder`; it replaces `folder`, or is removed on an error."""
+    """Yield a temporary folder next to `folder`; it replaces that, or is removed on an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     previous = folder.with_name(f".{folder.name}.{os.getpid()}.old")

@@ -116,7 +116,7 @@ class ShardedTable:
             yield _read(pq.read_table, self.folder, name, columns=wanted, memory_map=True)
 
     def arrays(self, column: str) -> np.ndarray:
-        """Return a fixed-size-list column as one (N, D) array, or a plain column as one (N,) array."""
+        """Return a fixed-size-list column as one (N, D) array, or a plain column as (N,)."""
         parts = [as_array(table[column]) for table in self.shards([column])]
         if not parts:
             return np.empty((0,), dtype=np.float32)
