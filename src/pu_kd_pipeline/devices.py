@@ -21,8 +21,8 @@ class MemoryShortage(InputError):
 
 
 # Values of the images in one batch of inference. A CPU is twice as fast if a layer's output stays
-# in its caches and in memory that the process keeps (docs/results/speed.md); a GPU needs many values
-# to be busy.
+# in its caches and in memory that the process keeps (docs/results/speed.md); a GPU needs many
+# values to be busy.
 _VALUES_ON_CPU = 2**19
 _VALUES_ELSEWHERE = 2**23
 _MIN_BATCH_SIZE = 8
