@@ -50,16 +50,22 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
 
     def make(shard: Shard) -> pa.Table:
         rows = np.arange(shard.start, shard.start + shard.n, dtype=np.int64)
-        batches = list(map_images(extract, images, rows, normalize, compute))
-        descriptor = torch.cat([descriptor for descriptor, _ in batches])
-        logits = torch.cat([logits for _, logits in batches])
+        descriptors: list[Tensor] = []
+        logits: list[Tensor] = []
+        batches = map_images(extract, images, rows, normalize, compute)
+        for descriptor_batch, logits_batch in batches:
+            descriptors.append(descriptor_batch)
+            logits.append(logits_batch)
+
         columns = {
             "id": images.ids_of(shard).cast(pa.string()),
-            "descriptor": fixed_size_list(descriptor.numpy()),
-            "logits": fixed_size_list(logits.numpy()),
+            "descriptor": fixed_size_list(torch.cat(descriptors).numpy()),
+            "logits": fixed_size_list(torch.cat(logits).numpy()),
         }
-        return pa.table(columns).replace_schema_metadata(metadata)
+        table = pa.table(columns)
+        return table.replace_schema_metadata(metadata)
 
+    # In the name, so that another teacher or precision makes all shards again.
     suffix = short_hash(fingerprint, compute.precision)
     return {f"{shard.name}-{suffix}": partial(make, shard) for shard in images.shards}
 

@@ -51,7 +51,9 @@ def score_shards(
             scores = _scores_from_images(module, table, images, classifier, compute)
         else:
             scores = _scores_from_features(module, table, logits, classifier, device)
-        confidence = logits.softmax(dim=1).amax(dim=1)
+
+        probabilities = logits.softmax(dim=1)
+        confidence = probabilities.amax(dim=1)
         columns = {
             "id": table["id"].combine_chunks(),
             "pu_score": pa.array(scores),
@@ -60,6 +62,7 @@ def score_shards(
         }
         return pa.table(columns)
 
+    # In the name, so that another classifier or precision scores all shards again.
     suffix = short_hash(classifier.fingerprint(), compute.precision)
     return {f"{name}-{suffix}": partial(make, name) for name in features.names}
 
@@ -74,10 +77,14 @@ def _scores_from_images(
     """Return the (n,) float32 scores of a classifier that has its own backbone."""
     ids = table["id"].to_pandas().to_numpy()
     rows = rows_of(images, ids, "pool_features")
+    # Of the classifier's own backbone, whose input is the teacher's.
     spec = classifier.card.teacher.input
-    normalize = Normalize(spec.mean, spec.std, prepare_device(compute))
+    device = prepare_device(compute)
+    normalize = Normalize(spec.mean, spec.std, device)
+
     batches = map_images(lambda batch: (module(batch),), images, rows, normalize, compute)
-    return torch.cat([scores.float() for (scores,) in batches]).numpy()
+    scores = [batch.float() for (batch,) in batches]
+    return torch.cat(scores).numpy()
 
 
 def _scores_from_features(

@@ -48,14 +48,18 @@ class ImageRows:
         starts = [0]
         n_bytes = 0
         for store, rows in parts:
-            if len(rows):
-                self._parts.append((store, np.asarray(rows, dtype=np.int64)))
-                starts.append(starts[-1] + len(rows))
-                n_bytes += len(rows) * math.prod(store.image_shape)
+            # Parts without rows would share the start of the next part.
+            if len(rows) == 0:
+                continue
+            self._parts.append((store, np.asarray(rows, dtype=np.int64)))
+            starts.append(starts[-1] + len(rows))
+            n_bytes += len(rows) * math.prod(store.image_shape)
         self._starts = np.array(starts)
+
         self.device = prepare_device(compute)
         self._resident: Tensor | None = None
-        if self._parts and n_bytes <= compute.resident_limit_gb * 1e9:
+        limit_bytes = compute.resident_limit_gb * 1e9
+        if self._parts and n_bytes <= limit_bytes:
             images = np.concatenate([store.read(rows) for store, rows in self._parts])
             self._resident = torch.from_numpy(images).to(self.device)
 
@@ -79,6 +83,7 @@ class ImageRows:
             # Several times as fast as `[indices]`.
             return self._resident.index_select(0, indices.to(self.device))
 
+        # At most one read per part, each straight into its places of the batch.
         positions = indices.cpu().numpy()
         part_numbers = np.searchsorted(self._starts, positions, side="right") - 1
         images = np.empty((len(positions), *self.image_shape), dtype=np.uint8)
@@ -86,7 +91,9 @@ class ImageRows:
             is_in_part = part_numbers == number
             if is_in_part.any():
                 positions_in_part = positions[is_in_part] - self._starts[number]
-                images[is_in_part] = store.read(rows[positions_in_part])
+                part_rows = rows[positions_in_part]
+                images[is_in_part] = store.read(part_rows)
+
         return torch.from_numpy(images).to(self.device, non_blocking=True)
 
 
@@ -116,8 +123,9 @@ def map_images(
 
     def outputs(batch: np.ndarray) -> tuple[Tensor, ...]:
         with torch.inference_mode(), autocast(compute, device):
-            images = normalize(torch.from_numpy(batch).to(device))
-            return tuple(output.cpu() for output in function(images))
+            uint8_images = torch.from_numpy(batch).to(device)
+            results = function(normalize(uint8_images))
+            return tuple(result.cpu() for result in results)
 
     read = (store.read(rows[start : start + size]) for start in range(0, len(rows), size))
     is_halved = False
@@ -211,10 +219,13 @@ def predict_logits(
         network: used in place of the model's own network.
     """
     device = prepare_device(compute)
-    network = (network or model.network).to(device).eval()
-    rows = np.arange(len(store), dtype=np.int64)
+    network = network or model.network
+    network = network.to(device).eval()
     normalize = normalization(model, device)
-    batches = map_images(lambda images: (network(images),), store, rows, normalize, compute)
+    all_rows = np.arange(len(store), dtype=np.int64)
+
+    batches = map_images(lambda images: (network(images),), store, all_rows, normalize, compute)
+    # In float32 also where autocast computed in bf16.
     logits = [batch.float() for (batch,) in batches]
     if not logits:
         return torch.empty(0, model.n_classes)

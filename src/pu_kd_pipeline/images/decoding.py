@@ -163,8 +163,11 @@ class Decoder:
             return Unusable(Reason.EMPTY)
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
             return Unusable(Reason.UNSUPPORTED)
-        if pixels.shape[0] * pixels.shape[1] > self.max_image_pixels:
+        height, width = pixels.shape[:2]
+        if height * width > self.max_image_pixels:
             return Unusable(Reason.TOO_MANY_PIXELS)
+
+        # Pillow knows gray pixels as (H, W) only.
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[:, :, 0]
         if pixels.ndim == 3 and pixels.shape[2] not in (3, 4):

@@ -116,9 +116,11 @@ def _exact_copies(stores: Mapping[str, ImageStore], name: str, other: str) -> pd
     others = stores[other].index[["id", "sha256"]]
     others = others.rename(columns={"id": "other_id"})
     both = own.merge(others, on="sha256")
+
     ids = both["id"].to_numpy()
     other_ids = both["other_id"].to_numpy()
-    return _copies_table(name, "exact", other, ids, other_ids, distances=np.zeros(len(both)))
+    distances = np.zeros(len(both))
+    return _copies_table(name, "exact", other, ids, other_ids, distances)
 
 
 def _near_copies(
@@ -140,7 +142,9 @@ def _near_copies(
 
     found = []
     for name in STORES[1:]:
-        searched = [other for other in references if STORES.index(other) < STORES.index(name)]
+        # Each pair of stores once, with the later one as `store`.
+        earlier = STORES[: STORES.index(name)]
+        searched = [other for other in references if other in earlier]
         ids = stores[name].index["id"].to_numpy()
         start = 0
         for fingerprints in _fingerprints(stores[name]):
@@ -192,7 +196,9 @@ def _fingerprints(store: ImageStore, n_images: int | None = None) -> Iterator[Te
     if n_images is None or n_images > len(store):
         n_images = len(store)
     rows = np.arange(n_images, dtype=np.int64) * len(store) // max(1, n_images)
-    batch_size = max(1, _VALUES_AT_A_TIME // math.prod(store.image_shape))
+    values_per_image = math.prod(store.image_shape)
+    batch_size = max(1, _VALUES_AT_A_TIME // values_per_image)
+
     for start in range(0, n_images, batch_size):
         images = store.read(rows[start : start + batch_size])
         yield fingerprints(torch.from_numpy(images))
@@ -225,12 +231,15 @@ def _counts(
     table: pd.DataFrame, name: str, other: str, params: NearDuplicateParams | None
 ) -> dict[str, int | None]:
     """Return how many exact and near copies there are; None if near ones were not searched for."""
-    is_pair = (table["store"] == name) & (table["other_store"] == other)
-    kinds = table["kind"][is_pair]
-    counts: dict[str, int | None] = {"exact": int((kinds == "exact").sum()), "near": None}
-    if params is not None and other in BY_PICTURE:
-        counts["near"] = int((kinds == "near").sum())
-    return counts
+    is_store = table["store"] == name
+    is_other_store = table["other_store"] == other
+    kinds = table["kind"][is_store & is_other_store]
+    n_exact = int((kinds == "exact").sum())
+    n_near = int((kinds == "near").sum())
+
+    if params is None or other not in BY_PICTURE:
+        return {"exact": n_exact, "near": None}
+    return {"exact": n_exact, "near": n_near}
 
 
 def _log_copies_of_test_images(table: pd.DataFrame, stores: Mapping[str, ImageStore]) -> None:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -114,14 +114,15 @@ def write_store(plan: IngestionPlan, folder: Path | str) -> ImageStore:
 
 
 def _choose_specification(plan: IngestionPlan, n_images: int) -> Specification:
-    kind = plan.store.kind
-    if kind == "auto":
-        packed_bytes = n_images * plan.channels * plan.size_px**2
-        is_small_image = plan.size_px <= plan.store.packed_max_size_px
-        if is_small_image or packed_bytes <= plan.store.disk_budget_gb * 10**9:
-            kind = "packed"
-        else:
-            kind = "encoded"
+    packed_bytes = n_images * plan.channels * plan.size_px**2
+    budget_bytes = plan.store.disk_budget_gb * 10**9
+    is_small_image = plan.size_px <= plan.store.packed_max_size_px
+
+    kind: Literal["packed", "encoded"] = "encoded"
+    if plan.store.kind != "auto":
+        kind = plan.store.kind
+    elif is_small_image or packed_bytes <= budget_bytes:
+        kind = "packed"
     return Specification(kind, plan.channels, plan.size_px, plan.store.max_image_pixels)
 
 
@@ -278,10 +279,14 @@ def _write_missing(
 
 
 def _read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
+    """Yield the raw images of some rows of `list_images`, in order."""
+    # The rows are ordered by source, so that each is opened once.
     for position in rows["reader"].unique():
         reader = readers[position]
-        listing_rows = rows.loc[rows["reader"] == position, "listing_row"]
-        yield from reader.source.read(reader.listing.iloc[listing_rows])
+        is_of_reader = rows["reader"] == position
+        listing_rows = rows.loc[is_of_reader, "listing_row"]
+        wanted = reader.listing.iloc[listing_rows]
+        yield from reader.source.read(wanted)
 
 
 def _write_shard(
@@ -331,16 +336,19 @@ def _finish_shard(
     store: _UnfinishedStore, number: int, temporary: Path, index: pd.DataFrame
 ) -> Shard:
     """Give the pixels their name, which depends on their content, and write the index."""
+    folder = store.folder
     encoded_specification = _encode(store.specification)
     table = pa.Table.from_pandas(index, schema=index_schema(), preserve_index=False)
+
+    # Without the versions: images that were only touched keep the store's fingerprint.
     digest = hashlib.sha256(encoded_specification)
     for column in ("id", "source", "label", "relevant", "sha256"):
         values = table[column].to_pylist()
         digest.update(json.dumps(values).encode())
     name = f"{number:05d}-{digest.hexdigest()[:12]}"
 
-    pixels = pixel_file(store.folder, name, store.specification.kind)
-    index_path = index_file(store.folder, name)
+    pixels = pixel_file(folder, name, store.specification.kind)
+    index_path = index_file(folder, name)
     # A shard that was there before must survive a run that is refused.
     store.new_files += [file for file in (pixels, index_path) if not file.exists()]
 

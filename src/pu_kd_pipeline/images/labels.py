@@ -31,6 +31,7 @@ def in_share(ids: pd.Series, share: tuple[float, float]) -> np.ndarray:
     if share == (0.0, 1.0):
         return np.ones(len(ids), dtype=bool)
     digests = [hashlib.blake2b(image_id.encode(), digest_size=8).digest() for image_id in ids]
+    # Big-endian on every machine: the share must not depend on where it is computed.
     hashes = np.frombuffer(b"".join(digests), dtype=">u8")
     # 53 bits are what a float64 holds: more would round the largest hash up to 1.
     position = (hashes >> np.uint64(11)).astype(np.float64) / 2**53
@@ -50,16 +51,21 @@ def draw(
     subject to `limit` only. A class with fewer images contributes all it has.
     """
     kept = np.arange(len(labels))
+
     if per_class is not None:
         classes = labels.fillna(-1).to_numpy(dtype=np.int64)
         parts = [kept[classes < 0]]
         for number in range(n_classes):
             # The first rows of one permutation: this is what nests smaller draws in larger ones.
-            of_class = rng.permutation(kept[classes == number])
-            parts.append(of_class[:per_class])
+            of_class = kept[classes == number]
+            drawn = rng.permutation(of_class)[:per_class]
+            parts.append(drawn)
         kept = np.sort(np.concatenate(parts))
+
     if limit is not None:
-        kept = np.sort(rng.permutation(kept)[:limit])
+        drawn = rng.permutation(kept)[:limit]
+        kept = np.sort(drawn)
+
     return kept
 
 
@@ -255,9 +261,11 @@ def _unmatched_message(
 
 def _found_labels(listing: pd.DataFrame) -> str:
     numbers = listing["label"].astype("str")
+    # A name says more than a number.
     labels = listing["label_name"].fillna(numbers).fillna("no label")
     counts = labels.value_counts()
-    return _listed([f"{label} ({count:,})" for label, count in counts.items()])
+    described = [f"{label} ({count:,})" for label, count in counts.items()]
+    return _listed(described)
 
 
 def _listed(names: Sequence[str]) -> str:

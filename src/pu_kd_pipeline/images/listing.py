@@ -116,13 +116,17 @@ def _select_rows(
     where: str,
 ) -> pd.DataFrame:
     """Return the rows of a listing that the source's parameters select."""
-    table = listing[["id", "label", "label_name", "version", "fault"]]
-    table = table.assign(listing_row=np.arange(len(listing)))
-    table = table[in_share(table["id"], source.share)]
+    columns = ["id", "label", "label_name", "version", "fault"]
+    table = listing[columns].assign(listing_row=np.arange(len(listing)))
+    is_in_share = in_share(table["id"], source.share)
+    table = table[is_in_share]
 
     is_faulty = table["fault"].notna()
     faulty = table[is_faulty]
-    usable = with_teacher_labels(table[~is_faulty], source, plan.class_names, where)
+    usable = table[~is_faulty]
+    usable = with_teacher_labels(usable, source, plan.class_names, where)
+
+    # After the labels: `per_class` counts classes of the teacher.
     n_classes = len(plan.class_names)
     drawn = draw(usable["label"], source.per_class, source.limit, rng, n_classes)
     table = usable.iloc[drawn]

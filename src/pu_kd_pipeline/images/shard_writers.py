@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.images.decoding import RawImage
 
 
-_ENCODED_BATCH_BYTES = 32 * 2**20
+_ENCODED_BATCH_BYTES = 32 * 2**20  # of images in one Arrow record batch
 
 
 class ShardWriter(Protocol):
@@ -45,6 +45,7 @@ class PackedWriter:
         self._file = open(file, "wb")  # noqa: SIM115  (closed by __exit__)
         self._shape = (specification.channels, specification.size_px, specification.size_px)
         self._n = 0
+        # With a length of zero; __exit__ writes it again over the same bytes.
         self._write_header()
         self._header_size = self._file.tell()
 

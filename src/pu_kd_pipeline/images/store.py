@@ -132,16 +132,21 @@ class ImageStore:
         Each shard's name ends in a hash of its content, so that the names are enough.
         """
         names = [shard.name for shard in self.shards]
-        content = json.dumps([asdict(self.specification), names], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        specification = asdict(self.specification)
+        content = json.dumps([specification, names], sort_keys=True)
+        digest = hashlib.sha256(content.encode())
+        return digest.hexdigest()[:16]
 
     @property
     def n_bytes(self) -> int:
         """Bytes on disk."""
-        files = [self.folder / STORE_FILE, self.folder / QUARANTINE_FILE]
+        folder = self.folder
+        files = [folder / STORE_FILE, folder / QUARANTINE_FILE]
         for shard in self.shards:
-            files.append(pixel_file(self.folder, shard.name, self.kind))
-            files.append(index_file(self.folder, shard.name))
+            pixels = pixel_file(folder, shard.name, self.kind)
+            index = index_file(folder, shard.name)
+            files += [pixels, index]
+
         return sum(file.stat().st_size for file in files)
 
     @cached_property
@@ -165,6 +170,7 @@ class ImageStore:
         lengths = [shard.n for shard in self.shards]
         name_per_row = names.repeat(lengths)
         index.insert(5, "shard", pd.Series(name_per_row, dtype="str"))
+
         return index
 
     def ids_of(self, shard: Shard) -> pa.Array:
@@ -205,6 +211,7 @@ class ImageStore:
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows must lie in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
+
         images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
         if len(rows) == 0:
             return images
@@ -220,7 +227,9 @@ class ImageStore:
         for number in touched:
             shard = self.shards[number]
             places = np.flatnonzero(shard_numbers == number)
-            images[places] = self._read_rows(shard, rows[places] - shard.start)
+            rows_of_shard = rows[places] - shard.start
+            images[places] = self._read_rows(shard, rows_of_shard)
+
         return images
 
     def read_shard(self, shard: Shard) -> np.ndarray:
@@ -251,10 +260,11 @@ class ImageStore:
         return {}
 
     def _pixels(self, shard: Shard) -> np.ndarray:
-        if shard.name not in self._opened:
+        name = shard.name
+        if name not in self._opened:
             shape = (shard.n, *self.image_shape)
-            self._opened[shard.name] = open_packed(self.folder, shard.name, shape)
-        pixels: np.ndarray = self._opened[shard.name]
+            self._opened[name] = open_packed(self.folder, name, shape)
+        pixels: np.ndarray = self._opened[name]
         return pixels
 
     def _read_rows(self, shard: Shard, rows: np.ndarray) -> np.ndarray:
@@ -272,20 +282,23 @@ class ImageStore:
     def _decode_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
         from pu_kd_pipeline.images.decoding import Decoder, Unusable
 
-        if shard.name not in self._opened:
-            self._opened[shard.name] = open_encoded(self.folder, shard.name, shard.n)
-        encoded = self._opened[shard.name]
+        name = shard.name
+        if name not in self._opened:
+            self._opened[name] = open_encoded(self.folder, name, shard.n)
+        encoded = self._opened[name]
 
         about = self.specification
         decoder = Decoder(about.channels, about.size_px, about.max_image_pixels)
+        # Fetched one at a time: the bytes of a whole batch need not be in memory at once.
         raws = (encoded[int(row)].as_py() for row in rows)
+
         # A thread costs more than it saves unless it has two images or more to decode.
         n_busy = max(1, len(rows) // 2)
         n_workers = min(os.cpu_count() or 1, _MAX_DECODING_THREADS, n_busy)
 
         for place, (_, pixels) in enumerate(decoder.decode_all(raws, n_workers)):
             if isinstance(pixels, Unusable):
-                file = pixel_file(self.folder, shard.name, self.kind)
+                file = pixel_file(self.folder, name, self.kind)
                 raise InputError(
                     f"{file}, row {rows[place]}: the image can no longer be decoded "
                     f"({pixels.reason}): delete the folder and {RUN_AGAIN}"
@@ -388,6 +401,7 @@ def _parse_specification(about: dict[str, Any]) -> Specification:
 
     channels = numbers["channels"]
     size_px = numbers["size_px"]
+    # Checked here, because shapes made from other numbers fail in obscure ways later.
     if channels not in (1, 3) or not 0 < size_px < _MAX_COUNT:
         raise ValueError(f"there are no images of {channels} x {size_px} x {size_px}")
     return Specification(about["kind"], **numbers)

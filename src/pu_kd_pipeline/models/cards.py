@@ -63,5 +63,6 @@ def read_card(folder: Path, kind: type[Card]) -> Card:
     except FileNotFoundError as exc:
         raise InputError(f"{folder} is not a model folder: it has no {CARD}") from exc
     except (ValidationError, UnicodeDecodeError, OSError) as exc:
+        # `PUClassifierCard` is the card of a `PUClassifier`.
         model_name = kind.__name__.removesuffix("Card")
         raise InputError(f"{path} is not the card of a {model_name}: {exc}") from exc

@@ -60,7 +60,9 @@ def remove_leftovers(folder: Path, name: str | None = None) -> list[Path]:
         The paths that were removed.
     """
     target = "*" if name is None else glob.escape(name)
-    leftovers = [*folder.glob(f".{target}.*.tmp"), *folder.glob(f".{target}.*.old")]
+    temporary = folder.glob(f".{target}.*.tmp")
+    previous = folder.glob(f".{target}.*.old")
+    leftovers = [*temporary, *previous]
     for path in leftovers:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

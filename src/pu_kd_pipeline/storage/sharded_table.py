@@ -151,12 +151,14 @@ def files_of_table(folder: Path) -> list[Path]:
 
     Of a table that cannot be opened, those of them that exist are returned.
     """
+    list_file = folder / _LIST
     try:
-        names = [str(name) for name in json.loads((folder / _LIST).read_text())]
+        names = [str(name) for name in json.loads(list_file.read_text())]
     except (OSError, ValueError, TypeError):
         names = []
-    files = [folder / _LIST]
-    files += [_file(folder, name) for name in names]
+    files = [list_file]
+    for name in names:
+        files.append(_file(folder, name))
     return [file for file in files if file.is_file()]
 
 
@@ -190,8 +192,10 @@ def _decode_metadata(schema: pa.Schema) -> dict[str, str]:
 
 def fixed_size_list(values: np.ndarray) -> pa.Array:
     """Return a (N, D) float array as an Arrow column of fixed-size lists."""
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    # Fixed-size lists need no offsets: the column is one flat buffer.
+    flat = np.ascontiguousarray(values).reshape(-1)
+    width = values.shape[1]
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
 
 
 def as_array(column: pa.ChunkedArray) -> np.ndarray:
@@ -199,12 +203,19 @@ def as_array(column: pa.ChunkedArray) -> np.ndarray:
     values = column.combine_chunks()
     # Depending on its version, pyarrow combines chunks into an array or into one chunk.
     if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+        values = _single_array(values)
     if pa.types.is_fixed_size_list(values.type):
         flat = values.flatten().to_numpy(zero_copy_only=False)
         return flat.reshape(len(values), values.type.list_size)
     array: np.ndarray = values.to_numpy(zero_copy_only=False)
     return array
+
+
+def _single_array(chunked: pa.ChunkedArray) -> pa.Array:
+    # Without any chunk there is nothing to concatenate.
+    if chunked.num_chunks == 0:
+        return pa.array([], chunked.type)
+    return pa.concat_arrays(chunked.chunks)
 
 
 @dataclass(frozen=True)
