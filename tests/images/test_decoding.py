@@ -49,8 +49,13 @@ def test_a_file_an_opened_image_and_an_array_give_the_same_pixels() -> None:
     pixels = noise(20, 13, 3)
     image = Image.fromarray(pixels)
     from_file = decoded(COLOR, encoded(image))
-    np.testing.assert_array_equal(decoded(COLOR, pixels), from_file)
-    np.testing.assert_array_equal(decoded(COLOR, image), from_file)
+    from_array = decoded(COLOR, pixels)
+    from_image = decoded(COLOR, image)
+    np.testing.assert_array_equal(from_array, from_file)
+    np.testing.assert_array_equal(from_image, from_file)
+
+
+def test_a_gray_array_may_have_an_axis_for_its_channel() -> None:
     gray = noise(8, 8, 1)
     np.testing.assert_array_equal(decoded(GRAY, gray), gray.transpose(2, 0, 1))
 
@@ -60,7 +65,8 @@ def test_the_resize_equals_torchvisions() -> None:
 
     image = Image.fromarray(noise(31, 20, 3))
     resize = torchvision.transforms.Resize((8, 8))
-    expected = np.asarray(resize(image)).transpose(2, 0, 1)
+    resized = resize(image)
+    expected = np.asarray(resized).transpose(2, 0, 1)
     np.testing.assert_array_equal(decoded(COLOR, encoded(image)), expected)
 
 
@@ -88,14 +94,16 @@ def test_rgb_becomes_gray() -> None:
 
 
 def test_sixteen_bit_gray_keeps_its_high_byte() -> None:
+    # Reducing them by a conversion of Pillow would clip at 255, which is nearly black.
     values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     pixels = decoded(GRAY, encoded(Image.fromarray(values)))
     np.testing.assert_array_equal(pixels[0], values >> 8)
 
 
 def test_exif_orientation_is_applied() -> None:
+    # The top row is white; orientation 6 (turn clockwise) puts it at the right.
     pixels = np.zeros((8, 8), dtype=np.uint8)
-    pixels[0] = 255  # the top row, which orientation 6 (turn clockwise) puts at the right
+    pixels[0] = 255
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = decoded(GRAY, encoded(Image.fromarray(pixels), exif=exif))
@@ -103,8 +111,10 @@ def test_exif_orientation_is_applied() -> None:
 
 
 def test_transparency_shows_white() -> None:
-    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    image.putpixel((0, 0), (10, 20, 30, 255))
+    transparent = (0, 0, 0, 0)
+    opaque = (10, 20, 30, 255)
+    image = Image.new("RGBA", (8, 8), transparent)
+    image.putpixel((0, 0), opaque)
     pixels = decoded(COLOR, encoded(image))
     assert pixels[:, 0, 0].tolist() == [10, 20, 30]
     assert (pixels[:, 1:] == 255).all()
@@ -119,7 +129,9 @@ def test_images_with_a_palette_are_read() -> None:
 def test_cmyk_images_are_read() -> None:
     red = Image.new("RGB", (8, 8), (255, 0, 0)).convert("CMYK")
     pixels = decoded(COLOR, encoded(red, "JPEG", quality=95)).astype(int)
-    assert np.abs(pixels[:, 0, 0] - [255, 0, 0]).max() <= 12
+    # JPEG is lossy, and CMYK red is not exactly RGB red.
+    difference = np.abs(pixels[:, 0, 0] - [255, 0, 0])
+    assert difference.max() <= 12
 
 
 def test_one_bit_images_are_read() -> None:

@@ -137,11 +137,16 @@ def test_removed_images_leave_the_store_and_free_their_duplicates(tmp_path: Path
     removed = parquet_of(pool / "a.parquet", [1, 2])
     parquet_of(pool / "b.parquet", [11, 12], i12=png(1))
     store = write_store(plan_of(pool), tmp_path / "store")
-    assert store.quarantine.values.tolist() == [["i12", "pool", "duplicate of i1"]]
+    assert store.quarantine["id"].tolist() == ["i12"]
+    assert store.quarantine["source"].tolist() == ["pool"]
+    assert store.quarantine["status"].tolist() == ["duplicate of i1"]
 
     removed.unlink()
     store = write_store(plan_of(pool), tmp_path / "store")
-    assert contents(store) == {"i11": pixels_of(11).tobytes(), "i12": pixels_of(1).tobytes()}
+    assert contents(store) == {
+        "i11": pixels_of(11).tobytes(),
+        "i12": pixels_of(1).tobytes(),
+    }
     assert store.quarantine.empty
 
 
@@ -186,6 +191,7 @@ def test_an_interrupted_run_keeps_its_finished_shards(
         patch.setattr(ingestion, "_finish_shard", interrupted_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             write_store(plan, folder)
+    # Nothing is left behind that a reader could take for a store.
     assert not list(folder.glob(".*"))
     with pytest.raises(InputError, match="there is no image store at"):
         ImageStore.open(folder)
@@ -200,6 +206,7 @@ def test_an_interrupted_run_keeps_its_finished_shards(
 def test_an_open_store_can_be_read_while_its_folder_changes(tmp_path: Path) -> None:
     before = numbered_store(tmp_path, range(12))
     rows = np.arange(12)
+    # The first read maps the files; they stay readable after they have been removed.
     before.read(rows)
     numbered_store(tmp_path, range(50, 60))
     np.testing.assert_array_equal(before.read(rows), batch_of(range(12)))
@@ -214,11 +221,13 @@ def test_a_damaged_shard_is_refused_and_made_again(tmp_path: Path, kind: str) ->
     with open(pixels, "r+b") as file:
         file.truncate(pixels.stat().st_size // 2)
     message = r"is damaged .*: delete it and run `kedro run --pipeline=data_ingestion`"
+    damaged = ImageStore.open(store.folder)
     with pytest.raises(InputError, match=message):
-        ImageStore.open(store.folder).read(np.array([12]))
+        damaged.read(np.array([12]))
 
     plan = plan_of(tmp_path / "a.parquet", kind=kind)
-    assert contents(write_store(plan, store.folder)) == whole
+    repaired = write_store(plan, store.folder)
+    assert contents(repaired) == whole
 
 
 # --- real files

@@ -35,16 +35,21 @@ def test_any_rows_are_read_in_any_order(tmp_path: Path, kind: str) -> None:
     assert len(store) == 25
     assert store.kind == kind
     assert store.image_shape == (3, 8, 8)
-    assert [(shard.n, shard.start) for shard in store.shards] == [(10, 0), (10, 10), (5, 20)]
-
-    rows = [24, 0, 3, 3, 10, 9]
-    np.testing.assert_array_equal(store.read(np.array(rows)), batch_of(rows))
-    rows_of_one_shard = [12, 11]
-    np.testing.assert_array_equal(
-        store.read(np.array(rows_of_one_shard)), batch_of(rows_of_one_shard)
-    )
+    # Rows of several shards, of one shard (which takes another path), and none at all.
+    several = [24, 0, 3, 3, 10, 9]
+    np.testing.assert_array_equal(store.read(np.array(several)), batch_of(several))
+    one = [12, 11]
+    np.testing.assert_array_equal(store.read(np.array(one)), batch_of(one))
     nothing = np.array([], dtype=np.int64)
     assert store.read(nothing).shape == (0, 3, 8, 8)
+
+
+def test_images_are_cut_into_shards_of_the_stated_size(tmp_path: Path) -> None:
+    store = numbered_store(tmp_path, range(25), shard_size=10)
+    lengths = [shard.n for shard in store.shards]
+    assert lengths == [10, 10, 5]
+    starts = [shard.start for shard in store.shards]
+    assert starts == [0, 10, 20]
 
 
 @KINDS
@@ -62,7 +67,8 @@ def test_a_shard_is_read_whole_or_in_batches(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(store.read_shard(first), whole)
 
     batches = list(store.iter_batches(first, batch_size=4))
-    assert [len(batch) for batch in batches] == [4, 4, 2]
+    lengths = [len(batch) for batch in batches]
+    assert lengths == [4, 4, 2]
     np.testing.assert_array_equal(np.concatenate(batches), whole)
 
 
@@ -83,6 +89,7 @@ def test_the_index_describes_every_row(tmp_path: Path) -> None:
     assert index.columns.tolist() == INDEX_COLUMNS
     assert index["id"].tolist() == [f"mine/i{number}" for number in range(12)]
     assert (index["source"] == "mine").all()
+    # Types that have a null, unlike NumPy's integers and booleans.
     assert index["label"].dtype == "Int32"
     assert index["label"].tolist() == [number % 3 for number in range(12)]
     assert index["relevant"].dtype == "boolean"
@@ -102,8 +109,10 @@ def test_ids_of_a_shard_are_those_of_the_index(tmp_path: Path) -> None:
     store = numbered_store(tmp_path, range(12))
     assert len(store.shards) > 1
     for shard in store.shards:
-        rows = slice(shard.start, shard.start + shard.n)
-        assert store.ids_of(shard).to_pylist() == store.index["id"].iloc[rows].tolist()
+        ids = store.ids_of(shard).to_pylist()
+        rows_of_shard = slice(shard.start, shard.start + shard.n)
+        expected = store.index["id"].iloc[rows_of_shard]
+        assert ids == expected.tolist()
 
 
 @KINDS
@@ -114,7 +123,9 @@ def test_a_store_can_be_sent_to_other_processes(tmp_path: Path, kind: str) -> No
     pickled = pickle.dumps(store)
     # The opened files stay behind.
     assert len(pickled) < 2_000
-    np.testing.assert_array_equal(pickle.loads(pickled).read(rows), images)
+    received = pickle.loads(pickled)
+    np.testing.assert_array_equal(received.read(rows), images)
+
     with multiprocessing.get_context("fork").Pool(2) as pool:
         for read in pool.map(store.read, [rows] * 4):
             np.testing.assert_array_equal(read, images)
@@ -124,7 +135,9 @@ def test_both_kinds_hold_the_same_images(tmp_path: Path) -> None:
     packed = numbered_store(tmp_path / "packed", range(12), kind="packed")
     encoded = numbered_store(tmp_path / "encoded", range(12), kind="encoded")
     assert contents(packed) == contents(encoded)
-    assert packed.index["sha256"].tolist() == encoded.index["sha256"].tolist()
+    packed_hashes = packed.index["sha256"].tolist()
+    encoded_hashes = encoded.index["sha256"].tolist()
+    assert packed_hashes == encoded_hashes
 
 
 def test_an_empty_store_can_be_read(tmp_path: Path) -> None:
@@ -167,10 +180,12 @@ def test_a_shard_name_that_leads_out_of_the_store_is_refused(tmp_path: Path, nam
 
 def test_a_pickle_in_place_of_pixels_is_refused(tmp_path: Path) -> None:
     store = numbered_store(tmp_path, [1])
+    # Unpickling it could run any code.
     pixels = store.folder / f"{store.shards[0].name}.npy"
     np.save(pixels, np.array([{"a": 1}]), allow_pickle=True)
+    opened = ImageStore.open(store.folder)
     with pytest.raises(InputError, match="is damaged"):
-        ImageStore.open(store.folder).read(np.array([0]))
+        opened.read(np.array([0]))
 
 
 def test_a_folder_without_a_store_is_refused_with_the_command_that_makes_one(
