@@ -151,6 +151,7 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
 def bomb(width: int, height: int) -> bytes:
     """Return a PNG of a few bytes that declares any size; its checksums are right."""
     declared = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    # A PNG is a signature and chunks, each with length, kind, data and checksum.
     chunks = {b"IHDR": declared, b"IDAT": zlib.compress(b"")}
     file = b"\x89PNG\r\n\x1a\n"
     for kind, data in chunks.items():
@@ -192,6 +193,7 @@ def test_decoding_keeps_the_order_and_passes_faults_on(n_workers: int) -> None:
     for value in range(200):
         array = np.full((8, 8), value, dtype=np.uint8)
         raws.append(encoded(Image.fromarray(array)))
+    # A fault that the source found already.
     raws[7] = Unusable(Reason.LINK)
 
     results = [pixels for _, pixels in GRAY.decode_all(iter(raws), n_workers)]

@@ -123,14 +123,18 @@ def found(table: pd.DataFrame, store: str, other: str, kind: str) -> dict[str, s
 
 def test_planted_copies_are_found_and_nothing_else(table):
     assert table.columns.tolist() == COLUMNS
+
     same = {f"pool/same-{row}": f"test/{row}" for row in range(5)}
     assert found(table, "pool", "test", "exact") == same
     copied = {f"pool/copy-{row}": f"test/{row}" for row in range(10, 20)}
     assert found(table, "pool", "test", "near") == copied
+
     assert found(table, "labeled", "test", "exact") == {"labeled/taken": "test/31"}
     assert found(table, "labeled", "test", "near") == {"labeled/copied": "test/30"}
     assert not found(table, "teacher_training", "test", "exact")
     assert not found(table, "teacher_training", "test", "near")
+
+    # All labeled and nearly all pool images are also the teacher's.
     assert len(found(table, "teacher_training", "labeled", "exact")) == 30
     assert len(found(table, "teacher_training", "pool", "exact")) == 570
 
@@ -161,6 +165,7 @@ def test_without_limits_only_equal_pixels_are_found(stores):
 
 
 def test_shards_batches_and_the_kind_of_store_change_nothing(table, stores, monkeypatch, tmp_path):
+    # Batches that are aligned with neither shards nor stores.
     assert len(stores["pool"].shards) == 3
     monkeypatch.setattr(duplicates, "_VALUES_AT_A_TIME", 64 * 37)
     encoded = stores_of(tmp_path / "encoded", "encoded", pool=POOL, labeled=LABELED)
@@ -241,11 +246,13 @@ def test_no_rule_selects_a_copy_of_a_test_image(rule, stores, table, tmp_path):
     params = subset(**rule)
     inputs = inputs_of(stores, excluded_images(table, params), tmp_path)
     manifest = choose_subset(inputs, params)
+    # The random subset is the control that a manifest is compared with.
     random_subset = choose_random_subset(inputs, manifest, params)
     copies = {*POOL, *LABELED}
     for chosen in (manifest, random_subset):
         names = chosen["id"].str.partition("/")[2]
         assert not copies & set(names)
+
         n_by_origin = chosen["origin"].value_counts()
         assert n_by_origin["labeled"] == chosen.attrs["n_labeled"] == 30
         assert n_by_origin["pool"] == chosen.attrs["n_selected"] == manifest.attrs["n_selected"]

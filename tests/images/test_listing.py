@@ -24,6 +24,7 @@ def test_sources_with_equal_ids_need_names(tmp_path: Path) -> None:
     sources = []
     for source, name in zip(plan.sources, "ab", strict=True):
         sources.append(source.model_copy(update={"name": name}))
+    # The two images of number 2 now have ids of their own; only one of them is stored.
     named = dataclasses.replace(plan, sources=tuple(sources))
     store = write_store(named, tmp_path / "store")
     assert store.index["id"].tolist() == ["a/i1", "a/i2", "b/i3"]
@@ -48,8 +49,11 @@ def test_per_class_images_are_drawn_by_the_seed(tmp_path: Path) -> None:
     file = parquet_of(tmp_path / "a.parquet", range(30))
     plan = plan_of(file, source={"per_class": 2})
     store = write_store(plan, tmp_path / "store")
-    assert store.index["label"].value_counts().to_dict() == {0: 2, 1: 2, 2: 2}
-    other = write_store(dataclasses.replace(plan, seed=1), tmp_path / "other")
+    n_by_label = store.index["label"].value_counts()
+    assert n_by_label.to_dict() == {0: 2, 1: 2, 2: 2}
+
+    plan_with_other_seed = dataclasses.replace(plan, seed=1)
+    other = write_store(plan_with_other_seed, tmp_path / "other")
     assert set(other.index["id"]) != set(store.index["id"])
 
 

@@ -87,8 +87,10 @@ def test_the_index_describes_every_row(tmp_path: Path) -> None:
     plan = plan_of(file, source={"name": "mine"})
     index = write_store(plan, tmp_path / "store").index
     assert index.columns.tolist() == INDEX_COLUMNS
+
     assert index["id"].tolist() == [f"mine/i{number}" for number in range(12)]
     assert (index["source"] == "mine").all()
+
     # Types that have a null, unlike NumPy's integers and booleans.
     assert index["label"].dtype == "Int32"
     assert index["label"].tolist() == [number % 3 for number in range(12)]

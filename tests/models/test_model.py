@@ -73,6 +73,7 @@ def test_a_saved_model_comes_back_as_it_was(model, tmp_path):
     again = load_model(tmp_path / "m")
     assert again.card == model.card
     assert again.fingerprint() == model.fingerprint()
+
     images = torch.rand(2, 1, 8, 8)
     assert torch.equal(again.network(images), model.network(images))
     files = {path.name for path in (tmp_path / "m").iterdir()}
@@ -84,7 +85,9 @@ def test_saving_again_replaces_the_model(model, tmp_path):
     with torch.no_grad():
         model.network.fc.bias.add_(1)
     save_model(model, tmp_path / "m")
-    assert torch.equal(load_model(tmp_path / "m").network.fc.bias, model.network.fc.bias)
+    again = load_model(tmp_path / "m")
+    assert torch.equal(again.network.fc.bias, model.network.fc.bias)
+    # No temporary or previous folder is left behind.
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 

@@ -75,28 +75,39 @@ def test_fingerprint_follows_the_shards(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_fixed_size_lists_come_back_as_they_were(tmp_path, dtype):
-    values = np.random.default_rng(0).normal(size=(7, 5)).astype(dtype)
-    ShardedTable.write(tmp_path, {"a": lambda: pa.table({"x": fixed_size_list(values)})})
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(7, 5)).astype(dtype)
+    table = pa.table({"x": fixed_size_list(values)})
+    ShardedTable.write(tmp_path, {"a": lambda: table})
+
     again = ShardedTable.open(tmp_path)
     np.testing.assert_array_equal(again.arrays("x"), values)
     shard = next(again.shards())
-    assert shard.schema.field("x").type == pa.list_(pa.from_numpy_dtype(dtype), 5)
+    # Not converted: float16 descriptors take half of the disk.
+    element_type = pa.from_numpy_dtype(dtype)
+    assert shard.schema.field("x").type == pa.list_(element_type, 5)
 
 
 def test_a_column_of_several_chunks_becomes_one_array():
     values = np.arange(35, dtype=np.float32).reshape(7, 5)
-    chunks = [fixed_size_list(values[:3]), fixed_size_list(values[3:])]
-    np.testing.assert_array_equal(as_array(pa.chunked_array(chunks)), values)
+    first = fixed_size_list(values[:3])
+    second = fixed_size_list(values[3:])
+    column = pa.chunked_array([first, second])
+    np.testing.assert_array_equal(as_array(column), values)
 
 
 def test_facts_of_a_table_live_in_its_metadata(tmp_path):
     table = pd.DataFrame({"id": ["a"], "teacher_class": pd.array([None], dtype="Int32")})
     table.attrs = {"rule": "nnpu", "threshold": None, "fingerprints": {"pool": "f"}}
-    write_table(table, tmp_path / "t.parquet")
-    again = read_table(tmp_path / "t.parquet")
+    file = tmp_path / "t.parquet"
+    write_table(table, file)
+
+    again = read_table(file)
     assert again.attrs == table.attrs
     assert again["id"].tolist() == ["a"]
-    metadata = pa.parquet.read_schema(tmp_path / "t.parquet").metadata
+
+    # Under its own key: other programs may add metadata as well.
+    metadata = pa.parquet.read_schema(file).metadata
     assert b"pu_kd_pipeline" in metadata
 
 

@@ -104,14 +104,14 @@ def _scores_from_features(
 
 
 def check_teacher(
-    features: ShardedTable, fingerprint: str, whose: str, teacher: str = "teacher_model"
+    features: ShardedTable, fingerprint: str, name: str, teacher: str = "teacher_model"
 ) -> None:
     """Check that features were made by a teacher.
 
     Args:
         features: the features to check.
         fingerprint: fingerprint of the teacher.
-        whose: name of the features, for the message.
+        name: name of the features, for the message.
         teacher: name of the teacher, for the message.
 
     Raises:
@@ -120,7 +120,7 @@ def check_teacher(
     # Features that do not state their teacher, such as a table without shards, cannot be checked.
     if features.facts.get(TEACHER, fingerprint) != fingerprint:
         raise InputError(
-            f"{whose}: another network than {teacher} made them. Run the stages again that are "
+            f"{name}: another network than {teacher} made them. Run the stages again that are "
             "older than the teacher: `kedro run --pipeline=feature_extraction`, then "
             "`--pipeline=pu_training`"
         )

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TEST, LABELED, POOL, TEACHER_TRAINING = STORES = ("test", "labeled", "pool", "teacher_training")
+TEST = "test"
+LABELED = "labeled"
+POOL = "pool"
+TEACHER_TRAINING = "teacher_training"
+STORES = (TEST, LABELED, POOL, TEACHER_TRAINING)  # of a pair, the later one is called the copy
 BY_PICTURE = (TEST, LABELED)  # the small stores: two large ones have too many pairs of pictures
 COLUMNS = ["id", "store", "kind", "other_store", "other_id", "distance"]
 SAMPLE_SIZE = 20_000  # images of a large store that show how similar different images can be

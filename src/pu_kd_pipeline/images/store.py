@@ -306,19 +306,19 @@ class ImageStore:
             images[place] = pixels
 
 
-def rows_of(images: ImageStore, ids: np.ndarray, whose: str) -> np.ndarray:
+def rows_of(images: ImageStore, ids: np.ndarray, name: str) -> np.ndarray:
     """Return the rows of a store that hold the given ids.
 
     Args:
         images: the store.
         ids: (n,) strings.
-        whose: name of the data that holds the ids, for the message.
+        name: name of the data that holds the ids, for the message.
 
     Returns:
         (n,) int64 row numbers, in the order of the ids.
 
     Raises:
-        InputError: the store does not contain an id: `whose` was made from other images.
+        InputError: the store does not contain an id, so the data was made from other images.
     """
     import pandas as pd
 
@@ -327,7 +327,7 @@ def rows_of(images: ImageStore, ids: np.ndarray, whose: str) -> np.ndarray:
     if is_unknown.any():
         n_unknown = int(is_unknown.sum())
         raise InputError(
-            f"{whose}: {n_unknown} of {len(ids)} ids are not in the image store, such as "
+            f"{name}: {n_unknown} of {len(ids)} ids are not in the image store, such as "
             f"{ids[is_unknown][0]!r}. It was made from other images: rerun the stages from "
             "`feature_extraction` on"
         )

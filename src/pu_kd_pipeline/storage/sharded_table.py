@@ -117,14 +117,19 @@ class ShardedTable:
 
     def arrays(self, column: str) -> np.ndarray:
         """Return a fixed-size-list column as one (N, D) array, or a plain column as (N,)."""
-        parts = [as_array(table[column]) for table in self.shards([column])]
+        parts = []
+        for table in self.shards([column]):
+            parts.append(as_array(table[column]))
         if not parts:
             return np.empty((0,), dtype=np.float32)
         return np.concatenate(parts)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the whole table; meant for narrow tables."""
-        tables = [table.replace_schema_metadata().to_pandas() for table in self.shards()]
+        tables = []
+        for table in self.shards():
+            table = table.replace_schema_metadata()
+            tables.append(table.to_pandas())
         if not tables:
             return pd.DataFrame()
         return pd.concat(tables, ignore_index=True)
@@ -206,7 +211,8 @@ def as_array(column: pa.ChunkedArray) -> np.ndarray:
         values = _single_array(values)
     if pa.types.is_fixed_size_list(values.type):
         flat = values.flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(len(values), values.type.list_size)
+        width = values.type.list_size
+        return flat.reshape(len(values), width)
     array: np.ndarray = values.to_numpy(zero_copy_only=False)
     return array
 
