@@ -20,7 +20,8 @@ from pu_kd_pipeline.images import duplicates
 from pu_kd_pipeline.images.duplicates import COLUMNS, Excluded, excluded_images, find_duplicates
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import IngestionPlan
-from pu_kd_pipeline.images.store import ImageStore, Specification
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.store_file import Specification
 from pu_kd_pipeline.params.data_ingestion import ImageSource, ImageStoreParams, NearDuplicateParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_random_subset, choose_subset

@@ -14,7 +14,8 @@ from torch import Tensor
 from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import map_images, normalization
-from pu_kd_pipeline.images.store import ImageStore, Shard
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.store_file import Shard
 from pu_kd_pipeline.learning.features import to_float16
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams

@@ -47,13 +47,8 @@ from pu_kd_pipeline.images.shard_files import (
 )
 from pu_kd_pipeline.images.shard_writers import shard_writer
 from pu_kd_pipeline.images.sources.base import SourceLostError
-from pu_kd_pipeline.images.store import (
-    QUARANTINE_FILE,
-    STORE_FILE,
-    ImageStore,
-    Shard,
-    Specification,
-)
+from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore
+from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification
 from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pu_kd_pipeline.images.decoding import Unusable, as_file
-from pu_kd_pipeline.images.store import Specification
+from pu_kd_pipeline.images.store_file import Specification
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.images.decoding import RawImage
