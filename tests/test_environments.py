@@ -14,7 +14,7 @@ from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.params.comparison import ComparisonParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.environment import read_parameters
-from test_docs import BLOCKS, configured
+from tests.test_docs import BLOCKS, configured
 
 PROJECT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = sorted(path.parent.name for path in (PROJECT / "conf").glob("*/parameters.yml"))

@@ -26,10 +26,10 @@ def lines(caplog):
 def heard():
     told = []
     listener = lambda name, step, record: told.append((name, step, record["loss"]))  # noqa: E731
-    progress.add_listener(listener)
+    progress.records.add(listener)
     yield told
-    progress.remove_listener(listener)
-    progress.remove_listener(listener)  # once more does no harm
+    progress.records.remove(listener)
+    progress.records.remove(listener)  # once more does no harm
 
 
 def test_every_record_passes_and_is_told_before_the_next_one_is_made(heard):

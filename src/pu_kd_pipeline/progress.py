@@ -1,7 +1,6 @@
-"""Progress of long loops: a bar when a person watches, a few log lines otherwise, and records for whoever listens.
+"""Progress of long loops: a bar on a terminal, log lines elsewhere, and channels to listen to.
 
-Nothing here knows Kedro, MLflow or torch. A listener is told every record that passes through `watch`, and a result
-listener the outcome of every trial of a comparison.
+Nothing here knows Kedro, MLflow or torch. Whoever wants to follow a run adds a listener to a channel.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -19,159 +18,173 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
-STEP_KEYS = (
-    "epoch",
-    "update",
-)  # a record that carries its own step keeps it when a run was resumed
+# A record that carries its own step keeps it when a run was resumed.
+STEP_KEYS = ("epoch", "update")
+N_NUMBERS_SHOWN = 4
 
+Event = ParamSpec("Event")
 Record = TypeVar("Record", bound=Mapping[str, Any])
 Item = TypeVar("Item")
-Listener = Callable[[str, int, Mapping[str, Any]], None]
-ResultListener = Callable[[str, Mapping[str, Any], Mapping[str, Any]], None]
-DecisionListener = Callable[[str, str | None], None]
-Show = Callable[[int, str], None]
+ShowProgress = Callable[[int, str], None]
 
-_listeners: list[Listener] = []
-_result_listeners: list[ResultListener] = []
-_decision_listeners: list[DecisionListener] = []
+
+class Channel(Generic[Event]):
+    """Events of one kind, passed to every listener in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[Event, None]] = []
+
+    def add(self, listener: Callable[Event, None]) -> None:
+        """Call `listener` for every event from now on."""
+        self._listeners.append(listener)
+
+    def remove(self, listener: Callable[Event, None]) -> None:
+        """Stop calling `listener`; a listener that was never added is ignored."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    def publish(self, *args: Event.args, **kwargs: Event.kwargs) -> None:
+        """Call every listener with this event."""
+        # A copy, because a listener may remove itself.
+        for listener in tuple(self._listeners):
+            listener(*args, **kwargs)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Drop all events inside the `with` block."""
+        listeners = self._listeners
+        self._listeners = []
+        try:
+            yield
+        finally:
+            self._listeners = listeners
+
+
+records: Channel[str, int, Mapping[str, Any]] = Channel()
+"""(name of the loop, step, record) of every record that passes through `watch`."""
+
+results: Channel[str, Mapping[str, Any], Mapping[str, Any]] = Channel()
+"""(name, parameters, metrics) of every finished trial of a comparison."""
+
+decisions: Channel[str, str | None] = Channel()
+"""(node, reason to run) of every node that a run decides on; None: the node is skipped."""
+
+# The bars on the terminal share one display; None while no loop is running.
 _bars: Progress | None = None
 
 
-def add_listener(listener: Listener) -> None:
-    """Call `listener(name, step, record)` for every record that passes through `watch` from now on."""
-    _listeners.append(listener)
-
-
-def remove_listener(listener: Listener) -> None:
-    """Stop telling `listener`; a listener that was never added is ignored."""
-    if listener in _listeners:
-        _listeners.remove(listener)
-
-
-def add_result_listener(listener: ResultListener) -> None:
-    """Call `listener(name, parameters, metrics)` for every result that is published from now on."""
-    _result_listeners.append(listener)
-
-
-def remove_result_listener(listener: ResultListener) -> None:
-    """Stop telling `listener`; a listener that was never added is ignored."""
-    if listener in _result_listeners:
-        _result_listeners.remove(listener)
-
-
-def publish_result(name: str, parameters: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """Tell the outcome of one of many trials: what it is called, what made it, and its numbers."""
-    for listener in tuple(_result_listeners):
-        listener(name, parameters, metrics)
-
-
-def add_decision_listener(listener: DecisionListener) -> None:
-    """Call `listener(node, why)` for every node that a run decides on from now on; None: it is skipped."""
-    _decision_listeners.append(listener)
-
-
-def remove_decision_listener(listener: DecisionListener) -> None:
-    """Stop telling `listener`; a listener that was never added is ignored."""
-    if listener in _decision_listeners:
-        _decision_listeners.remove(listener)
-
-
-def publish_decision(node: str, why: str | None) -> None:
-    """Tell that a node runs, and why, or that it is skipped."""
-    for listener in tuple(_decision_listeners):
-        listener(node, why)
-
-
-@contextmanager
-def unpublished() -> Iterator[None]:
-    """Show the loops inside, but tell nobody their records: those of many trials would be one tangle of curves."""
-    told, _listeners[:] = list(_listeners), []
-    try:
-        yield
-    finally:
-        _listeners[:] = told
-
-
-def watch(records: Iterable[Record], *, name: str, total: int) -> Iterator[Record]:
-    """Pass every record on, show the progress, and publish the record to the listeners first.
+def watch(loop: Iterable[Record], *, name: str, total: int) -> Iterator[Record]:
+    """Yield every record, after publishing it to `records` and showing the progress.
 
     Args:
-        records: one mapping of numbers per epoch (or per so many updates), lazily made.
-        name: what the loop is called on the screen and in the metrics, such as "pu_training".
+        loop: one mapping of numbers per epoch (or per several updates), made lazily.
+        name: name of the loop on the screen and in the metrics, such as "pu_training".
         total: number of records expected.
     """
-    with _shown(name, total) as show:
-        for count, record in enumerate(records, start=1):
-            step = next((int(record[key]) for key in STEP_KEYS if key in record), count)
-            for listener in tuple(_listeners):
-                listener(name, step, record)
-            show(count, _in_words(record))
+    with _display(name, total) as show:
+        for count, record in enumerate(loop, start=1):
+            records.publish(name, _step_of(record, default=count), record)
+            show(count, _first_numbers(record))
             yield record
 
 
 def track(
     items: Iterable[Item], *, name: str, total: int | None = None, unit: str = ""
 ) -> Iterator[Item]:
-    """Pass every item on and show the progress; nothing is published.
+    """Yield every item and show the progress; nothing is published.
 
     Args:
         items: what the loop runs over, such as shards.
-        name: what the loop is called on the screen.
+        name: name of the loop on the screen.
         total: number of items expected; None: the length of `items`, where it has one.
         unit: what is counted, such as "images".
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with _shown(name, total) as show:
+    with _display(name, total) as show:
         for count, item in enumerate(items, start=1):
             try:
                 yield item
-            finally:  # also when nobody asks for a further one
+            finally:
+                # Also when the consumer stops early: the last step is shown.
                 show(count, unit)
 
 
-@contextmanager
-def _shown(name: str, total: int | None) -> Iterator[Show]:
-    """Yield `show(count, text)`: a bar on a terminal, otherwise lines in the log."""
-    with _bar(name, total) if sys.stderr.isatty() else _lines(name, total) as show:
-        yield show
+def _step_of(record: Mapping[str, Any], default: int) -> int:
+    for key in STEP_KEYS:
+        if key in record:
+            return int(record[key])
+    return default
+
+
+def _first_numbers(record: Mapping[str, Any]) -> str:
+    """Return the first numbers of a record, such as "loss 0.1234, agreement 0.981"."""
+    texts = []
+    for key, value in record.items():
+        if key not in STEP_KEYS and isinstance(value, int | float):
+            texts.append(f"{key} {value:.4g}")
+    return ", ".join(texts[:N_NUMBERS_SHOWN])
 
 
 @contextmanager
-def _lines(name: str, total: int | None) -> Iterator[Show]:
-    """The first and the last step, and one line every ten seconds between them."""
-    last_line, last_count = -SECONDS_BETWEEN_LINES, 0
-    previous = time.monotonic()
-    waiting: tuple[int, str] | None = None
+def _display(name: str, total: int | None) -> Iterator[ShowProgress]:
+    """Yield `show(count, text)`: a bar on a terminal, lines in the log elsewhere."""
+    if sys.stderr.isatty():
+        with _bar(name, total) as show:
+            yield show
+    else:
+        lines = _LogLines(name, total)
+        try:
+            yield lines.show
+        finally:
+            lines.close()
 
-    def say(count: int, text: str) -> None:
-        nonlocal last_line, last_count, previous, waiting
-        last_line, waiting = time.monotonic(), None
-        of = f"{count} of {total}" if total else str(count)
-        # by the pace since the line before: what a resumed loop tells again takes no time
-        left = (
-            (last_line - previous) * (total - count) / max(count - last_count, 1) if total else 0.0
-        )
-        previous, last_count = last_line, count
-        remaining = f", about {left:.0f} s left" if left >= 1 else ""
-        logger.info("%s: %s %s%s", name, of, text, remaining)
 
-    def show(count: int, text: str) -> None:
-        nonlocal waiting
-        waiting = (count, text)
-        if count == total or time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
-            say(count, text)
+class _LogLines:
+    """Logs the first and the last step, and one line every ten seconds between them."""
 
-    try:
-        yield show
-    finally:
-        if waiting:
-            say(*waiting)
+    def __init__(self, name: str, total: int | None) -> None:
+        self._name = name
+        self._total = total
+        self._line_time = -SECONDS_BETWEEN_LINES
+        self._line_count = 0
+        self._pace_time = time.monotonic()
+        self._unlogged: tuple[int, str] | None = None
+
+    def show(self, count: int, text: str) -> None:
+        """Log this step if it is the last one or the last line is old enough."""
+        self._unlogged = (count, text)
+        is_due = time.monotonic() - self._line_time >= SECONDS_BETWEEN_LINES
+        if count == self._total or is_due:
+            self._log(count, text)
+
+    def close(self) -> None:
+        """Log the last step of a loop that ended early or has no known length."""
+        if self._unlogged:
+            self._log(*self._unlogged)
+
+    def _log(self, count: int, text: str) -> None:
+        now = time.monotonic()
+        position = str(count)
+        seconds_left = 0.0
+        if self._total:
+            position = f"{count} of {self._total}"
+            # By the pace since the line before: the steps that a resumed loop repeats take no time.
+            seconds_per_step = (now - self._pace_time) / max(count - self._line_count, 1)
+            seconds_left = seconds_per_step * (self._total - count)
+        remaining = ""
+        if seconds_left >= 1:
+            remaining = f", about {seconds_left:.0f} s left"
+        logger.info("%s: %s %s%s", self._name, position, text, remaining)
+        self._line_time = now
+        self._pace_time = now
+        self._line_count = count
+        self._unlogged = None
 
 
 @contextmanager
-def _bar(name: str, total: int | None) -> Iterator[Show]:
-    """A rich bar on stderr; a loop inside another one adds its bar below."""
+def _bar(name: str, total: int | None) -> Iterator[ShowProgress]:
+    """Yield the update function of a rich bar on stderr; a nested loop adds its bar below."""
     global _bars
     from rich.console import Console
     from rich.progress import (
@@ -184,16 +197,18 @@ def _bar(name: str, total: int | None) -> Iterator[Show]:
 
     is_outermost = _bars is None
     if is_outermost:
-        columns = (
+        _bars = Progress(
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
+            console=Console(stderr=True),
         )
-        _bars = Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True))
         _bars.start()
     assert _bars is not None
-    bars, task = _bars, _bars.add_task(name, total=total, text="")
+    bars = _bars
+    task = bars.add_task(name, total=total, text="")
     try:
         yield lambda count, text: bars.update(task, completed=count, text=text)
     finally:
@@ -202,13 +217,3 @@ def _bar(name: str, total: int | None) -> Iterator[Show]:
             _bars = None
         else:
             bars.remove_task(task)
-
-
-def _in_words(record: Mapping[str, Any]) -> str:
-    """The record's first few numbers, such as "loss 0.1234, agreement 0.981"."""
-    numbers = {
-        key: value
-        for key, value in record.items()
-        if key not in STEP_KEYS and isinstance(value, int | float)
-    }
-    return ", ".join(f"{key} {value:.4g}" for key, value in list(numbers.items())[:4])

@@ -41,7 +41,7 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.comparison import ComparisonParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams, ImageSource
-from pu_kd_pipeline.params.distillation import OBJECTIVE_BLOCKS, DistillationParams
+from pu_kd_pipeline.params.distillation import OPTION_BLOCKS, DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
@@ -303,7 +303,7 @@ def identity_of(blocks: Blocks, objective: str, **changes: Any) -> dict[str, Any
     return cell.identity()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVE_BLOCKS)
+@pytest.mark.parametrize("objective", OPTION_BLOCKS)
 @pytest.mark.parametrize("name", CHANGES_OF_OBJECTIVES)
 def test_an_identity_holds_what_its_objective_uses_and_nothing_of_the_others(
     blocks, objective, name
@@ -311,7 +311,7 @@ def test_an_identity_holds_what_its_objective_uses_and_nothing_of_the_others(
     block = getattr(blocks.distillation, name)
     changed = {name: block.model_copy(update=CHANGES_OF_OBJECTIVES[name])}
     assert block != changed[name]
-    is_used = name in OBJECTIVE_BLOCKS[objective]
+    is_used = name in OPTION_BLOCKS[objective]
     assert (identity_of(blocks, objective, **changed) != identity_of(blocks, objective)) == is_used
     assert (name in identity_of(blocks, objective)["distillation"]) == is_used
 
@@ -392,14 +392,14 @@ def test_cells_share_their_pu_training_and_tell_their_results(
         told.append((name, parameters["method"], metrics["accuracy"]))
 
     hear = lambda *record: records.append(record)  # noqa: E731
-    progress.add_result_listener(listen)
-    progress.add_listener(hear)
+    progress.results.add(listen)
+    progress.records.add(hear)
     try:
         shards = comparison_shards(inputs, blocks, grid(seeds=[0], variants=variants))
         table = ShardedTable.write(tmp_path, shards, keeps_others=True)
     finally:
-        progress.remove_result_listener(listen)
-        progress.remove_listener(hear)
+        progress.results.remove(listen)
+        progress.records.remove(hear)
     assert trained == [20, 40]  # once for each number of labeled images
     assert records == []
     results = table.to_pandas()

@@ -19,7 +19,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.preflight import check
 from pu_kd_pipeline.params.environment import IMAGES_VARIABLE, read_parameters
 from pu_kd_pipeline.params.validation import check_parameters
-from test_environments import ENVIRONMENT_BLOCKS as MODELS
+from tests.test_environments import ENVIRONMENT_BLOCKS as MODELS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 HOSTILE = [

@@ -109,11 +109,11 @@ class Project:
     def run(self, the_runner: SequentialRunner | None = None) -> dict[str, str]:
         """Run, and return the nodes that ran with the reason."""
         decisions: dict[str, str | None] = {}
-        progress.add_decision_listener(decisions.__setitem__)
+        progress.decisions.add(decisions.__setitem__)
         try:
             (the_runner or IncrementalRunner()).run(self.pipeline(), self.catalog())
         finally:
-            progress._decision_listeners.clear()
+            progress.decisions.remove(decisions.__setitem__)
         return {name: why for name, why in decisions.items() if why is not None}
 
     def results(self) -> dict[str, Any]:
@@ -311,9 +311,9 @@ def test_a_data_set_in_memory_is_made_every_time(project):
     catalog["right_value"] = MemoryDataset()
     decisions: dict[str, str | None] = {}
     for _ in range(2):
-        progress.add_decision_listener(decisions.__setitem__)
+        progress.decisions.add(decisions.__setitem__)
         IncrementalRunner().run(project.pipeline(), catalog)
-        progress._decision_listeners.clear()
+        progress.decisions.remove(decisions.__setitem__)
     assert (
         decisions["right"]
         == decisions["join"]

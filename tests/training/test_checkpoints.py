@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_objectives import ATTENTION, LATENT, Scene, scene_of
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -37,8 +36,7 @@ from pu_kd_pipeline.training.checkpoints import keep_in, keep_nowhere, unkept
 from pu_kd_pipeline.training.class_prior import estimate_prior
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 from pu_kd_pipeline.training.teacher import train_classifier
-
-__all__ = ["scene_of"]  # a fixture
+from tests.training.scene import ATTENTION, LATENT, Scene
 
 COMPUTE = ComputeParams(
     device="cpu", precision="float32", n_threads=1, resident_limit_gb=1.0, inference_batch_size=64
@@ -198,7 +196,7 @@ class Dropping(nn.Module):
 def teacher_of(scene: Scene, compute: ComputeParams = COMPUTE, **changes: Any) -> Training:
     teacher = TeacherParams.model_validate(
         {
-            "architecture": "test_checkpoints:Dropping", "architecture_options": {}, "weights": None, "taps": ["norm"],
+            "architecture": f"{__name__}:Dropping", "architecture_options": {}, "weights": None, "taps": ["norm"],
             "classes": 5, "input": {"size_px": 8, "channels": 1, "mean": [0.4], "std": [0.25]},
         }
     )  # fmt: skip
@@ -304,12 +302,12 @@ def test_a_finished_training_is_not_done_again_and_tells_all_of_its_records(scen
     def listener(name: str, step: int, record: Any) -> None:
         told.append((name, step, record["loss"]))
 
-    progress.add_listener(listener)
+    progress.records.add(listener)
     try:
         with killed_at_step(1):
             assert_same(train(), expected)
     finally:
-        progress.remove_listener(listener)
+        progress.records.remove(listener)
     assert [step for _, step, _ in told] == [3, 6, 7]
     assert [loss for _, _, loss in told] == expected[1]["loss"].tolist()
 

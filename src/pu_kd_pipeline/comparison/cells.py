@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from pu_kd_pipeline import progress
 from pu_kd_pipeline.comparison.computation import RESULT, CellComputation
 from pu_kd_pipeline.comparison.grid import Blocks, Cell, cells_of
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.params.comparison import ComparisonParams
-from pu_kd_pipeline.progress import publish_result
 from pu_kd_pipeline.training.few_sample_starts import check_fskd
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def comparison_shards(
             logger.info(
                 "cell %d of %d: %s (%.0f s)", number, len(cells), outcome, result["seconds"]
             )
-            publish_result(str(cell), cell.identity(), result)
+            progress.results.publish(str(cell), cell.identity(), result)
             return pa.Table.from_pylist([result], schema=RESULT)
 
         return make

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from pu_kd_pipeline import progress
 from pu_kd_pipeline.comparison.grid import Cell
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs, labeled_rows
 from pu_kd_pipeline.devices import MemoryShortage
@@ -26,7 +27,6 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
-from pu_kd_pipeline.progress import unpublished
 from pu_kd_pipeline.reporting.selection_figures import RULES_BY_CONFIDENCE
 from pu_kd_pipeline.selection.class_weights import weigh_classes
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset
@@ -42,6 +42,7 @@ from pu_kd_pipeline.training.checkpoints import unkept
 from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.few_sample_starts import fitnet_start, fskd_start
+from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 
 _TEXTS = ("variant", "method", "rule", "criterion", "features", "objective")
@@ -101,7 +102,7 @@ class CellComputation:
             about["criterion"] = cell.blocks.subset_materialization.criterion
             about["features"] = cell.blocks.pu_training.features
         try:
-            with unpublished(), unkept():
+            with progress.records.muted(), unkept():
                 return about | self._outcome(cell)
         except (
             MemoryShortage
@@ -286,7 +287,7 @@ class CellComputation:
         self, cell: Cell, manifest: pd.DataFrame, labeled: ImageStore
     ) -> pd.DataFrame:
         teacher = self._inputs.teacher
-        if cell.objective != "robust_kd":
+        if not OBJECTIVES[cell.objective].needs_class_weights:
             return pd.DataFrame(np.ones((1, teacher.n_classes)))
         features: ShardedTable = self._inputs.labeled_features
         if cell.method == "original":

@@ -15,11 +15,12 @@ from pydantic import BaseModel, ValidationError
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.comparison import ComparisonParams, ComparisonVariant
-from pu_kd_pipeline.params.distillation import OBJECTIVE_BLOCKS, DistillationParams
+from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.validation import sentences
+from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
 
 RULES_WITHOUT_PU = (
     "random",
@@ -104,7 +105,7 @@ class Cell:
             blocks["subset_materialization"] = self.blocks.subset_materialization
         if self.method == "preferential":
             blocks["relatedness"] = self.blocks.relatedness
-        if self.objective == "robust_kd":
+        if OBJECTIVES[self.objective].needs_class_weights:
             blocks["class_weighting"] = self.blocks.class_weighting
         return {
             **{
@@ -126,8 +127,7 @@ def _undecisive(block: BaseModel) -> set[str]:
         return {EXCLUDES}  # what it excludes decides, if there is anything
     if not isinstance(block, DistillationParams):
         return {"compute"}
-    of_objectives = {name for names in OBJECTIVE_BLOCKS.values() for name in names}
-    return {"compute", *of_objectives.difference(OBJECTIVE_BLOCKS[block.objective])}
+    return {"compute", *block.unread_option_blocks()}
 
 
 def cells_of(params: ComparisonParams, blocks: Blocks) -> list[Cell]:

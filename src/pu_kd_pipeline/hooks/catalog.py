@@ -1,19 +1,34 @@
-"""Names and places of catalog entries."""
+"""Facts about catalog entries that hooks need."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
 
-
-METRICS, STUDENT, REPORT = "metrics", "student_model", "report"
+METRICS = "metrics"
+REPORT = "report"
 
 
 def dataset_path(catalog: DataCatalog, name: str) -> Path | None:
-    """Return where a catalog entry is kept; None for what lives in memory."""
-    dataset = catalog.get(name) if name in catalog else None
+    """Return the file or folder of a catalog entry; None for data in memory."""
+    if name not in catalog:
+        return None
+    dataset = catalog.get(name)
+    # Our own datasets and Kedro's name the attribute differently.
     path = getattr(dataset, "filepath", None) or getattr(dataset, "_filepath", None)
-    return None if path is None else Path(path)
+    if path is None:
+        return None
+    return Path(path)
+
+
+def tracked_as(catalog: DataCatalog, name: str) -> str | None:
+    """Return how MLflow gets an entry, the `mlflow` of its metadata; None: it does not."""
+    if name not in catalog:
+        return None
+    metadata: Any = getattr(catalog.get(name), "metadata", None)
+    if not isinstance(metadata, dict):
+        return None
+    return metadata.get("mlflow")

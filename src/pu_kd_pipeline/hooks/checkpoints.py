@@ -16,38 +16,42 @@ if TYPE_CHECKING:
 
 
 class CheckpointHooks:
-    """Has the trainings of a node keep checkpoints in a folder of its own, until what it gives is saved."""
+    """Lets trainings of a node write checkpoints to its own folder, until its outputs are saved."""
 
     def __init__(self) -> None:
-        self._unsaved: dict[
-            str, tuple[Path, set[str]]
-        ] = {}  # node -> its folder, and its outputs that are to come
+        # By node: its checkpoint folder, and its outputs that are not saved yet.
+        self._folders: dict[str, Path] = {}
+        self._unsaved_outputs: dict[str, set[str]] = {}
 
     @hook_impl
     def before_node_run(self, node: Node, catalog: DataCatalog) -> None:
-        """Tell trainings where to keep them; nowhere without an entry of the catalog that says so."""
-        if CHECKPOINTS in catalog:
-            dataset: Any = catalog.get(CHECKPOINTS)
-            folder = dataset.filepath / node.name
-            self._unsaved[node.name] = (folder, set(node.outputs))
-            checkpoints.keep_in(folder, dataset.every_s)
+        """Set the checkpoint folder, if the catalog has an entry for it."""
+        if CHECKPOINTS not in catalog:
+            return
+        dataset: Any = catalog.get(CHECKPOINTS)
+        folder = dataset.filepath / node.name
+        self._folders[node.name] = folder
+        self._unsaved_outputs[node.name] = set(node.outputs)
+        checkpoints.keep_in(folder, dataset.every_s)
 
     @hook_impl
     def after_node_run(self) -> None:
-        """Have later trainings of this process keep none: what follows the node is the saving of its outputs."""
+        """Disable checkpoints for later trainings of this process."""
         checkpoints.keep_nowhere()
 
     @hook_impl
     def on_node_error(self) -> None:
-        """Do the same, and leave the checkpoints: the node goes on from there."""
+        """Disable checkpoints; those that exist stay, because the node resumes from them."""
         checkpoints.keep_nowhere()
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
-        """Remove a node's checkpoints once the last of its outputs is saved; Kedro saves after `after_node_run`."""
-        if node.name in self._unsaved:
-            folder, outputs = self._unsaved[node.name]
-            outputs.discard(dataset_name)
-            if not outputs:
-                del self._unsaved[node.name]
-                checkpoints.remove(folder)
+        """Remove a node's checkpoints once its last output is saved."""
+        # Kedro saves the outputs after `after_node_run`, so that hook would be too early.
+        if node.name not in self._folders:
+            return
+        unsaved = self._unsaved_outputs[node.name]
+        unsaved.discard(dataset_name)
+        if not unsaved:
+            del self._unsaved_outputs[node.name]
+            checkpoints.remove(self._folders.pop(node.name))

@@ -18,101 +18,103 @@ if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
 
 
-# Stages that write what those of `full` write, too.
-OTHER_SYSTEMS = frozenset({"unlabeled_distillation", "critic_distillation"})
+# Kedro passes parameters as datasets of these names.
 IN_MEMORY = re.compile(r"params:|parameters$")
 
 
 class InputHooks:
-    """Refuses parameters that cannot be used and stages whose input is not there, before anything runs."""
+    """Refuses unusable parameters and stages whose input is missing, before anything runs."""
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Check every block that the requested pipelines use."""
+        """Check every parameter block that the requested pipelines use."""
         from kedro.framework.project import pipelines
         from kedro.validation.type_extractor import TypeExtractor
         from kedro.validation.utils import _unwrap_optional, is_pydantic_class
 
         from pu_kd_pipeline.params.validation import check_parameters
 
-        parameters = context.config_loader["parameters"]
+        models = {}
         types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
-        models = {name: _unwrap_optional(annotation) for name, annotation in types.items()}
+        for name, annotation in types.items():
+            model = _unwrap_optional(annotation)
+            if is_pydantic_class(model):
+                models[name] = model
         texts = _configuration_texts(context)
+        # Names that only the configuration itself reads, such as `data`, are no unknown parameters.
+        runtime_names = re.findall(r"runtime_params:\s*(\w+)", "\n".join(texts.values()))
         check_parameters(
-            parameters,
-            {name: model for name, model in models.items() if is_pydantic_class(model)},
+            context.config_loader["parameters"],
+            models,
             files=_files_of_blocks(texts, context.project_path),
             given=context.config_loader.runtime_params or {},
-            other_names=re.findall(r"runtime_params:\s*(\w+)", "\n".join(texts.values())),
+            other_names=runtime_names,
         )
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Name every saved input that is not there, and the stage that writes it."""
-        missing = [
-            name
-            for name in sorted(pipeline.inputs())
-            if not IN_MEMORY.match(name) and _is_missing(catalog, name)
-        ]
-        if missing:
-            writers = _stages_that_write(missing)
-            faults = [
-                f"  - `{name}` ({dataset_path(catalog, name)}): "
-                + (
-                    f"written by `kedro run --pipeline={writers[name]}`"
-                    if name in writers
-                    else "no stage writes it"
-                )
-                for name in missing
-            ]
-            raise InputError(
-                "Saved input of this run is missing.\n" + "\n".join(faults) + "\n"
-                "Run what writes it first, or everything with `kedro run --pipeline=full`."
-            )
+        """Refuse the run if saved inputs are missing, and name the stages that write them."""
+        missing = []
+        for name in sorted(pipeline.inputs()):
+            if not IN_MEMORY.match(name) and name in catalog and not catalog.exists(name):
+                missing.append(name)
+        if not missing:
+            return
+        writers = _writing_stages(missing)
+        lines = ["Saved input of this run is missing."]
+        for name in missing:
+            origin = "no stage writes it"
+            if name in writers:
+                origin = f"written by `kedro run --pipeline={writers[name]}`"
+            lines.append(f"  - `{name}` ({dataset_path(catalog, name)}): {origin}")
+        lines.append("Run what writes it first, or everything with `kedro run --pipeline=full`.")
+        raise InputError("\n".join(lines))
 
 
-def _is_missing(catalog: DataCatalog, name: str) -> bool:
-    return name in catalog and not catalog.exists(name)
+def _writing_stages(names: list[str]) -> dict[str, str]:
+    """Return dataset -> the stage that writes it, looking in every registered pipeline.
 
-
-def _stages_that_write(names: list[str]) -> dict[str, str]:
-    """Return data set -> the stage that writes it, looking in every registered pipeline."""
+    Where stages of several systems write the same dataset, the one that belongs to `full` counts.
+    """
     from kedro.framework.project import pipelines
 
-    pipelines.set_requested(None)  # the run that asked for one pipeline ends here
-    stages = {
-        name: pipelines[name]
-        for name in sorted(pipelines, key=OTHER_SYSTEMS.__contains__, reverse=True)
-    }
-    for joined in ("full", "full_unlabeled", "__default__"):
-        stages.pop(joined, None)
-    return {
-        name: stage
-        for stage, pipeline in stages.items()
-        for name in names
-        if name in pipeline.all_outputs()
-    }
+    # The command that asked for one pipeline ends here, so all others may be imported.
+    pipelines.set_requested(None)
+    default_stages = {node.namespace for node in pipelines["full"].nodes}
+    writers: dict[str, str] = {}
+    for stage in sorted(pipelines):
+        nodes = pipelines[stage].nodes
+        is_joined = {node.namespace for node in nodes} != {stage}
+        if is_joined:
+            continue
+        written = pipelines[stage].all_outputs()
+        for name in names:
+            if name in written and (name not in writers or stage in default_stages):
+                writers[name] = stage
+    return writers
 
 
 def _configuration_texts(context: KedroContext) -> dict[Path, str]:
-    """Return the files of the base and the run's environment, in the order in which later ones win."""
+    """Return the configuration files of base and environment; later ones override earlier ones."""
     loader: Any = context.config_loader
-    folders = [
-        Path(loader.conf_source) / env
-        for env in (loader.base_env, loader.env or loader.default_run_env)
-    ]
-    files = [
-        path for folder in folders if folder.is_dir() for path in sorted(folder.rglob("*.yml"))
-    ]
-    return {path: path.read_text(encoding="utf-8") for path in files}
+    texts = {}
+    for environment in (loader.base_env, loader.env or loader.default_run_env):
+        folder = Path(loader.conf_source) / environment
+        if folder.is_dir():
+            for path in sorted(folder.rglob("*.yml")):
+                texts[path] = path.read_text(encoding="utf-8")
+    return texts
 
 
 def _files_of_blocks(texts: Mapping[Path, str], project_path: Path) -> dict[str, Path]:
-    """Return block -> the parameter file that has the last word on it."""
-    return {
-        block: path.relative_to(project_path) if path.is_relative_to(project_path) else path
-        for path, text in texts.items()
-        if path.name.startswith("parameters")
-        for block in re.findall(r"^(\w+):", text, flags=re.MULTILINE)
-    }
+    """Return parameter block -> the last parameter file that sets it."""
+    files = {}
+    for path, text in texts.items():
+        if not path.name.startswith("parameters"):
+            continue
+        shown_path = path
+        if path.is_relative_to(project_path):
+            shown_path = path.relative_to(project_path)
+        for block in re.findall(r"^(\w+):", text, flags=re.MULTILINE):
+            files[block] = shown_path
+    return files

@@ -11,40 +11,43 @@ from kedro.framework.hooks import hook_impl
 if TYPE_CHECKING:
     from types import FrameType
 
-
-ENDING_SIGNALS = ("SIGTERM", "SIGHUP")  # the second one is unknown to Windows
+# Windows has no SIGHUP.
+ENDING_SIGNALS = ("SIGTERM", "SIGHUP")
 
 
 class SignalHooks:
-    """Turns SIGTERM and SIGHUP into an exit during a run, so that files are closed and the run's status is told."""
+    """Turns SIGTERM and SIGHUP into SystemExit, so that files are closed and tracking ends."""
 
     def __init__(self) -> None:
-        self._previous: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     @hook_impl
     def before_pipeline_run(self) -> None:
-        """Take over the signals that would end the process at once; leave those that somebody handles or ignores."""
-        if threading.current_thread() is threading.main_thread():
-            for signum in (
-                getattr(signal, name) for name in ENDING_SIGNALS if hasattr(signal, name)
-            ):
-                if signal.getsignal(signum) is signal.SIG_DFL:
-                    self._previous[signum] = signal.signal(signum, self._exit)
+        """Handle signals that would end the process at once; leave those already handled."""
+        # Python allows signal handlers in the main thread alone.
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in ENDING_SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                self._previous_handlers[number] = signal.signal(number, self._exit)
 
     @hook_impl
     def after_pipeline_run(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         self._restore()
 
     @hook_impl
     def on_pipeline_error(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         self._restore()
 
-    def _exit(self, signum: int, frame: FrameType | None) -> None:
-        self._restore()  # a second signal ends the process at once
-        raise SystemExit(128 + signum)
+    def _exit(self, number: int, frame: FrameType | None) -> None:
+        # A second signal ends the process at once.
+        self._restore()
+        raise SystemExit(128 + number)
 
     def _restore(self) -> None:
-        while self._previous:
-            signal.signal(*self._previous.popitem())
+        while self._previous_handlers:
+            number, handler = self._previous_handlers.popitem()
+            signal.signal(number, handler)

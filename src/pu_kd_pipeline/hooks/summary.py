@@ -16,18 +16,17 @@ if TYPE_CHECKING:
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
 
-
 COMPARISON = "comparison_table"
 
 
 class SummaryHooks:
-    """Prints what a run was worth, and where to look further."""
+    """Prints the results of a run, and where to find the report and MLflow."""
 
     @hook_impl
     def after_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Print the metrics table if this run made it, and the places of the report and of MLflow."""
+        """Print what this run made: metrics, comparison, the paths of report and tracking."""
         if run_params["runner"] == EXPLAINING:
             return
         outputs = pipeline.all_outputs()
@@ -35,13 +34,23 @@ class SummaryHooks:
             _print_metrics(catalog.load(METRICS))
         if COMPARISON in outputs:
             print(catalog.load(COMPARISON))
-        if REPORT in outputs and (path := dataset_path(catalog, REPORT)):
-            print(f"Report: {path}")
-        if outputs & {METRICS, REPORT} and (path := dataset_path(catalog, METRICS)):
-            folder = path.parents[1]
-            where = "" if folder == Path.cwd() / "data" else f" DATA={folder}"
-            mlflow = os.environ.get("MLFLOW_TRACKING_URI") or f"make mlflow{where}"
-            print(f"MLflow: {mlflow}    Pipeline: make viz")
+        report_path = dataset_path(catalog, REPORT)
+        if REPORT in outputs and report_path:
+            print(f"Report: {report_path}")
+        metrics_path = dataset_path(catalog, METRICS)
+        if outputs & {METRICS, REPORT} and metrics_path:
+            data_folder = metrics_path.parents[1]
+            print(f"MLflow: {_mlflow_hint(data_folder)}    Pipeline: make viz")
+
+
+def _mlflow_hint(data_folder: Path) -> str:
+    """Return the server's address, or the command that opens the tracking files of this run."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    if data_folder == Path.cwd() / "data":
+        return "make mlflow"
+    return f"make mlflow DATA={data_folder}"
 
 
 def _print_metrics(metrics: Mapping[str, Any]) -> None:
@@ -53,12 +62,14 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
 
     console = Console()
     header, *rows = model_rows(metrics)
-    table = Table(*header[:1], box=box.SIMPLE_HEAD)
+    models = Table(header[0], box=box.SIMPLE_HEAD)
     for name in header[1:]:
-        table.add_column(name, justify="right")
+        models.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*row)
-    facts = Table("selection", "", box=box.SIMPLE_HEAD)
+        models.add_row(*row)
+    console.print(models)
+    selection = Table("selection", "", box=box.SIMPLE_HEAD)
     for row in selection_rows(metrics):
-        facts.add_row(*row)
-    console.print(table, *([facts] if facts.row_count else []))
+        selection.add_row(*row)
+    if selection.row_count:
+        console.print(selection)

@@ -72,7 +72,7 @@ class IncrementalRunner(SequentialRunner):
         n_run = 0
         for position, node in enumerate(pipeline.nodes, start=1):
             why = "it was asked for (force)" if self._force else judge.why(node)
-            progress.publish_decision(node.name, why)
+            progress.decisions.publish(node.name, why)
             if why is None:
                 logger.info("Up to date: %s", node.name)
                 judge.keep(node)

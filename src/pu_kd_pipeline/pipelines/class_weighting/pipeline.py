@@ -9,8 +9,12 @@ from kedro.pipeline import Node, Pipeline
 from pu_kd_pipeline.pipelines.class_weighting.nodes import weigh_subset_classes
 
 
-def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: manifest and features in, class weights and weight vectors out."""
+def create_pipeline(stage: str = "class_weighting", **_: Any) -> Pipeline:
+    """Return the stage: manifest and features in, class weights and weight vectors out.
+
+    Args:
+        stage: namespace of the nodes; a control that reuses this stage has a name of its own.
+    """
     return Pipeline(
         [
             Node(
@@ -26,7 +30,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                 name="weigh_subset_classes",
             )
         ],
-        namespace="class_weighting",
+        namespace=stage,
         prefix_datasets_with_namespace=False,
         tags=["data"],
     )

@@ -1,6 +1,8 @@
-"""What the stage `distillation` does."""
+"""Node functions of the stage `distillation`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -9,17 +11,22 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.distillation import DistillationParams
 
 
-def distill_student(
-    manifest: pd.DataFrame,
-    labeled_images: ImageStore,
-    pool_images: ImageStore,
-    teacher: Model,
-    weight_vectors: pd.DataFrame,
-    params: DistillationParams,
-) -> tuple[Model, pd.DataFrame]:
-    """Return the student and the history of its training."""
-    from pu_kd_pipeline.training.distillation import distill
+def make_distill_student(stage: str) -> Callable[..., tuple[Model, pd.DataFrame]]:
+    """Return the node function of a stage that distills; its metrics are named after the stage."""
 
-    return distill(
-        manifest, labeled_images, pool_images, teacher, weight_vectors, params, name="distillation"
-    )
+    def distill_student(
+        manifest: pd.DataFrame,
+        labeled_images: ImageStore,
+        pool_images: ImageStore,
+        teacher: Model,
+        weight_vectors: pd.DataFrame,
+        params: DistillationParams,
+    ) -> tuple[Model, pd.DataFrame]:
+        """Return the student and the history of its training."""
+        from pu_kd_pipeline.training.distillation import distill
+
+        return distill(
+            manifest, labeled_images, pool_images, teacher, weight_vectors, params, name=stage
+        )
+
+    return distill_student

@@ -1,4 +1,4 @@
-"""The order of the stage `distillation`."""
+"""The pipeline of the stage `distillation`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from pu_kd_pipeline.pipelines.distillation.nodes import distill_student
+from pu_kd_pipeline.pipelines.distillation.nodes import make_distill_student
 
 
-def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: manifest, images, teacher and weight vectors in, the student out."""
+def create_pipeline(stage: str = "distillation", **_: Any) -> Pipeline:
+    """Return the stage: manifest, images, teacher and weight vectors in, the student out.
+
+    Args:
+        stage: namespace of the nodes and prefix of their metrics; a control that reuses this
+            stage has a name of its own.
+    """
     return Pipeline(
         [
             Node(
-                distill_student,
+                make_distill_student(stage),
                 inputs=[
                     "manifest",
                     "labeled_images",
@@ -27,7 +32,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                 name="distill_student",
             )
         ],
-        namespace="distillation",
+        namespace=stage,
         prefix_datasets_with_namespace=False,
         tags=["gpu"],
     )

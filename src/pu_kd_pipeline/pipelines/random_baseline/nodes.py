@@ -7,9 +7,6 @@ from typing import Any
 import pandas as pd
 
 from pu_kd_pipeline.images.store import ImageStore
-from pu_kd_pipeline.models.model import Model
-from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
-from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
@@ -33,38 +30,3 @@ def draw_random_subset(
         pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, excluded=excluded
     )
     return choose_random_subset(inputs, manifest, params)
-
-
-def weigh_random_classes(
-    manifest: pd.DataFrame,
-    labeled_features: ShardedTable,
-    pool_features: ShardedTable,
-    teacher: Model,
-    params: ClassWeightingParams,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return class weights and weight vectors of the random subset."""
-    from pu_kd_pipeline.selection.class_weights import weigh_classes
-
-    return weigh_classes(manifest, labeled_features, pool_features, teacher.card.classes, params)
-
-
-def distill_random_student(
-    manifest: pd.DataFrame,
-    labeled_images: ImageStore,
-    pool_images: ImageStore,
-    teacher: Model,
-    weight_vectors: pd.DataFrame,
-    params: DistillationParams,
-) -> tuple[Model, pd.DataFrame]:
-    """Return the student of the random subset, trained exactly as the other one, and its history."""
-    from pu_kd_pipeline.training.distillation import distill
-
-    return distill(
-        manifest,
-        labeled_images,
-        pool_images,
-        teacher,
-        weight_vectors,
-        params,
-        name="random_baseline",
-    )

@@ -1,4 +1,4 @@
-"""The order of the stage `random_baseline`."""
+"""The pipeline of the stage `random_baseline`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from pu_kd_pipeline.pipelines.random_baseline.nodes import (
-    distill_random_student,
-    draw_random_subset,
-    weigh_random_classes,
-)
+from pu_kd_pipeline.pipelines import class_weighting, distillation
+from pu_kd_pipeline.pipelines.random_baseline.nodes import draw_random_subset
+
+STAGE = "random_baseline"
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: the manifest's size, the pool and the teacher in, the random student out."""
+    """Return the stage: the manifest's size, the pool and the teacher in, the random student out.
+
+    The control differs from the selection in the images alone, so class weights and student come
+    from the same stages, with other datasets.
+    """
+    return _random_subset() + _random_weights() + _random_student()
+
+
+def _random_subset() -> Pipeline:
     return Pipeline(
         [
             Node(
@@ -32,35 +39,30 @@ def create_pipeline(**_: Any) -> Pipeline:
                 outputs="random_manifest",
                 name="draw_random_subset",
                 tags=["data"],
-            ),
-            Node(
-                weigh_random_classes,
-                inputs=[
-                    "random_manifest",
-                    "labeled_features",
-                    "pool_features",
-                    "teacher_model",
-                    "params:class_weighting",
-                ],
-                outputs=["random_class_weights", "random_weight_vectors"],
-                name="weigh_random_classes",
-                tags=["data"],
-            ),
-            Node(
-                distill_random_student,
-                inputs=[
-                    "random_manifest",
-                    "labeled_images",
-                    "pool_images",
-                    "teacher_model",
-                    "random_weight_vectors",
-                    "params:distillation",
-                ],
-                outputs=["random_student_model", "random_distillation_history"],
-                name="distill_random_student",
-                tags=["gpu"],
-            ),
+            )
         ],
-        namespace="random_baseline",
+        namespace=STAGE,
         prefix_datasets_with_namespace=False,
+    )
+
+
+def _random_weights() -> Pipeline:
+    return Pipeline(
+        class_weighting.create_pipeline(stage=STAGE),
+        inputs={"manifest": "random_manifest"},
+        outputs={
+            "class_weights": "random_class_weights",
+            "weight_vectors": "random_weight_vectors",
+        },
+    )
+
+
+def _random_student() -> Pipeline:
+    return Pipeline(
+        distillation.create_pipeline(stage=STAGE),
+        inputs={"manifest": "random_manifest", "weight_vectors": "random_weight_vectors"},
+        outputs={
+            "student_model": "random_student_model",
+            "distillation_history": "random_distillation_history",
+        },
     )
