@@ -91,7 +91,8 @@ class Project:
 
     def catalog(self) -> DataCatalog:
         entries: dict[str, Any] = {}
-        for name in DATASETS:
+        # One entry is a dataset factory, `{side}_value`, as in conf/base/catalog.
+        for name in ("{side}_value", "joined", "parity"):
             entries[name] = {
                 "type": "json.JSONDataset",
                 "filepath": str(self.data / f"{name}.json"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,8 +230,11 @@ class StalenessTracker:
 
         So a data folder that was moved is up to date.
         """
-        configs: Mapping[str, Any] = self._catalog.config_resolver.config  # type: ignore[attr-defined]
-        entry = dict(configs.get(name, {}))
+        resolver: Any = self._catalog.config_resolver  # type: ignore[attr-defined]
+        entry = dict(resolver.config.get(name, {}))
+        if not entry and resolver.match_dataset_pattern(name):
+            # An entry that a dataset factory made is not among the resolver's own.
+            entry = dict(resolver.resolve_pattern(name))
         entry.pop("metadata", None)
         path = self._path(name)
         data_folder = self.folder.parent

@@ -21,7 +21,8 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import TEACHER, Makers, short_hash
 from pu_kd_pipeline.images.batches import map_images, normalization
 from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
-from pu_kd_pipeline.images.store import ImageStore, Shard
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.store_file import Shard
 from pu_kd_pipeline.learning.metrics import area_under_roc
 from pu_kd_pipeline.learning.relatedness.calibration import (
     NoiseCalibration,
