@@ -172,8 +172,8 @@ def test_a_method_of_the_grid_follows_its_record(blocks, name):
             assert cell.blocks.distillation.keep == "last"
 
 
-def test_an_unknown_method_is_refused_with_all_names_and_the_nearest():
-    with pytest.raises(ValueError, match=r"'selection', .* or 'fskd'; did you mean 'fitnet'\?"):
+def test_an_unknown_method_is_refused_with_all_names():
+    with pytest.raises(ValueError, match=r"'selection', .* or 'fskd'"):
         grid(variants={"a": {"method": "fitnets"}})
 
 

@@ -75,11 +75,11 @@ def test_a_new_rule_is_accepted_by_the_parameters(new_rule: str) -> None:
         SubsetParams(**{**SUBSET, "budget": None}, rule=new_rule)
 
 
-def test_an_unknown_rule_or_criterion_is_refused_with_all_names_and_the_nearest() -> None:
+def test_an_unknown_rule_or_criterion_is_refused_with_all_names() -> None:
     listed = ", ".join(repr(name) for name in list(RULES)[:-1])
-    with pytest.raises(ValidationError, match=rf"{listed} or 'all'; did you mean 'random'\?"):
+    with pytest.raises(ValidationError, match=rf"{listed} or 'all'"):
         SubsetParams(**SUBSET, rule="randm")
-    with pytest.raises(ValidationError, match=r"'budget'; did you mean 'precision'\?"):
+    with pytest.raises(ValidationError, match="or 'budget'"):
         SubsetParams(**{**SUBSET, "criterion": "precison"}, rule="nnpu")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
@@ -104,7 +104,7 @@ _SELECTION_KEYS = ("rule", "criterion", "budget", "features")
 class ComparisonVariant(Overrides):
     """One row of the comparison, or one point of a sweep: how a student is made."""
 
-    method: Annotated[str, BeforeValidator(one_of(METHODS))] = Field(
+    method: Annotated[str, one_of(METHODS)] = Field(
         "selection",
         description="; ".join(f"{name}: {method.description}" for name, method in METHODS.items()),
     )

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Collection
 from typing import Any
 
+from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 
-def one_of(known: Mapping[str, Any]) -> Callable[[object], str]:
-    """Return a check that a value is a key of a mapping, for `Annotated[str, BeforeValidator(…)]`.
+def one_of(names: Collection[str]) -> BeforeValidator:
+    """Return a validator that accepts the names and nothing else, as a Literal of them would.
 
-    Its error is that of `Literal`, with the nearest key.
+    Args:
+        names: read at every check, so that a record added to a dictionary later is accepted.
     """
 
-    def check(value: object) -> str:
-        # Read at each check: a record that is added to the mapping later is accepted, too.
-        if isinstance(value, str) and value in known:
+    def check(value: Any) -> Any:
+        # Lists and dicts cannot be looked up in a dictionary.
+        if isinstance(value, str) and value in names:
             return value
-        context = {"expected": _listed(list(known)), "hint": _nearest(value, known)}
-        raise PydanticCustomError("literal_error", "Input should be {expected}{hint}", context)
+        *first, last = [repr(name) for name in names]
+        expected = last
+        if first:
+            expected = f"{', '.join(first)} or {last}"
+        raise PydanticCustomError(
+            "literal_error", "Input should be {expected}", {"expected": expected}
+        )
 
-    return check
-
-
-def _listed(names: list[str]) -> str:
-    quoted = [repr(name) for name in names]
-    if len(quoted) == 1:
-        return quoted[0]
-    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
-
-
-def _nearest(value: object, known: Mapping[str, Any]) -> str:
-    if not isinstance(value, str):
-        return ""
-    near = get_close_matches(value, known, n=1)
-    if not near:
-        return ""
-    return f"; did you mean '{near[0]}'?"
+    # Before: a number is then refused by the same error, which lists the names.
+    return BeforeValidator(check)

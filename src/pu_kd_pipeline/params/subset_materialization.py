@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from pu_kd_pipeline.learning.selection import RULES, needs_budget
 from pu_kd_pipeline.learning.selection_criteria import CRITERIA
@@ -16,8 +16,8 @@ class SubsetParams(Block):
     """The block `subset_materialization`: which pool images are kept."""
 
     seed: int = Field(ge=0, lt=SEEDS)
-    rule: Annotated[str, BeforeValidator(one_of(RULES))]
-    criterion: Annotated[str, BeforeValidator(one_of(CRITERIA))] = Field(
+    rule: Annotated[str, one_of(RULES)]
+    criterion: Annotated[str, one_of(CRITERIA)] = Field(
         description="nnpu only. sign: score > 0; quantile: the top class_prior share; "
         "precision: down to target_precision; budget: the top `budget`"
     )
