@@ -72,25 +72,18 @@ class InputHooks:
 
 
 def _writing_stages(names: list[str]) -> dict[str, str]:
-    """Return dataset -> the stage that writes it, looking in every registered pipeline.
-
-    Where stages of several systems write the same dataset, the one that belongs to `full` counts.
-    """
+    """Return dataset -> the smallest pipeline that writes it, looking in every registered one."""
     from kedro.framework.project import pipelines
 
     # The command that asked for one pipeline ends here, so all others may be imported.
     pipelines.set_requested(None)
-    default_stages = {node.namespace for node in pipelines["full"].nodes}
-    writers: dict[str, str] = {}
-    for stage in sorted(pipelines):
-        nodes = pipelines[stage].nodes
-        is_joined = {node.namespace for node in nodes} != {stage}
-        if is_joined:
-            continue
-        written = pipelines[stage].all_outputs()
+    writers = {}
+    # Joined pipelines such as `full` come last, so that a stage is named where one exists.
+    for pipeline_name in sorted(pipelines, key=lambda name: (len(pipelines[name].nodes), name)):
+        written = pipelines[pipeline_name].all_outputs()
         for name in names:
-            if name in written and (name not in writers or stage in default_stages):
-                writers[name] = stage
+            if name in written:
+                writers.setdefault(name, pipeline_name)
     return writers
 
 
