@@ -22,7 +22,7 @@ help: ## list the targets
 # The environment is created once, and updated when one of these files changes.
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "'$(PYTHON)' was not found: install Python 3.11 or later, or select one with 'make PYTHON=/path/to/python3.12 run'."; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "$(PYTHON) is Python %d.%d, but 3.11 to 3.13 is required: select another one, such as make PYTHON=python3.12 run." % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "$(PYTHON) is Python %d.%d, and 3.11 to 3.13 is needed: select another one, such as make PYTHON=python3.12 run." % v)'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,viz]'
 	@touch $@
