@@ -23,6 +23,7 @@ from pu_kd_pipeline.comparison.computation import RESULT
 from pu_kd_pipeline.comparison.figure import plot_comparison
 from pu_kd_pipeline.comparison.grid import Blocks, cells_of, laid_over_each_other
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs, labeled_rows
+from pu_kd_pipeline.comparison.starts import STARTS, check_starts
 from pu_kd_pipeline.comparison.tables import comparison_page, means_over_seeds
 from pu_kd_pipeline.datasets import ShardedTableDataset
 from pu_kd_pipeline.devices import MemoryShortage
@@ -36,10 +37,11 @@ from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.learning.loop import seeded
+from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.models.factory import new_teacher
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
-from pu_kd_pipeline.params.comparison import ComparisonParams
+from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.distillation import OBJECTIVE_BLOCKS, DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
@@ -330,6 +332,50 @@ def test_cells_from_before_there_were_further_objectives_are_found_again(blocks)
             "variant", "method", "labeled_per_class", "seed", "precision", "like", "distillation", "pu_training",
             "subset_materialization", *(["class_weighting"] if objective == "robust_kd" else []),
         }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_pu_classifier_is_trained_where_the_rule_reads_its_scores(blocks, name):
+    cells = cells_of(grid(variants={"one": {"rule": name, "budget": 5}}), blocks)
+    for cell in cells:
+        assert cell.needs_pu == RULES[name].reads_pu_score
+        assert ("pu_training" in cell.identity()) == RULES[name].reads_pu_score
+        assert cell.is_reference == RULES[name].uses_truth
+
+
+def test_a_rule_that_is_added_needs_no_pu_classifier_where_it_reads_no_pu_score(
+    blocks, monkeypatch
+):
+    monkeypatch.setitem(RULES, "added", RULES["random"])
+    cells = cells_of(grid(variants={"one": {"rule": "added", "budget": 5}}), blocks)
+    assert [cell.needs_pu for cell in cells] == [False] * 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_of_the_grid_follows_its_record(blocks, name):
+    method = METHODS[name]
+    variant = {"method": name, **({"rule": "all"} if method.selects else {})}
+    cells = cells_of(grid(variants={"one": variant}), blocks)
+    counts = {cell.labeled_per_class for cell in cells}
+    assert counts == ({2, 4} if method.labeled_images == "drawn" else {None})
+    for cell in cells:
+        assert cell.is_reference == method.is_reference
+        assert (cell.rule is not None) == method.selects
+        assert ("relatedness" in cell.identity()) == method.samples_by_relatedness
+        assert (cell.blocks.distillation.keep == "last") or method.has_held_out_images
+
+
+def test_an_unknown_method_is_refused_with_all_names_and_the_nearest():
+    with pytest.raises(ValueError, match=r"'selection', .* or 'fskd'; did you mean 'fitnet'\?"):
+        grid(variants={"a": {"method": "fitnets"}})
+
+
+def test_a_method_without_its_start_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(METHODS, "added", METHODS["fskd"])
+    with pytest.raises(RuntimeError, match="STARTS lacks the methods added"):
+        check_starts(set(STARTS))
+    with pytest.raises(RuntimeError, match="STARTS has entries for other"):
+        check_starts({*STARTS, "added", "other"})
 
 
 # --- what the cells read

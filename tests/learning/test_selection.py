@@ -75,7 +75,8 @@ def test_rows_are_distinct_pool_rows_within_the_budget_and_repeat_with_the_seed(
     pool = make_pool(scores, relevant=np.array(scores) > 2, seed=seed)
     proxy = flat(len(pool))
     first, second = (
-        RULES[rule](pool, options(criterion, budget, seed, disagreement_of=proxy)) for _ in range(2)
+        RULES[rule].select(pool, options(criterion, budget, seed, disagreement_of=proxy))
+        for _ in range(2)
     )
     assert first.rows.dtype == np.int64
     assert len(np.unique(first.rows)) == len(first.rows) > 0
@@ -93,7 +94,7 @@ def test_nnpu_keeps_the_best_first_and_everything_above_its_threshold(
     criterion: str, scores: list[float]
 ) -> None:
     pool = make_pool(scores)
-    selection = RULES["nnpu"](pool, options(criterion, 7 if criterion == "budget" else None))
+    selection = RULES["nnpu"].select(pool, options(criterion, 7 if criterion == "budget" else None))
     kept = pool.pu_score[selection.rows]
     assert (np.diff(kept) <= 0).all()
     assert kept.min() >= selection.threshold
@@ -111,20 +112,22 @@ def test_permuting_the_pool_permutes_the_selection(criterion: str, seed: int, n:
     rng = np.random.default_rng(seed)
     scores, order = rng.permutation(n) - 2.5, rng.permutation(n)
     wanted = options(criterion, 3 if criterion == "budget" else None)
-    expected = RULES["nnpu"](make_pool(scores), wanted)
-    actual = RULES["nnpu"](make_pool(scores[order]), wanted)
+    expected = RULES["nnpu"].select(make_pool(scores), wanted)
+    actual = RULES["nnpu"].select(make_pool(scores[order]), wanted)
     np.testing.assert_array_equal(order[actual.rows], expected.rows)
     assert actual.threshold == expected.threshold
 
 
 def test_sign_keeps_what_scores_above_zero() -> None:
-    selection = RULES["nnpu"](make_pool([0.5, -1, 0, 2, 0.1]), options("sign"))
+    selection = RULES["nnpu"].select(make_pool([0.5, -1, 0, 2, 0.1]), options("sign"))
     assert selection.rows.tolist() == [3, 0, 4]
     assert selection.threshold == 0
 
 
 def test_quantile_keeps_the_rounded_share_and_breaks_ties_by_row() -> None:
-    selection = RULES["nnpu"](make_pool([1, 3, 1, 1, 0]), options("quantile", class_prior=0.55))
+    selection = RULES["nnpu"].select(
+        make_pool([1, 3, 1, 1, 0]), options("quantile", class_prior=0.55)
+    )
     assert selection.rows.tolist() == [1, 0, 2]
     assert selection.threshold == 1
 
@@ -137,14 +140,14 @@ def test_a_larger_prior_or_a_lower_target_only_adds_images(
     low, high = sorted((low, high))
     pool = make_pool(scores)
     fewer, more = (
-        RULES["nnpu"](pool, options("quantile", class_prior=max(p, 1 / len(pool))))
+        RULES["nnpu"].select(pool, options("quantile", class_prior=max(p, 1 / len(pool))))
         for p in (low, high)
     )
     assert set(fewer.rows) <= set(more.rows)
     assert fewer.threshold >= more.threshold
     sure = np.zeros(5)  # with a prior of 1 the best images then reach every target
     fewer, more = (
-        RULES["nnpu"](
+        RULES["nnpu"].select(
             pool, options("precision", class_prior=1.0, target_precision=p, held_out_ranks=sure)
         )
         for p in (high, low)
@@ -158,7 +161,7 @@ def test_precision_criterion_equals_the_slow_search_and_never_splits_ties(n_deci
     pool, ranks = simulated(n=300)
     pool = replace(pool, pu_score=pool.pu_score.round(n_decimals))
     for target in (0.5, 0.7, 0.9):
-        selection = RULES["nnpu"](
+        selection = RULES["nnpu"].select(
             pool,
             options("precision", class_prior=0.2, target_precision=target, held_out_ranks=ranks),
         )
@@ -176,7 +179,7 @@ def test_precision_criterion_equals_the_slow_search_and_never_splits_ties(n_deci
 @pytest.mark.parametrize("target", [0.6, 0.8, 0.9])
 def test_precision_criterion_reaches_its_target_on_a_simulated_mixture(target: float) -> None:
     pool, ranks = simulated()
-    selection = RULES["nnpu"](
+    selection = RULES["nnpu"].select(
         pool, options("precision", class_prior=0.2, target_precision=target, held_out_ranks=ranks)
     )
     assert pool.relevant is not None
@@ -191,19 +194,23 @@ def test_estimated_precision_is_close_to_the_truth_for_every_criterion(criterion
     known = options(
         criterion, 2_000 if criterion == "budget" else None, class_prior=0.2, held_out_ranks=ranks
     )
-    selection = RULES["nnpu"](pool, known)
+    selection = RULES["nnpu"].select(pool, known)
     assert pool.relevant is not None
     assert selection.estimated_precision == pytest.approx(
         pool.relevant[selection.rows].mean(), abs=0.04
     )
-    assert RULES["nnpu"](pool, replace(known, held_out_ranks=None)).estimated_precision is None
+    assert (
+        RULES["nnpu"].select(pool, replace(known, held_out_ranks=None)).estimated_precision is None
+    )
 
 
 @pytest.mark.parametrize("criterion", ["sign", "quantile", "precision"])
 def test_a_budget_draws_evenly_from_what_passes_instead_of_taking_the_top(criterion: str) -> None:
     pool, ranks = simulated()
-    passing = RULES["nnpu"](pool, options(criterion, class_prior=0.2, held_out_ranks=ranks))
-    drawn = RULES["nnpu"](pool, options(criterion, 1_000, class_prior=0.2, held_out_ranks=ranks))
+    passing = RULES["nnpu"].select(pool, options(criterion, class_prior=0.2, held_out_ranks=ranks))
+    drawn = RULES["nnpu"].select(
+        pool, options(criterion, 1_000, class_prior=0.2, held_out_ranks=ranks)
+    )
     assert len(drawn.rows) == 1_000
     assert set(drawn.rows) <= set(passing.rows)
     assert (drawn.threshold, drawn.estimated_precision) == (
@@ -219,19 +226,21 @@ def test_a_budget_draws_evenly_from_what_passes_instead_of_taking_the_top(criter
 
 def test_random_is_nested_and_its_precision_is_the_class_prior() -> None:
     pool = make_pool(np.arange(30))
-    small, large = (RULES["random"](pool, options(budget=budget)) for budget in (5, 12))
+    small, large = (RULES["random"].select(pool, options(budget=budget)) for budget in (5, 12))
     np.testing.assert_array_equal(large.rows[:5], small.rows)
     assert small.threshold is None
     assert small.estimated_precision == 0.5
-    assert RULES["random"](pool, options(budget=5, seed=1)).rows.tolist() != small.rows.tolist()
-    assert len(RULES["random"](pool, options(budget=100)).rows) == 30
+    assert (
+        RULES["random"].select(pool, options(budget=5, seed=1)).rows.tolist() != small.rows.tolist()
+    )
+    assert len(RULES["random"].select(pool, options(budget=100)).rows) == 30
 
 
 def test_oracle_keeps_the_relevant_and_only_them() -> None:
     relevant = np.arange(20) % 3 == 0
     pool = make_pool(np.arange(20), relevant)
-    assert RULES["oracle"](pool, options()).rows.tolist() == [0, 3, 6, 9, 12, 15, 18]
-    few = RULES["oracle"](pool, options(budget=4))
+    assert RULES["oracle"].select(pool, options()).rows.tolist() == [0, 3, 6, 9, 12, 15, 18]
+    few = RULES["oracle"].select(pool, options(budget=4))
     assert len(few.rows) == 4
     assert relevant[few.rows].all()
 
@@ -240,10 +249,10 @@ def test_confident_ranks_by_the_teacher_and_all_keeps_everything() -> None:
     pool = replace(
         make_pool([0, 0, 0, 0]), teacher_confidence=np.array([0.2, 0.9, 0.5, 0.9], dtype=np.float32)
     )
-    selection = RULES["confident"](pool, options(budget=3))
+    selection = RULES["confident"].select(pool, options(budget=3))
     assert selection.rows.tolist() == [1, 3, 2]
     assert selection.threshold == 0.5
-    assert RULES["all"](pool, options(budget=1)).rows.tolist() == [0, 1, 2, 3]
+    assert RULES["all"].select(pool, options(budget=1)).rows.tolist() == [0, 1, 2, 3]
 
 
 @settings(deadline=None, max_examples=50)
@@ -261,13 +270,13 @@ def test_stratified_fills_the_strata_evenly(
         teacher_class=np.array([teacher_class for teacher_class, _ in strata]),
         teacher_confidence=np.array([(band + 0.5) / 10 for _, band in strata], dtype=np.float32),
     )
-    kept = RULES["stratified"](pool, options(budget=budget, seed=seed)).rows
+    kept = RULES["stratified"].select(pool, options(budget=budget, seed=seed)).rows
     assert len(kept) == min(budget, len(strata))
     sizes = {stratum: strata.count(stratum) for stratum in strata}
     taken = {stratum: sum(strata[row] == stratum for row in kept) for stratum in strata}
     unfinished = [taken[stratum] for stratum in sizes if taken[stratum] < sizes[stratum]]
     assert max(taken.values()) <= min(unfinished, default=len(strata)) + 1
-    smaller = RULES["stratified"](pool, options(budget=max(1, budget // 2), seed=seed)).rows
+    smaller = RULES["stratified"].select(pool, options(budget=max(1, budget // 2), seed=seed)).rows
     assert kept[: len(smaller)].tolist() == smaller.tolist()
 
 
@@ -288,7 +297,7 @@ def test_disagreement_is_half_random_and_half_likely_positives(
         return np.ones(n)
 
     wanted = options(budget=budget, seed=seed, class_prior=class_prior, disagreement_of=proxy)
-    rows = RULES["disagreement"](pool, wanted).rows
+    rows = RULES["disagreement"].select(pool, wanted).rows
     assert len(rows) == min(budget, n)
     [first] = asked
     assert len(first) == max(1, round(min(budget, n) / 2))
@@ -304,22 +313,26 @@ def test_disagreement_draws_in_proportion_to_the_divergence() -> None:
     n = 20_000
     pool = make_pool(np.arange(n))
     divergence = np.where(np.arange(n) % 2, 3.0, 1.0)
-    rows = RULES["disagreement"](
-        pool, options(budget=2_000, disagreement_of=lambda first: divergence)
-    ).rows
+    rows = (
+        RULES["disagreement"]
+        .select(pool, options(budget=2_000, disagreement_of=lambda first: divergence))
+        .rows
+    )
     first, drawn = rows[:1000], rows[1000:]
     assert 0.45 < (first % 2).mean() < 0.55
     assert 0.71 < (drawn % 2).mean() < 0.79  # three times as likely; 0.75 but for chance
-    without = RULES["disagreement"](
-        pool, options(class_prior=0.1, disagreement_of=lambda first: divergence)
-    ).rows
+    without = (
+        RULES["disagreement"]
+        .select(pool, options(class_prior=0.1, disagreement_of=lambda first: divergence))
+        .rows
+    )
     assert len(without) == 2_000  # as many as the criterion quantile keeps
 
 
 @pytest.mark.parametrize("bad", [np.nan, -1.0])
 def test_a_proxy_that_diverged_chooses_nothing(bad: float) -> None:
     with pytest.raises(ValueError, match="the proxy diverged"):
-        RULES["disagreement"](
+        RULES["disagreement"].select(
             make_pool(np.arange(9)), options(budget=4, disagreement_of=lambda _: np.full(9, bad))
         )
 
@@ -329,7 +342,7 @@ def test_no_rule_but_the_oracle_reads_the_truth() -> None:
     for rule, criterion in CASES:
         if rule != "oracle":
             blind, told = (
-                RULES[rule](
+                RULES[rule].select(
                     make_pool(scores, truth), options(criterion, 9, disagreement_of=flat(50))
                 )
                 for truth in (None, scores < 0)
@@ -342,9 +355,9 @@ def test_rules_that_need_a_budget_are_known_before_the_run(rule: str, criterion:
     pool = make_pool(np.arange(1, 9), relevant=np.ones(8, dtype=bool))
     if needs_budget(rule, criterion):
         with pytest.raises(ValueError, match=rf"rule '{rule}'.* needs `budget`"):
-            RULES[rule](pool, options(criterion))
+            RULES[rule].select(pool, options(criterion))
     else:
-        assert len(RULES[rule](pool, options(criterion, disagreement_of=flat(8))).rows)
+        assert len(RULES[rule].select(pool, options(criterion, disagreement_of=flat(8))).rows)
 
 
 @pytest.mark.parametrize(
@@ -376,12 +389,12 @@ def test_a_selection_that_cannot_be_made_says_why_and_what_to_do(
     rule: str, wanted: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        RULES[rule](make_pool([-3, -1, -2]), options(**wanted))  # type: ignore[arg-type]
+        RULES[rule].select(make_pool([-3, -1, -2]), options(**wanted))  # type: ignore[arg-type]
 
 
 def test_oracle_without_a_relevant_image_is_refused() -> None:
     with pytest.raises(ValueError, match="none of the 2 pool images is relevant"):
-        RULES["oracle"](make_pool([1, 2], np.zeros(2, dtype=bool)), options())
+        RULES["oracle"].select(make_pool([1, 2], np.zeros(2, dtype=bool)), options())
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from pu_kd_pipeline import progress
 from pu_kd_pipeline.comparison.computation import RESULT, CellComputation
 from pu_kd_pipeline.comparison.grid import Blocks, Cell, cells_of
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.comparison.starts import STARTS
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.factory import new_student
-from pu_kd_pipeline.params.comparison import ComparisonParams
-from pu_kd_pipeline.training.few_sample_starts import check_fskd
+from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams
 
 logger = logging.getLogger(__name__)
 RESULTS_VERSION = 1  # a higher one has every cell computed again
@@ -63,11 +63,12 @@ def comparison_shards(
 
 def _name(cell: Cell, inputs: ComparisonInputs, params: ComparisonParams) -> str:
     about: dict[str, Any] = {"version": RESULTS_VERSION, **cell.identity(), **inputs.fingerprints}
-    if cell.method == "original":
+    method = METHODS[cell.method]
+    if method.labeled_images == "original":
         about["teacher_training_images"] = inputs.teacher_training_images.fingerprint
-    if cell.method == "fitnet":
+    if method.uses_hint_share:
         about["hint_share"] = params.hint_share
-    if inputs.excluded.pool and (cell.rule or cell.method == "preferential"):
+    if inputs.excluded.pool and (cell.rule or method.samples_by_relatedness):
         about["excluded"] = sorted(inputs.excluded.pool)
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     return f"{cell.file_name}-{digest}"
@@ -91,7 +92,8 @@ def _check(inputs: ComparisonInputs, cells: Sequence[Cell], params: ComparisonPa
             f"comparison.labeled_per_class asks for {most} images of each class, and the labeled store has a class "
             f"with {fewest}: raise per_class of data_ingestion.labeled, or ask for fewer"
         )
-    if any(cell.method == "original" for cell in cells) and not len(inputs.teacher_training_images):
+    uses_original = any(METHODS[cell.method].labeled_images == "original" for cell in cells)
+    if uses_original and not len(inputs.teacher_training_images):
         raise InputError(
             "comparison: a variant distills on the teacher's training images, and there are none: give "
             "data_ingestion.teacher_training a source, or set that variant to null"
@@ -100,7 +102,8 @@ def _check(inputs: ComparisonInputs, cells: Sequence[Cell], params: ComparisonPa
         student = cell.blocks.distillation
         try:
             new_student(inputs.teacher, student.student_architecture, student.student_options, {})
-            if cell.method == "fskd":
-                check_fskd(inputs.teacher, student)
+            start = STARTS.get(cell.method)
+            if start is not None and start.check is not None:
+                start.check(inputs.teacher, student)
         except ValueError as exc:
             raise InputError(f"comparison.variants.{cell.variant}: {exc}") from exc

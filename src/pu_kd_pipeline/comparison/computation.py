@@ -16,6 +16,7 @@ import torch
 from pu_kd_pipeline import progress
 from pu_kd_pipeline.comparison.grid import Cell
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs, labeled_rows
+from pu_kd_pipeline.comparison.starts import STARTS
 from pu_kd_pipeline.devices import MemoryShortage
 from pu_kd_pipeline.evaluation import describe_selection
 from pu_kd_pipeline.features.scoring import score_shards
@@ -23,11 +24,12 @@ from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.learning.metrics import accuracy, agreement
+from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
-from pu_kd_pipeline.reporting.selection_figures import RULES_BY_CONFIDENCE
 from pu_kd_pipeline.selection.class_weights import weigh_classes
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset
 from pu_kd_pipeline.selection.proxy import Proxy
@@ -41,7 +43,6 @@ from pu_kd_pipeline.storage.sharded_table import (
 from pu_kd_pipeline.training.checkpoints import unkept
 from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
 from pu_kd_pipeline.training.distillation import distill
-from pu_kd_pipeline.training.few_sample_starts import fitnet_start, fskd_start
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 
 _TEXTS = ("variant", "method", "rule", "criterion", "features", "objective")
@@ -153,16 +154,18 @@ class CellComputation:
     # --- which images ---
 
     def _labeled(self, cell: Cell) -> ImageStore:
-        if cell.method == "original":
+        source = METHODS[cell.method].labeled_images
+        if source == "original":
             return self._inputs.teacher_training_images
-        if cell.labeled_per_class is None:
+        if source == "none":
             return ImageSubset.of(self._inputs.labeled_images, np.empty(0, dtype=np.int64))
+        assert cell.labeled_per_class is not None
         images = self._inputs.labeled_images
         return ImageSubset.of(images, labeled_rows(images, cell.labeled_per_class, cell.seed))
 
     def _everything(self, cell: Cell) -> pd.DataFrame:
         """Return the manifest of a method that selects nothing: its labeled or original images, or the whole pool."""
-        if cell.method == "preferential":
+        if METHODS[cell.method].samples_by_relatedness:
             return self._by_relatedness(cell.blocks.relatedness)
         return self._labeled(cell).index[["id"]].assign(origin="labeled")
 
@@ -195,8 +198,9 @@ class CellComputation:
         )
         manifest = choose_subset(inputs, params)
         facts = describe_selection(manifest, scores.pool, pool_images, scores.class_prior)
-        if not cell.needs_pu and cell.rule not in RULES_BY_CONFIDENCE:
-            facts["auc"] = None  # a rule that ranks nothing
+        assert cell.rule is not None
+        if RULES[cell.rule].ranked_by is None:
+            facts["auc"] = None
         return manifest, {name: facts.get(name) for name in SELECTION_COLUMNS}
 
     def _scores(self, cell: Cell) -> _Scores:
@@ -263,12 +267,9 @@ class CellComputation:
     def _student(self, cell: Cell, manifest: pd.DataFrame) -> tuple[Model, pd.DataFrame]:
         inputs, labeled, params = self._inputs, self._labeled(cell), cell.blocks.distillation
         start = None
-        if cell.method == "fskd":
-            start = fskd_start(inputs.teacher, labeled, params)
-        if cell.method == "fitnet":
-            n_hints = min(max(1, round(self._hint_share * params.n_updates)), params.n_updates - 1)
-            start = fitnet_start(inputs.teacher, labeled, params, n_hints)
-            params = params.model_copy(update={"n_updates": params.n_updates - n_hints})
+        if METHODS[cell.method].has_own_start:
+            made = STARTS[cell.method].make(inputs.teacher, labeled, params, self._hint_share)
+            start, params = made
         vectors = self._weight_vectors(cell, manifest, labeled)
         return distill(
             manifest,
@@ -289,7 +290,7 @@ class CellComputation:
         if cell.objective != "robust_kd":
             return pd.DataFrame(np.ones((1, teacher.n_classes)))
         features: ShardedTable = self._inputs.labeled_features
-        if cell.method == "original":
+        if METHODS[cell.method].labeled_images == "original":
             logits = predict_logits(teacher, labeled, cell.blocks.distillation.compute).numpy()
             table = pa.table(
                 {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.params.comparison import ComparisonParams
 
 
-# Of a rule or a method, as far as they are known here; the others take what is left.
+# Fixed, so that a rule or method has the same color in every comparison. `role_colors` gives the others a free one.
 _COLORS = {
     "nnpu": STUDENT,
     "random": RANDOM,
@@ -118,14 +120,23 @@ def _finding(means: pd.DataFrame, columns: list[float]) -> str:
     return f"{best['row']} is best{where} with {best['mean']:.2f} %{second}"
 
 
+def role_colors(roles: Iterable[str]) -> dict[str, str]:
+    """Return the color of each rule or method; one without a color of its own takes the next free one, in their order.
+
+    So a new rule or method needs no entry here. Free colors repeat after the fourth.
+    """
+    free = itertools.cycle(_OTHER_COLORS)
+    colors = {}
+    for role in roles:
+        colors[role] = _COLORS[role] if role in _COLORS else next(free)
+    return colors
+
+
 def _looks(means: pd.DataFrame) -> dict[str, _Look]:
     """Return the look of each row: the color of its role, and a marker of its own among those of one color."""
     looks: dict[str, _Look] = {}
-    others = iter(_OTHER_COLORS * len(means))
-    colors = dict(_COLORS)
+    colors = role_colors(means["role"].unique())
     for _, row in means.drop_duplicates("row").iterrows():
-        if row["role"] not in colors:
-            colors[row["role"]] = next(others)
         n_before = sum(look.color == colors[row["role"]] for look in looks.values())
         marker = _MARKERS[n_before % len(_MARKERS)]
         looks[row["row"]] = _Look(colors[row["role"]], marker, bool(row["is_reference"]))

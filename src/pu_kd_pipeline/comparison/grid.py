@@ -13,25 +13,15 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
-from pu_kd_pipeline.params.comparison import ComparisonParams, ComparisonVariant
+from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams, ComparisonVariant
 from pu_kd_pipeline.params.distillation import OBJECTIVE_BLOCKS, DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.validation import sentences
 
-RULES_WITHOUT_PU = (
-    "random",
-    "oracle",
-    "confident",
-    "stratified",
-    "all",
-)  # no PU classifier is trained for them
-METHODS_WITHOUT_LABELED = (
-    "original",
-    "preferential",
-)  # they have all of the original images, or none
 EXCLUDES = "exclude_test_duplicates"
 SAME_FOR_ALL = (
     "seed",
@@ -88,12 +78,13 @@ class Cell:
     @property
     def rule(self) -> str | None:
         """The selection rule; None where nothing is selected."""
-        return self.blocks.subset_materialization.rule if self.method == "selection" else None
+        selects = METHODS[self.method].selects
+        return self.blocks.subset_materialization.rule if selects else None
 
     @property
     def needs_pu(self) -> bool:
         """Whether a PU classifier is trained for it."""
-        return self.rule is not None and self.rule not in RULES_WITHOUT_PU
+        return self.rule is not None and RULES[self.rule].reads_pu_score
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, and nothing that does not, such as the device."""
@@ -102,7 +93,7 @@ class Cell:
             blocks["pu_training"] = self.blocks.pu_training
         if self.rule is not None:
             blocks["subset_materialization"] = self.blocks.subset_materialization
-        if self.method == "preferential":
+        if METHODS[self.method].samples_by_relatedness:
             blocks["relatedness"] = self.blocks.relatedness
         if self.objective == "robust_kd":
             blocks["class_weighting"] = self.blocks.class_weighting
@@ -172,9 +163,10 @@ def _places(
     """Yield variant, objective and labeled images per class of the cells of one seed."""
     for position, n_per_class in enumerate(params.labeled_per_class):
         for name, variant in variants.items():
-            if variant.method in METHODS_WITHOUT_LABELED and position == 0:
-                yield from ((name, objective, None) for objective in resolved[name])
-            if variant.method in METHODS_WITHOUT_LABELED:
+            if METHODS[variant.method].labeled_images != "drawn":
+                # the number of labeled images changes nothing: one cell instead of one per number
+                if position == 0:
+                    yield from ((name, objective, None) for objective in resolved[name])
                 continue
             if n_per_class in (variant.labeled_per_class or params.labeled_per_class):
                 yield from ((name, objective, n_per_class) for objective in resolved[name])
@@ -209,7 +201,7 @@ def _resolved(
             )
     result = {}
     for objective in variant.objectives or (
-        params.objectives if variant.method == "selection" else ("kd",)
+        params.objectives if METHODS[variant.method].selects else ("kd",)
     ):
         made, laid_over = {}, _laid_over_by(variant, objective)
         for block in (each.name for each in fields(Blocks)):
@@ -238,7 +230,7 @@ def _laid_over_by(variant: ComparisonVariant, objective: str) -> dict[str, dict[
     budget = 1 if isinstance(variant.budget, str) else variant.budget
     subset = {"rule": variant.rule, "criterion": variant.criterion, "budget": budget}
     distillation: dict[str, Any] = {"objective": objective}
-    if variant.method in ("labeled_only", "fitnet", "fskd"):
+    if not METHODS[variant.method].has_held_out_images:
         distillation |= {"held_out_share": 0.0, "keep": "last"}  # too few images to keep any out
     return {
         "pu_training": {"features": variant.features} if variant.features is not None else {},

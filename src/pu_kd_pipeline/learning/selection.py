@@ -1,4 +1,7 @@
-"""Which pool images to keep: one plain function per rule, chosen by its key in `RULES`.
+"""Which pool images to keep: one record per rule, chosen by its key in `RULES`.
+
+A record holds the function of the rule and every fact about it that parameters, comparisons, figures and summaries need.
+No other module lists rules or criteria by name.
 
 Rules see the scores of the pool and return row numbers; they read no image and write no manifest. Only `oracle`, the
 control with the known truth, looks at `PoolScores.relevant`. NumPy only; ties keep the order of the rows.
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,9 +112,50 @@ class Selection:
     """Estimated share of positives among the kept images, None where it cannot be told without the truth."""
 
 
-Rule = Callable[[PoolScores, SelectionOptions], Selection]
-Criterion = Callable[[NDArray[np.float32], SelectionOptions], int]
-"""(scores, best first) -> how many of them pass; the options hold what it needs."""
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """Where a rule that uses criteria cuts the ranking: a function and the facts about it."""
+
+    n_passing: Callable[[NDArray[np.float32], SelectionOptions], int]
+    """(scores, best first) -> how many of them pass; the options hold what it needs."""
+    needs_budget: bool
+    """Whether the budget is the cut. With the other criteria a budget draws at random from what passes."""
+    needs_held_out_ranks: bool
+    """Whether it reads `SelectionOptions.held_out_ranks`."""
+    strict_threshold: float | None
+    """Scores above this constant pass; None: the lowest score that passes is the threshold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A selection rule: its function and every fact about it that is read elsewhere.
+
+    Raises:
+        ValueError: the facts contradict each other.
+    """
+
+    select: Callable[[PoolScores, SelectionOptions], Selection]
+    reads_pu_score: bool
+    """Whether a PU classifier has to be trained for it."""
+    ranked_by: Literal["pu_score", "teacher_confidence"] | None
+    """The score whose ranking decides which images are kept; None: no score does."""
+    has_threshold: bool
+    """Whether everything it keeps lies on one side of a cut in `ranked_by`."""
+    needs_budget: bool
+    """Whether it refuses to select without a budget, whatever the criterion."""
+    uses_criterion: bool = False
+    """Whether `SelectionOptions.criterion` changes what it keeps."""
+    uses_truth: bool = False
+    """Whether it reads `PoolScores.relevant`, which users do not have."""
+    note: str = ""
+    """What the line of a summary that names the rule adds to its name."""
+
+    def __post_init__(self) -> None:
+        name = self.select.__name__
+        if self.has_threshold and self.ranked_by is None:
+            raise ValueError(f"rule {name!r} has a threshold: set `ranked_by` to the score it cuts")
+        if self.ranked_by == "pu_score" and not self.reads_pu_score:
+            raise ValueError(f"rule {name!r} ranks by the PU score: set `reads_pu_score` to True")
 
 
 def nnpu(pool: PoolScores, options: SelectionOptions) -> Selection:
@@ -127,15 +171,19 @@ def nnpu(pool: PoolScores, options: SelectionOptions) -> Selection:
     order = _best_first(pool.pu_score)
     scores = pool.pu_score[order]
     criterion = options.criterion
-    n_passing = CRITERIA[criterion](scores, options)
+    record = CRITERIA[criterion]
+    n_passing = record.n_passing(scores, options)
     precision = None
     if options.class_prior is not None and options.held_out_ranks is not None:
         precision = float(_estimated_precision(np.array([n_passing]), len(pool), options)[0])
     rows = order[:n_passing]
-    if criterion != "budget" and options.budget is not None and options.budget < n_passing:
+    if not record.needs_budget and options.budget is not None and options.budget < n_passing:
         rng = _needed(options.rng, "rng", f"rule 'nnpu' with criterion {criterion!r} and a budget")
         rows = rows[np.sort(rng.choice(n_passing, size=options.budget, replace=False))]
-    return Selection(rows, 0.0 if criterion == "sign" else float(scores[n_passing - 1]), precision)
+    threshold = record.strict_threshold
+    if threshold is None:
+        threshold = float(scores[n_passing - 1])
+    return Selection(rows, threshold, precision)
 
 
 def random(pool: PoolScores, options: SelectionOptions) -> Selection:
@@ -326,27 +374,91 @@ def budget_criterion(scores: NDArray[np.float32], options: SelectionOptions) -> 
 
 
 CRITERIA: dict[str, Criterion] = {
-    "sign": sign_criterion,
-    "quantile": quantile_criterion,
-    "precision": precision_criterion,
-    "budget": budget_criterion,
+    "sign": Criterion(
+        n_passing=sign_criterion,
+        needs_budget=False,
+        needs_held_out_ranks=False,
+        strict_threshold=0.0,
+    ),
+    "quantile": Criterion(
+        n_passing=quantile_criterion,
+        needs_budget=False,
+        needs_held_out_ranks=False,
+        strict_threshold=None,
+    ),
+    "precision": Criterion(
+        n_passing=precision_criterion,
+        needs_budget=False,
+        needs_held_out_ranks=True,
+        strict_threshold=None,
+    ),
+    "budget": Criterion(
+        n_passing=budget_criterion,
+        needs_budget=True,
+        needs_held_out_ranks=False,
+        strict_threshold=None,
+    ),
 }
 RULES: dict[str, Rule] = {
-    "nnpu": nnpu,
-    "random": random,
-    "oracle": oracle,
-    "confident": confident,
-    "stratified": stratified,
-    "disagreement": disagreement,
-    "all": everything,
+    "nnpu": Rule(
+        select=nnpu,
+        reads_pu_score=True,
+        ranked_by="pu_score",
+        has_threshold=True,
+        needs_budget=False,
+        uses_criterion=True,
+    ),
+    "random": Rule(
+        select=random,
+        reads_pu_score=False,
+        ranked_by=None,
+        has_threshold=False,
+        needs_budget=True,
+    ),
+    "oracle": Rule(
+        select=oracle,
+        reads_pu_score=False,
+        ranked_by=None,
+        has_threshold=False,
+        needs_budget=False,
+        uses_truth=True,
+    ),
+    "confident": Rule(
+        select=confident,
+        reads_pu_score=False,
+        ranked_by="teacher_confidence",
+        has_threshold=True,
+        needs_budget=True,
+    ),
+    "stratified": Rule(
+        select=stratified,
+        reads_pu_score=False,
+        ranked_by=None,
+        has_threshold=False,
+        needs_budget=True,
+    ),
+    "disagreement": Rule(
+        select=disagreement,
+        reads_pu_score=True,
+        ranked_by="pu_score",
+        has_threshold=False,
+        needs_budget=False,
+        note="half of them at random",
+    ),
+    "all": Rule(
+        select=everything,
+        reads_pu_score=False,
+        ranked_by=None,
+        has_threshold=False,
+        needs_budget=False,
+    ),
 }
 
 
 def needs_budget(rule: str, criterion: str) -> bool:
     """Return whether a rule cannot do without a budget, for checks before any work is done."""
-    return rule in ("random", "confident", "stratified") or (
-        rule == "nnpu" and criterion == "budget"
-    )
+    record = RULES[rule]
+    return record.needs_budget or (record.uses_criterion and CRITERIA[criterion].needs_budget)
 
 
 def _best_first(scores: NDArray[np.float32]) -> Rows:

@@ -2,11 +2,79 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
+from pu_kd_pipeline.params.names import one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How the students of a comparison are made: every fact about a method that is read elsewhere.
+
+    What its student starts from, where that is not a new network, is in `comparison.starts`.
+    """
+
+    description: str
+    labeled_images: Literal["drawn", "original", "none"]
+    """Drawn per class by the seed, the teacher's own training images, or none."""
+    selects: bool = False
+    """Whether a selection rule keeps pool images for it."""
+    samples_by_relatedness: bool = False
+    """Whether it learns from the whole pool, drawn by relatedness."""
+    is_reference: bool = False
+    """Whether it uses images that its users do not have."""
+    has_held_out_images: bool = True
+    """False where the images are too few to hold any out."""
+    has_own_start: bool = False
+    """Whether its student starts from an entry of `comparison.starts`, not from a new network."""
+    is_kd_only: bool = False
+    """Whether it is defined with the objective `kd` alone."""
+    uses_hint_share: bool = False
+    """Whether `ComparisonParams.hint_share` changes its result."""
+
+
+METHODS: dict[str, Method] = {
+    "selection": Method(
+        description="distill on the labeled images and the pool images that a rule keeps",
+        labeled_images="drawn",
+        selects=True,
+    ),
+    "original": Method(
+        description="distill on the teacher's own training images",
+        labeled_images="original",
+        is_reference=True,
+    ),
+    "preferential": Method(
+        description="distill on the whole pool and no original image, drawn by relatedness (S3)",
+        labeled_images="none",
+        samples_by_relatedness=True,
+    ),
+    "labeled_only": Method(
+        description="distill on the labeled images alone",
+        labeled_images="drawn",
+        has_held_out_images=False,
+    ),
+    "fitnet": Method(
+        description="match a hidden layer on the labeled images alone, then distill (Romero et al. 2015)",
+        labeled_images="drawn",
+        has_held_out_images=False,
+        has_own_start=True,
+        is_kd_only=True,
+        uses_hint_share=True,
+    ),
+    "fskd": Method(
+        description="start from the pruned and aligned teacher, labeled images alone (Li et al. 2018)",
+        labeled_images="drawn",
+        has_held_out_images=False,
+        has_own_start=True,
+        is_kd_only=True,
+    ),
+}
 
 
 class Overrides(Block):
@@ -30,14 +98,9 @@ class SweepPoint(Block):
 class ComparisonVariant(Overrides):
     """One row of the comparison, or one point of a sweep: how a student is made."""
 
-    method: Literal["selection", "original", "preferential", "labeled_only", "fitnet", "fskd"] = (
-        Field(
-            "selection",
-            description="selection: distill on the labeled images and the pool images that a rule keeps; original: on the "
-            "teacher's own training images; preferential: on the whole pool and no original image, drawn by relatedness "
-            "(S3); the others see the labeled images alone: labeled_only distills, fitnet (Romero et al. 2015) matches a "
-            "hidden layer first, fskd (Li et al. 2018) starts from the pruned and aligned teacher",
-        )
+    method: Annotated[str, BeforeValidator(one_of(METHODS))] = Field(
+        "selection",
+        description="; ".join(f"{name}: {method.description}" for name, method in METHODS.items()),
     )
     rule: str | None = Field(
         None, description="short for subset_materialization.rule; needed by `selection`"
@@ -63,7 +126,8 @@ class ComparisonVariant(Overrides):
     @property
     def is_reference(self) -> bool:
         """Whether it uses what its users do not have: the original images, or the pool's truth."""
-        return self.method == "original" or self.rule == "oracle"
+        rule = RULES.get(self.rule) if self.rule else None
+        return METHODS[self.method].is_reference or (rule is not None and rule.uses_truth)
 
     @model_validator(mode="after")
     def _rule_belongs_to_selection(self) -> ComparisonVariant:
@@ -72,11 +136,12 @@ class ComparisonVariant(Overrides):
             for name in ("rule", "criterion", "budget", "features")
             if getattr(self, name) is not None
         ]
-        if self.method == "selection" and self.rule is None:
-            raise ValueError("method 'selection' needs a rule")
-        if self.method != "selection" and given:
+        method = METHODS[self.method]
+        if method.selects and self.rule is None:
+            raise ValueError(f"method {self.method!r} needs a rule")
+        if not method.selects and given:
             raise ValueError(f"method {self.method!r} selects nothing: remove {', '.join(given)}")
-        if self.method in ("fitnet", "fskd") and self.objectives not in (None, ("kd",)):
+        if method.is_kd_only and self.objectives not in (None, ("kd",)):
             raise ValueError(f"method {self.method!r} is defined with the objective kd alone")
         return self
 
@@ -155,7 +220,7 @@ class ComparisonParams(Block):
                 other = known.get(variant.budget)
                 if (
                     other is None
-                    or other.method != "selection"
+                    or not METHODS[other.method].selects
                     or isinstance(other.budget, str)
                     or other is variant
                 ):

@@ -101,7 +101,7 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
         else lambda chosen: _divergence(scores, chosen, rows, inputs),
     )
     try:
-        selection = RULES[params.rule](pool, options)
+        selection = RULES[params.rule].select(pool, options)
     except ValueError as exc:
         raise InputError(f"subset_materialization: {exc}") from exc
     manifest = _manifest(scores.iloc[selection.rows], inputs)
@@ -150,7 +150,7 @@ def located(store: ImageStore, rows: np.ndarray) -> pd.DataFrame:
 def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> dict[str, Any]:
     return {
         **params.model_dump(mode="json"),
-        "criterion": params.criterion if params.rule == "nnpu" else None,
+        "criterion": params.criterion if RULES[params.rule].uses_criterion else None,
         "class_prior": inputs.class_prior["value"],
         "class_prior_lower": inputs.class_prior["lower"],
         "class_prior_upper": inputs.class_prior["upper"],
