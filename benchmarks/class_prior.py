@@ -31,7 +31,7 @@ from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.class_prior.cross_fitting import cross_fitted_ranks
 from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior
-from pu_kd_pipeline.learning.class_prior.estimators import ESTIMATORS
+from pu_kd_pipeline.learning.class_prior.methods import METHODS, Evidence
 from pu_kd_pipeline.learning.features import TEACHER_OUTPUTS
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_classifier import PUHead, make_head
@@ -137,10 +137,10 @@ def run(
         [planted, characters[rng.permutation(len(characters))[: POOL_SIZE - n_planted]]]
     )
     unlabeled = unlabeled[rng.permutation(POOL_SIZE)]
-    evidence: dict[str, tuple[Any, Any, float]] = {}
+    evidence: dict[Evidence, tuple[Any, Any, float]] = {}
     results = []
     for method in methods:
-        reads = ESTIMATORS[method].reads
+        reads = METHODS[method].evidence
         if reads not in evidence:
             start = time.process_time()
             evidence[reads] = (
@@ -168,9 +168,9 @@ def run(
 
 
 def _evidence(
-    positive: Tensor, unlabeled: Tensor, reads: str, seed: int
+    positive: Tensor, unlabeled: Tensor, reads: Evidence, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    if reads == "features":
+    if not reads.trains_classifier:
         return positive.numpy(), unlabeled.numpy()
 
     def new_head() -> PUHead:
@@ -185,7 +185,7 @@ def _evidence(
             new_head,
             TRAINING,
             n_folds=N_FOLDS,
-            alternates=reads == "ted_scores",
+            alternates=reads.drops_likely_positives,
             generator=torch.Generator().manual_seed(seed),
         )
 
@@ -199,7 +199,7 @@ def table_of(results: list[Result]) -> str:
         f"| method | positives | {' | '.join(heads)} | seeds | CPU-s |",
         "| --- | ---: |" + " ---: |" * (4 * len(CLASS_PRIORS) + 2),
     ]
-    for method in ESTIMATORS:
+    for method in METHODS:
         for n_positive in N_POSITIVES:
             rows = [r for r in results if (r["method"], r["n_positive"]) == (method, n_positive)]
             if not rows:
@@ -242,15 +242,13 @@ def main() -> None:
         "--work", type=Path, help="where stores, teacher and features go; beside --out by default"
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument(
-        "--methods", default=",".join(ESTIMATORS), help="names, separated by commas"
-    )
+    parser.add_argument("--methods", default=",".join(METHODS), help="names, separated by commas")
     arguments = parser.parse_args()
     if arguments.images is None:
         parser.error("name the folder with mnist_train.parquet by --images or PU_KD_DATA")
     methods = arguments.methods.split(",")
-    if unknown := sorted(set(methods) - set(ESTIMATORS)):
-        parser.error(f"no such method: {', '.join(unknown)}; there are {', '.join(ESTIMATORS)}")
+    if unknown := sorted(set(methods) - set(METHODS)):
+        parser.error(f"no such method: {', '.join(unknown)}; there are {', '.join(METHODS)}")
     torch.set_num_threads(1)
     diary = arguments.out.with_suffix(".jsonl")
     results = (

@@ -6,17 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
+from pu_kd_pipeline.learning.class_prior.methods import METHODS, describe_methods
+from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare, one_of
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
 
 
 class ClassPriorParams(Block):
     """How the class prior is found when nobody knows it."""
 
-    method: Literal["bbe", "dedpul", "ted", "ted_dedpul", "km2"] = Field(
-        description="bbe, dedpul: read the scores of a classifier of positives against unlabeled; ted, ted_dedpul: of "
-        "one that leaves likely positives out of the unlabeled as it learns; km2: reads the features, trains nothing"
-    )
+    method: Annotated[str, one_of(METHODS)] = Field(description=describe_methods())
     n_folds: int = Field(
         ge=2,
         description="cross-fitting folds; each held-out fold is scored by the others' classifier",

@@ -14,7 +14,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.reading import feature_tensors
 from pu_kd_pipeline.learning.class_prior.cross_fitting import cross_fitted_ranks
 from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior
-from pu_kd_pipeline.learning.class_prior.estimators import ESTIMATORS
+from pu_kd_pipeline.learning.class_prior.methods import METHODS
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.progress import track
@@ -57,8 +57,8 @@ def estimate_prior(
         raise InputError(
             f"a pool of {len(unlabeled)} images says nothing of its class prior: set pu_training.class_prior"
         )
-    reads = ESTIMATORS[settings.method].reads
-    if reads == "features":
+    needed = METHODS[settings.method].evidence
+    if not needed.trains_classifier:
         evidence = (positive.cpu().numpy(), unlabeled.cpu().numpy())
     else:
         with told("class prior"), seeded(params.seed):
@@ -68,7 +68,7 @@ def estimate_prior(
                 lambda: new_head(positive, unlabeled, params).to(device),
                 score_training(params, settings.epochs),
                 n_folds=n_folds,
-                alternates=reads == "ted_scores",
+                alternates=needed.drops_likely_positives,
                 generator=torch.Generator(device).manual_seed(params.seed),
                 watched=lambda epochs: track(
                     epochs, name="class prior", total=settings.epochs, unit="epochs"

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior, pooled_ranks
 from pu_kd_pipeline.learning.class_prior.estimators import (
-    ESTIMATORS,
     best_bin_estimate,
     density_ratio_estimate,
     isotonic,
@@ -278,7 +277,6 @@ def test_bad_options_and_empty_folds_are_refused() -> None:
         match=r"unknown method 'em' for the class prior, expected one of \['bbe', 'dedpul'",
     ):
         estimate_class_prior(one, one, method="em", rng=rng)
-    assert ESTIMATORS["km2"].reads == "features"
     with pytest.raises(
         ValueError, match=r"positive features must be a non-empty matrix .* got shape \(1,\)"
     ):

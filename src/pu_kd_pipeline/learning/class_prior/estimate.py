@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pu_kd_pipeline.learning.class_prior.estimators import (
-    ESTIMATORS,
-    Estimator,
     Scores,
     best_bin_estimate,
     checked_scores,
     density_ratio_estimate,
     share_at_least,
 )
+from pu_kd_pipeline.learning.class_prior.methods import METHODS, ClassPriorMethod
 
 N_HALF_SAMPLES = 20  # estimators that read features take seconds, not microseconds
 LARGEST_FEATURE_SAMPLE = 1000
@@ -98,10 +97,10 @@ def estimate_class_prior(
     The value may be exactly 0 or 1; a PU risk needs it strictly between.
 
     Args:
-        positive: what `ESTIMATORS[method]` reads: (n_P,) finite held-out scores or the ranks of `pooled_ranks`, or
+        positive: the method's evidence: (n_P,) finite held-out scores or the ranks of `pooled_ranks`, or
             (n_P, F) finite features; n_P > 0.
         unlabeled: the same for the unlabeled.
-        method: a key of ESTIMATORS.
+        method: a key of METHODS.
         level: nominal coverage of the interval, in (0, 1).
         n_bootstrap: number of resamples, at least 1; of half-samples at most N_HALF_SAMPLES.
         rng: source of the resamples.
@@ -109,16 +108,17 @@ def estimate_class_prior(
     Raises:
         ValueError: an unknown method, a level or n_bootstrap out of range, or unusable scores or features.
     """
-    if method not in ESTIMATORS:
+    if method not in METHODS:
         raise ValueError(
-            f"unknown method {method!r} for the class prior, expected one of {sorted(ESTIMATORS)}"
+            f"unknown method {method!r} for the class prior, expected one of {sorted(METHODS)}"
         )
     if not 0.0 < level < 1.0 or n_bootstrap < 1:
         raise ValueError(
             f"level must lie in (0, 1) and n_bootstrap be at least 1, got {level!r} and {n_bootstrap!r}"
         )
-    estimator = ESTIMATORS[method]
-    n_axes = 2 if estimator.reads == "features" else 1
+    estimator = METHODS[method]
+    reads_features = not estimator.evidence.trains_classifier
+    n_axes = 2 if reads_features else 1
     n_positive, n_unlabeled = len(positive), len(unlabeled)
     positive = checked_scores(
         positive, "positive_scores" if n_axes == 1 else "positive features", n_axes
@@ -126,12 +126,12 @@ def estimate_class_prior(
     unlabeled = checked_scores(
         unlabeled, "unlabeled_scores" if n_axes == 1 else "unlabeled features", n_axes
     )
-    if estimator.reads == "features":
+    if reads_features:
         positive, unlabeled = (
             _some(part, LARGEST_FEATURE_SAMPLE, rng) for part in (positive, unlabeled)
         )
     value, threshold = estimator.estimate(positive, unlabeled)
-    if estimator.reads == "features":
+    if reads_features:
         # half-samples vary about the whole as the whole varies about the truth (Shao and Wu 1989)
         values = [
             [
@@ -171,8 +171,8 @@ SMALL_CLASS_PRIOR = 0.1
 """An interval around a smaller estimate is reported as too narrow, by the same table."""
 
 
-def _note(estimator: Estimator, n_positive: int, value: float) -> str | None:
-    if estimator.reads == "features":
+def _note(estimator: ClassPriorMethod, n_positive: int, value: float) -> str | None:
+    if not estimator.evidence.trains_classifier:
         return (
             "the interval covers sampling alone; KM2 errs upward where negatives resemble positives"
         )

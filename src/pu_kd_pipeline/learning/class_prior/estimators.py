@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +16,6 @@ DEDPUL_LARGEST_GAP = (
 )
 _DENSITY_GRID = 1024
 _LEAST_SPREAD = 0.25  # in logits of ranks: positives that all rank alike still have a density
-
-
-@dataclass(frozen=True)
-class Estimator:
-    """An estimator and what it must be given.
-
-    `scores` are held-out scores of a classifier of positives against unlabeled, `ted_scores` those of one that drops
-    likely positives from the unlabeled as it learns ((TED)^n; `class_prior_training` makes both), `features` are rows.
-    """
-
-    reads: Literal["scores", "ted_scores", "features"]
-    estimate: Callable[[Scores, Scores], tuple[float, float | None]]
-    """(positive, unlabeled) -> (class prior in [0, 1], the score that decided or None)."""
 
 
 def best_bin_estimate(
@@ -190,15 +175,6 @@ def kernel_mean_estimate(positive: Scores, unlabeled: Scores) -> tuple[float, No
     from pu_kd_pipeline.learning.class_prior.kernel_mean import kernel_mean_class_prior
 
     return kernel_mean_class_prior(positive, unlabeled), None
-
-
-ESTIMATORS: dict[str, Estimator] = {
-    "bbe": Estimator("scores", best_bin_estimate),
-    "dedpul": Estimator("scores", density_ratio_estimate),
-    "ted": Estimator("ted_scores", best_bin_estimate),
-    "ted_dedpul": Estimator("ted_scores", density_ratio_estimate),
-    "km2": Estimator("features", kernel_mean_estimate),
-}
 
 
 def share_at_least(scores: Scores, unlabeled_scores: Scores) -> NDArray[np.float64]:
