@@ -18,13 +18,15 @@ from pu_kd_pipeline.params.reporting import ReportingParams
 from pu_kd_pipeline.pipelines.reporting.nodes import report_run
 from pu_kd_pipeline.pipelines.reporting.pipeline import create_pipeline
 from pu_kd_pipeline.reporting.class_figures import plot_class_weights, plot_per_class_accuracy
-from pu_kd_pipeline.reporting.html import CAPTIONS, findings
+from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, ReportFigure
+from pu_kd_pipeline.reporting.html import findings
 from pu_kd_pipeline.reporting.selection_figures import (
     SMALL_IMAGE_PX,
     plot_contact_sheet,
     plot_score_histogram,
 )
 from pu_kd_pipeline.reporting.style import MAX_NAMED_CLASSES
+from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 from pu_kd_pipeline.reporting.training_figures import plot_distillation_history, plot_pu_history
 
 
@@ -411,7 +413,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside() -> None:
     without_pictures = re.sub(r"base64,[^\"]+", "", text)
     assert not re.search(r"https?:|//|@import|url\(|<script|<link", without_pictures)
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == len(CAPTIONS) == 6
+    assert len(pictures) == len(REPORT_FIGURES) == 6
     for picture in pictures:
         assert len(picture["alt"] or "") > 30
         assert base64.b64decode(
@@ -439,6 +441,12 @@ def test_the_page_tells_selection_data_parameters_and_how_to_make_it_again() -> 
     ):
         assert said in text
     assert "/elsewhere" not in text  # where a run was kept is not what it did
+
+
+@pytest.mark.parametrize("caption", ["", " "])
+def test_a_figure_without_a_caption_is_refused(caption: str) -> None:
+    with pytest.raises(ValueError, match="figure 'new_plot' has no caption"):
+        ReportFigure("new_plot", caption, lambda run: plot_pu_history(run.pu_history))
 
 
 def test_equal_runs_give_an_equal_page() -> None:
@@ -480,6 +488,27 @@ def test_the_headline_compares_student_and_teacher_and_weighs_the_gain_against_c
     assert "is more than chance explains" in findings(metrics_of(gain=0.02, n_test=100_000))[2]
     assert "Mind that drawing 400 test images" in findings(metrics_of(gain=0.0))[2]
     assert len(findings(metrics_of(gain=None))) == 2
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_the_table_does_not_know_has_a_column_under_its_key() -> None:
+    metrics = {"pruned_student": model(0.9), **metrics_of(gain=0.02)}
+    header, accuracy, *_ = model_rows(metrics)
+    assert header == ["", "teacher", "student", "student of random images", "pruned student"]
+    assert accuracy == ["accuracy", "98.0 %", "95.0 %", "93.0 %", "90.0 %"]
+
+
+def test_only_students_have_an_agreement_with_the_teacher() -> None:
+    rows = {row[0]: row[1:] for row in model_rows(metrics_of(gain=None))}
+    assert rows["agreement with the teacher"] == ["-", "97.0 %"]
+
+
+def test_a_quantity_that_no_model_has_is_left_out() -> None:
+    titles = [row[0] for row in model_rows({"student": {"accuracy": 0.5}})]
+    assert titles == ["", "accuracy"]
+    assert selection_rows({"selection": {}}) == []
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------

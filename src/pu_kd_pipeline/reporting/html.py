@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pu_kd_pipeline import __version__
 from pu_kd_pipeline.learning.class_prior.methods import method_title
 from pu_kd_pipeline.params.flatten import flatten
+from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, ReportFigure
 from pu_kd_pipeline.reporting.style import percent, points
 from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
@@ -26,19 +27,6 @@ TEMPLATE = "report.html.jinja"
 FIGURE_DPI = 150
 CONFIDENCE_95 = 1.96  # standard errors on either side
 NOT_OF_THE_METHOD = ("data",)  # parameters that say where files are, not what was computed
-
-CAPTIONS = {
-    "score_histogram": "What the PU classifier says of every pool image, more like the positives to the right. "
-    "The truth, where the pool knows it, is used here and never for the selection.",
-    "contact_sheet": "The best should belong, the worst should not, and the borderline shows what the cut costs.",
-    "per_class_accuracy_plot": "Test accuracy class by class: the further the student lies from its teacher, the more "
-    "it lost there.",
-    "distillation_curves": "Each student is watched on its own images, so the curves show how it settles; only the "
-    "test images compare the two.",
-    "pu_curves": "The negative part falls below zero when the classifier starts to overfit; ascent steps push it back.",
-    "class_weights_plot": "Classes that the selection brings in small numbers weigh more, within the stated clip.",
-}
-"""Figures by catalog name, in the order of the page."""
 
 
 def render_report(
@@ -58,7 +46,7 @@ def render_report(
         ingestion_report: facts on each image store, `quarantined` counts by reason among them.
         class_prior: as `pu_training` writes it.
         selection_facts: the manifest's attrs.
-        figures: by catalog name, see `CAPTIONS`.
+        figures: by catalog name, see `REPORT_FIGURES`.
         parameters: all parameters of the run, nested.
     """
     from jinja2 import Environment, StrictUndefined
@@ -76,7 +64,11 @@ def render_report(
         tiles=_tiles(metrics),
         models=model_rows(metrics),
         selection=[*selection_rows(metrics), *_selection_details(class_prior, selection_facts)],
-        figures=[_embedded(name, figures[name]) for name in CAPTIONS if name in figures],
+        figures=[
+            _embedded(figure, figures[figure.name])
+            for figure in REPORT_FIGURES
+            if figure.name in figures
+        ],
         stores=_store_rows(ingestion_report),
         duplicates=_duplicates(ingestion_report, selection_facts),
         parameters=[(key, "–" if value is None else str(value)) for key, value in flatten(own)],
@@ -235,19 +227,19 @@ def _ratio(larger: float, smaller: float) -> str:
     return f"{ratio:.1f} times fewer" if ratio > 1 else f"{1 / ratio:.1f} times more"
 
 
-def _embedded(name: str, figure: Figure) -> dict[str, str]:
+def _embedded(record: ReportFigure, figure: Figure) -> dict[str, str]:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=FIGURE_DPI, metadata={"Software": None})
     texts = [text.get_text() for text in figure.texts]
     return {
-        "name": name,
-        "kind": "photos" if name == "contact_sheet" else "chart",
+        "name": record.name,
+        "kind": record.kind,
         "alt": ". ".join(
             [
                 figure.get_suptitle(),
                 *(text for text in texts if text and text != figure.get_suptitle()),
             ]
         ),
-        "caption": CAPTIONS[name],
+        "caption": record.caption,
         "png": base64.b64encode(buffer.getvalue()).decode(),
     }

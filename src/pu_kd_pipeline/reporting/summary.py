@@ -6,30 +6,50 @@ Accuracy and agreement are percent here, and only here and in plots.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pu_kd_pipeline.learning.selection import RULES
 
-MODELS = {
+MODEL_TITLES = {
     "teacher": "teacher",
     "student": "student",
     "random_student": "student of random images",
     "student_without_critic": "student without the critic",
 }
+"""Column titles in the order of the table. A model that is not listed follows them under its key."""
 
 
 def model_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Return a header and one row per quantity that any of the models has; "-" where one of them lacks it."""
-    names = [name for name in MODELS if name in metrics]
-    rows = [["", *(MODELS[name] for name in names)]]
-    for key, (title, in_words) in _MODEL_QUANTITIES.items():
-        values = [
-            metrics[name].get(key) if (name, key) != ("teacher", "agreement") else None
-            for name in names
-        ]
+    """Return a header and one row per quantity that any of the models has; "-" where one of them lacks it.
+
+    Args:
+        metrics: every top-level entry that has an `accuracy` is a model.
+    """
+    names = _model_names(metrics)
+    rows = [["", *(MODEL_TITLES.get(name, name.replace("_", " ")) for name in names)]]
+    for quantity in _MODEL_QUANTITIES:
+        values = [_value_of(quantity, name, metrics[name]) for name in names]
         if any(value is not None for value in values):
-            rows.append([title, *("-" if value is None else in_words(value) for value in values)])
+            texts = ["-" if value is None else quantity.in_words(value) for value in values]
+            rows.append([quantity.title, *texts])
     return rows
+
+
+def _model_names(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the models: the known ones in the order of `MODEL_TITLES`, then the others."""
+    models = []
+    for name, facts in metrics.items():
+        if isinstance(facts, Mapping) and "accuracy" in facts:
+            models.append(name)
+    known = [name for name in MODEL_TITLES if name in models]
+    return known + [name for name in models if name not in MODEL_TITLES]
+
+
+def _value_of(quantity: _ModelQuantity, name: str, facts: Mapping[str, Any]) -> float | None:
+    if quantity.is_relative_to_teacher and name == "teacher":
+        return None
+    return facts.get(quantity.key)
 
 
 def selection_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -62,14 +82,28 @@ def _in_units(*units: str) -> Callable[[float], str]:
     return in_words
 
 
-_MODEL_QUANTITIES: dict[str, tuple[str, Callable[[float], str]]] = {
-    "accuracy": ("accuracy", _percent),
-    "agreement": ("agreement with the teacher", _percent),
-    "parameters": ("parameters", _in_units("", "k", "M", "G")),
-    "flops": ("FLOPs per image", _in_units("", "k", "M", "G", "T")),
-    "latency_ms": ("latency, one image", _in_units("ms")),
-    "size_bytes": ("size of the weights", _in_units("B", "kB", "MB", "GB")),
-}
+@dataclass(frozen=True)
+class _ModelQuantity:
+    """One row of the table of models."""
+
+    key: str
+    """The key below a model's name in the metrics."""
+    title: str
+    in_words: Callable[[float], str]
+    is_relative_to_teacher: bool = False
+    """Whether it compares a model with the teacher: the teacher then has no value of its own."""
+
+
+_MODEL_QUANTITIES = (
+    _ModelQuantity("accuracy", "accuracy", _percent),
+    _ModelQuantity(
+        "agreement", "agreement with the teacher", _percent, is_relative_to_teacher=True
+    ),
+    _ModelQuantity("parameters", "parameters", _in_units("", "k", "M", "G")),
+    _ModelQuantity("flops", "FLOPs per image", _in_units("", "k", "M", "G", "T")),
+    _ModelQuantity("latency_ms", "latency, one image", _in_units("ms")),
+    _ModelQuantity("size_bytes", "size of the weights", _in_units("B", "kB", "MB", "GB")),
+)
 
 
 def _selected(selection: Mapping[str, Any]) -> str | None:
