@@ -18,13 +18,10 @@ from pu_kd_pipeline.params.reporting import ReportingParams
 from pu_kd_pipeline.pipelines.reporting.nodes import report_run
 from pu_kd_pipeline.pipelines.reporting.pipeline import create_pipeline
 from pu_kd_pipeline.reporting.class_figures import plot_class_weights, plot_per_class_accuracy
+from pu_kd_pipeline.reporting.contact_sheet import SMALL_IMAGE_PX, plot_contact_sheet
 from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, ReportFigure
-from pu_kd_pipeline.reporting.html import findings
-from pu_kd_pipeline.reporting.selection_figures import (
-    SMALL_IMAGE_PX,
-    plot_contact_sheet,
-    plot_score_histogram,
-)
+from pu_kd_pipeline.reporting.findings import findings
+from pu_kd_pipeline.reporting.selection_figures import plot_score_histogram
 from pu_kd_pipeline.reporting.style import MAX_NAMED_CLASSES
 from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 from pu_kd_pipeline.reporting.training_figures import plot_distillation_history, plot_pu_history

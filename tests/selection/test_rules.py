@@ -20,7 +20,8 @@ from pu_kd_pipeline.learning.selection import (
 )
 from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
-from pu_kd_pipeline.reporting.selection_figures import plot_contact_sheet, score_threshold
+from pu_kd_pipeline.reporting.contact_sheet import plot_contact_sheet
+from pu_kd_pipeline.reporting.selection_figures import score_threshold
 from pu_kd_pipeline.reporting.summary import selection_rows
 
 SUBSET = {"seed": 0, "criterion": "quantile", "budget": 2, "target_precision": 0.9}

@@ -1,6 +1,7 @@
 """The figures of a run's report: one record per figure, from its catalog name to how it is drawn.
 
-The outputs of the stage `reporting`, the order of the page and its captions all follow from `REPORT_FIGURES`.
+The outputs of the stage `reporting`, the order of the page and its captions follow from
+`REPORT_FIGURES`. To add a figure, write its function and add a record.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pu_kd_pipeline.reporting.class_figures import plot_class_weights, plot_per_class_accuracy
-from pu_kd_pipeline.reporting.selection_figures import plot_contact_sheet, plot_score_histogram
+from pu_kd_pipeline.reporting.contact_sheet import plot_contact_sheet
+from pu_kd_pipeline.reporting.selection_figures import plot_score_histogram
 from pu_kd_pipeline.reporting.training_figures import plot_distillation_history, plot_pu_history
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResults:
-    """What a run has saved, as far as figures show it; each field is the catalog entry of that name."""
+    """What a run has saved and figures show; each field is the catalog entry of that name."""
 
     metrics: Mapping[str, Any]
     class_prior: Mapping[str, Any]
@@ -55,27 +57,30 @@ class ReportFigure:
     caption: str
     draw: Callable[[RunResults], Figure]
     kind: Literal["chart", "photos"] = "chart"
-    """A dark page inverts the colors of a chart, never those of photos."""
+    """On a dark page the colors of a chart are inverted, those of photos are not."""
 
     def __post_init__(self) -> None:
+        # Checked where the record is written, so that it fails before a run and not at its end.
         if not self.caption.strip():
             raise ValueError(
-                f"figure {self.name!r} has no caption: state what a reader should see in it"
+                f"figure {self.name!r} has no caption: describe what a reader should see in it"
             )
 
 
+# A name that ends in `_plot` or `_curves` needs no entry in the catalog: a pattern there covers it.
 REPORT_FIGURES = (
     ReportFigure(
         name="score_histogram",
-        caption="What the PU classifier says of every pool image, more like the positives to the right. "
-        "The truth, where the pool knows it, is used here and never for the selection.",
+        caption="PU scores of all pool images, more like the positives to the right. "
+        "The truth, where it is known, is shown here and never used for the selection.",
         draw=lambda run: plot_score_histogram(
             run.pool_scores, run.manifest, run.pool_images, run.class_prior
         ),
     ),
     ReportFigure(
         name="contact_sheet",
-        caption="The best should belong, the worst should not, and the borderline shows what the cut costs.",
+        caption="The best images should show the teacher's classes and the worst should not; "
+        "the borderline images show which ones the cut loses or lets in.",
         draw=lambda run: plot_contact_sheet(
             run.manifest,
             run.pool_scores,
@@ -83,31 +88,34 @@ REPORT_FIGURES = (
             run.contact_sheet_images,
             run.class_names,
         ),
+        # Inverted, as charts are on a dark page, photos could not be judged.
         kind="photos",
     ),
     ReportFigure(
         name="per_class_accuracy_plot",
-        caption="Test accuracy class by class: the further the student lies from its teacher, the more "
-        "it lost there.",
+        caption="Test accuracy per class: the farther a student lies below its teacher, "
+        "the more accuracy it lost in that class.",
         draw=lambda run: plot_per_class_accuracy(run.metrics, run.class_names),
     ),
     ReportFigure(
         name="distillation_curves",
-        caption="Each student is watched on its own images, so the curves show how it settles; only the "
-        "test images compare the two.",
+        caption="Each student is measured on its own images, so the curves show how it converges; "
+        "only the test images compare the two.",
         draw=lambda run: plot_distillation_history(
             run.distillation_history, run.random_distillation_history
         ),
     ),
     ReportFigure(
         name="pu_curves",
-        caption="The negative part falls below zero when the classifier starts to overfit; ascent steps push it back.",
+        caption="The negative part of the risk falls below zero when the classifier starts "
+        "to overfit; ascent steps push it back.",
         draw=lambda run: plot_pu_history(run.pu_history),
     ),
     ReportFigure(
         name="class_weights_plot",
-        caption="Classes that the selection brings in small numbers weigh more, within the stated clip.",
+        caption="Classes with little teacher mass among the selected images get a larger weight, "
+        "within the clipping bounds.",
         draw=lambda run: plot_class_weights(run.class_weights),
     ),
 )
-"""In the order of the page."""
+"""All figures, in the order of the page."""

@@ -41,7 +41,8 @@ def report_run(
         random_distillation_history=random_distillation_history,
         contact_sheet_images=params.contact_sheet_images,
     )
-    # One node draws and renders: a saved PNG cannot be loaded as a figure again, so two nodes would draw each twice.
+    # One node for all: a saved PNG cannot be loaded as a figure again, so that a second node
+    # that renders the page would have to draw each figure a second time.
     plots = {figure.name: figure.draw(results) for figure in REPORT_FIGURES}
     facts = {str(name): value for name, value in manifest.attrs.items()}
     page = render_report(

@@ -1,4 +1,4 @@
-"""The order of the stage `reporting`."""
+"""The pipeline of the stage `reporting`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pu_kd_pipeline.reporting.figures import REPORT_FIGURES
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: everything a run has saved in, figures and the report out."""
+    """Return the stage: reads what a run has saved, writes the figures and the report."""
     outputs = [*(figure.name for figure in REPORT_FIGURES), "report"]
     return Pipeline(
         [
