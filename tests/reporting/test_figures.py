@@ -11,7 +11,11 @@ from pu_kd_pipeline.reporting.training_figures import plot_pu_history
 @pytest.mark.parametrize("caption", ["", " "])
 def test_a_figure_without_a_caption_is_refused(caption: str) -> None:
     with pytest.raises(ValueError, match="figure 'new_plot' has no caption"):
-        ReportFigure("new_plot", caption, lambda run: plot_pu_history(run.pu_history))
+        ReportFigure(
+            name="new_plot",
+            caption=caption,
+            draw=lambda run: plot_pu_history(run.pu_history),
+        )
 
 
 def test_figures_have_different_names() -> None:

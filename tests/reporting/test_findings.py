@@ -33,7 +33,8 @@ def test_equal_models_are_reported_as_equal() -> None:
     ],
 )
 def test_the_gain_of_the_selection_is_stated_for_either_sign(gain: float, beginning: str) -> None:
-    sentence = findings(metrics_of(gain))[1]
+    metrics = metrics_of(gain)
+    _, sentence, *_ = findings(metrics)
     random_accuracy = 100 * (0.95 - gain)
     assert sentence.startswith(beginning)
     assert sentence.endswith(f"random pool images reaches {random_accuracy:.1f} %.")

@@ -13,44 +13,61 @@ from pu_kd_pipeline.reporting.selection_figures import plot_score_histogram
 from tests.reporting.toy_run import PRIOR, Store, scored_pool, words
 
 
+def histogram(prior: dict[str, Any] = PRIOR, **pool: Any) -> Any:
+    """Return the figure of a toy pool; `pool` are the arguments of `scored_pool`."""
+    scores, manifest, store = scored_pool(**pool)
+    return plot_score_histogram(scores, manifest, store, prior)
+
+
 def stairs(figure: Any) -> list[StepPatch]:
-    return [patch for patch in figure.axes[0].patches if isinstance(patch, StepPatch)]
+    """Return the outlines and filled areas of the figure's histograms, in drawing order."""
+    found = []
+    for patch in figure.axes[0].patches:
+        # The shaded side of the threshold is a patch as well.
+        if isinstance(patch, StepPatch):
+            found.append(patch)
+    return found
 
 
 @pytest.mark.parametrize("has_truth", [True, False])
 def test_every_image_is_counted_once(has_truth: bool) -> None:
-    scores, manifest, store = scored_pool(has_truth=has_truth)
-    figure = plot_score_histogram(scores, manifest, store, PRIOR)
-    filled = [patch.get_data() for patch in stairs(figure) if patch.get_fill()]
-    assert sum(data.values.sum() for data in filled) == len(scores)
-    assert len(filled) == (2 if has_truth else 1)
+    figure = histogram(n=300, has_truth=has_truth)
+    n_counted = 0
+    for patch in stairs(figure):
+        # Each population has an area and an outline with the same counts.
+        if patch.get_fill():
+            counts = patch.get_data().values
+            n_counted += counts.sum()
+    assert n_counted == 300
 
 
 def test_the_threshold_lies_between_two_bins() -> None:
-    scores, manifest, store = scored_pool()
-    figure = plot_score_histogram(scores, manifest, store, PRIOR)
-    edges = stairs(figure)[0].get_data().edges
+    first, *_ = stairs(histogram())
+    edges = first.get_data().edges
     threshold = 0.0  # of the criterion `sign`
-    assert np.abs(edges - threshold).min() < 1e-9
+    distance = np.abs(edges - threshold)
+    assert distance.min() < 1e-9
 
 
 def test_precision_and_recall_are_stated_where_the_truth_is_known() -> None:
     scores, manifest, store = scored_pool()
-    text = words(plot_score_histogram(scores, manifest, store, PRIOR))
+    figure = plot_score_histogram(scores, manifest, store, PRIOR)
 
     is_selected = scores["pu_score"] > 0
-    is_relevant = scores["id"].str.removeprefix("pool/").astype(int) % 5 == 0
+    row = scores["id"].str.removeprefix("pool/").astype(int)
+    is_relevant = row % 5 == 0
     n_hits = (is_selected & is_relevant).sum()
     precision = 100 * n_hits / is_selected.sum()
     recall = 100 * n_hits / is_relevant.sum()
+
+    text = words(figure)
     assert f"precision {precision:.1f} %, recall {recall:.1f} %" in text
     assert f"{is_selected.sum()} of 300 pool images selected" in text
     assert "20.0 % (17.0–23.0 %)" in text
 
 
 def test_neither_precision_nor_recall_is_stated_without_the_truth() -> None:
-    scores, manifest, store = scored_pool(has_truth=False)
-    text = words(plot_score_histogram(scores, manifest, store, PRIOR))
+    text = words(histogram(has_truth=False))
     assert "precision" not in text
     assert "recall" not in text
 
@@ -59,11 +76,14 @@ def test_neither_precision_nor_recall_is_stated_without_the_truth() -> None:
 def test_a_rule_that_does_not_cut_the_pu_score_shows_the_selected_images_instead(
     rule: str,
 ) -> None:
-    scores, manifest, store = scored_pool(rule=rule)
-    figure = plot_score_histogram(scores, manifest, store, PRIOR)
-    n_selected = (manifest["origin"] == "pool").sum()
+    _, manifest, _ = scored_pool(rule=rule)
+    is_from_pool = manifest["origin"] == "pool"
+
+    figure = histogram(rule=rule)
     assert "passes" not in words(figure)
-    assert stairs(figure)[-1].get_label() == f"selected ({n_selected})"
+    # Drawn last, on top of the populations.
+    *_, last = stairs(figure)
+    assert last.get_label() == f"selected ({is_from_pool.sum()})"
 
 
 @pytest.mark.parametrize(
@@ -76,21 +96,30 @@ def test_a_rule_that_does_not_cut_the_pu_score_shows_the_selected_images_instead
     ],
 )
 def test_the_class_prior_is_stated_with_its_origin(prior: dict[str, Any], text: str) -> None:
-    scores, manifest, store = scored_pool(has_truth=False)
-    figure = plot_score_histogram(scores, manifest, store, prior)
-    assert figure.texts[-1].get_text() == text
+    figure = histogram(prior, has_truth=False)
+    evidence = figure.texts[-1]
+    assert evidence.get_text() == text
 
 
 def drawn_for(n_scores: int) -> tuple[int, int]:
     """Return the number of drawn shapes, and of bins, of a histogram of that many scores."""
-    values = np.random.default_rng(0).normal(size=n_scores)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=n_scores)
     scores = pd.DataFrame({"id": np.arange(n_scores), "pu_score": values})
     manifest = pd.DataFrame({"id": [1], "origin": "pool"})
-    manifest.attrs = {"rule": "nnpu", "criterion": "budget", "threshold": values[1]}
-    store: Any = Store(np.zeros((1, 1, 1, 1)), ["0"], [None])
+    manifest.attrs = {
+        "rule": "nnpu",
+        "criterion": "budget",
+        "threshold": values[1],
+    }
+    # Without the truth no image of the store is looked up.
+    image = np.zeros((1, 1, 1, 1))
+    store: Any = Store(image, ["0"], [None])
+
     figure = plot_score_histogram(scores, manifest, store, PRIOR)
     axes = figure.axes[0]
-    n_bins = len(stairs(figure)[0].get_data().values)
+    first, *_ = stairs(figure)
+    n_bins = len(first.get_data().values)
     return len(axes.patches) + len(axes.lines), n_bins
 
 
@@ -103,5 +132,6 @@ def test_a_million_scores_are_drawn_with_as_many_shapes_as_a_few() -> None:
 
 def test_scores_without_a_finite_one_are_refused() -> None:
     scores, manifest, store = scored_pool()
+    scores = scores.assign(pu_score=np.nan)
     with pytest.raises(ValueError, match="no finite pu_score"):
-        plot_score_histogram(scores.assign(pu_score=np.nan), manifest, store, PRIOR)
+        plot_score_histogram(scores, manifest, store, PRIOR)

@@ -28,7 +28,8 @@ def test_a_held_out_risk_that_was_not_measured_has_no_axes(
 ) -> None:
     measured = plot_pu_history(history(n_epochs, held_out_zero_one_risk=0.125))
     figure = plot_pu_history(history(n_epochs, **columns))
-    assert len(figure.axes) == len(measured.axes) - 1
+    n_axes = len(figure.axes)
+    assert n_axes == len(measured.axes) - 1
     assert "0-1 risk" not in words(figure)
     figure.canvas.draw()
 

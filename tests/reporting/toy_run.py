@@ -42,7 +42,9 @@ class Store:
     def __init__(self, images: np.ndarray, ids: list[str], relevant: list[bool | None]) -> None:
         self._images = images
         self.n_rows_read = 0
-        self.index = pd.DataFrame({"id": ids, "relevant": pd.array(relevant, dtype="boolean")})
+        # A dtype with missing values, as in the table on disk.
+        truth = pd.array(relevant, dtype="boolean")
+        self.index = pd.DataFrame({"id": ids, "relevant": truth})
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         assert rows.dtype == np.int64
@@ -73,7 +75,11 @@ def scored_pool(
     is_relevant = np.arange(n) % 5 == 0
     ids = [f"pool/{row}" for row in range(n)]
     images = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
-    score = np.where(is_relevant, rng.normal(2, 1.5, n), rng.normal(-3, 1.5, n))
+
+    # The two populations overlap, as those of a real classifier do.
+    relevant_score = rng.normal(2, 1.5, n)
+    other_score = rng.normal(-3, 1.5, n)
+    score = np.where(is_relevant, relevant_score, other_score)
     table = pd.DataFrame(
         {
             "id": ids,
@@ -212,8 +218,12 @@ def report(title: str = "A run", gain: float | None = 0.02, **pool: Any) -> dict
 
 def words(figure: Any) -> str:
     """Return all text of a figure."""
-    texts = [text.get_text() for text in figure.texts]
+    found = [figure.get_suptitle()]
+    texts = list(figure.texts)
     for axes in figure.axes:
-        texts += [axes.get_xlabel(), axes.get_ylabel()]
-        texts += [text.get_text() for text in axes.texts]
-    return " | ".join([figure.get_suptitle(), *texts])
+        found.append(axes.get_xlabel())
+        found.append(axes.get_ylabel())
+        texts.extend(axes.texts)
+    for text in texts:
+        found.append(text.get_text())
+    return " | ".join(found)
