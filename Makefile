@@ -78,7 +78,7 @@ bench: $(READY) ## measure every speed target: make bench, or make bench ARGS='-
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
 
 gpu-experiment: $(READY) ## CIFAR-10 on a GPU in pieces that resume, images in PU_KD_DATA: make gpu-experiment WORK=data/gpu
-	@until $(BIN)/python -m benchmarks.gpu_experiment --work $(WORK) $(ARGS); do test $$? = 75 || exit 1; done
+	@until $(BIN)/python -m experiments.gpu_experiment --work $(WORK) $(ARGS); do test $$? = 75 || exit 1; done
 
 manifests: $(READY) ## write docker/compose*.yaml and docker/argo-workflow.yaml from the pipeline
 	$(BIN)/kedro containers compose --out docker/compose.yaml

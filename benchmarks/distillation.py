@@ -32,7 +32,11 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import take_views
 from pu_kd_pipeline.learning.class_weights import weight_vectors
 from pu_kd_pipeline.learning.loop import fit, make_optimizer, seeded
-from pu_kd_pipeline.learning.losses.distillation import OBJECTIVES, robust_kd_loss
+from pu_kd_pipeline.learning.losses.distillation import (
+    robust_kd,
+    soft_cross_entropy,
+    worst_weighted_mean,
+)
 from pu_kd_pipeline.learning.networks.vision import torchvision
 from pu_kd_pipeline.models.factory import new_student, new_teacher
 from pu_kd_pipeline.models.model import Model
@@ -235,13 +239,12 @@ def our_losses(task: Task, params: DistillationParams, student: nn.Module) -> It
     device = torch.device("cpu")
     rows, normalize = _rows(task, params), normalization(task.teacher, device)
     teacher_outputs = TeacherOutputs(rows, task.teacher.network, normalize, params)
-    objective = OBJECTIVES[params.objective]
 
     def step(batch: Batch) -> dict[str, Tensor]:
         teacher_logits = teacher_outputs(batch)
         with autocast(params.compute, device):
             student_logits = student(batch.images).float()
-        values = objective(student_logits, teacher_logits, task.vectors, params.temperature)
+        values = robust_kd(student_logits, teacher_logits, task.vectors, params.temperature)
         agreement = (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
         return {**values, "training_agreement": agreement}
 
@@ -507,7 +510,11 @@ def _min_max_row(n_vectors: int, goal: float, repeats: int) -> Measurement:
         return value.detach(), logits.grad
 
     def ours() -> tuple[Tensor, Tensor]:
-        return gradient(lambda logits: robust_kd_loss(logits, teacher, vectors, 1.0).loss)
+        def loss(logits: Tensor) -> Tensor:
+            sample_losses = soft_cross_entropy(logits, teacher, 1.0)
+            return worst_weighted_mean(sample_losses, teacher, vectors)
+
+        return gradient(loss)
 
     def naive() -> tuple[Tensor, Tensor]:
         return gradient(lambda logits: naive_robust_loss(logits, teacher, vectors, 1.0))

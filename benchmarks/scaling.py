@@ -32,7 +32,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.harness import Measurement, ratio
 from pu_kd_pipeline.images.shard_files import index_file, index_schema, pixel_file
-from pu_kd_pipeline.images.store import FORMAT, QUARANTINE_FILE, STORE_FILE, ImageStore
+from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore
+from pu_kd_pipeline.images.store_file import FORMAT, STORE_FILE
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.teacher import InputSpec
 

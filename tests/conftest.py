@@ -124,6 +124,7 @@ history:
 metrics:
   type: json.JSONDataset
   filepath: ${runtime_params:data,${globals:data}}/08_reporting/metrics.json
+  metadata: { mlflow: metrics }
 """,
     "conf/base/parameters_training.yml": """
 training:

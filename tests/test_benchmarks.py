@@ -15,7 +15,7 @@ from benchmarks.harness import Measurement, Ratio, markdown, ratio
 from PIL import Image
 
 from pu_kd_pipeline.learning.augmentation import n_views
-from pu_kd_pipeline.learning.losses.distillation import robust_kd_loss
+from pu_kd_pipeline.learning.losses.distillation import robust_kd
 from pu_kd_pipeline.training.distillation import distill
 
 # --- the frame
@@ -150,7 +150,7 @@ def test_a_loop_over_weight_vectors_finds_the_same_worst_loss(loss, n_vectors):
     student.requires_grad_()
     values = [
         loss(student, teacher, vectors, 2.0),
-        robust_kd_loss(student, teacher, vectors, 2.0).loss,
+        robust_kd(student, teacher, vectors, 2.0)["loss"],
     ]
     torch.testing.assert_close(values[0], values[1])
     gradients = [torch.autograd.grad(value, student)[0] for value in values]

@@ -19,7 +19,8 @@ from kedro.framework.startup import bootstrap_project
 from pydantic import BaseModel
 
 from pu_kd_pipeline.hooks.catalog import dataset_path
-from pu_kd_pipeline.learning.selection import CRITERIA, RULES
+from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams

@@ -37,6 +37,8 @@ stage_of = {node: name for name, group in groups.items() for node in group.nodes
 written = {dataset: stage_of[node.name] for node in full.nodes for dataset in node.outputs}
 with KedroSession.create(env="base") as session:
     catalog = session.load_context().catalog
+    # Entries of dataset factories exist once they are asked for by name.
+    names = sorted({*written, *catalog.keys()})
 print(json.dumps({
     "needs": {name: sorted(group.dependencies) for name, group in groups.items()},
     "gpu": sorted({stage_of[node.name] for node in full.nodes if "gpu" in node.tags}),
@@ -44,9 +46,9 @@ print(json.dumps({
         dataset for node in full.nodes for dataset in node.inputs if written.get(dataset, stage_of[node.name])
         != stage_of[node.name]
     }),
-    "kept": sorted(name for name in catalog.keys() if getattr(catalog[name], "_filepath", None)
+    "kept": sorted(name for name in names if getattr(catalog[name], "_filepath", None)
         or getattr(catalog[name], "filepath", None)),
-    "types": {name: type(catalog[name]).__name__ for name in catalog.keys()},
+    "types": {name: type(catalog[name]).__name__ for name in names},
 }))
 """
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from pu_kd_pipeline.devices import prepare_device
@@ -23,17 +22,16 @@ from pu_kd_pipeline.models.model import save_model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.environment import read_parameters
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams
 
 PROJECT = Path(__file__).parents[2]
-CONF = PROJECT / "conf" / "base"
 
 
 @pytest.fixture
 def blocks():
-    shared = {"seed": 0, "compute": OmegaConf.load(CONF / "globals.yml").compute}
     types = {
         "data_ingestion": DataIngestionParams,
         "teacher": TeacherParams,
@@ -41,9 +39,8 @@ def blocks():
         "subset_materialization": SubsetParams,
         "distillation": DistillationParams,
     }
-    files = [OmegaConf.load(CONF / f"parameters_{name}.yml") for name in types]
-    merged = OmegaConf.to_container(OmegaConf.merge(shared, *files), resolve=True)
-    return {name: model.model_validate(merged[name]) for name, model in types.items()}
+    parameters = read_parameters(PROJECT / "conf", "base")
+    return {name: model.model_validate(parameters[name]) for name, model in types.items()}
 
 
 def test_the_demos_parameters_pass(blocks):

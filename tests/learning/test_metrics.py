@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, and where they have no answer."""
+"""Metrics against scikit-learn, and where they are undefined."""
 
 from __future__ import annotations
 
@@ -23,13 +23,21 @@ seeds = st.integers(0, 10_000)
 
 @settings(deadline=None, max_examples=30)
 @given(seed=seeds, n=st.integers(1, 60))
-def test_accuracies_equal_scikit_learn(seed: int, n: int) -> None:
+def test_accuracy_and_agreement_equal_scikit_learn(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     predicted, labels = rng.integers(5, size=(2, n))
-    assert accuracy(predicted, labels) == pytest.approx(accuracy_score(labels, predicted))
-    assert (
-        agreement(predicted, labels) == agreement(labels, predicted) == accuracy(predicted, labels)
-    )
+    expected = accuracy_score(labels, predicted)
+    assert accuracy(predicted, labels) == pytest.approx(expected)
+    assert agreement(predicted, labels) == pytest.approx(expected)
+    assert agreement(labels, predicted) == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, n=st.integers(1, 60))
+def test_per_class_accuracy_equals_the_recall_of_scikit_learn(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    predicted, labels = rng.integers(5, size=(2, n))
+    # One class more than there are, so that one class has no samples.
     per_class = per_class_accuracy(predicted, labels, 6)
     expected = recall_score(labels, predicted, labels=range(6), average=None, zero_division=np.nan)
     np.testing.assert_allclose(per_class, expected)
@@ -45,14 +53,18 @@ def test_area_under_roc_equals_scikit_learn_with_ties(seed: int, n: int, n_level
     area = area_under_roc(scores, is_positive)
     if is_positive.all():
         assert math.isnan(area)
-    else:
-        assert area == pytest.approx(roc_auc_score(is_positive, scores))
-        assert area_under_roc(-scores, is_positive) == pytest.approx(1 - area)
-        assert area_under_roc(np.exp(scores / 5), is_positive) == pytest.approx(area)
+        return
+    assert area == pytest.approx(roc_auc_score(is_positive, scores))
+    reversed_area = area_under_roc(-scores, is_positive)
+    assert reversed_area == pytest.approx(1 - area)
+    # Only the order of the scores matters.
+    monotone_area = area_under_roc(np.exp(scores / 5), is_positive)
+    assert monotone_area == pytest.approx(area)
 
 
 def test_area_under_roc_without_positives_is_nan() -> None:
-    assert math.isnan(area_under_roc(np.arange(3.0), np.zeros(3, dtype=bool)))
+    no_positives = np.zeros(3, dtype=bool)
+    assert math.isnan(area_under_roc(np.arange(3.0), no_positives))
 
 
 @settings(deadline=None, max_examples=30)
@@ -60,18 +72,21 @@ def test_area_under_roc_without_positives_is_nan() -> None:
 def test_selection_quality_equals_scikit_learn(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     selected, relevant = rng.random((2, n)) < 0.3
-    expected = [
-        score(relevant, selected, zero_division=np.nan) for score in (precision_score, recall_score)
-    ]
-    np.testing.assert_allclose(selection_quality(selected, relevant), expected)
+    quality = selection_quality(selected, relevant)
+    precision = precision_score(relevant, selected, zero_division=np.nan)
+    recall = recall_score(relevant, selected, zero_division=np.nan)
+    np.testing.assert_allclose(quality.precision, precision)
+    np.testing.assert_allclose(quality.recall, recall)
 
 
-def test_input_that_does_not_fit_is_refused() -> None:
-    two, three = np.zeros(2, dtype=int), np.zeros(3, dtype=int)
+def test_vectors_and_labels_that_do_not_fit_are_refused() -> None:
+    two = np.zeros(2, dtype=int)
+    three = np.zeros(3, dtype=int)
+    nothing = np.zeros(0, dtype=bool)
     with pytest.raises(ValueError, match=r"one length above 0, got shapes \(2,\) and \(3,\)"):
         accuracy(two, three)
     with pytest.raises(ValueError, match="one length above 0"):
-        selection_quality(np.zeros(0, dtype=bool), np.zeros(0, dtype=bool))
+        selection_quality(nothing, nothing)
     with pytest.raises(ValueError, match=r"labels must lie in 0..3, got 0..7"):
         per_class_accuracy(two, np.array([0, 7]), 4)
     with pytest.raises(ValueError, match="scores hold 1 nan"):

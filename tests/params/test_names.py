@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import pytest
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pu_kd_pipeline.params.names import one_of
 
@@ -13,7 +13,7 @@ KNOWN = {"nnpu": 1, "random": 2, "oracle": 3}
 
 
 class Named(BaseModel):
-    rule: Annotated[str, BeforeValidator(one_of(KNOWN))]
+    rule: Annotated[str, one_of(KNOWN)]
 
 
 def test_every_key_is_accepted() -> None:
@@ -24,16 +24,14 @@ def test_every_key_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("randm", "Input should be 'nnpu', 'random' or 'oracle'; did you mean 'random'?"),
+        ("randm", "Input should be 'nnpu', 'random' or 'oracle'"),
         ("zzz", "Input should be 'nnpu', 'random' or 'oracle'"),
         (3, "Input should be 'nnpu', 'random' or 'oracle'"),
         (["nnpu"], "Input should be 'nnpu', 'random' or 'oracle'"),
         (None, "Input should be 'nnpu', 'random' or 'oracle'"),
     ],
 )
-def test_another_value_is_refused_with_all_keys_and_the_nearest(
-    value: object, message: str
-) -> None:
+def test_another_value_is_refused_with_all_keys(value: object, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Named.model_validate({"rule": value})
     [fault] = caught.value.errors()

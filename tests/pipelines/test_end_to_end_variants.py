@@ -34,6 +34,7 @@ from pu_kd_pipeline.models.model import (
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.environment import read_parameters
 from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
@@ -76,19 +77,9 @@ def blocks_of(changes: dict[str, Any]) -> dict[str, Any]:
     """Return the typed blocks of conf/base with quick numbers and the changes laid over them, as an environment is."""
     from omegaconf import OmegaConf
 
-    base = Path(__file__).parents[2] / "conf" / "base"
-    files = [
-        OmegaConf.load(base / "globals.yml"),
-        *(OmegaConf.load(base / f"parameters_{name}.yml") for name in FILES),
-    ]
-    merged = OmegaConf.to_container(OmegaConf.merge(*files, QUICK, changes), resolve=True)
-    return {name: kind.model_validate(merged[name]) for name, kind in TYPES.items()}
-
-
-FILES = (
-    "data_ingestion", "teacher", "pu_training", "subset_materialization", "class_weighting", "distillation",
-    "evaluation",
-)  # fmt: skip
+    given = OmegaConf.to_container(OmegaConf.merge(QUICK, changes))
+    parameters = read_parameters(Path(__file__).parents[2] / "conf", "base", given)
+    return {name: kind.model_validate(parameters[name]) for name, kind in TYPES.items()}
 
 
 @dataclass(frozen=True)

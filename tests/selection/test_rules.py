@@ -1,4 +1,4 @@
-"""One record is enough for a new selection rule: parameters, comparisons, figures and summaries read it."""
+"""One record is enough for a new selection rule: parameters, figures and summaries read it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from pu_kd_pipeline.comparison.figure import role_colors
-from pu_kd_pipeline.learning.selection import (
-    RULES,
-    PoolScores,
-    Rule,
-    Selection,
-    SelectionOptions,
-)
+from pu_kd_pipeline.learning.selection import RULES, PoolScores, Rule, Selection
+from pu_kd_pipeline.learning.selection_criteria import SelectionOptions
 from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.reporting.contact_sheet import plot_contact_sheet
@@ -81,23 +76,31 @@ def test_a_new_rule_is_accepted_by_the_parameters(new_rule: str) -> None:
         SubsetParams(**{**SUBSET, "budget": None}, rule=new_rule)
 
 
-def test_an_unknown_rule_or_criterion_is_refused_with_all_names_and_the_nearest() -> None:
+def test_an_unknown_rule_or_criterion_is_refused_with_all_names() -> None:
     listed = ", ".join(repr(name) for name in list(RULES)[:-1])
-    with pytest.raises(ValidationError, match=rf"{listed} or 'all'; did you mean 'random'\?"):
+    with pytest.raises(ValidationError, match=rf"{listed} or 'all'"):
         SubsetParams(**SUBSET, rule="randm")
-    with pytest.raises(ValidationError, match=r"'budget'; did you mean 'precision'\?"):
+    with pytest.raises(ValidationError, match="or 'budget'"):
         SubsetParams(**{**SUBSET, "criterion": "precison"}, rule="nnpu")
+
+
+def words_of_sheet(manifest: pd.DataFrame) -> list[str]:
+    """Return everything written in the contact sheet of a manifest."""
+    store: Any = Store()
+    sheet = plot_contact_sheet(manifest, scored_pool(), store, n_images=2)
+    texts = list(sheet.texts)
+    for axes in sheet.axes:
+        texts += axes.texts
+    return [text.get_text() for text in texts]
 
 
 def test_a_new_rule_has_its_captions(new_rule: str) -> None:
     manifest = manifest_of(new_rule, 0.8)
     assert score_threshold(manifest, "teacher_confidence") == 0.8
     assert score_threshold(manifest, "pu_score") is None
-    store: Any = Store()
-    sheet = plot_contact_sheet(manifest, scored_pool(), store, n_images=2)
-    words = [text.get_text() for axes in sheet.axes for text in axes.texts]
+    words = words_of_sheet(manifest)
     assert "Borderline: the last that were selected" in words
-    assert any("here the teacher's confidence" in text.get_text() for text in sheet.texts)
+    assert "here the teacher's confidence" in " ".join(words)
     [row] = selection_rows({"selection": {"n_selected": 2, "n_pool": 4, "rule": new_rule}})
     assert row[1] == "2 of 4 (least_confident, least sure first)"
 
@@ -107,29 +110,30 @@ def test_a_new_rule_without_a_threshold_shows_the_middle_of_the_ranking(
 ) -> None:
     drawn = replace(NEW_RULE, ranked_by=None, has_threshold=False)
     monkeypatch.setitem(RULES, "drawn", drawn)
-    store: Any = Store()
-    sheet = plot_contact_sheet(manifest_of("drawn", None), scored_pool(), store, n_images=2)
-    words = [text.get_text() for axes in sheet.axes for text in axes.texts]
+    words = words_of_sheet(manifest_of("drawn", None))
     assert "Middle of the ranking (this rule has no cut)" in words
+    # A threshold in the manifest of such a rule is none of its scores.
     assert score_threshold(manifest_of("drawn", 0.8), "pu_score") is None
 
 
+@pytest.mark.parametrize("column", ["pu_score", "teacher_confidence"])
 @pytest.mark.parametrize("name", RULES)
-def test_figures_of_a_rule_follow_its_record(name: str) -> None:
+def test_figures_of_a_rule_follow_its_record(name: str, column: str) -> None:
     rule = RULES[name]
-    for column in ("pu_score", "teacher_confidence"):
-        is_cut = rule.has_threshold and rule.ranked_by == column
-        assert score_threshold(manifest_of(name, 0.5), column) == (0.5 if is_cut else None)
+    expected = None
+    if rule.has_threshold and rule.ranked_by == column:
+        expected = 0.5
+    assert score_threshold(manifest_of(name, 0.5), column) == expected
 
 
-@pytest.mark.parametrize("name", [*RULES, *METHODS])
-def test_every_rule_and_method_has_a_color_of_its_own(name: str) -> None:
+def test_every_rule_and_method_has_a_color_of_its_own() -> None:
     colors = role_colors([*RULES, *METHODS])
-    assert [colors[name]] == [color for color in colors.values() if color == colors[name]]
+    # Those without a fixed color take a free one, and the free ones suffice so far.
+    assert len(set(colors.values())) == len(colors)
 
 
 def test_a_new_rule_takes_a_free_color(new_rule: str) -> None:
-    colors = role_colors([*RULES, "original"])
+    colors = role_colors([*RULES, *METHODS])
     assert list(colors.values()).count(colors[new_rule]) == 1
 
 

@@ -17,9 +17,10 @@ class Start:
     """How the state that a student starts from is made, and what is left to distill."""
 
     make: Callable[[Model, ImageStore, DistillationParams, float], tuple[State, DistillationParams]]
-    """(teacher, labeled images, parameters, hint share) -> the state, and the parameters of the distillation after it."""
+    """(teacher, labeled images, parameters, hint share) -> the state, and the parameters with which
+    the student is distilled from there."""
     check: Callable[[Model, DistillationParams], None] | None = None
-    """Raises ValueError where (teacher, parameters) allow no such start, before any cell is computed."""
+    """Raises ValueError where (teacher, parameters) allow no such start; called before any cell."""
 
 
 def _start_fitnet(
@@ -27,7 +28,8 @@ def _start_fitnet(
 ) -> tuple[State, DistillationParams]:
     n_hints = min(max(1, round(hint_share * params.n_updates)), params.n_updates - 1)
     state = fitnet_start(teacher, labeled, params, n_hints)
-    # Both phases together get the updates of every other student, or the comparison would favor this one.
+    # Both phases together get as many updates as every other student, or the comparison would
+    # favor this one.
     return state, params.model_copy(update={"n_updates": params.n_updates - n_hints})
 
 
@@ -56,8 +58,10 @@ def check_starts(names: set[str]) -> None:
         raise RuntimeError(f"STARTS lacks the methods {', '.join(missing)}: add an entry for each")
     if unused:
         raise RuntimeError(
-            f"STARTS has entries for {', '.join(unused)}: set has_own_start in METHODS, or remove them"
+            f"STARTS has entries for {', '.join(unused)}: set has_own_start in METHODS, "
+            "or remove them"
         )
 
 
+# At import: a comparison would otherwise find a missing start after hours, at its first such cell.
 check_starts(set(STARTS))

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.learning.selection import CRITERIA, RULES
+from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.compute import ComputeParams
-from pu_kd_pipeline.params.data_ingestion import DataIngestionParams, ImageSource
+from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
@@ -143,7 +144,7 @@ def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
     for part in ("labeled", "pool", "test", "teacher_training"):
         sources: tuple[ImageSource, ...] = getattr(block, part)
         for index, source in enumerate(sources):
-            if source.type not in ("folder", "parquet") or source.path is None:
+            if source.path is None or not SOURCE_TYPES[source.type].path_must_exist:
                 continue
             where = f"{part}[{index}].path"
             if "://" in source.path:

@@ -1,7 +1,8 @@
-"""Class weights for distilling on a set whose classes are unbalanced, and the perturbed weights around them.
+"""Class weights for distilling on a set with unbalanced classes, and perturbed weights around them.
 
-Holds Eq. 7 of Xu et al. 2019 (arXiv:1909.09757) and the finite set W of Eq. 9-10. Leaves out the loss that uses them
-(`distillation`). Everything is computed in float64: it happens once a run.
+Holds Eq. 7 of Xu et al. 2019 (arXiv:1909.09757) and the finite set W of Eq. 9-10. Leaves out the
+loss that uses them (`losses.distillation`). Everything is computed in float64, because it happens
+once per run.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class ClassWeights(NamedTuple):
 
 
 def teacher_class_mass(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return y = sum_i softmax(z_i / T), how much of the set the teacher sees in each class.
+    """Return y = sum_i softmax(z_i / T), the number of samples per class by the teacher's outputs.
 
     The mass of a union is the sum of the masses, so a large pool may be added up shard by shard.
 
@@ -43,17 +44,17 @@ def teacher_class_mass(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive, got {temperature!r}")
-    return torch.softmax(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=1
-    ).sum(dim=0, dtype=torch.float64)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    probabilities = torch.softmax(logits.to(dtype) / temperature, dim=1)
+    return probabilities.sum(dim=0, dtype=torch.float64)
 
 
 def class_weights(class_mass: Tensor, *, clip: tuple[float, float] = DEFAULT_CLIP) -> ClassWeights:
-    """Return the weights of Eq. 7, w_k = K (1/y_k) / sum_j (1/y_j), clipped and renormalized to sum to K.
+    """Return the weights of Eq. 7, w_k = K (1/y_k) / sum_j (1/y_j), clipped and renormalized.
 
-    The paper does not clip. A class that is (almost) absent then takes all the weight and leaves the others none: for
-    y_k = 0 the raw weights are that limit, K shared among the absent classes and 0 elsewhere. Clipping bounds the
-    ratio of two weights by clip[1] / clip[0]; after renormalizing, a weight may lie outside the range itself.
+    They sum to K. The paper does not clip: a class that is (almost) absent then takes all the
+    weight. Clipping bounds the ratio of two weights by clip[1] / clip[0]; after renormalizing, a
+    weight may lie outside the range itself.
 
     Args:
         class_mass: (K,) from `teacher_class_mass`, finite, non-negative, not all zero.
@@ -66,23 +67,29 @@ def class_weights(class_mass: Tensor, *, clip: tuple[float, float] = DEFAULT_CLI
     if not 0.0 <= low <= 1.0 <= high:
         raise ValueError(f"clip must be (low, high) with 0 <= low <= 1 <= high, got {clip!r}")
     mass = class_mass.to(torch.float64)
-    if (
-        mass.ndim != 1
-        or not bool((torch.isfinite(mass) & (mass >= 0)).all())
-        or not bool((mass > 0).any())
-    ):
-        raise ValueError(
-            f"class_mass must be a finite non-negative vector with a positive entry, got {class_mass!r}"
-        )
+    _check_mass(mass)
     smallest = mass.min()
-    inverse = torch.where(
-        mass == smallest, 1.0, smallest / mass
-    )  # 1/y up to a factor, and its limit where y = 0
-    raw = len(mass) * inverse / inverse.sum()
+    # 1/y up to a factor, which the normalization removes. Where y_k = 0 this is the limit of Eq. 7:
+    # K shared among the absent classes and 0 elsewhere.
+    inverse = torch.where(mass == smallest, 1.0, smallest / mass)
+    n_classes = len(mass)
+    raw = n_classes * inverse / inverse.sum()
     clipped = raw.clamp(low, high)
     return ClassWeights(
-        weights=len(mass) * clipped / clipped.sum(), raw=raw, is_clipped=(raw < low) | (raw > high)
+        weights=n_classes * clipped / clipped.sum(),
+        raw=raw,
+        is_clipped=(raw < low) | (raw > high),
     )
+
+
+def _check_mass(mass: Tensor) -> None:
+    # `>=` is false for nan.
+    is_valid = bool((torch.isfinite(mass) & (mass >= 0)).all())
+    has_positive = bool((mass > 0).any())
+    if mass.ndim != 1 or not is_valid or not has_positive:
+        raise ValueError(
+            f"class_mass must be a finite non-negative vector with a positive entry, got {mass!r}"
+        )
 
 
 def weight_vectors(
@@ -93,17 +100,16 @@ def weight_vectors(
     mode: Literal["projected", "released"],
     generator: torch.Generator,
 ) -> Tensor:
-    """Return the finite set W over which the robust loss takes its maximum (Eq. 9-10), w itself first.
+    """Return the finite set W over which the robust loss takes its maximum (Eq. 9-10), w first.
 
-    `projected`: w + epsilon u, u ~ U(-1, 1)^K, projected (Euclidean) onto {v : sum v = K, |v - w| <= epsilon, v >= 0},
-    the uncertainty set of Eq. 10. Clipping at zero and rescaling to the sum K is simpler but can leave the
-    epsilon-ball; the projection satisfies all three conditions at once.
-
-    `released`: w + epsilon u, u ~ U[0, 1)^K, as the authors' code does. It only goes upward, so every row dominates w
-    and the maximum never is w: the game against the weights is empty. Kept to reproduce their numbers.
+    - `projected`: w + epsilon u, u ~ U(-1, 1)^K, projected (Euclidean) onto the uncertainty set of
+      Eq. 10, {v : sum v = K, |v - w| <= epsilon, v >= 0}.
+    - `released`: w + epsilon u, u ~ U[0, 1)^K, as the authors' code does. Every row then dominates
+      w and the maximum never is w, so the loss is not robust to the weights. Kept to reproduce
+      their numbers.
 
     Args:
-        weights: (K,) non-negative, summing to K.
+        weights: w, (K,) non-negative, summing to K.
         n: number of perturbed vectors, >= 0.
         epsilon: radius in the maximum norm, >= 0.
         mode: "projected" or "released".
@@ -113,7 +119,8 @@ def weight_vectors(
         (1 + n, K) of the dtype of `weights`.
 
     Raises:
-        ValueError: a number out of range, an unknown mode, or weights that are negative or do not sum to K.
+        ValueError: a number is out of range, the mode is unknown, or weights are negative or do not
+            sum to K.
     """
     if n < 0 or not epsilon >= 0.0:
         raise ValueError(f"n and epsilon must be at least 0, got n={n!r}, epsilon={epsilon!r}")
@@ -121,9 +128,13 @@ def weight_vectors(
         raise ValueError(f"mode must be 'projected' or 'released', got {mode!r}")
     center = weights.to(torch.float64)
     n_classes = len(center)
-    if not bool((center >= 0).all()) or abs(center.sum().item() - n_classes) > 1e-4 * n_classes:
+    is_nonnegative = bool((center >= 0).all())
+    # Weights that went through float32 or a file are not exact.
+    excess = abs(center.sum().item() - n_classes)
+    if not is_nonnegative or excess > 1e-4 * n_classes:
         raise ValueError(
-            f"weights must be non-negative and sum to the number of classes, {n_classes}, got {weights!r}"
+            f"weights must be non-negative and sum to the number of classes, {n_classes}, "
+            f"got {weights!r}"
         )
     noise = torch.rand(
         (n, n_classes), generator=generator, dtype=torch.float64, device=weights.device
@@ -131,30 +142,34 @@ def weight_vectors(
     if mode == "released":
         perturbed = center + epsilon * noise
     else:
+        # Clipping at zero and rescaling to the sum K is simpler but can leave the epsilon-ball; the
+        # projection satisfies all three conditions at once.
         perturbed = _project(
-            center + epsilon * (2.0 * noise - 1.0),
-            (center - epsilon).clamp(min=0.0),
-            center + epsilon,
-            center.sum(),
+            points=center + epsilon * (2.0 * noise - 1.0),
+            low=(center - epsilon).clamp(min=0.0),
+            high=center + epsilon,
+            total=center.sum(),
         )
     return torch.cat([center[None], perturbed]).to(weights.dtype)
 
 
 def _project(points: Tensor, low: Tensor, high: Tensor, total: Tensor) -> Tensor:
-    """Return the point of {v : low <= v <= high, sum v = total} nearest to each row of (n, K) `points`.
+    """Return the point of {v : low <= v <= high, sum v = total} nearest to each row of `points`.
 
-    By the optimality conditions it is clamp(point - shift, low, high) for the one shift that gives the sum, which falls
-    as the shift grows: bisection finds it.
+    Args:
+        points: (n, K).
+        low: (K,) lower bounds.
+        high: (K,) upper bounds.
+        total: () the sum of every projected row.
     """
-    shift_low, shift_high = (
-        (points - high).amin(dim=1, keepdim=True),
-        (points - low).amax(dim=1, keepdim=True),
-    )
+    # By the optimality conditions it is clamp(point - shift, low, high) for the one shift that
+    # gives the sum, which falls as the shift grows: bisection finds it.
+    shift_low = (points - high).amin(dim=1, keepdim=True)
+    shift_high = (points - low).amax(dim=1, keepdim=True)
     for _ in range(N_BISECTIONS):
         shift = (shift_low + shift_high) / 2.0
-        is_too_large = (points - shift).clamp(low, high).sum(dim=1, keepdim=True) > total
-        shift_low, shift_high = (
-            torch.where(is_too_large, shift, shift_low),
-            torch.where(is_too_large, shift_high, shift),
-        )
+        sums = (points - shift).clamp(low, high).sum(dim=1, keepdim=True)
+        is_too_large = sums > total
+        shift_low = torch.where(is_too_large, shift, shift_low)
+        shift_high = torch.where(is_too_large, shift_high, shift)
     return (points - shift_high).clamp(low, high)

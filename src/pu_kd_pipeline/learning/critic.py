@@ -1,4 +1,4 @@
-"""The critic's network, its training, and the checks that it is of use (S0, a reconstruction)."""
+"""The critic's network, its training, and the check that it works (S0, a reconstruction)."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from pu_kd_pipeline.learning.loop import make_optimizer
 from pu_kd_pipeline.learning.losses.critic import CriticMode, pu_critic_risk
 
 HIDDEN_WIDTHS = (256, 128)
-# The features have norm sqrt(taps): times sqrt(d / taps), about 20, their entries are of size one, like the pixels that
-# spectral norm was made for. With 1 the scores of separable features stay within half a unit, where softplus is all but
-# a straight line: PU and GAN critic then differ by little more than a constant, and no step is ever clamped. Of points
-# on a sphere that follow the critic's gradient, those that were good from the start drift by .18 (GAN) and .17 (PU)
-# with 1, by .14 and .14 with 5, and by .16 and .08 with 20; the others come equally near in either mode.
+# The features have norm sqrt(taps): times sqrt(d / taps), about 20, their entries are of size one,
+# like the pixels that spectral norm was made for. With 1 the scores of separable features stay
+# within half a unit, where softplus is nearly linear: PU and GAN critic then differ by little more
+# than a constant, and no step is ever clamped.
 LIPSCHITZ = 20.0
 # DCGAN's Adam (Radford et al. 2016), which PU GAN keeps
 LEARNING_RATE = 2e-4
 MOMENTUM = 0.5
-# Over a quarter of the training the AUC of a batch of 128 and 128, of standard error .04, is known to better than .01:
-# .55 is not chance, but features a fifth of a standard deviation apart; .99 is more than three apart.
+# The AUC of a batch of 128 and 128 has a standard error of 0.04, and its mean over a quarter of the
+# training one below 0.01: 0.55 is not chance, but features a fifth of a standard deviation apart;
+# 0.99 is more than three apart.
 BLIND_AUC = 0.55
 WINNING_AUC = 0.99
 CLAMPED_SHARE = 0.95  # fewer than one step in twenty has lowered the whole risk
 
 
 class FeatureAdapter(nn.Module):
-    """Brings the student's pooled features to the teacher's widths: identity where they agree, else a 1x1 convolution.
+    """Maps the student's pooled features to the teacher's widths, by 1x1 convolutions.
 
-    A 1x1 convolution and the average over the map commute, so it acts on the pooled vectors, as a linear layer: the
-    same function for 1/(H*W) of the cost. It is trained with the student, by the student's loss, and could learn to
-    deceive the critic on its own: rather take a student whose taps have the teacher's widths.
+    Where the widths agree, it is the identity. It is trained with the student, by the student's
+    loss, and could learn to deceive the critic on its own: prefer a student whose taps have the
+    teacher's widths.
 
     Args:
         student_widths: channels of the student's taps.
-        teacher_widths: channels of the teacher's, as many.
+        teacher_widths: channels of the teacher's taps, equally many.
 
     Raises:
         ValueError: the numbers of taps differ or are zero.
@@ -56,46 +56,56 @@ class FeatureAdapter(nn.Module):
                 "student and teacher need equally many taps, at least one, "
                 f"got widths {list(student_widths)} and {list(teacher_widths)}"
             )
-        self.layers = nn.ModuleList(
-            nn.Identity() if mine == theirs else nn.Linear(mine, theirs)
-            for mine, theirs in zip(student_widths, teacher_widths, strict=True)
-        )
+        self.layers = nn.ModuleList()
+        for student_width, teacher_width in zip(student_widths, teacher_widths, strict=True):
+            self.layers.append(_width_adapter(student_width, teacher_width))
 
     def forward(self, pooled: Sequence[Tensor]) -> list[Tensor]:
-        """Map one (N, C) float32 vector for each tap to one (N, D), outside of autocast."""
+        """Map one (N, C) float32 vector per tap to one (N, D), outside of autocast."""
         if len(pooled) != len(self.layers):
             raise ValueError(f"the adapter was made for {len(self.layers)} taps, got {len(pooled)}")
         with torch.autocast(pooled[0].device.type, enabled=False):
             return [layer(vector) for layer, vector in zip(self.layers, pooled, strict=True)]
 
 
+def _width_adapter(student_width: int, teacher_width: int) -> nn.Module:
+    if student_width == teacher_width:
+        return nn.Identity()
+    # A 1x1 convolution commutes with the average over the map, so it acts on the pooled vectors, as
+    # a linear layer: the same function for 1/(H*W) of the cost.
+    return nn.Linear(student_width, teacher_width)
+
+
 def critic_features(maps: Sequence[Tensor], adapter: FeatureAdapter | None = None) -> Tensor:
     """Return phi, the concatenation over the taps of GAP(A) / ||GAP(A)||_2.
 
-    Each tap counts the same, and that one network's activations are larger tells the critic nothing.
-
     Args:
-        maps: one for each tap, as `features.global_average` takes them, any float dtype.
-        adapter: for the student's maps, where its widths are not the teacher's.
+        maps: one per tap, as `features.global_average` takes them, any float dtype.
+        adapter: for the student's maps, where its widths differ from the teacher's.
 
     Returns:
         (N, D) float32 (float64 for float64 maps), of norm sqrt(number of taps).
 
     Raises:
-        ValueError: there are no taps, or one has another shape.
+        ValueError: there are no taps, or a map has the wrong shape.
     """
     if not maps:
         raise ValueError("features of the critic need at least one tap")
-    pooled = [global_average(feature_map, str(tap)) for tap, feature_map in enumerate(maps)]
-    vectors = pooled if adapter is None else adapter(pooled)
-    return torch.cat([functional.normalize(vector, dim=1) for vector in vectors], dim=1)
+    vectors = [global_average(feature_map, str(tap)) for tap, feature_map in enumerate(maps)]
+    if adapter is not None:
+        vectors = adapter(vectors)
+    # Normalized, so that every tap counts the same, and the critic cannot use the scale of one
+    # network's activations.
+    directions = [functional.normalize(vector, dim=1) for vector in vectors]
+    return torch.cat(directions, dim=1)
 
 
 class FeatureCritic(nn.Module):
-    """C: an MLP d-256-128-1 with LeakyReLU .2 and spectral norm; larger scores mean more like the teacher.
+    """C: an MLP d-256-128-1 with LeakyReLU 0.2 and spectral norm.
 
-    Every linear layer has spectral norm one and every LeakyReLU slopes of at most one, so that
-    |C(a) - C(b)| <= lipschitz ||a - b||, up to the error of the power iteration.
+    Larger scores mean more like the teacher. Every linear layer has spectral norm one and every
+    LeakyReLU slopes of at most one, so |C(a) - C(b)| <= lipschitz ||a - b||, up to the error of the
+    power iteration.
 
     Args:
         d: width of the features.
@@ -111,7 +121,8 @@ class FeatureCritic(nn.Module):
             raise ValueError(
                 f"d must be at least 1 and lipschitz positive, got d={d!r}, lipschitz={lipschitz!r}"
             )
-        self.d, self.lipschitz = d, lipschitz
+        self.d = d
+        self.lipschitz = lipschitz
         first, second = HIDDEN_WIDTHS
         self.layers = nn.Sequential(
             spectral_norm(nn.Linear(d, first)),
@@ -133,18 +144,15 @@ class FeatureCritic(nn.Module):
 
 
 class CriticTraining:
-    """A critic and its Adam, for one step of the critic in each step of the student.
+    """A critic and its Adam optimizer; one critic step per student step.
 
-    Outside of `step` the critic is frozen and in eval mode: the student's loss goes through `training.critic(features)`
-    to the features and never reaches the critic's parameters, with no switch that the caller could forget. Spectral
-    norm moves its power iteration in train mode alone, so by one iteration a step, however often the student asks. The
-    frozen critic computes with a copy, its normalized weights, so `step` may also come between the student's forward
-    and backward pass.
+    Outside of `step` the critic is frozen and in eval mode: the student's loss goes through
+    `training.critic(features)` to the features and never reaches the critic's parameters.
 
     Args:
         critic: on its device; its parameters are trained.
         mode: see `pu_critic_risk`.
-        learning_rate: of Adam with betas .5 and .999.
+        learning_rate: learning rate of Adam with betas 0.5 and 0.999.
         gamma: see `pu_critic_risk`.
 
     Attributes:
@@ -160,8 +168,10 @@ class CriticTraining:
         learning_rate: float = LEARNING_RATE,
         gamma: float = 1.0,
     ) -> None:
-        self.critic, self._mode, self._gamma = critic, mode, gamma
+        self.critic = critic
         self.n_steps = 0
+        self._mode = mode
+        self._gamma = gamma
         self._optimizer = make_optimizer(
             critic.requires_grad_(True),
             algorithm="adam",
@@ -174,9 +184,9 @@ class CriticTraining:
     def step(
         self, teacher_features: Tensor, student_features: Tensor, class_prior: float
     ) -> dict[str, Tensor]:
-        """Take one step on the risk of a batch and return what it was before the step.
+        """Take one step on the risk of a batch and return the metrics from before the step.
 
-        Both go through the critic in one pass. No gradient flows to the features.
+        No gradient flows to the features.
 
         Args:
             teacher_features: (N, d) from `critic_features`; N > 0.
@@ -194,13 +204,15 @@ class CriticTraining:
                 "student and teacher features must have one width, got "
                 f"{tuple(student_features.shape)} and {tuple(teacher_features.shape)}"
             )
+        # Both in one pass: spectral norm advances its power iteration by one per forward pass in
+        # train mode, so by one per step, however often the student calls the frozen critic.
+        features = torch.cat([teacher_features, student_features]).detach()
+        n_teacher = len(teacher_features)
         self.critic.train().requires_grad_(True)
         try:
-            scores = self.critic(torch.cat([teacher_features, student_features]).detach())
-            teacher_scores, student_scores = (
-                scores[: len(teacher_features)],
-                scores[len(teacher_features) :],
-            )
+            scores = self.critic(features)
+            teacher_scores = scores[:n_teacher]
+            student_scores = scores[n_teacher:]
             risk = pu_critic_risk(
                 teacher_scores, student_scores, class_prior, self._mode, gamma=self._gamma
             )
@@ -217,79 +229,101 @@ class CriticTraining:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the critic, its Adam, and the number of steps taken."""
-        parts = {"critic": self.critic.state_dict(), "optimizer": self._optimizer.state_dict()}
-        return {**parts, "n_steps": self.n_steps}
+        """Return the critic, its optimizer, and the number of steps taken."""
+        return {
+            "critic": self.critic.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "n_steps": self.n_steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Bring all of it where it was."""
+        """Restore what `state_dict` returned."""
         self.critic.load_state_dict(state["critic"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.n_steps = state["n_steps"]
 
     def _freeze(self) -> None:
+        # In eval mode spectral norm computes with a copy, its normalized weights, so `step` may
+        # also come between the student's forward and backward pass.
         self._optimizer.zero_grad(set_to_none=True)
         self.critic.eval().requires_grad_(False)
 
 
 def critic_accuracy(teacher_scores: Tensor, student_scores: Tensor) -> Tensor:
-    """Return the balanced accuracy of telling teacher (C > 0) from student features, () float32 in [0, 1].
+    """Return the balanced accuracy of separating teacher (C > 0) from student features.
 
-    0 is the Bayes rule of a GAN's critic. A PU critic gives features that nobody can tell apart the score logit(pi);
-    one that stays on that side of 0 has an accuracy of 1/2, however well it ranks. Compare modes by `critic_auc`.
+    0 is the Bayes threshold of a GAN's critic. A PU critic gives indistinguishable features the
+    score logit(pi); one that stays on that side of 0 has an accuracy of 1/2, however well it ranks.
+    Compare modes by `critic_auc`.
 
     Args:
         teacher_scores: (N,) any float dtype; N > 0.
         student_scores: (M,) any float dtype; M > 0.
+
+    Returns:
+        () float32 in [0, 1].
     """
-    return ((teacher_scores > 0).float().mean() + (student_scores <= 0).float().mean()) / 2
+    teacher_accuracy = (teacher_scores > 0).float().mean()
+    student_accuracy = (student_scores <= 0).float().mean()
+    return (teacher_accuracy + student_accuracy) / 2
 
 
 def critic_auc(teacher_scores: Tensor, student_scores: Tensor) -> Tensor:
-    """Return how often a feature of the teacher scores higher than one of the student, () float32 in [0, 1].
+    """Return how often a teacher feature scores higher than a student feature.
 
-    P(C_t > C_s) + P(C_t = C_s) / 2 over all pairs: 1/2 says that the critic tells nothing, whatever its threshold.
-    Arguments as for `critic_accuracy`.
+    P(C_t > C_s) + P(C_t = C_s) / 2 over all pairs: 1/2 means that the critic cannot separate them,
+    whatever its threshold.
+
+    Args:
+        teacher_scores: (N,) any float dtype; N > 0.
+        student_scores: (M,) any float dtype; M > 0.
+
+    Returns:
+        () float32 in [0, 1].
     """
-    teacher_scores = teacher_scores[:, None]
-    return (teacher_scores > student_scores).float().mean() + (
-        teacher_scores == student_scores
-    ).float().mean() / 2
+    teacher_scores = teacher_scores[:, None]  # against (M,): all pairs
+    higher_share = (teacher_scores > student_scores).float().mean()
+    tied_share = (teacher_scores == student_scores).float().mean()
+    return higher_share + tied_share / 2
 
 
 def critic_collapse(auc: npt.NDArray[Any], clamped_share: npt.NDArray[Any]) -> str | None:
-    """Return why the critic was of no use in the last quarter of the training, or None where it was of use.
+    """Return why the critic did not work in the last quarter of the training, or None if it did.
 
     Args:
         auc: (n,) critic_auc of the records of a history, in order; n > 0.
-        clamped_share: (n,) clamped_share of the same.
+        clamped_share: (n,) clamped_share of the same records.
 
     Raises:
         ValueError: the arrays are empty or differ in shape.
     """
-    auc, clamped_share = (
-        np.asarray(auc, dtype=np.float64),
-        np.asarray(clamped_share, dtype=np.float64),
-    )
+    auc = np.asarray(auc, dtype=np.float64)
+    clamped_share = np.asarray(clamped_share, dtype=np.float64)
     if auc.ndim != 1 or auc.shape != clamped_share.shape or not auc.size:
         raise ValueError(
-            f"auc and clamped_share must be (n,) with n > 0, got {auc.shape} and {clamped_share.shape}"
+            "auc and clamped_share must be (n,) with n > 0, "
+            f"got {auc.shape} and {clamped_share.shape}"
         )
     n_last = math.ceil(len(auc) / 4)
-    late_auc, late_share = float(auc[-n_last:].mean()), float(clamped_share[-n_last:].mean())
+    late_auc = float(auc[-n_last:].mean())
+    late_share = float(clamped_share[-n_last:].mean())
     if late_share > CLAMPED_SHARE:
         return (
-            f"the critic's risk on student features is below zero in {late_share:.1%} of its last steps: the class "
-            "prior is higher than the share of them that passes for the teacher's; lower it"
+            f"the critic's risk on student features is below zero in {late_share:.1%} of its last "
+            "steps: the class prior is higher than the share of them that passes for the "
+            "teacher's; lower it"
         )
     ranks = f"it ranks teacher above student features in {late_auc:.1%} of the pairs"
     if late_auc < 1.0 - BLIND_AUC:
         return f"the critic cannot keep up: {ranks}, where chance is 50%; raise its learning rate"
     if late_auc < BLIND_AUC:
         return (
-            f"the critic tells nothing: {ranks}, where chance is 50%; either the student's features are the teacher's, "
-            "or the critic cannot see how they differ"
+            f"the critic gives no information: {ranks}, where chance is 50%; either the student's "
+            "features match the teacher's, or the critic cannot see how they differ"
         )
     if late_auc > WINNING_AUC:
-        return f"the critic always wins: {ranks}; the student comes nowhere near and hardly learns from it which way to go"
+        return (
+            f"the critic always wins: {ranks}; the student stays far from the teacher, and the "
+            "critic hardly shows it which way to go"
+        )
     return None

@@ -1,16 +1,19 @@
-"""Distillation from a few images alone: FitNet's hints and FSKD's pruned and aligned teacher, the papers' baselines.
+"""Distillation from a few images alone: FitNet's hints and FSKD's pruned and aligned teacher.
 
-FitNet: Romero et al. 2015 (arXiv:1412.6550). FSKD: Li et al. 2018 (arXiv:1812.01839) and the code they released. Holds
-what is particular to them; the training loop and the distillation that follows are elsewhere.
+The two papers' baselines. FitNet: Romero et al. 2015 (arXiv:1412.6550). FSKD: Li et al. 2018
+(arXiv:1812.01839) and the code they released. Leaves out the training loop and the distillation
+that follows.
 
-Both are compared here at a given number of updates, which their papers do not say how to spend, so this is ours: FitNet
-gives a share of them to the hints and the rest to distillation; FSKD prunes and aligns without any and then distills
-with all of them. Distillation has soft targets alone, as for every other student. FSKD further differs from the paper
-in that linear layers are aligned like convolutions, and in the ridge of `pointwise_fit`.
+Both are compared here at a given number of updates. Their papers do not say how to spend it, so
+this is ours: FitNet gives a share of them to the hints and the rest to distillation; FSKD prunes
+and aligns without any and then distills with all of them. Distillation has soft targets alone, as
+for every other student. FSKD further differs from the paper in that linear layers are aligned like
+convolutions, and in the ridge of `pointwise_fit`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,27 +21,35 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# LeNet-5 to its half on five MNIST digits of each class, accuracy before any update: 12 % without it, 74 % with it.
+# LeNet-5 to its half on five MNIST digits per class, accuracy before any update: 12 % without it,
+# 74 % with it.
 ALIGNMENT_RIDGE = 0.01
 Aligned = nn.Conv2d | nn.Linear
 Layer = Aligned | nn.BatchNorm2d
 _SAME_OUTPUT = 1e-3  # of a reordered network, relative to its largest logit
+_NARROWER_COPY = "FSKD needs a student that is a narrower copy of its teacher"
 
 
 @contextmanager
 def outputs_of(network: nn.Module, layer: str | nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list that every forward pass of the network adds the layer's output to.
+    """Yield a list to which every forward pass of the network appends the layer's output.
+
+    Args:
+        network: contains the layer.
+        layer: the layer or its name.
 
     Raises:
         ValueError: the network has no layer of that name.
     """
-    modules = dict(network.named_modules())
-    if isinstance(layer, str) and layer not in modules:
-        raise ValueError(
-            f"the network has no layer {layer!r}; its layers are {', '.join(filter(None, modules))}"
-        )
+    module = layer
+    if isinstance(layer, str):
+        modules = dict(network.named_modules())
+        if layer not in modules:
+            names = ", ".join(filter(None, modules))  # the network itself has the name ""
+            raise ValueError(f"the network has no layer {layer!r}; its layers are {names}")
+        module = modules[layer]
+    assert isinstance(module, nn.Module)
     outputs: list[Tensor] = []
-    module = modules[layer] if isinstance(layer, str) else layer
     hook = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
         yield outputs
@@ -46,38 +57,38 @@ def outputs_of(network: nn.Module, layer: str | nn.Module) -> Iterator[list[Tens
         hook.remove()
 
 
-# --- FitNet -----------------------------------------------------------------------------------------------------------
+# --- FitNet ---------------------------------------------------------------------------------------
 
 
 def hint_adapter(student_map: Tensor, teacher_map: Tensor) -> nn.Conv2d:
     """Return the 1x1 convolution from the student's guided layer to the teacher's hint layer.
 
-    Romero et al. use a larger kernel without padding where the student's map is larger; here the sizes must agree.
+    Romero et al. use a larger kernel without padding where the student's map is larger; here the
+    sizes must agree.
 
     Args:
         student_map: (N, C, H, W), or (N, C), which is a map of one pixel.
         teacher_map: (N, D, H, W) or (N, D).
 
     Raises:
-        ValueError: the maps differ in height or width, or are no maps.
+        ValueError: the maps differ in height or width, or have another number of dimensions.
     """
     for name, feature_map in (("student's guided", student_map), ("teacher's hint", teacher_map)):
         if feature_map.ndim not in (2, 4):
-            raise ValueError(
-                f"the {name} layer gives {tuple(feature_map.shape)}; expected (N, C, H, W) or (N, C)"
-            )
+            shape = tuple(feature_map.shape)
+            raise ValueError(f"the {name} layer gives {shape}; expected (N, C, H, W) or (N, C)")
     if student_map.shape[2:] != teacher_map.shape[2:]:
         raise ValueError(
-            f"the guided layer gives {tuple(student_map.shape[1:])} and the hint layer {tuple(teacher_map.shape[1:])}: "
-            "choose layers of equal height and width"
+            f"the guided layer gives {tuple(student_map.shape[1:])} and the hint layer "
+            f"{tuple(teacher_map.shape[1:])}: choose layers of equal height and width"
         )
     return nn.Conv2d(student_map.shape[1], teacher_map.shape[1], 1)
 
 
 def hint_loss(student_map: Tensor, teacher_map: Tensor, adapter: nn.Module) -> Tensor:
-    """Return 1/2 mean (r(student) - teacher)^2 over all entries, () float32 (Romero et al. 2015, Eq. 3).
+    """Return 1/2 mean (r(student) - teacher)^2 over all entries, () float32.
 
-    The paper sums over the map; the mean keeps one learning rate for every size.
+    Romero et al. 2015, Eq. 3.
 
     Args:
         student_map: (N, C, H, W) or (N, C).
@@ -85,15 +96,22 @@ def hint_loss(student_map: Tensor, teacher_map: Tensor, adapter: nn.Module) -> T
         adapter: r, from `hint_adapter`.
     """
     if student_map.ndim == 2:
-        student_map, teacher_map = student_map[..., None, None], teacher_map[..., None, None]
-    return 0.5 * (adapter(student_map).float() - teacher_map.detach().float()).square().mean()
+        student_map = student_map[..., None, None]
+        teacher_map = teacher_map[..., None, None]
+    adapted = adapter(student_map).float()
+    difference = adapted - teacher_map.detach().float()
+    # The paper sums over the map; the mean keeps one learning rate for every size.
+    return 0.5 * difference.square().mean()
 
 
-# --- FSKD -------------------------------------------------------------------------------------------------------------
+# --- FSKD -----------------------------------------------------------------------------------------
 
 
 class Pair(NamedTuple):
-    """A convolution or linear layer of the student, the teacher's, and the channels that the student has of it."""
+    """A layer of the student, the teacher's layer, and the channels that the student keeps of it.
+
+    The layers are convolutions or linear.
+    """
 
     student: Aligned
     teacher: Aligned
@@ -104,11 +122,12 @@ class Pair(NamedTuple):
 def prune_into(
     student: nn.Module, teacher: nn.Module, image_shape: tuple[int, int, int]
 ) -> list[Pair]:
-    """Make the student the teacher without its weakest filters, and return the layers that belong together.
+    """Copy the teacher without its weakest filters into the student, and return the layer pairs.
 
-    A layer keeps the filters with the largest sum of absolute weights, as many as the student has, and of each filter
-    the channels that the layer before it kept; the last layer keeps all. This is the student of FSKD's experiments on
-    pruning: its channels are channels of the teacher, which is what the alignment needs.
+    A layer keeps the filters with the largest sum of absolute weights, as many as the student has,
+    and of each filter the channels that the layer before it kept; the last layer keeps all. This is
+    the student of FSKD's experiments on pruning: its channels are channels of the teacher, which is
+    what the alignment needs.
 
     Args:
         student: a narrower copy of the teacher's architecture; its weights are overwritten.
@@ -116,111 +135,153 @@ def prune_into(
         image_shape: (C, H, W).
 
     Raises:
-        ValueError: the layers do not pair up, or the teacher is not a plain chain (it has branches).
+        ValueError: the layers do not pair up, or the teacher is not a plain chain (it has
+            branches).
     """
     _check_chain(teacher, image_shape)
     return _copy_filters(student, teacher, by_index=True)
 
 
 def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> list[Pair]:
-    """Copy layer by layer what is kept, in the order of the teacher's channels or strongest first."""
-    students, teachers = _layers(student), _layers(teacher)
-    _check_pairs(students, teachers)
-    last = [layer for _, layer in teachers if isinstance(layer, Aligned)][-1]
-    n_before = next(layer.weight.shape[1] for _, layer in teachers if isinstance(layer, Aligned))
+    """Copy the kept filters layer by layer, in the order of the teacher's channels or by strength.
+
+    Args:
+        student: its weights are overwritten.
+        teacher: gives the weights.
+        by_index: whether the student's channels are in the teacher's order, or strongest first.
+    """
+    student_layers = _layers(student)
+    teacher_layers = _layers(teacher)
+    _check_pairs(student_layers, teacher_layers)
+    aligned_layers = [layer for _, layer in teacher_layers if isinstance(layer, Aligned)]
+    last = aligned_layers[-1]
+    n_before = aligned_layers[0].weight.shape[1]
     kept = torch.arange(n_before)
     pairs = []
-    with torch.no_grad():
-        for (_, mine), (name, theirs) in zip(students, teachers, strict=True):
-            columns: Tensor | slice = slice(None)
-            if isinstance(mine, Aligned) and isinstance(theirs, Aligned):
-                columns = _columns_of(kept, n_before, theirs, name)
-                n_before = theirs.weight.shape[0]
-                kept = _strongest(theirs, n_before if theirs is last else mine.weight.shape[0])
-                kept = kept.sort().values if by_index or theirs is last else kept
-                pairs.append(Pair(mine, theirs, kept))
-            for part, values in theirs.state_dict().items():
-                if values.ndim:  # all but BatchNorm's counter
-                    getattr(mine, part).copy_(
-                        values[kept][:, columns] if values.ndim > 1 else values[kept]
-                    )
+    for (_, mine), (name, theirs) in zip(student_layers, teacher_layers, strict=True):
+        columns: Tensor | slice = slice(None)
+        if isinstance(mine, Aligned) and isinstance(theirs, Aligned):
+            columns = _columns_of(kept, n_before, theirs, name)
+            n_before = theirs.weight.shape[0]
+            if theirs is last:  # its channels are the classes
+                kept = torch.arange(n_before)
+            else:
+                kept = _strongest(theirs, mine.weight.shape[0], by_index=by_index)
+            pairs.append(Pair(mine, theirs, kept))
+        # A BatchNorm keeps the channels of the layer before it.
+        _copy_parameters(mine, theirs, kept, columns)
     return pairs
 
 
+def _copy_parameters(mine: Layer, theirs: Layer, kept: Tensor, columns: Tensor | slice) -> None:
+    with torch.no_grad():
+        for part, values in theirs.state_dict().items():
+            if values.ndim == 0:  # BatchNorm's counter
+                continue
+            pruned = values[kept]
+            if values.ndim > 1:
+                pruned = pruned[:, columns]
+            getattr(mine, part).copy_(pruned)
+
+
 def _columns_of(kept: Tensor, n_before: int, layer: Aligned, name: str) -> Tensor:
-    """Return which inputs of a layer come from the kept channels of the one before, of `n_before` channels."""
-    n_pixels, rest = divmod(
-        layer.weight.shape[1], n_before
-    )  # a flattened map has so many columns for each channel
+    """Return which inputs of a layer come from the kept channels of the previous layer.
+
+    Args:
+        kept: channels of the previous layer.
+        n_before: number of channels of the previous layer, kept or not.
+        layer: the layer that reads them.
+        name: the layer's name.
+    """
+    n_columns = layer.weight.shape[1]
+    # After a flattened map, a linear layer has one column per pixel and channel.
+    n_pixels, rest = divmod(n_columns, n_before)
     if rest or (n_pixels > 1 and not isinstance(layer, nn.Linear)):
         raise ValueError(
-            f"FSKD: the layer {name!r} reads {layer.weight.shape[1]} channels after {n_before}: no chain"
+            f"FSKD needs a plain chain of layers: the layer {name!r} reads {n_columns} channels "
+            f"after {n_before}"
         )
-    return (kept[:, None] * n_pixels + torch.arange(n_pixels)).flatten()
+    first_columns = kept[:, None] * n_pixels
+    return (first_columns + torch.arange(n_pixels)).flatten()
 
 
-def _strongest(layer: Aligned, width: int) -> Tensor:
-    return (
-        layer.weight.abs().flatten(1).sum(dim=1).argsort(descending=True, stable=True)[:width].cpu()
-    )
+def _strongest(layer: Aligned, width: int, *, by_index: bool) -> Tensor:
+    strengths = layer.weight.abs().flatten(1).sum(dim=1)
+    # Stable, so that filters of equal strength are kept in the same order on every device.
+    strongest = strengths.argsort(descending=True, stable=True)[:width].cpu()
+    if by_index:
+        return strongest.sort().values
+    return strongest
 
 
 def _layers(network: nn.Module) -> list[tuple[str, Layer]]:
-    """Return the layers that have weights, in the order in which they were defined."""
-    layers = [
-        (name, module)
-        for name, module in network.named_modules()
-        if list(module.parameters(recurse=False))
-    ]
-    for name, module in layers:
-        is_plain = isinstance(module, Layer) and getattr(module, "groups", 1) == 1
-        if not is_plain:
+    """Return the layers that have weights, in order of definition."""
+    layers: list[tuple[str, Layer]] = []
+    for name, module in network.named_modules():
+        if not list(module.parameters(recurse=False)):
+            continue
+        # A grouped convolution reads only some of the channels before it.
+        if not isinstance(module, Layer) or getattr(module, "groups", 1) != 1:
             raise ValueError(
-                f"FSKD knows convolutions, BatchNorm2d and linear layers, and {name!r} is {type(module).__name__}"
+                "FSKD supports convolutions without groups, BatchNorm2d and linear layers, and "
+                f"{name!r} is {type(module).__name__}"
             )
+        layers.append((name, module))
     return layers
 
 
-def _check_pairs(students: list[tuple[str, Layer]], teachers: list[tuple[str, Layer]]) -> None:
-    def plan(layer: Layer) -> tuple[object, ...]:
-        details = ("kernel_size", "stride", "padding", "dilation")
-        return (type(layer), layer.bias is None, *(getattr(layer, name, None) for name in details))
-
-    if len(students) != len(teachers):
+def _check_pairs(
+    student_layers: list[tuple[str, Layer]], teacher_layers: list[tuple[str, Layer]]
+) -> None:
+    if len(student_layers) != len(teacher_layers):
         raise ValueError(
-            f"FSKD needs a student that is a narrower copy of its teacher: it has {len(students)} layers with weights, "
-            f"the teacher {len(teachers)}"
+            f"{_NARROWER_COPY}: it has {len(student_layers)} layers with weights, "
+            f"the teacher {len(teacher_layers)}"
         )
-    for (mine, student), (theirs, teacher) in zip(students, teachers, strict=True):
-        if plan(student) != plan(teacher) or student.weight.shape[0] > teacher.weight.shape[0]:
-            raise ValueError(
-                f"FSKD needs a student that is a narrower copy of its teacher: {mine!r} is {student}, {theirs!r} is "
-                f"{teacher}"
-            )
+    for (mine, student), (theirs, teacher) in zip(student_layers, teacher_layers, strict=True):
+        is_wider = len(student.weight) > len(teacher.weight)
+        if _plan(student) != _plan(teacher) or is_wider:
+            raise ValueError(f"{_NARROWER_COPY}: {mine!r} is {student}, {theirs!r} is {teacher}")
+
+
+def _plan(layer: Layer) -> tuple[object, ...]:
+    """Return all that must agree between two layers: everything but the width."""
+    return (
+        type(layer),
+        layer.bias is None,
+        getattr(layer, "kernel_size", None),
+        getattr(layer, "stride", None),
+        getattr(layer, "padding", None),
+        getattr(layer, "dilation", None),
+    )
 
 
 def _check_chain(teacher: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Refuse a network whose channels cannot be reordered layer by layer, as where a shortcut adds two of them."""
-    import copy
+    """Raise for a network whose channels cannot be reordered layer by layer.
 
+    For example, where a shortcut adds the outputs of two layers.
+    """
     reordered = copy.deepcopy(teacher).eval()
     _copy_filters(reordered, teacher, by_index=False)
     device = next(teacher.parameters()).device
-    images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *image_shape, generator=generator).to(device)
     with torch.no_grad():
-        expected, found = teacher.eval()(images), reordered(images)
-    if not torch.allclose(found, expected, rtol=0, atol=_SAME_OUTPUT * float(expected.abs().max())):
+        expected = teacher.eval()(images)
+        found = reordered(images)
+    tolerance = _SAME_OUTPUT * float(expected.abs().max())
+    if not torch.allclose(found, expected, rtol=0, atol=tolerance):
         raise ValueError(
             "FSKD needs a teacher that is a plain chain of layers, and this one has branches"
         )
 
 
 def pointwise_fit(features: Tensor, targets: Tensor, *, ridge: float) -> Tensor:
-    """Return the 1x1 convolution Q that makes the student's features the teacher's.
+    """Return the 1x1 convolution Q that maps the student's features to the teacher's.
 
-    Q = argmin ||X Q' - Y||^2 + ridge s ||Q - I||^2, with s the mean squared norm of a column of X. With ridge 0 this is
-    the plain least squares of the paper, and of its solutions the one nearest to the identity where the samples leave
-    a choice. Near as many samples as channels that one is wild, hence the ridge, which the paper does not have.
+    Q = argmin ||X Q' - Y||^2 + ridge s ||Q - I||^2, with s the mean squared norm of a column of X.
+    With ridge 0 this is the plain least squares of the paper, and of its solutions the one nearest
+    to the identity where the samples leave a choice.
 
     Args:
         features: X, (N, C, H, W) or (N, C), the student's.
@@ -235,30 +296,41 @@ def pointwise_fit(features: Tensor, targets: Tensor, *, ridge: float) -> Tensor:
     """
     if features.shape != targets.shape:
         raise ValueError(
-            f"features and targets must have one shape, got {tuple(features.shape)} and {tuple(targets.shape)}"
+            "features and targets must have one shape, "
+            f"got {tuple(features.shape)} and {tuple(targets.shape)}"
         )
     if not ridge >= 0.0:
         raise ValueError(f"ridge must be at least 0, got {ridge!r}")
-    x, y = (
-        part.detach().movedim(1, -1).flatten(0, -2).double().cpu() for part in (features, targets)
-    )
+    x = _pixels_as_rows(features)
+    y = _pixels_as_rows(targets)
     identity = torch.eye(x.shape[1], dtype=torch.float64)
-    pull = (ridge * x.square().sum(dim=0).mean()).sqrt() * identity
-    change = torch.linalg.lstsq(
-        torch.cat([x, pull]), torch.cat([y - x, torch.zeros_like(identity)]), driver="gelsd"
-    ).solution
+    # With about as many samples as channels, plain least squares overfits: hence the ridge, which
+    # the paper does not have. As extra rows of the system, and solved for Q - I, which "gelsd"
+    # keeps as small as the samples allow.
+    mean_squared_norm = x.square().sum(dim=0).mean()
+    ridge_rows = (ridge * mean_squared_norm).sqrt() * identity
+    left = torch.cat([x, ridge_rows])
+    right = torch.cat([y - x, torch.zeros_like(identity)])
+    change = torch.linalg.lstsq(left, right, driver="gelsd").solution
     return (identity + change).T.to(features)
 
 
+def _pixels_as_rows(feature_map: Tensor) -> Tensor:
+    """Return (N, C, H, W) or (N, C) as (N*H*W, C) float64 on the CPU."""
+    channels_last = feature_map.detach().movedim(1, -1)
+    return channels_last.flatten(0, -2).double().cpu()
+
+
 def absorb_pointwise(layer: Aligned, pointwise: Tensor) -> None:
-    """Make a convolution or linear layer give Q y where it gave y: its weights become Q W and its bias Q b.
+    """Change a layer so that it gives Q y where it gave y: its weights become Q W, its bias Q b.
 
     Args:
         layer: a Conv2d or Linear with C outputs; changed in place.
         pointwise: Q, (C, C).
     """
     with torch.no_grad():
-        layer.weight.copy_((pointwise @ layer.weight.flatten(1)).view_as(layer.weight))
+        weight = pointwise @ layer.weight.flatten(1)
+        layer.weight.copy_(weight.view_as(layer.weight))
         if layer.bias is not None:
             layer.bias.copy_(pointwise @ layer.bias)
 
@@ -271,29 +343,33 @@ def align(
     *,
     ridge: float = ALIGNMENT_RIDGE,
 ) -> None:
-    """Fit a 1x1 convolution behind every layer of the student, first to last, and absorb it at once.
+    """Fit a 1x1 convolution after every layer of the student, first to last, and absorb it at once.
 
-    Each layer's outputs, before BatchNorm and activation, are brought as near to the teacher's as the images allow,
-    given the layers before it. The paper adds the convolutions at the end of blocks; a chain's blocks are its layers.
-    Linear layers are convolutions of one pixel and are aligned as well, which the paper leaves open.
+    The outputs of each layer, before BatchNorm and activation, are brought as near to the teacher's
+    as the images allow, given the layers before it. The paper adds the convolutions at the end of
+    blocks; the blocks of a chain are its layers. Linear layers are convolutions of one pixel and
+    are aligned as well, which the paper leaves open.
 
     Args:
-        student: from `prune_into`; changed in place.
+        student: from `prune_into`; changed in place, and in eval mode during this call.
         pairs: from `prune_into`.
-        teacher: in eval mode, as the student is for the time of this call.
+        teacher: in eval mode.
         images: (N, C, H, W) float32 normalized.
         ridge: see `pointwise_fit`.
     """
     was_training = student.training
     student.eval()
-    with torch.no_grad():
-        for pair in pairs:
-            with (
-                outputs_of(student, pair.student) as mine,
-                outputs_of(teacher, pair.teacher) as theirs,
-            ):
-                student(images)
-                teacher(images)
-            kept = pair.kept.to(images.device)
-            absorb_pointwise(pair.student, pointwise_fit(mine[0], theirs[0][:, kept], ridge=ridge))
+    for pair in pairs:
+        # A pass per layer: what a layer reads changes with every layer aligned before it.
+        student_output = _output(student, pair.student, images)
+        teacher_output = _output(teacher, pair.teacher, images)
+        kept = pair.kept.to(images.device)
+        pointwise = pointwise_fit(student_output, teacher_output[:, kept], ridge=ridge)
+        absorb_pointwise(pair.student, pointwise)
     student.train(was_training)
+
+
+def _output(network: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad(), outputs_of(network, layer) as outputs:
+        network(images)
+    return outputs[0]

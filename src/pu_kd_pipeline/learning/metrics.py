@@ -1,4 +1,4 @@
-"""How good is a classifier, a ranking or a selection, once the truth may be looked at. NumPy only.
+"""Quality of a classifier, a ranking or a selection, given the true labels. NumPy only.
 
 All are shares in [0, 1], or nan where the question has no answer (a class without samples).
 """
@@ -33,7 +33,9 @@ def accuracy(predicted: Classes, labels: Classes) -> float:
 
 
 def agreement(student_classes: Classes, teacher_classes: Classes) -> float:
-    """Return the share of samples for which student and teacher predict the same class, right or wrong.
+    """Return the share of samples for which student and teacher predict the same class.
+
+    The prediction may be right or wrong.
 
     Raises:
         ValueError: the shapes differ or N is 0.
@@ -42,7 +44,7 @@ def agreement(student_classes: Classes, teacher_classes: Classes) -> float:
 
 
 def per_class_accuracy(predicted: Classes, labels: Classes, n_classes: int) -> NDArray[np.float64]:
-    """Return for each class the share of its samples that are predicted right (its recall).
+    """Return for each class the share of its samples that are predicted correctly (its recall).
 
     Args:
         predicted: (N,) classes; N > 0.
@@ -56,14 +58,17 @@ def per_class_accuracy(predicted: Classes, labels: Classes, n_classes: int) -> N
         ValueError: the shapes differ, N is 0 or a label is out of range.
     """
     _check_vectors(predicted, labels)
-    if labels.min() < 0 or labels.max() >= n_classes:
-        raise ValueError(
-            f"labels must lie in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}"
-        )
+    smallest = labels.min()
+    largest = labels.max()
+    if smallest < 0 or largest >= n_classes:
+        raise ValueError(f"labels must lie in 0..{n_classes - 1}, got {smallest}..{largest}")
+    # bincount would count labels beyond n_classes too: the check above keeps the shape (K,).
     n_samples = np.bincount(labels, minlength=n_classes)
-    n_right = np.bincount(labels[predicted == labels], minlength=n_classes)
+    is_correct = predicted == labels
+    n_correct = np.bincount(labels[is_correct], minlength=n_classes)
     shares = np.full(n_classes, np.nan)
-    np.divide(n_right, n_samples, out=shares, where=n_samples > 0)
+    # `where` leaves the nan of empty classes in place, without NumPy's warning on 0 / 0.
+    np.divide(n_correct, n_samples, out=shares, where=n_samples > 0)
     return shares
 
 
@@ -81,36 +86,47 @@ def area_under_roc(scores: NDArray[np.floating[Any]], is_positive: NDArray[np.bo
         ValueError: the shapes differ, N is 0 or a score is nan.
     """
     _check_vectors(scores, is_positive)
-    if np.isnan(scores).any():
-        raise ValueError(f"scores hold {int(np.isnan(scores).sum())} nan, which cannot be ranked")
-    positive, negative = scores[is_positive], np.sort(scores[~is_positive])
+    n_nan = int(np.isnan(scores).sum())
+    if n_nan > 0:
+        raise ValueError(f"scores hold {n_nan} nan, which cannot be ranked")
+    positive = scores[is_positive]
+    negative = np.sort(scores[~is_positive])
     if len(positive) == 0 or len(negative) == 0:
         return float("nan")
+    # For each positive; a tied negative is in the second count only, so it counts half below.
     n_below = np.searchsorted(negative, positive, side="left")
     n_not_above = np.searchsorted(negative, positive, side="right")
     return float((n_below + n_not_above).mean() / (2 * len(negative)))
 
 
 def selection_quality(selected: NDArray[np.bool_], relevant: NDArray[np.bool_]) -> SelectionQuality:
-    """Return precision and recall of the (N,) bool mask `selected` against the (N,) bool mask `relevant`.
+    """Return precision and recall of a selection.
+
+    Args:
+        selected: (N,) bool; N > 0.
+        relevant: (N,) bool.
 
     Raises:
         ValueError: the shapes differ or N is 0.
     """
     _check_vectors(selected, relevant)
-    n_hits, n_selected, n_relevant = (
-        int((selected & relevant).sum()),
-        int(selected.sum()),
-        int(relevant.sum()),
-    )
+    n_hits = int((selected & relevant).sum())
     return SelectionQuality(
-        precision=n_hits / n_selected if n_selected else float("nan"),
-        recall=n_hits / n_relevant if n_relevant else float("nan"),
+        precision=_share(n_hits, int(selected.sum())),
+        recall=_share(n_hits, int(relevant.sum())),
     )
+
+
+def _share(n_part: int, n_total: int) -> float:
+    # nan and not 0: an empty selection has no precision, neither good nor bad.
+    if n_total == 0:
+        return float("nan")
+    return n_part / n_total
 
 
 def _check_vectors(first: NDArray[Any], second: NDArray[Any]) -> None:
     if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
         raise ValueError(
-            f"expected two vectors of one length above 0, got shapes {first.shape} and {second.shape}"
+            "expected two vectors of one length above 0, "
+            f"got shapes {first.shape} and {second.shape}"
         )

@@ -1,10 +1,10 @@
-"""Near-duplicates: which images are the same picture as a reference image, saved, resized or colored in another way.
+"""Near-duplicates: images that show the same picture as a reference image, saved differently.
 
-An image becomes the gradients of its gray thumbnail, and two images are as far apart as these are uncorrelated. Such a
-distance hardly feels compression, resampling, brightness, contrast and color. How far is too far depends on the kind
-of picture: two handwritten strokes are nearer than two photos ever are. So a copy must be much nearer to the reference
-than other images are. Crops, shifts, rotations, mirror images and inverted ones are not found, nor are copies
-of an image that is flat.
+An image becomes the gradients of its gray thumbnail, and the distance of two images is how
+uncorrelated these are. Compression, resampling, brightness, contrast and color hardly change it.
+How far is too far depends on the kind of picture: two handwritten strokes are nearer than two
+photos ever are. So a copy must be much nearer to the reference than other images are. Not found are
+crops, shifts, rotations, mirrored and inverted images, and copies of an image that is flat.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from torch.nn.functional import interpolate
 
 THUMBNAIL_PX = 16
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG has it
-N_COARSE = 64  # coordinates of a fingerprint that nearly all pairs are told apart by
-FLAT = (
-    1.0  # gray levels: an image whose gradients are smaller (root mean square) has no fingerprint
-)
+N_COARSE = 64  # coordinates of a fingerprint that suffice to rule out nearly all pairs
+# Gray levels: an image with smaller gradients (root mean square) has no fingerprint.
+FLAT = 1.0
 NEIGHBOR_RANK = 5
-_BLOCK = 2**24  # distances held at a time
+_BLOCK = 2**24  # distances held in memory at a time
 _SLACK = 1e-5  # rounding of float32
 
 
 class Copies(NamedTuple):
-    """Images that are copies of a reference, each with the nearest one."""
+    """Images that are copies of a reference, each with the nearest reference."""
 
     rows: Tensor
     """(n,) int64, ascending: rows of the images."""
@@ -39,11 +38,10 @@ class Copies(NamedTuple):
 
 
 def fingerprints(images: Tensor) -> Tensor:
-    """Return one unit vector an image: the gradients of its gray thumbnail, in an orthonormal basis, coarse ones first.
+    """Return one unit vector per image: the gradients of its gray thumbnail.
 
-    The thumbnail is at most 16 x 16. Its differences between neighboring pixels are never formed: the cosine transform
-    diagonalises them (Strang 1999, The Discrete Cosine Transform), so that each of its coefficients, times the root of
-    an eigenvalue, is one coordinate, and products of such vectors are products of gradients.
+    The thumbnail is at most 16 x 16. The vectors are in an orthonormal basis, coarse coordinates
+    first, so that products of vectors are products of gradients.
 
     Args:
         images: (N, C, H, W) uint8, gray (C = 1) or RGB (C = 3).
@@ -52,39 +50,61 @@ def fingerprints(images: Tensor) -> Tensor:
         (N, D) float32 with D = min(H, 16) * min(W, 16) - 1; zeros for an image that is flat.
 
     Raises:
-        ValueError: the images are of another form.
+        ValueError: the images have another shape or dtype.
     """
     if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
         raise ValueError(
             f"images must be (N, 1 or 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}"
         )
-    gray = images.float()
-    if images.shape[1] == 3:
-        gray = (gray * torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)).sum(
-            dim=1, keepdim=True
-        )
-    height, width = (min(THUMBNAIL_PX, side) for side in images.shape[2:])
-    if gray.shape[2:] != (height, width):
-        gray = interpolate(gray, size=(height, width), mode="bilinear", antialias=True)
-    (rows, of_rows), (columns, of_columns) = _cosine_basis(height), _cosine_basis(width)
-    eigenvalues = of_rows[:, None] + of_columns
-    coefficients = (rows @ gray[:, 0].cpu() @ columns.T) * eigenvalues.sqrt()
-    order = eigenvalues.flatten().argsort(stable=True)[
-        1:
-    ]  # the first one is the mean, which has no gradient
+    thumbnails = _gray_thumbnails(images)
+    height, width = thumbnails.shape[1:]
+    # The differences between neighboring pixels are never formed: the cosine transform diagonalizes
+    # them (Strang 1999, The Discrete Cosine Transform), so each of its coefficients, times the root
+    # of an eigenvalue, is one coordinate.
+    row_basis, row_eigenvalues = _cosine_basis(height)
+    column_basis, column_eigenvalues = _cosine_basis(width)
+    eigenvalues = row_eigenvalues[:, None] + column_eigenvalues
+    cosine_transform = row_basis @ thumbnails @ column_basis.T
+    coefficients = cosine_transform * eigenvalues.sqrt()
+    order = eigenvalues.flatten().argsort(stable=True)
+    order = order[1:]  # the first one is the mean, which has no gradient
     gradients = coefficients.flatten(1)[:, order]
     norms = gradients.norm(dim=1, keepdim=True)
-    return torch.where(
-        norms < FLAT * math.sqrt(height * width), 0.0, gradients / norms.clamp_min(1e-12)
-    )
+    is_flat = norms < FLAT * math.sqrt(height * width)
+    return torch.where(is_flat, 0.0, gradients / norms.clamp_min(1e-12))
+
+
+def _gray_thumbnails(images: Tensor) -> Tensor:
+    """Return (N, min(H, 16), min(W, 16)) float32 on the CPU."""
+    gray = images.float()
+    if images.shape[1] == 3:
+        luma = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+        gray = (gray * luma).sum(dim=1, keepdim=True)
+    height = min(THUMBNAIL_PX, images.shape[2])
+    width = min(THUMBNAIL_PX, images.shape[3])
+    if gray.shape[2:] != (height, width):
+        gray = interpolate(gray, size=(height, width), mode="bilinear", antialias=True)
+    return gray[:, 0].cpu()
 
 
 def _cosine_basis(n: int) -> tuple[Tensor, Tensor]:
-    """Return the orthonormal cosine transform of n values, (n, n), and what differences make of each wave, (n,)."""
+    """Return the cosine transform of n values, and its eigenvalues under squared differences.
+
+    Args:
+        n: number of values.
+
+    Returns:
+        (n, n) float32 orthonormal rows, and (n,) float32: the sum of squared differences between
+        the neighboring values of each row.
+    """
     frequencies = torch.arange(n, dtype=torch.float64)
-    waves = torch.cos(math.pi / n * frequencies[:, None] * (frequencies + 0.5)) * math.sqrt(2 / n)
-    waves[0] /= math.sqrt(2)
-    return waves.float(), (2 - 2 * torch.cos(math.pi / n * frequencies)).float()
+    angles = math.pi / n * frequencies
+    positions = frequencies + 0.5
+    waves = torch.cos(angles[:, None] * positions)
+    waves = waves * math.sqrt(2 / n)
+    waves[0] /= math.sqrt(2)  # the constant row has twice the square sum of the others
+    eigenvalues = 2 - 2 * torch.cos(angles)
+    return waves.float(), eigenvalues.float()
 
 
 def copy_limits(
@@ -92,19 +112,19 @@ def copy_limits(
 ) -> Tensor:
     """Return how near an image must come to each reference to be its copy.
 
-    That is `max_ratio` of the distance between the reference and the fifth nearest of all other images at hand, and at
-    most `max_distance`. Lowe 2004, sec. 7.1, compares with the second nearest; with the fifth, an image may be there
-    five times and all its copies are found.
+    That is `max_ratio` of the distance between the reference and the fifth nearest of all other
+    images given, and at most `max_distance`.
 
     Args:
         references: (M, D) fingerprints.
-        others: (B, D) fingerprints of further images of the same kinds, such as a sample of those that are searched:
-            the more there are, the better is known how near different images come.
-        max_distance: at most this for any reference.
-        max_ratio: share of the distance to the fifth nearest.
+        others: (B, D) fingerprints of further images of the same kinds, such as a sample of those
+            that are searched: the more there are, the better is known how near different images
+            come.
+        max_distance: upper bound for every reference, in (0, 1].
+        max_ratio: share of the distance to the fifth nearest, in (0, 1].
 
     Returns:
-        (M,) float32; -1 for a reference that is flat, of which nothing is a copy.
+        (M,) float32; -1 for a reference that is flat, which has no copies.
 
     Raises:
         ValueError: a limit is outside (0, 1].
@@ -115,55 +135,79 @@ def copy_limits(
         )
     limits = torch.full((len(references),), float(max_distance))
     known = torch.cat([references, others])
+    # Lowe 2004, sec. 7.1, compares with the second nearest; with the fifth, an image may be present
+    # five times and all its copies are found.
     rank = min(NEIGHBOR_RANK, len(known) - 1)
     if rank > 0:
-        step = max(1, _BLOCK // len(known))
-        for start in range(0, len(references), step):
-            # the nearest is the reference itself
-            products = (
-                (references[start : start + step] @ known.T).topk(rank + 1, dim=1).values[:, -1]
-            )
-            limits[start : start + step] = (max_ratio * (1 - products)).clamp(0, max_distance)
-    return limits.where(references.any(dim=1), -1.0)
+        n_per_block = max(1, _BLOCK // len(known))
+        for start in range(0, len(references), n_per_block):
+            block = slice(start, start + n_per_block)
+            products = references[block] @ known.T
+            # rank + 1, because the nearest is the reference itself
+            neighbor_products = products.topk(rank + 1, dim=1).values[:, -1]
+            neighbor_distances = 1 - neighbor_products
+            limits[block] = (max_ratio * neighbor_distances).clamp(0, max_distance)
+    is_flat = ~references.any(dim=1)
+    return limits.masked_fill(is_flat, -1.0)
 
 
 def find_copies(images: Tensor, references: Tensor, limits: Tensor) -> Copies:
-    """Return the images that are no further from a reference than its limit, each with the nearest such reference.
+    """Return the images within a reference's limit, each with the nearest such reference.
 
-    The distance is one minus the product of two fingerprints. Half the squared distance of their coarse coordinates can
-    only be less, so a product of short vectors rules out nearly all pairs, and never a copy.
+    The distance is one minus the product of two fingerprints.
 
     Args:
         images: (N, D) fingerprints.
         references: (M, D) fingerprints.
         limits: (M,) of `copy_limits`.
     """
+    # Half the squared distance of the coarse coordinates can only be less than the distance, so a
+    # product of short vectors rules out nearly all pairs, and never a copy: a pair (a, b) remains
+    # where <a, b> - |a|^2 / 2 - |b|^2 / 2 + limit >= 0, which is one product of these vectors.
     coarse = references[:, :N_COARSE]
-    # <a, b> - |a|^2 / 2 - |b|^2 / 2 + limit >= 0, as one product
-    offsets = limits - coarse.square().sum(dim=1) / 2 + _SLACK
-    right = torch.cat(
-        [coarse, torch.ones(len(references), 1), offsets[:, None]], dim=1
-    ).T.contiguous()
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    step = max(1, _BLOCK // max(1, len(references)))
-    for start in range(0, len(images), step):
-        left = images[start : start + step, :N_COARSE]
-        left = torch.cat(
-            [left, -left.square().sum(dim=1, keepdim=True) / 2, torch.ones(len(left), 1)], dim=1
-        )
-        for pairs in (left @ right >= 0).nonzero().split(_BLOCK // 256):
-            rows, others = pairs[:, 0] + start, pairs[:, 1]
-            distances = (1 - (images[rows] * references[others]).sum(dim=1)).clamp_min(0)
+    half_squared_norms = coarse.square().sum(dim=1) / 2
+    offsets = limits - half_squared_norms + _SLACK
+    ones = torch.ones(len(references), 1)
+    right = torch.cat([coarse, ones, offsets[:, None]], dim=1)
+    right = right.T.contiguous()
+    found: list[Copies] = []
+    n_per_block = max(1, _BLOCK // max(1, len(references)))
+    for start in range(0, len(images), n_per_block):
+        block = images[start : start + n_per_block]
+        coarse_products = _coarse_left(block) @ right
+        pairs = (coarse_products >= 0).nonzero()
+        # In chunks, because each pair copies two whole fingerprints.
+        for chunk in pairs.split(_BLOCK // 256):
+            rows = chunk[:, 0] + start
+            others = chunk[:, 1]
+            products = (images[rows] * references[others]).sum(dim=1)
+            distances = (1 - products).clamp_min(0)
             near = distances <= limits[others]
-            found.append((rows[near], others[near], distances[near]))
+            found.append(Copies(rows[near], others[near], distances[near]))
+    return _nearest_of_each_row(found)
+
+
+def _coarse_left(images: Tensor) -> Tensor:
+    """Return (N, N_COARSE + 2): the coarse coordinates a, -|a|^2 / 2, and 1."""
+    coarse = images[:, :N_COARSE]
+    half_squared_norms = coarse.square().sum(dim=1, keepdim=True) / 2
+    ones = torch.ones(len(coarse), 1)
+    return torch.cat([coarse, -half_squared_norms, ones], dim=1)
+
+
+def _nearest_of_each_row(found: list[Copies]) -> Copies:
     if not found:
-        return Copies(
-            torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0)
-        )
-    rows, others, distances = (torch.cat(part) for part in zip(*found, strict=True))
+        no_rows = torch.empty(0, dtype=torch.int64)
+        return Copies(no_rows, no_rows, torch.empty(0))
+    rows = torch.cat([copies.rows for copies in found])
+    references = torch.cat([copies.references for copies in found])
+    distances = torch.cat([copies.distances for copies in found])
+    # Two stable sorts: by row, and the nearest of each row first.
     order = distances.argsort(stable=True)
-    order = order[rows[order].argsort(stable=True)]  # by row, and the nearest of each first
-    rows, others, distances = rows[order], others[order], distances[order]
+    order = order[rows[order].argsort(stable=True)]
+    rows = rows[order]
+    references = references[order]
+    distances = distances[order]
     is_first = torch.ones(len(rows), dtype=torch.bool)
     is_first[1:] = rows[1:] != rows[:-1]
-    return Copies(rows[is_first], others[is_first], distances[is_first])
+    return Copies(rows[is_first], references[is_first], distances[is_first])

@@ -1,4 +1,7 @@
-"""The input of a network's last layer: reading it, adapting its width, sharing the layer (S3, a reconstruction)."""
+"""The input of a network's last linear layer (S3, a reconstruction).
+
+Holds how to read it, how to adapt its width, and how to share the layer between two networks.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,40 @@ import torch
 from torch import Tensor, nn
 
 
+# `relatedness.probe` looks for the layer whose output is the logits by a trial pass. The callers of
+# this function have no images for one, know the number of classes, and fail without such a layer.
 def last_linear(network: nn.Module, n_classes: int | None = None) -> tuple[str, nn.Linear]:
-    """Return the name and module of the layer that gives the logits: the last nn.Linear, in order of definition.
+    """Return the name and module of the layer that gives the logits.
+
+    That is the last nn.Linear, in order of definition.
 
     Args:
         network: a classifier.
         n_classes: K; layers with another number of outputs are passed over. None takes any.
 
     Raises:
-        ValueError: there is none, as in SqueezeNet, which classifies by a convolution.
+        ValueError: no such layer exists, as in SqueezeNet, which classifies by a convolution.
     """
-    linear = [
-        (name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)
-    ]
-    fitting = [
-        (name, module) for name, module in linear if n_classes in (None, module.out_features)
-    ]
-    if fitting:
-        return fitting[-1]
-    found = ", ".join(f"{name!r} of {module.out_features}" for name, module in linear) or "none"
+    layers: list[tuple[str, nn.Linear]] = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            layers.append((name, module))
+    for name, layer in reversed(layers):
+        if n_classes is None or layer.out_features == n_classes:
+            return name, layer
+    found = ", ".join(f"{name!r} of {layer.out_features}" for name, layer in layers)
     raise ValueError(
-        f"{type(network).__name__} has no linear layer that gives {n_classes or 'the'} logits; its linear layers, with "
-        f"their outputs, are: {found}. Choose a network that ends in one"
+        f"{type(network).__name__} has no linear layer that gives {n_classes or 'the'} logits; its "
+        f"linear layers, with their outputs, are: {found or 'none'}. Choose a network that ends in "
+        "one"
     )
 
 
 class PenultimateTap:
-    """Records what enters the layer that gives the logits, behind any dropout, as long as its `with` block lasts.
+    """Records the input of the layer that gives the logits, after any dropout, in a `with` block.
 
     Args:
-        network: a classifier. One that has a `SharedHead` is tapped behind the adapter.
+        network: a classifier. One that has a `SharedHead` is tapped after the adapter.
         n_classes: K.
 
     Raises:
@@ -50,10 +57,7 @@ class PenultimateTap:
         self._features: Tensor | None = None
 
     def __enter__(self) -> PenultimateTap:
-        def remember(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._features = inputs[0]
-
-        self._hook = self._layer.register_forward_pre_hook(remember)
+        self._hook = self._layer.register_forward_pre_hook(self._record)
         return self
 
     def __exit__(
@@ -63,14 +67,17 @@ class PenultimateTap:
         trace: TracebackType | None,
     ) -> None:
         self._hook.remove()
-        self._features = None
+        self._features = None  # frees the graph that hangs on it
+
+    def _record(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._features = inputs[0]
 
     @property
     def features(self) -> Tensor:
         """(N, D) of the latest forward pass, with its graph.
 
         Raises:
-            ValueError: there was no forward pass yet, or the layer reads no (N, D) tensor.
+            ValueError: there was no forward pass yet, or the layer's input is not (N, D).
         """
         if self._features is None:
             raise ValueError(
@@ -84,16 +91,18 @@ class PenultimateTap:
 
 
 def penultimate_adapter(student: nn.Module, teacher: nn.Module, n_classes: int) -> nn.Module:
-    """Return the map from the student's penultimate features to the teacher's, to be trained with the student.
+    """Return the map from the student's penultimate features to the teacher's.
 
-    A linear layer without bias where the widths differ, else the identity, which has no parameters. It is discarded
-    after training: the student keeps its own last layer.
+    A linear layer without bias where the widths differ, else the identity, which has no parameters.
+    It is trained with the student and discarded after training: the student keeps its own last
+    layer.
 
     Raises:
         ValueError: see `last_linear`.
     """
-    (_, own), (_, theirs) = last_linear(student, n_classes), last_linear(teacher, n_classes)
-    return _adapter(own, theirs)
+    _, student_layer = last_linear(student, n_classes)
+    _, teacher_layer = last_linear(teacher, n_classes)
+    return _adapter(student_layer, teacher_layer)
 
 
 def _adapter(own: nn.Linear, theirs: nn.Linear) -> nn.Module:
@@ -103,18 +112,22 @@ def _adapter(own: nn.Linear, theirs: nn.Linear) -> nn.Module:
 
 
 class SharedHead(nn.Module):
-    """The student's last layer while it uses the teacher's: z = W_t A u + b_t, of which the adapter A alone learns.
+    """The student's last layer while it uses the teacher's: z = W_t A u + b_t.
+
+    Only the adapter A is trained.
 
     Args:
-        own: the layer that it stands for; gives width, device and dtype.
+        own: the layer that it replaces; gives width, device and dtype.
         theirs: the teacher's last layer, copied and frozen.
     """
 
     def __init__(self, own: nn.Linear, theirs: nn.Linear) -> None:
         super().__init__()
         self.adapter = _adapter(own, theirs)
-        no_bias = torch.zeros_like(theirs.weight[:, 0]) if own.bias is not None else None
-        bias = theirs.bias if theirs.bias is not None else no_bias
+        bias: Tensor | None = theirs.bias
+        # A zero bias gives the head the parameters of the student's own layer, for the fold.
+        if bias is None and own.bias is not None:
+            bias = torch.zeros_like(theirs.weight[:, 0])
         self.head = _linear(theirs.weight, bias).to(own.weight).requires_grad_(False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -123,16 +136,19 @@ class SharedHead(nn.Module):
         return logits
 
     def folded(self) -> nn.Linear:
-        """Return the one layer, of the shape of the student's own, that computes the same: W = W_t A and b = b_t."""
-        weight = self.head.weight
+        """Return one layer, of the shape of the student's own, with W = W_t A and b = b_t."""
+        weight: Tensor = self.head.weight
         if isinstance(self.adapter, nn.Linear):
-            weight = (weight.double() @ self.adapter.weight.double()).to(weight.dtype)
+            # In float64, so that folding rounds once and the logits hardly move.
+            product = weight.double() @ self.adapter.weight.double()
+            weight = product.to(weight.dtype)
         return _linear(weight, self.head.bias)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a layer with these values, copied."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
+    """Return a layer with a copy of these values."""
+    n_outputs, n_inputs = weight.shape
+    layer = nn.Linear(n_inputs, n_outputs, bias=bias is not None).to(weight)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None:
@@ -141,39 +157,43 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def share_head(student: nn.Module, teacher: nn.Module, n_classes: int) -> None:
-    """Let the student compute its logits by the teacher's last layer, through an adapter where the widths differ.
+    """Make the student compute its logits by the teacher's last layer.
 
-    The student stays a classifier, but its weights are no longer those of its architecture until `fold_shared_head`.
-    With equal widths nothing but the network below is left to train.
+    An adapter precedes it where the widths differ. The student stays a classifier, but its weights
+    are no longer those of its architecture until `fold_shared_head`. With equal widths only the
+    network below the head is left to train.
 
     Args:
-        student: changed in place: a `SharedHead` takes the place of its last linear layer.
-        teacher: left as it is.
+        student: changed in place: a `SharedHead` replaces its last linear layer.
+        teacher: not changed.
         n_classes: K.
 
     Raises:
-        ValueError: a network has no last linear layer, the student has a shared head already or is but a linear layer,
-            or its last layer has no bias where the teacher's has one, so that it could not be folded.
+        ValueError: a network has no last linear layer, the student already has a shared head or is
+            only a linear layer, or its last layer has no bias where the teacher's has one, so that
+            it could not be folded.
     """
     name, own = last_linear(student, n_classes)
     _, theirs = last_linear(teacher, n_classes)
-    if any(isinstance(module, SharedHead) for module in student.modules()):
+    if _shared_heads(student):
         raise ValueError("the student has a shared head already: fold it before it gets another")
-    if not name:
+    if not name:  # the network itself
         raise ValueError(
             "the student is a single linear layer: it has no network below a shared head"
         )
     if theirs.bias is not None and own.bias is None:
         raise ValueError(
-            f"the student's last layer {name!r} has no bias and the teacher's has one, which cannot be folded into it"
+            f"the student's last layer {name!r} has no bias and the teacher's has one, which "
+            "cannot be folded into it"
         )
     student.set_submodule(name, SharedHead(own, theirs))
 
 
 def fold_shared_head(student: nn.Module) -> None:
-    """Give the student its plain architecture back: one linear layer for adapter and head, with the same logits.
+    """Restore the student's plain architecture: one linear layer replaces adapter and head.
 
-    The product W_t A is (K, D), the shape of the layer that `share_head` replaced.
+    The logits stay the same. The product W_t A is (K, D), the shape of the layer that `share_head`
+    replaced.
 
     Args:
         student: from `share_head`; changed in place.
@@ -181,10 +201,16 @@ def fold_shared_head(student: nn.Module) -> None:
     Raises:
         ValueError: the student has no shared head.
     """
-    heads = [
-        (name, module) for name, module in student.named_modules() if isinstance(module, SharedHead)
-    ]
+    heads = _shared_heads(student)
     if not heads:
         raise ValueError("the student has no shared head to fold: call share_head before training")
-    name, head = heads[0]
+    name, head = heads[0]  # `share_head` refuses a second one
     student.set_submodule(name, head.folded().train(head.training))
+
+
+def _shared_heads(network: nn.Module) -> list[tuple[str, SharedHead]]:
+    heads: list[tuple[str, SharedHead]] = []
+    for name, module in network.named_modules():
+        if isinstance(module, SharedHead):
+            heads.append((name, module))
+    return heads

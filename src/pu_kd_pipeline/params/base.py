@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
 
 SEEDS = 2**32  # as many as every generator takes
 _BITS = 63  # of a whole number, beside its sign, that torch and NumPy can count with
@@ -28,29 +25,6 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 # An environment's keys are laid over those of conf/base: with null it takes one away.
 Options = Annotated[dict[str, Any], AfterValidator(_given)]
-
-
-def one_of(names: Collection[str]) -> BeforeValidator:
-    """Return a validator that accepts the names and nothing else, as a Literal of them would.
-
-    Args:
-        names: read at every check, so the keys of a dict serve as well.
-    """
-
-    def check(value: Any) -> Any:
-        # Lists and dicts cannot be looked up in a dict.
-        if isinstance(value, str) and value in names:
-            return value
-        *first, last = [repr(name) for name in names]
-        expected = last
-        if first:
-            expected = f"{', '.join(first)} or {last}"
-        raise PydanticCustomError(
-            "literal_error", "Input should be {expected}", {"expected": expected}
-        )
-
-    # Before: a number is then refused by the same error, which lists the names.
-    return BeforeValidator(check)
 
 
 class Block(BaseModel):

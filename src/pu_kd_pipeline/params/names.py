@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Collection
 from typing import Any
 
+from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 
-def one_of(known: Mapping[str, Any]) -> Callable[[object], str]:
-    """Return a check that a value is a key of the mapping, with the error of `Literal` and the nearest key.
+def one_of(names: Collection[str]) -> BeforeValidator:
+    """Return a validator that accepts the names and nothing else, as a Literal of them would.
 
-    The mapping is read at each check: a record that is added later is accepted, too.
-
-    Use it as `Annotated[str, BeforeValidator(one_of(RULES))]`.
+    Args:
+        names: read at every check, so that a record added to a dictionary later is accepted.
     """
 
-    def check(value: object) -> str:
-        if isinstance(value, str) and value in known:
+    def check(value: Any) -> Any:
+        # Lists and dicts cannot be looked up in a dictionary.
+        if isinstance(value, str) and value in names:
             return value
-        *others, last = [repr(name) for name in known]
-        expected = f"{', '.join(others)} or {last}" if others else last
-        near = get_close_matches(value, known, n=1) if isinstance(value, str) else []
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        message = "Input should be {expected}{hint}"
-        raise PydanticCustomError("literal_error", message, {"expected": expected, "hint": hint})
+        *first, last = [repr(name) for name in names]
+        expected = last
+        if first:
+            expected = f"{', '.join(first)} or {last}"
+        raise PydanticCustomError(
+            "literal_error", "Input should be {expected}", {"expected": expected}
+        )
 
-    return check
+    # Before: a number is then refused by the same error, which lists the names.
+    return BeforeValidator(check)

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pu_kd_pipeline.learning.class_prior.methods import METHODS, describe_methods
-from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare, one_of
+from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+from pu_kd_pipeline.params.names import one_of
 
 
 class ClassPriorParams(Block):
-    """How the class prior is found when nobody knows it."""
+    """How the class prior is estimated where it is not given."""
 
     method: Annotated[str, one_of(METHODS)] = Field(description=describe_methods())
     n_folds: int = Field(
@@ -35,7 +36,8 @@ class PUTrainingParams(Block):
     )
     prior_estimation: ClassPriorParams
     estimator: Literal["nnpu", "upu", "cvir"] = Field(
-        description="cvir: logistic loss that ignores the class_prior of the unlabeled that score highest"
+        description="cvir: logistic loss that ignores the class_prior of the unlabeled that score "
+        "highest"
     )
     beta: float = Field(ge=0, description="nnPU tolerates a negative risk down to -beta")
     gamma: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -45,8 +47,9 @@ class PUTrainingParams(Block):
         description="frozen: a head on cached descriptors; full: end to end"
     )
     features: Literal["descriptor", "last_layer", "teacher_outputs", "both"] = Field(
-        description="descriptor: pooled multi-scale features (the paper); last_layer: those of the last tap alone, the "
-        "control; teacher_outputs: confidence, entropy, energy and margin; both: descriptor and teacher_outputs"
+        description="descriptor: pooled multi-scale features (the paper); last_layer: those of the "
+        "last tap alone, the control; teacher_outputs: confidence, entropy, energy and margin; "
+        "both: descriptor and teacher_outputs"
     )
     attention_reduction: Annotated[int, Field(gt=0)] | None = Field(
         description="r of Eq. 5; null: no attention, a linear score"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from pu_kd_pipeline.learning.selection import CRITERIA, RULES, needs_budget
+from pu_kd_pipeline.learning.selection import RULES, needs_budget
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
 from pu_kd_pipeline.params.names import one_of
 
@@ -15,10 +16,10 @@ class SubsetParams(Block):
     """The block `subset_materialization`: which pool images are kept."""
 
     seed: int = Field(ge=0, lt=SEEDS)
-    rule: Annotated[str, BeforeValidator(one_of(RULES))]
-    criterion: Annotated[str, BeforeValidator(one_of(CRITERIA))] = Field(
-        description="nnpu only. sign: score > 0; quantile: the top class_prior share; precision: down to "
-        "target_precision; budget: the top `budget`"
+    rule: Annotated[str, one_of(RULES)]
+    criterion: Annotated[str, one_of(CRITERIA)] = Field(
+        description="nnpu only. sign: score > 0; quantile: the top class_prior share; "
+        "precision: down to target_precision; budget: the top `budget`"
     )
     budget: int | None = Field(gt=0, description="most pool images kept; null: no limit")
     target_precision: OpenShare = Field(
@@ -26,7 +27,8 @@ class SubsetParams(Block):
     )
     exclude_test_duplicates: bool = Field(
         True,
-        description="leave pool and labeled images out of every manifest that are copies of test images",
+        description="leave pool and labeled images out of every manifest "
+        "that are copies of test images",
     )
 
     @model_validator(mode="after")

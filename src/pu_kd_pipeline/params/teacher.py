@@ -32,7 +32,7 @@ class TeacherParams(Block):
     """The block `teacher`: which network is compressed, and what it expects."""
 
     architecture: str | None = Field(
-        description="a torchvision classification model, one of ours (learning/networks.py), or an importable factory "
+        description="a torchvision classification model, one of ours (learning/networks/build.py), or an importable factory "
         "`package.module:function`; null: read from the card beside the weights"
     )
     architecture_options: Options = Field(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pu_kd_pipeline.learning.selection import CRITERIA, RULES
+from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.reporting.style import (
     INK,
     RELEVANT,

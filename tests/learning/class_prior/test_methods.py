@@ -1,4 +1,4 @@
-"""The records of the class prior methods: one is enough to add a method, and none can be incomplete."""
+"""The records of the class prior methods: one is enough to add a method, and all are complete."""
 
 from __future__ import annotations
 

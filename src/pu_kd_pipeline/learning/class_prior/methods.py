@@ -1,7 +1,7 @@
 """The methods that estimate a class prior: one record each.
 
-Parameters, training, reports and benchmarks read these records, so a method is added here and nowhere else. Free of
-torch at import, because the command line reads the names.
+Parameters, training, reports and benchmarks read these records, so a method is added here and
+nowhere else. The import stays free of torch, because the command line reads the names.
 """
 
 from __future__ import annotations

@@ -7,14 +7,16 @@ from torch import Tensor
 
 from pu_kd_pipeline.learning.losses.distillation import kl_divergence
 
-_SHORTEST = 1e-6  # features below this length have no direction: 1 / length would be all that their gradient says
+# Features below this length have no direction: their gradient would be dominated by 1 / length.
+_SHORTEST = 1e-6
 
 
 def centered_logits_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Return mean_i mean_k (c(z_s)_ik - c(z_t)_ik)^2 with c(z) = z - mean_k z_k.
 
-    Centring takes out the constant that softmax does not see. T^2 KL tends to half of this loss when T grows, for it is
-    a mean over the classes as well (Hinton et al. 2015, sec. 2.1). No gradient flows to the teacher.
+    Centering removes the constant that softmax does not see. T^2 KL tends to half of this loss when
+    T grows, because it is a mean over the classes as well (Hinton et al. 2015, sec. 2.1). No
+    gradient flows to the teacher.
 
     Args:
         student_logits: (N, K) any float dtype; N > 0.
@@ -27,6 +29,7 @@ def centered_logits_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tens
         ValueError: the shapes differ.
     """
     student, teacher = _comparable(student_logits, teacher_logits, "logits")
+    # Centering is linear, so centering the difference once is the difference of centered logits.
     difference = student - teacher
     return (difference - difference.mean(dim=1, keepdim=True)).square().mean()
 
@@ -34,12 +37,11 @@ def centered_logits_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tens
 def penultimate_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Return mean_i ||u_s,i / ||u_s,i|| - u_t,i / ||u_t,i|| ||^2, which is 2 - 2 cos.
 
-    The squares are summed over the features and not averaged: entries of a unit vector shrink as it gets longer, and an
-    average would need another weight for every width. A vector that is zero (shorter than 1e-6), as a ReLU may leave
-    it, stays zero: it is at distance 1 from every unit vector and gets no gradient. No gradient flows to the teacher.
+    A vector that is zero (shorter than 1e-6), which a ReLU can produce, stays zero: it is at
+    distance 1 from every unit vector and gets no gradient. No gradient flows to the teacher.
 
     Args:
-        student_features: (N, D) any float dtype, behind the adapter where the widths differ; N > 0.
+        student_features: (N, D) any float dtype, after the adapter where the widths differ; N > 0.
         teacher_features: (N, D) any float dtype.
 
     Returns:
@@ -49,7 +51,10 @@ def penultimate_loss(student_features: Tensor, teacher_features: Tensor) -> Tens
         ValueError: the shapes differ.
     """
     student, teacher = _comparable(student_features, teacher_features, "features")
-    return (_unit_length(student) - _unit_length(teacher)).square().sum(dim=1).mean()
+    difference = _unit_length(student) - _unit_length(teacher)
+    # Summed over the features: the entries of a unit vector shrink as its width grows, so a mean
+    # would need another weight for every width.
+    return difference.square().sum(dim=1).mean()
 
 
 def latent_loss(
@@ -63,54 +68,64 @@ def latent_loss(
     kl_weight: float,
     temperature: float,
 ) -> dict[str, Tensor]:
-    """Return the weighted sum of `centered_logits_loss`, `penultimate_loss` and T^2 mean_i KL_i, and its parts.
+    """Return the weighted sum of `centered_logits_loss`, `penultimate_loss` and T^2 mean_i KL_i.
 
-    The least value is 0, where logits agree up to a constant and features up to their length.
+    The minimum is 0, where logits agree up to a constant and features up to their length.
 
     Args:
         student_logits: (N, K) any float dtype; N > 0.
         teacher_logits: (N, K) any float dtype.
-        student_features: (N, D) any float dtype, behind the adapter where the widths differ.
+        student_features: (N, D) any float dtype, after the adapter where the widths differ.
         teacher_features: (N, D) any float dtype.
         logits_weight: >= 0.
         penultimate_weight: >= 0.
         kl_weight: >= 0; at 0 the divergence is not computed and its key is absent.
-        temperature: T > 0 of the divergence alone.
+        temperature: T > 0, used by the divergence only.
 
     Returns:
-        "loss", () differentiable, and detached "logits_loss", "penultimate_loss" and "kl_loss", without their weights.
+        "loss", () differentiable, and the unweighted, detached terms "logits_loss",
+        "penultimate_loss" and "kl_loss".
 
     Raises:
-        ValueError: shapes differ, a weight is negative or all are zero, or temperature is not positive.
+        ValueError: shapes differ, a weight is negative or all are zero, or temperature is not
+            positive.
     """
-    weights = {
-        "logits_weight": logits_weight,
-        "penultimate_weight": penultimate_weight,
-        "kl_weight": kl_weight,
-    }
-    if not (all(weight >= 0.0 for weight in weights.values()) and any(weights.values())):
-        raise ValueError(f"weights must be at least 0 and one of them positive, got {weights}")
+    _check_weights(
+        logits_weight=logits_weight, penultimate_weight=penultimate_weight, kl_weight=kl_weight
+    )
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive, got {temperature!r}")
-    parts = {
-        "logits_loss": centered_logits_loss(student_logits, teacher_logits),
-        "penultimate_loss": penultimate_loss(student_features, teacher_features),
+    logits_loss = centered_logits_loss(student_logits, teacher_logits)
+    features_loss = penultimate_loss(student_features, teacher_features)
+    loss = logits_weight * logits_loss + penultimate_weight * features_loss
+    terms = {
+        "logits_loss": logits_loss.detach(),
+        "penultimate_loss": features_loss.detach(),
     }
-    loss = logits_weight * parts["logits_loss"] + penultimate_weight * parts["penultimate_loss"]
     if kl_weight > 0.0:
         student, teacher = _comparable(student_logits, teacher_logits, "logits")
-        parts["kl_loss"] = (
-            temperature**2 * kl_divergence(teacher / temperature, student / temperature).mean()
-        )
-        loss = loss + kl_weight * parts["kl_loss"]
-    return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
+        divergence = kl_divergence(teacher / temperature, student / temperature).mean()
+        # T^2 keeps the size of the gradient independent of T (Hinton et al. 2015, sec. 2).
+        kl_loss = temperature**2 * divergence
+        loss = loss + kl_weight * kl_loss
+        terms["kl_loss"] = kl_loss.detach()
+    return {"loss": loss, **terms}
+
+
+def _check_weights(**weights: float) -> None:
+    values = weights.values()
+    # `not >=` instead of `<`, so that nan is refused too.
+    is_negative = not all(weight >= 0.0 for weight in values)
+    if is_negative or not any(values):
+        raise ValueError(f"weights must be at least 0 and one of them positive, got {weights}")
 
 
 def _comparable(student: Tensor, teacher: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Return both in the student's precision, float32 at least, the teacher's without its graph."""
+    """Return both in the student's precision, at least float32, the teacher's detached."""
     if student.shape != teacher.shape:
         raise ValueError(
-            f"student and teacher {what} must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}"
+            f"student and teacher {what} must have one shape, "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     dtype = torch.promote_types(student.dtype, torch.float32)
     return student.to(dtype), teacher.detach().to(dtype)

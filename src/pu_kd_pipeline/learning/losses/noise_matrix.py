@@ -1,20 +1,22 @@
-"""The objective `noisy_kd`: distillation beside pseudo-labels whose noise a learned matrix explains (DFND).
+"""The objective `noisy_kd`: distillation plus pseudo-labels whose noise a learned matrix models.
 
-Chen et al. 2021 (CVPR, "Learning Student Networks in the Wild") distill with the pool images on which the teacher is
-most confident, though many of its labels there are wrong. Where each part is from:
+Chen et al. 2021 (CVPR, "Learning Student Networks in the Wild", DFND) distill with the pool images
+on which the teacher is most confident, though many of its labels there are wrong. Origin of each
+part:
 
-- the paper, of which the abstract was at hand: a matrix learned with the student corrects the noise of the teacher's
-  labels;
-- the released code (DFND in huawei-noah/Efficient-Computing; DFNDLoss of open-mmlab/mmrazor has the same matrix): the
-  student's probabilities at T = 1 times the matrix, scored by the negative log-likelihood of the teacher's argmax, plus
-  T^2 KL at T = 4, both with weight 1. The diagonal is held at the teacher's test accuracy (.9523 for CIFAR-10, .7774
-  for CIFAR-100); of each row only the distribution of the rest is learned, from the uniform one, by Adam at a constant
-  1e-3 without weight decay;
-- ours: a diagonal that may be learned too, the weight of the pseudo-labels, `kd_loss` in place of the divergence (the
-  gradient is the same), and sums of probabilities taken in logarithms.
+- the paper, of which the abstract was at hand: a matrix learned with the student corrects the noise
+  of the teacher's labels;
+- the released code (DFND in huawei-noah/Efficient-Computing; DFNDLoss of open-mmlab/mmrazor has the
+  same matrix): the student's probabilities at T = 1 times the matrix, scored by the negative
+  log-likelihood of the teacher's argmax, plus T^2 KL at T = 4, both with weight 1. The diagonal is
+  fixed at the teacher's test accuracy (0.9523 for CIFAR-10, 0.7774 for CIFAR-100); of each row only
+  the distribution of the rest is learned, from the uniform one, by Adam at a constant 1e-3 without
+  weight decay;
+- ours: a diagonal that can be learned too, the weight of the pseudo-labels, `kd_loss` instead of
+  the divergence (the gradient is the same), and sums of probabilities taken in logarithms.
 
-A matrix between true and observed labels on top of softmax is older: Sukhbaatar et al. 2015 (arXiv:1406.2080),
-Goldberger & Ben-Reuven 2017 (ICLR). Which images are taken, and the training loop, are elsewhere.
+A matrix between true and observed labels on top of softmax is older: Sukhbaatar et al. 2015
+(arXiv:1406.2080), Goldberger & Ben-Reuven 2017 (ICLR).
 """
 
 from __future__ import annotations
@@ -28,15 +30,14 @@ from pu_kd_pipeline.learning.losses.distillation import kd_loss
 
 
 class NoiseMatrix(nn.Module):
-    """The matrix Q of P(pseudo-label j | class k), learned: Q_kk = d_k, and Q_kj = (1 - d_k) softmax_{j != k}(v_k)_j.
+    """The learned matrix Q of P(pseudo-label j | class k).
 
-    It starts uniform beside the diagonal. Held, as in the released code, the diagonal says how often the teacher is
-    wrong. Learned, it can only say how often the student cannot follow: the teacher's argmax is a function of the
-    image, a student that has learned that function needs no noise, and Q tends to the identity.
+    Q_kk = d_k, and Q_kj = (1 - d_k) softmax_{j != k}(v_k)_j, which starts uniform off the diagonal.
 
     Args:
         n_classes: K >= 2.
-        initial_diagonal: d, the share of right pseudo-labels, in (1/K, 1): the teacher's accuracy.
+        initial_diagonal: d, the share of correct pseudo-labels, in (1/K, 1): the teacher's
+            accuracy.
         learns_diagonal: whether d_k = sigmoid(a_k) is learned as well, from this value.
 
     Raises:
@@ -54,27 +55,27 @@ class NoiseMatrix(nn.Module):
             raise ValueError(f"n_classes must be at least 2, got {n_classes!r}")
         if not 1.0 / n_classes < initial_diagonal < 1.0:
             raise ValueError(
-                f"initial_diagonal must lie between 1/{n_classes}, where pseudo-labels say nothing, and 1, "
-                f"got {initial_diagonal!r}"
+                f"initial_diagonal must lie between 1/{n_classes}, where pseudo-labels carry no "
+                f"information, and 1, got {initial_diagonal!r}"
             )
         self.off_diagonal_logits = nn.Parameter(torch.zeros(n_classes, n_classes))
-        diagonal_logits = torch.full(
-            (n_classes,), math.log(initial_diagonal / (1.0 - initial_diagonal))
-        )
+        logit = math.log(initial_diagonal / (1.0 - initial_diagonal))
+        diagonal_logits = torch.full((n_classes,), logit)
+        # Fixed, as in the released code, the diagonal models how often the teacher is wrong.
+        # Learned, it can only model how often the student cannot follow: the teacher's argmax is
+        # a function of the image, so a student that has learned it drives Q to the identity.
         if learns_diagonal:
             self.diagonal_logits = nn.Parameter(diagonal_logits)
-        else:  # out of reach of any weight decay
+        else:  # a buffer is out of reach of any weight decay
             self.register_buffer("diagonal_logits", diagonal_logits)
-        self.register_buffer(
-            "_is_diagonal", torch.eye(n_classes, dtype=torch.bool), persistent=False
-        )
+        is_diagonal = torch.eye(n_classes, dtype=torch.bool)
+        self.register_buffer("_is_diagonal", is_diagonal, persistent=False)
 
     def forward(self) -> Tensor:
         """Return Q, (K, K) float32, positive, with rows that sum to 1."""
         diagonal = torch.sigmoid(self.diagonal_logits)[:, None]
-        others = torch.softmax(
-            self.off_diagonal_logits.masked_fill(self._is_diagonal, -math.inf), dim=1
-        )
+        masked_logits = self.off_diagonal_logits.masked_fill(self._is_diagonal, -math.inf)
+        others = torch.softmax(masked_logits, dim=1)
         return torch.where(self._is_diagonal, diagonal, (1.0 - diagonal) * others)
 
 
@@ -83,9 +84,8 @@ def pseudo_label_loss(
 ) -> Tensor:
     """Return mean_i -log sum_k softmax(z_s,i)_k Q_k,y_i with y_i = argmax z_t,i.
 
-    The identity gives the plain cross-entropy with the teacher's classes. Any other matrix bounds the loss of a label
-    that the student does not believe at all, as -log Q_kj. Summing in logarithms keeps loss and gradient finite where
-    probabilities underflow, and leaves autocast no product to round.
+    The identity gives the plain cross-entropy with the teacher's classes. Any other matrix bounds
+    the loss of a label to which the student gives no probability at all, by -log Q_kj.
 
     Args:
         student_logits: (N, K) any float dtype; N > 0.
@@ -110,13 +110,12 @@ def pseudo_label_loss(
         )
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     log_probabilities = torch.log_softmax(student_logits.to(dtype), dim=1)
-    matrix = noise_matrix.to(dtype)
-    log_matrix = matrix.clamp_min(
-        torch.finfo(dtype).tiny
-    ).log()  # a zero has a logarithm, and no gradient
-    log_columns = log_matrix.index_select(
-        1, teacher_logits.argmax(dim=1)
-    ).T  # of the observed labels, (N, K)
+    # Clamped, so that a zero of Q has a logarithm; it gets no gradient.
+    log_matrix = noise_matrix.to(dtype).clamp_min(torch.finfo(dtype).tiny).log()
+    pseudo_labels = teacher_logits.argmax(dim=1)
+    log_columns = log_matrix.index_select(1, pseudo_labels).T  # (N, K)
+    # Summing in logarithms keeps loss and gradient finite where probabilities underflow, and
+    # leaves autocast no matrix product to round.
     return -torch.logsumexp(log_probabilities + log_columns, dim=1).mean()
 
 
@@ -127,28 +126,30 @@ def noisy_kd_loss(
     temperature: float,
     pseudo_label_weight: float,
 ) -> dict[str, Tensor]:
-    """Return `kd_loss` + pseudo_label_weight * `pseudo_label_loss`, and its parts.
+    """Return `kd_loss` + pseudo_label_weight * `pseudo_label_loss`, and its terms.
 
     Args:
         student_logits: (N, K) any float dtype; N > 0.
         teacher_logits: (N, K) any float dtype; no gradient flows to it.
-        noise_matrix: Q, (K, K), what a `NoiseMatrix` returns; it learns from the second term.
+        noise_matrix: Q, (K, K), from a `NoiseMatrix`; only the second term trains it.
         temperature: T > 0 of the first term; 4 in the released code.
         pseudo_label_weight: >= 0; 1 in the released code.
 
     Returns:
-        "loss", () differentiable, and detached "kd_loss", "pseudo_label_loss" and "diagonal", the mean of Q_kk.
+        "loss", () differentiable, and detached "kd_loss", "pseudo_label_loss" and "diagonal", the
+        mean of Q_kk.
 
     Raises:
-        ValueError: the shapes do not fit, temperature is not positive or pseudo_label_weight is negative.
+        ValueError: the shapes do not fit, temperature is not positive or pseudo_label_weight is
+            negative.
     """
     if not pseudo_label_weight >= 0.0:
         raise ValueError(f"pseudo_label_weight must be at least 0, got {pseudo_label_weight!r}")
-    distilled = kd_loss(student_logits, teacher_logits, temperature)
-    labeled = pseudo_label_loss(student_logits, teacher_logits, noise_matrix)
+    distillation_term = kd_loss(student_logits, teacher_logits, temperature)
+    pseudo_label_term = pseudo_label_loss(student_logits, teacher_logits, noise_matrix)
     return {
-        "loss": distilled + pseudo_label_weight * labeled,
-        "kd_loss": distilled.detach(),
-        "pseudo_label_loss": labeled.detach(),
+        "loss": distillation_term + pseudo_label_weight * pseudo_label_term,
+        "kd_loss": distillation_term.detach(),
+        "pseudo_label_loss": pseudo_label_term.detach(),
         "diagonal": noise_matrix.detach().diagonal().mean(),
     }

@@ -1,1 +1,4 @@
-"""How related an image is to a network's training images, without any of them (S3, a reconstruction)."""
+"""How related an image is to a network's training images, without access to any of them.
+
+S3, a reconstruction.
+"""

@@ -1,4 +1,4 @@
-"""Indicators calibrated on uniform noise, and their sum 1C-Sum."""
+"""Calibration of the indicators on uniform noise, and their sum 1C-Sum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pu_kd_pipeline.learning.relatedness.indicators import INDICATORS
 from pu_kd_pipeline.learning.relatedness.probe import RelatednessProbe
 
 N_NOISE_IMAGES = 10_000
-DEFAULT_CLIP = 10.0
+DEFAULT_CLIP = 10.0  # standard deviations of noise
 
 
 @dataclass(frozen=True)
@@ -25,50 +25,66 @@ class NoiseCalibration:
 
     @classmethod
     def of(cls, names: tuple[str, ...], values: Tensor) -> NoiseCalibration:
-        """Return the calibration from what a probe says of noise.
+        """Return the calibration from the indicators of noise images.
 
         Args:
-            names: of the indicators.
+            names: names of the indicators.
             values: (n, len(names)) finite, n > 0.
 
         Raises:
-            ValueError: values of another shape or that are not finite.
+            ValueError: values have another shape or are not finite.
         """
         values = _checked_values(values, names)
         if len(values) == 0:
             raise ValueError(
                 "the calibration needs the indicators of at least one noise image, got none"
             )
-        means, stds = values.mean(dim=0), values.std(dim=0, correction=0)
+        means = values.mean(dim=0)
+        # The noise images are the whole reference, and one image is allowed: hence no n - 1.
+        stds = values.std(dim=0, correction=0)
         return cls(names, tuple(means.tolist()), tuple(stds.tolist()))
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return {name: {"mean": ..., "std": ...}}, plain floats in the order of the names."""
-        rows = zip(self.names, self.means, self.stds, strict=True)
-        return {name: {"mean": mean, "std": std} for name, mean, std in rows}
+        content = {}
+        for name, mean, std in zip(self.names, self.means, self.stds, strict=True):
+            content[name] = {"mean": mean, "std": std}
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Mapping[str, float]]) -> NoiseCalibration:
-        """Return the calibration that `to_dict` wrote, whatever order its names have come back in.
+        """Return the calibration that `to_dict` wrote; the order of the names does not matter.
 
         Raises:
-            ValueError: a name that is no indicator.
+            ValueError: a name is not an indicator.
         """
-        if unknown := sorted(set(content) - set(INDICATORS)):
+        unknown = sorted(set(content) - set(INDICATORS))
+        if unknown:
             raise ValueError(
-                f"the calibration holds {', '.join(unknown)}; the indicators are {', '.join(INDICATORS)}"
+                f"the calibration holds {', '.join(unknown)}; "
+                f"the indicators are {', '.join(INDICATORS)}"
             )
+        # JSON writers may sort keys, but columns are matched by position: restore the order.
         names = tuple(name for name in INDICATORS if name in content)
-        return cls(
-            names, *(tuple(float(content[name][key]) for name in names) for key in ("mean", "std"))
-        )
+        means = tuple(float(content[name]["mean"]) for name in names)
+        stds = tuple(float(content[name]["std"]) for name in names)
+        return cls(names, means, stds)
 
 
 def uniform_noise(n: int, image_shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """Return (n, C, H, W) uint8 images of independent, uniform pixels, on the generator's device."""
-    shape = (n, *image_shape)
+    """Return (n, C, H, W) uint8 images of independent, uniform pixels, on the generator's device.
+
+    Args:
+        n: number of images.
+        image_shape: (C, H, W).
+        generator: source of the pixels.
+    """
     return torch.randint(
-        256, shape, dtype=torch.uint8, generator=generator, device=generator.device
+        256,
+        (n, *image_shape),
+        dtype=torch.uint8,
+        generator=generator,
+        device=generator.device,
     )
 
 
@@ -80,73 +96,85 @@ def calibrate_on_noise(
     n_images: int = N_NOISE_IMAGES,
     batch_size: int = 256,
 ) -> NoiseCalibration:
-    """Return the calibration of a probe on uniform noise, which is made batch by batch.
+    """Return the calibration of a probe on uniform noise, which is generated batch by batch.
 
     Args:
-        probe: what is calibrated.
-        normalize: maps (n, C, H, W) uint8 images on the generator's device to the network's float32 input.
+        probe: the probe to calibrate.
+        normalize: maps (n, C, H, W) uint8 images on the generator's device to the network's float32
+            input.
         generator: fixes the noise.
-        n_images: how many, at least 1; 10,000 in the paper.
+        n_images: number of noise images, at least 1; 10,000 in the paper.
         batch_size: at least 1.
 
     Raises:
-        ValueError: a number below 1, or an indicator that is not finite.
+        ValueError: a number is below 1, or an indicator is not finite.
     """
     if n_images < 1 or batch_size < 1:
         raise ValueError(
             f"n_images and batch_size must be at least 1, got {n_images!r} and {batch_size!r}"
         )
-    sizes = [min(batch_size, n_images - start) for start in range(0, n_images, batch_size)]
-    values = [probe(normalize(uniform_noise(size, probe.image_shape, generator))) for size in sizes]
+    # Batch by batch, so that the noise never needs more memory than one batch.
+    values = []
+    for start in range(0, n_images, batch_size):
+        n_in_batch = min(batch_size, n_images - start)
+        images = uniform_noise(n_in_batch, probe.image_shape, generator)
+        values.append(probe(normalize(images)))
     return NoiseCalibration.of(probe.names, torch.cat(values))
 
 
 def one_class_sum(
     values: Tensor, calibration: NoiseCalibration, *, clip: float = DEFAULT_CLIP
 ) -> Tensor:
-    """Return 1C-Sum, the sum of the indicators in standard deviations of noise from its mean, each clipped to +-clip.
+    """Return 1C-Sum, the sum of the indicators' z-scores relative to noise, each clipped to +-clip.
 
-    Noise sums to about 0. Relatedness is in the order within a pool, not in the sign: a network may be sure of noise
-    and less so of its own images. Where noise has no spread (a saturated dss_ext), an indicator counts 0 at the noise's
-    value and, by the limit, +-clip elsewhere: the spread is never less than float32 can resolve at the mean. The
-    released code does not clip, which is `clip=math.inf`: one that hardly varies over noise then decides alone.
+    Noise sums to about 0. Only the order within a pool measures relatedness, not the sign: a
+    network can be surer of noise than of its own images. The released code does not clip, which is
+    `clip=math.inf`: an indicator that hardly varies over noise then decides alone.
 
     Args:
         values: (N, n) finite indicators, columns as in `calibration.names`.
-        calibration: of the same probe.
-        clip: > 0; what is at the clip is not told apart.
+        calibration: calibration of the same probe.
+        clip: > 0; values beyond the clip are not distinguished.
 
     Returns:
         (N,) float64 on the CPU, in [-n clip, n clip], higher is less related.
 
     Raises:
-        ValueError: values of another shape or that are not finite, or clip is not positive.
+        ValueError: values have another shape or are not finite, or clip is not positive.
     """
     if not clip > 0.0:
         raise ValueError(f"clip must be positive, got {clip!r}")
     values = _checked_values(values, calibration.names)
-    means, stds = (
-        torch.tensor(part, dtype=torch.float64) for part in (calibration.means, calibration.stds)
-    )
+    means = torch.tensor(calibration.means, dtype=torch.float64)
+    stds = torch.tensor(calibration.stds, dtype=torch.float64)
+    # Where noise has no spread (a saturated dss_ext), an indicator counts 0 at the noise's value
+    # and, by the limit, +-clip elsewhere: the spread is at least what float32 resolves at the mean.
     resolution = torch.finfo(torch.float32).eps * means.abs()
-    spread = torch.maximum(stds, resolution.clamp(min=torch.finfo(torch.float32).tiny))
-    return ((values - means) / spread).clamp(-clip, clip).sum(dim=1)
+    smallest_spread = resolution.clamp(min=torch.finfo(torch.float32).tiny)
+    spread = torch.maximum(stds, smallest_spread)
+    z = (values - means) / spread
+    return z.clamp(-clip, clip).sum(dim=1)
 
 
 def _checked_values(values: Tensor, names: tuple[str, ...]) -> Tensor:
     """Return the values as float64 on the CPU."""
     if values.ndim != 2 or values.shape[1] != len(names):
         raise ValueError(
-            f"values must be (N, {len(names)}), one column for each indicator, got {tuple(values.shape)}"
+            f"values must be (N, {len(names)}), one column for each indicator, "
+            f"got {tuple(values.shape)}"
         )
+    # On the CPU, because not every device has float64.
     values = values.detach().cpu().double()
     is_bad = ~values.isfinite()
     if is_bad.any():
-        columns = ", ".join(
-            name for name, bad in zip(names, is_bad.any(dim=0).tolist(), strict=True) if bad
-        )
+        is_bad_column = is_bad.any(dim=0).tolist()
+        n_bad_images = int(is_bad.any(dim=1).sum())
+        bad_names = []
+        for name, is_bad_name in zip(names, is_bad_column, strict=True):
+            if is_bad_name:
+                bad_names.append(name)
         raise ValueError(
-            f"{columns} of {int(is_bad.any(dim=1).sum())} of {len(values)} images are not finite: "
+            f"{', '.join(bad_names)} of {n_bad_images} of {len(values)} images are not finite: "
             "the network diverged, or these images are corrupt"
         )
     return values

@@ -21,50 +21,55 @@ LATENT_INDICATORS = (
     "ang_plus_plus",
 )
 BATCHNORM_INDICATORS = ("dms", "dms_aos", "dss", "dss_ext")
+# The paper's MP, H, T1000, norm, act, proj, ang, norm+, act+, ang+, ang++, DMS, DMS-AoS, DSS and
+# DSS-ext.
 INDICATORS: tuple[str, ...] = (*LOGIT_INDICATORS, *LATENT_INDICATORS, *BATCHNORM_INDICATORS)
-"""The paper's MP, H, T1000, norm, act, proj, ang, norm+, act+, ang+, ang++, DMS, DMS-AoS, DSS and DSS-ext."""
-
 
 ODIN_TEMPERATURE = 1000.0  # Liang et al. 2018 (arXiv:1706.02690)
 SMALLEST_BATCHNORM_WEIGHT = 1e-4
 CHI_SQUARE_LEVELS = (0.05, 0.95)
-_N_BISECTIONS = 64
+_N_BISECTIONS = 64  # beyond the 53 bits of a float64
 
 
 def logit_indicators(logits: Tensor) -> Tensor:
-    """Return mp, h and t1000: what the logits z alone say.
+    """Return the indicators mp, h and t1000, which read the logits z.
 
-    mp = 1 - max softmax(z) (Hendrycks & Gimpel 2017, arXiv:1610.02136), h the entropy of softmax(z) in nats, and
-    t1000 = 1 - max softmax(z / 1000).
+    mp = 1 - max softmax(z) (Hendrycks & Gimpel 2017, arXiv:1610.02136), h the entropy of softmax(z)
+    in nats, and t1000 = 1 - max softmax(z / 1000).
 
     Args:
         logits: (N, K) any float dtype, K >= 2.
 
     Returns:
-        (N, 3) float32 (float64 for float64 logits), higher is less related: in [0, 1 - 1/K], [0, ln K], [0, 1 - 1/K].
+        (N, 3) float32 (float64 for float64 logits), higher is less related: in [0, 1 - 1/K],
+        [0, ln K], [0, 1 - 1/K].
     """
     logits = _at_least_float32(logits)
     log_probabilities = logits.log_softmax(dim=1)
-    entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1)
-    return torch.stack(
-        [_mass_elsewhere(logits), entropy, _mass_elsewhere(logits / ODIN_TEMPERATURE)], dim=1
-    )
+    mp = _mass_outside_maximum(logits)
+    probabilities = log_probabilities.exp()
+    h = -(probabilities * log_probabilities).sum(dim=1)
+    t1000 = _mass_outside_maximum(logits / ODIN_TEMPERATURE)
+    return torch.stack([mp, h, t1000], dim=1)
 
 
-def _mass_elsewhere(logits: Tensor) -> Tensor:
-    """Return 1 - max softmax(z) as the sum of the others, which keeps the digits that 1 - 0.9999999 has not."""
+def _mass_outside_maximum(logits: Tensor) -> Tensor:
+    """Return 1 - max softmax(z)."""
     largest, classes = logits.max(dim=1, keepdim=True)
-    others = (logits - largest).exp().scatter(1, classes, 0.0).sum(dim=1)
+    # As the sum of the others, which keeps the digits that 1 - 0.9999999 loses.
+    powers = (logits - largest).exp()
+    others = powers.scatter(1, classes, 0.0).sum(dim=1)
     return others / (1.0 + others)
 
 
 def latent_indicators(latents: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
-    """Return the indicators of the last linear layer's input u beside its row W_c of the predicted class c.
+    """Return the indicators that compare the input u of the last linear layer with its row W_c.
 
-    norm = -||u||, act = -<u, W_c>, proj = -<u, W_c> / ||W_c||, ang = 1 - cos(u, W_c). With u+ = u where W_c > 0 and 0
-    elsewhere, and W+ = max(W_c, 0): norm_plus = -||u+||, act_plus = -<u+, W+>, ang_plus_plus = 1 - cos(u+, W+), and
-    ang_plus = 1 - (1 - ang) act_plus / act, which is 1 - <u+, W+> / (||u|| ||W_c||) and computed so.
-    A vector of length 0 has cosine 0 with every other.
+    c is the predicted class. norm = -||u||, act = -<u, W_c>, proj = -<u, W_c> / ||W_c||,
+    ang = 1 - cos(u, W_c). With u+ = u where W_c > 0 and 0 elsewhere, and W+ = max(W_c, 0):
+    norm_plus = -||u+||, act_plus = -<u+, W+>, ang_plus_plus = 1 - cos(u+, W+), and
+    ang_plus = 1 - (1 - ang) act_plus / act, which is 1 - <u+, W+> / (||u|| ||W_c||) and computed
+    so. A vector of length 0 has cosine 0 with every other.
 
     Args:
         latents: u, (N, D) any float dtype.
@@ -72,97 +77,120 @@ def latent_indicators(latents: Tensor, weight: Tensor, classes: Tensor) -> Tenso
         classes: c, (N,) int64 in 0..K-1.
 
     Returns:
-        (N, 8) float32 (float64 for float64 latents) in the order of `LATENT_INDICATORS`, higher is less related; the
-        three angles are in [0, 2].
+        (N, 8) float32 (float64 for float64 latents) in the order of `LATENT_INDICATORS`, higher is
+        less related; the three angles are in [0, 2].
     """
     u = _at_least_float32(latents)
-    rows = weight.to(u.dtype)[classes]
-    u_plus, rows_plus = u * (rows > 0), rows.clamp(min=0.0)
-    length, row_length, length_plus, row_length_plus = (
-        v.norm(dim=1) for v in (u, rows, u_plus, rows_plus)
-    )
-    activation, activation_plus = (u * rows).sum(dim=1), (u_plus * rows_plus).sum(dim=1)
-    columns = (
-        -length,
-        -activation,
-        -_ratio(activation, row_length),
-        1.0 - _ratio(activation, length * row_length).clamp(-1.0, 1.0),
-        -length_plus,
-        -activation_plus,
-        1.0 - _ratio(activation_plus, length * row_length).clamp(-1.0, 1.0),
-        1.0 - _ratio(activation_plus, length_plus * row_length_plus).clamp(-1.0, 1.0),
-    )
-    return torch.stack(columns, dim=1)
+    w = weight.to(u.dtype)[classes]
+    u_plus = u * (w > 0)
+    w_plus = w.clamp(min=0.0)
+    u_norm = u.norm(dim=1)
+    w_norm = w.norm(dim=1)
+    u_plus_norm = u_plus.norm(dim=1)
+    w_plus_norm = w_plus.norm(dim=1)
+    activation = (u * w).sum(dim=1)
+    activation_plus = (u_plus * w_plus).sum(dim=1)
+
+    # Every sign is flipped, or the cosine taken from 1, so that higher always is less related.
+    columns = {
+        "norm": -u_norm,
+        "act": -activation,
+        "proj": -_ratio(activation, w_norm),
+        "ang": _one_minus_cosine(activation, u_norm * w_norm),
+        "norm_plus": -u_plus_norm,
+        "act_plus": -activation_plus,
+        "ang_plus": _one_minus_cosine(activation_plus, u_norm * w_norm),
+        "ang_plus_plus": _one_minus_cosine(activation_plus, u_plus_norm * w_plus_norm),
+    }
+    return torch.stack([columns[name] for name in LATENT_INDICATORS], dim=1)
+
+
+def _one_minus_cosine(product: Tensor, norms: Tensor) -> Tensor:
+    # Rounding can put a cosine slightly outside [-1, 1].
+    return 1.0 - _ratio(product, norms).clamp(-1.0, 1.0)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, and 0 for 0 / 0."""
-    return numerator / denominator.clamp(min=torch.finfo(denominator.dtype).tiny)
+    tiny = torch.finfo(denominator.dtype).tiny
+    return numerator / denominator.clamp(min=tiny)
 
 
 def batchnorm_sums(layer: _BatchNorm, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the four BatchNorm indicators of a layer, summed over its channels, and how many channels that are.
+    """Return the four BatchNorm indicators summed over a layer's channels, and the channel counts.
 
-    With a = (x - running_mean) / sqrt(running_var + eps) the normalized output before the affine map, m and std its
-    mean and standard deviation over the n positions of a channel: dms sums m^2, dms_aos the mean of a^2 (the average
-    of squares in place of the square of the average), dss (std - 1)^2, and dss_ext counts the channels whose
-    (n - 1) std^2 is outside the 5 to 95 % range of the chi-square distribution with n - 1 degrees of freedom. Over
-    several layers, an indicator is the sum of the sums by the sum of the numbers: the mean over all channels.
+    With a = (x - running_mean) / sqrt(running_var + eps) the normalized output before the affine
+    map, m and std its mean and standard deviation over the n positions of a channel: dms sums m^2,
+    dms_aos the mean of a^2 (the average of squares in place of the square of the average), dss
+    (std - 1)^2, and dss_ext counts the channels whose (n - 1) std^2 is outside the 5 to 95 % range
+    of the chi-square distribution with n - 1 degrees of freedom. Over several layers, an indicator
+    is the sum of the sums divided by the sum of the counts: the mean over all channels.
 
-    Channels with |weight| < 1e-4 are left out. A map of one position, as behind a linear layer, has no std: its
-    channels count in dms and dms_aos (where both are a^2), not in dss and dss_ext.
+    Channels with |weight| < 1e-4 are left out. A map of one position, as after a linear layer, has
+    no std: its channels count in dms and dms_aos (where both are a^2), not in dss and dss_ext.
 
     Args:
-        layer: with running statistics.
-        inputs: x, (N, C, ...) or (N, C) any float dtype, what the layer normalizes.
+        layer: a BatchNorm with running statistics.
+        inputs: x, (N, C, ...) or (N, C) any float dtype, the layer's input.
 
     Returns:
-        (4, N) float32 (float64 for float64 inputs) sums and (4,) int64 numbers of channels, in the order of
-        `BATCHNORM_INDICATORS`.
+        (4, N) float32 (float64 for float64 inputs) sums and (4,) int64 channel counts, in the order
+        of `BATCHNORM_INDICATORS`.
     """
     assert layer.running_mean is not None
     assert layer.running_var is not None
-    x = _at_least_float32(inputs)
-    x = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
+    # (N, C, positions); (N, C) inputs have one position.
+    x = _at_least_float32(inputs).unsqueeze(2).flatten(2)
     n = x.shape[2]
-    freedom = max(n - 1, 1)  # one position has none, and is not counted
+    freedom = max(n - 1, 1)  # one position has none, and is not counted below
     average = x.mean(dim=2)
-    # Two passes, since E[x^2] - E[x]^2 cancels; torch.var_mean needs one, but 25 times as long on a CPU.
+    # Two passes, since E[x^2] - E[x]^2 cancels; torch.var_mean needs one pass, but takes 25 times
+    # as long on a CPU.
     scatter = (x - average.unsqueeze(2)).square_().sum(dim=2)
     variance = layer.running_var.to(x.dtype) + layer.eps
-    m_squared = (average - layer.running_mean.to(x.dtype)).square() / variance
-    scatter = scatter / variance
+    shift = average - layer.running_mean.to(x.dtype)
+    m_squared = shift.square() / variance
+    scatter = scatter / variance  # of a: n times its variance over the positions
+    std = (scatter / freedom).sqrt()
     low, high = chi_square_range(freedom)
-    terms = (
-        m_squared,
-        m_squared + scatter / n,
-        ((scatter / freedom).sqrt() - 1.0).square(),
-        ((scatter < low) | (scatter > high)).to(x.dtype),
-    )
-    kept = torch.ones_like(average[0], dtype=torch.bool)
+    is_outside_range = (scatter < low) | (scatter > high)
+
+    dms = m_squared
+    dms_aos = m_squared + scatter / n
+    dss = (std - 1.0).square()
+    dss_ext = is_outside_range.to(x.dtype)
+
+    # With a weight near 0 the layer ignores the channel, whose statistics then mean nothing.
+    is_counted = torch.ones_like(average[0], dtype=torch.bool)
     if layer.weight is not None:
-        kept = layer.weight.abs() >= SMALLEST_BATCHNORM_WEIGHT
-    counted = torch.stack([kept, kept, kept & (n > 1), kept & (n > 1)])
-    return torch.stack(terms).masked_fill(~counted.unsqueeze(1), 0.0).sum(dim=2), counted.sum(dim=1)
+        is_counted = layer.weight.abs() >= SMALLEST_BATCHNORM_WEIGHT
+    has_std = is_counted & (n > 1)
+    masks = torch.stack([is_counted, is_counted, has_std, has_std])
+    terms = torch.stack([dms, dms_aos, dss, dss_ext])
+    sums = terms.masked_fill(~masks.unsqueeze(1), 0.0).sum(dim=2)
+    return sums, masks.sum(dim=1)
 
 
 @cache
 def chi_square_range(degrees_of_freedom: int) -> tuple[float, float]:
-    """Return the 5 % and 95 % quantiles of the chi-square distribution with k >= 1 degrees of freedom.
+    """Return the 5 % and 95 % quantiles of the chi-square distribution with k degrees of freedom.
 
-    By bisection of its distribution function P(k/2, x/2), the regularized lower incomplete gamma function.
+    Args:
+        degrees_of_freedom: k >= 1.
     """
+    # Bisection of the distribution function P(k/2, x/2), the regularized lower incomplete gamma
+    # function.
     levels = torch.tensor(CHI_SQUARE_LEVELS, dtype=torch.float64, device="cpu")
     shape = torch.full_like(levels, degrees_of_freedom / 2.0)
-    low = torch.zeros_like(levels)
     # Laurent & Massart 2000, lemma 1: P(x > k + 2 sqrt(3 k) + 6) <= exp(-3) < 0.05
-    high = torch.full_like(
-        levels, degrees_of_freedom + 2.0 * math.sqrt(3.0 * degrees_of_freedom) + 6.0
-    )
+    upper_bound = degrees_of_freedom + 2.0 * math.sqrt(3.0 * degrees_of_freedom) + 6.0
+    low = torch.zeros_like(levels)
+    high = torch.full_like(levels, upper_bound)
     for _ in range(_N_BISECTIONS):
         middle = (low + high) / 2.0
         is_below = torch.special.gammainc(shape, middle / 2.0) < levels
-        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+        low = torch.where(is_below, middle, low)
+        high = torch.where(is_below, high, middle)
     lower, upper = low.tolist()
     return lower, upper
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,112 +19,147 @@ from pu_kd_pipeline.learning.relatedness.indicators import (
 )
 
 
-class RelatednessProbe:
-    """A classifier that tells of a batch of images, in one forward pass, every indicator that applies to it.
+class _ForwardPass(NamedTuple):
+    """What one forward pass gives to the indicators."""
 
-    Those of the logits always apply. Those of the last linear layer do where its output is the logits (SqueezeNet ends
-    in a convolution). Those of BatchNorm read every call of a layer that has running statistics and sees one map an
-    image (not one a token). `names` says which apply, in the order of `INDICATORS`.
+    logits: Tensor
+    latents: list[Tensor]
+    """One (N, D) input per call of the last linear layer; empty where the network has none."""
+    batchnorm_sums: Tensor
+    """(4, N), as `batchnorm_sums` returns them, over all layers."""
+    n_channels: Tensor
+    """(4,) int64, as `batchnorm_sums` returns them, over all layers."""
+
+
+class RelatednessProbe:
+    """Computes all applicable indicators of a batch of images in one forward pass of a classifier.
+
+    The indicators of the logits always apply. Those of the last linear layer apply where its output
+    is the logits (SqueezeNet ends in a convolution). Those of BatchNorm read every call of a layer
+    that has running statistics and sees one map per image (not one per token).
 
     Args:
-        network: maps (N, C, H, W) images to (N, K) logits, in eval mode; shared, and hooked only during a call.
+        network: maps (N, C, H, W) images to (N, K) logits, in eval mode; shared, and hooked only
+            during a call.
         image_shape: (C, H, W), needed to see which indicators apply.
 
+    Attributes:
+        names: the indicators that apply, in the order of `INDICATORS`.
+
     Raises:
-        ValueError: the network is in training mode, or returns no (N, K) logits with K >= 2.
+        ValueError: the network is in training mode, or does not return (N, K) logits with K >= 2.
     """
 
     names: tuple[str, ...]
 
     def __init__(self, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
-        self.network, self.image_shape = network, image_shape
+        self.network = network
+        self.image_shape = image_shape
         self._check_mode()
-        modules = list(network.modules())
-        self._batchnorms = [
-            m for m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None
-        ]
-        images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(
-            next(network.parameters())
-        )
-        self._head = _last_linear(network, images)
-        _, _, _, n_channels = self._forward(images)
-        self._n_batchnorm = int(
-            (n_channels > 0).sum()
-        )  # of the indicators: none, the first two, or all
-        latent = LATENT_INDICATORS if self._head is not None else ()
-        self.names = (*LOGIT_INDICATORS, *latent, *BATCHNORM_INDICATORS[: self._n_batchnorm])
+        self._batchnorms: list[_BatchNorm] = []
+        for module in network.modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                self._batchnorms.append(module)
+        # Random instead of constant images, so that no two layers happen to give equal outputs.
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, *image_shape, generator=generator)
+        images = images.to(next(network.parameters()))
+        self._head = _layer_of_the_logits(network, images)
+        n_channels = self._forward(images).n_channels
+        # None of the BatchNorm indicators applies, or the first two (maps of one position), or all.
+        self._n_batchnorm = int((n_channels > 0).sum())
+        names = list(LOGIT_INDICATORS)
+        if self._head is not None:
+            names += LATENT_INDICATORS
+        names += BATCHNORM_INDICATORS[: self._n_batchnorm]
+        self.names = tuple(names)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Map (N, C, H, W) float32 normalized images to (N, len(names)) float32 indicators, higher is less related.
+        """Map (N, C, H, W) float32 normalized images to (N, len(names)) float32 indicators.
+
+        Higher is less related.
 
         Raises:
-            ValueError: the images have another shape than the probe was made for, or the network is in training mode.
+            ValueError: the images differ in shape from `image_shape`, or the network is in training
+                mode.
         """
         self._check_mode()
         if images.ndim != 4 or tuple(images.shape[1:]) != tuple(self.image_shape):
-            raise ValueError(
-                f"images must be (N, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}"
-            )
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"images must be (N, {expected}), got {tuple(images.shape)}")
         logits, latents, sums, n_channels = self._forward(images)
         parts = [logit_indicators(logits)]
         if self._head is not None:
-            parts.append(
-                latent_indicators(latents[-1], self._head.weight.detach(), logits.argmax(dim=1))
-            )
-        parts.append((sums / n_channels.unsqueeze(1))[: self._n_batchnorm].T)
+            weight = self._head.weight.detach()
+            parts.append(latent_indicators(latents[-1], weight, logits.argmax(dim=1)))
+        batchnorm_indicators = sums / n_channels.unsqueeze(1)
+        parts.append(batchnorm_indicators[: self._n_batchnorm].T)
         return torch.cat([part.float() for part in parts], dim=1)
 
-    def _forward(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-        """Return the logits, the last linear layer's inputs, and of all BatchNorms what `batchnorm_sums` returns."""
+    def _forward(self, images: Tensor) -> _ForwardPass:
+        n_indicators = len(BATCHNORM_INDICATORS)
         latents: list[Tensor] = []
-        sums = torch.zeros(len(BATCHNORM_INDICATORS), len(images), device=images.device)
-        n_channels = torch.zeros(len(BATCHNORM_INDICATORS), dtype=torch.int64, device=images.device)
+        sums = torch.zeros(n_indicators, len(images), device=images.device)
+        n_channels = torch.zeros(n_indicators, dtype=torch.int64, device=images.device)
 
-        def read(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def add_batchnorm_sums(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             nonlocal sums, n_channels
             assert isinstance(layer, _BatchNorm)
+            # A layer that sees one map per token gets more rows than there are images.
             if len(inputs[0]) == len(images):
                 layer_sums, layer_channels = batchnorm_sums(layer, inputs[0])
-                sums, n_channels = sums + layer_sums, n_channels + layer_channels
+                sums = sums + layer_sums
+                n_channels = n_channels + layer_channels
+
+        def record_latents(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            latents.append(inputs[0])
 
         with ExitStack() as hooks, torch.no_grad():
             for layer in self._batchnorms:
-                hooks.enter_context(layer.register_forward_pre_hook(read))
+                hooks.enter_context(layer.register_forward_pre_hook(add_batchnorm_sums))
             if self._head is not None:
-                hook = self._head.register_forward_pre_hook(
-                    lambda _layer, inputs: latents.append(inputs[0])
-                )
-                hooks.enter_context(hook)
+                hooks.enter_context(self._head.register_forward_pre_hook(record_latents))
             logits = self.network(images)
-        return logits, latents, sums, n_channels
+        return _ForwardPass(logits, latents, sums, n_channels)
 
     def _check_mode(self) -> None:
         if self.network.training:
             raise ValueError(
-                "the network is in training mode, where BatchNorm follows the batch: call .eval() first"
+                "the network is in training mode, where BatchNorm follows the batch: "
+                "call .eval() first"
             )
 
 
-def _last_linear(network: nn.Module, images: Tensor) -> nn.Linear | None:
-    """Return the linear layer whose output is the logits, or None where another kind of layer makes them."""
+# `penultimate.last_linear` takes the last layer in order of definition, since its callers have no
+# images for a trial pass. Here the indicators would be silently wrong for a layer whose output is
+# not the logits, and a network without such a layer is not an error: hence the trial pass.
+def _layer_of_the_logits(network: nn.Module, images: Tensor) -> nn.Linear | None:
+    """Return the linear layer whose output is the logits, or None where another kind makes them."""
     calls: list[tuple[nn.Linear, Tensor]] = []
+
+    def record_call(layer: nn.Linear, _inputs: object, output: Tensor) -> None:
+        calls.append((layer, output))
+
     with ExitStack() as hooks, torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Linear):
-                hook = module.register_forward_hook(
-                    lambda layer, _inputs, output: calls.append((layer, output))
-                )
-                hooks.enter_context(hook)
+                hooks.enter_context(module.register_forward_hook(record_call))
         logits = network(images)
-    if (
-        not isinstance(logits, Tensor)
-        or logits.ndim != 2
-        or len(logits) != len(images)
-        or logits.shape[1] < 2
-    ):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"the network returns {found} for {len(images)} images; expected (N, K) logits with K >= 2"
-        )
-    makers = [layer for layer, output in calls if torch.equal(output, logits)]
-    return makers[-1] if makers else None
+    _check_logits(logits, len(images))
+    # The last call wins, where a layer is called more than once.
+    for layer, output in reversed(calls):
+        if torch.equal(output, logits):
+            return layer
+    return None
+
+
+def _check_logits(logits: object, n_images: int) -> None:
+    if not isinstance(logits, Tensor):
+        found = type(logits).__name__
+    elif logits.ndim != 2 or len(logits) != n_images or logits.shape[1] < 2:
+        found = str(tuple(logits.shape))
+    else:
+        return
+    raise ValueError(
+        f"the network returns {found} for {n_images} images; expected (N, K) logits with K >= 2"
+    )

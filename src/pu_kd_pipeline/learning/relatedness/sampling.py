@@ -12,20 +12,22 @@ _RESOLUTION = 2**53  # of draws: a float64 in [0, 1] times this is an exact int6
 
 
 def sampling_probabilities(sums: Tensor, *, temperature: float, floor: float) -> Tensor:
-    """Return the probability of each pool image, p = (1 - floor) softmax(-z / temperature) + floor / n.
+    """Return the probability of each pool image, p = (1 - floor) softmax(-z / T) + floor / n.
 
-    z is the z-score of its 1C-Sum over the pool. A pool of equal sums is sampled evenly. Our reconstruction.
+    z is the z-score of its 1C-Sum over the pool. A pool of equal sums is sampled evenly. Our
+    reconstruction.
 
     Args:
         sums: (n,) finite, from `one_class_sum`, n > 0.
-        temperature: > 0; small prefers strongly, large samples evenly.
-        floor: the share of the draws that is even, in [0, 1], so that no image has less than floor / n.
+        temperature: T > 0; small values prefer related images strongly, large ones sample evenly.
+        floor: share of the draws that is uniform, in [0, 1], so that no image has less than
+            floor / n.
 
     Returns:
-        (n,) float64 on the CPU, summing to one, falling with the sum.
+        (n,) float64 on the CPU, summing to one; smaller for larger sums.
 
     Raises:
-        ValueError: no sums or some that are not finite, or a number out of its range.
+        ValueError: sums are empty or not finite, or a number is out of range.
     """
     if sums.ndim != 1 or len(sums) == 0 or not sums.isfinite().all():
         raise ValueError(
@@ -36,18 +38,21 @@ def sampling_probabilities(sums: Tensor, *, temperature: float, floor: float) ->
     if not 0.0 <= floor <= 1.0:
         raise ValueError(f"floor must lie in [0, 1], got {floor!r}")
     sums = sums.detach().cpu().double()
-    above_best = (
-        sums - sums.min()
-    )  # at least 0, so that no exponential overflows, however small the temperature
+    # Counted from the smallest sum instead of the mean, which softmax does not see: at least 0, so
+    # that no exponential overflows, however small the temperature.
+    above_best = sums - sums.min()
     std = above_best.std(correction=0)
-    z = above_best / std if std > 0.0 else torch.zeros_like(sums)
-    return (1.0 - floor) * torch.softmax(-z / temperature, dim=0) + floor / len(sums)
+    z = torch.zeros_like(sums)
+    if std > 0.0:
+        z = above_best / std
+    preferences = torch.softmax(-z / temperature, dim=0)
+    return (1.0 - floor) * preferences + floor / len(sums)
 
 
 def effective_sample_size(probabilities: Tensor) -> float:
-    """Return 1 / sum p^2 (Kish 1965): a pool of so many equally likely images is as wide. From 1 to n.
+    """Return 1 / sum p^2 (Kish 1965), the size of an equally diverse uniform pool, from 1 to n.
 
-    To be watched: the exponential can put most of the draws on few images, whatever the floor.
+    Worth monitoring: the exponential can put most of the draws on few images, whatever the floor.
 
     Args:
         probabilities: (n,) non-negative, summing to one.
@@ -60,35 +65,36 @@ def preferential_batches(
 ) -> Iterator[Tensor]:
     """Return an endless iterator of index batches, drawn with replacement.
 
-    By the inverse of the distribution function, in integers: torch.multinomial takes 2^24 images at most, and not
-    every device has float64.
-
     Args:
-        probabilities: (n,) finite, non-negative, with a positive sum; n > 0. They need not sum to one.
+        probabilities: (n,) finite, non-negative, with a positive sum; n > 0. They need not sum to
+            one.
         batch_size: at least 1.
         generator: fixes the draws; batches are (batch_size,) int64 on its device.
 
     Raises:
-        ValueError: probabilities or a batch size that cannot be.
+        ValueError: unusable probabilities or batch size.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
     cumulative = probabilities.detach().cpu().double().cumsum(dim=0)
-    is_usable = (
-        probabilities.ndim == 1 and len(probabilities) > 0 and bool((probabilities >= 0).all())
-    )
+    is_vector = probabilities.ndim == 1 and len(probabilities) > 0
+    is_usable = is_vector and bool((probabilities >= 0).all())
     if not is_usable or not 0.0 < float(cumulative[-1]) < math.inf:
         raise ValueError(
-            "probabilities must be a non-empty vector of finite values, none negative and not all 0, "
-            f"got shape {tuple(probabilities.shape)}"
+            "probabilities must be a non-empty vector of finite values, none negative and not all "
+            f"0, got shape {tuple(probabilities.shape)}"
         )
-    ends = (cumulative / cumulative[-1] * _RESOLUTION).long().to(generator.device)
+    # By the inverse of the distribution function, in integers: torch.multinomial takes 2^24 images
+    # at most, and not every device has float64.
+    distribution_function = cumulative / cumulative[-1]
+    ends = (distribution_function * _RESOLUTION).long()
+    return _endless_batches(ends.to(generator.device), batch_size, generator)
 
-    def batches() -> Iterator[Tensor]:
-        while True:
-            draws = torch.randint(
-                _RESOLUTION, (batch_size,), generator=generator, device=generator.device
-            )
-            yield torch.searchsorted(ends, draws, right=True)
 
-    return batches()
+def _endless_batches(ends: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    # A generator of its own, so that `preferential_batches` checks its arguments when it is called.
+    while True:
+        draws = torch.randint(
+            _RESOLUTION, (batch_size,), generator=generator, device=generator.device
+        )
+        yield torch.searchsorted(ends, draws, right=True)

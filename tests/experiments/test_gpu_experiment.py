@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 # As on a machine where neither is installed: a module that is None in sys.modules cannot be imported.
 WITHOUT = """
 import sys
@@ -18,7 +18,7 @@ for name in ("kedro", "kedro_datasets", "mlflow"):
     sys.modules[name] = None
 import torch
 torch.set_num_threads(1)
-from benchmarks.gpu_experiment import main
+from experiments.gpu_experiment import main
 sys.exit(main(sys.argv[1:]))
 """
 TINY = [

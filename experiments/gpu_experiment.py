@@ -1,6 +1,6 @@
 """An environment's comparison without Kedro and MLflow, in pieces of some minutes that go on where the last one ended.
 
-    python -m benchmarks.gpu_experiment --env cifar10_tiny --images FOLDER --work FOLDER [--minutes 9] [--set KEY=VALUE]
+    python -m experiments.gpu_experiment --env cifar10_tiny --images FOLDER --work FOLDER [--minutes 9] [--set KEY=VALUE]
 
 Ends with code 0 when everything is done and with 75 when it has to be called again. It needs torch, torchvision and the
 other packages of `pyproject.toml` but for Kedro and MLflow. FOLDER of images holds the files that the environment names
@@ -27,7 +27,7 @@ from pu_kd_pipeline.comparison.cells import comparison_shards
 from pu_kd_pipeline.comparison.figure import plot_comparison
 from pu_kd_pipeline.comparison.grid import Blocks
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
-from pu_kd_pipeline.comparison.tables import comparison_page
+from pu_kd_pipeline.comparison.page import comparison_page
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import feature_shards
 from pu_kd_pipeline.images.duplicates import excluded_images, find_duplicates
@@ -202,7 +202,7 @@ def _given(settings: list[str]) -> dict[str, Any]:
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_experiment", description=__doc__.splitlines()[0]
+        prog="python -m experiments.gpu_experiment", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--env", default="cifar10_tiny", help="folder of conf/")
     parser.add_argument(
