@@ -53,6 +53,7 @@ def test_clipped_weights_are_marked_and_counted(n_classes: int, n_clipped: int, 
 
 def test_classes_without_mass_are_counted() -> None:
     class_weights = weights(10)
+    # Without mass there is no ratio to the largest class.
     class_weights.loc[0, "teacher_mass"] = 0.0
     assert "1 of 10 classes nowhere" in words(plot_class_weights(class_weights))
 

@@ -19,5 +19,6 @@ def test_a_figure_without_a_caption_is_refused(caption: str) -> None:
 
 
 def test_figures_have_different_names() -> None:
+    # A second figure of one name would overwrite the first in the outputs of the node.
     names = [figure.name for figure in REPORT_FIGURES]
     assert len(set(names)) == len(names)

@@ -18,6 +18,7 @@ def test_the_first_sentence_compares_student_and_teacher() -> None:
 
 def test_equal_models_are_reported_as_equal() -> None:
     metrics = metrics_of()
+    # Not "0.0 points below", and not "1.0 times fewer".
     metrics["student"] = metrics["teacher"]
     sentence = findings(metrics)[0]
     assert "98.0 % of the test images correctly, as many as its teacher (98.0 %)" in sentence
@@ -47,9 +48,11 @@ def test_a_run_without_a_random_student_states_no_gain() -> None:
 
 
 def test_the_gain_is_compared_with_chance() -> None:
+    # The same gain on few and on many test images.
     small_test_set = findings(metrics_of(gain=0.02, n_test=100))[2]
     assert "no more than chance explains" in small_test_set
     # 1.96 * sqrt((0.95 * 0.05 + 0.93 * 0.07) / 100)
     assert "±6.6 points" in small_test_set
     assert "is more than chance explains" in findings(metrics_of(n_test=100_000))[2]
+    # No gain is not compared with chance, only the width of chance is stated.
     assert "Note that drawing 400 test images" in findings(metrics_of(gain=0.0))[2]

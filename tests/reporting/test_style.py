@@ -37,6 +37,7 @@ def test_long_names_end_in_an_ellipsis() -> None:
 
 
 def test_darker_keeps_the_hue() -> None:
+    # 70 % of each channel, rounded down: 100 -> 70, 10 -> 7.
     assert darker("#640a00") == "#460700"
 
 
@@ -61,6 +62,7 @@ def test_only_wide_ranges_of_positive_values_are_logarithmic(
 def test_a_second_line_of_the_title_makes_the_figure_higher() -> None:
     short = new_figure(2.0)
     set_title(short, "finding", "evidence")
+    # A second line may not come out of the room for the axes.
     long = new_figure(2.0)
     set_title(long, "finding " * 15, "evidence")
     assert short.get_figheight() == 2.0

@@ -12,6 +12,7 @@ from tests.reporting.toy_run import metrics_of, model
 
 def test_models_without_a_title_follow_under_their_key() -> None:
     metrics = {"pruned_student": model(0.9)}
+    # It comes first in the metrics and last in the table.
     metrics.update(metrics_of(gain=0.02))
     header, accuracy, *_ = model_rows(metrics)
     assert header == ["", "teacher", "student", "student of random images", "pruned student"]
@@ -40,6 +41,7 @@ def test_metrics_without_models_have_a_table_without_rows() -> None:
     [
         ("parameters", 999, "999"),
         ("parameters", 25_600_000, "25.6 M"),
+        # The largest unit has no upper end.
         ("parameters", 1_234_000_000_000, "1,234 G"),
         ("size_bytes", 4_000, "4 kB"),
         ("latency_ms", 1_500.0, "1,500 ms"),

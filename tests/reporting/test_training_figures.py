@@ -47,6 +47,7 @@ def test_distillation_history_falls_back_to_the_training_images(
     random_history: pd.DataFrame | None,
 ) -> None:
     student = history(5, training_agreement=0.7)
+    # A stage without a random student saves an empty history.
     text = words(plot_distillation_history(student, random_history))
     assert "agree on 70.0 % of the training images" in text
     assert "random" not in text

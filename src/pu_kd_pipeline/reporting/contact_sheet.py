@@ -180,7 +180,7 @@ def _lowest(rows: np.ndarray, scores: np.ndarray, n: int) -> np.ndarray:
 
 def _first(rows: np.ndarray, keys: np.ndarray, n: int) -> np.ndarray:
     """Return the n rows with the smallest keys, smallest first."""
-    # A partition first: sorting a million scores to show twenty takes longer than drawing them.
+    # Partitioned first, so that of a million scores only these n are sorted.
     if len(rows) > n:
         nearest = np.argpartition(keys, n - 1)[:n]
         rows = rows[nearest]
@@ -223,7 +223,7 @@ def _tiles(
 def _truths(index: pd.DataFrame) -> dict[Any, bool | None]:
     """Return whether each image is relevant, by id; None where it is unknown."""
     relevant = index["relevant"]
-    # As objects: pandas would write its own missing value, whose truth is an error, for None.
+    # As objects: pandas' own missing value raises an error where it is used as a condition.
     values = relevant.astype(object).where(relevant.notna(), None)
     return dict(zip(index["id"], values, strict=True))
 
@@ -255,7 +255,7 @@ def _draw_strips(
     headings_in = len(strips) * (_HEADING_IN + _GAP_IN)
     height_in = HEADER_IN + headings_in + n_lines * line_of_images_in
 
-    # Without a layout: the tiles fill the figure, and a layout of so many texts takes seconds.
+    # Without a layout: every tile has its place in inches already.
     figure = new_figure(height_in, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()

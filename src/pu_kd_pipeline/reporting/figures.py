@@ -60,7 +60,7 @@ class ReportFigure:
     """On a dark page the colors of a chart are inverted, those of photos are not."""
 
     def __post_init__(self) -> None:
-        # Checked where the record is written, so that it fails before a run and not at its end.
+        # Checked when the record is made, so that it fails before a run and not at its end.
         if not self.caption.strip():
             raise ValueError(
                 f"figure {self.name!r} has no caption: describe what a reader should see in it"

@@ -236,7 +236,7 @@ def _embedded_figures(figures: Mapping[str, Figure]) -> list[dict[str, str]]:
 def _embedded(record: ReportFigure, figure: Figure) -> dict[str, str]:
     """Return what the template shows of a figure, its pixels as base64."""
     buffer = io.BytesIO()
-    # Without the version of matplotlib, which would make equal runs differ.
+    # Without matplotlib's version in the file, so that equal figures are equal bytes.
     figure.savefig(buffer, format="png", dpi=FIGURE_DPI, metadata={"Software": None})
     return {
         "name": record.name,

@@ -132,7 +132,7 @@ def relevance(pool_scores: pd.DataFrame, pool_images: ImageStore) -> np.ndarray:
     index = pool_images.index
     if not index["relevant"].notna().any():
         return np.full(len(pool_scores), np.nan)
-    # Float64 with a capital letter: the one that has missing values besides NaN.
+    # pandas' nullable Float64: a boolean column with missing values cannot become a float64.
     by_id = index.set_index("id")["relevant"].astype("Float64")
     truth = by_id.reindex(pool_scores["id"])
     return truth.to_numpy(dtype=np.float64, na_value=np.nan)
