@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tests.learning.generators import seeded_generator
+
 
 class LinearScore(nn.Module):
     """A linear score of (N, F) features."""
@@ -38,7 +40,7 @@ def samples(
         distance: distance between their centers; their standard deviation is 1.
         seed: seed of the samples.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     is_positive = torch.rand(n_unlabeled, generator=generator) < class_prior
     center = torch.zeros(n_features)
     center[0] = distance

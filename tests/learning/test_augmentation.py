@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
+from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.augmentation import (
     Normalize,
@@ -15,10 +16,11 @@ from pu_kd_pipeline.learning.augmentation import (
     random_views,
     take_views,
 )
+from tests.learning.generators import seeded_generator
 
 
 def _random_images(*shape, lowest=0):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     return torch.randint(lowest, 256, shape, dtype=torch.uint8, generator=generator)
 
 
@@ -45,8 +47,9 @@ def test_random_views_are_crops_and_mirror_images_and_all_occur(padding, flip):
     # No pixel is 0, so that the padding can be told from the image.
     image = _random_images(3, 5, 6, lowest=1)
     copies = image.expand(2000, -1, -1, -1)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     views = random_views(copies, padding=padding, flip=flip, generator=generator)
+
     assert _distinct(views) == _distinct(_all_views(image, padding, flip))
 
 
@@ -60,6 +63,7 @@ def test_the_numbered_views_are_all_views(padding, flip):
     copies = image.expand(len(numbers), -1, -1, -1)
     views = take_views(copies, numbers, padding=padding, flip=flip)
     expected = _all_views(image, padding, flip)
+
     assert len(views) == len(expected)
     assert _distinct(views) == _distinct(expected)
 
@@ -67,9 +71,10 @@ def test_the_numbered_views_are_all_views(padding, flip):
 @CASES
 def test_all_views_are_drawn_equally_often(padding, flip):
     n = n_views(padding, flip)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     drawn = draw_views(200 * n, padding=padding, flip=flip, generator=generator)
     counts = torch.bincount(drawn, minlength=n)
+
     assert len(counts) == n
     # 200 are expected of each
     assert counts.min() > 100
@@ -81,13 +86,15 @@ def test_all_views_are_drawn_equally_often(padding, flip):
 def test_windows_are_cropped_and_mirrored_as_asked(take, shape):
     n, _, height, width = shape
     padded = functional.pad(_random_images(*shape), (2, 2, 2, 2))
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded_generator(1)
     tops = torch.randint(0, 5, (n,), generator=generator)
     lefts = torch.randint(0, 5, (n,), generator=generator)
     is_flipped = torch.rand(n, generator=generator) < 0.5
 
     views = take(padded, tops, lefts, is_flipped, torch.Size(shape))
+
     assert views.shape == shape
+
     for number in range(n):
         top = tops[number]
         left = lefts[number]
@@ -104,8 +111,9 @@ def test_images_with_a_single_view_are_returned_as_they_are():
 
 def test_images_of_a_batch_get_different_views():
     images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(64, 1, 8, 8)
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded_generator(1)
     views = random_views(images, padding=2, flip=True, generator=generator)
+
     assert len(_distinct(views)) > 20
 
 
@@ -115,7 +123,8 @@ def test_normalization_is_the_definition():
     std = [0.2, 0.3, 0.4]
     centered = images / 255 - torch.tensor(mean).view(1, 3, 1, 1)
     expected = centered / torch.tensor(std).view(1, 3, 1, 1)
-    torch.testing.assert_close(Normalize(mean, std)(images), expected, rtol=1e-5, atol=1e-5)
+
+    assert_close(Normalize(mean, std)(images), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_channels", [1, 3])
@@ -127,6 +136,7 @@ def test_normalization_is_one_multiply_add_to_the_last_bit(n, n_channels):
     scale = (1.0 / (255.0 * std)).view(1, -1, 1, 1)
     shift = (-mean / std).view(1, -1, 1, 1)
     normalized = Normalize(mean.tolist(), std.tolist())(images)
+
     assert torch.equal(normalized, torch.addcmul(shift, images.to(torch.float32), scale))
 
 
@@ -139,5 +149,6 @@ def test_color_images_come_with_channels_last():
     images = _random_images(2, 3, 5, 4)
     normalized = Normalize([0.5] * 3, [0.25] * 3)(images)
     assert normalized.stride() == (60, 1, 12, 3)
+
     expected = (images / 255 - 0.5) / 0.25
-    torch.testing.assert_close(normalized, expected, rtol=1e-5, atol=1e-5)
+    assert_close(normalized, expected, rtol=1e-5, atol=1e-5)

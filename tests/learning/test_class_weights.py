@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.class_weights import class_weights, teacher_class_mass, weight_vectors
+from tests.learning.generators import seeded_generator
 
 NO_CLIP = (0.0, float("inf"))
 
@@ -26,7 +28,7 @@ masses = st.lists(st.floats(0.01, 1e4), min_size=2, max_size=12).map(as_vector)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return seeded_generator(seed)
 
 
 # --- the mass of the classes
@@ -53,6 +55,7 @@ def test_mass_adds_up_over_shards() -> None:
     logits = torch.randn(30, 4, generator=seeded())
     # Of unequal size, as the last shard of a store is.
     of_shards = teacher_class_mass(logits[:11]) + teacher_class_mass(logits[11:])
+
     assert_close(teacher_class_mass(logits), of_shards)
 
 
@@ -70,6 +73,7 @@ def test_unclipped_weights_are_equation_7(mass: Tensor) -> None:
     inverse = [1 / y for y in mass.tolist()]
     expected = as_vector([len(mass) * value / sum(inverse) for value in inverse])
     result = class_weights(mass, clip=NO_CLIP)
+
     assert_close(result.weights, expected)
     assert_close(result.raw, expected)
     assert not result.is_clipped.any()
@@ -80,11 +84,14 @@ def test_unclipped_weights_are_equation_7(mass: Tensor) -> None:
 def test_weights_sum_to_k_and_favor_rare_classes_within_the_clip(mass: Tensor) -> None:
     result = class_weights(mass)
     assert result.weights.sum().item() == pytest.approx(len(mass))
+
     from_rare_to_frequent = result.weights[mass.argsort()]
     assert (from_rare_to_frequent.diff() <= 1e-12).all()
+
     # The default clip is 0.1 to 10.
     largest_ratio = result.weights.max() / result.weights.min()
     assert largest_ratio <= 100 * (1 + 1e-9)
+
     is_outside = (result.raw < 0.1) | (result.raw > 10)
     assert torch.equal(result.is_clipped, is_outside)
 
@@ -110,6 +117,7 @@ def test_an_absent_class_is_the_limit_of_a_vanishing_one_and_is_reported_as_clip
     absent = class_weights(as_vector([0.0, *present]))
     # So small that all other weights are clipped as well.
     vanishing = class_weights(as_vector([1e-12, *present]))
+
     assert_close(absent.weights, vanishing.weights)
     assert absent.raw.tolist() == [22.0] + [0.0] * 21
     assert absent.is_clipped.all()
@@ -141,6 +149,7 @@ def test_projected_vectors_sum_to_k_within_epsilon_and_are_not_negative(
     vectors = weight_vectors(
         weights, n=8, epsilon=epsilon, mode="projected", generator=seeded(seed)
     )
+
     assert vectors.shape == (9, len(mass))
     assert torch.equal(vectors[0], weights)
     assert vectors.sum(dim=1).tolist() == pytest.approx([len(mass)] * 9)
@@ -177,13 +186,14 @@ def test_projection_equals_a_slow_solver(epsilon: float) -> None:
     for vector, u in zip(vectors[1:], noise, strict=True):
         point = weights + epsilon * u
         expected = slow_projection(point.numpy(), weights.numpy(), epsilon)
-        np.testing.assert_allclose(vector.numpy(), expected, atol=2e-6)
+        assert_allclose(vector.numpy(), expected, atol=2e-6)
 
 
 def test_projected_vectors_go_both_ways_and_keep_the_dtype() -> None:
     weights = torch.ones(10)
     vectors = weight_vectors(weights, n=20, epsilon=0.1, mode="projected", generator=seeded())
     assert vectors.dtype == torch.float32
+
     perturbed = vectors[1:]
     assert (perturbed > weights).any(dim=1).all()
     assert (perturbed < weights).any(dim=1).all()
@@ -195,6 +205,7 @@ def test_released_vectors_only_go_upward() -> None:
     weights = class_weights(torch.tensor([5.0, 1.0, 2.0])).weights
     vectors = weight_vectors(weights, n=50, epsilon=0.1, mode="released", generator=seeded())
     assert torch.equal(vectors[0], weights)
+
     shift = vectors[1:] - weights
     assert (shift >= 0).all()
     assert (shift < 0.1 + 1e-12).all()
@@ -206,6 +217,7 @@ def test_the_same_seed_gives_the_same_vectors() -> None:
     weights = torch.ones(4)
     first = weight_vectors(weights, n=3, epsilon=0.2, mode="projected", generator=seeded(9))
     second = weight_vectors(weights, n=3, epsilon=0.2, mode="projected", generator=seeded(9))
+
     assert torch.equal(first, second)
 
 

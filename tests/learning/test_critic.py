@@ -27,6 +27,7 @@ from pu_kd_pipeline.learning.critic import (
     critic_features,
 )
 from pu_kd_pipeline.learning.losses.critic import CriticMode, pu_critic_risk, student_critic_loss
+from tests.learning.generators import seeded_generator
 
 PRIOR = 0.4
 MODES: tuple[CriticMode, ...] = ("clamp", "ascent", "gan")
@@ -38,7 +39,7 @@ D = 8  # width of the toy features
 
 def maps(seed: int = 0) -> list[Tensor]:
     """Maps of three taps and three images; the last tap has vectors."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     shapes = ((3, 4, 5, 2), (3, 6, 2, 2), (3, 3))
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
@@ -56,6 +57,7 @@ def test_features_equal_the_slow_ones_and_every_tap_has_norm_one() -> None:
     features = critic_features(maps())
     expected = torch.stack([slow_features_of_image(i) for i in range(3)])
     assert_close(features, expected)
+
     norm_of_three_taps = torch.full((3,), math.sqrt(3), dtype=torch.float64)
     assert_close(features.norm(dim=1), norm_of_three_taps)
 
@@ -86,11 +88,14 @@ def test_the_adapter_acts_on_vectors_as_a_pointwise_convolution_on_maps() -> Non
     adapter = FeatureAdapter([4, 6, 3], [4, 5, 2]).double()
     convolution = nn.Conv2d(6, 5, 1).double()
     linear = adapter.layers[1]
+
     assert isinstance(linear, nn.Linear)
+
     convolution.weight.data.copy_(linear.weight.data[..., None, None])
     convolution.bias.data.copy_(linear.bias.data)  # type: ignore[union-attr]
     first, second, third = maps()
     expected = critic_features([first, convolution(second), adapter.layers[2](third)])
+
     assert_close(critic_features([first, second, third], adapter), expected)
 
 
@@ -99,6 +104,7 @@ def test_tokens_and_maps_with_channels_last_are_averaged_over_their_positions() 
     tokens = square.flatten(2).transpose(1, 2)
     channels_last = square.permute(0, 2, 3, 1)
     found = critic_features([tokens, channels_last])
+
     assert_close(found, critic_features([square, square]))
 
 
@@ -111,11 +117,13 @@ def test_the_adapter_leaves_equal_widths_alone() -> None:
 def test_unusable_maps_and_widths_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one tap"):
         critic_features([])
+
     shapes = r"expected \(N, C, H, W\), \(N, T, C\) or \(N, C\)"
     with pytest.raises(ValueError, match=rf"the tap '1' gives \(3,\); {shapes}"):
         critic_features([torch.zeros(3, 4), torch.zeros(3)])
     with pytest.raises(ValueError, match=r"got widths \[4, 6\] and \[4\]"):
         FeatureAdapter([4, 6], [4])
+
     two_taps = FeatureAdapter([4, 6], [4, 6]).double()
     with pytest.raises(ValueError, match="made for 2 taps, got 3"):
         critic_features(maps(), two_taps)
@@ -144,6 +152,7 @@ def test_the_critic_is_lipschitz_with_the_stated_constant() -> None:
     first, second = torch.randn(2, 2000, D)
     score_differences = (critic(first) - critic(second)).abs()
     slopes = score_differences / (first - second).norm(dim=1)
+
     assert slopes.max() <= 5.0 * (1 + 1e-3)
 
 
@@ -151,11 +160,13 @@ def test_features_and_sizes_that_do_not_fit_are_refused() -> None:
     critic = FeatureCritic(D)
     with pytest.raises(ValueError, match=r"reads features \(N, 8\), got \(3, 7\)"):
         critic(torch.zeros(3, 7))
+
     message = "d must be at least 1 and lipschitz positive, got d=0, lipschitz=1"
     with pytest.raises(ValueError, match=message):
         FeatureCritic(0, 1.0)
     with pytest.raises(ValueError, match="lipschitz=0"):
         FeatureCritic(D, 0.0)
+
     training = CriticTraining(critic, "gan")
     with pytest.raises(ValueError, match=r"one width, got \(3, 7\) and \(3, 8\)"):
         training.step(torch.zeros(3, D), torch.zeros(3, 7), PRIOR)
@@ -166,7 +177,7 @@ def test_features_and_sizes_that_do_not_fit_are_refused() -> None:
 
 def toy_batch() -> tuple[Tensor, Tensor]:
     """Features of the teacher and of the student, (16, D) unit vectors."""
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded_generator(5)
     teacher = torch.randn(16, D, generator=generator)
     student = torch.randn(16, D, generator=generator)
     return functional.normalize(teacher, dim=1), functional.normalize(student, dim=1)
@@ -184,11 +195,13 @@ def test_the_students_loss_reaches_its_features_and_never_the_critic() -> None:
     features = student.clone().requires_grad_()
     for _ in range(3):
         student_critic_loss(training.critic(features)).backward()
+
     assert features.grad is not None
     assert (features.grad != 0).any()
     for parameter in training.critic.parameters():
         assert parameter.grad is None
         assert not parameter.requires_grad
+
     # Nor does the power iteration of spectral norm move.
     after = copied_state(training.critic)
     assert_close(after, before, rtol=0, atol=0)
@@ -201,6 +214,7 @@ def test_the_critics_step_reaches_the_critic_and_no_features() -> None:
     student.requires_grad_()
     before = copied_state(training.critic)
     result = training.step(teacher, student, PRIOR)
+
     assert teacher.grad is None
     assert student.grad is None
     for name, value in training.critic.named_parameters():
@@ -224,6 +238,7 @@ def test_the_step_reports_the_metrics_from_before_the_update() -> None:
     risk = pu_critic_risk(teacher_scores, student_scores, PRIOR, "ascent")
     auc = critic_auc(teacher_scores, student_scores)
     result = training.step(teacher, student, PRIOR)
+
     assert_close(result["critic_loss"], risk.value)
     assert_close(result["critic_auc"], auc)
     assert result["clamped_share"] == float(risk.is_clamped)
@@ -241,6 +256,7 @@ def test_the_critics_step_may_come_between_the_students_forward_and_backward_pas
             training.step(teacher, features, PRIOR)
         loss.backward()
         found.append(features.grad)
+
     assert_close(found[0], found[1], rtol=0, atol=0)
 
 
@@ -260,6 +276,7 @@ def test_the_host_reads_no_value_in_a_step_nor_in_the_students_loss(mode: Critic
         training.step(teacher, student, PRIOR)
         student_scores = training.critic(student.requires_grad_())
         student_critic_loss(student_scores).backward()
+
     # The check itself works.
     with pytest.raises(AssertionError), NoReading():  # type: ignore[no-untyped-call]
         bool(teacher.sum() > 0)
@@ -281,6 +298,7 @@ def test_autocast_changes_no_score() -> None:
     expected = critic(critic_features([vectors], adapter))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = critic(critic_features([vectors], adapter))
+
     assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -310,9 +328,12 @@ def test_accuracy_and_auc_equal_the_counts(teacher: list[int], student: list[int
     n_teacher_correct = sum(score > 0 for score in teacher)
     n_student_correct = sum(score <= 0 for score in student)
     accuracy = (n_teacher_correct / len(teacher) + n_student_correct / len(student)) / 2
+
     assert critic_accuracy(teacher_scores, student_scores).item() == pytest.approx(accuracy)
+
     auc = critic_auc(teacher_scores, student_scores).item()
     assert auc == pytest.approx(slow_auc(teacher, student), abs=1e-6)
+
     swapped = critic_auc(student_scores, teacher_scores).item()
     assert auc + swapped == pytest.approx(1.0, abs=1e-6)
 
@@ -350,6 +371,7 @@ def test_only_the_last_quarter_decides_whether_the_critic_collapsed(
     # The same values before the last quarter do not count.
     early_auc = np.append([auc] * 12, healthy[:4])
     early_share = np.append([clamped_share] * 12, healthy[:4])
+
     assert critic_collapse(early_auc, early_share) is None
 
 

@@ -18,6 +18,7 @@ from pu_kd_pipeline.learning.critic import (
     critic_collapse,
 )
 from pu_kd_pipeline.learning.losses.critic import CriticMode, student_critic_loss
+from tests.learning.generators import seeded_generator
 
 MODES: tuple[CriticMode, ...] = ("clamp", "ascent", "gan")
 D = 8  # width of the toy features
@@ -54,7 +55,7 @@ def trained(
     n = 128
     n_alike = round(share * n)
     torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded_generator(1)
     training = CriticTraining(FeatureCritic(D, lipschitz), mode, learning_rate=2e-3)
     records = []
     for _ in range(n_updates):
@@ -72,7 +73,7 @@ def trained(
 
 def mean_scores(training: CriticTraining, shift: float) -> tuple[float, float]:
     """Mean scores of fresh features like the teacher's and of shifted ones."""
-    generator = torch.Generator().manual_seed(2)
+    generator = seeded_generator(2)
     alike = gaussians(2000, 0.0, generator)
     shifted = gaussians(2000, shift, generator)
     with torch.no_grad():
@@ -99,6 +100,7 @@ def test_a_pu_critic_insists_that_the_share_of_the_prior_passes() -> None:
     # The branch holds E_s sp(C) at pi E_t sp(C).
     alike_loss = functional.softplus(torch.tensor(pu_alike))
     shifted_loss = functional.softplus(torch.tensor(pu_shifted))
+
     assert (shifted_loss / alike_loss).item() == pytest.approx(0.3, abs=0.1)
     assert 0 < late["clamped_share"] < 1
     assert gan_shifted < -2.0 < pu_shifted
@@ -107,15 +109,18 @@ def test_a_pu_critic_insists_that_the_share_of_the_prior_passes() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_critic_cannot_separate_equal_gaussians(mode: CriticMode) -> None:
     training, late = trained(mode, shift=0.0, share=0.0, class_prior=0.3)
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded_generator(3)
     with torch.no_grad():
         teacher = training.critic(gaussians(2000, 0.0, generator))
         student = training.critic(gaussians(2000, 0.0, generator))
+
     assert critic_auc(teacher, student).item() == pytest.approx(0.5, abs=0.03)
     assert late["critic_accuracy"] == pytest.approx(0.5, abs=0.05)
+
     expected_score = math.log(0.3 / 0.7)
     if mode == "gan":
         expected_score = 0.0
+
     assert teacher.mean().item() == pytest.approx(expected_score, abs=0.3)
 
 
@@ -127,14 +132,17 @@ def test_a_pu_critic_does_not_push_down_student_features_as_good_as_the_teachers
     gan, _ = trained("gan", shift=1.0, share=0.5, class_prior=0.5)
     pu_alike, pu_shifted = mean_scores(pu, shift=1.0)
     gan_alike, gan_shifted = mean_scores(gan, shift=1.0)
+
     # p_t / p_s = 2 there, because half of the student's features are the teacher's.
     assert gan_alike == pytest.approx(math.log(2.0), abs=0.3)
     assert pu_alike > gan_alike + 1.0
     assert gan_shifted < pu_shifted < -1.0
+
     # A sample's gradient is sigma(-C): for a sample that is fine already, the PU critic removes
     # most of it.
     pu_pull = torch.tensor(-pu_alike).sigmoid()
     gan_pull = torch.tensor(-gan_alike).sigmoid()
+
     assert pu_pull < gan_pull / 2
 
 
@@ -145,6 +153,7 @@ def test_at_lipschitz_one_pu_and_gan_differ_by_a_constant_and_only_the_auc_sees_
     gan, _ = trained("gan", shift=0.3, share=0.0, class_prior=0.3, lipschitz=1.0)
     pu_alike, pu_shifted = mean_scores(pu, shift=0.3)
     gan_alike, gan_shifted = mean_scores(gan, shift=0.3)
+
     assert pu_alike - pu_shifted == pytest.approx(gan_alike - gan_shifted, rel=0.1)
     assert late["clamped_share"] == 0
     assert late["critic_accuracy"] == pytest.approx(0.5, abs=0.02)
@@ -160,11 +169,12 @@ def test_a_prior_that_is_too_high_is_clamped_and_ascent_takes_it_back() -> None:
 
 def test_following_the_students_gradient_raises_its_scores() -> None:
     training, _ = trained("clamp", shift=1.0, share=0.0, class_prior=0.3)
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded_generator(5)
     student = gaussians(16, 0.5, generator).requires_grad_()
     before = training.critic(student)
     (gradient,) = torch.autograd.grad(student_critic_loss(before), student)
     after = training.critic(student - 0.1 * gradient)
+
     assert after.mean() > before.mean()
 
 

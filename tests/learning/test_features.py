@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.features import (
     FeatureExtractor,
@@ -29,14 +30,16 @@ def test_descriptor_is_the_average_of_each_stage_and_logits_are_the_networks():
     network = build_network("cifar_resnet18", 10, 3).eval()
     images = torch.rand(2, 3, 32, 32)
     descriptor, logits = FeatureExtractor(network, None, (3, 32, 32))(images)
-    torch.testing.assert_close(logits, network(images), rtol=1e-4, atol=1e-5)
+
+    assert_close(logits, network(images), rtol=1e-4, atol=1e-5)
 
     maps = network.relu(network.bn1(network.conv1(images)))
     averages = []
     for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
         maps = stage(maps)
         averages.append(_slow_average(maps))
-    torch.testing.assert_close(descriptor, torch.cat(averages, dim=1), rtol=1e-4, atol=1e-5)
+
+    assert_close(descriptor, torch.cat(averages, dim=1), rtol=1e-4, atol=1e-5)
     assert descriptor.shape[1] == 64 + 128 + 256 + 512
 
 
@@ -50,7 +53,9 @@ def test_default_taps_of_a_plain_network_are_the_last_layers_before_each_change_
     taps = default_taps(vgg, (3, 64, 64))
     modules = dict(vgg.named_modules())
     names = list(modules)
+
     assert len(taps) == 4
+
     for tap in taps:
         following = names[names.index(tap) + 1]
         assert isinstance(modules[following], nn.MaxPool2d)
@@ -91,8 +96,8 @@ def test_a_network_that_cannot_be_traced_is_tapped_by_hooks():
     images = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
         descriptor, logits = FeatureExtractor(network, ["conv"], (1, 8, 8))(images)
-        torch.testing.assert_close(descriptor, network.conv(images).mean(dim=(2, 3)))
-        torch.testing.assert_close(logits, network(images))
+        assert_close(descriptor, network.conv(images).mean(dim=(2, 3)))
+        assert_close(logits, network(images))
 
 
 def test_an_extractor_shares_the_weights_of_its_network():
@@ -112,7 +117,7 @@ def test_teacher_outputs_match_their_definitions():
         descending = z.sort(descending=True).values
         margin = descending[0] - descending[1]
         expected = torch.stack([confidence, entropy, energy, margin])
-        torch.testing.assert_close(row.double(), expected, rtol=1e-5, atol=1e-6)
+        assert_close(row.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 # Half precision ends at 65,504.
@@ -128,9 +133,10 @@ def test_default_taps_reach_into_blocks_that_tracing_does_not_open(architecture)
     extractor = FeatureExtractor(network, None, (3, 64, 64))
     images = torch.rand(2, 3, 64, 64)
     descriptor, logits = extractor(images)
+
     assert len(extractor.taps) == 4
     assert descriptor.shape == (2, extractor.descriptor_size)
-    torch.testing.assert_close(logits, network.eval()(images), rtol=1e-4, atol=1e-5)
+    assert_close(logits, network.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_default_taps_take_a_block_as_a_whole_and_not_one_of_its_branches():
@@ -156,7 +162,8 @@ def test_maps_with_channels_last_are_averaged_over_places_not_over_channels():
     # Both taps see the same maps, in two orders.
     channels_first, _ = FeatureExtractor(network, ["conv"], (1, 8, 8))(images)
     channels_last, _ = FeatureExtractor(network, ["last"], (1, 8, 8))(images)
-    torch.testing.assert_close(channels_first, channels_last)
+
+    assert_close(channels_first, channels_last)
 
 
 def test_a_transformer_without_maps_is_tapped_at_its_tokens():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -23,13 +24,14 @@ from pu_kd_pipeline.learning.few_samples import (
 )
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.learning.networks.lenet import digits_cnn, lenet5, lenet5_half
+from tests.learning.generators import seeded_generator
 
 SHAPES = {"lenet5": (1, 32, 32), "digits_cnn": (1, 8, 8)}
 
 
 def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
     """Give BatchNorm statistics and weights that are not those of a fresh network."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values in (
@@ -43,7 +45,7 @@ def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=seeded_generator(seed))
 
 
 # --- hints
@@ -62,6 +64,7 @@ def test_hint_loss_is_half_the_mean_squared_distance_of_the_adapted_map():
                 total += (adapted - teacher[n, :, y, x]).square().sum().item()
     # The mean, where the paper has the sum (Eq. 3).
     expected = total / (2 * teacher.numel())
+
     assert hint_loss(student, teacher, adapter).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -71,7 +74,9 @@ def test_vectors_are_maps_of_one_pixel_and_no_gradient_reaches_the_teacher():
     adapter = hint_adapter(student, teacher)
     loss = hint_loss(student, teacher, adapter)
     loss_of_maps = hint_loss(student[..., None, None], teacher[..., None, None], adapter)
+
     assert_close(loss, loss_of_maps)
+
     loss.backward()
     assert student.grad is not None
     assert teacher.grad is None
@@ -95,6 +100,7 @@ def test_outputs_are_recorded_by_name_and_the_hook_is_removed_afterwards():
     with outputs_of(network, "pool2") as outputs:
         network(images)
     network(images)  # outside of the block: not recorded
+
     assert len(outputs) == 1
     assert outputs[0].shape == (2, 16, 5, 5)
 
@@ -116,7 +122,8 @@ def test_the_fit_equals_numpys_least_squares():
     y_rows = y.double().permute(0, 2, 3, 1).reshape(-1, 6).numpy()
     expected, *_ = np.linalg.lstsq(x_rows, y_rows, rcond=None)
     fitted = pointwise_fit(x, y, ridge=0.0)
-    np.testing.assert_allclose(fitted.numpy(), expected.T, atol=1e-5)
+
+    assert_allclose(fitted.numpy(), expected.T, atol=1e-5)
 
 
 def test_a_known_mixing_of_channels_is_recovered():
@@ -124,6 +131,7 @@ def test_a_known_mixing_of_channels_is_recovered():
     x = draw(40, 5, 2, 2, seed=1)
     y = torch.einsum("dc,nchw->ndhw", mixing, x)
     fitted = pointwise_fit(x, y, ridge=0.0)
+
     assert_close(fitted, mixing, atol=1e-4, rtol=1e-4)
 
 
@@ -132,10 +140,13 @@ def test_with_fewer_samples_than_channels_the_rest_stays_the_identity():
     x = draw(3, 8)
     y = draw(3, 8, seed=1)
     fitted = pointwise_fit(x, y, ridge=0.0)
+
     assert_close(x @ fitted.T, y, atol=1e-4, rtol=1e-4)
+
     # The last right singular vectors are the directions that no sample has.
     _, _, directions = torch.linalg.svd(x.double())
     unseen = directions[3:].float()
+
     assert_close(unseen @ fitted.T, unseen, atol=1e-4, rtol=1e-4)
 
 
@@ -148,6 +159,7 @@ def test_the_ridge_pulls_to_the_identity_as_its_normal_equations_say(ridge, seed
     pull = ridge * mean_squared_norm * torch.eye(4, dtype=torch.float64)
     expected = torch.linalg.solve(x.T @ x + pull, x.T @ y + pull).T
     fitted = pointwise_fit(x, y, ridge=ridge)
+
     assert_close(fitted, expected, atol=1e-8, rtol=0)
 
 
@@ -231,6 +243,7 @@ def test_alignment_brings_the_logits_nearer_to_the_teachers():
     before = distance()
     student.train()
     align(student, pairs, teacher, images, ridge=0.0)
+
     assert student.training  # the mode in which it came
     assert distance() < 0.5 * before
 
@@ -272,6 +285,7 @@ def test_a_network_with_a_shortcut_is_refused():
 def test_a_wider_student_and_unknown_layers_are_refused():
     with pytest.raises(ValueError, match="narrower copy of its teacher: 'conv1'"):
         prune_into(lenet5(10), lenet5_half(10), (1, 32, 32))
+
     odd = nn.Sequential(nn.Conv2d(1, 2, 3), nn.PReLU(), nn.Flatten(), nn.Linear(72, 10))
     with pytest.raises(ValueError, match="'1' is PReLU"):
         prune_into(copy.deepcopy(odd), odd, (1, 8, 8))

@@ -20,6 +20,7 @@ from pu_kd_pipeline.learning.loop import (
     seeded,
     shuffled_batches,
 )
+from tests.learning.generators import seeded_generator
 
 
 def _problem():
@@ -52,6 +53,7 @@ def test_records_hold_the_means_since_the_last_record():
         return {"loss": loss, "batch": torch.tensor(float(batch))}
 
     records = list(_fit(step, optimizer, n_updates=7, record_every=3))
+
     assert [record["update"] for record in records] == [3, 6, 7]
     assert [record["batch"] for record in records] == pytest.approx([1, 4, 6])
     assert records[0]["loss"] == pytest.approx(sum(losses[:3]) / 3)
@@ -64,6 +66,7 @@ def test_updates_follow_gradient_descent():
         return {"loss": (network.weight**2).sum()}
 
     list(_fit(step, optimizer, n_updates=5, record_every=5))
+
     # The gradient of w**2 is 2 w, so each update with rate 0.1 multiplies w by 0.8.
     assert network.weight.item() == pytest.approx(4.0 * 0.8**5)
 
@@ -90,6 +93,7 @@ def test_weight_decay_is_in_the_gradient():
     # The loss has no gradient, so only the decay moves the weight.
     (network.weight * 0).sum().backward()
     optimizer.step()
+
     assert network.weight.item() == pytest.approx(2.0 - 0.5 * 0.1 * 2.0)
 
 
@@ -100,15 +104,17 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_the_error_names_the_up
         return {"loss": network.weight.sum() / 0}
 
     message = "between update 1 and 2 of 4: lower the learning rate"
+
     with pytest.raises(FloatingPointError, match=message):
         list(_fit(step, optimizer, n_updates=4, record_every=2))
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (3, 10), (5, 5)])
 def test_every_pass_visits_every_sample_once(n, batch_size):
-    endless = shuffled_batches(n, batch_size, torch.Generator().manual_seed(0))
+    endless = shuffled_batches(n, batch_size, seeded_generator())
     batches = list(itertools.islice(endless, 3 * n))
     assert {len(batch) for batch in batches} == {batch_size}
+
     # n samples per pass, wherever a batch starts or ends
     for one_pass in torch.cat(batches).split(n):
         if len(one_pass) == n:
@@ -116,7 +122,7 @@ def test_every_pass_visits_every_sample_once(n, batch_size):
 
 
 def test_random_batches_are_drawn_with_replacement():
-    batch = next(random_batches(2, 100, torch.Generator().manual_seed(0)))
+    batch = next(random_batches(2, 100, seeded_generator()))
     assert len(batch) == 100
     assert set(batch.tolist()) == {0, 1}
 
@@ -129,6 +135,7 @@ def test_seeding_is_repeatable_and_leaves_no_trace():
     torch.manual_seed(5)
     with seeded(1):
         assert torch.equal(torch.rand(3), first)
+
     assert torch.equal(torch.rand(1), after)
 
 
@@ -145,10 +152,14 @@ def test_a_state_is_finite_as_long_as_its_loss_and_its_parameters_are():
     network.register_buffer("mask", torch.tensor([-torch.inf]))
     state = TrainingState(network=network)
     state.sums = {"loss": torch.tensor(1.0), "ratio": torch.tensor(torch.nan)}
+
     assert state.is_finite()
+
     state.sums["loss"] += torch.inf
     assert not state.is_finite()
+
     state.sums = {}
     assert state.is_finite()
+
     nn.init.constant_(network.bias, torch.nan)
     assert not state.is_finite()

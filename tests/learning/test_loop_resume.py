@@ -19,6 +19,7 @@ from pu_kd_pipeline.learning.loop import (
     seeded,
     shuffled_batches,
 )
+from tests.learning.generators import seeded_generator
 
 
 class MemoryCheckpointer:
@@ -86,8 +87,8 @@ def _train(checkpointer, options):
         state = TrainingState(network=network, optimizer=optimizer, lowest_loss=lowest_loss)
         checkpointer.restore(state)
 
-        samples = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
-        all_batches = shuffled_batches(20, 8, torch.Generator().manual_seed(1))
+        samples = torch.randn(20, 4, generator=seeded_generator())
+        all_batches = shuffled_batches(20, 8, seeded_generator(1))
         remaining_batches = itertools.islice(all_batches, state.update, None)
 
         def step(rows):
@@ -141,6 +142,7 @@ def test_a_stopped_training_resumes_to_the_same_weights_and_records(options, dat
         with pytest.raises(InterruptedError):
             _train(checkpointer, options)
     checkpointer.stops_after = None
+
     _assert_equal(_train(checkpointer, options), expected)
     # Once more: there is nothing left to do, and the result is the same.
     _assert_equal(_train(checkpointer, options), expected)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
 
 from pu_kd_pipeline.learning.metrics import (
@@ -27,6 +28,7 @@ def test_accuracy_and_agreement_equal_scikit_learn(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     predicted, labels = rng.integers(5, size=(2, n))
     expected = accuracy_score(labels, predicted)
+
     assert accuracy(predicted, labels) == pytest.approx(expected)
     assert agreement(predicted, labels) == pytest.approx(expected)
     assert agreement(labels, predicted) == pytest.approx(expected)
@@ -40,7 +42,8 @@ def test_per_class_accuracy_equals_the_recall_of_scikit_learn(seed: int, n: int)
     # One class more than there are, so that one class has no samples.
     per_class = per_class_accuracy(predicted, labels, 6)
     expected = recall_score(labels, predicted, labels=range(6), average=None, zero_division=np.nan)
-    np.testing.assert_allclose(per_class, expected)
+
+    assert_allclose(per_class, expected)
     assert np.isnan(per_class[5])
 
 
@@ -54,9 +57,12 @@ def test_area_under_roc_equals_scikit_learn_with_ties(seed: int, n: int, n_level
     if is_positive.all():
         assert math.isnan(area)
         return
+
     assert area == pytest.approx(roc_auc_score(is_positive, scores))
+
     reversed_area = area_under_roc(-scores, is_positive)
     assert reversed_area == pytest.approx(1 - area)
+
     # Only the order of the scores matters.
     monotone_area = area_under_roc(np.exp(scores / 5), is_positive)
     assert monotone_area == pytest.approx(area)
@@ -75,14 +81,16 @@ def test_selection_quality_equals_scikit_learn(seed: int, n: int) -> None:
     quality = selection_quality(selected, relevant)
     precision = precision_score(relevant, selected, zero_division=np.nan)
     recall = recall_score(relevant, selected, zero_division=np.nan)
-    np.testing.assert_allclose(quality.precision, precision)
-    np.testing.assert_allclose(quality.recall, recall)
+
+    assert_allclose(quality.precision, precision)
+    assert_allclose(quality.recall, recall)
 
 
 def test_vectors_and_labels_that_do_not_fit_are_refused() -> None:
     two = np.zeros(2, dtype=int)
     three = np.zeros(3, dtype=int)
     nothing = np.zeros(0, dtype=bool)
+
     with pytest.raises(ValueError, match=r"one length above 0, got shapes \(2,\) and \(3,\)"):
         accuracy(two, three)
     with pytest.raises(ValueError, match="one length above 0"):

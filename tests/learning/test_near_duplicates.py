@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
@@ -185,6 +186,7 @@ def test_a_similar_image_is_a_copy_only_where_similar_images_are_rare():
     photos = prints(textures(399))
     products = crowd @ reference[0]
     nearest = crowd[[int(products.argmax())]]
+
     assert float(1 - products.max()) < 0.1
     assert len(copies_in(nearest, reference, photos).rows) == 1
     assert len(copies_in(nearest, reference, crowd).rows) == 0
@@ -195,6 +197,7 @@ def test_an_exact_copy_has_distance_zero_and_copies_among_the_references_hide_no
     first = images[:1]
     references = prints(np.concatenate([images, as_jpeg(first, 90), as_jpeg(first, 80)]))
     found = copies_in(prints(images), references)
+
     assert found.rows.tolist() == list(range(60))
     assert found.references.tolist() == list(range(60))
     assert found.distances.max() < 1e-6
@@ -206,6 +209,7 @@ def test_of_several_copies_the_nearest_is_returned():
     # The worse copy comes first, so that the order does not decide.
     references = prints(np.concatenate([as_jpeg(first, 40), as_jpeg(first, 95), images[1:]]))
     found = copies_in(prints(first), references)
+
     assert found.references.tolist() == [1]
 
 
@@ -229,7 +233,8 @@ def test_products_of_fingerprints_are_those_of_gradients(channels):
     gradients = np.stack([slow_fingerprint(image) for image in images])
     vectors = prints(images)
     products = (vectors @ vectors.T).numpy()
-    np.testing.assert_allclose(products, gradients @ gradients.T, atol=1e-5)
+
+    assert_allclose(products, gradients @ gradients.T, atol=1e-5)
 
 
 def test_limits_follow_the_fifth_nearest_other_image():
@@ -262,12 +267,15 @@ def test_every_pair_that_a_slow_search_finds_is_found():
             nearest = distances[row].masked_fill(~is_near, 9.0).min(dim=0)
             expected_references[row] = int(nearest.indices)
             expected_distances.append(float(nearest.values))
+
     # Some of the copies are too bad to be found: the limits matter here.
     assert 20 < len(expected_references) < 100
+
     found = find_copies(images, references, limits)
     pairs = zip(found.rows.tolist(), found.references.tolist(), strict=True)
+
     assert dict(pairs) == expected_references
-    np.testing.assert_allclose(found.distances.numpy(), expected_distances, atol=1e-5)
+    assert_allclose(found.distances.numpy(), expected_distances, atol=1e-5)
 
 
 # --- invariances and limits
@@ -280,10 +288,13 @@ def test_the_size_of_batches_and_blocks_changes_nothing(monkeypatch):
     limits = limits_of(references)
     whole = find_copies(prints(copies), references, limits)
     parts = torch.cat([prints(batch) for batch in np.split(copies, 10)])
+
     assert_close(parts, prints(copies), atol=1e-6, rtol=0)
+
     # Small enough for several blocks in both functions.
     monkeypatch.setattr(near_duplicates, "_BLOCK", 700)
     assert_close(limits_of(references), limits, atol=1e-6, rtol=0)
+
     again = find_copies(parts, references, limits)
     assert torch.equal(again.rows, whole.rows)
     assert torch.equal(again.references, whole.references)
@@ -296,6 +307,7 @@ def test_being_a_copy_is_mutual(limit):
     limits = torch.full((100,), limit)
     there = find_copies(originals, copies, limits)
     back = find_copies(copies, originals, limits)
+
     assert torch.equal(there.rows, back.rows)
     assert_close(there.distances, back.distances)
 
@@ -320,6 +332,7 @@ def test_other_tensors_and_limits_are_refused():
     message = r"\(N, 1 or 3, H, W\) uint8, got \(2, 3, 8, 8\) torch.float32"
     with pytest.raises(ValueError, match=message):
         fingerprints(torch.zeros(2, 3, 8, 8))
+
     images = prints(textures(2))
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got 0 and 0.1"):
         copy_limits(images, images, max_distance=0, max_ratio=0.1)

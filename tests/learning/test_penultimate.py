@@ -69,14 +69,17 @@ def test_the_tap_records_the_input_of_the_logits(name):
     layer_name, shape = CLASSIFIERS[name]
     network = build_network(name, 7, shape[0]).eval()
     layer = network.get_submodule(layer_name)
+
     assert last_linear(network) == (layer_name, layer)
     assert last_linear(network, 7) == (layer_name, layer)
+
     images = torch.randn(3, *shape)
     with PenultimateTap(network, 7) as tap, torch.no_grad():
         # The tap holds the features of the latest pass.
         for batch in (images, 2 * images):
             logits = network(batch)
             assert_close(layer(tap.features), logits)
+
     assert not layer._forward_pre_hooks
 
 
@@ -93,6 +96,7 @@ def test_gradients_go_through_the_tap():
     with PenultimateTap(student, 10) as tap:
         student(images)
         tap.features.square().sum().backward()
+
     assert student.conv1.weight.grad.abs().sum() > 0
     assert student.fc2.weight.grad is None
 
@@ -101,6 +105,7 @@ def test_layers_of_another_number_of_outputs_are_passed_over():
     network = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 9))
     assert last_linear(network)[0] == "1"
     assert last_linear(network, 6)[0] == "0"
+
     message = "Sequential has no linear layer that gives 10 logits.*'0' of 6, '1' of 9"
     with pytest.raises(ValueError, match=message):
         last_linear(network, 10)
@@ -110,6 +115,7 @@ def test_a_network_that_ends_in_a_convolution_is_refused():
     with torch.device("meta"):
         network = build_network("squeezenet1_1", 10, 3)
     message = "SqueezeNet has no linear layer that gives the logits.*are: none"
+
     with pytest.raises(ValueError, match=message):
         last_linear(network)
 
@@ -122,6 +128,7 @@ def test_a_tap_without_features_is_refused():
         network(torch.zeros(2, 3, 4))  # tokens, as a linear layer may get them
         with pytest.raises(ValueError, match=r"'0' reads \(2, 3, 4\); expected \(N, D\)"):
             _ = tap.features
+
     with pytest.raises(ValueError, match="no images went"):
         _ = tap.features
 
@@ -130,8 +137,10 @@ def test_the_adapter_maps_between_the_widths_and_is_empty_where_they_agree():
     student, teacher, _ = make_pair("narrower_lenet")
     adapter = penultimate_adapter(student, teacher, 10)
     assert adapter(torch.zeros(3, 42)).shape == (3, 84)
+
     (weight,) = adapter.parameters()  # and no bias
     assert weight.shape == (84, 42)
+
     identity = penultimate_adapter(teacher, teacher, 10)
     assert not list(identity.parameters())
 
@@ -176,6 +185,7 @@ def test_folding_changes_no_logit_and_restores_the_architecture(name):
         # The weights fit the network that the student was.
         plain.load_state_dict(student.state_dict())
         assert_close(plain.eval()(images), expected, atol=1e-5, rtol=1e-5)
+
     for module in student.modules():
         assert not isinstance(module, SharedHead)
     for parameter in student.parameters():
@@ -186,7 +196,9 @@ def test_only_the_teachers_part_of_the_head_is_frozen():
     student, teacher, images = make_pair("narrower_lenet")
     share_head(student, teacher, 10)
     frozen = [name for name, parameter in student.named_parameters() if not parameter.requires_grad]
+
     assert frozen == ["fc2.head.weight", "fc2.head.bias"]
+
     student(images).square().sum().backward()
     assert student.fc2.adapter.weight.grad.abs().sum() > 0
 
@@ -196,6 +208,7 @@ def test_the_head_is_a_copy_of_the_teachers():
     before = copy.deepcopy(teacher.state_dict())
     share_head(student, teacher, 10)
     student.fc2.head.weight.data.zero_()  # must not reach the teacher
+
     assert_close(teacher.state_dict(), before)
 
 
@@ -223,6 +236,7 @@ def test_a_head_without_bias_folds_into_a_layer_that_has_one():
     share_head(student, mlp(8, bias=False), 5)
     expected = student(images)
     fold_shared_head(student)
+
     assert_close(student(images), expected)
     # The architecture has a bias, so the folded layer needs one.
     assert (student[3].bias == 0).all()
@@ -232,6 +246,7 @@ def test_a_head_without_bias_folds_into_a_layer_without():
     student = mlp(6, bias=False)
     share_head(student, mlp(8, bias=False), 5)
     fold_shared_head(student)
+
     assert student[3].bias is None
 
 
@@ -241,6 +256,7 @@ def test_heads_that_cannot_be_shared_or_folded_are_refused():
         fold_shared_head(student)
     with pytest.raises(ValueError, match="LeNet5 has no linear layer that gives 9 logits"):
         share_head(student, lenet5(9), 9)
+
     share_head(student, teacher, 10)
     with pytest.raises(ValueError, match="has a shared head already"):
         share_head(student, teacher, 10)

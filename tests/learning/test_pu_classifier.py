@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.features import FeatureExtractor
 from pu_kd_pipeline.learning.networks.build import build_network
@@ -14,6 +15,7 @@ def test_the_head_computes_equations_5_and_6():
     head = PUHead(descriptor_size=8, n_outputs=2, reduction=4)
     w1 = head.squeeze.weight
     w2 = head.excite.weight
+
     assert w1.shape == (2, 8)
     assert w2.shape == (8, 2)
     assert head.squeeze.bias is None
@@ -27,7 +29,7 @@ def test_the_head_computes_equations_5_and_6():
         attention = torch.sigmoid(w2 @ bottleneck)
         inputs = torch.cat([attention * descriptor, outputs])
         expected = head.score.weight[0] @ inputs + head.score.bias[0]
-        torch.testing.assert_close(score, expected)
+        assert_close(score, expected)
 
 
 def test_standardization_removes_scale_and_shift_from_the_score():
@@ -37,7 +39,8 @@ def test_standardization_removes_scale_and_shift_from_the_score():
     scores = head(features)
     moved = 3 * features + 5
     head.standardize_by(moved)
-    torch.testing.assert_close(head(moved), scores, rtol=1e-4, atol=1e-5)
+
+    assert_close(head(moved), scores, rtol=1e-4, atol=1e-5)
 
 
 def test_constant_channels_give_finite_scores():
@@ -54,7 +57,9 @@ def test_features_and_head_agree_on_the_width(kind, descriptor_size, width):
     descriptor = torch.randn(3, 6).half()
     logits = torch.randn(3, 10)
     features = pu_features(descriptor, logits, kind, last_tap_size=2)
+
     assert features.shape == (3, width)
+
     head = make_head(descriptor_size, kind, 2)
     assert head(features).shape == (3,)
 
@@ -62,14 +67,15 @@ def test_features_and_head_agree_on_the_width(kind, descriptor_size, width):
 def test_the_features_of_the_last_layer_end_the_descriptor():
     descriptor = torch.randn(3, 6).half()
     features = pu_features(descriptor, torch.randn(3, 10), "last_layer", last_tap_size=2)
-    torch.testing.assert_close(features, descriptor[:, 4:])
+    assert_close(features, descriptor[:, 4:])
 
 
 def test_without_attention_the_score_is_linear():
     head = make_head(6, "descriptor", None)
     features = torch.randn(4, 6)
     expected = features @ head.score.weight[0] + head.score.bias[0]
-    torch.testing.assert_close(head(features), expected)
+
+    assert_close(head(features), expected)
 
 
 def test_a_head_without_inputs_is_refused():
@@ -86,7 +92,9 @@ def test_batch_statistics_do_not_change_while_the_backbone_trains():
     classifier = _full_classifier().train()
     backbone = classifier.extractor
     before = {name: value.clone() for name, value in backbone.named_buffers()}
+
     assert before
+
     classifier(torch.randn(16, 1, 8, 8)).sum().backward()
     for name, value in backbone.named_buffers():
         assert torch.equal(value, before[name])
@@ -113,6 +121,7 @@ def test_scores_are_full_float32_where_the_backbone_runs_in_bf16():
         scores = classifier(images)
     with torch.no_grad():
         assert torch.equal(scores, classifier.head(descriptor))
+
     # Neither was rounded to bf16 on the way.
     assert not torch.equal(scores, scores.bfloat16().float())
     assert not torch.equal(descriptor, descriptor.bfloat16().float())

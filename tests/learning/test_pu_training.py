@@ -19,6 +19,7 @@ from pu_kd_pipeline.learning.pu_training import (
     pu_step,
 )
 from tests.learning.gaussians import LinearScore, samples
+from tests.learning.generators import seeded_generator
 
 PRIOR = 0.4
 TRAINING = ScoreTraining(20, 32, 100, "adam", 0.01, 0.9, 0.0, "constant")
@@ -42,7 +43,7 @@ def _fit(module, step, positive, unlabeled, training=TRAINING):
         n_positive=len(positive),
         n_unlabeled=len(unlabeled),
         training=training,
-        generator=torch.Generator().manual_seed(1),
+        generator=seeded_generator(1),
     )
     return list(records)
 
@@ -57,7 +58,9 @@ def test_nnpu_finds_the_positives_among_the_unlabeled():
     score = _linear_score()
     step = pu_step(score, class_prior=PRIOR, estimator="nnpu", beta=0.0, gamma=1.0)
     records = _fit(score, step, positive, unlabeled)
+
     assert [record["epoch"] for record in records] == list(range(1, TRAINING.epochs + 1))
+
     is_correct = (_scores(score, unlabeled) > 0) == is_positive
     assert is_correct.float().mean() > 0.93
 
@@ -76,6 +79,7 @@ def test_upu_overfits_below_zero_where_nnpu_does_not():
     upu = _last_record_of_an_overfitting_network("upu")
     assert upu["risk"] < -0.1
     assert upu["ascent_share"] == 0
+
     nnpu = _last_record_of_an_overfitting_network("nnpu")
     assert nnpu["risk"] >= 0
     assert nnpu["negative_risk"] > -0.1
@@ -86,6 +90,7 @@ def test_positive_against_unlabeled_ranks_positives_first():
     score = _linear_score()
     _fit(score, positive_unlabeled_step(score), positive, unlabeled)
     scores = _scores(score, unlabeled)
+
     assert area_under_roc(scores.numpy(), is_positive.numpy()) > 0.97
 
 
@@ -95,6 +100,7 @@ def test_cvir_finds_the_positives_and_its_sign_is_the_bayes_rule():
     score = _linear_score()
     _fit(score, cvir_step(score, class_prior=0.2), positive, unlabeled, training)
     scores = _scores(score, unlabeled)
+
     assert area_under_roc(scores.numpy(), is_positive.numpy()) > 0.97
     # The best possible rule errs on 5.2 % of this mixture, balanced logits on 6.7 %.
     assert ((scores > 0) == is_positive).float().mean() > 0.93
@@ -121,7 +127,7 @@ def slow_loss(
 
 
 def _batch() -> tuple[Tensor, Tensor]:
-    positive = torch.randn(7, generator=torch.Generator().manual_seed(0))
+    positive = torch.randn(7, generator=seeded_generator())
     unlabeled = torch.arange(20.0).flip(0) / 5 - 2
     return positive, unlabeled
 
@@ -137,6 +143,7 @@ def test_cvir_ignores_the_share_that_scores_highest(share):
     values = cvir_step(_identity, class_prior=share)(_batch())
     log_odds = math.log(share / (1 - share))
     assert float(values["loss"]) == pytest.approx(slow_loss(*_batch(), share, log_odds), rel=1e-5)
+
     both_risks = float(values["positive_risk"] + values["negative_risk"])
     assert float(values["risk"]) == pytest.approx(both_risks)
     # 9 of the 20 unlabeled scores are above zero
@@ -147,6 +154,7 @@ def test_ignored_samples_get_no_gradient():
     unlabeled = torch.tensor([3.0, -1.0, 2.0, 0.0], requires_grad=True)
     step = positive_unlabeled_step(_identity, lambda: 0.5)
     step((torch.zeros(1), unlabeled))["loss"].backward()
+
     assert unlabeled.grad is not None
     assert (unlabeled.grad != 0).tolist() == [False, True, False, True]
 
@@ -163,5 +171,5 @@ def test_training_without_positives_is_refused():
 
 
 def test_folds_are_even_and_complete():
-    folds = folds_of(11, 4, torch.Generator().manual_seed(0))
+    folds = folds_of(11, 4, seeded_generator())
     assert sorted(folds.bincount().tolist()) == [2, 3, 3, 3]

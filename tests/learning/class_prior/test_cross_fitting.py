@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
 from pu_kd_pipeline.learning.class_prior.cross_fitting import cross_fitted_ranks
@@ -14,6 +15,7 @@ from pu_kd_pipeline.learning.class_prior.estimators import best_bin_estimate
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_training import ScoreTraining
 from tests.learning.gaussians import LinearScore, samples
+from tests.learning.generators import seeded_generator
 
 TRAINING = ScoreTraining(12, 32, 100, "adam", 0.1, 0.9, 1e-3, "cosine")
 
@@ -29,7 +31,7 @@ def ranks(
             TRAINING,
             n_folds=n_folds,
             drops_likely_positives=drops_likely_positives,
-            generator=torch.Generator().manual_seed(0),
+            generator=seeded_generator(),
         )
 
 
@@ -42,11 +44,14 @@ def test_known_mixtures_are_recovered_from_held_out_ranks(
     positive_ranks, unlabeled_ranks = ranks(
         positive, unlabeled, drops_likely_positives=drops_likely_positives
     )
+
     assert len(positive_ranks) == 600
     assert len(unlabeled_ranks) == 1500
+
     all_ranks = np.concatenate([positive_ranks, unlabeled_ranks])
     assert all_ranks.min() >= 0
     assert all_ranks.max() <= 1
+
     value, _ = best_bin_estimate(positive_ranks, unlabeled_ranks)
     assert value == pytest.approx(class_prior, abs=0.07)
 
@@ -68,7 +73,7 @@ def median_score_of_hidden_positives(drops_likely_positives: bool) -> float:
             TRAINING,
             n_folds=2,
             drops_likely_positives=drops_likely_positives,
-            generator=torch.Generator().manual_seed(0),
+            generator=seeded_generator(),
         )
     with torch.no_grad():
         scores = torch.stack([head(unlabeled[is_positive]) for head in heads])
@@ -83,7 +88,7 @@ def test_dropping_likely_positives_lifts_the_bound_on_the_scores_of_positives() 
 
 def noise() -> tuple[Tensor, Tensor]:
     """Positives and unlabeled that only a head that has been trained on them can separate."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     positive = torch.randn(20, 200, generator=generator)
     unlabeled = torch.randn(200, 200, generator=generator)
     return positive, unlabeled
@@ -98,8 +103,8 @@ def test_each_sample_is_scored_by_a_head_that_has_not_seen_it() -> None:
 def test_a_seed_repeats_the_ranks() -> None:
     first_positive, first_unlabeled = ranks(*noise(), drops_likely_positives=False)
     again_positive, again_unlabeled = ranks(*noise(), drops_likely_positives=False)
-    np.testing.assert_array_equal(first_positive, again_positive)
-    np.testing.assert_array_equal(first_unlabeled, again_unlabeled)
+    assert_array_equal(first_positive, again_positive)
+    assert_array_equal(first_unlabeled, again_unlabeled)
 
 
 def test_the_caller_can_track_the_epochs() -> None:
@@ -118,7 +123,8 @@ def test_the_caller_can_track_the_epochs() -> None:
         TRAINING,
         n_folds=2,
         drops_likely_positives=True,
-        generator=torch.Generator().manual_seed(0),
+        generator=seeded_generator(),
         track_epochs=track_epochs,
     )
+
     assert len(seen) == TRAINING.epochs

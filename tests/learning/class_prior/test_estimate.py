@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 
 from pu_kd_pipeline.learning.class_prior.estimate import (
     ClassPriorEstimate,
@@ -40,14 +41,17 @@ def test_ranks_pool_folds_whose_scores_cannot_be_compared() -> None:
         folds.append((scale * positive + offset, scale * unlabeled + offset))
 
     positive_ranks, unlabeled_ranks = pooled_ranks(folds)
+
     assert len(positive_ranks) == 4_000
     assert len(unlabeled_ranks) == 15_000
+
     by_rank, _ = best_bin_estimate(positive_ranks, unlabeled_ranks)
     assert by_rank == pytest.approx(0.3, abs=0.04)
 
     all_positive = np.concatenate([positive for positive, _ in folds])
     all_unlabeled = np.concatenate([unlabeled for _, unlabeled in folds])
     by_score, _ = best_bin_estimate(all_positive, all_unlabeled)
+
     # Scale and offset separate the raw scores of each fold from those of the others.
     assert abs(by_score - 0.3) > 0.1
 
@@ -56,16 +60,18 @@ def test_a_rank_is_one_minus_the_share_of_the_fold_that_scores_at_least_as_high(
     positive = np.array([2.0, 9.0, -1.0])
     unlabeled = np.array([1.0, 2.0, 2.0, 3.0])
     positive_ranks, unlabeled_ranks = pooled_ranks([(positive, unlabeled)])
-    np.testing.assert_allclose(positive_ranks, [0.25, 1, 0])
-    np.testing.assert_allclose(unlabeled_ranks, [0, 0.25, 0.25, 0.75])
+
+    assert_allclose(positive_ranks, [0.25, 1, 0])
+    assert_allclose(unlabeled_ranks, [0, 0.25, 0.25, 0.75])
 
 
 def test_a_fold_may_lack_positives() -> None:
     none = np.array([])
     folds = [(np.array([2.0]), np.array([1.0, 3.0])), (none, np.array([5.0, 4.0]))]
     positive_ranks, unlabeled_ranks = pooled_ranks(folds)
-    np.testing.assert_allclose(positive_ranks, [0.5])
-    np.testing.assert_allclose(unlabeled_ranks, [0, 0.5, 0.5, 0])
+
+    assert_allclose(positive_ranks, [0.5])
+    assert_allclose(unlabeled_ranks, [0, 0.5, 0.5, 0])
 
 
 def test_interval_brackets_value_and_truth_and_shrinks_with_more_samples() -> None:
@@ -85,8 +91,10 @@ def test_bbe_and_dedpul_have_the_same_interval_which_holds_both() -> None:
     scores = mixture(0.1, 300, 2_000)
     bbe = estimated(*scores, method="bbe")
     dedpul = estimated(*scores, method="dedpul")
+
     assert bbe.lower == dedpul.lower
     assert bbe.upper == dedpul.upper
+
     values = sorted([bbe.value, dedpul.value])
     assert bbe.lower <= values[0] < values[1] <= bbe.upper
 
@@ -97,7 +105,9 @@ def test_the_interval_holds_the_truth_as_often_as_its_level_promises() -> None:
         scores = mixture(0.1, 150, 2_000, seed)
         estimates.append(estimated(*scores, seed=seed, method="dedpul", n_bootstrap=40))
     is_covered = [estimate.lower <= 0.1 <= estimate.upper for estimate in estimates]
+
     assert np.mean(is_covered) >= 0.9
+
     widths = [estimate.upper - estimate.lower for estimate in estimates]
     assert np.mean(widths) < 0.15
 
@@ -129,6 +139,7 @@ def test_a_higher_level_widens_the_interval_and_the_same_seed_repeats_it() -> No
     scores = mixture(0.4, 300, 900)
     narrow = estimated(*scores, seed=1, level=0.5)
     wide = estimated(*scores, seed=1, level=0.99)
+
     assert wide.upper - wide.lower > narrow.upper - narrow.lower > 0
     assert estimated(*scores, seed=1, level=0.99) == wide
 

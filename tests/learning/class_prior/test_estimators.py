@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
 
 from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior
 from pu_kd_pipeline.learning.class_prior.estimators import (
@@ -25,6 +26,7 @@ def test_known_mixtures_are_recovered(class_prior: float) -> None:
     bbe, threshold = best_bin_estimate(*scores)
     assert bbe == pytest.approx(class_prior, abs=0.03)
     assert 0 < threshold < 4
+
     dedpul, _ = density_ratio_estimate(*scores)
     assert dedpul == pytest.approx(class_prior, abs=0.03)
 
@@ -38,6 +40,7 @@ def test_dedpul_errs_less_upward_than_bbe_where_positives_are_rare() -> None:
         dedpul, _ = density_ratio_estimate(*scores)
         bbe_errors.append(bbe - 0.05)
         dedpul_errors.append(dedpul - 0.05)
+
     assert np.mean(bbe_errors) > 0.015
     assert abs(np.mean(dedpul_errors)) < 0.005
 
@@ -76,8 +79,10 @@ def test_bbe_equals_the_slow_formula_over_all_thresholds(
     value, threshold = best_bin_estimate(positive, unlabeled, delta=delta, gamma=gamma)
     assert 0 <= value <= 1
     assert value == pytest.approx(slow_bbe(positive, unlabeled, delta, gamma), abs=1e-12)
+
     q_positive = (positive >= threshold).mean()
     q_unlabeled = (unlabeled >= threshold).mean()
+
     assert q_positive > 0
     assert value == pytest.approx(min(q_unlabeled / q_positive, 1.0))
 
@@ -94,8 +99,10 @@ def test_only_the_order_of_the_scores_matters(transform, positive: Array, unlabe
     moved_unlabeled = transform(unlabeled)
     value, threshold = best_bin_estimate(positive, unlabeled)
     moved_value, moved_threshold = best_bin_estimate(moved_positive, moved_unlabeled)
+
     assert moved_value == value
     assert moved_threshold == transform(threshold)
+
     dedpul = density_ratio_estimate(positive, unlabeled)
     assert density_ratio_estimate(moved_positive, moved_unlabeled) == dedpul
 
@@ -128,7 +135,7 @@ def slow_isotonic(values: Array, weight: Array) -> list[float]:
 @given(rows=st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 5)), min_size=1, max_size=12))
 def test_isotonic_regression_equals_the_minimax_formula(rows: list[tuple[int, int]]) -> None:
     values, weight = np.array(rows, dtype=float).T
-    np.testing.assert_allclose(isotonic(values, weight), slow_isotonic(values, weight), atol=1e-12)
+    assert_allclose(isotonic(values, weight), slow_isotonic(values, weight), atol=1e-12)
 
 
 def test_extremes_reach_the_ends_of_the_range() -> None:
@@ -145,7 +152,7 @@ def test_extremes_reach_the_ends_of_the_range() -> None:
 def test_share_at_least_counts_ties() -> None:
     thresholds = np.array([0.0, 1.0, 1.5, 3.0])
     scores = np.array([2.0, 1.0, 1.0, 0.0])
-    np.testing.assert_array_equal(share_at_least(thresholds, scores), [1, 0.75, 0.25, 0])
+    assert_array_equal(share_at_least(thresholds, scores), [1, 0.75, 0.25, 0])
 
 
 def _estimate(positive: Array, unlabeled: Array) -> object:

@@ -14,6 +14,7 @@ from pu_kd_pipeline.learning.class_prior.kernel_mean import (
     kernel_mean_class_prior,
     nearest_in_hull,
 )
+from tests.learning.generators import seeded_generator
 
 Array = NDArray[np.float64]
 POSITIVE_CENTER = np.array([3.0, 0.0, 0.0])
@@ -50,6 +51,7 @@ def test_scale_shift_order_and_constant_columns_do_not_matter() -> None:
     value = kernel_mean_class_prior(positive, unlabeled)
     order = np.random.default_rng(1).permutation(120)
     moved = kernel_mean_class_prior(rescaled(positive), rescaled(unlabeled[order]))
+
     assert moved == pytest.approx(value, abs=1e-2)
 
 
@@ -86,7 +88,7 @@ def squared_distance(weights: Tensor, target: Tensor, kernel: Tensor) -> float:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_nearest_point_of_the_hull_equals_that_of_a_slow_solver(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     kernel = gaussian_kernel(torch.randn(12, 2, generator=generator, dtype=torch.float64))
     target = torch.randn(12, generator=generator, dtype=torch.float64)
     target += (1 - target.sum()) / 12
@@ -98,18 +100,21 @@ def test_the_nearest_point_of_the_hull_equals_that_of_a_slow_solver(seed: int) -
         slow = projected(slow - (kernel @ slow - image) / 12)
 
     weights = nearest_in_hull(kernel, image, float(target @ image))
+
     assert float(weights.min()) > 0
     assert float(weights.sum()) == pytest.approx(1, abs=1e-6)
+
     slow_distance = squared_distance(slow, target, kernel)
     assert squared_distance(weights, target, kernel) == pytest.approx(slow_distance, rel=0.02)
 
 
 def test_a_target_inside_the_hull_is_reached() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     kernel = gaussian_kernel(torch.randn(30, 3, generator=generator, dtype=torch.float64))
     target = torch.arange(1.0, 31.0, dtype=torch.float64) / 465  # sums to one
     image = kernel @ target
     weights = nearest_in_hull(kernel, image, float(target @ image))
+
     assert squared_distance(weights, target, kernel) < 1e-12
 
 
@@ -121,6 +126,7 @@ def test_the_interface_reads_features_and_reports_what_its_interval_omits() -> N
         return estimate_class_prior(positive, unlabeled, method="km2", n_bootstrap=5, rng=rng)
 
     first = estimate()
+
     assert estimate() == first
     assert first.lower <= first.value <= first.upper
     assert first.n_positive == 60

@@ -29,6 +29,7 @@ def test_one_record_adds_a_method_to_parameters_estimates_and_reports(monkeypatc
     estimate = estimate_class_prior(
         scores, scores, method=params.method, rng=np.random.default_rng(0)
     )
+
     assert (estimate.value, estimate.method) == (0.25, "constant")
     assert method_title(estimate.method) == "Constant"
     assert "bbe, dedpul, constant: read the scores" in describe_methods()

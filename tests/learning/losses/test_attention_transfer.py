@@ -13,12 +13,13 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.losses.attention_transfer import attention_map, attention_transfer_loss
+from tests.learning.generators import seeded_generator
 
 ZERO = torch.zeros((), dtype=torch.float64)
 
 
 def draw_map(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
@@ -73,8 +74,9 @@ def test_scale_sign_and_order_of_the_channels_change_nothing(
     seed: int, exponent: float, sign: int
 ) -> None:
     activations = draw_map(2, 6, 3, 4, seed=seed)
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(6, generator=seeded_generator(seed))
     changed = sign * 10**exponent * activations[:, order]
+
     assert_close(attention_map(changed), attention_map(activations))
 
 
@@ -82,6 +84,7 @@ def test_repeating_the_channels_changes_nothing() -> None:
     activations = draw_map(2, 3, 4, 4)
     # A sum over the channels would grow; the mean of squares does not.
     repeated = activations.repeat(1, 2, 1, 1)
+
     assert_close(attention_map(repeated), attention_map(activations))
 
 
@@ -89,6 +92,7 @@ def test_large_float16_activations_do_not_overflow() -> None:
     activations = draw_map(2, 3, 4, 4)
     large = (1000 * activations).half()  # their squares exceed 65,504
     expected = attention_map(activations).float()
+
     assert_close(attention_map(large), expected, rtol=1e-2, atol=1e-3)
 
 
@@ -101,6 +105,7 @@ def test_loss_equals_the_slow_one_with_its_gradient() -> None:
         student_map.requires_grad_()
     fast = attention_transfer_loss(student, teacher)
     slow = slow_loss(student, teacher)
+
     assert_close(fast, slow)
     assert_close(torch.autograd.grad(fast, student), torch.autograd.grad(slow, student))
 
@@ -121,6 +126,7 @@ def test_the_loss_of_a_tap_is_at_most_two_over_its_positions_and_taps_add_up(see
         n_positions = math.prod(student_map.shape[2:])
         assert 0 <= loss <= 2 / n_positions
         total = total + loss
+
     assert_close(attention_transfer_loss(student, teacher), total)
 
 
@@ -130,6 +136,7 @@ def test_attention_to_two_different_positions_has_the_largest_loss() -> None:
     # One position each, so that the unit vectors are orthogonal.
     student[..., 0, 0] = 1.0
     teacher[..., 1, 1] = 5.0
+
     assert attention_transfer_loss([student], [teacher]) == 2 / 4
 
 
@@ -154,6 +161,7 @@ def test_of_two_sizes_the_larger_is_averaged_down(
     teacher = draw_map(3, 4, *teacher_size, seed=1)
     difference = block_means(student, common) - block_means(teacher, common)
     found = attention_transfer_loss([student], [teacher])
+
     assert_close(found, difference.square().mean())
 
 
@@ -173,7 +181,9 @@ def test_bf16_maps_give_a_float32_loss() -> None:
     student_map = student[0].bfloat16()
     teacher_map = teacher[0].bfloat16()
     loss = attention_transfer_loss([student_map], [teacher_map])
+
     assert loss.dtype == torch.float32
+
     expected = attention_transfer_loss([student_map.float()], [teacher_map.float()])
     assert_close(loss, expected, rtol=0, atol=0)
 
@@ -183,6 +193,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
     for tensor in (*student, *teacher):
         tensor.requires_grad_()
     attention_transfer_loss(student, teacher).backward()
+
     for student_map, teacher_map in zip(student, teacher, strict=True):
         assert student_map.grad is not None
         assert teacher_map.grad is None
@@ -192,6 +203,7 @@ def test_a_dead_map_has_no_attention_and_a_finite_gradient() -> None:
     dead = torch.zeros(1, 3, 2, 2, requires_grad=True)
     loss = attention_transfer_loss([dead], [torch.ones(1, 3, 2, 2)])
     loss.backward()
+
     # The teacher's unit vector alone, averaged over its four positions.
     assert loss.item() == pytest.approx(1 / 4)
     assert dead.grad is not None
@@ -211,10 +223,13 @@ def test_maps_that_do_not_fit_are_refused() -> None:
         attention_transfer_loss(student, teacher[:1])
     with pytest.raises(ValueError, match="got 0 and 0"):
         attention_transfer_loss([], [])
+
     vectors = teacher[1][:, :, 0, 0]
     message = r"teacher's map of tap 1 is \(3, 7\); expected \(N, C, H, W\)"
+
     with pytest.raises(ValueError, match=message):
         attention_transfer_loss(student, [teacher[0], vectors])
+
     message = "tap 0 has maps of 3 images of the student, 2 of the teacher"
     with pytest.raises(ValueError, match=message):
         attention_transfer_loss(student[:1], [teacher[0][:2]])

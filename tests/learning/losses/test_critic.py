@@ -72,9 +72,11 @@ def test_above_zero_both_pu_risks_are_the_whole_risk_by_value_and_gradient(
     risk = pu_critic_risk(teacher, student, PRIOR, mode)
     positive_risk, negative_risk = slow_terms(teacher, student, PRIOR)
     whole = positive_risk + negative_risk
+
     assert not risk.is_clamped
     assert_close(risk.value, whole.detach())
     assert_close(risk.objective, whole)
+
     expected = gradients(whole, teacher, student)
     assert_close(gradients(risk.objective, teacher, student), expected)
 
@@ -83,13 +85,17 @@ def test_when_clamped_only_the_first_term_has_a_gradient() -> None:
     teacher, student = with_grad(CLAMPED)
     risk = pu_critic_risk(teacher, student, PRIOR, "clamp")
     positive_risk, negative_risk = slow_terms(teacher, student, PRIOR)
+
     assert risk.is_clamped
     assert negative_risk < 0
     assert_close(risk.value, positive_risk.detach())
     assert_close(risk.objective, positive_risk)
+
     found = gradients(risk.objective, teacher, student)
     expected = gradients(positive_risk, teacher, student)
+
     assert_close(found, expected)
+
     student_gradient = found[len(teacher) :]
     assert (student_gradient == 0).all()
 
@@ -99,8 +105,10 @@ def test_ascent_follows_minus_gamma_times_the_negative_part_alone(gamma: float) 
     teacher, student = with_grad(CLAMPED)
     risk = pu_critic_risk(teacher, student, PRIOR, "ascent", gamma=gamma)
     positive_risk, negative_risk = slow_terms(teacher, student, PRIOR)
+
     assert risk.is_clamped
     assert_close(risk.value, positive_risk.detach())
+
     expected = -gamma * gradients(negative_risk, teacher, student)
     assert_close(gradients(risk.objective, teacher, student), expected)
 
@@ -122,8 +130,10 @@ def test_gan_is_the_cross_entropy_of_teacher_against_student_whatever_the_prior(
         weight=weight,
         reduction="sum",
     )
+
     assert not risk.is_clamped
     assert_close(risk.value, expected.detach())
+
     expected_gradients = gradients(expected, teacher, student)
     assert_close(gradients(risk.objective, teacher, student), expected_gradients)
 
@@ -143,11 +153,13 @@ def test_equal_scores_give_a_cross_entropy_that_is_least_at_the_log_odds_of_the_
     positive_part = class_prior * math.log1p(math.exp(-score))
     negative_part = negative_prior * math.log1p(math.exp(score))
     risk = risk_of_equal_scores(score, class_prior)
+
     assert risk == pytest.approx(positive_part + negative_part, rel=1e-9)
 
     log_odds = math.log(class_prior / negative_prior)
     entropy = -class_prior * math.log(class_prior) - negative_prior * math.log(negative_prior)
     least = risk_of_equal_scores(log_odds, class_prior)
+
     assert least == pytest.approx(entropy, rel=1e-9)
     assert risk >= entropy - 1e-12
 
@@ -161,8 +173,10 @@ def test_risks_are_never_negative_and_the_modes_agree_on_value_and_branch(
     ascent = pu_critic_risk(teacher, student, class_prior, "ascent")
     assert clamp.value == ascent.value >= 0
     assert clamp.is_clamped == ascent.is_clamped
+
     positive_risk, negative_risk = slow_terms(teacher, student, class_prior)
     expected = positive_risk + max(negative_risk, torch.zeros_like(negative_risk))
+
     assert_close(clamp.value, expected)
 
 
@@ -183,6 +197,7 @@ def test_the_host_never_reads_a_tensor_of_the_risk(mode: CriticMode) -> None:
     teacher = torch.empty(4, device="meta")
     student = torch.empty(9, device="meta")
     risk = pu_critic_risk(teacher, student, PRIOR, mode)
+
     for term in risk:
         assert term.shape == ()
 
@@ -192,9 +207,11 @@ def test_bf16_scores_are_averaged_in_float32(mode: CriticMode) -> None:
     teacher = CLAMPED[0].bfloat16()
     student = CLAMPED[1].bfloat16()
     risk = pu_critic_risk(teacher, student, PRIOR, mode)
+
     assert risk.objective.dtype == torch.float32
     assert risk.value.dtype == torch.float32
     assert student_critic_loss(student).dtype == torch.float32
+
     expected = pu_critic_risk(teacher.float(), student.float(), PRIOR, mode)
     assert_close(risk.value, expected.value)
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.losses.attention_transfer import attention_transfer_loss
 from pu_kd_pipeline.learning.losses.critic import critic_distillation
+from tests.learning.generators import seeded_generator
 
 WEIGHTS: dict[str, Any] = {
     "temperature": 4.0,
@@ -33,7 +34,7 @@ class Batch(NamedTuple):
 
 
 def student_batch(seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -105,14 +106,17 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(
     result = critic_distillation(*arguments, **WEIGHTS)
 
     expected = torch.stack([weights[name] * terms[name] for name in terms]).sum()
+
     assert set(result) == {"loss", *terms}
     for name, term in terms.items():
         assert_close(result[name], term.detach())
     assert_close(result["loss"], expected)
+
     # Without a critic, the scores have no gradient.
     options = {"allow_unused": True, "materialize_grads": True}
     found_gradients = torch.autograd.grad(result["loss"], inputs, **options)
     expected_gradients = torch.autograd.grad(expected, inputs, **options)
+
     assert_close(found_gradients, expected_gradients)
 
 
@@ -130,6 +134,7 @@ def test_gradcheck_of_the_objective() -> None:
     inputs = (batch.student_logits, batch.student_maps[0], batch.student_scores)
     for tensor in inputs:
         tensor.requires_grad_()
+
     assert torch.autograd.gradcheck(loss, inputs)
 
 
@@ -145,8 +150,10 @@ def test_for_a_student_equal_to_its_teacher_only_the_critic_term_remains() -> No
         batch.student_scores,
         **WEIGHTS,
     )
+
     assert result["kl_loss"].item() == pytest.approx(0.0, abs=1e-12)
     assert result["attention_loss"] == 0
+
     critic_term = 0.1 * result["student_critic_loss"].item()
     assert result["loss"].item() == pytest.approx(critic_term)
 
@@ -167,10 +174,12 @@ def test_only_the_loss_is_differentiable_and_the_teacher_gets_no_gradient() -> N
         batch.labels,
         **WEIGHTS,
     )
+
     for name, value in result.items():
         assert value.shape == ()
         assert value.dtype == torch.float32
         assert value.requires_grad == (name == "loss")
+
     result["loss"].backward()
     assert student.grad is not None
     assert student_scores.grad is not None
@@ -190,6 +199,7 @@ def test_the_host_never_reads_a_tensor_of_the_objective() -> None:
         batch.labels.to("meta"),
         **WEIGHTS,
     )
+
     assert result["loss"].shape == ()
 
 

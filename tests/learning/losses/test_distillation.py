@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
+from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.losses.distillation import (
     class_loss_mass,
@@ -19,6 +20,7 @@ from pu_kd_pipeline.learning.losses.distillation import (
     robust_kd,
     soft_cross_entropy,
 )
+from tests.learning.generators import seeded_generator
 
 TEMPERATURES = [1.0, 4.0]
 BOTH = pytest.mark.parametrize("loss", [kd, robust_kd])
@@ -28,7 +30,7 @@ def batch(
     seed: int, n: int = 12, n_classes: int = 5, n_vectors: int = 4
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return student logits, teacher logits and weight vectors, float64."""
-    options = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
+    options = {"generator": seeded_generator(seed), "dtype": torch.float64}
     student = torch.randn(n, n_classes, **options)
     teacher = torch.randn(n, n_classes, **options)
     vectors = torch.rand(n_vectors, n_classes, **options)
@@ -86,11 +88,11 @@ def test_cross_entropy_equals_the_slow_one(temperature: float) -> None:
     expected = slow_cross_entropies(student, teacher, temperature)
     losses = soft_cross_entropy(student, teacher, temperature)
 
-    torch.testing.assert_close(losses, expected)
+    assert_close(losses, expected)
 
     loss = kd_loss(student, teacher, temperature)
 
-    torch.testing.assert_close(loss, temperature**2 * expected.mean())
+    assert_close(loss, temperature**2 * expected.mean())
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -100,11 +102,11 @@ def test_equal_logits_give_the_entropy_and_no_gradient(temperature: float) -> No
     losses = soft_cross_entropy(student, teacher, temperature)
     distribution = torch.distributions.Categorical(logits=teacher / temperature)
 
-    torch.testing.assert_close(losses.detach(), distribution.entropy())
+    assert_close(losses.detach(), distribution.entropy())
 
     (gradient,) = torch.autograd.grad(losses.sum(), student)
 
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+    assert_close(gradient, torch.zeros_like(gradient))
 
 
 @settings(deadline=None, max_examples=40)
@@ -120,7 +122,7 @@ def test_cross_entropy_is_never_below_the_entropy_of_the_teacher(
 
 
 def test_divergence_is_torchs_own_and_zero_for_equal_logits() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     teacher, student = torch.randn(2, 50, 7, generator=generator)
     log_p = teacher.log_softmax(1)
     log_q = student.log_softmax(1)
@@ -128,7 +130,7 @@ def test_divergence_is_torchs_own_and_zero_for_equal_logits() -> None:
     expected = terms.sum(1)
     divergence = kl_divergence(teacher, student)
 
-    torch.testing.assert_close(divergence, expected, rtol=1e-4, atol=1e-5)
+    assert_close(divergence, expected, rtol=1e-4, atol=1e-5)
 
     of_equal_logits = kl_divergence(teacher, teacher + 3.0)
 
@@ -152,7 +154,7 @@ def test_temperature_squared_keeps_the_size_of_the_gradient(loss) -> None:
         (gradient,) = torch.autograd.grad(value, student)
         sizes.append(gradient.norm())
 
-    torch.testing.assert_close(sizes[0], sizes[1], rtol=0.02, atol=0)
+    assert_close(sizes[0], sizes[1], rtol=0.02, atol=0)
 
 
 # --- the worst of several weightings ---
@@ -174,12 +176,12 @@ def test_one_product_equals_the_double_loop_with_its_gradient(
     candidates = slow_weighted_losses(student, teacher, vectors, temperature)
     slow = max(candidates)
 
-    torch.testing.assert_close(fast, slow)
+    assert_close(fast, slow)
 
     (fast_gradient,) = torch.autograd.grad(fast, student)
     (slow_gradient,) = torch.autograd.grad(slow, student)
 
-    torch.testing.assert_close(fast_gradient, slow_gradient)
+    assert_close(fast_gradient, slow_gradient)
 
 
 @settings(deadline=None, max_examples=30)
@@ -198,7 +200,7 @@ def test_the_maximum_is_that_of_its_members_and_scales_with_the_weights(
 
     scaled = robust_loss(student, teacher, factor * vectors, 1.0)
 
-    torch.testing.assert_close(scaled, factor * loss)
+    assert_close(scaled, factor * loss)
 
 
 def test_equal_vectors_get_the_gradient_of_one_of_them() -> None:
@@ -223,7 +225,7 @@ def test_all_equal_weights_give_plain_distillation(temperature: float) -> None:
     robust = robust_loss(student, teacher, ones, temperature)
     plain = kd_loss(student, teacher, temperature)
 
-    torch.testing.assert_close(robust, plain)
+    assert_close(robust, plain)
 
 
 def test_class_loss_mass_equals_the_loop_and_leaves_absent_classes_at_zero() -> None:
@@ -231,7 +233,7 @@ def test_class_loss_mass_equals_the_loop_and_leaves_absent_classes_at_zero() -> 
     classes = torch.tensor([2, 0, 2, 2])
     expected = torch.tensor([0.5, 0.0, 3.25, 0.0])
 
-    torch.testing.assert_close(class_loss_mass(losses, classes, 4), expected)
+    assert_close(class_loss_mass(losses, classes, 4), expected)
 
 
 def test_the_references_of_robust_kd_are_the_first_vector_alone_and_no_vector() -> None:
@@ -242,7 +244,7 @@ def test_the_references_of_robust_kd_are_the_first_vector_alone_and_no_vector() 
 
     assert robust["estimated_weights_loss"] == first
     assert robust["estimated_weights_loss"] <= robust["loss"]
-    torch.testing.assert_close(robust["kd_loss"], plain)
+    assert_close(robust["kd_loss"], plain)
 
 
 # --- both losses ---
@@ -299,7 +301,7 @@ def test_autocast_does_not_round_the_weighted_sum() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = robust_loss(student, teacher, vectors, 1.0)
 
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
 def test_shapes_and_temperatures_that_do_not_fit_are_refused() -> None:

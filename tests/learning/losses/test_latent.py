@@ -17,13 +17,14 @@ from pu_kd_pipeline.learning.losses.latent import (
     latent_loss,
     penultimate_loss,
 )
+from tests.learning.generators import seeded_generator
 
 WEIGHTS = {"logits_weight": 2.0, "penultimate_weight": 3.0, "kl_weight": 0.5, "temperature": 4.0}
 
 
 def draw_pair(seed: int, n: int = 7, width: int = 5) -> tuple[Tensor, Tensor]:
     """Logits or features of the student and of the teacher, (n, width) float64."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     student, teacher = 2 * torch.randn(2, n, width, generator=generator, dtype=torch.float64)
     return student, teacher
 
@@ -68,6 +69,7 @@ def test_losses_equal_the_loops_with_their_gradients(fast, slow, n, width):
     student.requires_grad_()
     found = fast(student, teacher)
     expected = slow(student, teacher)
+
     assert_close(found, expected)
     assert_close(torch.autograd.grad(found, student), torch.autograd.grad(expected, student))
 
@@ -97,6 +99,7 @@ def test_the_length_of_the_features_changes_nothing(seed, student_scale, teacher
     assert_close(loss, slow_penultimate(student, teacher))
     assert 0 <= loss <= 4  # two unit vectors are at most 2 apart
     assert penultimate_loss(student_scale * teacher, teacher) < 1e-20
+
     opposite = penultimate_loss(-student_scale * teacher, teacher)
     assert opposite.item() == pytest.approx(4.0)
 
@@ -105,6 +108,7 @@ def test_the_penultimate_loss_is_twice_the_missing_cosine():
     student, teacher = draw_pair(1)
     cosine = torch.nn.functional.cosine_similarity(student, teacher)
     expected = (2 - 2 * cosine).mean()
+
     assert_close(penultimate_loss(student, teacher), expected)
 
 
@@ -118,6 +122,7 @@ def test_zero_features_are_at_distance_one_and_get_no_gradient():
         loss = penultimate_loss(student[[row]], teacher[[row]])
         assert loss.item() == pytest.approx(expected)
     (gradient,) = torch.autograd.grad(penultimate_loss(student, teacher), student)
+
     assert (gradient[[0, 2]] == 0).all()
     assert gradient.isfinite().all()
 
@@ -128,6 +133,7 @@ def test_the_divergence_at_a_high_temperature_is_half_the_centered_loss():
     temperature = 1e4
     divergence = kl_divergence(teacher / temperature, student / temperature).mean()
     expected = centered_logits_loss(student, teacher) / 2
+
     assert_close(temperature**2 * divergence, expected, rtol=1e-3, atol=0)
 
 
@@ -154,10 +160,13 @@ def test_the_latent_loss_is_the_weighted_sum_of_its_terms():
     # Features and logits need not have one width.
     student_features, teacher_features = draw_pair(5, width=3)
     result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
+
     assert list(result) == ["loss", "logits_loss", "penultimate_loss", "kl_loss"]
+
     logits_term = centered_logits_loss(student, teacher)
     features_term = penultimate_loss(student_features, teacher_features)
     kl_term = slow_kl_loss(student, teacher, 4.0)
+
     assert result["logits_loss"] == logits_term
     assert result["penultimate_loss"] == features_term
     assert result["kl_loss"].item() == pytest.approx(kl_term)
@@ -168,6 +177,7 @@ def test_without_its_weight_the_divergence_is_left_out():
     weights = {**WEIGHTS, "kl_weight": 0.0}
     result = latent_loss(*draw_pair(6), *draw_pair(7), **weights)
     assert list(result) == ["loss", "logits_loss", "penultimate_loss"]
+
     expected = 2.0 * result["logits_loss"] + 3.0 * result["penultimate_loss"]
     assert_close(result["loss"], expected)
 
@@ -179,7 +189,9 @@ def test_a_student_that_agrees_has_no_loss_and_no_gradient():
     student = (teacher + 5.0).requires_grad_()
     student_features = (3.0 * teacher_features).requires_grad_()
     result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
+
     assert 0 <= result["loss"] < 1e-12
+
     gradients = torch.autograd.grad(result["loss"], (student, student_features))
     for gradient in gradients:
         assert gradient.abs().max() < 1e-12
@@ -195,6 +207,7 @@ def test_gradcheck(kl_weight):
         return latent_loss(logits, teacher, features, teacher_features, **weights)["loss"]
 
     inputs = (student.requires_grad_(), student_features.requires_grad_())
+
     assert torch.autograd.gradcheck(loss, inputs)
 
 
@@ -206,11 +219,13 @@ def test_the_loss_is_float32_and_the_teacher_gets_no_gradient():
     tensors = draw_pair(12) + draw_pair(13)
     student, teacher, student_features, teacher_features = map(bf16_with_grad, tensors)
     result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
+
     # The other entries are for the history.
     for name, value in result.items():
         assert value.shape == ()
         assert value.dtype == torch.float32
         assert value.requires_grad == (name == "loss")
+
     result["loss"].backward()
     assert student.grad is not None
     assert student_features.grad is not None
@@ -223,6 +238,7 @@ def test_the_host_never_reads_a_tensor():
     logits = torch.empty(7, 5, device="meta")
     features = torch.empty(7, 3, device="meta")
     result = latent_loss(logits, logits, features, features, **WEIGHTS)
+
     assert result["loss"].shape == ()
 
 
@@ -231,6 +247,7 @@ def test_different_shapes_are_refused():
     message = r"teacher logits must have one shape, got \(7, 4\) and \(7, 5\)"
     with pytest.raises(ValueError, match=message):
         centered_logits_loss(student[:, :4], teacher)
+
     message = r"teacher features must have one shape, got \(7, 4\) and \(7, 5\)"
     with pytest.raises(ValueError, match=message):
         penultimate_loss(student[:, :4], teacher)

@@ -18,6 +18,7 @@ from pu_kd_pipeline.learning.losses.noise_matrix import (
     noisy_kd_loss,
     pseudo_label_loss,
 )
+from tests.learning.generators import seeded_generator
 
 N_CLASSES = 5
 IDENTITY = torch.eye(N_CLASSES, dtype=torch.float64)
@@ -25,7 +26,7 @@ IDENTITY = torch.eye(N_CLASSES, dtype=torch.float64)
 
 def draw_batch(seed: int, n: int = 9) -> tuple[Tensor, Tensor, Tensor]:
     """Student logits, teacher logits and a row-stochastic matrix, float64."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     student, teacher = 2 * torch.randn(2, n, N_CLASSES, generator=generator, dtype=torch.float64)
     scores = torch.randn(N_CLASSES, N_CLASSES, generator=generator, dtype=torch.float64)
     return student, teacher, scores.softmax(dim=1)
@@ -42,6 +43,7 @@ def test_the_matrix_starts_from_the_diagonal_and_is_uniform_elsewhere(
     matrix = NoiseMatrix(n_classes, diagonal, learns_diagonal=learns_diagonal)()
     expected = torch.full((n_classes, n_classes), (1 - diagonal) / (n_classes - 1))
     expected.fill_diagonal_(diagonal)
+
     assert_close(matrix, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -60,16 +62,17 @@ def slow_matrix(v: list[list[float]], a: list[float]) -> list[list[float]]:
 
 def test_the_matrix_equals_the_loop_over_its_entries():
     noise = NoiseMatrix(N_CLASSES, 0.8, learns_diagonal=True).double()
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     for parameter in noise.parameters():
         nn.init.normal_(parameter, generator=generator)
     expected = slow_matrix(noise.off_diagonal_logits.tolist(), noise.diagonal_logits.tolist())
+
     assert_close(noise().detach(), torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("learns_diagonal", [False, True])
 def test_rows_stay_distributions_and_a_fixed_diagonal_does_not_move(learns_diagonal):
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded_generator(1)
     noise = NoiseMatrix(N_CLASSES, 0.8, learns_diagonal=learns_diagonal)
     start = noise().detach()
     # With weight decay, which must not reach a fixed diagonal.
@@ -84,6 +87,7 @@ def test_rows_stay_distributions_and_a_fixed_diagonal_does_not_move(learns_diago
         assert_close(matrix.sum(dim=1), torch.ones(N_CLASSES))
     has_moved = matrix != start
     is_diagonal = torch.eye(N_CLASSES, dtype=torch.bool)
+
     assert has_moved[~is_diagonal].all()
     assert (has_moved[is_diagonal] == learns_diagonal).all()
 
@@ -93,12 +97,14 @@ def test_a_saved_matrix_is_loaded_as_it_was():
     nn.init.normal_(noise.off_diagonal_logits)
     other = NoiseMatrix(N_CLASSES, 0.6)
     other.load_state_dict(noise.state_dict())
+
     assert_close(other(), noise())
 
 
 def test_unusable_numbers_of_classes_and_diagonals_are_refused():
     with pytest.raises(ValueError, match="n_classes must be at least 2, got 1"):
         NoiseMatrix(1, 0.9)
+
     message = "between 1/10, where pseudo-labels carry no information, and 1, got"
     for diagonal in (0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match=message):
@@ -128,6 +134,7 @@ def test_the_loss_equals_the_loop_with_its_gradients(seed, n):
     inputs = (student.requires_grad_(), matrix.requires_grad_())
     fast = pseudo_label_loss(student, teacher, matrix)
     slow = slow_pseudo_label_loss(student, teacher, matrix)
+
     assert_close(fast, slow)
     assert_close(torch.autograd.grad(fast, inputs), torch.autograd.grad(slow, inputs))
 
@@ -137,6 +144,7 @@ def test_the_identity_gives_the_cross_entropy_with_pseudo_labels():
     student.requires_grad_()
     found = pseudo_label_loss(student, teacher, IDENTITY)
     expected = functional.cross_entropy(student, teacher.argmax(dim=1))
+
     assert_close(found, expected)
     assert_close(torch.autograd.grad(found, student), torch.autograd.grad(expected, student))
 
@@ -145,7 +153,9 @@ def test_under_the_uniform_matrix_the_student_gets_no_gradient():
     student, teacher, _ = draw_batch(2)
     uniform = torch.full_like(IDENTITY, 1 / N_CLASSES)
     loss = pseudo_label_loss(student.requires_grad_(), teacher, uniform)
+
     assert loss.item() == pytest.approx(math.log(N_CLASSES))
+
     (gradient,) = torch.autograd.grad(loss, student)
     assert gradient.abs().max() < 1e-12
 
@@ -157,6 +167,7 @@ def test_the_order_of_the_classes_does_not_matter(seed, order):
     # Rows are true classes and columns pseudo-labels: both are permuted.
     permuted_matrix = matrix[order][:, order]
     loss = pseudo_label_loss(student[:, order], teacher[:, order], permuted_matrix)
+
     assert_close(loss, pseudo_label_loss(student, teacher, matrix))
     assert loss >= 0
 
@@ -177,6 +188,7 @@ def test_probabilities_that_underflow_leave_loss_and_gradients_finite():
     matrix = torch.eye(3, requires_grad=True)
     loss = pseudo_label_loss(student, OTHER_TEACHER, matrix)
     loss.backward()
+
     assert loss.isfinite()
     assert student.grad.isfinite().all()
     assert matrix.grad.isfinite().all()
@@ -190,12 +202,15 @@ def test_the_objective_is_distillation_plus_the_weighted_pseudo_labels():
     distillation_term = kd_loss(student, teacher, 4.0)
     pseudo_label_term = pseudo_label_loss(student, teacher, matrix)
     result = noisy_kd_loss(student, teacher, matrix, 4.0, 0.3)
+
     assert list(result) == ["loss", "kd_loss", "pseudo_label_loss", "diagonal"]
     assert result["kd_loss"] == distillation_term
     assert result["pseudo_label_loss"] == pseudo_label_term
     assert_close(result["loss"], distillation_term + 0.3 * pseudo_label_term)
+
     diagonal = [matrix[k, k].item() for k in range(N_CLASSES)]
     assert result["diagonal"].item() == pytest.approx(sum(diagonal) / N_CLASSES)
+
     without_labels = noisy_kd_loss(student, teacher, matrix, 4.0, 0.0)
     assert without_labels["loss"] == distillation_term
 
@@ -212,6 +227,7 @@ def test_gradcheck_of_student_and_matrix(learns_diagonal):
         return noisy_kd_loss(student, teacher, matrix, 4.0, 1.0)["loss"]
 
     inputs = (student.requires_grad_(), *parameters.values())
+
     assert torch.autograd.gradcheck(loss, inputs)
 
 
@@ -221,10 +237,12 @@ def test_the_loss_is_float32_and_the_teacher_gets_no_gradient():
     teacher = teacher.bfloat16().requires_grad_()
     noise = NoiseMatrix(N_CLASSES, 0.8)
     result = noisy_kd_loss(student, teacher, noise(), 4.0, 1.0)
+
     for name, value in result.items():
         assert value.shape == ()
         assert value.dtype == torch.float32
         assert value.requires_grad == (name == "loss")
+
     result["loss"].backward()
     assert student.grad is not None
     assert noise.off_diagonal_logits.grad.abs().sum() > 0
@@ -237,6 +255,7 @@ def test_autocast_does_not_round_the_loss():
     expected = noisy_kd_loss(student.float(), teacher.float(), noise(), 4.0, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = noisy_kd_loss(student.float(), teacher.float(), noise(), 4.0, 1.0)
+
     assert_close(found["loss"], expected["loss"])
 
 
@@ -246,6 +265,7 @@ def test_the_host_never_reads_a_tensor():
     teacher = torch.empty(9, N_CLASSES, device="meta")
     noise = NoiseMatrix(N_CLASSES, 0.8).to("meta")
     result = noisy_kd_loss(student, teacher, noise(), 4.0, 1.0)
+
     assert result["loss"].shape == ()
 
 
@@ -270,7 +290,7 @@ KNOWN_NOISE = 0.6 * torch.eye(4) + 0.3 * NEXT_CLASS + 0.1 * NEXT_CLASS.roll(1, d
 
 def noisy_problem(n: int = 4000) -> tuple[Tensor, Tensor, Tensor]:
     """Features in four clusters, their classes, and logits of a teacher with the known noise."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     classes = torch.randint(4, (n,), generator=generator)
     features = 4 * functional.one_hot(classes, 4) + torch.randn(n, 4, generator=generator)
     labels = torch.multinomial(KNOWN_NOISE[classes], 1, generator=generator).squeeze(1)
@@ -298,6 +318,7 @@ def test_with_a_student_that_is_correct_the_matrix_learns_the_counts():
     for true_class, pseudo_label in zip(classes, pseudo_labels, strict=True):
         counts[true_class, pseudo_label] += 1
     shares = counts / counts.sum(dim=1, keepdim=True)
+
     assert_close(noise().detach(), shares, atol=2e-3, rtol=0)
 
 
@@ -323,6 +344,7 @@ def test_a_student_with_the_matrix_comes_nearer_to_the_truth_than_one_without():
     noise = NoiseMatrix(4, 0.6)
     with_matrix = true_loss_after_training(noise)
     without_matrix = true_loss_after_training(None)
+
     assert with_matrix < 0.25 * without_matrix
     assert_close(noise().detach(), KNOWN_NOISE, atol=0.05, rtol=0)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.losses.risk import PURisk, pu_risk, sigmoid_loss, zero_one_risk
+from tests.learning.generators import seeded_generator
 
 PRIOR = 0.4
 # All positives score low among the unlabeled: R_- > 0.
@@ -57,6 +58,7 @@ def test_sigmoid_loss_of_both_labels_sums_to_one_and_falls_with_the_right_score(
     scores = torch.linspace(-5, 5, 11)
     as_positive = sigmoid_loss(scores, 1)
     as_negative = sigmoid_loss(scores, -1)
+
     assert_close(as_positive + as_negative, torch.ones(11))
     assert (as_positive.diff() < 0).all()
 
@@ -70,10 +72,12 @@ def test_descent_branch_has_value_and_gradient_of_the_whole_risk(beta: float) ->
     risk = nnpu_risk(positive, unlabeled, PRIOR, beta=beta)
     positive_risk, negative_risk = slow_terms(positive, unlabeled, PRIOR)
     whole = positive_risk + negative_risk
+
     assert not risk.is_ascent
     assert_close(risk.value, whole.detach())
     assert_close(risk.positive_risk, positive_risk.detach())
     assert_close(risk.negative_risk, negative_risk.detach())
+
     expected = gradients(whole, positive, unlabeled)
     assert_close(gradients(risk.objective, positive, unlabeled), expected)
 
@@ -85,9 +89,11 @@ def test_ascent_branch_follows_minus_gamma_times_the_negative_part_alone(
     positive, unlabeled = with_grad(ASCENT)
     risk = nnpu_risk(positive, unlabeled, PRIOR, beta=beta, gamma=gamma)
     positive_risk, negative_risk = slow_terms(positive, unlabeled, PRIOR)
+
     assert risk.is_ascent
     assert negative_risk < -beta
     assert_close(risk.value, (positive_risk - beta).detach())
+
     expected = -gamma * gradients(negative_risk, positive, unlabeled)
     assert_close(gradients(risk.objective, positive, unlabeled), expected)
 
@@ -111,10 +117,13 @@ def test_upu_never_ascends_and_goes_negative_where_nnpu_does_not() -> None:
     positive, unlabeled = with_grad(ASCENT)
     upu = upu_risk(positive, unlabeled, PRIOR)
     nnpu = nnpu_risk(positive, unlabeled, PRIOR)
+
     assert not upu.is_ascent
     assert upu.value < 0 <= nnpu.value
+
     positive_risk, negative_risk = slow_terms(positive, unlabeled, PRIOR)
     expected = gradients(positive_risk + negative_risk, positive, unlabeled)
+
     assert_close(gradients(upu.objective, positive, unlabeled), expected)
 
 
@@ -133,6 +142,7 @@ def test_free_scores_drive_the_upu_risk_below_zero_but_not_the_nnpu_risk(
         risk.objective.backward()
         optimizer.step()
         n_ascents += int(risk.is_ascent)
+
     assert (risk.negative_risk < -0.2) == overfits
     assert (n_ascents == 0) == overfits
 
@@ -148,6 +158,7 @@ def test_nnpu_value_is_never_below_minus_beta_and_terms_add_up(
     risk = nnpu_risk(positive, unlabeled, class_prior, beta=beta)
     assert risk.value >= -beta - 1e-12
     assert bool(risk.is_ascent) == bool(risk.negative_risk < -beta)
+
     upu = upu_risk(positive, unlabeled, class_prior)
     assert_close(upu.value, risk.positive_risk + risk.negative_risk)
 
@@ -155,11 +166,12 @@ def test_nnpu_value_is_never_below_minus_beta_and_terms_add_up(
 @settings(deadline=None, max_examples=30)
 @given(positive=logits, unlabeled=logits, seed=st.integers(0, 100))
 def test_permuting_the_batch_keeps_the_risk(positive: Tensor, unlabeled: Tensor, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     positive_order = torch.randperm(len(positive), generator=generator)
     unlabeled_order = torch.randperm(len(unlabeled), generator=generator)
     permuted = upu_risk(positive[positive_order], unlabeled[unlabeled_order], PRIOR)
     expected = upu_risk(positive, unlabeled, PRIOR)
+
     assert_close(permuted.value, expected.value)
 
 
@@ -167,8 +179,10 @@ def test_bf16_logits_are_averaged_in_float32() -> None:
     positive = DESCENT[0].bfloat16()
     unlabeled = DESCENT[1].bfloat16()
     risk = nnpu_risk(positive, unlabeled, PRIOR)
+
     assert risk.objective.dtype == torch.float32
     assert risk.value.dtype == torch.float32
+
     expected = nnpu_risk(positive.float(), unlabeled.float(), PRIOR)
     assert_close(risk.value, expected.value, rtol=0, atol=0)
 
@@ -179,6 +193,7 @@ def test_the_host_never_reads_a_tensor(estimator: str) -> None:
     positive = torch.empty(4, device="meta")
     unlabeled = torch.empty(9, device="meta")
     risk = pu_risk(positive, unlabeled, PRIOR, estimator=estimator)  # type: ignore[arg-type]
+
     assert isinstance(risk, PURisk)
     for term in risk:
         assert term.shape == ()
@@ -189,6 +204,7 @@ def test_zero_one_risk_equals_the_error_rate_of_a_known_population() -> None:
     false_negative_rate = 60 / 300
     unlabeled_positive_share = (240 + 70) / 1000
     risk = zero_one_risk(false_negative_rate, unlabeled_positive_share, class_prior=0.3)
+
     assert risk == pytest.approx((60 + 70) / 1000)
 
 

@@ -12,6 +12,7 @@ from pu_kd_pipeline.learning.networks.limits import LIMITS, is_known_to_work
 
 def test_every_own_network_has_limits_of_all_its_options():
     assert set(LIMITS) == set(NETWORKS)
+
     for name, factory in NETWORKS.items():
         options = set(inspect.signature(factory).parameters) - {"n_classes", "in_channels"}
         assert set(LIMITS[name].options) == options

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.features import default_taps
 from pu_kd_pipeline.learning.networks.build import NETWORKS, build_network
@@ -61,6 +62,7 @@ def test_narrow_resnets_have_their_depth_and_width(depth, width):
         # The 1x1 convolutions of the shortcuts do not count.
         if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.shape[-1] != 1:
             n_layers += 1
+
     assert n_layers == depth
 
     features = torch.rand(1, width, 32, 32)
@@ -86,6 +88,7 @@ def test_cifar_stem_keeps_the_resolution():
     network = build_network("cifar_resnet18", 10, 3).eval()
     features = network.conv1(torch.rand(1, 3, 32, 32))
     stem = network.maxpool(network.relu(network.bn1(features)))
+
     assert stem.shape == (1, 64, 32, 32)
 
 
@@ -101,6 +104,7 @@ def test_a_vgg_for_small_images_is_tapped_before_each_pooling(name):
     network = build_network(name, 10, 3)
     taps = default_taps(network, (3, 32, 32))
     assert len(taps) == 4
+
     for tap in taps:
         _, _, index = tap.rpartition(".")
         assert isinstance(network.features[int(index) + 1], nn.MaxPool2d)
@@ -112,7 +116,8 @@ def test_a_vgg_for_small_images_has_the_features_of_torchvisions(name):
     reference = build_network(name.removeprefix("cifar_") + "_bn", 10, 3).eval()
     network.features.load_state_dict(reference.features.state_dict())
     images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(network.features(images), reference.features(images))
+
+    assert_close(network.features(images), reference.features(images))
     assert network.features(images).shape == (2, 512, 1, 1)
 
 
@@ -194,6 +199,7 @@ def test_auxiliary_outputs_are_refused_and_the_network_stays_unchanged():
     before = {name: value.clone() for name, value in auxiliary.state_dict().items()}
     check_network(auxiliary, 5, 3, 64)
     message = r"returns GoogLeNetOutputs for two images.*aux_logits: false"
+
     with pytest.raises(ValueError, match=message):
         check_training(auxiliary, 5, 3, 64)
     for name, value in auxiliary.state_dict().items():

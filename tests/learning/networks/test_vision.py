@@ -26,6 +26,7 @@ def test_models_and_feature_extraction_work_with_any_pair():
         print(nodes[-1], datasets.MNIST.__name__)
         """
     )
+
     assert result.stdout.split() == ["fc", "MNIST"], result.stderr
 
 
@@ -33,6 +34,7 @@ def test_the_workaround_is_needed_where_torchvisions_operators_do_not_load():
     if vision._load_extension():
         pytest.skip("torchvision's compiled operators load with this torch: nothing to work around")
     result = _python("import torchvision")
+
     assert "operator torchvision::nms does not exist" in result.stderr
 
 
@@ -52,4 +54,5 @@ def test_on_a_matched_pair_nothing_is_defined():
         print("defined", [name for name in defined if name.startswith("torchvision")])
         """
     )
+
     assert "defined []" in result.stdout, result.stderr

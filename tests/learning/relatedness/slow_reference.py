@@ -10,10 +10,12 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tests.learning.generators import seeded_generator
+
 
 def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
     """Give BatchNorm non-trivial statistics and weights, and switch some channels off."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     for module in network.modules():
         if not isinstance(module, _BatchNorm):
             continue
@@ -30,7 +32,7 @@ def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def random_images(n: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     return torch.randn(n, *shape, generator=generator)
 
 

@@ -20,11 +20,12 @@ from pu_kd_pipeline.learning.relatedness.calibration import (
 )
 from pu_kd_pipeline.learning.relatedness.indicators import INDICATORS
 from pu_kd_pipeline.learning.relatedness.probe import RelatednessProbe
+from tests.learning.generators import seeded_generator
 from tests.learning.relatedness.slow_reference import trained_looking
 
 
 def some_values(n: int = 50, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     # Neither centered nor of unit spread, so that the calibration matters.
     return 3 * torch.randn(n, len(INDICATORS), generator=generator) + 7
 
@@ -50,6 +51,7 @@ def test_the_sum_is_the_slow_one():
             total += min(max(z, -1.5), 1.5)
         expected.append(total)
     sums = one_class_sum(values, calibration, clip=1.5)
+
     assert_close(sums, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
     assert (sums.abs() <= 1.5 * len(INDICATORS)).all()
 
@@ -63,6 +65,7 @@ def test_the_sum_does_not_see_the_units_of_an_indicator():
     other_calibration = NoiseCalibration.of(INDICATORS, noise * scale + shift)
     sums = one_class_sum(values, calibration)
     other_sums = one_class_sum(values * scale + shift, other_calibration)
+
     assert_close(other_sums, sums, rtol=1e-4, atol=1e-4)
 
 
@@ -71,6 +74,7 @@ def test_noise_sums_to_zero_on_average():
     calibration = NoiseCalibration.of(INDICATORS, noise)
     # Without the clip, which is not symmetric for a skewed sample.
     sums = one_class_sum(noise, calibration, clip=math.inf)
+
     assert sums.mean().item() == pytest.approx(0, abs=1e-9)
 
 
@@ -84,7 +88,9 @@ def test_an_indicator_without_spread_on_noise_counts_nothing_there_and_the_clip_
     second_change = constant * 1.1 + 1.0
     values = torch.tensor([[constant], [first_change], [second_change]])
     sums = one_class_sum(values, calibration)
+
     assert sums[0] == 0
+
     # The sign says on which side of the noise a value is.
     expected = [math.copysign(10.0, change - constant) for change in (first_change, second_change)]
     assert sums[1:].tolist() == pytest.approx(expected, abs=1.0)
@@ -95,6 +101,7 @@ def test_rounding_is_not_taken_for_spread():
     calibration = NoiseCalibration.of(("dss",), constant)
     next_float = torch.nextafter(constant[:1], torch.tensor(1.0))
     at_constant, above = one_class_sum(torch.cat([constant[:1], next_float]), calibration)
+
     assert at_constant == 0
     assert 0 < above <= 1
 
@@ -104,6 +111,7 @@ def test_values_that_do_not_fit_are_refused():
     message = r"values must be \(N, 2\), one column for each indicator, got \(3, 4\)"
     with pytest.raises(ValueError, match=message):
         one_class_sum(torch.rand(3, 4), calibration)
+
     values = torch.tensor([[0.0, math.nan], [1.0, math.inf], [0.0, 0.0]])
     with pytest.raises(ValueError, match="h of 2 of 3 images are not finite"):
         one_class_sum(values, calibration)
@@ -120,6 +128,7 @@ def test_a_calibration_survives_json_in_any_order():
     calibration = NoiseCalibration.of(INDICATORS, some_values())
     text = json.dumps(calibration.to_dict(), sort_keys=True)
     content = json.loads(text)
+
     assert list(content) != list(INDICATORS)
     assert NoiseCalibration.from_dict(content) == calibration
 
@@ -131,11 +140,12 @@ def test_a_calibration_with_an_unknown_indicator_is_refused():
 
 
 def test_noise_is_uniform_over_all_gray_levels_and_repeats_with_the_generator():
-    first = uniform_noise(40, (3, 16, 16), torch.Generator().manual_seed(3))
-    second = uniform_noise(40, (3, 16, 16), torch.Generator().manual_seed(3))
+    first = uniform_noise(40, (3, 16, 16), seeded_generator(3))
+    second = uniform_noise(40, (3, 16, 16), seeded_generator(3))
     assert first.dtype == torch.uint8
     assert first.shape == (40, 3, 16, 16)
     assert torch.equal(first, second)
+
     counts = first.flatten().bincount(minlength=256)
     # By chance alone, one seed in a thousand would fail.
     assert stats.chisquare(counts.tolist()).pvalue > 1e-3
@@ -150,11 +160,14 @@ def test_calibration_is_over_all_batches_of_noise():
         return images / 255
 
     calibration = calibrate_on_noise(
-        probe, normalize, generator=torch.Generator().manual_seed(0), n_images=25, batch_size=10
+        probe, normalize, generator=seeded_generator(), n_images=25, batch_size=10
     )
+
     assert [len(images) for images in batches] == [10, 10, 5]
+
     values = probe(torch.cat(batches) / 255)
     expected = NoiseCalibration.of(probe.names, values)
+
     assert calibration.names == expected.names
     assert calibration.means == pytest.approx(expected.means, rel=1e-5)
     assert calibration.stds == pytest.approx(expected.stds, rel=1e-3, abs=1e-7)

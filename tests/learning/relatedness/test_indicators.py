@@ -20,6 +20,7 @@ from pu_kd_pipeline.learning.relatedness.indicators import (
     latent_indicators,
     logit_indicators,
 )
+from tests.learning.generators import seeded_generator
 from tests.learning.relatedness.slow_reference import (
     random_images,
     slow_latent_indicators,
@@ -48,8 +49,10 @@ def test_logit_indicators_are_bounded_and_do_not_see_a_constant(
     logits = torch.tensor(rows, dtype=torch.float64)
     values = logit_indicators(logits)
     expected = [slow_logit_indicators(row) for row in rows]
+
     assert_close(values, torch.tensor(expected).double())
     assert_close(logit_indicators(logits + shift), values)
+
     # 1 - 1/K, ln K and 1 - 1/K for K = 4; the sums may round up.
     upper_bounds = torch.tensor([0.75, math.log(4), 0.75])
     assert (values >= 0).all()
@@ -61,6 +64,7 @@ def test_confident_logits_stay_distinct_where_one_minus_the_maximum_is_zero():
     logits = torch.tensor([[20.0, 0.0, 0.0], [40.0, 0.0, 0.0]])
     largest = logits.softmax(dim=1).amax(dim=1)
     assert (1 - largest).tolist() == [0, 0]
+
     expected = [2 * math.exp(-20), 2 * math.exp(-40)]
     assert logit_indicators(logits)[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
 
@@ -71,7 +75,7 @@ def test_confident_logits_stay_distinct_where_one_minus_the_maximum_is_zero():
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100))
 def test_lengths_scale_with_the_latents_and_angles_do_not(seed: int, scale: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     latents = torch.randn(6, 7, generator=generator, dtype=torch.float64)
     weight = torch.randn(4, 7, generator=generator, dtype=torch.float64)
     classes = (latents @ weight.T).argmax(dim=1)
@@ -80,8 +84,10 @@ def test_lengths_scale_with_the_latents_and_angles_do_not(seed: int, scale: floa
     # All others are lengths or products, linear in the latents.
     is_angle = torch.tensor([name.startswith("ang") for name in LATENT_INDICATORS])
     angles = values[:, is_angle]
+
     assert_close(scaled[:, ~is_angle], scale * values[:, ~is_angle])
     assert_close(scaled[:, is_angle], angles)
+
     scaled_weight = latent_indicators(latents, scale * weight, classes)
     assert_close(scaled_weight[:, is_angle], angles)
     assert (angles >= 0).all()
@@ -91,7 +97,7 @@ def test_lengths_scale_with_the_latents_and_angles_do_not(seed: int, scale: floa
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10_000))
 def test_latent_indicators_equal_the_slow_ones(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     latents = torch.randn(6, 7, generator=generator, dtype=torch.float64)
     weight = torch.randn(4, 7, generator=generator, dtype=torch.float64)
     classes = (latents @ weight.T).argmax(dim=1)
@@ -105,6 +111,7 @@ def test_latents_along_their_row_have_no_angle_and_zero_has_a_right_one():
     weight = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
     columns = latent_indicators(2 * weight, weight, torch.arange(3)).T.tolist()
     values = dict(zip(LATENT_INDICATORS, columns, strict=True))
+
     assert values["norm"] == pytest.approx([-10, 0, -math.sqrt(12)])
     assert values["act"] == pytest.approx([-50, 0, -6])
     assert values["proj"] == pytest.approx([-10, 0, -math.sqrt(12)])
@@ -119,6 +126,7 @@ def test_latents_whose_weight_is_zero_or_negative_are_masked():
     latents = torch.tensor([[4.0, 50.0, 60.0]])
     values = latent_indicators(latents, weight, torch.tensor([0]))
     norm_plus_and_act_plus = values[0, 4:6].tolist()
+
     assert norm_plus_and_act_plus == [-4, -12]
 
 
@@ -131,10 +139,13 @@ def test_channels_that_are_switched_off_do_not_count_however_large():
     sums, n_channels = batchnorm_sums(layer, maps)
     maps[:, [1, 5]] = math.nan  # the channels that `trained_looking` switches off
     sums_with_nan, _ = batchnorm_sums(layer, maps)
+
     assert_close(sums_with_nan, sums, rtol=0, atol=0)
     assert n_channels.tolist() == [4] * 4
+
     layer.weight.data.zero_()
     _, n_channels = batchnorm_sums(layer, maps)
+
     assert n_channels.tolist() == [0] * 4
 
 
@@ -146,8 +157,9 @@ def mean_batchnorm_indicators(layer: nn.BatchNorm2d, maps: Tensor) -> list[float
 
 def test_maps_that_match_the_statistics_are_related_and_others_are_not():
     layer = nn.BatchNorm2d(50).eval()
-    normal = torch.randn(20, 50, 16, 16, generator=torch.Generator().manual_seed(0))
+    normal = torch.randn(20, 50, 16, 16, generator=seeded_generator())
     dms, dms_aos, dss, dss_ext = mean_batchnorm_indicators(layer, normal)
+
     assert dms < 0.01
     assert dms_aos == pytest.approx(1, abs=0.01)
     assert dss < 0.01
@@ -157,8 +169,10 @@ def test_maps_that_match_the_statistics_are_related_and_others_are_not():
     shifted = mean_batchnorm_indicators(layer, normal + 3)
     assert shifted[:2] == pytest.approx([9, 10], rel=0.02)
     assert shifted[2:] == pytest.approx([dss, dss_ext], rel=0.01, abs=1e-5)
+
     spread = mean_batchnorm_indicators(layer, normal * 2)
     assert spread[2:] == pytest.approx([1, 1], rel=0.02)
+
     flat = mean_batchnorm_indicators(layer, normal * 0)
     assert flat[2:] == pytest.approx([1, 1], rel=1e-4)
 
@@ -169,6 +183,7 @@ def test_half_precision_is_read_in_float32(maps_dtype: torch.dtype) -> None:
     maps = random_images(4, (6, 5, 5)).to(maps_dtype)
     half_sums, _ = batchnorm_sums(layer, maps)
     single_sums, _ = batchnorm_sums(layer, maps.float())
+
     assert_close(half_sums, single_sums, rtol=0, atol=0)
     assert logit_indicators(maps[0, 0]).dtype == torch.float32
 
@@ -179,6 +194,7 @@ def test_far_from_zero_the_spread_keeps_its_digits():
     # E[x^2] - E[x]^2 would lose them.
     near, _ = batchnorm_sums(layer, maps)
     far, _ = batchnorm_sums(layer, maps + 1000)
+
     assert_close(far[2], near[2], rtol=1e-3, atol=0)
 
 

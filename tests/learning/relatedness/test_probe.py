@@ -102,6 +102,7 @@ def test_indicators_equal_the_slow_reference(name: str) -> None:
     if any(isinstance(module, _BatchNorm) for module in network.modules()):
         expected_names += BATCHNORM_INDICATORS
     probe = RelatednessProbe(network, shape)
+
     assert list(probe.names) == expected_names
     assert_equals_the_slow_reference(probe, random_images(2, shape), head)
 
@@ -111,9 +112,12 @@ def test_an_image_gets_the_same_indicators_in_any_batch():
     images = random_images(7, SHAPE)
     values = probe(images)
     order = torch.tensor([4, 2, 0, 6, 1, 5, 3])
+
     assert_close(probe(images[order]), values[order])
+
     of_parts = torch.cat([probe(part) for part in images.split(3)])
     assert_close(of_parts, values)
+
     channels_last = images.contiguous(memory_format=torch.channels_last)
     assert_close(probe(channels_last), values, rtol=1e-4, atol=1e-6)
 
@@ -124,6 +128,7 @@ def test_a_network_in_double_precision_is_read_in_it():
     images = random_images(2, SHAPE).double()
     expected = slow_indicators(network, images, "fc").float()
     values = RelatednessProbe(network, SHAPE)(images)
+
     assert_close(values, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -148,6 +153,7 @@ def test_a_network_with_layernorm_has_the_indicators_of_its_logits_and_last_laye
     with seeded(0):
         network = Transformer().eval()
     probe = RelatednessProbe(network, (3, 8, 8))
+
     assert probe.names == WITHOUT_BATCHNORM
     assert_equals_the_slow_reference(probe, random_images(4, (3, 8, 8)), "head")
 
@@ -171,6 +177,7 @@ def test_batchnorm_after_linear_layers_only_has_no_spread():
         nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
     )
     probe = RelatednessProbe(network, (3, 2, 2))
+
     assert probe.names == (*WITHOUT_BATCHNORM, "dms", "dms_aos")
     assert_equals_the_slow_reference(probe, random_images(4, (3, 2, 2)), "3")
 
@@ -185,6 +192,7 @@ def test_a_batchnorm_whose_channels_are_all_switched_off_is_left_out():
     batchnorm = trained_looking(nn.BatchNorm2d(6))
     batchnorm.weight.data.zero_()
     network = nn.Sequential(batchnorm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+
     assert RelatednessProbe(network.eval(), (6, 5, 5)).names == WITHOUT_BATCHNORM
 
 
@@ -225,6 +233,7 @@ def test_of_a_last_layer_that_is_called_twice_the_call_that_gives_the_logits_cou
     classes = network(images).argmax(dim=1)
     expected = latent_indicators(latents, network.fc.weight, classes).detach()
     values = RelatednessProbe(network, (3, 2, 2))(images)
+
     assert_close(values[:, len(LOGIT_INDICATORS) :], expected)
 
 
@@ -243,6 +252,7 @@ def test_the_network_is_left_as_it_was():
     images = random_images(2, SHAPE)
     logits = network(images)
     values = RelatednessProbe(network, SHAPE)(images)
+
     assert not values.requires_grad
     assert_no_hooks(network)
     assert_close(network(images), logits, rtol=0, atol=0)
@@ -254,6 +264,7 @@ def test_hooks_are_removed_where_the_network_fails():
     probe = RelatednessProbe(network, SHAPE)
     # The forward pass fails in the last layer, after all hooks have run.
     network.fc.weight.data = network.fc.weight.data[:, :2]
+
     with pytest.raises(RuntimeError):
         probe(random_images(2, SHAPE))
     assert_no_hooks(network)
@@ -264,12 +275,15 @@ def test_networks_and_images_that_a_probe_cannot_read_are_refused():
     probe = RelatednessProbe(network, SHAPE)
     with pytest.raises(ValueError, match=r"images must be \(N, 3, 6, 6\), got \(2, 3, 8, 8\)"):
         probe(random_images(2, (3, 8, 8)))
+
     network.train()
     message = "in training mode, where BatchNorm follows the batch: call .eval"
+
     with pytest.raises(ValueError, match=message):
         probe(random_images(2, SHAPE))
     with pytest.raises(ValueError, match=message):
         RelatednessProbe(network, SHAPE)
+
     message = r"returns \(2, 5, 6, 6\) for 2 images; expected \(N, K\) logits"
     with pytest.raises(ValueError, match=message):
         RelatednessProbe(nn.Conv2d(3, 5, 1).eval(), SHAPE)

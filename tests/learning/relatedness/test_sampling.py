@@ -17,6 +17,7 @@ from pu_kd_pipeline.learning.relatedness.sampling import (
     preferential_batches,
     sampling_probabilities,
 )
+from tests.learning.generators import seeded_generator
 
 
 def as_vector(values: list[float]) -> Tensor:
@@ -37,8 +38,10 @@ def test_probabilities_sum_to_one_keep_the_floor_and_fall_with_the_sum(
     assert probabilities.dtype == torch.float64
     assert probabilities.sum().item() == pytest.approx(1)
     assert (probabilities >= floor / len(sums)).all()
+
     by_sum = probabilities[sums.argsort()]
     assert (by_sum.diff() <= 0).all()
+
     # From one image that gets all the draws to n that get the same.
     effective_size = effective_sample_size(probabilities)
     assert 1 - 1e-9 <= effective_size <= len(sums) * (1 + 1e-9)
@@ -51,9 +54,12 @@ def test_probabilities_follow_the_order_of_the_pool_and_not_the_units_of_the_sum
     sums = sums.round()  # so that the change of units cannot turn equal sums into different ones
     probabilities = sampling_probabilities(sums, temperature=0.5, floor=0.1)
     moved = sampling_probabilities(scale * sums + shift, temperature=0.5, floor=0.1)
+
     assert_close(moved, probabilities, rtol=1e-5, atol=1e-9)
-    order = torch.randperm(len(sums), generator=torch.Generator().manual_seed(seed))
+
+    order = torch.randperm(len(sums), generator=seeded_generator(seed))
     permuted = sampling_probabilities(sums[order], temperature=0.5, floor=0.1)
+
     assert_close(permuted, probabilities[order], rtol=1e-9, atol=1e-12)
 
 
@@ -64,6 +70,7 @@ def test_probabilities_are_the_slow_ones():
     powers = [math.exp(-(s - mean) / std / 0.5) for s in sums]
     expected = [0.9 * power / sum(powers) + 0.1 / 5 for power in powers]
     probabilities = sampling_probabilities(torch.tensor(sums), temperature=0.5, floor=0.1)
+
     assert probabilities.tolist() == pytest.approx(expected)
 
 
@@ -88,6 +95,7 @@ def test_at_the_lowest_temperature_only_the_floor_reaches_all_but_the_best():
     sums = torch.tensor([5.0, -2.0, 3.0, 4.0])
     # 1e-320 is subnormal: dividing by it overflows to infinity.
     coldest = sampling_probabilities(sums, temperature=1e-320, floor=0.2)
+
     assert coldest.tolist() == pytest.approx([0.05, 0.85, 0.05, 0.05])
 
 
@@ -95,8 +103,10 @@ def test_one_image_far_from_a_large_pool_neither_overflows_nor_excludes_the_othe
     sums = torch.zeros(1_000_000)
     sums[7] = -1e30
     probabilities = sampling_probabilities(sums, temperature=0.5, floor=0.1)
+
     assert probabilities[7].item() == pytest.approx(0.9, abs=1e-6)
     assert probabilities.min().item() == pytest.approx(1e-7)
+
     effective_size = effective_sample_size(probabilities)
     assert effective_size == pytest.approx(1 / 0.81, rel=1e-3)
 
@@ -131,24 +141,30 @@ def test_unusable_pools_temperatures_and_floors_are_refused(
 )
 def test_batches_hold_each_image_as_often_as_its_probability(weights: list[int], seed: int) -> None:
     probabilities = as_vector(weights) / sum(weights)
-    batches = preferential_batches(probabilities, 4_000, torch.Generator().manual_seed(seed))
+    batches = preferential_batches(probabilities, 4_000, seeded_generator(seed))
     drawn = torch.cat(list(itertools.islice(batches, 2)))
+
     assert drawn.dtype == torch.int64
+
     shares = drawn.bincount(minlength=len(weights)) / len(drawn)
     assert len(shares) == len(weights)
     assert (shares[probabilities == 0] == 0).all()
+
     # Six standard errors: no seed may fail by chance.
     standard_errors = (probabilities * (1 - probabilities) / len(drawn)).sqrt()
     deviations = (shares - probabilities).abs()
+
     assert (deviations <= 6 * standard_errors + 1e-12).all()
 
 
 def test_batches_repeat_with_the_generator():
-    probabilities = torch.rand(20, generator=torch.Generator().manual_seed(0))
-    first = preferential_batches(probabilities, 6, torch.Generator().manual_seed(1))
-    second = preferential_batches(probabilities, 6, torch.Generator().manual_seed(1))
+    probabilities = torch.rand(20, generator=seeded_generator())
+    first = preferential_batches(probabilities, 6, seeded_generator(1))
+    second = preferential_batches(probabilities, 6, seeded_generator(1))
+
     for _ in range(3):
         assert torch.equal(next(first), next(second))
+
     batch = next(first)
     assert batch.shape == (6,)
     assert not torch.equal(batch, next(first))
@@ -159,9 +175,10 @@ def test_batches_reach_both_ends_of_a_pool_too_large_for_multinomial():
     probabilities = torch.full((n,), 1.0 / (4 * n))
     probabilities[0] = 0.25
     probabilities[-1] = 0.5
-    drawn = next(preferential_batches(probabilities, 2_000, torch.Generator().manual_seed(1)))
+    drawn = next(preferential_batches(probabilities, 2_000, seeded_generator(1)))
     first_share = (drawn == 0).double().mean().item()
     last_share = (drawn == n - 1).double().mean().item()
+
     assert first_share == pytest.approx(0.25, abs=0.05)
     assert last_share == pytest.approx(0.5, abs=0.05)
 

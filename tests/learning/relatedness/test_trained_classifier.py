@@ -25,6 +25,7 @@ from pu_kd_pipeline.learning.relatedness.sampling import (
     preferential_batches,
     sampling_probabilities,
 )
+from tests.learning.generators import seeded_generator
 
 NORMALIZE = Normalize([0.3], [0.38])
 N_TRAIN = 1200  # of 1,797 digits
@@ -56,7 +57,7 @@ def digits() -> Digits:
         logits = network(NORMALIZE(images[rows]))
         return {"loss": functional.cross_entropy(logits, labels[rows])}
 
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     batches = shuffled_batches(N_TRAIN, 64, generator)
     # `fit` is lazy: the list makes it train.
     list(fit(step, batches, optimizer, n_updates=150, record_every=150, schedule="cosine"))
@@ -79,24 +80,26 @@ def share_in_order(lower: Tensor, higher: Tensor) -> float:
 
 
 def test_digits_rank_before_noise_and_before_shuffled_digits(digits: Digits) -> None:
-    calibration = calibrated(digits.probe, torch.Generator().manual_seed(0))
-    noise_images = uniform_noise(500, (1, 8, 8), torch.Generator().manual_seed(1))
+    calibration = calibrated(digits.probe, seeded_generator())
+    noise_images = uniform_noise(500, (1, 8, 8), seeded_generator(1))
     noise = one_class_sum(digits.probe(NORMALIZE(noise_images)), calibration)
     related = one_class_sum(digits.related, calibration)
     shuffled = one_class_sum(digits.shuffled, calibration)
+
     assert noise.mean().item() == pytest.approx(0, abs=1)
     assert share_in_order(related, noise) > 0.75
     assert share_in_order(related, shuffled) > 0.95
 
 
 def test_preferential_sampling_draws_digits_rather_than_shuffled_digits(digits: Digits) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     calibration = calibrated(digits.probe, generator)
     n_related = len(digits.related)
     pool = one_class_sum(torch.cat([digits.related, digits.shuffled]), calibration)
     probabilities = sampling_probabilities(pool, temperature=0.5, floor=0.1)
     drawn = next(preferential_batches(probabilities, 2_000, generator))
     is_related = drawn < n_related
+
     assert is_related.double().mean().item() > 0.85
     assert effective_sample_size(probabilities) > 0.2 * len(pool)
 
@@ -105,6 +108,7 @@ def test_every_indicator_alone_ranks_digits_before_shuffled_digits(digits: Digit
     areas = {}
     for column, name in enumerate(digits.probe.names):
         areas[name] = share_in_order(digits.related[:, column], digits.shuffled[:, column])
+
     assert min(areas.values()) > 0.5, areas
     for name in ("mp", "h", "t1000", "act", "proj", "ang", "ang_plus"):
         assert areas[name] > 0.9, areas
