@@ -33,14 +33,12 @@ def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
     """Give BatchNorm statistics and weights that are not those of a fresh network."""
     generator = seeded_generator(seed)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for values in (
-                module.running_mean,
-                module.running_var,
-                module.weight.data,
-                module.bias.data,
-            ):
-                values.copy_(torch.rand(values.shape, generator=generator) + 0.5)
+        if not isinstance(module, nn.BatchNorm2d):
+            continue
+        weight = module.weight.data
+        bias = module.bias.data
+        for values in (module.running_mean, module.running_var, weight, bias):
+            values.copy_(torch.rand(values.shape, generator=generator) + 0.5)
     return network.eval()
 
 
@@ -51,21 +49,29 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 # --- hints
 
 
+def slow_hint_loss(student: Tensor, teacher: Tensor, adapter: nn.Conv2d) -> float:
+    """Half the mean squared distance, one position of one image at a time."""
+    weight = adapter.weight[:, :, 0, 0]
+    n_images, _, height, width = teacher.shape
+    total = 0.0
+    for n in range(n_images):
+        for y in range(height):
+            for x in range(width):
+                adapted = weight @ student[n, :, y, x] + adapter.bias
+                difference = adapted - teacher[n, :, y, x]
+                total += difference.square().sum().item()
+    # The mean, where the paper has the sum (Eq. 3).
+    return total / (2 * teacher.numel())
+
+
 def test_hint_loss_is_half_the_mean_squared_distance_of_the_adapted_map():
     student = draw(3, 2, 4, 4)
     teacher = draw(3, 5, 4, 4, seed=1)
     adapter = hint_adapter(student, teacher)
-    weight = adapter.weight[:, :, 0, 0]
-    total = 0.0
-    for n in range(3):
-        for y in range(4):
-            for x in range(4):
-                adapted = weight @ student[n, :, y, x] + adapter.bias
-                total += (adapted - teacher[n, :, y, x]).square().sum().item()
-    # The mean, where the paper has the sum (Eq. 3).
-    expected = total / (2 * teacher.numel())
+    loss = hint_loss(student, teacher, adapter)
+    expected = slow_hint_loss(student, teacher, adapter)
 
-    assert hint_loss(student, teacher, adapter).item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_vectors_are_maps_of_one_pixel_and_no_gradient_reaches_the_teacher():
@@ -73,7 +79,9 @@ def test_vectors_are_maps_of_one_pixel_and_no_gradient_reaches_the_teacher():
     teacher = draw(4, 3, seed=1).requires_grad_()
     adapter = hint_adapter(student, teacher)
     loss = hint_loss(student, teacher, adapter)
-    loss_of_maps = hint_loss(student[..., None, None], teacher[..., None, None], adapter)
+    student_maps = student[..., None, None]
+    teacher_maps = teacher[..., None, None]
+    loss_of_maps = hint_loss(student_maps, teacher_maps, adapter)
 
     assert_close(loss, loss_of_maps)
 
@@ -115,14 +123,19 @@ def test_a_layer_that_does_not_exist_is_refused_by_name():
 # --- least squares
 
 
+def as_rows(maps: Tensor) -> np.ndarray:
+    """Return (N H W, C) float64: every position is a sample of its channels."""
+    channels_last = maps.double().permute(0, 2, 3, 1)
+    return channels_last.flatten(0, 2).numpy()
+
+
 def test_the_fit_equals_numpys_least_squares():
     x = draw(50, 6, 3, 3)
     y = draw(50, 6, 3, 3, seed=1)
-    x_rows = x.double().permute(0, 2, 3, 1).reshape(-1, 6).numpy()
-    y_rows = y.double().permute(0, 2, 3, 1).reshape(-1, 6).numpy()
-    expected, *_ = np.linalg.lstsq(x_rows, y_rows, rcond=None)
+    expected, *_ = np.linalg.lstsq(as_rows(x), as_rows(y), rcond=None)
     fitted = pointwise_fit(x, y, ridge=0.0)
 
+    # NumPy multiplies rows from the right, a pointwise convolution columns from the left.
     assert_allclose(fitted.numpy(), expected.T, atol=1e-5)
 
 
@@ -140,14 +153,15 @@ def test_with_fewer_samples_than_channels_the_rest_stays_the_identity():
     x = draw(3, 8)
     y = draw(3, 8, seed=1)
     fitted = pointwise_fit(x, y, ridge=0.0)
+    fitted_y = x @ fitted.T
 
-    assert_close(x @ fitted.T, y, atol=1e-4, rtol=1e-4)
+    assert_close(fitted_y, y, atol=1e-4, rtol=1e-4)
 
     # The last right singular vectors are the directions that no sample has.
     _, _, directions = torch.linalg.svd(x.double())
     unseen = directions[3:].float()
-
-    assert_close(unseen @ fitted.T, unseen, atol=1e-4, rtol=1e-4)
+    fitted_unseen = unseen @ fitted.T
+    assert_close(fitted_unseen, unseen, atol=1e-4, rtol=1e-4)
 
 
 @given(ridge=st.floats(0, 10), seed=st.integers(0, 5))
@@ -156,17 +170,21 @@ def test_the_ridge_pulls_to_the_identity_as_its_normal_equations_say(ridge, seed
     y = draw(30, 4, seed=seed + 9).double()
     # s of the objective: the ridge does not depend on the scale of the features.
     mean_squared_norm = x.square().sum(dim=0).mean()
-    pull = ridge * mean_squared_norm * torch.eye(4, dtype=torch.float64)
-    expected = torch.linalg.solve(x.T @ x + pull, x.T @ y + pull).T
+    identity = torch.eye(4, dtype=torch.float64)
+    pull = ridge * mean_squared_norm * identity
+    left = x.T @ x + pull
+    right = x.T @ y + pull
+    expected = torch.linalg.solve(left, right)
     fitted = pointwise_fit(x, y, ridge=ridge)
 
-    assert_close(fitted, expected, atol=1e-8, rtol=0)
+    assert_close(fitted, expected.T, atol=1e-8, rtol=0)
 
 
 def test_different_shapes_and_a_negative_ridge_are_refused():
     three_channels = torch.zeros(2, 3)
+    four_channels = torch.zeros(2, 4)
     with pytest.raises(ValueError, match=r"one shape, got \(2, 3\) and \(2, 4\)"):
-        pointwise_fit(three_channels, torch.zeros(2, 4), ridge=0.0)
+        pointwise_fit(three_channels, four_channels, ridge=0.0)
     with pytest.raises(ValueError, match="ridge must be at least 0"):
         pointwise_fit(three_channels, three_channels, ridge=-1.0)
 
@@ -174,6 +192,7 @@ def test_different_shapes_and_a_negative_ridge_are_refused():
 # --- absorption
 
 
+@torch.no_grad()
 @pytest.mark.parametrize(
     ("layer", "input_shape"),
     [
@@ -185,14 +204,21 @@ def test_different_shapes_and_a_negative_ridge_are_refused():
 def test_an_absorbed_convolution_gives_the_same_function(layer, input_shape):
     inputs = draw(*input_shape)
     pointwise = draw(5, 5, seed=3)
-    with torch.no_grad():
-        outputs = layer(inputs)
-        expected = torch.einsum("dc,nc...->nd...", pointwise, outputs)
-        absorb_pointwise(layer, pointwise)
-        assert_close(layer(inputs), expected, atol=1e-5, rtol=1e-4)
+    outputs = layer(inputs)
+    # The ellipsis stands for height and width, or for nothing.
+    expected = torch.einsum("dc,nc...->nd...", pointwise, outputs)
+    absorb_pointwise(layer, pointwise)
+    absorbed_outputs = layer(inputs)
+
+    assert_close(absorbed_outputs, expected, atol=1e-5, rtol=1e-4)
 
 
 # --- pruning and alignment
+
+
+@torch.no_grad()
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    return network(images)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -202,11 +228,15 @@ def test_pruning_to_the_teachers_own_widths_changes_nothing(name):
     student = build_network(name, 10, 1).eval()
     pairs = prune_into(student, teacher, shape)
     images = draw(5, *shape)
-    with torch.no_grad():
-        expected = teacher(images)
-        assert_close(student(images), expected)
-        align(student, pairs, teacher, images, ridge=0.0)
-        assert_close(student(images), expected, atol=1e-4, rtol=1e-4)
+    expected = logits_of(teacher, images)
+    pruned_logits = logits_of(student, images)
+
+    assert_close(pruned_logits, expected)
+
+    # There is nothing to align either: the least squares are solved by the identity.
+    align(student, pairs, teacher, images, ridge=0.0)
+    aligned_logits = logits_of(student, images)
+    assert_close(aligned_logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
@@ -215,18 +245,30 @@ def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
     pairs = prune_into(student, teacher, (1, 8, 8))
     silenced = copy.deepcopy(teacher)
     batchnorms = (silenced.block1[1], silenced.block2[1], silenced.block3[1])
+
     # The last pair is the linear layer, which keeps all.
     for batchnorm, pair, width in zip(batchnorms, pairs, (3, 6, 6), strict=False):
-        strengths = pair.teacher.weight.abs().sum(dim=(1, 2, 3))
+        weight = pair.teacher.weight
+        strengths = weight.abs().sum(dim=(1, 2, 3))
         by_strength = strengths.argsort(descending=True).tolist()
-        assert set(pair.kept.tolist()) == set(by_strength[:width])
+        strongest = by_strength[:width]
         weak = by_strength[width:]
+        assert sorted(pair.kept.tolist()) == sorted(strongest)
         # BatchNorm and ReLU then give zero.
         batchnorm.weight.data[weak] = 0
         batchnorm.bias.data[weak] = 0
+
     images = draw(4, 1, 8, 8)
-    with torch.no_grad():
-        assert_close(student(images), silenced(images), atol=1e-5, rtol=1e-4)
+    found = logits_of(student, images)
+    expected = logits_of(silenced, images)
+    assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def mean_squared_difference(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
+    """Compare the logits of the student, in eval mode afterwards, with those of the teacher."""
+    student.eval()
+    difference = logits_of(student, images) - logits_of(teacher, images)
+    return difference.square().mean().item()
 
 
 def test_alignment_brings_the_logits_nearer_to_the_teachers():
@@ -234,18 +276,14 @@ def test_alignment_brings_the_logits_nearer_to_the_teachers():
     student = lenet5_half(10)
     pairs = prune_into(student, teacher, (1, 32, 32))
     images = draw(200, 1, 32, 32)
-
-    def distance() -> float:
-        with torch.no_grad():
-            difference = student.eval()(images) - teacher(images)
-        return difference.square().mean().item()
-
-    before = distance()
+    before = mean_squared_difference(student, teacher, images)
     student.train()
     align(student, pairs, teacher, images, ridge=0.0)
 
     assert student.training  # the mode in which it came
-    assert distance() < 0.5 * before
+
+    after = mean_squared_difference(student, teacher, images)
+    assert after < 0.5 * before
 
 
 @pytest.mark.parametrize(
@@ -272,20 +310,30 @@ class Shortcut(nn.Module):
         self.fc = nn.Linear(6, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.first(images)
-        x = x + self.second(x)
-        return self.fc(x.mean(dim=(2, 3)))
+        first = self.first(images)
+        second = self.second(first)
+        maps = first + second
+        averages = maps.mean(dim=(2, 3))
+        return self.fc(averages)
 
 
 def test_a_network_with_a_shortcut_is_refused():
+    student = Shortcut()
+    teacher = Shortcut()
     with pytest.raises(ValueError, match="branches"):
-        prune_into(Shortcut(), Shortcut(), (1, 8, 8))
+        prune_into(student, teacher, (1, 8, 8))
 
 
-def test_a_wider_student_and_unknown_layers_are_refused():
+def test_a_wider_student_is_refused():
+    student = lenet5(10)
+    teacher = lenet5_half(10)
     with pytest.raises(ValueError, match="narrower copy of its teacher: 'conv1'"):
-        prune_into(lenet5(10), lenet5_half(10), (1, 32, 32))
+        prune_into(student, teacher, (1, 32, 32))
 
+
+def test_unknown_layers_are_refused():
+    # A PReLU has weights per channel, which pruning would have to select.
     odd = nn.Sequential(nn.Conv2d(1, 2, 3), nn.PReLU(), nn.Flatten(), nn.Linear(72, 10))
+    student = copy.deepcopy(odd)
     with pytest.raises(ValueError, match="'1' is PReLU"):
-        prune_into(copy.deepcopy(odd), odd, (1, 8, 8))
+        prune_into(student, odd, (1, 8, 8))

@@ -33,12 +33,15 @@ def draw_pair(seed: int, n: int = 7, width: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def slow_centered(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over samples and classes of the squared difference of centered logits."""
     total = torch.zeros((), dtype=student.dtype)
     for z_s, z_t in zip(student, teacher, strict=True):
         student_mean = sum(z_s) / len(z_s)
         teacher_mean = sum(z_t) / len(z_t)
-        for k in range(len(z_s)):
-            difference = (z_s[k] - student_mean) - (z_t[k] - teacher_mean)
+        for student_logit, teacher_logit in zip(z_s, z_t, strict=True):
+            centered_student = student_logit - student_mean
+            centered_teacher = teacher_logit - teacher_mean
+            difference = centered_student - centered_teacher
             total = total + difference**2
     return total / student.numel()
 
@@ -48,12 +51,13 @@ def slow_length(vector: Tensor) -> Tensor:
 
 
 def slow_penultimate(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over the samples of the squared distance of unit vectors."""
     total = torch.zeros((), dtype=student.dtype)
     for u_s, u_t in zip(student, teacher, strict=True):
         student_length = slow_length(u_s)
         teacher_length = slow_length(u_t)
-        for d in range(len(u_s)):
-            difference = u_s[d] / student_length - u_t[d] / teacher_length
+        for student_entry, teacher_entry in zip(u_s, u_t, strict=True):
+            difference = student_entry / student_length - teacher_entry / teacher_length
             total = total + difference**2
     return total / len(student)
 
@@ -69,47 +73,54 @@ def test_losses_equal_the_loops_with_their_gradients(fast, slow, n, width):
     student.requires_grad_()
     found = fast(student, teacher)
     expected = slow(student, teacher)
+    found_gradient = torch.autograd.grad(found, student)
+    expected_gradient = torch.autograd.grad(expected, student)
 
     assert_close(found, expected)
-    assert_close(torch.autograd.grad(found, student), torch.autograd.grad(expected, student))
+    assert_close(found_gradient, expected_gradient)
+
+
+shifts = st.floats(-50, 50)
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    seed=st.integers(0, 10_000),
-    student_shift=st.floats(-50, 50),
-    teacher_shift=st.floats(-50, 50),
-)
+@given(seed=st.integers(0, 10_000), student_shift=shifts, teacher_shift=shifts)
 def test_a_constant_in_the_logits_changes_nothing(seed, student_shift, teacher_shift):
     student, teacher = draw_pair(seed)
+    expected = slow_centered(student, teacher)
     loss = centered_logits_loss(student + student_shift, teacher + teacher_shift)
-    assert_close(loss, slow_centered(student, teacher))
-    assert centered_logits_loss(teacher + student_shift, teacher) < 1e-20
+    assert_close(loss, expected)
+
+    loss_of_equals = centered_logits_loss(teacher + student_shift, teacher)
+    assert loss_of_equals < 1e-20
+
+
+scales = st.floats(1e-3, 1e3)
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    seed=st.integers(0, 10_000),
-    student_scale=st.floats(1e-3, 1e3),
-    teacher_scale=st.floats(1e-3, 1e3),
-)
+@given(seed=st.integers(0, 10_000), student_scale=scales, teacher_scale=scales)
 def test_the_length_of_the_features_changes_nothing(seed, student_scale, teacher_scale):
     student, teacher = draw_pair(seed)
+    expected = slow_penultimate(student, teacher)
     loss = penultimate_loss(student_scale * student, teacher_scale * teacher)
-    assert_close(loss, slow_penultimate(student, teacher))
+    assert_close(loss, expected)
     assert 0 <= loss <= 4  # two unit vectors are at most 2 apart
-    assert penultimate_loss(student_scale * teacher, teacher) < 1e-20
 
-    opposite = penultimate_loss(-student_scale * teacher, teacher)
-    assert opposite.item() == pytest.approx(4.0)
+    loss_of_parallels = penultimate_loss(student_scale * teacher, teacher)
+    assert loss_of_parallels < 1e-20
+
+    loss_of_opposites = penultimate_loss(-student_scale * teacher, teacher)
+    assert loss_of_opposites.item() == pytest.approx(4.0)
 
 
 def test_the_penultimate_loss_is_twice_the_missing_cosine():
     student, teacher = draw_pair(1)
     cosine = torch.nn.functional.cosine_similarity(student, teacher)
+    # |a - b|^2 = 2 - 2 a b for unit vectors.
     expected = (2 - 2 * cosine).mean()
-
-    assert_close(penultimate_loss(student, teacher), expected)
+    loss = penultimate_loss(student, teacher)
+    assert_close(loss, expected)
 
 
 def test_zero_features_are_at_distance_one_and_get_no_gradient():
@@ -118,23 +129,26 @@ def test_zero_features_are_at_distance_one_and_get_no_gradient():
     student[[0, 2]] = 0
     teacher[[1, 2]] = 0
     student = student.float().requires_grad_()
+
     for row, expected in enumerate([1.0, 1.0, 0.0]):
         loss = penultimate_loss(student[[row]], teacher[[row]])
         assert loss.item() == pytest.approx(expected)
-    (gradient,) = torch.autograd.grad(penultimate_loss(student, teacher), student)
 
+    loss = penultimate_loss(student, teacher)
+    (gradient,) = torch.autograd.grad(loss, student)
+    # Without a direction there is none to follow; a division by the length would give nan.
     assert (gradient[[0, 2]] == 0).all()
     assert gradient.isfinite().all()
 
 
 def test_the_divergence_at_a_high_temperature_is_half_the_centered_loss():
     student, teacher = draw_pair(3)
-    # Hinton et al. 2015, sec. 2.1.
+    # Hinton et al. 2015, sec. 2.1: T^2 keeps the size of the gradient.
     temperature = 1e4
-    divergence = kl_divergence(teacher / temperature, student / temperature).mean()
+    divergence = kl_divergence(teacher / temperature, student / temperature)
+    scaled_divergence = temperature**2 * divergence.mean()
     expected = centered_logits_loss(student, teacher) / 2
-
-    assert_close(temperature**2 * divergence, expected, rtol=1e-3, atol=0)
+    assert_close(scaled_divergence, expected, rtol=1e-3, atol=0)
 
 
 # --- the objective
@@ -142,7 +156,8 @@ def test_the_divergence_at_a_high_temperature_is_half_the_centered_loss():
 
 def slow_softmax(logits: list[float], temperature: float) -> list[float]:
     powers = [math.exp(z / temperature) for z in logits]
-    return [power / sum(powers) for power in powers]
+    total = sum(powers)
+    return [power / total for power in powers]
 
 
 def slow_kl_loss(student: Tensor, teacher: Tensor, temperature: float) -> float:
@@ -160,17 +175,16 @@ def test_the_latent_loss_is_the_weighted_sum_of_its_terms():
     # Features and logits need not have one width.
     student_features, teacher_features = draw_pair(5, width=3)
     result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
-
-    assert list(result) == ["loss", "logits_loss", "penultimate_loss", "kl_loss"]
-
     logits_term = centered_logits_loss(student, teacher)
     features_term = penultimate_loss(student_features, teacher_features)
     kl_term = slow_kl_loss(student, teacher, 4.0)
+    expected_loss = 2.0 * logits_term + 3.0 * features_term + 0.5 * kl_term
 
+    assert list(result) == ["loss", "logits_loss", "penultimate_loss", "kl_loss"]
     assert result["logits_loss"] == logits_term
     assert result["penultimate_loss"] == features_term
     assert result["kl_loss"].item() == pytest.approx(kl_term)
-    assert_close(result["loss"], 2.0 * logits_term + 3.0 * features_term + 0.5 * kl_term)
+    assert_close(result["loss"], expected_loss)
 
 
 def test_without_its_weight_the_divergence_is_left_out():
@@ -189,10 +203,11 @@ def test_a_student_that_agrees_has_no_loss_and_no_gradient():
     student = (teacher + 5.0).requires_grad_()
     student_features = (3.0 * teacher_features).requires_grad_()
     result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
+    loss = result["loss"]
 
-    assert 0 <= result["loss"] < 1e-12
+    assert 0 <= loss < 1e-12
 
-    gradients = torch.autograd.grad(result["loss"], (student, student_features))
+    gradients = torch.autograd.grad(loss, (student, student_features))
     for gradient in gradients:
         assert gradient.abs().max() < 1e-12
 
@@ -201,14 +216,15 @@ def test_a_student_that_agrees_has_no_loss_and_no_gradient():
 def test_gradcheck(kl_weight):
     student, teacher = draw_pair(10, n=4)
     student_features, teacher_features = draw_pair(11, n=4)
+    student.requires_grad_()
+    student_features.requires_grad_()
     weights = {**WEIGHTS, "kl_weight": kl_weight}
 
     def loss(logits: Tensor, features: Tensor) -> Tensor:
-        return latent_loss(logits, teacher, features, teacher_features, **weights)["loss"]
+        result = latent_loss(logits, teacher, features, teacher_features, **weights)
+        return result["loss"]
 
-    inputs = (student.requires_grad_(), student_features.requires_grad_())
-
-    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradcheck(loss, (student, student_features))
 
 
 def bf16_with_grad(tensor: Tensor) -> Tensor:
@@ -242,15 +258,15 @@ def test_the_host_never_reads_a_tensor():
     assert result["loss"].shape == ()
 
 
-def test_different_shapes_are_refused():
+@pytest.mark.parametrize(
+    ("loss", "tensors"), [(centered_logits_loss, "logits"), (penultimate_loss, "features")]
+)
+def test_different_shapes_are_refused(loss, tensors):
     student, teacher = draw_pair(16)
-    message = r"teacher logits must have one shape, got \(7, 4\) and \(7, 5\)"
+    narrower_student = student[:, :4]
+    message = rf"teacher {tensors} must have one shape, got \(7, 4\) and \(7, 5\)"
     with pytest.raises(ValueError, match=message):
-        centered_logits_loss(student[:, :4], teacher)
-
-    message = r"teacher features must have one shape, got \(7, 4\) and \(7, 5\)"
-    with pytest.raises(ValueError, match=message):
-        penultimate_loss(student[:, :4], teacher)
+        loss(narrower_student, teacher)
 
 
 @pytest.mark.parametrize(

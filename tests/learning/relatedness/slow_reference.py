@@ -20,14 +20,18 @@ def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
         if not isinstance(module, _BatchNorm):
             continue
         n = module.num_features
-        module.running_mean.copy_(torch.randn(n, generator=generator) / 2)
-        module.running_var.copy_(torch.rand(n, generator=generator) + 0.2)
+        mean = torch.randn(n, generator=generator) / 2
+        variance = torch.rand(n, generator=generator) + 0.2
+        module.running_mean.copy_(mean)
+        module.running_var.copy_(variance)
         if module.weight is not None:
-            module.weight.data.copy_(torch.randn(n, generator=generator))
+            weight = torch.randn(n, generator=generator)
             # Just below the limit of 1e-4.
-            module.weight.data[1] = 9e-5
-            module.weight.data[-1] = -9e-5
-            module.bias.data.copy_(torch.randn(n, generator=generator))
+            weight[1] = 9e-5
+            weight[-1] = -9e-5
+            bias = torch.randn(n, generator=generator)
+            module.weight.data.copy_(weight)
+            module.bias.data.copy_(bias)
     return network.eval()
 
 
@@ -42,12 +46,15 @@ def softmax(z: list[float], temperature: float) -> list[float]:
 
 
 def slow_logit_indicators(z: list[float]) -> list[float]:
+    """Return one minus the largest probability, the entropy, and the first at T = 1000."""
     p = softmax(z, 1.0)
     entropy = 0.0  # in nats
     for p_k in p:
+        # The limit of p ln p at 0 is 0.
         if p_k > 0:
             entropy -= p_k * math.log(p_k)
-    return [1 - max(p), entropy, 1 - max(softmax(z, 1000.0))]
+    hot = softmax(z, 1000.0)
+    return [1 - max(p), entropy, 1 - max(hot)]
 
 
 def dot(a: list[float], b: list[float]) -> float:
@@ -66,26 +73,34 @@ def cosine(a: list[float], b: list[float]) -> float:
 
 
 def slow_latent_indicators(u: list[float], row: list[float]) -> list[float]:
+    """Return the eight indicators of latents u and the weight row of the predicted class."""
     u_plus = []
     row_plus = []
     for x, w in zip(u, row, strict=True):
+        # Both are masked where the weight is not positive.
         is_positive = w > 0
         u_plus.append(x * is_positive)
         row_plus.append(w * is_positive)
+
     # Higher is less related, hence the signs.
+    norm = -length(u)
     act = -dot(u, row)
-    act_plus = -dot(u_plus, row_plus)
+    proj = act / length(row)
     ang = 1 - cosine(u, row)
-    return [
-        -length(u),
-        act,
-        act / length(row),
-        ang,
-        -length(u_plus),
-        act_plus,
-        1 - (1 - ang) * act_plus / act,
-        1 - cosine(u_plus, row_plus),
-    ]
+    norm_plus = -length(u_plus)
+    act_plus = -dot(u_plus, row_plus)
+    share_plus = act_plus / act
+    ang_plus = 1 - (1 - ang) * share_plus
+    ang_plus_plus = 1 - cosine(u_plus, row_plus)
+    return [norm, act, proj, ang, norm_plus, act_plus, ang_plus, ang_plus_plus]
+
+
+def normalized_channel(layer: nn.Module, channel_map: Tensor, channel: int) -> list[float]:
+    """Return the normalized output of a channel, before the affine map."""
+    mean = layer.running_mean[channel].item()
+    variance = layer.running_var[channel].item()
+    std = math.sqrt(variance + layer.eps)
+    return [(x - mean) / std for x in channel_map.flatten().tolist()]
 
 
 def slow_batchnorm_indicators(calls: list[tuple[nn.Module, Tensor]]) -> list[float]:
@@ -100,21 +115,23 @@ def slow_batchnorm_indicators(calls: list[tuple[nn.Module, Tensor]]) -> list[flo
     dss_ext: list[float] = []
     for layer, maps in calls:
         for channel in range(layer.num_features):
+            # A channel with so small a weight is switched off.
             if layer.weight is not None and abs(layer.weight[channel].item()) < 1e-4:
                 continue
-            mean = layer.running_mean[channel].item()
-            std = math.sqrt(layer.running_var[channel].item() + layer.eps)
-            # The normalized output before the affine map.
-            a = [(x - mean) / std for x in maps[channel].flatten().tolist()]
+            a = normalized_channel(layer, maps[channel], channel)
             n = len(a)
             m = math.fsum(a) / n
             dms.append(m**2)
-            dms_aos.append(math.fsum(x**2 for x in a) / n)
+            square_sum = math.fsum(x**2 for x in a)
+            dms_aos.append(square_sum / n)
             if n > 1:  # one position has no spread
-                variance = math.fsum((x - m) ** 2 for x in a) / (n - 1)
+                deviation_sum = math.fsum((x - m) ** 2 for x in a)
+                variance = deviation_sum / (n - 1)
+                std = math.sqrt(variance)
+                dss.append((std - 1) ** 2)
                 level = stats.chi2.cdf((n - 1) * variance, n - 1)
-                dss.append((math.sqrt(variance) - 1) ** 2)
                 dss_ext.append(not 0.05 <= level <= 0.95)
+
     means = []
     for values in (dms, dms_aos, dss, dss_ext):
         if values:
@@ -155,12 +172,15 @@ def slow_indicators(network: nn.Module, images: Tensor, head: str | None) -> Ten
         copied = copy.deepcopy(network).double()
         recorder = Recorder(copied, head)
         with torch.no_grad():
-            z = copied(image[None])[0].tolist()
+            logits = copied(image[None])
+        z = logits[0].tolist()
         row = slow_logit_indicators(z)
         if head is not None:
+            layer = copied.get_submodule(head)
             predicted_class = z.index(max(z))
-            weight = copied.get_submodule(head).weight[predicted_class]
-            row += slow_latent_indicators(recorder.latents[0].tolist(), weight.tolist())
+            weight_row = layer.weight[predicted_class].tolist()
+            latents = recorder.latents[0].tolist()
+            row += slow_latent_indicators(latents, weight_row)
         row += slow_batchnorm_indicators(recorder.batchnorm_calls)
         rows.append(row)
     return torch.tensor(rows, dtype=torch.float64)

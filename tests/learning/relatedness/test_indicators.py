@@ -49,9 +49,10 @@ def test_logit_indicators_are_bounded_and_do_not_see_a_constant(
     logits = torch.tensor(rows, dtype=torch.float64)
     values = logit_indicators(logits)
     expected = [slow_logit_indicators(row) for row in rows]
+    shifted_values = logit_indicators(logits + shift)
 
     assert_close(values, torch.tensor(expected).double())
-    assert_close(logit_indicators(logits + shift), values)
+    assert_close(shifted_values, values)
 
     # 1 - 1/K, ln K and 1 - 1/K for K = 4; the sums may round up.
     upper_bounds = torch.tensor([0.75, math.log(4), 0.75])
@@ -63,33 +64,45 @@ def test_confident_logits_stay_distinct_where_one_minus_the_maximum_is_zero():
     # In float32, 1 - exp(-20) is 1.
     logits = torch.tensor([[20.0, 0.0, 0.0], [40.0, 0.0, 0.0]])
     largest = logits.softmax(dim=1).amax(dim=1)
-    assert (1 - largest).tolist() == [0, 0]
+    naive = 1 - largest
 
+    assert naive.tolist() == [0, 0]
+
+    # Of the two other classes, each with probability exp(-z) to first order.
     expected = [2 * math.exp(-20), 2 * math.exp(-40)]
-    assert logit_indicators(logits)[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
+    missing_probability = logit_indicators(logits)[:, 0]
+    assert missing_probability.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 # --- latents
 
 
+def draw_latents(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return latents of six images, the weight of a last layer, and the predicted classes."""
+    options = {"generator": seeded_generator(seed), "dtype": torch.float64}
+    latents = torch.randn(6, 7, **options)
+    weight = torch.randn(4, 7, **options)
+    logits = latents @ weight.T
+    return latents, weight, logits.argmax(dim=1)
+
+
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100))
 def test_lengths_scale_with_the_latents_and_angles_do_not(seed: int, scale: float) -> None:
-    generator = seeded_generator(seed)
-    latents = torch.randn(6, 7, generator=generator, dtype=torch.float64)
-    weight = torch.randn(4, 7, generator=generator, dtype=torch.float64)
-    classes = (latents @ weight.T).argmax(dim=1)
+    latents, weight, classes = draw_latents(seed)
     values = latent_indicators(latents, weight, classes)
     scaled = latent_indicators(scale * latents, weight, classes)
+    scaled_weight = latent_indicators(latents, scale * weight, classes)
+
     # All others are lengths or products, linear in the latents.
     is_angle = torch.tensor([name.startswith("ang") for name in LATENT_INDICATORS])
     angles = values[:, is_angle]
+    lengths = values[:, ~is_angle]
 
-    assert_close(scaled[:, ~is_angle], scale * values[:, ~is_angle])
+    assert_close(scaled[:, ~is_angle], scale * lengths)
     assert_close(scaled[:, is_angle], angles)
-
-    scaled_weight = latent_indicators(latents, scale * weight, classes)
     assert_close(scaled_weight[:, is_angle], angles)
+    # One minus a cosine.
     assert (angles >= 0).all()
     assert (angles <= 2).all()
 
@@ -97,26 +110,29 @@ def test_lengths_scale_with_the_latents_and_angles_do_not(seed: int, scale: floa
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10_000))
 def test_latent_indicators_equal_the_slow_ones(seed: int) -> None:
-    generator = seeded_generator(seed)
-    latents = torch.randn(6, 7, generator=generator, dtype=torch.float64)
-    weight = torch.randn(4, 7, generator=generator, dtype=torch.float64)
-    classes = (latents @ weight.T).argmax(dim=1)
+    latents, weight, classes = draw_latents(seed)
     values = latent_indicators(latents, weight, classes)
-    for u, c, row in zip(latents, classes, values, strict=True):
-        expected = slow_latent_indicators(u.tolist(), weight[c].tolist())
-        assert_close(row, torch.tensor(expected, dtype=torch.float64))
+    weight_rows = weight[classes]
+    for u, weight_row, found in zip(latents, weight_rows, values, strict=True):
+        slow = slow_latent_indicators(u.tolist(), weight_row.tolist())
+        expected = torch.tensor(slow, dtype=torch.float64)
+        assert_close(found, expected)
 
 
 def test_latents_along_their_row_have_no_angle_and_zero_has_a_right_one():
+    # Of length 5, zero, and without a positive entry.
     weight = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
-    columns = latent_indicators(2 * weight, weight, torch.arange(3)).T.tolist()
+    indicators = latent_indicators(2 * weight, weight, torch.arange(3))
+    columns = indicators.T.tolist()
     values = dict(zip(LATENT_INDICATORS, columns, strict=True))
+    lengths = [-10, 0, -math.sqrt(12)]
+    first_length, second_length, _ = values["proj"]
 
-    assert values["norm"] == pytest.approx([-10, 0, -math.sqrt(12)])
+    assert values["norm"] == pytest.approx(lengths)
     assert values["act"] == pytest.approx([-50, 0, -6])
-    assert values["proj"] == pytest.approx([-10, 0, -math.sqrt(12)])
+    assert values["proj"] == pytest.approx(lengths)
     assert values["ang"] == pytest.approx([0, 1, 0], abs=1e-6)
-    assert values["norm_plus"] == [*values["proj"][:2], 0]
+    assert values["norm_plus"] == [first_length, second_length, 0]
     assert values["ang_plus"] == pytest.approx([0, 1, 1], abs=1e-6)
     assert values["ang_plus_plus"] == pytest.approx([0, 1, 1], abs=1e-6)
 
@@ -141,12 +157,11 @@ def test_channels_that_are_switched_off_do_not_count_however_large():
     sums_with_nan, _ = batchnorm_sums(layer, maps)
 
     assert_close(sums_with_nan, sums, rtol=0, atol=0)
-    assert n_channels.tolist() == [4] * 4
+    assert n_channels.tolist() == [4, 4, 4, 4]
 
     layer.weight.data.zero_()
     _, n_channels = batchnorm_sums(layer, maps)
-
-    assert n_channels.tolist() == [0] * 4
+    assert n_channels.tolist() == [0, 0, 0, 0]
 
 
 def mean_batchnorm_indicators(layer: nn.BatchNorm2d, maps: Tensor) -> list[float]:
@@ -166,10 +181,12 @@ def test_maps_that_match_the_statistics_are_related_and_others_are_not():
     # 5 % on either side of the chi-square range
     assert dss_ext == pytest.approx(0.1, abs=0.03)
 
+    # A shift by three: m^2 = 9, and 9 + 1 for the mean of squares.
     shifted = mean_batchnorm_indicators(layer, normal + 3)
     assert shifted[:2] == pytest.approx([9, 10], rel=0.02)
     assert shifted[2:] == pytest.approx([dss, dss_ext], rel=0.01, abs=1e-5)
 
+    # A spread of two or of zero is one away from that of the statistics.
     spread = mean_batchnorm_indicators(layer, normal * 2)
     assert spread[2:] == pytest.approx([1, 1], rel=0.02)
 
@@ -183,9 +200,11 @@ def test_half_precision_is_read_in_float32(maps_dtype: torch.dtype) -> None:
     maps = random_images(4, (6, 5, 5)).to(maps_dtype)
     half_sums, _ = batchnorm_sums(layer, maps)
     single_sums, _ = batchnorm_sums(layer, maps.float())
+    half_logits = maps[0, 0]
+    logit_values = logit_indicators(half_logits)
 
     assert_close(half_sums, single_sums, rtol=0, atol=0)
-    assert logit_indicators(maps[0, 0]).dtype == torch.float32
+    assert logit_values.dtype == torch.float32
 
 
 def test_far_from_zero_the_spread_keeps_its_digits():
