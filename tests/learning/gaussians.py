@@ -41,9 +41,12 @@ def samples(
         seed: seed of the samples.
     """
     generator = seeded_generator(seed)
-    is_positive = torch.rand(n_unlabeled, generator=generator) < class_prior
+    draws = torch.rand(n_unlabeled, generator=generator)
+    is_positive = draws < class_prior
     center = torch.zeros(n_features)
     center[0] = distance
+
+    # Negatives are around the origin, positives around the center.
     positive = torch.randn(n_positive, n_features, generator=generator) + center
     noise = torch.randn(n_unlabeled, n_features, generator=generator)
     unlabeled = noise + center * is_positive.unsqueeze(1)

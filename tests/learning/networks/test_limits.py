@@ -9,13 +9,19 @@ import pytest
 from pu_kd_pipeline.learning.networks.build import NETWORKS
 from pu_kd_pipeline.learning.networks.limits import LIMITS, is_known_to_work
 
+# The arguments that every network gets, and that are not its options.
+NOT_OPTIONS = {"n_classes", "in_channels"}
 
-def test_every_own_network_has_limits_of_all_its_options():
+
+def test_limits_are_of_our_own_networks():
     assert set(LIMITS) == set(NETWORKS)
 
-    for name, factory in NETWORKS.items():
-        options = set(inspect.signature(factory).parameters) - {"n_classes", "in_channels"}
-        assert set(LIMITS[name].options) == options
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_own_network_has_limits_of_all_its_options(name):
+    signature = inspect.signature(NETWORKS[name])
+    options = set(signature.parameters) - NOT_OPTIONS
+    assert set(LIMITS[name].options) == options
 
 
 @pytest.mark.parametrize(

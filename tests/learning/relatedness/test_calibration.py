@@ -196,7 +196,7 @@ def test_calibration_is_over_all_batches_of_noise():
 
     assert sizes == [10, 10, 5]
     assert calibration.names == expected.names
-    # Moments are added up batch by batch, which rounds otherwise than at once.
+    # The float32 indicators of one large batch may be rounded otherwise than those of three.
     assert calibration.means == pytest.approx(expected.means, rel=1e-5)
     assert calibration.stds == pytest.approx(expected.stds, rel=1e-3, abs=1e-7)
 
