@@ -57,7 +57,7 @@ def test_scale_shift_order_and_constant_columns_do_not_matter() -> None:
     moved_unlabeled = rescaled(unlabeled[order])
     moved_value = kernel_mean_class_prior(moved_positive, moved_unlabeled)
 
-    # The value is found on a grid, so rounding may move it by a step.
+    # Rounding may turn a late step of the bisection.
     assert moved_value == pytest.approx(value, abs=1e-2)
 
 

@@ -227,9 +227,6 @@ def test_bf16_scores_are_averaged_in_float32(mode: CriticMode) -> None:
     assert_close(risk.value, expected.value)
 
 
-# --- schedules
-
-
 @pytest.mark.parametrize("class_prior", [0.0, 1.0, math.nan])
 def test_risks_of_impossible_priors_are_refused(class_prior: float) -> None:
     with pytest.raises(ValueError, match="class_prior must lie strictly between 0 and 1"):
@@ -245,6 +242,9 @@ def test_risks_of_unknown_modes_missing_features_and_impossible_gammas_are_refus
         pu_critic_risk(teacher, no_student, PRIOR, "gan")
     with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\], got 2"):
         pu_critic_risk(teacher, student, PRIOR, "ascent", gamma=2.0)
+
+
+# --- schedules
 
 
 @pytest.mark.parametrize(("progress", "expected"), [(0.0, 0.3), (0.5, 0.45), (1.0, 0.6)])

@@ -104,8 +104,8 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(
     else:
         arguments = arguments._replace(labels=None)
     result = critic_distillation(*arguments, **WEIGHTS)
-
-    expected = torch.stack([weights[name] * terms[name] for name in terms]).sum()
+    weighted_terms = [weights[name] * terms[name] for name in terms]
+    expected = torch.stack(weighted_terms).sum()
 
     assert set(result) == {"loss", *terms}
     for name, term in terms.items():
@@ -116,7 +116,6 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(
     options = {"allow_unused": True, "materialize_grads": True}
     found_gradients = torch.autograd.grad(result["loss"], inputs, **options)
     expected_gradients = torch.autograd.grad(expected, inputs, **options)
-
     assert_close(found_gradients, expected_gradients)
 
 
@@ -129,7 +128,8 @@ def test_gradcheck_of_the_objective() -> None:
             student_maps=[student_map],
             student_scores=student_scores,
         )
-        return critic_distillation(*arguments, **WEIGHTS)["loss"]
+        result = critic_distillation(*arguments, **WEIGHTS)
+        return result["loss"]
 
     inputs = (batch.student_logits, batch.student_maps[0], batch.student_scores)
     for tensor in inputs:
@@ -163,6 +163,7 @@ def test_only_the_loss_is_differentiable_and_the_teacher_gets_no_gradient() -> N
     student = batch.student_logits.bfloat16().requires_grad_()
     teacher = batch.teacher_logits.bfloat16().requires_grad_()
     student_scores = batch.student_scores.bfloat16().requires_grad_()
+    # Maps of two dtypes, as where only the student runs under autocast.
     student_map = batch.student_maps[0].bfloat16()
     teacher_map = batch.teacher_maps[0].float().requires_grad_()
     result = critic_distillation(
@@ -175,6 +176,7 @@ def test_only_the_loss_is_differentiable_and_the_teacher_gets_no_gradient() -> N
         **WEIGHTS,
     )
 
+    # The other entries are for the history.
     for name, value in result.items():
         assert value.shape == ()
         assert value.dtype == torch.float32

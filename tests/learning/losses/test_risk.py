@@ -229,6 +229,17 @@ def test_zero_one_risk_equals_the_error_rate_of_a_known_population() -> None:
     assert risk == pytest.approx(error_rate)
 
 
+# --- errors
+
+
+@pytest.mark.parametrize("class_prior", [0.0, 1.0, 1.2, float("nan")])
+def test_impossible_class_prior_is_refused(class_prior: float) -> None:
+    with pytest.raises(ValueError, match="class_prior must lie strictly between 0 and 1"):
+        nnpu_risk(*DESCENT, class_prior)
+    with pytest.raises(ValueError, match="class_prior must lie strictly between 0 and 1"):
+        zero_one_risk(0.1, 0.1, class_prior)
+
+
 def test_an_empty_batch_is_refused() -> None:
     _, unlabeled = DESCENT
     no_positive = torch.empty(0)
@@ -241,14 +252,3 @@ def test_unknown_estimators_and_bad_numbers_are_refused() -> None:
         pu_risk(*DESCENT, PRIOR, estimator="pn")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"gamma in \[0, 1\], got beta=-0.1, gamma=1"):
         nnpu_risk(*DESCENT, PRIOR, beta=-0.1)
-
-
-# --- errors
-
-
-@pytest.mark.parametrize("class_prior", [0.0, 1.0, 1.2, float("nan")])
-def test_impossible_class_prior_is_refused(class_prior: float) -> None:
-    with pytest.raises(ValueError, match="class_prior must lie strictly between 0 and 1"):
-        nnpu_risk(*DESCENT, class_prior)
-    with pytest.raises(ValueError, match="class_prior must lie strictly between 0 and 1"):
-        zero_one_risk(0.1, 0.1, class_prior)

@@ -133,9 +133,6 @@ def test_values_that_do_not_fit_are_refused():
         one_class_sum(not_finite, calibration)
 
 
-# --- calibration
-
-
 def test_a_clip_of_zero_and_a_calibration_on_nothing_are_refused():
     values = torch.rand(5, 2)
     calibration = NoiseCalibration.of(("mp", "h"), values)
@@ -143,6 +140,9 @@ def test_a_clip_of_zero_and_a_calibration_on_nothing_are_refused():
         one_class_sum(values, calibration, clip=0)
     with pytest.raises(ValueError, match="at least one noise image"):
         NoiseCalibration.of(("mp", "h"), values[:0])
+
+
+# --- calibration
 
 
 def test_a_calibration_survives_json_in_any_order():
