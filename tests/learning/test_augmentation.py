@@ -98,6 +98,7 @@ def test_windows_are_cropped_and_mirrored_as_asked(take, shape):
     views = take(padded, tops, lefts, is_flipped, torch.Size(shape))
 
     assert views.shape == shape
+
     for number, view in enumerate(views):
         top = tops[number]
         left = lefts[number]
@@ -110,6 +111,7 @@ def test_windows_are_cropped_and_mirrored_as_asked(take, shape):
 def test_images_with_a_single_view_are_returned_as_they_are():
     images = _random_images(4, 1, 8, 8)
     views = random_views(images, padding=0, flip=False, generator=torch.Generator())
+
     # Not even a copy is made.
     assert views is images
 
@@ -161,6 +163,7 @@ def test_gray_images_keep_their_memory_order():
     images = _random_images(2, 1, 5, 4)
     normalize = Normalize([0.5], [0.25])
     normalized = normalize(images)
+
     assert normalized.stride() == (20, 20, 4, 1)
 
 

@@ -96,6 +96,7 @@ def test_unclipped_weights_are_equation_7(mass: Tensor) -> None:
 def test_weights_sum_to_k_and_favor_rare_classes_within_the_clip(mass: Tensor) -> None:
     result = class_weights(mass)
     weights = result.weights
+
     assert weights.sum().item() == pytest.approx(len(mass))
 
     from_rare_to_frequent = weights[mass.argsort()]
@@ -118,6 +119,7 @@ def test_weights_follow_a_permutation_and_not_the_number_of_samples(
 
     order = torch.randperm(len(mass), generator=seeded_generator(seed))
     of_permuted = class_weights(mass[order])
+
     assert_close(of_permuted.weights, weights[order])
 
     of_seven_pools = class_weights(7 * mass)
@@ -127,6 +129,7 @@ def test_weights_follow_a_permutation_and_not_the_number_of_samples(
 def test_equal_masses_give_weights_of_one() -> None:
     mass = torch.full((5,), 3.0)
     weights = class_weights(mass).weights
+
     assert weights.tolist() == pytest.approx([1.0] * 5)
 
 
@@ -149,6 +152,7 @@ def test_an_absent_class_is_the_limit_of_a_vanishing_one_and_is_reported_as_clip
 def test_unusable_mass_is_refused(mass: list[float]) -> None:
     unusable = torch.tensor(mass)
     message = "class_mass must be a finite non-negative vector with a positive entry"
+
     with pytest.raises(ValueError, match=message):
         class_weights(unusable)
 
@@ -260,6 +264,7 @@ def test_the_same_seed_gives_the_same_vectors() -> None:
 def test_without_perturbed_vectors_only_the_weights_remain() -> None:
     weights = torch.ones(4)
     vectors = draw_vectors(weights, n=0, epsilon=0.2, mode="projected")
+
     assert vectors.tolist() == [[1.0] * 4]
 
 

@@ -61,17 +61,20 @@ def test_the_critic_is_lipschitz_with_the_stated_constant() -> None:
     score_differences = (critic(first) - critic(second)).abs()
     distances = (first - second).norm(dim=1)
     slopes = score_differences / distances
+
     assert slopes.max() <= 5.0 * (1 + 1e-3)
 
 
 def test_features_of_another_width_are_refused() -> None:
     critic = FeatureCritic(D)
     seven_wide = torch.zeros(3, 7)
+
     with pytest.raises(ValueError, match=r"reads features \(N, 8\), got \(3, 7\)"):
         critic(seven_wide)
 
     training = CriticTraining(critic, "gan")
     eight_wide = torch.zeros(3, D)
+
     with pytest.raises(ValueError, match=r"one width, got \(3, 7\) and \(3, 8\)"):
         training.step(eight_wide, seven_wide, PRIOR)
 
@@ -265,10 +268,12 @@ def test_accuracy_and_auc_equal_the_counts(teacher: list[int], student: list[int
 
     accuracy = critic_accuracy(teacher_scores, student_scores).item()
     expected_accuracy = slow_accuracy(teacher, student)
+
     assert accuracy == pytest.approx(expected_accuracy)
 
     auc = critic_auc(teacher_scores, student_scores).item()
     expected_auc = slow_auc(teacher, student)
+
     assert auc == pytest.approx(expected_auc, abs=1e-6)
 
     # The AUC of the reversed question is the rest.
@@ -282,6 +287,7 @@ def test_the_host_reads_no_value_of_accuracy_and_auc() -> None:
     student = torch.empty(9, device="meta")
     accuracy = critic_accuracy(teacher, student)
     auc = critic_auc(teacher, student)
+
     assert accuracy.shape == ()
     assert auc.shape == ()
 
@@ -317,6 +323,7 @@ def test_only_the_last_quarter_decides_whether_the_critic_collapsed(
     # The same values before the last quarter do not count.
     early_auc = np.append([auc] * 12, HEALTHY[:4])
     early_share = np.append([clamped_share] * 12, HEALTHY[:4])
+
     assert critic_collapse(early_auc, early_share) is None
 
 

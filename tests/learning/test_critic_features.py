@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -47,6 +48,7 @@ def test_the_scale_of_a_tap_changes_nothing() -> None:
     scaled = [0.01 * first, 7.0 * second, 1e3 * third]
     features = critic_features(scaled)
     expected = critic_features([first, second, third])
+
     assert_close(features, expected)
 
 
@@ -54,6 +56,7 @@ def test_bf16_maps_are_averaged_in_float32() -> None:
     rounded = maps()[0].bfloat16()
     features = critic_features([rounded])
     expected = critic_features([rounded.float()])
+
     assert_close(features, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -113,6 +116,7 @@ def test_unusable_maps_are_refused() -> None:
     vectors = torch.zeros(3, 4)
     scalars = torch.zeros(3)
     shapes = r"expected \(N, C, H, W\), \(N, T, C\) or \(N, C\)"
+
     with pytest.raises(ValueError, match=rf"the tap '1' gives \(3,\); {shapes}"):
         critic_features([vectors, scalars])
 

@@ -95,6 +95,7 @@ def mean_scores(training: CriticTraining, shift: float) -> tuple[float, float]:
 def test_the_critic_separates_two_gaussians(mode: CriticMode) -> None:
     training, late = trained(mode, shift=1.0, share=0.0, class_prior=0.05)
     alike, shifted = mean_scores(training, shift=1.0)
+
     assert alike > 1.0
     assert shifted < 0.0
     assert late["critic_accuracy"] > 0.9
@@ -137,6 +138,7 @@ def test_the_critic_cannot_separate_equal_gaussians(mode: CriticMode) -> None:
     expected_score = math.log(0.3 / 0.7)
     if mode == "gan":
         expected_score = 0.0
+
     assert mean_score == pytest.approx(expected_score, abs=0.3)
 
 
@@ -159,6 +161,7 @@ def test_a_pu_critic_does_not_push_down_student_features_as_good_as_the_teachers
     # most of it.
     pu_pull = torch.tensor(-pu_alike).sigmoid()
     gan_pull = torch.tensor(-gan_alike).sigmoid()
+
     assert pu_pull < gan_pull / 2
 
 
@@ -181,6 +184,7 @@ def test_at_lipschitz_one_pu_and_gan_differ_by_a_constant_and_only_the_auc_sees_
 def test_a_prior_that_is_too_high_is_clamped_and_ascent_takes_it_back() -> None:
     _, clamp = trained("clamp", shift=1.0, share=0.0, class_prior=0.9)
     _, ascent = trained("ascent", shift=1.0, share=0.0, class_prior=0.9)
+
     assert clamp["clamped_share"] > 0.3
     assert 0 < ascent["clamped_share"] < clamp["clamped_share"]
 

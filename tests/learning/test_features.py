@@ -53,6 +53,7 @@ def test_descriptor_is_the_average_of_each_stage_and_logits_are_the_networks():
 def test_descriptor_size_is_known_before_any_image():
     network = build_network("lenet5", 10, 1)
     extractor = FeatureExtractor(network, None, (1, 32, 32))
+
     assert extractor.descriptor_size == 6 + 16 + 120
 
 
@@ -63,6 +64,7 @@ def test_default_taps_of_a_plain_network_are_the_last_layers_before_each_change_
     names = list(modules)
 
     assert len(taps) == 4
+
     for tap in taps:
         position = names.index(tap)
         following = modules[names[position + 1]]
@@ -72,6 +74,7 @@ def test_default_taps_of_a_plain_network_are_the_last_layers_before_each_change_
 def test_taps_may_name_nodes_of_the_graph():
     network = build_network("cifar_resnet18", 10, 3)
     extractor = FeatureExtractor(network, ["layer2.1.relu_1"], (3, 32, 32))
+
     assert extractor.descriptor_size == 128
 
 
@@ -150,6 +153,7 @@ def test_teacher_outputs_match_their_definitions():
 def test_huge_descriptors_stay_finite_in_float16():
     huge = torch.tensor([1e9, -1e9])
     stored = to_float16(huge)
+
     assert stored.isfinite().all()
 
 
@@ -172,6 +176,7 @@ def test_default_taps_reach_into_blocks_that_tracing_does_not_open(architecture)
 def test_default_taps_take_a_block_as_a_whole_and_not_one_of_its_branches():
     network = build_network("squeezenet1_1", 5, 3)
     taps = default_taps(network, (3, 64, 64))
+
     assert taps[1:3] == ("features.4", "features.7")  # Fire modules, which concatenate two branches
 
 
@@ -204,6 +209,7 @@ def test_maps_with_channels_last_are_averaged_over_places_not_over_channels():
 def test_a_transformer_without_maps_is_tapped_at_its_tokens():
     network = build_network("vit_b_16", 5, 3, {"image_size": 32})
     taps = default_taps(network, (3, 32, 32))
+
     assert taps == ("conv_proj", "encoder")
 
 

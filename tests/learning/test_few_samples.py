@@ -116,6 +116,7 @@ def test_outputs_are_recorded_by_name_and_the_hook_is_removed_afterwards():
 def test_a_layer_that_does_not_exist_is_refused_by_name():
     context = outputs_of(lenet5(10), "pool9")
     message = "no layer 'pool9'; its layers are conv1, relu1"
+
     with pytest.raises(ValueError, match=message), context:
         pass
 
@@ -161,6 +162,7 @@ def test_with_fewer_samples_than_channels_the_rest_stays_the_identity():
     _, _, directions = torch.linalg.svd(x.double())
     unseen = directions[3:].float()
     fitted_unseen = unseen @ fitted.T
+
     assert_close(fitted_unseen, unseen, atol=1e-4, rtol=1e-4)
 
 
@@ -183,6 +185,7 @@ def test_the_ridge_pulls_to_the_identity_as_its_normal_equations_say(ridge, seed
 def test_different_shapes_and_a_negative_ridge_are_refused():
     three_channels = torch.zeros(2, 3)
     four_channels = torch.zeros(2, 4)
+
     with pytest.raises(ValueError, match=r"one shape, got \(2, 3\) and \(2, 4\)"):
         pointwise_fit(three_channels, four_channels, ridge=0.0)
     with pytest.raises(ValueError, match="ridge must be at least 0"):
@@ -236,6 +239,7 @@ def test_pruning_to_the_teachers_own_widths_changes_nothing(name):
     # There is nothing to align either: the least squares are solved by the identity.
     align(student, pairs, teacher, images, ridge=0.0)
     aligned_logits = logits_of(student, images)
+
     assert_close(aligned_logits, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -261,6 +265,7 @@ def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
     images = draw(4, 1, 8, 8)
     found = logits_of(student, images)
     expected = logits_of(silenced, images)
+
     assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -296,6 +301,7 @@ def test_alignment_brings_the_logits_nearer_to_the_teachers():
 def test_networks_that_are_not_a_chain_or_not_a_pair_are_refused(student, teacher, shape, message):
     student_network = build_network(student, 10, 1)
     teacher_network = build_network(teacher, 10, 1)
+
     with pytest.raises(ValueError, match=message):
         prune_into(student_network, teacher_network, shape)
 
@@ -320,6 +326,7 @@ class Shortcut(nn.Module):
 def test_a_network_with_a_shortcut_is_refused():
     student = Shortcut()
     teacher = Shortcut()
+
     with pytest.raises(ValueError, match="branches"):
         prune_into(student, teacher, (1, 8, 8))
 
@@ -327,6 +334,7 @@ def test_a_network_with_a_shortcut_is_refused():
 def test_a_wider_student_is_refused():
     student = lenet5(10)
     teacher = lenet5_half(10)
+
     with pytest.raises(ValueError, match="narrower copy of its teacher: 'conv1'"):
         prune_into(student, teacher, (1, 32, 32))
 
@@ -335,5 +343,6 @@ def test_unknown_layers_are_refused():
     # A PReLU has weights per channel, which pruning would have to select.
     odd = nn.Sequential(nn.Conv2d(1, 2, 3), nn.PReLU(), nn.Flatten(), nn.Linear(72, 10))
     student = copy.deepcopy(odd)
+
     with pytest.raises(ValueError, match="'1' is PReLU"):
         prune_into(student, odd, (1, 8, 8))

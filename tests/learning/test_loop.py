@@ -129,6 +129,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_the_error_names_the_up
 def test_every_pass_visits_every_sample_once(n, batch_size):
     endless = shuffled_batches(n, batch_size, seeded_generator())
     batches = list(itertools.islice(endless, 3 * n))
+
     for batch in batches:
         assert len(batch) == batch_size
 
@@ -143,6 +144,7 @@ def test_every_pass_visits_every_sample_once(n, batch_size):
 def test_random_batches_are_drawn_with_replacement():
     batches = random_batches(2, 100, seeded_generator())
     batch = next(batches)
+
     # 100 of two samples: without replacement there would be two.
     assert len(batch) == 100
     assert set(batch.tolist()) == {0, 1}
@@ -178,6 +180,7 @@ def test_a_state_is_finite_as_long_as_its_loss_and_its_parameters_are():
     network.register_buffer("mask", torch.tensor([-torch.inf]))
     state = TrainingState(network=network)
     state.sums = {"loss": torch.tensor(1.0), "ratio": torch.tensor(torch.nan)}
+
     assert state.is_finite()
 
     state.sums["loss"] += torch.inf

@@ -149,6 +149,7 @@ def test_a_stopped_training_resumes_to_the_same_weights_and_records(options, dat
     checkpointer.stops_after = None
 
     resumed = _train(checkpointer, options)
+
     _assert_equal(resumed, expected)
 
     # Once more: there is nothing left to do, and the result is the same.

@@ -68,6 +68,7 @@ def test_area_under_roc_equals_scikit_learn_with_ties(seed: int, n: int, n_level
         return
 
     expected = roc_auc_score(is_positive, scores)
+
     assert area == pytest.approx(expected)
 
     reversed_area = area_under_roc(-scores, is_positive)
@@ -76,6 +77,7 @@ def test_area_under_roc_equals_scikit_learn_with_ties(seed: int, n: int, n_level
     # Only the order of the scores matters.
     monotone_scores = np.exp(scores / 5)
     monotone_area = area_under_roc(monotone_scores, is_positive)
+
     assert monotone_area == pytest.approx(area)
 
 
@@ -83,6 +85,7 @@ def test_area_under_roc_without_positives_is_nan() -> None:
     scores = np.arange(3.0)
     no_positives = np.zeros(3, dtype=bool)
     area = area_under_roc(scores, no_positives)
+
     assert math.isnan(area)
 
 
@@ -116,5 +119,6 @@ def test_vectors_and_labels_that_do_not_fit_are_refused() -> None:
 def test_scores_with_nan_are_refused() -> None:
     scores = np.array([np.nan, 1.0])
     is_positive = np.array([True, False])
+
     with pytest.raises(ValueError, match="scores hold 1 nan"):
         area_under_roc(scores, is_positive)

@@ -91,6 +91,7 @@ def test_copies_of_textures_and_of_strokes_are_found(edit):
 def test_a_gray_copy_is_found():
     photos = textures(200)
     gray_copies = gray(photos)
+
     assert share_found(photos, gray_copies) == 1
 
 
@@ -100,6 +101,7 @@ def test_different_pictures_are_not_copies(make):
     images = prints(make(3000, seed=0))
     references = prints(make(100, seed=1))
     found = copies_in(images, references, images)
+
     assert len(found.rows) == 0
 
 
@@ -248,6 +250,7 @@ def test_the_size_of_batches_and_blocks_changes_nothing(monkeypatch):
     # Small enough for several blocks in both functions.
     monkeypatch.setattr(near_duplicates, "_BLOCK", 700)
     limits_by_blocks = limits_of(references)
+
     assert_close(limits_by_blocks, limits, atol=1e-6, rtol=0)
 
     again = find_copies(parts, references, limits)
@@ -287,6 +290,7 @@ def test_one_reference_and_none_are_enough():
     one = images[:1]
 
     of_one_reference = copies_in(images, one)
+
     assert of_one_reference.rows.tolist() == [0]
 
     of_no_reference = copies_in(images, none)

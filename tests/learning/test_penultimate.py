@@ -91,6 +91,7 @@ def test_the_last_linear_layer_of_large_networks_is_found(name, layer):
     with torch.device("meta"):
         network = build_network(name, 7, 3)
     found_name, _ = last_linear(network, 7)
+
     assert found_name == layer
 
 
@@ -150,6 +151,7 @@ def test_the_adapter_maps_between_the_widths_and_is_empty_where_they_agree():
     features = torch.zeros(3, 42)
     adapter = penultimate_adapter(student, teacher, 10)
     adapted = adapter(features)
+
     assert adapted.shape == (3, 84)
 
     (weight,) = adapter.parameters()  # and no bias
@@ -222,6 +224,7 @@ def test_only_the_teachers_part_of_the_head_is_frozen():
     loss = student(images).square().sum()
     loss.backward()
     adapter_gradient = student.fc2.adapter.weight.grad
+
     assert adapter_gradient.abs().sum() > 0
 
 
@@ -276,6 +279,7 @@ def test_a_head_without_bias_folds_into_a_layer_without():
     teacher = mlp(8, bias=False)
     share_head(student, teacher, 5)
     fold_shared_head(student)
+
     assert student[3].bias is None
 
 
@@ -288,6 +292,7 @@ def test_a_head_that_is_not_shared_cannot_be_folded():
 def test_a_head_is_not_shared_twice():
     student, teacher, _ = make_pair("narrower_lenet")
     share_head(student, teacher, 10)
+
     with pytest.raises(ValueError, match="has a shared head already"):
         share_head(student, teacher, 10)
 
@@ -295,6 +300,7 @@ def test_a_head_is_not_shared_twice():
 def test_heads_that_cannot_be_shared_are_refused():
     student, teacher, _ = make_pair("narrower_lenet")
     nine_classes = lenet5(9)
+
     with pytest.raises(ValueError, match="LeNet5 has no linear layer that gives 9 logits"):
         share_head(student, nine_classes, 9)
 
@@ -304,5 +310,6 @@ def test_heads_that_cannot_be_shared_are_refused():
 
     without_bias = mlp(6, bias=False)
     with_bias = mlp(8, bias=True)
+
     with pytest.raises(ValueError, match="last layer '3' has no bias and the teacher's has one"):
         share_head(without_bias, with_bias, 5)

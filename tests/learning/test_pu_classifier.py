@@ -47,6 +47,7 @@ def test_standardization_removes_scale_and_shift_from_the_score():
     moved = 3 * features + 5
     head.standardize_by(moved)
     moved_scores = head(moved)
+
     assert_close(moved_scores, scores, rtol=1e-4, atol=1e-5)
 
 
@@ -56,6 +57,7 @@ def test_constant_channels_give_finite_scores():
     constant = torch.zeros(10, 3)
     head.standardize_by(constant)
     scores = head(constant)
+
     assert scores.isfinite().all()
 
 
@@ -79,6 +81,7 @@ def test_the_features_of_the_last_layer_end_the_descriptor():
     logits = torch.randn(3, 10)
     features = pu_features(descriptor, logits, "last_layer", last_tap_size=2)
     last_two = descriptor[:, 4:]
+
     assert_close(features, last_two)
 
 
@@ -87,6 +90,7 @@ def test_without_attention_the_score_is_linear():
     features = torch.randn(4, 6)
     scores = head(features)
     expected = features @ head.score.weight[0] + head.score.bias[0]
+
     assert_close(scores, expected)
 
 
@@ -123,6 +127,7 @@ def test_a_channel_that_is_constant_in_the_pool_keeps_its_scale():
     # Only the first channel is constant.
     features = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
     head.standardize_by(features)
+
     assert head.std.tolist() == [1.0, 1.0]
 
 
@@ -131,6 +136,7 @@ def test_a_channel_that_is_constant_but_for_rounding_keeps_its_scale():
     # The mean of 0.1 in half precision is not exactly that value.
     features = torch.full((50, 2), 0.1, dtype=torch.float16)
     head.standardize_by(features)
+
     assert head.std.tolist() == [1.0, 1.0]
 
 

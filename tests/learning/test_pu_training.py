@@ -102,6 +102,7 @@ def test_positive_against_unlabeled_ranks_positives_first():
     step = positive_unlabeled_step(score)
     _fit(score, step, positive, unlabeled)
     scores = _scores(score, unlabeled)
+
     # The ranking alone: without the class prior there is no right threshold.
     assert _area(scores, is_positive) > 0.97
 
@@ -154,6 +155,7 @@ def test_the_share_that_scores_highest_is_left_out_of_the_loss(share):
     step = positive_unlabeled_step(_identity, lambda: share)
     values = step((positive, unlabeled))
     expected = slow_loss(positive, unlabeled, share)
+
     assert values["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -191,6 +193,7 @@ def test_one_unlabeled_sample_is_always_kept():
     unlabeled = torch.tensor([3.0, -1.0])
     step = positive_unlabeled_step(_identity, lambda: 1.0)
     values = step((positive, unlabeled))
+
     # The mean of no sample would be nan.
     assert torch.isfinite(values["loss"])
 
@@ -199,6 +202,7 @@ def test_training_without_positives_is_refused():
     score = nn.Linear(2, 1)
     no_positive = torch.empty(0, 2)
     unlabeled = torch.rand(5, 2)
+
     with pytest.raises(ValueError, match="needs positives and unlabeled samples, got 0 and 5"):
         _fit(score, lambda _: {}, no_positive, unlabeled)
 
@@ -206,4 +210,5 @@ def test_training_without_positives_is_refused():
 def test_folds_are_even_and_complete():
     folds = folds_of(11, 4, seeded_generator())
     sizes = folds.bincount().tolist()
+
     assert sorted(sizes) == [2, 3, 3, 3]

@@ -87,6 +87,7 @@ def test_dropping_likely_positives_lifts_the_bound_on_the_scores_of_positives() 
 
     # Against unlabeled samples of which half are positive, no log-odds exceed log(1 / 0.5).
     bound = math.log(2)
+
     assert median_with_all < bound + 0.3
     assert median_without_likely > 2
 
@@ -109,6 +110,7 @@ def test_each_sample_is_scored_by_a_head_that_has_not_seen_it() -> None:
 def test_a_seed_repeats_the_ranks() -> None:
     first_positive, first_unlabeled = ranks(*noise(), drops_likely_positives=False)
     again_positive, again_unlabeled = ranks(*noise(), drops_likely_positives=False)
+
     assert_array_equal(first_positive, again_positive)
     assert_array_equal(first_unlabeled, again_unlabeled)
 

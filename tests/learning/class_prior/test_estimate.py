@@ -30,6 +30,7 @@ def test_one_fold_of_ranks_gives_the_estimate_of_the_raw_scores(
     positive_ranks, unlabeled_ranks = pooled_ranks([(positive, unlabeled)])
     by_rank, _ = best_bin_estimate(positive_ranks, unlabeled_ranks)
     by_score, _ = best_bin_estimate(positive, unlabeled)
+
     assert by_rank == pytest.approx(by_score, abs=1e-12)
 
 
@@ -58,6 +59,7 @@ def test_ranks_pool_folds_whose_scores_cannot_be_compared() -> None:
     all_positive = np.concatenate([positive for positive, _ in folds])
     all_unlabeled = np.concatenate([unlabeled for _, unlabeled in folds])
     by_score, _ = best_bin_estimate(all_positive, all_unlabeled)
+
     # Scale and offset separate the raw scores of each fold from those of the others.
     assert abs(by_score - 0.3) > 0.1
 

@@ -91,6 +91,7 @@ def test_bbe_equals_the_slow_formula_over_all_thresholds(
     # The threshold belongs to the value.
     q_positive = (positive >= threshold).mean()
     q_unlabeled = (unlabeled >= threshold).mean()
+
     assert q_positive > 0
 
     value_at_threshold = min(q_unlabeled / q_positive, 1.0)
@@ -110,11 +111,13 @@ def test_only_the_order_of_the_scores_matters(transform, positive: Array, unlabe
 
     value, threshold = best_bin_estimate(positive, unlabeled)
     moved_value, moved_threshold = best_bin_estimate(moved_positive, moved_unlabeled)
+
     assert moved_value == value
     assert moved_threshold == transform(threshold)
 
     dedpul = density_ratio_estimate(positive, unlabeled)
     moved_dedpul = density_ratio_estimate(moved_positive, moved_unlabeled)
+
     assert moved_dedpul == dedpul
 
 
@@ -155,6 +158,7 @@ def test_isotonic_regression_equals_the_minimax_formula(rows: list[tuple[int, in
     values, weight = np.array(rows, dtype=float).T
     fitted = isotonic(values, weight)
     expected = slow_isotonic(values, weight)
+
     assert_allclose(fitted, expected, atol=1e-12)
 
 
@@ -163,6 +167,7 @@ def test_without_overlap_the_class_prior_is_zero() -> None:
     negative = np.linspace(-2, -1, 50)
     bbe, _ = best_bin_estimate(positive, negative)
     dedpul, _ = density_ratio_estimate(positive, negative)
+
     assert bbe == 0
     assert dedpul < 0.05
 
@@ -172,6 +177,7 @@ def test_where_all_unlabeled_look_positive_the_class_prior_is_one() -> None:
     bbe, _ = best_bin_estimate(positive, positive)
     dedpul, _ = density_ratio_estimate(positive, positive)
     bbe_of_higher_scores, _ = best_bin_estimate(positive, positive + 5)
+
     assert bbe == 1
     # DEDPUL smooths the densities, so it only comes near to 1.
     assert dedpul > 0.7
@@ -182,6 +188,7 @@ def test_share_at_least_counts_ties() -> None:
     thresholds = np.array([0.0, 1.0, 1.5, 3.0])
     scores = np.array([2.0, 1.0, 1.0, 0.0])
     shares = share_at_least(thresholds, scores)
+
     assert_array_equal(shares, [1, 0.75, 0.25, 0])
 
 
@@ -204,6 +211,7 @@ def test_unusable_scores_are_refused(
 ) -> None:
     positive_scores = np.array(positive)
     unlabeled_scores = np.array(unlabeled)
+
     with pytest.raises(ValueError, match=message):
         estimator(positive_scores, unlabeled_scores)
 

@@ -36,6 +36,7 @@ def mixture(class_prior: float, n_positive: int, n_unlabeled: int) -> tuple[Arra
 def test_known_mixtures_are_recovered(class_prior: float) -> None:
     positive, unlabeled = mixture(class_prior, 200, 300)
     value = kernel_mean_class_prior(positive, unlabeled)
+
     assert value == pytest.approx(class_prior, abs=0.08)
 
 
@@ -64,17 +65,20 @@ def test_scale_shift_order_and_constant_columns_do_not_matter() -> None:
 def test_without_positives_the_class_prior_is_nearly_zero() -> None:
     positive, negative = mixture(0.0, 100, 150)
     value = kernel_mean_class_prior(positive, negative)
+
     assert value < 0.08
 
 
 def test_where_both_samples_are_equal_the_class_prior_is_the_largest() -> None:
     _, samples = mixture(0.0, 100, 150)
     value = kernel_mean_class_prior(samples, samples)
+
     assert value == LARGEST_CLASS_PRIOR
 
     # Constant features have no scale by which to divide.
     constant = np.ones((4, 2))
     value_of_constants = kernel_mean_class_prior(constant[:3], constant)
+
     assert value_of_constants == LARGEST_CLASS_PRIOR
 
 
@@ -132,6 +136,7 @@ def test_the_nearest_point_of_the_hull_equals_that_of_a_slow_solver(seed: int) -
     # Different weights may be equally near, so the distances are compared.
     slow_distance = squared_distance(slow_weights, target, kernel)
     distance = squared_distance(weights, target, kernel)
+
     assert distance == pytest.approx(slow_distance, rel=0.02)
 
 
@@ -141,6 +146,7 @@ def test_a_target_inside_the_hull_is_reached() -> None:
     image = kernel @ target
     weights = nearest_in_hull(kernel, image, float(target @ image))
     distance = squared_distance(weights, target, kernel)
+
     assert distance < 1e-12
 
 

@@ -40,6 +40,7 @@ def test_one_record_adds_a_method_to_parameters_estimates_and_reports(monkeypatc
 def test_a_record_that_lacks_a_part_is_refused_by_its_name(missing):
     parts = dataclasses.asdict(METHODS["bbe"])
     del parts[missing]
+
     with pytest.raises(TypeError, match=f"missing 1 required keyword-only argument: '{missing}'"):
         ClassPriorMethod(**parts)
 

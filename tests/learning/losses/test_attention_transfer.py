@@ -84,6 +84,7 @@ def test_scale_sign_and_order_of_the_channels_change_nothing(
     order = torch.randperm(6, generator=seeded_generator(seed))
     scale = sign * 10**exponent
     changed = scale * activations[:, order]
+
     assert_close(attention_map(changed), expected)
 
 
@@ -92,6 +93,7 @@ def test_repeating_the_channels_changes_nothing() -> None:
     expected = attention_map(activations)
     # A sum over the channels would grow; the mean of squares does not.
     repeated = activations.repeat(1, 2, 1, 1)
+
     assert_close(attention_map(repeated), expected)
 
 
@@ -123,6 +125,7 @@ def test_equal_maps_of_other_scale_and_width_have_no_loss() -> None:
     student, _ = draw_taps()
     teacher = [3.0 * student_map.repeat(1, 2, 1, 1) for student_map in student]
     loss = attention_transfer_loss(student, teacher)
+
     assert_close(loss, ZERO)
 
 
@@ -139,6 +142,7 @@ def test_the_loss_of_a_tap_is_at_most_two_over_its_positions_and_taps_add_up(see
         total = total + loss
 
     loss_of_all_taps = attention_transfer_loss(student, teacher)
+
     assert_close(loss_of_all_taps, total)
 
 
@@ -149,6 +153,7 @@ def test_attention_to_two_different_positions_has_the_largest_loss() -> None:
     student[..., 0, 0] = 1.0
     teacher[..., 1, 1] = 5.0
     loss = attention_transfer_loss([student], [teacher])
+
     assert loss == 2 / 4
 
 
@@ -231,6 +236,7 @@ def test_the_host_never_reads_a_tensor() -> None:
     student = torch.empty(2, 3, 4, 4, device="meta")
     teacher = torch.empty(2, 3, 2, 4, device="meta")
     loss = attention_transfer_loss([student], [teacher])
+
     assert loss.shape == ()
 
 
@@ -246,11 +252,13 @@ def test_maps_that_do_not_fit_are_refused() -> None:
     student, teacher = draw_taps()
     vectors = teacher[1][:, :, 0, 0]
     message = r"teacher's map of tap 1 is \(3, 7\); expected \(N, C, H, W\)"
+
     with pytest.raises(ValueError, match=message):
         attention_transfer_loss(student, [teacher[0], vectors])
 
     two_images = teacher[0][:2]
     message = "tap 0 has maps of 3 images of the student, 2 of the teacher"
+
     with pytest.raises(ValueError, match=message):
         attention_transfer_loss(student[:1], [two_images])
 

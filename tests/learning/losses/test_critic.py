@@ -79,6 +79,7 @@ def test_above_zero_both_pu_risks_are_the_whole_risk_by_value_and_gradient(
 
     found = gradients(risk.objective, teacher, student)
     expected = gradients(whole, teacher, student)
+
     assert_close(found, expected)
 
 
@@ -112,6 +113,7 @@ def test_ascent_follows_minus_gamma_times_the_negative_part_alone(gamma: float) 
 
     found = gradients(risk.objective, teacher, student)
     expected = -gamma * gradients(negative_risk, teacher, student)
+
     assert_close(found, expected)
 
 
@@ -140,6 +142,7 @@ def test_gan_is_the_cross_entropy_of_teacher_against_student_whatever_the_prior(
 
     found_gradients = gradients(risk.objective, teacher, student)
     expected_gradients = gradients(expected, teacher, student)
+
     assert_close(found_gradients, expected_gradients)
 
 
@@ -161,12 +164,14 @@ def test_equal_scores_give_a_cross_entropy_that_is_least_at_the_log_odds_of_the_
     loss_as_negative = math.log1p(math.exp(score))
     expected = class_prior * loss_as_positive + negative_prior * loss_as_negative
     risk = risk_of_equal_scores(score, class_prior)
+
     assert risk == pytest.approx(expected, rel=1e-9)
 
     # A cross-entropy is least, and then the entropy, where the probabilities agree.
     log_odds = math.log(class_prior / negative_prior)
     entropy = -class_prior * math.log(class_prior) - negative_prior * math.log(negative_prior)
     least = risk_of_equal_scores(log_odds, class_prior)
+
     assert least == pytest.approx(entropy, rel=1e-9)
     assert risk >= entropy - 1e-12
 
@@ -185,6 +190,7 @@ def test_risks_are_never_negative_and_the_modes_agree_on_value_and_branch(
 
     positive_risk, negative_risk = slow_terms(teacher, student, class_prior)
     expected = positive_risk + negative_risk.clamp(min=0)
+
     assert_close(clamp.value, expected)
 
 
@@ -236,6 +242,7 @@ def test_risks_of_impossible_priors_are_refused(class_prior: float) -> None:
 def test_risks_of_unknown_modes_missing_features_and_impossible_gammas_are_refused() -> None:
     teacher, student = FREE
     no_student = torch.empty(0)
+
     with pytest.raises(ValueError, match="mode must be 'clamp', 'ascent' or 'gan', got 'wgan'"):
         pu_critic_risk(teacher, student, PRIOR, "wgan")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got 3 of the teacher and 0 of the student"):

@@ -116,6 +116,7 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(
     options = {"allow_unused": True, "materialize_grads": True}
     found_gradients = torch.autograd.grad(result["loss"], inputs, **options)
     expected_gradients = torch.autograd.grad(expected, inputs, **options)
+
     assert_close(found_gradients, expected_gradients)
 
 

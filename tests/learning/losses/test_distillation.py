@@ -89,10 +89,12 @@ def test_cross_entropy_equals_the_slow_one(temperature: float) -> None:
     student, teacher, _ = batch(0)
     expected = slow_cross_entropies(student, teacher, temperature)
     losses = soft_cross_entropy(student, teacher, temperature)
+
     assert_close(losses, expected)
 
     loss = kd_loss(student, teacher, temperature)
     expected_loss = temperature**2 * expected.mean()
+
     assert_close(loss, expected_loss)
 
 
@@ -103,6 +105,7 @@ def test_equal_logits_give_the_entropy_and_no_gradient(temperature: float) -> No
     losses = soft_cross_entropy(student, teacher, temperature)
     distribution = torch.distributions.Categorical(logits=teacher / temperature)
     entropy = distribution.entropy()
+
     assert_close(losses.detach(), entropy)
 
     # The cross-entropy is least there.
@@ -129,6 +132,7 @@ def test_divergence_is_torchs_own_and_zero_for_equal_logits() -> None:
     terms = functional.kl_div(log_q, log_p, log_target=True, reduction="none")
     expected = terms.sum(1)
     divergence = kl_divergence(teacher, student)
+
     assert_close(divergence, expected, rtol=1e-4, atol=1e-5)
 
     of_equal_logits = kl_divergence(teacher, teacher + 3.0)
@@ -154,6 +158,7 @@ def test_temperature_squared_keeps_the_size_of_the_gradient(loss) -> None:
     # depend on T.
     at_200 = gradient_norm(200.0)
     at_400 = gradient_norm(400.0)
+
     assert_close(at_200, at_400, rtol=0.02, atol=0)
 
 
@@ -176,10 +181,12 @@ def test_one_product_equals_the_double_loop_with_its_gradient(
     candidates = slow_weighted_losses(student, teacher, vectors, temperature)
     # The min-max of Eq. 10: the student minimizes the worst of the candidates.
     slow = max(candidates)
+
     assert_close(fast, slow)
 
     (fast_gradient,) = torch.autograd.grad(fast, student)
     (slow_gradient,) = torch.autograd.grad(slow, student)
+
     assert_close(fast_gradient, slow_gradient)
 
 
@@ -195,6 +202,7 @@ def test_the_maximum_is_that_of_its_members_and_scales_with_the_weights(
         one_vector = w.unsqueeze(0)
         member = robust_loss(student, teacher, one_vector, 1.0)
         members.append(member)
+
     assert loss == max(members)
 
     scaled = robust_loss(student, teacher, factor * vectors, 1.0)
@@ -208,6 +216,7 @@ def test_equal_vectors_get_the_gradient_of_one_of_them() -> None:
     vectors = one_vector.expand(3, -1).clone().requires_grad_()
     loss = robust_loss(student, teacher, vectors, 1.0)
     loss.backward()
+
     assert vectors.grad is not None
 
     # A maximum that shares the gradient among ties would give all three a third.
@@ -232,6 +241,7 @@ def test_class_loss_mass_equals_the_loop_and_leaves_absent_classes_at_zero() -> 
     # Of four samples: 2 / 4 for class 0 and (1 + 4 + 8) / 4 for class 2.
     expected = torch.tensor([0.5, 0.0, 3.25, 0.0])
     mass = class_loss_mass(losses, classes, 4)
+
     assert_close(mass, expected)
 
 
@@ -322,5 +332,6 @@ def test_weight_vectors_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> N
     student, teacher, _ = batch(9)
     vectors = torch.ones(shape, dtype=torch.float64)
     message = r"weight_vectors must be \(n, 5\) with n > 0.*got \("
+
     with pytest.raises(ValueError, match=message):
         robust_kd(student, teacher, vectors, 1.0)

@@ -89,6 +89,7 @@ def test_a_constant_in_the_logits_changes_nothing(seed, student_shift, teacher_s
     student, teacher = draw_pair(seed)
     expected = slow_centered(student, teacher)
     loss = centered_logits_loss(student + student_shift, teacher + teacher_shift)
+
     assert_close(loss, expected)
 
     loss_of_equals = centered_logits_loss(teacher + student_shift, teacher)
@@ -104,6 +105,7 @@ def test_the_length_of_the_features_changes_nothing(seed, student_scale, teacher
     student, teacher = draw_pair(seed)
     expected = slow_penultimate(student, teacher)
     loss = penultimate_loss(student_scale * student, teacher_scale * teacher)
+
     assert_close(loss, expected)
     assert 0 <= loss <= 4  # two unit vectors are at most 2 apart
 
@@ -120,6 +122,7 @@ def test_the_penultimate_loss_is_twice_the_missing_cosine():
     # |a - b|^2 = 2 - 2 a b for unit vectors.
     expected = (2 - 2 * cosine).mean()
     loss = penultimate_loss(student, teacher)
+
     assert_close(loss, expected)
 
 
@@ -136,6 +139,7 @@ def test_zero_features_are_at_distance_one_and_get_no_gradient():
 
     loss = penultimate_loss(student, teacher)
     (gradient,) = torch.autograd.grad(loss, student)
+
     # Without a direction there is none to follow; a division by the length would give nan.
     assert (gradient[[0, 2]] == 0).all()
     assert gradient.isfinite().all()
@@ -148,6 +152,7 @@ def test_the_divergence_at_a_high_temperature_is_half_the_centered_loss():
     divergence = kl_divergence(teacher / temperature, student / temperature)
     scaled_divergence = temperature**2 * divergence.mean()
     expected = centered_logits_loss(student, teacher) / 2
+
     assert_close(scaled_divergence, expected, rtol=1e-3, atol=0)
 
 
@@ -190,6 +195,7 @@ def test_the_latent_loss_is_the_weighted_sum_of_its_terms():
 def test_without_its_weight_the_divergence_is_left_out():
     weights = {**WEIGHTS, "kl_weight": 0.0}
     result = latent_loss(*draw_pair(6), *draw_pair(7), **weights)
+
     assert list(result) == ["loss", "logits_loss", "penultimate_loss"]
 
     expected = 2.0 * result["logits_loss"] + 3.0 * result["penultimate_loss"]
@@ -265,6 +271,7 @@ def test_different_shapes_are_refused(loss, tensors):
     student, teacher = draw_pair(16)
     narrower_student = student[:, :4]
     message = rf"teacher {tensors} must have one shape, got \(7, 4\) and \(7, 5\)"
+
     with pytest.raises(ValueError, match=message):
         loss(narrower_student, teacher)
 

@@ -157,6 +157,7 @@ def test_the_loss_equals_the_loop_with_its_gradients(seed, n):
     matrix.requires_grad_()
     fast = pseudo_label_loss(student, teacher, matrix)
     slow = slow_pseudo_label_loss(student, teacher, matrix)
+
     assert_same_loss_and_gradients(fast, slow, student, matrix)
 
 
@@ -166,6 +167,7 @@ def test_the_identity_gives_the_cross_entropy_with_pseudo_labels():
     found = pseudo_label_loss(student, teacher, IDENTITY)
     pseudo_labels = teacher.argmax(dim=1)
     expected = functional.cross_entropy(student, pseudo_labels)
+
     assert_same_loss_and_gradients(found, expected, student)
 
 
@@ -207,6 +209,7 @@ def test_the_matrix_bounds_the_loss_of_a_label_without_student_probability():
     loss = pseudo_label_loss(CERTAIN_STUDENT, OTHER_TEACHER, matrix)
     # Off the diagonal, (1 - 0.9) / 2 for each of two classes.
     expected = -math.log(0.05)
+
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -238,6 +241,7 @@ def test_the_objective_is_distillation_plus_the_weighted_pseudo_labels():
 
     diagonal = [matrix[k, k].item() for k in range(N_CLASSES)]
     mean_diagonal = sum(diagonal) / N_CLASSES
+
     assert result["diagonal"].item() == pytest.approx(mean_diagonal)
 
     without_labels = noisy_kd_loss(student, teacher, matrix, 4.0, 0.0)
@@ -259,6 +263,7 @@ def test_gradcheck_of_student_and_matrix(learns_diagonal):
         return result["loss"]
 
     inputs = (student, *parameters.values())
+
     assert torch.autograd.gradcheck(loss, inputs)
 
 

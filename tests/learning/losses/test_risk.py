@@ -82,6 +82,7 @@ def test_descent_branch_has_value_and_gradient_of_the_whole_risk(beta: float) ->
 
     found = gradients(risk.objective, positive, unlabeled)
     expected = gradients(whole, positive, unlabeled)
+
     assert_close(found, expected)
 
 
@@ -101,6 +102,7 @@ def test_ascent_branch_follows_minus_gamma_times_the_negative_part_alone(
     # Algorithm 1 of Kiryo et al. 2017 climbs out of the negative part, and ignores the rest.
     found = gradients(risk.objective, positive, unlabeled)
     expected = -gamma * gradients(negative_risk, positive, unlabeled)
+
     assert_close(found, expected)
 
 
@@ -109,6 +111,7 @@ def test_beta_tolerates_a_slightly_negative_risk() -> None:
     deficit = -nnpu_risk(*ASCENT, PRIOR).negative_risk.item()
     tolerant = nnpu_risk(*ASCENT, PRIOR, beta=deficit + 1e-3)
     strict = nnpu_risk(*ASCENT, PRIOR, beta=deficit - 1e-3)
+
     assert not tolerant.is_ascent
     assert strict.is_ascent
 
@@ -136,6 +139,7 @@ def test_upu_never_ascends_and_goes_negative_where_nnpu_does_not() -> None:
     whole = positive_risk + negative_risk
     found = gradients(upu.objective, positive, unlabeled)
     expected = gradients(whole, positive, unlabeled)
+
     assert_close(found, expected)
 
 
@@ -157,6 +161,7 @@ def test_free_scores_drive_the_upu_risk_below_zero_but_not_the_nnpu_risk(
 
     is_far_below_zero = risk.negative_risk < -0.2
     never_ascends = n_ascents == 0
+
     assert is_far_below_zero == overfits
     assert never_ascends == overfits
 
@@ -180,6 +185,7 @@ def test_nnpu_value_is_never_below_minus_beta_and_terms_add_up(
 
     upu = upu_risk(positive, unlabeled, class_prior)
     sum_of_terms = risk.positive_risk + risk.negative_risk
+
     assert_close(upu.value, sum_of_terms)
 
 
@@ -226,6 +232,7 @@ def test_zero_one_risk_equals_the_error_rate_of_a_known_population() -> None:
     unlabeled_positive_share = (240 + 70) / 1000
     error_rate = (60 + 70) / 1000
     risk = zero_one_risk(false_negative_rate, unlabeled_positive_share, class_prior=0.3)
+
     assert risk == pytest.approx(error_rate)
 
 
@@ -243,6 +250,7 @@ def test_impossible_class_prior_is_refused(class_prior: float) -> None:
 def test_an_empty_batch_is_refused() -> None:
     _, unlabeled = DESCENT
     no_positive = torch.empty(0)
+
     with pytest.raises(ValueError, match="got 0 positive and 4 unlabeled"):
         nnpu_risk(no_positive, unlabeled, PRIOR)
 

@@ -21,6 +21,7 @@ def test_limits_are_of_our_own_networks():
 def test_every_own_network_has_limits_of_all_its_options(name):
     signature = inspect.signature(NETWORKS[name])
     options = set(signature.parameters) - NOT_OPTIONS
+
     assert set(LIMITS[name].options) == options
 
 

@@ -36,6 +36,7 @@ def test_every_own_network_maps_images_to_logits(name, in_channels):
     size_px = SIZES[name]
     images = torch.rand(2, in_channels, size_px, size_px)
     logits = network(images)
+
     assert logits.shape == (2, 7)
 
 
@@ -77,6 +78,7 @@ def test_narrow_resnets_have_their_depth_and_width(depth, width):
     first = network.layer1(images)
     second = network.layer2(first)
     third = network.layer3(second)
+
     # Each stage after the first has twice the channels at half the resolution.
     assert first.shape == (1, width, 32, 32)
     assert second.shape == (1, 2 * width, 16, 16)
@@ -99,6 +101,7 @@ def test_cifar_stem_keeps_the_resolution():
     maps = network.relu(network.bn1(maps))
     # torchvision's stem would have 8x8 here.
     stem = network.maxpool(maps)
+
     assert stem.shape == (1, 64, 32, 32)
 
 
@@ -106,6 +109,7 @@ def test_cifar_stem_keeps_the_resolution():
 def test_a_vgg_for_small_images_has_the_layers_of_its_depth(name, n_convolutions):
     network = build_network(name, 10, 3)
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
     assert len(convolutions) == n_convolutions
 
 
@@ -115,6 +119,7 @@ def test_a_vgg_for_small_images_is_tapped_before_each_pooling(name):
     taps = default_taps(network, (3, 32, 32))
 
     assert len(taps) == 4
+
     for tap in taps:
         _, _, index = tap.rpartition(".")
         following = network.features[int(index) + 1]
@@ -139,6 +144,7 @@ def test_torchvision_classifiers_work_by_name():
     network = build_network("squeezenet1_1", 5, 3).eval()
     images = torch.rand(1, 3, 64, 64)
     logits = network(images)
+
     assert logits.shape == (1, 5)
 
 
@@ -176,12 +182,14 @@ def user_module(tmp_path, monkeypatch):
 def test_a_user_factory_is_built_with_what_it_accepts(user_module):
     ours = build_network("user_nets:ours", 5, 1, {"width": 9})
     hidden = ours[1]
+
     assert isinstance(hidden, nn.Linear)
     assert hidden.out_features == 9
 
     # This factory calls the number of classes as torchvision does, and takes no channels.
     theirs = build_network("user_nets:theirs", 5, 3)
     logits = theirs(torch.rand(1, 3, 8, 8))
+
     assert logits.shape == (1, 5)
 
 
@@ -213,6 +221,7 @@ def test_a_network_for_images_of_another_size_is_refused():
 def test_a_network_with_another_number_of_classes_is_refused():
     network = build_network("digits_cnn", 10, 1)
     message = r"returns \(1, 10\) for one image; expected logits of shape \(1, 4\)"
+
     with pytest.raises(ValueError, match=message):
         check_network(network, 4, 1, 8)
 

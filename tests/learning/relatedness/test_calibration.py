@@ -125,6 +125,7 @@ def test_values_that_do_not_fit_are_refused():
     calibration = NoiseCalibration.of(("mp", "h"), torch.rand(5, 2))
     four_columns = torch.rand(3, 4)
     message = r"values must be \(N, 2\), one column for each indicator, got \(3, 4\)"
+
     with pytest.raises(ValueError, match=message):
         one_class_sum(four_columns, calibration)
 
@@ -136,6 +137,7 @@ def test_values_that_do_not_fit_are_refused():
 def test_a_clip_of_zero_and_a_calibration_on_nothing_are_refused():
     values = torch.rand(5, 2)
     calibration = NoiseCalibration.of(("mp", "h"), values)
+
     with pytest.raises(ValueError, match="clip must be positive, got 0"):
         one_class_sum(values, calibration, clip=0)
     with pytest.raises(ValueError, match="at least one noise image"):
@@ -159,6 +161,7 @@ def test_a_calibration_survives_json_in_any_order():
 def test_a_calibration_with_an_unknown_indicator_is_refused():
     content = {"mpp": {"mean": 0.0, "std": 1.0}}
     message = "the calibration holds mpp; the indicators are mp, h, t1000"
+
     with pytest.raises(ValueError, match=message):
         NoiseCalibration.from_dict(content)
 
@@ -173,6 +176,7 @@ def test_noise_is_uniform_over_all_gray_levels_and_repeats_with_the_generator():
 
     counts = first.flatten().bincount(minlength=256)
     test_result = stats.chisquare(counts.tolist())
+
     # By chance alone, one seed in a thousand would fail.
     assert test_result.pvalue > 1e-3
 
@@ -204,6 +208,7 @@ def test_calibration_is_over_all_batches_of_noise():
 def test_a_calibration_on_no_image_is_refused():
     probe = RelatednessProbe(digits_cnn(5, width=4).eval(), (1, 8, 8))
     message = "n_images and batch_size must be at least 1, got 0 and 10"
+
     with pytest.raises(ValueError, match=message):
         calibrate_on_noise(
             probe, torch.Tensor.float, generator=torch.Generator(), n_images=0, batch_size=10

@@ -71,6 +71,7 @@ def test_confident_logits_stay_distinct_where_one_minus_the_maximum_is_zero():
     # Of the two other classes, each with probability exp(-z) to first order.
     expected = [2 * math.exp(-20), 2 * math.exp(-40)]
     missing_probability = logit_indicators(logits)[:, 0]
+
     assert missing_probability.tolist() == pytest.approx(expected, rel=1e-5)
 
 
@@ -161,6 +162,7 @@ def test_channels_that_are_switched_off_do_not_count_however_large():
 
     layer.weight.data.zero_()
     _, n_channels = batchnorm_sums(layer, maps)
+
     assert n_channels.tolist() == [0, 0, 0, 0]
 
 
@@ -221,4 +223,5 @@ def test_far_from_zero_the_spread_keeps_its_digits():
 def test_chi_square_range_is_scipys(degrees_of_freedom: int) -> None:
     expected = stats.chi2.ppf([0.05, 0.95], degrees_of_freedom)
     found = chi_square_range(degrees_of_freedom)
+
     assert found == pytest.approx(expected.tolist(), rel=1e-6)

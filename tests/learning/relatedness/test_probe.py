@@ -125,6 +125,7 @@ def test_an_image_gets_the_same_indicators_in_any_batch():
 
     order = torch.tensor([4, 2, 0, 6, 1, 5, 3])
     of_permuted = probe(images[order])
+
     assert_close(of_permuted, values[order])
 
     # The last part has a single image.
@@ -134,6 +135,7 @@ def test_an_image_gets_the_same_indicators_in_any_batch():
     # Convolutions run other kernels in this layout, hence the tolerances.
     channels_last = images.contiguous(memory_format=torch.channels_last)
     of_channels_last = probe(channels_last)
+
     assert_close(of_channels_last, values, rtol=1e-4, atol=1e-6)
 
 
@@ -216,6 +218,7 @@ def test_a_batchnorm_without_running_statistics_is_left_out():
     batchnorm = nn.BatchNorm2d(3, track_running_stats=False)
     network = nn.Sequential(batchnorm, nn.Flatten(), nn.Linear(12, 3)).eval()
     probe = RelatednessProbe(network, (3, 2, 2))
+
     assert probe.names == WITHOUT_BATCHNORM
 
 
@@ -321,6 +324,7 @@ def test_hooks_are_removed_where_the_network_fails():
 def test_images_of_another_shape_are_refused():
     probe = RelatednessProbe(tiny_net(), SHAPE)
     images = random_images(2, (3, 8, 8))
+
     with pytest.raises(ValueError, match=r"images must be \(N, 3, 6, 6\), got \(2, 3, 8, 8\)"):
         probe(images)
 
@@ -341,5 +345,6 @@ def test_a_network_in_training_mode_is_refused():
 def test_a_network_that_returns_maps_is_refused():
     convolution = nn.Conv2d(3, 5, 1).eval()
     message = r"returns \(2, 5, 6, 6\) for 2 images; expected \(N, K\) logits"
+
     with pytest.raises(ValueError, match=message):
         RelatednessProbe(convolution, SHAPE)

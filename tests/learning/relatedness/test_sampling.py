@@ -57,10 +57,12 @@ def test_probabilities_follow_the_order_of_the_pool_and_not_the_units_of_the_sum
 
     in_other_units = scale * sums + shift
     moved = sampling_probabilities(in_other_units, **options)
+
     assert_close(moved, probabilities, rtol=1e-5, atol=1e-9)
 
     order = torch.randperm(len(sums), generator=seeded_generator(seed))
     permuted = sampling_probabilities(sums[order], **options)
+
     assert_close(permuted, probabilities[order], rtol=1e-9, atol=1e-12)
 
 
@@ -167,6 +169,7 @@ def test_batches_hold_each_image_as_often_as_its_probability(weights: list[int],
     variances = probabilities * (1 - probabilities) / n_drawn
     standard_errors = variances.sqrt()
     deviations = (shares - probabilities).abs()
+
     assert (deviations <= 6 * standard_errors + 1e-12).all()
 
 
@@ -174,11 +177,13 @@ def test_batches_repeat_with_the_generator():
     probabilities = torch.rand(20, generator=seeded_generator())
     first = preferential_batches(probabilities, 6, seeded_generator(1))
     second = preferential_batches(probabilities, 6, seeded_generator(1))
+
     for _ in range(3):
         assert torch.equal(next(first), next(second))
 
     batch = next(first)
     next_batch = next(first)
+
     assert batch.shape == (6,)
     assert not torch.equal(batch, next_batch)
 
