@@ -84,10 +84,19 @@ def test_all_views_are_drawn_equally_often(padding, flip):
     assert counts.max() < 300
 
 
+def _window(padded, top, left, size, is_flipped):
+    """Return one crop of a padded image, mirrored where asked."""
+    height, width = size
+    window = padded[:, top : top + height, left : left + width]
+    if is_flipped:
+        return window.flip(2)
+    return window
+
+
 @pytest.mark.parametrize("take", [gathered, copied])
 @pytest.mark.parametrize("shape", [(0, 3, 5, 6), (9, 1, 6, 6), (40, 3, 5, 6)])
 def test_windows_are_cropped_and_mirrored_as_asked(take, shape):
-    n, _, height, width = shape
+    n, _, *size = shape
     images = _random_images(*shape)
     padded = functional.pad(images, (2, 2, 2, 2))
     generator = seeded_generator(1)
@@ -98,14 +107,10 @@ def test_windows_are_cropped_and_mirrored_as_asked(take, shape):
     views = take(padded, tops, lefts, is_flipped, torch.Size(shape))
 
     assert views.shape == shape
-
-    for number, view in enumerate(views):
-        top = tops[number]
-        left = lefts[number]
-        window = padded[number, :, top : top + height, left : left + width]
-        if is_flipped[number]:
-            window = window.flip(2)
-        assert torch.equal(view, window)
+    windows = zip(padded, tops, lefts, is_flipped, strict=True)
+    for view, (image, top, left, flips) in zip(views, windows, strict=True):
+        expected = _window(image, top, left, size, flips)
+        assert torch.equal(view, expected)
 
 
 def test_images_with_a_single_view_are_returned_as_they_are():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -51,15 +52,14 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def slow_hint_loss(student: Tensor, teacher: Tensor, adapter: nn.Conv2d) -> float:
     """Half the mean squared distance, one position of one image at a time."""
-    weight = adapter.weight[:, :, 0, 0]
+    weight = adapter.weight.squeeze()
     n_images, _, height, width = teacher.shape
     total = 0.0
-    for n in range(n_images):
-        for y in range(height):
-            for x in range(width):
-                adapted = weight @ student[n, :, y, x] + adapter.bias
-                difference = adapted - teacher[n, :, y, x]
-                total += difference.square().sum().item()
+    for n, y, x in itertools.product(range(n_images), range(height), range(width)):
+        adapted = weight @ student[n, :, y, x] + adapter.bias
+        difference = adapted - teacher[n, :, y, x]
+        squared_distance = difference.square().sum()
+        total += squared_distance.item()
     # The mean, where the paper has the sum (Eq. 3).
     return total / (2 * teacher.numel())
 
@@ -166,20 +166,25 @@ def test_with_fewer_samples_than_channels_the_rest_stays_the_identity():
     assert_close(fitted_unseen, unseen, atol=1e-4, rtol=1e-4)
 
 
+def normal_equations(x: Tensor, y: Tensor, ridge: float) -> Tensor:
+    """Return the matrix that the ridge pulls to the identity, (C, C)."""
+    # s of the objective: the ridge does not depend on the scale of the features.
+    squared_norms = x.square().sum(dim=0)
+    s = squared_norms.mean()
+    pull = ridge * s * torch.eye(x.shape[1], dtype=x.dtype)
+    left = x.T @ x + pull
+    right = x.T @ y + pull
+    return torch.linalg.solve(left, right).T
+
+
 @given(ridge=st.floats(0, 10), seed=st.integers(0, 5))
 def test_the_ridge_pulls_to_the_identity_as_its_normal_equations_say(ridge, seed):
     x = draw(30, 4, seed=seed).double()
     y = draw(30, 4, seed=seed + 9).double()
-    # s of the objective: the ridge does not depend on the scale of the features.
-    mean_squared_norm = x.square().sum(dim=0).mean()
-    identity = torch.eye(4, dtype=torch.float64)
-    pull = ridge * mean_squared_norm * identity
-    left = x.T @ x + pull
-    right = x.T @ y + pull
-    expected = torch.linalg.solve(left, right)
     fitted = pointwise_fit(x, y, ridge=ridge)
+    expected = normal_equations(x, y, ridge)
 
-    assert_close(fitted, expected.T, atol=1e-8, rtol=0)
+    assert_close(fitted, expected, atol=1e-8, rtol=0)
 
 
 def test_different_shapes_and_a_negative_ridge_are_refused():
@@ -243,6 +248,12 @@ def test_pruning_to_the_teachers_own_widths_changes_nothing(name):
     assert_close(aligned_logits, expected, atol=1e-4, rtol=1e-4)
 
 
+def silence(batchnorm: nn.BatchNorm2d, channels: list[int]) -> None:
+    """Make the channels zero: so are then the outputs of BatchNorm and ReLU."""
+    batchnorm.weight.data[channels] = 0
+    batchnorm.bias.data[channels] = 0
+
+
 def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
     teacher = trained_looking(digits_cnn(10, width=8))
     student = digits_cnn(10, width=3).eval()
@@ -256,16 +267,14 @@ def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
         strengths = weight.abs().sum(dim=(1, 2, 3))
         by_strength = strengths.argsort(descending=True).tolist()
         strongest = by_strength[:width]
-        weak = by_strength[width:]
         assert sorted(pair.kept.tolist()) == sorted(strongest)
-        # BatchNorm and ReLU then give zero.
-        batchnorm.weight.data[weak] = 0
-        batchnorm.bias.data[weak] = 0
+
+        weak = by_strength[width:]
+        silence(batchnorm, weak)
 
     images = draw(4, 1, 8, 8)
     found = logits_of(student, images)
     expected = logits_of(silenced, images)
-
     assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 

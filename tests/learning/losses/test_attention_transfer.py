@@ -22,10 +22,17 @@ def draw_map(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=seeded_generator(seed), dtype=torch.float64)
 
 
+STUDENT_SHAPES = [(3, 2, 4, 3), (3, 5, 2, 2)]
+
+
+# Wider in the second tap.
+TEACHER_SHAPES = [(3, 2, 4, 3), (3, 7, 2, 2)]
+
+
 def draw_taps(seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
     """Two taps of a student and of a teacher that is wider in the second."""
-    student = [draw_map(3, 2, 4, 3, seed=seed), draw_map(3, 5, 2, 2, seed=seed + 1)]
-    teacher = [draw_map(3, 2, 4, 3, seed=seed + 2), draw_map(3, 7, 2, 2, seed=seed + 3)]
+    student = [draw_map(*shape, seed=seed + tap) for tap, shape in enumerate(STUDENT_SHAPES)]
+    teacher = [draw_map(*shape, seed=seed + 2 + tap) for tap, shape in enumerate(TEACHER_SHAPES)]
     return student, teacher
 
 

@@ -55,14 +55,24 @@ def slow_softmax(logits: Tensor) -> Tensor:
     return exponentials / exponentials.sum()
 
 
-def slow_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def slow_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || student) of one sample, one class at a time."""
+    p = slow_softmax(teacher_logits)
+    q = slow_softmax(student_logits)
     total = torch.zeros((), dtype=torch.float64)
+    for p_k, q_k in zip(p, q, strict=True):
+        log_ratio = torch.log(p_k / q_k)
+        total = total + p_k * log_ratio
+    return total
+
+
+def slow_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    divergences = []
     for student_logits, teacher_logits in zip(student, teacher, strict=True):
-        p = slow_softmax(teacher_logits / temperature)
-        q = slow_softmax(student_logits / temperature)
-        for p_k, q_k in zip(p, q, strict=True):
-            total = total + p_k * torch.log(p_k / q_k)
-    return temperature**2 * total / len(student)
+        divergence = slow_divergence(student_logits / temperature, teacher_logits / temperature)
+        divergences.append(divergence)
+    # T^2 keeps the size of the gradient (Hinton et al. 2015, sec. 2).
+    return temperature**2 * torch.stack(divergences).mean()
 
 
 def slow_label_loss(student: Tensor, labels: Tensor) -> Tensor:

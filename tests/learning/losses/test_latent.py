@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -32,17 +33,24 @@ def draw_pair(seed: int, n: int = 7, width: int = 5) -> tuple[Tensor, Tensor]:
 # --- the two terms
 
 
+def slow_squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=a.dtype)
+    for a_k, b_k in zip(a, b, strict=True):
+        total = total + (a_k - b_k) ** 2
+    return total
+
+
+def slow_mean(vector: Tensor) -> Tensor:
+    return sum(vector) / len(vector)
+
+
 def slow_centered(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over samples and classes of the squared difference of centered logits."""
     total = torch.zeros((), dtype=student.dtype)
     for z_s, z_t in zip(student, teacher, strict=True):
-        student_mean = sum(z_s) / len(z_s)
-        teacher_mean = sum(z_t) / len(z_t)
-        for student_logit, teacher_logit in zip(z_s, z_t, strict=True):
-            centered_student = student_logit - student_mean
-            centered_teacher = teacher_logit - teacher_mean
-            difference = centered_student - centered_teacher
-            total = total + difference**2
+        centered_student = z_s - slow_mean(z_s)
+        centered_teacher = z_t - slow_mean(z_t)
+        total = total + slow_squared_distance(centered_student, centered_teacher)
     return total / student.numel()
 
 
@@ -54,11 +62,9 @@ def slow_penultimate(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over the samples of the squared distance of unit vectors."""
     total = torch.zeros((), dtype=student.dtype)
     for u_s, u_t in zip(student, teacher, strict=True):
-        student_length = slow_length(u_s)
-        teacher_length = slow_length(u_t)
-        for student_entry, teacher_entry in zip(u_s, u_t, strict=True):
-            difference = student_entry / student_length - teacher_entry / teacher_length
-            total = total + difference**2
+        student_direction = u_s / slow_length(u_s)
+        teacher_direction = u_t / slow_length(u_t)
+        total = total + slow_squared_distance(student_direction, teacher_direction)
     return total / len(student)
 
 
@@ -165,14 +171,21 @@ def slow_softmax(logits: list[float], temperature: float) -> list[float]:
     return [power / total for power in powers]
 
 
-def slow_kl_loss(student: Tensor, teacher: Tensor, temperature: float) -> float:
+def slow_divergence(p: list[float], q: list[float]) -> float:
     total = 0.0
+    for p_k, q_k in zip(p, q, strict=True):
+        total += p_k * math.log(p_k / q_k)
+    return total
+
+
+def slow_kl_loss(student: Tensor, teacher: Tensor, temperature: float) -> float:
+    """T^2 times the mean of KL(teacher || student)."""
+    divergences = []
     for z_s, z_t in zip(student.tolist(), teacher.tolist(), strict=True):
         p = slow_softmax(z_t, temperature)
         q = slow_softmax(z_s, temperature)
-        for p_k, q_k in zip(p, q, strict=True):
-            total += p_k * math.log(p_k / q_k)
-    return temperature**2 * total / len(student)
+        divergences.append(slow_divergence(p, q))
+    return temperature**2 * statistics.fmean(divergences)
 
 
 def test_the_latent_loss_is_the_weighted_sum_of_its_terms():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 
 import torch
 from scipy import stats
@@ -41,8 +42,10 @@ def random_images(n: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
 
 
 def softmax(z: list[float], temperature: float) -> list[float]:
-    powers = [math.exp((z_k - max(z)) / temperature) for z_k in z]
-    return [power / sum(powers) for power in powers]
+    largest = max(z)  # without which the powers would overflow
+    powers = [math.exp((z_k - largest) / temperature) for z_k in z]
+    total = sum(powers)
+    return [power / total for power in powers]
 
 
 def slow_logit_indicators(z: list[float]) -> list[float]:
@@ -95,12 +98,40 @@ def slow_latent_indicators(u: list[float], row: list[float]) -> list[float]:
     return [norm, act, proj, ang, norm_plus, act_plus, ang_plus, ang_plus_plus]
 
 
-def normalized_channel(layer: nn.Module, channel_map: Tensor, channel: int) -> list[float]:
+def normalized_channel(layer: nn.Module, maps: Tensor, channel: int) -> list[float]:
     """Return the normalized output of a channel, before the affine map."""
     mean = layer.running_mean[channel].item()
     variance = layer.running_var[channel].item()
     std = math.sqrt(variance + layer.eps)
-    return [(x - mean) / std for x in channel_map.flatten().tolist()]
+    values = maps[channel].flatten().tolist()
+    return [(x - mean) / std for x in values]
+
+
+def is_switched_off(layer: nn.Module, channel: int) -> bool:
+    if layer.weight is None:
+        return False
+    weight = layer.weight[channel].item()
+    return abs(weight) < 1e-4
+
+
+def slow_channel_indicators(a: list[float]) -> dict[str, float]:
+    """Return the indicators of one channel from its normalized outputs."""
+    n = len(a)
+    m = math.fsum(a) / n
+    square_sum = math.fsum(x**2 for x in a)
+    values = {"dms": m**2, "dms_aos": square_sum / n}
+    # One position has no spread.
+    if n == 1:
+        return values
+
+    deviation_sum = math.fsum((x - m) ** 2 for x in a)
+    variance = deviation_sum / (n - 1)
+    std = math.sqrt(variance)
+    values["dss"] = (std - 1) ** 2
+    # Of normal outputs, n - 1 times the variance follows a chi-square distribution.
+    level = stats.chi2.cdf((n - 1) * variance, n - 1)
+    values["dss_ext"] = not 0.05 <= level <= 0.95
+    return values
 
 
 def slow_batchnorm_indicators(calls: list[tuple[nn.Module, Tensor]]) -> list[float]:
@@ -109,33 +140,19 @@ def slow_batchnorm_indicators(calls: list[tuple[nn.Module, Tensor]]) -> list[flo
     Args:
         calls: every BatchNorm call of one image: the layer and its input, (C, H, W) or (C,).
     """
-    dms: list[float] = []
-    dms_aos: list[float] = []
-    dss: list[float] = []
-    dss_ext: list[float] = []
+    values_of: dict[str, list[float]] = {}
     for layer, maps in calls:
         for channel in range(layer.num_features):
-            # A channel with so small a weight is switched off.
-            if layer.weight is not None and abs(layer.weight[channel].item()) < 1e-4:
+            if is_switched_off(layer, channel):
                 continue
-            a = normalized_channel(layer, maps[channel], channel)
-            n = len(a)
-            m = math.fsum(a) / n
-            dms.append(m**2)
-            square_sum = math.fsum(x**2 for x in a)
-            dms_aos.append(square_sum / n)
-            if n > 1:  # one position has no spread
-                deviation_sum = math.fsum((x - m) ** 2 for x in a)
-                variance = deviation_sum / (n - 1)
-                std = math.sqrt(variance)
-                dss.append((std - 1) ** 2)
-                level = stats.chi2.cdf((n - 1) * variance, n - 1)
-                dss_ext.append(not 0.05 <= level <= 0.95)
+            outputs = normalized_channel(layer, maps, channel)
+            for name, value in slow_channel_indicators(outputs).items():
+                values_of.setdefault(name, []).append(value)
 
     means = []
-    for values in (dms, dms_aos, dss, dss_ext):
-        if values:
-            means.append(sum(values) / len(values))
+    for name in ("dms", "dms_aos", "dss", "dss_ext"):
+        if name in values_of:
+            means.append(statistics.fmean(values_of[name]))
     return means
 
 

@@ -108,43 +108,73 @@ def test_lengths_scale_with_the_latents_and_angles_do_not(seed: int, scale: floa
     assert (angles <= 2).all()
 
 
+def assert_latent_indicators_equal(found: Tensor, u: Tensor, weight_row: Tensor) -> None:
+    slow = slow_latent_indicators(u.tolist(), weight_row.tolist())
+    expected = torch.tensor(slow, dtype=torch.float64)
+    assert_close(found, expected)
+
+
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10_000))
 def test_latent_indicators_equal_the_slow_ones(seed: int) -> None:
     latents, weight, classes = draw_latents(seed)
     values = latent_indicators(latents, weight, classes)
-    weight_rows = weight[classes]
-    for u, weight_row, found in zip(latents, weight_rows, values, strict=True):
-        slow = slow_latent_indicators(u.tolist(), weight_row.tolist())
-        expected = torch.tensor(slow, dtype=torch.float64)
-        assert_close(found, expected)
+    for image, predicted_class in enumerate(classes):
+        weight_row = weight[predicted_class]
+        assert_latent_indicators_equal(values[image], latents[image], weight_row)
 
 
-def test_latents_along_their_row_have_no_angle_and_zero_has_a_right_one():
+def indicators_of_latents_along_their_row() -> dict[str, list[float]]:
+    """Return the indicators of latents that are twice the weight row of their class."""
     # Of length 5, zero, and without a positive entry.
     weight = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
-    indicators = latent_indicators(2 * weight, weight, torch.arange(3))
+    classes = torch.arange(3)
+    indicators = latent_indicators(2 * weight, weight, classes)
     columns = indicators.T.tolist()
-    values = dict(zip(LATENT_INDICATORS, columns, strict=True))
-    lengths = [-10, 0, -math.sqrt(12)]
-    first_length, second_length, _ = values["proj"]
+    return dict(zip(LATENT_INDICATORS, columns, strict=True))
 
-    assert values["norm"] == pytest.approx(lengths)
-    assert values["act"] == pytest.approx([-50, 0, -6])
-    assert values["proj"] == pytest.approx(lengths)
-    assert values["ang"] == pytest.approx([0, 1, 0], abs=1e-6)
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("norm", [-10, 0, -math.sqrt(12)]),
+        ("act", [-50, 0, -6]),
+        ("proj", [-10, 0, -math.sqrt(12)]),
+    ],
+)
+def test_latents_along_their_row_have_its_length(name: str, expected: list[float]) -> None:
+    values = indicators_of_latents_along_their_row()
+    assert values[name] == pytest.approx(expected)
+
+
+def test_a_row_without_a_positive_entry_masks_all_latents():
+    values = indicators_of_latents_along_their_row()
+    first_length, second_length, _ = values["proj"]
     assert values["norm_plus"] == [first_length, second_length, 0]
-    assert values["ang_plus"] == pytest.approx([0, 1, 1], abs=1e-6)
-    assert values["ang_plus_plus"] == pytest.approx([0, 1, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("ang", [0, 1, 0]), ("ang_plus", [0, 1, 1]), ("ang_plus_plus", [0, 1, 1])],
+)
+def test_latents_along_their_row_have_no_angle_and_zero_has_a_right_one(
+    name: str, expected: list[float]
+) -> None:
+    values = indicators_of_latents_along_their_row()
+    # A cosine of one is rounded in float32.
+    assert values[name] == pytest.approx(expected, abs=1e-6)
 
 
 def test_latents_whose_weight_is_zero_or_negative_are_masked():
     weight = torch.tensor([[3.0, 0.0, -2.0]])
     latents = torch.tensor([[4.0, 50.0, 60.0]])
-    values = latent_indicators(latents, weight, torch.tensor([0]))
-    norm_plus_and_act_plus = values[0, 4:6].tolist()
+    predicted_class = torch.tensor([0])
+    indicators = latent_indicators(latents, weight, predicted_class)
+    values = dict(zip(LATENT_INDICATORS, indicators[0].tolist(), strict=True))
 
-    assert norm_plus_and_act_plus == [-4, -12]
+    # Of the first latent alone: its length, and its product with the weight.
+    assert values["norm_plus"] == -4
+    assert values["act_plus"] == -12
 
 
 # --- BatchNorm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -66,17 +67,26 @@ def test_probabilities_follow_the_order_of_the_pool_and_not_the_units_of_the_sum
     assert_close(permuted, probabilities[order], rtol=1e-9, atol=1e-12)
 
 
+def slow_probabilities(sums: list[float], temperature: float, floor: float) -> list[float]:
+    """Return the softmax of the negative z-scores, mixed with even probabilities."""
+    mean = statistics.fmean(sums)
+    std = statistics.pstdev(sums)
+    powers = []
+    for s in sums:
+        z = (s - mean) / std
+        # Low sums are the related images, hence the sign.
+        powers.append(math.exp(-z / temperature))
+
+    total = sum(powers)
+    even = 1 / len(sums)
+    return [(1 - floor) * power / total + floor * even for power in powers]
+
+
 def test_probabilities_are_the_slow_ones():
     sums = [-3.0, 1.0, 4.0, -60.0, 12.0]
-    n = len(sums)
-    mean = sum(sums) / n
-    variance = sum((s - mean) ** 2 for s in sums) / n
-    std = math.sqrt(variance)
-    # Low sums are the related images, hence the sign.
-    powers = [math.exp(-(s - mean) / std / 0.5) for s in sums]
-    total = sum(powers)
-    expected = [0.9 * power / total + 0.1 / n for power in powers]
-    probabilities = sampling_probabilities(torch.tensor(sums), temperature=0.5, floor=0.1)
+    expected = slow_probabilities(sums, temperature=0.5, floor=0.1)
+    pool = torch.tensor(sums)
+    probabilities = sampling_probabilities(pool, temperature=0.5, floor=0.1)
 
     assert probabilities.tolist() == pytest.approx(expected)
 
