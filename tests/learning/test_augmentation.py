@@ -49,6 +49,7 @@ def test_random_views_are_crops_and_mirror_images_and_all_occur(padding, flip):
     image = _random_images(3, 5, 6, lowest=1)
     # 2,000 draws of at most 50 views: none is missed.
     copies = image.expand(2000, -1, -1, -1)
+
     views = random_views(copies, padding=padding, flip=flip, generator=seeded_generator())
     found = _distinct(views)
     expected = _distinct(_all_views(image, padding, flip))
@@ -124,6 +125,7 @@ def test_images_with_a_single_view_are_returned_as_they_are():
 def test_images_of_a_batch_get_different_views():
     image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
     images = image.expand(64, 1, 8, 8)
+
     views = random_views(images, padding=2, flip=True, generator=seeded_generator(1))
     distinct_views = _distinct(views)
 

@@ -113,6 +113,7 @@ def test_the_students_loss_reaches_its_features_and_never_the_critic() -> None:
     training.step(teacher, student, PRIOR)
     before = copied_state(critic)
     features = student.clone().requires_grad_()
+
     for _ in range(3):
         scores = critic(features)
         student_critic_loss(scores).backward()
@@ -170,6 +171,7 @@ def test_the_step_reports_the_metrics_from_before_the_update() -> None:
 def test_the_critics_step_may_come_between_the_students_forward_and_backward_pass() -> None:
     teacher, student = toy_batch()
     found = []
+
     for steps_between in (False, True):
         torch.manual_seed(0)  # the same critic both times
         training = CriticTraining(FeatureCritic(D), "clamp")
@@ -196,6 +198,7 @@ def test_the_host_reads_no_value_in_a_step_nor_in_the_students_loss(mode: Critic
     training = CriticTraining(FeatureCritic(D), mode)
     teacher, student = toy_batch()
     student.requires_grad_()
+
     with NoReading():  # type: ignore[no-untyped-call]
         training.step(teacher, student, PRIOR)
         student_scores = training.critic(student)
@@ -285,6 +288,7 @@ def test_the_host_reads_no_value_of_accuracy_and_auc() -> None:
     # A meta tensor has no data: any .item(), bool() or branch on a value raises.
     teacher = torch.empty(4, device="meta")
     student = torch.empty(9, device="meta")
+
     accuracy = critic_accuracy(teacher, student)
     auc = critic_auc(teacher, student)
 

@@ -46,6 +46,7 @@ def test_the_scale_of_a_tap_changes_nothing() -> None:
     # The critic must not recognize a network by the size of its activations.
     first, second, third = maps()
     scaled = [0.01 * first, 7.0 * second, 1e3 * third]
+
     features = critic_features(scaled)
     expected = critic_features([first, second, third])
 
@@ -93,6 +94,7 @@ def test_tokens_and_maps_with_channels_last_are_averaged_over_their_positions() 
     square = maps()[0][:, :, :2]  # (N, 4, 2, 2)
     tokens = square.flatten(2).transpose(1, 2)
     channels_last = square.permute(0, 2, 3, 1)
+
     features = critic_features([tokens, channels_last])
     expected = critic_features([square, square])
 
@@ -102,6 +104,7 @@ def test_tokens_and_maps_with_channels_last_are_averaged_over_their_positions() 
 def test_the_adapter_leaves_equal_widths_alone() -> None:
     adapter = FeatureAdapter([4, 6, 3], [4, 6, 3])
     parameters = list(adapter.parameters())
+
     adapted = critic_features(maps(), adapter)
     expected = critic_features(maps())
 

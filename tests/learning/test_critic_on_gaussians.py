@@ -128,6 +128,7 @@ def test_the_critic_cannot_separate_equal_gaussians(mode: CriticMode) -> None:
     with torch.no_grad():
         teacher_scores = training.critic(teacher)
         student_scores = training.critic(student)
+
     auc = critic_auc(teacher_scores, student_scores).item()
     mean_score = teacher_scores.mean().item()
 
@@ -195,6 +196,7 @@ def test_following_the_students_gradient_raises_its_scores() -> None:
     training, _ = trained("clamp", shift=1.0, share=0.0, class_prior=0.3)
     student = gaussians(16, 0.5, seeded_generator(5)).requires_grad_()
     before = training.critic(student)
+
     loss = student_critic_loss(before)
     (gradient,) = torch.autograd.grad(loss, student)
     moved_student = student - 0.1 * gradient

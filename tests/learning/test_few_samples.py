@@ -68,6 +68,7 @@ def test_hint_loss_is_half_the_mean_squared_distance_of_the_adapted_map():
     student = draw(3, 2, 4, 4)
     teacher = draw(3, 5, 4, 4, seed=1)
     adapter = hint_adapter(student, teacher)
+
     loss = hint_loss(student, teacher, adapter)
     expected = slow_hint_loss(student, teacher, adapter)
 
@@ -78,6 +79,7 @@ def test_vectors_are_maps_of_one_pixel_and_no_gradient_reaches_the_teacher():
     student = draw(4, 3).requires_grad_()
     teacher = draw(4, 3, seed=1).requires_grad_()
     adapter = hint_adapter(student, teacher)
+
     loss = hint_loss(student, teacher, adapter)
     student_maps = student[..., None, None]
     teacher_maps = teacher[..., None, None]
@@ -105,6 +107,7 @@ def test_hints_between_maps_that_do_not_fit_are_refused(student, teacher, messag
 def test_outputs_are_recorded_by_name_and_the_hook_is_removed_afterwards():
     network = lenet5(10).eval()
     images = draw(2, 1, 32, 32)
+
     with outputs_of(network, "pool2") as outputs:
         network(images)
     network(images)  # outside of the block: not recorded
@@ -134,6 +137,7 @@ def test_the_fit_equals_numpys_least_squares():
     x = draw(50, 6, 3, 3)
     y = draw(50, 6, 3, 3, seed=1)
     expected, *_ = np.linalg.lstsq(as_rows(x), as_rows(y), rcond=None)
+
     fitted = pointwise_fit(x, y, ridge=0.0)
 
     # NumPy multiplies rows from the right, a pointwise convolution columns from the left.
@@ -144,6 +148,7 @@ def test_a_known_mixing_of_channels_is_recovered():
     mixing = draw(5, 5)
     x = draw(40, 5, 2, 2, seed=1)
     y = torch.einsum("dc,nchw->ndhw", mixing, x)
+
     fitted = pointwise_fit(x, y, ridge=0.0)
 
     assert_close(fitted, mixing, atol=1e-4, rtol=1e-4)
@@ -153,6 +158,7 @@ def test_with_fewer_samples_than_channels_the_rest_stays_the_identity():
     # Three samples leave five directions undetermined.
     x = draw(3, 8)
     y = draw(3, 8, seed=1)
+
     fitted = pointwise_fit(x, y, ridge=0.0)
     fitted_y = x @ fitted.T
 
@@ -181,6 +187,7 @@ def normal_equations(x: Tensor, y: Tensor, ridge: float) -> Tensor:
 def test_the_ridge_pulls_to_the_identity_as_its_normal_equations_say(ridge, seed):
     x = draw(30, 4, seed=seed).double()
     y = draw(30, 4, seed=seed + 9).double()
+
     fitted = pointwise_fit(x, y, ridge=ridge)
     expected = normal_equations(x, y, ridge)
 
@@ -215,6 +222,7 @@ def test_an_absorbed_convolution_gives_the_same_function(layer, input_shape):
     outputs = layer(inputs)
     # The ellipsis stands for height and width, or for nothing.
     expected = torch.einsum("dc,nc...->nd...", pointwise, outputs)
+
     absorb_pointwise(layer, pointwise)
     absorbed_outputs = layer(inputs)
 
@@ -292,6 +300,7 @@ def test_alignment_brings_the_logits_nearer_to_the_teachers():
     images = draw(200, 1, 32, 32)
     before = mean_squared_difference(student, teacher, images)
     student.train()
+
     align(student, pairs, teacher, images, ridge=0.0)
 
     assert student.training  # the mode in which it came

@@ -94,6 +94,7 @@ def test_area_under_roc_without_positives_is_nan() -> None:
 def test_selection_quality_equals_scikit_learn(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     selected, relevant = rng.random((2, n)) < 0.3
+
     quality = selection_quality(selected, relevant)
     precision = precision_score(relevant, selected, zero_division=np.nan)
     recall = recall_score(relevant, selected, zero_division=np.nan)

@@ -216,6 +216,7 @@ def test_every_pair_that_a_slow_search_finds_is_found():
     images = prints(np.concatenate([bad_jpegs, shrunk, different]))
     references = prints(originals)
     others = prints(textures(30, 2))
+
     limits = copy_limits(references, others, max_distance=0.2, max_ratio=0.25)
     expected = slow_search(images, references, limits)
 
@@ -240,6 +241,7 @@ def test_the_size_of_batches_and_blocks_changes_nothing(monkeypatch):
     references = prints(originals)
     limits = limits_of(references)
     all_prints = prints(copies)
+
     whole = find_copies(all_prints, references, limits)
     batches = np.split(copies, 10)
     parts = torch.cat([prints(batch) for batch in batches])
@@ -264,6 +266,7 @@ def test_being_a_copy_is_mutual(limit):
     originals = prints(images)
     copies = prints(as_jpeg(images, 50))
     limits = torch.full((100,), limit)
+
     there = find_copies(originals, copies, limits)
     back = find_copies(copies, originals, limits)
 

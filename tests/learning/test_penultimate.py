@@ -149,6 +149,7 @@ def test_a_tap_without_features_is_refused():
 def test_the_adapter_maps_between_the_widths_and_is_empty_where_they_agree():
     student, teacher, _ = make_pair("narrower_lenet")
     features = torch.zeros(3, 42)
+
     adapter = penultimate_adapter(student, teacher, 10)
     adapted = adapter(features)
 
@@ -195,6 +196,7 @@ def test_folding_changes_no_logit_and_restores_the_architecture(name):
     # Trained a little, so that no bias or statistic has its initial value.
     train_latent(student, teacher, images)
     student.eval()
+
     with torch.no_grad():
         expected = student(images)
         fold_shared_head(student)
@@ -266,6 +268,7 @@ def test_a_head_without_bias_folds_into_a_layer_that_has_one():
     teacher = mlp(8, bias=False)
     share_head(student, teacher, 5)
     expected = student(images)
+
     fold_shared_head(student)
     folded_logits = student(images)
 
@@ -278,6 +281,7 @@ def test_a_head_without_bias_folds_into_a_layer_without():
     student = mlp(6, bias=False)
     teacher = mlp(8, bias=False)
     share_head(student, teacher, 5)
+
     fold_shared_head(student)
 
     assert student[3].bias is None

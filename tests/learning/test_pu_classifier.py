@@ -68,6 +68,7 @@ def test_constant_channels_give_finite_scores():
 def test_features_and_head_agree_on_the_width(kind, descriptor_size, width):
     descriptor = torch.randn(3, 6).half()
     logits = torch.randn(3, 10)
+
     features = pu_features(descriptor, logits, kind, last_tap_size=2)
     head = make_head(descriptor_size, kind, 2)
     scores = head(features)
@@ -79,6 +80,7 @@ def test_features_and_head_agree_on_the_width(kind, descriptor_size, width):
 def test_the_features_of_the_last_layer_end_the_descriptor():
     descriptor = torch.randn(3, 6).half()
     logits = torch.randn(3, 10)
+
     features = pu_features(descriptor, logits, "last_layer", last_tap_size=2)
     last_two = descriptor[:, 4:]
 

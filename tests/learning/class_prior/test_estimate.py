@@ -77,6 +77,7 @@ def test_a_fold_may_lack_positives() -> None:
     none = np.array([])
     first_fold = (np.array([2.0]), np.array([1.0, 3.0]))
     second_fold = (none, np.array([5.0, 4.0]))
+
     positive_ranks, unlabeled_ranks = pooled_ranks([first_fold, second_fold])
 
     assert_allclose(positive_ranks, [0.5])

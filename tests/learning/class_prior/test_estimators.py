@@ -35,6 +35,7 @@ def test_known_mixtures_are_recovered(class_prior: float) -> None:
 def test_dedpul_errs_less_upward_than_bbe_where_positives_are_rare() -> None:
     bbe_errors = []
     dedpul_errors = []
+
     for seed in range(20):
         positive, unlabeled = mixture(0.05, 100, 4_000, seed)
         bbe, _ = best_bin_estimate(positive, unlabeled)
@@ -165,6 +166,7 @@ def test_isotonic_regression_equals_the_minimax_formula(rows: list[tuple[int, in
 def test_without_overlap_the_class_prior_is_zero() -> None:
     positive = np.linspace(1, 2, 50)
     negative = np.linspace(-2, -1, 50)
+
     bbe, _ = best_bin_estimate(positive, negative)
     dedpul, _ = density_ratio_estimate(positive, negative)
 

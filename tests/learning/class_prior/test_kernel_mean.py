@@ -128,6 +128,7 @@ def test_the_nearest_point_of_the_hull_equals_that_of_a_slow_solver(seed: int) -
     target += (1 - target.sum()) / 12
     image = kernel @ target
     slow_weights = slow_nearest_in_hull(kernel, image)
+
     weights = nearest_in_hull(kernel, image, float(target @ image))
 
     assert weights.min() > 0
@@ -144,6 +145,7 @@ def test_a_target_inside_the_hull_is_reached() -> None:
     kernel = draw_kernel(30, 3, seeded_generator())
     target = torch.arange(1.0, 31.0, dtype=torch.float64) / 465  # sums to one
     image = kernel @ target
+
     weights = nearest_in_hull(kernel, image, float(target @ image))
     distance = squared_distance(weights, target, kernel)
 

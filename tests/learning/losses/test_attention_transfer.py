@@ -119,6 +119,7 @@ def test_loss_equals_the_slow_one_with_its_gradient() -> None:
     student, teacher = draw_taps()
     for student_map in student:
         student_map.requires_grad_()
+
     fast = attention_transfer_loss(student, teacher)
     slow = slow_loss(student, teacher)
     fast_gradients = torch.autograd.grad(fast, student)
@@ -159,6 +160,7 @@ def test_attention_to_two_different_positions_has_the_largest_loss() -> None:
     # One position each, so that the unit vectors are orthogonal.
     student[..., 0, 0] = 1.0
     teacher[..., 1, 1] = 5.0
+
     loss = attention_transfer_loss([student], [teacher])
 
     assert loss == 2 / 4
@@ -188,6 +190,7 @@ def test_of_two_sizes_the_larger_is_averaged_down(
     teacher = draw_map(3, 4, *teacher_size, seed=1)
     difference = block_means(student, common) - block_means(teacher, common)
     expected = difference.square().mean()
+
     loss = attention_transfer_loss([student], [teacher])
 
     assert_close(loss, expected)
@@ -208,6 +211,7 @@ def test_bf16_maps_give_a_float32_loss() -> None:
     student, teacher = draw_taps()
     student_map = student[0].bfloat16()
     teacher_map = teacher[0].bfloat16()
+
     loss = attention_transfer_loss([student_map], [teacher_map])
 
     assert loss.dtype == torch.float32
@@ -220,6 +224,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
     student, teacher = draw_taps()
     for tensor in (*student, *teacher):
         tensor.requires_grad_()
+
     attention_transfer_loss(student, teacher).backward()
 
     for student_map, teacher_map in zip(student, teacher, strict=True):

@@ -223,6 +223,7 @@ def test_the_host_never_reads_a_tensor_of_the_risk(mode: CriticMode) -> None:
 def test_bf16_scores_are_averaged_in_float32(mode: CriticMode) -> None:
     teacher = CLAMPED[0].bfloat16()
     student = CLAMPED[1].bfloat16()
+
     risk = pu_critic_risk(teacher, student, PRIOR, mode)
     student_loss = student_critic_loss(student)
     expected = pu_critic_risk(teacher.float(), student.float(), PRIOR, mode)

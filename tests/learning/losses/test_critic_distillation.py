@@ -96,6 +96,7 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(
     inputs = [batch.student_logits, batch.student_maps[0], batch.student_scores]
     for tensor in inputs:
         tensor.requires_grad_()
+
     terms = {
         "kl_loss": slow_kl(batch.student_logits, batch.teacher_logits, 4.0),
         "attention_loss": attention_transfer_loss(batch.student_maps, batch.teacher_maps),
@@ -153,6 +154,7 @@ def test_for_a_student_equal_to_its_teacher_only_the_critic_term_remains() -> No
     batch = student_batch()
     student_maps = batch.student_maps
     teacher_logits = batch.student_logits + 3.0  # softmax does not see a constant
+
     result = critic_distillation(
         batch.student_logits,
         teacher_logits,
@@ -177,6 +179,7 @@ def test_only_the_loss_is_differentiable_and_the_teacher_gets_no_gradient() -> N
     # Maps of two dtypes, as where only the student runs under autocast.
     student_map = batch.student_maps[0].bfloat16()
     teacher_map = batch.teacher_maps[0].float().requires_grad_()
+
     result = critic_distillation(
         student,
         teacher,

@@ -102,6 +102,7 @@ def test_cross_entropy_equals_the_slow_one(temperature: float) -> None:
 def test_equal_logits_give_the_entropy_and_no_gradient(temperature: float) -> None:
     _, teacher, _ = batch(1)
     student = (teacher + 3.0).requires_grad_()  # softmax does not see a constant
+
     losses = soft_cross_entropy(student, teacher, temperature)
     distribution = torch.distributions.Categorical(logits=teacher / temperature)
     entropy = distribution.entropy()
@@ -131,6 +132,7 @@ def test_divergence_is_torchs_own_and_zero_for_equal_logits() -> None:
     log_q = student.log_softmax(1)
     terms = functional.kl_div(log_q, log_p, log_target=True, reduction="none")
     expected = terms.sum(1)
+
     divergence = kl_divergence(teacher, student)
 
     assert_close(divergence, expected, rtol=1e-4, atol=1e-5)
@@ -230,6 +232,7 @@ def test_all_equal_weights_give_plain_distillation(temperature: float) -> None:
     # The worst of equal candidates is each of them.
     ones = torch.ones_like(vectors)
     robust = robust_loss(student, teacher, ones, temperature)
+
     plain = kd_loss(student, teacher, temperature)
 
     assert_close(robust, plain)
@@ -240,6 +243,7 @@ def test_class_loss_mass_equals_the_loop_and_leaves_absent_classes_at_zero() -> 
     classes = torch.tensor([2, 0, 2, 2])
     # Of four samples: 2 / 4 for class 0 and (1 + 4 + 8) / 4 for class 2.
     expected = torch.tensor([0.5, 0.0, 3.25, 0.0])
+
     mass = class_loss_mass(losses, classes, 4)
 
     assert_close(mass, expected)

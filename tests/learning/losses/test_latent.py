@@ -127,6 +127,7 @@ def test_the_penultimate_loss_is_twice_the_missing_cosine():
     cosine = torch.nn.functional.cosine_similarity(student, teacher)
     # |a - b|^2 = 2 - 2 a b for unit vectors.
     expected = (2 - 2 * cosine).mean()
+
     loss = penultimate_loss(student, teacher)
 
     assert_close(loss, expected)
@@ -155,6 +156,7 @@ def test_the_divergence_at_a_high_temperature_is_half_the_centered_loss():
     student, teacher = draw_pair(3)
     # Hinton et al. 2015, sec. 2.1: T^2 keeps the size of the gradient.
     temperature = 1e4
+
     divergence = kl_divergence(teacher / temperature, student / temperature)
     scaled_divergence = temperature**2 * divergence.mean()
     expected = centered_logits_loss(student, teacher) / 2
@@ -192,6 +194,7 @@ def test_the_latent_loss_is_the_weighted_sum_of_its_terms():
     student, teacher = draw_pair(4)
     # Features and logits need not have one width.
     student_features, teacher_features = draw_pair(5, width=3)
+
     result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
     logits_term = centered_logits_loss(student, teacher)
     features_term = penultimate_loss(student_features, teacher_features)
@@ -221,6 +224,7 @@ def test_a_student_that_agrees_has_no_loss_and_no_gradient():
     # Up to a constant and a length, which the losses do not see.
     student = (teacher + 5.0).requires_grad_()
     student_features = (3.0 * teacher_features).requires_grad_()
+
     result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
     loss = result["loss"]
 

@@ -160,6 +160,7 @@ def test_the_loss_equals_the_loop_with_its_gradients(seed, n):
     student, teacher, matrix = draw_batch(seed, n)
     student.requires_grad_()
     matrix.requires_grad_()
+
     fast = pseudo_label_loss(student, teacher, matrix)
     slow = slow_pseudo_label_loss(student, teacher, matrix)
 
@@ -169,6 +170,7 @@ def test_the_loss_equals_the_loop_with_its_gradients(seed, n):
 def test_the_identity_gives_the_cross_entropy_with_pseudo_labels():
     student, teacher, _ = draw_batch(1)
     student.requires_grad_()
+
     found = pseudo_label_loss(student, teacher, IDENTITY)
     pseudo_labels = teacher.argmax(dim=1)
     expected = functional.cross_entropy(student, pseudo_labels)
@@ -180,6 +182,7 @@ def test_under_the_uniform_matrix_the_student_gets_no_gradient():
     student, teacher, _ = draw_batch(2)
     student.requires_grad_()
     uniform = torch.full_like(IDENTITY, 1 / N_CLASSES)
+
     loss = pseudo_label_loss(student, teacher, uniform)
     (gradient,) = torch.autograd.grad(loss, student)
     # Every label is equally likely, whatever the student predicts.
@@ -221,6 +224,7 @@ def test_the_matrix_bounds_the_loss_of_a_label_without_student_probability():
 def test_probabilities_that_underflow_leave_loss_and_gradients_finite():
     student = CERTAIN_STUDENT.clone().requires_grad_()
     matrix = torch.eye(3, requires_grad=True)
+
     loss = pseudo_label_loss(student, OTHER_TEACHER, matrix)
     loss.backward()
 
@@ -278,6 +282,7 @@ def test_the_loss_is_float32_and_the_teacher_gets_no_gradient():
     student = student.bfloat16().requires_grad_()
     teacher = teacher.bfloat16().requires_grad_()
     noise = NoiseMatrix(N_CLASSES, 0.8)
+
     result = noisy_kd_loss(student, teacher, noise(), 4.0, 1.0)
 
     # The other entries are for the history.
@@ -299,6 +304,7 @@ def test_autocast_does_not_round_the_loss():
     student = student.float()
     teacher = teacher.float()
     noise = NoiseMatrix(N_CLASSES, 0.8)
+
     expected = noisy_kd_loss(student, teacher, noise(), 4.0, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = noisy_kd_loss(student, teacher, noise(), 4.0, 1.0)
@@ -311,6 +317,7 @@ def test_the_host_never_reads_a_tensor():
     student = torch.empty(9, N_CLASSES, device="meta")
     teacher = torch.empty(9, N_CLASSES, device="meta")
     noise = NoiseMatrix(N_CLASSES, 0.8).to("meta")
+
     result = noisy_kd_loss(student, teacher, noise(), 4.0, 1.0)
 
     assert result["loss"].shape == ()

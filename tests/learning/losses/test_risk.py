@@ -231,6 +231,7 @@ def test_zero_one_risk_equals_the_error_rate_of_a_known_population() -> None:
     false_negative_rate = 60 / 300
     unlabeled_positive_share = (240 + 70) / 1000
     error_rate = (60 + 70) / 1000
+
     risk = zero_one_risk(false_negative_rate, unlabeled_positive_share, class_prior=0.3)
 
     assert risk == pytest.approx(error_rate)

@@ -229,6 +229,7 @@ def test_a_network_with_another_number_of_classes_is_refused():
 def test_auxiliary_outputs_are_refused_and_the_network_stays_unchanged():
     auxiliary = build_network("googlenet", 5, 3, {"init_weights": False})
     before = {name: value.clone() for name, value in auxiliary.state_dict().items()}
+
     # In eval mode GoogLeNet returns logits alone, so only the check of training fails.
     check_network(auxiliary, 5, 3, 64)
     message = r"returns GoogLeNetOutputs for two images.*aux_logits: false"

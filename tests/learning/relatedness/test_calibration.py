@@ -57,6 +57,7 @@ def test_the_sum_is_the_slow_one():
     noise = some_values()
     values = some_values(8, seed=1) * 2  # some of them beyond the clip
     calibration = NoiseCalibration.of(INDICATORS, noise)
+
     sums = one_class_sum(values, calibration, clip=1.5)
     expected = slow_sums(values, noise, clip=1.5)
     largest_sum = 1.5 * len(INDICATORS)
@@ -82,6 +83,7 @@ def test_the_sum_does_not_see_the_units_of_an_indicator():
 def test_noise_sums_to_zero_on_average():
     noise = some_values()
     calibration = NoiseCalibration.of(INDICATORS, noise)
+
     # Without the clip, which is not symmetric for a skewed sample.
     sums = one_class_sum(noise, calibration, clip=math.inf)
     mean = sums.mean().item()
@@ -99,6 +101,7 @@ def test_an_indicator_without_spread_on_noise_counts_nothing_there_and_the_clip_
     calibration = NoiseCalibration.of(("dss_ext",), noise)
     changed = constant * factor + shift
     values = torch.tensor([[constant], [changed]])
+
     at_constant, elsewhere = one_class_sum(values, calibration).tolist()
     # The sign says on which side of the noise a value is.
     expected = math.copysign(10.0, changed - constant)
@@ -113,6 +116,7 @@ def test_rounding_is_not_taken_for_spread():
     constant = noise[:1]
     next_float = torch.nextafter(constant, torch.tensor(1.0))
     values = torch.cat([constant, next_float])
+
     at_constant, above = one_class_sum(values, calibration)
 
     assert at_constant == 0

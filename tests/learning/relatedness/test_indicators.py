@@ -169,6 +169,7 @@ def test_latents_whose_weight_is_zero_or_negative_are_masked():
     weight = torch.tensor([[3.0, 0.0, -2.0]])
     latents = torch.tensor([[4.0, 50.0, 60.0]])
     predicted_class = torch.tensor([0])
+
     indicators = latent_indicators(latents, weight, predicted_class)
     values = dict(zip(LATENT_INDICATORS, indicators[0].tolist(), strict=True))
 
@@ -183,6 +184,7 @@ def test_latents_whose_weight_is_zero_or_negative_are_masked():
 def test_channels_that_are_switched_off_do_not_count_however_large():
     layer = trained_looking(nn.BatchNorm2d(6))
     maps = random_images(4, (6, 5, 5))
+
     sums, n_channels = batchnorm_sums(layer, maps)
     maps[:, [1, 5]] = math.nan  # the channels that `trained_looking` switches off
     sums_with_nan, _ = batchnorm_sums(layer, maps)
@@ -230,6 +232,7 @@ def test_maps_that_match_the_statistics_are_related_and_others_are_not():
 def test_half_precision_is_read_in_float32(maps_dtype: torch.dtype) -> None:
     layer = trained_looking(nn.BatchNorm2d(6))
     maps = random_images(4, (6, 5, 5)).to(maps_dtype)
+
     half_sums, _ = batchnorm_sums(layer, maps)
     single_sums, _ = batchnorm_sums(layer, maps.float())
     half_logits = maps[0, 0]
@@ -242,6 +245,7 @@ def test_half_precision_is_read_in_float32(maps_dtype: torch.dtype) -> None:
 def test_far_from_zero_the_spread_keeps_its_digits():
     layer = nn.BatchNorm2d(3).eval()
     maps = 2 * random_images(2, (3, 9, 9))
+
     # E[x^2] - E[x]^2 would lose them.
     near, _ = batchnorm_sums(layer, maps)
     far, _ = batchnorm_sums(layer, maps + 1000)

@@ -276,6 +276,7 @@ def test_of_a_last_layer_that_is_called_twice_the_call_that_gives_the_logits_cou
     early = network.early(images.flatten(1))
     latents = network.late(early)
     classes = network(images).argmax(dim=1)
+
     expected = latent_indicators(latents, network.fc.weight, classes)
     probe = RelatednessProbe(network, shape)
     values = probe(images)

@@ -86,6 +86,7 @@ def test_probabilities_are_the_slow_ones():
     sums = [-3.0, 1.0, 4.0, -60.0, 12.0]
     expected = slow_probabilities(sums, temperature=0.5, floor=0.1)
     pool = torch.tensor(sums)
+
     probabilities = sampling_probabilities(pool, temperature=0.5, floor=0.1)
 
     assert probabilities.tolist() == pytest.approx(expected)
@@ -122,6 +123,7 @@ def test_at_the_lowest_temperature_only_the_floor_reaches_all_but_the_best():
 def test_one_image_far_from_a_large_pool_neither_overflows_nor_excludes_the_others():
     sums = torch.zeros(1_000_000)
     sums[7] = -1e30
+
     probabilities = sampling_probabilities(sums, temperature=0.5, floor=0.1)
     outlier = probabilities[7].item()
     lowest = probabilities.min().item()
@@ -165,6 +167,7 @@ image_weights = st.lists(st.integers(0, 5), min_size=1, max_size=12).filter(any)
 def test_batches_hold_each_image_as_often_as_its_probability(weights: list[int], seed: int) -> None:
     n_images = len(weights)
     probabilities = as_vector(weights) / sum(weights)
+
     batches = preferential_batches(probabilities, 4_000, seeded_generator(seed))
     drawn = torch.cat([next(batches), next(batches)])
     n_drawn = len(drawn)
@@ -204,6 +207,7 @@ def test_batches_reach_both_ends_of_a_pool_too_large_for_multinomial():
     probabilities = torch.full((n,), 1.0 / (4 * n))
     probabilities[0] = 0.25
     probabilities[last] = 0.5
+
     batches = preferential_batches(probabilities, 2_000, seeded_generator(1))
     drawn = next(batches)
     is_first = drawn == 0

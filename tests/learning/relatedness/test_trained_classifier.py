@@ -99,6 +99,7 @@ def test_digits_rank_before_noise_and_before_shuffled_digits(digits: Digits) -> 
     # Other noise than that of the calibration.
     noise_images = uniform_noise(500, (1, 8, 8), seeded_generator(1))
     noise_indicators = digits.probe(NORMALIZE(noise_images))
+
     noise = one_class_sum(noise_indicators, calibration)
     related = one_class_sum(digits.related, calibration)
     shuffled = one_class_sum(digits.shuffled, calibration)
@@ -113,6 +114,7 @@ def test_preferential_sampling_draws_digits_rather_than_shuffled_digits(digits: 
     generator = seeded_generator()
     calibration = calibrated(digits.probe, generator)
     indicators = torch.cat([digits.related, digits.shuffled])
+
     pool = one_class_sum(indicators, calibration)
     probabilities = sampling_probabilities(pool, temperature=0.5, floor=0.1)
     batches = preferential_batches(probabilities, 2_000, generator)
