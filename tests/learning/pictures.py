@@ -41,17 +41,15 @@ def strokes(n: int, seed: int = 0) -> np.ndarray:
     """Return (n, 1, 28, 28) uint8 bars like a pen's, much more alike than photos are."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-13.5:14, -13.5:14]
-    waves = [y / 10]
-    phases = np.pi * y / 20
-    for k in range(1, 5):
-        waves.append(np.sin(k * phases))
-    for k in range(3):
-        waves.append(np.cos(k * phases))
-
     # Slow waves with random heights: a smooth line from top to bottom.
+    slope = y / 10
+    phases = np.pi * y / 20
+    sines = [np.sin(k * phases) for k in range(1, 5)]
+    cosines = [np.cos(k * phases) for k in range(3)]
+
     # Where the stroke is in each row of pixels.
     centers = np.zeros((n, 28, 28))
-    for wave in waves:
+    for wave in [slope, *sines, *cosines]:
         heights = rng.normal(scale=0.8, size=(n, 1, 1))
         centers += heights * wave
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import numpy as np
 import pytest
@@ -53,13 +52,15 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 def slow_hint_loss(student: Tensor, teacher: Tensor, adapter: nn.Conv2d) -> float:
     """Half the mean squared distance, one position of one image at a time."""
     weight = adapter.weight.squeeze()
-    n_images, _, height, width = teacher.shape
     total = 0.0
-    for n, y, x in itertools.product(range(n_images), range(height), range(width)):
-        adapted = weight @ student[n, :, y, x] + adapter.bias
-        difference = adapted - teacher[n, :, y, x]
-        squared_distance = difference.square().sum()
-        total += squared_distance.item()
+    for student_image, teacher_image in zip(student, teacher, strict=True):
+        # One column per position.
+        student_columns = student_image.flatten(1).T
+        teacher_columns = teacher_image.flatten(1).T
+        for column, expected in zip(student_columns, teacher_columns, strict=True):
+            adapted = weight @ column + adapter.bias
+            squares = (adapted - expected).square()
+            total += squares.sum().item()
     # The mean, where the paper has the sum (Eq. 3).
     return total / (2 * teacher.numel())
 
@@ -172,15 +173,17 @@ def test_with_fewer_samples_than_channels_the_rest_stays_the_identity():
     assert_close(fitted_unseen, unseen, atol=1e-4, rtol=1e-4)
 
 
-def normal_equations(x: Tensor, y: Tensor, ridge: float) -> Tensor:
-    """Return the matrix that the ridge pulls to the identity, (C, C)."""
+def slow_ridge_fit(x: Tensor, y: Tensor, ridge: float) -> Tensor:
+    """Solve the normal equations of least squares that are pulled to the identity."""
+    identity = torch.eye(x.shape[1], dtype=x.dtype)
     # s of the objective: the ridge does not depend on the scale of the features.
     squared_norms = x.square().sum(dim=0)
     s = squared_norms.mean()
-    pull = ridge * s * torch.eye(x.shape[1], dtype=x.dtype)
+    pull = ridge * s * identity
     left = x.T @ x + pull
     right = x.T @ y + pull
-    return torch.linalg.solve(left, right).T
+    solution = torch.linalg.solve(left, right)
+    return solution.T
 
 
 @given(ridge=st.floats(0, 10), seed=st.integers(0, 5))
@@ -189,7 +192,7 @@ def test_the_ridge_pulls_to_the_identity_as_its_normal_equations_say(ridge, seed
     y = draw(30, 4, seed=seed + 9).double()
 
     fitted = pointwise_fit(x, y, ridge=ridge)
-    expected = normal_equations(x, y, ridge)
+    expected = slow_ridge_fit(x, y, ridge)
 
     assert_close(fitted, expected, atol=1e-8, rtol=0)
 
@@ -262,6 +265,13 @@ def silence(batchnorm: nn.BatchNorm2d, channels: list[int]) -> None:
     batchnorm.bias.data[channels] = 0
 
 
+def filters_by_strength(layer: nn.Module) -> list[int]:
+    """Return the filters, the one with the largest sum of absolute weights first."""
+    weight = layer.weight
+    strengths = weight.abs().sum(dim=(1, 2, 3))
+    return strengths.argsort(descending=True).tolist()
+
+
 def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
     teacher = trained_looking(digits_cnn(10, width=8))
     student = digits_cnn(10, width=3).eval()
@@ -271,18 +281,16 @@ def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
 
     # The last pair is the linear layer, which keeps all.
     for batchnorm, pair, width in zip(batchnorms, pairs, (3, 6, 6), strict=False):
-        weight = pair.teacher.weight
-        strengths = weight.abs().sum(dim=(1, 2, 3))
-        by_strength = strengths.argsort(descending=True).tolist()
+        by_strength = filters_by_strength(pair.teacher)
         strongest = by_strength[:width]
-        assert sorted(pair.kept.tolist()) == sorted(strongest)
-
         weak = by_strength[width:]
+        assert sorted(pair.kept.tolist()) == sorted(strongest)
         silence(batchnorm, weak)
 
     images = draw(4, 1, 8, 8)
     found = logits_of(student, images)
     expected = logits_of(silenced, images)
+
     assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 

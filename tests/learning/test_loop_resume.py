@@ -32,10 +32,12 @@ class MemoryCheckpointer:
     def restore(self, state):
         if self.states:
             newest = self.states[max(self.states)]
+            # A copy, because the training changes what it loads.
             state.load_state_dict(copy.deepcopy(newest))
 
     def after_update(self, state, *, is_last):
         if self.stops_after is not None and state.update > self.stops_after:
+            # Before the state is stored, as where a process dies in the middle of an update.
             raise InterruptedError
         self.states[state.update] = copy.deepcopy(state.state_dict())
 

@@ -67,6 +67,7 @@ def test_nnpu_finds_the_positives_among_the_unlabeled():
     positive, unlabeled, is_positive = samples(PRIOR, 100, 1000, 2, distance=3.5, seed=0)
     score = _linear_score()
     step = pu_step(score, class_prior=PRIOR, estimator="nnpu", beta=0.0, gamma=1.0)
+
     records = _fit(score, step, positive, unlabeled)
     epochs = [record["epoch"] for record in records]
     is_called_positive = _scores(score, unlabeled) > 0
@@ -117,8 +118,10 @@ def test_cvir_finds_the_positives_and_its_sign_is_the_bayes_rule():
     training = ScoreTraining(12, 32, 100, "adam", 0.1, 0.9, 1e-3, "cosine")
     score = _linear_score()
     step = cvir_step(score, class_prior=0.2)
+
     _fit(score, step, positive, unlabeled, training)
     scores = _scores(score, unlabeled)
+    # Zero is the threshold, because the scores are log-odds.
     is_called_positive = scores > 0
     is_correct = is_called_positive == is_positive
 
@@ -142,7 +145,7 @@ def slow_loss(
 ) -> float:
     """Balanced logistic loss of the positives against the lowest unlabeled, one at a time."""
     n_kept = round((1 - dropped_share) * len(unlabeled))
-    # The highest scores are the likely positives, which are dropped.
+    # The highest scores are the likely positives, which are left out.
     by_score = sorted(unlabeled.tolist())
     kept = by_score[:n_kept]
 

@@ -122,6 +122,7 @@ def test_the_caller_can_track_the_epochs() -> None:
     def track_epochs(epochs):
         for epoch in epochs:
             seen.append(epoch)
+            # A progress bar passes every epoch on, because the training iterates over it.
             yield epoch
 
     cross_fitted_ranks(

@@ -65,6 +65,7 @@ def test_ranks_pool_folds_whose_scores_cannot_be_compared() -> None:
 
 
 def test_a_rank_is_one_minus_the_share_of_the_fold_that_scores_at_least_as_high() -> None:
+    # A tie, a score above all unlabeled ones, and one below all.
     positive = np.array([2.0, 9.0, -1.0])
     unlabeled = np.array([1.0, 2.0, 2.0, 3.0])
     positive_ranks, unlabeled_ranks = pooled_ranks([(positive, unlabeled)])

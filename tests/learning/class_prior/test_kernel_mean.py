@@ -25,11 +25,13 @@ def mixture(class_prior: float, n_positive: int, n_unlabeled: int) -> tuple[Arra
     """Return positives, and unlabeled samples of which a share `class_prior` is positive."""
     rng = np.random.default_rng(0)
     n_hidden = round(class_prior * n_unlabeled)
+    # The hidden positives come first among the unlabeled.
     centers = np.tile(NEGATIVE_CENTER, (n_unlabeled, 1))
     centers[:n_hidden] = POSITIVE_CENTER
-    positive = rng.normal(size=(n_positive, 3)) + POSITIVE_CENTER
-    unlabeled = rng.normal(size=(n_unlabeled, 3)) + centers
-    return positive, unlabeled
+
+    positive_noise = rng.normal(size=(n_positive, 3))
+    unlabeled_noise = rng.normal(size=(n_unlabeled, 3))
+    return positive_noise + POSITIVE_CENTER, unlabeled_noise + centers
 
 
 @pytest.mark.parametrize("class_prior", [0.1, 0.3, 0.5])
@@ -45,7 +47,8 @@ def rescaled(samples: Array) -> Array:
     scale = np.array([10.0, 0.1, 3.0])
     shift = np.array([5.0, -1.0, 100.0])
     in_other_units = samples * scale + shift
-    constant = np.full((len(samples), 1), 7.0)
+    n = len(samples)
+    constant = np.full((n, 1), 7.0)
     return np.hstack([in_other_units, constant])
 
 

@@ -47,4 +47,5 @@ def test_a_record_that_lacks_a_part_is_refused_by_its_name(missing):
 
 def test_a_method_of_another_version_keeps_its_name_in_reports():
     assert method_title("km2") == "KM2"
+    # A report may be of results that a newer version has computed.
     assert method_title("of the future") == "of the future"

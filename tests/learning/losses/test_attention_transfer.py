@@ -22,17 +22,15 @@ def draw_map(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=seeded_generator(seed), dtype=torch.float64)
 
 
-STUDENT_SHAPES = [(3, 2, 4, 3), (3, 5, 2, 2)]
-
-
-# Wider in the second tap.
-TEACHER_SHAPES = [(3, 2, 4, 3), (3, 7, 2, 2)]
+def draw_maps(shapes: list[tuple[int, ...]], seed: int) -> list[Tensor]:
+    """Draw one map per tap, each from a seed of its own."""
+    return [draw_map(*shape, seed=seed + tap) for tap, shape in enumerate(shapes)]
 
 
 def draw_taps(seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
     """Two taps of a student and of a teacher that is wider in the second."""
-    student = [draw_map(*shape, seed=seed + tap) for tap, shape in enumerate(STUDENT_SHAPES)]
-    teacher = [draw_map(*shape, seed=seed + 2 + tap) for tap, shape in enumerate(TEACHER_SHAPES)]
+    student = draw_maps([(3, 2, 4, 3), (3, 5, 2, 2)], seed)
+    teacher = draw_maps([(3, 2, 4, 3), (3, 7, 2, 2)], seed + 2)
     return student, teacher
 
 
@@ -201,6 +199,7 @@ def test_gradcheck_also_through_the_pooling() -> None:
     smaller = draw_map(2, 2, 2, 4, seed=1)
     as_large = draw_map(2, 3, 4, 4, seed=2)
 
+    # The first tap pools the student, the second needs no pooling.
     def loss(student_map: Tensor) -> Tensor:
         return attention_transfer_loss([student_map, student_map], [smaller, as_large])
 

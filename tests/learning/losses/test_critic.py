@@ -221,11 +221,13 @@ def test_the_host_never_reads_a_tensor_of_the_risk(mode: CriticMode) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_bf16_scores_are_averaged_in_float32(mode: CriticMode) -> None:
-    teacher = CLAMPED[0].bfloat16()
-    student = CLAMPED[1].bfloat16()
+    float_teacher, float_student = CLAMPED
+    teacher = float_teacher.bfloat16()
+    student = float_student.bfloat16()
 
     risk = pu_critic_risk(teacher, student, PRIOR, mode)
     student_loss = student_critic_loss(student)
+    # Of the rounded scores, so that only the averages could differ.
     expected = pu_critic_risk(teacher.float(), student.float(), PRIOR, mode)
 
     assert risk.objective.dtype == torch.float32

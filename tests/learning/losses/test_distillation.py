@@ -30,10 +30,10 @@ def batch(
     seed: int, n: int = 12, n_classes: int = 5, n_vectors: int = 4
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return student logits, teacher logits and weight vectors, float64."""
-    options = {"generator": seeded_generator(seed), "dtype": torch.float64}
-    student = torch.randn(n, n_classes, **options)
-    teacher = torch.randn(n, n_classes, **options)
-    vectors = torch.rand(n_vectors, n_classes, **options)
+    generator = seeded_generator(seed)
+    student = torch.randn(n, n_classes, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(n, n_classes, generator=generator, dtype=torch.float64)
+    vectors = torch.rand(n_vectors, n_classes, generator=generator, dtype=torch.float64)
     # Larger logits than a unit normal, so that the softmax is not nearly uniform.
     return 2 * student, 2 * teacher, 2 * vectors
 
@@ -45,15 +45,16 @@ def robust_loss(student: Tensor, teacher: Tensor, vectors: Tensor, temperature: 
 
 def slow_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return the cross-entropy of one sample, one class at a time."""
-    p = [math.exp(z / temperature) for z in teacher.tolist()]
-    q = torch.exp(student / temperature)
-    p_sum = sum(p)
-    q_sum = q.sum()
+    teacher_powers = [math.exp(z / temperature) for z in teacher.tolist()]
+    student_powers = torch.exp(student / temperature)
+    teacher_sum = sum(teacher_powers)
+    student_sum = student_powers.sum()
 
     total = torch.zeros((), dtype=student.dtype)
-    for p_k, q_k in zip(p, q, strict=True):
-        log_probability = torch.log(q_k / q_sum)
-        total = total - p_k / p_sum * log_probability
+    for teacher_power, student_power in zip(teacher_powers, student_powers, strict=True):
+        p_k = teacher_power / teacher_sum
+        q_k = student_power / student_sum
+        total = total - p_k * torch.log(q_k)
     return total
 
 
@@ -70,14 +71,16 @@ def slow_weighted_losses(
     student: Tensor, teacher: Tensor, vectors: Tensor, temperature: float
 ) -> list[Tensor]:
     """Return the loss under each weight vector: Eq. 8-10 as a double loop."""
+    n = len(student)
     losses = slow_cross_entropies(student, teacher, temperature)
+    teacher_classes = teacher.argmax(dim=1)
     candidates = []
     for w in vectors:
         total = torch.zeros((), dtype=student.dtype)
-        for loss, teacher_i in zip(losses, teacher, strict=True):
-            teacher_class = teacher_i.argmax()
+        for loss, teacher_class in zip(losses, teacher_classes, strict=True):
             total = total + w[teacher_class] * loss
-        candidates.append(temperature**2 * total / len(student))
+        mean = total / n
+        candidates.append(temperature**2 * mean)
     return candidates
 
 

@@ -194,17 +194,19 @@ def test_the_latent_loss_is_the_weighted_sum_of_its_terms():
     student, teacher = draw_pair(4)
     # Features and logits need not have one width.
     student_features, teacher_features = draw_pair(5, width=3)
-
-    result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
     logits_term = centered_logits_loss(student, teacher)
     features_term = penultimate_loss(student_features, teacher_features)
     kl_term = slow_kl_loss(student, teacher, 4.0)
+    # The weights of WEIGHTS.
     expected_loss = 2.0 * logits_term + 3.0 * features_term + 0.5 * kl_term
+
+    result = latent_loss(student, teacher, student_features, teacher_features, **WEIGHTS)
+    found_kl_term = result["kl_loss"].item()
 
     assert list(result) == ["loss", "logits_loss", "penultimate_loss", "kl_loss"]
     assert result["logits_loss"] == logits_term
     assert result["penultimate_loss"] == features_term
-    assert result["kl_loss"].item() == pytest.approx(kl_term)
+    assert found_kl_term == pytest.approx(kl_term)
     assert_close(result["loss"], expected_loss)
 
 

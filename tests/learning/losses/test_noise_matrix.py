@@ -26,10 +26,13 @@ IDENTITY = torch.eye(N_CLASSES, dtype=torch.float64)
 
 def draw_batch(seed: int, n: int = 9) -> tuple[Tensor, Tensor, Tensor]:
     """Student logits, teacher logits and a row-stochastic matrix, float64."""
-    options = {"generator": seeded_generator(seed), "dtype": torch.float64}
-    student, teacher = 2 * torch.randn(2, n, N_CLASSES, **options)
-    scores = torch.randn(N_CLASSES, N_CLASSES, **options)
-    return student, teacher, scores.softmax(dim=1)
+    generator = seeded_generator(seed)
+    logits = torch.randn(2, n, N_CLASSES, generator=generator, dtype=torch.float64)
+    # Larger logits than a unit normal, so that the softmax is not nearly uniform.
+    student, teacher = 2 * logits
+    scores = torch.randn(N_CLASSES, N_CLASSES, generator=generator, dtype=torch.float64)
+    matrix = scores.softmax(dim=1)
+    return student, teacher, matrix
 
 
 # --- the matrix
@@ -56,16 +59,22 @@ def test_the_matrix_starts_from_the_diagonal_and_is_uniform_elsewhere(
     assert_close(matrix, expected, rtol=1e-5, atol=1e-7)
 
 
-def slow_matrix(v: list[list[float]], a: list[float]) -> list[list[float]]:
+def slow_row(v_k: list[float], a_k: float, k: int) -> list[float]:
     """Q_kk = sigmoid(a_k) and Q_kj = (1 - Q_kk) softmax_{j != k}(v_k)_j."""
+    q_kk = 1 / (1 + math.exp(-a_k))
+    powers = [math.exp(v_kj) for v_kj in v_k]
+    # The softmax is over the other classes alone.
+    powers[k] = 0
+    total = sum(powers)
+    row = [(1 - q_kk) * power / total for power in powers]
+    row[k] = q_kk
+    return row
+
+
+def slow_matrix(v: list[list[float]], a: list[float]) -> list[list[float]]:
     rows = []
     for k, v_k in enumerate(v):
-        q_kk = 1 / (1 + math.exp(-a[k]))
-        powers = [math.exp(v_kj) for v_kj in v_k]
-        # The softmax is over the other classes alone.
-        total = sum(powers) - powers[k]
-        row = [(1 - q_kk) * power / total for power in powers]
-        row[k] = q_kk
+        row = slow_row(v_k, a[k], k)
         rows.append(row)
     return rows
 
@@ -112,6 +121,7 @@ def test_rows_stay_distributions_and_a_fixed_diagonal_does_not_move(learns_diago
 def test_a_saved_matrix_is_loaded_as_it_was():
     noise = NoiseMatrix(N_CLASSES, 0.8)
     nn.init.normal_(noise.off_diagonal_logits)
+    # Another diagonal, which loading must replace.
     other = NoiseMatrix(N_CLASSES, 0.6)
     other.load_state_dict(noise.state_dict())
 

@@ -26,10 +26,13 @@ def noisy_problem(n: int = 4000) -> tuple[Tensor, Tensor, Tensor]:
     generator = seeded_generator()
     classes = torch.randint(4, (n,), generator=generator)
     centers = 4 * functional.one_hot(classes, 4)
-    features = centers + torch.randn(n, 4, generator=generator)
+    noise = torch.randn(n, 4, generator=generator)
+    features = centers + noise
+
+    # The teacher is sure of a label that is drawn from the row of the true class.
     label_probabilities = KNOWN_NOISE[classes]
-    labels = torch.multinomial(label_probabilities, 1, generator=generator).squeeze(1)
-    teacher = 5.0 * functional.one_hot(labels, 4)
+    labels = torch.multinomial(label_probabilities, 1, generator=generator)
+    teacher = 5.0 * functional.one_hot(labels.squeeze(1), 4)
     return features, classes, teacher
 
 

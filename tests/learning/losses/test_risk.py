@@ -204,9 +204,12 @@ def test_permuting_the_batch_keeps_the_risk(positive: Tensor, unlabeled: Tensor,
 
 
 def test_bf16_logits_are_averaged_in_float32() -> None:
-    positive = DESCENT[0].bfloat16()
-    unlabeled = DESCENT[1].bfloat16()
+    float_positive, float_unlabeled = DESCENT
+    positive = float_positive.bfloat16()
+    unlabeled = float_unlabeled.bfloat16()
+
     risk = nnpu_risk(positive, unlabeled, PRIOR)
+    # Of the rounded logits, so that only the averages could differ.
     expected = nnpu_risk(positive.float(), unlabeled.float(), PRIOR)
 
     assert risk.objective.dtype == torch.float32

@@ -28,13 +28,16 @@ def test_every_own_network_has_limits_of_all_its_options(name):
 @pytest.mark.parametrize(
     ("name", "n_classes", "in_channels", "size_px", "options"),
     [
+        # Not our own networks
         ("resnet18", 10, 3, 32, {}),
         ("our_networks:build", 10, 3, 32, {}),
+        # Sizes, classes, channels and options outside of the limits
         ("lenet5", 10, 1, 31, {}),
         ("lenet5", 10, 1, 36, {}),
         ("lenet5", 10**9, 1, 32, {}),
         ("lenet5", 10, 2, 32, {}),
         ("lenet5", 10, 1, 32, {"width": 4}),
+        # Options of wrong values and types; True would pass as an integer
         ("digits_cnn", 10, 1, 8, {"width": 0}),
         ("digits_cnn", 10, 1, 8, {"width": 4.0}),
         ("digits_cnn", 10, 1, 8, {"width": True}),

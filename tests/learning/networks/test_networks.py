@@ -176,6 +176,7 @@ def user_module(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
+    # So that the next test imports its own file.
     sys.modules.pop("user_nets", None)
 
 
@@ -213,6 +214,7 @@ def test_options_that_the_architecture_does_not_take_are_refused():
 
 
 def test_a_network_for_images_of_another_size_is_refused():
+    # LeNet-5 has no map left of an image of 8 pixels.
     network = build_network("lenet5", 10, 1)
     with pytest.raises(ValueError, match="fails on an image of shape"):
         check_network(network, 10, 1, 8)

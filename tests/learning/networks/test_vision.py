@@ -12,6 +12,7 @@ import pu_kd_pipeline.learning.networks.vision as vision
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:
+    # In a process of its own, because a module is imported once per process.
     command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

@@ -103,7 +103,9 @@ def normalized_channel(layer: nn.Module, maps: Tensor, channel: int) -> list[flo
     mean = layer.running_mean[channel].item()
     variance = layer.running_var[channel].item()
     std = math.sqrt(variance + layer.eps)
-    values = maps[channel].flatten().tolist()
+    # Over all positions, whose order does not matter.
+    channel_map = maps[channel]
+    values = channel_map.flatten().tolist()
     return [(x - mean) / std for x in values]
 
 

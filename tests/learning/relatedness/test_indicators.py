@@ -87,22 +87,29 @@ def draw_latents(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return latents, weight, logits.argmax(dim=1)
 
 
+IS_ANGLE = torch.tensor([name.startswith("ang") for name in LATENT_INDICATORS])
+
+
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100))
 def test_lengths_scale_with_the_latents_and_angles_do_not(seed: int, scale: float) -> None:
     latents, weight, classes = draw_latents(seed)
     values = latent_indicators(latents, weight, classes)
     scaled = latent_indicators(scale * latents, weight, classes)
-    scaled_weight = latent_indicators(latents, scale * weight, classes)
-
     # All others are lengths or products, linear in the latents.
-    is_angle = torch.tensor([name.startswith("ang") for name in LATENT_INDICATORS])
-    angles = values[:, is_angle]
-    lengths = values[:, ~is_angle]
+    expected = torch.where(IS_ANGLE, values, scale * values)
+    assert_close(scaled, expected)
 
-    assert_close(scaled[:, ~is_angle], scale * lengths)
-    assert_close(scaled[:, is_angle], angles)
-    assert_close(scaled_weight[:, is_angle], angles)
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100))
+def test_angles_do_not_depend_on_the_length_of_the_weights(seed: int, scale: float) -> None:
+    latents, weight, classes = draw_latents(seed)
+    angles = latent_indicators(latents, weight, classes)[:, IS_ANGLE]
+    scaled_weight = scale * weight
+    scaled_angles = latent_indicators(latents, scaled_weight, classes)[:, IS_ANGLE]
+
+    assert_close(scaled_angles, angles)
     # One minus a cosine.
     assert (angles >= 0).all()
     assert (angles <= 2).all()
