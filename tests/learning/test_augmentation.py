@@ -97,19 +97,26 @@ def _slow_windows(padded, tops, lefts, is_flipped, size):
     return windows
 
 
+def _draw_windows(n):
+    """Draw where each of n images is cropped, and whether it is mirrored."""
+    generator = seeded_generator(1)
+    # Offsets of a padding of two pixels on each side.
+    tops = torch.randint(0, 5, (n,), generator=generator)
+    lefts = torch.randint(0, 5, (n,), generator=generator)
+    is_flipped = torch.rand(n, generator=generator) < 0.5
+    return tops, lefts, is_flipped
+
+
 @pytest.mark.parametrize("take", [gathered, copied])
 @pytest.mark.parametrize("shape", [(0, 3, 5, 6), (9, 1, 6, 6), (40, 3, 5, 6)])
 def test_windows_are_cropped_and_mirrored_as_asked(take, shape):
     n, _, *size = shape
     images = _random_images(*shape)
     padded = functional.pad(images, (2, 2, 2, 2))
-    generator = seeded_generator(1)
-    tops = torch.randint(0, 5, (n,), generator=generator)
-    lefts = torch.randint(0, 5, (n,), generator=generator)
-    is_flipped = torch.rand(n, generator=generator) < 0.5
+    windows = _draw_windows(n)
 
-    views = take(padded, tops, lefts, is_flipped, torch.Size(shape))
-    expected = _slow_windows(padded, tops, lefts, is_flipped, size)
+    views = take(padded, *windows, torch.Size(shape))
+    expected = _slow_windows(padded, *windows, size)
 
     assert views.shape == shape
     for view, window in zip(views, expected, strict=True):

@@ -133,21 +133,6 @@ def test_equal_masses_give_weights_of_one() -> None:
     assert weights.tolist() == pytest.approx([1.0] * 5)
 
 
-def test_an_absent_class_is_the_limit_of_a_vanishing_one_and_is_reported_as_clipped() -> None:
-    present = [50.0, 20.0, 10.0] * 7
-    absent = class_weights(as_vector([0.0, *present]))
-    # So small that all other weights are clipped as well.
-    vanishing = class_weights(as_vector([1e-12, *present]))
-    absent_weight, present_weight = absent.weights[:2].tolist()
-
-    assert_close(absent.weights, vanishing.weights)
-    # In the limit the absent class takes all of K = 22.
-    assert absent.raw.tolist() == [22.0] + [0.0] * 21
-    assert absent.is_clipped.all()
-    assert absent.weights.isfinite().all()
-    assert absent_weight / present_weight == pytest.approx(100)
-
-
 @pytest.mark.parametrize("mass", [[0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [[1.0, 2.0]]])
 def test_unusable_mass_is_refused(mass: list[float]) -> None:
     unusable = torch.tensor(mass)
@@ -209,20 +194,50 @@ def slow_projection(point: np.ndarray, weights: np.ndarray, epsilon: float) -> n
     return np.asarray(result.x)
 
 
+def draw_noise(n: int, n_classes: int, seed: int) -> Tensor:
+    """The documented draw of the perturbations, u ~ U(-1, 1)^K."""
+    generator = seeded_generator(seed)
+    uniform = torch.rand((n, n_classes), generator=generator, dtype=torch.float64)
+    return 2 * uniform - 1
+
+
 @pytest.mark.parametrize("epsilon", [0.05, 0.5, 2.0])
 def test_projection_equals_a_slow_solver(epsilon: float) -> None:
     mass = torch.tensor([900.0, 40.0, 300.0, 100.0, 20.0, 500.0])
     weights = class_weights(mass).weights
-    vectors = draw_vectors(weights, seed=4, n=6, epsilon=epsilon, mode="projected")
-    # The documented draw, u ~ U(-1, 1)^K.
-    uniform = torch.rand((6, 6), generator=seeded_generator(4), dtype=torch.float64)
-    noise = 2 * uniform - 1
+    noise = draw_noise(6, 6, seed=4)
+    points = weights + epsilon * noise
 
-    for vector, u in zip(vectors[1:], noise, strict=True):
-        point = weights + epsilon * u
-        expected = slow_projection(point.numpy(), weights.numpy(), epsilon)
+    vectors = draw_vectors(weights, seed=4, n=6, epsilon=epsilon, mode="projected")
+    projected = vectors[1:]
+
+    for vector, point in zip(projected.numpy(), points.numpy(), strict=True):
+        expected = slow_projection(point, weights.numpy(), epsilon)
         # As far as the solver comes.
-        assert_allclose(vector.numpy(), expected, atol=2e-6)
+        assert_allclose(vector, expected, atol=2e-6)
+
+
+def test_an_absent_class_is_the_limit_of_a_vanishing_one() -> None:
+    present = [50.0, 20.0, 10.0] * 7
+    absent = class_weights(as_vector([0.0, *present]))
+    # So small that all other weights are clipped as well.
+    vanishing = class_weights(as_vector([1e-12, *present]))
+    absent_weight, present_weight = absent.weights[:2].tolist()
+
+    assert_close(absent.weights, vanishing.weights)
+    assert absent.weights.isfinite().all()
+    # The default clip is 0.1 to 10.
+    assert absent_weight / present_weight == pytest.approx(100)
+
+
+def test_an_absent_class_is_reported_as_clipped() -> None:
+    present = [50.0, 20.0, 10.0] * 7
+    result = class_weights(as_vector([0.0, *present]))
+    # In the limit the absent class takes all of K = 22.
+    expected = [22.0] + [0.0] * 21
+
+    assert result.raw.tolist() == expected
+    assert result.is_clipped.all()
 
 
 def test_projected_vectors_go_both_ways_and_keep_the_dtype() -> None:

@@ -80,11 +80,12 @@ def test_confident_logits_stay_distinct_where_one_minus_the_maximum_is_zero():
 
 def draw_latents(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return latents of six images, the weight of a last layer, and the predicted classes."""
-    options = {"generator": seeded_generator(seed), "dtype": torch.float64}
-    latents = torch.randn(6, 7, **options)
-    weight = torch.randn(4, 7, **options)
+    generator = seeded_generator(seed)
+    latents = torch.randn(6, 7, generator=generator, dtype=torch.float64)
+    weight = torch.randn(4, 7, generator=generator, dtype=torch.float64)
     logits = latents @ weight.T
-    return latents, weight, logits.argmax(dim=1)
+    classes = logits.argmax(dim=1)
+    return latents, weight, classes
 
 
 IS_ANGLE = torch.tensor([name.startswith("ang") for name in LATENT_INDICATORS])
@@ -131,12 +132,50 @@ def test_latent_indicators_equal_the_slow_ones(seed: int) -> None:
         assert_latent_indicators_equal(values[image], latents[image], weight_row)
 
 
+@pytest.fixture(scope="module")
+def normal_maps() -> Tensor:
+    """Maps that follow the statistics of a fresh BatchNorm: mean 0 and variance 1."""
+    return torch.randn(20, 50, 16, 16, generator=seeded_generator())
+
+
+def test_maps_that_match_the_statistics_are_related(normal_maps: Tensor) -> None:
+    layer = nn.BatchNorm2d(50).eval()
+    dms, dms_aos, dss, dss_ext = mean_batchnorm_indicators(layer, normal_maps)
+
+    assert dms < 0.01
+    assert dms_aos == pytest.approx(1, abs=0.01)
+    assert dss < 0.01
+    # 5 % on either side of the chi-square range
+    assert dss_ext == pytest.approx(0.1, abs=0.03)
+
+
+def test_shifted_maps_are_not_related_by_their_mean(normal_maps: Tensor) -> None:
+    layer = nn.BatchNorm2d(50).eval()
+    _, _, dss, dss_ext = mean_batchnorm_indicators(layer, normal_maps)
+    shifted = mean_batchnorm_indicators(layer, normal_maps + 3)
+
+    # m^2 = 9, and 9 + 1 for the mean of squares.
+    assert shifted[:2] == pytest.approx([9, 10], rel=0.02)
+    assert shifted[2:] == pytest.approx([dss, dss_ext], rel=0.01, abs=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "rel"), [(2, 0.02), (0, 1e-4)])
+def test_maps_of_another_spread_are_not_related_by_it(
+    normal_maps: Tensor, scale: int, rel: float
+) -> None:
+    layer = nn.BatchNorm2d(50).eval()
+    indicators = mean_batchnorm_indicators(layer, normal_maps * scale)
+    # A spread of two or of zero is one away from that of the statistics.
+    assert indicators[2:] == pytest.approx([1, 1], rel=rel)
+
+
 def indicators_of_latents_along_their_row() -> dict[str, list[float]]:
     """Return the indicators of latents that are twice the weight row of their class."""
     # Of length 5, zero, and without a positive entry.
     weight = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
+    latents = 2 * weight
     classes = torch.arange(3)
-    indicators = latent_indicators(2 * weight, weight, classes)
+    indicators = latent_indicators(latents, weight, classes)
     columns = indicators.T.tolist()
     return dict(zip(LATENT_INDICATORS, columns, strict=True))
 
@@ -209,30 +248,6 @@ def mean_batchnorm_indicators(layer: nn.BatchNorm2d, maps: Tensor) -> list[float
     sums, n_channels = batchnorm_sums(layer, maps)
     indicators = sums / n_channels[:, None]
     return indicators.mean(dim=1).tolist()
-
-
-def test_maps_that_match_the_statistics_are_related_and_others_are_not():
-    layer = nn.BatchNorm2d(50).eval()
-    normal = torch.randn(20, 50, 16, 16, generator=seeded_generator())
-    dms, dms_aos, dss, dss_ext = mean_batchnorm_indicators(layer, normal)
-
-    assert dms < 0.01
-    assert dms_aos == pytest.approx(1, abs=0.01)
-    assert dss < 0.01
-    # 5 % on either side of the chi-square range
-    assert dss_ext == pytest.approx(0.1, abs=0.03)
-
-    # A shift by three: m^2 = 9, and 9 + 1 for the mean of squares.
-    shifted = mean_batchnorm_indicators(layer, normal + 3)
-    assert shifted[:2] == pytest.approx([9, 10], rel=0.02)
-    assert shifted[2:] == pytest.approx([dss, dss_ext], rel=0.01, abs=1e-5)
-
-    # A spread of two or of zero is one away from that of the statistics.
-    spread = mean_batchnorm_indicators(layer, normal * 2)
-    assert spread[2:] == pytest.approx([1, 1], rel=0.02)
-
-    flat = mean_batchnorm_indicators(layer, normal * 0)
-    assert flat[2:] == pytest.approx([1, 1], rel=1e-4)
 
 
 @pytest.mark.parametrize("maps_dtype", [torch.bfloat16, torch.float16])

@@ -29,6 +29,19 @@ WITHOUT_BATCHNORM = (*LOGIT_INDICATORS, *LATENT_INDICATORS)
 SHAPE = (3, 6, 6)  # of the images of TinyNet
 
 
+class Gate(nn.Module):
+    """Scales the channels by a function of their averages; it holds a linear layer."""
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_channels, n_channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        averages = maps.mean(dim=(2, 3))
+        gate = self.linear(averages).sigmoid()
+        return maps * gate[..., None, None]
+
+
 class TinyNet(nn.Module):
     """Every kind of BatchNorm, a layer called twice, one never called, and several Linear layers.
 
@@ -41,7 +54,7 @@ class TinyNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(5)
         self.conv2 = nn.Conv2d(5, 5, 3, padding=1, stride=2)
         self.bn2 = nn.BatchNorm2d(5, affine=False, eps=0.1)
-        self.gate = nn.Linear(5, 5)
+        self.gate = Gate(5)
         self.hidden = nn.Linear(45, 8)
         self.bn3 = nn.BatchNorm1d(8)
         # Never called in a forward pass.
@@ -54,14 +67,13 @@ class TinyNet(nn.Module):
         x = self.bn1(x).relu()
         x = self.conv2(x)
         x = self.bn2(x)
-        averages = x.mean(dim=(2, 3))
-        gate = self.gate(averages).sigmoid()
-        x = x * gate[..., None, None]
+        x = self.gate(x)
         # The second call of this layer.
         x = self.bn2(x).relu()
         x = self.hidden(x.flatten(1))
         x = self.bn3(x)
-        return self.dropout(self.fc(x))
+        x = self.fc(x)
+        return self.dropout(x)
 
 
 def tiny_net() -> nn.Module:
