@@ -24,7 +24,7 @@ from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.pipelines.data_ingestion.nodes import report_ingestion
 from tests.hostile import crashing_decoder
-from tests.hostile.fuzzing import encoded, noise, plan_of
+from tests.hostile.valid_files import encoded, noise, plan_of
 
 GRAY, COLOR = Decoder(1, 8, 50_000_000), Decoder(3, 8, 50_000_000)
 

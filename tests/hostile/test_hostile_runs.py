@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import PROJECT, QUICK
-from tests.hostile.fuzzing import encoded
+from tests.hostile.valid_files import encoded
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hostile_runs")]
 

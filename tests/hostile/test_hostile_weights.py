@@ -22,7 +22,7 @@ from pu_kd_pipeline.models.cards import ModelCard
 from pu_kd_pipeline.models.factory import new_teacher
 from pu_kd_pipeline.models.model import Model, load_model, load_pu_classifier, save_model
 from pu_kd_pipeline.params.teacher import TeacherParams
-from tests.hostile.fuzzing import INPUT, _state
+from tests.hostile.valid_files import INPUT, state_dict
 
 
 def refusal(weights: Path, **teacher: Any) -> str:
@@ -44,7 +44,7 @@ def refusal(weights: Path, **teacher: Any) -> str:
 
 
 def altered(**changes: Any) -> dict[str, Any]:
-    state = {name: tensor.clone() for name, tensor in _state().items()} | changes
+    state = {name: tensor.clone() for name, tensor in state_dict().items()} | changes
     return {name: tensor for name, tensor in state.items() if tensor is not None}
 
 
@@ -186,7 +186,7 @@ def test_a_safetensors_file_that_lies_is_refused(tmp_path: Path, data: bytes) ->
 
 @pytest.mark.parametrize("how", ["packed", "prefixed", "overlapping"])
 def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, how: str) -> None:
-    torch.save(_state(), tmp_path / "good.pt")
+    torch.save(state_dict(), tmp_path / "good.pt")
     bomb = tmp_path / "w.pt"
     with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(bomb, "w") as written:
         for part in good.infolist():
@@ -265,7 +265,7 @@ CARD = {
     ],
 )
 def test_a_card_that_lies_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    save_file(_state(), tmp_path / "weights.safetensors")
+    save_file(state_dict(), tmp_path / "weights.safetensors")
     (tmp_path / "card.json").write_text(json.dumps(CARD | changes))
     with pytest.raises(InputError) as refused:
         load_model(tmp_path)
@@ -280,7 +280,7 @@ def test_a_card_that_lies_is_refused(tmp_path: Path, changes: dict[str, Any], me
 def test_taps_that_a_card_makes_up_are_refused(
     tmp_path: Path, taps: list[str], message: str
 ) -> None:
-    save_file(_state(), tmp_path / "weights.safetensors")
+    save_file(state_dict(), tmp_path / "weights.safetensors")
     (tmp_path / "card.json").write_text(json.dumps({**CARD, "taps": taps}))
     with pytest.raises(InputError, match=message):
         load_model(tmp_path).extractor()
