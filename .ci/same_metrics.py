@@ -1,6 +1,6 @@
 """Compare two metrics.json: all numbers but latencies must be the same.
 
-`python same_metrics.py FIRST SECOND` prints the differences; its exit status is 1 where there are any.
+`python same_metrics.py FIRST SECOND` prints the differences; the exit status is 1 if there are any.
 """
 
 import json
