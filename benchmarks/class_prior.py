@@ -1,13 +1,16 @@
-"""Class prior estimates on planted pools of real images: error and interval coverage of every method.
+"""Class prior estimates on planted pools of real images: errors and interval coverage per method.
 
-    python -m benchmarks.class_prior --images FOLDER --out FILE.md [--seeds 5] [--work FOLDER] [--methods bbe,km2]
+    python -m benchmarks.class_prior --images FOLDER --out FILE.md
+        [--seeds 5] [--work FOLDER] [--methods bbe,km2]
 
-A LeNet-5 learns half of MNIST's training digits; positives are drawn from that half, as a user labels images of the
-teacher's. The other half is planted at a known share among letters and other characters that are no digits, 10,000
-images a pool. Every method sees the same positives and the same pool, through the teacher's descriptor and outputs.
+A LeNet-5 learns half of MNIST's training digits; positives are drawn from that half, as a user
+labels images that the teacher was trained on. The other half is planted at a known share among
+letters and other characters that are not digits, 10,000 images per pool. Every method sees the same
+positives and the same pool, through the teacher's descriptor and outputs.
 
-Stores, teacher and features are made once, in `--work`; runs that are in the JSON lines file beside `--out` are not
-repeated. Needs mnist_train.parquet and characters_pool.parquet (columns id, image, label; digits are labels 0 to 9).
+Stores, teacher and features are made once, in `--work`; runs that are in the JSON lines file next
+to `--out` are not repeated. Needs mnist_train.parquet and characters_pool.parquet (columns id,
+image, label; digits are labels 0 to 9).
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +36,7 @@ from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.class_prior.cross_fitting import cross_fitted_ranks
 from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior
-from pu_kd_pipeline.learning.class_prior.estimators import ESTIMATORS
+from pu_kd_pipeline.learning.class_prior.methods import METHODS, Evidence
 from pu_kd_pipeline.learning.features import TEACHER_OUTPUTS
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_classifier import PUHead, make_head
@@ -47,8 +52,10 @@ CLASS_PRIORS = (0.05, 0.2, 0.5)
 N_POSITIVES = (10, 100, 1000)
 POOL_SIZE = 10_000
 LEVEL = 0.9
-# as conf/base/parameters_pu_training.yml sets it
-N_FOLDS, N_BOOTSTRAP, REDUCTION = 5, 200, 16
+# as conf/base/parameters_pu_training.yml sets them
+N_FOLDS = 5
+N_BOOTSTRAP = 200
+REDUCTION = 16
 TRAINING = ScoreTraining(20, 64, 256, "adam", 0.01, 0.9, 0.005, "cosine")
 
 DIGITS = tuple("0123456789")
@@ -78,99 +85,132 @@ TEACHER_TRAINING = TeacherTrainingParams(
 Result = dict[str, Any]
 
 
-def prepared_features(images: Path, work: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the features of the teacher's digits, of the other digits and of what is no digit, made where missing."""
-    digits, others = (
-        str(images / f"{name}.parquet") for name in ("mnist_train", "characters_pool")
+@dataclass(frozen=True)
+class Setting:
+    """One pool, and the positives that go with it."""
+
+    class_prior: float
+    n_positive: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """(N, F) features of the images that positives and pools are drawn from."""
+
+    teacher_digits: Tensor
+    planted_digits: Tensor
+    characters: Tensor
+
+
+def prepared_features(images: Path, work: Path) -> Features:
+    """Return the features, made where missing."""
+    digits = str(images / "mnist_train.parquet")
+    others = str(images / "characters_pool.parquet")
+    teacher_digits = _store(
+        ImageSource(type="parquet", path=digits, labels="classes", share=(0, 0.5), name="mnist"),
+        work / "teacher_digits",
     )
-    sources = {
-        "teacher_digits": ImageSource(
-            type="parquet", path=digits, labels="classes", share=(0, 0.5), name="mnist"
-        ),
-        "planted_digits": ImageSource(
-            type="parquet", path=digits, labels="classes", share=(0.5, 1), name="mnist"
-        ),
-        "characters": ImageSource(
+    planted_digits = _store(
+        ImageSource(type="parquet", path=digits, labels="classes", share=(0.5, 1), name="mnist"),
+        work / "planted_digits",
+    )
+    characters = _store(
+        ImageSource(
             type="parquet",
             path=others,
             labels="ignore",
             exclude_labels=tuple(range(10)),
             name="characters",
         ),
-    }
-    stores = {
-        name: write_store(
-            IngestionPlan(name, (source,), 32, 1, DIGITS, naive.PACKED, 0), work / name
-        )
-        for name, source in sources.items()
-    }
-    teacher = _teacher(stores["teacher_digits"], work / "teacher")
-    features = []
-    for name, store in stores.items():
-        table = ShardedTable.write(
-            work / f"{name}_features", feature_shards(store, teacher, COMPUTE)
-        )
-        features.append(feature_tensors(table, "both", torch.device("cpu"))[1])
-    return features[0], features[1], features[2]
+        work / "characters",
+    )
+    teacher = _teacher(teacher_digits, work / "teacher")
+    return Features(
+        teacher_digits=_features(teacher_digits, teacher, work / "teacher_digits_features"),
+        planted_digits=_features(planted_digits, teacher, work / "planted_digits_features"),
+        characters=_features(characters, teacher, work / "characters_features"),
+    )
+
+
+def _store(source: ImageSource, folder: Path) -> ImageStore:
+    plan = IngestionPlan(folder.name, (source,), 32, 1, DIGITS, naive.PACKED, 0)
+    return write_store(plan, folder)
 
 
 def _teacher(digits: ImageStore, folder: Path) -> Model:
     if not (folder / "card.json").exists():
-        save_model(train_classifier(TEACHER, digits, TEACHER_TRAINING)[0], folder)
+        teacher, _ = train_classifier(TEACHER, digits, TEACHER_TRAINING)
+        save_model(teacher, folder)
     return load_model(folder)
 
 
-def run(
-    features: tuple[Tensor, Tensor, Tensor],
-    methods: list[str],
-    class_prior: float,
-    n_positive: int,
-    seed: int,
-) -> list[Result]:
-    """Return what each method says of one pool; methods that read the same scores share their training."""
-    teacher_digits, planted_digits, characters = features
-    rng = np.random.default_rng([seed, n_positive, round(1000 * class_prior)])
-    n_planted = round(class_prior * POOL_SIZE)
-    positive = teacher_digits[rng.permutation(len(teacher_digits))[:n_positive]]
-    planted = planted_digits[rng.permutation(len(planted_digits))[:n_planted]]
-    unlabeled = torch.cat(
-        [planted, characters[rng.permutation(len(characters))[: POOL_SIZE - n_planted]]]
-    )
-    unlabeled = unlabeled[rng.permutation(POOL_SIZE)]
-    evidence: dict[str, tuple[Any, Any, float]] = {}
+def _features(store: ImageStore, teacher: Model, folder: Path) -> Tensor:
+    table = ShardedTable.write(folder, feature_shards(store, teacher, COMPUTE))
+    _, features = feature_tensors(table, "both", torch.device("cpu"))
+    return features
+
+
+def run(features: Features, methods: list[str], setting: Setting) -> list[Result]:
+    """Return the estimate of each method for one pool.
+
+    Methods that read the same scores share their training, and each is charged for all of it.
+    """
+    positive, unlabeled = _draw(features, setting)
+    inputs: dict[Evidence, tuple[np.ndarray, np.ndarray]] = {}
+    training_seconds: dict[Evidence, float] = {}
     results = []
     for method in methods:
-        reads = ESTIMATORS[method].reads
-        if reads not in evidence:
+        evidence = METHODS[method].evidence
+        if evidence not in inputs:
             start = time.process_time()
-            evidence[reads] = (
-                *_evidence(positive, unlabeled, reads, seed),
-                time.process_time() - start,
-            )
+            inputs[evidence] = _make_inputs(positive, unlabeled, evidence, setting.seed)
+            training_seconds[evidence] = time.process_time() - start
         start = time.process_time()
         estimate = estimate_class_prior(
-            *evidence[reads][:2],
+            *inputs[evidence],
             method=method,
             level=LEVEL,
             n_bootstrap=N_BOOTSTRAP,
-            rng=np.random.default_rng(seed),
+            rng=np.random.default_rng(setting.seed),
         )
-        seconds = evidence[reads][2] + time.process_time() - start
+        seconds = training_seconds[evidence] + time.process_time() - start
         result = {
             "method": method,
-            "class_prior": class_prior,
-            "n_positive": n_positive,
-            "seed": seed,
+            "class_prior": setting.class_prior,
+            "n_positive": setting.n_positive,
+            "seed": setting.seed,
+            "value": estimate.value,
+            "lower": estimate.lower,
+            "upper": estimate.upper,
+            "cpu_seconds": round(seconds, 1),
         }
-        facts = {"value": estimate.value, "lower": estimate.lower, "upper": estimate.upper}
-        results.append({**result, **facts, "cpu_seconds": round(seconds, 1)})
+        results.append(result)
     return results
 
 
-def _evidence(
-    positive: Tensor, unlabeled: Tensor, reads: str, seed: int
+def _draw(features: Features, setting: Setting) -> tuple[Tensor, Tensor]:
+    """Return the features of the positives and of the pool."""
+    # One generator per setting, so that a run does not depend on those before it.
+    per_mille = round(1000 * setting.class_prior)
+    rng = np.random.default_rng([setting.seed, setting.n_positive, per_mille])
+    n_planted = round(setting.class_prior * POOL_SIZE)
+    positive = _sample(features.teacher_digits, setting.n_positive, rng)
+    planted = _sample(features.planted_digits, n_planted, rng)
+    others = _sample(features.characters, POOL_SIZE - n_planted, rng)
+    pool = torch.cat([planted, others])
+    return positive, pool[rng.permutation(POOL_SIZE)]
+
+
+def _sample(rows: Tensor, n: int, rng: np.random.Generator) -> Tensor:
+    return rows[rng.permutation(len(rows))[:n]]
+
+
+def _make_inputs(
+    positive: Tensor, unlabeled: Tensor, evidence: Evidence, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    if reads == "features":
+    """Return what the estimators read: the features themselves, or cross-fitted ranks."""
+    if not evidence.trains_classifier:
         return positive.numpy(), unlabeled.numpy()
 
     def new_head() -> PUHead:
@@ -185,50 +225,58 @@ def _evidence(
             new_head,
             TRAINING,
             n_folds=N_FOLDS,
-            alternates=reads == "ted_scores",
+            drops_likely_positives=evidence.drops_likely_positives,
             generator=torch.Generator().manual_seed(seed),
         )
 
 
-def table_of(results: list[Result]) -> str:
-    """Return the results as a Markdown table, one row a method and number of positives."""
-    heads = [
-        f"error at {class_prior} | abs. error | covered | width" for class_prior in CLASS_PRIORS
-    ]
+def format_table(results: list[Result]) -> str:
+    """Return the results as a Markdown table, one row per method and number of positives."""
+    heads = []
+    for class_prior in CLASS_PRIORS:
+        heads.append(f"error at {class_prior} | abs. error | covered | width")
     lines = [
         f"| method | positives | {' | '.join(heads)} | seeds | CPU-s |",
         "| --- | ---: |" + " ---: |" * (4 * len(CLASS_PRIORS) + 2),
     ]
-    for method in ESTIMATORS:
+    for method in METHODS:
         for n_positive in N_POSITIVES:
-            rows = [r for r in results if (r["method"], r["n_positive"]) == (method, n_positive)]
-            if not rows:
-                continue
-            cells = [
-                _cells([r for r in rows if r["class_prior"] == class_prior])
-                for class_prior in CLASS_PRIORS
-            ]
-            seconds, n_seeds = (
-                np.mean([r["cpu_seconds"] for r in rows]),
-                len({r["seed"] for r in rows}),
-            )
-            lines.append(
-                f"| {method} | {n_positive:,} | {' | '.join(cells)} | {n_seeds} | {seconds:.0f} |"
-            )
+            rows = _matching(results, method=method, n_positive=n_positive)
+            if rows:
+                lines.append(_table_row(method, n_positive, rows))
     return "\n".join(lines)
 
 
-def _cells(rows: list[Result]) -> str:
+def _table_row(method: str, n_positive: int, rows: list[Result]) -> str:
+    cells = [method, f"{n_positive:,}"]
+    for class_prior in CLASS_PRIORS:
+        cells += _cells(_matching(rows, class_prior=class_prior))
+    n_seeds = len({row["seed"] for row in rows})
+    seconds = np.mean([row["cpu_seconds"] for row in rows])
+    cells += [str(n_seeds), f"{seconds:.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _matching(results: list[Result], **values: object) -> list[Result]:
+    return [result for result in results if values.items() <= result.items()]
+
+
+def _cells(rows: list[Result]) -> list[str]:
+    """Return mean error, mean absolute error, coverage and width of the intervals."""
     if not rows:
-        return " | ".join("–" * 4)
-    errors = np.array([r["value"] - r["class_prior"] for r in rows])
-    is_covered = [r["lower"] <= r["class_prior"] <= r["upper"] for r in rows]
-    width = np.mean([r["upper"] - r["lower"] for r in rows])
-    return f"{errors.mean():+.3f} | {np.abs(errors).mean():.3f} | {100 * np.mean(is_covered):.0f} % | {width:.2f}"
+        return ["–"] * 4
+    errors = np.array([row["value"] - row["class_prior"] for row in rows])
+    is_covered = [row["lower"] <= row["class_prior"] <= row["upper"] for row in rows]
+    widths = [row["upper"] - row["lower"] for row in rows]
+    return [
+        f"{errors.mean():+.3f}",
+        f"{np.abs(errors).mean():.3f}",
+        f"{100 * np.mean(is_covered):.0f} %",
+        f"{np.mean(widths):.2f}",
+    ]
 
 
-def main() -> None:
-    """Run what is missing and print the table."""
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -236,44 +284,65 @@ def main() -> None:
         "--images", default=os.environ.get("PU_KD_DATA"), help="folder with the Parquet files"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="where the table goes; runs are kept in FILE.jsonl"
+        "--out", type=Path, required=True, help="file for the table; runs are kept in FILE.jsonl"
     )
     parser.add_argument(
-        "--work", type=Path, help="where stores, teacher and features go; beside --out by default"
+        "--work",
+        type=Path,
+        help="folder for stores, teacher and features; by default --out without its suffix",
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument(
-        "--methods", default=",".join(ESTIMATORS), help="names, separated by commas"
-    )
+    parser.add_argument("--methods", default=",".join(METHODS), help="names, separated by commas")
     arguments = parser.parse_args()
     if arguments.images is None:
         parser.error("name the folder with mnist_train.parquet by --images or PU_KD_DATA")
-    methods = arguments.methods.split(",")
-    if unknown := sorted(set(methods) - set(ESTIMATORS)):
-        parser.error(f"no such method: {', '.join(unknown)}; there are {', '.join(ESTIMATORS)}")
-    torch.set_num_threads(1)
-    diary = arguments.out.with_suffix(".jsonl")
-    results = (
-        [json.loads(line) for line in diary.read_text().splitlines()] if diary.exists() else []
-    )
-    done = {(r["method"], r["class_prior"], r["n_positive"], r["seed"]) for r in results}
-    features = None
-    for seed in range(arguments.seeds):
+    arguments.methods = arguments.methods.split(",")
+    unknown = sorted(set(arguments.methods) - set(METHODS))
+    if unknown:
+        parser.error(f"no such method: {', '.join(unknown)}; known are {', '.join(METHODS)}")
+    if arguments.work is None:
+        arguments.work = arguments.out.with_suffix("")
+    return arguments
+
+
+def _settings(n_seeds: int) -> Iterator[Setting]:
+    # Seeds outermost: a run that is stopped leaves whole repetitions of the table.
+    for seed in range(n_seeds):
         for class_prior in CLASS_PRIORS:
             for n_positive in N_POSITIVES:
-                missing = [m for m in methods if (m, class_prior, n_positive, seed) not in done]
-                if not missing:
-                    continue
-                features = features or prepared_features(
-                    Path(arguments.images), arguments.work or arguments.out.with_suffix("")
-                )
-                for result in run(features, missing, class_prior, n_positive, seed):
-                    results.append(result)
-                    print(json.dumps(result), flush=True)
-                    with diary.open("a") as file:
-                        file.write(json.dumps(result) + "\n")
-    print(table_of(results))
-    arguments.out.write_text(table_of(results) + "\n")
+                yield Setting(class_prior, n_positive, seed)
+
+
+def _read_results(path: Path) -> list[Result]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    arguments = _parse_arguments()
+    torch.set_num_threads(1)
+    results_path = arguments.out.with_suffix(".jsonl")
+    results = _read_results(results_path)
+    features = None
+    for setting in _settings(arguments.seeds):
+        finished = _matching(results, **asdict(setting))
+        finished_methods = {result["method"] for result in finished}
+        missing = [method for method in arguments.methods if method not in finished_methods]
+        if not missing:
+            continue
+        if features is None:
+            features = prepared_features(Path(arguments.images), arguments.work)
+        for result in run(features, missing, setting):
+            results.append(result)
+            line = json.dumps(result)
+            print(line, flush=True)
+            with results_path.open("a") as file:
+                file.write(line + "\n")
+    table = format_table(results)
+    print(table)
+    arguments.out.write_text(table + "\n")
 
 
 if __name__ == "__main__":

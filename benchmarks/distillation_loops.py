@@ -21,7 +21,11 @@ from pu_kd_pipeline.devices import autocast
 from pu_kd_pipeline.images.batches import ImageRows, normalization
 from pu_kd_pipeline.learning.augmentation import Normalize, take_views
 from pu_kd_pipeline.learning.loop import fit, make_optimizer
-from pu_kd_pipeline.learning.losses.distillation import robust_kd, robust_kd_loss
+from pu_kd_pipeline.learning.losses.distillation import (
+    robust_kd,
+    soft_cross_entropy,
+    worst_weighted_mean,
+)
 from pu_kd_pipeline.learning.networks.vision import torchvision
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
@@ -81,7 +85,8 @@ def our_robust_loss(
     student_logits: Tensor, teacher_logits: Tensor, vectors: Tensor, temperature: float
 ) -> Tensor:
     """Return the largest of the weighted losses, by one product with all weight vectors."""
-    return robust_kd_loss(student_logits, teacher_logits, vectors, temperature).loss
+    sample_losses = temperature**2 * soft_cross_entropy(student_logits, teacher_logits, temperature)
+    return worst_weighted_mean(sample_losses, teacher_logits, vectors)
 
 
 # --- the script -----------------------------------------------------------------------------------

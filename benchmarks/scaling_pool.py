@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pu_kd_pipeline.images.shard_files import index_file, index_schema, pixel_file
-from pu_kd_pipeline.images.store import FORMAT, QUARANTINE_FILE, STORE_FILE, ImageStore
+from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore
+from pu_kd_pipeline.images.store_file import FORMAT, STORE_FILE
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_classifier import make_head
 from pu_kd_pipeline.models.cards import PUClassifierCard

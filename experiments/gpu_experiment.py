@@ -27,7 +27,7 @@ from pu_kd_pipeline.comparison.cells import comparison_shards
 from pu_kd_pipeline.comparison.figure import plot_comparison
 from pu_kd_pipeline.comparison.grid import Blocks
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
-from pu_kd_pipeline.comparison.tables import comparison_page
+from pu_kd_pipeline.comparison.page import comparison_page
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import feature_shards
 from pu_kd_pipeline.images.duplicates import excluded_images, find_duplicates

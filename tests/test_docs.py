@@ -19,6 +19,8 @@ from kedro.framework.startup import bootstrap_project
 from pydantic import BaseModel
 
 from pu_kd_pipeline.hooks.catalog import dataset_path
+from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
@@ -356,6 +358,13 @@ def test_the_tables_that_a_run_prints_have_the_rows_of_the_code() -> None:
     ]
     printed = "\n".join(fenced("text", PROJECT / "README.md"))
     assert [title for title in titles if f"  {title}  " not in printed] == []
+
+
+def test_the_guide_lists_every_selection_rule_and_criterion() -> None:
+    text = (PROJECT / "docs" / "bring_your_own.md").read_text()
+    for heading, known in (("`rule`", RULES), ("`criterion` (rule `nnpu`)", CRITERIA)):
+        [table] = re.findall(rf"^\| {re.escape(heading)} \| \w+ \|\n(.*?)\n\n", text, re.M | re.S)
+        assert set(re.findall(r"^\| `(\w+)`", table, re.M)) == set(known)
 
 
 def test_outputs_that_the_readme_lists_are_in_the_catalog() -> None:

@@ -1,4 +1,4 @@
-"""Which device and which number format a stage uses."""
+"""Which device and which number format a stage uses, and what happens when memory runs out."""
 
 from __future__ import annotations
 
@@ -17,101 +17,117 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class MemoryShortage(InputError):
-    """A device, or the machine, has too little memory: a fault of the moment, which smaller batches may mend."""
+    """A device, or the machine, has too little memory; smaller batches may help."""
 
 
-# Values of the images in one batch of inference. A CPU is twice as fast where a layer's output stays in its caches and
-# in memory that the process keeps (docs/results/speed.md); a GPU wants enough of them to be busy.
-_VALUES_ON_CPU, _VALUES_ELSEWHERE = 2**19, 2**23
-_FEWEST, _MOST = 8, 1024
+# Values of the images in one batch of inference. A CPU is twice as fast if a layer's output stays
+# in its caches and in memory that the process keeps (docs/results/speed.md); a GPU needs many
+# values to be busy.
+_VALUES_ON_CPU = 2**19
+_VALUES_ELSEWHERE = 2**23
+_MIN_BATCH_SIZE = 8
+_MAX_BATCH_SIZE = 1024
+
+# The kinds of devices on which a precision means bf16, where the hardware has it.
+_BF16_DEVICES: dict[str, tuple[str, ...]] = {
+    "float32": (),
+    "auto": ("cuda",),
+    "fastest": ("cuda", "cpu"),
+}
 
 
 def prepare_device(compute: ComputeParams) -> torch.device:
-    """Return the device that `compute.device` means on this machine, and give torch the stated number of threads.
+    """Return the device that `compute.device` names, and set torch's number of threads.
 
     Raises:
-        InputError: the named device is not here.
+        InputError: the machine does not have that device.
     """
     if compute.n_threads is not None:
         torch.set_num_threads(compute.n_threads)
     name = compute.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    is_here = {
+    is_available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
     kind, _, index = name.partition(":")
-    if not is_here[kind] or (index and int(index) >= torch.cuda.device_count()):
+    is_known_index = not index or int(index) < torch.cuda.device_count()
+    if not is_available[kind] or not is_known_index:
         raise InputError(
-            f"device {name!r} is not on this machine (torch {torch.__version__}): set device to auto or cpu"
+            f"device {name!r} is not on this machine (torch {torch.__version__}): "
+            "set device to auto or cpu"
         )
     return torch.device(name)
 
 
 def channels_last(network: Network, device: torch.device) -> Network:
-    """Return a network on a device, in place, with the weights of its convolutions ordered channels last.
+    """Move a network to a device, with its convolution weights in channels-last order; return it.
 
-    Color images have that order (`learning.augmentation.Normalize`) and take the network along; gray ones have none,
-    and on a CPU LeNet-5 trains 1.7 times as fast in this one (docs/results/speed.md). Not on Apple's GPUs, as there.
+    Color images are in that order (`learning.augmentation.Normalize`) and the network follows.
+    Gray images have no such order, and on a CPU LeNet-5 trains 1.7 times as fast with it
+    (docs/results/speed.md).
     """
     network = network.to(device)
-    return network if device.type == "mps" else network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    if device.type == "mps":
+        # Normalize makes the same exception for Apple's GPUs.
+        return network
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def inference_batch_size(
     compute: ComputeParams, device: torch.device, image_shape: tuple[int, int, int]
 ) -> int:
-    """Return how many (C, H, W) images a network sees at a time where nothing is learned."""
+    """Return how many (C, H, W) images a network processes at a time outside of training."""
     if compute.inference_batch_size is not None:
         return compute.inference_batch_size
     n_values = _VALUES_ON_CPU if device.type == "cpu" else _VALUES_ELSEWHERE
-    return min(max(n_values // math.prod(image_shape), _FEWEST), _MOST)
+    n_images = n_values // math.prod(image_shape)
+    return min(max(n_images, _MIN_BATCH_SIZE), _MAX_BATCH_SIZE)
 
 
 def autocast(compute: ComputeParams, device: torch.device) -> AbstractContextManager[None]:
-    """Return the autocast context of a forward pass: bf16, or float32, which leaves everything as it is.
+    """Return the autocast context of a forward pass: bf16, or float32, which changes nothing.
 
-    `auto` is bf16 on GPUs that have it; `fastest` also on CPUs that multiply bf16 natively, whose results then differ
-    from those of other CPUs.
+    `auto` is bf16 on GPUs that have it; `fastest` also on CPUs that multiply bf16 natively, whose
+    results then differ from those of other CPUs.
     """
-    wanted_on = {"float32": (), "auto": ("cuda",), "fastest": ("cuda", "cpu")}
-    is_bf16 = compute.precision == "bf16" or (
-        device.type in wanted_on[compute.precision] and _has_bf16(device)
-    )
+    is_bf16 = compute.precision == "bf16"
+    if not is_bf16 and device.type in _BF16_DEVICES[compute.precision]:
+        is_bf16 = _has_bf16(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16)
 
 
 def _has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 natively: emulated, it is slower than float32."""
+    """Return whether the device multiplies bf16 natively: emulated, it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    probes = (
-        getattr(torch.cpu, name, None)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return any(probe() for probe in probes if probe is not None)
+    # Private to torch, so that a version may lack them.
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        is_supported = getattr(torch.cpu, name, None)
+        if is_supported is not None and is_supported():
+            return True
+    return False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device, or the machine itself, has no memory left."""
+    """Return whether an error means that a device, or the machine itself, has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(
-        error
-    )  # torch has no type for the CPU's
+    # Torch has no type for the CPU's shortage.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager
 def memory_told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
-    """Tell the user what to lower where memory runs out inside.
+    """Raise an error that explains what to lower if memory runs out inside the context.
 
     Args:
-        name: of what runs.
-        more: returns what else is to be told.
+        name: name of the computation, for the message.
+        more: returns text that is appended to the message.
 
     Raises:
         MemoryShortage: memory ran out.
@@ -121,9 +137,12 @@ def memory_told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as exc:
         if not is_out_of_memory(exc):
             raise
-        reason = (str(exc) or type(exc).__name__).splitlines()[0].rstrip(".")
+        message = str(exc) or type(exc).__name__
+        # Torch continues with advice about its allocator, which is of no use here.
+        first_line = message.splitlines()[0].rstrip(".")
         raise MemoryShortage(
-            f"{name}: the memory of the device is not enough ({reason}). Lower batch_size, or, in globals.yml, "
-            "compute.resident_limit_gb (images held on the device) or compute.inference_batch_size (where nothing is "
-            f"learned).{more()}"
+            f"{name}: the memory of the device is not enough ({first_line}). Lower batch_size, or, "
+            "in globals.yml, compute.resident_limit_gb (images held on the device) or "
+            "compute.inference_batch_size (where nothing is learned)."
+            f"{more()}"
         ) from exc

@@ -1,4 +1,4 @@
-"""What the student is worth: the one look at the test images, and what selection did."""
+"""How good the student is, measured once on the test images, and how good the selection was."""
 
 from __future__ import annotations
 
@@ -28,10 +28,8 @@ from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.storage.manifest import check_manifest
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
-EXCLUDED = (
-    "n_excluded_pool",
-    "n_excluded_labeled",
-)  # copies of test images that the manifest leaves out
+# Numbers of copies of test images that the manifest leaves out.
+EXCLUDED = ("n_excluded_pool", "n_excluded_labeled")
 
 logger = logging.getLogger(__name__)
 
@@ -42,44 +40,50 @@ def compare_models(
     """Return for each model its accuracy, agreement with `models["teacher"]`, and cost.
 
     Raises:
-        InputError: there are no labeled test images.
+        InputError: there are no test images, or some have no label.
     """
     labels = test_images.index["label"]
     if not len(labels) or labels.isna().any():
         raise InputError(
-            "evaluation: the test images need labels: set `labels: classes` on the sources of data_ingestion.test"
+            "evaluation: the test images need labels: set `labels: classes` on the sources of "
+            "data_ingestion.test"
         )
+    truth = labels.to_numpy(dtype=np.int64)
+    teacher = models["teacher"].fingerprint()
+    predicted: dict[str, np.ndarray] = {}
     for name, model in models.items():
-        if model.card.origin.get("teacher", teacher := models["teacher"].fingerprint()) != teacher:
+        if model.card.origin.get("teacher", teacher) != teacher:
             logger.warning(
                 "%s_model learned from another teacher than teacher_model: distill it again", name
             )
-    truth = labels.to_numpy(dtype=np.int64)
-    predicted = {
-        name: predict_logits(model, test_images, params.compute).argmax(dim=1).numpy()
-        for name, model in models.items()
-    }
-    return {
-        name: {
-            "accuracy": accuracy(predicted[name], truth),
-            "agreement": agreement(predicted[name], predicted["teacher"]),
-            "per_class_accuracy": _json(
-                per_class_accuracy(predicted[name], truth, model.n_classes)
-            ),
+        logits = predict_logits(model, test_images, params.compute)
+        predicted[name] = logits.argmax(dim=1).numpy()
+
+    metrics: dict[str, Any] = {}
+    for name, model in models.items():
+        of_model = predicted[name]
+        per_class = per_class_accuracy(of_model, truth, model.n_classes)
+        metrics[name] = {
+            "accuracy": accuracy(of_model, truth),
+            "agreement": agreement(of_model, predicted["teacher"]),
+            "per_class_accuracy": [_null_if_nan(value) for value in per_class],
             **cost_of(model, params),
         }
-        for name, model in models.items()
-    }
+    return metrics
 
 
-def _json(values: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
+def _null_if_nan(value: float) -> float | None:
+    """Return a number as JSON can hold it."""
+    if np.isnan(value):
+        return None
+    return float(value)
 
 
 def cost_of(model: Model, params: EvaluationParams) -> dict[str, float | int]:
-    """Return what a model costs: parameters, FLOPs and median CPU latency of one image, bytes of its weights file.
+    """Return a model's number of parameters, FLOPs and latency per image, and size of its weights.
 
-    FLOPs count a multiply-add as two. Latency is one thread, float32, batch 1.
+    FLOPs count a multiply-add as two. Latency is the median on the CPU: one thread, float32, batch
+    size 1. Size is that of the safetensors file.
     """
     from safetensors.torch import save
 
@@ -87,12 +91,11 @@ def cost_of(model: Model, params: EvaluationParams) -> dict[str, float | int]:
     image = torch.zeros(1, *model.image_shape)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(image)
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "flops": int(counter.get_total_flops()),
-        "size_bytes": len(
-            save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
-        ),
+        "size_bytes": len(save(state)),
         "latency_ms": _median_latency_ms(network, image, params.latency_repeats),
     }
 
@@ -101,13 +104,13 @@ def _median_latency_ms(network: torch.nn.Module, image: Tensor, repeats: int) ->
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times = []
+        times_s = []
         with torch.inference_mode():
             for _ in range(repeats + 1):
-                start = time.perf_counter()
+                start_s = time.perf_counter()
                 network(image)
-                times.append(time.perf_counter() - start)
-        return 1000 * statistics.median(times[1:])  # the first call warms up
+                times_s.append(time.perf_counter() - start_s)
+        return 1000 * statistics.median(times_s[1:])  # the first call warms up
     finally:
         torch.set_num_threads(n_threads)
 
@@ -118,21 +121,19 @@ def describe_selection(
     pool_images: ImageStore,
     class_prior: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return what was selected, and where the pool's truth is known how well."""
+    """Return what was selected and, if the truth about the pool is known, how well."""
     check_manifest(manifest)
-    facts = {
-        name: manifest.attrs.get(name)
-        for name in (
-            "rule",
-            "criterion",
-            "threshold",
-            "estimated_precision",
-            "n_selected",
-            "n_pool",
-            "n_labeled",
-            *EXCLUDED,
-        )
-    }
+    names = (
+        "rule",
+        "criterion",
+        "threshold",
+        "estimated_precision",
+        "n_selected",
+        "n_pool",
+        "n_labeled",
+        *EXCLUDED,
+    )
+    facts = {name: manifest.attrs.get(name) for name in names}
     facts["class_prior"] = class_prior["value"]
     facts["class_prior_lower"] = class_prior["lower"]
     facts["class_prior_upper"] = class_prior["upper"]
@@ -141,21 +142,31 @@ def describe_selection(
     if not len(relevant) or relevant.isna().any():
         return facts
     is_relevant = relevant.to_numpy(dtype=bool)
-    is_selected = np.zeros(len(relevant), dtype=bool)
-    is_selected[
-        rows_of(pool_images, manifest["id"][manifest["origin"] == "pool"].to_numpy(), "manifest")
-    ] = True
+    truth = _selection_truth(manifest, pool_scores, pool_images, is_relevant)
+    for name, value in truth.items():
+        facts[name] = _null_if_nan(value)
+    return facts
+
+
+def _selection_truth(
+    manifest: pd.DataFrame,
+    pool_scores: ShardedTable,
+    pool_images: ImageStore,
+    is_relevant: np.ndarray,
+) -> dict[str, float]:
+    """Return what only the true relevance of the pool images can tell; NaN where undefined."""
+    selected_ids = manifest["id"][manifest["origin"] == "pool"].to_numpy()
+    is_selected = np.zeros(len(is_relevant), dtype=bool)
+    is_selected[rows_of(pool_images, selected_ids, "manifest")] = True
     precision, recall = selection_quality(is_selected, is_relevant)
+
+    # Scores are in the order of their shards, which need not be the order of the store.
     scores = pool_scores.to_pandas()
-    of_scores = is_relevant[rows_of(pool_images, scores["id"].to_numpy(), "pool_scores")]
-    auc = area_under_roc(scores["pu_score"].to_numpy(), of_scores)
-    truth = {
+    score_rows = rows_of(pool_images, scores["id"].to_numpy(), "pool_scores")
+    auc = area_under_roc(scores["pu_score"].to_numpy(), is_relevant[score_rows])
+    return {
         "precision": precision,
         "recall": recall,
         "auc": auc,
         "true_class_prior": float(is_relevant.mean()),
-    }
-    return {
-        **facts,
-        **{name: None if np.isnan(value) else float(value) for name, value in truth.items()},
     }

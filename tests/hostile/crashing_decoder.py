@@ -35,11 +35,11 @@ def ingest(folder: Path, parquet: Path) -> ImageStore:
     """Ingest with the decoder that crashes."""
     plan = plan_of({"type": "parquet", "path": str(parquet)}, n_workers=2, shard_size=100)
     # Patched by hand: this also runs as a script, without pytest.
-    ingestion.Decoder = CrashingDecoder  # type: ignore[misc]
+    ingestion.Decoder = CrashingDecoder  # type: ignore[misc,attr-defined]
     try:
         return write_store(plan, folder)
     finally:
-        ingestion.Decoder = Decoder  # type: ignore[misc]
+        ingestion.Decoder = Decoder  # type: ignore[misc,attr-defined]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 
 import pytest
 from PIL import Image
@@ -75,7 +76,9 @@ def huge_webp() -> bytes:
 @pytest.mark.parametrize(
     "make_file", [huge_png, huge_jpeg, huge_bmp, huge_gif, huge_tiff, huge_webp]
 )
-def test_a_small_file_that_declares_billions_of_pixels_is_not_unpacked(make_file) -> None:
+def test_a_small_file_that_declares_billions_of_pixels_is_not_unpacked(
+    make_file: Callable[[], bytes],
+) -> None:
     data = make_file()
     before = peak_bytes()
     assert DECODER.decode(data) == Unusable(Reason.TOO_MANY_PIXELS)

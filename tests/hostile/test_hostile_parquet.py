@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.images.ingestion import list_images, write_store
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.listing import list_images
 from pu_kd_pipeline.images.store import ImageStore
 from tests.hostile.valid_files import noise, noise_png, plan_of
 

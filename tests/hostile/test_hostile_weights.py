@@ -108,7 +108,7 @@ OTHER_CLASSES = {"fc.weight": torch.zeros(5, 16), "fc.bias": torch.zeros(5)}
 BEYOND_FLOAT32 = torch.full((3,), 1e300, dtype=torch.float64)
 NAN_STATISTICS = {"block1.1.running_var": torch.full((2,), NAN)}
 
-WRONG_TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
+WRONG_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"fc.bias": None}, "missing: fc.bias"),
     "extra": ({"head.bias": torch.zeros(3)}, "not part of it: head.bias"),
     "other classes": (OTHER_CLASSES, "of another shape: fc.bias (5,)"),

@@ -18,18 +18,35 @@ from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams
 from pu_kd_pipeline.training.batches import augmented_batches
 
 
-def threads() -> int:
-    return sum(thread.name == "read_ahead" for thread in threading.enumerate())
+def n_threads() -> int:
+    """Return how many threads read ahead at the moment."""
+    names = [thread.name for thread in threading.enumerate()]
+    return names.count("read_ahead")
+
+
+def compute_params(limit_gb: float) -> ComputeParams:
+    return ComputeParams(
+        device="cpu",
+        precision="float32",
+        n_threads=1,
+        resident_limit_gb=limit_gb,
+        inference_batch_size=8,
+    )
+
+
+# Images are held in memory, or read batch by batch because they do not fit the limit.
+RESIDENT_GB = 1.0
+STREAMED_GB = 1e-9
 
 
 def test_items_come_in_order_and_the_thread_ends() -> None:
     assert list(read_ahead(iter(range(50)))) == list(range(50))
     assert list(read_ahead(iter([]))) == []
     assert list(read_ahead(iter([None, None]))) == [None, None]
-    assert threads() == 0
+    assert n_threads() == 0
 
 
-def test_it_stays_a_few_items_ahead() -> None:
+def test_reading_stays_a_few_items_ahead() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -44,10 +61,10 @@ def test_it_stays_a_few_items_ahead() -> None:
             time.sleep(0.01)
         time.sleep(0.3)
         assert len(taken) == 5  # one given, three waiting, one in hand
-    assert threads() == 0
+    assert n_threads() == 0
 
 
-def test_what_reading_raises_is_raised_where_it_is_read() -> None:
+def test_an_error_while_reading_is_raised_in_the_consumer() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise OSError("the disk is gone")
@@ -56,11 +73,20 @@ def test_what_reading_raises_is_raised_where_it_is_read() -> None:
     assert next(batches) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
-    assert threads() == 0
+    assert n_threads() == 0
+
+
+def assert_equal_batches(some: list[Any], others: list[Any]) -> None:
+    for batch, other in zip(some, others, strict=True):
+        for tensor, other_tensor in zip(batch, other, strict=True):
+            assert torch.equal(tensor, other_tensor)
+
+
+NORMALIZE = Normalize([0.5] * 3, [0.25] * 3)
 
 
 class Store:
-    """What `ImageRows` asks of a store."""
+    """The part of an image store that `ImageRows` uses."""
 
     image_shape = (3, 8, 8)
 
@@ -73,73 +99,62 @@ class Store:
 
 def test_streamed_training_sees_the_batches_that_resident_training_sees() -> None:
     def batches(limit_gb: float) -> list[Any]:
-        compute = ComputeParams(
-            device="cpu",
-            precision="float32",
-            n_threads=1,
-            resident_limit_gb=limit_gb,
-            inference_batch_size=8,
-        )
-        rows = ImageRows([(Store(), np.arange(5, 40))], compute)  # type: ignore[list-item]
-        assert rows.is_resident == (limit_gb > 1e-6)
+        rows = ImageRows(store_part(), compute_params(limit_gb))
+        assert rows.is_resident == (limit_gb == RESIDENT_GB)
         augmentation = AugmentationParams(padding_px=2, horizontal_flip=True)
-        found = augmented_batches(
-            rows, Normalize([0.5] * 3, [0.25] * 3), augmentation, batch_size=16, seed=3
-        )
+        found = augmented_batches(rows, NORMALIZE, augmentation, batch_size=16, seed=3)
         first = [next(found) for _ in range(7)]
         found.close()  # type: ignore[attr-defined]
         return first
 
-    for streamed, resident in zip(batches(1e-9), batches(1.0), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(streamed, resident, strict=True))
-    assert threads() == 0
+    assert_equal_batches(batches(STREAMED_GB), batches(RESIDENT_GB))
+    assert n_threads() == 0
+
+
+def store_part() -> Any:
+    """Return 35 rows of a store, as `ImageRows` takes them."""
+    return [(Store(), np.arange(5, 40))]
+
+
+class CountingRows(ImageRows):
+    """Counts the batches that are read."""
+
+    n_read = 0
+
+    def batch(self, indices: torch.Tensor) -> torch.Tensor:
+        self.n_read += 1
+        return super().batch(indices)
 
 
 @pytest.mark.parametrize("n_passed", [0, 1, 4, 9])
-@pytest.mark.parametrize("limit_gb", [1e-9, 1.0], ids=["streamed", "resident"])
+@pytest.mark.parametrize("limit_gb", [STREAMED_GB, RESIDENT_GB], ids=["streamed", "resident"])
 @pytest.mark.parametrize("is_drawn", [False, True], ids=["passes", "drawn"])
 @pytest.mark.parametrize("flip", [False, True], ids=["plain", "views"])
-def test_batches_that_were_seen_are_passed_over_without_reading_an_image(
+def test_batches_that_were_seen_are_skipped_without_reading_an_image(
     n_passed: int, limit_gb: float, is_drawn: bool, flip: bool
 ) -> None:
-    compute = ComputeParams(
-        device="cpu",
-        precision="float32",
-        n_threads=1,
-        resident_limit_gb=limit_gb,
-        inference_batch_size=8,
-    )
+    augmentation = AugmentationParams(padding_px=int(flip), horizontal_flip=flip)
+    probabilities = None
+    if is_drawn:
+        probabilities = torch.rand(35, generator=torch.Generator().manual_seed(0))
 
-    def batches(n_passed: int, n: int) -> tuple[list[Any], int]:
-        rows = ImageRows([(Store(), np.arange(5, 40))], compute)  # type: ignore[list-item]
-        n_read, read = 0, rows.batch
-
-        def counted(indices: torch.Tensor) -> torch.Tensor:
-            nonlocal n_read
-            n_read += 1
-            return read(indices)
-
-        rows.batch = counted  # type: ignore[method-assign]
-        augmentation = AugmentationParams(padding_px=1 if flip else 0, horizontal_flip=flip)
-        probabilities = (
-            torch.rand(35, generator=torch.Generator().manual_seed(0)) if is_drawn else None
-        )
+    def batches(n_passed: int, n: int) -> tuple[list[Any], CountingRows]:
+        rows = CountingRows(store_part(), compute_params(limit_gb))
         found = augmented_batches(
             rows,
-            Normalize([0.5] * 3, [0.25] * 3),
+            NORMALIZE,
             augmentation,
-            16,
-            3,
-            None,
-            probabilities,
-            n_passed,
+            batch_size=16,
+            seed=3,
+            probabilities=probabilities,
+            n_passed=n_passed,
         )
         with closing(found):  # type: ignore[type-var]
-            return [next(found) for _ in range(n)], n_read
+            return [next(found) for _ in range(n)], rows
 
     everything, _ = batches(0, n_passed + 3)
-    later, n_read = batches(n_passed, 3)
-    assert n_read <= 3 + 4  # what is read ahead
-    for one, other in zip(later, everything[n_passed:], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert threads() == 0
+    later, rows = batches(n_passed, 3)
+    n_read_ahead = 4
+    assert rows.n_read <= 3 + n_read_ahead
+    assert_equal_batches(later, everything[n_passed:])
+    assert n_threads() == 0

@@ -1,33 +1,36 @@
-"""What a node depends on outside of the catalog: sources, files and factories that its parameters name; digests."""
+"""Records of nodes, and what a node depends on outside of the catalog."""
 
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pu_kd_pipeline.incremental.file_states import FileStates, files_below
+from pu_kd_pipeline.incremental.file_states import FileStates
 from pu_kd_pipeline.incremental.node_records import (
     NodeRecord,
     NodeRecords,
     damaged_outputs,
     differences,
-    flat,
-    outside_of,
+    external_states,
+    flat_parameters,
 )
 from pu_kd_pipeline.params.data_ingestion import ImageSource
 from pu_kd_pipeline.params.teacher import InputSpec
 
 
-def outside(tmp_path: Path, value: Any) -> dict[str, str]:
-    return outside_of("block", value, FileStates(tmp_path / "states.json"))
+def states_of(tmp_path: Path, value: Any) -> dict[str, str]:
+    """Return the states of what a block of parameters names."""
+    return external_states("block", value, FileStates(tmp_path / "states.json"))
 
 
 def source(**changes: Any) -> ImageSource:
     return ImageSource.model_validate({"type": "folder", "path": "images", **changes})
+
+
+# --- sources, files and factories
 
 
 def test_the_files_of_a_source_are_watched_and_the_embedded_ones_are_code(tmp_path):
@@ -35,7 +38,7 @@ def test_the_files_of_a_source_are_watched_and_the_embedded_ones_are_code(tmp_pa
     folder.mkdir(parents=True)
     (folder / "one.png").write_bytes(b"1")
     sources = [source(path=str(folder.parent)), source(type="demo", part="pool", path=None)]
-    states = [outside(tmp_path, {"pool": sources})]
+    states = [states_of(tmp_path, {"pool": sources})]
     assert list(states[0]) == ["block.pool[0]"]
     for change in (
         lambda: (folder / "two.png").write_bytes(b"2"),
@@ -45,24 +48,25 @@ def test_the_files_of_a_source_are_watched_and_the_embedded_ones_are_code(tmp_pa
         lambda: (folder / "one.png").unlink(),
     ):
         change()
-        states.append(outside(tmp_path, {"pool": sources}))
+        states.append(states_of(tmp_path, {"pool": sources}))
     assert len({state["block.pool[0]"] for state in states}) == len(states)
 
 
 def test_a_pattern_and_a_missing_folder_have_a_state_too(tmp_path):
     pattern = source(type="parquet", path=f"{tmp_path}/*.parquet")
-    before = outside(tmp_path, pattern)
-    (tmp_path / "notes.txt").write_text("nothing of it")
-    assert outside(tmp_path, pattern) == before
+    before = states_of(tmp_path, pattern)
+    (tmp_path / "notes.txt").write_text("does not match")
+    assert states_of(tmp_path, pattern) == before
     (tmp_path / "a.parquet").write_bytes(b"")
-    assert outside(tmp_path, pattern) != before
-    assert outside(tmp_path, source(path=str(tmp_path / "nowhere")))
-    assert outside(tmp_path, source(path="memory://nowhere/images"))
+    assert states_of(tmp_path, pattern) != before
+    assert states_of(tmp_path, source(path=str(tmp_path / "nowhere")))
+    assert states_of(tmp_path, source(path="memory://nowhere/images"))
 
 
 def test_weights_and_factories_count_by_their_content(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    weights, module = tmp_path / "weights.pt", tmp_path / "our_nets.py"
+    weights = tmp_path / "weights.pt"
+    module = tmp_path / "our_nets.py"
     weights.write_bytes(b"12")
     module.write_text("def build(): ...\n")
     block = {
@@ -72,29 +76,46 @@ def test_weights_and_factories_count_by_their_content(tmp_path, monkeypatch):
         "other": "no:such",
         "n": 3,
     }
-    before = outside(tmp_path, block)
+    before = states_of(tmp_path, block)
     assert set(before) == {"block.weights", "block.architecture"}
     os.utime(weights)
-    assert outside(tmp_path, block) == before
+    assert states_of(tmp_path, block) == before
     weights.write_bytes(b"21")
     module.write_text("def build(): return 1\n")
-    after = outside(tmp_path, block)
+    after = states_of(tmp_path, block)
     assert all(after[key] != before[key] for key in before)
-    assert outside(tmp_path, {"text": "x" * 5000, "nul": "a\0b"}) == {}
 
 
-def test_parameters_are_compared_key_by_key():
+def test_text_that_cannot_be_a_path_names_nothing(tmp_path):
+    assert states_of(tmp_path, {"text": "x" * 5000, "nul": "a\0b"}) == {}
+
+
+# --- parameters
+
+
+def test_a_block_is_flat_in_a_record(tmp_path):
     block = InputSpec(size_px=8, channels=1, mean=(0.5,), std=(1.0,))
-    assert flat("input", block) == {
+    assert flat_parameters("input", block) == {
         "input.size_px": 8,
         "input.channels": 1,
         "input.mean": [0.5],
         "input.std": [1.0],
     }
-    old, new = (
-        {"seed": 0, "gone": 1, "mean": [0.5]},
-        {"seed": 1, "mean": [0.5, 0.6], "late": None},
-    )
+
+
+def test_a_list_of_mappings_is_one_value_of_a_record():
+    value = {"pool": [{"type": "demo"}], "nothing": {}, "folder": Path("data")}
+    assert flat_parameters("block", value) == {
+        "block.pool": [{"type": "demo"}],
+        "block.nothing": {},
+        "block.folder": "data",
+    }
+    assert flat_parameters("seed", 3) == {"seed": 3}
+
+
+def test_parameters_are_compared_key_by_key():
+    old = {"seed": 0, "gone": 1, "mean": [0.5]}
+    new = {"seed": 1, "mean": [0.5, 0.6], "late": None}
     assert differences(NodeRecord(parameters=old), NodeRecord(parameters=new)) == [
         "parameter seed 0 → 1",
         "parameter gone is gone",
@@ -103,81 +124,50 @@ def test_parameters_are_compared_key_by_key():
     ]
 
 
-def test_every_part_of_a_record_counts():
-    parts = ("inputs", "outside", "catalog", "code", "libraries")
-    for part in parts:
-        [reason] = differences(NodeRecord(**{part: {"x": "1"}}), NodeRecord(**{part: {"x": "2"}}))
-        assert "x" in reason
-        assert differences(NodeRecord(**{part: {"x": "1"}}), NodeRecord(**{part: {"x": "1"}})) == []
-    many = differences(NodeRecord(code={}), NodeRecord(code=dict.fromkeys("abcde", "1")))
-    assert many == ["code changed: a, b, c and 2 more"]
+# --- records
 
 
-def test_outputs_are_told_apart_by_what_happened_to_them():
-    record = NodeRecord(outputs={"table": {"a": "1", "b": "2"}})
-    assert damaged_outputs(record, {"table": {"a": "1", "b": "2"}}) == []
-    for found, told in (
-        ({}, "output table is missing"),
-        ({"a": "1"}, "output table is damaged: b is missing"),
+@pytest.mark.parametrize("part", ["inputs", "outside", "catalog", "code", "libraries"])
+def test_every_part_of_a_record_counts(part):
+    old = NodeRecord(**{part: {"x": "1"}})
+    new = NodeRecord(**{part: {"x": "2"}})
+    [reason] = differences(old, new)
+    assert "x" in reason
+    assert differences(old, old) == []
+
+
+def test_of_many_changes_in_code_the_first_are_named():
+    new = NodeRecord(code=dict.fromkeys("abcde", "1"))
+    assert differences(NodeRecord(), new) == ["code changed: a, b, c and 2 more"]
+
+
+@pytest.mark.parametrize(
+    ("found", "fault"),
+    [
+        ({}, "is missing"),
+        ({"a": "1"}, "is damaged: b is missing"),
         (
             {"a": "1", "b": "3"},
-            "output table is not what was written (b): damaged, edited, or written by another node",
+            "is not what was written (b): damaged, edited, or written by another node",
         ),
-        (
-            {"a": "1", "b": "2", "c": "3"},
-            "output table has files that were not written with it, such as c",
-        ),
-    ):
-        assert damaged_outputs(record, {"table": found}) == [told]
+        ({"a": "1", "b": "2", "c": "3"}, "has files that were not written with it, such as c"),
+    ],
+)
+def test_the_fault_of_an_output_says_what_happened_to_it(found, fault):
+    record = NodeRecord(outputs={"table": {"a": "1", "b": "2"}})
+    assert damaged_outputs(record, {"table": found}) == [f"output table {fault}"]
+
+
+def test_an_intact_output_has_no_fault():
+    record = NodeRecord(outputs={"table": {"a": "1", "b": "2"}})
+    assert damaged_outputs(record, record.outputs) == []
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
-    records, record = (
-        NodeRecords(tmp_path),
-        NodeRecord(parameters={"a": [1, None, "ü"]}, outputs={"x": {"": "1"}}),
-    )
+    records = NodeRecords(tmp_path)
+    record = NodeRecord(parameters={"a": [1, None, "ü"]}, outputs={"x": {"": "1"}})
     assert records.read("stage.node") is None
     records.write("stage.node", record)
     assert records.read("stage.node") == record
     records.remove("stage.node")
     assert records.read("stage.node") is None
-
-
-def test_a_digest_is_of_the_content_and_read_again_only_after_a_touch(tmp_path, monkeypatch):
-    file, states = tmp_path / "data.bin", FileStates(tmp_path / "states.json")
-    file.write_bytes(b"one")
-    first = states.digest(file)
-    states.save()
-    remembering = FileStates(tmp_path / "states.json")
-    monkeypatch.setattr(Path, "open", lambda *_, **__: pytest.fail("it was read"))
-    assert remembering.digest(file) == first
-    monkeypatch.undo()
-    file.write_bytes(b"two")  # of the same size, a moment later
-    assert FileStates(tmp_path / "states.json").digest(file) != first
-    file.write_bytes(b"one")
-    os.utime(file, (1, 1))
-    assert FileStates(tmp_path / "states.json").digest(file) == first
-
-
-def test_a_change_within_the_resolution_of_file_times_is_seen(tmp_path):
-    file, states = tmp_path / "data.bin", FileStates(tmp_path / "states.json")
-    digests = set()
-    for number in range(5):
-        file.write_bytes(bytes([number]))
-        digests.add(states.digest(file))
-        assert (
-            time.time_ns() - file.stat().st_mtime_ns >= 20_000_000
-        )  # or the next write might have the same time
-    assert len(digests) == 5
-
-
-def test_hidden_files_belong_to_nobody(tmp_path):
-    for name in ("a.txt", ".b.tmp", "c/d.txt", ".e/f.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)] == [
-        "a.txt",
-        "c/d.txt",
-    ]
-    assert list(files_below(tmp_path / "a.txt")) == [tmp_path / "a.txt"]
-    assert list(files_below(tmp_path / "nowhere")) == []

@@ -88,7 +88,7 @@ def test_a_stage_that_is_killed_and_run_again_writes_what_one_run_writes(
 
     result = run_kedro(f"--pipeline={stage}", data=data, params=("tracking=false",))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"trains on after update \d+, from", result.stdout)
+    assert re.search(r"resumes after update \d+, from", result.stdout)
     for file in ("weights.safetensors", "card.json"):
         assert (data / model / file).read_bytes() == (finished_run / model / file).read_bytes()
     pd.testing.assert_frame_equal(
@@ -104,7 +104,7 @@ def test_what_was_trained_is_not_lost_where_saving_fails(data_of, finished_run):
     assert failed.returncode == 1
     (data / "06_models").unlink()
     result = run_kedro("--pipeline=teacher", data=data, params=("tracking=false",))
-    assert "teacher: trains on after update 150" in result.stdout
+    assert "teacher: resumes after update 150" in result.stdout
     weights = "06_models/teacher_model/weights.safetensors"
     assert (data / weights).read_bytes() == (finished_run / weights).read_bytes()
     assert not (data / "checkpoints").exists()
@@ -122,7 +122,7 @@ def test_a_training_that_diverges_is_one_sentence_and_leaves_its_last_good_check
         r"Error: distillation: the loss is (nan|inf) between update \d+ and \d+ of 60: lower the learning rate, or "
         r"look for constant or corrupt images\. The last good checkpoint, of update \d+, is kept in "
         + re.escape(str(checkpoint))
-        + r": the same command goes on from there, and one with other parameters starts anew\.\n",
+        + r": the same command resumes from there, and one with other parameters starts over\.\n",
         result.stderr,
     ), result.stderr
     assert checkpoint.is_file()
@@ -132,7 +132,7 @@ def test_a_training_that_diverges_is_one_sentence_and_leaves_its_last_good_check
         "--pipeline=distillation", data=data, params=("tracking=false", "distillation.objective=kd")
     )
     assert mended.returncode == 0, mended.stdout + mended.stderr
-    assert "(optimizer.learning_rate 1000000000.0 → 0.1): training starts anew" in mended.stdout
+    assert "(optimizer.learning_rate 1000000000.0 → 0.1): training starts over" in mended.stdout
     assert (
         json.loads((data / "06_models" / "student_model" / "card.json").read_text())["origin"][
             "n_updates"

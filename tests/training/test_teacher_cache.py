@@ -1,7 +1,9 @@
-"""The cached teacher says what the teacher says, of the views that it is said to know."""
+"""The teacher cache gives the logits of the teacher, for the views that it was filled with."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -23,15 +25,14 @@ COMPUTE = ComputeParams(
 
 
 class Images:
-    """Random images, held as `ImageRows` holds them."""
+    """Random images with the interface of `ImageRows`."""
 
     device = torch.device("cpu")
     is_resident = True
 
     def __init__(self, n: int) -> None:
-        self.pixels = torch.randint(
-            0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-        )
+        generator = torch.Generator().manual_seed(0)
+        self.pixels = torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -41,12 +42,15 @@ class Images:
 
 
 class Counting(nn.Module):
+    """A teacher that counts the images it was given."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.n_asked = build_network("digits_cnn", 10, 1, {"width": 4}).eval(), 0
+        self.network = build_network("digits_cnn", 10, 1, {"width": 4}).eval()
+        self.n_images = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.n_asked += len(images)
+        self.n_images += len(images)
         return self.network(images)
 
 
@@ -77,7 +81,10 @@ def params_with(**changes: Any) -> DistillationParams:
 def outputs_of(
     params: DistillationParams, n: int = 21
 ) -> tuple[TeacherOutputs, Counting, list[Any]]:
-    images, teacher, normalize = Images(n), Counting(), Normalize([0.5], [0.25])
+    """Return the cache of n images, its teacher, and 40 batches of training."""
+    images = Images(n)
+    teacher = Counting()
+    normalize = Normalize([0.5], [0.25])
     outputs = TeacherOutputs(images, teacher, normalize, params)  # type: ignore[arg-type]
     batches = augmented_batches(
         images,  # type: ignore[arg-type]
@@ -87,7 +94,7 @@ def outputs_of(
         params.seed,
         outputs.draw,
     )
-    return outputs, teacher, [next(batches) for _ in range(40)]
+    return outputs, teacher, list(itertools.islice(batches, 40))
 
 
 @pytest.mark.parametrize("cache", ["exact", "views"])
@@ -95,68 +102,83 @@ def outputs_of(
     "augmentation",
     [{"padding_px": 2, "horizontal_flip": True}, {"padding_px": 0, "horizontal_flip": False}],
 )
-def test_what_is_remembered_is_what_the_teacher_says(cache, augmentation):
+def test_cached_logits_are_those_of_the_teacher(cache, augmentation):
     params = params_with(teacher_cache=cache, augmentation=AugmentationParams(**augmentation))
     outputs, teacher, batches = outputs_of(params)
     assert outputs.is_cached
-    asked = teacher.n_asked
+    n_to_fill = teacher.n_images
     for batch in batches:
-        remembered = outputs(batch)
-        assert torch.equal(
-            remembered, teacher.network(batch.images)
-        )  # to the last bit, for the batches are alike
-    assert teacher.n_asked == asked
+        # To the last bit, because the cache was filled with batches of the same size.
+        assert torch.equal(outputs(batch), teacher.network(batch.images))
+    assert teacher.n_images == n_to_fill
+
+
+def n_in_full_batches(n_views_each: int) -> int:
+    """Return the number of images that fill a cache of 21 images: whole batches of 16."""
+    n_views = 21 * n_views_each
+    n_batches = math.ceil(n_views / 16)
+    return n_batches * 16
 
 
 def test_exact_shows_the_views_that_off_shows():
     _, _, fresh = outputs_of(params_with(teacher_cache="off"))
     outputs, teacher, cached = outputs_of(params_with())
-    assert all(
-        torch.equal(a.images, b.images) and torch.equal(a.rows, b.rows)
-        for a, b in zip(fresh, cached, strict=True)
-    )
+
+    for one, other in zip(fresh, cached, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.rows, other.rows)
     assert outputs.is_cached
-    assert teacher.n_asked == -(-21 * 50 // 16) * 16  # 25 crops and their mirror images of each
+    # 25 crops of each image, and their mirror images.
+    assert teacher.n_images == n_in_full_batches(50)
 
 
 def test_views_are_a_few_of_each_image_and_all_are_shown():
     outputs, teacher, batches = outputs_of(params_with(teacher_cache="views"))
-    assert teacher.n_asked == -(-21 * 4 // 16) * 16
-    shown = {
-        (row, view)
-        for batch in batches
-        for row, view in zip(batch.rows.tolist(), batch.views.tolist(), strict=True)
-    }
+    assert outputs.is_cached
+    assert teacher.n_images == n_in_full_batches(4)
+
+    shown = set()
+    for batch in batches:
+        rows = batch.rows.tolist()
+        views = batch.views.tolist()
+        shown.update(zip(rows, views, strict=True))
     per_image = np.bincount([row for row, _ in shown])
     assert per_image.max() <= 4
     assert per_image.sum() > 21 * 3
-    assert len({view for _, view in shown}) > 20  # not the same four for all
-    assert outputs.is_cached
+    # Each image has its own four.
+    different_views = {view for _, view in shown}
+    assert len(different_views) > 20
 
 
-def test_nothing_is_remembered_where_it_would_be_more_work_or_is_not_wanted():
-    fewer = {
-        "n_updates": 40
-    }  # which show 640 views: exact would ask for 1,050, 31 views of each for 651
-    for params in (
-        params_with(**fewer),
-        params_with(teacher_cache="off"),
-        params_with(teacher_cache="views", cached_views=31, **fewer),
-    ):
-        outputs, teacher, batches = outputs_of(params)
-        assert not outputs.is_cached
-        assert teacher.n_asked == 0
-        assert torch.equal(outputs(batches[0]), teacher.network(batches[0].images))
+# 40 updates show 640 views: `exact` would compute 1,050, and 31 views of each image 651.
+FEW = {"n_updates": 40}
 
 
-def test_all_views_are_taken_where_there_are_no_more_than_asked_for():
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teacher_cache": "off"},
+        {"teacher_cache": "exact", **FEW},
+        {"teacher_cache": "views", "cached_views": 31, **FEW},
+    ],
+)
+def test_nothing_is_cached_if_it_is_off_or_more_work(changes):
+    outputs, teacher, batches = outputs_of(params_with(**changes))
+    assert not outputs.is_cached
+    assert teacher.n_images == 0
+    first = batches[0]
+    assert torch.equal(outputs(first), teacher.network(first.images))
+
+
+def test_all_views_are_cached_if_there_are_no_more_than_cached_views():
     _, teacher, _ = outputs_of(params_with(teacher_cache="views", cached_views=50))
-    assert teacher.n_asked == -(-21 * 50 // 16) * 16
+    assert teacher.n_images == n_in_full_batches(50)
 
 
-def test_what_does_not_fit_is_not_remembered_or_refused():
+def test_logits_that_do_not_fit_switch_exact_off_and_are_refused_for_views():
     tiny = COMPUTE.model_copy(update={"resident_limit_gb": 1e-6})
     outputs, _, _ = outputs_of(params_with(compute=tiny))
     assert not outputs.is_cached
+    # Without its cache, `views` would train on other views than those that were asked for.
     with pytest.raises(InputError, match="lower cached_views, or set teacher_cache to off"):
         outputs_of(params_with(compute=tiny, teacher_cache="views"))

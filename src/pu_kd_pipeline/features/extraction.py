@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -13,55 +14,64 @@ from torch import Tensor
 from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import map_images, normalization
-from pu_kd_pipeline.images.store import ImageStore, Shard
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.store_file import Shard
 from pu_kd_pipeline.learning.features import to_float16
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.storage.sharded_table import fixed_size_list
 
 Makers = dict[str, Callable[[], pa.Table]]
-TEACHER = "teacher"  # the fact of a feature shard that says which network made it
-LAST_TAP_SIZE = (
-    "last_tap_size"  # the fact that says how many of the descriptor's channels are the last tap's
-)
+# Metadata keys of a feature shard: the fingerprint of the network that made it, and how many of the
+# descriptor's channels belong to the last tap.
+TEACHER = "teacher"
+LAST_TAP_SIZE = "last_tap_size"
 
 
 def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -> Makers:
-    """Return one maker a shard of a store, named after the shard and the fingerprints of teacher and precision."""
+    """Return one function per shard of a store that computes the features of the shard.
+
+    The names consist of the shard's name and a hash of teacher and precision.
+    """
     if not len(images):
         raise InputError(
-            "feature_extraction: the image store is empty; check the sources in parameters_data_ingestion.yml"
+            "feature_extraction: the image store is empty; check the sources in "
+            "parameters_data_ingestion.yml"
         )
     device = prepare_device(compute)
     extractor = teacher.extractor(device)
     normalize = normalization(teacher, device)
-    made_by = short_hash(fingerprint := teacher.fingerprint(), compute.precision)
+    fingerprint = teacher.fingerprint()
+    metadata = {TEACHER: fingerprint, LAST_TAP_SIZE: str(extractor.last_tap_size)}
 
-    def extract(images: Tensor) -> tuple[Tensor, Tensor]:
-        descriptor, logits = extractor(images)
+    def extract(batch: Tensor) -> tuple[Tensor, Tensor]:
+        descriptor, logits = extractor(batch)
+        # On the device already: half of the bytes travel to the CPU.
         return to_float16(descriptor), logits
 
-    def maker(shard: Shard) -> Callable[[], pa.Table]:
-        def make() -> pa.Table:
-            rows = np.arange(shard.start, shard.start + shard.n, dtype=np.int64)
-            batches = map_images(extract, images, rows, normalize, compute)
-            descriptor, logits = (
-                torch.cat(column).numpy() for column in zip(*batches, strict=True)
-            )
-            columns = [
-                images.ids_of(shard).cast(pa.string()),
-                fixed_size_list(descriptor),
-                fixed_size_list(logits),
-            ]
-            table = pa.Table.from_arrays(columns, names=["id", "descriptor", "logits"])
-            return table.replace_schema_metadata(
-                {TEACHER: fingerprint, LAST_TAP_SIZE: str(extractor.last_tap_size)}
-            )
+    def make(shard: Shard) -> pa.Table:
+        rows = np.arange(shard.start, shard.start + shard.n, dtype=np.int64)
+        descriptors: list[Tensor] = []
+        logits: list[Tensor] = []
+        batches = map_images(extract, images, rows, normalize, compute)
+        for descriptor_batch, logits_batch in batches:
+            descriptors.append(descriptor_batch)
+            logits.append(logits_batch)
 
-        return make
+        columns = {
+            "id": images.ids_of(shard).cast(pa.string()),
+            "descriptor": fixed_size_list(torch.cat(descriptors).numpy()),
+            "logits": fixed_size_list(torch.cat(logits).numpy()),
+        }
+        table = pa.table(columns)
+        return table.replace_schema_metadata(metadata)
 
-    return {f"{shard.name}-{made_by}": maker(shard) for shard in images.shards}
+    # In the name, so that another teacher or precision makes all shards again.
+    suffix = short_hash(fingerprint, compute.precision)
+    return {f"{shard.name}-{suffix}": partial(make, shard) for shard in images.shards}
 
 
 def short_hash(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    """Return twelve hexadecimal digits that change with any of the parts."""
+    content = "\n".join(parts)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -21,21 +21,22 @@ def feature_tensors(
     """Return (N,) ids and the (N, F) features that a PU head of a kind reads, on the device.
 
     Raises:
-        InputError: the last layer is asked for, and the features do not say which channels are its.
+        InputError: the last layer is asked for, but the features do not state which channels
+            belong to it.
     """
-    ids, parts = [], []
     last_tap_size = int(features.facts.get(LAST_TAP_SIZE, 0))
     if kind == "last_layer" and not last_tap_size:
         raise InputError(
-            f"{features.folder}: these features do not say which channels are the last layer's. Delete the folder, "
-            "and run `kedro run --pipeline=feature_extraction`"
+            f"{features.folder}: these features do not say which channels are the last layer's. "
+            "Delete the folder, and run `kedro run --pipeline=feature_extraction`"
         )
+    ids: list[np.ndarray] = []
+    parts: list[Tensor] = []
     for table in features.shards():
         ids.append(table["id"].to_pandas().to_numpy())
-        descriptor, logits = (
-            torch.from_numpy(as_array(table[name]).copy()).to(device)
-            for name in ("descriptor", "logits")
-        )
+        # Reduced shard by shard: a head that reads the last layer needs a part of each descriptor.
+        descriptor = as_tensor(table["descriptor"]).to(device)
+        logits = as_tensor(table["logits"]).to(device)
         parts.append(pu_features(descriptor, logits, kind, last_tap_size))
     return np.concatenate(ids), torch.cat(parts)
 
@@ -44,6 +45,13 @@ def logits_of(features: ShardedTable, ids: set[str]) -> Iterator[Tensor]:
     """Yield the (n, K) float32 logits of the given ids, shard by shard."""
     wanted = pa.array(sorted(ids), pa.string())
     for table in features.shards(["id", "logits"]):
-        kept = table.filter(pa.compute.is_in(table["id"], wanted))
+        is_wanted = pa.compute.is_in(table["id"], wanted)
+        kept = table.filter(is_wanted)
         if len(kept):
-            yield torch.from_numpy(as_array(kept["logits"]).copy())
+            yield as_tensor(kept["logits"])
+
+
+def as_tensor(column: pa.ChunkedArray) -> Tensor:
+    """Return a column of a feature shard as a tensor of its own memory, on the CPU."""
+    # Copied: the shard's file is memory-mapped and read-only, which torch does not support.
+    return torch.from_numpy(as_array(column).copy())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,101 +12,115 @@ from torch import Tensor
 from pu_kd_pipeline.devices import memory_told, prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import TEACHER, Makers, short_hash
+from pu_kd_pipeline.features.reading import as_tensor
 from pu_kd_pipeline.images.batches import map_images
 from pu_kd_pipeline.images.store import ImageStore, rows_of
 from pu_kd_pipeline.learning.augmentation import Normalize
-from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, pu_features
+from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, pu_features
 from pu_kd_pipeline.models.model import PUClassifier
 from pu_kd_pipeline.params.compute import ComputeParams
-from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def score_shards(
     features: ShardedTable, images: ImageStore, classifier: PUClassifier, compute: ComputeParams
 ) -> Makers:
-    """Return one maker a shard of the pool's features, named after the shard and the classifier's fingerprint."""
+    """Return one function per shard of the pool's features that scores the shard.
+
+    The names consist of the shard's name and a hash of classifier and precision.
+    """
     check_teacher(
         features,
         classifier.card.teacher_fingerprint,
         "pool_features",
         "the PU classifier's teacher",
     )
-    if [name.rpartition("-")[0] for name in features.names] != [
-        shard.name for shard in images.shards
-    ]:
+    image_shards = [shard.name for shard in images.shards]
+    if [name.rpartition("-")[0] for name in features.names] != image_shards:
         raise InputError(
-            "pool_features: pool_images changed since they were made. Run `kedro run --pipeline=feature_extraction`"
+            "pool_features: pool_images changed since they were made. Run "
+            "`kedro run --pipeline=feature_extraction`"
         )
     device = prepare_device(compute)
-    classifier.module.to(device).eval()
-    made_by = short_hash(classifier.fingerprint(), compute.precision)
+    module = classifier.module.to(device).eval()
 
-    def maker(name: str) -> Callable[[], pa.Table]:
-        def make() -> pa.Table:
-            table = next(ShardedTable(features.folder, (name,)).shards())
-            logits = torch.from_numpy(as_array(table["logits"]).copy())
-            probabilities = logits.softmax(dim=1)
-            columns = [
-                table["id"].combine_chunks(),
-                pa.array(_scores(table, logits, images, classifier, compute, device)),
-                pa.array(logits.argmax(dim=1).int().numpy()),
-                pa.array(probabilities.amax(dim=1).numpy()),
-            ]
-            return pa.Table.from_arrays(
-                columns, names=["id", "pu_score", "teacher_class", "teacher_confidence"]
-            )
+    def make(name: str) -> pa.Table:
+        table = next(ShardedTable(features.folder, (name,)).shards())
+        logits = as_tensor(table["logits"])
+        if isinstance(module, FullPUClassifier):
+            scores = _scores_from_images(module, table, images, classifier, compute)
+        else:
+            scores = _scores_from_features(module, table, logits, classifier, device)
 
-        return make
+        probabilities = logits.softmax(dim=1)
+        confidence = probabilities.amax(dim=1)
+        columns = {
+            "id": table["id"].combine_chunks(),
+            "pu_score": pa.array(scores),
+            "teacher_class": pa.array(logits.argmax(dim=1).int().numpy()),
+            "teacher_confidence": pa.array(confidence.numpy()),
+        }
+        return pa.table(columns)
 
-    return {f"{name}-{made_by}": maker(name) for name in features.names}
+    # In the name, so that another classifier or precision scores all shards again.
+    suffix = short_hash(classifier.fingerprint(), compute.precision)
+    return {f"{name}-{suffix}": partial(make, name) for name in features.names}
 
 
-def _scores(
+def _scores_from_images(
+    module: FullPUClassifier,
     table: pa.Table,
-    logits: Tensor,
     images: ImageStore,
     classifier: PUClassifier,
     compute: ComputeParams,
+) -> np.ndarray:
+    """Return the (n,) float32 scores of a classifier that has its own backbone."""
+    ids = table["id"].to_pandas().to_numpy()
+    rows = rows_of(images, ids, "pool_features")
+    # Of the classifier's own backbone, whose input is the teacher's.
+    spec = classifier.card.teacher.input
+    device = prepare_device(compute)
+    normalize = Normalize(spec.mean, spec.std, device)
+
+    batches = map_images(lambda batch: (module(batch),), images, rows, normalize, compute)
+    scores = [batch.float() for (batch,) in batches]
+    return torch.cat(scores).numpy()
+
+
+def _scores_from_features(
+    module: PUHead,
+    table: pa.Table,
+    logits: Tensor,
+    classifier: PUClassifier,
     device: torch.device,
 ) -> np.ndarray:
-    module = classifier.module
-    if isinstance(module, FullPUClassifier):
-        rows = rows_of(images, table["id"].to_pandas().to_numpy(), "pool_features")
-        spec = classifier.card.teacher.input
-        batches = map_images(
-            lambda x: (module(x),), images, rows, Normalize(spec.mean, spec.std, device), compute
-        )
-        return torch.cat([scores.float() for (scores,) in batches]).numpy()
+    """Return the (n,) scores of a head that reads cached features."""
+    card = classifier.card
     with memory_told("pool_scoring"), torch.inference_mode():
-        descriptor = torch.from_numpy(as_array(table["descriptor"]).copy())
-        card = classifier.card  # its descriptor is the last tap where it reads the last layer
-        return (
-            module(
-                pu_features(
-                    descriptor.to(device), logits.to(device), card.features, card.descriptor_size
-                )
-            )
-            .cpu()
-            .numpy()
-        )
+        descriptor = as_tensor(table["descriptor"]).to(device)
+        # Where the head reads the last layer, its descriptor is the last tap.
+        inputs = pu_features(descriptor, logits.to(device), card.features, card.descriptor_size)
+        return module(inputs).cpu().numpy()
 
 
 def check_teacher(
-    features: ShardedTable, fingerprint: str, whose: str, teacher: str = "teacher_model"
+    features: ShardedTable, fingerprint: str, name: str, teacher: str = "teacher_model"
 ) -> None:
-    """Check that features are of a teacher.
+    """Check that features were made by a teacher.
 
     Args:
-        features: what is checked.
-        fingerprint: of the teacher.
-        whose: name of the features, for the message.
+        features: the features to check.
+        fingerprint: fingerprint of the teacher.
+        name: name of the features, for the message.
         teacher: name of the teacher, for the message.
 
     Raises:
-        InputError: they were made by another one.
+        InputError: they were made by another network.
     """
+    # Features that do not state their teacher, such as a table without shards, cannot be checked.
     if features.facts.get(TEACHER, fingerprint) != fingerprint:
         raise InputError(
-            f"{whose}: another network than {teacher} made them. Run the stages again that are older than the teacher: "
-            "`kedro run --pipeline=feature_extraction`, then `--pipeline=pu_training`"
+            f"{name}: another network than {teacher} made them. Run the stages again that are "
+            "older than the teacher: `kedro run --pipeline=feature_extraction`, then "
+            "`--pipeline=pu_training`"
         )

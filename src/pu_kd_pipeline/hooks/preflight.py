@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.compute import ComputeParams
-from pu_kd_pipeline.params.data_ingestion import DataIngestionParams, ImageSource
+from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
@@ -116,21 +118,22 @@ def _contradictions(blocks: Mapping[str, Any]) -> Iterator[str]:
     if (
         subset
         and training
-        and (subset.rule, subset.criterion) == ("nnpu", "precision")
+        and RULES[subset.rule].uses_criterion
+        and CRITERIA[subset.criterion].needs_held_out_ranks
         and not training.held_out_folds
     ):
         yield (
-            "subset_materialization.criterion: 'precision' is read off held-out positives, and "
+            f"subset_materialization.criterion: {subset.criterion!r} is read off held-out positives, and "
             "pu_training.held_out_folds is 0: set it to 2 or more, or choose another criterion"
         )
     if (
         subset
         and ingestion
-        and subset.rule == "oracle"
+        and RULES[subset.rule].uses_truth
         and any(source.labels == "ignore" for source in ingestion.pool)
     ):
         yield (
-            "subset_materialization.rule: 'oracle' needs the truth of every pool image: set `labels: truth` on each "
+            f"subset_materialization.rule: {subset.rule!r} needs the truth of every pool image: set `labels: truth` on each "
             "source of data_ingestion.pool, or choose another rule"
         )
 
@@ -141,7 +144,7 @@ def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
     for part in ("labeled", "pool", "test", "teacher_training"):
         sources: tuple[ImageSource, ...] = getattr(block, part)
         for index, source in enumerate(sources):
-            if source.type not in ("folder", "parquet") or source.path is None:
+            if source.path is None or not SOURCE_TYPES[source.type].path_must_exist:
                 continue
             where = f"{part}[{index}].path"
             if "://" in source.path:

@@ -1,4 +1,4 @@
-"""Image stores as batches on a device: whole-store passes for inference, random rows for training."""
+"""Image stores as batches on a device: whole passes for inference, random rows for training."""
 
 from __future__ import annotations
 
@@ -34,23 +34,32 @@ T = TypeVar("T")
 class ImageRows:
     """Rows of one or more stores as one sequence of uint8 images.
 
-    Held on the device where they fit `resident_limit_gb`, else read batch by batch.
+    The images are held on the device if they fit `resident_limit_gb`, else read batch by batch.
 
     Args:
-        parts: stores and the rows that are wanted of each, in order.
+        parts: pairs of a store and (n,) rows of it, in the order of the sequence.
         compute: device and limit.
     """
 
     def __init__(
         self, parts: Sequence[tuple[ImageStore, np.ndarray]], compute: ComputeParams
     ) -> None:
-        self._parts = [
-            (store, np.asarray(rows, dtype=np.int64)) for store, rows in parts if len(rows)
-        ]
-        self._starts = np.cumsum([0] + [len(rows) for _, rows in self._parts])
+        self._parts: list[tuple[ImageStore, np.ndarray]] = []
+        starts = [0]
+        n_bytes = 0
+        for store, rows in parts:
+            # Parts without rows would share the start of the next part.
+            if len(rows) == 0:
+                continue
+            self._parts.append((store, np.asarray(rows, dtype=np.int64)))
+            starts.append(starts[-1] + len(rows))
+            n_bytes += len(rows) * math.prod(store.image_shape)
+        self._starts = np.array(starts)
+
         self.device = prepare_device(compute)
         self._resident: Tensor | None = None
-        if self._n_bytes() <= compute.resident_limit_gb * 1e9 and self._parts:
+        limit_bytes = compute.resident_limit_gb * 1e9
+        if self._parts and n_bytes <= limit_bytes:
             images = np.concatenate([store.read(rows) for store, rows in self._parts])
             self._resident = torch.from_numpy(images).to(self.device)
 
@@ -59,30 +68,32 @@ class ImageRows:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image; there must be one."""
-        return self._parts[0][0].image_shape
+        """(C, H, W) of every image; the sequence must not be empty."""
+        first_store, _ = self._parts[0]
+        return first_store.image_shape
 
     @property
     def is_resident(self) -> bool:
         """Whether the images are held on the device."""
         return self._resident is not None
 
-    def _n_bytes(self) -> int:
-        return sum(len(rows) * math.prod(store.image_shape) for store, rows in self._parts)
-
     def batch(self, indices: Tensor) -> Tensor:
-        """Return the (N, C, H, W) uint8 images at (N,) int64 positions of this sequence, on the device."""
+        """Return the (N, C, H, W) uint8 images at (N,) int64 positions, on the device."""
         if self._resident is not None:
-            return self._resident.index_select(
-                0, indices.to(self.device)
-            )  # several times as fast as [indices]
+            # Several times as fast as `[indices]`.
+            return self._resident.index_select(0, indices.to(self.device))
+
+        # At most one read per part, each straight into its places of the batch.
         positions = indices.cpu().numpy()
-        part_of = np.searchsorted(self._starts, positions, side="right") - 1
+        part_numbers = np.searchsorted(self._starts, positions, side="right") - 1
         images = np.empty((len(positions), *self.image_shape), dtype=np.uint8)
-        for part, (store, rows) in enumerate(self._parts):
-            of_part = part_of == part
-            if of_part.any():
-                images[of_part] = store.read(rows[positions[of_part] - self._starts[part]])
+        for number, (store, rows) in enumerate(self._parts):
+            is_in_part = part_numbers == number
+            if is_in_part.any():
+                positions_in_part = positions[is_in_part] - self._starts[number]
+                part_rows = rows[positions_in_part]
+                images[is_in_part] = store.read(part_rows)
+
         return torch.from_numpy(images).to(self.device, non_blocking=True)
 
 
@@ -95,34 +106,35 @@ def map_images(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield a function of the normalized images of some rows, batch by batch, on the CPU.
 
-    Where memory runs out, this batch and those after it are halved, once.
+    If memory runs out, this batch and those after it are halved, once.
 
     Args:
         function: maps (N, C, H, W) float32 images on the device to tensors.
-        store: of the images.
-        rows: (n,) int64, the wanted ones.
-        normalize: on the device.
+        store: the images.
+        rows: (n,) int64 row numbers.
+        normalize: normalization of the network's input, on the device.
         compute: device, precision and batch size.
 
     Raises:
-        MemoryShortage: memory is not enough for half a batch either.
+        MemoryShortage: half a batch does not fit into memory either.
     """
     device = prepare_device(compute)
     size = inference_batch_size(compute, device, store.image_shape)
 
     def outputs(batch: np.ndarray) -> tuple[Tensor, ...]:
         with torch.inference_mode(), autocast(compute, device):
-            return tuple(
-                output.cpu() for output in function(normalize(torch.from_numpy(batch).to(device)))
-            )
+            uint8_images = torch.from_numpy(batch).to(device)
+            results = function(normalize(uint8_images))
+            return tuple(result.cpu() for result in results)
 
+    read = (store.read(rows[start : start + size]) for start in range(0, len(rows), size))
     is_halved = False
-    with closing(
-        read_ahead(store.read(rows[start : start + size]) for start in range(0, len(rows), size))
-    ) as batches:
+    # Closed explicitly, so that the reading thread ends with this generator.
+    with closing(read_ahead(read)) as batches:
         for batch in batches:
             if not is_halved:
-                if (found := _unless_out_of_memory(outputs, batch)) is not None:
+                found = _unless_out_of_memory(outputs, batch)
+                if found is not None:
                     yield found
                     continue
                 is_halved = True
@@ -136,28 +148,30 @@ def map_images(
 
 
 def _unless_out_of_memory(outputs: Callable[[np.ndarray], T], batch: np.ndarray) -> T | None:
-    """Return the outputs of a batch; None where memory runs out, with what the attempt took given back."""
+    """Return the outputs of a batch, or None if memory runs out, which is then freed."""
     try:
         return outputs(batch)
     except (RuntimeError, MemoryError) as exc:
         if not is_out_of_memory(exc):
             raise
+    # Outside of the handler: there, the traceback would still hold the tensors of the attempt.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
 
 
 def read_ahead(items: Iterator[T], n_ahead: int = 2) -> Generator[T, None, None]:
-    """Yield the items of an iterator that runs in a thread of its own, at most `n_ahead` items ahead.
+    """Yield the items of an iterator that runs in its own thread, at most `n_ahead` items ahead.
 
-    Reading and decoding then go on while the network computes. What the iterator raises is raised here; the thread ends
-    when the items do, or when the generator is closed.
+    Reading and decoding continue while the network computes. What the iterator raises is raised
+    here; the thread ends when the items do, or when the generator is closed.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=n_ahead)
     is_wanted = threading.Event()
     is_wanted.set()
 
     def put(item: T | None, error: BaseException | None) -> None:
+        # With a timeout, so that a reader that is gone is noticed and the thread can end.
         while is_wanted.is_set():
             with suppress(queue.Full):
                 return ready.put((item, error), timeout=0.1)
@@ -169,7 +183,7 @@ def read_ahead(items: Iterator[T], n_ahead: int = 2) -> Generator[T, None, None]
                 if not is_wanted.is_set():
                     return
             put(None, StopIteration())
-        except BaseException as error:  # whatever it is, it belongs to the reader
+        except BaseException as error:  # of any kind: the reader has to see it
             put(None, error)
 
     thread = threading.Thread(target=work, name="read_ahead", daemon=True)
@@ -188,21 +202,31 @@ def read_ahead(items: Iterator[T], n_ahead: int = 2) -> Generator[T, None, None]
 
 
 def normalization(model: Model, device: torch.device) -> Normalize:
-    """Return the normalization of a model's card."""
-    return Normalize(model.card.input.mean, model.card.input.std, device)
+    """Return the input normalization that a model's card states."""
+    spec = model.card.input
+    return Normalize(spec.mean, spec.std, device)
 
 
 def predict_logits(
     model: Model, store: ImageStore, compute: ComputeParams, network: nn.Module | None = None
 ) -> Tensor:
-    """Return (N, K) float32 logits for every image of a store; `network` replaces the model's own."""
+    """Return the (N, K) float32 logits of every image of a store.
+
+    Args:
+        model: the model, whose card gives the normalization.
+        store: the images.
+        compute: device, precision and batch size.
+        network: used in place of the model's own network.
+    """
     device = prepare_device(compute)
-    network = (network or model.network).to(device).eval()
-    rows = np.arange(len(store), dtype=np.int64)
-    logits = [
-        batch.float()
-        for (batch,) in map_images(
-            lambda x: (network(x),), store, rows, normalization(model, device), compute
-        )
-    ]
-    return torch.cat(logits) if logits else torch.empty(0, model.n_classes)
+    network = network or model.network
+    network = network.to(device).eval()
+    normalize = normalization(model, device)
+    all_rows = np.arange(len(store), dtype=np.int64)
+
+    batches = map_images(lambda images: (network(images),), store, all_rows, normalize, compute)
+    # In float32 also where autocast computed in bf16.
+    logits = [batch.float() for (batch,) in batches]
+    if not logits:
+        return torch.empty(0, model.n_classes)
+    return torch.cat(logits)

@@ -1,8 +1,9 @@
-"""From the bytes of an image file to uint8 pixels of the teacher's size and colors: one path for every source.
+"""From the bytes of an image file to uint8 pixels of the teacher's size and colors.
 
-A classifier that learns from positives and unlabeled images picks up any trace of where an image came from, so every
-image takes the same steps: orientation, colors, one antialiased resize. What cannot be decoded becomes an `Unusable`
-with its reason; nothing here raises for a bad image. Normalization is the network's business.
+A classifier that learns from positives and unlabeled images picks up any trace of where an image
+came from, so the images of all sources take the same steps: orientation, colors, one antialiased
+resize. An image that cannot be decoded becomes an `Unusable` with its reason; nothing here raises
+for a bad image. Normalization is left to the network's input.
 """
 
 from __future__ import annotations
@@ -24,18 +25,22 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-    # a file's bytes, uint8 (H, W) or (H, W, C) pixels, or an image that Pillow has opened
+    # A file's bytes, uint8 (H, W) or (H, W, C) pixels, or an image that Pillow has opened.
     RawImage: TypeAlias = bytes | np.ndarray | Image.Image
+    _DecodedChunk: TypeAlias = tuple[list[RawImage | "Unusable"], list[np.ndarray | "Unusable"]]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# The formats behind the accepted extensions and no other: Pillow's EPS reader, for one, starts Ghostscript.
+# The formats behind the accepted extensions, and no others: Pillow's EPS reader starts Ghostscript.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF")
-_ORIENTATION = 0x0112
-# Transparent images are mostly dark drawings and logos made for a white page; dropping alpha would bare hidden colors.
-_BEHIND_TRANSPARENCY = (255, 255, 255, 255)
-_CHUNK_IMAGES, _CHUNK_BYTES = 64, 16 * 2**20
+_ORIENTATION = 0x0112  # EXIF tag
+# Transparent images are mostly dark drawings and logos made for a white page. Dropping the alpha
+# channel instead would reveal colors that were never meant to be seen.
+_BACKGROUND = (255, 255, 255, 255)
+# Large enough to be worth a thread's task, small enough that a few of them fit into memory.
+_CHUNK_IMAGES = 64
+_CHUNK_BYTES = 16 * 2**20
 
 
 class Reason(StrEnum):
@@ -44,9 +49,7 @@ class Reason(StrEnum):
     EMPTY = "empty"
     UNREADABLE = "unreadable"
     TRUNCATED = "truncated"
-    NOT_OPENED = (
-        "could not be opened"  # a disk or a network may recover: tried again by the next run
-    )
+    NOT_OPENED = "could not be opened"  # the disk or network may recover: the next run tries again
     TOO_MANY_PIXELS = "too many pixels"
     TOO_MUCH_METADATA = "compressed metadata too large"
     TOO_LARGE = "file too large"
@@ -63,8 +66,9 @@ class Unusable:
     reason: Reason
 
 
-# What Pillow says of a file that ends too early, and of a PNG whose profile or text unpacks to more than a megabyte.
-_COMPLAINTS = {
+# Parts of Pillow's messages: a file that ends too early, and a PNG whose profile or text unpacks to
+# more than a megabyte.
+_REASON_BY_MESSAGE = {
     "truncated": Reason.TRUNCATED,
     "decompressed data too large": Reason.TOO_MUCH_METADATA,
 }
@@ -78,8 +82,9 @@ class _UnsupportedPixelsError(Exception):
 class Decoder:
     """Turns raw images into (channels, size_px, size_px) uint8 arrays.
 
-    The resize goes straight to the square, as the paper does, with Pillow's antialiased bilinear filter: the pixels
-    equal those of `torchvision.transforms.Resize((size_px, size_px))` on an opened image, as most teachers saw them.
+    The image is resized straight to the square, as in the paper, with Pillow's antialiased bilinear
+    filter: the pixels equal those of `torchvision.transforms.Resize((size_px, size_px))` on an
+    opened image, which is what most teachers were trained on.
     """
 
     channels: int
@@ -89,9 +94,9 @@ class Decoder:
     def decode(self, raw: RawImage) -> np.ndarray | Unusable:
         """Return the (channels, size_px, size_px) uint8 pixels of an image, or why there are none.
 
-        EXIF orientation is applied, the first frame of an animation taken, 16-bit values reduced to their high byte,
-        and transparency laid over white (that of 16-bit gray is ignored). The declared size is checked before any pixel
-        is decoded.
+        EXIF orientation is applied, the first frame of an animation is taken, 16-bit values are
+        reduced to their high byte, and transparent images are put on white (the transparency of
+        16-bit gray is ignored). The declared size is checked before any pixel is decoded.
         """
         if isinstance(raw, np.ndarray):
             return self._from_array(raw)
@@ -109,57 +114,60 @@ class Decoder:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             return Unusable(Reason.TOO_MANY_PIXELS)
         except Exception as exc:  # a damaged file makes Pillow's readers raise nearly anything
-            complaint = str(exc).lower()
-            reasons = (reason for mark, reason in _COMPLAINTS.items() if mark in complaint)
-            return Unusable(next(reasons, Reason.UNREADABLE))
+            return Unusable(_reason_of(exc))
 
     def decode_all(
         self, raws: Iterable[RawImage | Unusable], n_workers: int
     ) -> Iterator[tuple[RawImage | Unusable, np.ndarray | Unusable]]:
-        """Yield (raw image, its pixels or why there are none), in order, decoded by `n_workers` threads.
+        """Yield (raw image, its pixels or why there are none) in order, decoded by threads.
 
         Only a few chunks of at most 64 images or 16 MiB are held at a time.
         """
-        for chunk, decoded in map_in_order(self._decode_chunk, _chunks(raws), n_workers):
-            yield from zip(chunk, decoded, strict=True)
 
-    def _decode_chunk(
-        self, chunk: list[RawImage | Unusable]
-    ) -> tuple[list[RawImage | Unusable], list[np.ndarray | Unusable]]:
-        return chunk, [raw if isinstance(raw, Unusable) else self.decode(raw) for raw in chunk]
+        def decode(chunk: list[RawImage | Unusable]) -> _DecodedChunk:
+            return chunk, self._decode_chunk(chunk)
+
+        for chunk, decoded in map_in_order(decode, _chunks(raws), n_workers):
+            yield from zip(chunk, decoded, strict=True)
 
     def decode_all_apart(
         self, raws: Iterable[RawImage | Unusable], n_workers: int
     ) -> Iterator[tuple[RawImage | Unusable, np.ndarray | Unusable]]:
-        """Yield what `decode_all` does, decoded by other processes: safe from an image that ends them.
+        """Yield the same as `decode_all`, decoded by other processes, which an image may crash.
 
-        A fault in a decoder's own code (a segmentation fault, an abort, memory that the system takes back by force)
-        then costs the image, `Reason.CRASHED`, and not the run.
+        A crash in a decoder's own code (a segmentation fault, an abort, the system's out-of-memory
+        killer) then costs the image, `Reason.CRASHED`, and not the run.
         """
         with ExitStack() as stack:
-            idle: SimpleQueue[_Apart] = SimpleQueue()
+            idle: SimpleQueue[_DecoderProcess] = SimpleQueue()
             for _ in range(n_workers):
-                idle.put(stack.enter_context(_Apart(self)))
+                idle.put(stack.enter_context(_DecoderProcess(self)))
 
-            def decode(chunk: list[RawImage | Unusable]) -> list[np.ndarray | Unusable]:
-                apart = idle.get()
+            def decode(chunk: list[RawImage | Unusable]) -> _DecodedChunk:
+                process = idle.get()
                 try:
-                    return apart.decode(chunk)
+                    return chunk, process.decode(chunk)
                 finally:
-                    idle.put(apart)
+                    idle.put(process)
 
-            for chunk, decoded in map_in_order(
-                lambda chunk: (chunk, decode(chunk)), _chunks(raws), n_workers
-            ):
+            for chunk, decoded in map_in_order(decode, _chunks(raws), n_workers):
                 yield from zip(chunk, decoded, strict=True)
+
+    def _decode_chunk(self, chunk: list[RawImage | Unusable]) -> list[np.ndarray | Unusable]:
+        return [raw if isinstance(raw, Unusable) else self.decode(raw) for raw in chunk]
 
     def _from_array(self, pixels: np.ndarray) -> np.ndarray | Unusable:
         from PIL import Image
 
-        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
-            return Unusable(Reason.UNSUPPORTED if pixels.size else Reason.EMPTY)
-        if pixels.shape[0] * pixels.shape[1] > self.max_image_pixels:
+        if pixels.size == 0:
+            return Unusable(Reason.EMPTY)
+        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+            return Unusable(Reason.UNSUPPORTED)
+        height, width = pixels.shape[:2]
+        if height * width > self.max_image_pixels:
             return Unusable(Reason.TOO_MANY_PIXELS)
+
+        # Pillow knows gray pixels as (H, W) only.
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[:, :, 0]
         if pixels.ndim == 3 and pixels.shape[2] not in (3, 4):
@@ -169,21 +177,28 @@ class Decoder:
     def _pixels(self, image: Image.Image) -> np.ndarray:
         from PIL import Image
 
-        image = _in_colors(image, "L" if self.channels == 1 else "RGB")
-        if image.size != (self.size_px, self.size_px):
-            image = image.resize((self.size_px, self.size_px), Image.Resampling.BILINEAR)
+        mode = "L" if self.channels == 1 else "RGB"
+        image = _convert(image, mode)
+        size = (self.size_px, self.size_px)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
-        return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+        if pixels.ndim == 2:
+            return np.ascontiguousarray(pixels[None])
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-class _Apart:
-    """A process that decodes for this one, and is replaced when an image ends it; for one thread at a time."""
+class _DecoderProcess:
+    """A process that decodes for this one and is replaced when an image crashes it.
+
+    Only one thread at a time may use it.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._process = self._start()
 
-    def __enter__(self) -> _Apart:
+    def __enter__(self) -> _DecoderProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,30 +207,41 @@ class _Apart:
     def decode(self, chunk: list[RawImage | Unusable]) -> list[np.ndarray | Unusable]:
         """Return the pixels of each image or why there are none."""
         try:
-            _, decoded = self._process.submit(self._decoder._decode_chunk, chunk).result()
+            return self._process.submit(self._decoder._decode_chunk, chunk).result()
         except BrokenProcessPool:
             self._process = self._start()
-            if len(chunk) == 1:
-                return [Unusable(Reason.CRASHED)]
-            return [pixels for raw in chunk for pixels in self.decode([raw])]
+        # Some image of the chunk crashed the process: decode one at a time to find out which.
+        if len(chunk) == 1:
+            return [Unusable(Reason.CRASHED)]
+        decoded: list[np.ndarray | Unusable] = []
+        for raw in chunk:
+            decoded += self.decode([raw])
         return decoded
 
     @staticmethod
     def _start() -> ProcessPoolExecutor:
-        # spawned: a fork would copy the threads' locks as they happen to be
+        # Spawned: a fork would copy the locks of this process's threads in whatever state they are.
         return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
+def _reason_of(error: Exception) -> Reason:
+    message = str(error).lower()
+    for part, reason in _REASON_BY_MESSAGE.items():
+        if part in message:
+            return reason
+    return Reason.UNREADABLE
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    """Return the loaded image turned as its EXIF orientation says."""
+    """Return the loaded image, turned as its EXIF orientation asks."""
     from PIL.Image import Transpose
 
     image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # pixels are fine, the metadata is not
+    except Exception:  # the metadata is damaged, but the pixels are fine
         return image
-    # not `ImageOps.exif_transpose`, which also writes the metadata anew and fails where that is damaged
+    # Not `ImageOps.exif_transpose`: it also rewrites the metadata, and fails where that is damaged.
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -225,43 +251,52 @@ def _upright(image: Image.Image) -> Image.Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    turn = turns.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    # A damaged tag can hold anything, also what is not hashable.
+    if not isinstance(orientation, int) or orientation not in turns:
+        return image
+    return image.transpose(turns[orientation])
 
 
-def _in_colors(image: Image.Image, mode: str) -> Image.Image:
+def _convert(image: Image.Image, mode: str) -> Image.Image:
     """Return the image in mode `L` or `RGB`."""
     from PIL import Image
 
     if image.mode == "F":
         raise _UnsupportedPixelsError
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # convert("L") would clip at 255 and turn all but the darkest pixels white
-        image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
+        # convert("L") would clip at 255 and turn all but the darkest pixels white.
+        values = np.asarray(image).clip(0, 2**16 - 1)
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(
-            Image.new("RGBA", image.size, _BEHIND_TRANSPARENCY), image
-        ).convert("RGB")
-    return image if image.mode == mode else image.convert(mode)
+        background = Image.new("RGBA", image.size, _BACKGROUND)
+        image = Image.alpha_composite(background, image).convert("RGB")
+    if image.mode == mode:
+        return image
+    return image.convert(mode)
 
 
 def as_file(raw: RawImage) -> bytes:
-    """Return the bytes of an image file: those it came in, or a lossless PNG of its pixels."""
+    """Return the bytes of an image file: the original ones, or a lossless PNG of its pixels."""
     if isinstance(raw, bytes):
         return raw
     from PIL import Image
 
+    if isinstance(raw, np.ndarray):
+        raw = Image.fromarray(raw.squeeze())
     buffer = BytesIO()
-    image = Image.fromarray(raw.squeeze()) if isinstance(raw, np.ndarray) else raw
-    image.save(buffer, "PNG")
+    raw.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], n_workers: int
 ) -> Iterator[Result]:
-    """Yield function(item) in the order of the items, computed by threads, with at most 2 n_workers under way."""
+    """Yield function(item) in the order of the items, computed by threads.
+
+    At most 2 n_workers items are in progress or waiting at a time.
+    """
+    # With a single worker nothing runs ahead of the caller.
     if n_workers == 1:
         yield from map(function, items)
         return
@@ -279,19 +314,20 @@ def map_in_order(
                 future.cancel()
 
 
-def _chunks(
-    raws: Iterable[RawImage | Unusable],
-) -> Iterator[list[RawImage | Unusable]]:
-    """Cut a stream of images into pieces small enough to hold and large enough to pay for a thread's task."""
+def _chunks(raws: Iterable[RawImage | Unusable]) -> Iterator[list[RawImage | Unusable]]:
+    """Cut a stream of images into chunks, each one task of a thread."""
     chunk: list[RawImage | Unusable] = []
     n_bytes = 0
     for raw in raws:
         chunk.append(raw)
-        n_bytes += (
-            len(raw) if isinstance(raw, bytes) else raw.nbytes if isinstance(raw, np.ndarray) else 0
-        )
+        # An image that Pillow has opened is not loaded yet, and holds next to nothing.
+        if isinstance(raw, bytes):
+            n_bytes += len(raw)
+        elif isinstance(raw, np.ndarray):
+            n_bytes += raw.nbytes
         if len(chunk) == _CHUNK_IMAGES or n_bytes >= _CHUNK_BYTES:
             yield chunk
-            chunk, n_bytes = [], 0
+            chunk = []
+            n_bytes = 0
     if chunk:
         yield chunk

@@ -1,7 +1,9 @@
-"""Copies of one image in several stores: by equal pixels, and by near-equal pictures (`learning.near_duplicates`).
+"""Copies of the same image in several stores.
 
-A copy of a test image among the images that a student learns from makes its test accuracy worth nothing, so those are
-left out of every manifest. PU classifier and teacher may have learned from them: these are counted, and no more.
+Copies are found by equal pixels, and by nearly equal pictures (`learning.near_duplicates`). A copy
+of a test image among the images that a student learns from makes its test accuracy meaningless, so
+those copies are left out of every manifest. PU classifier and teacher may have learned from such
+copies as well: these are only counted.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -26,54 +28,65 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TEST, LABELED, POOL, TEACHER_TRAINING = STORES = ("test", "labeled", "pool", "teacher_training")
-BY_PICTURE = (TEST, LABELED)  # the small ones: two large stores have too many pairs of pictures
+TEST = "test"
+LABELED = "labeled"
+POOL = "pool"
+TEACHER_TRAINING = "teacher_training"
+STORES = (TEST, LABELED, POOL, TEACHER_TRAINING)  # of a pair, the later one is called the copy
+BY_PICTURE = (TEST, LABELED)  # the small stores: two large ones have too many pairs of pictures
 COLUMNS = ["id", "store", "kind", "other_store", "other_id", "distance"]
-SAMPLE_SIZE = 20_000  # images of a large store that show how near different images come
-_VALUES_AT_A_TIME = 2**25  # of pixels
+SAMPLE_SIZE = 20_000  # images of a large store that show how similar different images can be
+_VALUES_AT_A_TIME = 2**25  # pixel values that are read per batch
 
 
 def find_duplicates(
     stores: Mapping[str, ImageStore], params: NearDuplicateParams | None
 ) -> pd.DataFrame:
-    """Return one row for every image of a store that is a copy of one of another store: of the nearest one there.
+    """Return one row per image of a store and other store that holds a copy: the nearest copy.
 
-    Columns: `id`, `store`, `kind` (exact: equal pixels at the working size; near), `other_store`, `other_id`,
-    `distance` (0 for an exact copy). Of two stores the later one in `STORES` is `store`. Near copies are looked for of
-    test and labeled images only. The `attrs` say within which limits, in which stores, and how many copies there are.
+    Columns: `id`, `store`, `kind` (exact: equal pixels at the working size; near), `other_store`,
+    `other_id`, `distance` (0 for an exact copy). Of two stores, `store` is the later one in
+    `STORES`. Near copies are searched for only among test and labeled images. The `attrs` hold the
+    limits, the fingerprints of the stores, and the number of copies.
 
     Args:
-        stores: by the names of `STORES`.
-        params: the limits; None: equal pixels only.
+        stores: the stores, by the names of `STORES`.
+        params: limits for near copies; None: search for equal pixels only.
 
     Raises:
-        InputError: the stores hold images of different forms.
+        InputError: the stores hold images of different shapes.
     """
-    if len({store.image_shape for store in stores.values()}) > 1:
+    shapes = {store.image_shape for store in stores.values()}
+    if len(shapes) > 1:
         raise InputError(
-            "the stores hold images of different forms: run `kedro run --pipeline=data_ingestion` again"
+            "the stores hold images of different forms: run `kedro run --pipeline=data_ingestion` "
+            "again"
         )
+
     pairs = [(name, other) for other, name in combinations(STORES, 2)]
-    found = [_exact(stores, name, other) for name, other in pairs] + (
-        [] if params is None else _near(stores, params)
-    )
-    table = pd.concat(found, ignore_index=True).drop_duplicates(
-        ["id", "store", "other_store"], ignore_index=True
-    )
+    found = [_exact_copies(stores, name, other) for name, other in pairs]
+    if params is not None:
+        found += _near_copies(stores, params)
+    table = pd.concat(found, ignore_index=True)
+    # Exact copies come first, so they are kept where the same pair was also found by its picture.
+    table = table.drop_duplicates(["id", "store", "other_store"], ignore_index=True)
+
+    counts = {}
+    for name, other in pairs:
+        counts[f"{name} and {other}"] = _counts(table, name, other, params)
+    limits = None if params is None else params.model_dump(mode="json")
     table.attrs.update(
-        near_duplicates=None if params is None else params.model_dump(mode="json"),
-        counts={
-            f"{name} and {other}": _counts(table, name, other, params) for name, other in pairs
-        },
+        near_duplicates=limits,
+        counts=counts,
         fingerprints={f"{name}_images": stores[name].fingerprint for name in STORES},
     )
-    _tell(table, stores)
+    _log_copies_of_test_images(table, stores)
     return table
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """The ids of the images that no student may learn from, for they are copies of test images."""
+    """The ids of the images that no student may learn from: they are copies of test images."""
 
     labeled: frozenset[str] = frozenset()
     pool: frozenset[str] = frozenset()
@@ -83,11 +96,15 @@ NOTHING_EXCLUDED = Excluded()
 
 
 def excluded_images(duplicates: pd.DataFrame, params: SubsetParams) -> Excluded:
-    """Return the labeled and pool images that are copies of test images, or none where the parameters keep them."""
+    """Return the labeled and pool images that are copies of test images.
+
+    None are returned if the parameters ask to keep them.
+    """
     if not params.exclude_test_duplicates:
         return NOTHING_EXCLUDED
     return Excluded(
-        *(frozenset(copies_of_test_images(duplicates, store)) for store in (LABELED, POOL))
+        labeled=frozenset(copies_of_test_images(duplicates, LABELED)),
+        pool=frozenset(copies_of_test_images(duplicates, POOL)),
     )
 
 
@@ -97,103 +114,151 @@ def copies_of_test_images(duplicates: pd.DataFrame, store: str) -> list[str]:
     return duplicates["id"][is_copy].tolist()
 
 
-def _exact(stores: Mapping[str, ImageStore], name: str, other: str) -> pd.DataFrame:
-    # pixels are unique within a store: ingestion sets repeated ones aside
-    here, there = (stores[store].index[["id", "sha256"]] for store in (name, other))
-    both = here.merge(there.rename(columns={"id": "other_id"}), on="sha256")
-    return _rows(
-        name,
-        "exact",
-        other,
-        both["id"].to_numpy(),
-        both["other_id"].to_numpy(),
-        np.zeros(len(both)),
-    )
+def _exact_copies(stores: Mapping[str, ImageStore], name: str, other: str) -> pd.DataFrame:
+    # Pixels are unique within a store: ingestion quarantines repeated ones.
+    own = stores[name].index[["id", "sha256"]]
+    others = stores[other].index[["id", "sha256"]]
+    others = others.rename(columns={"id": "other_id"})
+    both = own.merge(others, on="sha256")
+
+    ids = both["id"].to_numpy()
+    other_ids = both["other_id"].to_numpy()
+    distances = np.zeros(len(both))
+    return _copies_table(name, "exact", other, ids, other_ids, distances)
 
 
-def _near(stores: Mapping[str, ImageStore], params: NearDuplicateParams) -> list[pd.DataFrame]:
+def _near_copies(
+    stores: Mapping[str, ImageStore], params: NearDuplicateParams
+) -> list[pd.DataFrame]:
     import torch
 
-    from pu_kd_pipeline.learning.near_duplicates import copy_limits, find_copies
+    from pu_kd_pipeline.learning.near_duplicates import find_copies
 
-    references = {
-        name: torch.cat(list(_fingerprints(stores[name])))
-        for name in BY_PICTURE
-        if len(stores[name])
-    }
+    references: dict[str, Tensor] = {}
+    for name in BY_PICTURE:
+        if len(stores[name]):
+            references[name] = torch.cat(list(_fingerprints(stores[name])))
     if not references:
         return []
-    sampled = [
-        each
-        for name in (POOL, TEACHER_TRAINING)
-        for each in _fingerprints(stores[name], SAMPLE_SIZE)
-    ]
-    limits = {}
-    for name, own in references.items():
-        others = [each for other, each in references.items() if other != name]
-        limits[name] = copy_limits(
-            own, torch.cat([own[:0], *others, *sampled]), **params.model_dump()
-        )
+
+    limits = _copy_limits(stores, references, params)
+    reference_ids = {name: stores[name].index["id"].to_numpy() for name in references}
+
     found = []
     for name in STORES[1:]:
-        searched = [other for other in references if STORES.index(other) < STORES.index(name)]
-        ids, start = stores[name].index["id"].to_numpy(), 0
+        # Each pair of stores once, with the later one as `store`.
+        earlier = STORES[: STORES.index(name)]
+        searched = [other for other in references if other in earlier]
+        ids = stores[name].index["id"].to_numpy()
+        start = 0
         for fingerprints in _fingerprints(stores[name]):
             for other in searched:
                 copies = find_copies(fingerprints, references[other], limits[other])
-                other_ids = stores[other].index["id"].to_numpy()[copies.references.numpy()]
                 rows = start + copies.rows.numpy()
-                found.append(
-                    _rows(name, "near", other, ids[rows], other_ids, copies.distances.numpy())
-                )
+                other_ids = reference_ids[other][copies.references.numpy()]
+                distances = copies.distances.numpy()
+                found.append(_copies_table(name, "near", other, ids[rows], other_ids, distances))
             start += len(fingerprints)
     return found
 
 
+def _copy_limits(
+    stores: Mapping[str, ImageStore],
+    references: Mapping[str, Tensor],
+    params: NearDuplicateParams,
+) -> dict[str, Tensor]:
+    """Return per small store the distance below which an image is a copy of each of its images."""
+    import torch
+
+    from pu_kd_pipeline.learning.near_duplicates import copy_limits
+
+    # How near different images come is measured on samples of the large stores.
+    sampled: list[Tensor] = []
+    for name in (POOL, TEACHER_TRAINING):
+        sampled += _fingerprints(stores[name], SAMPLE_SIZE)
+
+    limits = {}
+    for name, own in references.items():
+        others = [each for other, each in references.items() if other != name]
+        # The empty slice gives the dtype and the width if there is nothing else to compare with.
+        different_images = torch.cat([own[:0], *others, *sampled])
+        limits[name] = copy_limits(own, different_images, **params.model_dump())
+    return limits
+
+
 def _fingerprints(store: ImageStore, n_images: int | None = None) -> Iterator[Tensor]:
-    """Yield the fingerprints of a store's images, or of so many from all over it, batch by batch in row order."""
+    """Yield the fingerprints of a store's images, batch by batch in row order.
+
+    Args:
+        store: the images.
+        n_images: how many to take, evenly spaced over the store; None: all.
+    """
     import torch
 
     from pu_kd_pipeline.learning.near_duplicates import fingerprints
 
-    n_images = len(store) if n_images is None else min(n_images, len(store))
+    if n_images is None or n_images > len(store):
+        n_images = len(store)
     rows = np.arange(n_images, dtype=np.int64) * len(store) // max(1, n_images)
-    batch_size = max(1, _VALUES_AT_A_TIME // math.prod(store.image_shape))
+    values_per_image = math.prod(store.image_shape)
+    batch_size = max(1, _VALUES_AT_A_TIME // values_per_image)
+
     for start in range(0, n_images, batch_size):
-        yield fingerprints(torch.from_numpy(store.read(rows[start : start + batch_size])))
+        images = store.read(rows[start : start + batch_size])
+        yield fingerprints(torch.from_numpy(images))
 
 
-def _rows(
-    name: str, kind: str, other: str, ids: Any, other_ids: Any, distances: Any
+def _copies_table(
+    name: str,
+    kind: str,
+    other: str,
+    ids: np.ndarray,
+    other_ids: np.ndarray,
+    distances: np.ndarray,
 ) -> pd.DataFrame:
-    columns = (
-        pd.array(ids, dtype="str"),
-        *(pd.array([text] * len(ids), dtype="str") for text in (name, kind, other)),
-        pd.array(other_ids, dtype="str"),
-        np.asarray(distances, dtype=np.float64),
+    # Stated dtypes, so that an empty table has the same ones.
+    n = len(ids)
+    return pd.DataFrame(
+        {
+            "id": pd.array(ids, dtype="str"),
+            "store": pd.array([name] * n, dtype="str"),
+            "kind": pd.array([kind] * n, dtype="str"),
+            "other_store": pd.array([other] * n, dtype="str"),
+            "other_id": pd.array(other_ids, dtype="str"),
+            "distance": np.asarray(distances, dtype=np.float64),
+        },
+        columns=COLUMNS,
     )
-    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
 def _counts(
     table: pd.DataFrame, name: str, other: str, params: NearDuplicateParams | None
 ) -> dict[str, int | None]:
-    """Return how many exact and near copies there are; None where near ones were not looked for."""
-    kinds = table["kind"][(table["store"] == name) & (table["other_store"] == other)]
-    is_searched = params is not None and other in BY_PICTURE
-    return {
-        "exact": int((kinds == "exact").sum()),
-        "near": int((kinds == "near").sum()) if is_searched else None,
-    }
+    """Return how many exact and near copies there are; None if near ones were not searched for."""
+    is_store = table["store"] == name
+    is_other_store = table["other_store"] == other
+    kinds = table["kind"][is_store & is_other_store]
+    n_exact = int((kinds == "exact").sum())
+    n_near = int((kinds == "near").sum())
+
+    if params is None or other not in BY_PICTURE:
+        return {"exact": n_exact, "near": None}
+    return {"exact": n_exact, "near": n_near}
 
 
-def _tell(table: pd.DataFrame, stores: Mapping[str, ImageStore]) -> None:
+def _log_copies_of_test_images(table: pd.DataFrame, stores: Mapping[str, ImageStore]) -> None:
     for name in STORES[1:]:
+        n_copies = len(copies_of_test_images(table, name))
+        if n_copies == 0:
+            continue
         counts = table.attrs["counts"][f"{name} and {TEST}"]
-        if n_copies := len(copies_of_test_images(table, name)):
-            logger.warning(
-                "%d of %d %s images are copies of test images (%d exact, %d near)",
-                n_copies, len(stores[name]), name, counts["exact"], counts["near"] or 0,
-            )  # fmt: skip
+        logger.warning(
+            "%d of %d %s images are copies of test images (%d exact, %d near)",
+            n_copies,
+            len(stores[name]),
+            name,
+            counts["exact"],
+            counts["near"] or 0,
+        )
     if not (table["other_store"] == TEST).any():
         logger.info("no image is a copy of one of the %d test images", len(stores[TEST]))

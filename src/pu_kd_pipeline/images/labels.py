@@ -1,6 +1,6 @@
-"""Which images of a source are used, and as which class of the teacher: labels, shares, and seeded draws.
+"""Which images of a source are used, and as which class of the teacher.
 
-Tables in, tables out; no image is read here.
+Labels, shares and seeded draws: tables in, tables out; no image is read here.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from pu_kd_pipeline.errors import InputError
 if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
 
-_MOST_NAMED = 10  # offenders that a message lists
+_MAX_NAMED = 10  # offenders that a message lists
 logger = logging.getLogger(__name__)
 
 
 def in_share(ids: pd.Series, share: tuple[float, float]) -> np.ndarray:
-    """Return (N,) bool: the hash of the id, spread over [0, 1), falls in [from, to).
+    """Return (N,) bool: the hash of the id, mapped to [0, 1), falls in [from, to).
 
-    The hash depends on nothing but the id, so disjoint shares of one source never overlap, whatever the seed.
+    The hash depends only on the id: disjoint shares of a source never overlap, whatever the seed.
     """
+    start, end = share
     if share == (0.0, 1.0):
         return np.ones(len(ids), dtype=bool)
-    digests = b"".join(
-        hashlib.blake2b(image_id.encode(), digest_size=8).digest() for image_id in ids
-    )
-    # 53 bits are what a float64 holds: more would round the largest hash up to 1
-    position = (np.frombuffer(digests, dtype=">u8") >> np.uint64(11)).astype(np.float64) / 2**53
-    return (position >= share[0]) & (position < share[1])
+    digests = [hashlib.blake2b(image_id.encode(), digest_size=8).digest() for image_id in ids]
+    # Big-endian on every machine: the share must not depend on where it is computed.
+    hashes = np.frombuffer(b"".join(digests), dtype=">u8")
+    # 53 bits are what a float64 holds: more would round the largest hash up to 1.
+    position = (hashes >> np.uint64(11)).astype(np.float64) / 2**53
+    return (position >= start) & (position < end)
 
 
 def draw(
@@ -44,177 +45,241 @@ def draw(
     rng: np.random.Generator,
     n_classes: int,
 ) -> np.ndarray:
-    """Return the ascending positions that are kept: `per_class` of each class, then `limit` of all, drawn at random.
+    """Return the ascending positions of a random draw: `per_class` of each class, then `limit`.
 
-    The draws of a smaller number are contained in those of a larger one. Images of no class are left to `limit`.
-    A class with fewer images gives what it has.
+    The draw of a smaller number is contained in that of a larger one. Images without a class are
+    subject to `limit` only. A class with fewer images contributes all it has.
     """
     kept = np.arange(len(labels))
+
     if per_class is not None:
         classes = labels.fillna(-1).to_numpy(dtype=np.int64)
-        drawn = [
-            rng.permutation(kept[classes == number])[:per_class] for number in range(n_classes)
-        ]
-        kept = np.sort(np.concatenate([kept[classes < 0], *drawn]))
+        parts = [kept[classes < 0]]
+        for number in range(n_classes):
+            # The first rows of one permutation: this is what nests smaller draws in larger ones.
+            of_class = kept[classes == number]
+            drawn = rng.permutation(of_class)[:per_class]
+            parts.append(drawn)
+        kept = np.sort(np.concatenate(parts))
+
     if limit is not None:
-        kept = np.sort(rng.permutation(kept)[:limit])
+        drawn = rng.permutation(kept)[:limit]
+        kept = np.sort(drawn)
+
     return kept
 
 
 def without_labels(listing: pd.DataFrame, labels: Sequence[int | str], where: str) -> pd.DataFrame:
-    """Return the rows of a listing whose own label or class name is none of `labels`.
+    """Return the rows of a listing whose own label and class name are not among `labels`.
 
     Raises:
         InputError: no image has one of these labels.
     """
-    excluded = {str(label) for label in labels}
-    numbers, names = listing["label"].astype("str"), listing["label_name"]
+    excluded = set(map(str, labels))
+    numbers = listing["label"].astype("str")
+    names = listing["label_name"]
     found = set(numbers.dropna()) | set(names.dropna())
-    if absent := excluded - found:
+    absent = excluded - found
+    if absent:
         raise InputError(
-            f"{where}: no image has the labels {_listed(sorted(absent))} of exclude_labels; found: "
-            f"{_found_labels(listing)}"
+            f"{where}: no image has the labels {_listed(sorted(absent))} of exclude_labels; "
+            f"found: {_found_labels(listing)}"
         )
-    return listing[~(numbers.isin(excluded) | names.isin(excluded)).to_numpy(dtype=bool)]
+
+    is_excluded = numbers.isin(excluded) | names.isin(excluded)
+    return listing[~is_excluded.to_numpy(dtype=bool)]
 
 
 def with_teacher_labels(
     listing: pd.DataFrame, source: ImageSource, class_names: Sequence[str], where: str
 ) -> pd.DataFrame:
-    """Return the listing with `label` (Int32, class of the teacher or null) and `relevant` (boolean or null).
+    """Return the listing with `label` (Int32, class of the teacher or null) and `relevant`.
 
-    Images that `exclude_labels` names are left out.
+    `relevant` (boolean or null) is whether the image belongs to a class of the teacher. Images that
+    `exclude_labels` names are left out.
 
     Args:
-        listing: rows of a source, with its own `label` (Int64 or null) and `label_name` (string or null).
-        source: its parameters, of which `labels`, `label_map` and `exclude_labels` matter here.
+        listing: rows of a source, with its own `label` (Int64 or null) and `label_name` (string or
+            null).
+        source: parameters of the source; `labels`, `label_map` and `exclude_labels` are used.
         class_names: names of the teacher's classes 0..K-1.
-        where: what a message calls the source.
+        where: name of the source, for messages.
 
     Raises:
-        InputError: with `labels: classes`, an image has no class of the teacher; or the labels cannot be understood.
+        InputError: with `labels: classes`, an image has no class of the teacher; or the labels
+            cannot be understood.
     """
     if source.exclude_labels:
         listing = without_labels(listing, source.exclude_labels, where)
     table = listing.copy()
     if source.labels == "ignore":
-        table["label"] = pd.array([None] * len(table), dtype="Int32")
-        table["relevant"] = pd.array([None] * len(table), dtype="boolean")
+        nothing = [None] * len(table)
+        table["label"] = pd.array(nothing, dtype="Int32")
+        table["relevant"] = pd.array(nothing, dtype="boolean")
         return table
-    classes = _classes(listing, source, class_names, where)
-    is_labeled = listing["label"].notna() | listing["label_name"].notna()
-    if source.labels == "classes" and classes.isna().any():
-        raise InputError(
-            _without_class(listing[classes.isna().to_numpy()], source, class_names, where)
-        )
+
+    classes = _teacher_classes(listing, source, class_names, where)
+    is_unmatched = classes.isna()
+    if source.labels == "classes" and is_unmatched.any():
+        unmatched = listing[is_unmatched.to_numpy()]
+        raise InputError(_unmatched_message(unmatched, source, class_names, where))
+
     table["label"] = classes.astype("Int32")
-    table["relevant"] = classes.notna().astype("boolean").where(is_labeled)
+    # An image with a label of no class is irrelevant; without any label nobody knows.
+    is_labeled = listing["label"].notna() | listing["label_name"].notna()
+    is_relevant = classes.notna().astype("boolean")
+    table["relevant"] = is_relevant.where(is_labeled)
     return table
 
 
 def check_every_class_is_there(labels: pd.Series, class_names: Sequence[str], where: str) -> None:
     """Raise an InputError that names the classes without a single image."""
-    absent = sorted(set(range(len(class_names))) - set(labels.dropna().astype(int)))
+    present = set(labels.dropna().astype(int))
+    absent = [number for number in range(len(class_names)) if number not in present]
     if absent:
-        named = ", ".join(f"{number} ({class_names[number]})" for number in absent[:_MOST_NAMED])
+        named = [f"{number} ({class_names[number]})" for number in absent[:_MAX_NAMED]]
         raise InputError(
-            f"{where}: `per_class` asks for images of every class of the teacher, and there is none of class {named}. "
-            "Add images of it, or correct `label_map` or the teacher's `classes`"
+            f"{where}: `per_class` asks for images of every class of the teacher, and there are "
+            f"none of class {', '.join(named)}. Add images of it, or correct `label_map` or the "
+            "teacher's `classes`"
         )
 
 
-def _classes(
+def _teacher_classes(
     listing: pd.DataFrame, source: ImageSource, class_names: Sequence[str], where: str
 ) -> pd.Series:
     """Return the teacher's class of every row, null where it has none (Int64)."""
     if source.label_map is not None:
-        return _by_map(listing, source.label_map, len(class_names), where)
-    numbers, names = listing["label"], listing["label_name"]
-    by_name = {_plain(name): number for number, name in enumerate(class_names)}
-    named = names.map(lambda name: by_name.get(_plain(name)), na_action="ignore").astype("Int64")
+        return _by_label_map(listing, source.label_map, len(class_names), where)
+    numbers = listing["label"]
+    names = listing["label_name"]
+    class_of_name = {_plain(name): number for number, name in enumerate(class_names)}
+    found = names.map(lambda name: class_of_name.get(_plain(name)), na_action="ignore")
+    class_by_name = found.astype("Int64")
+
     if numbers.isna().all():
-        return _by_name_alone(names, named, source, class_names, where)
-    if named.notna().all():
-        return named  # the names are the teacher's, so its order holds, whatever the source's
+        return _by_name_alone(names, class_by_name, source, class_names, where)
+    if class_by_name.notna().all():
+        # The names are the teacher's, so its order holds, whatever the source's is.
+        return class_by_name
+
+    # Numbers outside of the teacher's classes are images of none of its classes.
     in_range = numbers.where((numbers >= 0) & (numbers < len(class_names)))
-    _check_same_numbering(in_range, names, named, class_names, where)
+    _check_same_numbering(in_range, names, class_by_name, class_names, where)
     return in_range
 
 
-def _by_map(
+def _by_label_map(
     listing: pd.DataFrame, label_map: Mapping[str, int], n_classes: int, where: str
 ) -> pd.Series:
     outside = {key: number for key, number in label_map.items() if not 0 <= number < n_classes}
     if outside:
         raise InputError(
-            f"{where}: label_map leads to classes outside 0..{n_classes - 1} of the teacher: {outside}"
+            f"{where}: label_map leads to classes outside 0..{n_classes - 1} of the teacher: "
+            f"{outside}"
         )
-    names, numbers = listing["label_name"], listing["label"].astype("str")
-    absent = [key for key in label_map if not ((names == key) | (numbers == key)).any()]
+
+    names = listing["label_name"]
+    numbers = listing["label"].astype("str")
+    found = set(names.dropna()) | set(numbers.dropna())
+    absent = [key for key in label_map if key not in found]
     if label_map and len(absent) == len(label_map):
         raise InputError(
-            f"{where}: no key of label_map ({_listed(absent)}) is a label there; found: {_found_labels(listing)}"
+            f"{where}: no key of label_map ({_listed(absent)}) is a label there; found: "
+            f"{_found_labels(listing)}"
         )
+    # A part of a data set may lack some classes, so this is not an error.
     if absent:
         logger.warning("%s: no image has these labels of label_map: %s", where, _listed(absent))
-    return numbers.map(label_map).astype("Int64").fillna(names.map(label_map).astype("Int64"))
+
+    class_by_number = numbers.map(label_map).astype("Int64")
+    class_by_name = names.map(label_map).astype("Int64")
+    return class_by_number.fillna(class_by_name)
 
 
 def _by_name_alone(
-    names: pd.Series, named: pd.Series, source: ImageSource, class_names: Sequence[str], where: str
+    names: pd.Series,
+    class_by_name: pd.Series,
+    source: ImageSource,
+    class_names: Sequence[str],
+    where: str,
 ) -> pd.Series:
-    """Match names; where the teacher's classes are only numbered, take the sorted names as 0..K-1."""
-    if named.notna().any() or not _are_numbers(class_names):
-        return named
+    """Match by name; if the teacher's classes are only numbered, number the sorted names."""
+    if class_by_name.notna().any() or not _are_numbers(class_names):
+        return class_by_name
+
     found = sorted(names.dropna().unique())
     if len(found) == len(class_names):
-        return names.map({name: number for number, name in enumerate(found)}).astype("Int64")
+        class_of_name = {name: number for number, name in enumerate(found)}
+        return names.map(class_of_name).astype("Int64")
     if source.labels == "truth" and found:
         raise InputError(
-            f"{where}: its labels are names ({_listed(found)}) and the teacher's {len(class_names)} classes have only "
-            "numbers, so which images are relevant is unknown: give label_map, or the teacher's class names"
+            f"{where}: its labels are names ({_listed(found)}) and the teacher's "
+            f"{len(class_names)} classes have only numbers, so which images are relevant is "
+            "unknown: give label_map, or the teacher's class names"
         )
-    return named
+    return class_by_name
 
 
 def _check_same_numbering(
-    in_range: pd.Series, names: pd.Series, named: pd.Series, class_names: Sequence[str], where: str
+    in_range: pd.Series,
+    names: pd.Series,
+    class_by_name: pd.Series,
+    class_names: Sequence[str],
+    where: str,
 ) -> None:
-    """Refuse numbers that count other classes than the teacher's: not one name agrees where both have names."""
+    """Refuse numbers that count other classes than the teacher's.
+
+    They do if images have both a number and a name, and no name agrees with the teacher's name of
+    that number.
+    """
     is_comparable = (in_range.notna() & names.notna()).to_numpy()
     if _are_numbers(class_names) or not is_comparable.any():
         return
-    if not (in_range[is_comparable] == named[is_comparable]).fillna(False).any():
-        number, name = int(in_range[is_comparable].iloc[0]), names[is_comparable].iloc[0]
+    numbers = in_range[is_comparable]
+    agrees = (numbers == class_by_name[is_comparable]).fillna(False)
+    if not agrees.any():
+        number = int(numbers.iloc[0])
+        name = names[is_comparable].iloc[0]
         raise InputError(
-            f"{where}: its label {number} is {name!r}, the teacher's class {number} is {class_names[number]!r}, and no "
-            "other name agrees either: give label_map (their label -> class of the teacher), or set labels to 'ignore'"
+            f"{where}: its label {number} is {name!r}, the teacher's class {number} is "
+            f"{class_names[number]!r}, and no other name agrees either: give label_map (their "
+            "label -> class of the teacher), or set labels to 'ignore'"
         )
 
 
-def _without_class(
+def _unmatched_message(
     unmatched: pd.DataFrame, source: ImageSource, class_names: Sequence[str], where: str
 ) -> str:
-    mend = "label_map does not list" if source.label_map is not None else "are none of them"
+    problem = "are none of them" if source.label_map is None else "label_map does not list"
     return (
-        f"{where}: the teacher has {len(class_names)} classes ({_listed(class_names)}); the labels of "
-        f"{len(unmatched):,} images {mend}: {_found_labels(unmatched)}. Correct the source, give label_map, or set "
-        "labels to 'truth' or 'ignore'"
+        f"{where}: the teacher has {len(class_names)} classes ({_listed(class_names)}); the labels "
+        f"of {len(unmatched):,} images {problem}: {_found_labels(unmatched)}. Correct the source, "
+        "give label_map, or set labels to 'truth' or 'ignore'"
     )
 
 
 def _found_labels(listing: pd.DataFrame) -> str:
-    labels = listing["label_name"].fillna(listing["label"].astype("str")).fillna("no label")
-    return _listed([f"{label} ({count:,})" for label, count in labels.value_counts().items()])
+    numbers = listing["label"].astype("str")
+    # A name says more than a number.
+    labels = listing["label_name"].fillna(numbers).fillna("no label")
+    counts = labels.value_counts()
+    described = [f"{label} ({count:,})" for label, count in counts.items()]
+    return _listed(described)
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(str(name) for name in names[:_MOST_NAMED]) + more
+    text = ", ".join(map(str, names[:_MAX_NAMED]))
+    n_more = len(names) - _MAX_NAMED
+    if n_more > 0:
+        text += f" and {n_more} more"
+    return text
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    """Return a class name without what differs between data sets: case, `_`, `-`, extra spaces."""
+    words = name.casefold().replace("_", " ").replace("-", " ").split()
+    return " ".join(words)
 
 
 def _are_numbers(class_names: Sequence[str]) -> bool:

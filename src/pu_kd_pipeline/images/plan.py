@@ -1,4 +1,4 @@
-"""What a store shall hold."""
+"""What an image store should hold."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IngestionPlan:
-    """What a store shall hold; nothing is listed or read before it is written.
+    """What a store should hold; nothing is listed or read before the store is written.
 
     Attributes:
-        name: what messages call the store, such as `pool`.
-        sources: where the images come from; none makes an empty store.
+        name: name of the store in messages, such as `pool`.
+        sources: where the images come from; no source makes an empty store.
         size_px, channels: the teacher's input, (channels, size_px, size_px).
-        class_names: of the teacher's classes 0..K-1.
+        class_names: names of the teacher's classes 0..K-1.
         store: how the images are kept.
-        seed: draws the samples, and the split of the demo.
+        seed: seeds the draws of samples, and the split of the demo.
     """
 
     name: str
@@ -39,8 +39,9 @@ class IngestionPlan:
 def plan_store(
     name: str, sources: tuple[ImageSource, ...], params: DataIngestionParams, teacher: TeacherParams
 ) -> IngestionPlan:
-    """Return the plan of a store of images as the teacher wants them; without sources, of an empty store."""
-    from pu_kd_pipeline.models.factory import input_contract  # imports torch
+    """Return the plan of a store of images in the teacher's input format; it may have no source."""
+    # Imported here: it imports torch, and modules that only handle plans should stay cheap.
+    from pu_kd_pipeline.models.factory import input_contract
 
     expected, class_names = input_contract(teacher)
     return IngestionPlan(

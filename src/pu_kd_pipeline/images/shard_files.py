@@ -1,4 +1,4 @@
-"""The files of one shard: their names, and reading them."""
+"""The files of one shard: their names, their schema, and how they are read."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ import numpy as np
 from pu_kd_pipeline.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
+
+RUN_AGAIN = "run `kedro run --pipeline=data_ingestion`"
 
 
 def pixel_file(folder: Path, shard_name: str, kind: str) -> Path:
-    """Return where the images of a shard are."""
-    return folder / f"{shard_name}{'.npy' if kind == 'packed' else '.images.arrow'}"
+    """Return the path of the file that holds the images of a shard."""
+    if kind == "packed":
+        return folder / f"{shard_name}.npy"
+    return folder / f"{shard_name}.images.arrow"
 
 
 def index_file(folder: Path, shard_name: str) -> Path:
-    """Return where the index of a shard is."""
+    """Return the path of the index of a shard."""
     return folder / f"{shard_name}.index.parquet"
 
 
 def index_schema() -> pa.Schema:
-    """Return the columns of a shard's index; `version` tells whether the image at the source may have changed."""
+    """Return the columns of a shard's index.
+
+    A changed `version` means that the image at the source may have changed.
+    """
     import pyarrow as pa
 
     return pa.schema(
@@ -41,6 +49,15 @@ def index_schema() -> pa.Schema:
     )
 
 
+def index_to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Return an index as a data frame, with null labels as nulls instead of floats."""
+    import pandas as pd
+    import pyarrow as pa
+
+    dtypes = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
+    return table.to_pandas(types_mapper=dtypes.get)
+
+
 def open_packed(folder: Path, shard_name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return the memory-mapped (N, C, H, W) uint8 pixels of a packed shard.
 
@@ -50,21 +67,18 @@ def open_packed(folder: Path, shard_name: str, shape: tuple[int, ...]) -> np.nda
     file = pixel_file(folder, shard_name, "packed")
     try:
         pixels = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (
-        Exception
-    ) as exc:  # the header of an array is a Python literal, which can be wrong in many ways
-        raise InputError(
-            f"{file} is damaged ({exc}): delete it and run `kedro run --pipeline=data_ingestion`"
-        ) from exc
+    except Exception as exc:
+        # The header of an array is a Python literal, which can be wrong in many ways.
+        raise InputError(f"{file} is damaged ({exc}): delete it and {RUN_AGAIN}") from exc
     if not isinstance(pixels, np.ndarray):  # an archive of arrays
-        raise InputError(
-            f"{file} is not an array of pixels: delete it and run `kedro run --pipeline=data_ingestion`"
-        )
+        raise InputError(f"{file} is not an array of pixels: delete it and {RUN_AGAIN}")
     if pixels.shape != shape or pixels.dtype != np.uint8:
         raise InputError(
-            f"{file} holds {pixels.dtype} {pixels.shape}, its store says uint8 {shape}: ingest it anew"
+            f"{file} holds {pixels.dtype} {pixels.shape}, its store says uint8 {shape}: "
+            "ingest it again"
         )
-    return pixels.view(np.ndarray)  # np.memmap's own indexing costs more than the read
+    # np.memmap's own indexing costs more than the read.
+    return pixels.view(np.ndarray)
 
 
 def open_encoded(folder: Path, shard_name: str, n_images: int) -> pa.ChunkedArray:
@@ -77,14 +91,13 @@ def open_encoded(folder: Path, shard_name: str, n_images: int) -> pa.ChunkedArra
 
     file = pixel_file(folder, shard_name, "encoded")
     try:
-        images = pa.ipc.open_file(pa.memory_map(str(file))).read_all()["image"]
+        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        images = table["image"]
         if images.type != pa.large_binary():
             raise ValueError(f"its images are {images.type}")
         if len(images) != n_images:
             raise ValueError(f"it holds {len(images):,} of {n_images:,} images")
-        images.validate(full=True)  # or an offset beyond the end is read
+        images.validate(full=True)  # without it, an offset beyond the end would be read
         return images
     except Exception as exc:  # a damaged file makes its reader raise nearly anything
-        raise InputError(
-            f"{file} is damaged ({exc}): delete it and run `kedro run --pipeline=data_ingestion`"
-        ) from exc
+        raise InputError(f"{file} is damaged ({exc}): delete it and {RUN_AGAIN}") from exc

@@ -10,34 +10,42 @@ import numpy as np
 import pyarrow as pa
 
 from pu_kd_pipeline.images.decoding import Unusable, as_file
-from pu_kd_pipeline.images.store import Specification
+from pu_kd_pipeline.images.store_file import Specification
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.images.decoding import RawImage
 
 
-_ENCODED_BATCH_BYTES = 32 * 2**20
+_ENCODED_BATCH_BYTES = 32 * 2**20  # of images in one Arrow record batch
 
 
 class ShardWriter(Protocol):
-    """Takes the images of a shard one by one; the file is whole and on disk once the context ends."""
+    """Takes the images of a shard one by one; at the end of its context the file is on disk."""
 
     def __enter__(self) -> ShardWriter: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def append(self, raw: RawImage | Unusable, pixels: np.ndarray) -> None:
-        """Add an image, given as it came and as (C, H, W) uint8."""
+        """Add an image, given both as the source delivered it and as (C, H, W) uint8 pixels."""
         ...
 
 
+def shard_writer(file: Path, specification: Specification) -> ShardWriter:
+    """Return the writer of a kind of store, which has opened the file."""
+    if specification.kind == "packed":
+        return PackedWriter(file, specification)
+    return EncodedWriter(file)
+
+
 class PackedWriter:
-    """Streams pixels into a `.npy` file whose length is known at its end only."""
+    """Streams pixels into a `.npy` file whose length is known only at the end."""
 
     def __init__(self, file: Path, specification: Specification) -> None:
         self._file = open(file, "wb")  # noqa: SIM115  (closed by __exit__)
         self._shape = (specification.channels, specification.size_px, specification.size_px)
         self._n = 0
+        # With a length of zero; __exit__ writes it again over the same bytes.
         self._write_header()
         self._header_size = self._file.tell()
 
@@ -53,7 +61,7 @@ class PackedWriter:
         with self._file:
             self._file.seek(0)
             self._write_header()
-            # NumPy pads the header so that the length along the first axis may grow in place
+            # NumPy pads the header so that the length along the first axis may grow in place.
             assert self._file.tell() == self._header_size
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -64,23 +72,28 @@ class PackedWriter:
 
 
 class EncodedWriter:
-    """Streams the images' bytes into an Arrow file, uncompressed: any row is then one look into the memory map."""
+    """Streams the images' own bytes into an uncompressed Arrow file.
 
-    def __init__(self, file: Path, specification: Specification) -> None:
+    Reading any row is then one access to the memory map.
+    """
+
+    def __init__(self, file: Path) -> None:
         self._file = open(file, "wb")  # noqa: SIM115  (closed by __exit__)
         self._schema = pa.schema([("image", pa.large_binary())])
         self._writer = pa.ipc.new_file(self._file, self._schema)
-        self._batch: list[bytes] = []
+        self._images: list[bytes] = []
         self._n_bytes = 0
 
     def __enter__(self) -> EncodedWriter:
         return self
 
     def append(self, raw: RawImage | Unusable, pixels: np.ndarray) -> None:
-        """Add an image as it came; what came as pixels becomes a PNG."""
+        """Add an image as the source delivered it; an array of pixels becomes a PNG."""
         assert not isinstance(raw, Unusable)
-        self._batch.append(as_file(raw))
-        self._n_bytes += len(self._batch[-1])
+        image = as_file(raw)
+        self._images.append(image)
+        self._n_bytes += len(image)
+        # One record batch per image would make the file slow to open, one per shard costs memory.
         if self._n_bytes >= _ENCODED_BATCH_BYTES:
             self._flush()
 
@@ -92,8 +105,8 @@ class EncodedWriter:
             os.fsync(self._file.fileno())
 
     def _flush(self) -> None:
-        if self._batch:
-            self._writer.write_batch(
-                pa.record_batch([pa.array(self._batch, pa.large_binary())], schema=self._schema)
-            )
-        self._batch, self._n_bytes = [], 0
+        if self._images:
+            column = pa.array(self._images, pa.large_binary())
+            self._writer.write_batch(pa.record_batch([column], schema=self._schema))
+        self._images = []
+        self._n_bytes = 0

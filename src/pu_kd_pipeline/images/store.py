@@ -1,9 +1,12 @@
-"""Image stores: how many images, and which uint8 batch for these rows.
+"""Image stores: how many images there are, and the uint8 batch of any rows.
 
-Two kinds answer alike. A packed store keeps the pixels of a shard in one memory-mapped array `<shard>.npy`
-(N, C, H, W); an encoded store keeps the images' own bytes in an Arrow file `<shard>.images.arrow`, memory-mapped as
-well, and decodes what is asked for. Beside each lies `<shard>.index.parquet`, and `store.json` lists the shards.
-Writing a store is in `image_ingestion`; this module is what other stages see, and importing it costs next to nothing.
+There are two kinds with the same interface. A packed store keeps the pixels of a shard in one
+memory-mapped array `<shard>.npy` (N, C, H, W); an encoded store keeps the images' own bytes in an
+Arrow file `<shard>.images.arrow`, memory-mapped as well, and decodes the rows that are read. Each
+has an index `<shard>.index.parquet`, and `store.json` lists the shards.
+
+Writing a store is in `images.ingestion`; this module is what other stages see, and it is cheap to
+import: pandas, pyarrow and Pillow are imported where they are used.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,48 +24,28 @@ import numpy as np
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.shard_files import (
+    RUN_AGAIN,
     index_file,
     index_schema,
+    index_to_pandas,
     open_encoded,
     open_packed,
     pixel_file,
 )
+from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification, read_store_file
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 
-FORMAT = 1  # of the files; also raised when decoding changes pixels
-STORE_FILE, QUARANTINE_FILE = "store.json", "quarantine.parquet"
-_SAFE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
-_MOST_DECODING_THREADS = 8
-_TOO_MANY = 2**48  # of anything: larger numbers in a store's file are damage
-
-
-@dataclass(frozen=True)
-class Specification:
-    """What decides the content of a shard beside its images: shards of another specification are made anew."""
-
-    kind: Literal["packed", "encoded"]
-    channels: int
-    size_px: int
-    max_image_pixels: int
-    format: int = FORMAT
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A stretch of rows: `n` images from row `start` on. The name ends in a fingerprint of ids, labels and pixels."""
-
-    name: str
-    n: int
-    start: int
+QUARANTINE_FILE = "quarantine.parquet"
+_MAX_DECODING_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class ImageStore:
-    """A folder of images, read by row number. Several processes and threads may read at the same time."""
+    """A folder of images, read by row number. Several processes and threads may read at a time."""
 
     folder: Path
     specification: Specification
@@ -78,41 +60,16 @@ class ImageStore:
             InputError: there is none, it is not complete, or its files were tampered with.
         """
         folder = Path(folder)
-        again = "run `kedro run --pipeline=data_ingestion`"
-        try:
-            about = json.loads((folder / STORE_FILE).read_text(encoding="utf-8"))
-            if about["specification"]["format"] != FORMAT:
-                raise InputError(
-                    f"{folder} was written by another version of this program: {again}"
-                )
-            specification = _specification_in(about["specification"])
-            named = [(str(shard["name"]), _count(shard["n"])) for shard in about["shards"]]
-            counts = {str(reason): _count(count) for reason, count in about["quarantine"].items()}
-        except FileNotFoundError as exc:
-            raise InputError(f"there is no image store at {folder}: {again}") from exc
-        except InputError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as exc:
-            raise InputError(
-                f"{folder / STORE_FILE} is damaged ({exc!r}): delete the folder and {again}"
-            ) from exc
-        for name, _ in named:
-            if not _SAFE_NAME.fullmatch(name):
-                raise InputError(
-                    f"{folder / STORE_FILE} names a shard {name!r}, which leads out of the store: {again}"
-                )
-        missing = [
-            name for name, _ in named if not pixel_file(folder, name, specification.kind).is_file()
-        ]
+        specification, shards, quarantine_counts = read_store_file(folder)
+        kind = specification.kind
+        files = {shard.name: pixel_file(folder, shard.name, kind) for shard in shards}
+        missing = [name for name, file in files.items() if not file.is_file()]
         if missing:
             raise InputError(
-                f"{folder}: {len(missing)} of {len(named)} shards are missing, such as {missing[0]}: {again}"
+                f"{folder}: {len(missing)} of {len(shards)} shards are missing, such as "
+                f"{missing[0]}: {RUN_AGAIN}"
             )
-        starts = np.cumsum([0, *(n for _, n in named)]).tolist()
-        shards = tuple(
-            Shard(name, n, start) for (name, n), start in zip(named, starts[:-1], strict=True)
-        )
-        return ImageStore(folder, specification, shards, counts)
+        return ImageStore(folder, specification, shards, quarantine_counts)
 
     def __len__(self) -> int:
         return sum(shard.n for shard in self.shards)
@@ -143,47 +100,56 @@ class ImageStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with any image, id or label, and with the order of the rows."""
-        content = json.dumps(
-            [asdict(self.specification), [shard.name for shard in self.shards]], sort_keys=True
-        )
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        """Sixteen hexadecimal digits that change with any image, id or label, and with the order.
+
+        Each shard's name ends in a hash of its content, so that the names are enough.
+        """
+        names = [shard.name for shard in self.shards]
+        specification = asdict(self.specification)
+        content = json.dumps([specification, names], sort_keys=True)
+        digest = hashlib.sha256(content.encode())
+        return digest.hexdigest()[:16]
 
     @property
     def n_bytes(self) -> int:
         """Bytes on disk."""
-        files = [self.folder / STORE_FILE, self.folder / QUARANTINE_FILE]
+        folder = self.folder
+        files = [folder / STORE_FILE, folder / QUARANTINE_FILE]
         for shard in self.shards:
-            files += [
-                pixel_file(self.folder, shard.name, self.kind),
-                index_file(self.folder, shard.name),
-            ]
+            pixels = pixel_file(folder, shard.name, self.kind)
+            index = index_file(folder, shard.name)
+            files += [pixels, index]
+
         return sum(file.stat().st_size for file in files)
 
     @cached_property
     def index(self) -> pd.DataFrame:
-        """One row an image, in row order.
+        """One row per image, in row order.
 
-        Columns: `id`, `source`, `label` (Int32, class of the teacher or null), `relevant` (boolean: of a class of the
-        teacher, null where unknown), `sha256` (of the pixels), `shard`, `row` (within the shard).
+        Columns: `id`, `source`, `label` (Int32, class of the teacher or null), `relevant` (boolean:
+        belongs to a class of the teacher, null where unknown), `sha256` (of the pixels), `shard`,
+        `row` (within the shard).
         """
         import pandas as pd
         import pyarrow as pa
 
         columns = ["id", "source", "label", "relevant", "sha256", "row"]
         tables = [self._index_of(shard, columns) for shard in self.shards]
-        table = pa.concat_tables(tables) if tables else index_schema().empty_table().select(columns)
-        dtypes = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
-        index = table.replace_schema_metadata().to_pandas(types_mapper=dtypes.get)
+        empty = index_schema().empty_table().select(columns)
+        table = pa.concat_tables(tables) if tables else empty
+        index = index_to_pandas(table.replace_schema_metadata())
+
         names = np.array([shard.name for shard in self.shards], dtype=object)
-        index.insert(
-            5, "shard", pd.Series(names.repeat([shard.n for shard in self.shards]), dtype="str")
-        )
+        lengths = [shard.n for shard in self.shards]
+        name_per_row = names.repeat(lengths)
+        index.insert(5, "shard", pd.Series(name_per_row, dtype="str"))
+
         return index
 
     def ids_of(self, shard: Shard) -> pa.Array:
-        """Return the ids of one shard's images, in row order; nothing of other shards is read."""
-        return self._index_of(shard, ["id"])["id"].combine_chunks()
+        """Return the ids of one shard's images, in row order; no other shard is read."""
+        table = self._index_of(shard, ["id"])
+        return table["id"].combine_chunks()
 
     def _index_of(self, shard: Shard, columns: list[str]) -> pa.Table:
         """Return columns of a shard's index.
@@ -191,14 +157,13 @@ class ImageStore:
         Raises:
             InputError: it is damaged.
         """
+        file = index_file(self.folder, shard.name)
+        table = _read_parquet(file, columns)
         schema = index_schema()
-        table = _read_parquet(index_file(self.folder, shard.name), columns)
-        if table.num_rows != shard.n or table.schema.types != [
-            schema.field(name).type for name in columns
-        ]:
+        types = [schema.field(name).type for name in columns]
+        if table.num_rows != shard.n or table.schema.types != types:
             raise InputError(
-                f"{index_file(self.folder, shard.name)} is not the index of {shard.n:,} images: delete it and run "
-                "`kedro run --pipeline=data_ingestion`"
+                f"{file} is not the index of {shard.n:,} images: delete it and {RUN_AGAIN}"
             )
         return table
 
@@ -206,7 +171,7 @@ class ImageStore:
     def quarantine(self) -> pd.DataFrame:
         """The images that are not in the store: `id`, `source`, `status` (the reason)."""
         table = _read_parquet(self.folder / QUARANTINE_FILE, ["id", "source", "status"])
-        # without what pandas wrote beside it, which can be damaged on its own
+        # Without the metadata that pandas added to the file: it can be damaged on its own.
         quarantine: pd.DataFrame = table.replace_schema_metadata().to_pandas()
         return quarantine
 
@@ -219,36 +184,44 @@ class ImageStore:
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows must lie in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
+
         images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
         if len(rows) == 0:
             return images
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        touched = np.unique(numbers)
+
+        shard_numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        touched = np.unique(shard_numbers)
+        if len(touched) == 1:
+            # The common case of shard-by-shard passes: no copy between the shard and `images`.
+            shard = self.shards[touched[0]]
+            self._read_into(images, shard, rows - shard.start)
+            return images
+
         for number in touched:
             shard = self.shards[number]
-            if len(touched) == 1:
-                self._read_into(images, shard, rows - shard.start)
-            else:
-                places = np.flatnonzero(numbers == number)
-                images[places] = self._rows_of(shard, rows[places] - shard.start)
+            places = np.flatnonzero(shard_numbers == number)
+            rows_of_shard = rows[places] - shard.start
+            images[places] = self._read_rows(shard, rows_of_shard)
+
         return images
 
     def read_shard(self, shard: Shard) -> np.ndarray:
-        """Return the (N, C, H, W) uint8 images of a shard: a read-only memory map, or decoded for an encoded store."""
-        return (
-            self._pixels(shard)
-            if self.kind == "packed"
-            else self._rows_of(shard, np.arange(shard.n))
-        )
+        """Return the (N, C, H, W) uint8 images of a shard.
+
+        A packed store returns a read-only memory map, an encoded store decodes the images.
+        """
+        if self.kind == "packed":
+            return self._pixels(shard)
+        return self._read_rows(shard, np.arange(shard.n))
 
     def iter_batches(self, shard: Shard, batch_size: int) -> Iterator[np.ndarray]:
-        """Yield the images of a shard in order, at most `batch_size` at a time, (n, C, H, W) uint8."""
+        """Yield the (n, C, H, W) uint8 images of a shard in order, n at most `batch_size`."""
         for start in range(0, shard.n, batch_size):
             stop = min(start + batch_size, shard.n)
             if self.kind == "packed":
                 yield self._pixels(shard)[start:stop]
             else:
-                yield self._rows_of(shard, np.arange(start, stop))
+                yield self._read_rows(shard, np.arange(start, stop))
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -256,24 +229,25 @@ class ImageStore:
 
     @cached_property
     def _opened(self) -> dict[str, Any]:
+        """The memory-mapped shards by name, opened when they are first read."""
         return {}
 
     def _pixels(self, shard: Shard) -> np.ndarray:
-        if shard.name not in self._opened:
-            self._opened[shard.name] = open_packed(
-                self.folder, shard.name, (shard.n, *self.image_shape)
-            )
-        pixels: np.ndarray = self._opened[shard.name]
+        name = shard.name
+        if name not in self._opened:
+            shape = (shard.n, *self.image_shape)
+            self._opened[name] = open_packed(self.folder, name, shape)
+        pixels: np.ndarray = self._opened[name]
         return pixels
 
-    def _rows_of(self, shard: Shard, rows: np.ndarray) -> np.ndarray:
+    def _read_rows(self, shard: Shard, rows: np.ndarray) -> np.ndarray:
         images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
         self._read_into(images, shard, rows)
         return images
 
     def _read_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
         if self.kind == "packed":
-            # "clip" lets NumPy write straight into `images`; the rows were checked before
+            # "clip" lets NumPy write straight into `images`; the rows were checked before.
             np.take(self._pixels(shard), rows, axis=0, out=images, mode="clip")
         else:
             self._decode_into(images, shard, rows)
@@ -281,35 +255,54 @@ class ImageStore:
     def _decode_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
         from pu_kd_pipeline.images.decoding import Decoder, Unusable
 
-        if shard.name not in self._opened:
-            self._opened[shard.name] = open_encoded(self.folder, shard.name, shard.n)
-        encoded = self._opened[shard.name]
+        name = shard.name
+        if name not in self._opened:
+            self._opened[name] = open_encoded(self.folder, name, shard.n)
+        encoded = self._opened[name]
+
         about = self.specification
         decoder = Decoder(about.channels, about.size_px, about.max_image_pixels)
+        # Fetched one at a time: the bytes of a whole batch need not be in memory at once.
         raws = (encoded[int(row)].as_py() for row in rows)
-        n_workers = min(os.cpu_count() or 1, _MOST_DECODING_THREADS, max(1, len(rows) // 2))
+
+        # A thread costs more than it saves unless it has two images or more to decode.
+        n_busy = max(1, len(rows) // 2)
+        n_workers = min(os.cpu_count() or 1, _MAX_DECODING_THREADS, n_busy)
+
         for place, (_, pixels) in enumerate(decoder.decode_all(raws, n_workers)):
             if isinstance(pixels, Unusable):
+                file = pixel_file(self.folder, name, self.kind)
                 raise InputError(
-                    f"{pixel_file(self.folder, shard.name, self.kind)}, row {rows[place]}: the image can no longer be "
-                    f"decoded ({pixels.reason}): delete the folder and run `kedro run --pipeline=data_ingestion`"
+                    f"{file}, row {rows[place]}: the image can no longer be decoded "
+                    f"({pixels.reason}): delete the folder and {RUN_AGAIN}"
                 )
             images[place] = pixels
 
 
-def rows_of(images: ImageStore, ids: np.ndarray, whose: str) -> np.ndarray:
+def rows_of(images: ImageStore, ids: np.ndarray, name: str) -> np.ndarray:
     """Return the rows of a store that hold the given ids.
 
+    Args:
+        images: the store.
+        ids: (n,) strings.
+        name: name of the data that holds the ids, for the message.
+
+    Returns:
+        (n,) int64 row numbers, in the order of the ids.
+
     Raises:
-        InputError: the store has no such image: `whose` was made from other images.
+        InputError: the store does not contain an id, so the data was made from other images.
     """
     import pandas as pd
 
     rows = pd.Index(images.index["id"]).get_indexer(pd.Index(ids))
-    if (rows < 0).any():
+    is_unknown = rows < 0
+    if is_unknown.any():
+        n_unknown = int(is_unknown.sum())
         raise InputError(
-            f"{whose}: {int((rows < 0).sum())} of {len(ids)} ids are not in the image store, such as "
-            f"{ids[rows < 0][0]!r}. It was made from other images: rerun the stages from `feature_extraction` on"
+            f"{name}: {n_unknown} of {len(ids)} ids are not in the image store, such as "
+            f"{ids[is_unknown][0]!r}. It was made from other images: rerun the stages from "
+            "`feature_extraction` on"
         )
     return rows.astype(np.int64)
 
@@ -321,34 +314,5 @@ def _read_parquet(file: Path, columns: list[str]) -> pa.Table:
         return pq.read_table(file, columns=columns, page_checksum_verification=True)
     except Exception as exc:  # a damaged file makes its reader raise nearly anything
         raise InputError(
-            f"{file} is damaged ({type(exc).__name__}: {exc}): delete it and run `kedro run --pipeline=data_ingestion`"
+            f"{file} is damaged ({type(exc).__name__}: {exc}): delete it and {RUN_AGAIN}"
         ) from exc
-
-
-def _specification_in(about: dict[str, Any]) -> Specification:
-    """Return the specification that a store's file states.
-
-    Raises:
-        TypeError, ValueError: it is not one.
-    """
-    numbers = {
-        name: _count(about[name]) for name in ("channels", "size_px", "max_image_pixels", "format")
-    }
-    if set(about) != {"kind", *numbers} or about["kind"] not in ("packed", "encoded"):
-        raise ValueError(f"{about} is no specification")
-    if numbers["channels"] not in (1, 3) or not 0 < numbers["size_px"] < _TOO_MANY:
-        raise ValueError(
-            f"there are no images of {numbers['channels']} x {numbers['size_px']} x {numbers['size_px']}"
-        )
-    return Specification(about["kind"], **numbers)
-
-
-def _count(value: object) -> int:
-    """Return a number of things.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if type(value) is not int or not 0 <= value < _TOO_MANY:
-        raise ValueError(f"{value!r:.50} is not a number of things")
-    return value

@@ -14,16 +14,24 @@ from pu_kd_pipeline.images.store import ImageStore
 
 @dataclass(frozen=True, eq=False)
 class ImageSubset(ImageStore):
-    """Some rows of a store. Length, index, fingerprint and `read` are the subset's; shards are the whole store's."""
+    """Some rows of a store.
+
+    Length, index, fingerprint and `read` are the subset's; the shards are the whole store's.
+    """
 
     store: ImageStore
     rows: np.ndarray
 
     @staticmethod
     def of(store: ImageStore, rows: np.ndarray) -> ImageSubset:
-        """Return those rows of a store, in that order."""
+        """Return (n,) rows of a store, in that order."""
         return ImageSubset(
-            store.folder, store.specification, store.shards, store.quarantine_counts, store, rows
+            folder=store.folder,
+            specification=store.specification,
+            shards=store.shards,
+            quarantine_counts=store.quarantine_counts,
+            store=store,
+            rows=rows,
         )
 
     def __len__(self) -> int:
@@ -31,15 +39,14 @@ class ImageSubset(ImageStore):
 
     @cached_property
     def index(self) -> pd.DataFrame:
-        """One row an image, as in the store."""
+        """One row per image, as in the store."""
         return self.store.index.iloc[self.rows].reset_index(drop=True)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the store and the rows."""
-        return hashlib.sha256(self.store.fingerprint.encode() + self.rows.tobytes()).hexdigest()[
-            :16
-        ]
+        """Sixteen hexadecimal digits that change with the store and with the rows."""
+        content = self.store.fingerprint.encode() + self.rows.tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the (n, C, H, W) uint8 images at (n,) positions among the rows."""
@@ -47,5 +54,8 @@ class ImageSubset(ImageStore):
 
 
 def without_images(images: ImageStore, others: ImageStore) -> ImageSubset:
+    """Return the images of a store whose pixels are not also in another store."""
+    # By the hash of the pixels: two stores may call the same image by different ids.
     is_other = images.index["sha256"].isin(others.index["sha256"])
-    return ImageSubset.of(images, np.flatnonzero(~is_other.to_numpy()))
+    kept_rows = np.flatnonzero(~is_other.to_numpy())
+    return ImageSubset.of(images, kept_rows)

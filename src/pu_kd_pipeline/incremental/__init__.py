@@ -1,1 +1,1 @@
-"""Running only what is stale: what a node's outputs were made from, and whether that has changed."""
+"""Running only what changed: what each node was made from, and what differs now."""

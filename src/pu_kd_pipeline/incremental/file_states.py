@@ -1,4 +1,4 @@
-"""Digests of files' contents, remembered while size, times and inode stay as they were, and of what is outside."""
+"""Digests of files' contents, remembered while size, times and inode stay as they were."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
+from pu_kd_pipeline.storage.digests import DIGEST_BYTES
 
-if TYPE_CHECKING:
-    from pu_kd_pipeline.params.data_ingestion import ImageSource
-
-_DIGEST_BYTES = 16
-_TOO_YOUNG_NS = 20_000_000  # a file of this age may change again without its time changing: clocks of files are coarse
+# File systems count time in coarse steps: a file may change again within one, with the same time.
+_CLOCK_STEP_NS = 20_000_000
 
 
 class FileStates:
-    """The content digest of any file, read again only where the file system says that it was touched.
+    """The content digest of any file, computed again only if the file system says that it changed.
 
     Args:
         cache_file: where digests are remembered between runs; it may be deleted at any time.
@@ -31,10 +28,11 @@ class FileStates:
     def __init__(self, cache_file: Path) -> None:
         self._cache_file = cache_file
         self._is_changed = False
-        self._known: dict[str, list[str]] = {}
+        self._known: dict[str, list[str]] = {}  # path -> [signature, digest]
         with suppress(OSError, ValueError):
             known = json.loads(cache_file.read_text(encoding="utf-8"))
-            self._known = known if isinstance(known, dict) else {}
+            if isinstance(known, dict):
+                self._known = known
 
     def digest(self, file: Path) -> str:
         """Return the digest of a file's content.
@@ -43,31 +41,36 @@ class FileStates:
             OSError: it cannot be read.
         """
         about = file.stat()
-        if (age := time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns)) < _TOO_YOUNG_NS:
-            time.sleep(max(0.0, (_TOO_YOUNG_NS - max(age, 0)) / 1e9))
+        _wait_until_settled(about)
         signature = f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}-{about.st_ino}"
         known = self._known.get(str(file))
-        if not (isinstance(known, list) and len(known) == 2 and known[0] == signature):
-            with file.open("rb") as opened:
-                digest = hashlib.file_digest(
-                    opened, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)
-                )
-            known = self._known[str(file)] = [signature, digest.hexdigest()]
+        # The cache is a file that anything may have written, so its entries are checked.
+        is_known = isinstance(known, list) and len(known) == 2 and known[0] == signature
+        if known is None or not is_known:
+            known = [signature, _digest_of_content(file)]
+            self._known[str(file)] = known
             self._is_changed = True
         return known[1]
 
     def digests(self, place: Path, files: Iterable[Path]) -> dict[str, str]:
-        """Return path below `place` ("" for itself) -> digest, of the files that are there."""
+        """Return path -> digest, of those files that exist.
+
+        Args:
+            place: a file, or the folder that paths are relative to; a file's own path is "".
+            files: the file itself, or files in the folder.
+        """
         found = {}
         for file in files:
+            path = "" if file == place else file.relative_to(place).as_posix()
             with suppress(FileNotFoundError):
-                found["" if file == place else file.relative_to(place).as_posix()] = self.digest(
-                    file
-                )
+                found[path] = self.digest(file)
         return found
 
     def save(self) -> None:
-        """Keep what was learned for the next run, unless the disk is full or another run does so at this moment."""
+        """Remember what was computed for the next run, if the disk has room.
+
+        Another run may save at the same moment: one of the two files stays, and both are right.
+        """
         if self._is_changed:
             remove_leftovers(self._cache_file.parent, self._cache_file.name)
             with suppress(OSError), replacing_file(self._cache_file) as temporary:
@@ -75,66 +78,20 @@ class FileStates:
             self._is_changed = False
 
 
-def files_below(place: Path) -> Iterator[Path]:
-    """Yield a file itself, or the files below a folder in order; hidden ones are somebody's temporary files."""
-    if place.is_file():
-        yield place
-    elif place.is_dir():
-        for folder, subfolders, names in os.walk(place):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+def _wait_until_settled(about: os.stat_result) -> None:
+    """Wait until a change of the file would change its times, too."""
+    age_ns = time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns)
+    if age_ns < _CLOCK_STEP_NS:
+        remaining_ns = _CLOCK_STEP_NS - max(age_ns, 0)  # negative: a time in the future
+        time.sleep(remaining_ns / 1e9)
+
+
+def _digest_of_content(file: Path) -> str:
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES))
+    return digest.hexdigest()
 
 
 def safe_name(name: str) -> str:
-    """Return a name that is a file name everywhere."""
+    """Return a name that is a valid file name on every system."""
     return re.sub(r"[^\w.-]", "_", name)
-
-
-def digest_of(value: Any) -> str:
-    """Return a digest of what JSON can write."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(
-        text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES
-    ).hexdigest()
-
-
-# --- what is outside of the catalog -----------------------------------------------------------------------------------
-
-
-def source_state(source: ImageSource) -> str:
-    """Return a digest of what a source's files are called and when they were changed; no image is read.
-
-    Embedded images are code. Data sets of torchvision are looked for where it keeps them.
-    """
-    if source.type == "demo":
-        return ""
-    if "://" in (source.path or ""):
-        return digest_of(_remote_state(str(source.path)))
-    path = Path(source.path or source.options.get("root") or "data/01_raw")
-    if any(mark in path.as_posix() for mark in "*?["):
-        files = sorted(Path(path.anchor or ".").glob(path.relative_to(path.anchor).as_posix()))
-    else:
-        files = list(files_below(path))
-    return digest_of([_stamp(file) for file in files])
-
-
-def _stamp(file: Path) -> list[Any]:
-    try:
-        about = file.stat()
-    except OSError:  # such as a link that leads nowhere
-        return [os.fsencode(file).hex()]
-    return [os.fsencode(file).hex(), about.st_size, about.st_mtime_ns]
-
-
-def _remote_state(path: str) -> Any:
-    from fsspec.core import url_to_fs
-
-    try:
-        system, root = url_to_fs(path)
-        if any(mark in root for mark in "*?["):
-            return system.glob(root, detail=True)
-        return system.find(root, detail=True) or system.info(root)
-    except (
-        Exception
-    ) as exc:  # each kind of remote file system has errors of its own; the stage will tell
-        return str(type(exc))

@@ -1,6 +1,7 @@
-"""Locks on what a run reads and writes, so that two runs on one data folder cannot mix their outputs.
+"""Locks on what a run reads and writes, so that two runs on one data folder do not mix.
 
-A lock is the operating system's (`flock`): it ends with the process, however that ends.
+A lock is held by the operating system (`flock`), which releases it when the process ends, also when
+it is killed.
 """
 
 from __future__ import annotations
@@ -26,59 +27,69 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def locked(folder: Path, *, writes: Iterable[str], reads: Iterable[str]) -> Iterator[None]:
-    """Hold the locks of data sets: alone for those that are written, together with others for those that are read.
+    """Hold the locks of data sets: exclusive for those that are written, shared for those read.
 
     Args:
-        folder: where the lock files are; they stay, empty or with the last writer's name.
+        folder: where the lock files are; they stay, empty or with the name of the last writer.
         writes: names of data sets.
         reads: names of data sets that are not written.
 
     Raises:
-        InputError: another run holds one of them; nothing is held then.
+        InputError: another run holds one of them; no lock is held then.
     """
     if sys.platform == "win32":
         logger.warning("this system has no file locks: start no second run on the same data folder")
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {**dict.fromkeys(reads, fcntl.LOCK_SH), **dict.fromkeys(writes, fcntl.LOCK_EX)}
+    kinds = dict.fromkeys(reads, fcntl.LOCK_SH)
+    kinds.update(dict.fromkeys(writes, fcntl.LOCK_EX))
     with ExitStack() as stack:
-        for name, kind in sorted(wanted.items()):  # in one order, whoever asks
-            file = stack.enter_context(
-                open(folder / f"{safe_name(name)}.lock", "a+", encoding="utf-8")
-            )
-            if not _take(file, kind):
-                break
+        # In the order of names: of two runs, the second always fails at the first common lock.
+        for name, kind in sorted(kinds.items()):
+            path = folder / f"{safe_name(name)}.lock"
+            file = stack.enter_context(open(path, "a+", encoding="utf-8"))
+            if not _acquire(file, kind):
+                raise InputError(_conflict(name, file, folder, is_read=kind == fcntl.LOCK_SH))
             if kind == fcntl.LOCK_EX:
-                _sign(file)
-        else:
-            yield
-            return
-        file.seek(0)
-        holder = file.read().strip()
-        verb = "makes" if kind == fcntl.LOCK_SH or holder else "reads or makes"
-        raise InputError(
-            f"another run {verb} `{name}` in {folder.parent.parent}"
-            + (f" ({holder})" if holder else "")
-            + ": wait until it has ended, or give this one a folder of its own with --params=data=/another/folder"
-        )
+                _write_holder(file)
+        yield
 
 
-def _take(file: IO[str], kind: int) -> bool:
+def _acquire(file: IO[str], kind: int) -> bool:
+    """Return whether a lock was free, and hold it; true also where there are no locks."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as exc:
+    except OSError as exc:  # such as on some network file systems
         logger.warning(
             "%s cannot be locked (%s): start no second run on the same data folder", file.name, exc
         )
     return True
 
 
-def _sign(file: IO[str]) -> None:
-    file.truncate(0)
-    file.write(
-        f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+def _conflict(name: str, file: IO[str], folder: Path, *, is_read: bool) -> str:
+    """Return a sentence on the run that holds a lock.
+
+    Args:
+        name: of the data set.
+        file: its lock file, which holds the name of its last writer.
+        folder: of the lock files.
+        is_read: whether the lock was wanted for reading; then only a writer can be in the way.
+    """
+    file.seek(0)
+    holder = file.read().strip()
+    verb = "makes" if is_read or holder else "reads or makes"
+    who = f" ({holder})" if holder else ""
+    return (
+        f"another run {verb} `{name}` in {folder.parent.parent}{who}: wait until it has ended, or "
+        "give this one a folder of its own with --params=data=/another/folder"
     )
+
+
+def _write_holder(file: IO[str]) -> None:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
     file.flush()

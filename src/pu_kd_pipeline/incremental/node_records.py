@@ -1,6 +1,7 @@
 """The record of a node: what its outputs were made from, and what differs now.
 
-A record is written after the outputs and removed before the node runs again, so outputs with a record are whole.
+A record is written after the outputs and removed before the node runs again, so that outputs with a
+record are complete.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -17,21 +18,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pu_kd_pipeline.incremental.file_states import (
-    FileStates,
-    digest_of,
-    files_below,
-    safe_name,
-    source_state,
-)
+from pu_kd_pipeline.incremental.file_states import FileStates, safe_name
 from pu_kd_pipeline.params.data_ingestion import ImageSource
+from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
+from pu_kd_pipeline.storage.digests import digest_of, files_below
 
-VERSION = 1  # a higher one has every node run again
-# Whose versions may change a result; the others only carry it.
+VERSION = 1  # with a higher version every node runs again
+# Libraries that may change a result with their version; others only store or pass it on.
 LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "pillow", "scikit-learn")
-_FACTORY = re.compile(r"[\w.]+:\w+")
-_MOST_CODE = 3
+_FACTORY = re.compile(r"[\w.]+:\w+")  # package.module:function
+_MAX_LISTED_CODE = 3  # changed definitions that a reason names
+_MAX_VALUE_CHARACTERS = 60  # of a parameter's value in a reason
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class NodeRecord:
         outside: dotted key -> state of the files or code that a parameter names.
         catalog: data set -> digest of its entry, without the place of the data folder.
         code: "module:name" -> digest, of the node's function and all that it mentions.
-        code_stamp: digest of all source files, while which is the same `code` is.
+        code_stamp: digest of all source files; while it stays the same, so does `code`.
         libraries: name -> version.
         outputs: data set -> path of a file below it -> digest of its content.
     """
@@ -61,34 +59,38 @@ class NodeRecord:
 
 
 class NodeRecords:
-    """The records below one folder, a file a node."""
+    """The records in one folder, one file per node."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def read(self, node: str) -> NodeRecord | None:
-        """Return the record of a node; None where there is none that can be read."""
+        """Return the record of a node; None if there is none, or none that can be read."""
+        # TypeError: valid JSON with other fields than a record has
         with suppress(OSError, ValueError, TypeError):
-            found = json.loads(self._file(node).read_text(encoding="utf-8"))
+            text = self._file(node).read_text(encoding="utf-8")
+            found = json.loads(text)
             if found["version"] == VERSION:
                 return NodeRecord(**found)
         return None
 
     def write(self, node: str, record: NodeRecord) -> None:
-        """Keep the record of a node whose outputs have been saved."""
+        """Write the record of a node whose outputs have been saved."""
         with replacing_file(self._file(node)) as temporary:
-            temporary.write_text(json.dumps(asdict(record), indent=0), encoding="utf-8")
+            text = json.dumps(asdict(record), indent=0)
+            temporary.write_text(text, encoding="utf-8")
 
     def remove(self, node: str) -> None:
-        """Forget a node whose outputs are about to be made."""
-        self._file(node).unlink(missing_ok=True)
-        remove_leftovers(self.folder, self._file(node).name)
+        """Remove the record of a node whose outputs are about to be made."""
+        file = self._file(node)
+        file.unlink(missing_ok=True)
+        remove_leftovers(self.folder, file.name)
 
     def _file(self, node: str) -> Path:
         return self.folder / f"{safe_name(node)}.json"
 
 
-def libraries() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that results depend on."""
     versions = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     for name in LIBRARIES:
@@ -97,120 +99,157 @@ def libraries() -> dict[str, str]:
     return versions
 
 
-def flat(name: str, value: Any) -> dict[str, Any]:
-    """Return dotted key -> what JSON can write, of a parameter or a block."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    if isinstance(value, Mapping) and value:
-        return {
-            key: leaf for part in value for key, leaf in flat(f"{name}.{part}", value[part]).items()
-        }
-    return {name: json.loads(json.dumps(value, default=str))}
+def flat_parameters(name: str, value: Any) -> dict[str, Any]:
+    """Return dotted key -> what JSON can write, of a parameter or a block; a list is one value."""
+    found = {}
+    for key, leaf in flatten(value, prefix=name, expand_lists=False):
+        # as it will be read from the record, where a tuple is a list
+        found[key] = json.loads(json.dumps(leaf, default=str))
+    return found
 
 
-def outside_of(name: str, value: Any, files: FileStates) -> dict[str, str]:
-    """Return dotted key -> state, of the sources, local files and importable factories that a parameter names."""
-    return {key: state for key, state in _outside(name, value, files) if state}
+def external_states(name: str, value: Any, files: FileStates) -> dict[str, str]:
+    """Return dotted key -> state of what a parameter names: sources, local files and factories."""
+    found = {}
+    for key, state in _external_states(name, value, files):
+        if state:
+            found[key] = state
+    return found
 
 
-def _outside(name: str, value: Any, files: FileStates) -> Iterator[tuple[str, str]]:
+def _external_states(name: str, value: Any, files: FileStates) -> Iterator[tuple[str, str]]:
     if isinstance(value, ImageSource):
+        # imported late: it needs pandas, and commands such as `kedro run --help` import this module
+        from pu_kd_pipeline.images.sources.registry import source_state
+
         yield name, source_state(value)
     elif isinstance(value, BaseModel):
-        for part in type(value).model_fields:
-            yield from _outside(f"{name}.{part}", getattr(value, part), files)
+        for key in type(value).model_fields:
+            yield from _external_states(f"{name}.{key}", getattr(value, key), files)
     elif isinstance(value, Mapping):
-        for part, inner in value.items():
-            yield from _outside(f"{name}.{part}", inner, files)
+        for key, inner in value.items():
+            yield from _external_states(f"{name}.{key}", inner, files)
     elif isinstance(value, list | tuple):
         for position, inner in enumerate(value):
-            yield from _outside(f"{name}[{position}]", inner, files)
+            yield from _external_states(f"{name}[{position}]", inner, files)
     elif isinstance(value, str) and value:
         with suppress(OSError, ValueError):  # such as a text that is too long for a path
-            if _FACTORY.fullmatch(value):
-                yield name, _source_of_factory(value, files)
-            elif (path := Path(value)).is_file():
-                yield name, files.digest(path)
-            elif (path / "card.json").is_file():  # a model of this pipeline
-                yield name, digest_of(files.digests(path, files_below(path)))
+            yield name, _state_of_text(value, files)
 
 
-def _source_of_factory(factory: str, files: FileStates) -> str:
-    """Return the state of the file of `package.module:function`, looked for where Python would look."""
-    parts = factory.partition(":")[0].split(".")
+def _state_of_text(text: str, files: FileStates) -> str:
+    """Return the state of the factory, file or model that a text names; empty if it names none."""
+    if _FACTORY.fullmatch(text):
+        return _factory_state(text, files)
+    path = Path(text)
+    if path.is_file():
+        return files.digest(path)
+    # A folder may hold anything, and may be large; only a model of this pipeline is an input.
+    if (path / "card.json").is_file():
+        return digest_of(files.digests(path, files_below(path)))
+    return ""
+
+
+def _factory_state(factory: str, files: FileStates) -> str:
+    """Return the state of the file of `package.module:function`, found where Python would look."""
+    module = factory.partition(":")[0]
     for folder in sys.path:
-        path = Path(folder or ".").joinpath(*parts)
+        path = Path(folder or ".").joinpath(*module.split("."))
         for file in (path.with_suffix(".py"), path / "__init__.py"):
             if file.is_file():
                 return files.digest(file)
     return ""
 
 
-# --- what differs -----------------------------------------------------------------------------------------------------
+# --- what differs ---------------------------------------------------------------------------------
 
 
 def differences(old: NodeRecord, new: NodeRecord) -> list[str]:
-    """Return why a node has to run again, in words; outputs are not compared."""
-    return [
-        *_changed_parameters(old.parameters, new.parameters),
-        *(f"input {name} changed" for name in _changed(old.inputs, new.inputs)),
-        *(f"what {name} names changed" for name in _changed(old.outside, new.outside)),
-        *(f"catalog entry {name} changed" for name in _changed(old.catalog, new.catalog)),
-        *_changed_code(old.code, new.code),
-        *(
-            f"{name} {old.libraries.get(name, 'none')} → {new.libraries.get(name, 'none')}"
-            for name in _changed(old.libraries, new.libraries)
-        ),
-    ]
+    """Return the reasons why a node has to run again; outputs are not compared."""
+    reasons = _changed_parameters(old.parameters, new.parameters)
+    for name in _changed(old.inputs, new.inputs):
+        reasons.append(f"input {name} changed")
+    for name in _changed(old.outside, new.outside):
+        reasons.append(f"what {name} names changed")
+    for name in _changed(old.catalog, new.catalog):
+        reasons.append(f"catalog entry {name} changed")
+    reasons.extend(_changed_code(old.code, new.code))
+    for name in _changed(old.libraries, new.libraries):
+        before = old.libraries.get(name, "none")
+        now = new.libraries.get(name, "none")
+        reasons.append(f"{name} {before} → {now}")
+    return reasons
 
 
 def damaged_outputs(record: NodeRecord, found: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return which outputs are no longer what the node wrote, in words."""
+    """Return a sentence for each output that is no longer what the node wrote.
+
+    Args:
+        record: of the node.
+        found: data set -> path of a file below it -> digest of its content now.
+    """
     faults = []
-    for name, files in record.outputs.items():
-        now = found.get(name, {})
-        if not now:
-            faults.append(f"output {name} is missing")
-        elif lost := sorted(set(files) - set(now)):
-            faults.append(f"output {name} is damaged: {lost[0]} is missing")
-        elif other := sorted(path for path in files if now[path] != files[path]):
-            where = f" ({other[0]})" if other[0] else ""
-            faults.append(
-                f"output {name} is not what was written{where}: damaged, edited, or written by another node"
-            )
-        elif added := sorted(set(now) - set(files)):
-            faults.append(
-                f"output {name} has files that were not written with it, such as {added[0]}"
-            )
+    for name, written in record.outputs.items():
+        fault = _damage(written, found.get(name, {}))
+        if fault:
+            faults.append(f"output {name} {fault}")
     return faults
 
 
+def _damage(written: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """Return what happened to the files of an output; empty if nothing did."""
+    if not found:
+        return "is missing"
+    lost = sorted(set(written) - set(found))
+    if lost:
+        return f"is damaged: {lost[0]} is missing"
+    changed = sorted(path for path in written if found[path] != written[path])
+    if changed:
+        # the path of an output that is one file is empty
+        where = f" ({changed[0]})" if changed[0] else ""
+        cause = "damaged, edited, or written by another node"
+        return f"is not what was written{where}: {cause}"
+    added = sorted(set(found) - set(written))
+    if added:
+        return f"has files that were not written with it, such as {added[0]}"
+    return ""
+
+
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [
-        name
-        for name in {**old, **new}
-        if name not in old or name not in new or old[name] != new[name]
-    ]
+    """Return the names that were added, removed or got another value, those of `old` first."""
+    changed = []
+    for name in {**old, **new}:
+        is_in_both = name in old and name in new
+        if not is_in_both or old[name] != new[name]:
+            changed.append(name)
+    return changed
 
 
-def _changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    reasons = []
     for name in _changed(old, new):
         if name not in old:
-            yield f"parameter {name} is new: {_short(new[name])}"
+            reasons.append(f"parameter {name} is new: {_shortened(new[name])}")
         elif name not in new:
-            yield f"parameter {name} is gone"
+            reasons.append(f"parameter {name} is gone")
         else:
-            yield f"parameter {name} {_short(old[name])} → {_short(new[name])}"
+            reasons.append(f"parameter {name} {_shortened(old[name])} → {_shortened(new[name])}")
+    return reasons
 
 
-def _changed_code(old: Mapping[str, str], new: Mapping[str, str]) -> Iterable[str]:
+def _changed_code(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     names = _changed(old, new)
     if not names:
         return []
-    more = f" and {len(names) - _MOST_CODE} more" if len(names) > _MOST_CODE else ""
-    return [f"code changed: {', '.join(names[:_MOST_CODE])}{more}"]
+    listed = ", ".join(names[:_MAX_LISTED_CODE])
+    n_more = len(names) - _MAX_LISTED_CODE
+    if n_more > 0:
+        listed += f" and {n_more} more"
+    return [f"code changed: {listed}"]
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if len(text) <= _MAX_VALUE_CHARACTERS:
+        return text
+    return f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."

@@ -1,9 +1,10 @@
-""""""
+"""Runners: one that skips nodes that are up to date, and one that prints which nodes would run."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +18,31 @@ from pu_kd_pipeline.incremental.staleness import RECORDS, StalenessTracker, save
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
     from kedro.pipeline import Pipeline
+    from kedro.pipeline.node import Node
     from pluggy import PluginManager
 
 logger = logging.getLogger(__name__)
 EXPLAINING = "ExplainingRunner"
 
 
-class IncrementalRunner(SequentialRunner):
-    """Runs node after node, and skips those whose outputs are still what they would make.
+@dataclass(frozen=True)
+class _KedroRun:
+    """What Kedro passes to a runner."""
 
-    Two runs that would write, or write and read, the same data set cannot be at work at once: the second is refused.
+    pipeline: Pipeline
+    catalog: CatalogProtocol[Any, Any]
+    hook_manager: PluginManager | None
+    run_id: str | None
+
+
+class IncrementalRunner(SequentialRunner):
+    """Runs one node after the other, and skips those whose outputs are still what they would make.
+
+    Of two runs that write, or write and read, the same data set, the second is refused.
 
     Args:
         is_async: load and save in threads, as Kedro's own runners do.
-        force: run every node, whatever is there; what they are made from is recorded all the same.
+        force: run every node; records are written as usual.
     """
 
     def __init__(self, is_async: bool = False, force: bool = False) -> None:
@@ -38,8 +50,12 @@ class IncrementalRunner(SequentialRunner):
         self._force = force
 
     def __str__(self) -> str:
-        """Return what hooks are told as `run_params["runner"]`; kedro-viz shows runs of sequential runners alone."""
-        return f"{type(self).__name__}, a {SequentialRunner.__module__}.{SequentialRunner.__name__} object"
+        """Return the runner's name for hooks, in `run_params["runner"]`.
+
+        kedro-viz shows only runs of a runner whose name contains Kedro's sequential runner.
+        """
+        kedros = f"{SequentialRunner.__module__}.{SequentialRunner.__name__}"
+        return f"{type(self).__name__}, a {kedros} object"
 
     def _run(
         self,
@@ -52,62 +68,56 @@ class IncrementalRunner(SequentialRunner):
             logger.info("The catalog has no entry `%s`: every node runs.", RECORDS)
             super()._run(pipeline, catalog, hook_manager, run_id)
             return
-        judge = StalenessTracker(catalog)
-        with locked(
-            judge.folder / "locks",
-            writes=pipeline.all_outputs(),
-            reads=saved_datasets(pipeline.inputs()),
-        ):
-            self._run_what_changed(pipeline, catalog, hook_manager, run_id, judge)
+        tracker = StalenessTracker(catalog)
+        reads = saved_datasets(pipeline.inputs())
+        with locked(tracker.folder / "locks", writes=pipeline.all_outputs(), reads=reads):
+            self._run_stale_nodes(_KedroRun(pipeline, catalog, hook_manager, run_id), tracker)
 
-    def _run_what_changed(
-        self,
-        pipeline: Pipeline,
-        catalog: CatalogProtocol[Any, Any],
-        hook_manager: PluginManager | None,
-        run_id: str | None,
-        judge: StalenessTracker,
-    ) -> None:
-        load_counts = Counter(chain.from_iterable(node.inputs for node in pipeline.nodes))
+    def _run_stale_nodes(self, run: _KedroRun, tracker: StalenessTracker) -> None:
+        nodes = run.pipeline.nodes
+        load_counts = Counter(chain.from_iterable(node.inputs for node in nodes))
         n_run = 0
-        for position, node in enumerate(pipeline.nodes, start=1):
-            why = "it was asked for (force)" if self._force else judge.why(node)
-            progress.decisions.publish(node.name, why)
-            if why is None:
-                logger.info("Up to date: %s", node.name)
-                judge.keep(node)
+        for position, node in enumerate(nodes, start=1):
+            if self._force:
+                reason: str | None = "it was asked for (force)"
             else:
-                logger.info("%s runs: %s", node.name, why)
-                judge.begin(node)
-                task = Task(
-                    node=node,
-                    catalog=catalog,
-                    hook_manager=hook_manager,
-                    is_async=self._is_async,
-                    run_id=run_id,
-                )
-                try:
-                    task.execute()
-                except Exception:  # whatever it was is raised again; only the way on is told here
-                    logger.warning(
-                        "The same command goes on at %s; what finished before it is kept.",
-                        node.name,
-                    )
-                    raise
-                judge.end(node)
+                reason = tracker.reason_to_run(node)
+            progress.decisions.publish(node.name, reason)
+            if reason is None:
+                logger.info("Up to date: %s", node.name)
+                tracker.record_unchanged_code(node)
+            else:
+                logger.info("%s runs: %s", node.name, reason)
+                tracker.prepare_run(node)
+                self._execute(node, run)
+                tracker.record_run(node)
                 n_run += 1
-                logger.info(
-                    "Completed node: %s (%d of %d)", node.name, position, len(pipeline.nodes)
-                )
-            self._release_datasets(node, catalog, load_counts, pipeline)
-        logger.info(_in_all(n_run, len(pipeline.nodes)))
+                logger.info("Completed node: %s (%d of %d)", node.name, position, len(nodes))
+            self._release_datasets(node, run.catalog, load_counts, run.pipeline)
+        logger.info(_summary(n_run, len(nodes), "ran"))
+
+    def _execute(self, node: Node, run: _KedroRun) -> None:
+        task = Task(
+            node=node,
+            catalog=run.catalog,
+            hook_manager=run.hook_manager,
+            is_async=self._is_async,
+            run_id=run.run_id,
+        )
+        try:
+            task.execute()
+        except Exception:  # the command line reports the error itself
+            logger.warning(
+                "The same command resumes at %s; what finished before it is kept.", node.name
+            )
+            raise
 
 
 class ExplainingRunner(IncrementalRunner):
     """Prints which nodes would run, and why; runs none."""
 
     def __str__(self) -> str:
-        """Return a name that hooks know to do nothing for."""
+        """Return a name for which hooks do nothing."""
         return EXPLAINING
 
     def _run(
@@ -117,26 +127,39 @@ class ExplainingRunner(IncrementalRunner):
         hook_manager: PluginManager | None = None,
         run_id: str | None = None,
     ) -> None:
-        judge = StalenessTracker(catalog) if RECORDS in catalog else None
-        made_again: set[str] = set()
-        rows = []
-        for node in pipeline.nodes:
-            pending = [name for name in node.inputs if name in made_again]
-            why = judge.why(node) if judge else f"the catalog has no entry `{RECORDS}`"
-            if why is None and pending:
-                why = f"if input {' or '.join(pending)} changes"
-            if why:
-                made_again.update(node.outputs)
-            rows.append((node.name, why))
-        width = max((len(name) for name, _ in rows), default=0)
-        for name, why in rows:
-            print(f"{name:<{width}}  {why or '-'}")
-        print(_in_all(sum(why is not None for _, why in rows), len(rows), "would run"))
+        reasons = _planned_reasons(pipeline, catalog)
+        width = max((len(name) for name in reasons), default=0)
+        n_would_run = 0
+        for name, reason in reasons.items():
+            if reason is not None:
+                n_would_run += 1
+            print(f"{name:<{width}}  {reason or '-'}")
+        print(_summary(n_would_run, len(reasons), "would run"))
 
 
-def _in_all(n_run: int, n_nodes: int, verb: str = "ran") -> str:
-    return (
-        f"{n_run} of {n_nodes} nodes {verb}."
-        if n_run
-        else f"Nothing to do: all {n_nodes} nodes are up to date."
-    )
+def _planned_reasons(
+    pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
+) -> dict[str, str | None]:
+    """Return node name -> why it would run; None for a node that is up to date."""
+    tracker = StalenessTracker(catalog) if RECORDS in catalog else None
+    remade: set[str] = set()  # data sets that nodes before would make again
+    reasons: dict[str, str | None] = {}
+    for node in pipeline.nodes:
+        if tracker is None:
+            reason: str | None = f"the catalog has no entry `{RECORDS}`"
+        else:
+            reason = tracker.reason_to_run(node)
+        pending = [name for name in node.inputs if name in remade]
+        if reason is None and pending:
+            # The input may come out the same: then the node is skipped after all.
+            reason = f"if input {' or '.join(pending)} changes"
+        if reason is not None:
+            remade.update(node.outputs)
+        reasons[node.name] = reason
+    return reasons
+
+
+def _summary(n_run: int, n_nodes: int, verb: str) -> str:
+    if n_run == 0:
+        return f"Nothing to do: all {n_nodes} nodes are up to date."
+    return f"{n_run} of {n_nodes} nodes {verb}."

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline.incremental.code_index import CodeIndex
-from pu_kd_pipeline.incremental.file_states import FileStates, digest_of, files_below, safe_name
+from pu_kd_pipeline.incremental.file_states import FileStates, safe_name
 from pu_kd_pipeline.incremental.node_records import (
     NodeRecord,
     NodeRecords,
     damaged_outputs,
     differences,
-    flat,
-    libraries,
-    outside_of,
+    external_states,
+    flat_parameters,
+    library_versions,
 )
 from pu_kd_pipeline.storage.atomic import remove_leftovers
+from pu_kd_pipeline.storage.digests import digest_of, files_below
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -28,14 +29,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 RECORDS = "node_records"  # the catalog entry
-CHECKPOINTS = "checkpoints"  # the catalog entry of the folder that trainings go on from
-_MOST_REASONS = 3
-# among all parameters: where a run writes and logs, and how often, not what it makes
-_UNDECISIVE = ("data", "tracking", "checkpoint_every_s")
+CHECKPOINTS = "checkpoints"  # the catalog entry of the folder that trainings resume from
+_MAX_REASONS = 3  # reasons that are listed; the others are counted
+# Parameters that decide where a run writes and logs, and how often, but not what it makes.
+_PARAMETERS_WITHOUT_EFFECT = ("data", "tracking", "checkpoint_every_s")
 
 
 class StalenessTracker:
-    """Decides whether a node has to run, and keeps the records."""
+    """Decides whether a node has to run, and keeps the records that it decides by.
+
+    For each node of a run, in order: `reason_to_run`, and then either `record_unchanged_code`, or
+    `prepare_run` before and `record_run` after it has run.
+    """
 
     def __init__(self, catalog: CatalogProtocol[Any, Any]) -> None:
         self._catalog = catalog
@@ -43,153 +48,216 @@ class StalenessTracker:
         self._records = NodeRecords(self.folder)
         self._files = FileStates(self.folder / "file_states.json")
         self._code = CodeIndex()
-        self._libraries = libraries()
-        self._now: dict[str, NodeRecord] = {}
-        self._before: dict[str, NodeRecord] = {}
+        self._libraries = library_versions()
+        # node -> what it would be made from now, and what it was made from
+        self._current: dict[str, NodeRecord] = {}
+        self._recorded: dict[str, NodeRecord] = {}
 
-    def why(self, node: Node) -> str | None:
-        """Return why a node has to run, or None where its outputs are still what it would make."""
-        if elsewhere := [
-            name
-            for name in (*saved_datasets(node.inputs), *node.outputs)
-            if self._place(name) is None
-        ]:
-            return f"`{elsewhere[0]}` is not kept on this machine's disk"
+    def reason_to_run(self, node: Node) -> str | None:
+        """Return why a node has to run, or None if its outputs are still what it would make."""
+        for name in _datasets_of(node):
+            if self._path(name) is None:
+                return f"`{name}` is not kept on this machine's disk"
         record = self._records.read(node.name)
         if record is None:
             return "there is no record that it finished here"
-        self._before[node.name] = record
-        now = self._state(node, record)
-        reasons = differences(record, now) or damaged_outputs(record, self._outputs(node))
+        self._recorded[node.name] = record
+        current = self._current_record(node, record)
+        reasons = differences(record, current)
+        if not reasons:  # reading the outputs is the slow part, so it comes last
+            reasons = damaged_outputs(record, self._outputs(node))
         self._files.save()
-        more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
-        return "; ".join(reasons[:_MOST_REASONS]) + more or None
+        if not reasons:
+            return None
+        text = "; ".join(reasons[:_MAX_REASONS])
+        n_more = len(reasons) - _MAX_REASONS
+        if n_more > 0:
+            text += f"; and {n_more} more"
+        return text
 
-    def keep(self, node: Node) -> None:
-        """Remember, where files of the project changed, that the node's code did not: the next run looks no further."""
-        before, now = self._before[node.name], self._now[node.name]
-        if before.code_stamp != now.code_stamp:
-            self._records.write(node.name, replace(now, outputs=before.outputs))
+    def record_unchanged_code(self, node: Node) -> None:
+        """Record that files of the project changed without changing the node's code.
 
-    def begin(self, node: Node) -> None:
-        """Forget the node's outputs, and remove the parts of them that are not what was written, or half-written."""
+        The next run then need not parse them.
+        """
+        recorded = self._recorded[node.name]
+        current = self._current[node.name]
+        if recorded.code_stamp != current.code_stamp:
+            record = replace(current, outputs=recorded.outputs)
+            self._records.write(node.name, record)
+
+    def prepare_run(self, node: Node) -> None:
+        """Remove a node's record, unfinished files, and changed parts of its outputs."""
         self._records.remove(node.name)
         for output in node.outputs:
-            if (place := self._place(output)) is not None:
-                remove_leftovers(place.parent, place.name)
-        if node.name not in self._now:
-            self._state(node, None)
-        self._forget_checkpoints_of_other_code(node)
-        if record := self._before.get(node.name):
-            for name, files in self._outputs(node).items():
-                place, written = self._place(name), record.outputs.get(name, {})
-                for path, digest in files.items():
-                    if place is not None and path and written.get(path, digest) != digest:
-                        logger.warning("%s is not what was written: it is made again", place / path)
-                        (place / path).unlink(missing_ok=True)
+            path = self._path(output)
+            if path is not None:
+                remove_leftovers(path.parent, path.name)
+        if node.name not in self._current:
+            self._current_record(node, None)
+        self._remove_checkpoints_of_other_code(node)
+        self._remove_changed_parts(node)
 
-    def end(self, node: Node) -> None:
+    def record_run(self, node: Node) -> None:
         """Record what the outputs that were just saved were made from."""
-        self._records.write(node.name, replace(self._now[node.name], outputs=self._outputs(node)))
-        self._begun(node).unlink(missing_ok=True)
+        current = self._current[node.name]
+        record = replace(current, outputs=self._outputs(node))
+        self._records.write(node.name, record)
+        self._started_file(node).unlink(missing_ok=True)
         self._files.save()
 
-    def _forget_checkpoints_of_other_code(self, node: Node) -> None:
-        """Remove what a stopped training left where its code has changed since: it cannot go on to the same end."""
-        code, begun = digest_of(self._now[node.name].code), self._begun(node)
-        if (
-            CHECKPOINTS in self._catalog
-            and begun.is_file()
-            and begun.read_text(encoding="utf-8") != code
-        ):
-            folder = Path(self._catalog.get(CHECKPOINTS).filepath) / node.name  # type: ignore[union-attr]
+    def _remove_changed_parts(self, node: Node) -> None:
+        """Remove the files of outputs that are not what was written.
+
+        The others stay: stores and tables make only what is missing.
+        """
+        record = self._recorded.get(node.name)
+        if record is None:
+            return
+        for name, files in self._outputs(node).items():
+            folder = self._path(name)
+            if folder is None:
+                continue
+            written = record.outputs.get(name, {})
+            for path, digest in files.items():
+                # An output that is one file has the path "": the node replaces it anyway.
+                if path and written.get(path, digest) != digest:
+                    logger.warning("%s is not what was written: it is made again", folder / path)
+                    (folder / path).unlink(missing_ok=True)
+
+    def _remove_checkpoints_of_other_code(self, node: Node) -> None:
+        """Remove the checkpoints of a stopped training whose code has changed since.
+
+        Resumed with other code, it would not end as an uninterrupted training does.
+        """
+        code = digest_of(self._current[node.name].code)
+        started = self._started_file(node)
+        started_with = code
+        if started.is_file():
+            started_with = started.read_text(encoding="utf-8")
+        if started_with != code and CHECKPOINTS in self._catalog:
+            checkpoints: Any = self._catalog.get(CHECKPOINTS)
+            folder = Path(checkpoints.filepath) / node.name
             if folder.is_dir():
                 logger.warning(
-                    "%s was stopped with other code: its training starts anew", node.name
+                    "%s was stopped with other code: its training starts over", node.name
                 )
                 shutil.rmtree(folder)
-        begun.parent.mkdir(parents=True, exist_ok=True)
-        begun.write_text(code, encoding="utf-8")
+        started.parent.mkdir(parents=True, exist_ok=True)
+        started.write_text(code, encoding="utf-8")
 
-    def _begun(self, node: Node) -> Path:
+    def _started_file(self, node: Node) -> Path:
+        """Return the file that holds the digest of a node's code until the node finishes."""
         return self.folder / f"{safe_name(node.name)}.begun"
 
-    def _state(self, node: Node, record: NodeRecord | None) -> NodeRecord:
+    def _current_record(self, node: Node, recorded: NodeRecord | None) -> NodeRecord:
         """Return what the node would be made from now, without outputs."""
         parameters: dict[str, Any] = {}
-        outside: dict[str, str] = {}
+        external: dict[str, str] = {}
         inputs: dict[str, str] = {}
-        code: dict[str, str] = {}
         for name in node.inputs:
-            if name == "parameters":  # all of them: a report shows them, and opens nothing
-                shown = {
-                    key: value
-                    for key, value in self._catalog.load(name).items()
-                    if key not in _UNDECISIVE
-                }
-                parameters |= flat(name, shown)
+            if name == "parameters":  # all of them: a report shows them, and opens no file
+                parameters |= flat_parameters(name, self._parameters_with_effect())
             elif name.startswith("params:"):
-                value, key = self._catalog.load(name), name.removeprefix("params:")
-                parameters |= flat(key, value)
-                outside |= outside_of(key, value, self._files)
+                key = name.removeprefix("params:")
+                value = self._catalog.load(name)
+                parameters |= flat_parameters(key, value)
+                external |= external_states(key, value, self._files)
             else:
                 inputs[name] = digest_of(self._content(name))
-        function = _unwrapped(node.func)
-        stamp = self._code.stamp(function)
-        if record is not None and record.code_stamp == stamp:
-            code = record.code
+        stamp = self._code.stamp(_unwrapped(node.func))
+        if recorded is not None and recorded.code_stamp == stamp:
+            code = recorded.code  # no source file changed, so it need not be parsed
         else:
-            datasets = [
-                type(self._catalog.get(name))
-                for name in (*saved_datasets(node.inputs), *node.outputs)
-            ]
-            for thing in (function, *dict.fromkeys(datasets)):
-                code |= self._code.code_of(thing)
-        entries = {
-            name: digest_of(self._entry(name))
-            for name in (*saved_datasets(node.inputs), *node.outputs)
-        }
-        state = NodeRecord(parameters, inputs, outside, entries, code, stamp, self._libraries)
-        self._now[node.name] = state
-        return state
+            code = self._code_of(node)
+        entries = {name: digest_of(self._entry(name)) for name in _datasets_of(node)}
+        record = NodeRecord(
+            parameters=parameters,
+            inputs=inputs,
+            outside=external,
+            catalog=entries,
+            code=code,
+            code_stamp=stamp,
+            libraries=self._libraries,
+        )
+        self._current[node.name] = record
+        return record
+
+    def _parameters_with_effect(self) -> dict[str, Any]:
+        parameters = dict(self._catalog.load("parameters"))
+        for key in _PARAMETERS_WITHOUT_EFFECT:
+            parameters.pop(key, None)
+        return parameters
+
+    def _code_of(self, node: Node) -> dict[str, str]:
+        """Return the code of a node's function, and of the types of its data sets."""
+        code = self._code.code_of(_unwrapped(node.func))
+        dataset_types = [type(self._catalog.get(name)) for name in _datasets_of(node)]
+        for dataset_type in dict.fromkeys(dataset_types):
+            code |= self._code.code_of(dataset_type)
+        return code
 
     def _outputs(self, node: Node) -> dict[str, dict[str, str]]:
         return {name: self._content(name) for name in node.outputs}
 
     def _content(self, name: str) -> dict[str, str]:
-        place = self._place(name)
-        if place is None:
+        """Return path below a data set -> digest of the file, of all files that belong to it."""
+        path = self._path(name)
+        if path is None:
             return {}
-        files: Callable[[], Iterable[Path]] | None = getattr(self._catalog.get(name), "files", None)
-        return self._files.digests(place, files() if files else files_below(place))
+        dataset: Any = self._catalog.get(name)
+        # A dataset type of this project may know which files in its folder belong to it.
+        list_files = getattr(dataset, "files", None)
+        files = list_files() if list_files else files_below(path)
+        return self._files.digests(path, files)
 
-    def _place(self, name: str) -> Path | None:
-        """Return where a data set is kept; None for one in memory, versioned, or on another machine."""
+    def _path(self, name: str) -> Path | None:
+        """Return where a data set is stored.
+
+        None for one in memory, with versions, or on another machine.
+        """
         dataset = self._catalog.get(name)
-        place = getattr(dataset, "filepath", None) or getattr(dataset, "_filepath", None)
-        is_local = (
-            getattr(dataset, "_protocol", "file") == "file"
-            and getattr(dataset, "_version", None) is None
-        )
-        return Path(place) if place is not None and is_local else None
+        # Kedro's own types keep the path in a private attribute.
+        path = getattr(dataset, "filepath", None) or getattr(dataset, "_filepath", None)
+        protocol = getattr(dataset, "_protocol", "file")
+        version = getattr(dataset, "_version", None)
+        if path is None or protocol != "file" or version is not None:
+            return None
+        return Path(path)
 
     def _entry(self, name: str) -> Any:
-        """Return a catalog entry without what does not decide, and without where the data folder is."""
-        config: Mapping[str, Any] = self._catalog.config_resolver.config.get(name, {})  # type: ignore[attr-defined]
-        place = self._place(name)
-        entry = {key: value for key, value in config.items() if key not in ("metadata", "filepath")}
-        if place is not None and place.is_relative_to(self.folder.parent):
-            return {**entry, "filepath": place.relative_to(self.folder.parent).as_posix()}
-        return {**entry, "filepath": str(place)}
+        """Return what decides in a catalog entry; the place of the data folder does not.
+
+        So a data folder that was moved is up to date.
+        """
+        resolver: Any = self._catalog.config_resolver  # type: ignore[attr-defined]
+        entry = dict(resolver.config.get(name, {}))
+        if not entry and resolver.match_dataset_pattern(name):
+            # An entry that a dataset factory made is not among the resolver's own.
+            entry = dict(resolver.resolve_pattern(name))
+        entry.pop("metadata", None)
+        path = self._path(name)
+        data_folder = self.folder.parent
+        if path is not None and path.is_relative_to(data_folder):
+            entry["filepath"] = path.relative_to(data_folder).as_posix()
+        else:
+            entry["filepath"] = str(path)
+        return entry
 
 
 def saved_datasets(names: Iterable[str]) -> list[str]:
-    """Return the data sets among a node's inputs that are no parameters."""
+    """Return the data sets among a node's inputs, without the parameters."""
     return [name for name in names if not name.startswith("params:") and name != "parameters"]
+
+
+def _datasets_of(node: Node) -> list[str]:
+    return [*saved_datasets(node.inputs), *node.outputs]
 
 
 def _unwrapped(function: Any) -> Any:
     """Return the function behind partials and decorators."""
-    while inner := getattr(function, "__wrapped__", None) or getattr(function, "func", None):
+    while True:
+        inner = getattr(function, "__wrapped__", None) or getattr(function, "func", None)
+        if not inner:
+            return function
         function = inner
-    return function

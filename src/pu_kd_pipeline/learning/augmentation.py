@@ -9,24 +9,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+_LARGEST_PIXEL = 255.0
+
 
 def n_views(padding: int, flip: bool) -> int:
-    """Return how many views an image has: (2 padding + 1)^2 crops, twice as many with their mirror images."""
-    return (2 * padding + 1) ** 2 * (2 if flip else 1)
+    """Return how many views an image has.
+
+    There are (2 padding + 1)^2 crops, and twice as many views where each has a mirror image.
+    """
+    n_crops = (2 * padding + 1) ** 2
+    if flip:
+        return 2 * n_crops
+    return n_crops
 
 
 def draw_views(n: int, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Return (n,) int64 random views, in 0..`n_views`-1, on the generator's device."""
-    side, device = 2 * padding + 1, generator.device
+    side = 2 * padding + 1
+    device = generator.device
+    # One call for both offsets: the order of draws fixes the views of a seed.
     offsets = torch.randint(0, side, (2, n), generator=generator, device=device)
     views = offsets[0] * side + offsets[1]
     if flip:
-        views = 2 * views + (torch.rand(n, generator=generator, device=device) < 0.5)
+        is_flipped = torch.rand(n, generator=generator, device=device) < 0.5
+        views = 2 * views + is_flipped
     return views
 
 
 def take_views(images: Tensor, views: Tensor, *, padding: int, flip: bool) -> Tensor:
-    """Return one view an image: a crop of the zero-padded image, or its mirror image.
+    """Return one view per image: a crop of the zero-padded image, or its mirror image.
 
     Args:
         images: (N, C, H, W) uint8.
@@ -39,43 +50,65 @@ def take_views(images: Tensor, views: Tensor, *, padding: int, flip: bool) -> Te
     """
     if padding == 0 and not flip:
         return images
-    is_flipped = views % 2 == 1 if flip else torch.zeros_like(views, dtype=torch.bool)
-    crops = views // 2 if flip else views
+    # The inverse of the numbering in `draw_views`
+    if flip:
+        is_flipped = views % 2 == 1
+        crops = views // 2
+    else:
+        is_flipped = torch.zeros_like(views, dtype=torch.bool)
+        crops = views
     side = 2 * padding + 1
+    tops = crops // side
+    lefts = crops % side
     padded = functional.pad(images, (padding,) * 4)
-    take = copied if images.device.type == "cpu" else gathered
-    return take(padded, crops // side, crops % side, is_flipped, images.shape)
+    if images.device.type == "cpu":
+        return copied(padded, tops, lefts, is_flipped, images.shape)
+    return gathered(padded, tops, lefts, is_flipped, images.shape)
 
 
 def gathered(
     padded: Tensor, tops: Tensor, lefts: Tensor, is_flipped: Tensor, shape: torch.Size
 ) -> Tensor:
-    """Return the windows of `shape` at (tops, lefts), mirrored where asked: one index for all, so one read on a GPU."""
+    """Return the windows of `shape` at (tops, lefts), mirrored where `is_flipped`.
+
+    One index addresses all pixels of the batch, so a GPU reads them in one kernel.
+    """
     n, channels, height, width = shape
     columns = torch.arange(width, device=padded.device).expand(n, width)
-    columns = torch.where(is_flipped.unsqueeze(1), width - 1 - columns, columns) + lefts.unsqueeze(
-        1
-    )
+    mirrored = width - 1 - columns
+    columns = torch.where(is_flipped.unsqueeze(1), mirrored, columns)
+    columns = columns + lefts.unsqueeze(1)
     rows = torch.arange(height, device=padded.device) + tops.unsqueeze(1)
-    index = (rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)).view(n, 1, height * width)
-    return padded.flatten(2).gather(2, index.expand(n, channels, -1)).view(shape)
+
+    # (N, H, W) positions of the pixels in the flattened (padded) image
+    padded_width = padded.shape[3]
+    positions = rows.unsqueeze(2) * padded_width + columns.unsqueeze(1)
+    index = positions.view(n, 1, height * width).expand(n, channels, -1)
+    return padded.flatten(2).gather(2, index).view(shape)
 
 
 def copied(
     padded: Tensor, tops: Tensor, lefts: Tensor, is_flipped: Tensor, shape: torch.Size
 ) -> Tensor:
-    """Return what `gathered` does, image by image: a CPU copies rows of pixels 1.3 to 3 times as fast as it gathers."""
+    """Return the same as `gathered`, image by image.
+
+    A CPU copies rows of pixels 1.3 to 3 times as fast as it gathers single ones.
+    """
     _, _, height, width = shape
-    pixels, views = padded.numpy(), np.empty(shape, dtype=np.uint8)
+    pixels = padded.numpy()
+    views = np.empty(shape, dtype=np.uint8)
     places = zip(tops.tolist(), lefts.tolist(), is_flipped.tolist(), strict=True)
-    for row, (top, left, is_mirrored) in enumerate(places):
-        window = pixels[row, :, top : top + height, left : left + width]
-        views[row] = window[:, :, ::-1] if is_mirrored else window
+    for number, (top, left, is_mirrored) in enumerate(places):
+        window = pixels[number, :, top : top + height, left : left + width]
+        if is_mirrored:
+            window = window[:, :, ::-1]
+        views[number] = window
     return torch.from_numpy(views)
 
 
 def random_views(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Return one random view of each of (N, C, H, W) uint8 images; see `take_views`."""
+    # Where an image has a single view, the generator must not advance.
     if padding == 0 and not flip:
         return images
     views = draw_views(len(images), padding=padding, flip=flip, generator=generator)
@@ -83,10 +116,11 @@ def random_views(images: Tensor, *, padding: int, flip: bool, generator: torch.G
 
 
 class Normalize:
-    """Turn uint8 images into a network's float32 input: (x / 255 - mean) / std per channel, as one multiply-add.
+    """Turn uint8 images into a network's float32 input: (x / 255 - mean) / std per channel.
 
-    Color images come out with their channels last in memory, and convolutions keep that: a training step of a narrow
-    ResNet then takes two thirds of the time on a CPU (docs/results/speed.md). Gray images are the same in both orders.
+    Computed as one multiply-add. Color images come out with their channels last in memory, and
+    convolutions keep that order, which makes them faster on a CPU (docs/results/speed.md). Gray
+    images are the same in both orders.
     """
 
     def __init__(
@@ -94,32 +128,33 @@ class Normalize:
     ) -> None:
         means = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         stds = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
-        self._scale = 1.0 / (255.0 * stds)
+        self._scale = 1.0 / (_LARGEST_PIXEL * stds)
         self._shift = -means / stds
-        has_order = len(mean) > 1 and torch.device(device).type != "mps"
-        self._order = torch.channels_last if has_order else torch.contiguous_format
+        self._order = torch.contiguous_format
+        if len(mean) > 1 and torch.device(device).type != "mps":
+            self._order = torch.channels_last
 
     def __call__(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) uint8 to float32."""
         if images.device.type == "cpu":
             return self._on_cpu(images)
-        return torch.addcmul(
-            self._shift, images.to(torch.float32, memory_format=self._order), self._scale
-        )
+        pixels = images.to(torch.float32, memory_format=self._order)
+        return torch.addcmul(self._shift, pixels, self._scale)
 
     def _on_cpu(self, images: Tensor) -> Tensor:
         """Return the same to the last bit in a quarter of the time.
 
-        Reordering while copying is slow where the channels are the innermost of many loops, and so is a product with
-        operands of three values: each channel is copied to its place, and the operands are as long as an image.
+        Reordering while copying is slow where the channels are the innermost of many loops, so each
+        channel is copied to its place. A product with operands of three values is slow too, so the
+        operands are repeated to the length of an image.
         """
         normalized = torch.empty(images.shape, memory_format=self._order)
         for channel in range(images.shape[1]):
             normalized[:, channel] = images[:, channel]
+        # A view: the result is written into `normalized`.
         pixels = normalized.permute(0, 2, 3, 1).flatten(1)
-        scale, shift = (
-            values.view(-1).repeat(images.shape[2:].numel())
-            for values in (self._scale, self._shift)
-        )
+        n_places = images.shape[2:].numel()
+        scale = self._scale.view(-1).repeat(n_places)
+        shift = self._shift.view(-1).repeat(n_places)
         torch.addcmul(shift, pixels, scale, out=pixels)
         return normalized

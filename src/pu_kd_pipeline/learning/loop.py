@@ -1,7 +1,7 @@
-"""The one training loop; methods differ in the `step` they pass, and saving and tracking are the caller's.
+"""The one training loop; methods differ in the `step` they pass. Callers save and track.
 
-A training that was stopped goes on from a `TrainingState` to the same result: what learns and what counts is in the
-state, and the batches are those that follow the ones that were drawn before.
+A stopped training resumes from a `TrainingState` to the same result: the state holds everything
+that changes, and the batches continue after those that were drawn before.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ Record = dict[str, float]
 Step = Callable[[Any], dict[str, Tensor]]
 Examine = Callable[[Record], Record]
 
-_STEP_DECAY = 0.1  # Xu et al. 2019: a tenth every 50 of 200 epochs
+# Xu et al. 2019: a tenth every 50 of 200 epochs
+_STEP_DECAY = 0.1
 _N_STEPS = 4
+_ADAM_BETA2 = 0.999  # Kingma and Ba 2015, Algorithm 1
 
 
 def learning_rate_factor(progress: float, schedule: str) -> float:
-    """Return the factor on the initial learning rate after a share `progress` in [0, 1) of the training."""
+    """Return the factor on the initial learning rate.
+
+    Args:
+        progress: share of the training that is done, in [0, 1).
+        schedule: `constant`, `step` or `cosine`.
+    """
     if schedule == "constant":
         return 1.0
     if schedule == "step":
@@ -41,14 +48,23 @@ def make_optimizer(
     momentum: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Return SGD or Adam over the network's trainable parameters, with weight decay as L2 in the gradient."""
+    """Return SGD or Adam over the network's trainable parameters.
+
+    Args:
+        network: module with the parameters.
+        algorithm: `sgd` or `adam`.
+        learning_rate: initial learning rate.
+        momentum: momentum of SGD, or Adam's beta1.
+        weight_decay: factor of the L2 penalty in the gradient.
+    """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    # Fused: one kernel for all parameters instead of several per parameter.
     if algorithm == "sgd":
         return torch.optim.SGD(
             parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True
         )
     if algorithm == "adam":
-        betas = (momentum, 0.999)
+        betas = (momentum, _ADAM_BETA2)
         return torch.optim.Adam(
             parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
         )
@@ -56,31 +72,33 @@ def make_optimizer(
 
 
 def shuffled_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield index batches for ever: each pass visits every index once, and a batch may straddle two passes.
+    """Yield index batches forever; each pass visits every index once.
+
+    A batch may contain the end of one pass and the start of the next.
 
     Args:
         n: number of samples, > 0.
         batch_size: size of every batch, also where n is smaller.
         generator: fixes the order.
     """
-    left = torch.empty(0, dtype=torch.int64, device=generator.device)
+    device = generator.device
+    remaining = torch.empty(0, dtype=torch.int64, device=device)
     while True:
-        while len(left) < batch_size:
-            left = torch.cat(
-                [left, torch.randperm(n, generator=generator, device=generator.device)]
-            )
-        yield left[:batch_size]
-        left = left[batch_size:]
+        while len(remaining) < batch_size:
+            next_pass = torch.randperm(n, generator=generator, device=device)
+            remaining = torch.cat([remaining, next_pass])
+        yield remaining[:batch_size]
+        remaining = remaining[batch_size:]
 
 
 def random_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield index batches for ever, drawn with replacement."""
+    """Yield index batches forever, drawn with replacement."""
     while True:
         yield torch.randint(n, (batch_size,), generator=generator, device=generator.device)
 
 
 class Stateful(Protocol):
-    """What gives its state as tensors, numbers, strings and containers of these, and takes it back."""
+    """Has a state of tensors, numbers, strings and containers of these that can be loaded again."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -88,18 +106,18 @@ class Stateful(Protocol):
 
 
 class TrainingState:
-    """Where a training stands: all that changes while `fit` runs, but for the batches.
+    """Everything that changes while `fit` runs, except the batches.
 
-    The batches of a seed are always the same, so of these it is enough to know how many were used.
+    The batches of a seed are always the same, so the number of updates tells which were used.
 
     Args:
-        parts: by name, all that learns or counts: networks, optimizers, and what else has a state of its own.
+        parts: networks, optimizers and everything else with a state, by name.
 
     Attributes:
         parts: see above.
-        update: updates done.
-        records: what `fit` yielded of them, oldest first.
-        sums: of the values of the updates since the last record.
+        update: number of updates done.
+        records: the records that `fit` has yielded, oldest first.
+        sums: sums of the step's values over the updates since the last record.
     """
 
     def __init__(self, **parts: Stateful) -> None:
@@ -111,22 +129,31 @@ class TrainingState:
     @property
     def since_record(self) -> int:
         """Updates since the last record."""
-        return self.update - (int(self.records[-1]["update"]) if self.records else 0)
+        if not self.records:
+            return self.update
+        return self.update - int(self.records[-1]["update"])
 
     def networks(self) -> Iterator[nn.Module]:
         """Yield the parts that are modules."""
-        yield from (part for part in self.parts.values() if isinstance(part, nn.Module))
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                yield part
 
     def is_finite(self) -> bool:
-        """Return whether the loss since the last record and all parameters are finite; the device is waited for."""
-        values = [
-            parameter.detach() for network in self.networks() for parameter in network.parameters()
-        ]
-        values += [self.sums["loss"]] if self.sums else []
+        """Return whether the loss since the last record and all parameters are finite.
+
+        Waits for the device.
+        """
+        values = [parameter.detach() for parameter in self._parameters()]
+        if self.sums:
+            values.append(self.sums["loss"])
         return all(bool(value.isfinite().all()) for value in values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state; tensors are shared with what learns, so it is to be written before the next update."""
+        """Return the state.
+
+        Its tensors are shared with the parts, so it has to be written before the next update.
+        """
         return {
             "update": self.update,
             "records": self.records,
@@ -136,48 +163,60 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Bring the parts, and torch's global generators, where they were; to be called before the batches are made."""
+        """Restore the parts and torch's global generators; call it before making the batches."""
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
-        parameters = (
-            parameter for network in self.networks() for parameter in network.parameters()
-        )
-        device = next((parameter.device for parameter in parameters), torch.device("cpu"))
-        self.update, self.records = state["update"], state["records"]
+        self.update = state["update"]
+        self.records = state["records"]
+        # Sums grow on the device of the losses, and a saved state may come from another one.
+        device = torch.device("cpu")
+        parameter = next(self._parameters(), None)
+        if parameter is not None:
+            device = parameter.device
         self.sums = {name: total.to(device) for name, total in state["sums"].items()}
         _restore_random_states(state["random"])
 
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for network in self.networks():
+            yield from network.parameters()
+
 
 class Keeper(Protocol):
-    """Keeps the state of a training where another process finds it."""
+    """Saves the state of a training where another process can load it."""
 
     def restore(self, state: TrainingState) -> None:
-        """Bring a training where it was when it was kept last; leave it as it is where it never was."""
+        """Load the last saved state into `state`; leave it unchanged where none was saved."""
 
     def after_update(self, state: TrainingState, *, is_last: bool) -> None:
-        """Keep the state or not; called after every update, so it has to cost nothing where it does not."""
+        """Save the state or not; called after every update, so it must be cheap where it does not.
+
+        Args:
+            state: the state after the update.
+            is_last: whether the training is done.
+        """
 
 
 def _random_states() -> dict[str, Tensor]:
     """Return the states of torch's global generators, which dropout draws from."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
-        states |= {
-            f"cuda:{index}": torch.cuda.get_rng_state(index)
-            for index in range(torch.cuda.device_count())
-        }
+        for index in range(torch.cuda.device_count()):
+            states[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
     if torch.backends.mps.is_available():
         states["mps"] = torch.mps.get_rng_state()
     return states
 
 
 def _restore_random_states(states: dict[str, Tensor]) -> None:
-    for name in _random_states():  # those that are here now
-        if name in states and name == "cpu":
+    # A training may resume on a machine with other devices: only those that are here count.
+    for name in _random_states():
+        if name not in states:
+            continue
+        if name == "cpu":
             torch.set_rng_state(states[name])
-        elif name in states and name == "mps":
+        elif name == "mps":
             torch.mps.set_rng_state(states[name])
-        elif name in states:
+        else:
             torch.cuda.set_rng_state(states[name], torch.device(name))
 
 
@@ -193,51 +232,67 @@ def fit(
     keeper: Keeper | None = None,
     examine: Examine | None = None,
 ) -> Iterator[Record]:
-    """Yield one record every `record_every` updates: the means of what `step` returned, and the learning rate.
+    """Yield one record every `record_every` updates: the step's mean values and the learning rate.
 
     Args:
         step: maps a batch to 0-d tensors; `loss` is backpropagated, the others are only averaged.
-        batches: an endless iterator; those after the first `state.update`.
+        batches: an endless iterator; its first batch belongs to the first update after
+            `state.update`.
         optimizer: its learning rate at the start is the schedule's initial one.
         n_updates: updates in all.
-        record_every: updates a record; the device is waited for only here.
+        record_every: updates per record; the loop waits for the device only at a record.
         schedule: see `learning_rate_factor`.
-        state: to go on from: the records that it has are yielded first; None: from the beginning. Its parts must be
-            all that the steps change.
-        keeper: told after every update.
-        examine: given each new record, returns it with what else is to be known at that update, such as an accuracy on
-            held-out images. What it changes must be of the state.
+        state: a state to resume from; the records that it has are yielded first. None: from the
+            beginning. Its parts must be everything that the steps change.
+        keeper: called after every update.
+        examine: maps each new record to the record with further values, such as an accuracy on
+            held-out images. It may only change what belongs to the state.
 
     Raises:
         FloatingPointError: the loss is not finite at a record.
     """
     state = state or TrainingState()
     for group in optimizer.param_groups:
-        group.setdefault(
-            "initial_lr", group["lr"]
-        )  # torch's own name, and a part of the optimizer's state
+        # torch's own name; it is saved with the optimizer's state, which a resumed training needs
+        group.setdefault("initial_lr", group["lr"])
     yield from tuple(state.records)
     for update in range(state.update + 1, n_updates + 1):
-        factor = learning_rate_factor((update - 1) / n_updates, schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        _set_learning_rate(optimizer, (update - 1) / n_updates, schedule)
         values = step(next(batches))
         optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
         optimizer.step()
-        sums = state.sums
-        for name, value in values.items():
-            sums[name] = sums[name] + value.detach() if name in sums else value.detach().clone()
+        _add(values, state.sums)
         state.update = update
-        is_recorded = state.since_record == record_every or update == n_updates
+
+        is_last = update == n_updates
+        is_recorded = is_last or state.since_record == record_every
         if is_recorded:
             record = _record(state, optimizer, n_updates)
-            state.records.append(record if examine is None else examine(record))
+            if examine is not None:
+                record = examine(record)
+            state.records.append(record)
             state.sums = {}
+        # Before the record is yielded: a caller that stops there finds the update saved.
         if keeper is not None:
-            keeper.after_update(state, is_last=update == n_updates)
+            keeper.after_update(state, is_last=is_last)
         if is_recorded:
             yield state.records[-1]
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, progress: float, schedule: str) -> None:
+    factor = learning_rate_factor(progress, schedule)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def _add(values: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+    """Add the values to the sums, on the device: reading a number would make the CPU wait."""
+    for name, value in values.items():
+        if name in sums:
+            sums[name] = sums[name] + value.detach()
+        else:
+            sums[name] = value.detach().clone()
 
 
 def _record(state: TrainingState, optimizer: torch.optim.Optimizer, n_updates: int) -> Record:
@@ -246,11 +301,13 @@ def _record(state: TrainingState, optimizer: torch.optim.Optimizer, n_updates: i
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    means = {name: total.item() / state.since_record for name, total in state.sums.items()}
+    n_summed = state.since_record
+    means = {name: total.item() / n_summed for name, total in state.sums.items()}
     if not math.isfinite(means["loss"]):
+        first = state.update - n_summed + 1
         raise FloatingPointError(
-            f"the loss is {means['loss']} between update {state.update - state.since_record + 1} and {state.update} "
-            f"of {n_updates}: lower the learning rate, or look for constant or corrupt images"
+            f"the loss is {means['loss']} between update {first} and {state.update} of "
+            f"{n_updates}: lower the learning rate, or look for constant or corrupt images"
         )
     return {
         "update": float(state.update),
@@ -261,7 +318,11 @@ def _record(state: TrainingState, optimizer: torch.optim.Optimizer, n_updates: i
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generators, which initialization and dropout draw from, and restore them afterwards."""
+    """Seed torch's global generators for a block, and restore their states afterwards.
+
+    Initialization and dropout draw from them.
+    """
+    # fork_rng restores the generators of the CPU and of all CUDA devices
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

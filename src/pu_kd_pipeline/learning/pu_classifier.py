@@ -1,4 +1,7 @@
-"""The PU classifier: channel attention over the multi-scale descriptor and a linear score (Xu et al. 2019, Eq. 4-6)."""
+"""The PU classifier (Xu et al. 2019, Eq. 4-6).
+
+Channel attention over the multi-scale descriptor, and a linear score.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,22 @@ from torch import Tensor, nn
 
 from pu_kd_pipeline.learning.features import TEACHER_OUTPUTS, FeatureExtractor, teacher_outputs
 
-_LEAST_RELATIVE_STD = 1e-5  # of the largest value; below it is rounding
+_MIN_RELATIVE_STD = 1e-5  # of the largest value; a smaller deviation is rounding
 
 
 class PUHead(nn.Module):
-    """Score (N,) = Linear([w * o, t]) with attention w = sigmoid(W2 relu(W1 o)) over the descriptor o (Eq. 5-6).
+    """Score (N,) = Linear([w * o, t]) with attention w = sigmoid(W2 relu(W1 o)) (Eq. 5-6).
 
-    W1 is (D/r, D), W2 is (D, D/r), both without bias, as in the authors' code. t are the teacher's outputs. Without
-    attention w is 1 and the score is linear in the descriptor.
-    Inputs are standardized with the pool's mean and standard deviation, which the papers leave out: channels of
-    different taps differ in scale by orders of magnitude, and the frozen descriptor cannot adapt.
+    o is the descriptor, t the teacher's outputs. W1 is (D/r, D), W2 is (D, D/r), both without bias,
+    as in the authors' code. Without attention w is 1 and the score is linear in the descriptor.
+
+    Departure: inputs are standardized with the pool's mean and standard deviation, see
+    docs/decisions/0003.
 
     Args:
-        descriptor_size: D; 0 leaves the descriptor out.
-        n_outputs: number of teacher outputs; 0 leaves them out.
-        reduction: r, the bottleneck of the attention; None leaves the attention out.
+        descriptor_size: D; 0 omits the descriptor.
+        n_outputs: number of teacher outputs; 0 omits them.
+        reduction: r, the bottleneck of the attention; None omits the attention.
     """
 
     def __init__(self, descriptor_size: int, n_outputs: int, reduction: int | None) -> None:
@@ -45,40 +49,44 @@ class PUHead(nn.Module):
         """Take mean and standard deviation from (N, D + outputs) features of the pool."""
         features = features.float()
         self.mean.copy_(features.mean(dim=0))
-        # a channel that is constant in the pool may vary among the positives: it keeps its scale
         std = features.std(dim=0, correction=0)
-        self.std.copy_(
-            torch.where(std > _LEAST_RELATIVE_STD * features.abs().amax(dim=0), std, 1.0)
-        )
+        rounding = _MIN_RELATIVE_STD * features.abs().amax(dim=0)
+        # A channel that is constant in the pool may vary among the positives: it keeps its scale.
+        self.std.copy_(torch.where(std > rounding, std, 1.0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (N, D + outputs) float features to (N,) float32 scores F(x); larger means more like the positives."""
-        features = torch.sub(features, self.mean).div_(
-            self.std
-        )  # float16 becomes float32 on the way
+        """Return (N,) float32 scores F(x); larger means more like the positives.
+
+        Args:
+            features: (N, D + outputs), float16 or float32.
+        """
+        # The subtraction turns float16 into float32, as the mean is float32.
+        features = torch.sub(features, self.mean).div_(self.std)
         if self.squeeze is not None and self.excite is not None:
             descriptor = features[:, : self.descriptor_size]
-            attention = torch.sigmoid(self.excite(torch.relu(self.squeeze(descriptor))))
-            weighted = attention * descriptor
-            has_outputs = features.shape[1] > self.descriptor_size
-            features = (
-                torch.cat([weighted, features[:, self.descriptor_size :]], dim=1)
-                if has_outputs
-                else weighted
-            )
+            outputs = features[:, self.descriptor_size :]
+            bottleneck = torch.relu(self.squeeze(descriptor))
+            attention = torch.sigmoid(self.excite(bottleneck))
+            features = attention * descriptor
+            if outputs.shape[1] > 0:
+                features = torch.cat([features, outputs], dim=1)
         scores: Tensor = self.score(features).squeeze(1)
         return scores
 
 
 class FullPUClassifier(nn.Module):
-    """The head on a backbone that is trained along with it, as the authors' code does."""
+    """The head on a backbone that is trained with it, as in the authors' code."""
 
     def __init__(self, extractor: FeatureExtractor, head: PUHead) -> None:
         super().__init__()
-        self.extractor, self.head = extractor, head
+        self.extractor = extractor
+        self.head = head
 
     def train(self, mode: bool = True) -> FullPUClassifier:
-        """Train the weights, but keep BatchNorm at the teacher's statistics: it must not learn to tell P from U."""
+        """Train the weights, but leave BatchNorm at the teacher's statistics and dropout off.
+
+        BatchNorm must not learn to separate positives from unlabeled.
+        """
         super().train(mode)
         for module in self.extractor.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Dropout):
@@ -88,37 +96,50 @@ class FullPUClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) normalized float32 images to (N,) float32 scores."""
         descriptor, _ = self.extractor(images)
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # bf16 scores would tie by the thousand
+        # In bf16 thousands of scores would be equal, and a ranking needs their order.
+        with torch.autocast(images.device.type, enabled=False):
             scores: Tensor = self.head(descriptor)
         return scores
 
 
 def n_outputs_of(kind: str) -> int:
-    """Return how many of the teacher's outputs features of a kind end with."""
-    return len(TEACHER_OUTPUTS) if kind in ("teacher_outputs", "both") else 0
+    """Return the number of teacher outputs that features of a kind end with."""
+    if kind in ("teacher_outputs", "both"):
+        return len(TEACHER_OUTPUTS)
+    return 0
 
 
 def pu_features(descriptor: Tensor, logits: Tensor, kind: str, last_tap_size: int) -> Tensor:
-    """Return what the PU head reads: (N, D) or (N, last_tap_size) as stored, or (N, 4) or (N, D + 4) float32.
+    """Return the input of the PU head.
 
     Args:
         descriptor: (N, D) float16 or float32.
         logits: (N, K) teacher logits.
         kind: `descriptor`, `last_layer`, `teacher_outputs` or `both`.
         last_tap_size: channels of the last tap, which the descriptor ends with.
+
+    Returns:
+        (N, D) or (N, last_tap_size) in the descriptor's dtype, or (N, 4) or (N, D + 4) float32.
     """
     if kind == "descriptor":
         return descriptor
     if kind == "last_layer":
         return descriptor[:, -last_tap_size:]
     outputs = teacher_outputs(logits)
-    return outputs if kind == "teacher_outputs" else torch.cat([descriptor.float(), outputs], dim=1)
+    if kind == "teacher_outputs":
+        return outputs
+    return torch.cat([descriptor.float(), outputs], dim=1)
 
 
 def make_head(descriptor_size: int, kind: str, reduction: int | None) -> PUHead:
-    """Return an untrained head for features of a kind; `descriptor_size` is that of the part the kind reads."""
-    return PUHead(
-        descriptor_size if kind != "teacher_outputs" else 0, n_outputs_of(kind), reduction
-    )
+    """Return an untrained head for features of a kind.
+
+    Args:
+        descriptor_size: width of the part of the descriptor that the kind reads; ignored for
+            `teacher_outputs`.
+        kind: see `pu_features`.
+        reduction: see `PUHead`.
+    """
+    if kind == "teacher_outputs":
+        descriptor_size = 0
+    return PUHead(descriptor_size, n_outputs_of(kind), reduction)

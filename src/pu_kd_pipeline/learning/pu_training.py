@@ -1,7 +1,8 @@
-"""Training of PU scores: the nnPU/uPU, CVIR and positive-versus-unlabeled steps, and the batches they draw.
+"""Training of PU scores: the nnPU/uPU, CVIR and positive-versus-unlabeled steps, and their batches.
 
-Positives are drawn with replacement and the pool is passed over in random order (Xu et al. 2019, Algorithm 1); both go
-through the network in one batch, so that BatchNorm cannot learn to tell them apart.
+Positives are drawn with replacement, and each epoch visits the pool in random order (Xu et al.
+2019, Algorithm 1). Both go through the network in one batch, so that BatchNorm cannot learn to
+separate them.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from pu_kd_pipeline.learning.loop import (
 )
 from pu_kd_pipeline.learning.losses.risk import pu_risk
 
+Batch = tuple[Tensor, Tensor]  # positives and unlabeled
 Draw = Callable[[Tensor], Tensor]
+Score = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class ScoreTraining:
-    """How a score function is trained: epochs over the unlabeled samples, batch sizes, optimizer."""
+    """How a score is trained: epochs over the unlabeled samples, batch sizes, optimizer."""
 
     epochs: int
     positive_batch_size: int
@@ -46,16 +49,24 @@ class ScoreTraining:
 
 
 def pu_step(
-    score: Callable[[Tensor], Tensor],
+    score: Score,
     *,
     class_prior: float,
     estimator: Literal["nnpu", "upu"],
     beta: float,
     gamma: float,
 ) -> Step:
-    """Return the step that lowers the PU risk of `score` (Eq. 3; `learning.risk` has the branch)."""
+    """Return the step that lowers the PU risk of `score` (Xu et al. 2019, Eq. 3).
 
-    def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    Args:
+        score: maps samples to scores.
+        class_prior: share of positives among the unlabeled, in (0, 1).
+        estimator: see `pu_risk`.
+        beta: see `pu_risk`.
+        gamma: see `pu_risk`.
+    """
+
+    def step(batch: Batch) -> dict[str, Tensor]:
         positive_scores, unlabeled_scores = _scores_of_both(score, batch)
         risk = pu_risk(
             positive_scores,
@@ -71,81 +82,89 @@ def pu_step(
             "positive_risk": risk.positive_risk,
             "negative_risk": risk.negative_risk,
             "ascent_share": risk.is_ascent.float(),
-            "unlabeled_positive_share": (unlabeled_scores > 0).float().mean(),
+            "unlabeled_positive_share": _positive_share(unlabeled_scores),
         }
 
     return step
 
 
-def cvir_step(score: Callable[[Tensor], Tensor], *, class_prior: float) -> Step:
-    """Return the step of the conditional value ignoring risk (CVIR; Garg et al. 2021, arXiv:2111.00980, Algorithm 1).
+def cvir_step(score: Score, *, class_prior: float) -> Step:
+    """Return the step of the conditional value ignoring risk (CVIR).
 
-    Balanced logistic loss of the positives against the 1 - class_prior of the unlabeled that score lowest: the others
-    are taken for positives and left out. Departures: they are chosen within the batch instead of once an epoch, so no
-    pass over the pool is needed; and the loss sees F - logit(class_prior), which makes F the log-odds in the pool and
-    F > 0 the Bayes rule.
+    Source: Garg et al. 2021, arXiv:2111.00980, Algorithm 1. Balanced logistic loss of the positives
+    against the 1 - class_prior of the unlabeled that score lowest: the others are considered
+    positives and ignored.
+
+    Departures: the ignored samples are chosen within the batch instead of once per epoch, so no
+    extra pass over the pool is needed; and the loss reads F - logit(class_prior), which makes F the
+    log-odds in the pool and F > 0 the Bayes rule.
+
+    Raises:
+        ValueError: class_prior is outside (0, 1).
     """
     if not 0.0 < class_prior < 1.0:
         raise ValueError(f"class_prior must lie strictly between 0 and 1, got {class_prior!r}")
     offset = math.log(class_prior / (1.0 - class_prior))
 
-    def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def step(batch: Batch) -> dict[str, Tensor]:
         positive_scores, unlabeled_scores = _scores_of_both(score, batch)
+        negative_scores = _lowest(unlabeled_scores, 1.0 - class_prior)
+        # softplus(-z) and softplus(z) are the logistic losses of a positive and of a negative
         positive_loss = functional.softplus(offset - positive_scores).mean()
-        negative_loss = functional.softplus(
-            _lowest(unlabeled_scores, 1.0 - class_prior) - offset
-        ).mean()
-        positive_risk, negative_risk = (
-            class_prior * positive_loss,
-            (1.0 - class_prior) * negative_loss,
-        )
+        negative_loss = functional.softplus(negative_scores - offset).mean()
+        positive_risk = class_prior * positive_loss
+        negative_risk = (1.0 - class_prior) * negative_loss
         return {
             "loss": (positive_loss + negative_loss) / 2,
             "risk": positive_risk + negative_risk,
             "positive_risk": positive_risk,
             "negative_risk": negative_risk,
+            # The columns of all estimators are the same; CVIR has no ascent branch.
             "ascent_share": torch.zeros_like(positive_loss),
-            "unlabeled_positive_share": (unlabeled_scores > 0).float().mean(),
+            "unlabeled_positive_share": _positive_share(unlabeled_scores),
         }
 
     return step
 
 
-def positive_unlabeled_step(
-    score: Callable[[Tensor], Tensor], dropped_share: Callable[[], float] = lambda: 0.0
-) -> Step:
-    """Return the step that tells positives from unlabeled by balanced logistic loss (for class prior estimates).
+def positive_unlabeled_step(score: Score, dropped_share: Callable[[], float] = lambda: 0.0) -> Step:
+    """Return the step that separates positives from unlabeled by balanced logistic loss.
+
+    Class prior estimates read such scores.
 
     Args:
-        score: maps features to scores.
-        dropped_share: asked at each step for the share of the batch's unlabeled, those that score highest, to leave
-            out; see `cvir_step`.
+        score: maps samples to scores.
+        dropped_share: returns the share of the batch's unlabeled, those that score highest, to
+            leave out; called at every step, because (TED)^n changes it. See `cvir_step`.
     """
 
-    def step(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def step(batch: Batch) -> dict[str, Tensor]:
         positive_scores, unlabeled_scores = _scores_of_both(score, batch)
-        kept = _lowest(unlabeled_scores, 1.0 - dropped_share())
-        return {
-            "loss": (
-                functional.softplus(-positive_scores).mean() + functional.softplus(kept).mean()
-            )
-            / 2
-        }
+        kept_scores = _lowest(unlabeled_scores, 1.0 - dropped_share())
+        positive_loss = functional.softplus(-positive_scores).mean()
+        unlabeled_loss = functional.softplus(kept_scores).mean()
+        return {"loss": (positive_loss + unlabeled_loss) / 2}
 
     return step
 
 
 def _lowest(scores: Tensor, share: float) -> Tensor:
+    """Return the share of the scores that are lowest, in any order, but at least one."""
+    # An empty mean would make the loss NaN.
     n_kept = max(1, round(share * len(scores)))
-    return (
-        scores if n_kept >= len(scores) else scores.topk(n_kept, largest=False, sorted=False).values
-    )
+    if n_kept >= len(scores):
+        return scores
+    return scores.topk(n_kept, largest=False, sorted=False).values
 
 
-def _scores_of_both(
-    score: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+def _positive_share(scores: Tensor) -> Tensor:
+    return (scores > 0).float().mean()
+
+
+def _scores_of_both(score: Score, batch: Batch) -> Batch:
+    """Return the float32 scores of positives and unlabeled from one forward pass."""
     positive, unlabeled = batch
+    # One batch, so that BatchNorm normalizes both by the same statistics.
     scores = score(torch.cat([positive, unlabeled])).float()
     return scores[: len(positive)], scores[len(positive) :]
 
@@ -164,19 +183,19 @@ def fit_scores(
     keeper: Keeper | None = None,
     examine: Examine | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Yield one record an epoch, an epoch being one pass over the unlabeled samples.
+    """Yield one record per epoch; an epoch is one pass over the unlabeled samples.
 
     Args:
-        module: holds the parameters that are trained.
-        step: see `pu_step` and `positive_unlabeled_step`.
+        module: module with the parameters that are trained.
+        step: see `pu_step`, `cvir_step` and `positive_unlabeled_step`.
         draw_positive: maps (B,) int64 rows to a batch of positives.
         draw_unlabeled: maps (B,) int64 rows to a batch of unlabeled samples.
         n_positive: number of positives, > 0.
         n_unlabeled: number of unlabeled samples, > 0.
         training: epochs, batch sizes and optimizer.
         generator: fixes the batches; on the device of the samples.
-        pass_over: draws of the generator what a draw of these rows draws of it, and reads nothing: a training that goes
-            on passes over the batches that it has seen.
+        pass_over: advances the generator as drawing these rows would, without reading them; a
+            resumed training skips the batches that it has seen.
         keeper: see `fit`.
         examine: see `fit`.
 
@@ -198,13 +217,15 @@ def fit_scores(
     if keeper is not None:
         keeper.restore(state)
     unlabeled_batch_size = min(training.unlabeled_batch_size, n_unlabeled)
+    updates_per_epoch = math.ceil(n_unlabeled / unlabeled_batch_size)
     positives = random_batches(n_positive, training.positive_batch_size, generator)
     unlabeled = shuffled_batches(n_unlabeled, unlabeled_batch_size, generator)
-    drawn = zip(positives, unlabeled, strict=True)
-    for rows in itertools.chain.from_iterable(itertools.islice(drawn, state.update)):
-        pass_over(rows)
-    batches = ((draw_positive(p), draw_unlabeled(u)) for p, u in drawn)
-    updates_per_epoch = -(-n_unlabeled // unlabeled_batch_size)
+    rows = zip(positives, unlabeled, strict=True)
+    # The generator is not part of the state: it is advanced from the seed to where it was.
+    for positive_rows, unlabeled_rows in itertools.islice(rows, state.update):
+        pass_over(positive_rows)
+        pass_over(unlabeled_rows)
+    batches = ((draw_positive(p), draw_unlabeled(u)) for p, u in rows)
     module.train()
     records = fit(
         step,
@@ -217,13 +238,14 @@ def fit_scores(
         keeper=keeper,
         examine=examine,
     )
+    # A resumed training yields the records that it has first, so counting from 1 is right.
     for epoch, record in enumerate(records, start=1):
         yield {"epoch": float(epoch), **record}
     module.eval()
 
 
 def folds_of(n: int, n_folds: int, generator: torch.Generator) -> Tensor:
-    """Return a (n,) int64 fold number for each sample, folds differing in size by at most one."""
+    """Return an (n,) int64 fold number for each sample; fold sizes differ by at most one."""
     order = torch.randperm(n, generator=generator, device=generator.device)
     folds = torch.empty(n, dtype=torch.int64, device=generator.device)
     folds[order] = torch.arange(n, device=generator.device) % n_folds

@@ -1,4 +1,4 @@
-"""Cards: what a saved network is, beside its weights."""
+"""Cards: the description of a saved network, stored next to its weights."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params.teacher import InputSpec
 
-WEIGHTS, CARD = "weights.safetensors", "card.json"
+WEIGHTS = "weights.safetensors"
+CARD = "card.json"
 Card = TypeVar("Card", bound=BaseModel)
 
 
 class ModelCard(BaseModel):
-    """What a classifier is and expects; everything that is needed to rebuild it around its weights."""
+    """What a classifier is and expects: all that is needed to rebuild it from its weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     architecture: str
     architecture_options: dict[str, Any] = {}
     classes: tuple[str, ...]
     input: InputSpec
-    taps: tuple[str, ...] | None = None
+    taps: tuple[str, ...] | None = None  # None: the network's default layers
     origin: dict[str, Any] = {}
 
     @field_validator("classes")
     @classmethod
     def _two_classes_at_least(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if len(classes) < 2 or len(set(classes)) < len(classes):
+        is_repeated = len(set(classes)) < len(classes)
+        if len(classes) < 2 or is_repeated:
             raise ValueError("a classifier needs two classes or more, of different names")
         return classes
 
 
 class PUClassifierCard(BaseModel):
-    """What a PU classifier reads. With backbone `full`, `teacher` is the card of its own, fine-tuned backbone."""
+    """What a PU classifier is and reads.
+
+    With backbone `full`, `teacher` is the card of the classifier's own, fine-tuned backbone.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     backbone: Literal["frozen", "full"]
@@ -47,12 +52,17 @@ class PUClassifierCard(BaseModel):
 
 
 def read_card(folder: Path, kind: type[Card]) -> Card:
+    """Return the card of a model folder.
+
+    Raises:
+        InputError: it is missing, unreadable, or not a card of this kind.
+    """
     path = folder / CARD
     try:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise InputError(f"{folder} is not a model folder: it has no {CARD}") from exc
     except (ValidationError, UnicodeDecodeError, OSError) as exc:
-        raise InputError(
-            f"{path} is not the card of a {kind.__name__.removesuffix('Card')}: {exc}"
-        ) from exc
+        # `PUClassifierCard` is the card of a `PUClassifier`.
+        model_name = kind.__name__.removesuffix("Card")
+        raise InputError(f"{path} is not the card of a {model_name}: {exc}") from exc

@@ -1,4 +1,4 @@
-"""New networks: the teacher of the parameters, and students."""
+"""New networks: the teacher that the parameters describe, and students."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams
 
 
 def is_sure_to_build(card: ModelCard) -> bool:
-    """Return whether the card's network, without weights, is known to build; torch is not imported for it."""
+    """Return whether the card's network, without weights, is known to build.
+
+    Torch is not imported to find out, so that most runs are checked without that cost.
+    """
+    if card.taps is not None:
+        return False
+    n_classes = len(card.classes)
     spec = card.input
-    return card.taps is None and is_known_to_work(
-        card.architecture, len(card.classes), spec.channels, spec.size_px, card.architecture_options
+    return is_known_to_work(
+        card.architecture, n_classes, spec.channels, spec.size_px, card.architecture_options
     )
 
 
@@ -28,67 +34,83 @@ def _weights_path(teacher: TeacherParams) -> Path | None:
         return None
     try:
         path = Path(teacher.weights).expanduser()
-        return path / WEIGHTS if path.is_dir() else path
+        if path.is_dir():
+            return path / WEIGHTS
     except (OSError, RuntimeError, ValueError) as exc:  # no such user, a name that is too long, …
-        raise InputError(f"teacher.weights: {teacher.weights!r} is no path ({exc})") from exc
+        raise InputError(f"teacher.weights: {teacher.weights!r} is not a path ({exc})") from exc
+    return path
 
 
 def teacher_card(teacher: TeacherParams) -> ModelCard:
-    """Return the teacher's card: the parameters, completed by the card beside its weights where there is one.
+    """Return the teacher's card: the parameters, completed by the card next to its weights.
 
     Raises:
-        InputError: the weights are missing, neither parameters nor card say what the teacher is, or the card alone
-            asks for code to be run.
+        InputError: the weights are missing, neither parameters nor card describe the teacher, or
+            the card alone asks for code to be run.
     """
     weights = _weights_path(teacher)
     if weights is not None and not weights.is_file():
         raise InputError(
             f"teacher.weights: there is no file {weights} (edit parameters_teacher.yml)"
         )
-    beside = weights is not None and (weights.parent / CARD).is_file()
-    known: dict[str, Any] = (
-        json.loads(read_card(weights.parent, ModelCard).model_dump_json())
-        if weights and beside
-        else {}
-    )
-    if teacher.architecture is None and ":" in (factory := known.get("architecture", "")):
+    known = _card_next_to(weights)
+    factory = known.get("architecture", "")
+    # A path of a Python object: weights from elsewhere must not choose the code that is run.
+    if teacher.architecture is None and ":" in factory:
         raise InputError(
-            f"teacher: the {CARD} beside {weights} names a factory of its own, {factory!r}. What comes with weights is "
-            "not run: if you trust that code, set teacher.architecture to it (parameters_teacher.yml)"
+            f"teacher: the {CARD} next to {weights} names a factory of its own, {factory!r}. What "
+            "comes with weights is not run: if you trust that code, set teacher.architecture to it "
+            "(parameters_teacher.yml)"
         )
+
     given = teacher.model_dump(mode="json", exclude={"weights"}, exclude_none=True)
     if isinstance(teacher.classes, int):
         given["classes"] = [str(index) for index in range(teacher.classes)]
-    if not given["architecture_options"] and known:
+    # No options means "as the card says", where there is one.
+    if known and not given["architecture_options"]:
         del given["architecture_options"]
-    merged = {
-        **known,
-        **given,
-        "origin": {"weights": str(weights)} if weights else {"trained": "teacher_training"},
-    }
-    missing = [name for name in ("architecture", "classes", "input") if name not in merged]
+    described = {**known, **given}
+    if weights:
+        described["origin"] = {"weights": str(weights)}
+    else:
+        described["origin"] = {"trained": "teacher_training"}
+
+    missing = [name for name in ("architecture", "classes", "input") if name not in described]
     if missing:
         raise InputError(
-            f"teacher: {', '.join(missing)} not given, and there is no {CARD} beside {weights}: set them in "
-            "parameters_teacher.yml"
+            f"teacher: {', '.join(missing)} not given, and there is no {CARD} next to {weights}: "
+            "set them in parameters_teacher.yml"
         )
-    return ModelCard.model_validate(merged)
+    return ModelCard.model_validate(described)
+
+
+def _card_next_to(weights: Path | None) -> dict[str, Any]:
+    """Return the fields of the card next to a weights file; empty if there is none."""
+    if weights is None or not (weights.parent / CARD).is_file():
+        return {}
+    card = read_card(weights.parent, ModelCard)
+    fields: dict[str, Any] = json.loads(card.model_dump_json())
+    return fields
 
 
 def input_contract(teacher: TeacherParams) -> tuple[InputSpec, tuple[str, ...]]:
-    """Return what images the teacher expects and the names of its classes."""
+    """Return the format of the images that the teacher expects, and the names of its classes."""
     card = teacher_card(teacher)
     return card.input, card.classes
 
 
 def new_teacher(teacher: TeacherParams) -> Model:
-    """Return the teacher of the parameters: with its weights where they are given, else freshly initialized.
+    """Return the teacher that the parameters describe.
+
+    It has the weights that they name, or is freshly initialized.
 
     Raises:
         InputError: the architecture, its taps or its weights cannot be used.
     """
     card = teacher_card(teacher)
-    model = Model(build_network_of_card(card, is_trained_here=teacher.weights is None), card)
+    network = build_network_of_card(card, is_trained_here=teacher.weights is None)
+    model = Model(network, card)
+    # The card of a model always names its taps, so that later defaults cannot change them.
     try:
         taps = model.extractor().taps
     except ValueError as exc:
@@ -96,7 +118,8 @@ def new_teacher(teacher: TeacherParams) -> Model:
     weights = _weights_path(teacher)
     if weights is not None:
         load_weights(model.network, weights)
-    return Model(model.network.eval(), card.model_copy(update={"taps": taps}))
+    card = card.model_copy(update={"taps": taps})
+    return Model(model.network.eval(), card)
 
 
 def new_student(

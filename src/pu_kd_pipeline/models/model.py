@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier: `network` maps normalized (N, C, H, W) float32 images to (N, K) logits, in eval mode."""
+    """A classifier with its card.
+
+    `network`, in eval mode, maps normalized (N, C, H, W) float32 images to (N, K) logits.
+    """
 
     network: nn.Module
     card: ModelCard
@@ -36,13 +39,15 @@ class Model:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one input image."""
-        return (self.card.input.channels, self.card.input.size_px, self.card.input.size_px)
+        spec = self.card.input
+        return (spec.channels, spec.size_px, spec.size_px)
 
     def extractor(self, device: Any = "cpu") -> FeatureExtractor:
         """Return the network with its taps, on a device and in eval mode.
 
         Raises:
-            InputError: a tap is not a layer whose output can be pooled, or there is none.
+            InputError: a tap is not a layer whose output can be pooled, or the list of taps is
+                empty.
         """
         from pu_kd_pipeline.learning.features import FeatureExtractor
 
@@ -64,7 +69,10 @@ class Model:
 
 @dataclass(frozen=True)
 class PUClassifier:
-    """A trained PU classifier: `module` is a head on cached features, or head and backbone in one."""
+    """A trained PU classifier with its card.
+
+    `module` is a head that reads cached features, or head and backbone in one.
+    """
 
     module: PUHead | FullPUClassifier
     card: PUClassifierCard
@@ -76,31 +84,34 @@ class PUClassifier:
 
 def _fingerprint(network: nn.Module, card: BaseModel) -> str:
     digest = hashlib.sha256(card.model_dump_json().encode())
+    # Sorted: the hash must not depend on the order in which a network registers its layers.
     for name, tensor in sorted(network.state_dict().items()):
+        values = tensor.detach().cpu().contiguous().numpy()
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(values.tobytes())
     return digest.hexdigest()
 
 
 def save_model(model: Model | PUClassifier, folder: Path) -> None:
-    """Write a model folder; it appears whole or not at all."""
+    """Write a model folder, completely or not at all."""
     from safetensors.torch import save_file
 
     network = model.network if isinstance(model, Model) else model.module
-    state = {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in network.state_dict().items()
-    }
+    state = {}
+    for name, tensor in network.state_dict().items():
+        # Cloned: safetensors refuses tensors that share memory, as tied weights do.
+        state[name] = tensor.detach().cpu().contiguous().clone()
     with replacing_folder(folder) as temporary:
         save_file(state, temporary / WEIGHTS)
-        (temporary / CARD).write_text(model.card.model_dump_json(indent=2) + "\n")
+        card = model.card.model_dump_json(indent=2)
+        (temporary / CARD).write_text(card + "\n")
 
 
 def load_model(folder: Path | str) -> Model:
     """Return the classifier of a model folder, on the CPU and in eval mode.
 
     Raises:
-        InputError: the folder holds no model, or the weights do not fit the card.
+        InputError: the folder does not hold a model, or the weights do not fit the card.
     """
     folder = Path(folder)
     card = read_card(folder, ModelCard)
@@ -113,7 +124,7 @@ def load_pu_classifier(folder: Path | str) -> PUClassifier:
     """Return the PU classifier of a model folder, on the CPU and in eval mode.
 
     Raises:
-        InputError: the folder holds no PU classifier, or the weights do not fit the card.
+        InputError: the folder does not hold a PU classifier, or the weights do not fit the card.
     """
     folder = Path(folder)
     card = read_card(folder, PUClassifierCard)
@@ -134,26 +145,35 @@ def build_pu_module(card: PUClassifierCard) -> PUHead | FullPUClassifier:
         ) from exc
     if card.backbone == "frozen":
         return head
-    return FullPUClassifier(
-        Model(build_network_of_card(card.teacher), card.teacher).extractor(), head
-    )
+    backbone = Model(build_network_of_card(card.teacher), card.teacher)
+    return FullPUClassifier(backbone.extractor(), head)
 
 
 def build_network_of_card(card: ModelCard, *, is_trained_here: bool = False) -> nn.Module:
+    """Return the freshly initialized network that a card describes.
+
+    Args:
+        card: the description.
+        is_trained_here: check that the network can also be trained, and not only used.
+
+    Raises:
+        InputError: the network cannot be built, or does not do what a classifier must.
+    """
     from pu_kd_pipeline.learning.networks.build import build_network
     from pu_kd_pipeline.learning.networks.checks import check_network, check_training
 
+    n_classes = len(card.classes)
+    channels = card.input.channels
+    size_px = card.input.size_px
     try:
-        network = build_network(
-            card.architecture, len(card.classes), card.input.channels, card.architecture_options
-        )
-        check_network(network, len(card.classes), card.input.channels, card.input.size_px)
+        network = build_network(card.architecture, n_classes, channels, card.architecture_options)
+        check_network(network, n_classes, channels, size_px)
         if is_trained_here:
-            check_training(network, len(card.classes), card.input.channels, card.input.size_px)
-    except (
-        Exception
-    ) as exc:  # memory that is not there, too, where a card or a parameter asks for a giant
-        raise InputError(
-            (str(exc) or type(exc).__name__).partition("\nException raised from")[0]
-        ) from exc
+            check_training(network, n_classes, channels, size_px)
+    # Of any kind: a card or a parameter may also ask for more memory than there is.
+    except Exception as exc:
+        message = str(exc) or type(exc).__name__
+        # Torch appends the C++ stack of its own errors.
+        reason, _, _ = message.partition("\nException raised from")
+        raise InputError(reason) from exc
     return network

@@ -1,4 +1,4 @@
-"""Reading weights that somebody else wrote, safely."""
+"""Reading weights from untrusted files, safely."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-_MARK_BYTES = 64  # enough to tell what a file is
+_START_BYTES = 64  # enough to recognize the kind of a file
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a state dict into a network, refusing anything that does not fit exactly.
 
     Raises:
-        InputError: the file is missing, is not a state dict, or has missing, extra, mis-shaped or non-finite tensors.
+        InputError: the file is missing, is not a state dict, or has missing, extra, mis-shaped or
+            non-finite tensors.
     """
     state = read_state_dict(path)
     expected = network.state_dict()
@@ -34,39 +35,40 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _weight_faults(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    def some(names: list[str]) -> str:
-        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    """Return one line per kind of fault, with the names of the first few tensors."""
+    odd: list[str] = []
+    misshaped: list[str] = []
+    not_finite: list[str] = []
+    for name in sorted(expected.keys() & state.keys()):
+        tensor = state[name]
+        target = expected[name]
+        if not _is_plain(tensor, target):
+            odd.append(name)
+        elif tensor.shape != target.shape:
+            misshaped.append(f"{name} {tuple(tensor.shape)} instead of {tuple(target.shape)}")
+        # Only of equal shape: a tensor of a few bytes may claim any size, and reading all of its
+        # values would allocate that.
+        elif not tensor.to(target.dtype).isfinite().all():
+            not_finite.append(name)
+    names_by_fault = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "not part of it": sorted(state.keys() - expected.keys()),
+        "of another kind (sparse, quantized, complex, whole numbers or without values)": odd,
+        "of another shape": misshaped,
+        "not finite": not_finite,
+    }
+    return [f"{fault}: {_first_few(names)}" for fault, names in names_by_fault.items() if names]
 
-    missing = sorted(expected.keys() - state.keys())
-    extra = sorted(state.keys() - expected.keys())
-    shared = sorted(expected.keys() & state.keys())
-    odd = [name for name in shared if not _is_plain(state[name], expected[name])]
-    mis_shaped = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in shared
-        if name not in odd and state[name].shape != expected[name].shape
-    ]
-    # only of equal shape: a tensor of a few bytes may claim any size, and a look at every value would make it real
-    comparable = [
-        name for name in shared if name not in odd and state[name].shape == expected[name].shape
-    ]
-    not_finite = [
-        name
-        for name in comparable
-        if not bool(state[name].to(expected[name].dtype).isfinite().all())
-    ]
-    faults = (
-        ("missing", missing),
-        ("not part of it", extra),
-        ("of another kind (sparse, quantized, complex, whole numbers or without values)", odd),
-        ("of another shape", mis_shaped),
-        ("not finite", not_finite),
-    )
-    return [f"{what}: {some(names)}" for what, names in faults if names]
+
+def _first_few(names: list[str]) -> str:
+    text = ", ".join(names[:5])
+    if len(names) > 5:
+        text += f" and {len(names) - 5} more"
+    return text
 
 
 def _is_plain(tensor: Tensor, expected: Tensor) -> bool:
-    """Return whether a tensor has values that can be copied into another one without losing some."""
+    """Return whether a tensor has values that can be copied into `expected` without loss."""
     import torch
 
     return (
@@ -79,34 +81,46 @@ def _is_plain(tensor: Tensor, expected: Tensor) -> bool:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file or of a PyTorch file that holds nothing but tensors.
+    """Return the tensors of a safetensors file, or of a PyTorch file that holds only tensors.
 
-    A dict with a `state_dict` or `model` entry is opened, and the `module.` prefix of data-parallel training removed.
+    Of a dict with a `state_dict` or `model` entry, that entry is returned. The `module.` prefix of
+    data-parallel training is removed.
 
     Raises:
-        InputError: the file is missing or unreadable, unpacks to more than its size, or is a pickle that would run
-            code.
+        InputError: the file is missing or unreadable, unpacks to more than its size, or is a pickle
+            that would run code.
     """
-    import torch
+    if not path.is_file():
+        raise InputError(f"there is no weights file {path}")
+    _refuse_other_files(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_torch_file(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise InputError(f"there is no weights file {path}")
-    _refuse_what_is_no_weights(path)
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (
-            SafetensorError,
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-            MemoryError,
-        ) as exc:
-            raise InputError(f"{path} is not a readable safetensors file: {exc}") from exc
+    # Each of these has been raised for some damaged header.
+    known_errors = (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        MemoryError,
+    )
+    try:
+        return load_file(path)
+    except known_errors as exc:
+        raise InputError(f"{path} is not a readable safetensors file: {exc}") from exc
+
+
+def _read_torch_file(path: Path) -> dict[str, Tensor]:
+    import torch
+
     try:
         _refuse_zip_bomb(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -114,36 +128,39 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as exc:
         raise InputError(
-            f"{path} cannot be read without running code from it, which is refused. If you trust it, convert it: "
+            f"{path} cannot be read without running code from it, which is refused. If you trust "
+            "it, convert it: "
             'safetensors.torch.save_file(model.state_dict(), "weights.safetensors")'
         ) from exc
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
-        raise InputError(
-            f"{path} holds no state dict (names with tensors), but {type(content).__name__}"
-        )
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    refusal = f"{path} holds no state dict (names with tensors), but {type(content).__name__}"
+    if not isinstance(content, Mapping):
+        raise InputError(refusal)
+    state: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(refusal)
+        state[str(name).removeprefix("module.")] = value
+    return state
 
 
-def _refuse_what_is_no_weights(path: Path) -> None:
-    """Raise an InputError for a file that plainly is something else: nothing, or the page that a server sent instead.
+def _refuse_other_files(path: Path) -> None:
+    """Raise an InputError for a file that is plainly not weights: empty, or a server's error page.
 
-    Such a file would be called a damaged or dangerous one by what reads weights, and that misleads.
+    The readers of weights would call such a file damaged or dangerous, which is misleading.
     """
     try:
         with open(path, "rb") as file:
-            start = file.read(_MARK_BYTES)
+            start = file.read(_START_BYTES)
     except OSError as exc:
         raise InputError(f"{path} cannot be opened ({exc}): check that it may be read") from exc
-    mend = "download the weights again, and look at what the address answers"
+    fix = "download the weights again, and look at what the address answers"
     if not start:
-        raise InputError(f"{path} is empty: {mend}")
+        raise InputError(f"{path} is empty: {fix}")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise InputError(f"{path} holds a web page in the place of weights: {mend}")
+        raise InputError(f"{path} holds a web page in the place of weights: {fix}")
     if start.startswith(b"version https://git-lfs"):
         raise InputError(
             f"{path} is a pointer of Git LFS and not the weights: fetch them with `git lfs pull`"
@@ -151,17 +168,19 @@ def _refuse_what_is_no_weights(path: Path) -> None:
 
 
 def _refuse_zip_bomb(path: Path) -> None:
-    """Raise an InputError for an archive whose parts are packed or overlap: torch writes them as they are.
+    """Raise an InputError for an archive whose parts are compressed or overlap.
 
-    What such an archive unpacks to has no bound, and torch's reader sets none.
+    Torch never writes such archives. Nothing limits the size that they unpack to, and torch's
+    reader sets no limit either.
     """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
     is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
-    if is_packed or sum(part.file_size for part in parts) > path.stat().st_size:
+    unpacked_bytes = sum(part.file_size for part in parts)
+    if is_packed or unpacked_bytes > path.stat().st_size:
         raise InputError(
-            f"{path} is a packed archive, which torch never writes and which could unpack to any size: save the "
-            "weights again with torch.save or safetensors"
+            f"{path} is a packed archive, which torch never writes and which could unpack to any "
+            "size: save the weights again with torch.save or safetensors"
         )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 SEEDS = 2**32  # as many as every generator takes
 _BITS = 63  # of a whole number, beside its sign, that torch and NumPy can count with

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pu_kd_pipeline.params.base import SEEDS, Block, Share
 
 
+@dataclass(frozen=True)
+class SourceType:
+    """What the parameters of one type of image source need.
+
+    Attributes:
+        required_key: key of `ImageSource` that a source of this type cannot do without.
+        path_must_exist: whether a local `path` is checked before the first node runs.
+    """
+
+    required_key: str
+    path_must_exist: bool
+
+
+# Each type has a class in images/sources/registry.py, which checks on import that none is missing.
+SOURCE_TYPES = {
+    # torchvision makes the folder itself where `download` is set
+    "torchvision": SourceType(required_key="dataset", path_must_exist=False),
+    "folder": SourceType(required_key="path", path_must_exist=True),
+    "parquet": SourceType(required_key="path", path_must_exist=True),
+    "demo": SourceType(required_key="part", path_must_exist=False),
+}
+
+if TYPE_CHECKING:
+    SourceTypeName = str  # type checkers take only literals that are written out
+else:
+    SourceTypeName = Literal[tuple(SOURCE_TYPES)]
+
+
 class ImageSource(Block):
     """One place that images come from.
 
-    `type` picks the reader: `torchvision` (a data set by class name), `folder` (class sub-folders, or flat and
-    unlabeled), `parquet` (image bytes in a column; local or any fsspec URL) or `demo` (the embedded digits).
+    `type` picks the reader: `torchvision` (a data set by class name), `folder` (class sub-folders,
+    or flat and unlabeled), `parquet` (image bytes in a column; local or any fsspec URL) or `demo`
+    (the embedded digits).
     """
 
-    type: Literal["torchvision", "folder", "parquet", "demo"]
+    type: SourceTypeName
     name: str | None = Field(
         None, description="prefix of the ids and value of the index column `source`"
     )
@@ -37,12 +67,14 @@ class ImageSource(Block):
     )
     labels: Literal["classes", "truth", "ignore"] = Field(
         "ignore",
-        description="classes: every image has a label, which is a class of the teacher; truth: a label that is a class "
-        "of the teacher marks a relevant image, any other an irrelevant one (for evaluation only); ignore: no labels",
+        description="classes: every image has a label, which is a class of the teacher; truth: a "
+        "label that is a class of the teacher marks a relevant image, any other an irrelevant one "
+        "(for evaluation only); ignore: no labels",
     )
     label_map: dict[str, int] | None = Field(
         None,
-        description="source label or class name -> class of the teacher; labels that are not listed are no class",
+        description="source label or class name -> class of the teacher; labels that are not "
+        "listed are no class",
     )
     exclude_labels: tuple[int | str, ...] = Field(
         (), description="leave out images with these labels or class names"
@@ -55,16 +87,15 @@ class ImageSource(Block):
     )
     share: tuple[Share, Share] = Field(
         (0.0, 1.0),
-        description="keep ids whose hash falls in [from, to): disjoint shares of one source never overlap",
+        description="keep ids whose hash falls in [from, to): disjoint shares of one source never "
+        "overlap",
     )
 
     @model_validator(mode="after")
-    def _type_has_what_it_needs(self) -> ImageSource:
-        needed = {"torchvision": "dataset", "folder": "path", "parquet": "path", "demo": "part"}[
-            self.type
-        ]
-        if getattr(self, needed) is None:
-            raise ValueError(f"a source of type {self.type!r} needs the key {needed!r}")
+    def _check_keys_fit_together(self) -> ImageSource:
+        required_key = SOURCE_TYPES[self.type].required_key
+        if getattr(self, required_key) is None:
+            raise ValueError(f"a source of type {self.type!r} needs the key {required_key!r}")
         if self.share[0] >= self.share[1]:
             raise ValueError(f"share must be [from, to) with from < to, got {list(self.share)}")
         if self.per_class is not None and self.labels == "ignore":
@@ -76,8 +107,9 @@ class ImageStoreParams(Block):
     """How decoded images are kept on disk."""
 
     kind: Literal["auto", "packed", "encoded"] = Field(
-        description="packed: memory-mapped uint8 arrays; encoded: compressed bytes, decoded per batch; auto: packed "
-        "where the working size is at most packed_max_size_px or the store fits disk_budget_gb"
+        description="packed: memory-mapped uint8 arrays; encoded: compressed bytes, decoded per "
+        "batch; auto: packed where the working size is at most packed_max_size_px or the store "
+        "fits disk_budget_gb"
     )
     packed_max_size_px: int = Field(
         gt=0, description="largest working size that `auto` always packs"
@@ -96,7 +128,10 @@ class ImageStoreParams(Block):
 
 
 class NearDuplicateParams(Block):
-    """How near to an image another one must come to be its copy; a distance is 1 - the correlation of the gradients."""
+    """How close two images must be for one to count as a copy of the other.
+
+    Their distance is 1 - the correlation of their gradients.
+    """
 
     max_distance: float = Field(
         gt=0, le=1, description="the largest distance of a copy, whatever the images are like"
@@ -104,7 +139,8 @@ class NearDuplicateParams(Block):
     max_ratio: float = Field(
         gt=0,
         le=1,
-        description="and as a share of the distance between that image and the fifth nearest of all others",
+        description="and as a share of the distance between that image and the fifth nearest of "
+        "all others",
     )
 
 
@@ -113,7 +149,8 @@ class DataIngestionParams(Block):
 
     seed: int = Field(ge=0, lt=SEEDS)
     labeled: tuple[ImageSource, ...] = Field(
-        description="the handful of the teacher's images; [] where there is none, as for `full_unlabeled`"
+        description="the handful of the teacher's images; [] where there is none, as for "
+        "`full_unlabeled`"
     )
     pool: tuple[ImageSource, ...] = Field(
         min_length=1, description="the unlabeled pool; several sources are mixed"
@@ -128,10 +165,13 @@ class DataIngestionParams(Block):
     )
 
     @model_validator(mode="after")
-    def _truth_where_it_is_compared_with(self) -> DataIngestionParams:
+    def _check_labels_of_test_and_training(self) -> DataIngestionParams:
+        # Accuracy is computed on one and a teacher trained on the other: both need every class.
         for part in ("test", "teacher_training"):
-            if any(source.labels != "classes" for source in getattr(self, part)):
-                raise ValueError(
-                    f"every image of {part} needs its class: set `labels: classes` on its sources"
-                )
+            for source in getattr(self, part):
+                if source.labels != "classes":
+                    raise ValueError(
+                        f"every image of {part} needs its class: set `labels: classes` on its "
+                        "sources"
+                    )
         return self

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare, Options, Share
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
 
 
 class NoiseMatrixParams(Block):
-    """The objective `noisy_kd`: the matrix of wrong pseudo-labels (DFND, Chen et al. 2021)."""
+    """Option block of `noisy_kd`: the matrix of label noise (DFND, Chen et al. 2021)."""
 
     diagonal: OpenShare = Field(
         description="share of the teacher's classes that are right: its accuracy"
@@ -24,7 +25,7 @@ class NoiseMatrixParams(Block):
 
 
 class LatentParams(Block):
-    """The objective `latent` (S3): the weights of its terms."""
+    """Option block of `latent` (S3): the weights of its terms."""
 
     logits_weight: float = Field(ge=0, description="of the mean squared error of centered logits")
     penultimate_weight: float = Field(
@@ -47,7 +48,7 @@ class LatentParams(Block):
 
 
 class AttentionParams(Block):
-    """The objectives `attention` and `pu_critic`: where they look, and what beside the teacher's logits counts."""
+    """Option block of `attention` and `pu_critic`: matched layers, and weights of the terms."""
 
     n_taps: int = Field(ge=1, description="the last taps of both networks that are matched")
     weight: float = Field(
@@ -59,11 +60,12 @@ class AttentionParams(Block):
 
 
 class CriticParams(Block):
-    """The objective `pu_critic` (S0): the critic between teacher and student features."""
+    """Option block of `pu_critic` (S0): the critic between teacher and student features."""
 
     mode: Literal["clamp", "ascent", "gan"] = Field(
-        description="what happens where its negative risk falls below zero: it counts as zero, or nnPU's step back; "
-        "gan: a plain critic that takes all student features for negative, the control"
+        description="what happens where its negative risk falls below zero: it counts as zero, or "
+        "nnPU's step back; gan: a plain critic that takes all student features for negative, the "
+        "control"
     )
     class_prior: tuple[OpenShare, OpenShare] = Field(
         description="share of passing student features, first and last"
@@ -76,15 +78,85 @@ class CriticParams(Block):
     learning_rate: float = Field(gt=0, description="of the critic's Adam")
 
 
-# Which blocks inside of `distillation` an objective reads beside what all of them read.
-OBJECTIVE_BLOCKS = {
-    "kd": (),
-    "robust_kd": (),
-    "noisy_kd": ("noise_matrix",),
-    "latent": ("latent",),
-    "attention": ("attention",),
-    "pu_critic": ("attention", "critic"),
-}
+class _Objective(BaseModel):
+    """An objective and its option blocks.
+
+    No `Block`: pydantic allows no validator before a discriminator, and the option blocks have been
+    checked as keys of `distillation`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KDParams(_Objective):
+    """The objective `kd`: the teacher's softened probabilities (Hinton et al. 2015)."""
+
+    name: Literal["kd"]
+
+
+class RobustKDParams(_Objective):
+    """The objective `robust_kd`: `kd` under the worst of many class weights (Xu et al. 2019)."""
+
+    name: Literal["robust_kd"]
+
+
+class NoisyKDParams(_Objective):
+    """The objective `noisy_kd`: `kd`, and noisy pseudo-labels (DFND, Chen et al. 2021)."""
+
+    name: Literal["noisy_kd"]
+    noise_matrix: NoiseMatrixParams
+
+
+class LatentKDParams(_Objective):
+    """The objective `latent`: centered logits and penultimate features (S3, a reconstruction)."""
+
+    name: Literal["latent"]
+    latent: LatentParams
+
+
+class AttentionKDParams(_Objective):
+    """The objective `attention`: `kd`, and attention transfer (Zagoruyko & Komodakis 2017)."""
+
+    name: Literal["attention"]
+    attention: AttentionParams
+
+
+class PUCriticParams(_Objective):
+    """The objective `pu_critic`: `attention`, and a critic between the features (S0)."""
+
+    name: Literal["pu_critic"]
+    attention: AttentionParams
+    critic: CriticParams
+
+
+ObjectiveParams = Annotated[
+    KDParams | RobustKDParams | NoisyKDParams | LatentKDParams | AttentionKDParams | PUCriticParams,
+    Field(discriminator="name"),
+]
+_OBJECTIVE_PARAMS: TypeAdapter[ObjectiveParams] = TypeAdapter(ObjectiveParams)
+
+
+def _option_blocks_by_objective() -> dict[str, tuple[str, ...]]:
+    """Return for each member of `ObjectiveParams` the keys of `distillation` that it reads."""
+    union, _ = get_args(ObjectiveParams)
+    blocks = {}
+    for params in get_args(union):
+        # `name: Literal["kd"]` has exactly one value.
+        [name] = get_args(params.model_fields["name"].annotation)
+        fields = list(params.model_fields)
+        fields.remove("name")
+        blocks[name] = tuple(fields)
+    return blocks
+
+
+# Derived from the union, so that an objective is declared once, by its class above.
+OPTION_BLOCKS = _option_blocks_by_objective()
+
+# A type checker cannot read a Literal that is computed; pydantic can, and lists it in its messages.
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Literal[tuple(OPTION_BLOCKS)]
 
 
 class DistillationParams(Block):
@@ -93,7 +165,9 @@ class DistillationParams(Block):
     seed: int = Field(ge=0, lt=SEEDS)
     student_architecture: str
     student_options: Options = Field(description="further keyword arguments of the architecture")
-    objective: Literal["kd", "robust_kd", "noisy_kd", "latent", "attention", "pu_critic"]
+    objective: ObjectiveName
+    # Option blocks of the objectives. Those of objectives that are not chosen may be present: a
+    # comparison switches the objective and keeps the other keys.
     noise_matrix: NoiseMatrixParams | None = None
     latent: LatentParams | None = None
     attention: AttentionParams | None = None
@@ -103,14 +177,15 @@ class DistillationParams(Block):
     record_every: int = Field(gt=0, description="updates per record of the history")
     batch_size: int = Field(gt=1)
     held_out_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        description="share of the manifest kept out of training, to watch the agreement with the teacher"
+        description="share of the manifest kept out of training, to watch the agreement with the "
+        "teacher"
     )
     keep: Literal["last", "best"] = Field(
         description="best: the record with the highest held-out agreement"
     )
     teacher_cache: Literal["off", "exact", "views"] = Field(
-        description="off: ask the teacher at every step; exact: once for every view; views: once for `cached_views` of "
-        "each image, and draw from these; both only where that is less work"
+        description="off: ask the teacher at every step; exact: once for every view; views: once "
+        "for `cached_views` of each image, and draw from these; both only where that is less work"
     )
     cached_views: int = Field(gt=0, description="of each image, where teacher_cache is views")
     optimizer: OptimizerParams
@@ -119,12 +194,57 @@ class DistillationParams(Block):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> DistillationParams:
-        if missing := [
-            name for name in OBJECTIVE_BLOCKS[self.objective] if getattr(self, name) is None
-        ]:
+        missing = [block for block in OPTION_BLOCKS[self.objective] if getattr(self, block) is None]
+        if missing:
             raise ValueError(
-                f"objective {self.objective!r} needs {' and '.join(missing)} beside it"
+                f"objective {self.objective!r} needs {' and '.join(missing)} next to it"
             )
+        # The best record is chosen by the agreement on held-out images.
         if self.keep == "best" and self.held_out_share == 0:
             raise ValueError("keep 'best' needs a held_out_share above 0")
         return self
+
+    # Not a cached property: `model_copy` would carry the cached value to another objective.
+    @property
+    def objective_params(self) -> ObjectiveParams:
+        """The parameters of the chosen objective alone.
+
+        Raises:
+            ValueError: the objective is not known, or one of its option blocks is missing, which
+                only `model_copy` can bring about.
+        """
+        values = {"name": self.objective}
+        for block in OPTION_BLOCKS.get(self.objective, ()):
+            values[block] = getattr(self, block)
+        return _OBJECTIVE_PARAMS.validate_python(values)
+
+    def unread_option_blocks(self) -> set[str]:
+        """Return the option blocks that only other objectives read."""
+        all_blocks: set[str] = set()
+        for blocks in OPTION_BLOCKS.values():
+            all_blocks.update(blocks)
+        return all_blocks.difference(OPTION_BLOCKS[self.objective])
+
+
+def check_option_blocks(
+    option_blocks: Mapping[str, tuple[str, ...]], keys: Collection[str]
+) -> None:
+    """Check that `distillation` has a key for every option block that an objective reads.
+
+    Args:
+        option_blocks: objective -> the option blocks that it reads.
+        keys: keys of the block `distillation`.
+
+    Raises:
+        TypeError: a key is missing.
+    """
+    for objective, blocks in option_blocks.items():
+        for block in blocks:
+            if block not in keys:
+                raise TypeError(
+                    f"the objective {objective!r} reads the option block {block!r}, which is not a "
+                    "field of DistillationParams: add it there (params/distillation.py)"
+                )
+
+
+check_option_blocks(OPTION_BLOCKS, DistillationParams.model_fields)

@@ -6,17 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pu_kd_pipeline.learning.class_prior.methods import METHODS, describe_methods
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+from pu_kd_pipeline.params.names import one_of
 
 
 class ClassPriorParams(Block):
-    """How the class prior is found when nobody knows it."""
+    """How the class prior is estimated where it is not given."""
 
-    method: Literal["bbe", "dedpul", "ted", "ted_dedpul", "km2"] = Field(
-        description="bbe, dedpul: read the scores of a classifier of positives against unlabeled; ted, ted_dedpul: of "
-        "one that leaves likely positives out of the unlabeled as it learns; km2: reads the features, trains nothing"
-    )
+    method: Annotated[str, one_of(METHODS)] = Field(description=describe_methods())
     n_folds: int = Field(
         ge=2,
         description="cross-fitting folds; each held-out fold is scored by the others' classifier",
@@ -37,7 +36,8 @@ class PUTrainingParams(Block):
     )
     prior_estimation: ClassPriorParams
     estimator: Literal["nnpu", "upu", "cvir"] = Field(
-        description="cvir: logistic loss that ignores the class_prior of the unlabeled that score highest"
+        description="cvir: logistic loss that ignores the class_prior of the unlabeled that score "
+        "highest"
     )
     beta: float = Field(ge=0, description="nnPU tolerates a negative risk down to -beta")
     gamma: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -47,8 +47,9 @@ class PUTrainingParams(Block):
         description="frozen: a head on cached descriptors; full: end to end"
     )
     features: Literal["descriptor", "last_layer", "teacher_outputs", "both"] = Field(
-        description="descriptor: pooled multi-scale features (the paper); last_layer: those of the last tap alone, the "
-        "control; teacher_outputs: confidence, entropy, energy and margin; both: descriptor and teacher_outputs"
+        description="descriptor: pooled multi-scale features (the paper); last_layer: those of the "
+        "last tap alone, the control; teacher_outputs: confidence, entropy, energy and margin; "
+        "both: descriptor and teacher_outputs"
     )
     attention_reduction: Annotated[int, Field(gt=0)] | None = Field(
         description="r of Eq. 5; null: no attention, a linear score"

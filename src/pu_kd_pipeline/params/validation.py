@@ -6,6 +6,7 @@ nobody knows pass in silence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -116,9 +117,21 @@ def _sentence(fault: Any, model: type[BaseModel], name: str, where: str, given: 
         return f"{source}: the key `{key}` is missing{_meaning(model, location)}"
     complaint = _printable(fault["msg"].removeprefix("Value error, "), _MOST_OF_A_COMPLAINT)
     complaint = complaint[:1].lower() + complaint[1:]
+    if fault["type"] == "literal_error":
+        complaint += _nearest_choice(fault)
     is_whole = isinstance(fault["input"], Mapping | BaseModel)
     value = "" if is_whole else f" is {_shown(fault['input'])}"
     return f"{source}: `{key}`{value}: {complaint}{_meaning(model, location)}"
+
+
+def _nearest_choice(fault: Any) -> str:
+    """Return "; did you mean `x`?" for a value near one of the accepted ones, else nothing."""
+    # pydantic gives the choices only as text: 'a', 'b' or 'c'
+    choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
+    near = get_close_matches(_printable(str(fault["input"])), choices, n=1)
+    if not near:
+        return ""
+    return f"; did you mean `{near[0]}`?"
 
 
 def _shown(value: object) -> str:

@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline import __version__
+from pu_kd_pipeline.learning.class_prior.methods import method_title
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.reporting.style import percent, points
 from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
@@ -141,22 +142,9 @@ def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     return [*tiles, {"name": "smaller weights", "value": smaller, "role": "teacher"}]
 
 
-PRIOR_METHODS = {
-    "bbe": "BBE",
-    "dedpul": "DEDPUL",
-    "ted": "(TED)^n",
-    "ted_dedpul": "(TED)^n, read by DEDPUL",
-    "km2": "KM2",
-}
-
-
 def _selection_details(class_prior: Mapping[str, Any], facts: Mapping[str, Any]) -> list[list[str]]:
     method, level = class_prior.get("method"), class_prior.get("level")
-    how = (
-        PRIOR_METHODS.get(str(method), str(method))
-        if method not in (None, "given")
-        else "given, not estimated"
-    )
+    how = method_title(str(method)) if method not in (None, "given") else "given, not estimated"
     if level is not None:
         how += f", {percent(level, 0)} interval"
     if class_prior.get("n_positive") is not None and method != "given":

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.reporting.style import (
     DARK_ALERT,
     HEADER_IN,
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 
 IMAGES_PER_ROW = 10
 SMALL_IMAGE_PX = 64  # up to this size pixels are shown as squares, not smoothed
-RULES_WITHOUT_CUT = ("random", "oracle", "stratified", "disagreement", "all")
-RULES_BY_CONFIDENCE = ("confident",)
 
 
 def plot_score_histogram(
@@ -95,7 +95,7 @@ def plot_score_histogram(
     n_selected, n_pool, kept = int(is_selected.sum()), len(scores), count(is_selected)
     axes.set_xlim(edges[0] - 0.5 * (edges[1] - edges[0]), edges[-1] + 0.5 * (edges[1] - edges[0]))
     if threshold is not None:
-        _mark_threshold(axes, threshold, is_strict=manifest.attrs.get("criterion") == "sign")
+        _mark_threshold(axes, threshold, is_strict=_is_strict(manifest))
     if threshold is None or n_selected < int(
         (scores > threshold).sum()
     ):  # the manifest holds a draw, not all that passed
@@ -142,7 +142,7 @@ def plot_contact_sheet(
     """Return the best, borderline and worst pool images with their score and the teacher's class.
 
     Borderline images lie nearest the cut on both of its sides; a rule without a cut shows the middle of the ranking.
-    Images are ranked by the score the rule cuts on: the teacher's confidence for `confident`, else the PU score.
+    Images are ranked by the score that the rule ranks by, and by the PU score where it ranks by none.
 
     Args:
         manifest: the kept images, `id` and `origin`; attrs `rule`.
@@ -152,7 +152,7 @@ def plot_contact_sheet(
         class_names: names of the teacher's classes; their numbers without them.
     """
     rule = manifest.attrs.get("rule")
-    column = "teacher_confidence" if rule in RULES_BY_CONFIDENCE else "pu_score"
+    column = _ranked_by(rule)
     scores = pool_scores[column].to_numpy(np.float64)
     strips = _contact_strips(scores, selection_mask(pool_scores, manifest), rule, n_images)
     shown = np.unique(np.concatenate([rows for _, _, rows in strips]))
@@ -216,15 +216,34 @@ def relevance(pool_scores: pd.DataFrame, pool_images: ImageStore) -> np.ndarray:
 def score_threshold(manifest: pd.DataFrame, column: str) -> float | None:
     """Return the finite cut of the manifest's rule on that score column; None where it cuts elsewhere or not at all."""
     rule, threshold = manifest.attrs.get("rule"), manifest.attrs.get("threshold")
-    cut_column = "teacher_confidence" if rule in RULES_BY_CONFIDENCE else "pu_score"
     if (
         threshold is None
-        or rule in RULES_WITHOUT_CUT
-        or column != cut_column
+        or not _has_threshold(rule)
+        or column != _ranked_by(rule)
         or not np.isfinite(float(threshold))
     ):
         return None
     return float(threshold)
+
+
+def _ranked_by(rule: str | None) -> str:
+    """Return the score column that a manifest's rule ranks by, the PU score where it ranks by none or is not known."""
+    record = RULES.get(rule) if rule else None
+    if record is None or record.ranked_by is None:
+        return "pu_score"
+    return record.ranked_by
+
+
+def _has_threshold(rule: str | None) -> bool:
+    """Return whether a manifest's rule cuts; one that is not known is taken by its threshold."""
+    record = RULES.get(rule) if rule else None
+    return record is None or record.has_threshold
+
+
+def _is_strict(manifest: pd.DataFrame) -> bool:
+    """Return whether the score of the threshold itself does not pass."""
+    criterion = CRITERIA.get(manifest.attrs.get("criterion") or "")
+    return criterion is not None and criterion.strict_threshold is not None
 
 
 def describe_prior(class_prior: Mapping[str, Any]) -> str:
@@ -272,7 +291,7 @@ def _contact_strips(
         _extreme(rows, scores, n_images, highest=False)[::-1],
     )
     strips = [("Best: the highest scores", INK, best)]
-    if rule in RULES_WITHOUT_CUT:
+    if not _has_threshold(rule):
         middle = rows[
             np.argsort(np.abs(scores[rows] - np.median(scores[rows])), kind="stable")[:n_images]
         ]

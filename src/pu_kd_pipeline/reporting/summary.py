@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pu_kd_pipeline.learning.selection import RULES
+
 MODELS = {
     "teacher": "teacher",
     "student": "student",
@@ -75,8 +77,9 @@ def _selected(selection: Mapping[str, Any]) -> str | None:
         return None
     of = f" of {selection['n_pool']:,}" if selection.get("n_pool") is not None else ""
     rule = " ".join(str(selection[key]) for key in ("rule", "criterion") if selection.get(key))
-    if selection.get("rule") == "disagreement":
-        rule += ", half of them at random"
+    record = RULES.get(str(selection.get("rule")))
+    if record is not None and record.note:
+        rule += f", {record.note}"
     return f"{selection['n_selected']:,}{of}" + (f" ({rule})" if rule else "")
 
 

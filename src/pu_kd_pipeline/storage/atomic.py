@@ -1,4 +1,7 @@
-"""Files and folders that are either whole or absent: written under a temporary name, flushed, renamed."""
+"""Files and folders that are either complete or absent.
+
+They are written under a temporary name, flushed and renamed.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from pathlib import Path
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on an error it is removed."""
+    """Yield a temporary path next to `path`; it replaces `path`, or is removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        # Flushed before the rename: after a power cut the new name must not hold an empty file.
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -26,7 +30,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; on success it takes its place, on an error it is removed."""
+    """Yield a temporary folder next to `folder`; it replaces that, or is removed on an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     previous = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -34,6 +38,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        # A folder that is not empty cannot be replaced in one step.
         if folder.exists():
             os.replace(folder, previous)
         os.replace(temporary, folder)
@@ -43,17 +48,21 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> list[Path]:
-    """Remove what a process that was killed while it wrote has left in a folder; only where no other one writes.
+    """Remove the temporary files of processes that were killed while they wrote to a folder.
+
+    No other process may be writing to the folder.
 
     Args:
         folder: where files or folders are replaced; it need not exist.
-        name: of the one that was being replaced; all without it.
+        name: name of the file or folder that was being replaced; None: any.
 
     Returns:
-        What was there.
+        The paths that were removed.
     """
-    of = "*" if name is None else glob.escape(name)
-    leftovers = [path for suffix in ("tmp", "old") for path in folder.glob(f".{of}.*.{suffix}")]
+    target = "*" if name is None else glob.escape(name)
+    temporary = folder.glob(f".{target}.*.tmp")
+    previous = folder.glob(f".{target}.*.old")
+    leftovers = [*temporary, *previous]
     for path in leftovers:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -63,7 +72,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut, where the system can be asked for that."""
+    """Make the file names in a folder survive a power cut, where the system supports it."""
     with suppress(OSError):  # Windows opens no folders, and some network drives flush none
         descriptor = os.open(folder, os.O_RDONLY)
         try:

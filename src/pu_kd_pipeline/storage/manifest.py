@@ -1,4 +1,4 @@
-"""The manifest's schema and the checks of it and of what was made from it."""
+"""The manifest's schema, and the checks of a manifest and of what was made from it."""
 
 from __future__ import annotations
 
@@ -9,68 +9,84 @@ import pandas as pd
 from pu_kd_pipeline.errors import InputError
 
 ORIGINS = ("labeled", "pool")
-_MEND = "write it anew with `kedro run --pipeline=subset_materialization`, or mend it"
+_FIX = "write it again with `kedro run --pipeline=subset_materialization`, or correct it"
 
 
 def check_manifest(manifest: pd.DataFrame) -> None:
-    """Check that a manifest says of each image once which it is and where it comes from.
+    """Check that a manifest lists images once each, with the store that each comes from.
 
     Raises:
-        InputError: the columns `id` (text, each once) and `origin` (labeled or pool) are missing or hold something
-            else, or a `sampling_probability` is none.
+        InputError: the columns `id` (text, unique) and `origin` (labeled or pool) are missing or
+            hold something else, or `sampling_probability` does not hold probabilities.
     """
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    if missing := [name for name in ("id", "origin") if name not in manifest.columns]:
-        raise InputError(
-            f"manifest: there is no column {' and no '.join(map(repr, missing))}: {_MEND}"
-        )
-    ids, origins = manifest["id"], manifest["origin"]
+    missing = [name for name in ("id", "origin") if name not in manifest.columns]
+    if missing:
+        names = " and no ".join(map(repr, missing))
+        raise InputError(f"manifest: there is no column {names}: {_FIX}")
+    ids = manifest["id"]
+    origins = manifest["origin"]
+    # With two columns of one name, pandas returns a table instead of a column.
     if ids.ndim != 1 or origins.ndim != 1:
-        raise InputError(f"manifest: two columns have one name: {_MEND}")
+        raise InputError(f"manifest: two columns have one name: {_FIX}")
     if not all(isinstance(value, str) for value in ids):
-        raise InputError(f"manifest: the column 'id' holds something else than text: {_MEND}")
-    if not (is_origin := origins.isin(ORIGINS)).all():
+        raise InputError(f"manifest: the column 'id' holds something else than text: {_FIX}")
+    is_origin = origins.isin(ORIGINS)
+    if not is_origin.all():
+        known = " nor ".join(map(repr, ORIGINS))
         raise InputError(
-            f"manifest: origin {origins[~is_origin].iloc[0]!r} is neither {' nor '.join(map(repr, ORIGINS))}: {_MEND}"
+            f"manifest: origin {origins[~is_origin].iloc[0]!r} is neither {known}: {_FIX}"
         )
-    if (again := ids[ids.duplicated()]).size:
+    repeated = ids[ids.duplicated()]
+    if len(repeated):
         raise InputError(
-            f"manifest: {len(again):,} ids are there twice, such as {again.iloc[0]!r}: {_MEND}"
+            f"manifest: {len(repeated):,} ids are there twice, such as {repeated.iloc[0]!r}: {_FIX}"
         )
     if "sampling_probability" in manifest:
-        probabilities = manifest["sampling_probability"]
-        if (
-            not is_numeric_dtype(probabilities)
-            or is_bool_dtype(probabilities)
-            or not (probabilities.dropna() >= 0).all()
-        ):
-            raise InputError(
-                f"manifest: the column 'sampling_probability' holds no probabilities: {_MEND}"
-            )
+        _check_probabilities(manifest["sampling_probability"])
+
+
+def _check_probabilities(probabilities: pd.Series) -> None:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    # To pandas, booleans are numeric.
+    is_number = is_numeric_dtype(probabilities) and not is_bool_dtype(probabilities)
+    if not is_number or not (probabilities.dropna() >= 0).all():
+        raise InputError(
+            f"manifest: the column 'sampling_probability' holds no probabilities: {_FIX}"
+        )
 
 
 def manifest_digest(manifest: pd.DataFrame) -> str:
     """Return a hash of which images a manifest holds."""
-    return hashlib.sha256("\n".join(manifest["origin"] + " " + manifest["id"]).encode()).hexdigest()
+    lines = manifest["origin"] + " " + manifest["id"]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def check_weights(weight_vectors: pd.DataFrame, manifest: pd.DataFrame, teacher: str) -> None:
-    """Check that weight vectors that say what they were made from are this manifest's and this teacher's.
+    """Check that weight vectors were made for this manifest and this teacher.
+
+    Vectors that do not state what they were made for are accepted.
+
+    Args:
+        weight_vectors: the weights, with `manifest` and `teacher` in `attrs` if known.
+        manifest: the manifest that they are used with.
+        teacher: fingerprint of the teacher that they are used with.
 
     Raises:
-        InputError: they were made from others.
+        InputError: they were made for others.
     """
-    made_from = weight_vectors.attrs
-    if made_from.get("manifest", digest := manifest_digest(manifest)) != digest:
+    made_for = weight_vectors.attrs
+    digest = manifest_digest(manifest)
+    if made_for.get("manifest", digest) != digest:
         raise InputError(
-            "weight_vectors: they were made for another manifest. Run `kedro run --pipeline=class_weighting` first, or "
-            "`--pipeline=random_baseline` as a whole"
+            "weight_vectors: they were made for another manifest. Run "
+            "`kedro run --pipeline=class_weighting` first, or `--pipeline=random_baseline` as a "
+            "whole"
         )
-    if made_from.get("teacher") not in (None, teacher):
+    if made_for.get("teacher") not in (None, teacher):
         raise InputError(
-            "weight_vectors: another network than teacher_model saw the classes that they weigh. Run the stages from "
-            "`feature_extraction` on again"
+            "weight_vectors: another network than teacher_model saw the classes that they weigh. "
+            "Run the stages from `feature_extraction` on again"
         )
 
 
@@ -78,4 +94,5 @@ def table_digest(table: pd.DataFrame) -> str:
     """Return a hash of a table's rows, in order."""
     from pandas.util import hash_pandas_object
 
-    return hashlib.sha256(hash_pandas_object(table).to_numpy().tobytes()).hexdigest()
+    row_hashes = hash_pandas_object(table).to_numpy()
+    return hashlib.sha256(row_hashes.tobytes()).hexdigest()

@@ -1,6 +1,6 @@
-"""Tables kept as one Parquet file a shard: made one at a time, skipped when present, read in order.
+"""Tables that are kept as one Parquet file per shard: made one at a time, and skipped when present.
 
-A shard's file name carries the fingerprints of what it was made from: a file that is present is a file that is right.
+A shard's file name contains the fingerprints of its inputs: a file that is present is up to date.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
 
 _LIST = "shards.json"
-_MOST_LETTERS = 200  # of a shard's name; file systems end at 255 bytes
+_MAX_NAME_LENGTH = 200  # file systems end at 255 bytes, of which temporary names take some
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,19 @@ class ShardedTable:
         Raises:
             InputError: it is not there, or not complete.
         """
+        list_file = folder / _LIST
         try:
-            names = _names_in(json.loads((folder / _LIST).read_text(encoding="utf-8")))
+            names = _parse_names(json.loads(list_file.read_text(encoding="utf-8")))
         except FileNotFoundError as exc:
             raise InputError(f"there is no table at {folder}") from exc
         except (ValueError, RecursionError, OSError) as exc:
             raise InputError(
-                f"{folder / _LIST} is damaged ({exc}): delete the folder, and run what wrote it"
+                f"{list_file} is damaged ({exc}): delete the folder, and run what wrote it"
             ) from exc
-        if outside := [name for name in names if _file(folder, name).parent != folder]:
+        outside = [name for name in names if _file(folder, name).parent != folder]
+        if outside:
             raise InputError(
-                f"{folder / _LIST} names a shard {outside[0]!r}, which leads out of the table: delete it"
+                f"{list_file} names a shard {outside[0]!r}, which leads out of the table: delete it"
             )
         missing = [name for name in names if not _file(folder, name).is_file()]
         if missing:
@@ -62,25 +64,32 @@ class ShardedTable:
     def write(
         folder: Path, shards: Mapping[str, Callable[[], pa.Table]], *, keeps_others: bool = False
     ) -> ShardedTable:
-        """Make the shards that are not there yet, remove those that no longer belong, and list them.
+        """Make the shards that do not exist yet, remove those that no longer belong, list them.
 
         Args:
             folder: where the shards live.
-            shards: in order, a unique name (safe as a file name) and the function that makes the shard.
-            keeps_others: leave shards that no longer belong where they are, unlisted: they may be wanted again.
+            shards: by name, in order, the function that makes the shard; a name is unique and safe
+                as a file name.
+            keeps_others: leave shards that no longer belong where they are, unlisted, because they
+                may be needed again.
         """
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         missing = [name for name in shards if not _file(folder, name).is_file()]
-        for name in track(missing, name=folder.name, unit="shards") if missing else ():
-            with replacing_file(_file(folder, name)) as temporary:
-                pq.write_table(shards[name](), temporary)
-            pa.default_memory_pool().release_unused()  # or what a shard took piles up with their number
+        if missing:
+            for name in track(missing, name=folder.name, unit="shards"):
+                with replacing_file(_file(folder, name)) as temporary:
+                    pq.write_table(shards[name](), temporary)
+                # Otherwise the memory of all shards made so far adds up.
+                pa.default_memory_pool().release_unused()
         with replacing_file(folder / _LIST) as temporary:
             temporary.write_text(json.dumps(list(shards), indent=0))
-        for file in folder.glob("*.parquet"):
-            if file.stem not in shards and not keeps_others:
-                file.unlink()
+
+        # Only after the new list: the old one must never name a file that is gone.
+        if not keeps_others:
+            for file in folder.glob("*.parquet"):
+                if file.stem not in shards:
+                    file.unlink()
         return ShardedTable(folder, tuple(shards))
 
     def __len__(self) -> int:
@@ -88,68 +97,74 @@ class ShardedTable:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the first shard's makers wrote into its metadata."""
-        metadata = (
-            _read(pq.read_schema, self.folder, self.names[0]).metadata if self.names else None
-        )
-        return {
-            key.decode(errors="replace"): value.decode(errors="replace")
-            for key, value in (metadata or {}).items()
-        }
+        """The metadata that the first shard was made with."""
+        if not self.names:
+            return {}
+        schema = _read(pq.read_schema, self.folder, self.names[0])
+        return _decode_metadata(schema)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the shards' names, which stand for what they were made from."""
-        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+        """A hash of the shards' names, which contain the fingerprints of their inputs."""
+        content = "\n".join(self.names)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def shards(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the shards in order."""
+        wanted = list(columns) if columns else None
         for name in self.names:
-            yield _read(
-                pq.read_table,
-                self.folder,
-                name,
-                columns=list(columns) if columns else None,
-                memory_map=True,
-            )
+            yield _read(pq.read_table, self.folder, name, columns=wanted, memory_map=True)
 
     def arrays(self, column: str) -> np.ndarray:
-        """Return a fixed-size-list column as one (N, D) array, or a plain column as one (N,) array."""
-        parts = [as_array(table[column]) for table in self.shards([column])]
-        return np.concatenate(parts) if parts else np.empty((0,), dtype=np.float32)
+        """Return a fixed-size-list column as one (N, D) array, or a plain column as (N,)."""
+        parts = []
+        for table in self.shards([column]):
+            parts.append(as_array(table[column]))
+        if not parts:
+            return np.empty((0,), dtype=np.float32)
+        return np.concatenate(parts)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the whole table; meant for narrow tables."""
-        tables = [table.replace_schema_metadata().to_pandas() for table in self.shards()]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        tables = []
+        for table in self.shards():
+            table = table.replace_schema_metadata()
+            tables.append(table.to_pandas())
+        if not tables:
+            return pd.DataFrame()
+        return pd.concat(tables, ignore_index=True)
 
 
-def _names_in(listed: object) -> tuple[str, ...]:
+def _parse_names(listed: object) -> tuple[str, ...]:
     """Return the shards that a list names.
 
     Raises:
-        ValueError: it is not a list of different names.
+        ValueError: it is not a list of distinct names.
     """
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         raise ValueError("it is not a list of names")
     if len(set(listed)) < len(listed):
         raise ValueError("it names a shard twice")
-    if not all(name.isprintable() and len(name) <= _MOST_LETTERS for name in listed):
-        raise ValueError("it names a shard as no file can be called")
+    for name in listed:
+        if not name.isprintable() or len(name) > _MAX_NAME_LENGTH:
+            raise ValueError("it names a shard with a name that no file can have")
     return tuple(listed)
 
 
 def files_of_table(folder: Path) -> list[Path]:
-    """Return the list of shards and the shards on it; of a table that cannot be opened, what is there of them."""
+    """Return the list of shards and the shards on it.
+
+    Of a table that cannot be opened, those of them that exist are returned.
+    """
+    list_file = folder / _LIST
     try:
-        names = [str(name) for name in json.loads((folder / _LIST).read_text())]
+        names = [str(name) for name in json.loads(list_file.read_text())]
     except (OSError, ValueError, TypeError):
         names = []
-    return [
-        file
-        for file in (folder / _LIST, *(_file(folder, name) for name in names))
-        if file.is_file()
-    ]
+    files = [list_file]
+    for name in names:
+        files.append(_file(folder, name))
+    return [file for file in files if file.is_file()]
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -157,10 +172,11 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _read(reader: Callable[..., Any], folder: Path, name: str, **options: Any) -> Any:
-    """Return what a reader of pyarrow makes of a shard.
+    """Return what a reader of pyarrow returns for a shard.
 
     Raises:
-        InputError: it is damaged; since what is there counts as right, it has to be deleted.
+        InputError: the file is damaged. It has to be deleted, because a present file counts as
+            up to date.
     """
     file = _file(folder, name)
     try:
@@ -171,48 +187,67 @@ def _read(reader: Callable[..., Any], folder: Path, name: str, **options: Any) -
         ) from exc
 
 
+def _decode_metadata(schema: pa.Schema) -> dict[str, str]:
+    facts = {}
+    for key, value in (schema.metadata or {}).items():
+        # Bytes that are not UTF-8 can only come from damage; reading must not fail on them.
+        facts[key.decode(errors="replace")] = value.decode(errors="replace")
+    return facts
+
+
 def fixed_size_list(values: np.ndarray) -> pa.Array:
     """Return a (N, D) float array as an Arrow column of fixed-size lists."""
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    # Fixed-size lists need no offsets: the column is one flat buffer.
+    flat = np.ascontiguousarray(values).reshape(-1)
+    width = values.shape[1]
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
 
 
 def as_array(column: pa.ChunkedArray) -> np.ndarray:
     """Return an Arrow column as a NumPy array; the inverse of `fixed_size_list`."""
     values = column.combine_chunks()
+    # Depending on its version, pyarrow combines chunks into an array or into one chunk.
     if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+        values = _single_array(values)
     if pa.types.is_fixed_size_list(values.type):
-        return (
-            values.flatten()
-            .to_numpy(zero_copy_only=False)
-            .reshape(len(values), values.type.list_size)
-        )
+        flat = values.flatten().to_numpy(zero_copy_only=False)
+        width = values.type.list_size
+        return flat.reshape(len(values), width)
     array: np.ndarray = values.to_numpy(zero_copy_only=False)
     return array
 
 
+def _single_array(chunked: pa.ChunkedArray) -> pa.Array:
+    # Without any chunk there is nothing to concatenate.
+    if chunked.num_chunks == 0:
+        return pa.array([], chunked.type)
+    return pa.concat_arrays(chunked.chunks)
+
+
 @dataclass(frozen=True)
 class TableInMemory(ShardedTable):
-    """Tables that are kept nowhere, read like the shards of one."""
+    """Tables that are not stored anywhere, read like the shards of one table."""
 
     tables: tuple[pa.Table, ...]
 
     @staticmethod
     def of(name: str, tables: Sequence[pa.Table]) -> TableInMemory:
-        """Return the tables as one."""
-        return TableInMemory(Path(), (name,), tuple(tables))
+        """Return the tables as the shards of one."""
+        return TableInMemory(folder=Path(), names=(name,), tables=tuple(tables))
 
     def __len__(self) -> int:
         return sum(table.num_rows for table in self.tables)
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the first table's metadata says."""
-        metadata = self.tables[0].schema.metadata if self.tables else None
-        return {key.decode(): value.decode() for key, value in (metadata or {}).items()}
+        """The metadata of the first table."""
+        if not self.tables:
+            return {}
+        return _decode_metadata(self.tables[0].schema)
 
     def shards(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the tables."""
         for table in self.tables:
-            yield table.select(list(columns)) if columns else table
+            if columns:
+                table = table.select(list(columns))
+            yield table

@@ -1,4 +1,4 @@
-"""One Parquet file with facts about itself in its metadata (`DataFrame.attrs`), written whole or not at all."""
+"""One Parquet file with facts about itself in its metadata (`DataFrame.attrs`)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ METADATA_KEY = b"pu_kd_pipeline"
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table; `table.attrs` (JSON values) becomes the metadata entry `pu_kd_pipeline`."""
-    attrs = dict(table.attrs)
+    """Write a table, as a whole or not at all.
+
+    `table.attrs` (JSON values) becomes the metadata entry `pu_kd_pipeline`.
+    """
+    # pandas would write `attrs` into its own metadata as well.
     bare = table.copy(deep=False)
     bare.attrs = {}
     content = pa.Table.from_pandas(bare, preserve_index=False)
-    metadata = {**(content.schema.metadata or {}), METADATA_KEY: json.dumps(attrs).encode()}
+    metadata = dict(content.schema.metadata or {})
+    metadata[METADATA_KEY] = json.dumps(dict(table.attrs)).encode()
+    content = content.replace_schema_metadata(metadata)
     with replacing_file(path) as temporary:
-        pq.write_table(
-            content.replace_schema_metadata(metadata), temporary, write_page_checksum=True
-        )
+        pq.write_table(content, temporary, write_page_checksum=True)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return the table of `write_table`, with its facts in `attrs`.
+    """Return a table that `write_table` wrote, with its facts in `attrs`.
 
     Raises:
         InputError: the file is not there or is not a readable Parquet file.
@@ -37,12 +40,13 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         content = pq.read_table(path, page_checksum_verification=True)
         table = content.to_pandas()
-        table.attrs = dict(json.loads((content.schema.metadata or {}).get(METADATA_KEY, b"{}")))
+        metadata = content.schema.metadata or {}
+        table.attrs = dict(json.loads(metadata.get(METADATA_KEY, b"{}")))
     except FileNotFoundError as exc:
         raise InputError(f"there is no table {path}") from exc
     except Exception as exc:  # a damaged file makes its reader raise nearly anything
         raise InputError(
-            f"{path} is not a readable Parquet file ({type(exc).__name__}: {exc}): delete it, and run the stage that "
-            "wrote it again"
+            f"{path} is not a readable Parquet file ({type(exc).__name__}: {exc}): delete it, and "
+            "run the stage that wrote it again"
         ) from exc
     return table

@@ -48,35 +48,70 @@ def augmented_batches(
 ) -> Iterator[Batch]:
     """Yield batches for ever.
 
-    `draw` chooses the views of the images at (N,) positions, None: any, at random. `probabilities`, (N,) float64, are
-    those with which an image is drawn, with replacement; None: each pass shows every image once. The first `n_passed`
-    batches are drawn and left out, which takes some 40 µs each: a training that goes on has seen them. Images that are
-    not resident are read, and decoded where they are encoded, while the network computes.
+    Images that are not resident are read, and decoded where they are encoded, while the network
+    computes.
+
+    Args:
+        rows: the training images.
+        normalize: on their device.
+        augmentation: padding and flip of the random views.
+        batch_size: size of every batch.
+        seed: fixes the order of images and their views.
+        draw: chooses the views of the images at (N,) positions; None: uniformly at random.
+        probabilities: (N,) float64, the probability of each image to be drawn, with replacement;
+            None: each pass shows every image once.
+        n_passed: batches at the start to skip, because an interrupted training has used them. Their
+            random numbers are drawn, which takes some 40 µs per batch; no image is read for them.
     """
-    padding, flip = augmentation.padding_px, augmentation.horizontal_flip
     generator = torch.Generator(rows.device).manual_seed(seed)
     if probabilities is None:
         positions = shuffled_batches(len(rows), batch_size, generator)
     else:
         positions = preferential_batches(probabilities, batch_size, generator)
 
-    def views_of(indices: Tensor) -> Tensor:
-        if n_views(padding, flip) == 1:
-            return torch.zeros_like(indices)
-        if draw is None:
-            return draw_views(len(indices), padding=padding, flip=flip, generator=generator)
-        return draw(indices, generator)
+    # Lazy generators: nothing is drawn or read before the training loop asks for a batch.
+    drawn = _with_views(positions, augmentation, draw, generator)
+    # Skipped before images are read: only the random numbers of past batches are drawn again.
+    remaining = itertools.islice(drawn, n_passed, None)
+    batches = _batches(rows, normalize, augmentation, remaining)
+    if rows.is_resident:
+        return batches
+    return read_ahead(batches)
 
-    drawn = ((indices, views_of(indices)) for indices in positions)
-    batches = (
-        Batch(
-            normalize(take_views(rows.batch(indices), views, padding=padding, flip=flip)),
-            indices,
-            views,
-        )
-        for indices, views in itertools.islice(drawn, n_passed, None)
-    )
-    return batches if rows.is_resident else read_ahead(batches)
+
+def _with_views(
+    positions: Iterator[Tensor],
+    augmentation: AugmentationParams,
+    draw: Draw | None,
+    generator: torch.Generator,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield positions and the views of their images."""
+    padding = augmentation.padding_px
+    flip = augmentation.horizontal_flip
+    for indices in positions:
+        # With a single view there is nothing to draw.
+        if n_views(padding, flip) == 1:
+            views = torch.zeros_like(indices)
+        elif draw is None:
+            views = draw_views(len(indices), padding=padding, flip=flip, generator=generator)
+        else:
+            views = draw(indices, generator)
+        yield indices, views
+
+
+def _batches(
+    rows: ImageRows,
+    normalize: Normalize,
+    augmentation: AugmentationParams,
+    drawn: Iterator[tuple[Tensor, Tensor]],
+) -> Iterator[Batch]:
+    padding = augmentation.padding_px
+    flip = augmentation.horizontal_flip
+    for indices, views in drawn:
+        pixels = rows.batch(indices)
+        # uint8 until here, so that less is moved; float32 from here on.
+        images = normalize(take_views(pixels, views, padding=padding, flip=flip))
+        yield Batch(images, indices, views)
 
 
 def augmented(
@@ -86,5 +121,7 @@ def augmented(
     generator: torch.Generator,
 ) -> Tensor:
     """Return normalized float32 random views of (N, C, H, W) uint8 images."""
-    padding, flip = augmentation.padding_px, augmentation.horizontal_flip
-    return normalize(random_views(images, padding=padding, flip=flip, generator=generator))
+    padding = augmentation.padding_px
+    flip = augmentation.horizontal_flip
+    views = random_views(images, padding=padding, flip=flip, generator=generator)
+    return normalize(views)

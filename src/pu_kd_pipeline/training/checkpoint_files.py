@@ -1,4 +1,4 @@
-"""The files of checkpoints: whole or absent, and verified when they are read."""
+"""The files of checkpoints, which are verified by a checksum when they are read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import IO, TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from pu_kd_pipeline.learning.loop import TrainingState
 
+_BLOCK_BYTES = 2**20
+
 
 def is_disk_fault(error: Exception) -> OSError:
-    """Return what writing raised, which torch wraps; raise what has nothing to do with the disk."""
+    """Return the error of the disk behind an error of writing; raise any other error again."""
+    # torch.save raises a RuntimeError of its own while it handles the one of the file
     for each in (error, error.__context__):
         if isinstance(each, OSError):
             return each
@@ -20,10 +23,11 @@ def is_disk_fault(error: Exception) -> OSError:
 
 
 class DigestingFile:
-    """A file that is written to, and the checksum of what was."""
+    """A file to write to that computes the SHA-256 of what is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.digest = file, hashlib.sha256()
+        self._file = file
+        self.digest = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
@@ -34,11 +38,15 @@ class DigestingFile:
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write what torch makes of the content, which is a ZIP archive, and its SHA-256 behind it; flush both."""
+    """Write the content as torch does, followed by the SHA-256 of it, and flush it to the disk.
+
+    torch writes a ZIP archive, whose readers ignore the 32 bytes behind its end.
+    """
     import torch
 
     with open(path, "wb") as file:
         digested = DigestingFile(file)
+        # torch.save needs only `write` and `flush`, and is typed to take a whole file
         torch.save(content, cast("IO[bytes]", digested))
         file.write(digested.digest.digest())
         file.flush()
@@ -56,7 +64,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         n_left = max(path.stat().st_size - digest.digest_size, 0)
-        while block := file.read(min(n_left, 2**20)):
+        while n_left > 0:
+            block = file.read(min(n_left, _BLOCK_BYTES))
+            if not block:  # cut short since its size was read
+                break
             digest.update(block)
             n_left -= len(block)
         if file.read() != digest.digest():
@@ -66,13 +77,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def state_layout(state: TrainingState) -> str:
-    """Return a hash of the names and shapes of all that the networks hold."""
+    """Return a hash of the names, shapes and types of all tensors of the networks."""
     from torch import nn
 
-    shapes = [
-        f"{part} {name} {tuple(value.shape)} {value.dtype}"
-        for part, network in state.parts.items()
-        if isinstance(network, nn.Module)
-        for name, value in network.state_dict().items()
-    ]
-    return hashlib.sha256("\n".join([*state.parts, *shapes]).encode()).hexdigest()[:12]
+    lines = list(state.parts)
+    for part, network in state.parts.items():
+        if not isinstance(network, nn.Module):  # an optimizer follows from its network
+            continue
+        for name, value in network.state_dict().items():
+            lines.append(f"{part} {name} {tuple(value.shape)} {value.dtype}")
+    digest = hashlib.sha256("\n".join(lines).encode())
+    return digest.hexdigest()[:12]

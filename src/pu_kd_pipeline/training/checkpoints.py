@@ -1,8 +1,9 @@
-"""Checkpoints: a training that was stopped, at whatever moment, goes on from the last one and ends in the same weights.
+"""Checkpoints: a training that was stopped resumes from the last one and ends in the same weights.
 
-Whether and where they are kept is told from outside, by `keep_in`, as it is for every node of a Kedro run; where nobody
-told, none are written or read. A checkpoint is a file that `torch.load(weights_only=True)` reads, with a checksum. The
-last two are kept, and the very last state of a training too: what was trained is not lost before it is saved.
+Whether and where they are written is set from outside, by `keep_in`, as it is for every node of a
+Kedro run; without a call none are written or read. A checkpoint is a file that
+`torch.load(weights_only=True)` reads, with a checksum. The last two are kept. The last state of a
+training is written, too: what was trained is not lost before it is saved.
 """
 
 from __future__ import annotations
@@ -37,51 +38,62 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.learning.loop import TrainingState
 
 logger = logging.getLogger(__name__)
-FORMAT = 1  # a higher one has every training start anew
-MOST_OF_THE_TIME = (
-    0.05  # that writing may take, however large the networks: the interval grows with it
-)
-# Keys of `compute` that do not decide a result, so that they can be lowered where memory ran out.
-_UNDECISIVE = {"device", "n_threads", "resident_limit_gb", "inference_batch_size"}
+FORMAT = 1  # with a higher one every training starts over
+# Share of the time that writing may take: with large networks the interval grows.
+MAX_WRITING_SHARE = 0.05
+# Keys of `compute` that do not change a result, so that they can be lowered when memory runs out.
+_KEYS_WITHOUT_EFFECT = {"device", "n_threads", "resident_limit_gb", "inference_batch_size"}
 _SUFFIX = ".ckpt"
-_TOLD_CHANGES, _TOLD_CHARACTERS = 3, 24  # of what another configuration is told by
+_MAX_LISTED_CHANGES = 3  # of another configuration, in the log
+_MAX_VALUE_CHARACTERS = 24  # of a changed value in the log, such as a fingerprint
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Settings:
     folder: Path
     every_s: float
 
 
-_place: ContextVar[_Place | None] = ContextVar("checkpoints", default=None)
+# A context variable, so that `unkept` can restore what was set before it.
+_settings: ContextVar[_Settings | None] = ContextVar("checkpoints", default=None)
 
 
 def keep_in(folder: Path, every_s: float) -> None:
-    """Keep the checkpoints of the trainings that follow in a folder, one about every so many seconds."""
-    _place.set(_Place(folder, every_s))
+    """Write checkpoints of the trainings that follow.
+
+    Args:
+        folder: where they are written.
+        every_s: seconds between two; 0: one after every update.
+    """
+    _settings.set(_Settings(folder, every_s))
 
 
 def keep_nowhere() -> None:
-    """Keep no checkpoints from now on."""
-    _place.set(None)
+    """Write and read no checkpoints any more."""
+    _settings.set(None)
 
 
 @contextmanager
 def unkept() -> Iterator[None]:
-    """Neither write nor read checkpoints inside: of what is short, or is one of many and done again as a whole."""
-    token = _place.set(None)
+    """Disable checkpoints inside: for short trainings, and for many that are redone as a whole."""
+    token = _settings.set(None)
     try:
         yield
     finally:
-        _place.reset(token)
+        _settings.reset(token)
 
 
 def decided_by(params: BaseModel, device: torch.device, **facts: Any) -> dict[str, Any]:
-    """Return what a training's result depends on, flat and readable: its parameters, and facts such as fingerprints."""
+    """Return what the result of a training depends on, as dotted key -> value.
+
+    Args:
+        params: the block of the training, which has a block `compute`.
+        device: of the training; only its type counts.
+        facts: such as fingerprints of images and networks.
+    """
     block = params.model_dump(mode="json")
-    block["compute"] = {
-        key: value for key, value in block["compute"].items() if key not in _UNDECISIVE
-    }
+    for key in _KEYS_WITHOUT_EFFECT:
+        block["compute"].pop(key, None)
     return {"device": device.type, **dict(flatten(block)), **dict(flatten(facts))}
 
 
@@ -89,28 +101,38 @@ def decided_by(params: BaseModel, device: torch.device, **facts: Any) -> dict[st
 def keeping(
     name: str, about: Callable[[], Mapping[str, Any]]
 ) -> Iterator[Checkpoints | NoCheckpoints]:
-    """Yield what keeps the state of a training.
+    """Yield the checkpoints of a training, and explain errors that end it.
 
-    What ends the training is told to the user, with the checkpoint that is left.
+    The messages name the checkpoint that is left.
 
     Args:
-        name: of the training, one of its kind in the node.
-        about: returns what the result depends on, see `decided_by`; not called where nothing is kept.
+        name: of the training, unique in the node.
+        about: returns what the result depends on, see `decided_by`; not called without checkpoints.
 
     Raises:
         InputError: the loss was not finite, or memory ran out (`MemoryShortage`).
     """
-    place = _place.get()
-    checkpoints = (
-        Checkpoints(place.folder, place.every_s, name, about) if place else NoCheckpoints()
-    )
+    settings = _settings.get()
+    checkpoints: Checkpoints | NoCheckpoints = NoCheckpoints()
+    if settings is not None:
+        checkpoints = Checkpoints(settings.folder, settings.every_s, name, about)
     with told(name, checkpoints.left):
         yield checkpoints
 
 
 @contextmanager
 def told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
-    """Tell the user what ends a training that nobody could foresee; see `keeping`, which does, and `memory_told`."""
+    """Turn errors that end a training, and that nobody could foresee, into an InputError.
+
+    `keeping` does this, too.
+
+    Args:
+        name: of the training.
+        more: returns a sentence to add to the message.
+
+    Raises:
+        InputError: the loss was not finite, or memory ran out (`MemoryShortage`).
+    """
     from pu_kd_pipeline.devices import memory_told
 
     try:
@@ -121,7 +143,7 @@ def told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
 
 
 class NoCheckpoints:
-    """What stands for `Checkpoints` where no place was told."""
+    """Replaces `Checkpoints` where they are disabled."""
 
     def restore(self, state: TrainingState) -> None:
         """Start from the beginning."""
@@ -130,20 +152,20 @@ class NoCheckpoints:
         """Do nothing."""
 
     def remembered(self, what: str, make: Callable[[], Tensor | None]) -> Tensor | None:
-        """Return what is made."""
+        """Return what `make` returns."""
         return make()
 
     def left(self) -> str:
-        """Return nothing."""
+        """Return an empty sentence."""
         return ""
 
 
 class Checkpoints:
-    """The `learning.training.Keeper` of one training.
+    """Writes and restores the state of one training, see `learning.loop.Keeper`.
 
     Args:
-        folder: where its files are; made when the first is written.
-        every_s: seconds between two, or more where writing takes long; 0: one after every update.
+        folder: where its files are; created when the first is written.
+        every_s: seconds between two, or more if writing takes long; 0: one after every update.
         name: of the files.
         about: see `keeping`.
     """
@@ -151,78 +173,96 @@ class Checkpoints:
     def __init__(
         self, folder: Path, every_s: float, name: str, about: Callable[[], Mapping[str, Any]]
     ) -> None:
-        self._name, self._every_s, self._about = name, every_s, about
-        self._path, self._previous = (
-            folder / f"{name}{suffix}" for suffix in (_SUFFIX, f".previous{_SUFFIX}")
-        )
+        self._name = name
+        self._every_s = every_s
+        self._about = about
+        self._path = folder / f"{name}{_SUFFIX}"
+        self._previous = folder / f"{name}.previous{_SUFFIX}"
         self._layout = ""
         self._due = time.monotonic() + every_s
-        self._good: tuple[int, Path] | None = (
-            None  # the newest that is known to be whole, and its update
-        )
+        # (update, file) of the newest checkpoint that is known to be intact
+        self._good: tuple[int, Path] | None = None
         self._is_given_up = False
-        self._refused: list[str] = []
+        self._refused: list[str] = []  # why files were not used
         remove_leftovers(folder)
 
     def restore(self, state: TrainingState) -> None:
-        """Go on from the newest checkpoint that is whole and of this configuration, or from the beginning."""
+        """Resume from the newest intact checkpoint of this configuration, if one exists."""
         self._layout = state_layout(state)
         for path in (self._path, self._previous):
-            if (content := self._found(path, self._layout)) is not None:
+            content = self._read(path, self._layout)
+            if content is not None:
                 state.load_state_dict(content)
                 self._good = (state.update, path)
                 break
-        refused = "; ".join(dict.fromkeys(self._refused))  # of two checkpoints often for one reason
-        if self._good is not None:
-            but = f"{refused}; " if refused else ""
-            logger.info("%s: %strains on after update %d, from %s", self._name, but, *self._good)
-        elif refused:
-            logger.warning("%s: %s: training starts anew", self._name, refused)
-        else:
-            logger.debug("%s: no checkpoint, so training starts from the beginning", self._name)
+        self._log_start()
 
     def after_update(self, state: TrainingState, *, is_last: bool) -> None:
-        """Write a checkpoint when it is due, and after the last update; never one that is not finite."""
-        if self._is_given_up or (time.monotonic() < self._due and not is_last):
+        """Write a checkpoint when it is due, and after the last update, if the state is finite."""
+        if self._is_given_up:
             return
         started = time.monotonic()
+        if started < self._due and not is_last:
+            return
+        # The state of a training that diverges would end every resumed one, too.
         if state.is_finite():
-            self._keep(state)
+            self._write(state)
         now = time.monotonic()
-        self._due = now + (
-            max(self._every_s, (now - started) / MOST_OF_THE_TIME) if self._every_s else 0.0
-        )
+        interval_s = self._every_s
+        if interval_s > 0:  # tests set 0 to have a checkpoint after every update
+            interval_s = max(interval_s, (now - started) / MAX_WRITING_SHARE)
+        self._due = now + interval_s
 
     def remembered(self, what: str, make: Callable[[], Tensor | None]) -> Tensor | None:
-        """Return what is made before the training; where that took longer than `every_s`, it is not made again."""
+        """Return a tensor that is made before the training.
+
+        It is kept if making it took longer than `every_s`, and then not made again.
+
+        Args:
+            what: names its file.
+            make: returns it; None is not kept.
+        """
         path = self._path.with_name(f"{self._name}.{what}{_SUFFIX}")
-        if (content := self._found(path, what)) is not None:
+        content = self._read(path, what)
+        if content is not None:
             value: Tensor = content["value"]
             return value
         started = time.monotonic()
         made = make()
-        if made is not None and time.monotonic() - started > self._every_s:
+        took_s = time.monotonic() - started
+        if made is not None and took_s > self._every_s:
+            file = {"identity": self._identity(what), "content": {"value": made}}
             try:
                 with replacing_file(path) as temporary:
-                    write_checkpoint(
-                        {"identity": self._identity(what), "content": {"value": made}}, temporary
-                    )
+                    write_checkpoint(file, temporary)
             except (OSError, RuntimeError) as exc:
                 logger.warning("%s: %s cannot be kept (%s)", self._name, path, is_disk_fault(exc))
         return made
 
     def left(self) -> str:
-        """Return the sentence that says which checkpoint there is; empty if there is none."""
+        """Return a sentence on the checkpoint that can be resumed from; empty if there is none."""
         if self._good is None:
             return ""
         update, path = self._good
         return (
-            f" The last good checkpoint, of update {update}, is kept in {path}: the same command goes on from there, "
-            "and one with other parameters starts anew."
+            f" The last good checkpoint, of update {update}, is kept in {path}: the same command "
+            "resumes from there, and one with other parameters starts over."
         )
 
+    def _log_start(self) -> None:
+        # two checkpoints are often refused for the same reason
+        refused = "; ".join(dict.fromkeys(self._refused))
+        if self._good is not None:
+            update, path = self._good
+            prefix = f"{refused}; " if refused else ""
+            logger.info("%s: %sresumes after update %d, from %s", self._name, prefix, update, path)
+        elif refused:
+            logger.warning("%s: %s: training starts over", self._name, refused)
+        else:
+            logger.debug("%s: no checkpoint, so training starts from the beginning", self._name)
+
     @cached_property
-    def _decided(self) -> dict[str, Any]:
+    def _configuration(self) -> dict[str, Any]:
         import torch
 
         return {
@@ -232,11 +272,15 @@ class Checkpoints:
             **self._about(),
         }
 
-    def _identity(self, of: str) -> dict[str, Any]:
-        return {**self._decided, "networks": of}
+    def _identity(self, content: str) -> dict[str, Any]:
+        """Return what must be equal for a file to be used; `content` tells kinds of files apart."""
+        return {**self._configuration, "networks": content}
 
-    def _found(self, path: Path, of: str) -> dict[str, Any] | None:
-        """Return the content of a file that is there, whole, and of this configuration; note why one is not used."""
+    def _read(self, path: Path, content: str) -> dict[str, Any] | None:
+        """Return the content of a file if it is there, intact, and of this configuration.
+
+        If it is not used, the reason is noted.
+        """
         if not path.exists():
             return None
         try:
@@ -244,34 +288,24 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as exc:
             self._refused.append(f"the checkpoint {path} is damaged ({_first_line(exc)})")
             return None
-        theirs, ours = file["identity"], self._identity(of)
-        changes = [
-            f"{key} {_short(theirs.get(key))} → {_short(ours.get(key))}"
-            for key in {**theirs, **ours}
-            if theirs.get(key) != ours.get(key)
-        ]
+        changes = _changes(file["identity"], self._identity(content))
         if changes:
-            more = (
-                f" and {len(changes) - _TOLD_CHANGES} more" if len(changes) > _TOLD_CHANGES else ""
-            )
-            self._refused.append(
-                f"checkpoint of another configuration ({', '.join(changes[:_TOLD_CHANGES])}{more})"
-            )
+            self._refused.append(f"checkpoint of another configuration ({_listed(changes)})")
             return None
-        content: dict[str, Any] = file["content"]
-        return content
+        found: dict[str, Any] = file["content"]
+        return found
 
-    def _keep(self, state: TrainingState) -> None:
-        """Write a checkpoint beside the last one, which becomes the one before; on a full disk that stays the last."""
+    def _write(self, state: TrainingState) -> None:
+        """Write a checkpoint, and keep the last one as the previous one.
+
+        If the disk is full, the last one stays, and no more are written.
+        """
+        file = {"identity": self._identity(self._layout), "content": state.state_dict()}
         try:
             with replacing_file(self._path) as temporary:
-                write_checkpoint(
-                    {"identity": self._identity(self._layout), "content": state.state_dict()},
-                    temporary,
-                )
-                if (
-                    self._good is not None and self._good[1] == self._path
-                ):  # no other takes the place of a good one
+                write_checkpoint(file, temporary)
+                # A damaged checkpoint must not replace the previous one, which may be intact.
+                if self._good is not None and self._good[1] == self._path:
                     os.replace(self._path, self._previous)
             flush_folder(self._path.parent)
             self._good = (state.update, self._path)
@@ -279,7 +313,8 @@ class Checkpoints:
             fault = is_disk_fault(exc)
             self._is_given_up = True
             logger.warning(
-                "%s: the checkpoint of update %d cannot be written (%s): training goes on without checkpoints.%s",
+                "%s: the checkpoint of update %d cannot be written (%s): training continues "
+                "without checkpoints.%s",
                 self._name,
                 state.update,
                 fault,
@@ -287,21 +322,41 @@ class Checkpoints:
             )
 
 
-def _short(value: Any) -> str:
-    """Return a value as text, of a fingerprint the beginning."""
-    return (
-        text if len(text := str(value)) <= _TOLD_CHARACTERS else f"{text[: _TOLD_CHARACTERS // 2]}…"
-    )
+def _changes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Return "key old → new" of what differs between a checkpoint's configuration and ours."""
+    changes = []
+    for key in {**theirs, **ours}:
+        old = theirs.get(key)
+        new = ours.get(key)
+        if old != new:
+            changes.append(f"{key} {_shortened(old)} → {_shortened(new)}")
+    return changes
+
+
+def _listed(changes: list[str]) -> str:
+    text = ", ".join(changes[:_MAX_LISTED_CHANGES])
+    n_more = len(changes) - _MAX_LISTED_CHANGES
+    if n_more > 0:
+        text += f" and {n_more} more"
+    return text
+
+
+def _shortened(value: Any) -> str:
+    text = str(value)
+    if len(text) <= _MAX_VALUE_CHARACTERS:
+        return text
+    return f"{text[: _MAX_VALUE_CHARACTERS // 2]}…"
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0]
 
 
 def remove(folder: Path) -> None:
-    """Remove the checkpoints of a node, and the folder of all where it was the last."""
+    """Remove the checkpoints of a node, and the folder of all nodes if it is empty then."""
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # other nodes have some, or there never were any
+    with suppress(OSError):  # other nodes have checkpoints, or the folder never existed
         folder.parent.rmdir()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.reading import feature_tensors
 from pu_kd_pipeline.learning.class_prior.cross_fitting import cross_fitted_ranks
 from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior
-from pu_kd_pipeline.learning.class_prior.estimators import ESTIMATORS
+from pu_kd_pipeline.learning.class_prior.methods import METHODS
 from pu_kd_pipeline.learning.loop import seeded
+from pu_kd_pipeline.learning.pu_classifier import PUHead
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
@@ -43,10 +46,14 @@ def given_prior(value: float, labeled: ShardedTable, pool: ShardedTable) -> dict
 def estimate_prior(
     labeled: ShardedTable, pool: ShardedTable, params: PUTrainingParams
 ) -> dict[str, Any]:
-    """Return the class prior estimated from cross-fitted scores or from the features themselves, with an interval.
+    """Return the class prior estimated from features, with an interval, as `class_prior` stores it.
 
-    Each fold of positives and pool is scored by a classifier that has seen neither; scores of different folds are made
-    comparable by their rank within the fold's pool images.
+    Methods that read scores get cross-fitted ones: each fold of positives and pool is scored by a
+    classifier that has seen neither. Scores of different folds are made comparable by their rank
+    within the fold's pool images.
+
+    Raises:
+        InputError: there are too few images, or the estimate is 0 or 1.
     """
     settings = params.prior_estimation
     device = prepare_device(params.compute)
@@ -55,25 +62,14 @@ def estimate_prior(
     n_folds = usable_folds(settings.n_folds, len(positive), "pu_training.prior_estimation.n_folds")
     if len(unlabeled) < n_folds:
         raise InputError(
-            f"a pool of {len(unlabeled)} images says nothing of its class prior: set pu_training.class_prior"
+            f"a pool of {len(unlabeled)} images says nothing of its class prior: "
+            "set pu_training.class_prior"
         )
-    reads = ESTIMATORS[settings.method].reads
-    if reads == "features":
-        evidence = (positive.cpu().numpy(), unlabeled.cpu().numpy())
+    if METHODS[settings.method].evidence.trains_classifier:
+        # Scores are comparable within a fold only, hence ranks.
+        evidence = _ranks(positive, unlabeled, params, n_folds)
     else:
-        with told("class prior"), seeded(params.seed):
-            evidence = cross_fitted_ranks(
-                positive,
-                unlabeled,
-                lambda: new_head(positive, unlabeled, params).to(device),
-                score_training(params, settings.epochs),
-                n_folds=n_folds,
-                alternates=reads == "ted_scores",
-                generator=torch.Generator(device).manual_seed(params.seed),
-                watched=lambda epochs: track(
-                    epochs, name="class prior", total=settings.epochs, unit="epochs"
-                ),
-            )
+        evidence = (positive.cpu().numpy(), unlabeled.cpu().numpy())
     estimate = estimate_class_prior(
         *evidence,
         method=settings.method,
@@ -81,10 +77,14 @@ def estimate_prior(
         n_bootstrap=settings.n_bootstrap,
         rng=np.random.default_rng(params.seed),
     )
+    # 0 and 1 are possible estimates, but no PU risk can be trained with them.
     if not 0 < estimate.value < 1:
+        what = "no"
+        if estimate.value >= 1:
+            what = "nothing but"
         raise InputError(
             f"the class prior was estimated as {estimate.value:.3f}: the pool looks like it holds "
-            f"{'nothing but' if estimate.value >= 1 else 'no'} positives. Set pu_training.class_prior if you know it"
+            f"{what} positives. Set pu_training.class_prior if you know it"
         )
     if estimate.note:
         logger.warning(
@@ -95,3 +95,29 @@ def estimate_prior(
             estimate.note,
         )
     return asdict(estimate)
+
+
+def _ranks(
+    positive: Tensor, unlabeled: Tensor, params: PUTrainingParams, n_folds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cross-fitted ranks of (P, D) and (U, D) features."""
+    settings = params.prior_estimation
+
+    def untrained_head() -> PUHead:
+        return new_head(positive, unlabeled, params).to(positive.device)
+
+    def tracked(epochs: Iterator[Any]) -> Iterator[Any]:
+        return track(epochs, name="class prior", total=settings.epochs, unit="epochs")
+
+    # Without checkpoints: the classifiers are short, and a resumed run trains them again.
+    with told("class prior"), seeded(params.seed):
+        return cross_fitted_ranks(
+            positive,
+            unlabeled,
+            untrained_head,
+            score_training(params, settings.epochs),
+            n_folds=n_folds,
+            drops_likely_positives=METHODS[settings.method].evidence.drops_likely_positives,
+            generator=torch.Generator(positive.device).manual_seed(params.seed),
+            track_epochs=tracked,
+        )

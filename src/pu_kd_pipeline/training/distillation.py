@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,20 +16,76 @@ from torch import Tensor, nn
 from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows, normalization
-from pu_kd_pipeline.images.store import ImageStore, rows_of
-from pu_kd_pipeline.learning.loop import Record, TrainingState, fit, make_optimizer, seeded
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.learning.augmentation import Normalize
+from pu_kd_pipeline.learning.loop import TrainingState, fit, make_optimizer, seeded
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
-from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.storage.manifest import check_manifest, check_weights, table_digest
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
-from pu_kd_pipeline.training.checkpoints import decided_by, keeping
-from pu_kd_pipeline.training.monitor import BestStudent, StudentMonitor
-from pu_kd_pipeline.training.objectives.base import ObjectiveContext
-from pu_kd_pipeline.training.objectives.factory import cacheable, make_objective
+from pu_kd_pipeline.training.checkpoints import (
+    Checkpoints,
+    NoCheckpoints,
+    decided_by,
+    keeping,
+)
+from pu_kd_pipeline.training.manifest_images import (
+    images_of,
+    labels_of,
+    probabilities_of,
+    split_held_out,
+)
+from pu_kd_pipeline.training.monitor import (
+    BestStudent,
+    EvalSet,
+    StudentMonitor,
+    predicted_classes,
+)
+from pu_kd_pipeline.training.objectives.base import Objective, ObjectiveContext
+from pu_kd_pipeline.training.objectives.factory import OBJECTIVES, make_objective
 from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The arguments of `distill`, checked, and the device to train on."""
+
+    manifest: pd.DataFrame
+    stores: Mapping[str, ImageStore]
+    teacher: Model
+    weight_vectors: pd.DataFrame
+    params: DistillationParams
+    name: str
+    start: Mapping[str, Tensor] | None
+    watched: ImageStore | None
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """The networks and images of one training.
+
+    Attributes:
+        model: the student, its network on the device.
+        images: the training images.
+        probabilities: with which they are drawn; None: each pass shows every image once.
+        normalize: of the networks' images.
+        teacher_outputs: the teacher's logits for the training images.
+        objective: the loss, and what else it trains.
+        best: the student's best weights so far.
+        monitor: measures the student at every record.
+    """
+
+    model: Model
+    images: ImageRows
+    probabilities: Tensor | None
+    normalize: Normalize
+    teacher_outputs: TeacherOutputs
+    objective: Objective
+    best: BestStudent
+    monitor: StudentMonitor
 
 
 def distill(
@@ -44,126 +101,132 @@ def distill(
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student and its history, one row every `record_every` updates.
 
-    Teacher (eval mode) and student see the same random views; there are no hard labels, except where
-    `attention.label_weight` asks for them. A share of the manifest stays out of training: the agreement on it with the
-    teacher is watched, and picks the student where `keep` is `best`.
+    Teacher (eval mode) and student see the same random views; there are no hard labels, except
+    where `attention.label_weight` asks for them. A share of the manifest is held out: the agreement
+    with the teacher on it is recorded, and picks the student where `keep` is `best`.
 
     Args:
-        manifest: rows of `choose_subset`; by its column `sampling_probability`, if it has one, images are drawn.
-        labeled_images: where the manifest's labeled images are.
-        pool_images: where its pool images are.
+        manifest: rows of `choose_subset`; its column `sampling_probability`, if there is one, is
+            the probability with which an image is drawn.
+        labeled_images: the store of the manifest's labeled images.
+        pool_images: the store of its pool images.
         teacher: the network to compress.
-        weight_vectors: the set W, one row a vector; read by the objective `robust_kd` alone.
-        params: objective, budget of updates, optimizer.
-        name: of the stage, for progress and tracking.
-        start: the state to train on from; None: freshly initialized.
-        watched: labeled images that nobody trains on; each record then has `watched_accuracy`, of clean views.
+        weight_vectors: the set W, one vector per row; read by objectives that need class weights.
+        params: objective, number of updates, optimizer.
+        name: of the stage, for progress, checkpoints and messages.
+        start: the student's initial state; None: freshly initialized.
+        watched: labeled images that are never trained on; each record then has the accuracy on
+            clean views of them, `watched_accuracy`.
 
     Raises:
-        InputError: manifest, weights and images do not fit together, the objective cannot be used with these networks,
-            the loss is not finite, or memory runs out.
+        InputError: manifest, weights and images do not fit together, the objective cannot be used
+            with these networks, the loss is not finite, or memory runs out.
     """
     check_manifest(manifest)
     check_weights(weight_vectors, manifest, teacher.fingerprint())
-    device = prepare_device(params.compute)
-    stores = {"labeled": labeled_images, "pool": pool_images}
-    rows, held_out_rows = _split(manifest, params)
-    origin = {
-        "distilled_by": params.objective,
-        "rule": manifest.attrs.get("rule"),
-        "n_updates": params.n_updates,
-        "teacher": teacher.fingerprint(),
-    }
-
-    def about() -> dict[str, Any]:
-        facts = {origin: store.fingerprint for origin, store in stores.items()}
-        facts |= {"manifest": table_digest(manifest), "weights": table_digest(weight_vectors)}
-        return decided_by(
-            params, device, teacher=origin["teacher"], is_watched=watched is not None, **facts
-        )
-
-    with keeping(name, about) as keeper, seeded(params.seed), ExitStack() as stack:
-        training, held_out = (
-            _images(part, stores, params.compute) for part in (rows, held_out_rows)
-        )
-        model = new_student(teacher, params.student_architecture, params.student_options, origin)
-        if start is not None:
-            model.network.load_state_dict(start)
-        student, teacher_network = (
-            model.network.to(device).train(),
-            teacher.network.to(device).eval(),
-        )
-        normalize = normalization(teacher, device)
-        teacher_outputs = TeacherOutputs(
-            training,
-            teacher_network,
-            normalize,
-            cacheable(params),
-            partial(keeper.remembered, "teacher_logits"),
-        )
-        vectors = torch.tensor(weight_vectors.to_numpy(), dtype=torch.float32, device=device)
-        labels = torch.from_numpy(_labels(rows, stores)).to(device)
-        objective = make_objective(
-            ObjectiveContext(model, teacher, teacher_outputs, vectors, labels, params, device),
-            stack,
-        )
-
-        def step(batch: Batch) -> dict[str, Tensor]:
-            student_logits, teacher_logits, values = objective(batch)
-            agreement = (
-                (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float().mean()
-            )
-            return {**values, "training_agreement": agreement}
-
-        chosen = BestStudent(student, keeps_best=params.keep == "best")
-        eye = StudentMonitor(normalize, params.compute)
-        sights = {}
-        if len(held_out):
-            sights["held_out_agreement"] = (held_out, eye.classes(teacher_network, held_out))
-        if watched is not None:
-            truth = torch.from_numpy(watched.index["label"].to_numpy(dtype=np.int64)).to(device)
-            images = ImageRows([(watched, np.arange(len(watched)))], params.compute)
-            sights["watched_accuracy"] = (images, truth)
-
-        def examine(record: Record) -> Record:
-            record |= {name: eye.share(student, *sight) for name, sight in sights.items()}
-            chosen.look(record)
-            return record
-
-        trained = nn.ModuleList([student, objective.beside])
-        optimizer = make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"}))
-        state = TrainingState(trained=trained, optimizer=optimizer, best=chosen, **objective.parts)
-        keeper.restore(state)
-        batches = augmented_batches(
-            training,
-            normalize,
-            params.augmentation,
-            params.batch_size,
-            params.seed,
-            teacher_outputs.draw,
-            _probabilities(rows),
-            n_passed=state.update,
-        )
-        records = fit(
-            step,
-            batches,
-            optimizer,
-            n_updates=params.n_updates,
-            record_every=params.record_every,
-            schedule=params.optimizer.schedule,
-            state=state,
-            keeper=keeper,
-            examine=examine,
-        )
-        n_records = -(-params.n_updates // params.record_every)
-        history = pd.DataFrame(list(watch(records, name=name, total=n_records)))
-        chosen.restore()
-        facts = objective.finish(history)
-    history["is_kept"] = history["update"] == (
-        chosen.update if chosen.keeps_best else history["update"].max()
+    task = _Task(
+        manifest=manifest,
+        stores={"labeled": labeled_images, "pool": pool_images},
+        teacher=teacher,
+        weight_vectors=weight_vectors,
+        params=params,
+        name=name,
+        start=start,
+        watched=watched,
+        device=prepare_device(params.compute),
     )
-    card = model.card.model_copy(update={"origin": {**model.card.origin, **facts}})
-    return Model(student.cpu().eval(), card), history
+    identity = partial(_identity, task)
+    with keeping(name, identity) as keeper, seeded(params.seed), ExitStack() as cleanup:
+        setup = _prepare(task, keeper, cleanup)
+        history = _train(task, setup, keeper)
+        # The best weights are those of the network in training: they are restored before the
+        # objective restores the student's own architecture.
+        setup.best.restore()
+        card_entries = setup.objective.finish(history)
+
+    # Readers find the update whose weights were kept in the history itself.
+    kept_update = history["update"].max()
+    if setup.best.keeps_best:
+        kept_update = setup.best.update
+    history["is_kept"] = history["update"] == kept_update
+    model = setup.model
+    origin = {**model.card.origin, **card_entries}
+    card = model.card.model_copy(update={"origin": origin})
+    return Model(model.network.cpu().eval(), card), history
+
+
+def _prepare(task: _Task, keeper: Checkpoints | NoCheckpoints, cleanup: ExitStack) -> _Setup:
+    """Read the images and make the student, the teacher's outputs and the objective."""
+    params = task.params
+    rows, held_out_rows = split_held_out(task.manifest, params)
+    images = images_of(rows, task.stores, params.compute)
+    held_out = images_of(held_out_rows, task.stores, params.compute)
+    normalize = normalization(task.teacher, task.device)
+
+    model = _new_student(task)
+    student = model.network.to(task.device).train()
+    teacher_network = task.teacher.network.to(task.device).eval()
+    teacher_outputs = TeacherOutputs(
+        images,
+        teacher_network,
+        normalize,
+        _cache_params(params),
+        partial(keeper.remembered, "teacher_logits"),
+    )
+    objective = _objective(task, rows, model, teacher_outputs, cleanup)
+
+    best = BestStudent(student, keeps_best=params.keep == "best")
+    eval_sets = _eval_sets(task, held_out, normalize)
+    monitor = StudentMonitor(student, eval_sets, best, normalize, params.compute)
+    return _Setup(
+        model=model,
+        images=images,
+        probabilities=probabilities_of(rows),
+        normalize=normalize,
+        teacher_outputs=teacher_outputs,
+        objective=objective,
+        best=best,
+        monitor=monitor,
+    )
+
+
+def _train(task: _Task, setup: _Setup, keeper: Checkpoints | NoCheckpoints) -> pd.DataFrame:
+    """Train the student, or resume its training; return the history."""
+    params = task.params
+    objective = setup.objective
+    trained = nn.ModuleList([setup.model.network, objective.trainable])
+    optimizer = make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"}))
+    # The names of the parts are the keys of a checkpoint.
+    state = TrainingState(
+        trained=trained, optimizer=optimizer, best=setup.best, **objective.checkpointed
+    )
+    keeper.restore(state)
+
+    # Made after the state is restored: batches of updates that are done are skipped.
+    batches = augmented_batches(
+        setup.images,
+        setup.normalize,
+        params.augmentation,
+        params.batch_size,
+        params.seed,
+        setup.teacher_outputs.draw,
+        probabilities=setup.probabilities,
+        n_passed=state.update,
+    )
+    records = fit(
+        partial(_step, objective),
+        batches,
+        optimizer,
+        n_updates=params.n_updates,
+        record_every=params.record_every,
+        schedule=params.optimizer.schedule,
+        state=state,
+        keeper=keeper,
+        examine=setup.monitor,
+    )
+    # Rounded up: the last record may cover fewer updates.
+    n_records = -(-params.n_updates // params.record_every)
+    return pd.DataFrame(list(watch(records, name=task.name, total=n_records)))
 
 
 def distill_from_pool(
@@ -176,12 +239,11 @@ def distill_from_pool(
     """Return a student of pool images alone, and its history; arguments as for `distill`.
 
     Raises:
-        InputError: the objective weighs classes, which are estimated with labeled images.
+        InputError: the objective needs class weights, which are estimated with labeled images.
     """
     _check_objective(params, name)
-    return distill(
-        manifest, pool_images, pool_images, teacher, _even_weights(teacher), params, name
-    )
+    weights = _even_weights(teacher)
+    return distill(manifest, pool_images, pool_images, teacher, weights, params, name)
 
 
 def distill_original(
@@ -190,63 +252,118 @@ def distill_original(
     """Return a student of the teacher's own training images, all of them, and its history.
 
     Raises:
-        InputError: there are none, or the objective weighs classes, which are even there.
+        InputError: there are none, or the objective needs class weights, which are even there.
     """
     if not len(images):
         raise InputError(
-            f"{name}: there are no teacher_training_images: give data_ingestion.teacher_training a source"
+            f"{name}: there are no teacher_training_images: give data_ingestion.teacher_training "
+            "a source"
         )
     _check_objective(params, name)
+    # Their labels may be used: they are the ones that the teacher was trained with.
     manifest = images.index[["id"]].assign(origin="labeled")
-    return distill(manifest, images, images, teacher, _even_weights(teacher), params, name)
+    weights = _even_weights(teacher)
+    return distill(manifest, images, images, teacher, weights, params, name)
 
 
 def _check_objective(params: DistillationParams, name: str) -> None:
-    if params.objective == "robust_kd":
+    if OBJECTIVES[params.objective].needs_class_weights:
         raise InputError(
-            f"{name}.objective: 'robust_kd' belongs to labeled and selected images; choose another one"
+            f"{name}.objective: {params.objective!r} belongs to labeled and selected images; "
+            "choose another one"
         )
 
 
 def _even_weights(teacher: Model) -> pd.DataFrame:
-    return pd.DataFrame(np.ones((1, teacher.n_classes)), columns=list(teacher.card.classes))
+    # The objectives that are allowed here do not read them; `distill` checks their columns.
+    weights = np.ones((1, teacher.n_classes))
+    return pd.DataFrame(weights, columns=list(teacher.card.classes))
 
 
-def _split(manifest: pd.DataFrame, params: DistillationParams) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows to train on and those kept out, drawn at random; the labeled ones of each come first."""
-    is_held_out = np.zeros(len(manifest), dtype=bool)
-    order = np.random.default_rng(params.seed).permutation(len(manifest))
-    is_held_out[order[: int(params.held_out_share * len(manifest))]] = True
-    labeled_first = manifest.assign(is_held_out=is_held_out).sort_values("origin", kind="stable")
-    return labeled_first[~labeled_first["is_held_out"]], labeled_first[labeled_first["is_held_out"]]
+# --- steps of `distill` ---
 
 
-def _images(
-    rows: pd.DataFrame, stores: Mapping[str, ImageStore], compute: ComputeParams
-) -> ImageRows:
-    parts = [
-        (store, rows_of(store, rows["id"][rows["origin"] == origin].to_numpy(), "manifest"))
-        for origin, store in stores.items()
-    ]
-    return ImageRows(parts, compute)
-
-
-def _labels(rows: pd.DataFrame, stores: Mapping[str, ImageStore]) -> np.ndarray:
-    """Return (N,) int64 classes of the rows, -1 for pool images, whose labels nobody is to know, and where unknown."""
-    labels = np.full(len(rows), -1, dtype=np.int64)
-    index = stores["labeled"].index
-    known = pd.Series(index["label"].to_numpy(), index=index["id"]).reindex(
-        rows["id"][rows["origin"] == "labeled"]
+def _identity(task: _Task) -> dict[str, Any]:
+    """Return what the student depends on; a checkpoint of another identity is not used."""
+    # The keys are shown when a checkpoint is refused, and are compared with those of older files.
+    facts = {origin: store.fingerprint for origin, store in task.stores.items()}
+    return decided_by(
+        task.params,
+        task.device,
+        teacher=task.teacher.fingerprint(),
+        is_watched=task.watched is not None,
+        **facts,
+        manifest=table_digest(task.manifest),
+        weights=table_digest(task.weight_vectors),
     )
-    labels[(rows["origin"] == "labeled").to_numpy()] = known.fillna(-1).to_numpy(dtype=np.int64)
-    return labels
 
 
-def _probabilities(rows: pd.DataFrame) -> Tensor | None:
-    if "sampling_probability" not in rows:
-        return None
-    if rows["sampling_probability"].isna().any():
-        raise InputError(
-            "manifest: some images have no sampling_probability: give it to all of them, or to none"
-        )
-    return torch.from_numpy(rows["sampling_probability"].to_numpy(dtype=np.float64, copy=True))
+def _new_student(task: _Task) -> Model:
+    """Return the untrained student, or the one that `start` describes."""
+    params = task.params
+    origin = {
+        "distilled_by": params.objective,
+        "rule": task.manifest.attrs.get("rule"),
+        "n_updates": params.n_updates,
+        "teacher": task.teacher.fingerprint(),
+    }
+    model = new_student(task.teacher, params.student_architecture, params.student_options, origin)
+    if task.start is not None:
+        model.network.load_state_dict(task.start)
+    return model
+
+
+def _cache_params(params: DistillationParams) -> DistillationParams:
+    """Return the parameters, with `teacher_cache` off if the objective looks inside the teacher."""
+    if OBJECTIVES[params.objective].reads_teacher_logits_only:
+        return params
+    return params.model_copy(update={"teacher_cache": "off"})
+
+
+def _objective(
+    task: _Task,
+    rows: pd.DataFrame,
+    student: Model,
+    teacher_outputs: TeacherOutputs,
+    cleanup: ExitStack,
+) -> Objective:
+    vectors = torch.tensor(task.weight_vectors.to_numpy(), dtype=torch.float32, device=task.device)
+    labels = torch.from_numpy(labels_of(rows, task.stores["labeled"])).to(task.device)
+    context = ObjectiveContext(
+        student=student,
+        teacher=task.teacher,
+        teacher_logits=teacher_outputs,
+        weight_vectors=vectors,
+        labels=labels,
+        params=task.params,
+        device=task.device,
+        cleanup=cleanup,
+    )
+    return make_objective(context)
+
+
+def _eval_sets(task: _Task, held_out: ImageRows, normalize: Normalize) -> dict[str, EvalSet]:
+    """Return the sets that the student is measured on, by their column of the history."""
+    compute = task.params.compute
+    eval_sets = {}
+    # Held-out images have no labels: the teacher's classes are the reference.
+    if len(held_out):
+        classes = predicted_classes(task.teacher.network, held_out, normalize, compute)
+        eval_sets["held_out_agreement"] = EvalSet(held_out, classes)
+
+    store = task.watched
+    if store is not None:
+        rows = np.arange(len(store))
+        images = ImageRows([(store, rows)], compute)
+        truth = store.index["label"].to_numpy(dtype=np.int64)
+        labels = torch.from_numpy(truth).to(task.device)
+        eval_sets["watched_accuracy"] = EvalSet(images, labels)
+    return eval_sets
+
+
+def _step(objective: Objective, batch: Batch) -> dict[str, Tensor]:
+    student_logits, teacher_logits, values = objective(batch)
+    student_classes = student_logits.argmax(dim=1)
+    teacher_classes = teacher_logits.argmax(dim=1)
+    agreement = (student_classes == teacher_classes).float().mean()
+    return {**values, "training_agreement": agreement}

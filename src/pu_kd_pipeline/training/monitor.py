@@ -1,7 +1,8 @@
-"""Monitoring a student in training, and keeping the best one."""
+"""Measuring a student during training, and remembering the best one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,54 +17,113 @@ from pu_kd_pipeline.params.compute import ComputeParams
 
 
 @dataclass(frozen=True)
-class StudentMonitor:
-    """Looks at a network in training by clean views of images that it is not trained on."""
+class EvalSet:
+    """Images that a student is not trained on, and the class it should give each of them.
 
-    normalize: Normalize
-    compute: ComputeParams
+    Attributes:
+        images: n images.
+        classes: (n,) int64 on the images' device.
+    """
 
-    def classes(self, network: nn.Module, images: ImageRows) -> Tensor:
-        """Return the (n,) int64 classes that a network in eval mode gives the images."""
-        size = inference_batch_size(self.compute, images.device, images.image_shape)
-        batches = torch.arange(len(images)).split(size)
-        with torch.inference_mode(), autocast(self.compute, images.device):
-            views = (self.normalize(images.batch(rows)) for rows in batches)
-            return torch.cat([network(batch).argmax(dim=1) for batch in views])
+    images: ImageRows
+    classes: Tensor
 
-    def share(self, student: nn.Module, images: ImageRows, classes: Tensor) -> float:
-        """Return the share of the images that a student in training puts in the given classes."""
-        student.eval()
-        share = (self.classes(student, images) == classes).float().mean().item()
-        student.train()
-        return share
+
+def predicted_classes(
+    network: nn.Module, images: ImageRows, normalize: Normalize, compute: ComputeParams
+) -> Tensor:
+    """Return the (n,) int64 classes that a network in eval mode gives clean views of images."""
+    size = inference_batch_size(compute, images.device, images.image_shape)
+    # Batches of inference may be larger than those of training: no gradient is kept.
+    every_row = torch.arange(len(images))
+    classes = []
+    with torch.inference_mode(), autocast(compute, images.device):
+        for rows in every_row.split(size):
+            views = normalize(images.batch(rows))
+            logits = network(views)
+            classes.append(logits.argmax(dim=1))
+    return torch.cat(classes)
 
 
 class BestStudent:
-    """Remembers the weights at the record with the highest held-out agreement (the first of equals)."""
+    """The weights at the record with the highest held-out agreement; the first one of equals.
+
+    Args:
+        student: the network in training.
+        keeps_best: false: nothing is remembered, and the last weights stay.
+
+    Attributes:
+        update: the update of the best record.
+    """
 
     def __init__(self, student: nn.Module, *, keeps_best: bool) -> None:
-        self._student, self.keeps_best = student, keeps_best
+        self._student = student
+        self.keeps_best = keeps_best
+        # Below every agreement, so that the first record is always remembered.
         self._agreement = -1.0
         self._state: dict[str, Tensor] = {}
         self.update = 0.0
 
-    def look(self, record: Record) -> None:
-        if self.keeps_best and record["held_out_agreement"] > self._agreement:
-            self._agreement, self.update = record["held_out_agreement"], record["update"]
-            self._state = {
-                name: value.clone() for name, value in self._student.state_dict().items()
-            }
+    def compare(self, record: Record) -> None:
+        """Remember the current weights if their record is the best so far."""
+        if not self.keeps_best:
+            return
+        agreement = record["held_out_agreement"]
+        if agreement <= self._agreement:
+            return
+        self._agreement = agreement
+        self.update = record["update"]
+        state = self._student.state_dict()
+        # The tensors of a state dict are the parameters themselves, which training changes.
+        self._state = {name: value.clone() for name, value in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"agreement": self._agreement, "update": self.update, "state": self._state}
+        return {
+            "agreement": self._agreement,
+            "update": self.update,
+            "state": self._state,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._agreement, self.update, self._state = (
-            state["agreement"],
-            state["update"],
-            state["state"],
-        )
+        self._agreement = state["agreement"]
+        self.update = state["update"]
+        self._state = state["state"]
 
     def restore(self) -> None:
+        """Give the student its best weights."""
         if self.keeps_best:
             self._student.load_state_dict(self._state)
+
+
+@dataclass(frozen=True)
+class StudentMonitor:
+    """Adds a student's accuracy on each eval set to its records; the `examine` of `fit`.
+
+    Attributes:
+        student: the network in training.
+        eval_sets: column of the history -> images and their classes.
+        best: compared with every record.
+        normalize: of the network's images, on the device.
+        compute: precision and batch size.
+    """
+
+    student: nn.Module
+    eval_sets: Mapping[str, EvalSet]
+    best: BestStudent
+    normalize: Normalize
+    compute: ComputeParams
+
+    def __call__(self, record: Record) -> Record:
+        for column, eval_set in self.eval_sets.items():
+            record[column] = self._accuracy(eval_set)
+        self.best.compare(record)
+        return record
+
+    def _accuracy(self, eval_set: EvalSet) -> float:
+        # Without dropout, and with the running statistics of BatchNorm, as a deployed student.
+        self.student.eval()
+        classes = predicted_classes(self.student, eval_set.images, self.normalize, self.compute)
+        self.student.train()
+        is_right = classes == eval_set.classes
+        accuracy = is_right.float().mean()
+        return accuracy.item()

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pu_kd_pipeline.devices import autocast, channels_last, prepare_device
 from pu_kd_pipeline.features.reading import feature_tensors
 from pu_kd_pipeline.features.scoring import check_teacher
 from pu_kd_pipeline.images.batches import ImageRows, map_images, normalization
 from pu_kd_pipeline.images.store import ImageStore
-from pu_kd_pipeline.learning.augmentation import draw_views, n_views
-from pu_kd_pipeline.learning.loop import Record, Step, seeded
-from pu_kd_pipeline.learning.losses.risk import zero_one_risk
+from pu_kd_pipeline.learning.augmentation import Normalize, draw_views, n_views
+from pu_kd_pipeline.learning.loop import Examine, Keeper, Record, Step
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head
-from pu_kd_pipeline.learning.pu_training import (
-    ScoreTraining,
-    cvir_step,
-    fit_scores,
-    folds_of,
-    pu_step,
-)
+from pu_kd_pipeline.learning.pu_training import cvir_step, fit_scores, pu_step
 from pu_kd_pipeline.models.cards import PUClassifierCard
 from pu_kd_pipeline.models.model import Model, PUClassifier
+from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
-from pu_kd_pipeline.progress import track, watch
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.batches import augmented
-from pu_kd_pipeline.training.checkpoints import decided_by, keeping
-from pu_kd_pipeline.training.pu_steps import new_head, score_training, usable_folds
+from pu_kd_pipeline.training.held_out_folds import PUSetup, train_with_held_out_folds
+from pu_kd_pipeline.training.pu_steps import new_head, score_training
 
-Fit = Callable[..., Iterator[Record]]  # fit(keeper=…, examine=…)
+# Images of the pool whose descriptors standardize the inputs of a head that is trained end to end.
+_STATISTICS_SAMPLE = 4096
 
 
 def train_head(
@@ -49,36 +41,35 @@ def train_head(
 ) -> tuple[PUClassifier, pd.DataFrame, pd.DataFrame]:
     """Return a classifier on cached features, its history, and the held-out ranks.
 
+    Args:
+        labeled: features of the positives.
+        pool: features of the pool.
+        teacher: the network that the features are from.
+        class_prior: share of positives in the pool.
+        params: the block `pu_training`.
+
     Raises:
         InputError: the features are another teacher's.
     """
-    for features, whose in ((labeled, "labeled_features"), (pool, "pool_features")):
-        check_teacher(features, teacher.fingerprint(), whose)
+    # Features of another teacher have the same shape, and would be trained on without an error.
+    teacher_fingerprint = teacher.fingerprint()
+    check_teacher(labeled, teacher_fingerprint, "labeled_features")
+    check_teacher(pool, teacher_fingerprint, "pool_features")
     device = prepare_device(params.compute)
     ids, positive = feature_tensors(labeled, params.features, device)
     _, unlabeled = feature_tensors(pool, params.features, device)
-    training = score_training(params, params.epochs)
-
-    def train(rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, Fit]:
-        head = new_head(positive, unlabeled, params).to(device)
-        step = _pu_step(head, class_prior, params)
-        return head, partial(_fit_head, head, step, positive[rows], unlabeled, training, generator)
-
-    def score(module: nn.Module, rows: Tensor | None) -> np.ndarray:
-        with torch.inference_mode():
-            scores: np.ndarray = module(unlabeled if rows is None else positive[rows]).cpu().numpy()
-        return scores
-
-    facts = {
+    fingerprints = {
         "labeled": labeled.fingerprint,
         "pool": pool.fingerprint,
-        "teacher": teacher.fingerprint(),
+        "teacher": teacher_fingerprint,
     }
-    head, history, ranks = _train_with_held_out_folds(
-        ids, train, score, class_prior, params, device, facts
-    )
+    setup = PUSetup(class_prior, params, device, fingerprints)
+
+    trainer = _HeadTrainer(positive, unlabeled, setup)
+    result = train_with_held_out_folds(trainer, ids, setup)
+    head = result.module
     card = _card(teacher, class_prior, params, descriptor_size=head.descriptor_size)
-    return PUClassifier(head.cpu().eval(), card), history, ranks
+    return PUClassifier(head.cpu().eval(), card), result.history, result.ranks
 
 
 def train_end_to_end(
@@ -88,187 +79,232 @@ def train_end_to_end(
     class_prior: float,
     params: PUTrainingParams,
 ) -> tuple[PUClassifier, pd.DataFrame, pd.DataFrame]:
-    """Return a classifier whose backbone starts as the teacher's and is trained along, as the authors' code does."""
+    """Return a classifier whose backbone is trained as well, its history, and the held-out ranks.
+
+    The backbone starts from the teacher, as in the authors' code. Arguments as for `train_head`,
+    with images in place of features.
+    """
     device = prepare_device(params.compute)
-    normalize = normalization(teacher, device)
-    stores = (labeled_images, pool_images)
-    positive, unlabeled = (
-        ImageRows([(store, np.arange(len(store)))], params.compute) for store in stores
-    )
-    training = score_training(params, params.epochs)
-    descriptor_size = teacher.extractor(device).descriptor_size
-    card = _card(teacher, class_prior, params, descriptor_size=descriptor_size)
-
-    def train(rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, Fit]:
-        backbone = Model(copy.deepcopy(teacher.network), teacher.card).extractor(device)
-        head = make_head(descriptor_size, params.features, params.attention_reduction)
-        module = channels_last(FullPUClassifier(backbone, head), device)
-        module.head.standardize_by(_descriptors(module, pool_images, params, normalize))
-
-        def view(batch: Tensor) -> Tensor:
-            return augmented(batch, normalize, params.augmentation, generator)
-
-        def pass_over(rows: Tensor) -> None:
-            padding, flip = params.augmentation.padding_px, params.augmentation.horizontal_flip
-            if n_views(padding, flip) > 1:
-                draw_views(len(rows), padding=padding, flip=flip, generator=generator)
-
-        def scores(images: Tensor) -> Tensor:
-            with autocast(params.compute, device):
-                return module(images)  # type: ignore[no-any-return]
-
-        return module, partial(
-            fit_scores,
-            module,
-            _pu_step(scores, class_prior, params),
-            lambda drawn: view(positive.batch(rows[drawn])),
-            lambda drawn: view(unlabeled.batch(drawn)),
-            n_positive=len(rows),
-            n_unlabeled=len(unlabeled),
-            training=training,
-            generator=generator,
-            pass_over=pass_over,
-        )
-
-    def score(module: nn.Module, rows: Tensor | None) -> np.ndarray:
-        store = pool_images if rows is None else labeled_images
-        which = np.arange(len(store)) if rows is None else rows.cpu().numpy()
-        batches = map_images(lambda x: (module.eval()(x),), store, which, normalize, params.compute)
-        return torch.cat([scores.float() for (scores,) in batches]).numpy()
-
-    ids = labeled_images.index["id"].to_numpy()
-    facts = {
-        f"{name} images": store.fingerprint
-        for name, store in zip(("labeled", "pool"), stores, strict=True)
+    fingerprints = {
+        "labeled images": labeled_images.fingerprint,
+        "pool images": pool_images.fingerprint,
+        "teacher": teacher.fingerprint(),
     }
-    facts["teacher"] = teacher.fingerprint()
-    module, history, ranks = _train_with_held_out_folds(
-        ids, train, score, class_prior, params, device, facts
-    )
-    return PUClassifier(module.cpu().eval(), card), history, ranks
+    setup = PUSetup(class_prior, params, device, fingerprints)
+
+    trainer = _EndToEndTrainer(labeled_images, pool_images, teacher, setup)
+    card = _card(teacher, class_prior, params, descriptor_size=trainer.descriptor_size)
+    ids = labeled_images.index["id"].to_numpy()
+    result = train_with_held_out_folds(trainer, ids, setup)
+    return PUClassifier(result.module.cpu().eval(), card), result.history, result.ranks
 
 
-_STATISTICS_SAMPLE = 4096
-_HELD_OUT_RISK = "held_out_zero_one_risk"
+class _HeadTrainer:
+    """Trains heads on features that are held in memory.
 
-
-def _descriptors(
-    module: FullPUClassifier, pool: ImageStore, params: PUTrainingParams, normalize: Any
-) -> Tensor:
-    """Return the descriptors of a sample of the pool, for the head's standardization."""
-    rows = np.random.default_rng(params.seed).permutation(len(pool))[:_STATISTICS_SAMPLE]
-    batches = map_images(
-        lambda x: (module.extractor(x)[0],), pool, np.sort(rows), normalize, params.compute
-    )
-    return torch.cat([descriptor for (descriptor,) in batches]).to(next(module.parameters()).device)
-
-
-def _train_with_held_out_folds(
-    ids: np.ndarray,
-    train: Callable[[Tensor, torch.Generator], tuple[Any, Fit]],
-    score: Callable[[nn.Module, Tensor | None], np.ndarray],
-    class_prior: float,
-    params: PUTrainingParams,
-    device: torch.device,
-    facts: Mapping[str, str],
-) -> tuple[Any, pd.DataFrame, pd.DataFrame]:
-    """Return the classifier of all positives, its history, and what classifiers without a fold say of that fold.
-
-    The history's `held_out_zero_one_risk` is 2 pi FNR + P_U(+) - pi with the false negative rate of held-out positives.
-    Each training has its own checkpoints: one that goes on has those of the folds before it ended, and no update of
-    them is done again.
+    Args:
+        positive: (P, D) float32 features on the device.
+        unlabeled: (U, D) float32 features on the device.
+        setup: settings.
     """
 
-    def about() -> dict[str, Any]:
-        return decided_by(params, device, class_prior=class_prior, **facts)
+    def __init__(self, positive: Tensor, unlabeled: Tensor, setup: PUSetup) -> None:
+        self._positive = positive
+        self._unlabeled = unlabeled
+        self._setup = setup
 
-    generator = torch.Generator(device).manual_seed(params.seed)
-    everything = torch.arange(len(ids), device=device)
-    with seeded(params.seed):
-        held_out, risks = [], []
-        n_folds = (
-            usable_folds(params.held_out_folds, len(ids), "pu_training.held_out_folds")
-            if params.held_out_folds
-            else 0
+    def new_module(self) -> PUHead:
+        params = self._setup.params
+        head = new_head(self._positive, self._unlabeled, params)
+        return head.to(self._setup.device)
+
+    def fit(
+        self,
+        module: PUHead,
+        rows: Tensor,
+        generator: torch.Generator,
+        *,
+        keeper: Keeper,
+        examine: Examine | None = None,
+    ) -> Iterator[Record]:
+        # Copied once per fold, and not once per batch.
+        positive = self._positive[rows]
+        unlabeled = self._unlabeled
+        params = self._setup.params
+        # index_select is several times as fast on a CPU as indexing with a tensor.
+        return fit_scores(
+            module,
+            _step(module, self._setup.class_prior, params),
+            lambda drawn: positive.index_select(0, drawn),
+            lambda drawn: unlabeled.index_select(0, drawn),
+            n_positive=len(positive),
+            n_unlabeled=len(unlabeled),
+            training=score_training(params, params.epochs),
+            generator=generator,
+            keeper=keeper,
+            examine=examine,
         )
-        folds = folds_of(len(ids), n_folds, generator) if n_folds else everything
-        for fold in track(range(n_folds), name="held-out folds", total=n_folds, unit="folds"):
-            rows = everything[folds == fold]
-            with keeping(f"pu_training-fold-{fold}", about) as keeper:
-                module, fit = train(everything[folds != fold], generator)
-                examine = partial(
-                    _with_held_out_risk, module, partial(score, module, rows), class_prior
-                )
-                risks.append(
-                    [record[_HELD_OUT_RISK] for record in fit(keeper=keeper, examine=examine)]
-                )
-            held_out.append(
-                _ranks(ids[rows.cpu().numpy()], fold, score(module, rows), score(module, None))
-            )
-        with keeping("pu_training", about) as keeper:
-            module, fit = train(everything, generator)
-            history = pd.DataFrame(
-                list(watch(fit(keeper=keeper), name="pu_training", total=params.epochs))
-            )
-    if risks:
-        history[_HELD_OUT_RISK] = np.mean(risks, axis=0)
-    columns = ["id", "fold", "rank", "pu_score"]
-    return (
-        module,
-        history,
-        pd.concat(held_out, ignore_index=True) if held_out else pd.DataFrame(columns=columns),
-    )
+
+    def positive_scores(self, module: PUHead, rows: Tensor) -> np.ndarray:
+        return self._scores(module, self._positive[rows])
+
+    def unlabeled_scores(self, module: PUHead) -> np.ndarray:
+        return self._scores(module, self._unlabeled)
+
+    def _scores(self, module: PUHead, features: Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            scores: np.ndarray = module(features).cpu().numpy()
+        return scores
 
 
-def _with_held_out_risk(
-    module: nn.Module, score: Callable[[], np.ndarray], class_prior: float, record: Record
-) -> Record:
-    """Return a record with the risk of a module in training on positives that it is not trained on."""
-    false_negatives = float((score() <= 0).mean())
-    module.train()
-    return {
-        **record,
-        _HELD_OUT_RISK: zero_one_risk(
-            false_negatives, record["unlabeled_positive_share"], class_prior
-        ),
-    }
+class _EndToEndTrainer:
+    """Trains backbone and head on random views of images.
+
+    Args:
+        labeled_images: the positives.
+        pool_images: the unlabeled images.
+        teacher: every backbone is a copy of it.
+        setup: settings.
+
+    Attributes:
+        descriptor_size: length of the teacher's descriptor, which the head reads.
+    """
+
+    def __init__(
+        self,
+        labeled_images: ImageStore,
+        pool_images: ImageStore,
+        teacher: Model,
+        setup: PUSetup,
+    ) -> None:
+        compute = setup.params.compute
+        self._labeled_images = labeled_images
+        self._pool_images = pool_images
+        self._teacher = teacher
+        self._setup = setup
+        self._positive = _all_rows(labeled_images, compute)
+        self._unlabeled = _all_rows(pool_images, compute)
+        self._normalize = normalization(teacher, setup.device)
+        self.descriptor_size = teacher.extractor(setup.device).descriptor_size
+
+    def new_module(self) -> FullPUClassifier:
+        params = self._setup.params
+        device = self._setup.device
+        # A copy per classifier: training changes the backbone, and the teacher is used again.
+        network = copy.deepcopy(self._teacher.network)
+        backbone = Model(network, self._teacher.card).extractor(device)
+        head = make_head(self.descriptor_size, params.features, params.attention_reduction)
+        classifier = FullPUClassifier(backbone, head)
+        module = channels_last(classifier, device)
+
+        descriptors = self._sampled_descriptors(module)
+        module.head.standardize_by(descriptors)
+        return module
+
+    def fit(
+        self,
+        module: FullPUClassifier,
+        rows: Tensor,
+        generator: torch.Generator,
+        *,
+        keeper: Keeper,
+        examine: Examine | None = None,
+    ) -> Iterator[Record]:
+        params = self._setup.params
+        # Views and batches share the generator, so that one seed decides both.
+        views = _RandomViews(self._normalize, params, generator)
+
+        def scores(images: Tensor) -> Tensor:
+            with autocast(params.compute, self._setup.device):
+                return module(images)  # type: ignore[no-any-return]
+
+        return fit_scores(
+            module,
+            _step(scores, self._setup.class_prior, params),
+            lambda drawn: views.of(self._positive.batch(rows[drawn])),
+            lambda drawn: views.of(self._unlabeled.batch(drawn)),
+            n_positive=len(rows),
+            n_unlabeled=len(self._unlabeled),
+            training=score_training(params, params.epochs),
+            generator=generator,
+            pass_over=views.skip,
+            keeper=keeper,
+            examine=examine,
+        )
+
+    def positive_scores(self, module: FullPUClassifier, rows: Tensor) -> np.ndarray:
+        positions = rows.cpu().numpy()
+        return self._scores(module, self._labeled_images, positions)
+
+    def unlabeled_scores(self, module: FullPUClassifier) -> np.ndarray:
+        rows = np.arange(len(self._pool_images))
+        return self._scores(module, self._pool_images, rows)
+
+    def _scores(self, module: FullPUClassifier, store: ImageStore, rows: np.ndarray) -> np.ndarray:
+        module.eval()
+        compute = self._setup.params.compute
+        batches = map_images(lambda x: (module(x),), store, rows, self._normalize, compute)
+        scores = []
+        for (scores_of_batch,) in batches:
+            # Under autocast they are bf16, which NumPy does not have.
+            scores.append(scores_of_batch.float())
+        return torch.cat(scores).numpy()
+
+    def _sampled_descriptors(self, module: FullPUClassifier) -> Tensor:
+        """Return the descriptors of a sample of the pool, for the head's standardization."""
+        pool = self._pool_images
+        params = self._setup.params
+        order = np.random.default_rng(params.seed).permutation(len(pool))
+        # Sorted, because stores are read fastest in order.
+        rows = np.sort(order[:_STATISTICS_SAMPLE])
+
+        def descriptor_of(images: Tensor) -> tuple[Tensor]:
+            descriptor, _ = module.extractor(images)
+            return (descriptor,)
+
+        batches = map_images(descriptor_of, pool, rows, self._normalize, params.compute)
+        descriptors = [descriptor for (descriptor,) in batches]
+        return torch.cat(descriptors).to(self._setup.device)
 
 
-def _ranks(
-    ids: np.ndarray, fold: int, positive_scores: np.ndarray, unlabeled_scores: np.ndarray
-) -> pd.DataFrame:
-    below = np.searchsorted(np.sort(unlabeled_scores), positive_scores, side="left")
-    ranks = 1.0 - below / len(unlabeled_scores)
-    return pd.DataFrame({"id": ids, "fold": fold, "rank": ranks, "pu_score": positive_scores})
+class _RandomViews:
+    """Random views of image batches, from one generator.
+
+    Args:
+        normalize: on the images' device.
+        params: its block `augmentation` is used.
+        generator: fixes the views.
+    """
+
+    def __init__(
+        self,
+        normalize: Normalize,
+        params: PUTrainingParams,
+        generator: torch.Generator,
+    ) -> None:
+        self._normalize = normalize
+        self._augmentation = params.augmentation
+        self._generator = generator
+
+    def of(self, images: Tensor) -> Tensor:
+        return augmented(images, self._normalize, self._augmentation, self._generator)
+
+    def skip(self, rows: Tensor) -> None:
+        """Advance the generator as drawing views of these rows would, without reading an image."""
+        padding = self._augmentation.padding_px
+        flip = self._augmentation.horizontal_flip
+        # With a single view nothing is drawn.
+        if n_views(padding, flip) > 1:
+            draw_views(len(rows), padding=padding, flip=flip, generator=self._generator)
 
 
-def _fit_head(
-    head: PUHead,
-    step: Step,
-    positive: Tensor,
-    unlabeled: Tensor,
-    training: ScoreTraining,
-    generator: torch.Generator,
-    **options: Any,
-) -> Iterator[Record]:
-    return fit_scores(
-        head,
-        step,
-        lambda rows: positive.index_select(
-            0, rows
-        ),  # several times as fast on a CPU as positive[rows]
-        lambda rows: unlabeled.index_select(0, rows),
-        n_positive=len(positive),
-        n_unlabeled=len(unlabeled),
-        training=training,
-        generator=generator,
-        **options,
-    )
+def _all_rows(store: ImageStore, compute: ComputeParams) -> ImageRows:
+    rows = np.arange(len(store))
+    return ImageRows([(store, rows)], compute)
 
 
-def _pu_step(
-    score: Callable[[Tensor], Tensor], class_prior: float, params: PUTrainingParams
-) -> Step:
+def _step(score: Callable[[Tensor], Tensor], class_prior: float, params: PUTrainingParams) -> Step:
+    # CVIR is not an estimator of the risk and has no beta or gamma.
     if params.estimator == "cvir":
         return cvir_step(score, class_prior=class_prior)
     return pu_step(

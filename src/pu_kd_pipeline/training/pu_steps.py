@@ -11,16 +11,25 @@ from pu_kd_pipeline.params.pu_training import PUTrainingParams
 
 
 def usable_folds(n_folds: int, n_positive: int, key: str) -> int:
+    """Return the number of folds, at most one per positive.
+
+    Raises:
+        InputError: there are fewer than two positives; names the key.
+    """
+    # With one positive, the classifier without its fold would have none to learn from.
     if n_positive < 2:
         raise InputError(
-            f"{key}: {n_positive} labeled images cannot be cross-fitted; label at least two, or set class_prior"
+            f"{key}: {n_positive} labeled images cannot be cross-fitted; label at least two, "
+            "or set class_prior"
         )
     return min(n_folds, n_positive)
 
 
 def new_head(positive: Tensor, unlabeled: Tensor, params: PUTrainingParams) -> PUHead:
+    """Return an untrained head for (N, D) features, standardized by those of the pool."""
     descriptor_size = positive.shape[1] - n_outputs_of(params.features)
     head = make_head(descriptor_size, params.features, params.attention_reduction)
+    # By the pool, not by the positives: see docs/decisions/0003.
     head.standardize_by(unlabeled.cpu())
     return head
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pu_kd_pipeline.devices import autocast, prepare_device
@@ -16,6 +17,7 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.loop import TrainingState, fit, make_optimizer, seeded
 from pu_kd_pipeline.models.factory import new_teacher
 from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
 from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
@@ -32,36 +34,32 @@ def train_classifier(
     """
     device = prepare_device(params.compute)
 
-    def about() -> dict[str, Any]:
+    def identity() -> dict[str, Any]:
         return decided_by(params, device, teacher=teacher, images=images.fingerprint)
 
-    with keeping("teacher", about) as keeper, seeded(params.seed):
+    with keeping("teacher", identity) as keeper, seeded(params.seed):
         model = new_teacher(teacher)
         network = model.network.to(device).train()
-        labels = torch.from_numpy(images.index["label"].to_numpy(dtype=np.int64)).to(device)
-
-        def step(batch: Batch) -> dict[str, Tensor]:
-            with autocast(params.compute, device):
-                logits = network(batch.images)
-            loss = functional.cross_entropy(logits.float(), labels[batch.rows])
-            return {
-                "loss": loss,
-                "accuracy": (logits.argmax(dim=1) == labels[batch.rows]).float().mean(),
-            }
+        truth = images.index["label"].to_numpy(dtype=np.int64)
+        labels = torch.from_numpy(truth).to(device)
 
         optimizer = make_optimizer(network, **params.optimizer.model_dump(exclude={"schedule"}))
+        # The names of the parts are the keys of a checkpoint.
         state = TrainingState(teacher=network, optimizer=optimizer)
+        # Restored before the batches are made, which start after the updates that are done.
         keeper.restore(state)
+        rows = np.arange(len(images))
         batches = augmented_batches(
-            ImageRows([(images, np.arange(len(images)))], params.compute),
+            ImageRows([(images, rows)], params.compute),
             normalization(model, device),
             params.augmentation,
             params.batch_size,
             params.seed,
             n_passed=state.update,
         )
+
         records = fit(
-            step,
+            partial(_step, network, labels, params.compute),
             batches,
             optimizer,
             n_updates=params.n_updates,
@@ -73,3 +71,17 @@ def train_classifier(
         n_records = -(-params.n_updates // params.record_every)
         history = pd.DataFrame(list(watch(records, name="teacher", total=n_records)))
     return Model(network.cpu().eval(), model.card), history
+
+
+def _step(
+    network: nn.Module, labels: Tensor, compute: ComputeParams, batch: Batch
+) -> dict[str, Tensor]:
+    with autocast(compute, labels.device):
+        logits: Tensor = network(batch.images)
+
+    labels_of_batch = labels[batch.rows]
+    # In float32 also under autocast: bf16 has too few digits for the logarithm.
+    loss = functional.cross_entropy(logits.float(), labels_of_batch)
+    classes = logits.argmax(dim=1)
+    accuracy = (classes == labels_of_batch).float().mean()
+    return {"loss": loss, "accuracy": accuracy}

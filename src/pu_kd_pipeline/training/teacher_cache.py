@@ -1,4 +1,4 @@
-"""What the teacher says of the views that a student sees: asked at every step, or once for each view and remembered."""
+"""The teacher's logits for the views that a student sees: at every step, or once per view."""
 
 from __future__ import annotations
 
@@ -17,21 +17,30 @@ from pu_kd_pipeline.training.batches import Batch
 
 logger = logging.getLogger(__name__)
 
+_FLOAT32_BYTES = 4
+
+Make = Callable[[], Tensor | None]
+
+
+def _call(make: Make) -> Tensor | None:
+    return make()
+
 
 class TeacherOutputs:
     """The teacher's logits for batches of views, by `params.teacher_cache`.
 
-    `off` asks the teacher at every step. `exact` asks once for every possible view; the same views are drawn as with
-    `off`, and batches of the same size make the logits the same to the last bit on a CPU. `views` asks once for
-    `cached_views` random views of each image, and training draws from these: less work, and less variety. Both are
-    `off` where they would ask for more views than training shows, and `exact` also where the logits do not fit.
+    `off` runs the teacher at every step. `exact` runs it once for every possible view; the same
+    views are drawn as with `off`, and batches of the same size make the logits the same to the last
+    bit on a CPU. `views` runs it once for `cached_views` random views of each image, and training
+    draws from these: less work, and less variety. Both are `off` where they would take more views
+    than training shows, and `exact` also where the logits do not fit.
 
     Args:
         images: the training images.
         teacher: in eval mode, on the images' device.
         normalize: on the images' device.
-        params: of the student.
-        remembered: returns what its argument makes, or made in a run that was stopped.
+        params: the block `distillation`.
+        remember: returns the result of its argument, from this run or from an interrupted one.
 
     Raises:
         InputError: the logits of `views` do not fit `compute.resident_limit_gb`.
@@ -43,96 +52,137 @@ class TeacherOutputs:
         teacher: nn.Module,
         normalize: Normalize,
         params: DistillationParams,
-        remembered: Callable[[Callable[[], Tensor | None]], Tensor | None] = lambda make: make(),
+        remember: Callable[[Make], Tensor | None] = _call,
     ) -> None:
-        self._images, self._teacher, self._normalize, self._params = (
-            images,
-            teacher,
-            normalize,
-            params,
-        )
-        self._padding, self._flip = (
-            params.augmentation.padding_px,
-            params.augmentation.horizontal_flip,
-        )
-        self._fixed: Tensor | None = None  # (N, cached_views) int64, the views of each image
-        self._known: Tensor | None = None  # (N, views, K) float32
-        n_all, n_shown = n_views(self._padding, self._flip), params.n_updates * params.batch_size
-        n_each = min(n_all, params.cached_views) if params.teacher_cache == "views" else n_all
-        if params.teacher_cache == "off" or len(images) * n_each >= n_shown:
+        self._images = images
+        self._teacher = teacher
+        self._normalize = normalize
+        self._params = params
+        self._padding = params.augmentation.padding_px
+        self._flip = params.augmentation.horizontal_flip
+        self._fixed_views: Tensor | None = None  # (N, cached_views) int64, the views of each image
+        self._logits: Tensor | None = None  # (N, views, K) float32
+        n_cached = self._n_views_to_cache()
+        if n_cached is None:
             return
-        if n_each < n_all:
-            generator = torch.Generator(images.device).manual_seed(params.seed)
-            drawn = draw_views(
-                len(images) * n_each, padding=self._padding, flip=self._flip, generator=generator
-            )
-            self._fixed = drawn.view(len(images), n_each)
-        views = self._fixed
-        if views is None:
-            views = torch.arange(n_all, device=images.device).expand(len(images), n_all)
-        known = remembered(lambda: self._ask_all(views, must_fit=self._fixed is not None))
-        self._known = known if known is None else known.to(images.device)
+        views = self._views_to_cache(n_cached)
+        logits = remember(lambda: self._logits_of_all(views))
+        if logits is not None:
+            self._logits = logits.to(images.device)
 
     @property
     def is_cached(self) -> bool:
-        """Whether the teacher is asked no more."""
-        return self._known is not None
+        """Whether the teacher is not run any more."""
+        return self._logits is not None
 
     def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return (N,) int64 random views for the images at (N,) positions."""
-        if self._fixed is None:
+        if self._fixed_views is None:
             return draw_views(
                 len(rows), padding=self._padding, flip=self._flip, generator=generator
             )
+        n_views_each = self._fixed_views.shape[1]
         which = torch.randint(
-            self._fixed.shape[1], (len(rows),), generator=generator, device=generator.device
+            n_views_each, (len(rows),), generator=generator, device=generator.device
         )
-        return self._fixed[rows, which]
+        return self._fixed_views[rows, which]
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return (N, K) float32 logits."""
-        if self._known is None:
-            return self._ask(batch.images)
-        if self._fixed is None:
-            return self._known[batch.rows, batch.views]
-        # the first of the image's views that is this one: the same view may have been drawn twice
-        which = (self._fixed[batch.rows] == batch.views.unsqueeze(1)).int().argmax(dim=1)
-        return self._known[batch.rows, which]
+        if self._logits is None:
+            return self._compute(batch.images)
+        if self._fixed_views is None:
+            return self._logits[batch.rows, batch.views]
+        # The first match: the same view of an image may have been drawn twice.
+        is_match = self._fixed_views[batch.rows] == batch.views.unsqueeze(1)
+        which = is_match.int().argmax(dim=1)
+        return self._logits[batch.rows, which]
 
-    def _ask(self, images: Tensor) -> Tensor:
+    def _n_views_to_cache(self) -> int | None:
+        """Return the number of views of each image to cache; None where caching does not pay."""
+        params = self._params
+        n_cached = n_views(self._padding, self._flip)
+        if params.teacher_cache == "off":
+            return None
+        if params.teacher_cache == "views":
+            n_cached = min(n_cached, params.cached_views)
+        n_shown = params.n_updates * params.batch_size
+        if len(self._images) * n_cached >= n_shown:
+            return None
+        return n_cached
+
+    def _views_to_cache(self, n_cached: int) -> Tensor:
+        """Return (N, n_cached) int64 views; random ones become those that training draws from."""
+        n = len(self._images)
+        device = self._images.device
+        if n_cached == n_views(self._padding, self._flip):
+            return torch.arange(n_cached, device=device).expand(n, n_cached)
+        # A generator of its own, so that the batches of `views` start like those of `off`.
+        generator = torch.Generator(device).manual_seed(self._params.seed)
+        drawn = draw_views(
+            n * n_cached,
+            padding=self._padding,
+            flip=self._flip,
+            generator=generator,
+        )
+        self._fixed_views = drawn.view(n, n_cached)
+        return self._fixed_views
+
+    def _compute(self, images: Tensor) -> Tensor:
         with torch.no_grad(), autocast(self._params.compute, self._images.device):
-            return self._teacher(images).float()  # type: ignore[no-any-return]
+            logits: Tensor = self._teacher(images)
+            return logits.float()
 
-    def _ask_all(self, views: Tensor, *, must_fit: bool = False) -> Tensor | None:
-        """Return the logits of (N, V) views of every image, asked for in batches of the training's size."""
-        n, n_each = views.shape
-        size, device = self._params.batch_size, self._images.device
-        rows = torch.arange(n, device=device).repeat_interleave(n_each)
+    def _logits_of_all(self, views: Tensor) -> Tensor | None:
+        """Return the (N, V, K) logits of (N, V) views of every image; None if they do not fit."""
+        n, n_views_each = views.shape
+        n_rows = n * n_views_each
+        device = self._images.device
+        rows = torch.arange(n, device=device).repeat_interleave(n_views_each)
         views = views.reshape(-1)
-        known: Tensor | None = None
-        for start in range(0, len(rows), size):
-            wanted = torch.arange(start, start + size, device=device).clamp(
-                max=len(rows) - 1
-            )  # full to the last
-            logits = self._ask(self._batch(rows[wanted], views[wanted]))
-            if known is None:
-                if not self._fits(len(rows) * logits.shape[1] * 4 / 1e9, must_fit=must_fit):
-                    return None
-                known = torch.empty(len(rows), logits.shape[1], device=device)
-            n_left = min(size, len(rows) - start)
-            known[start : start + n_left] = logits[:n_left]
-        return None if known is None else known.view(n, n_each, -1)
+        cached: Tensor | None = None
+        size = self._params.batch_size
+        for start in range(0, n_rows, size):
+            end = start + size
+            # Full batches of the training's size to the last: another size may round differently.
+            taken = torch.arange(start, end, device=device).clamp(max=n_rows - 1)
+            images = self._batch(rows[taken], views[taken])
+            logits = self._compute(images)
 
-    def _fits(self, gigabytes: float, *, must_fit: bool) -> bool:
+            # The number of classes is known after the first batch.
+            if cached is None:
+                n_classes = logits.shape[1]
+                if not self._fits(n_rows, n_classes):
+                    return None
+                cached = torch.empty(n_rows, n_classes, device=device)
+
+            n_left = min(size, n_rows - start)
+            cached[start:end] = logits[:n_left]
+
+        if cached is None:
+            return None
+        return cached.view(n, n_views_each, -1)
+
+    def _fits(self, n_rows: int, n_classes: int) -> bool:
+        gigabytes = n_rows * n_classes * _FLOAT32_BYTES / 1e9
         limit = self._params.compute.resident_limit_gb
         if gigabytes <= limit:
             return True
-        what = f"distillation: {gigabytes:.1f} GB of teacher logits do not fit compute.resident_limit_gb of {limit}"
-        if must_fit:
+        what = (
+            f"distillation: {gigabytes:.1f} GB of teacher logits do not fit "
+            f"compute.resident_limit_gb of {limit}"
+        )
+        if self._fixed_views is not None:
+            # Without the cache, training would draw other views than was asked for.
             raise InputError(f"{what}: raise it, lower cached_views, or set teacher_cache to off")
-        logger.info("%s, so the teacher is asked at every step", what)
+        logger.info("%s, so the teacher runs at every step", what)
         return False
 
     def _batch(self, rows: Tensor, views: Tensor) -> Tensor:
-        images = self._images.batch(rows)
-        return self._normalize(take_views(images, views, padding=self._padding, flip=self._flip))
+        images = take_views(
+            self._images.batch(rows),
+            views,
+            padding=self._padding,
+            flip=self._flip,
+        )
+        return self._normalize(images)

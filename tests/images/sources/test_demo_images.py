@@ -9,34 +9,38 @@ PARTS = ("labeled", "pool", "test", "teacher_training")
 
 
 def population(name: str, seed: int = 0) -> np.ndarray:
-    part = demo_part("pool", seed)
-    return part.images[[image_id.startswith(name) for image_id in part.ids]]
+    """Return the images of the pool whose ids start with a name."""
+    pool = demo_part("pool", seed)
+    is_in = [image_id.startswith(name) for image_id in pool.ids]
+    return pool.images[is_in]
 
 
 def test_the_parts_share_no_digit_and_use_them_all() -> None:
-    digits = [
-        image_id
-        for name in PARTS
-        for image_id in demo_part(name, 0).ids
-        if image_id.startswith("digits/")
-    ]
+    sizes = []
+    digits: list[str] = []
+    for name in PARTS:
+        ids = demo_part(name, 0).ids
+        sizes.append(len(ids))
+        digits += [image_id for image_id in ids if image_id.startswith("digits/")]
+    assert sizes == [100, 3500, 500, 497]
     assert len(digits) == len(set(digits)) == 1797
-    assert [len(demo_part(name, 0).ids) for name in PARTS] == [100, 3500, 500, 497]
 
 
 def test_there_are_ten_labeled_images_of_each_digit() -> None:
     assert np.bincount(demo_part("labeled", 3).labels).tolist() == [10] * 10
 
 
-def test_a_fifth_of_the_pool_are_digits_and_their_place_does_not_tell() -> None:
+def test_a_fifth_of_the_pool_are_digits_and_they_are_everywhere() -> None:
     pool = demo_part("pool", 0)
     is_digit = pool.labels >= 0
+    first_half = is_digit[: len(is_digit) // 2]
     assert is_digit.mean() == pytest.approx(0.2)
-    assert is_digit[: len(is_digit) // 2].mean() == pytest.approx(0.2, abs=0.03)
-    names = np.array(pool.label_names)
-    assert sum(name.startswith("letter ") for name in names) == 700
-    assert sum(name.startswith("patch ") for name in names) == 2100
-    assert {name[-1] for name in names if name.startswith("letter ")} == set(LETTERS)
+    assert first_half.mean() == pytest.approx(0.2, abs=0.03)
+    letters = [name for name in pool.label_names if name.startswith("letter ")]
+    patches = [name for name in pool.label_names if name.startswith("patch ")]
+    assert len(letters) == 700
+    assert len(patches) == 2100
+    assert {name[-1] for name in letters} == set(LETTERS)
 
 
 def test_no_image_occurs_twice() -> None:
@@ -51,13 +55,14 @@ def test_every_population_has_the_same_seventeen_gray_levels(name: str) -> None:
 
 
 def test_letters_have_the_ink_the_contrast_and_the_black_of_digits() -> None:
-    digits, letters = (
-        population("digits").astype(float) / 255,
-        population("letters").astype(float) / 255,
-    )
-    assert letters.mean() == pytest.approx(digits.mean(), rel=0.03)
-    assert letters.mean(axis=(1, 2)).std() == pytest.approx(digits.mean(axis=(1, 2)).std(), rel=0.2)
+    digits = population("digits") / 255
+    letters = population("letters") / 255
+    digit_inks = digits.mean(axis=(1, 2))
+    letter_inks = letters.mean(axis=(1, 2))
+    assert letter_inks.mean() == pytest.approx(digit_inks.mean(), rel=0.03)
+    assert letter_inks.std() == pytest.approx(digit_inks.std(), rel=0.2)
     assert letters.std() == pytest.approx(digits.std(), rel=0.05)
+    # shares of empty and of full pixels
     assert (letters == 0).mean() == pytest.approx((digits == 0).mean(), abs=0.05)
     assert (letters == 1).mean() == pytest.approx((digits == 1).mean(), abs=0.03)
 
@@ -65,11 +70,11 @@ def test_letters_have_the_ink_the_contrast_and_the_black_of_digits() -> None:
 def test_the_seed_decides_everything() -> None:
     first = demo_part("pool", 0)
     _demo.cache_clear()
-    again, other = demo_part("pool", 0), demo_part("pool", 1)
+    again = demo_part("pool", 0)
     assert again is not first
     assert again.ids == first.ids
     np.testing.assert_array_equal(again.images, first.images)
-    assert other.ids != first.ids
+    assert demo_part("pool", 1).ids != first.ids
     assert not np.array_equal(population("letters", 0), population("letters", 1))
 
 

@@ -1,4 +1,4 @@
-"""Distillation objectives: slow references with gradients, limits, and the min-max as one product."""
+"""Losses of logits: slow references with gradients, limits, and the min-max as one product."""
 
 from __future__ import annotations
 
@@ -12,66 +12,85 @@ from torch import Tensor
 from torch.nn import functional
 
 from pu_kd_pipeline.learning.losses.distillation import (
-    OBJECTIVES,
     class_loss_mass,
+    kd,
     kd_loss,
     kl_divergence,
-    robust_kd_loss,
+    robust_kd,
     soft_cross_entropy,
 )
 
 TEMPERATURES = [1.0, 4.0]
+BOTH = pytest.mark.parametrize("loss", [kd, robust_kd])
 
 
 def batch(
     seed: int, n: int = 12, n_classes: int = 5, n_vectors: int = 4
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Student logits, teacher logits and weight vectors, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = (
-        2 * torch.randn(n, n_classes, generator=generator, dtype=torch.float64) for _ in range(2)
-    )
-    return (
-        student,
-        teacher,
-        2 * torch.rand(n_vectors, n_classes, generator=generator, dtype=torch.float64),
-    )
+    """Return student logits, teacher logits and weight vectors, float64."""
+    options = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
+    student = torch.randn(n, n_classes, **options)
+    teacher = torch.randn(n, n_classes, **options)
+    vectors = torch.rand(n_vectors, n_classes, **options)
+    # Larger logits than a unit normal, so that the softmax is not nearly uniform.
+    return 2 * student, 2 * teacher, 2 * vectors
+
+
+def robust_loss(student: Tensor, teacher: Tensor, vectors: Tensor, temperature: float) -> Tensor:
+    return robust_kd(student, teacher, vectors, temperature)["loss"]
 
 
 def slow_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """One sample at a time."""
+    """Return the cross-entropy of one sample, one class at a time."""
     p = [math.exp(z / temperature) for z in teacher.tolist()]
     q = torch.exp(student / temperature)
-    return -torch.stack(
-        [p_k / sum(p) * torch.log(q_k / q.sum()) for p_k, q_k in zip(p, q, strict=True)]
-    ).sum()
+    p_sum = sum(p)
+    q_sum = q.sum()
+
+    total = torch.zeros((), dtype=student.dtype)
+    for p_k, q_k in zip(p, q, strict=True):
+        log_probability = torch.log(q_k / q_sum)
+        total = total - p_k / p_sum * log_probability
+    return total
 
 
-def slow_robust_loss(
+def slow_cross_entropies(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy of each sample, one sample at a time."""
+    losses = []
+    for student_i, teacher_i in zip(student, teacher, strict=True):
+        losses.append(slow_cross_entropy(student_i, teacher_i, temperature))
+    return torch.stack(losses)
+
+
+def slow_weighted_losses(
     student: Tensor, teacher: Tensor, vectors: Tensor, temperature: float
-) -> Tensor:
-    """Eq. 8-10 as the double loop over weight vectors and samples."""
+) -> list[Tensor]:
+    """Return the loss under each weight vector: Eq. 8-10 as a double loop."""
+    losses = slow_cross_entropies(student, teacher, temperature)
     candidates = []
     for w in vectors:
         total = torch.zeros((), dtype=student.dtype)
-        for student_i, teacher_i in zip(student, teacher, strict=True):
-            total = total + w[teacher_i.argmax()] * slow_cross_entropy(
-                student_i, teacher_i, temperature
-            )
+        for loss, teacher_i in zip(losses, teacher, strict=True):
+            teacher_class = teacher_i.argmax()
+            total = total + w[teacher_class] * loss
         candidates.append(temperature**2 * total / len(student))
-    return max(candidates, key=lambda candidate: candidate.item())
+    return candidates
+
+
+# --- plain distillation ---
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_cross_entropy_equals_the_slow_one(temperature: float) -> None:
     student, teacher, _ = batch(0)
-    expected = torch.stack(
-        [slow_cross_entropy(s, t, temperature) for s, t in zip(student, teacher, strict=True)]
-    )
-    torch.testing.assert_close(soft_cross_entropy(student, teacher, temperature), expected)
-    torch.testing.assert_close(
-        kd_loss(student, teacher, temperature), temperature**2 * expected.mean()
-    )
+    expected = slow_cross_entropies(student, teacher, temperature)
+    losses = soft_cross_entropy(student, teacher, temperature)
+
+    torch.testing.assert_close(losses, expected)
+
+    loss = kd_loss(student, teacher, temperature)
+
+    torch.testing.assert_close(loss, temperature**2 * expected.mean())
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -79,9 +98,12 @@ def test_equal_logits_give_the_entropy_and_no_gradient(temperature: float) -> No
     _, teacher, _ = batch(1)
     student = (teacher + 3.0).requires_grad_()  # softmax does not see a constant
     losses = soft_cross_entropy(student, teacher, temperature)
-    entropy = torch.distributions.Categorical(logits=teacher / temperature).entropy()
-    torch.testing.assert_close(losses.detach(), entropy)
+    distribution = torch.distributions.Categorical(logits=teacher / temperature)
+
+    torch.testing.assert_close(losses.detach(), distribution.entropy())
+
     (gradient,) = torch.autograd.grad(losses.sum(), student)
+
     torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
@@ -92,32 +114,48 @@ def test_cross_entropy_is_never_below_the_entropy_of_the_teacher(
 ) -> None:
     student, teacher, _ = batch(seed)
     entropy = soft_cross_entropy(teacher, teacher, temperature)
-    assert (soft_cross_entropy(student, teacher, temperature) >= entropy - 1e-12).all()
+    cross_entropy = soft_cross_entropy(student, teacher, temperature)
+
+    assert (cross_entropy >= entropy - 1e-12).all()
 
 
 def test_divergence_is_torchs_own_and_zero_for_equal_logits() -> None:
-    teacher, student = torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(0))
-    expected = functional.kl_div(
-        student.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="none"
-    ).sum(1)
-    torch.testing.assert_close(kl_divergence(teacher, student), expected, rtol=1e-4, atol=1e-5)
-    assert (kl_divergence(teacher, teacher + 3.0) < 1e-5).all()
-    assert (kl_divergence(1e4 * teacher, student) >= 0).all()
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 50, 7, generator=generator)
+    log_p = teacher.log_softmax(1)
+    log_q = student.log_softmax(1)
+    terms = functional.kl_div(log_q, log_p, log_target=True, reduction="none")
+    expected = terms.sum(1)
+    divergence = kl_divergence(teacher, student)
+
+    torch.testing.assert_close(divergence, expected, rtol=1e-4, atol=1e-5)
+
+    of_equal_logits = kl_divergence(teacher, teacher + 3.0)
+
+    assert (of_equal_logits < 1e-5).all()
+
+    # Rounding of large logits must not make it negative.
+    of_large_logits = kl_divergence(1e4 * teacher, student)
+
+    assert (of_large_logits >= 0).all()
 
 
-def test_temperature_squared_keeps_the_size_of_the_gradient() -> None:
+@BOTH
+def test_temperature_squared_keeps_the_size_of_the_gradient(loss) -> None:
     student, teacher, vectors = batch(2)
     student.requires_grad_()
-    for loss in (
-        kd_loss,
-        lambda s, t, temperature: robust_kd_loss(s, t, vectors[:1], temperature).loss,
-    ):
-        # In the limit of large T the scaled gradient tends to (centered logits) / (N K): it stops depending on T.
-        sizes = [
-            torch.autograd.grad(loss(student, teacher, t), student)[0].norm()
-            for t in (200.0, 400.0)
-        ]
-        torch.testing.assert_close(sizes[0], sizes[1], rtol=0.02, atol=0)
+    # In the limit of large T the scaled gradient tends to (centered logits) / (N K), which does not
+    # depend on T.
+    sizes = []
+    for temperature in (200.0, 400.0):
+        value = loss(student, teacher, vectors[:1], temperature)["loss"]
+        (gradient,) = torch.autograd.grad(value, student)
+        sizes.append(gradient.norm())
+
+    torch.testing.assert_close(sizes[0], sizes[1], rtol=0.02, atol=0)
+
+
+# --- the worst of several weightings ---
 
 
 @settings(deadline=None, max_examples=30)
@@ -125,108 +163,159 @@ def test_temperature_squared_keeps_the_size_of_the_gradient() -> None:
     seed=st.integers(0, 10_000),
     n=st.integers(1, 12),
     n_vectors=st.integers(1, 5),
-    t=st.sampled_from(TEMPERATURES),
+    temperature=st.sampled_from(TEMPERATURES),
 )
 def test_one_product_equals_the_double_loop_with_its_gradient(
-    seed: int, n: int, n_vectors: int, t: float
+    seed: int, n: int, n_vectors: int, temperature: float
 ) -> None:
     student, teacher, vectors = batch(seed, n=n, n_vectors=n_vectors)
     student.requires_grad_()
-    fast, worst = robust_kd_loss(student, teacher, vectors, t)
-    slow = slow_robust_loss(student, teacher, vectors, t)
+    fast = robust_loss(student, teacher, vectors, temperature)
+    candidates = slow_weighted_losses(student, teacher, vectors, temperature)
+    slow = max(candidates)
+
     torch.testing.assert_close(fast, slow)
-    torch.testing.assert_close(
-        torch.autograd.grad(fast, student)[0], torch.autograd.grad(slow, student)[0]
-    )
-    torch.testing.assert_close(robust_kd_loss(student, teacher, vectors[worst][None], t).loss, fast)
+
+    (fast_gradient,) = torch.autograd.grad(fast, student)
+    (slow_gradient,) = torch.autograd.grad(slow, student)
+
+    torch.testing.assert_close(fast_gradient, slow_gradient)
 
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10_000), factor=st.floats(0.1, 10))
-def test_the_maximum_bounds_every_member_and_scales_with_the_weights(
+def test_the_maximum_is_that_of_its_members_and_scales_with_the_weights(
     seed: int, factor: float
 ) -> None:
     student, teacher, vectors = batch(seed)
-    loss, worst = robust_kd_loss(student, teacher, vectors, 1.0)
-    members = torch.stack([robust_kd_loss(student, teacher, w[None], 1.0).loss for w in vectors])
-    assert (loss >= members).all()
-    assert loss == members[worst]
-    scaled = robust_kd_loss(student, teacher, factor * vectors, 1.0)
-    torch.testing.assert_close(scaled.loss, factor * loss)
-    assert scaled.worst == worst
+    loss = robust_loss(student, teacher, vectors, 1.0)
+    members = []
+    for w in vectors:
+        one_vector = w.unsqueeze(0)
+        members.append(robust_loss(student, teacher, one_vector, 1.0))
+
+    assert loss == max(members)
+
+    scaled = robust_loss(student, teacher, factor * vectors, 1.0)
+
+    torch.testing.assert_close(scaled, factor * loss)
+
+
+def test_equal_vectors_get_the_gradient_of_one_of_them() -> None:
+    student, teacher, vectors = batch(10)
+    student.requires_grad_()
+    vectors = vectors[:1].expand(3, -1).clone().requires_grad_()
+    loss = robust_loss(student, teacher, vectors, 1.0)
+    loss.backward()
+
+    assert vectors.grad is not None
+
+    has_gradient = (vectors.grad != 0).any(dim=1)
+
+    assert has_gradient.sum() == 1
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_all_equal_weights_give_plain_distillation(temperature: float) -> None:
     student, teacher, vectors = batch(3)
-    robust = robust_kd_loss(student, teacher, torch.ones_like(vectors), temperature).loss
-    torch.testing.assert_close(robust, kd_loss(student, teacher, temperature))
+    # The worst of equal candidates is each of them.
+    ones = torch.ones_like(vectors)
+    robust = robust_loss(student, teacher, ones, temperature)
+    plain = kd_loss(student, teacher, temperature)
+
+    torch.testing.assert_close(robust, plain)
 
 
 def test_class_loss_mass_equals_the_loop_and_leaves_absent_classes_at_zero() -> None:
-    losses, classes = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([2, 0, 2, 2])
-    torch.testing.assert_close(
-        class_loss_mass(losses, classes, 4), torch.tensor([0.5, 0.0, 3.25, 0.0])
-    )
+    losses = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    classes = torch.tensor([2, 0, 2, 2])
+    expected = torch.tensor([0.5, 0.0, 3.25, 0.0])
+
+    torch.testing.assert_close(class_loss_mass(losses, classes, 4), expected)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_gradcheck_of_every_objective(name: str) -> None:
+def test_the_references_of_robust_kd_are_the_first_vector_alone_and_no_vector() -> None:
+    student, teacher, vectors = batch(6)
+    robust = robust_kd(student, teacher, vectors, 2.0)
+    first = robust_loss(student, teacher, vectors[:1], 2.0)
+    plain = kd_loss(student, teacher, 2.0)
+
+    assert robust["estimated_weights_loss"] == first
+    assert robust["estimated_weights_loss"] <= robust["loss"]
+    torch.testing.assert_close(robust["kd_loss"], plain)
+
+
+# --- both losses ---
+
+
+def test_kd_is_the_plain_loss() -> None:
+    student, teacher, vectors = batch(6)
+    result = kd(student, teacher, vectors, 2.0)
+
+    assert set(result) == {"loss"}
+    assert result["loss"] == kd_loss(student, teacher, 2.0)
+
+
+@BOTH
+def test_gradcheck_of_both_losses(loss) -> None:
     student, teacher, vectors = batch(4, n=5)
-    assert torch.autograd.gradcheck(
-        lambda s: OBJECTIVES[name](s, teacher, vectors, 2.0)["loss"], student.requires_grad_()
-    )
+
+    def of_student(logits: Tensor) -> Tensor:
+        return loss(logits, teacher, vectors, 2.0)["loss"]
+
+    assert torch.autograd.gradcheck(of_student, student.requires_grad_())
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_returns_a_differentiable_loss_and_detached_metrics(name: str) -> None:
+@BOTH
+def test_the_loss_is_differentiable_and_everything_else_is_detached(loss) -> None:
     student, teacher, vectors = (tensor.bfloat16() for tensor in batch(5))
-    result = OBJECTIVES[name](student.requires_grad_(), teacher.requires_grad_(), vectors, 2.0)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    result = loss(student, teacher, vectors, 2.0)
+
     assert result["loss"].dtype == torch.float32
-    assert all(value.shape == () for value in result.values())
-    assert [key for key, value in result.items() if value.requires_grad] == ["loss"]
+    for key, value in result.items():
+        assert value.shape == ()
+        assert value.requires_grad == (key == "loss")
+
     result["loss"].backward()
+
     assert student.grad is not None
     assert teacher.grad is None
 
 
-def test_objectives_are_the_losses_they_name() -> None:
-    student, teacher, vectors = batch(6)
-    assert OBJECTIVES["kd"](student, teacher, vectors, 2.0)["loss"] == kd_loss(
-        student, teacher, 2.0
-    )
-    robust = OBJECTIVES["robust_kd"](student, teacher, vectors, 2.0)
-    assert robust["loss"] == robust_kd_loss(student, teacher, vectors, 2.0).loss
-    assert (
-        robust["estimated_weights_loss"]
-        == robust_kd_loss(student, teacher, vectors[:1], 2.0).loss
-        <= robust["loss"]
-    )
-    torch.testing.assert_close(robust["kd_loss"], kd_loss(student, teacher, 2.0))
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_host_never_reads_a_tensor(name: str) -> None:
+@BOTH
+def test_the_host_never_reads_a_tensor(loss) -> None:
+    # Tensors on the device "meta" have no values: reading one raises.
     student, teacher, vectors = (tensor.to("meta") for tensor in batch(7))
-    assert OBJECTIVES[name](student, teacher, vectors, 2.0)["loss"].shape == ()
+    result = loss(student, teacher, vectors, 2.0)
+
+    assert result["loss"].shape == ()
 
 
 def test_autocast_does_not_round_the_weighted_sum() -> None:
     student, teacher, vectors = (tensor.float() for tensor in batch(8))
-    expected = robust_kd_loss(student, teacher, vectors, 1.0).loss
+    expected = robust_loss(student, teacher, vectors, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(
-            robust_kd_loss(student, teacher, vectors, 1.0).loss, expected, rtol=1e-6, atol=0
-        )
+        loss = robust_loss(student, teacher, vectors, 1.0)
+
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
 def test_shapes_and_temperatures_that_do_not_fit_are_refused() -> None:
     student, teacher, vectors = batch(9)
+    four_classes = student[:, :4]
+
     with pytest.raises(ValueError, match=r"one shape, got \(12, 4\) and \(12, 5\)"):
-        kd_loss(student[:, :4], teacher, 1.0)
+        kd_loss(four_classes, teacher, 1.0)
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         kd_loss(student, teacher, 0.0)
-    with pytest.raises(
-        ValueError, match=r"weight_vectors must be \(n, 5\) with n > 0.*got \(4, 3\)"
-    ):
-        robust_kd_loss(student, teacher, vectors[:, :3], 1.0)
+
+    message = r"weight_vectors must be \(n, 5\) with n > 0.*got \("
+    three_classes = vectors[:, :3]
+    no_vector = vectors[:0]
+    one_dimension = vectors[0]
+
+    for wrong in (three_classes, no_vector, one_dimension):
+        with pytest.raises(ValueError, match=message):
+            robust_kd(student, teacher, wrong, 1.0)

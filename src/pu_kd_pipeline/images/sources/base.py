@@ -1,8 +1,8 @@
-"""What every image source answers, and the tables that it gives."""
+"""What every image source provides, and the table that lists its images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Unusable
+from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.images.decoding import RawImage
@@ -17,59 +18,89 @@ if TYPE_CHECKING:
 
 
 class SourceLostError(InputError):
-    """A source was there when the run began and cannot be read any more; what is finished is worth keeping."""
+    """A source can no longer be read in the middle of a run; what is finished is worth keeping."""
 
 
 class Source(Protocol):
-    """A place that images come from."""
+    """A place that images come from.
+
+    Args:
+        source: its parameters.
+        seed: draws the split of the embedded demo; other sources ignore it.
+    """
+
+    def __init__(self, source: ImageSource, seed: int) -> None: ...
+
+    @staticmethod
+    def state(source: ImageSource) -> str:
+        """Return a digest of what the files of a source are called and when they changed.
+
+        The source is not opened, no image is read, and the files need not exist. Empty if there are
+        no files because the images come with installed code. Errors of a remote file system become
+        part of the digest and are not raised.
+        """
+        ...
 
     def listing(self) -> pd.DataFrame:
-        """Return one row an image, in a stable order.
+        """Return one row per image, in a stable order.
 
-        Columns: `id` (string, unique), `label` (Int64 or null), `label_name` (string or null), `version` (string,
-        changes whenever the image may have), `fault` (the reason why it cannot be used, or null) and the source's own.
+        Columns: `id` (string, unique), `label` (Int64 or null), `label_name` (string or null),
+        `version` (string, changes whenever the image may have), `fault` (the reason why it cannot
+        be used, or null) and the source's own.
 
         Raises:
-            InputError: the source is not there, is empty, or is not what it should be.
+            InputError: the source is missing, empty, or of the wrong kind.
         """
         ...
 
     def read(self, rows: pd.DataFrame) -> Iterator[RawImage | Unusable]:
-        """Yield the raw image of each of these rows of the listing, which are in the listing's order.
+        """Yield the raw image of each of these rows of the listing, which are in its order.
 
         Raises:
-            SourceLostError: the source as a whole is no longer there, or is damaged.
+            SourceLostError: the source as a whole is gone or damaged.
         """
         ...
 
 
 def default_name(source: ImageSource) -> str:
-    """Return what the index calls a source that was given no name."""
-    if source.type == "demo":
-        return "demo"
+    """Return the name of a source in the index if its parameters give none."""
+    # A type that needs neither is named after itself, whatever other keys it was given.
+    if SOURCE_TYPES[source.type].required_key not in ("dataset", "path"):
+        return source.type
+    if source.dataset:
+        return source.dataset
     path = PurePosixPath(str(source.path).rstrip("/"))
     is_pattern = any(wildcard in path.name for wildcard in "*?[")
-    return source.dataset or (path.parent.name if is_pattern else path.stem) or source.type
+    name = path.parent.name if is_pattern else path.stem
+    return name or source.type
 
 
 def listing_table(
-    ids: Any,
+    ids: Sequence[str],
     labels: Any = None,
     label_names: Any = None,
     versions: Any = None,
     faults: Any = None,
     **locators: Any,
 ) -> pd.DataFrame:
-    n = len(ids)
-    return pd.DataFrame(
-        {
-            "id": pd.Series(ids, dtype="str"),
-            "label": pd.Series([None] * n if labels is None else labels, dtype="Int64"),
-            "label_name": pd.Series(
-                [None] * n if label_names is None else label_names, dtype="str"
-            ),
-            "version": pd.Series(versions if versions is not None else [""] * n, dtype="str"),
-            "fault": pd.Series([None] * n if faults is None else faults, dtype="str"),
-            **locators,
-        }
-    )
+    """Return the table that `Source.listing` describes; columns that are not given are empty.
+
+    Args:
+        ids: one per image.
+        labels: class numbers, or None for an image without.
+        label_names: class names, or None for an image without.
+        versions: texts that change whenever an image may have.
+        faults: why an image cannot be used, or None.
+        locators: columns by which the source finds an image again.
+    """
+    nothing = [None] * len(ids)
+    if versions is None:
+        versions = [""] * len(ids)
+    columns = {
+        "id": pd.Series(ids, dtype="str"),
+        "label": pd.Series(nothing if labels is None else labels, dtype="Int64"),
+        "label_name": pd.Series(nothing if label_names is None else label_names, dtype="str"),
+        "version": pd.Series(versions, dtype="str"),
+        "fault": pd.Series(nothing if faults is None else faults, dtype="str"),
+    }
+    return pd.DataFrame({**columns, **locators})

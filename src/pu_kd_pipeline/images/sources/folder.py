@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -19,6 +19,7 @@ from pu_kd_pipeline.images.sources.files import (
     file_state,
     file_system,
     is_printable,
+    path_state,
     printable,
     remote_version,
 )
@@ -30,31 +31,59 @@ if TYPE_CHECKING:
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
-class FolderSource:
-    """Image files below a folder; the first folder under it names the class. Local, or any fsspec URL.
+class _File(NamedTuple):
+    """A file below the folder.
 
-    Hidden files are left out. Links to files outside the folder and links to folders are listed with a fault.
+    Attributes:
+        path: below the folder, with slashes.
+        version: changes whenever the file may have.
+        fault: why it cannot be used, or "".
     """
 
-    def __init__(self, source: ImageSource) -> None:
+    path: str
+    version: str
+    fault: str
+
+
+class FolderSource:
+    """Image files below a folder, local or at any fsspec URL.
+
+    The first folder in an image's path is its class. Hidden files are left out. Links to folders,
+    and to files outside of the folder, are listed with a fault.
+    """
+
+    def __init__(self, source: ImageSource, seed: int) -> None:
         from fsspec.implementations.local import LocalFileSystem
 
         self._path = str(source.path)
         self._fs, self._root = file_system(self._path)
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
+    @staticmethod
+    def state(source: ImageSource) -> str:
+        return path_state(str(source.path))
+
     def listing(self) -> pd.DataFrame:
         if not self._fs.isdir(self._root):
             raise InputError(f"there is no folder {self._path}: correct `path` of the source")
-        found = sorted(self._local_files() if self._is_local else self._remote_files())
-        if not found:
+        found = self._local_files() if self._is_local else self._remote_files()
+        files = sorted(found)
+        if not files:
+            extensions = ", ".join(EXTENSIONS)
             raise InputError(
-                f"{self._path} holds no image: files ending in {', '.join(EXTENSIONS)} are looked for"
+                f"{self._path} holds no image: files ending in {extensions} are looked for"
             )
-        paths, versions, faults = zip(*found, strict=True)
-        folders = [path.split("/")[0] if "/" in path else None for path in paths]
+        paths: list[str] = []
+        classes: list[str | None] = []
+        versions: list[str] = []
+        faults: list[str | None] = []
+        for file in files:
+            paths.append(file.path)
+            classes.append(_class_of(file.path))
+            versions.append(file.version)
+            faults.append(file.fault or None)
         return listing_table(
-            paths, None, folders, versions, [fault or None for fault in faults], path=list(paths)
+            paths, label_names=classes, versions=versions, faults=faults, path=paths
         )
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
@@ -64,46 +93,62 @@ class FolderSource:
         try:
             if self._is_local:
                 return Path(self._root, path).read_bytes()
-            return bytes(self._fs.cat_file(f"{self._root.rstrip('/')}/{path}"))
+            root = self._root.rstrip("/")
+            return bytes(self._fs.cat_file(f"{root}/{path}"))
         except MemoryError:
             return Unusable(Reason.TOO_LARGE)
         except Exception as exc:  # each kind of remote file system has errors of its own
+            if self._is_local and not isinstance(exc, OSError):
+                raise
+            # A local folder that is gone as a whole ends the run; a single file is set aside.
             if self._is_local:
-                if not isinstance(exc, OSError):
-                    raise
                 check_file_unchanged(self._root, self._path)
             return Unusable(Reason.NOT_OPENED)
 
-    def _local_files(self) -> Iterator[tuple[str, str, str]]:
-        """Yield (path below the folder, version, fault or empty)."""
+    def _local_files(self) -> Iterator[_File]:
         root = Path(self._root)
         real_root = root.resolve()
-        closed: list[OSError] = []
-        for folder, subfolders, names in os.walk(
-            root, onerror=closed.append
-        ):  # which follows no link
+        unreadable: list[OSError] = []
+        # os.walk follows no links, and without `onerror` it would skip closed folders in silence.
+        for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
-            for name in links + [name for name in names if _is_image(name)]:
+            for name in subfolders:
                 path = Path(folder, name)
-                relative = path.relative_to(root).as_posix()
-                if not is_printable(relative):
-                    yield printable(relative), "", Reason.NAME
-                else:
-                    version, fault = file_state(path, real_root)
-                    yield relative, version, fault
-        for error in closed:
-            yield printable(os.path.relpath(error.filename, root)), "", Reason.NOT_OPENED
+                if path.is_symlink():
+                    yield _local_file(path, root, real_root)
+            for name in names:
+                if _is_image(name):
+                    yield _local_file(Path(folder, name), root, real_root)
+        for error in unreadable:
+            relative = os.path.relpath(error.filename, root)
+            yield _File(printable(relative), "", Reason.NOT_OPENED)
 
-    def _remote_files(self) -> Iterator[tuple[str, str, str]]:
+    def _remote_files(self) -> Iterator[_File]:
         root = self._fs._strip_protocol(self._root).rstrip("/")
         for path, about in self._fs.find(root, detail=True).items():
             relative = path.removeprefix(root).lstrip("/")
-            if _is_image(relative) and not any(
-                part.startswith(".") for part in relative.split("/")
-            ):
-                is_too_large = (about.get("size") or 0) > MAX_FILE_BYTES
-                yield relative, remote_version(about), Reason.TOO_LARGE if is_too_large else ""
+            is_hidden = any(part.startswith(".") for part in relative.split("/"))
+            if is_hidden or not _is_image(relative):
+                continue
+            size_bytes = about.get("size") or 0  # some file systems do not know it
+            fault = ""
+            if size_bytes > MAX_FILE_BYTES:
+                fault = Reason.TOO_LARGE
+            yield _File(relative, remote_version(about), fault)
+
+
+def _local_file(path: Path, root: Path, real_root: Path) -> _File:
+    relative = path.relative_to(root).as_posix()
+    if not is_printable(relative):
+        return _File(printable(relative), "", Reason.NAME)
+    version, fault = file_state(path, real_root)
+    return _File(relative, version, fault)
+
+
+def _class_of(path: str) -> str | None:
+    """Return the first folder of a path below the source; None for a file at its top."""
+    folder, slash, _ = path.partition("/")
+    return folder if slash else None
 
 
 def _is_image(name: str) -> bool:

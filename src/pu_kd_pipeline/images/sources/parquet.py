@@ -13,7 +13,13 @@ import pandas as pd
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
 from pu_kd_pipeline.images.sources.base import SourceLostError, listing_table
-from pu_kd_pipeline.images.sources.files import file_system, lost_source_error, remote_version
+from pu_kd_pipeline.images.sources.files import (
+    file_system,
+    has_wildcard,
+    lost_source_error,
+    path_state,
+    remote_version,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,33 +28,36 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
 
 
+_COLUMNS = ("id", "label", "label_name")  # next to the images; each of them may be missing
 _READ_ROWS = 1_000
-_READ_BYTES = (
-    8 * 2**20
-)  # read-ahead of a Parquet column, so that a row group is never held as a whole
+_READ_BYTES = 8 * 2**20  # read-ahead in a column, so that no row group is in memory as a whole
 
 
 class ParquetSource:
-    """Parquet files with the columns `image` (bytes) and, where there are any, `id`, `label` and `label_name`.
+    """Parquet files with the column `image` (bytes), which may have `id`, `label` and `label_name`.
 
-    One file, a folder or a glob; local or any fsspec URL. `image` may be a struct with a field `bytes`, as Hugging Face
-    writes it. Without ids an image is called by its file and row.
+    One file, a folder or a glob; local or at any fsspec URL. `image` may be a struct with a field
+    `bytes`, as Hugging Face writes it. Without ids an image is called by its file and row.
     """
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: ImageSource, seed: int) -> None:
         self._path = str(source.path)
         self._fs, root = file_system(self._path)
         if self._fs.isdir(root):
             root = f"{root.rstrip('/')}/*.parquet"
-        is_pattern = any(mark in root for mark in "*?[")
-        found = self._fs.glob(root, detail=True) if is_pattern else {root: {}}
-        self._files: list[str] = sorted(
-            file for file, about in found.items() if about.get("type") != "directory"
-        )
+        found: dict[str, dict[str, Any]] = {root: {}}
+        if has_wildcard(root):
+            found = self._fs.glob(root, detail=True)
+        files = [file for file, about in found.items() if about.get("type") != "directory"]
+        self._files: list[str] = sorted(files)
         if not self._files or not self._fs.exists(self._files[0]):
             raise InputError(
                 f"there is no Parquet file at {self._path}: correct `path` of the source"
             )
+
+    @staticmethod
+    def state(source: ImageSource) -> str:
+        return path_state(str(source.path))
 
     def listing(self) -> pd.DataFrame:
         tables = [self._list_file(number, file) for number, file in enumerate(self._files)]
@@ -59,109 +68,151 @@ class ParquetSource:
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         for number in rows["file"].unique():
+            file = self._files[number]
+            rows_of_file = rows.loc[rows["file"] == number, "row"].to_numpy()
             try:
-                with self._fs.open(self._files[number]) as opened:
-                    rows_of_file = rows.loc[rows["file"] == number, "row"].to_numpy()
-                    yield from self._read_file(self._open(opened), rows_of_file)
-            except Exception as exc:  # a damaged file makes its reader raise nearly anything, and so does the network
-                raise SourceLostError(
-                    lost_source_error(self._files[number], f"{type(exc).__name__}: {exc}")
-                ) from exc
+                with self._fs.open(file) as opened:
+                    yield from _read_images(_open(opened), rows_of_file)
+            # A damaged file makes its reader raise nearly anything, and so does the network.
+            except Exception as exc:
+                cause = f"{type(exc).__name__}: {exc}"
+                raise SourceLostError(lost_source_error(file, cause)) from exc
 
     def _list_file(self, number: int, file: str) -> pd.DataFrame:
-        with self._told_of(file), self._fs.open(file) as opened:
-            parquet = self._open(opened)
-            columns = set(parquet.schema_arrow.names)
-            self._check_columns(parquet, file)
+        with _errors_of_reader_explained(file), self._fs.open(file) as opened:
+            parquet = _open(opened)
+            _check_columns(parquet, file)
             about = self._fs.info(file)
-            n_rows = parquet.metadata.num_rows
-            if about.get("size") is not None and not 0 <= n_rows <= about["size"]:
-                raise ValueError(f"it declares {n_rows:,} rows in {about['size']:,} bytes")
-            known = parquet.read(
-                [name for name in ("id", "label", "label_name") if name in columns]
-            )
-            if known.num_columns and known.num_rows != n_rows:
-                raise ValueError(f"it declares {n_rows:,} rows and has {known.num_rows:,}")
-            values = {name: _plain_values(known[name], name, file) for name in known.column_names}
-        if "label" in values and any(isinstance(label, str) for label in values["label"]):
-            values["label_name"] = values.pop("label")
-        stem = PurePosixPath(file).stem
-        ids = [
-            f"{stem}:{row}" if value is None else str(value)
-            for row, value in enumerate(values.get("id", [None] * n_rows))
-        ]
-        versions = [remote_version(about)] * n_rows
+            _check_row_count(parquet, about.get("size"))
+            values = _read_columns(parquet, file)
+        n_rows = parquet.metadata.num_rows
+        labels = values.get("label")
+        label_names = values.get("label_name")
+        if labels is not None and any(isinstance(label, str) for label in labels):
+            label_names = labels
+            labels = None
         return listing_table(
-            ids,
-            values.get("label"),
-            values.get("label_name"),
-            versions,
+            _ids(values.get("id"), file, n_rows),
+            labels,
+            label_names,
+            versions=[remote_version(about)] * n_rows,
             file=np.full(n_rows, number),
             row=np.arange(n_rows),
         )
 
-    @contextmanager
-    def _told_of(self, file: str) -> Iterator[None]:
-        """Turn whatever the reader of a damaged file raises into a sentence."""
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as exc:
-            raise InputError(
-                f"{file} is not a Parquet file that can be read ({type(exc).__name__}: {exc}): correct `path`, or mend "
-                "the file"
-            ) from exc
 
-    def _open(self, opened: Any) -> pq.ParquetFile:
-        import pyarrow.parquet as pq
+@contextmanager
+def _errors_of_reader_explained(file: str) -> Iterator[None]:
+    """Turn whatever the reader of a damaged file raises into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as exc:
+        raise InputError(
+            f"{file} is not a Parquet file that can be read ({type(exc).__name__}: {exc}): "
+            "correct `path`, or fix the file"
+        ) from exc
 
-        return pq.ParquetFile(opened, buffer_size=_READ_BYTES, pre_buffer=False)
 
-    def _check_columns(self, parquet: pq.ParquetFile, file: str) -> None:
-        import pyarrow as pa
+def _open(opened: Any) -> pq.ParquetFile:
+    import pyarrow.parquet as pq
 
-        schema = parquet.schema_arrow
-        if "image" not in schema.names:
-            raise InputError(
-                f"{file} has no column 'image'; found: {', '.join(schema.names) or 'none'}. A source of type 'parquet' "
-                "needs image files' bytes in `image`, and may have `id`, `label` (int) and `label_name`: rename columns"
-            )
-        for name in ("image", "id", "label", "label_name"):
-            if schema.names.count(name) > 1:
-                raise InputError(f"{file} has more than one column {name!r}: rename all but one")
-        kind = schema.field("image").type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise InputError(
-                f"{file}: the column 'image' is {kind}; it must hold the bytes of image files (binary)"
-            )
+    return pq.ParquetFile(opened, buffer_size=_READ_BYTES, pre_buffer=False)
 
-    def _read_file(self, parquet: pq.ParquetFile, rows: np.ndarray) -> Iterator[bytes | Unusable]:
-        """Yield the images of ascending row numbers, touching only the row groups that hold some."""
-        groups = [
-            parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)
-        ]
-        starts = np.concatenate([[0], np.cumsum(groups)])
-        n_read = 0
-        for group in np.unique(np.searchsorted(starts, rows, side="right") - 1):
-            start = starts[group]
-            for batch in parquet.iter_batches(
-                _READ_ROWS, row_groups=[int(group)], columns=["image"]
-            ):
-                first, last = np.searchsorted(rows, [start, start + batch.num_rows])
-                for value in batch.column(0).take(rows[first:last] - start).to_pylist():
-                    image = value.get("bytes") if isinstance(value, dict) else value
-                    yield Unusable(Reason.EMPTY) if image is None else image
-                n_read += last - first
-                start += batch.num_rows
-        if n_read != len(rows):
-            raise ValueError(f"of {len(rows):,} rows {n_read:,} are there")
+
+def _check_columns(parquet: pq.ParquetFile, file: str) -> None:
+    import pyarrow as pa
+
+    schema = parquet.schema_arrow
+    if "image" not in schema.names:
+        found = ", ".join(schema.names) or "none"
+        raise InputError(
+            f"{file} has no column 'image'; found: {found}. A source of type 'parquet' needs image "
+            "files' bytes in `image`, and may have `id`, `label` (int) and `label_name`: rename "
+            "columns"
+        )
+    for name in ("image", *_COLUMNS):
+        if schema.names.count(name) > 1:
+            raise InputError(f"{file} has more than one column {name!r}: rename all but one")
+    kind = schema.field("image").type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise InputError(
+            f"{file}: the column 'image' is {kind}; it must hold the bytes of image files (binary)"
+        )
+
+
+def _check_row_count(parquet: pq.ParquetFile, size_bytes: int | None) -> None:
+    """Refuse a count that cannot be true, before lists of that length are made.
+
+    Raises:
+        ValueError: a damaged file declares more rows than it has bytes.
+    """
+    n_rows = parquet.metadata.num_rows
+    if size_bytes is not None and not 0 <= n_rows <= size_bytes:
+        raise ValueError(f"it declares {n_rows:,} rows in {size_bytes:,} bytes")
+
+
+def _read_columns(parquet: pq.ParquetFile, file: str) -> dict[str, list[Any]]:
+    """Return the columns next to the images that the file has."""
+    names = [name for name in _COLUMNS if name in parquet.schema_arrow.names]
+    table = parquet.read(names)
+    n_rows = parquet.metadata.num_rows
+    if table.num_columns and table.num_rows != n_rows:
+        raise ValueError(f"it declares {n_rows:,} rows and has {table.num_rows:,}")
+    return {name: _plain_values(table[name], name, file) for name in table.column_names}
+
+
+def _ids(given: list[Any] | None, file: str, n_rows: int) -> list[str]:
+    """Return the ids of a file's images: those given, or file and row for an image without id."""
+    if given is None:
+        given = [None] * n_rows
+    stem = PurePosixPath(file).stem
+    ids = []
+    for row, value in enumerate(given):
+        ids.append(f"{stem}:{row}" if value is None else str(value))
+    return ids
+
+
+def _read_images(parquet: pq.ParquetFile, rows: np.ndarray) -> Iterator[bytes | Unusable]:
+    """Yield the images in some rows, reading only the row groups that hold them.
+
+    Args:
+        parquet: the open file.
+        rows: ascending row numbers.
+
+    Raises:
+        ValueError: the file has fewer rows than it had when it was listed.
+    """
+    starts = [0]  # row number of each group's first row, and the number of all rows
+    for group in range(parquet.num_row_groups):
+        about = parquet.metadata.row_group(group)
+        starts.append(starts[-1] + about.num_rows)
+    groups = np.searchsorted(starts, rows, side="right") - 1
+    n_read = 0
+    for group in np.unique(groups):
+        start = starts[group]  # and then of each of its batches
+        for batch in parquet.iter_batches(_READ_ROWS, row_groups=[int(group)], columns=["image"]):
+            first, last = np.searchsorted(rows, [start, start + batch.num_rows])
+            wanted = batch.column(0).take(rows[first:last] - start)
+            for image in wanted.to_pylist():
+                if isinstance(image, dict):  # as Hugging Face writes it
+                    image = image.get("bytes")
+                if image is None:
+                    image = Unusable(Reason.EMPTY)
+                yield image
+            n_read += last - first
+            start += batch.num_rows
+    if n_read != len(rows):
+        raise ValueError(f"of {len(rows):,} rows {n_read:,} are there")
 
 
 def _plain_values(column: pa.ChunkedArray, name: str, file: str) -> list[Any]:
-    """Return a column of ids, labels or names as integers or strings; floats that are whole become integers.
+    """Return a column of ids, labels or names as integers or strings.
+
+    Labels may be floats that are whole; NaN is a missing label.
 
     Raises:
         InputError: it holds something else.
@@ -173,26 +224,43 @@ def _plain_values(column: pa.ChunkedArray, name: str, file: str) -> list[Any]:
         column = column.cast(column.type.value_type)
     kind = column.type
     if pa.types.is_floating(kind) and name == "label":
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
-    is_number = pa.types.is_integer(kind) or (
-        name == "label"
-        and (pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind))
-    )
-    is_text = (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
-    if not (is_number or is_text or pa.types.is_null(kind)):
+        nothing = pa.scalar(None, kind)
+        column = pc.if_else(pc.is_nan(column), nothing, column)
+    is_number = _holds_numbers(kind, name)
+    if not (is_number or _holds_text(kind) or pa.types.is_null(kind)):
         raise InputError(
             f"{file}: the column {name!r} is {kind}; it must hold text or whole numbers"
         )
     try:
-        values: list[Any] = (column.cast(pa.int64()) if is_number else column).to_pylist()
+        if is_number:
+            column = column.cast(pa.int64())
+        values: list[Any] = column.to_pylist()
     except pa.ArrowInvalid as exc:
         raise InputError(
             f"{file}: the column {name!r} holds more than whole numbers of 64 bits ({exc})"
         ) from exc
     except UnicodeDecodeError as exc:
         raise InputError(
-            f"{file}: the column {name!r} holds text that is not UTF-8 ({exc}): mend it"
+            f"{file}: the column {name!r} holds text that is not UTF-8 ({exc}): fix it"
         ) from exc
     return values
+
+
+def _holds_numbers(kind: pa.DataType, name: str) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_integer(kind):
+        return True
+    # An id such as 1.0 would be another one than 1; a label is a class in whatever type it comes.
+    is_like_a_number = (
+        pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
+    )
+    return name == "label" and is_like_a_number
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )

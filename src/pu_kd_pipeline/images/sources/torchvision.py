@@ -19,6 +19,7 @@ from pu_kd_pipeline.images.sources.files import (
     READ_THREADS,
     file_state,
     is_printable,
+    path_state,
     printable,
     read_file,
 )
@@ -34,9 +35,15 @@ DEFAULT_TORCHVISION_ROOT = "data/01_raw"
 class TorchvisionSource:
     """A data set of torchvision by its class name, with any options of that class."""
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: ImageSource, seed: int) -> None:
         self._source = source
         self._dataset = _open_dataset(source)
+
+    @staticmethod
+    def state(source: ImageSource) -> str:
+        """Return the state of the folder that torchvision keeps the data set in."""
+        folder = source.path or source.options.get("root") or DEFAULT_TORCHVISION_ROOT
+        return path_state(str(folder))
 
     def listing(self) -> pd.DataFrame:
         n = len(self._dataset)
@@ -45,133 +52,158 @@ class TorchvisionSource:
                 f"torchvision's {self._source.dataset} is empty with options {self._source.options}"
             )
         labels = self._labels(n)
-        names = _class_names(self._dataset)
-        faults: list[str | None] | None = None
-        label_names = None
-        if labels is not None and names and min(labels) >= 0 and max(labels) < len(names):
-            label_names = [names[label] for label in labels]
-        if files := _sample_files(self._dataset):
-            root = os.path.commonpath([os.path.dirname(file) for file in files])
-            ids = [printable(os.path.relpath(file, root)) for file in files]
-            label_names = label_names and [printable(name) for name in label_names]
-            states = [file_state(Path(file)) for file in files]
-            versions = [version for version, _ in states]
-            faults = [
-                (fault or None) if is_printable(file) else str(Reason.NAME)
-                for file, (_, fault) in zip(files, states, strict=True)
-            ]
-        else:
-            options = [f"{key}={value}" for key, value in sorted(self._options().items())]
-            ids = [
-                "/".join([str(self._source.dataset), *options, str(position)])
-                for position in range(n)
-            ]
-            versions = ["1"] * n
-        return listing_table(ids, labels, label_names, versions, faults, position=np.arange(n))
+        label_names = self._label_names(labels)
+        files = _sample_files(self._dataset)
+        if files:
+            return _listing_of_files(files, labels, label_names)
+        # A part of the id for each option: the parts of a data set count their images from 0 alike.
+        prefix = str(self._source.dataset)
+        for key, value in sorted(self._options().items()):
+            prefix += f"/{key}={value}"
+        ids = [f"{prefix}/{position}" for position in range(n)]
+        return listing_table(ids, labels, label_names, versions=["1"] * n, position=np.arange(n))
 
     def read(self, rows: pd.DataFrame) -> Iterator[RawImage | Unusable]:
         positions = rows["position"].tolist()
-        if files := _sample_files(self._dataset):
-            root = str(self._dataset.root)
-            return map_in_order(
-                lambda position: read_file(files[position], root), positions, READ_THREADS
-            )
-        return map(self._image, positions)
+        files = _sample_files(self._dataset)
+        if not files:
+            return map(self._image, positions)
+        root = str(self._dataset.root)
+        return map_in_order(
+            lambda position: read_file(files[position], root), positions, READ_THREADS
+        )
 
     def _image(self, position: int) -> RawImage | Unusable:
         try:
             image = self._dataset[position][0]
-        except (
-            Exception
-        ):  # data sets that open files as they are asked raise whatever their reader does
+        # Data sets that open a file per image raise whatever their reader does.
+        except Exception:
             return Unusable(Reason.UNREADABLE)
-        # EMNIST's files are column by column, and torchvision hands them out as they are: turned against MNIST's
-        return np.asarray(image).T if self._source.dataset == "EMNIST" else image
+        # EMNIST's files are column by column, and torchvision does not turn the images.
+        if self._source.dataset == "EMNIST":
+            return np.asarray(image).T
+        return image
 
     def _labels(self, n: int) -> list[int] | None:
-        """Return the class of every image, from the data set's own list where it has one."""
+        """Return the class of every image, from the data set's own list if it has one."""
         for attribute in ("targets", "labels", "_labels", "y", "_samples", "samples"):
             values = getattr(self._dataset, attribute, None)
             if values is None or len(values) != n:
                 continue
-            if isinstance(values[0], tuple):
+            if isinstance(values[0], tuple):  # (file, class)
                 values = [value[-1] for value in values]
             labels = np.asarray(values)
             if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
-                return [int(label) for label in labels]
+                known: list[int] = labels.tolist()
+                return known
+        # Without a list every image has to be decoded, which is slow.
         if self._source.labels == "ignore":
             return None
         targets = [self._dataset[position][1] for position in range(n)]
-        return (
-            [int(target) for target in targets]
-            if all(np.ndim(target) == 0 for target in targets)
-            else None
-        )
+        if any(np.ndim(target) != 0 for target in targets):
+            return None  # boxes, masks or several classes
+        return [int(target) for target in targets]
+
+    def _label_names(self, labels: list[int] | None) -> list[str] | None:
+        """Return the class name of every image; None where the data set has no names for them."""
+        names = _class_names(self._dataset)
+        if labels is None or not names:
+            return None
+        if min(labels) < 0 or max(labels) >= len(names):
+            return None
+        return [names[label] for label in labels]
 
     def _options(self) -> dict[str, Any]:
-        """Return the options that tell one part of a data set from another, those left to their defaults included."""
-        known = inspect.signature(type(self._dataset).__init__).parameters
-        defaults = {
-            name: known[name].default
-            for name in ("train", "split")
-            if name in known and known[name].default is not inspect.Parameter.empty
-        }
-        return {**defaults, **self._source.options}
+        """Return the options that choose a part of the data set, with defaults filled in."""
+        accepted = inspect.signature(type(self._dataset).__init__).parameters
+        options = {}
+        for name in ("train", "split"):
+            if name in accepted and accepted[name].default is not inspect.Parameter.empty:
+                options[name] = accepted[name].default
+        options.update(self._source.options)
+        return options
+
+
+def _listing_of_files(
+    files: list[str], labels: list[int] | None, label_names: list[str] | None
+) -> pd.DataFrame:
+    """Return the listing of a data set that is a folder of image files."""
+    folders = {os.path.dirname(file) for file in files}
+    root = os.path.commonpath(folders)
+    if label_names:
+        label_names = [printable(name) for name in label_names]
+    ids = []
+    versions = []
+    faults: list[str | None] = []
+    for file in files:
+        ids.append(printable(os.path.relpath(file, root)))
+        version, fault = file_state(Path(file))
+        if not is_printable(file):
+            fault = str(Reason.NAME)
+        versions.append(version)
+        faults.append(fault or None)
+    positions = np.arange(len(files))
+    return listing_table(ids, labels, label_names, versions, faults, position=positions)
 
 
 def _open_dataset(source: ImageSource) -> Any:
-    from pu_kd_pipeline.learning.networks.vision import datasets
+    """Return the data set object of torchvision.
 
-    known = [
-        name
-        for name in datasets.__all__
-        if inspect.isclass(kind := getattr(datasets, name))
-        and issubclass(kind, datasets.VisionDataset)
-    ]
+    Raises:
+        InputError: no such data set exists, it does not accept the options, or it cannot be opened.
+    """
     name = str(source.dataset)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:8]
-        raise InputError(f"torchvision has no data set {name!r}: did you mean {' or '.join(near)}?")
-    kind = getattr(datasets, name)
-    accepted = inspect.signature(kind.__init__).parameters
-    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
-    arguments = {
-        key: value
-        for key, value in (
-            ("root", source.path or DEFAULT_TORCHVISION_ROOT),
-            ("download", source.download),
-        )
-        if key in accepted or (takes_more and key == "download")
-    }
+    dataset_class = _dataset_class(name)
+    accepted = inspect.signature(dataset_class.__init__).parameters
+    arguments: dict[str, Any] = {}
+    if "root" in accepted:  # FakeData has no files
+        arguments["root"] = source.path or DEFAULT_TORCHVISION_ROOT
+    passes_more_on = any(each.kind is each.VAR_KEYWORD for each in accepted.values())
+    if "download" in accepted or passes_more_on:
+        arguments["download"] = source.download
     try:
-        return kind(**arguments, **source.options)
+        return dataset_class(**arguments, **source.options)
     except TypeError as exc:
         options = ", ".join(key for key in accepted if key not in ("self", "root", "download"))
         raise InputError(
             f"torchvision's {name} does not take these options ({exc}): it knows {options}"
         ) from exc
     except Exception as exc:  # each data set reads files of its own, in its own way
-        mend = (
-            "check the network and `path`"
-            if source.download
-            else "set `download: true`, or `path` to its folder"
-        )
-        raise InputError(
-            f"torchvision's {name} at {arguments.get('root')} cannot be opened ({exc}): {mend}"
-        ) from exc
+        fix = "set `download: true`, or `path` to its folder"
+        if source.download:
+            fix = "check the network and `path`"
+        root = arguments.get("root")
+        raise InputError(f"torchvision's {name} at {root} cannot be opened ({exc}): {fix}") from exc
+
+
+def _dataset_class(name: str) -> Any:
+    from pu_kd_pipeline.learning.networks.vision import datasets
+
+    known = []
+    for each in datasets.__all__:
+        candidate = getattr(datasets, each)
+        if inspect.isclass(candidate) and issubclass(candidate, datasets.VisionDataset):
+            known.append(each)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:8]
+        suggestions = " or ".join(near)
+        raise InputError(f"torchvision has no data set {name!r}: did you mean {suggestions}?")
+    return getattr(datasets, name)
 
 
 def _class_names(dataset: Any) -> list[str]:
-    names = getattr(dataset, "classes", None) or []
-    return [
-        str(name[0] if isinstance(name, tuple) else name) for name in names
-    ]  # ImageNet's are tuples of synonyms
+    names = []
+    for name in getattr(dataset, "classes", None) or []:
+        if isinstance(name, tuple):  # ImageNet has several names for a class
+            name = name[0]
+        names.append(str(name))
+    return names
 
 
 def _sample_files(dataset: Any) -> list[str]:
-    """Return the image files of a data set that is a folder, so that they are read like any other."""
+    """Return the image files of a data set that is a folder; they are read like any other file."""
     from pu_kd_pipeline.learning.networks.vision import datasets
 
-    return (
-        [file for file, _ in dataset.samples] if isinstance(dataset, datasets.DatasetFolder) else []
-    )
+    if not isinstance(dataset, datasets.DatasetFolder):
+        return []
+    return [file for file, _ in dataset.samples]

@@ -1,1 +1,1 @@
-"""The class prior: the share of positives among the unlabeled, when nobody knows it."""
+"""Estimates of the class prior: the share of positives among the unlabeled."""

@@ -1,11 +1,12 @@
-"""Scores for class prior estimates: cross-fitted classifiers of positives against unlabeled, and (TED)^n.
+"""Scores for class prior estimates: cross-fitted classifiers of positives against unlabeled.
 
-Holds what trains; what reads the scores is in `class_prior`.
+Holds the training, plain and by (TED)^n; the estimators that read the scores are in `estimators`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pu_kd_pipeline.learning.class_prior.estimate import pooled_ranks
-from pu_kd_pipeline.learning.class_prior.estimators import best_bin_estimate
+from pu_kd_pipeline.learning.class_prior.estimators import Scores, best_bin_estimate
 from pu_kd_pipeline.learning.pu_training import (
     ScoreTraining,
     fit_scores,
@@ -21,8 +22,8 @@ from pu_kd_pipeline.learning.pu_training import (
     positive_unlabeled_step,
 )
 
-WARM_START_SHARE = 0.25  # of the epochs, in which (TED)^n drops nothing yet
-LARGEST_DROPPED_SHARE = 0.95  # of the unlabeled: something must be left to learn from
+WARM_START_SHARE = 0.25  # share of the epochs in which (TED)^n drops nothing yet
+LARGEST_DROPPED_SHARE = 0.95  # of the unlabeled: some must remain to learn from
 
 Ranks = NDArray[np.float64]
 
@@ -34,65 +35,106 @@ def cross_fitted_ranks(
     training: ScoreTraining,
     *,
     n_folds: int,
-    alternates: bool,
+    drops_likely_positives: bool,
     generator: torch.Generator,
-    watched: Callable[[Iterator[object]], Iterable[object]] = iter,
+    track_epochs: Callable[[Iterator[object]], Iterable[object]] = iter,
 ) -> tuple[Ranks, Ranks]:
-    """Return what classifiers say of the positives and the unlabeled that they have not seen, as `pooled_ranks`.
+    """Return the `pooled_ranks` of positives and unlabeled by classifiers that have not seen them.
 
-    Plain: each fold's classifier learns to tell the other folds' positives from their unlabeled.
+    Plain: each fold's classifier learns to separate the other folds' positives from their
+    unlabeled.
 
-    Alternating, (TED)^n (Garg et al. 2021, arXiv:2111.00980, Algorithm 2): after a warm start the class prior is
-    estimated by BBE from the held-out scores after every epoch, and the next epoch drops that share of the unlabeled,
-    the most positive ones, from the loss (CVIR). The folds learn side by side and share one estimate from all their
-    held-out scores, where the paper splits off a validation set: a handful of positives is too few to split. What is
-    dropped is chosen within each batch, not once an epoch over all.
+    With `drops_likely_positives`, (TED)^n (Garg et al. 2021, arXiv:2111.00980, Algorithm 2): after
+    a warm start the class prior is estimated by BBE from the held-out scores after every epoch, and
+    the next epoch drops that share of the unlabeled, the most positive ones, from the loss (CVIR).
+
+    Departures: the folds are trained in parallel and share one estimate from all their held-out
+    scores, where the paper splits off a validation set, for which a handful of positives is too
+    few. The dropped samples are chosen within each batch, not once per epoch over all.
 
     Args:
         positive: (P, F) features; P >= n_folds.
         unlabeled: (U, F) features; U >= n_folds.
-        new_head: returns an untrained module that maps (N, F) features to (N,) scores, on their device.
+        new_head: returns an untrained module that maps (N, F) features to (N,) scores, on the
+            device of the features.
         training: epochs, batch sizes and optimizer.
         n_folds: at least 2.
-        alternates: (TED)^n instead of plain training.
+        drops_likely_positives: (TED)^n instead of plain training.
         generator: fixes folds and batches; on the device of the features.
-        watched: passes the epochs on, and may show them.
+        track_epochs: wraps the iterator over the epochs, for a progress bar.
 
     Returns:
         (P,) and (U,) ranks in [0, 1], fold after fold.
     """
-    folds = [folds_of(len(part), n_folds, generator) for part in (positive, unlabeled)]
+    folds = _Folds(
+        positive=positive,
+        unlabeled=unlabeled,
+        positive_fold=folds_of(len(positive), n_folds, generator),
+        unlabeled_fold=folds_of(len(unlabeled), n_folds, generator),
+    )
     heads = [new_head() for _ in range(n_folds)]
     dropped_share = 0.0
 
-    def epochs_of(fold: int, head: nn.Module) -> Iterator[object]:
-        # rows instead of copies: the folds learn at the same time
-        rows = [(of_sample != fold).nonzero().squeeze(1) for of_sample in folds]
+    def current_dropped_share() -> float:
+        return dropped_share
+
+    trainings = []
+    for fold, head in enumerate(heads):
+        step = positive_unlabeled_step(head, current_dropped_share)
+        trainings.append(folds.train_without(fold, head, step, training, generator))
+
+    # One epoch of every fold at a time, because all share the dropped share.
+    epochs = zip(*trainings, strict=True)
+    for epoch, _ in enumerate(track_epochs(epochs), start=1):
+        if drops_likely_positives and epoch >= WARM_START_SHARE * training.epochs:
+            class_prior, _ = best_bin_estimate(*folds.held_out_ranks(heads))
+            dropped_share = min(class_prior, LARGEST_DROPPED_SHARE)
+    return folds.held_out_ranks(heads)
+
+
+@dataclass(frozen=True)
+class _Folds:
+    """The samples and the fold that each belongs to."""
+
+    positive: Tensor
+    unlabeled: Tensor
+    positive_fold: Tensor
+    unlabeled_fold: Tensor
+
+    def train_without(
+        self,
+        fold: int,
+        head: nn.Module,
+        step: Callable[[tuple[Tensor, Tensor]], dict[str, Tensor]],
+        training: ScoreTraining,
+        generator: torch.Generator,
+    ) -> Iterator[object]:
+        """Train a head on all folds but one; yield once per epoch."""
+        # Rows instead of copies of the features: the folds are trained at the same time.
+        positive_rows = (self.positive_fold != fold).nonzero().squeeze(1)
+        unlabeled_rows = (self.unlabeled_fold != fold).nonzero().squeeze(1)
         return fit_scores(
             head,
-            positive_unlabeled_step(head, lambda: dropped_share),
-            lambda drawn: positive[rows[0][drawn]],
-            lambda drawn: unlabeled[rows[1][drawn]],
-            n_positive=len(rows[0]),
-            n_unlabeled=len(rows[1]),
+            step,
+            lambda drawn: self.positive[positive_rows[drawn]],
+            lambda drawn: self.unlabeled[unlabeled_rows[drawn]],
+            n_positive=len(positive_rows),
+            n_unlabeled=len(unlabeled_rows),
             training=training,
             generator=generator,
         )
 
-    def ranks() -> tuple[Ranks, Ranks]:
-        with torch.inference_mode():
-            return pooled_ranks(
-                [
-                    (
-                        head(positive[folds[0] == fold]).float().cpu().numpy(),
-                        head(unlabeled[folds[1] == fold]).float().cpu().numpy(),
-                    )
-                    for fold, head in enumerate(heads)
-                ]
-            )
+    @torch.inference_mode()
+    def held_out_ranks(self, heads: list[nn.Module]) -> tuple[Ranks, Ranks]:
+        """Return the ranks of each fold's samples by the head that was trained without them."""
+        scores = []
+        for fold, head in enumerate(heads):
+            positive = self.positive[self.positive_fold == fold]
+            unlabeled = self.unlabeled[self.unlabeled_fold == fold]
+            scores.append((_scores(head, positive), _scores(head, unlabeled)))
+        return pooled_ranks(scores)
 
-    side_by_side = zip(*(epochs_of(fold, head) for fold, head in enumerate(heads)), strict=True)
-    for epoch, _ in enumerate(watched(side_by_side), start=1):
-        if alternates and epoch >= WARM_START_SHARE * training.epochs:
-            dropped_share = min(best_bin_estimate(*ranks())[0], LARGEST_DROPPED_SHARE)
-    return ranks()
+
+def _scores(head: nn.Module, features: Tensor) -> Scores:
+    scores: Scores = head(features).float().cpu().numpy()
+    return scores

@@ -1,7 +1,8 @@
-"""KM2, the class prior by kernel mean embedding (Ramaswamy, Scott and Tewari 2016, arXiv:1603.02501).
+"""KM2, the class prior by kernel mean embedding.
 
-Holds the estimator and the quadratic program over the simplex that it solves. It reads features, no scores, so it
-trains nothing; its cost grows with the cube of the number of samples. float64 throughout.
+Source: Ramaswamy, Scott and Tewari 2016, arXiv:1603.02501. Holds the estimator and the quadratic
+program over the simplex that it solves. It reads features instead of scores, so no classifier is
+trained; its cost grows with the cube of the number of samples. float64 throughout.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 N_COMPONENTS = 50  # principal components, as in the paper's experiments
-BANDWIDTHS = np.logspace(
-    -1.0, 1.0, 5
-)  # in medians of the distance; the one that tells P from U best is taken
-SLOPE_WEIGHT = 0.2  # of the slope at infinity; the rest is the slope at the start
+# In medians of the distance; the bandwidth that separates P and U best is used.
+BANDWIDTHS = np.logspace(-1.0, 1.0, 5)
+SLOPE_WEIGHT = 0.2  # weight of the slope at infinity; the rest is the slope at the start
 FIRST_LAMBDA = 1.05
 LARGEST_CLASS_PRIOR = 0.98
-TOLERANCE = 0.0025  # of the class prior
+TOLERANCE = 0.0025  # on the class prior
 GAP = 0.01  # duality gap at which the program is solved, as a share of the squared distance
+
 _MAX_STEPS = 60
-_LEAST_DISTANCE = 1e-7  # squares of anything smaller are rounding
+_MIN_DISTANCE = 1e-7  # squares of anything smaller are rounding errors
+_MIN_RELATIVE_STD = 1e-5  # columns that vary less are constant but for rounding
+_MAX_STEP_SHARE = 0.99  # of the step to the boundary, which an interior point must not reach
+_MAX_MEDIAN_SAMPLES = 1_000_000  # squared distances that are sorted for their median
 
 
 def kernel_mean_class_prior(positive: NDArray[Any], unlabeled: NDArray[Any]) -> float:
@@ -35,47 +39,58 @@ def kernel_mean_class_prior(positive: NDArray[Any], unlabeled: NDArray[Any]) -> 
         d(lambda) = min_{w in C} || lambda phi(U) + (1 - lambda) phi(P) - w ||
 
     stays near zero while lambda phi(U) + (1 - lambda) phi(P) is a distribution, which it is up to
-    lambda* = 1 / (1 - class prior); d is convex and its slope tends to ||phi(U) - phi(P)||. KM2 takes lambda* to be
-    where the slope passes 0.8 of its initial value (from 1 to 1.05) plus 0.2 of its limit.
+    lambda* = 1 / (1 - class prior); d is convex and its slope tends to ||phi(U) - phi(P)||. KM2
+    takes lambda* to be where the slope passes 0.8 of its initial value (from 1 to 1.05) plus 0.2 of
+    its limit.
 
-    Departures: the slope comes from the minimizer (Danskin), not from finite differences, and the bisection runs on
-    the class prior, whose resolution is then the same everywhere.
+    Departures: the slope comes from the minimizer (Danskin), not from finite differences, and the
+    bisection runs on the class prior, whose resolution is then the same everywhere.
 
     Args:
         positive: (n_P, F) finite features; n_P > 0.
-        unlabeled: (n_U, F) finite features; n_U > 0. They are standardized by the unlabeled.
+        unlabeled: (n_U, F) finite features; n_U > 0. Both are standardized by the unlabeled.
 
     Returns:
         The class prior, in [0, LARGEST_CLASS_PRIOR].
     """
-    components = _principal_components(
-        np.asarray(positive, np.float64), np.asarray(unlabeled, np.float64)
-    )
-    samples = torch.from_numpy(components)
-    n_unlabeled, n_positive = len(unlabeled), len(positive)
-    mean_unlabeled, mean_positive = torch.zeros(2, len(samples), dtype=torch.float64)
+    positive = np.asarray(positive, np.float64)
+    unlabeled = np.asarray(unlabeled, np.float64)
+    samples = torch.from_numpy(_principal_components(positive, unlabeled))
+
+    n_unlabeled = len(unlabeled)
+    mean_unlabeled = torch.zeros(len(samples), dtype=torch.float64)
     mean_unlabeled[:n_unlabeled] = 1.0 / n_unlabeled
-    mean_positive[n_unlabeled:] = 1.0 / n_positive
+    mean_positive = torch.zeros(len(samples), dtype=torch.float64)
+    mean_positive[n_unlabeled:] = 1.0 / len(positive)
+
     difference = mean_unlabeled - mean_positive
     kernel, limit = _best_kernel(samples, difference)
-    if limit < _LEAST_DISTANCE:
-        return LARGEST_CLASS_PRIOR  # nothing tells the pool from the positives
-    linear = kernel @ torch.stack([mean_unlabeled, mean_positive], dim=1)
+    # No kernel separates the pool from the positives.
+    if limit < _MIN_DISTANCE:
+        return LARGEST_CLASS_PRIOR
+    products = kernel @ torch.stack([mean_unlabeled, mean_positive], dim=1)
 
     def distance_and_slope(factor: float) -> tuple[float, float]:
+        """Return d(lambda) and d'(lambda) at lambda = factor."""
         target = factor * mean_unlabeled + (1.0 - factor) * mean_positive
-        image = factor * linear[:, 0] + (1.0 - factor) * linear[:, 1]
+        image = factor * products[:, 0] + (1.0 - factor) * products[:, 1]
         nearest = nearest_in_hull(kernel, image, float(target @ image))
         residual = image - kernel @ nearest
-        distance = math.sqrt(max(float((target - nearest) @ residual), _LEAST_DISTANCE**2))
+        squared_distance = float((target - nearest) @ residual)
+        distance = math.sqrt(max(squared_distance, _MIN_DISTANCE**2))
         return distance, float(difference @ residual) / distance
 
-    first_slope = distance_and_slope(FIRST_LAMBDA)[0] / (FIRST_LAMBDA - 1.0)
+    # d(1) = 0, because phi(U) itself lies in the hull
+    first_distance, _ = distance_and_slope(FIRST_LAMBDA)
+    first_slope = first_distance / (FIRST_LAMBDA - 1.0)
     threshold = (1.0 - SLOPE_WEIGHT) * first_slope + SLOPE_WEIGHT * limit
-    low, high = 0.0, LARGEST_CLASS_PRIOR
+
+    low = 0.0
+    high = LARGEST_CLASS_PRIOR
     while high - low > TOLERANCE:
         middle = (low + high) / 2.0
-        if distance_and_slope(1.0 / (1.0 - middle))[1] > threshold:
+        _, slope = distance_and_slope(1.0 / (1.0 - middle))
+        if slope > threshold:
             high = middle
         else:
             low = middle
@@ -85,29 +100,38 @@ def kernel_mean_class_prior(positive: NDArray[Any], unlabeled: NDArray[Any]) -> 
 def _principal_components(
     positive: NDArray[np.float64], unlabeled: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the first components of the standardized unlabeled and, after them, positives."""
+    """Return the first components of the standardized samples, unlabeled before positives."""
+    samples = np.concatenate([unlabeled, positive])
     std = unlabeled.std(axis=0)
-    is_varied = std > 1e-5 * np.abs(unlabeled).max(axis=0)
+    is_varied = std > _MIN_RELATIVE_STD * np.abs(unlabeled).max(axis=0)
     if not is_varied.any():
-        return np.concatenate([unlabeled, positive])
-    rows = (np.concatenate([unlabeled, positive]) - unlabeled.mean(axis=0))[:, is_varied] / std[
-        is_varied
-    ]
+        return samples
+    centered = samples - unlabeled.mean(axis=0)
+    rows = centered[:, is_varied] / std[is_varied]
     rows -= rows.mean(axis=0)
     _, directions = np.linalg.eigh(rows.T @ rows)
-    return rows @ directions[:, ::-1][:, :N_COMPONENTS]
+    # eigh sorts by ascending eigenvalue
+    largest_first = directions[:, ::-1]
+    return rows @ largest_first[:, :N_COMPONENTS]
 
 
 def _best_kernel(samples: Tensor, difference: Tensor) -> tuple[Tensor, float]:
-    """Return the Gaussian kernel whose bandwidth sets the mean embeddings farthest apart, and that distance."""
+    """Return the Gaussian kernel whose mean embeddings are farthest apart, and their distance."""
     squares = torch.cdist(samples, samples).square_()
-    median = float(squares.flatten()[:: max(1, squares.numel() // 1_000_000)].median())
-    best, best_distance = torch.ones_like(squares), -1.0
+    stride = max(1, squares.numel() // _MAX_MEDIAN_SAMPLES)
+    median = float(squares.flatten()[::stride].median())
+    # Where most samples are equal, the median is zero.
+    scale = max(median, 1e-300)
+
+    best = torch.ones_like(squares)
+    best_distance = -1.0
     for bandwidth in BANDWIDTHS:
-        kernel = torch.exp(squares / (-2.0 * max(median, 1e-300) * bandwidth**2))
-        distance = math.sqrt(max(float(difference @ kernel @ difference), 0.0))
+        kernel = torch.exp(squares / (-2.0 * scale * bandwidth**2))
+        squared_distance = float(difference @ kernel @ difference)
+        distance = math.sqrt(max(squared_distance, 0.0))
         if distance > best_distance:
-            best, best_distance = kernel, distance
+            best = kernel
+            best_distance = distance
     return best, best_distance
 
 
@@ -116,12 +140,14 @@ def nearest_in_hull(kernel: Tensor, image: Tensor, squared_norm: float) -> Tenso
 
     min_v v'Kv - 2 v'image + squared_norm  subject to  v >= 0, sum v = 1,
 
-    by Mehrotra's predictor-corrector interior point method: a dozen Cholesky factorisations, whatever the condition
-    of K. It ends when the duality gap is below GAP of the value or of the smallest value that rounding leaves.
+    by Mehrotra's predictor-corrector interior point method: about a dozen Cholesky factorizations,
+    whatever the condition of K. It ends when the duality gap is below GAP of the value or of the
+    smallest value that rounding leaves.
 
     Args:
         kernel: (n, n) float64, positive semidefinite.
-        image: (n,) float64, the kernel times the target's weights, which may be negative and sum to one.
+        image: (n,) float64, the kernel times the target's weights, which may be negative and sum
+            to one.
         squared_norm: the target's squared norm.
 
     Returns:
@@ -130,29 +156,37 @@ def nearest_in_hull(kernel: Tensor, image: Tensor, squared_norm: float) -> Tenso
     n = len(image)
     weights = torch.full((n,), 1.0 / n, dtype=torch.float64)
     gradient = kernel @ weights - image
+    # Starts below every gradient, so that all slacks are positive.
     multiplier = float(gradient.min() - gradient.std(correction=0)) - 1e-12
     slack = gradient - multiplier
     for _ in range(_MAX_STEPS):
         value = float(weights @ (gradient - image)) + squared_norm
-        if float(gradient @ weights - gradient.min()) <= GAP * max(value, _LEAST_DISTANCE**2):
+        duality_gap = float(gradient @ weights - gradient.min())
+        if duality_gap <= GAP * max(value, _MIN_DISTANCE**2):
             break
+
         system = kernel.clone()
         system.diagonal().add_(slack / weights)
         factor = torch.linalg.cholesky(system)
         dual_residual = gradient - multiplier - slack
-        # the predictor heads straight for zero products weights * slack; how far it gets sets the corrector's aim
+
+        # The predictor aims straight at zero products weights * slack. The further it gets, the
+        # smaller the products that the corrector aims at.
         change, _, slack_change = _newton(factor, weights, slack, dual_residual, weights * slack)
         reach = min(1.0, _longest_step(weights, change), _longest_step(slack, slack_change))
-        product = float(weights @ slack) / n
-        aim = (
-            float((weights + reach * change) @ (slack + reach * slack_change)) / n / product
-        ) ** 3 * product
+        mean_product = float(weights @ slack) / n
+        predicted_weights = weights + reach * change
+        predicted_slack = slack + reach * slack_change
+        shrinkage = float(predicted_weights @ predicted_slack) / n / mean_product
+        aim = shrinkage**3 * mean_product
+
         products = weights * slack + change * slack_change - aim
         change, step, slack_change = _newton(factor, weights, slack, dual_residual, products)
-        reach = min(
-            1.0, 0.99 * _longest_step(weights, change), 0.99 * _longest_step(slack, slack_change)
-        )
-        weights, slack = weights + reach * change, slack + reach * slack_change
+        weights_reach = _MAX_STEP_SHARE * _longest_step(weights, change)
+        slack_reach = _MAX_STEP_SHARE * _longest_step(slack, slack_change)
+        reach = min(1.0, weights_reach, slack_reach)
+        weights = weights + reach * change
+        slack = slack + reach * slack_change
         multiplier += reach * step
         gradient = kernel @ weights - image
     return weights
@@ -161,7 +195,7 @@ def nearest_in_hull(kernel: Tensor, image: Tensor, squared_norm: float) -> Tenso
 def _newton(
     factor: Tensor, weights: Tensor, slack: Tensor, dual_residual: Tensor, products: Tensor
 ) -> tuple[Tensor, float, Tensor]:
-    """Return the changes of weights, multiplier and slack that solve the linearised optimality conditions.
+    """Return the changes of weights, multiplier and slack that solve the linearized conditions.
 
     K dv - dy 1 - ds = -dual_residual,  sum dv = 1 - sum v,  s dv + v ds = -products.
 
@@ -169,16 +203,20 @@ def _newton(
         factor: lower Cholesky factor of K + diag(slack / weights).
         weights: (n,) v.
         slack: (n,) s.
-        dual_residual: (n,).
+        dual_residual: (n,) what the gradient exceeds multiplier and slack by.
         products: (n,) what the products v * s exceed their aim by.
     """
     right = torch.stack([-dual_residual - products / weights, torch.ones_like(weights)], dim=1)
     solved = torch.cholesky_solve(right, factor)
-    step = (1.0 - float(weights.sum()) - float(solved[:, 0].sum())) / float(solved[:, 1].sum())
+    # dv is affine in dy; the condition on the sum of the weights fixes dy.
+    missing = 1.0 - float(weights.sum()) - float(solved[:, 0].sum())
+    step = missing / float(solved[:, 1].sum())
     change = solved[:, 0] + step * solved[:, 1]
-    return change, step, (-products - slack * change) / weights
+    slack_change = (-products - slack * change) / weights
+    return change, step, slack_change
 
 
 def _longest_step(values: Tensor, change: Tensor) -> float:
     """Return the largest step that keeps the positive values from going below zero."""
-    return float(torch.where(change < 0.0, -values / change, torch.inf).min())
+    steps = torch.where(change < 0.0, -values / change, torch.inf)
+    return float(steps.min())

@@ -1,31 +1,22 @@
-"""Objectives that make a student follow its teacher.
+"""Losses of logits that make a student follow its teacher.
 
-Holds plain knowledge distillation and the robust distillation of Xu et al. 2019 (arXiv:1909.09757, Eq. 8-10). Losses
-take logits, never modules; the training loop is elsewhere. No function here makes the host wait for the device.
+Holds plain knowledge distillation and the robust distillation of Xu et al. 2019 (arXiv:1909.09757,
+Eq. 8-10). No function here makes the host wait for the device.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-class RobustLoss(NamedTuple):
-    """The worst weighted loss of a batch."""
+class LogitLoss(Protocol):
+    """A loss of logits.
 
-    loss: Tensor
-    """() differentiable."""
-    worst: Tensor
-    """() int64, the row of the weight vectors that gave it."""
-
-
-class Objective(Protocol):
-    """What the training step calls, whatever the method.
-
-    The result holds the key "loss", () and differentiable, which is minimized; the other entries are detached ()
-    tensors for the history.
+    The result holds the key "loss", () and differentiable, which is minimized; the other entries
+    are detached () tensors for the history.
     """
 
     def __call__(
@@ -42,8 +33,8 @@ def soft_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy of each sample, -sum_k softmax(z_t/T)_k log softmax(z_s/T)_k.
 
-    Its gradient is that of the KL divergence; its least value, at equal logits, is the entropy of the teacher.
-    No gradient flows to the teacher.
+    Its gradient is that of the KL divergence; its least value, at equal logits, is the entropy of
+    the teacher. No gradient flows to the teacher.
 
     Args:
         student_logits: (N, K) any float dtype.
@@ -63,13 +54,20 @@ def soft_cross_entropy(
         )
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive, got {temperature!r}")
+
+    # At least float32: a sum of products of bf16 numbers has two or three digits.
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    targets = torch.softmax(teacher_logits.detach().to(dtype) / temperature, dim=1)
-    return -(targets * torch.log_softmax(student_logits.to(dtype) / temperature, dim=1)).sum(dim=1)
+    # Detached, because a teacher in training mode would otherwise learn from its student.
+    teacher_logits = teacher_logits.detach().to(dtype)
+    student_logits = student_logits.to(dtype)
+
+    targets = torch.softmax(teacher_logits / temperature, dim=1)
+    log_probabilities = torch.log_softmax(student_logits / temperature, dim=1)
+    return -(targets * log_probabilities).sum(dim=1)
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Return KL(softmax(z_t) || softmax(z_s)) of each sample: what the student has yet to learn of it.
+    """Return KL(softmax(z_t) || softmax(z_s)) of each sample, in nats.
 
     Args:
         teacher_logits: (N, K) any float dtype.
@@ -81,22 +79,22 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    teacher_logits = teacher_logits.to(
-        torch.promote_types(teacher_logits.dtype, student_logits.dtype)
-    )
+    dtype = torch.promote_types(teacher_logits.dtype, student_logits.dtype)
+    teacher_logits = teacher_logits.to(dtype)
     entropy = soft_cross_entropy(teacher_logits, teacher_logits, temperature=1.0)
-    return (soft_cross_entropy(student_logits, teacher_logits, temperature=1.0) - entropy).clamp(
-        min=0.0
-    )
+    cross_entropy = soft_cross_entropy(student_logits, teacher_logits, temperature=1.0)
+    # Equal logits may give a difference just below zero, from rounding.
+    return (cross_entropy - entropy).clamp(min=0.0)
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Return T^2 mean_i CE_i, () float32: plain distillation without hard labels.
 
-    The factor keeps the size of the gradient when T changes (Hinton et al. 2015, sec. 2). Arguments and errors as for
-    `soft_cross_entropy`.
+    Arguments and errors as for `soft_cross_entropy`.
     """
-    return temperature**2 * soft_cross_entropy(student_logits, teacher_logits, temperature).mean()
+    losses = soft_cross_entropy(student_logits, teacher_logits, temperature)
+    # T^2 keeps the size of the gradient when T changes (Hinton et al. 2015, sec. 2).
+    return temperature**2 * losses.mean()
 
 
 def class_loss_mass(losses: Tensor, teacher_classes: Tensor, n_classes: int) -> Tensor:
@@ -112,69 +110,77 @@ def class_loss_mass(losses: Tensor, teacher_classes: Tensor, n_classes: int) -> 
     Returns:
         (K,) of the dtype of `losses`, summing to their mean.
     """
-    return losses.new_zeros(n_classes).index_add(0, teacher_classes, losses) / len(losses)
+    zeros = losses.new_zeros(n_classes)
+    sums = zeros.index_add(0, teacher_classes, losses)
+    return sums / len(losses)
 
 
-def robust_kd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, temperature: float
-) -> RobustLoss:
-    """Return max over w in W of T^2 mean_i w[argmax z_t,i] CE_i (Eq. 8-10).
+def worst_weighted_mean(losses: Tensor, teacher_logits: Tensor, weight_vectors: Tensor) -> Tensor:
+    """Return max over w in W of mean_i w[argmax z_t,i] losses_i, () of the dtype of `losses`.
 
-    The maximum over all of W is one product with the per-class loss mass and one backward pass, which goes through the
-    worst vector only.
-
-    Eq. 8 has no T^2, and the paper uses T = 1, where it makes no difference. For other T it is kept here as in
-    `kd_loss`: one learning rate then suits every temperature, all-equal weights give exactly `kd_loss`, and the worst
-    vector is the same with or without it.
+    The maximum over all of W is one product with the per-class loss mass and one backward pass,
+    which goes through the worst vector only.
 
     Args:
-        student_logits: (N, K) any float dtype; N > 0.
+        losses: (N,) float; N > 0.
         teacher_logits: (N, K) any float dtype.
-        weight_vectors: (n, K) on the same device, non-negative, n > 0.
-        temperature: T > 0.
+        weight_vectors: W, (n, K) on the same device, non-negative, n > 0.
 
     Raises:
-        ValueError: shapes that do not fit, or temperature is not positive.
+        ValueError: weight_vectors has another shape.
     """
-    losses = soft_cross_entropy(student_logits, teacher_logits, temperature)
-    return _worst_weighted(temperature**2 * losses, teacher_logits, weight_vectors)
+    n_classes = teacher_logits.shape[1]
+    n_columns = weight_vectors.shape[-1]
+    if weight_vectors.ndim != 2 or n_columns != n_classes or len(weight_vectors) == 0:
+        raise ValueError(
+            f"weight_vectors must be (n, {n_classes}) with n > 0, one column for each class of the "
+            f"teacher, got {tuple(weight_vectors.shape)}"
+        )
+
+    teacher_classes = teacher_logits.argmax(dim=1)
+    mass = class_loss_mass(losses, teacher_classes, n_classes)
+    # W @ m, written out: autocast would round a matrix product to bf16 and TF32 would shorten it.
+    weighted_losses = (weight_vectors.to(mass.dtype) * mass).sum(dim=1)
+    # max(dim=0) sends the gradient to one vector; amax would spread it over equal ones.
+    return weighted_losses.max(dim=0).values
 
 
 def kd(
     student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, temperature: float
 ) -> dict[str, Tensor]:
-    """The objective `kd`: `kd_loss`. The weight vectors are not used."""
-    return {"loss": kd_loss(student_logits, teacher_logits, temperature)}
+    """Return `kd_loss` as "loss"; the weight vectors are not used."""
+    loss = kd_loss(student_logits, teacher_logits, temperature)
+    return {"loss": loss}
 
 
 def robust_kd(
     student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, temperature: float
 ) -> dict[str, Tensor]:
-    """The objective `robust_kd`: `robust_kd_loss`, the same under the first vector alone, and the unweighted `kd_loss`.
+    """Return max over w in W of T^2 mean_i w[argmax z_t,i] CE_i (Eq. 8-10), and two references.
 
-    The first vector is the estimated one: what `loss` is above `estimated_weights_loss` is what the game costs.
+    Eq. 8 has no T^2, and the paper uses T = 1, where it makes no difference. For other T it is kept
+    as in `kd_loss`: one learning rate then suits every temperature, all-equal weights give exactly
+    `kd_loss`, and the worst vector is the same with or without it.
+
+    Args:
+        student_logits: (N, K) any float dtype; N > 0.
+        teacher_logits: (N, K) any float dtype.
+        weight_vectors: W, (n, K) on the same device, non-negative, n > 0; the first one is the
+            estimated one.
+        temperature: T > 0.
+
+    Returns:
+        "loss"; "estimated_weights_loss", the same under the first vector alone, so that the
+        difference is the cost of the worst case; and the unweighted "kd_loss".
+
+    Raises:
+        ValueError: the shapes do not fit, or temperature is not positive.
     """
     losses = temperature**2 * soft_cross_entropy(student_logits, teacher_logits, temperature)
-    loss, _ = _worst_weighted(losses, teacher_logits, weight_vectors)
-    estimated, _ = _worst_weighted(losses.detach(), teacher_logits, weight_vectors[:1])
-    return {"loss": loss, "estimated_weights_loss": estimated, "kd_loss": losses.detach().mean()}
-
-
-OBJECTIVES: dict[str, Objective] = {"kd": kd, "robust_kd": robust_kd}
-
-
-def _worst_weighted(losses: Tensor, teacher_logits: Tensor, weight_vectors: Tensor) -> RobustLoss:
-    n_classes = teacher_logits.shape[1]
-    if (
-        weight_vectors.ndim != 2
-        or weight_vectors.shape[0] == 0
-        or weight_vectors.shape[1] != n_classes
-    ):
-        raise ValueError(
-            f"weight_vectors must be (n, {n_classes}) with n > 0, one column for each class of the teacher, "
-            f"got {tuple(weight_vectors.shape)}"
-        )
-    mass = class_loss_mass(losses, teacher_logits.argmax(dim=1), n_classes)
-    # W @ m, written out: autocast would round a matrix product to bf16 and TF32 would shorten it.
-    loss, worst = (weight_vectors.to(mass.dtype) * mass).sum(dim=1).max(dim=0)
-    return RobustLoss(loss, worst)
+    # Detached: only the worst case is minimized, the others are for the history.
+    estimated = worst_weighted_mean(losses.detach(), teacher_logits, weight_vectors[:1])
+    return {
+        "loss": worst_weighted_mean(losses, teacher_logits, weight_vectors),
+        "estimated_weights_loss": estimated,
+        "kd_loss": losses.detach().mean(),
+    }

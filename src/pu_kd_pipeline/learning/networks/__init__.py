@@ -1,1 +1,1 @@
-"""Networks: ours, torchvision's, and a user's own factory; and what limits their use."""
+"""Networks by name, the layers and sizes they work with, and checks that they can be used."""

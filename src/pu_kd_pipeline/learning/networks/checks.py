@@ -12,7 +12,7 @@ def check_network(network: nn.Module, n_classes: int, in_channels: int, size_px:
     """Check that a network turns an image of the stated size into K logits.
 
     Raises:
-        ValueError: it cannot, with what it returned instead.
+        ValueError: it does not; the message holds what it returned instead.
     """
     with torch.no_grad():
         image = torch.zeros(1, in_channels, size_px, size_px)
@@ -25,32 +25,48 @@ def check_network(network: nn.Module, n_classes: int, in_channels: int, size_px:
             ) from exc
         finally:
             network.train(was_training)
-    if not isinstance(logits, Tensor) or logits.shape != (1, n_classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    expected = (1, n_classes)
+    if not _has_shape(logits, expected):
         raise ValueError(
-            f"the network returns {found} for one image; expected logits of shape {(1, n_classes)}"
+            f"the network returns {_describe(logits)} for one image; "
+            f"expected logits of shape {expected}"
         )
 
 
 def check_training(network: nn.Module, n_classes: int, in_channels: int, size_px: int) -> None:
-    """Check that a network in training mode turns two images into two rows of K logits; it is left as it is.
+    """Check that a network in training mode turns two images into two rows of K logits.
+
+    The network and torch's random state stay unchanged.
 
     Raises:
-        ValueError: it cannot, with what it returned instead (Inception and GoogLeNet add auxiliary outputs).
+        ValueError: it does not (Inception and GoogLeNet add auxiliary outputs); the message holds
+            what it returned instead.
     """
+    # BatchNorm in training mode refuses a single image of one pixel
     images = torch.zeros(2, in_channels, size_px, size_px)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            logits = copy.deepcopy(network).train()(
-                images
-            )  # for BatchNorm would remember the images
+            # A copy, because BatchNorm would update its statistics.
+            logits = copy.deepcopy(network).train()(images)
         except Exception as exc:
             raise ValueError(
                 f"the network cannot be trained on images of shape {tuple(images.shape[1:])}: {exc}"
             ) from exc
-    if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    expected = (2, n_classes)
+    if not _has_shape(logits, expected):
         raise ValueError(
-            f"in training mode the network returns {found} for two images; expected logits of shape {(2, n_classes)}. "
-            "Switch auxiliary outputs off in the options of the architecture, such as aux_logits: false"
+            f"in training mode the network returns {_describe(logits)} for two images; "
+            f"expected logits of shape {expected}. Switch auxiliary outputs off in the options of "
+            "the architecture, such as aux_logits: false"
         )
+
+
+def _has_shape(output: object, shape: tuple[int, ...]) -> bool:
+    return isinstance(output, Tensor) and output.shape == shape
+
+
+def _describe(output: object) -> str:
+    """Return the shape of a tensor, or the type of anything else."""
+    if isinstance(output, Tensor):
+        return str(tuple(output.shape))
+    return type(output).__name__

@@ -9,7 +9,8 @@ def _cifar_resnet(name: str, n_classes: int, in_channels: int) -> nn.Module:
     from pu_kd_pipeline.learning.networks.vision import models
 
     network: nn.Module = models.get_model(name, weights=None, num_classes=n_classes)
-    # 32x32 images keep their resolution through the stem (He et al. 2016, sec. 4.2; the papers' released code)
+    # 32x32 images keep their resolution through the stem (He et al. 2016, sec. 4.2; the papers'
+    # released code).
     network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
@@ -17,25 +18,32 @@ def _cifar_resnet(name: str, n_classes: int, in_channels: int) -> nn.Module:
 
 
 def cifar_resnet18(n_classes: int, in_channels: int = 3) -> nn.Module:
-    """Return torchvision's ResNet-18 with a 3x3 stem and no max-pooling (11.17 M parameters at K = 10)."""
+    """Return torchvision's ResNet-18 with a 3x3 stem and no max-pooling.
+
+    It has 11.17 M parameters at K = 10.
+    """
     return _cifar_resnet("resnet18", n_classes, in_channels)
 
 
 def cifar_resnet34(n_classes: int, in_channels: int = 3) -> nn.Module:
-    """Return torchvision's ResNet-34 with a 3x3 stem and no max-pooling (21.28 M parameters at K = 10)."""
+    """Return torchvision's ResNet-34 with a 3x3 stem and no max-pooling.
+
+    It has 21.28 M parameters at K = 10.
+    """
     return _cifar_resnet("resnet34", n_classes, in_channels)
 
 
 class CifarResNet(nn.Module):
-    """A residual network of three stages for 32x32 images (He et al. 2016, sec. 4.2), of any depth and width.
+    """A residual network with three stages for 32x32 images, of any depth and width.
 
-    The stages have `width`, 2 `width` and 4 `width` channels at 32, 16 and 8 pixels. He et al. pad the shortcuts of
-    wider stages with zeros; here they are 1x1 convolutions, as torchvision's blocks have them.
+    Source: He et al. 2016, sec. 4.2. The stages have `width`, 2 `width` and 4 `width` channels at
+    32, 16 and 8 pixels. Departure: He et al. pad the shortcuts of wider stages with zeros; here
+    they are 1x1 convolutions, as in torchvision's blocks.
 
     Args:
         n_classes: K.
         in_channels: 1 or 3.
-        depth: 6 n + 2 layers, n blocks a stage: 8, 14, 20, 32, 44, 56, 110.
+        depth: 6 n + 2 layers, n blocks per stage: 8, 14, 20, 32, 44, 56, 110.
         width: channels of the first stage; 16 in the paper.
     """
 
@@ -53,11 +61,13 @@ class CifarResNet(nn.Module):
             raise ValueError(f"width must be at least 1, got {width}")
         n_blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.bn1, self.relu = nn.BatchNorm2d(width), nn.ReLU()
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
         self.layer1 = _residual_stage(width, width, n_blocks, stride=1)
         self.layer2 = _residual_stage(width, 2 * width, n_blocks, stride=2)
         self.layer3 = _residual_stage(2 * width, 4 * width, n_blocks, stride=2)
-        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4 * width, n_classes)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4 * width, n_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -66,7 +76,8 @@ class CifarResNet(nn.Module):
         """Map (N, C, H, W) float32 images to (N, K) logits."""
         features = self.relu(self.bn1(self.conv1(images)))
         features = self.layer3(self.layer2(self.layer1(features)))
-        logits: Tensor = self.fc(self.avgpool(features).flatten(1))
+        pooled = self.avgpool(features)
+        logits: Tensor = self.fc(pooled.flatten(1))
         return logits
 
 
@@ -75,13 +86,16 @@ def _residual_stage(
 ) -> nn.Sequential:
     from pu_kd_pipeline.learning.networks.vision import models
 
+    block = models.resnet.BasicBlock
+    # Only the first block changes the resolution and the number of channels.
     shortcut = None
     if stride != 1:
         convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
         shortcut = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
-    block = models.resnet.BasicBlock
     blocks = [block(in_channels, out_channels, stride, shortcut)]
-    return nn.Sequential(*blocks, *(block(out_channels, out_channels) for _ in range(n_blocks - 1)))
+    for _ in range(n_blocks - 1):
+        blocks.append(block(out_channels, out_channels))
+    return nn.Sequential(*blocks)
 
 
 def cifar_resnet(

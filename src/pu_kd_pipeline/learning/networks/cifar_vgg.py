@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 
 class CifarVGG(nn.Module):
-    """Torchvision's VGG with BatchNorm for 32x32 images: the five max-pools leave a pixel, of which one layer decides.
+    """Torchvision's VGG with BatchNorm for 32x32 images, with one linear layer as its classifier.
 
     Args:
         n_classes: K.
         in_channels: 1 or 3.
-        configuration: torchvision's letter of the depth (Simonyan & Zisserman 2015, table 1): B for VGG13, E for VGG19.
+        configuration: torchvision's letter for the depth (Simonyan & Zisserman 2015, table 1):
+            B for VGG13, E for VGG19.
     """
 
     def __init__(self, n_classes: int, in_channels: int, configuration: str) -> None:
@@ -26,11 +27,14 @@ class CifarVGG(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(512, n_classes)
+        # Five max-pools leave one pixel of a 32x32 image, too little for VGG's three linear layers.
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) float32 images with sides of at least 32 pixels to (N, K) logits."""
-        logits: Tensor = self.fc(self.avgpool(self.features(images)).flatten(1))
+        pooled = self.avgpool(self.features(images))
+        logits: Tensor = self.fc(pooled.flatten(1))
         return logits
 
 

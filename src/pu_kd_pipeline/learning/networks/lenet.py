@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 with ReLU and max-pooling: three 5x5 convolutions and two linear layers, for 32x32 images.
+    """LeNet-5 with ReLU and max-pooling, for 32x32 images.
+
+    It has three 5x5 convolutions and two linear layers.
 
     Args:
         n_classes: K.
@@ -24,25 +26,26 @@ class LeNet5(nn.Module):
     ) -> None:
         super().__init__()
         first, second, third, hidden = widths
-        self.conv1, self.relu1, self.pool1 = (
-            nn.Conv2d(in_channels, first, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        )
-        self.conv2, self.relu2, self.pool2 = nn.Conv2d(first, second, 5), nn.ReLU(), nn.MaxPool2d(2)
-        self.conv3, self.relu3 = nn.Conv2d(second, third, 5), nn.ReLU()
-        self.fc1, self.relu4, self.fc2 = (
-            nn.Linear(third, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, n_classes),
-        )
+        self.conv1 = nn.Conv2d(in_channels, first, 5)
+        self.relu1 = nn.ReLU()
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(first, second, 5)
+        self.relu2 = nn.ReLU()
+        self.pool2 = nn.MaxPool2d(2)
+        # Maps 5x5 features to one pixel, so images must have 32 to 35 pixels.
+        self.conv3 = nn.Conv2d(second, third, 5)
+        self.relu3 = nn.ReLU()
+        self.fc1 = nn.Linear(third, hidden)
+        self.relu4 = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, 32, 32) float32 images to (N, K) logits."""
         features = self.pool1(self.relu1(self.conv1(images)))
         features = self.pool2(self.relu2(self.conv2(features)))
         features = self.relu3(self.conv3(features))
-        logits: Tensor = self.fc2(self.relu4(self.fc1(features.flatten(1))))
+        hidden = self.relu4(self.fc1(features.flatten(1)))
+        logits: Tensor = self.fc2(hidden)
         return logits
 
 
@@ -52,7 +55,10 @@ def lenet5(n_classes: int, in_channels: int = 1) -> nn.Module:
 
 
 def lenet5_half(n_classes: int, in_channels: int = 1) -> nn.Module:
-    """Return LeNet-5 at half width (3-8-60 channels, 42 hidden units), the papers' student for MNIST."""
+    """Return LeNet-5 at half width, the papers' student for MNIST.
+
+    It has 3-8-60 channels and 42 hidden units.
+    """
     return LeNet5(n_classes, in_channels, widths=(3, 8, 60, 42))
 
 
@@ -78,7 +84,8 @@ class DigitsCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) float32 images with sides of at least four pixels to (N, K) logits."""
-        features = self.block3(self.pool(self.block2(self.block1(images))))
+        features = self.block2(self.block1(images))
+        features = self.block3(self.pool(features))
         logits: Tensor = self.fc(self.global_pool(features).flatten(1))
         return logits
 

@@ -1,7 +1,8 @@
-"""Which sizes and options our networks are known to work with: plain data, so that a check needs no torch.
+"""Sizes and options that our networks are known to work with: plain data, so no torch is needed.
 
-Within these limits a network of `networks.NETWORKS` builds, takes its images in both modes and has its default taps:
-tests build the corners. Beyond them it may be fine too, which building it tells. Keep the two files together.
+Within these limits a network of `build.NETWORKS` can be built, takes its images in both modes and
+has its default taps; tests build the corners. Beyond them it may work too, which only building it
+can show. Keep the two files together.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limits:
-    """What a network is known to work with: images of size_px x size_px, and integer options by name."""
+    """Images of size_px x size_px, and integer options by name."""
 
     size_px: range
     options: Mapping[str, range] = field(default_factory=dict)
 
 
-# The upper ends are no bounds of the networks: they keep what the tests build small.
+# The networks themselves have no upper limits; these keep the tests of the corners small.
 N_CLASSES = range(2, 1001)
 IN_CHANNELS = (1, 3)
 LIMITS = {
@@ -37,19 +38,19 @@ LIMITS = {
 def is_known_to_work(
     architecture: str, n_classes: int, in_channels: int, size_px: int, options: Mapping[str, Any]
 ) -> bool:
-    """Return whether nothing can be wrong with a network that starts untrained and has its default taps.
+    """Return whether a network that starts untrained and has its default taps surely works.
 
-    False says nothing against it: build it to find out.
+    False only means that it has to be built to find out.
     """
     limits = LIMITS.get(architecture)
-    return (
-        limits is not None
-        and n_classes in N_CLASSES
-        and in_channels in IN_CHANNELS
-        and size_px in limits.size_px
-        # no bool and no float, which equal an integer and are none
-        and all(
-            type(value) is int and value in limits.options.get(name, ())
-            for name, value in options.items()
-        )
-    )
+    if limits is None:
+        return False
+    if n_classes not in N_CLASSES or in_channels not in IN_CHANNELS:
+        return False
+    if size_px not in limits.size_px:
+        return False
+    for name, value in options.items():
+        # A bool or a float equals an integer of a range, but is not a valid option.
+        if type(value) is not int or value not in limits.options.get(name, ()):
+            return False
+    return True

@@ -1,8 +1,9 @@
-"""The one door to torchvision.
+"""The only module that imports torchvision; import it from here.
 
-A CPU build of torch beside PyPI's torchvision wheel (linked against CUDA) cannot load the compiled operators, and the
-import fails on the missing schema of `nms`. Models, transforms, data sets and feature extraction are pure Python
-and need only that the two schemas exist. On a matched pair nothing is defined here.
+A CPU build of torch with PyPI's torchvision wheel (linked against CUDA) cannot load the compiled
+operators, and `import torchvision` then fails because the schema of `nms` is missing. Models,
+transforms, data sets and feature extraction are pure Python and only need the two schemas to exist,
+so they are defined here. Where torch and torchvision match, nothing is defined.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _SCHEMAS = {
 
 
 def _load_extension() -> bool:
-    """Return whether torchvision's compiled operators load beside this torch."""
+    """Return whether torchvision's compiled operators load with this torch."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return False
@@ -36,7 +37,7 @@ def _define_missing_schemas() -> None:
     for name, schema in _SCHEMAS.items():
         try:
             torch.library.define(name, schema)
-        except RuntimeError:  # another copy of this fix was here first
+        except RuntimeError:  # another package with the same workaround has defined it
             continue
 
 

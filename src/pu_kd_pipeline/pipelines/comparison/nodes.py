@@ -54,7 +54,7 @@ def report_comparison(
     """Return the results, one row a cell, and the same as Markdown tables and as a figure."""
     from pu_kd_pipeline.comparison.computation import RESULT
     from pu_kd_pipeline.comparison.figure import plot_comparison
-    from pu_kd_pipeline.comparison.tables import comparison_page
+    from pu_kd_pipeline.comparison.page import comparison_page
 
     results = cells.to_pandas().reindex(
         columns=RESULT.names

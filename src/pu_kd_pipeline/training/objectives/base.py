@@ -1,8 +1,9 @@
-"""What an objective is made from, and what the training loop asks of it."""
+"""The interface between an objective and the training loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,21 +17,23 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.training.batches import Batch
 
+# A callable, because the logits come from the network or from the cache.
 TeacherLogits = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True)
 class ObjectiveContext:
-    """What an objective is made from.
+    """The inputs that every objective is made from.
 
     Attributes:
         student: in training mode, on the device.
         teacher: in eval mode, on the device.
-        teacher_logits: asks or remembers the teacher's logits of a batch.
+        teacher_logits: returns the teacher's logits for a batch, computed or cached.
         weight_vectors: (n, K) float32 on the device.
         labels: (N,) int64 on the device, the classes of the training images, -1 where unknown.
-        params: of the student.
-        device: of all of it.
+        params: the block `distillation`.
+        device: where networks and tensors live.
+        cleanup: closed after training; removes the hooks that the objective sets.
     """
 
     student: Model
@@ -40,29 +43,51 @@ class ObjectiveContext:
     labels: Tensor
     params: DistillationParams
     device: torch.device
+    cleanup: ExitStack
 
 
 class Objective(Protocol):
-    """What the training loop asks of an objective.
+    """What the training loop calls.
 
     Attributes:
-        beside: what the student's optimizer trains along with the student, and no part of it.
-        parts: by name, what else changes while the student is trained; a checkpoint holds it.
+        trainable: modules that the student's optimizer trains in addition to the student.
+        checkpointed: by name, everything else that changes during training; part of a checkpoint.
     """
 
-    beside: nn.Module
-    parts: dict[str, Stateful]
+    trainable: nn.Module
+    checkpointed: dict[str, Stateful]
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return student logits, teacher logits and the losses; "loss" is minimized, the others are for the history."""
+        """Return student logits, teacher logits and losses.
+
+        The loss "loss" is minimized; the others are averaged into the history.
+        """
 
     def finish(self, history: pd.DataFrame) -> dict[str, Any]:
-        """Bring the student into its own architecture again, and return what its card should say."""
+        """Restore the student's own architecture and return entries for its model card."""
 
 
-def student_and_teacher_logits(setting: ObjectiveContext, batch: Batch) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class ObjectiveType:
+    """One entry of `OBJECTIVES`: how an objective is made, and what the code around it must know.
+
+    Attributes:
+        make: returns the objective for a context and the objective's own parameters, a member of
+            `params.distillation.ObjectiveParams`. It may raise a ValueError.
+        reads_teacher_logits_only: nothing else of the teacher is read, so that its logits may come
+            from the teacher cache.
+        needs_class_weights: the weight vectors are read; estimating them takes labeled images.
+    """
+
+    make: Callable[[ObjectiveContext, Any], Objective]
+    reads_teacher_logits_only: bool
+    needs_class_weights: bool
+
+
+def student_and_teacher_logits(context: ObjectiveContext, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the (N, K) float32 logits of student and teacher."""
-    teacher_logits = setting.teacher_logits(batch)
-    with autocast(setting.params.compute, setting.device):
-        student_logits = setting.student.network(batch.images).float()
-    return student_logits, teacher_logits
+    teacher_logits = context.teacher_logits(batch)
+    with autocast(context.params.compute, context.device):
+        student_logits: Tensor = context.student.network(batch.images)
+    # Losses are computed in float32 also where autocast made the logits bf16.
+    return student_logits.float(), teacher_logits

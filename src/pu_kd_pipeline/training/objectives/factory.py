@@ -1,40 +1,86 @@
-"""The objective of the parameters."""
+"""All objectives, and the one that the parameters choose."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Collection
+from functools import partial
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.learning.losses.distillation import OBJECTIVES
-from pu_kd_pipeline.params.distillation import DistillationParams
-from pu_kd_pipeline.training.objectives.base import Objective, ObjectiveContext
+from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd
+from pu_kd_pipeline.params.distillation import OPTION_BLOCKS
+from pu_kd_pipeline.training.objectives.base import Objective, ObjectiveContext, ObjectiveType
 from pu_kd_pipeline.training.objectives.feature_matching import FeatureMatchingObjective
 from pu_kd_pipeline.training.objectives.latent import LatentObjective
 from pu_kd_pipeline.training.objectives.logits import LogitObjective
 from pu_kd_pipeline.training.objectives.noisy import NoisyKDObjective
 
+# Everything that other modules need to know of an objective stands in its entry: nothing else in
+# the code may compare the names of objectives.
+OBJECTIVES: dict[str, ObjectiveType] = {
+    "kd": ObjectiveType(
+        partial(LogitObjective, kd), reads_teacher_logits_only=True, needs_class_weights=False
+    ),
+    "robust_kd": ObjectiveType(
+        partial(LogitObjective, robust_kd), reads_teacher_logits_only=True, needs_class_weights=True
+    ),
+    "noisy_kd": ObjectiveType(
+        NoisyKDObjective, reads_teacher_logits_only=True, needs_class_weights=False
+    ),
+    "latent": ObjectiveType(
+        LatentObjective, reads_teacher_logits_only=False, needs_class_weights=False
+    ),
+    "attention": ObjectiveType(
+        FeatureMatchingObjective, reads_teacher_logits_only=False, needs_class_weights=False
+    ),
+    "pu_critic": ObjectiveType(
+        FeatureMatchingObjective, reads_teacher_logits_only=False, needs_class_weights=False
+    ),
+}
 
-def make_objective(setting: ObjectiveContext, stack: ExitStack) -> Objective:
-    """Return the objective of the parameters; hooks that it sets are removed with the stack.
+
+def check_objectives(implemented: Collection[str], configurable: Collection[str]) -> None:
+    """Check that the objectives which are implemented are those that the parameters offer.
+
+    The parameters are a lower layer and cannot import the implementations, so that the names stand
+    in both places.
+
+    Args:
+        implemented: the names in `OBJECTIVES`.
+        configurable: the names in `params.distillation.ObjectiveParams`.
+
+    Raises:
+        TypeError: the names differ; says where the missing one belongs.
+    """
+    for name in configurable:
+        if name not in implemented:
+            raise TypeError(
+                f"the objective {name!r} has parameters (ObjectiveParams in "
+                "params/distillation.py) and no "
+                "implementation: add it to OBJECTIVES in training/objectives/factory.py"
+            )
+    for name in implemented:
+        if name not in configurable:
+            raise TypeError(
+                f"the objective {name!r} is implemented (OBJECTIVES in "
+                "training/objectives/factory.py) and has no parameters: add a class for it to "
+                "ObjectiveParams in params/distillation.py"
+            )
+
+
+check_objectives(OBJECTIVES, OPTION_BLOCKS)
+
+
+def make_objective(context: ObjectiveContext) -> Objective:
+    """Return the objective that the parameters choose.
 
     Raises:
         InputError: it cannot be used with these networks or images.
     """
+    name = context.params.objective
     try:
-        if setting.params.objective in OBJECTIVES:
-            return LogitObjective(setting)
-        if setting.params.objective == "noisy_kd":
-            return NoisyKDObjective(setting)
-        if setting.params.objective == "latent":
-            return LatentObjective(setting, stack)
-        return FeatureMatchingObjective(setting)
+        return OBJECTIVES[name].make(context, context.params.objective_params)
     except InputError:
+        # It is a ValueError too, and names the key already.
         raise
     except ValueError as exc:
-        raise InputError(f"distillation.objective {setting.params.objective!r}: {exc}") from exc
-
-
-def cacheable(params: DistillationParams) -> DistillationParams:
-    """Return the parameters with `teacher_cache` off where the objective looks inside of the teacher."""
-    reads_logits_alone = params.objective in (*OBJECTIVES, "noisy_kd")
-    return params if reads_logits_alone else params.model_copy(update={"teacher_cache": "off"})
+        raise InputError(f"distillation.objective {name!r}: {exc}") from exc

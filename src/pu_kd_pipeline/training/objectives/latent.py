@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import pandas as pd
@@ -16,48 +15,50 @@ from pu_kd_pipeline.learning.penultimate import (
     penultimate_adapter,
     share_head,
 )
+from pu_kd_pipeline.params.distillation import LatentKDParams
 from pu_kd_pipeline.training.batches import Batch
 from pu_kd_pipeline.training.objectives.base import ObjectiveContext, student_and_teacher_logits
 
 
 class LatentObjective:
-    """`latent`: centered logits, penultimate features of unit length, and optionally the KL divergence."""
+    """Centered logits, penultimate features of unit length, and optionally the KL divergence."""
 
-    def __init__(self, setting: ObjectiveContext, stack: ExitStack) -> None:
-        params = setting.params.latent
-        assert params is not None
-        self._setting, self._params = setting, params
-        self.parts: dict[str, Stateful] = {}
-        networks, n_classes = (
-            (setting.student.network, setting.teacher.network),
-            setting.teacher.n_classes,
-        )
-        if params.shared_head:
-            share_head(*networks, n_classes)
-            self.beside: nn.Module = nn.Identity()
+    def __init__(self, context: ObjectiveContext, options: LatentKDParams) -> None:
+        student = context.student.network
+        teacher = context.teacher.network
+        n_classes = context.teacher.n_classes
+        self._context = context
+        self._params = options.latent
+        if self._params.shared_head:
+            # The student's own layers already end in the teacher's feature space.
+            share_head(student, teacher, n_classes)
+            self.trainable: nn.Module = nn.Identity()
         else:
-            self.beside = penultimate_adapter(*networks, n_classes)
-        self._student, self._teacher = (
-            stack.enter_context(PenultimateTap(network, n_classes)) for network in networks
-        )
-        self.beside.to(setting.device)
+            self.trainable = penultimate_adapter(student, teacher, n_classes)
+        self.trainable.to(context.device)
+        self.checkpointed: dict[str, Stateful] = {}
+        self._student_tap = context.cleanup.enter_context(PenultimateTap(student, n_classes))
+        self._teacher_tap = context.cleanup.enter_context(PenultimateTap(teacher, n_classes))
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        setting, params = self._setting, self._params
-        student_logits, teacher_logits = student_and_teacher_logits(setting, batch)
+        params = self._params
+        # The forward passes fill the taps, so that they come before the features are read.
+        student_logits, teacher_logits = student_and_teacher_logits(self._context, batch)
+        student_features = self.trainable(self._student_tap.features.float())
+        teacher_features = self._teacher_tap.features.float()
         values = latent_loss(
             student_logits,
             teacher_logits,
-            self.beside(self._student.features.float()),
-            self._teacher.features.float(),
+            student_features,
+            teacher_features,
             logits_weight=params.logits_weight,
             penultimate_weight=params.penultimate_weight,
             kl_weight=params.kl_weight,
-            temperature=setting.params.temperature,
+            temperature=self._context.params.temperature,
         )
         return student_logits, teacher_logits, values
 
     def finish(self, history: pd.DataFrame) -> dict[str, Any]:
         if self._params.shared_head:
-            fold_shared_head(self._setting.student.network)
+            fold_shared_head(self._context.student.network)
         return {}

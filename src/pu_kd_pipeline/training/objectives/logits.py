@@ -1,4 +1,4 @@
-"""Objectives that read logits alone."""
+"""Objectives that read logits only: `kd` and `robust_kd`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ import pandas as pd
 from torch import Tensor, nn
 
 from pu_kd_pipeline.learning.loop import Stateful
-from pu_kd_pipeline.learning.losses.distillation import OBJECTIVES
+from pu_kd_pipeline.learning.losses.distillation import LogitLoss
+from pu_kd_pipeline.params.distillation import KDParams, RobustKDParams
 from pu_kd_pipeline.training.batches import Batch
 from pu_kd_pipeline.training.objectives.base import ObjectiveContext, student_and_teacher_logits
 
 
 class LogitObjective:
-    """An objective that reads logits alone: `kd` and `robust_kd`."""
+    """A loss of logits, weight vectors and temperature; nothing but the student is trained."""
 
-    def __init__(self, setting: ObjectiveContext) -> None:
-        self._setting, self._loss = setting, OBJECTIVES[setting.params.objective]
-        self.beside: nn.Module = nn.Module()
-        self.parts: dict[str, Stateful] = {}
+    def __init__(
+        self, loss: LogitLoss, context: ObjectiveContext, options: KDParams | RobustKDParams
+    ) -> None:
+        self._loss = loss
+        self._context = context
+        # No option: the loss reads temperature and weight vectors, which the context has.
+        self.trainable: nn.Module = nn.Module()
+        self.checkpointed: dict[str, Stateful] = {}
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        setting, params = self._setting, self._setting.params
-        student_logits, teacher_logits = student_and_teacher_logits(setting, batch)
+        context = self._context
+        params = context.params
+        student_logits, teacher_logits = student_and_teacher_logits(context, batch)
         values = self._loss(
-            student_logits, teacher_logits, setting.weight_vectors, params.temperature
+            student_logits, teacher_logits, context.weight_vectors, params.temperature
         )
         return student_logits, teacher_logits, values
 

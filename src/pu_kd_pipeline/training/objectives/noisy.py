@@ -13,24 +13,26 @@ from pu_kd_pipeline.learning.losses.noise_matrix import (
     noisy_kd_loss,
     pseudo_label_loss,
 )
+from pu_kd_pipeline.params.distillation import NoisyKDParams
 from pu_kd_pipeline.training.batches import Batch
 from pu_kd_pipeline.training.objectives.base import ObjectiveContext, student_and_teacher_logits
 
 
 class NoisyKDObjective:
-    """`noisy_kd`: distillation, and cross-entropy with the teacher's classes through a matrix that learns their noise.
+    """Distillation, plus cross-entropy with the teacher's classes through a learned noise matrix.
 
-    The matrix has an Adam of its own, as in the released code: it descends on a batch's loss, the student with it on
-    the matrix as it was.
+    The matrix has its own Adam, as in the released code. Both descend on the loss of the same
+    batch; the student's loss uses the matrix from before its step.
     """
 
-    def __init__(self, setting: ObjectiveContext) -> None:
-        params = setting.params.noise_matrix
-        assert params is not None
-        self._setting, self._params = setting, params
+    def __init__(self, context: ObjectiveContext, options: NoisyKDParams) -> None:
+        params = options.noise_matrix
+        self._context = context
+        self._pseudo_label_weight = params.pseudo_label_weight
         self._matrix = NoiseMatrix(
-            setting.teacher.n_classes, params.diagonal, learns_diagonal=params.learns_diagonal
-        ).to(setting.device)
+            context.teacher.n_classes, params.diagonal, learns_diagonal=params.learns_diagonal
+        ).to(context.device)
+        # Its own Adam, also where the student's optimizer is SGD.
         self._optimizer = make_optimizer(
             self._matrix,
             algorithm="adam",
@@ -38,22 +40,27 @@ class NoisyKDObjective:
             momentum=0.9,
             weight_decay=0.0,
         )
-        self.beside: nn.Module = nn.Module()
-        self.parts: dict[str, Stateful] = {
+        self.trainable: nn.Module = nn.Module()
+        self.checkpointed: dict[str, Stateful] = {
             "noise_matrix": self._matrix,
             "noise_optimizer": self._optimizer,
         }
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        setting, params = self._setting, self._setting.params
-        student_logits, teacher_logits = student_and_teacher_logits(setting, batch)
-        weight = self._params.pseudo_label_weight
+        context = self._context
+        student_logits, teacher_logits = student_and_teacher_logits(context, batch)
         matrix = self._matrix()
         values = noisy_kd_loss(
-            student_logits, teacher_logits, matrix.detach(), params.temperature, weight
+            student_logits,
+            teacher_logits,
+            matrix.detach(),
+            context.params.temperature,
+            self._pseudo_label_weight,
         )
+        # The loss above holds the old matrix, so that its step may come before the student's.
+        matrix_loss = pseudo_label_loss(student_logits.detach(), teacher_logits, matrix)
         self._optimizer.zero_grad(set_to_none=True)
-        pseudo_label_loss(student_logits.detach(), teacher_logits, matrix).backward()
+        matrix_loss.backward()
         self._optimizer.step()
         return student_logits, teacher_logits, values
 

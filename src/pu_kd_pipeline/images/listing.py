@@ -1,0 +1,150 @@
+"""Which images a store should hold: the rows of its sources that the plan selects, with labels.
+
+Nothing is decoded here; `images.ingestion` reads and writes what is listed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.labels import (
+    check_every_class_is_there,
+    draw,
+    in_share,
+    with_teacher_labels,
+)
+from pu_kd_pipeline.images.plan import IngestionPlan
+from pu_kd_pipeline.images.shard_files import index_schema
+from pu_kd_pipeline.images.sources.base import Source, default_name
+from pu_kd_pipeline.images.sources.registry import open_source
+
+if TYPE_CHECKING:
+    from pu_kd_pipeline.params.data_ingestion import ImageSource
+
+# A stored image can be reused as long as these columns are what the plan asks for.
+IDENTITY_COLUMNS = ["id", "version", "source", "label", "relevant"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A source with its listing, so that images can be read by their row in it."""
+
+    source: Source
+    listing: pd.DataFrame
+
+
+def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
+    """Return every image that the store must hold or account for, and the readers of the sources.
+
+    The table has `id`, `source`, `label`, `relevant`, `version`, `fault`, `reader` (position of
+    the source) and `listing_row`.
+
+    Raises:
+        InputError: a source cannot be used, its labels are not the teacher's, or two images have
+            the same id.
+    """
+    if not plan.sources:
+        return _empty_table(), []
+    tables: list[pd.DataFrame] = []
+    readers: list[Reader] = []
+    labels_drawn_per_class: list[pd.Series] = []
+
+    for position, source in enumerate(plan.sources):
+        source_name = source.name or default_name(source)
+        where = f"data_ingestion.{plan.name}[{position}] ({source.type} {source_name})"
+        reader = _open_reader(source, plan.seed, where)
+        readers.append(reader)
+        # One generator per source: adding a source leaves the draws of the others as they were.
+        rng = np.random.default_rng([plan.seed, position])
+        table = _select_rows(reader.listing, source, plan, rng, where)
+        table["reader"] = position
+        tables.append(table)
+        if source.per_class is not None:
+            labels_drawn_per_class.append(table["label"])
+
+    if labels_drawn_per_class:
+        # Over all sources together: one may hold the classes that another one lacks.
+        labels = pd.concat(labels_drawn_per_class)
+        check_every_class_is_there(labels, plan.class_names, f"data_ingestion.{plan.name}")
+
+    wanted = pd.concat(tables, ignore_index=True)
+    if wanted.empty:
+        n_listed = sum(len(reader.listing) for reader in readers)
+        raise InputError(
+            f"data_ingestion.{plan.name}: no image is left of {n_listed:,}: check `share`, "
+            "`exclude_labels` and `per_class` of its sources"
+        )
+
+    _check_ids(wanted["id"], plan)
+    return wanted, readers
+
+
+def _empty_table() -> pd.DataFrame:
+    index = index_schema().empty_table().to_pandas()
+    return index[IDENTITY_COLUMNS].assign(fault="", reader=0, listing_row=0)
+
+
+def _open_reader(source: ImageSource, seed: int, where: str) -> Reader:
+    try:
+        opened = open_source(source, seed)
+        return Reader(opened, opened.listing())
+    except InputError:
+        raise
+    # Each kind of remote file system raises errors of its own.
+    except Exception as exc:
+        is_remote = "://" in (source.path or "")
+        if not is_remote and not isinstance(exc, OSError):
+            raise
+        fix = "check that it may be read"
+        if is_remote:
+            fix = "check the address, the network and your credentials"
+        raise InputError(
+            f"{where}: {source.path} cannot be read ({type(exc).__name__}: {exc}): {fix}"
+        ) from exc
+
+
+def _select_rows(
+    listing: pd.DataFrame,
+    source: ImageSource,
+    plan: IngestionPlan,
+    rng: np.random.Generator,
+    where: str,
+) -> pd.DataFrame:
+    """Return the rows of a listing that the source's parameters select."""
+    columns = ["id", "label", "label_name", "version", "fault"]
+    table = listing[columns].assign(listing_row=np.arange(len(listing)))
+    is_in_share = in_share(table["id"], source.share)
+    table = table[is_in_share]
+
+    is_faulty = table["fault"].notna()
+    faulty = table[is_faulty]
+    usable = table[~is_faulty]
+    usable = with_teacher_labels(usable, source, plan.class_names, where)
+
+    # After the labels: `per_class` counts classes of the teacher.
+    n_classes = len(plan.class_names)
+    drawn = draw(usable["label"], source.per_class, source.limit, rng, n_classes)
+    table = usable.iloc[drawn]
+    if len(faulty):
+        # Faulty images are not drawn but must be accounted for; label and relevant become null.
+        table = pd.concat([table, faulty.drop(columns="label")])
+
+    if source.name is not None:
+        table["id"] = f"{source.name}/" + table["id"]
+    table["source"] = source.name or default_name(source)
+    return table.drop(columns="label_name")
+
+
+def _check_ids(ids: pd.Series, plan: IngestionPlan) -> None:
+    repeated = ids[ids.duplicated()]
+    if len(repeated):
+        raise InputError(
+            f"data_ingestion.{plan.name}: {len(repeated):,} ids occur more than once, such as "
+            f"{repeated.iloc[0]!r}. Give each source a `name` of its own, which becomes the prefix "
+            "of its ids, or fix the column `id`"
+        )

@@ -1,0 +1,63 @@
+"""Images that cannot be stored: the statuses that give the reason, and how many are tolerated."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.decoding import Reason
+from pu_kd_pipeline.images.plan import IngestionPlan
+from pu_kd_pipeline.images.sources.base import SourceLostError
+
+OK = "ok"
+DUPLICATE = "duplicate"  # the status is "duplicate of <id>"
+
+
+def duplicate_of(image_id: str) -> str:
+    """Return the status of an image whose pixels equal those of another image."""
+    return f"{DUPLICATE} of {image_id}"
+
+
+def counts_by_reason(statuses: pd.Series) -> dict[str, int]:
+    """Return how many images are quarantined per reason, most first; all duplicates share one."""
+    reasons: Counter[str] = Counter()
+    for status in statuses:
+        if status.startswith(DUPLICATE):
+            reasons[DUPLICATE] += 1
+        else:
+            reasons[status] += 1
+    return dict(reasons.most_common())
+
+
+def check_quarantine(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: int) -> None:
+    """Check that no more images are quarantined than the plan allows.
+
+    Raises:
+        SourceLostError: there are too many, but only because of those that could not be opened.
+        InputError: there are too many.
+    """
+    limit = plan.store.max_quarantined_share * n_images
+    n_quarantined = len(quarantine)
+    if n_quarantined <= limit:
+        return
+    where = f"data_ingestion.{plan.name}"
+    not_opened = quarantine.loc[quarantine["status"] == Reason.NOT_OPENED, "id"]
+    # A disk or a network that went away says nothing about the images: a rerun may find them.
+    if n_quarantined - len(not_opened) <= limit:
+        raise SourceLostError(
+            f"{where}: {len(not_opened):,} of {n_images:,} images could not be opened, such as "
+            f"{not_opened.iloc[0]!r}: is the source still there, and may it be read? "
+            "Finished shards are kept: the same command goes on from there"
+        )
+
+    counts = counts_by_reason(quarantine["status"])
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in counts.items())
+    first = quarantine.iloc[0]
+    raise InputError(
+        f"{where}: {n_quarantined:,} of {n_images:,} images cannot be used ({reasons}; such as "
+        f"{first['id']!r}: {first['status']}), more than the share "
+        f"{plan.store.max_quarantined_share} that data_ingestion.store.max_quarantined_share "
+        "allows. Fix the images, or raise the limit; nothing was written"
+    )

@@ -1,0 +1,113 @@
+"""The file `store.json` of an image store: its specification and its list of shards."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.shard_files import RUN_AGAIN
+
+FORMAT = 1  # version of the files; also raised when decoding changes pixels
+STORE_FILE = "store.json"
+_SAFE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
+_MAX_COUNT = 2**48  # larger numbers in store.json, of whatever kind, are damage
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What decides the content of a shard in addition to its images: any change makes it again."""
+
+    kind: Literal["packed", "encoded"]
+    channels: int
+    size_px: int
+    max_image_pixels: int
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of rows: `n` images from row `start` on.
+
+    The name ends in a fingerprint of ids, labels and pixels.
+    """
+
+    name: str
+    n: int
+    start: int
+
+
+def read_store_file(folder: Path) -> tuple[Specification, tuple[Shard, ...], dict[str, int]]:
+    """Return specification, shards and quarantine counts from the `store.json` of a folder.
+
+    Raises:
+        InputError: the file is missing, damaged, of another version, or names files elsewhere.
+    """
+    file = folder / STORE_FILE
+    shards: list[Shard] = []
+    quarantine_counts: dict[str, int] = {}
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        if about["specification"]["format"] != FORMAT:
+            raise InputError(
+                f"{folder} was written by another version of this program: {RUN_AGAIN}"
+            )
+        specification = _parse_specification(about["specification"])
+
+        start = 0
+        for entry in about["shards"]:
+            shard = Shard(str(entry["name"]), _parse_count(entry["n"]), start)
+            shards.append(shard)
+            start += shard.n
+
+        for reason, count in about["quarantine"].items():
+            quarantine_counts[str(reason)] = _parse_count(count)
+    except FileNotFoundError as exc:
+        raise InputError(f"there is no image store at {folder}: {RUN_AGAIN}") from exc
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as exc:
+        raise InputError(f"{file} is damaged ({exc!r}): delete the folder and {RUN_AGAIN}") from exc
+
+    for shard in shards:
+        # A tampered file must not make us read, or remove, what lies outside of the store.
+        if not _SAFE_NAME.fullmatch(shard.name):
+            raise InputError(
+                f"{file} names a shard {shard.name!r}, which leads out of the store: {RUN_AGAIN}"
+            )
+
+    return specification, tuple(shards), quarantine_counts
+
+
+def _parse_specification(about: dict[str, Any]) -> Specification:
+    """Return the specification that store.json states.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not valid.
+    """
+    names = ("channels", "size_px", "max_image_pixels", "format")
+    numbers = {name: _parse_count(about[name]) for name in names}
+
+    if set(about) != {"kind", *names} or about["kind"] not in ("packed", "encoded"):
+        raise ValueError(f"{about} is not a specification")
+
+    channels = numbers["channels"]
+    size_px = numbers["size_px"]
+    # Checked here, because shapes made from other numbers fail in obscure ways later.
+    if channels not in (1, 3) or not 0 < size_px < _MAX_COUNT:
+        raise ValueError(f"there are no images of {channels} x {size_px} x {size_px}")
+    return Specification(about["kind"], **numbers)
+
+
+def _parse_count(value: object) -> int:
+    """Return a value of store.json that counts something.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if type(value) is not int or not 0 <= value < _MAX_COUNT:
+        raise ValueError(f"{value!r:.50} is not a count")
+    return value

@@ -1,0 +1,155 @@
+"""What every source type must have, and the state that each of them reports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+import pytest
+from pydantic import ValidationError
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.sources import files, registry
+from pu_kd_pipeline.images.sources.base import default_name
+from pu_kd_pipeline.images.sources.registry import SOURCES, check_source_types, source_state
+from pu_kd_pipeline.incremental.file_states import FileStates
+from pu_kd_pipeline.incremental.node_records import external_states
+from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, ImageSource, SourceType
+from tests.images.sources.examples import listed, source_of
+
+
+class CameraSource:
+    """A source without a path, as a plug-in might have it."""
+
+    def __init__(self, source: ImageSource, seed: int) -> None:
+        self.part = source.part
+
+    @staticmethod
+    def state(source: ImageSource) -> str:
+        return f"camera {source.part}"
+
+    def listing(self) -> pd.DataFrame:
+        return pd.DataFrame({"id": [self.part]})
+
+    def read(self, rows: pd.DataFrame) -> Iterator[bytes]:
+        yield from [b""] * len(rows)
+
+
+CAMERA = SourceType(required_key="part", path_must_exist=False)
+
+
+# --- registering a type
+
+
+def test_a_type_without_parameters_is_named_at_import() -> None:
+    with pytest.raises(RuntimeError, match="'camera' has no entry in SOURCE_TYPES of params/data"):
+        check_source_types({**SOURCES, "camera": CameraSource}, SOURCE_TYPES)
+
+
+def test_a_type_without_a_class_is_named_at_import() -> None:
+    with pytest.raises(RuntimeError, match="'camera' has no class in SOURCES of images/sources"):
+        check_source_types(SOURCES, {**SOURCE_TYPES, "camera": CAMERA})
+
+
+def test_a_required_key_that_is_not_a_parameter_is_named_at_import() -> None:
+    types = {**SOURCE_TYPES, "camera": SourceType(required_key="lens", path_must_exist=False)}
+    with pytest.raises(RuntimeError, match="'camera' needs the key 'lens', which is not a field"):
+        check_source_types({**SOURCES, "camera": CameraSource}, types)
+
+
+def test_a_complete_type_passes_the_check() -> None:
+    check_source_types({**SOURCES, "camera": CameraSource}, {**SOURCE_TYPES, "camera": CAMERA})
+
+
+@pytest.mark.parametrize("name", sorted(SOURCE_TYPES))
+def test_the_required_key_of_every_type_is_asked_for(name: str) -> None:
+    key = SOURCE_TYPES[name].required_key
+    with pytest.raises(ValidationError, match=f"a source of type '{name}' needs the key '{key}'"):
+        ImageSource.model_validate({"type": name})
+
+
+def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValidationError, match="'torchvision', 'folder', 'parquet' or 'demo'"):
+        ImageSource.model_validate({"type": "camera"})
+
+
+# --- states
+
+
+def test_a_type_without_a_path_has_its_own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setitem(registry.SOURCES, "camera", CameraSource)
+    monkeypatch.setitem(SOURCE_TYPES, "camera", CAMERA)
+    monkeypatch.setattr(files, "path_state", lambda path: pytest.fail(f"{path} was looked at"))
+    source = ImageSource.model_construct(type="camera", part="pool")
+    assert default_name(source) == "camera"
+    states = external_states("pool", [source], FileStates(tmp_path / "states.json"))
+    assert states == {"pool[0]": "camera pool"}
+
+
+def test_embedded_images_have_an_empty_state_whatever_path_is_given(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    assert source_state(source_of("demo", part="pool")) == ""
+    assert source_state(source_of("demo", part="pool", path=tmp_path)) == ""
+
+
+def test_torchvision_is_looked_for_where_it_keeps_its_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "01_raw"
+    folder.mkdir(parents=True)
+    (folder / "images-ubyte").write_bytes(b"1")
+    source = source_of("torchvision", dataset="MNIST")
+    before = source_state(source)
+    assert before == source_state(source_of("folder", path="data/01_raw"))
+    (folder / "images-ubyte").write_bytes(b"22")
+    assert source_state(source) != before
+    elsewhere = source_of("torchvision", dataset="MNIST", path="elsewhere")
+    assert source_state(elsewhere) == source_state(source_of("folder", path="elsewhere"))
+
+
+def test_a_state_changes_with_names_sizes_and_times_of_local_files(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    source = source_of("folder", path=tmp_path)
+    states = [source_state(source)]
+    (tmp_path / "a.png").write_bytes(b"22")
+    states.append(source_state(source))
+    os.utime(tmp_path / "a.png", ns=(0, 1))
+    states.append(source_state(source))
+    (tmp_path / "a.png").rename(tmp_path / "b.png")
+    states.append(source_state(source))
+    (tmp_path / "link.png").symlink_to(tmp_path / "nothing")
+    states.append(source_state(source))
+    assert len(set(states)) == len(states)
+
+
+def test_a_state_does_not_read_the_images(tmp_path: Path) -> None:
+    (tmp_path / "no.parquet").write_bytes(b"not Parquet")
+    source = source_of("parquet", path=tmp_path)
+    assert source_state(source)
+    with pytest.raises(InputError):
+        listed("parquet", path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", ["cloud://bucket", "memory://nowhere/x", "memory://nowhere/*.parquet", "broken://b"]
+)
+def test_a_remote_source_that_cannot_be_reached_has_a_state(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # file systems raise errors of their own, such as botocore's, which are not OSError
+    fsspec.register_implementation("broken", "no_such_package.BrokenFileSystem", clobber=True)
+    assert source_state(source_of("folder", path=path))
+
+
+def test_a_state_changes_with_remote_files() -> None:
+    remote = fsspec.filesystem("memory")
+    remote.pipe("/state_test/a.png", b"1")
+    source = source_of("folder", path="memory://state_test")
+    before = source_state(source)
+    assert source_state(source) == before
+    remote.pipe("/state_test/b.png", b"1")
+    assert source_state(source) != before

@@ -1,0 +1,77 @@
+"""Several sources in one store: ids, shares, draws per class, and sources that cannot be read."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.ingestion import write_store
+from tests.images.numbered_images import parquet_of, plan_of
+
+
+def test_sources_with_equal_ids_need_names(tmp_path: Path) -> None:
+    first = parquet_of(tmp_path / "a.parquet", [1, 2])
+    second = parquet_of(tmp_path / "b.parquet", [2, 3])
+    plan = plan_of(first, second)
+    message = r"1 ids occur more than once, such as 'i2'\. Give each source a `name`"
+    with pytest.raises(InputError, match=message):
+        write_store(plan, tmp_path / "store")
+
+    sources = []
+    for source, name in zip(plan.sources, "ab", strict=True):
+        sources.append(source.model_copy(update={"name": name}))
+    # The two images of number 2 now have ids of their own; only one of them is stored.
+    named = dataclasses.replace(plan, sources=tuple(sources))
+    store = write_store(named, tmp_path / "store")
+    assert store.index["id"].tolist() == ["a/i1", "a/i2", "b/i3"]
+    assert store.quarantine["status"].tolist() == ["duplicate of a/i2"]
+
+
+def test_shares_of_one_source_never_overlap(tmp_path: Path) -> None:
+    file = parquet_of(tmp_path / "a.parquet", range(40))
+
+    def ids_in(start: float, end: float) -> set[str]:
+        plan = plan_of(file, source={"share": (start, end)})
+        store = write_store(plan, tmp_path / f"from_{start}")
+        return set(store.index["id"])
+
+    labeled = ids_in(0.0, 0.3)
+    pool = ids_in(0.3, 1.0)
+    assert not labeled & pool
+    assert len(labeled | pool) == 40
+
+
+def test_per_class_images_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    file = parquet_of(tmp_path / "a.parquet", range(30))
+    plan = plan_of(file, source={"per_class": 2})
+    store = write_store(plan, tmp_path / "store")
+    n_by_label = store.index["label"].value_counts()
+    assert n_by_label.to_dict() == {0: 2, 1: 2, 2: 2}
+
+    plan_with_other_seed = dataclasses.replace(plan, seed=1)
+    other = write_store(plan_with_other_seed, tmp_path / "other")
+    assert set(other.index["id"]) != set(store.index["id"])
+
+
+def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
+    file = parquet_of(tmp_path / "a.parquet", [0, 2, 3])
+    plan = plan_of(file, source={"per_class": 2})
+    with pytest.raises(InputError, match=r"there are none of class 1 \(dog\)"):
+        write_store(plan, tmp_path / "store")
+
+
+def test_a_remote_source_that_fails_is_reported_with_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError("access denied")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.isdir", fail)
+    plan = plan_of("memory://secret", source={"type": "folder", "labels": "ignore"})
+    message = r"memory://secret cannot be read \(PermissionError: access denied\): check the"
+    with pytest.raises(InputError, match=message):
+        write_store(plan, tmp_path)

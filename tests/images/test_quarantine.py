@@ -1,0 +1,105 @@
+"""Images that cannot be stored: their reasons, and how many of them stop a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.store import ImageStore
+from tests.images.numbered_images import (
+    KINDS,
+    contents,
+    expected,
+    numbered_store,
+    parquet_of,
+    plan_of,
+    png,
+)
+
+
+@KINDS
+def test_unusable_images_are_quarantined_with_their_reason(tmp_path: Path, kind: str) -> None:
+    large = BytesIO()
+    Image.new("L", (200, 200)).save(large, "PNG")
+    broken = {
+        "i1": b"",
+        "i3": b"text",
+        "i5": png(5)[:-30],
+        "i7": large.getvalue(),
+        "i9": png(2),
+        "i21": png(4),
+    }
+    file = parquet_of(tmp_path / "a.parquet", range(25), **broken)
+    store = write_store(plan_of(file, kind=kind), tmp_path / "store")
+    quarantine = store.quarantine.set_index("id")
+    assert quarantine["status"].to_dict() == {
+        "i1": "empty",
+        "i3": "unreadable",
+        "i5": "truncated",
+        "i7": "too many pixels",
+        "i9": "duplicate of i2",
+        "i21": "duplicate of i4",  # which is in another shard
+    }
+    assert store.quarantine_counts["duplicate"] == 2
+    assert contents(store) == expected(n for n in range(25) if f"i{n}" not in broken)
+
+
+def test_too_many_unusable_images_stop_the_run_and_leave_the_store_as_it_was(
+    tmp_path: Path,
+) -> None:
+    before = numbered_store(tmp_path, range(25))
+    whole = contents(before)
+    files = set(os.listdir(before.folder))
+    broken = {f"i{number}": b"text" for number in range(45, 57)}
+    file = parquet_of(tmp_path / "a.parquet", range(30, 60), **broken, i57=b"")
+    message = (
+        r"data_ingestion\.pool: 13 of 30 images cannot be used \(unreadable 12, empty 1; such as "
+        r"'i45': unreadable\), more than the share 0\.4 .*Fix the images, or raise the limit; "
+        r"nothing was written"
+    )
+    with pytest.raises(InputError, match=message):
+        write_store(plan_of(file, max_quarantined_share=0.4), before.folder)
+    assert set(os.listdir(before.folder)) == files
+    assert contents(ImageStore.open(before.folder)) == whole
+
+    tolerated = write_store(plan_of(file, max_quarantined_share=0.5), before.folder)
+    assert len(tolerated) == 17
+
+
+def test_a_run_with_too_many_unusable_images_stops_before_its_end(
+    tmp_path: Path, n_decoded: Callable[[], int]
+) -> None:
+    broken = {f"i{number}": b"text" for number in range(10)}
+    file = parquet_of(tmp_path / "a.parquet", range(40), **broken)
+    with pytest.raises(InputError, match="10 of 40 images cannot be used"):
+        write_store(plan_of(file, max_quarantined_share=0.2), tmp_path / "store")
+    assert n_decoded() == 10  # one shard
+
+
+def test_an_image_that_could_not_be_opened_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(4):
+        (images / f"i{number}.png").write_bytes(png(number))
+    plan = plan_of(images, source={"type": "folder", "labels": "ignore"})
+    original = Path.read_bytes
+
+    def flaky(self: Path) -> bytes:
+        if self.name == "i2.png":
+            raise OSError("the network is away")
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", flaky)
+        store = write_store(plan, tmp_path / "store")
+    assert store.quarantine_counts == {"could not be opened": 1}
+    assert len(write_store(plan, tmp_path / "store")) == 4

@@ -1,0 +1,153 @@
+"""What makes a node run again, and what is removed before it does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pu_kd_pipeline.incremental import staleness
+from pu_kd_pipeline.incremental.code_index import CodeIndex
+from tests.incremental.projects import ALL_NODES, HELPERS
+
+
+def test_a_changed_parameter_runs_its_node_and_those_after_it(project):
+    project.run()
+    project.params["second"] = {"shift": 5}
+    assert project.run() == {
+        "left": "parameter second.shift 1 → 5",
+        "join": "input left_value changed",
+    }
+    assert project.results()["joined"] == 12
+    assert project.run() == {}
+
+
+def cut_short(file: Path) -> None:
+    file.write_text(file.read_text()[:4])
+
+
+def edit(file: Path) -> None:
+    file.write_text('{"value": 7}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (Path.unlink, "output right_value is missing"),
+        (edit, "output right_value is not what was written"),
+        (cut_short, "output right_value is not what was written"),
+    ],
+)
+def test_an_output_that_is_gone_or_edited_is_made_again(
+    project, damage: Callable[[Path], None], reason: str
+):
+    project.run()
+    expected = project.results()
+    damage(project.data / "right_value.json")
+    ran = project.run()
+    assert list(ran) == ["right"]
+    assert ran["right"].startswith(reason)
+    assert project.results() == expected
+    assert project.run() == {}
+
+
+def test_comments_and_docstrings_do_not_count(project):
+    project.run()
+    project.write_helpers(
+        "# new\n\n"
+        "def doubled(value):\n"
+        '    """Another docstring."""\n'
+        "    return 2 * value  # the same\n"
+    )
+    assert project.run() == {}
+
+
+def test_code_counts_where_it_is_called(project):
+    project.run()
+    project.write_helpers("def doubled(value):\n    return 3 * value\n\ndef unused():\n    pass\n")
+    assert project.run() == {
+        "left": f"code changed: {project.package}.helpers:doubled",
+        "join": "input left_value changed",
+    }
+    assert project.results()["left_value"] == 10
+
+
+def test_code_that_turned_out_the_same_is_not_parsed_again(project, monkeypatch):
+    project.run()
+    project.write_helpers(HELPERS + "# a remark\n")
+    assert project.run() == {}
+    monkeypatch.setattr(CodeIndex, "code_of", lambda *_: pytest.fail("it was parsed again"))
+    assert project.run() == {}
+
+
+def test_a_changed_catalog_entry_makes_its_data_set_again(project):
+    project.run()
+    project.save_args = {"indent": 4}
+    ran = project.run()
+    assert ran["start"] == "catalog entry start_value changed"
+    assert set(ran) == ALL_NODES
+
+
+def test_another_version_of_a_library_runs_everything(project, monkeypatch):
+    project.run()
+    known = staleness.library_versions()
+    monkeypatch.setattr(staleness, "library_versions", lambda: {**known, "torch": "9.9"})
+    assert project.run() == dict.fromkeys(ALL_NODES, f"torch {known['torch']} → 9.9")
+
+
+def test_checkpoints_of_a_stopped_node_are_kept_only_for_the_same_code(project):
+    project.params["second"] = {"shift": 7}  # join fails
+    checkpoint = project.data / "checkpoints" / "join" / "last.ckpt"
+
+    def run_with_checkpoint() -> None:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.touch()
+        with pytest.raises(ZeroDivisionError):
+            project.run()
+
+    run_with_checkpoint()
+    assert checkpoint.exists()
+    run_with_checkpoint()
+    assert checkpoint.exists()
+    project.write_nodes("thirteen", "13")
+    run_with_checkpoint()
+    assert not checkpoint.exists()
+
+
+def test_unfinished_files_of_a_killed_process_are_removed(project):
+    project.run()
+    records = project.data / "records"
+    (records / "left.json").unlink()  # as while it ran
+    unfinished = [
+        project.data / ".left_value.json.12345.tmp",
+        records / ".left.json.12345.tmp",
+        records / ".file_states.json.12345.tmp",
+    ]
+    replaced_folder = project.data / ".left_value.json.12345.old"
+    # Another run may be writing the first: it has locks of its own.
+    of_others = [project.data / ".right_value.json.12345.tmp", project.data / ".left_value.json"]
+    for path in (*unfinished, *of_others):
+        path.touch()
+    (replaced_folder / "inside").mkdir(parents=True)
+    assert set(project.run()) == {"left"}
+    assert [path for path in (*unfinished, replaced_folder) if path.exists()] == []
+    assert all(path.exists() for path in of_others)
+
+
+def test_a_data_folder_may_be_moved(project, tmp_path):
+    project.run()
+    shutil.copytree(project.data, tmp_path / "elsewhere")
+    shutil.rmtree(project.data)
+    project.data = tmp_path / "elsewhere"
+    assert project.run() == {}
+
+
+def test_a_record_that_cannot_be_read_counts_as_none(project):
+    project.run()
+    records = project.data / "records"
+    (records / "left.json").write_text('{"version": 1, "inputs": ')
+    (records / "right.json").write_text('{"version": 0}')
+    (records / "file_states.json").write_text("[]")
+    assert set(project.run()) == {"left", "right"}

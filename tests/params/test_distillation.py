@@ -1,0 +1,76 @@
+"""The block `distillation`: its objective and the option blocks that belong to it."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from pu_kd_pipeline.params.distillation import (
+    OPTION_BLOCKS,
+    DistillationParams,
+    LatentKDParams,
+    PUCriticParams,
+    check_option_blocks,
+)
+from tests.training.scene import params_with
+
+
+@pytest.mark.parametrize(
+    ("objective", "missing", "sentence"),
+    [
+        ("noisy_kd", ["noise_matrix"], "objective 'noisy_kd' needs noise_matrix next to it"),
+        ("latent", ["latent"], "objective 'latent' needs latent next to it"),
+        ("attention", ["attention"], "objective 'attention' needs attention next to it"),
+        ("pu_critic", ["critic"], "objective 'pu_critic' needs critic next to it"),
+        (
+            "pu_critic",
+            ["attention", "critic"],
+            "objective 'pu_critic' needs attention and critic next to it",
+        ),
+    ],
+)
+def test_an_objective_needs_its_option_blocks_and_no_others(objective, missing, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        params_with(objective=objective, **dict.fromkeys(missing))
+    # Blocks of other objectives may be missing.
+    params_with(objective="kd", **dict.fromkeys(missing))
+
+
+@pytest.mark.parametrize("objective", OPTION_BLOCKS)
+def test_the_objective_params_are_those_of_the_chosen_objective(objective):
+    params = params_with(objective=objective)
+    chosen = params.objective_params
+
+    assert chosen.name == objective
+    assert set(type(chosen).model_fields) == {"name", *OPTION_BLOCKS[objective]}
+    for block in OPTION_BLOCKS[objective]:
+        assert getattr(chosen, block) == getattr(params, block)
+
+
+def test_a_copy_with_another_objective_has_the_params_of_that_one():
+    params = params_with(objective="latent")
+    assert isinstance(params.objective_params, LatentKDParams)
+
+    # A cached property would still hold the parameters of `latent`.
+    copy = params.model_copy(update={"objective": "pu_critic"})
+
+    assert isinstance(copy.objective_params, PUCriticParams)
+    assert copy.unread_option_blocks() == {"noise_matrix", "latent"}
+
+
+def test_a_copy_with_an_unknown_objective_has_no_params():
+    copy = params_with().model_copy(update={"objective": "new"})
+    with pytest.raises(ValidationError, match="'new'"):
+        _ = copy.objective_params
+
+
+def test_an_unknown_objective_is_refused_with_the_known_ones():
+    with pytest.raises(ValidationError, match="'kd', 'robust_kd', 'noisy_kd', .* or 'pu_critic'"):
+        params_with(objective="new")
+
+
+def test_an_option_block_without_a_key_is_refused_with_the_place_to_add_it():
+    with pytest.raises(
+        TypeError, match="'new' reads the option block 'gate', .*DistillationParams"
+    ):
+        check_option_blocks({"new": ("gate",)}, DistillationParams.model_fields)

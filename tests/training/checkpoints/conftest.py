@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pu_kd_pipeline.training.checkpoints import keep_nowhere
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints_disabled() -> Iterator[None]:
+    """Start and end every test without checkpoints, whatever it sets."""
+    keep_nowhere()
+    yield
+    keep_nowhere()

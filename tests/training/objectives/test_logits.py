@@ -1,0 +1,61 @@
+"""The objectives of logits against a training loop written out."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from pu_kd_pipeline.images.batches import ImageRows, normalization
+from pu_kd_pipeline.images.store import rows_of
+from pu_kd_pipeline.learning.loop import make_optimizer
+from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd
+from pu_kd_pipeline.training.batches import augmented_batches
+from tests.training.scene import COMPUTE, OPTIMIZER, PLAIN, are_equal, three_weight_vectors
+
+
+@pytest.mark.parametrize(("objective", "loss"), [("kd", kd), ("robust_kd", robust_kd)])
+def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
+    """To the last bit, though the teacher's logits are computed before training."""
+    params = digits.params(objective=objective, n_updates=12, held_out_share=0.0)
+    student, history = digits.distill(objective=objective, n_updates=12, held_out_share=0.0)
+    # Labeled images first, as in training, so that equal positions are equal images.
+    parts = []
+    for origin, store in digits.stores.items():
+        is_of_store = digits.manifest["origin"] == origin
+        ids = digits.manifest["id"][is_of_store].to_numpy()
+        parts.append((store, rows_of(store, ids, "manifest")))
+
+    vectors = torch.tensor(three_weight_vectors().to_numpy(), dtype=torch.float32)
+    expected = digits.fresh()
+    network = expected.network.train()
+    optimizer = make_optimizer(network, **OPTIMIZER.model_dump(exclude={"schedule"}))
+    batches = augmented_batches(
+        ImageRows(parts, COMPUTE),
+        normalization(digits.teacher, torch.device("cpu")),
+        PLAIN,
+        params.batch_size,
+        params.seed,
+    )
+
+    for batch in itertools.islice(batches, params.n_updates):
+        with torch.no_grad():
+            teacher_logits = digits.teacher.network(batch.images)
+        values = loss(network(batch.images), teacher_logits, vectors, params.temperature)
+        optimizer.zero_grad()
+        values["loss"].backward()
+        optimizer.step()
+
+    assert are_equal(student, expected)
+
+    of_the_loop = {"update", "learning_rate", "training_agreement", "is_kept"}
+
+    assert set(values) == set(history.columns) - of_the_loop
+
+
+def test_the_history_of_robust_kd_has_the_losses_it_is_compared_with(digits):
+    _, history = digits.distill(objective="robust_kd", n_updates=10)
+    assert (history["estimated_weights_loss"] <= history["loss"]).all()
+    assert np.isfinite(history["kd_loss"]).all()
