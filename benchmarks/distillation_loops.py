@@ -101,6 +101,7 @@ def naive_batches(task: Task) -> Iterator[Tensor]:
     loader = DataLoader(
         images, batch_size=task.pair.batch_size, shuffle=True, num_workers=0, drop_last=True
     )
+    # The method reads no labels; the folders of classes are what ImageFolder expects.
     while True:
         for batch, _ in loader:
             yield batch
@@ -156,6 +157,7 @@ def naive_losses(task: Task, batches: Iterator[Tensor], student: nn.Module) -> I
     for images in batches:
         with torch.no_grad():
             teacher_logits = teacher(images)
+        # Temperature 1, as in `Task.params`.
         loss = naive_robust_loss(student(images), teacher_logits, task.vectors, 1.0)
         optimizer.zero_grad()
         loss.backward()
@@ -173,7 +175,8 @@ def largest_difference(task: Task, n_updates: int, batch_size: int) -> float:
     batches = augmented_batches(rows, normalize_of(task), params.augmentation, batch_size, seed=0)
     ours = list(our_losses(task, params, task.student()))
     theirs = naive_losses(task, (batch.images for batch in batches), task.student())
-    return max(abs(loss - next(theirs)) for loss in ours)
+    differences = [abs(loss - next(theirs)) for loss in ours]
+    return max(differences)
 
 
 def one_view(task: Task, row: int, view: int) -> tuple[Tensor, Tensor]:
@@ -194,9 +197,11 @@ def one_view(task: Task, row: int, view: int) -> tuple[Tensor, Tensor]:
     transforms = torchvision.transforms.functional
     pixels_last = pixels[0].permute(1, 2, 0).numpy().squeeze()
     image = Image.fromarray(np.ascontiguousarray(pixels_last))
-    image = transforms.crop(transforms.pad(image, padding), top, left, SIZE_PX, SIZE_PX)
+    padded = transforms.pad(image, padding)
+    image = transforms.crop(padded, top, left, SIZE_PX, SIZE_PX)
     if is_flipped:
         image = transforms.hflip(image)
     spec = task.pair.spec
-    theirs = transforms.normalize(transforms.to_tensor(image), spec.mean, spec.std)
+    tensor = transforms.to_tensor(image)
+    theirs = transforms.normalize(tensor, spec.mean, spec.std)
     return theirs, ours

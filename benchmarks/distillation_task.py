@@ -227,8 +227,10 @@ def _generated(pair: Pair) -> Iterator[tuple[bytes, int]]:
     """Yield smooth random images: noise of 8 x 8 pixels, enlarged."""
     rng = np.random.default_rng(0)
     for number in range(pair.n_images):
+        # Gray images must have no channel axis for Pillow.
         noise = rng.integers(0, 256, (8, 8, pair.spec.channels), dtype=np.uint8).squeeze()
-        image = Image.fromarray(noise).resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR)
+        small = Image.fromarray(noise)
+        image = small.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR)
         yield _encoded(image, pair), number % len(CLASSES)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,7 @@ LARGE_FILE_PX = 512  # size of the files, which are decoded and made smaller
 def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
     """Yield the rows of target 1."""
     work = work / "loading"
+    # All photos for batches, then fewer for the slower networks.
     photos = naive.encoded_images(images, "cifar10_train", N_IMAGES, ("JPEG", 3, 32))
     folder = naive.write_folder(work / "photos", photos)
     store = packed_store(folder, COLOR, work / "photos_store")
@@ -105,14 +107,25 @@ def _all_images(store: ImageStore, compute: ComputeParams) -> ImageRows:
 def _plain_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
     """Compare shuffled batches without augmentation, which both sides make of the same rows."""
     indices = _shuffled_rows(len(store)).split(BATCH_SIZE)
-    dataset = naive.image_folder(folder, COLOR, naive.transform_of(COLOR))
-    rows = naive.rows_of_ids(dataset, store.index["id"])
-    naive_indices = [[rows[row] for row in batch.tolist()] for batch in indices]
-    loader = naive.loader(dataset, naive_indices)
+    transform = naive.transform_of(COLOR)
+    dataset = naive.image_folder(folder, COLOR, transform)
+    loader = _naive_loader(dataset, store, indices)
     normalize = Normalize(COLOR.mean, COLOR.std)
     for how, compute in (("memory-mapped", MAPPED), ("held in memory", RESIDENT)):
         images = _all_images(store, compute)
         yield _plain_row(how, len(store), loader, partial(_plain, images, indices, normalize))
+
+
+def _naive_loader(
+    dataset: Any, store: ImageStore, indices: Sequence[Tensor]
+) -> Iterable[list[Tensor]]:
+    """Return a DataLoader over the same images as the store's batches at `indices`."""
+    # The store and the folder list their images in different orders.
+    rows = naive.rows_of_ids(dataset, store.index["id"])
+    batches = []
+    for batch in indices:
+        batches.append([rows[row] for row in batch.tolist()])
+    return naive.loader(dataset, batches)
 
 
 def _plain(images: ImageRows, indices: Sequence[Tensor], normalize: Normalize) -> Iterator[Tensor]:
@@ -153,16 +166,15 @@ def _augmented_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
         for batch in islice(endless, n_batches):
             yield batch.images
 
-    dataset = naive.image_folder(folder, COLOR, naive.transform_of(COLOR, padding, flip))
-    rows = naive.rows_of_ids(dataset, store.index["id"])
-    indices = _shuffled_rows(len(store))[: n_batches * BATCH_SIZE].split(BATCH_SIZE)
-    naive_indices = [[rows[row] for row in batch.tolist()] for batch in indices]
-    loader = naive.loader(dataset, naive_indices)
+    transform = naive.transform_of(COLOR, padding, flip)
+    dataset = naive.image_folder(folder, COLOR, transform)
+    # As many images as ours shows: the last, smaller batch is left out.
+    n_shown = n_batches * BATCH_SIZE
+    indices = _shuffled_rows(len(store))[:n_shown]
+    loader = _naive_loader(dataset, store, indices.split(BATCH_SIZE))
+    # The naive transforms draw from torch's global generator.
     with seeded(0):
-        for row in range(8):
-            view = dataset[rows[row]][0]
-            image = torch.from_numpy(store.read(np.array([row])))
-            _check_is_a_view(view, image, normalize)
+        _check_views(dataset, store, normalize)
         gain = _gain_per_pass(lambda: _drain(loader), batches)
     what = "the same with random crops and flips, memory-mapped, "
     what += "against an image folder with per-sample transforms"
@@ -170,12 +182,20 @@ def _augmented_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
     yield speedup("1", what, gain, None, limit=_share_of_limit(batches), note=note)
 
     transform = naive.transform_of(COLOR, padding, flip, resize=False)
-    n_shown = n_batches * BATCH_SIZE
     decoded = [naive.open_image(path, 3) for path, _ in dataset.samples[:n_shown]]
     with seeded(0):
         gain = _gain_per_pass(lambda: _transform_all(transform, decoded), batches)
     what = "the same against the per-sample transforms alone, on images that are decoded already"
     yield speedup("1", what, gain, 13, note="ours reads the store, too")
+
+
+def _check_views(dataset: Any, store: ImageStore, normalize: Normalize) -> None:
+    """Check a few images of the naive data set."""
+    rows = naive.rows_of_ids(dataset, store.index["id"])
+    for row in range(8):
+        view = dataset[rows[row]][0]
+        image = torch.from_numpy(store.read(np.array([row])))
+        _check_is_a_view(view, image, normalize)
 
 
 def _check_is_a_view(view: Tensor, image: Tensor, normalize: Normalize) -> None:
@@ -193,7 +213,8 @@ def _check_is_a_view(view: Tensor, image: Tensor, normalize: Normalize) -> None:
 
 def _transform_all(transform: naive.Transform, decoded: Sequence[Image.Image]) -> None:
     for start in range(0, len(decoded), BATCH_SIZE):
-        torch.stack([transform(image) for image in decoded[start : start + BATCH_SIZE]])
+        batch = decoded[start : start + BATCH_SIZE]
+        torch.stack([transform(image) for image in batch])
 
 
 def _gain_per_pass(theirs: Callable[[], object], ours: Callable[[], Iterator[Tensor]]) -> Ratio:
@@ -232,9 +253,11 @@ def _extraction_row(
     extractor = teacher.extractor()
     size = inference_batch_size(RESIDENT, CPU, teacher.image_shape)
     batches = torch.rand(len(store), *teacher.image_shape).split(size)
-    share = ratio(lambda: _run(extractor, batches), make_features, repeats=3)
-    plain = ratio(lambda: _run(teacher.network, batches), make_features, repeats=1)
-    network = ", ".join([architecture, *[f"{name} {value}" for name, value in options.items()]])
+    share = ratio(partial(_run, extractor, batches), make_features, repeats=3)
+    plain = ratio(partial(_run, teacher.network, batches), make_features, repeats=1)
+    network = architecture
+    for name, value in options.items():
+        network += f", {name} {value}"
     return Measurement(
         "1",
         f"features of a packed store ({network}), against the same extractor "

@@ -56,11 +56,14 @@ def encoded_images(
     """
     if images is None:
         file_format, channels, size_px = generated
+        # Another seed per name, so that no two sets share images.
         rng = np.random.default_rng(list(name.encode()))
         return [_generated(rng, file_format, channels, size_px) for _ in range(n)]
-    column = pq.read_table(images / f"{name}.parquet", columns=["image"])["image"]
+    file = images / f"{name}.parquet"
+    column = pq.read_table(file, columns=["image"])["image"]
     if len(column) < n:
-        raise ValueError(f"{images / name}.parquet has {len(column)} images, and {n} are needed")
+        raise ValueError(f"{file} has {len(column)} images, and {n} are needed")
+    # Spread over the file, which may be sorted by class.
     rows = np.linspace(0, len(column) - 1, n).astype(int)
     return [column[row].as_py() for row in rows.tolist()]
 
@@ -71,12 +74,14 @@ def _generated(rng: np.random.Generator, file_format: str, channels: int, size_p
     Noise alone would take longer to decode than any photo.
     """
     patches = rng.integers(0, 256, (8, 8, channels), dtype=np.uint8).squeeze()
-    coarse = Image.fromarray(patches).resize((size_px, size_px), Image.Resampling.BICUBIC)
+    size = (size_px, size_px)
+    coarse = Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC)
     coarse_pixels = np.asarray(coarse)
     noise = rng.integers(-8, 9, coarse_pixels.shape)
-    pixels = (coarse_pixels + noise).clip(0, 255).astype(np.uint8)
+    pixels = (coarse_pixels + noise).clip(0, 255)
+    image = Image.fromarray(pixels.astype(np.uint8))
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, file_format)
+    image.save(buffer, file_format)
     return buffer.getvalue()
 
 
@@ -167,8 +172,10 @@ def nnpu_loss(scores: Tensor, is_positive: Tensor, class_prior: float) -> Tensor
     n_positive = max(1, len(positive))
     n_unlabeled = max(1, len(unlabeled))
     positive_risk = class_prior * torch.sigmoid(-positive).sum() / n_positive
+    # Positives among the unlabeled count as negatives there: their share is taken off.
     negative_risk = torch.sigmoid(unlabeled).sum() / n_unlabeled
     negative_risk = negative_risk - class_prior * torch.sigmoid(positive).sum() / n_positive
+    # Waits for the value, as scripts do.
     if negative_risk.item() < 0:
         return -negative_risk
     return positive_risk + negative_risk

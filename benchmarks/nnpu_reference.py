@@ -77,6 +77,7 @@ def network(n_layers: int) -> nn.Module:
     is_deep = n_layers > 3
     sizes = [784, *HIDDEN[n_layers]]
     layers: list[nn.Module] = []
+    # BatchNorm subtracts the mean, so that a bias before it would have no effect.
     for size_in, size_out in itertools.pairwise(sizes):
         layers.append(nn.Linear(size_in, size_out, bias=not is_deep))
         if is_deep:
@@ -90,9 +91,11 @@ def read_mnist(path: Path) -> Digits:
     table = pq.read_table(path, columns=["image", "label"])
     images = []
     for content in table["image"]:
-        images.append(np.asarray(Image.open(io.BytesIO(content.as_py()))))
-    pixels = torch.from_numpy(np.stack(images)).flatten(1).float() / 255
-    return pixels, table["label"].to_numpy() % 2 == 0
+        image = Image.open(io.BytesIO(content.as_py()))
+        images.append(np.asarray(image))
+    pixels = torch.from_numpy(np.stack(images))
+    is_even = table["label"].to_numpy() % 2 == 0
+    return pixels.flatten(1).float() / 255, is_even
 
 
 def run(train: Digits, test: Digits, estimator: Estimator, setting: Setting, seed: int) -> Result:

@@ -47,6 +47,7 @@ def end_to_end_row(setting: Setting, params: PUTrainingParams) -> Measurement:
     start = new_module(setting)
     _check_equal(loop, start)
 
+    # Both start from the same weights; ours in the memory format that its training uses.
     their_module = copy.deepcopy(start)
     our_module = channels_last(copy.deepcopy(start), CPU)
     batches = _naive_batches(loop)
@@ -132,10 +133,11 @@ def _naive_batches(loop: Loop) -> Any:
     training = loop.training
     augmentation = loop.augmentation
     positives, pool = setting.data_sets(augmentation.padding_px, augmentation.horizontal_flip)
-    positive_rows = naive.rows_of_ids(positives, setting.stores[0].index["id"])
-    pool_rows = naive.rows_of_ids(pool, setting.stores[1].index["id"])
-    n_positive = min(len(setting.stores[0]), N_POOL)
-    n_pool = min(len(setting.stores[1]), N_POOL)
+    positive_store, pool_store = setting.stores
+    positive_rows = naive.rows_of_ids(positives, positive_store.index["id"])
+    pool_rows = naive.rows_of_ids(pool, pool_store.index["id"])
+    n_positive = min(len(positive_store), N_POOL)
+    n_pool = min(len(pool_store), N_POOL)
 
     generator = torch.Generator().manual_seed(0)
     drawn = zip(
@@ -168,8 +170,9 @@ def _check_equal(loop: Loop, start: FullPUClassifier) -> None:
     their_parameters = dict(theirs.named_parameters())
     n_moved = 0
     for name, before in start.named_parameters():
-        distance_moved = (before - our_parameters[name]).norm().item()
-        difference = (their_parameters[name] - our_parameters[name]).norm().item()
+        after = our_parameters[name]
+        distance_moved = (before - after).norm().item()
+        difference = (their_parameters[name] - after).norm().item()
         n_moved += distance_moved > 0
         assert difference <= 0.01 * distance_moved, (
             f"{name} differs by {difference:.2g} after a way of {distance_moved:.2g}"

@@ -99,12 +99,15 @@ def mnist_planted_parameters() -> PUTrainingParams:
 
 def new_module(setting: Setting) -> FullPUClassifier:
     """Return the teacher's backbone with a new head, standardized as for a frozen backbone."""
+    # A copy: end-to-end training changes the backbone, and the teacher is used again.
     network = copy.deepcopy(setting.teacher.network)
     extractor = Model(network, setting.teacher.card).extractor()
     with seeded(0):
-        module = FullPUClassifier(extractor, make_head(extractor.descriptor_size, "descriptor", 16))
+        head = make_head(extractor.descriptor_size, "descriptor", 16)
+        module = FullPUClassifier(extractor, head)
     pool = setting.stores[1]
-    images = torch.from_numpy(pool.read(np.arange(min(N_STANDARDIZED, len(pool)))))
+    n_images = min(N_STANDARDIZED, len(pool))
+    images = torch.from_numpy(pool.read(np.arange(n_images)))
     with torch.inference_mode():
         descriptor = extractor(setting.normalize(images))[0]
     # A copy: tensors made in inference mode cannot take part in training.

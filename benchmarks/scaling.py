@@ -79,6 +79,7 @@ def measure_costs(pool: Path, shards: Sequence[Shard], work: Path) -> list[Stage
     """Return the cost of each stage for each size; the pools and their features stay in `work`."""
     costs = []
     for size in SIZES:
+        # Pools share the shards of 50,000 images; the last one of a pool may be smaller.
         n_whole, rest = divmod(size, SHARD_SIZE)
         chosen = list(shards[:n_whole])
         if rest:
@@ -124,6 +125,7 @@ def _memory_row(stage: str, costs: Sequence[StageCost]) -> Measurement:
 def _time_row(stage: str, costs: Sequence[StageCost]) -> Measurement:
     small = _seconds_per_image(_costs_of(costs, stage, SIZES[0]))
     large = _seconds_per_image(_costs_of(costs, stage, SIZES[-1]))
+    # Every run against every other: the sizes have different numbers of repeats.
     times = []
     for large_seconds in large:
         for small_seconds in small:
@@ -180,7 +182,9 @@ def _extraction_of_new_shard(store: str, new_shard: Shard, work: Path) -> Callab
             file.unlink()
         made.clear()
         makers = feature_shards(ImageStore.open(work / store), teacher, COMPUTE)
-        counted = {name: partial(make, makers, name) for name in makers}
+        counted = {}
+        for name in makers:
+            counted[name] = partial(make, makers, name)
         names = ShardedTable.write(features, counted).names
         assert made == [names[-1]], f"{len(made)} shards were made for one that is new"
 
@@ -204,6 +208,7 @@ def plot(path: Path, series: Series) -> None:
         _plot_curve(axes, anonymous, "o-", COLORS[stage], stage)
         _plot_curve(axes, resident, ":", COLORS[stage], f"{stage}, with mapped files")
         highest_mb = max(highest_mb, *anonymous.values(), *resident.values())
+    # What memory would hold if the stages loaded the whole pool.
     sizes = sorted({float(cost["n_images"]) for cost in series})
     pixels_mb = [size * N_CHANNELS * SIZE_PX**2 / 1e6 for size in sizes]
     label = "the pool's pixels"

@@ -108,8 +108,10 @@ def run_stage(stage: str, store: Path, work: Path) -> StageCost:
     importlib.import_module("pandas")
     teacher = load_model(work / "teacher")
     classifier = load_pu_classifier(work / "classifier")
+    # Imports and builds what extraction needs, whatever the size of the pool.
     teacher.extractor()
     with MemoryWatch() as memory:
+        # Opening the store belongs to the stage: its index grows with the pool.
         start = time.process_time()
         images = ImageStore.open(store)
         if stage == "extraction":
@@ -128,6 +130,7 @@ def run_in_process(stage: str, store: Path, work: Path) -> StageCost:
     if stage == "extraction":
         shutil.rmtree(work / f"features_{store.name}", ignore_errors=True)
     command = [sys.executable, "-m", "benchmarks.scaling_stage", stage, str(store), str(work)]
+    # stderr is not captured, so that a failure shows.
     done = subprocess.run(
         command,
         cwd=PROJECT,

@@ -90,6 +90,7 @@ def seconds_to_first_node(project: Path, report: Path, *arguments: str) -> float
         arguments: further arguments of `kedro run`.
     """
     report.unlink(missing_ok=True)
+    # The process ends itself in the middle of a run, so its exit code says nothing.
     done = subprocess.run(
         [sys.executable, "-c", UNTIL_THE_FIRST_NODE, str(report), *arguments],
         cwd=project,
@@ -107,6 +108,7 @@ def _first_node_row(work: Path) -> Measurement:
     empty = write_empty_project(work / "empty_project")
     report = work / "cpu_seconds.txt"
     data = f"--params=data={work / 'data'}"
+    # In turn, so that a busy machine slows both.
     ours = []
     theirs = []
     for _ in range(REPEATS + 1):
@@ -131,6 +133,7 @@ def _first_node_row(work: Path) -> Measurement:
 
 
 def _torch_modules_row() -> Measurement:
+    # In a new process: this one may have imported torch already.
     command = [sys.executable, "-c", TORCH_MODULES]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     n_modules = float(done.stdout)

@@ -45,7 +45,8 @@ def rows_of(pixels: np.ndarray) -> list[bytes]:
 
 @pytest.mark.parametrize(("n_channels", "color"), [(1, GRAY), (2, GRAY_ALPHA), (3, RGB), (4, RGBA)])
 def test_sixteen_bits_per_channel_keep_their_high_byte(n_channels: int, color: int) -> None:
-    values = np.random.default_rng(0).integers(0, 2**16, (8, 8, n_channels))
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2**16, (8, 8, n_channels))
     if color in (GRAY_ALPHA, RGBA):
         # Opaque: the color below must not show.
         values[:, :, -1] = 65535
@@ -65,10 +66,12 @@ def test_a_palette_with_transparency_is_blended_with_white() -> None:
     # The list may be shorter than the palette: the last color is opaque.
     alphas = [255, 0, 128]
     indices = np.random.default_rng(0).integers(0, 4, (8, 8))
-    colors = png_chunk(b"PLTE", b"".join(bytes(color) for color in palette))
+    palette_bytes = b"".join(bytes(color) for color in palette)
+    colors = png_chunk(b"PLTE", palette_bytes)
     transparency = png_chunk(b"tRNS", bytes(alphas))
     rows = rows_of(indices.astype(np.uint8))
     found = pixels_of(png(8, 8, 8, PALETTE, rows, colors, transparency))
+
     expected = []
     for color, alpha in zip(palette, [*alphas, 255], strict=True):
         expected.append(over_white(color, alpha))
@@ -98,7 +101,9 @@ def test_cmyk_is_converted_to_the_colors_that_it_prints(ink: tuple[int, int, int
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_the_first_frame_of_an_animation_is_used(kind: str) -> None:
-    red, *others = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "lime")]
+    red = Image.new("RGB", (8, 8), "red")
+    others = [Image.new("RGB", (8, 8), "blue"), Image.new("RGB", (8, 8), "lime")]
+    # WebP's default is lossy: red would not be exactly red.
     options: dict[str, Any] = {}
     if kind == "WEBP":
         options["lossless"] = True

@@ -31,15 +31,19 @@ def write_parquet(file: Path, n: int = 3, **columns: Any) -> Path:
 
 def listed(file: Path, **source: Any) -> pd.DataFrame:
     """Return the table of images that ingestion finds in a Parquet file."""
-    table, _ = list_images(plan_of({"type": "parquet", "path": str(file), **source}))
+    table, _ = list_images(plan_of(source_of(file, **source)))
     return table
+
+
+def source_of(file: Path, **more: Any) -> dict[str, Any]:
+    return {"type": "parquet", "path": str(file), **more}
 
 
 def ingested(
     file: Path, out: Path, source: dict[str, Any] | None = None, **store: Any
 ) -> ImageStore:
     """Return a store of a Parquet file."""
-    plan = plan_of({"type": "parquet", "path": str(file), **(source or {})}, **store)
+    plan = plan_of(source or source_of(file), **store)
     return write_store(plan, out)
 
 
@@ -47,7 +51,7 @@ def error_of(file: Path, **source: Any) -> str:
     """Return the message with which ingestion refuses a file; it must leave nothing behind."""
     out = file.with_name("store")
     with pytest.raises(InputError) as error:
-        ingested(file, out, source)
+        ingested(file, out, source_of(file, **source))
     assert not out.exists()
     return str(error.value)
 
@@ -111,7 +115,8 @@ def test_nulls_are_images_without_bytes_ids_or_labels(tmp_path: Path) -> None:
     ids = ["x", None, None]
     labels = [None, 1, None]
     file = write_parquet(tmp_path / "a.parquet", image=images, id=ids, label=labels)
-    store = ingested(file, tmp_path / "store", {"labels": "truth"})
+    source = source_of(file, labels="truth")
+    store = ingested(file, tmp_path / "store", source)
     index = store.index[["id", "label"]].astype("string").fillna("-")
     # An image without an id is named by file and row.
     assert index.values.tolist() == [["x", "-"], ["a:2", "-"]]
@@ -126,14 +131,17 @@ def test_structs_and_plain_bytes_are_the_same_images(tmp_path: Path, with_path: 
         # The format of Hugging Face data sets. The path must never be opened.
         for struct in structs:
             struct["path"] = "../../etc/passwd"
-    stores = []
-    for name, images in (("struct", [*structs, None]), ("plain", [*plain, None])):
-        file = tmp_path / f"{name}.parquet"
-        write_parquet(file, image=pa.array(images), id=["a", "b", "c", "d"])
-        stores.append(ingested(file, tmp_path / name))
-    np.testing.assert_array_equal(stores[0].read(np.arange(3)), stores[1].read(np.arange(3)))
-    assert stores[0].quarantine_counts == {"empty": 1}
-    assert stores[1].quarantine_counts == {"empty": 1}
+    # A fourth image without bytes, in both forms.
+    plain.append(None)
+    structs.append(None)
+    plain_file = write_parquet(tmp_path / "plain.parquet", image=plain)
+    struct_file = write_parquet(tmp_path / "struct.parquet", image=pa.array(structs))
+    plain_store = ingested(plain_file, tmp_path / "plain")
+    struct_store = ingested(struct_file, tmp_path / "struct")
+    rows = np.arange(3)
+    np.testing.assert_array_equal(plain_store.read(rows), struct_store.read(rows))
+    assert plain_store.quarantine_counts == {"empty": 1}
+    assert struct_store.quarantine_counts == {"empty": 1}
 
 
 # --- labels
@@ -228,16 +236,18 @@ ODD_IDS += ["<script>alert(1)</script>", "\"'`;--", "{{7*7}}", "$(id)", "%s%n", 
 @pytest.mark.parametrize(("kind", "pixel_suffix"), [("packed", ".npy"), ("encoded", ".arrow")])
 def test_ids_are_text_and_never_paths(tmp_path: Path, kind: str, pixel_suffix: str) -> None:
     file = write_parquet(tmp_path / "a.parquet", n=len(ODD_IDS), id=ODD_IDS)
-    before = set(tmp_path.rglob("*"))
-    store = ingested(file, tmp_path / "out", kind=kind, shard_size=7)
+    out = tmp_path / "out"
+    # Small shards, so that several hold ids.
+    store = ingested(file, out, kind=kind, shard_size=7)
     assert store.index["id"].tolist() == ODD_IDS
     ids_in_shards = []
     for shard in store.shards:
         ids_in_shards += store.ids_of(shard).to_pylist()
     assert ids_in_shards == ODD_IDS
+    # The order of the images is that of their ids.
     pixels = store.read(np.array([4]))[0].transpose(1, 2, 0)
     np.testing.assert_array_equal(pixels, noise(8, 8, 3, seed=4))
-    written = set(tmp_path.rglob("*")) - before
-    assert all(path.is_relative_to(tmp_path / "out") for path in written)
-    suffixes = {path.suffix for path in written if path.is_file()}
+    # Nothing was written outside the store, and no file is named after an id.
+    assert set(tmp_path.iterdir()) == {file, out}
+    suffixes = {path.suffix for path in out.rglob("*")}
     assert suffixes == {pixel_suffix, ".parquet", ".json"}

@@ -187,7 +187,9 @@ def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
 def parquet_files() -> list[bytes]:
     """Return Parquet files of three images, with every form of image, id and label column."""
     images = pa.array([noise_png(seed) for seed in range(3)])
-    structs = pa.StructArray.from_arrays([images, pa.array(["a", "b", None])], ["bytes", "path"])
+    paths = pa.array(["a", "b", None])
+    # The format of Hugging Face data sets.
+    structs = pa.StructArray.from_arrays([images, paths], ["bytes", "path"])
     numbered = pa.table({"id": ["a", "b", "c"], "image": images, "label": [0, 1, 2]})
     nested = pa.table({"image": structs, "label": ["cat", "dog", "owl"]})
     named = pa.table({"image": images, "label_name": ["cat", None, "owl"]})
