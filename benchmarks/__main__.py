@@ -46,6 +46,7 @@ def measure_all(modules: Sequence[str], images: Path | None, work: Path) -> list
     """Measure the targets of these modules, and print each row as soon as it is there."""
     rows = []
     for name in modules:
+        # Imported when needed: with `--only`, most modules are not.
         measure: Benchmark = importlib.import_module(f"benchmarks.{name}").measure
         for row in measure(images, work):
             rows.append(row)

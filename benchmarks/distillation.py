@@ -161,6 +161,7 @@ def _our_loops(task: Task, precision: str) -> Works:
     normalize = normalize_of(task)
 
     def fill_cache() -> None:
+        # The constructor asks the teacher for all views.
         TeacherOutputs(rows, task.teacher.network, normalize, with_cache)
 
     return {
@@ -215,6 +216,7 @@ def _min_max_row(n_vectors: int, goal: float, repeats: int) -> Measurement:
         assert logits.grad is not None
         return value.detach(), logits.grad
 
+    # Equal results first: otherwise their costs could not be compared.
     expected = gradient(our_robust_loss)
     for loss in (naive_robust_loss, shared_robust_loss):
         for value, other in zip(expected, gradient(loss), strict=True):

@@ -51,6 +51,7 @@ def our_losses(task: Task, params: DistillationParams, student: nn.Module) -> It
         with autocast(params.compute, CPU):
             student_logits = student(batch.images).float()
         values = robust_kd(student_logits, teacher_logits, task.vectors, params.temperature)
+        # The stage records it, too: it is part of the cost.
         is_same_class = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
         return {**values, "training_agreement": is_same_class.float().mean()}
 
@@ -183,6 +184,7 @@ def one_view(task: Task, row: int, view: int) -> tuple[Tensor, Tensor]:
     """Return one view of an image twice: by the script's transforms, and by ours."""
     padding = task.pair.augmentation.padding_px
     flip = task.pair.augmentation.horizontal_flip
+    # From the store, whose pixels are those of the files (the tests check it).
     pixels = torch.from_numpy(task.store.read(np.array([row])))
     views = take_views(pixels, torch.tensor([view]), padding=padding, flip=flip)
     ours = normalize_of(task)(views)[0]

@@ -179,6 +179,7 @@ def make_task(pair: Pair, images: Path | None, work: Path) -> Task:
         taps=None,
     )
     vectors = _weight_vectors()
+    # Another seed than the student's, so that their weights are unrelated.
     with seeded(1):
         return Task(pair, folder, store, new_teacher(teacher), vectors, is_real)
 
@@ -216,6 +217,7 @@ def _from_parquet(file: Path, pair: Pair) -> Iterator[tuple[bytes, int]]:
 
 
 def _padded(image: Image.Image, pair: Pair) -> bytes:
+    # MNIST's 28 x 28 pixels, in the middle of a black square.
     square = Image.new(image.mode, (SIZE_PX, SIZE_PX))
     left = (SIZE_PX - image.width) // 2
     top = (SIZE_PX - image.height) // 2

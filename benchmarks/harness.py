@@ -91,6 +91,7 @@ class Ratio:
 
 def cpu_seconds(work: Callable[[], object]) -> float:
     """Return the CPU time of one call, over all threads of this process."""
+    # Not the time by the clock: other processes would count.
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -113,6 +114,7 @@ def ratio(
 
     They are called in turn; each pair of calls gives one ratio.
     """
+    # First calls import modules, fill caches and choose algorithms.
     for _ in range(warm_up):
         first()
         second()
@@ -164,6 +166,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _cells(row: Measurement) -> list[str]:
+    # A row without a value stays in the table: its note gives the reason.
     measured = "–"
     if row.value is not None:
         measured = f"{_formatted(row.value)} {row.unit}"

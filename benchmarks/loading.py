@@ -110,6 +110,7 @@ def _plain_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
     transform = naive.transform_of(COLOR)
     dataset = naive.image_folder(folder, COLOR, transform)
     loader = _naive_loader(dataset, store, indices)
+    # Without and with a copy of the whole store in memory.
     normalize = Normalize(COLOR.mean, COLOR.std)
     for how, compute in (("memory-mapped", MAPPED), ("held in memory", RESIDENT)):
         images = _all_images(store, compute)
@@ -139,6 +140,7 @@ def _plain_row(
     loader: Iterable[list[Tensor]],
     batches: Callable[[], Iterator[Tensor]],
 ) -> Measurement:
+    # Equal batches first: otherwise their costs could not be compared.
     for ours, (theirs, _) in zip(batches(), loader, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     what = f"shuffled batches of {BATCH_SIZE} at 32x32x3 from a packed store, {how}, "
@@ -224,6 +226,7 @@ def _gain_per_pass(theirs: Callable[[], object], ours: Callable[[], Iterator[Ten
 
 def _share_of_limit(batches: Callable[[], Iterator[Tensor]]) -> str:
     """Return how near the batches are to the least work: turning as many pixels into floats."""
+    # Their values do not matter for the speed.
     pixels = [torch.zeros_like(batch, dtype=torch.uint8) for batch in batches()]
     least = ratio(
         lambda: _drain(batch.float() for batch in pixels), lambda: _drain(batches()), repeats=5

@@ -90,6 +90,7 @@ def write_folder(folder: Path, encoded: Sequence[bytes]) -> Path:
     for number in range(_N_FOLDERS):
         (folder / str(number)).mkdir(parents=True, exist_ok=True)
     for row, content in enumerate(encoded):
+        # ImageFolder finds images by their suffix.
         suffix = _SUFFIXES.get(content[:4], "jpg")
         sub_folder = folder / str(row % _N_FOLDERS)
         (sub_folder / f"{row:06d}.{suffix}").write_bytes(content)
@@ -111,6 +112,7 @@ def transform_of(
         steps.append(transforms.RandomCrop(spec.size_px, padding=padding))
     if flip:
         steps.append(transforms.RandomHorizontalFlip())
+    # On images before, on tensors after.
     steps.append(transforms.ToTensor())
     steps.append(transforms.Normalize(spec.mean, spec.std))
     composed: Transform = transforms.Compose(steps)
@@ -138,6 +140,7 @@ def image_folder(
 
 def rows_of_ids(dataset: datasets.ImageFolder, ids: Iterable[str]) -> list[int]:
     """Return the positions in the data set of the images with these ids in a store."""
+    # Ids of a store start with a folder, as paths do: file names are unique, and enough.
     positions = {}
     for row, (path, _) in enumerate(dataset.samples):
         positions[Path(path).name] = row

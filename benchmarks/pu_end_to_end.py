@@ -105,6 +105,7 @@ def _our_epoch(loop: Loop, module: FullPUClassifier, images: list[ImageRows]) ->
         training=loop.training,
         generator=generator,
     )
+    # Training happens as the records are consumed.
     for _ in records:
         pass
 
@@ -113,6 +114,7 @@ def _bare_epoch(loop: Loop, module: FullPUClassifier, images: list[ImageRows]) -
     """Pass through the network, forward and backward, as often as an epoch does, with one batch."""
     training = loop.training
     positive, unlabeled = images
+    # Repeated where there are fewer positives than a batch has.
     positive_rows = torch.arange(training.positive_batch_size) % len(positive)
     unlabeled_rows = torch.arange(training.unlabeled_batch_size)
     drawn = [positive.batch(positive_rows), unlabeled.batch(unlabeled_rows)]

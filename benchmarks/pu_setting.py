@@ -90,6 +90,7 @@ def mnist_planted_parameters() -> PUTrainingParams:
     """Return the block `pu_training` of conf/mnist_planted, computed on the CPU."""
     from omegaconf import OmegaConf
 
+    # The environment's values replace those of base.
     files = ("base/globals.yml", "base/parameters_pu_training.yml", "mnist_planted/parameters.yml")
     merged = OmegaConf.merge(*[OmegaConf.load(CONF / file) for file in files])
     block = OmegaConf.to_container(merged.pu_training, resolve=True)

@@ -169,6 +169,7 @@ def _resnet_rows(setting: Setting, params: PUTrainingParams, work: Path) -> Iter
     batches = naive.shuffled_union(positive, pool, RESNET_BATCH)
     module = new_module(setting)
     optimizer = unfused_sgd(module)
+    # Two modules: each side trains its own.
     bf16_step = _bf16_step(setting, new_module(setting))
     (make_features,) = feature_shards(setting.stores[1], setting.teacher, RESIDENT).values()
     head_params = params.model_copy(

@@ -86,6 +86,7 @@ def measure_costs(pool: Path, shards: Sequence[Shard], work: Path) -> list[Stage
             chosen.append(write_shard(pool, n_whole, rest))
         store = work / f"pool_{size}"
         link_store(chosen, pool, store)
+        # The smallest pool is repeated most: its run is short, and noise weighs most there.
         for _ in range(REPEATS.get(size, 1)):
             for stage in STAGES:
                 costs.append(run_in_process(stage, store, work))
@@ -202,6 +203,7 @@ def plot(path: Path, series: Series) -> None:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     highest_mb = 0.0
+    # Solid lines are what the goal is set for; dotted ones include pages of mapped files.
     for stage in STAGES:
         anonymous = _median_by_size(series, stage, "peak_mb")
         resident = _median_by_size(series, stage, "peak_resident_mb")

@@ -79,6 +79,7 @@ def test_every_row_is_a_line_of_the_table():
         row(value=None, low=None, high=None),
         row(value=1234.5, sense="<="),
     ]
+    # Nine bars around eight cells.
     header, rule, *lines = markdown(rows).splitlines()
     assert header.count("|") == rule.count("|") == 9
     assert lines == [
@@ -120,6 +121,7 @@ def test_our_loop_is_that_of_the_stage(task):
     ids = task.store.index["id"]
     manifest = pd.DataFrame({"id": ids, "origin": "pool"})
     vectors = pd.DataFrame(task.vectors.numpy())
+    # All images belong to the pool, and the store stands for that of the labeled ones, too.
     _, history = distill(
         manifest, task.store, task.store, task.teacher, vectors, params, "benchmark"
     )
@@ -143,6 +145,7 @@ def test_both_loops_read_the_same_pixels(task):
     stored = {image.tobytes() for image in task.store.read(np.arange(len(task.store)))}
     in_files = {np.asarray(Image.open(file)).tobytes() for file in task.files.rglob("*.png")}
     assert in_files == stored
+    # ImageFolder's own loader would make color images of gray ones.
     batch = next(distillation_loops.naive_batches(task))
     assert batch.shape == (16, 1, 32, 32)
     assert batch.dtype == torch.float32

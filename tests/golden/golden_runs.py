@@ -150,6 +150,7 @@ DISTILLATION_RUNS: dict[str, DistillationParams] = {
 
 def student_columns(params: DistillationParams, toy: ToyInputs, manifest: pd.DataFrame) -> Columns:
     """Distill a student on the images of a manifest and return its numbers."""
+    # Only robust_kd reads them.
     vectors = np.random.default_rng(0).uniform(0.5, 1.5, (3, N_CLASSES))
     student, history = distill(
         manifest,
@@ -173,6 +174,7 @@ def distilled(params: DistillationParams, toy: ToyInputs) -> Columns:
 
 def distilled_by_probability(toy: ToyInputs) -> Columns:
     """Distill on images drawn with replacement, as the preferential method does."""
+    # `toy.manifest` makes a new table each time, so that a column may be added.
     manifest = toy.manifest
     weights = np.random.default_rng(3).uniform(size=len(manifest))
     manifest["sampling_probability"] = weights / weights.sum()
@@ -203,6 +205,7 @@ def scored(run: ScoreRun, toy: ToyInputs) -> Columns:
     generator = torch.Generator().manual_seed(0)
     positive = torch.randn(40, 4, generator=generator) + 1.0
     unlabeled = torch.randn(120, 4, generator=generator)
+    # A share of 0.4 comes from the positives' distribution.
     unlabeled[:48] += 1.0
     with seeded(0):
         module = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1), nn.Flatten(0))

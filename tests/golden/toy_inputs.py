@@ -62,6 +62,7 @@ def encoded_image(number: int, *, is_relevant: bool) -> bytes:
     """Return a PNG of noise and a bar in the row of its class, inverted if it is irrelevant."""
     pixels = np.random.default_rng(number).integers(0, 120, (SIZE_PX, SIZE_PX), dtype=np.uint8)
     row = number % N_CLASSES
+    # Noise below 120 plus 100 stays within a byte.
     pixels[row : row + 3] += 100
     if not is_relevant:
         pixels = 255 - pixels
@@ -114,6 +115,7 @@ class ToyInputs:
     @cached_property
     def pool(self) -> ImageStore:
         """Images without labels, half of them irrelevant."""
+        # Numbers apart from those of the labeled images: they are the seeds of the noise.
         rows = image_rows(100, N_RELEVANT, is_relevant=True)
         rows += image_rows(1000, N_IRRELEVANT, is_relevant=False)
         return write_images(self.folder / "pool", rows, "ignore")
