@@ -15,7 +15,8 @@ from pu_kd_pipeline.learning.selection import RULES, PoolScores, Rule, Selection
 from pu_kd_pipeline.learning.selection_criteria import SelectionOptions
 from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
-from pu_kd_pipeline.reporting.selection_figures import plot_contact_sheet, score_threshold
+from pu_kd_pipeline.reporting.contact_sheet import plot_contact_sheet
+from pu_kd_pipeline.reporting.selection_figures import score_threshold
 from pu_kd_pipeline.reporting.summary import selection_rows
 
 SUBSET = {"seed": 0, "criterion": "quantile", "budget": 2, "target_precision": 0.9}
