@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pu_kd_pipeline.tracking import client
+from pu_kd_pipeline.tracking import outbox
 from pu_kd_pipeline.tracking.client import Tracker
 from pu_kd_pipeline.tracking.config import TrackingConfig
 from pu_kd_pipeline.tracking.run import open_shared_run
@@ -129,7 +129,7 @@ def test_an_unreachable_server_costs_one_warning(kedro, tmp_path):
         == 0.955
     )
     assert (out + err).count("WARNING") == 1
-    assert "MLflow at http://127.0.0.1:9 failed, the run goes on without a log" in out
+    assert "MLflow at http://127.0.0.1:9 failed; the run continues without tracking" in out
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_the_student_is_registered_without_a_pickle_and_takes_any_batch(config, 
 def test_a_server_that_comes_back_hears_what_it_missed(config, folder, monkeypatch, caplog):
     caplog.set_level("INFO")
     clock = [0.0]
-    monkeypatch.setattr(client.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(outbox.time, "monotonic", lambda: clock[0])
     tracker = Tracker(
         config, project_path=folder, stage="full", environment="base", parameters={"seed": 1}
     )
@@ -297,7 +297,7 @@ def test_a_server_that_comes_back_hears_what_it_missed(config, folder, monkeypat
 
 
 def test_what_is_refused_again_and_again_does_not_stop_the_rest(config, folder, monkeypatch):
-    monkeypatch.setattr(client, "SECONDS_BEFORE_RETRY", 0.0)
+    monkeypatch.setattr(outbox, "SECONDS_BEFORE_RETRY", 0.0)
     tracker = Tracker(config, project_path=folder, stage="full", environment="base", parameters={})
     tracker.log_file(folder / "nowhere.txt", "files")
     for step in range(4):
@@ -344,7 +344,7 @@ def test_a_server_that_never_answers_does_not_stop_the_run(kedro, tmp_path):
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert (tmp_path / "08_reporting" / "metrics.json").exists()
-    assert out.count("the run goes on without a log") == 1
+    assert out.count("the run continues without tracking") == 1
 
 
 def test_a_network_that_cannot_be_exported_costs_the_model_not_the_log(config, folder, caplog):
