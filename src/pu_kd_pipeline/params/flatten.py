@@ -9,15 +9,25 @@ from pydantic import BaseModel
 
 
 def flatten(tree: Any, separator: str = ".", prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (joined key, leaf) of nested mappings and models; lists of mappings are counted through."""
+    """Yield (joined key, leaf) of nested mappings and models; items of lists of mappings count."""
     if isinstance(tree, BaseModel):
         tree = tree.model_dump(mode="json")
-    if isinstance(tree, list | tuple) and any(
-        isinstance(item, Mapping | BaseModel) for item in tree
-    ):
+    if _is_list_of_mappings(tree):
         tree = dict(enumerate(tree))
-    if isinstance(tree, Mapping) and (tree or not prefix):
-        for key, value in tree.items():
-            yield from flatten(value, separator, f"{prefix}{separator if prefix else ''}{key}")
-    else:
+    is_root = not prefix
+    # Below the root, an empty mapping is a leaf: it would leave no trace otherwise.
+    is_branch = isinstance(tree, Mapping) and (tree or is_root)
+    if not is_branch:
         yield prefix, tree
+        return
+    for key, value in tree.items():
+        joined_key = str(key)
+        if not is_root:
+            joined_key = f"{prefix}{separator}{key}"
+        yield from flatten(value, separator, joined_key)
+
+
+def _is_list_of_mappings(tree: Any) -> bool:
+    if not isinstance(tree, list | tuple):
+        return False
+    return any(isinstance(item, Mapping | BaseModel) for item in tree)
