@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from pu_kd_pipeline.cli.errors import in_words
+from pu_kd_pipeline.cli.errors import user_message
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params.validation import check_parameters, unknown_name
 
@@ -165,8 +165,8 @@ def test_a_fault_of_ours_keeps_its_traceback_even_behind_a_users_one():
             raise InputError("the file is odd")
         except InputError:
             raise ZeroDivisionError  # noqa: B904
-    assert in_words(fault.value) is None
-    assert in_words(ValueError("an unexpected value")) is None
+    assert user_message(fault.value) is None
+    assert user_message(ValueError("an unexpected value")) is None
 
 
 def test_a_users_fault_is_found_behind_what_wraps_it():
@@ -175,7 +175,7 @@ def test_a_users_fault_is_found_behind_what_wraps_it():
             raise InputError("the file is odd")
         except InputError as cause:
             raise RuntimeError("while loading") from cause
-    assert in_words(wrapped.value) == "the file is odd"
+    assert user_message(wrapped.value) == "the file is odd"
 
 
 def test_an_unknown_name_without_a_near_one_lists_what_is_known():
