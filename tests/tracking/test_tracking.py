@@ -106,10 +106,10 @@ def test_errors_and_signals_end_the_run_with_their_status(kedro, empty_store, tm
     assert all((tmp_path / f"{mode}.txt").read_text() == "tidied up" for mode in folders)
     assert ends["interrupt"][1] == "Stopped by Ctrl-C; what finished nodes wrote is kept.\n"
     assert ends["terminate"][1] == "Stopped by SIGTERM; what finished nodes wrote is kept.\n"
-    assert "ZeroDivisionError: a fault of ours" in ends["fail"][1]
+    assert "ZeroDivisionError: a bug" in ends["fail"][1]
     [run_id] = runs(folders["fail"])
     assert (
-        "**Failed:** a fault of ours"
+        "**Failed:** a bug"
         in of_run(folders["fail"], "tags", run_id)["mlflow.note.content"]
     )
 
