@@ -161,7 +161,7 @@ KedroRun = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(scope="session")
 def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Kedro project of two quick nodes that has this project's settings, hooks and command line."""
+    """A Kedro project of two quick nodes with this project's settings, hooks and commands."""
     folder = tmp_path_factory.mktemp("tiny")
     for name, text in TINY_PROJECT.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
