@@ -1,4 +1,4 @@
-"""Malformed or hostile configuration files: one message, exit code 1, and none of their code runs."""
+"""Malformed or hostile configuration files: one message, exit code 1, and nothing is executed."""
 
 from __future__ import annotations
 
