@@ -97,7 +97,8 @@ def _configuration_texts(context: KedroContext) -> dict[Path, str]:
         folder = Path(loader.conf_source) / environment
         if folder.is_dir():
             for path in sorted(folder.rglob("*.yml")):
-                texts[path] = path.read_text(encoding="utf-8")
+                # Kedro reports files that are not UTF-8, when it reads them.
+                texts[path] = path.read_text(encoding="utf-8", errors="replace")
     return texts
 
 
