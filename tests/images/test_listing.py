@@ -23,12 +23,16 @@ def test_sources_with_equal_ids_need_names(tmp_path: Path) -> None:
 
     sources = []
     for source, name in zip(plan.sources, "ab", strict=True):
-        sources.append(source.model_copy(update={"name": name}))
+        named_source = source.model_copy(update={"name": name})
+        sources.append(named_source)
     # The two images of number 2 now have ids of their own; only one of them is stored.
     named = dataclasses.replace(plan, sources=tuple(sources))
     store = write_store(named, tmp_path / "store")
-    assert store.index["id"].tolist() == ["a/i1", "a/i2", "b/i3"]
-    assert store.quarantine["status"].tolist() == ["duplicate of a/i2"]
+
+    ids = store.index["id"].tolist()
+    assert ids == ["a/i1", "a/i2", "b/i3"]
+    faults = store.quarantine["status"].tolist()
+    assert faults == ["duplicate of a/i2"]
 
 
 def test_shares_of_one_source_never_overlap(tmp_path: Path) -> None:
@@ -41,8 +45,10 @@ def test_shares_of_one_source_never_overlap(tmp_path: Path) -> None:
 
     labeled = ids_in(0.0, 0.3)
     pool = ids_in(0.3, 1.0)
-    assert not labeled & pool
-    assert len(labeled | pool) == 40
+    # A pool that holds the labeled images would make semi-supervised results look too good.
+    assert labeled.isdisjoint(pool)
+    all_ids = labeled | pool
+    assert len(all_ids) == 40
 
 
 def test_per_class_images_are_drawn_by_the_seed(tmp_path: Path) -> None:
@@ -52,12 +58,16 @@ def test_per_class_images_are_drawn_by_the_seed(tmp_path: Path) -> None:
     n_by_label = store.index["label"].value_counts()
     assert n_by_label.to_dict() == {0: 2, 1: 2, 2: 2}
 
+    # Otherwise all repetitions of an experiment would have the same labeled images.
     plan_with_other_seed = dataclasses.replace(plan, seed=1)
     other = write_store(plan_with_other_seed, tmp_path / "other")
-    assert set(other.index["id"]) != set(store.index["id"])
+    ids = set(store.index["id"])
+    other_ids = set(other.index["id"])
+    assert other_ids != ids
 
 
 def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
+    # The label of an image is its number modulo 3.
     file = parquet_of(tmp_path / "a.parquet", [0, 2, 3])
     plan = plan_of(file, source={"per_class": 2})
     with pytest.raises(InputError, match=r"there are none of class 1 \(dog\)"):
