@@ -39,8 +39,9 @@ def test_shares_of_one_source_never_overlap(tmp_path: Path) -> None:
     file = parquet_of(tmp_path / "a.parquet", range(40))
 
     def ids_in(start: float, end: float) -> set[str]:
+        folder = tmp_path / f"from_{start}"
         plan = plan_of(file, source={"share": (start, end)})
-        store = write_store(plan, tmp_path / f"from_{start}")
+        store = write_store(plan, folder)
         return set(store.index["id"])
 
     labeled = ids_in(0.0, 0.3)
