@@ -118,6 +118,7 @@ def test_every_accepted_format_is_read(kind: str) -> None:
 def test_gray_becomes_rgb() -> None:
     gray = Image.fromarray(noise(8, 8))
     red, green, blue = color_pixels(gray)
+
     np.testing.assert_array_equal(red, green)
     np.testing.assert_array_equal(green, blue)
 
@@ -243,6 +244,7 @@ def test_floating_point_pixels_are_unsupported() -> None:
     image = Image.new("F", (8, 8))
     file = encoded(image, "TIFF")
     array = np.zeros((8, 8), dtype=np.float32)
+
     for raw in (file, array):
         result = GRAY.decode(raw)
         assert result == Unusable(Reason.UNSUPPORTED)

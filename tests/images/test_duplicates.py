@@ -209,7 +209,8 @@ def test_shards_batches_and_the_kind_of_store_change_nothing(table, stores, monk
     again = find_duplicates(encoded, LIMITS)
 
     columns = ["id", "store", "kind", "other_id"]
-    pd.testing.assert_frame_equal(again[columns], table[columns])
+    expected = table[columns]
+    pd.testing.assert_frame_equal(again[columns], expected)
     # Matrix products round differently in batches of another size.
     np.testing.assert_allclose(again["distance"], table["distance"], atol=1e-5)
 

@@ -107,6 +107,7 @@ def test_a_pool_that_grows_costs_only_its_new_images(
 
     after = write_store(plan, tmp_path / "store")
     assert n_decoded() == 3
+
     faults = after.quarantine["status"].tolist()
     assert faults == ["duplicate of i3"]
     assert after.shards[:3] == before.shards
@@ -156,6 +157,7 @@ def test_removed_images_leave_the_store_and_free_their_duplicates(tmp_path: Path
     parquet_of(pool / "b.parquet", [11, 12], i12=png(1))
     plan = plan_of(pool)
     store = write_store(plan, tmp_path / "store")
+
     duplicates = store.quarantine
     assert duplicates["id"].tolist() == ["i12"]
     assert duplicates["source"].tolist() == ["pool"]
@@ -164,6 +166,7 @@ def test_removed_images_leave_the_store_and_free_their_duplicates(tmp_path: Path
     # With its original gone, the copy is the only image of its kind.
     removed.unlink()
     store = write_store(plan, tmp_path / "store")
+
     assert store.quarantine.empty
     found = contents(store)
     assert set(found) == {"i11", "i12"}

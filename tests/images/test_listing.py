@@ -56,6 +56,7 @@ def test_per_class_images_are_drawn_by_the_seed(tmp_path: Path) -> None:
     file = parquet_of(tmp_path / "a.parquet", range(30))
     plan = plan_of(file, source={"per_class": 2})
     store = write_store(plan, tmp_path / "store")
+
     n_by_label = store.index["label"].value_counts()
     assert n_by_label.to_dict() == {0: 2, 1: 2, 2: 2}
 
@@ -71,6 +72,7 @@ def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
     # The label of an image is its number modulo 3.
     file = parquet_of(tmp_path / "a.parquet", [0, 2, 3])
     plan = plan_of(file, source={"per_class": 2})
+
     with pytest.raises(InputError, match=r"there are none of class 1 \(dog\)"):
         write_store(plan, tmp_path / "store")
 

@@ -105,6 +105,7 @@ def test_the_index_describes_every_row(tmp_path: Path) -> None:
 
     index = store.index
     assert index.columns.tolist() == INDEX_COLUMNS
+
     ids = index["id"].tolist()
     assert ids == [f"mine/i{number}" for number in range(12)]
     sources = set(index["source"])
@@ -178,8 +179,9 @@ def test_forked_processes_can_read_an_open_store_together(tmp_path: Path, kind: 
 
 
 def test_both_kinds_hold_the_same_images(tmp_path: Path) -> None:
-    packed = numbered_store(tmp_path / "packed", range(12), kind="packed")
-    encoded = numbered_store(tmp_path / "encoded", range(12), kind="encoded")
+    numbers = range(12)
+    packed = numbered_store(tmp_path / "packed", numbers, kind="packed")
+    encoded = numbered_store(tmp_path / "encoded", numbers, kind="encoded")
 
     # Packed stores hold pixels and encoded ones hold files, which must not be seen from outside.
     assert contents(packed) == contents(encoded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ def ids_by_pixels(store: ImageStore) -> dict[bytes, str]:
     images = store.read(rows)
     ids = {}
     for image_id, image in zip(store.index["id"], images, strict=True):
-        ids[image.tobytes()] = image_id
+        pixels = image.tobytes()
+        ids[pixels] = image_id
     return ids
 
 
@@ -92,14 +94,30 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return found
 
 
+EQUAL_WEIGHTS = pd.DataFrame(np.ones((1, N_CLASSES)))
+
+
+@pytest.fixture
+def partly_labeled(tmp_path: Path) -> ImageStore:
+    """A store of 40 images, of which the first 30 have labels."""
+    with_labels = (range(30), "classes")
+    without_labels = (range(30, 40), "ignore")
+    return store_of(tmp_path / "labeled", with_labels, without_labels)
+
+
 def ids_of_rows(rows: ImageRows, labeled: ImageStore, pool: ImageStore) -> list[str]:
     """Return the id of the image at each position."""
     id_of = ids_by_pixels(labeled) | ids_by_pixels(pool)
-    # Otherwise two images would have the same pixels.
+    # There are fewer if two images have the same pixels.
     assert len(id_of) == len(labeled) + len(pool)
+
     positions = torch.arange(len(rows))
-    images = rows.batch(positions)
-    return [id_of[image.tobytes()] for image in images.numpy()]
+    images = rows.batch(positions).numpy()
+    ids = []
+    for image in images:
+        pixels = image.tobytes()
+        ids.append(id_of[pixels])
+    return ids
 
 
 def expected_label(image_id: str) -> int:
@@ -113,26 +131,22 @@ def expected_label(image_id: str) -> int:
 @pytest.mark.parametrize(("order", "held_out_share"), [(0, 0.0), (1, 0.3), (2, 0.5)])
 @pytest.mark.parametrize("resident_limit_gb", [1.0, 1e-9])
 def test_image_label_and_probability_of_a_position_belong_together(
-    digits, tmp_path, seen, order, held_out_share, resident_limit_gb
+    digits, partly_labeled, seen, order, held_out_share, resident_limit_gb
 ):
     # The arrays are made in different places: a student of shuffled labels would still train.
-    with_labels = (range(30), "classes")
-    without_labels = (range(30, 40), "ignore")
-    labeled = store_of(tmp_path / "labeled", with_labels, without_labels)
-    manifest = shuffled_manifest(labeled, digits.pool, order)
-
+    teacher = digits.teacher
+    pool = digits.pool
+    manifest = shuffled_manifest(partly_labeled, pool, order)
     compute = COMPUTE.model_copy(update={"resident_limit_gb": resident_limit_gb})
     params = params_with(held_out_share=held_out_share, seed=order, n_updates=1, compute=compute)
-    ones = np.ones((1, N_CLASSES))
-    weights = pd.DataFrame(ones)
-    distill(manifest, labeled, digits.pool, digits.teacher, weights, params, name="student")
+    distill(manifest, partly_labeled, pool, teacher, EQUAL_WEIGHTS, params, name="student")
 
     is_resident = resident_limit_gb == 1.0
     assert seen.rows.is_resident == is_resident
     assert seen.labels.dtype == torch.int64
 
     # Recognized by their pixels, since a row says nothing about its image.
-    ids = ids_of_rows(seen.rows, labeled, digits.pool)
+    ids = ids_of_rows(seen.rows, partly_labeled, pool)
     n_images = len(manifest)
     n_held_out = int(held_out_share * n_images)
     assert len(ids) == n_images - n_held_out
@@ -173,8 +187,8 @@ FEW_UPDATES = {"n_updates": 10, "record_every": 5, "held_out_share": 0.3}
 def weighted_manifest(digits: Scene) -> pd.DataFrame:
     """Return a manifest that shows class 1 twice as often as class 0, and the others never."""
     manifest = digits.manifest
-    numbers = manifest["id"].map(number_of)
-    classes = numbers.to_numpy() % N_CLASSES
+    numbers = manifest["id"].map(number_of).to_numpy()
+    classes = numbers % N_CLASSES
     probabilities = np.where(classes < 2, classes + 1.0, 0.0)
     return manifest.assign(sampling_probability=probabilities)
 
@@ -192,9 +206,11 @@ def test_images_are_shown_as_often_as_the_manifest_states(digits, weighted_manif
     digits.distill(weighted_manifest, **FEW_UPDATES)
 
     id_of = ids_by_pixels(digits.labeled) | ids_by_pixels(digits.pool)
+    images = torch.cat(shown).numpy()
     classes = []
-    for image in torch.cat(shown).numpy():
-        image_id = id_of[image.tobytes()]
+    for image in images:
+        pixels = image.tobytes()
+        image_id = id_of[pixels]
         class_index = number_of(image_id) % N_CLASSES
         classes.append(class_index)
     assert set(classes) == {0, 1}

@@ -132,11 +132,14 @@ def test_cifar_is_read_from_its_batches(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_torchvision_folder_is_read_by_file(tmp_path: Path) -> None:
     image_folder(tmp_path, cat__a=1, dog__b=2)
+
+    # Ids by file: a new image in the first class must not rename all others.
     reader = opened("torchvision", dataset="ImageFolder", path=tmp_path)
     listing = reader.listing()
     assert listing["id"].tolist() == ["cat/a.png", "dog/b.png"]
     assert listing["label"].tolist() == [0, 1]
     assert listing["label_name"].tolist() == ["cat", "dog"]
+
     grays = gray_levels(reader.read(listing))
     assert grays == [1, 2]
 
