@@ -22,6 +22,7 @@ def compute_params(precision, inference_batch_size):
 @pytest.mark.parametrize("is_native", [False, True])
 @pytest.mark.parametrize("precision", ["auto", "float32", "bf16", "fastest"])
 def test_cpus_multiply_bf16_only_if_it_is_asked_for(precision, is_native, monkeypatch):
+    # Private functions, which not every version of torch has.
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_native, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     compute = compute_params(precision, inference_batch_size=4)

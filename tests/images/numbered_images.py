@@ -98,12 +98,18 @@ def numbered_store(folder: Path, numbers: Iterable[int], **store: Any) -> ImageS
     return write_store(plan, folder / "store")
 
 
+def ids_of(store: ImageStore) -> list[str]:
+    """Return the ids of the images in the order of the index."""
+    ids = store.index["id"]
+    return ids.tolist()
+
+
 def contents(store: ImageStore) -> dict[str, bytes]:
     """Return the pixels of every image by its id."""
     rows = np.arange(len(store))
     images = store.read(rows)
     found = {}
-    for image_id, image in zip(store.index["id"], images, strict=True):
+    for image_id, image in zip(ids_of(store), images, strict=True):
         found[image_id] = image.tobytes()
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import threading
 import zlib
 from io import BytesIO
@@ -42,8 +43,16 @@ def decoded(decoder: Decoder, raw: Any) -> np.ndarray:
     pixels = decoder.decode(raw)
     assert isinstance(pixels, np.ndarray), pixels
     assert pixels.dtype == np.uint8
-    assert pixels.shape == (decoder.channels, decoder.size_px, decoder.size_px)
+    size_px = decoder.size_px
+    assert pixels.shape == (decoder.channels, size_px, size_px)
     return pixels
+
+
+def reason_of_refusal(decoder: Decoder, raw: Any) -> Reason:
+    """Return why an image cannot be used."""
+    result = decoder.decode(raw)
+    assert isinstance(result, Unusable)
+    return result.reason
 
 
 def gray_pixels(image: Image.Image, kind: str = "PNG", **options: Any) -> np.ndarray:
@@ -89,7 +98,9 @@ def test_a_file_an_opened_image_and_an_array_give_the_same_pixels() -> None:
 def test_a_gray_array_may_have_an_axis_for_its_channel() -> None:
     gray = noise(8, 8, 1)
     pixels = decoded(GRAY, gray)
-    np.testing.assert_array_equal(pixels, gray.transpose(2, 0, 1))
+    # Some data sets keep gray images as (height, width, 1).
+    expected = gray.transpose(2, 0, 1)
+    np.testing.assert_array_equal(pixels, expected)
 
 
 def test_the_resize_equals_torchvisions() -> None:
@@ -202,15 +213,14 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
 
 def bomb(width: int, height: int) -> bytes:
     """Return a PNG of a few bytes that declares any size; its checksums are right."""
-    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    # Eight bits per channel, RGB, and the only compression, filter and order that PNG has.
-    declared = size + b"\x08\x02\x00\x00\x00"
+    # Eight bits per channel, RGB, the only compression and filter that PNG has, no interlacing.
+    declared = struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
     # A PNG is a signature and chunks, each with length, kind, data and checksum.
     chunks = {b"IHDR": declared, b"IDAT": zlib.compress(b"")}
     file = b"\x89PNG\r\n\x1a\n"
     for kind, data in chunks.items():
-        length = len(data).to_bytes(4, "big")
-        checksum = zlib.crc32(kind + data).to_bytes(4, "big")
+        length = struct.pack(">I", len(data))
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
         file += length + kind + data + checksum
     return file
 
@@ -218,15 +228,17 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [101, 20_000])
 def test_a_decompression_bomb_is_refused_from_its_header(size: int) -> None:
     # 101 pixels squared are just over the limit of 10,000; Pillow itself refuses the other.
-    result = COLOR.decode(bomb(size, size))
-    assert result == Unusable(Reason.TOO_MANY_PIXELS)
+    file = bomb(size, size)
+    reason = reason_of_refusal(COLOR, file)
+    assert reason == Reason.TOO_MANY_PIXELS
 
 
 def test_nothing_and_something_else_are_distinguished() -> None:
-    nothing = COLOR.decode(b"")
-    assert nothing == Unusable(Reason.EMPTY)
-    text = COLOR.decode(b"no image at all")
-    assert text == Unusable(Reason.UNREADABLE)
+    # Interrupted downloads often leave empty files.
+    reason = reason_of_refusal(COLOR, b"")
+    assert reason == Reason.EMPTY
+    reason = reason_of_refusal(COLOR, b"no image at all")
+    assert reason == Reason.UNREADABLE
 
 
 def test_a_file_that_was_cut_short_is_truncated() -> None:
@@ -235,8 +247,8 @@ def test_a_file_that_was_cut_short_is_truncated() -> None:
     n_bytes = len(whole) // 2
     first_half = whole[:n_bytes]
 
-    result = COLOR.decode(first_half)
-    assert result == Unusable(Reason.TRUNCATED)
+    reason = reason_of_refusal(COLOR, first_half)
+    assert reason == Reason.TRUNCATED
 
 
 def test_floating_point_pixels_are_unsupported() -> None:
@@ -246,14 +258,15 @@ def test_floating_point_pixels_are_unsupported() -> None:
     array = np.zeros((8, 8), dtype=np.float32)
 
     for raw in (file, array):
-        result = GRAY.decode(raw)
-        assert result == Unusable(Reason.UNSUPPORTED)
+        reason = reason_of_refusal(GRAY, raw)
+        assert reason == Reason.UNSUPPORTED
 
 
 def test_formats_that_run_programs_are_not_opened() -> None:
+    # Pillow would start Ghostscript for it.
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
-    result = COLOR.decode(postscript)
-    assert result == Unusable(Reason.UNREADABLE)
+    reason = reason_of_refusal(COLOR, postscript)
+    assert reason == Reason.UNREADABLE
 
 
 def numbered_files(n: int) -> list[Any]:
@@ -300,7 +313,8 @@ def test_pixels_become_a_lossless_file() -> None:
     pixels = noise(9, 7, 3)
     file = as_file(pixels)
     image = Image.open(BytesIO(file))
-    np.testing.assert_array_equal(np.asarray(image), pixels)
+    pixels_again = np.asarray(image)
+    np.testing.assert_array_equal(pixels_again, pixels)
 
 
 def test_a_file_keeps_its_bytes() -> None:

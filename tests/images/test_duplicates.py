@@ -100,8 +100,10 @@ def stores_of(
     for name, rows in PARTS.items():
         files = {}
         for row in rows:
-            files[str(row)] = (png(row), int(CLASSES[row]))
-        files.update(planted.get(name, {}))
+            label = int(CLASSES[row])
+            files[str(row)] = (png(row), label)
+        further = planted.get(name, {})
+        files.update(further)
         stores[name] = store_of(name, files, folder / name, kind)
     return stores
 
@@ -130,11 +132,9 @@ def table(stores: dict[str, ImageStore]) -> pd.DataFrame:
 
 def found(table: pd.DataFrame, store: str, other: str, kind: str) -> dict[str, str]:
     """Return id -> id of the copies that two stores share."""
-    is_in_store = table["store"] == store
-    is_in_other = table["other_store"] == other
-    is_kind = table["kind"] == kind
-    rows = table[is_in_store & is_in_other & is_kind]
-    return dict(zip(rows["id"], rows["other_id"], strict=True))
+    rows = table.query("store == @store and other_store == @other and kind == @kind")
+    other_ids = rows.set_index("id")["other_id"]
+    return other_ids.to_dict()
 
 
 PLANTED_IN_POOL = {
@@ -166,12 +166,11 @@ def test_images_that_the_teacher_was_trained_on_are_found(table):
 
 
 def test_the_distance_of_exact_copies_is_zero_and_that_of_near_ones_within_the_limit(table):
-    is_exact = table["kind"] == "exact"
-    of_exact = table["distance"][is_exact]
-    assert (of_exact == 0).all()
+    exact = table.query("kind == 'exact'")
+    assert (exact["distance"] == 0).all()
 
-    of_near = table["distance"][~is_exact]
-    is_within_limit = of_near.between(0, LIMITS.max_distance)
+    near = table.query("kind == 'near'")
+    is_within_limit = near["distance"].between(0, LIMITS.max_distance)
     assert is_within_limit.all()
 
 
@@ -202,8 +201,10 @@ def test_without_limits_only_equal_pixels_are_found(stores):
 
 
 def test_shards_batches_and_the_kind_of_store_change_nothing(table, stores, monkeypatch, tmp_path):
+    pool = stores["pool"]
+    assert len(pool.shards) == 3
+
     # Batches that are aligned with neither shards nor stores.
-    assert len(stores["pool"].shards) == 3
     monkeypatch.setattr(duplicates, "_VALUES_AT_A_TIME", 64 * 37)
     encoded = stores_of(tmp_path / "encoded", "encoded", pool=POOL, labeled=LABELED)
     again = find_duplicates(encoded, LIMITS)

@@ -31,6 +31,8 @@ from tests.images.numbered_images import (
     png,
 )
 
+# Kind of store -> ending of the files that hold its images.
+SUFFIXES = {"packed": ".npy", "encoded": ".images.arrow"}
 FOLDER = {"type": "folder", "labels": "ignore"}
 
 
@@ -80,13 +82,14 @@ def test_a_second_run_decodes_nothing(
     tmp_path: Path, kind: str, n_decoded: Callable[[], int]
 ) -> None:
     file = parquet_of(tmp_path / "a.parquet", range(25), i7=b"broken", i9=png(3))
+    folder = tmp_path / "store"
     plan = plan_of(file, kind=kind)
-    first = write_store(plan, tmp_path / "store")
+    first = write_store(plan, folder)
     times = modification_times(first)
     assert n_decoded() == 25
 
     # Not even the broken image and the duplicate, which are in the quarantine.
-    again = write_store(plan, tmp_path / "store")
+    again = write_store(plan, folder)
     assert n_decoded() == 0
     assert modification_times(again) == times
     assert again.fingerprint == first.fingerprint
@@ -98,14 +101,15 @@ def test_a_pool_that_grows_costs_only_its_new_images(
     tmp_path: Path, kind: str, n_decoded: Callable[[], int]
 ) -> None:
     pool = tmp_path / "pool"
+    folder = tmp_path / "store"
     plan = plan_of(pool, kind=kind)
     parquet_of(pool / "b.parquet", range(25))
-    before = write_store(plan, tmp_path / "store")
+    before = write_store(plan, folder)
     n_decoded()
     # The new file sorts before the old one, and one of its images is a copy of an old one.
     parquet_of(pool / "a.parquet", [100, 101, 102], i102=png(3))
 
-    after = write_store(plan, tmp_path / "store")
+    after = write_store(plan, folder)
     assert n_decoded() == 3
 
     faults = after.quarantine["status"].tolist()
@@ -119,26 +123,28 @@ def test_a_folder_that_grows_costs_only_its_new_images(
     tmp_path: Path, n_decoded: Callable[[], int]
 ) -> None:
     images = folder_of(tmp_path / "images", 12)
+    folder = tmp_path / "store"
     plan = plan_of(images, source=FOLDER)
-    write_store(plan, tmp_path / "store")
+    write_store(plan, folder)
     new_image = images / "i12.png"
     new_image.write_bytes(png(12))
     n_decoded()
 
-    store = write_store(plan, tmp_path / "store")
+    store = write_store(plan, folder)
     assert n_decoded() == 1
     assert len(store) == 13
 
 
 def test_a_changed_image_costs_its_shard(tmp_path: Path, n_decoded: Callable[[], int]) -> None:
     images = folder_of(tmp_path / "images", 20)
+    folder = tmp_path / "store"
     plan = plan_of(images, source=FOLDER)
-    before = write_store(plan, tmp_path / "store")
+    before = write_store(plan, folder)
     changed_image = images / "i03.png"
     changed_image.write_bytes(png(99))
     n_decoded()
 
-    after = write_store(plan, tmp_path / "store")
+    after = write_store(plan, folder)
     # A shard holds ten images.
     assert n_decoded() == 10
     assert len(after) == 20
@@ -155,8 +161,9 @@ def test_removed_images_leave_the_store_and_free_their_duplicates(tmp_path: Path
     pool = tmp_path / "pool"
     removed = parquet_of(pool / "a.parquet", [1, 2])
     parquet_of(pool / "b.parquet", [11, 12], i12=png(1))
+    folder = tmp_path / "store"
     plan = plan_of(pool)
-    store = write_store(plan, tmp_path / "store")
+    store = write_store(plan, folder)
 
     duplicates = store.quarantine
     assert duplicates["id"].tolist() == ["i12"]
@@ -165,7 +172,7 @@ def test_removed_images_leave_the_store_and_free_their_duplicates(tmp_path: Path
 
     # With its original gone, the copy is the only image of its kind.
     removed.unlink()
-    store = write_store(plan, tmp_path / "store")
+    store = write_store(plan, folder)
 
     assert store.quarantine.empty
     found = contents(store)
@@ -248,9 +255,9 @@ def test_an_open_store_can_be_read_while_its_folder_changes(tmp_path: Path) -> N
 
 def image_file(store: ImageStore, number: int) -> Path:
     """Return the file with the images of one shard."""
-    name = store.shards[number].name
-    suffix = {"packed": ".npy", "encoded": ".images.arrow"}[store.kind]
-    return store.folder / f"{name}{suffix}"
+    shard = store.shards[number]
+    suffix = SUFFIXES[store.kind]
+    return store.folder / f"{shard.name}{suffix}"
 
 
 def cut_to_half(file: Path) -> None:
@@ -283,7 +290,8 @@ def test_a_damaged_shard_is_refused_and_made_again(tmp_path: Path, kind: str) ->
 def resized_pixels(encoded: bytes, size_px: int, channels: int) -> np.ndarray:
     """Return the pixels of an encoded image as Pillow resizes it, channels first."""
     image = Image.open(BytesIO(encoded))
-    resized = image.resize((size_px, size_px), Image.Resampling.BILINEAR)
+    size = (size_px, size_px)
+    resized = image.resize(size, Image.Resampling.BILINEAR)
     pixels = np.asarray(resized)
     # A gray image has no axis for its channel.
     with_channels = pixels.reshape(size_px, size_px, channels)
@@ -312,6 +320,7 @@ def test_real_files_keep_their_pixels_and_labels(
     originals = first_batch.to_pandas()
     stored = store.index.reset_index(names="place")
     both = stored.merge(originals, on="id", suffixes=("_stored", "_original"))
+    # Enough of them to notice a mistake; the draw is fixed by the seed.
     assert len(both) > 5
 
     is_same_label = both["label_stored"] == both["label_original"]

@@ -25,9 +25,12 @@ def table(labels: Any = None, names: Any = None) -> pd.DataFrame:
     nothing = [None] * n
     ids = [f"i{row}" for row in range(n)]
     # The types of a listing, which have a null.
-    label_column = pd.Series(labels or nothing, dtype="Int64")
-    name_column = pd.Series(names or nothing, dtype="str")
-    return pd.DataFrame({"id": ids, "label": label_column, "label_name": name_column})
+    columns = {
+        "id": ids,
+        "label": pd.Series(labels or nothing, dtype="Int64"),
+        "label_name": pd.Series(names or nothing, dtype="str"),
+    }
+    return pd.DataFrame(columns)
 
 
 class Labeled(NamedTuple):
@@ -46,7 +49,9 @@ def labeled(listing: pd.DataFrame, classes: Any = CLASSES, **parameters: Any) ->
     # pd.NA cannot be compared, None can.
     columns = result[["label", "relevant"]].astype(object)
     as_none = columns.where(columns.notna(), None)
-    return Labeled(as_none["label"].tolist(), as_none["relevant"].tolist())
+    classes = as_none["label"].tolist()
+    is_relevant = as_none["relevant"].tolist()
+    return Labeled(classes, is_relevant)
 
 
 def test_labels_that_are_ignored_are_null() -> None:
@@ -74,12 +79,16 @@ def test_every_image_needs_a_class_where_labels_are_classes() -> None:
     with pytest.raises(InputError, match=message):
         labeled(unknown, labels="classes")
 
+
+def test_an_image_without_a_label_is_refused_where_labels_are_classes() -> None:
+    # Such images belong into the pool, whose labels are ignored or only evaluated.
     without_label = table([0, None])
     with pytest.raises(InputError, match=r"no label \(1\)"):
         labeled(without_label, labels="classes")
 
 
 def test_the_truth_is_whether_a_label_is_a_class_of_the_teacher() -> None:
+    # A class of the teacher, another class, and an image that nobody labeled.
     listing = table([1, 7, None])
     found = labeled(listing, labels="truth")
 
@@ -141,6 +150,7 @@ def test_a_label_map_takes_numbers_and_names_and_drops_the_rest() -> None:
 
 def test_a_label_map_lists_every_label_where_labels_are_classes() -> None:
     listing = table(names=["tabby", "car"])
+    # With `truth`, the car would be irrelevant; here its class is missing.
     with pytest.raises(InputError, match="1 images label_map does not list: car"):
         labeled(listing, labels="classes", label_map={"tabby": 0})
 
@@ -152,6 +162,7 @@ def test_a_label_map_with_an_unknown_class_is_refused() -> None:
 
 
 def test_a_label_map_with_an_unknown_label_is_refused() -> None:
+    # Most likely a typo, whose images would silently lose their class.
     tabby = table(names=["tabby"])
     message = r"no key of label_map \(tabyb\) is a label there; found: tabby \(1\)"
     with pytest.raises(InputError, match=message):
@@ -208,14 +219,15 @@ def test_a_draw_keeps_so_many_images_of_each_class() -> None:
 
 def test_smaller_draws_are_parts_of_larger_ones() -> None:
     # Otherwise a comparison of two label budgets would also compare two draws.
-    one = set(drawn(per_class=1, limit=None))
-    two = set(drawn(per_class=2, limit=None))
-    three = set(drawn(per_class=3, limit=None))
-    assert one < two < three
+    one_each = drawn(per_class=1, limit=None)
+    two_each = drawn(per_class=2, limit=None)
+    three_each = drawn(per_class=3, limit=None)
+    assert set(one_each) < set(two_each)
+    assert set(two_each) < set(three_each)
 
-    three_in_all = set(drawn(per_class=None, limit=3))
-    five_in_all = set(drawn(per_class=None, limit=5))
-    assert three_in_all < five_in_all
+    three_in_all = drawn(per_class=None, limit=3)
+    five_in_all = drawn(per_class=None, limit=5)
+    assert set(three_in_all) < set(five_in_all)
 
 
 def test_draws_of_different_seeds_differ() -> None:

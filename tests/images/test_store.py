@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pu_kd_pipeline.errors import InputError
@@ -22,6 +23,7 @@ from tests.images.numbered_images import (
     KINDS,
     batch_of,
     contents,
+    ids_of,
     numbered_store,
     parquet_of,
     plan_of,
@@ -41,7 +43,8 @@ def test_any_rows_are_read_in_any_order(tmp_path: Path, kind: str) -> None:
     # Rows of several shards, and of one shard, which takes another path.
     for rows in ([24, 0, 3, 3, 10, 9], [12, 11]):
         images = store.read(np.array(rows))
-        np.testing.assert_array_equal(images, batch_of(rows))
+        expected = batch_of(rows)
+        np.testing.assert_array_equal(images, expected)
 
     nothing = store.read(NO_ROWS)
     assert nothing.shape == (0, 3, 8, 8)
@@ -49,14 +52,15 @@ def test_any_rows_are_read_in_any_order(tmp_path: Path, kind: str) -> None:
 
 def test_images_are_cut_into_shards_of_the_stated_size(tmp_path: Path) -> None:
     store = numbered_store(tmp_path, range(25), shard_size=10)
-    lengths = []
-    starts = []
-    for shard in store.shards:
-        lengths.append(shard.n)
-        starts.append(shard.start)
+    first, second, third = store.shards
+    assert first.n == 10
+    assert second.n == 10
+    assert third.n == 5
 
-    assert lengths == [10, 10, 5]
-    assert starts == [0, 10, 20]
+    # Where the rows of each shard start in the index.
+    assert first.start == 0
+    assert second.start == 10
+    assert third.start == 20
 
 
 @KINDS
@@ -93,9 +97,11 @@ def test_a_packed_shard_is_a_memory_map_of_a_plain_npy_file(tmp_path: Path) -> N
     # Writing to it would change the store for everybody.
     assert not mapped.flags.writeable
 
+    # Other programs can read it without this one.
     file = store.folder / f"{shard.name}.npy"
     plain = np.load(file)
-    np.testing.assert_array_equal(plain, batch_of([1, 2]))
+    expected = batch_of([1, 2])
+    np.testing.assert_array_equal(plain, expected)
 
 
 def test_the_index_describes_every_row(tmp_path: Path) -> None:
@@ -106,8 +112,8 @@ def test_the_index_describes_every_row(tmp_path: Path) -> None:
     index = store.index
     assert index.columns.tolist() == INDEX_COLUMNS
 
-    ids = index["id"].tolist()
-    assert ids == [f"mine/i{number}" for number in range(12)]
+    expected_ids = [f"mine/i{number}" for number in range(12)]
+    assert ids_of(store) == expected_ids
     sources = set(index["source"])
     assert sources == {"mine"}
     # Shards of ten images.
@@ -147,7 +153,7 @@ def test_ids_of_a_shard_are_those_of_the_index(tmp_path: Path) -> None:
         assert len(of_shard) == shard.n
         ids += of_shard
     # The shards are in the order of the index.
-    assert ids == store.index["id"].tolist()
+    assert ids == ids_of(store)
 
 
 @KINDS
@@ -185,9 +191,9 @@ def test_both_kinds_hold_the_same_images(tmp_path: Path) -> None:
 
     # Packed stores hold pixels and encoded ones hold files, which must not be seen from outside.
     assert contents(packed) == contents(encoded)
-    packed_hashes = packed.index["sha256"].tolist()
-    encoded_hashes = encoded.index["sha256"].tolist()
-    assert packed_hashes == encoded_hashes
+    packed_hashes = packed.index["sha256"]
+    encoded_hashes = encoded.index["sha256"]
+    pd.testing.assert_series_equal(packed_hashes, encoded_hashes)
 
 
 def test_an_empty_store_can_be_read(tmp_path: Path) -> None:
@@ -213,6 +219,7 @@ def test_importing_the_stores_needs_neither_pandas_nor_pyarrow_nor_torch() -> No
     # Every command imports this module, also those that only print their help.
     command = [sys.executable, "-c", PRINT_SLOW_IMPORTS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
+
     imported = done.stdout.strip()
     assert imported == ""
 

@@ -15,13 +15,15 @@ PARTS = ("labeled", "pool", "test", "teacher_training")
 def population(name: str, seed: int = 0) -> np.ndarray:
     """Return the images of the pool whose ids start with a name."""
     pool = demo_part("pool", seed)
+    # A mask instead of a slice: populations are mixed in the pool.
     is_in_population = [image_id.startswith(name) for image_id in pool.ids]
     return pool.images[is_in_population]
 
 
 def label_names(prefix: str) -> list[str]:
     """Return the label names of the pool's images that start with a prefix."""
-    names = demo_part("pool", 0).label_names
+    pool = demo_part("pool", 0)
+    names = pool.label_names
     return [name for name in names if name.startswith(prefix)]
 
 

@@ -32,9 +32,10 @@ def test_parquet_is_read_by_row_wherever_it_is(tmp_path: Path, scheme: str) -> N
     grays = gray_levels(reader.read(listing))
     assert grays == numbers
     # Rows of all three row groups of four, and the last row of the file.
-    some_rows = [0, 3, 4, 10]
-    some_grays = gray_levels(reader.read(listing.iloc[some_rows]))
-    assert some_grays == some_rows
+    some_numbers = [0, 3, 4, 10]
+    some_rows = listing.iloc[some_numbers]
+    some_grays = gray_levels(reader.read(some_rows))
+    assert some_grays == some_numbers
 
 
 @pytest.mark.parametrize("pattern", ["*.parquet", ""], ids=["glob", "folder"])
@@ -43,7 +44,8 @@ def test_a_glob_and_a_folder_of_parquet_files_are_one_source(tmp_path: Path, pat
     parquet_file(tmp_path / "b.parquet", 3, first=10)
     parquet_file(tmp_path / "a.parquet", 2)
 
-    reader = opened("parquet", path=tmp_path / pattern)
+    path = tmp_path / pattern
+    reader = opened("parquet", path=path)
     listing = reader.listing()
     ids = listing["id"].tolist()
     assert ids == ["a:0", "a:1", "b:0", "b:1", "b:2"]
@@ -68,7 +70,8 @@ def test_only_the_row_groups_that_are_wanted_are_read(
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", recording)
     wanted = [5, 6, 39]
-    found = gray_levels(reader.read(listing.iloc[wanted]))
+    wanted_rows = listing.iloc[wanted]
+    found = gray_levels(reader.read(wanted_rows))
     assert found == wanted
     # Rows 5 and 6 are in the second group of four, row 39 is in the last one.
     assert read_groups == [1, 9]
