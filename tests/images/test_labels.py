@@ -81,7 +81,7 @@ def test_every_image_needs_a_class_where_labels_are_classes() -> None:
 
 
 def test_an_image_without_a_label_is_refused_where_labels_are_classes() -> None:
-    # Such images belong into the pool, whose labels are ignored or only evaluated.
+    # Such images belong in the pool, whose labels are ignored or only evaluated.
     without_label = table([0, None])
     with pytest.raises(InputError, match=r"no label \(1\)"):
         labeled(without_label, labels="classes")

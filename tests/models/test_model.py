@@ -218,7 +218,7 @@ def _altered(state, kind):
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_what_is_wrong(model, tmp_path, kind, message):
-    # torch refuses the first three with a list of every layer, and loads the last one.
+    # torch itself would load the last one without an error.
     state = _altered(model.network.state_dict(), kind)
     weights = tmp_path / "w.safetensors"
     save_file(state, weights)
