@@ -22,15 +22,19 @@ def compute_params(precision, inference_batch_size):
 @pytest.mark.parametrize("is_native", [False, True])
 @pytest.mark.parametrize("precision", ["auto", "float32", "bf16", "fastest"])
 def test_cpus_multiply_bf16_only_if_it_is_asked_for(precision, is_native, monkeypatch):
+    # Private functions, which not every version of torch has.
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_native, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     compute = compute_params(precision, inference_batch_size=4)
-    with devices.autocast(compute, devices.prepare_device(compute)):
-        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    device = devices.prepare_device(compute)
+    ones = torch.ones(2, 2)
+    with devices.autocast(compute, device):
+        product = ones @ ones
 
     # `bf16` is an order; `fastest` depends on the hardware.
     expected = torch.float32
-    if precision == "bf16" or (precision == "fastest" and is_native):
+    is_fastest = precision == "fastest" and is_native
+    if precision == "bf16" or is_fastest:
         expected = torch.bfloat16
     assert product.dtype == expected
 
@@ -46,12 +50,18 @@ def test_cpus_multiply_bf16_only_if_it_is_asked_for(precision, is_native, monkey
 )
 def test_inference_batches_suit_device_and_image(image_shape, on_cpu, on_gpu):
     compute = compute_params("float32", inference_batch_size=None)
+
+    # A large batch of large images leaves the caches of a CPU, and fills the memory of a GPU.
     cpu = torch.device("cpu")
+    cpu_batch_size = devices.inference_batch_size(compute, cpu, image_shape)
+    assert cpu_batch_size == on_cpu
     gpu = torch.device("cuda")
-    assert devices.inference_batch_size(compute, cpu, image_shape) == on_cpu
-    assert devices.inference_batch_size(compute, gpu, image_shape) == on_gpu
+    gpu_batch_size = devices.inference_batch_size(compute, gpu, image_shape)
+    assert gpu_batch_size == on_gpu
 
 
 def test_a_stated_inference_batch_size_is_used():
     compute = compute_params("float32", inference_batch_size=3)
-    assert devices.inference_batch_size(compute, torch.device("cpu"), (1, 8, 8)) == 3
+    cpu = torch.device("cpu")
+    batch_size = devices.inference_batch_size(compute, cpu, (1, 8, 8))
+    assert batch_size == 3

@@ -22,16 +22,21 @@ KINDS = pytest.mark.parametrize("kind", ["packed", "encoded"])
 
 
 def pixels_of(number: int) -> np.ndarray:
-    return np.random.default_rng(number).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    # Seeded by the number: two images are equal only if their numbers are.
+    rng = np.random.default_rng(number)
+    return rng.integers(0, 256, (3, 8, 8), dtype=np.uint8)
 
 
 def batch_of(numbers: Iterable[int]) -> np.ndarray:
-    return np.stack([pixels_of(number) for number in numbers])
+    images = [pixels_of(number) for number in numbers]
+    return np.stack(images)
 
 
 def png(number: int) -> bytes:
+    pixels = pixels_of(number)
+    # Pillow has the channels last.
+    image = Image.fromarray(pixels.transpose(1, 2, 0))
     buffer = BytesIO()
-    image = Image.fromarray(pixels_of(number).transpose(1, 2, 0))
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
@@ -42,14 +47,19 @@ def parquet_of(file: Path, numbers: Iterable[int], **replaced: bytes) -> Path:
     The label of an image is its number modulo 3.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    columns: dict[str, list[Any]] = {"id": [], "image": [], "label": []}
+    ids = []
+    images = []
+    labels = []
     for number in numbers:
         image_id = f"i{number}"
-        columns["id"].append(image_id)
-        columns["image"].append(replaced.get(image_id, png(number)))
-        columns["label"].append(number % 3)
+        image = replaced.get(image_id, png(number))
+        ids.append(image_id)
+        images.append(image)
+        labels.append(number % 3)
+
+    table = pa.table({"id": ids, "image": images, "label": labels})
     # Several row groups, so that reading has to find its way around a file.
-    pq.write_table(pa.table(columns), file, row_group_size=5)
+    pq.write_table(table, file, row_group_size=5)
     return file
 
 
@@ -84,16 +94,30 @@ def plan_of(*paths: Path, source: dict[str, Any] | None = None, **store: Any) ->
 def numbered_store(folder: Path, numbers: Iterable[int], **store: Any) -> ImageStore:
     """Write `a.parquet` and the store of it into a folder."""
     file = parquet_of(folder / "a.parquet", numbers)
-    return write_store(plan_of(file, **store), folder / "store")
+    plan = plan_of(file, **store)
+    return write_store(plan, folder / "store")
+
+
+def ids_of(store: ImageStore) -> list[str]:
+    """Return the ids of the images in the order of the index."""
+    ids = store.index["id"]
+    return ids.tolist()
 
 
 def contents(store: ImageStore) -> dict[str, bytes]:
     """Return the pixels of every image by its id."""
-    images = store.read(np.arange(len(store)))
-    pixels = [image.tobytes() for image in images]
-    return dict(zip(store.index["id"], pixels, strict=True))
+    rows = np.arange(len(store))
+    images = store.read(rows)
+    found = {}
+    for image_id, image in zip(ids_of(store), images, strict=True):
+        found[image_id] = image.tobytes()
+    return found
 
 
 def expected(numbers: Iterable[int]) -> dict[str, bytes]:
     """Return what `contents` of a store of these images must be."""
-    return {f"i{number}": pixels_of(number).tobytes() for number in numbers}
+    by_id = {}
+    for number in numbers:
+        pixels = pixels_of(number)
+        by_id[f"i{number}"] = pixels.tobytes()
+    return by_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -39,10 +40,11 @@ RESIDENT_GB = 1.0
 STREAMED_GB = 1e-9
 
 
-def test_items_come_in_order_and_the_thread_ends() -> None:
-    assert list(read_ahead(iter(range(50)))) == list(range(50))
-    assert list(read_ahead(iter([]))) == []
-    assert list(read_ahead(iter([None, None]))) == [None, None]
+# None is also what an empty queue could give.
+@pytest.mark.parametrize("items", [list(range(50)), [], [None, None]], ids=["many", "no", "None"])
+def test_items_come_in_order_and_the_thread_ends(items: list[Any]) -> None:
+    read = list(read_ahead(iter(items)))
+    assert read == items
     assert n_threads() == 0
 
 
@@ -55,10 +57,13 @@ def test_reading_stays_a_few_items_ahead() -> None:
             yield number
 
     with closing(read_ahead(items(), n_ahead=3)) as batches:
-        assert next(batches) == 0
+        first = next(batches)
+        assert first == 0
+        # A busy computer may take a while until the thread has read that far.
         deadline = time.monotonic() + 10
         while len(taken) < 5 and time.monotonic() < deadline:
             time.sleep(0.01)
+        # Long enough for the thread to read more, if it did.
         time.sleep(0.3)
         assert len(taken) == 5  # one given, three waiting, one in hand
     assert n_threads() == 0
@@ -70,7 +75,8 @@ def test_an_error_while_reading_is_raised_in_the_consumer() -> None:
         raise OSError("the disk is gone")
 
     batches = read_ahead(items())
-    assert next(batches) == 1
+    first = next(batches)
+    assert first == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
     assert n_threads() == 0
@@ -91,29 +97,38 @@ class Store:
     image_shape = (3, 8, 8)
 
     def __init__(self) -> None:
-        self.pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+        rng = np.random.default_rng(0)
+        self.pixels = rng.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         return self.pixels[rows]
 
 
-def test_streamed_training_sees_the_batches_that_resident_training_sees() -> None:
-    def batches(limit_gb: float) -> list[Any]:
-        rows = ImageRows(store_part(), compute_params(limit_gb))
-        assert rows.is_resident == (limit_gb == RESIDENT_GB)
-        augmentation = AugmentationParams(padding_px=2, horizontal_flip=True)
-        found = augmented_batches(rows, NORMALIZE, augmentation, batch_size=16, seed=3)
-        first = [next(found) for _ in range(7)]
-        found.close()  # type: ignore[attr-defined]
-        return first
-
-    assert_equal_batches(batches(STREAMED_GB), batches(RESIDENT_GB))
-    assert n_threads() == 0
-
-
 def store_part() -> Any:
     """Return 35 rows of a store, as `ImageRows` takes them."""
-    return [(Store(), np.arange(5, 40))]
+    rows = np.arange(5, 40)
+    return [(Store(), rows)]
+
+
+def first_batches(rows: ImageRows, n: int, **options: Any) -> list[Any]:
+    """Return the first n batches of training, and stop reading ahead."""
+    batches = augmented_batches(rows, NORMALIZE, batch_size=16, seed=3, **options)
+    with closing(batches):  # type: ignore[type-var]
+        return list(itertools.islice(batches, n))
+
+
+def test_streamed_training_sees_the_batches_that_resident_training_sees() -> None:
+    streamed_rows = ImageRows(store_part(), compute_params(STREAMED_GB))
+    resident_rows = ImageRows(store_part(), compute_params(RESIDENT_GB))
+    assert not streamed_rows.is_resident
+    assert resident_rows.is_resident
+
+    # Two batches a pass: seven are three passes and a half.
+    augmentation = AugmentationParams(padding_px=2, horizontal_flip=True)
+    streamed = first_batches(streamed_rows, 7, augmentation=augmentation)
+    resident = first_batches(resident_rows, 7, augmentation=augmentation)
+    assert_equal_batches(streamed, resident)
+    assert n_threads() == 0
 
 
 class CountingRows(ImageRows):
@@ -134,26 +149,18 @@ def test_batches_that_were_seen_are_skipped_without_reading_an_image(
     n_passed: int, limit_gb: float, is_drawn: bool, flip: bool
 ) -> None:
     augmentation = AugmentationParams(padding_px=int(flip), horizontal_flip=flip)
-    probabilities = None
+    options: dict[str, Any] = {"augmentation": augmentation}
     if is_drawn:
-        probabilities = torch.rand(35, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        options["probabilities"] = torch.rand(35, generator=generator)
+    compute = compute_params(limit_gb)
 
-    def batches(n_passed: int, n: int) -> tuple[list[Any], CountingRows]:
-        rows = CountingRows(store_part(), compute_params(limit_gb))
-        found = augmented_batches(
-            rows,
-            NORMALIZE,
-            augmentation,
-            batch_size=16,
-            seed=3,
-            probabilities=probabilities,
-            n_passed=n_passed,
-        )
-        with closing(found):  # type: ignore[type-var]
-            return [next(found) for _ in range(n)], rows
+    all_rows = ImageRows(store_part(), compute)
+    everything = first_batches(all_rows, n_passed + 3, **options)
+    rows = CountingRows(store_part(), compute)
+    later = first_batches(rows, 3, n_passed=n_passed, **options)
 
-    everything, _ = batches(0, n_passed + 3)
-    later, rows = batches(n_passed, 3)
+    # A run that resumes after a day must not read a day's images first.
     n_read_ahead = 4
     assert rows.n_read <= 3 + n_read_ahead
     assert_equal_batches(later, everything[n_passed:])

@@ -42,17 +42,21 @@ PARTS = {
 }
 
 
-def png(image: np.ndarray) -> bytes:
+def encoded(image: np.ndarray, kind: str, **options: Any) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    opened = Image.fromarray(image)
+    opened.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def jpeg(image: np.ndarray) -> bytes:
-    """Return the image saved with loss."""
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+def png(row: int) -> bytes:
+    """Return a digit saved without loss."""
+    return encoded(DIGITS[row], "PNG")
+
+
+def jpeg(row: int) -> bytes:
+    """Return a digit saved with loss."""
+    return encoded(DIGITS[row], "JPEG", quality=85)
 
 
 def store_of(
@@ -62,22 +66,27 @@ def store_of(
     folder.mkdir(parents=True)
     parquet = folder / "images.parquet"
     images, labels = zip(*files.values(), strict=True)
-    pq.write_table(pa.table({"id": list(files), "image": images, "label": labels}), parquet)
+    columns = {"id": list(files), "image": images, "label": labels}
+    pq.write_table(pa.table(columns), parquet)
+
+    source = ImageSource(type="parquet", path=str(parquet), labels="classes", name=name)
+    # Shards of 250, so that the pool has several.
+    store = ImageStoreParams(
+        kind=kind,
+        packed_max_size_px=64,
+        disk_budget_gb=1,
+        shard_size=250,
+        max_image_pixels=10**6,
+        max_quarantined_share=0,
+        n_workers=1,
+    )
     plan = IngestionPlan(
         name=name,
-        sources=(ImageSource(type="parquet", path=str(parquet), labels="classes", name=name),),
+        sources=(source,),
         size_px=8,
         channels=1,
         class_names=tuple("0123456789"),
-        store=ImageStoreParams(
-            kind=kind,
-            packed_max_size_px=64,
-            disk_budget_gb=1,
-            shard_size=250,
-            max_image_pixels=10**6,
-            max_quarantined_share=0,
-            n_workers=1,
-        ),
+        store=store,
         seed=0,
     )
     return write_store(plan, folder / "store")
@@ -89,26 +98,31 @@ def stores_of(
     """Return the four stores, with further images planted in them."""
     stores = {}
     for name, rows in PARTS.items():
-        files = {f"{row}": (png(DIGITS[row]), int(CLASSES[row])) for row in rows}
-        files.update(planted.get(name, {}))
+        files = {}
+        for row in rows:
+            label = int(CLASSES[row])
+            files[str(row)] = (png(row), label)
+        further = planted.get(name, {})
+        files.update(further)
         stores[name] = store_of(name, files, folder / name, kind)
     return stores
 
 
 # Copies of test images, by equal pixels (PNG) and by nearly equal ones (JPEG).
 POOL = {
-    **{f"copy-{row}": (jpeg(DIGITS[row]), 0) for row in range(10, 20)},
-    **{f"same-{row}": (png(DIGITS[row]), 0) for row in range(5)},
+    **{f"copy-{row}": (jpeg(row), 0) for row in range(10, 20)},
+    **{f"same-{row}": (png(row), 0) for row in range(5)},
 }
 LABELED = {
-    "copied": (jpeg(DIGITS[30]), int(CLASSES[30])),
-    "taken": (png(DIGITS[31]), int(CLASSES[31])),
+    "copied": (jpeg(30), int(CLASSES[30])),
+    "taken": (png(31), int(CLASSES[31])),
 }
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageStore]:
-    return stores_of(tmp_path_factory.mktemp("stores") / "packed", pool=POOL, labeled=LABELED)
+    folder = tmp_path_factory.mktemp("stores")
+    return stores_of(folder / "packed", pool=POOL, labeled=LABELED)
 
 
 @pytest.fixture(scope="module")
@@ -117,62 +131,88 @@ def table(stores: dict[str, ImageStore]) -> pd.DataFrame:
 
 
 def found(table: pd.DataFrame, store: str, other: str, kind: str) -> dict[str, str]:
-    is_pair = (table["store"] == store) & (table["other_store"] == other)
-    rows = table[is_pair & (table["kind"] == kind)]
-    return dict(zip(rows["id"], rows["other_id"], strict=True))
+    """Return id -> id of the copies that two stores share."""
+    rows = table.query("store == @store and other_store == @other and kind == @kind")
+    other_ids = rows.set_index("id")["other_id"]
+    return other_ids.to_dict()
 
 
-def test_planted_copies_are_found_and_nothing_else(table):
-    assert table.columns.tolist() == COLUMNS
+PLANTED_IN_POOL = {
+    "exact": {f"pool/same-{row}": f"test/{row}" for row in range(5)},
+    "near": {f"pool/copy-{row}": f"test/{row}" for row in range(10, 20)},
+}
+PLANTED_IN_LABELED = {
+    "exact": {"labeled/taken": "test/31"},
+    "near": {"labeled/copied": "test/30"},
+}
 
-    same = {f"pool/same-{row}": f"test/{row}" for row in range(5)}
-    assert found(table, "pool", "test", "exact") == same
-    copied = {f"pool/copy-{row}": f"test/{row}" for row in range(10, 20)}
-    assert found(table, "pool", "test", "near") == copied
 
-    assert found(table, "labeled", "test", "exact") == {"labeled/taken": "test/31"}
-    assert found(table, "labeled", "test", "near") == {"labeled/copied": "test/30"}
-    assert not found(table, "teacher_training", "test", "exact")
-    assert not found(table, "teacher_training", "test", "near")
+@pytest.mark.parametrize("kind", ["exact", "near"])
+def test_planted_copies_are_found_and_nothing_else(table, kind):
+    in_pool = found(table, "pool", "test", kind)
+    assert in_pool == PLANTED_IN_POOL[kind]
+    in_labeled = found(table, "labeled", "test", kind)
+    assert in_labeled == PLANTED_IN_LABELED[kind]
+    in_teacher_training = found(table, "teacher_training", "test", kind)
+    assert in_teacher_training == {}
 
+
+def test_images_that_the_teacher_was_trained_on_are_found(table):
     # All labeled and nearly all pool images are also the teacher's.
-    assert len(found(table, "teacher_training", "labeled", "exact")) == 30
-    assert len(found(table, "teacher_training", "pool", "exact")) == 570
+    in_labeled = found(table, "teacher_training", "labeled", "exact")
+    assert len(in_labeled) == 30
+    in_pool = found(table, "teacher_training", "pool", "exact")
+    assert len(in_pool) == 570
 
 
 def test_the_distance_of_exact_copies_is_zero_and_that_of_near_ones_within_the_limit(table):
-    distances = table["distance"]
-    is_exact = table["kind"] == "exact"
-    assert (distances[is_exact] == 0).all()
-    assert distances[~is_exact].between(0, LIMITS.max_distance).all()
+    exact = table.query("kind == 'exact'")
+    assert (exact["distance"] == 0).all()
+
+    near = table.query("kind == 'near'")
+    is_within_limit = near["distance"].between(0, LIMITS.max_distance)
+    assert is_within_limit.all()
 
 
 def test_the_table_records_what_was_compared_and_the_number_of_copies(table, stores, tmp_path):
-    write_table(table, tmp_path / "duplicates.parquet")
-    again = read_table(tmp_path / "duplicates.parquet")
+    file = tmp_path / "duplicates.parquet"
+    write_table(table, file)
+    again = read_table(file)
+    assert again.columns.tolist() == COLUMNS
     pd.testing.assert_frame_equal(again, table)
+
+    # A report must be able to state the limits and how many copies they gave.
     assert again.attrs["near_duplicates"] == {"max_distance": 0.1, "max_ratio": 0.12}
     counts = again.attrs["counts"]
     assert counts["pool and test"] == {"exact": 5, "near": 10}
     # Near copies are not searched for between two large stores.
     assert counts["teacher_training and pool"] == {"exact": 570, "near": None}
-    assert again.attrs["fingerprints"]["test_images"] == stores["test"].fingerprint
+    fingerprints = again.attrs["fingerprints"]
+    assert fingerprints["test_images"] == stores["test"].fingerprint
 
 
 def test_without_limits_only_equal_pixels_are_found(stores):
     table = find_duplicates(stores, None)
-    assert set(table["kind"]) == {"exact"}
-    assert table.attrs["counts"]["pool and test"] == {"exact": 5, "near": None}
+    kinds = set(table["kind"])
+    assert kinds == {"exact"}
+    # None, not 0: near copies were not searched for.
+    counts = table.attrs["counts"]
+    assert counts["pool and test"] == {"exact": 5, "near": None}
 
 
 def test_shards_batches_and_the_kind_of_store_change_nothing(table, stores, monkeypatch, tmp_path):
+    pool = stores["pool"]
+    assert len(pool.shards) == 3
+
     # Batches that are aligned with neither shards nor stores.
-    assert len(stores["pool"].shards) == 3
     monkeypatch.setattr(duplicates, "_VALUES_AT_A_TIME", 64 * 37)
     encoded = stores_of(tmp_path / "encoded", "encoded", pool=POOL, labeled=LABELED)
     again = find_duplicates(encoded, LIMITS)
+
     columns = ["id", "store", "kind", "other_id"]
-    pd.testing.assert_frame_equal(again[columns], table[columns])
+    expected = table[columns]
+    pd.testing.assert_frame_equal(again[columns], expected)
+    # Matrix products round differently in batches of another size.
     np.testing.assert_allclose(again["distance"], table["distance"], atol=1e-5)
 
 
@@ -193,11 +233,14 @@ def test_stores_of_different_shapes_are_refused(stores, tmp_path):
 
 def test_empty_stores_share_nothing(stores):
     empty = ImageStore(stores["pool"].folder, stores["pool"].specification, (), {})
-    table = find_duplicates(
-        {**stores, "labeled": empty, "pool": empty, "teacher_training": empty}, LIMITS
-    )
+    with_empty = {"test": stores["test"]}
+    for name in ("labeled", "pool", "teacher_training"):
+        with_empty[name] = empty
+
+    table = find_duplicates(with_empty, LIMITS)
+    assert table.empty
+    # Its readers select columns, which must exist even so.
     assert table.columns.tolist() == COLUMNS
-    assert len(table) == 0
 
 
 # --- what students learn from
@@ -209,26 +252,25 @@ def subset(**changes: Any) -> SubsetParams:
 
 
 def inputs_of(stores: dict[str, ImageStore], excluded: Excluded, folder: Path) -> SubsetInputs:
+    """Return what a subset is chosen from; the scores of the pool are random."""
+    labeled = stores["labeled"]
+    pool = stores["pool"]
     rng = np.random.default_rng(0)
-    ids = pa.array(stores["pool"].index["id"], pa.string())
-    scores = pa.table(
-        {
-            "id": ids,
-            "pu_score": rng.normal(size=len(ids)),
-            "teacher_class": np.zeros(len(ids), dtype=np.int32),
-            "teacher_confidence": rng.uniform(size=len(ids)).astype(np.float32),
-        }
-    )
+    n = len(pool)
+    pu_scores = rng.normal(size=n)
+    confidences = rng.uniform(size=n)
+    columns = {
+        "id": pa.array(pool.index["id"], pa.string()),
+        "pu_score": pu_scores,
+        "teacher_class": np.zeros(n, dtype=np.int32),
+        "teacher_confidence": confidences.astype(np.float32),
+    }
+    table = pa.table(columns)
+    scores = ShardedTable.write(folder, {"one": lambda: table})
+
     prior = {"value": 0.5, "lower": 0.4, "upper": 0.6}
     held_out_ranks = pd.DataFrame({"rank": []})
-    return SubsetInputs(
-        ShardedTable.write(folder, {"one": lambda: scores}),
-        stores["labeled"],
-        stores["pool"],
-        prior,
-        held_out_ranks,
-        excluded=excluded,
-    )
+    return SubsetInputs(scores, labeled, pool, prior, held_out_ranks, excluded=excluded)
 
 
 RULES = [
@@ -242,44 +284,70 @@ RULES = [
 ]
 
 
+def assert_without_copies(manifest: pd.DataFrame) -> None:
+    """Check that no planted copy is in a manifest, and that its counts are right."""
+    for image_id in manifest["id"]:
+        _, _, name = image_id.partition("/")
+        assert name not in POOL
+        assert name not in LABELED
+
+    n_by_origin = manifest["origin"].value_counts()
+    assert n_by_origin["labeled"] == 30
+    facts = manifest.attrs
+    assert facts["n_labeled"] == 30
+    assert facts["n_selected"] == n_by_origin["pool"]
+    assert facts["n_excluded_pool"] == 15
+    assert facts["n_excluded_labeled"] == 2
+
+
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_no_rule_selects_a_copy_of_a_test_image(rule, stores, table, tmp_path):
     params = subset(**rule)
-    inputs = inputs_of(stores, excluded_images(table, params), tmp_path)
+    excluded = excluded_images(table, params)
+    inputs = inputs_of(stores, excluded, tmp_path)
     manifest = choose_subset(inputs, params)
+    assert_without_copies(manifest)
+
     # The random subset is the control that a manifest is compared with.
     random_subset = choose_random_subset(inputs, manifest, params)
-    copies = {*POOL, *LABELED}
-    for chosen in (manifest, random_subset):
-        names = chosen["id"].str.partition("/")[2]
-        assert not copies & set(names)
-
-        n_by_origin = chosen["origin"].value_counts()
-        assert n_by_origin["labeled"] == chosen.attrs["n_labeled"] == 30
-        assert n_by_origin["pool"] == chosen.attrs["n_selected"] == manifest.attrs["n_selected"]
-        assert chosen.attrs["n_excluded_pool"] == 15
-        assert chosen.attrs["n_excluded_labeled"] == 2
+    assert_without_copies(random_subset)
+    assert random_subset.attrs["n_selected"] == manifest.attrs["n_selected"]
 
 
 def test_copies_may_be_kept_on_purpose(stores, table, tmp_path):
     params = subset(exclude_test_duplicates=False)
-    inputs = inputs_of(stores, excluded_images(table, params), tmp_path)
+    excluded = excluded_images(table, params)
+    inputs = inputs_of(stores, excluded, tmp_path)
     manifest = choose_subset(inputs, params)
-    assert len(manifest) == 585 + 32
-    assert manifest.attrs["n_excluded_pool"] == manifest.attrs["n_excluded_labeled"] == 0
+
+    n_pool = 585
+    n_labeled = 32
+    assert len(manifest) == n_pool + n_labeled
+    assert manifest.attrs["n_excluded_pool"] == 0
+    assert manifest.attrs["n_excluded_labeled"] == 0
 
 
 def test_excluding_unknown_images_does_not_change_the_selection(stores, tmp_path):
     params = subset(rule="random", budget=100)
-    nothing = inputs_of(stores, Excluded(), tmp_path / "nothing")
-    unknown = inputs_of(stores, Excluded(pool=frozenset({"elsewhere"})), tmp_path / "unknown")
-    pd.testing.assert_frame_equal(choose_subset(nothing, params), choose_subset(unknown, params))
+    nothing = Excluded()
+    inputs = inputs_of(stores, nothing, tmp_path / "nothing")
+    expected = choose_subset(inputs, params)
+
+    # The random draws must be those of a run without any exclusion.
+    unknown = Excluded(pool=frozenset({"elsewhere"}))
+    inputs = inputs_of(stores, unknown, tmp_path / "unknown")
+    manifest = choose_subset(inputs, params)
+    pd.testing.assert_frame_equal(manifest, expected)
 
 
 def test_a_class_whose_labeled_images_are_all_copies_is_refused(stores, tmp_path):
     index = stores["labeled"].index
-    ids_of_three = index["id"][index["label"] == 3]
-    inputs = inputs_of(stores, Excluded(labeled=frozenset(ids_of_three)), tmp_path)
+    is_three = index["label"] == 3
+    excluded = Excluded(labeled=frozenset(index["id"][is_three]))
+    inputs = inputs_of(stores, excluded, tmp_path)
+
+    # A student cannot learn a class of which it has no example.
+    params = subset()
     message = "every labeled image of class 3 is a copy of a test image"
     with pytest.raises(InputError, match=message):
-        choose_subset(inputs, subset())
+        choose_subset(inputs, params)

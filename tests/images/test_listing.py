@@ -10,56 +10,77 @@ import pytest
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.ingestion import write_store
-from tests.images.numbered_images import parquet_of, plan_of
+from pu_kd_pipeline.images.plan import IngestionPlan
+from tests.images.numbered_images import ids_of, parquet_of, plan_of
 
 
-def test_sources_with_equal_ids_need_names(tmp_path: Path) -> None:
+@pytest.fixture
+def overlapping(tmp_path: Path) -> IngestionPlan:
+    """A plan of two sources, in both of which image 2 occurs under the same id."""
     first = parquet_of(tmp_path / "a.parquet", [1, 2])
     second = parquet_of(tmp_path / "b.parquet", [2, 3])
-    plan = plan_of(first, second)
+    return plan_of(first, second)
+
+
+def test_sources_with_equal_ids_need_names(tmp_path: Path, overlapping: IngestionPlan) -> None:
     message = r"1 ids occur more than once, such as 'i2'\. Give each source a `name`"
     with pytest.raises(InputError, match=message):
-        write_store(plan, tmp_path / "store")
+        write_store(overlapping, tmp_path / "store")
 
+
+def test_names_of_sources_become_part_of_their_ids(
+    tmp_path: Path, overlapping: IngestionPlan
+) -> None:
     sources = []
-    for source, name in zip(plan.sources, "ab", strict=True):
-        sources.append(source.model_copy(update={"name": name}))
-    # The two images of number 2 now have ids of their own; only one of them is stored.
-    named = dataclasses.replace(plan, sources=tuple(sources))
+    for source, name in zip(overlapping.sources, "ab", strict=True):
+        named_source = source.model_copy(update={"name": name})
+        sources.append(named_source)
+    named = dataclasses.replace(overlapping, sources=tuple(sources))
     store = write_store(named, tmp_path / "store")
-    assert store.index["id"].tolist() == ["a/i1", "a/i2", "b/i3"]
-    assert store.quarantine["status"].tolist() == ["duplicate of a/i2"]
+
+    # The two images of number 2 now have ids of their own; only one of them is stored.
+
+    assert ids_of(store) == ["a/i1", "a/i2", "b/i3"]
+    faults = store.quarantine["status"].tolist()
+    assert faults == ["duplicate of a/i2"]
 
 
 def test_shares_of_one_source_never_overlap(tmp_path: Path) -> None:
     file = parquet_of(tmp_path / "a.parquet", range(40))
 
     def ids_in(start: float, end: float) -> set[str]:
+        folder = tmp_path / f"from_{start}"
         plan = plan_of(file, source={"share": (start, end)})
-        store = write_store(plan, tmp_path / f"from_{start}")
-        return set(store.index["id"])
+        store = write_store(plan, folder)
+        return set(ids_of(store))
 
     labeled = ids_in(0.0, 0.3)
     pool = ids_in(0.3, 1.0)
-    assert not labeled & pool
-    assert len(labeled | pool) == 40
+    # A pool that holds the labeled images would make semi-supervised results look too good.
+    assert labeled.isdisjoint(pool)
+    all_ids = labeled | pool
+    assert len(all_ids) == 40
 
 
 def test_per_class_images_are_drawn_by_the_seed(tmp_path: Path) -> None:
     file = parquet_of(tmp_path / "a.parquet", range(30))
     plan = plan_of(file, source={"per_class": 2})
     store = write_store(plan, tmp_path / "store")
+
     n_by_label = store.index["label"].value_counts()
     assert n_by_label.to_dict() == {0: 2, 1: 2, 2: 2}
 
+    # Otherwise all repetitions of an experiment would have the same labeled images.
     plan_with_other_seed = dataclasses.replace(plan, seed=1)
     other = write_store(plan_with_other_seed, tmp_path / "other")
-    assert set(other.index["id"]) != set(store.index["id"])
+    assert set(ids_of(other)) != set(ids_of(store))
 
 
 def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
+    # The label of an image is its number modulo 3.
     file = parquet_of(tmp_path / "a.parquet", [0, 2, 3])
     plan = plan_of(file, source={"per_class": 2})
+
     with pytest.raises(InputError, match=r"there are none of class 1 \(dog\)"):
         write_store(plan, tmp_path / "store")
 

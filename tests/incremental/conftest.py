@@ -1,3 +1,5 @@
+"""The small project that the tests of incremental runs change and run."""
+
 from __future__ import annotations
 
 import sys
@@ -13,8 +15,10 @@ from tests.incremental.projects import Project
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    # a name of its own: modules of another test would be found under the same one
-    made = Project(tmp_path, f"pack_{abs(hash(tmp_path)) % 10**8}")
+    # A name of its own: modules of another test would be found under the same one.
+    number = abs(hash(tmp_path)) % 10**8
+    made = Project(tmp_path, f"pack_{number}")
     yield made
+
     made.forget_modules()
     sys.modules.pop(made.package, None)

@@ -54,6 +54,7 @@ class Project:
         self.data = folder / "data"
         self.params: dict[str, Any] = {"first": {"number": 3}, "second": {"shift": 1}}
         self.save_args: dict[str, Any] = {"indent": 2}
+
         self.code.mkdir()
         (self.code / "__init__.py").touch()
         self.write_nodes()
@@ -62,13 +63,17 @@ class Project:
     def write_nodes(self, old: str = "", new: str = "") -> None:
         """Write the module of the nodes, with one text replaced by another."""
         text = NODES.format(package=self.package)
-        (self.code / "nodes.py").write_text(text.replace(old, new) if old else text)
+        if old:
+            text = text.replace(old, new)
+        file = self.code / "nodes.py"
+        file.write_text(text)
 
     def write_helpers(self, text: str) -> None:
-        (self.code / "helpers.py").write_text(text)
+        file = self.code / "helpers.py"
+        file.write_text(text)
 
     def pipeline(self) -> Pipeline:
-        """Import the nodes as they are now, as another process would."""
+        """Import the nodes again, as another process would."""
         self.forget_modules()
         importlib.invalidate_caches()
         # Its bytecode would hide a second change within the resolution of the file's time.
@@ -85,8 +90,10 @@ class Project:
         )
 
     def forget_modules(self) -> None:
+        prefix = f"{self.package}."
+        # A copy of the names, because the loop changes the dictionary.
         for name in list(sys.modules):
-            if name.startswith(f"{self.package}."):
+            if name.startswith(prefix):
                 del sys.modules[name]
 
     def catalog(self) -> DataCatalog:
@@ -127,10 +134,12 @@ class Project:
 
     def files(self) -> list[Path]:
         """Return the files of the outputs."""
-        return sorted(self.data.glob("*.json"))
+        found = self.data.glob("*.json")
+        return sorted(found)
 
     def results(self) -> dict[str, Any]:
         found = {}
         for file in self.files():
-            found[file.stem] = json.loads(file.read_text())["value"]
+            content = json.loads(file.read_text())
+            found[file.stem] = content["value"]
         return found

@@ -136,80 +136,117 @@ Write = Callable[[str, str], None]
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
-    name = f"code_{abs(hash(tmp_path)) % 10**8}"
+    # A name of its own: modules of another test would be found under the same one.
+    number = abs(hash(tmp_path)) % 10**8
+    name = f"code_{number}"
+    folder = tmp_path / name
     for file, text in FILES.items():
-        path = tmp_path / name / file
+        path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(p=name))
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield name, tmp_path / name
+
+    yield name, folder
+
     for module in list(sys.modules):
-        if module.partition(".")[0] == name:
+        root, _, _ = module.partition(".")
+        if root == name:
             del sys.modules[module]
 
 
 def code_of(package: str, function: str) -> dict[str, str]:
+    """Return what a node depends on: name within the package -> digest of the code."""
     nodes = importlib.import_module(f"{package}.nodes")
     found: Any = getattr(nodes, function)
-    code = CodeIndex().code_of(getattr(found, "__wrapped__", found))
+    # A decorated function is a wrapper of functools.
+    unwrapped = getattr(found, "__wrapped__", found)
+    code = CodeIndex().code_of(unwrapped)
+
     prefix = f"{package}."
-    return {name.removeprefix(prefix): digest for name, digest in code.items()}
+    digests = {}
+    for name, digest in code.items():
+        digests[name.removeprefix(prefix)] = digest
+    return digests
 
 
 @pytest.mark.parametrize("function", sorted(EXPECTED))
 def test_what_a_function_mentions_is_found_through_every_kind_of_import(package, function):
     name, _ = package
     found = set(code_of(name, function))
-    assert found == EXPECTED[function] | {f"nodes:{function}"}
+
+    itself = f"nodes:{function}"
+    assert found == {itself, *EXPECTED[function]}
 
 
 def test_comments_docstrings_and_places_do_not_count_and_code_does(package):
     name, folder = package
     file = folder / "deep" / "inner.py"
     before = code_of(name, "by_name")
+
+    # Four more lines, so that everything below is in another place.
     documented = '# why\n\n\ndef exported(x):\n    """Cut."""\n    # how\n'
     text = FILES["deep/inner.py"].replace("def exported(x):\n", documented)
     file.write_text(text)
     assert code_of(name, "by_name") == before
-    file.write_text(text.replace("LIMIT = 3", "LIMIT = 4"))
+
+    changed_text = text.replace("LIMIT = 3", "LIMIT = 4")
+    file.write_text(changed_text)
     after = code_of(name, "by_name")
-    changed = {key for key in after if after[key] != before[key]}
-    assert changed == {"deep.inner:LIMIT"}
+    assert after.pop("deep.inner:LIMIT") != before.pop("deep.inner:LIMIT")
+    assert after == before
 
 
 def test_an_empty_docstring_does_not_count(package):
     name, folder = package
     before = code_of(name, "by_name")
-    text = FILES["deep/inner.py"].replace("exported(x):\n", 'exported(x):\n    """"""\n')
-    (folder / "deep" / "inner.py").write_text(text)
-    assert code_of(name, "by_name") == before
+    # A docstring like any other, though it is false where it is asked for.
+    documented = 'exported(x):\n    """"""\n'
+    text = FILES["deep/inner.py"].replace("exported(x):\n", documented)
+    file = folder / "deep" / "inner.py"
+    file.write_text(text)
+
+    after = code_of(name, "by_name")
+    assert after == before
 
 
 def test_the_stamp_changes_with_any_file_of_the_package(package):
     name, folder = package
-    function = importlib.import_module(f"{name}.nodes").by_name
-    before = CodeIndex().stamp(function)
-    assert CodeIndex().stamp(function) == before
-    (folder / "tools.py").write_text("# empty\n")
-    assert CodeIndex().stamp(function) != before
+    nodes = importlib.import_module(f"{name}.nodes")
+    before = CodeIndex().stamp(nodes.by_name)
+    # An index remembers stamps: each of these is that of another process.
+    again = CodeIndex().stamp(nodes.by_name)
+    assert again == before
+
+    # The function does not use this file; the stamp only decides whether to look closer.
+    file = folder / "tools.py"
+    file.write_text("# empty\n")
+    after = CodeIndex().stamp(nodes.by_name)
+    assert after != before
 
 
 def test_installed_packages_have_no_code_here():
     import numpy as np
 
-    assert CodeIndex().code_of(np.mean) == {}
-    assert CodeIndex().code_of(Path) == {}
+    # Their versions are in the records instead.
+    of_numpy = CodeIndex().code_of(np.mean)
+    assert of_numpy == {}
+    of_standard_library = CodeIndex().code_of(Path)
+    assert of_standard_library == {}
 
 
 def test_a_node_of_the_pipeline_depends_on_the_mathematics_it_uses():
     from pu_kd_pipeline.pipelines.distillation.nodes import make_distill_student
     from pu_kd_pipeline.pipelines.pu_training.nodes import train_pu_classifier
 
-    pu = set(CodeIndex().code_of(train_pu_classifier))
-    student = set(CodeIndex().code_of(make_distill_student("distillation")))
+    index = CodeIndex()
+    pu = set(index.code_of(train_pu_classifier))
+    student = set(index.code_of(make_distill_student("distillation")))
+
     assert "pu_kd_pipeline.learning.losses.risk:pu_risk" in pu - student
     assert "pu_kd_pipeline.learning.losses.distillation:robust_kd" in student - pu
     assert "pu_kd_pipeline.learning.loop:fit" in pu & student
-    # how a run is logged does not decide what it makes
-    modules = {name.partition(":")[0] for name in pu | student}
-    assert not [name for name in modules if name.endswith((".tracking", ".hooks"))]
+
+    # How a run is logged does not decide what it makes.
+    for name in pu | student:
+        module, _, _ = name.partition(":")
+        assert not module.endswith((".tracking", ".hooks"))

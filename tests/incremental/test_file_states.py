@@ -5,42 +5,60 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pu_kd_pipeline.incremental.file_states import FileStates
 
 
-def test_a_digest_is_remembered_between_runs(tmp_path, monkeypatch):
-    file = tmp_path / "data.bin"
-    file.write_bytes(b"one")
-    states = FileStates(tmp_path / "states.json")
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "data.bin"
+    path.write_bytes(b"one")
+    return path
+
+
+@pytest.fixture
+def states(tmp_path: Path) -> FileStates:
+    return FileStates(tmp_path / "states.json")
+
+
+def test_a_digest_is_remembered_between_runs(tmp_path, file, states, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        pytest.fail("it was read")
+
     first = states.digest(file)
     states.save()
+
+    # Reading the data of a project again takes minutes.
     next_run = FileStates(tmp_path / "states.json")
-    monkeypatch.setattr(Path, "open", lambda *_, **__: pytest.fail("it was read"))
-    assert next_run.digest(file) == first
+    monkeypatch.setattr(Path, "open", fail)
+    digest = next_run.digest(file)
+    assert digest == first
 
 
-def test_a_digest_is_of_the_content_and_not_of_the_times(tmp_path):
-    file = tmp_path / "data.bin"
-    file.write_bytes(b"one")
-    states = FileStates(tmp_path / "states.json")
+def test_a_digest_is_of_the_content_and_not_of_the_times(file, states):
     first = states.digest(file)
     file.write_bytes(b"two")  # of the same size, a moment later
-    assert states.digest(file) != first
+    changed = states.digest(file)
+    assert changed != first
+
+    # As after a copy from elsewhere.
     file.write_bytes(b"one")
     os.utime(file, (1, 1))
-    assert states.digest(file) == first
+    restored = states.digest(file)
+    assert restored == first
 
 
-def test_a_change_within_the_resolution_of_file_times_is_seen(tmp_path):
-    file = tmp_path / "data.bin"
-    states = FileStates(tmp_path / "states.json")
+def test_a_change_within_the_resolution_of_file_times_is_seen(file, states):
     digests = set()
     for number in range(5):
         file.write_bytes(bytes([number]))
-        digests.add(states.digest(file))
+        digest = states.digest(file)
+        digests.add(digest)
+
+        # It waits for that long, or the next write might have the same time.
         age_ns = time.time_ns() - file.stat().st_mtime_ns
-        assert age_ns >= 20_000_000  # or the next write might have the same time
+        assert age_ns >= 20_000_000
     assert len(digests) == 5

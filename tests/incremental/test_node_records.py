@@ -23,44 +23,69 @@ from pu_kd_pipeline.params.teacher import InputSpec
 
 def states_of(tmp_path: Path, value: Any) -> dict[str, str]:
     """Return the states of what a block of parameters names."""
-    return external_states("block", value, FileStates(tmp_path / "states.json"))
+    file_states = FileStates(tmp_path / "states.json")
+    return external_states("block", value, file_states)
 
 
 def source(**changes: Any) -> ImageSource:
-    return ImageSource.model_validate({"type": "folder", "path": "images", **changes})
+    block = {"type": "folder", "path": "images", **changes}
+    return ImageSource.model_validate(block)
 
 
 # --- sources, files and factories
 
 
 def test_the_files_of_a_source_are_watched_and_the_embedded_ones_are_code(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    embedded = source(type="demo", part="pool", path=None)
+    sources = [source(path=str(images)), embedded]
+    states = states_of(tmp_path, {"pool": sources})
+    assert list(states) == ["block.pool[0]"]
+
+
+def test_every_change_of_a_folder_changes_its_state(tmp_path):
     folder = tmp_path / "images" / "cats"
     folder.mkdir(parents=True)
-    (folder / "one.png").write_bytes(b"1")
-    sources = [source(path=str(folder.parent)), source(type="demo", part="pool", path=None)]
-    states = [states_of(tmp_path, {"pool": sources})]
-    assert list(states[0]) == ["block.pool[0]"]
-    for change in (
-        lambda: (folder / "two.png").write_bytes(b"2"),
-        lambda: (folder / "two.png").rename(folder / "three.png"),
-        lambda: (folder / "one.png").write_bytes(b"11"),
-        lambda: os.utime(folder / "one.png", (1, 1)),
-        lambda: (folder / "one.png").unlink(),
-    ):
+    one = folder / "one.png"
+    two = folder / "two.png"
+    one.write_bytes(b"1")
+    watched = source(path=str(tmp_path / "images"))
+    # Added, renamed, of another size, of another time, and removed.
+    changes = (
+        lambda: two.write_bytes(b"2"),
+        lambda: two.rename(folder / "three.png"),
+        lambda: one.write_bytes(b"11"),
+        lambda: os.utime(one, (1, 1)),
+        lambda: one.unlink(),
+    )
+
+    seen = [states_of(tmp_path, watched)]
+    for change in changes:
         change()
-        states.append(states_of(tmp_path, {"pool": sources}))
-    assert len({state["block.pool[0]"] for state in states}) == len(states)
+        states = states_of(tmp_path, watched)
+        assert states not in seen
+        seen.append(states)
 
 
-def test_a_pattern_and_a_missing_folder_have_a_state_too(tmp_path):
+def test_a_pattern_has_the_state_of_the_files_that_match_it(tmp_path):
     pattern = source(type="parquet", path=f"{tmp_path}/*.parquet")
     before = states_of(tmp_path, pattern)
-    (tmp_path / "notes.txt").write_text("does not match")
+    other_file = tmp_path / "notes.txt"
+    other_file.write_text("does not match")
     assert states_of(tmp_path, pattern) == before
-    (tmp_path / "a.parquet").write_bytes(b"")
+
+    matching_file = tmp_path / "a.parquet"
+    matching_file.write_bytes(b"")
     assert states_of(tmp_path, pattern) != before
-    assert states_of(tmp_path, source(path=str(tmp_path / "nowhere")))
-    assert states_of(tmp_path, source(path="memory://nowhere/images"))
+
+
+def test_a_folder_that_does_not_exist_has_a_state_too(tmp_path):
+    # It may be made later, which is a change.
+    missing = source(path=str(tmp_path / "nowhere"))
+    assert states_of(tmp_path, missing)
+    missing_remote = source(path="memory://nowhere/images")
+    assert states_of(tmp_path, missing_remote)
 
 
 def test_weights_and_factories_count_by_their_content(tmp_path, monkeypatch):
@@ -87,7 +112,10 @@ def test_weights_and_factories_count_by_their_content(tmp_path, monkeypatch):
 
 
 def test_text_that_cannot_be_a_path_names_nothing(tmp_path):
-    assert states_of(tmp_path, {"text": "x" * 5000, "nul": "a\0b"}) == {}
+    # A file name has at most 255 bytes, and none of them is zero: looking for it raises.
+    block = {"text": "x" * 5000, "nul": "a\0b"}
+    states = states_of(tmp_path, block)
+    assert states == {}
 
 
 # --- parameters
@@ -133,12 +161,22 @@ def test_every_part_of_a_record_counts(part):
     new = NodeRecord(**{part: {"x": "2"}})
     [reason] = differences(old, new)
     assert "x" in reason
-    assert differences(old, old) == []
+    reasons_without_change = differences(old, old)
+    assert reasons_without_change == []
 
 
 def test_of_many_changes_in_code_the_first_are_named():
-    new = NodeRecord(code=dict.fromkeys("abcde", "1"))
-    assert differences(NodeRecord(), new) == ["code changed: a, b, c and 2 more"]
+    old = NodeRecord()
+    code = dict.fromkeys("abcde", "1")
+    new = NodeRecord(code=code)
+
+    # A change of a widely used module would fill the screen.
+    reasons = differences(old, new)
+    assert reasons == ["code changed: a, b, c and 2 more"]
+
+
+# A table of two files, whose contents have the digests 1 and 2.
+TWO_FILES = NodeRecord(outputs={"table": {"a": "1", "b": "2"}})
 
 
 @pytest.mark.parametrize(
@@ -154,20 +192,25 @@ def test_of_many_changes_in_code_the_first_are_named():
     ],
 )
 def test_the_fault_of_an_output_says_what_happened_to_it(found, fault):
-    record = NodeRecord(outputs={"table": {"a": "1", "b": "2"}})
-    assert damaged_outputs(record, {"table": found}) == [f"output table {fault}"]
+    faults = damaged_outputs(TWO_FILES, {"table": found})
+    assert faults == [f"output table {fault}"]
 
 
 def test_an_intact_output_has_no_fault():
-    record = NodeRecord(outputs={"table": {"a": "1", "b": "2"}})
-    assert damaged_outputs(record, record.outputs) == []
+    faults = damaged_outputs(TWO_FILES, TWO_FILES.outputs)
+    assert faults == []
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
     records = NodeRecords(tmp_path)
     record = NodeRecord(parameters={"a": [1, None, "ü"]}, outputs={"x": {"": "1"}})
-    assert records.read("stage.node") is None
+    before = records.read("stage.node")
+    assert before is None
+
     records.write("stage.node", record)
-    assert records.read("stage.node") == record
+    written = records.read("stage.node")
+    assert written == record
+
     records.remove("stage.node")
-    assert records.read("stage.node") is None
+    removed = records.read("stage.node")
+    assert removed is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,48 +18,90 @@ from pu_kd_pipeline.incremental.runner import ExplainingRunner, IncrementalRunne
 from tests.incremental.projects import ALL_NODES, DATASETS, NO_RECORD, Project
 
 
+def modification_times(project: Project) -> list[int]:
+    """Return when each output was written."""
+    return [file.stat().st_mtime_ns for file in project.files()]
+
+
+def explained(project: Project, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines that explain what a run would do."""
+    # Discard what was printed before.
+    capsys.readouterr()
+    # `run` would print the log of Kedro as well.
+    runner = ExplainingRunner()
+    runner._run(project.pipeline(), project.catalog())
+    printed = capsys.readouterr()
+    return printed.out.splitlines()
+
+
 def test_everything_runs_once_and_nothing_the_second_time(project):
-    assert project.run() == dict.fromkeys(ALL_NODES, NO_RECORD)
-    before = [file.stat().st_mtime_ns for file in project.files()]
-    assert project.run() == {}
-    assert [file.stat().st_mtime_ns for file in project.files()] == before
-    assert project.results()["joined"] == 8
+    ran = project.run()
+    assert ran == dict.fromkeys(ALL_NODES, NO_RECORD)
+    results = project.results()
+    assert results["joined"] == 8
+
+    before = modification_times(project)
+    ran_again = project.run()
+    assert ran_again == {}
+    assert modification_times(project) == before
 
 
 def test_nodes_after_an_output_that_came_out_the_same_are_skipped(project):
     project.run()
-    project.params["first"] = {"number": 5}  # still odd
-    assert set(project.run()) == {"start", "left", "right", "join"}
+    # Still odd, so that the parity comes out the same.
+    project.params["first"] = {"number": 5}
+    ran = project.run()
+    assert set(ran) == {"start", "left", "right", "join"}
+
     project.params["first"] = {"number": 5, "unused": True}
-    assert project.run() == {"start": "parameter first.unused is new: true"}
+    ran = project.run()
+    assert ran == {"start": "parameter first.unused is new: true"}
 
 
 def test_force_runs_everything(project):
     project.run()
-    ran = project.run(IncrementalRunner(force=True))
+    forcing = IncrementalRunner(force=True)
+    ran = project.run(forcing)
     assert ran == dict.fromkeys(ALL_NODES, "it was asked for (force)")
-    assert project.run() == {}
+
+    # The next run is not forced.
+    ran_again = project.run()
+    assert ran_again == {}
 
 
 def test_kedros_own_runner_runs_everything(project):
     project.run()
     for path in project.files():
         path.unlink()
+
     project.run(SequentialRunner())
-    assert set(project.results()) == set(DATASETS)
-    assert project.run() == {}  # the outputs are those on record
+    results = project.results()
+    assert set(results) == set(DATASETS)
+    # The outputs are those on record, whoever wrote them.
+    ran = project.run()
+    assert ran == {}
 
 
 def test_a_failed_node_runs_again_and_those_before_it_do_not(project):
     project.params["second"] = {"shift": 7}  # 2 * 3 + 7 is thirteen
     with pytest.raises(ZeroDivisionError):
         project.run()
+
     project.write_nodes("== 13", "== 14")
-    assert "join" in project.run()
-    assert project.results()["joined"] == 14
-    project.params["second"] = {"shift": 8}
+    ran = project.run()
+    assert "join" in ran
+    results = project.results()
+    assert results["joined"] == 14
+
+
+def test_a_node_that_failed_runs_again_though_its_output_looks_intact(project):
+    project.params["second"] = {"shift": 7}
+    project.write_nodes("== 13", "== 14")
+    project.run()
+    project.params["second"] = {"shift": 8}  # 2 * 3 + 8 is fourteen
     with pytest.raises(ZeroDivisionError):
         project.run()
+
     project.params["second"] = {"shift": 7}
     ran = project.run()
     assert ran["left"] == "parameter second.shift 8 → 7"
@@ -71,25 +114,37 @@ def test_a_data_set_in_memory_is_made_every_time(project):
     catalog["right_value"] = MemoryDataset()
     project.run(catalog=catalog)
     ran = project.run(catalog=catalog)
+
+    # And with it the nodes that read it.
     in_memory = "`right_value` is not kept on this machine's disk"
-    # and with it the nodes that read it
     assert ran == dict.fromkeys(["right", "join", "parity"], in_memory)
 
 
 def test_explaining_a_first_run_touches_nothing(project, capsys):
-    ExplainingRunner().run(project.pipeline(), project.catalog())
-    assert "5 of 5 nodes would run.\n" in capsys.readouterr().out
-    assert project.results() == {}
+    runner = ExplainingRunner()
+    runner.run(project.pipeline(), project.catalog())
+
+    printed = capsys.readouterr()
+    assert "5 of 5 nodes would run.\n" in printed.out
+    results = project.results()
+    assert results == {}
+
+
+def all_files(project: Project) -> dict[Path, bytes]:
+    """Return the content of every output and of every record."""
+    files = project.data.rglob("*.json")
+    return {path: path.read_bytes() for path in files}
 
 
 def test_explaining_prints_the_plan_and_touches_nothing(project, capsys):
     project.run()
     project.params["first"] = {"number": 4}
-    files = {path: path.read_bytes() for path in project.data.rglob("*.json")}
-    capsys.readouterr()
-    ExplainingRunner()._run(project.pipeline(), project.catalog())
-    assert {path: path.read_bytes() for path in files} == files
-    assert capsys.readouterr().out.splitlines() == [
+    before = all_files(project)
+    lines = explained(project, capsys)
+
+    # The records as well as the outputs.
+    assert all_files(project) == before
+    assert lines == [
         "start   parameter first.number 3 → 4",
         "left    if input start_value changes",
         "right   if input start_value changes",
@@ -101,10 +156,8 @@ def test_explaining_prints_the_plan_and_touches_nothing(project, capsys):
 
 def test_explaining_a_run_that_is_up_to_date_says_so(project, capsys):
     project.run()
-    capsys.readouterr()
-    ExplainingRunner()._run(project.pipeline(), project.catalog())
-    last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line == "Nothing to do: all 5 nodes are up to date."
+    lines = explained(project, capsys)
+    assert lines[-1] == "Nothing to do: all 5 nodes are up to date."
 
 
 def test_a_second_run_that_would_write_the_same_is_refused(project):
@@ -113,8 +166,12 @@ def test_a_second_run_that_would_write_the_same_is_refused(project):
     with locked(locks, writes=["joined"], reads=["left_value"]):
         with pytest.raises(InputError, match=message):
             project.run()
-        assert project.results() == {}
-    assert set(project.run()) == ALL_NODES
+        results = project.results()
+        assert results == {}
+
+    # The lock is gone with its run.
+    ran = project.run()
+    assert set(ran) == ALL_NODES
 
 
 def test_two_runs_may_read_the_same_and_write_apart(project):
@@ -134,11 +191,13 @@ def test_two_runs_may_read_the_same_and_write_apart(project):
 
 
 def set_number(project: Project, value: int) -> None:
-    project.params["first"] = {"number": value}
+    block = {"number": value}
+    project.params["first"] = block
 
 
 def set_shift(project: Project, value: int) -> None:
-    project.params["second"] = {"shift": value}
+    block = {"shift": value}
+    project.params["second"] = block
 
 
 def remove_output(project: Project, value: int) -> None:
@@ -152,7 +211,8 @@ def edit_output(project: Project, value: int) -> None:
 
 
 def change_code(project: Project, value: int) -> None:
-    project.write_helpers(f"def doubled(value):\n    return 2 * value + {value}\n")
+    text = f"def doubled(value):\n    return 2 * value + {value}\n"
+    project.write_helpers(text)
 
 
 def change_nothing(project: Project, value: int) -> None:
@@ -182,8 +242,12 @@ def test_after_any_changes_the_results_are_those_of_running_all(tmp_path_factory
             change(project, value)
             project.run()
         found = project.results()
-        assert project.run() == {}
-        project.run(IncrementalRunner(force=True))
+        ran_again = project.run()
+        assert ran_again == {}
+
+        # Whatever was skipped would have come out the same.
+        forcing = IncrementalRunner(force=True)
+        project.run(forcing)
         assert project.results() == found
     finally:
         sys.path.remove(str(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,8 @@ def test_a_changed_parameter_runs_its_node_and_those_after_it(project):
 
 
 def cut_short(file: Path) -> None:
-    file.write_text(file.read_text()[:4])
+    text = file.read_text()
+    file.write_text(text[:4])
 
 
 def edit(file: Path) -> None:
@@ -50,7 +52,10 @@ def test_an_output_that_is_gone_or_edited_is_made_again(
     assert list(ran) == ["right"]
     assert ran["right"].startswith(reason)
     assert project.results() == expected
-    assert project.run() == {}
+
+    # The nodes after it are up to date: the output came out the same.
+    ran_again = project.run()
+    assert ran_again == {}
 
 
 def test_comments_and_docstrings_do_not_count(project):
@@ -75,11 +80,18 @@ def test_code_counts_where_it_is_called(project):
 
 
 def test_code_that_turned_out_the_same_is_not_parsed_again(project, monkeypatch):
+    def fail(*_: Any) -> None:
+        pytest.fail("it was parsed again")
+
     project.run()
+    # The stamp of the files changes, and the code does not.
     project.write_helpers(HELPERS + "# a remark\n")
-    assert project.run() == {}
-    monkeypatch.setattr(CodeIndex, "code_of", lambda *_: pytest.fail("it was parsed again"))
-    assert project.run() == {}
+    ran = project.run()
+    assert ran == {}
+
+    monkeypatch.setattr(CodeIndex, "code_of", fail)
+    ran = project.run()
+    assert ran == {}
 
 
 def test_a_changed_catalog_entry_makes_its_data_set_again(project):
@@ -92,9 +104,14 @@ def test_a_changed_catalog_entry_makes_its_data_set_again(project):
 
 def test_another_version_of_a_library_runs_everything(project, monkeypatch):
     project.run()
-    known = staleness.library_versions()
-    monkeypatch.setattr(staleness, "library_versions", lambda: {**known, "torch": "9.9"})
-    assert project.run() == dict.fromkeys(ALL_NODES, f"torch {known['torch']} → 9.9")
+    installed = staleness.library_versions()
+    upgraded = {**installed, "torch": "9.9"}
+    monkeypatch.setattr(staleness, "library_versions", lambda: upgraded)
+
+    # Another version may compute other numbers from the same code.
+    ran = project.run()
+    reason = f"torch {installed['torch']} → 9.9"
+    assert ran == dict.fromkeys(ALL_NODES, reason)
 
 
 def test_checkpoints_of_a_stopped_node_are_kept_only_for_the_same_code(project):
@@ -130,24 +147,41 @@ def test_unfinished_files_of_a_killed_process_are_removed(project):
     of_others = [project.data / ".right_value.json.12345.tmp", project.data / ".left_value.json"]
     for path in (*unfinished, *of_others):
         path.touch()
-    (replaced_folder / "inside").mkdir(parents=True)
-    assert set(project.run()) == {"left"}
-    assert [path for path in (*unfinished, replaced_folder) if path.exists()] == []
-    assert all(path.exists() for path in of_others)
+    inside = replaced_folder / "inside"
+    inside.mkdir(parents=True)
+
+    ran = project.run()
+    assert set(ran) == {"left"}
+    for path in (*unfinished, replaced_folder):
+        assert not path.exists()
+    for path in of_others:
+        assert path.exists()
 
 
 def test_a_data_folder_may_be_moved(project, tmp_path):
     project.run()
-    shutil.copytree(project.data, tmp_path / "elsewhere")
+    # A copy, which does not keep the times of the files as a rename would.
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(project.data, elsewhere)
     shutil.rmtree(project.data)
-    project.data = tmp_path / "elsewhere"
-    assert project.run() == {}
+    project.data = elsewhere
+
+    ran = project.run()
+    assert ran == {}
 
 
 def test_a_record_that_cannot_be_read_counts_as_none(project):
     project.run()
     records = project.data / "records"
-    (records / "left.json").write_text('{"version": 1, "inputs": ')
-    (records / "right.json").write_text('{"version": 0}')
-    (records / "file_states.json").write_text("[]")
-    assert set(project.run()) == {"left", "right"}
+    damaged = {
+        "left.json": '{"version": 1, "inputs": ',
+        # Of another version of this program.
+        "right.json": '{"version": 0}',
+        "file_states.json": "[]",
+    }
+    for name, text in damaged.items():
+        file = records / name
+        file.write_text(text)
+
+    ran = project.run()
+    assert set(ran) == {"left", "right"}

@@ -52,7 +52,8 @@ def _change_card(folder, **changes):
     file = folder / "card.json"
     card = json.loads(file.read_text())
     card.update(changes)
-    file.write_text(json.dumps(card))
+    text = json.dumps(card)
+    file.write_text(text)
 
 
 @pytest.fixture
@@ -68,27 +69,42 @@ def model():
     return Model(network.eval(), card)
 
 
-def test_a_saved_model_comes_back_as_it_was(model, tmp_path):
-    save_model(model, tmp_path / "m")
-    again = load_model(tmp_path / "m")
+@pytest.fixture
+def saved(model, tmp_path):
+    """Return the folder that the model was saved to."""
+    folder = tmp_path / "m"
+    save_model(model, folder)
+    return folder
+
+
+def test_a_saved_model_comes_back_as_it_was(model, saved):
+    again = load_model(saved)
     assert again.card == model.card
     assert again.fingerprint() == model.fingerprint()
 
     images = torch.rand(2, 1, 8, 8)
-    assert torch.equal(again.network(images), model.network(images))
-    files = {path.name for path in (tmp_path / "m").iterdir()}
+    expected = model.network(images)
+    logits = again.network(images)
+    assert torch.equal(logits, expected)
+
+
+def test_a_model_is_a_card_and_its_weights(saved):
+    # No pickle, which could run code on loading.
+    files = {path.name for path in saved.iterdir()}
     assert files == {"card.json", "weights.safetensors"}
 
 
-def test_saving_again_replaces_the_model(model, tmp_path):
-    save_model(model, tmp_path / "m")
+def test_saving_again_replaces_the_model(model, saved, tmp_path):
+    bias = model.network.fc.bias
     with torch.no_grad():
-        model.network.fc.bias.add_(1)
-    save_model(model, tmp_path / "m")
-    again = load_model(tmp_path / "m")
-    assert torch.equal(again.network.fc.bias, model.network.fc.bias)
+        bias.add_(1)
+    save_model(model, saved)
+
+    again = load_model(saved)
+    assert torch.equal(again.network.fc.bias, bias)
     # No temporary or previous folder is left behind.
-    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    folders = [path.name for path in tmp_path.iterdir()]
+    assert folders == ["m"]
 
 
 @pytest.mark.parametrize("backbone", ["frozen", "full"])
@@ -102,58 +118,81 @@ def test_a_saved_pu_classifier_comes_back_as_it_was(model, tmp_path, backbone):
         teacher=model.card,
         teacher_fingerprint="x",
     )
-    classifier = PUClassifier(build_pu_module(card).eval(), card)
+    module = build_pu_module(card).eval()
+    classifier = PUClassifier(module, card)
     save_model(classifier, tmp_path / "c")
     again = load_pu_classifier(tmp_path / "c")
+    assert again.card == card
+
     # A classifier with its own backbone reads images, a head reads descriptors.
     input_shape = {"frozen": (2, 4), "full": (2, 1, 8, 8)}[backbone]
     inputs = torch.rand(input_shape)
-    assert again.card == card
-    assert torch.equal(again.module(inputs), classifier.module(inputs))
+    expected = module(inputs)
+    assert torch.equal(again.module(inputs), expected)
 
 
-def test_weights_are_read_from_a_folder_safetensors_and_plain_state_dicts(model, tmp_path):
-    folder = tmp_path / "m"
-    save_model(model, folder)
-    # As data-parallel training saves it.
-    state = {f"module.{name}": value for name, value in model.network.state_dict().items()}
-    state_dict = tmp_path / "w.pt"
-    torch.save({"state_dict": state}, state_dict)
-    for weights in (folder, folder / "weights.safetensors", state_dict):
-        teacher = new_teacher(_teacher(weights=str(weights)))
-        assert torch.equal(teacher.network.fc.weight, model.network.fc.weight)
-        assert teacher.card.origin["weights"].endswith((".safetensors", ".pt"))
+@pytest.fixture
+def state_dict_file(model, tmp_path):
+    """Return a file with the model's weights, as data-parallel training saves them."""
+    state = {}
+    for name, value in model.network.state_dict().items():
+        state[f"module.{name}"] = value
+    file = tmp_path / "w.pt"
+    torch.save({"state_dict": state}, file)
+    return file
 
 
-def test_the_card_next_to_the_weights_completes_the_parameters(model, tmp_path):
-    save_model(model, tmp_path / "m")
-    teacher = _teacher_without_parameters(tmp_path / "m")
-    assert input_contract(teacher) == (model.card.input, ("a", "b", "c"))
-    assert new_teacher(teacher).card.taps == ("block1",)
+def test_weights_are_read_from_a_folder_safetensors_and_plain_state_dicts(
+    model, saved, state_dict_file
+):
+    expected = model.network.fc.weight
+    for weights in (saved, saved / "weights.safetensors", state_dict_file):
+        params = _teacher(weights=str(weights))
+        teacher = new_teacher(params)
+        assert torch.equal(teacher.network.fc.weight, expected)
+        # The file itself, also where the parameters name its folder.
+        origin = teacher.card.origin["weights"]
+        assert origin.endswith((".safetensors", ".pt"))
 
 
-def test_weights_without_a_card_need_the_parameters(model, tmp_path):
-    torch.save(model.network.state_dict(), tmp_path / "w.pt")
-    teacher = _teacher(weights=str(tmp_path / "w.pt"), classes=None, input=None)
+def test_the_card_next_to_the_weights_completes_the_parameters(model, saved):
+    params = _teacher_without_parameters(saved)
+    image_input, classes = input_contract(params)
+    assert image_input == model.card.input
+    assert classes == ("a", "b", "c")
+
+    teacher = new_teacher(params)
+    assert teacher.card.taps == ("block1",)
+
+
+def test_weights_without_a_card_need_the_parameters(state_dict_file):
+    teacher = _teacher(weights=str(state_dict_file), classes=None, input=None)
     message = r"teacher: classes, input not given, and there is no card\.json"
     with pytest.raises(InputError, match=message):
         new_teacher(teacher)
 
 
 class _Bomb:
+    """An object whose unpickling creates a file."""
+
     def __reduce__(self):
         return (open, ("bomb-went-off", "w"))
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
+    # The bomb writes into the working directory.
     monkeypatch.chdir(tmp_path)
-    with open("evil.pt", "wb") as file:
-        pickle.dump(_Bomb(), file)
-    torch.save(_Bomb(), "evil_zip.pt")
-    for name in ("evil.pt", "evil_zip.pt"):
+    plain = tmp_path / "evil.pt"
+    plain.write_bytes(pickle.dumps(_Bomb()))
+    # torch wraps a pickle in a zip file.
+    zipped = tmp_path / "evil_zip.pt"
+    torch.save(_Bomb(), zipped)
+
+    for file in (plain, zipped):
         with pytest.raises(InputError, match="without running code from it, which is refused"):
-            read_state_dict(tmp_path / name)
-    assert not (tmp_path / "bomb-went-off").exists()
+            read_state_dict(file)
+    proof = tmp_path / "bomb-went-off"
+    assert not proof.exists()
 
 
 def _altered(state, kind):
@@ -179,9 +218,14 @@ def _altered(state, kind):
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_what_is_wrong(model, tmp_path, kind, message):
-    save_file(_altered(model.network.state_dict(), kind), tmp_path / "w.safetensors")
+    # torch itself would load the last one without an error.
+    state = _altered(model.network.state_dict(), kind)
+    weights = tmp_path / "w.safetensors"
+    save_file(state, weights)
+
+    params = _teacher(weights=str(weights))
     with pytest.raises(InputError, match=message):
-        new_teacher(_teacher(weights=str(tmp_path / "w.safetensors")))
+        new_teacher(params)
 
 
 def test_files_that_are_not_weights_are_refused(tmp_path):
@@ -189,12 +233,15 @@ def test_files_that_are_not_weights_are_refused(tmp_path):
     text.write_bytes(b"not a tensor file")
     with pytest.raises(InputError, match="not a readable safetensors file"):
         read_state_dict(text)
+
     numbers = tmp_path / "list.pt"
     torch.save([1, 2, 3], numbers)
     with pytest.raises(InputError, match="holds no state dict .* but list"):
         read_state_dict(numbers)
+
+    missing = tmp_path / "none.pt"
     with pytest.raises(InputError, match="there is no weights file"):
-        read_state_dict(tmp_path / "none.pt")
+        read_state_dict(missing)
 
 
 def test_a_folder_without_a_card_is_refused(tmp_path):
@@ -202,41 +249,51 @@ def test_a_folder_without_a_card_is_refused(tmp_path):
         load_model(tmp_path)
 
 
-def test_a_card_with_an_unknown_field_is_refused(model, tmp_path):
-    save_model(model, tmp_path / "m")
-    _change_card(tmp_path / "m", surprise=1)
+def test_a_card_with_an_unknown_field_is_refused(saved):
+    # It could mean something that this version does not respect.
+    _change_card(saved, surprise=1)
     with pytest.raises(InputError, match="is not the card of a Model"):
-        load_model(tmp_path / "m")
+        load_model(saved)
 
 
 def test_taps_that_are_not_layers_name_the_parameter():
+    params = _teacher(taps=["blok1"])
     message = r"teacher\.taps: not a layer of the network: 'blok1'.*did you mean 'block1'"
     with pytest.raises(InputError, match=message):
-        new_teacher(_teacher(taps=["blok1"]))
+        new_teacher(params)
 
 
 def test_a_student_has_the_teachers_classes_and_input(model):
-    student = new_student(model, "digits_cnn", {"width": 2}, {"rule": "nnpu"})
-    assert student.card.classes == model.card.classes
-    assert student.card.input == model.card.input
-    logits = student.network(torch.rand(1, 1, 8, 8))
+    origin = {"rule": "nnpu"}
+    student = new_student(model, "digits_cnn", {"width": 2}, origin)
+    card = student.card
+    assert card.classes == model.card.classes
+    assert card.input == model.card.input
+    assert card.origin == origin
+
+    images = torch.rand(1, 1, 8, 8)
+    logits = student.network(images)
     assert logits.shape == (1, 3)
-    assert student.card.origin == {"rule": "nnpu"}
 
 
-def test_a_factory_that_a_card_names_is_run_only_if_the_parameters_name_it_too(tmp_path, model):
-    save_model(model, tmp_path / "m")
+def test_a_factory_that_a_card_names_is_run_only_if_the_parameters_name_it_too(saved, tmp_path):
+    # Models are downloaded: a card must not be able to run any function with any arguments.
     proof = tmp_path / "ran"
     options = {"command": f"touch {proof}"}
-    _change_card(tmp_path / "m", architecture="os:system", architecture_options=options)
+    _change_card(saved, architecture="os:system", architecture_options=options)
+
+    params = _teacher_without_parameters(saved)
     message = r"names a factory of its own, 'os:system'.* set teacher.architecture to it"
     with pytest.raises(InputError, match=message):
-        new_teacher(_teacher_without_parameters(tmp_path / "m"))
+        new_teacher(params)
     assert not proof.exists()
 
 
 def test_a_student_that_cannot_be_trained_is_refused_before_it_is(model):
-    in_color = InputSpec(size_px=64, channels=3, mean=(0,) * 3, std=(1,) * 3)
-    teacher = Model(model.network, model.card.model_copy(update={"input": in_color}))
+    in_color = InputSpec(size_px=64, channels=3, mean=(0, 0, 0), std=(1, 1, 1))
+    card = model.card.model_copy(update={"input": in_color})
+    teacher = Model(model.network, card)
+
+    # GoogLeNet returns logits in evaluation mode, and those of three heads in training mode.
     with pytest.raises(InputError, match="in training mode the network returns GoogLeNetOutputs"):
         new_student(teacher, "googlenet", {"init_weights": False}, {})

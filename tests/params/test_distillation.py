@@ -30,21 +30,26 @@ from tests.training.scene import params_with
     ],
 )
 def test_an_objective_needs_its_option_blocks_and_no_others(objective, missing, sentence):
+    without_blocks = dict.fromkeys(missing)
     with pytest.raises(ValidationError, match=sentence):
-        params_with(objective=objective, **dict.fromkeys(missing))
+        params_with(objective=objective, **without_blocks)
+
     # Blocks of other objectives may be missing.
-    params_with(objective="kd", **dict.fromkeys(missing))
+    params_with(objective="kd", **without_blocks)
 
 
 @pytest.mark.parametrize("objective", OPTION_BLOCKS)
 def test_the_objective_params_are_those_of_the_chosen_objective(objective):
     params = params_with(objective=objective)
+    blocks = OPTION_BLOCKS[objective]
     chosen = params.objective_params
 
     assert chosen.name == objective
-    assert set(type(chosen).model_fields) == {"name", *OPTION_BLOCKS[objective]}
-    for block in OPTION_BLOCKS[objective]:
-        assert getattr(chosen, block) == getattr(params, block)
+    fields = set(type(chosen).model_fields)
+    assert fields == {"name", *blocks}
+    for block in blocks:
+        expected = getattr(params, block)
+        assert getattr(chosen, block) == expected
 
 
 def test_a_copy_with_another_objective_has_the_params_of_that_one():
@@ -59,7 +64,9 @@ def test_a_copy_with_another_objective_has_the_params_of_that_one():
 
 
 def test_a_copy_with_an_unknown_objective_has_no_params():
-    copy = params_with().model_copy(update={"objective": "new"})
+    params = params_with()
+    # A copy is not validated, so that an unknown name can get this far.
+    copy = params.model_copy(update={"objective": "new"})
     with pytest.raises(ValidationError, match="'new'"):
         _ = copy.objective_params
 
@@ -70,7 +77,6 @@ def test_an_unknown_objective_is_refused_with_the_known_ones():
 
 
 def test_an_option_block_without_a_key_is_refused_with_the_place_to_add_it():
-    with pytest.raises(
-        TypeError, match="'new' reads the option block 'gate', .*DistillationParams"
-    ):
+    message = "'new' reads the option block 'gate', .*DistillationParams"
+    with pytest.raises(TypeError, match=message):
         check_option_blocks({"new": ("gate",)}, DistillationParams.model_fields)

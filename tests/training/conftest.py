@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pandas as pd
 import pytest
@@ -10,16 +11,18 @@ import pytest
 from pu_kd_pipeline.models.model import Model
 from tests.training.scene import VARIANTS, Scene, make_scene
 
+Trained = tuple[Scene, Model, pd.DataFrame]
+
 
 @pytest.fixture(scope="session")
 def scene_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scene]:
-    # A teacher takes a second to train, so that each is trained once for all tests.
-    known: dict[str, Scene] = {}
+    """Return a function: name of the networks -> scene."""
 
+    # A teacher takes a second to train, so that each is trained once for all tests.
+    @cache
     def get(name: str) -> Scene:
-        if name not in known:
-            known[name] = make_scene(name, tmp_path_factory.mktemp(name))
-        return known[name]
+        folder = tmp_path_factory.mktemp(name)
+        return make_scene(name, folder)
 
     return get
 
@@ -30,17 +33,15 @@ def digits(scene_of: Callable[[str], Scene]) -> Scene:
 
 
 @pytest.fixture(scope="session")
-def trained(
-    scene_of: Callable[[str], Scene],
-) -> Callable[[str, str], tuple[Scene, Model, pd.DataFrame]]:
+def trained(scene_of: Callable[[str], Scene]) -> Callable[[str, str], Trained]:
     """Return a function: networks and variant -> scene, student, history."""
-    known: dict[tuple[str, str], tuple[Scene, Model, pd.DataFrame]] = {}
 
-    def get(networks: str, variant: str) -> tuple[Scene, Model, pd.DataFrame]:
-        if (networks, variant) not in known:
-            scene = scene_of(networks)
-            student, history = scene.distill(**VARIANTS[variant])
-            known[networks, variant] = (scene, student, history)
-        return known[networks, variant]
+    # Several tests look at each student, and training one takes a second.
+    @cache
+    def get(networks: str, variant: str) -> Trained:
+        scene = scene_of(networks)
+        options = VARIANTS[variant]
+        student, history = scene.distill(**options)
+        return scene, student, history
 
     return get

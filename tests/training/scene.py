@@ -179,9 +179,11 @@ class Scene:
         """All images, shuffled, and with an index that repeats."""
         parts = []
         for origin, store in (("pool", self.pool), ("labeled", self.labeled)):
-            rows = store.index[["id"]].assign(origin=origin)
-            parts.append(rows)
-        return pd.concat(parts).sample(frac=1, random_state=0)
+            ids = store.index[["id"]]
+            part = ids.assign(origin=origin)
+            parts.append(part)
+        in_order = pd.concat(parts)
+        return in_order.sample(frac=1, random_state=0)
 
     @property
     def stores(self) -> dict[str, ImageStore]:
@@ -216,7 +218,8 @@ class Scene:
         teacher_logits = predict_logits(self.teacher, self.pool, COMPUTE)
         student_classes = student_logits.argmax(dim=1)
         teacher_classes = teacher_logits.argmax(dim=1)
-        agreement = (student_classes == teacher_classes).float().mean()
+        is_agreed = student_classes == teacher_classes
+        agreement = is_agreed.float().mean()
         divergence = kl_divergence(teacher_logits, student_logits).mean()
         return agreement.item(), divergence.item()
 
@@ -260,7 +263,11 @@ def are_equal(one: Model, other: Model) -> bool:
     other_state = state_of(other)
     if list(state) != list(other_state):
         return False
-    return all(torch.equal(value, other_state[name]) for name, value in state.items())
+    for name, value in state.items():
+        other_value = other_state[name]
+        if not torch.equal(value, other_value):
+            return False
+    return True
 
 
 # --- networks that some objectives refuse ---

@@ -9,52 +9,89 @@ import pytest
 import torch
 
 from pu_kd_pipeline.images.batches import ImageRows, normalization
-from pu_kd_pipeline.params.compute import AugmentationParams
+from pu_kd_pipeline.learning.augmentation import Normalize
+from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams
 from pu_kd_pipeline.training.batches import augmented_batches
-from tests.training.scene import COMPUTE, PLAIN
+from tests.training.scene import COMPUTE, PLAIN, Scene
+
+N_IMAGES = 200
+
+
+def image_rows(scene: Scene, compute: ComputeParams = COMPUTE) -> ImageRows:
+    """Return the 60 labeled images of a scene, and then its pool in reverse order."""
+    of_labeled = np.arange(60)
+    of_pool = np.arange(140)[::-1]
+    parts = [(scene.labeled, of_labeled), (scene.pool, of_pool)]
+    return ImageRows(parts, compute)
+
+
+def normalization_of(scene: Scene) -> Normalize:
+    cpu = torch.device("cpu")
+    return normalization(scene.teacher, cpu)
+
+
+@pytest.fixture
+def probabilities() -> np.ndarray:
+    rng = np.random.default_rng(3)
+    values = rng.exponential(size=N_IMAGES)
+    # Images of probability zero, the first and the last one among them.
+    values[[0, 7, 60, 198, 199]] = 0.0
+    return values
 
 
 @pytest.mark.parametrize(("padding_px", "resident_limit_gb"), [(0, 1.0), (1, 1e-9)])
-def test_images_are_drawn_by_their_probability(digits, padding_px, resident_limit_gb):
+def test_images_are_drawn_by_their_probability(
+    digits, probabilities, padding_px, resident_limit_gb
+):
     compute = COMPUTE.model_copy(update={"resident_limit_gb": resident_limit_gb})
-    parts = [(digits.labeled, np.arange(60)), (digits.pool, np.arange(140)[::-1])]
-    rows = ImageRows(parts, compute)
-    probabilities = np.random.default_rng(3).exponential(size=200)
-    # Images of probability zero, the first and the last one among them.
-    probabilities[[0, 7, 60, 198, 199]] = 0.0
-    normalize = normalization(digits.teacher, torch.device("cpu"))
     augmentation = AugmentationParams(padding_px=padding_px, horizontal_flip=padding_px > 0)
     batches = augmented_batches(
-        rows,
-        normalize,
+        image_rows(digits, compute),
+        normalization_of(digits),
         augmentation,
         batch_size=64,
         seed=0,
         probabilities=torch.tensor(probabilities),
     )
-    taken = list(itertools.islice(batches, 250))
-    shown = torch.cat([batch.rows for batch in taken])
-    counts = np.bincount(shown.numpy(), minlength=200)
-    expected = len(shown) * probabilities / probabilities.sum()
 
-    assert len(shown) == 250 * 64
-    assert (counts[probabilities == 0.0] == 0).all()
+    rows = [batch.rows for batch in itertools.islice(batches, 250)]
+    shown = torch.cat(rows)
+    n_shown = len(shown)
+    assert n_shown == 250 * 64
+
+    counts = np.bincount(shown.numpy(), minlength=N_IMAGES)
+    n_impossible = counts[probabilities == 0.0]
+    assert (n_impossible == 0).all()
+
     # 4.5 standard deviations of a Poisson count: the seed is fixed, so that this cannot flake.
-    assert (np.abs(counts - expected) <= 4.5 * np.sqrt(expected)).all()
-    if padding_px == 0:
-        for batch in taken[:20]:
-            assert torch.equal(batch.images, normalize(rows.batch(batch.rows)))
+    expected = n_shown * probabilities / probabilities.sum()
+    tolerance = 4.5 * np.sqrt(expected)
+    deviation = np.abs(counts - expected)
+    assert (deviation <= tolerance).all()
+
+
+def test_a_batch_without_augmentation_holds_the_images_of_its_rows(digits, probabilities):
+    rows = image_rows(digits)
+    normalize = normalization_of(digits)
+    drawn = torch.tensor(probabilities)
+    batches = augmented_batches(rows, normalize, PLAIN, 64, seed=0, probabilities=drawn)
+
+    # Rows are what the teacher cache looks up, and images what the student sees.
+    for batch in itertools.islice(batches, 20):
+        raw = rows.batch(batch.rows)
+        expected = normalize(raw)
+        assert torch.equal(batch.images, expected)
 
 
 def test_without_probabilities_each_pass_shows_every_image_once(digits):
-    parts = [(digits.labeled, np.arange(60)), (digits.pool, np.arange(140))]
-    normalize = normalization(digits.teacher, torch.device("cpu"))
-    rows = ImageRows(parts, COMPUTE)
+    rows = image_rows(digits)
+    normalize = normalization_of(digits)
     batches = augmented_batches(rows, normalize, PLAIN, batch_size=50, seed=0)
 
-    n_batches_a_pass = 200 // 50
+    n_batches_a_pass = N_IMAGES // 50
     for _ in range(3):
         shown = []
         for batch in itertools.islice(batches, n_batches_a_pass):
             shown += batch.rows.tolist()
-        assert sorted(shown) == list(range(200))
+        shown.sort()
+        assert shown == list(range(N_IMAGES))

@@ -32,7 +32,8 @@ class Images:
 
     def __init__(self, n: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.pixels = torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        shape = (n, 1, 8, 8)
+        self.pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -46,7 +47,8 @@ class Counting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = build_network("digits_cnn", 10, 1, {"width": 4}).eval()
+        network = build_network("digits_cnn", 10, 1, {"width": 4})
+        self.network = network.eval()
         self.n_images = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -108,8 +110,10 @@ def test_cached_logits_are_those_of_the_teacher(cache, augmentation):
     assert outputs.is_cached
     n_to_fill = teacher.n_images
     for batch in batches:
+        cached = outputs(batch)
+        expected = teacher.network(batch.images)
         # To the last bit, because the cache was filled with batches of the same size.
-        assert torch.equal(outputs(batch), teacher.network(batch.images))
+        assert torch.equal(cached, expected)
     assert teacher.n_images == n_to_fill
 
 
@@ -121,8 +125,10 @@ def n_in_full_batches(n_views_each: int) -> int:
 
 
 def test_exact_shows_the_views_that_off_shows():
-    _, _, fresh = outputs_of(params_with(teacher_cache="off"))
-    outputs, teacher, cached = outputs_of(params_with())
+    without_cache = params_with(teacher_cache="off")
+    _, _, fresh = outputs_of(without_cache)
+    exact = params_with(teacher_cache="exact")
+    outputs, teacher, cached = outputs_of(exact)
 
     for one, other in zip(fresh, cached, strict=True):
         assert torch.equal(one.images, other.images)
@@ -133,7 +139,8 @@ def test_exact_shows_the_views_that_off_shows():
 
 
 def test_views_are_a_few_of_each_image_and_all_are_shown():
-    outputs, teacher, batches = outputs_of(params_with(teacher_cache="views"))
+    params = params_with(teacher_cache="views")
+    outputs, teacher, batches = outputs_of(params)
     assert outputs.is_cached
     assert teacher.n_images == n_in_full_batches(4)
 
@@ -142,7 +149,8 @@ def test_views_are_a_few_of_each_image_and_all_are_shown():
         rows = batch.rows.tolist()
         views = batch.views.tolist()
         shown.update(zip(rows, views, strict=True))
-    per_image = np.bincount([row for row, _ in shown])
+    rows_of_views = [row for row, _ in shown]
+    per_image = np.bincount(rows_of_views)
     assert per_image.max() <= 4
     assert per_image.sum() > 21 * 3
     # Each image has its own four.
@@ -163,22 +171,30 @@ FEW = {"n_updates": 40}
     ],
 )
 def test_nothing_is_cached_if_it_is_off_or_more_work(changes):
-    outputs, teacher, batches = outputs_of(params_with(**changes))
+    params = params_with(**changes)
+    outputs, teacher, batches = outputs_of(params)
     assert not outputs.is_cached
     assert teacher.n_images == 0
+
     first = batches[0]
-    assert torch.equal(outputs(first), teacher.network(first.images))
+    expected = teacher.network(first.images)
+    assert torch.equal(outputs(first), expected)
 
 
 def test_all_views_are_cached_if_there_are_no_more_than_cached_views():
-    _, teacher, _ = outputs_of(params_with(teacher_cache="views", cached_views=50))
+    # 25 crops of each image, and their mirror images.
+    params = params_with(teacher_cache="views", cached_views=50)
+    _, teacher, _ = outputs_of(params)
     assert teacher.n_images == n_in_full_batches(50)
 
 
 def test_logits_that_do_not_fit_switch_exact_off_and_are_refused_for_views():
     tiny = COMPUTE.model_copy(update={"resident_limit_gb": 1e-6})
-    outputs, _, _ = outputs_of(params_with(compute=tiny))
+    exact = params_with(compute=tiny)
+    outputs, _, _ = outputs_of(exact)
     assert not outputs.is_cached
+
     # Without its cache, `views` would train on other views than those that were asked for.
+    views = params_with(compute=tiny, teacher_cache="views")
     with pytest.raises(InputError, match="lower cached_views, or set teacher_cache to off"):
-        outputs_of(params_with(compute=tiny, teacher_cache="views"))
+        outputs_of(views)

@@ -20,15 +20,20 @@ from pu_kd_pipeline.params.data_ingestion import ImageSource
 
 
 def png(gray: int, size_px: int = 8) -> bytes:
+    """Return an image of one gray level, by which a test recognizes it."""
     buffer = BytesIO()
-    Image.new("L", (size_px, size_px), gray).save(buffer, "PNG")
+    image = Image.new("L", (size_px, size_px), gray)
+    # Lossless, so that the gray level is read back as it was written.
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def image_folder(root: Path, **grays: int) -> Path:
     """Write `dog__a=3` as the image root/dog/a.png with gray level 3."""
     for name, gray in grays.items():
-        path = root / f"{name.replace('__', '/')}.png"
+        # A keyword cannot hold a slash.
+        relative = name.replace("__", "/")
+        path = root / f"{relative}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(gray))
     return root
@@ -38,25 +43,37 @@ def parquet_file(
     file: Path | str, n: int, first: int = 0, row_group_size: int = 4, **columns: Any
 ) -> str:
     """Write n images with the gray levels first, first + 1, …, modulo 256."""
-    images = [png((first + row) % 256) for row in range(n)]
-    table = pa.table({"image": pa.array(images, pa.binary()), **columns})
-    with fsspec.open(str(file), "wb") as opened:
+    path = str(file)
+    images = []
+    for number in range(first, first + n):
+        gray = number % 256
+        images.append(png(gray))
+
+    image_column = pa.array(images, pa.binary())
+    table = pa.table({"image": image_column, **columns})
+    # fsspec instead of `open`: the file may have a URL.
+    with fsspec.open(path, "wb") as opened:
         pq.write_table(table, opened, row_group_size=row_group_size)
-    return str(file)
+    return path
 
 
 def source_of(kind: str, **parameters: Any) -> ImageSource:
-    if "path" in parameters:  # which is text in YAML
-        parameters["path"] = str(parameters["path"])
-    return ImageSource.model_validate({"type": kind, **parameters})
+    """Return the parameters of a source, as YAML would give them."""
+    block = {"type": kind, **parameters}
+    if "path" in block:
+        # YAML has no paths, only text.
+        block["path"] = str(block["path"])
+    return ImageSource.model_validate(block)
 
 
 def opened(kind: str, **parameters: Any) -> Source:
-    return open_source(source_of(kind, **parameters), seed=0)
+    source = source_of(kind, **parameters)
+    return open_source(source, seed=0)
 
 
 def listed(kind: str, **parameters: Any) -> pd.DataFrame:
-    return opened(kind, **parameters).listing()
+    source = opened(kind, **parameters)
+    return source.listing()
 
 
 def gray_levels(images: Any) -> list[Any]:
@@ -66,6 +83,7 @@ def gray_levels(images: Any) -> list[Any]:
         if isinstance(image, Unusable):
             found.append(image)
         else:
-            pixels = np.asarray(Image.open(BytesIO(image)))
+            decoded = Image.open(BytesIO(image))
+            pixels = np.asarray(decoded)
             found.append(int(pixels[0, 0]))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pandas as pd
@@ -35,10 +36,19 @@ class CameraSource:
         return pd.DataFrame({"id": [self.part]})
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes]:
-        yield from [b""] * len(rows)
+        for _ in range(len(rows)):
+            yield b""
 
 
 CAMERA = SourceType(required_key="part", path_must_exist=False)
+# The two registries with a plug-in's type in them.
+SOURCES_WITH_CAMERA = {**SOURCES, "camera": CameraSource}
+TYPES_WITH_CAMERA = {**SOURCE_TYPES, "camera": CAMERA}
+
+
+def folder_state(path: Path | str) -> str:
+    source = source_of("folder", path=path)
+    return source_state(source)
 
 
 # --- registering a type
@@ -46,28 +56,31 @@ CAMERA = SourceType(required_key="part", path_must_exist=False)
 
 def test_a_type_without_parameters_is_named_at_import() -> None:
     with pytest.raises(RuntimeError, match="'camera' has no entry in SOURCE_TYPES of params/data"):
-        check_source_types({**SOURCES, "camera": CameraSource}, SOURCE_TYPES)
+        check_source_types(SOURCES_WITH_CAMERA, SOURCE_TYPES)
 
 
 def test_a_type_without_a_class_is_named_at_import() -> None:
     with pytest.raises(RuntimeError, match="'camera' has no class in SOURCES of images/sources"):
-        check_source_types(SOURCES, {**SOURCE_TYPES, "camera": CAMERA})
+        check_source_types(SOURCES, TYPES_WITH_CAMERA)
 
 
 def test_a_required_key_that_is_not_a_parameter_is_named_at_import() -> None:
-    types = {**SOURCE_TYPES, "camera": SourceType(required_key="lens", path_must_exist=False)}
+    # `ImageSource` has no field `lens`, so that no block of parameters could give it.
+    with_lens = SourceType(required_key="lens", path_must_exist=False)
+    types = {**SOURCE_TYPES, "camera": with_lens}
     with pytest.raises(RuntimeError, match="'camera' needs the key 'lens', which is not a field"):
-        check_source_types({**SOURCES, "camera": CameraSource}, types)
+        check_source_types(SOURCES_WITH_CAMERA, types)
 
 
 def test_a_complete_type_passes_the_check() -> None:
-    check_source_types({**SOURCES, "camera": CameraSource}, {**SOURCE_TYPES, "camera": CAMERA})
+    check_source_types(SOURCES_WITH_CAMERA, TYPES_WITH_CAMERA)
 
 
 @pytest.mark.parametrize("name", sorted(SOURCE_TYPES))
 def test_the_required_key_of_every_type_is_asked_for(name: str) -> None:
     key = SOURCE_TYPES[name].required_key
-    with pytest.raises(ValidationError, match=f"a source of type '{name}' needs the key '{key}'"):
+    message = f"a source of type '{name}' needs the key '{key}'"
+    with pytest.raises(ValidationError, match=message):
         ImageSource.model_validate({"type": name})
 
 
@@ -80,49 +93,65 @@ def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_type_without_a_path_has_its_own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def fail(path: Any) -> None:
+        pytest.fail(f"{path} was looked at")
+
     monkeypatch.setitem(registry.SOURCES, "camera", CameraSource)
     monkeypatch.setitem(SOURCE_TYPES, "camera", CAMERA)
-    monkeypatch.setattr(files, "path_state", lambda path: pytest.fail(f"{path} was looked at"))
+    monkeypatch.setattr(files, "path_state", fail)
+
+    # Not validated: the type of a plug-in is none of those that pydantic knows here.
     source = ImageSource.model_construct(type="camera", part="pool")
     assert default_name(source) == "camera"
-    states = external_states("pool", [source], FileStates(tmp_path / "states.json"))
+    file_states = FileStates(tmp_path / "states.json")
+    states = external_states("pool", [source], file_states)
     assert states == {"pool[0]": "camera pool"}
 
 
 def test_embedded_images_have_an_empty_state_whatever_path_is_given(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    assert source_state(source_of("demo", part="pool")) == ""
-    assert source_state(source_of("demo", part="pool", path=tmp_path)) == ""
+    without_path = source_of("demo", part="pool")
+    assert source_state(without_path) == ""
+    with_path = source_of("demo", part="pool", path=tmp_path)
+    assert source_state(with_path) == ""
 
 
 def test_torchvision_is_looked_for_where_it_keeps_its_data_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The default folder is relative to the project, in which Kedro runs.
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "data" / "01_raw"
     folder.mkdir(parents=True)
-    (folder / "images-ubyte").write_bytes(b"1")
+    images = folder / "images-ubyte"
+    images.write_bytes(b"1")
+
     source = source_of("torchvision", dataset="MNIST")
     before = source_state(source)
-    assert before == source_state(source_of("folder", path="data/01_raw"))
-    (folder / "images-ubyte").write_bytes(b"22")
+    assert before == folder_state("data/01_raw")
+    images.write_bytes(b"22")
     assert source_state(source) != before
+
     elsewhere = source_of("torchvision", dataset="MNIST", path="elsewhere")
-    assert source_state(elsewhere) == source_state(source_of("folder", path="elsewhere"))
+    assert source_state(elsewhere) == folder_state("elsewhere")
 
 
 def test_a_state_changes_with_names_sizes_and_times_of_local_files(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"1")
-    source = source_of("folder", path=tmp_path)
-    states = [source_state(source)]
-    (tmp_path / "a.png").write_bytes(b"22")
-    states.append(source_state(source))
-    os.utime(tmp_path / "a.png", ns=(0, 1))
-    states.append(source_state(source))
-    (tmp_path / "a.png").rename(tmp_path / "b.png")
-    states.append(source_state(source))
-    (tmp_path / "link.png").symlink_to(tmp_path / "nothing")
-    states.append(source_state(source))
+    image = tmp_path / "a.png"
+    image.write_bytes(b"1")
+    states = [folder_state(tmp_path)]
+
+    image.write_bytes(b"22")
+    states.append(folder_state(tmp_path))
+    os.utime(image, ns=(0, 1))
+    states.append(folder_state(tmp_path))
+    image.rename(tmp_path / "b.png")
+    states.append(folder_state(tmp_path))
+    # A link to nothing has no size and no time, but its name counts.
+    link = tmp_path / "link.png"
+    link.symlink_to(tmp_path / "nothing")
+    states.append(folder_state(tmp_path))
+
     assert len(set(states)) == len(states)
 
 
@@ -130,6 +159,7 @@ def test_a_state_does_not_read_the_images(tmp_path: Path) -> None:
     (tmp_path / "no.parquet").write_bytes(b"not Parquet")
     source = source_of("parquet", path=tmp_path)
     assert source_state(source)
+    # Whoever reads the file notices that it is not one.
     with pytest.raises(InputError):
         listed("parquet", path=tmp_path)
 
@@ -140,16 +170,18 @@ def test_a_state_does_not_read_the_images(tmp_path: Path) -> None:
 def test_a_remote_source_that_cannot_be_reached_has_a_state(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # file systems raise errors of their own, such as botocore's, which are not OSError
+    # File systems raise errors of their own, such as botocore's, which are not OSError.
     fsspec.register_implementation("broken", "no_such_package.BrokenFileSystem", clobber=True)
-    assert source_state(source_of("folder", path=path))
+    assert folder_state(path)
 
 
 def test_a_state_changes_with_remote_files() -> None:
     remote = fsspec.filesystem("memory")
+    url = "memory://state_test"
     remote.pipe("/state_test/a.png", b"1")
-    source = source_of("folder", path="memory://state_test")
-    before = source_state(source)
-    assert source_state(source) == before
+    before = folder_state(url)
+    # A state that differs each time would read the images again in every run.
+    assert folder_state(url) == before
+
     remote.pipe("/state_test/b.png", b"1")
-    assert source_state(source) != before
+    assert folder_state(url) != before

@@ -15,91 +15,150 @@ from tests.images.sources.examples import gray_levels, image_folder, listed, ope
 
 def idx_bytes(array: np.ndarray) -> bytes:
     """Return an array in the format of MNIST's files."""
-    header = bytes([0, 0, 8, array.ndim])  # 8: unsigned bytes
-    shape = np.array(array.shape, dtype=">i4").tobytes()
-    return header + shape + array.tobytes()
+    # Two zeros, 8 for unsigned bytes, and how many sizes follow.
+    file = bytes([0, 0, 8, array.ndim])
+    for size in array.shape:
+        file += size.to_bytes(4, "big")
+    return file + array.tobytes()
 
 
-def random_images(n: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (n, 28, 28), dtype=np.uint8)
+def random_pixels(*shape: int) -> np.ndarray:
+    # Noise, so that an image read at a wrong offset or turned differs.
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, shape, dtype=np.uint8)
 
 
 def write_idx_files(folder: Path, images: np.ndarray, name: str) -> None:
     """Write images and labels (position % 10) in MNIST's raw format."""
-    labels = np.arange(len(images), dtype=np.uint8) % 10
-    (folder / f"{name}-images-idx3-ubyte").write_bytes(idx_bytes(images))
-    (folder / f"{name}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    folder.mkdir(parents=True, exist_ok=True)
+    n_images = len(images)
+    labels = np.arange(n_images, dtype=np.uint8) % 10
+
+    image_file = folder / f"{name}-images-idx3-ubyte"
+    image_file.write_bytes(idx_bytes(images))
+
+    label_file = folder / f"{name}-labels-idx1-ubyte"
+    label_file.write_bytes(idx_bytes(labels))
 
 
-def test_mnist_is_read_from_its_raw_files(tmp_path: Path) -> None:
+@pytest.fixture
+def mnist(tmp_path: Path) -> np.ndarray:
+    """Write twenty training images and ten test images of MNIST, and return the former."""
     folder = tmp_path / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    images = random_images(20)
+    images = random_pixels(20, 28, 28)
     write_idx_files(folder, images, "train")
     write_idx_files(folder, images[:10], "t10k")
+    return images
+
+
+def test_mnist_is_read_from_its_raw_files(tmp_path: Path, mnist: np.ndarray) -> None:
     reader = opened("torchvision", dataset="MNIST", path=tmp_path)
     listing = reader.listing()
-    assert listing["id"].tolist()[:2] == ["MNIST/train=True/0", "MNIST/train=True/1"]
-    assert listing["label"].tolist() == [*range(10), *range(10)]
-    assert listing["label_name"].iloc[3] == "3 - three"
+
     read = [np.asarray(image) for image in reader.read(listing)]
-    np.testing.assert_array_equal(np.stack(read), images)
-    test = listed("torchvision", dataset="MNIST", path=tmp_path, options={"train": False})
-    assert len(test) == 10
-    assert not set(test["id"]) & set(listing["id"])
+    np.testing.assert_array_equal(read, mnist)
+    # The labels that the fixture wrote, and the names that torchvision has for them.
+    labels = listing["label"].tolist()
+    assert labels == [*range(10), *range(10)]
+    label_names = listing["label_name"].tolist()
+    assert label_names[3] == "3 - three"
+
+
+@pytest.mark.usefixtures("mnist")
+def test_the_ids_of_two_splits_differ(tmp_path: Path) -> None:
+    train = listed("torchvision", dataset="MNIST", path=tmp_path)
+    ids = train["id"].tolist()
+    assert ids[:2] == ["MNIST/train=True/0", "MNIST/train=True/1"]
+
+    options = {"train": False}
+    test = listed("torchvision", dataset="MNIST", path=tmp_path, options=options)
+    test_ids = set(test["id"])
+    assert len(test_ids) == 10
+    # Both would start at 0, and a store refuses images with the same id.
+    assert test_ids.isdisjoint(ids)
 
 
 def test_emnist_is_turned_to_read_like_mnist(tmp_path: Path) -> None:
     folder = tmp_path / "EMNIST" / "raw"
-    folder.mkdir(parents=True)
-    images = random_images(4)
-    # torchvision looks for the files of all splits
+    # Not symmetric, so that turning them shows.
+    images = random_pixels(4, 28, 28)
+    # torchvision looks for the files of all splits.
     for split in ("byclass", "bymerge", "balanced", "letters", "digits", "mnist"):
         write_idx_files(folder, images, f"emnist-{split}-train")
         write_idx_files(folder, images, f"emnist-{split}-test")
+
     options = {"split": "digits", "train": True}
     reader = opened("torchvision", dataset="EMNIST", path=tmp_path, options=options)
-    first = next(iter(reader.read(reader.listing())))
-    np.testing.assert_array_equal(np.asarray(first), images[0].T)
+    listing = reader.listing()
+    first = next(iter(reader.read(listing)))
+
+    # Its files hold every image with rows and columns swapped.
+    expected = images[0].T
+    np.testing.assert_array_equal(np.asarray(first), expected)
+
+
+def write_cifar_batches(folder: Path, pixels: np.ndarray, labels: list[int]) -> None:
+    """Write images of (N, 3072) pixels as the six files of CIFAR-10, all of them alike."""
+    folder.mkdir()
+    batch = pickle.dumps({"data": pixels, "labels": labels})
+    for number in range(1, 6):
+        training_batch = folder / f"data_batch_{number}"
+        training_batch.write_bytes(batch)
+    test_batch = folder / "test_batch"
+    test_batch.write_bytes(batch)
+
+    label_names = pickle.dumps({"label_names": ["plane", "car", "bird"]})
+    meta = folder / "batches.meta"
+    meta.write_bytes(label_names)
 
 
 def test_cifar_is_read_from_its_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pu_kd_pipeline.learning.networks.vision import datasets
 
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 3072), dtype=np.uint8)
-    batch = pickle.dumps({"data": pixels, "labels": [0, 1, 2, 0, 1, 2]})
-    for number in range(1, 6):
-        (folder / f"data_batch_{number}").write_bytes(batch)
-    (folder / "test_batch").write_bytes(batch)
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["plane", "car", "bird"]}))
-    # these files have other checksums than the published ones
+    pixels = random_pixels(6, 3072)
+    write_cifar_batches(tmp_path / "cifar-10-batches-py", pixels, labels=[0, 1, 2, 0, 1, 2])
+    # These files have other checksums than the published ones.
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
     meta = {"filename": "batches.meta", "key": "label_names", "md5": None}
     monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+
     reader = opened("torchvision", dataset="CIFAR10", path=tmp_path, options={"train": False})
     listing = reader.listing()
-    assert listing["label_name"].tolist() == ["plane", "car", "bird", "plane", "car", "bird"]
-    image = np.asarray(next(iter(reader.read(listing))))
-    np.testing.assert_array_equal(image, pixels[0].reshape(3, 32, 32).transpose(1, 2, 0))
+    label_names = listing["label_name"].tolist()
+    assert label_names == ["plane", "car", "bird", "plane", "car", "bird"]
+
+    first = next(iter(reader.read(listing)))
+    # Stored as one plane after the other, read as rows of colors.
+    planes = pixels[0].reshape(3, 32, 32)
+    expected = planes.transpose(1, 2, 0)
+    np.testing.assert_array_equal(np.asarray(first), expected)
 
 
 def test_a_torchvision_folder_is_read_by_file(tmp_path: Path) -> None:
     image_folder(tmp_path, cat__a=1, dog__b=2)
+
+    # Ids by file: a new image in the first class must not rename all others.
     reader = opened("torchvision", dataset="ImageFolder", path=tmp_path)
     listing = reader.listing()
-    found = listing[["id", "label", "label_name"]].values.tolist()
-    assert found == [["cat/a.png", 0, "cat"], ["dog/b.png", 1, "dog"]]
-    assert gray_levels(reader.read(listing)) == [1, 2]
+    columns = listing[["id", "label", "label_name"]]
+    first, second = columns.to_numpy().tolist()
+    assert first == ["cat/a.png", 0, "cat"]
+    assert second == ["dog/b.png", 1, "dog"]
+
+    grays = gray_levels(reader.read(listing))
+    assert grays == [1, 2]
 
 
 def test_a_data_set_without_a_list_of_labels_is_asked_image_by_image() -> None:
     options = {"size": 5, "image_size": [3, 8, 8], "num_classes": 4}
     with_labels = listed("torchvision", dataset="FakeData", options=options, labels="classes")
-    assert with_labels["label"].between(0, 3).all()
-    # but not where labels are ignored, because it is slow
-    assert listed("torchvision", dataset="FakeData", options=options)["label"].isna().all()
+    is_class = with_labels["label"].between(0, 3)
+    assert is_class.all()
+
+    # But not where labels are ignored, because it is slow.
+    ignored = listed("torchvision", dataset="FakeData", options=options)
+    is_null = ignored["label"].isna()
+    assert is_null.all()
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Checkpoints are written only where a test asks for them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -32,7 +32,11 @@ from tests.training.checkpoints.trainings import (
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Return the content of every file of a folder by its name."""
+    found = {}
+    for path in folder.iterdir():
+        found[path.name] = path.read_bytes()
+    return found
 
 
 @contextmanager
@@ -53,8 +57,11 @@ def test_where_a_checkpoint_cannot_be_written_training_continues_and_the_last_on
     expected = train()
     killed(train, tmp_path, step=3)
     before = contents(tmp_path)
+
+    # A checkpoint of this network takes more than 5,000 bytes.
     with largest_file(5000):
-        assert_same(train(), expected)
+        found = train()
+    assert_same(found, expected)
     levels = [record.levelname for record in caplog.records]
     assert levels.count("WARNING") == 1
     assert (
@@ -65,32 +72,58 @@ def test_where_a_checkpoint_cannot_be_written_training_continues_and_the_last_on
     assert contents(tmp_path) == before
 
 
-def test_on_a_full_disk_training_continues_and_the_last_checkpoint_stays(digits, tmp_path, caplog):
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount a disk of 64 kB at a folder; the test is skipped where that is not allowed."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+    is_mounted = False
+    if os.geteuid() == 0:
+        process = subprocess.run(mount, capture_output=True, check=False)
+        is_mounted = process.returncode == 0
+    if not is_mounted:
         pytest.skip("a disk of 64 kB takes root and the right to mount")
     try:
-        train = teacher_of(digits)
-        expected = train()
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_disk(folder: Path) -> Path:
+    """Write a file that takes all space that is left, and return it."""
+    disk = os.statvfs(folder)
+    n_free_bytes = disk.f_bavail * disk.f_frsize
+    filler = folder / "others"
+    filler.write_bytes(bytes(n_free_bytes))
+    return filler
+
+
+def test_on_a_full_disk_training_continues_and_the_last_checkpoint_stays(digits, tmp_path, caplog):
+    train = teacher_of(digits)
+    expected = train()
+    with small_disk(tmp_path):
         killed(train, tmp_path, step=3)
-        disk = os.statvfs(tmp_path)
-        filler = tmp_path / "others"
-        filler.write_bytes(bytes(disk.f_bavail * disk.f_frsize))
+        filler = fill_disk(tmp_path)
         before = contents(tmp_path)
-        assert_same(train(), expected)
+        found = train()
+        assert_same(found, expected)
         assert "[Errno 28] No space left on device" in caplog.text
         assert contents(tmp_path) == before
+
+        # With space again, training resumes from the checkpoint that stayed.
         filler.unlink()
-        assert_same(train(), expected)
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        resumed = train()
+        assert_same(resumed, expected)
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(digits, tmp_path, caplog):
-    (tmp_path / "file").write_text("not a folder")
-    expected = teacher_of(digits)()
-    keep_in(tmp_path / "file", 0.0)
-    assert_same(teacher_of(digits)(), expected)
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    train = teacher_of(digits)
+    expected = train()
+
+    keep_in(file, 0.0)
+    found = train()
+    assert_same(found, expected)
     assert caplog.text.count("training continues without checkpoints") == 1
 
 
@@ -112,9 +145,11 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(digits, tmp_p
     )
     file = tmp_path / "student.ckpt"
     kept = torch.load(file, weights_only=True)["content"]
-    assert 0 < kept["update"] < 20
-    assert f"checkpoint, of update {kept['update']}, is kept in {file}: the same" in sentence
-    for value in kept["parts"]["trained"].values():
+    update = kept["update"]
+    assert 0 < update < 20
+    assert f"checkpoint, of update {update}, is kept in {file}: the same" in sentence
+    weights = kept["parts"]["trained"]
+    for value in weights.values():
         assert bool(value.isfinite().all())
 
 
@@ -145,34 +180,44 @@ class Hungry(nn.Module):
 def test_inference_goes_on_with_half_a_batch_where_memory_runs_out(digits, error, caplog):
     hungry = Hungry(32, error)
     logits = predict_logits(digits.teacher, digits.pool, COMPUTE, network=hungry)
+    # 140 images in batches of 64, 64 and 12: each is halved once the first did not fit.
+    batch_sizes = list(hungry.batch_sizes)
+    assert batch_sizes == [64, 32, 32, 32, 32, 6, 6]
+
     hungry.max_images = 1000
     expected = predict_logits(digits.teacher, digits.pool, COMPUTE, network=hungry)
     torch.testing.assert_close(logits, expected)
-    assert hungry.batch_sizes[:7] == [64, 32, 32, 32, 32, 6, 6]
+    # One warning, not one per batch.
     warning = "memory is not enough for 64 images at once: "
     assert caplog.text.count(warning) == 1
 
 
 def test_inference_without_memory_for_half_a_batch_says_what_to_lower(digits):
-    with pytest.raises(
-        InputError, match=r"inference: .*CUDA out of memory.*compute\.inference_batch_size"
-    ):
-        predict_logits(digits.teacher, digits.pool, COMPUTE, network=Hungry(31))
+    # Half of 64 images are one too many.
+    hungry = Hungry(31)
+    message = r"inference: .*CUDA out of memory.*compute\.inference_batch_size"
+    with pytest.raises(InputError, match=message):
+        predict_logits(digits.teacher, digits.pool, COMPUTE, network=hungry)
 
 
 def test_running_out_of_main_memory_is_reported_in_the_same_way(digits):
     def greedy(images: Tensor) -> tuple[Tensor, ...]:
-        return (torch.empty(2**48),)
+        # A petabyte, which torch refuses with a plain RuntimeError.
+        tensor = torch.empty(2**48)
+        return (tensor,)
 
-    batches = map_images(greedy, digits.pool, np.arange(10), Normalize([0.5], [0.5]), COMPUTE)
-    with pytest.raises(
-        InputError, match=r"inference: .*can't allocate memory.*compute\.inference_batch_size"
-    ):
+    rows = np.arange(10)
+    normalize = Normalize([0.5], [0.5])
+    batches = map_images(greedy, digits.pool, rows, normalize, COMPUTE)
+    message = r"inference: .*can't allocate memory.*compute\.inference_batch_size"
+    with pytest.raises(InputError, match=message):
         list(batches)
 
 
 def test_other_errors_of_a_network_are_raised_as_they_are(digits):
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
+    # A mistake in a network must not look like a lack of memory.
+    misfit = nn.Linear(3, 3)
+    network = nn.Sequential(nn.Flatten(), misfit)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         predict_logits(digits.teacher, digits.pool, COMPUTE, network=network)
 
@@ -193,4 +238,6 @@ def test_training_that_has_no_memory_says_what_to_lower_and_resumes_from_its_che
     for key in ("batch_size", "compute.inference_batch_size", "compute.resident_limit_gb"):
         assert key in sentence
     assert "checkpoint, of update 3, is kept in" in sentence
-    assert_same(train(), expected)
+
+    resumed = train()
+    assert_same(resumed, expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,8 +47,10 @@ def test_a_checkpoint_of_another_configuration_is_refused_and_replaced(
     changed = teacher_of(digits, **changes)
     keep_nowhere()
     expected = changed()
+
     with caplog.at_level(logging.INFO):
-        assert_same(outcome_of_restarts(changed, tmp_path, steps_per_start=4), expected)
+        found = outcome_of_restarts(changed, tmp_path, steps_per_start=4)
+    assert_same(found, expected)
     refusal = f"checkpoint of another configuration ({reported}): training starts over"
     assert f"teacher: {refusal}" in caplog.text
     assert "teacher: resumes after update 3" in caplog.text
@@ -55,7 +58,10 @@ def test_a_checkpoint_of_another_configuration_is_refused_and_replaced(
 
 def test_other_images_are_another_configuration(digits, tmp_path, caplog):
     params = {"objective": "kd", "keep": "best", "optimizer": MOMENTUM}
-    killed(student_of(digits, **params), tmp_path)
+    train = student_of(digits, **params)
+    killed(train, tmp_path)
+
+    # Everything but the manifest is the same.
     smaller = digits.manifest.iloc[1:]
     keep_in(tmp_path, 1e9)
     with caplog.at_level(logging.INFO):
@@ -64,34 +70,43 @@ def test_other_images_are_another_configuration(digits, tmp_path, caplog):
 
 
 def test_another_version_of_torch_is_another_configuration(digits, tmp_path, caplog, monkeypatch):
-    killed(teacher_of(digits), tmp_path)
-    keep_in(tmp_path, 1e9)
+    train = teacher_of(digits)
+    killed(train, tmp_path)
+
+    # Its kernels may round differently.
     monkeypatch.setattr(torch, "__version__", "1.0")
+    keep_in(tmp_path, 1e9)
     with caplog.at_level(logging.INFO):
-        teacher_of(digits)()
+        train()
     assert "→ 1.0)" in caplog.text
 
 
 def test_another_network_is_another_configuration(digits, tmp_path, caplog, monkeypatch):
-    killed(teacher_of(digits), tmp_path)
+    train = teacher_of(digits)
+    killed(train, tmp_path)
     original = Dropping.__init__
 
     def with_one_more_layer(self: Dropping, n_classes: int, in_channels: int) -> None:
         original(self, n_classes, in_channels)
         self.more = nn.Linear(2, 2)
 
+    # The parameters name the same network; only its code has changed.
     monkeypatch.setattr(Dropping, "__init__", with_one_more_layer)
     keep_in(tmp_path, 1e9)
     with caplog.at_level(logging.INFO):
-        teacher_of(digits)()
+        train()
     assert "another configuration (networks " in caplog.text
 
 
 def test_what_depends_on_the_memory_may_change_between_two_starts(digits, tmp_path):
-    expected = teacher_of(digits)()
-    killed(teacher_of(digits), tmp_path)
+    train = teacher_of(digits)
+    expected = train()
+    killed(train, tmp_path)
+
+    train_with_less_memory = teacher_of(digits, STREAMED)
     with killed_at_step(4):  # more steps than are left
-        assert_same(teacher_of(digits, STREAMED)(), expected)
+        found = train_with_less_memory()
+    assert_same(found, expected)
 
 
 # --- damaged files
@@ -112,6 +127,12 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def damage_file(file: Path, damage: str) -> None:
+    content = file.read_bytes()
+    damaged = DAMAGES[damage](content)
+    file.write_bytes(damaged)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_to_a_new_start(
     digits, tmp_path, caplog, damage
@@ -121,29 +142,37 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_or_to_a_new_start(
     killed(train, tmp_path)
     newest = tmp_path / "teacher.ckpt"
     before = tmp_path / "teacher.previous.ckpt"
-    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+
+    damage_file(newest, damage)
     with caplog.at_level(logging.INFO):
-        assert_same(train(), expected)
+        found = train()
+    assert_same(found, expected)
     assert f"teacher: the checkpoint {newest} is damaged" in caplog.text
     # Killed in the sixth update: the fifth is damaged, and the fourth is the one before.
     assert f"; resumes after update 4, from {before}" in caplog.text
+
     caplog.clear()
-    for path in (newest, before):
-        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    damage_file(newest, damage)
+    damage_file(before, damage)
     with caplog.at_level(logging.INFO):
-        assert_same(train(), expected)
+        found = train()
+    assert_same(found, expected)
     assert caplog.text.count("training starts over") == 1
     assert "resumes" not in caplog.text
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(digits, tmp_path):
+    train = teacher_of(digits)
     # Killed in the sixth update: the fifth is kept, and the fourth before it.
-    killed(teacher_of(digits), tmp_path)
+    killed(train, tmp_path)
     newest = tmp_path / "teacher.ckpt"
+    before = tmp_path / "teacher.previous.ckpt"
+
+    # It resumes after the fourth update, and keeps the fifth.
     newest.write_bytes(b"damaged")
-    killed(teacher_of(digits), tmp_path, step=2)
+    killed(train, tmp_path, step=2)
     updates = []
-    for path in (tmp_path / "teacher.previous.ckpt", newest):
+    for path in (before, newest):
         content = torch.load(path, weights_only=True)["content"]
         updates.append(content["update"])
     assert updates == [4, 5]
@@ -156,9 +185,11 @@ def test_a_checkpoint_that_would_run_code_is_damaged(digits, tmp_path, caplog, m
     # A class in a pickle is looked up, and so imported, when it is loaded.
     monkeypatch.setattr(TrainingState, "state_dict", lambda self: {"update": Scene})
     train()
+
     monkeypatch.undo()
     with caplog.at_level(logging.INFO):
-        assert_same(train(), expected)
+        found = train()
+    assert_same(found, expected)
     assert "is damaged (Weights only load failed" in caplog.text
     assert "resumes" not in caplog.text
 
@@ -168,9 +199,13 @@ def test_a_kill_between_two_renames_loses_one_checkpoint_at_most(digits, tmp_pat
     expected = train()
     killed(train, tmp_path)
     # The last one was renamed to the one before, and its successor was not yet in its place.
-    (tmp_path / "teacher.ckpt").unlink()
-    (tmp_path / ".teacher.ckpt.1.tmp").write_bytes(b"half of it")
+    newest = tmp_path / "teacher.ckpt"
+    newest.unlink()
+    half_written = tmp_path / ".teacher.ckpt.1.tmp"
+    half_written.write_bytes(b"half of it")
+
     with killed_at_step(4):  # updates 5 to 7 are three
-        assert_same(train(), expected)
+        found = train()
+    assert_same(found, expected)
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["teacher.ckpt", "teacher.previous.ckpt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.training.checkpoints.trainings import (
     Killed,
     Outcome,
     assert_same,
+    killed,
     killed_at_step,
     outcome_of_restarts,
     student_of,
@@ -56,27 +58,39 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 
 
+# The noise matrix and the critic have an optimizer of their own.
+WITH_TWO_OPTIMIZERS = ("noisy_kd", "pu_critic")
+
+
 @pytest.mark.parametrize("variant", STUDENTS)
 def test_a_student_that_is_killed_at_every_update_is_the_student_of_one_run(
     digits, variant, tmp_path
 ):
     train = student_of(digits, **STUDENTS[variant])
     expected = train()
-    n_optimizers = 2 if variant in ("noisy_kd", "pu_critic") else 1
+    n_optimizers = 1
+    if variant in WITH_TWO_OPTIMIZERS:
+        n_optimizers = 2
+
     # Killed in its second update, each start keeps its first one: it comes one update further.
     for n_updates in (2, 4):
         folder = tmp_path / str(n_updates)
-        found = outcome_of_restarts(train, folder, steps_per_start=n_updates * n_optimizers)
+        n_steps = n_updates * n_optimizers
+        found = outcome_of_restarts(train, folder, steps_per_start=n_steps)
         assert_same(found, expected)
 
 
-@pytest.mark.parametrize("variant", ["noisy_kd", "pu_critic"])
+@pytest.mark.parametrize("variant", WITH_TWO_OPTIMIZERS)
 def test_a_student_that_is_killed_between_two_optimizers_is_the_student_of_one_run(
     digits, variant, tmp_path
 ):
-    train = student_of(digits, **STUDENTS[variant])
+    options = STUDENTS[variant]
+    train = student_of(digits, **options)
     expected = train()
-    assert_same(outcome_of_restarts(train, tmp_path, steps_per_start=3), expected)
+
+    # The third step is the first one of the second update.
+    found = outcome_of_restarts(train, tmp_path, steps_per_start=3)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("compute", [COMPUTE, STREAMED], ids=["resident", "streamed"])
@@ -87,8 +101,10 @@ def test_a_teacher_that_is_killed_at_every_update_is_the_teacher_of_one_run(
     optimizer = MOMENTUM.model_copy(update={"algorithm": algorithm})
     train = teacher_of(digits, compute, optimizer=optimizer)
     expected = train()
+
     for n_steps in (2, 5):
-        found = outcome_of_restarts(train, tmp_path / str(n_steps), steps_per_start=n_steps)
+        folder = tmp_path / str(n_steps)
+        found = outcome_of_restarts(train, folder, steps_per_start=n_steps)
         assert_same(found, expected)
 
 
@@ -126,10 +142,13 @@ def features(digits: Scene, tmp_path: Path) -> tuple[ShardedTable, ShardedTable]
     """Return the teacher's features of the labeled images and of the pool."""
 
     def table_of(name: str, store: ImageStore) -> ShardedTable:
+        folder = tmp_path / "features" / name
         shards = feature_shards(store, digits.teacher, COMPUTE)
-        return ShardedTable.write(tmp_path / "features" / name, shards)
+        return ShardedTable.write(folder, shards)
 
-    return table_of("labeled", digits.labeled), table_of("pool", digits.pool)
+    labeled = table_of("labeled", digits.labeled)
+    pool = table_of("pool", digits.pool)
+    return labeled, pool
 
 
 @pytest.mark.parametrize(
@@ -146,12 +165,19 @@ def test_a_pu_classifier_that_is_killed_at_every_update_is_that_of_one_run(
         else:
             fitted = train_end_to_end(digits.labeled, digits.pool, digits.teacher, 0.4, params)
         classifier, history, ranks = fitted
-        return dict(classifier.module.state_dict()), pd.concat([history, ranks])
+        weights = dict(classifier.module.state_dict())
+        # The ranks come from the trainings on the two held-out folds.
+        tables = pd.concat([history, ranks])
+        return weights, tables
 
     expected = train()
-    n_steps = 3 * 2 * 3  # trainings, epochs, updates per epoch
+    n_trainings = 3
+    n_epochs = 2
+    n_updates_per_epoch = 3
+    n_steps = n_trainings * n_epochs * n_updates_per_epoch
     with pytest.raises(Killed), killed_at_step(n_steps):
         train()
+
     for steps_per_start in (2, 5):
         folder = tmp_path / str(steps_per_start)
         found = outcome_of_restarts(train, folder, steps_per_start=steps_per_start)
@@ -161,26 +187,40 @@ def test_a_pu_classifier_that_is_killed_at_every_update_is_that_of_one_run(
 
 
 def test_without_a_folder_nothing_is_written(digits, tmp_path, monkeypatch):
+    # Nor in the folder where the program runs.
     monkeypatch.chdir(tmp_path)
-    student_of(digits, objective="kd", n_updates=2)()
-    assert list(tmp_path.iterdir()) == []
+    train = student_of(digits, objective="kd", n_updates=2)
+    train()
+    files = list(tmp_path.iterdir())
+    assert files == []
 
 
 def test_checkpoints_can_be_disabled_for_a_while(digits, tmp_path):
-    keep_in(tmp_path / "kept", 0.0)
+    folder = tmp_path / "kept"
+    train = student_of(digits, objective="kd", n_updates=2)
+    keep_in(folder, 0.0)
     with unkept():
-        student_of(digits, objective="kd", n_updates=2)()
-    assert list(tmp_path.iterdir()) == []
-    student_of(digits, objective="kd", n_updates=2)()
-    assert list((tmp_path / "kept").iterdir()) != []
+        train()
+    files = list(tmp_path.iterdir())
+    assert files == []
+
+    train()
+    files = list(folder.iterdir())
+    assert files != []
 
 
 def test_short_and_repeated_trainings_write_no_checkpoints(digits, features, tmp_path):
-    keep_in(tmp_path / "kept", 0.0)
-    estimate_prior(*features, pu_params())
-    proxy = Proxy(digits.teacher, features[1], digits.params(n_updates=4))
+    folder = tmp_path / "kept"
+    keep_in(folder, 0.0)
+    labeled_features, pool_features = features
+
+    # Each of these trainings takes seconds, and there are many of them.
+    params = pu_params()
+    estimate_prior(labeled_features, pool_features, params)
+    student_params = digits.params(n_updates=4)
+    proxy = Proxy(digits.teacher, pool_features, student_params)
     proxy.divergence(digits.manifest, digits.labeled, digits.pool)
-    assert not (tmp_path / "kept").exists()
+    assert not folder.exists()
 
 
 def test_a_finished_training_is_not_repeated_and_reports_all_of_its_records(digits, tmp_path):
@@ -188,7 +228,9 @@ def test_a_finished_training_is_not_repeated_and_reports_all_of_its_records(digi
     keep_in(tmp_path, every_s=1e9)
     expected = train()
     # The last state is kept whatever the interval is.
-    assert [path.name for path in tmp_path.iterdir()] == ["student.ckpt"]
+    files = [path.name for path in tmp_path.iterdir()]
+    assert files == ["student.ckpt"]
+
     steps: list[int] = []
     losses: list[float] = []
 
@@ -199,31 +241,39 @@ def test_a_finished_training_is_not_repeated_and_reports_all_of_its_records(digi
     progress.records.add(listener)
     try:
         with killed_at_step(1):  # no step is taken
-            assert_same(train(), expected)
+            found = train()
     finally:
         progress.records.remove(listener)
+    assert_same(found, expected)
+    _, history = expected
     assert steps == [3, 6, 7]
-    assert losses == expected[1]["loss"].tolist()
+    assert losses == history["loss"].tolist()
 
 
 def test_teacher_outputs_made_before_the_training_are_not_computed_again(digits, tmp_path):
     train = student_of(digits, **STUDENTS["robust_kd, views"])
     expected = train()
     batch_sizes: list[int] = []
-    hook = digits.teacher.network.fc.register_forward_hook(
-        lambda _layer, inputs, _output: batch_sizes.append(len(inputs[0]))
-    )
-    with hook:
-        keep_in(tmp_path, 0.0)
-        with pytest.raises(Killed), killed_at_step(3):
-            train()
+
+    def count(_layer: Any, inputs: Any, _output: Any) -> None:
+        images = inputs[0]
+        batch_sizes.append(len(images))
+
+    with digits.teacher.network.fc.register_forward_hook(count):
+        killed(train, tmp_path, step=3)
+        # Two views of 180 images, in batches of 64.
         n_batches = batch_sizes.count(64)
-        assert n_batches == -(-180 * 2 // 64)  # two views of 180 images, rounded up
-        assert_same(train(), expected)
+        assert n_batches == math.ceil(2 * 180 / 64)
+
+        found = train()
+    assert_same(found, expected)
     assert batch_sizes.count(64) == n_batches
 
 
 def test_teacher_outputs_that_take_no_time_are_not_kept(digits, tmp_path):
+    train = student_of(digits, **STUDENTS["robust_kd, views"])
+    # Computing them again takes less than the interval.
     keep_in(tmp_path, 1e9)
-    student_of(digits, **STUDENTS["robust_kd, views"])()
-    assert [path.name for path in tmp_path.iterdir()] == ["student.ckpt"]
+    train()
+    files = [path.name for path in tmp_path.iterdir()]
+    assert files == ["student.ckpt"]

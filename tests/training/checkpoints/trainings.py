@@ -112,19 +112,26 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
     expected_weights, expected_history = expected
     assert list(weights) == list(expected_weights)
     for name, value in weights.items():
-        assert torch.equal(value, expected_weights[name]), name
+        expected_value = expected_weights[name]
+        assert torch.equal(value, expected_value), name
     pd.testing.assert_frame_equal(history, expected_history, check_exact=True)
 
 
 def student_of(scene: Scene, **changes: Any) -> Training:
+    """Return the training of a student of seven updates and three records."""
+    given = {"n_updates": 7, "record_every": 3, **changes}
+    is_plain = "keep" not in changes and "compute" not in changes
+    is_plain_kd = is_plain and changes["objective"] == "kd"
+
     def train() -> Outcome:
         manifest = scene.manifest
-        is_plain = "keep" not in changes and "compute" not in changes
-        if changes["objective"] == "kd" and is_plain:  # covers drawing by probability, too
-            manifest["sampling_probability"] = np.arange(1.0, 1 + len(manifest))
-        given = {"n_updates": 7, "record_every": 3, **changes}
+        # One variant draws by probability, so that this is covered, too.
+        if is_plain_kd:
+            n_images = len(manifest)
+            manifest["sampling_probability"] = np.arange(1.0, n_images + 1)
         student, history = scene.distill(manifest, **given)
-        return dict(student.network.state_dict()), history
+        weights = dict(student.network.state_dict())
+        return weights, history
 
     return train
 
@@ -142,6 +149,7 @@ def teacher_of(scene: Scene, compute: ComputeParams = COMPUTE, **changes: Any) -
 
     def train() -> Outcome:
         model, history = train_classifier(TEACHER, scene.labeled, params)
-        return dict(model.network.state_dict()), history
+        weights = dict(model.network.state_dict())
+        return weights, history
 
     return train

@@ -30,6 +30,6 @@ def test_an_objective_without_parameters_is_refused_with_the_place_to_add_them()
 def test_an_unknown_objective_does_not_train_another_one(digits):
     # model_copy does not validate, so that an unknown name can get this far.
     params = digits.params(n_updates=1)
-    params = params.model_copy(update={"objective": "new"})
+    unknown = params.model_copy(update={"objective": "new"})
     with pytest.raises(KeyError, match="new"):
-        distill_original(digits.labeled, digits.teacher, params, "student")
+        distill_original(digits.labeled, digits.teacher, unknown, "student")

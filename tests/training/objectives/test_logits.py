@@ -23,12 +23,15 @@ def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
     student, history = digits.distill(objective=objective, n_updates=12, held_out_share=0.0)
     # Labeled images first, as in training, so that equal positions are equal images.
     parts = []
+    manifest = digits.manifest
     for origin, store in digits.stores.items():
-        is_of_store = digits.manifest["origin"] == origin
-        ids = digits.manifest["id"][is_of_store].to_numpy()
-        parts.append((store, rows_of(store, ids, "manifest")))
+        is_of_store = manifest["origin"] == origin
+        ids = manifest["id"][is_of_store].to_numpy()
+        rows = rows_of(store, ids, "manifest")
+        parts.append((store, rows))
 
-    vectors = torch.tensor(three_weight_vectors().to_numpy(), dtype=torch.float32)
+    weights = three_weight_vectors().to_numpy()
+    vectors = torch.tensor(weights, dtype=torch.float32)
     expected = digits.fresh()
     network = expected.network.train()
     optimizer = make_optimizer(network, **OPTIMIZER.model_dump(exclude={"schedule"}))
@@ -43,7 +46,8 @@ def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
     for batch in itertools.islice(batches, params.n_updates):
         with torch.no_grad():
             teacher_logits = digits.teacher.network(batch.images)
-        values = loss(network(batch.images), teacher_logits, vectors, params.temperature)
+        logits = network(batch.images)
+        values = loss(logits, teacher_logits, vectors, params.temperature)
         optimizer.zero_grad()
         values["loss"].backward()
         optimizer.step()
@@ -57,5 +61,9 @@ def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
 
 def test_the_history_of_robust_kd_has_the_losses_it_is_compared_with(digits):
     _, history = digits.distill(objective="robust_kd", n_updates=10)
-    assert (history["estimated_weights_loss"] <= history["loss"]).all()
-    assert np.isfinite(history["kd_loss"]).all()
+
+    # The loss is the largest over the weight vectors, and the estimated one is among them.
+    margin = history["loss"] - history["estimated_weights_loss"]
+    assert (margin >= 0).all()
+    is_finite = np.isfinite(history["kd_loss"])
+    assert is_finite.all()

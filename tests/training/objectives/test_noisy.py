@@ -19,6 +19,7 @@ def test_the_diagonal_of_the_noise_matrix_is_fixed_unless_it_is_learned(digits, 
 
     np.testing.assert_allclose(fixed["diagonal"], 0.9, rtol=1e-6)
 
+    # Every record of ten updates differs from the one before.
     steps = learned["diagonal"].diff().dropna()
 
     assert steps.abs().min() > 1e-4

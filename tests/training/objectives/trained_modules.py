@@ -22,8 +22,10 @@ def record_created(
 
     def recording(*args: Any, **options: Any) -> nn.Module:
         module = create(*args, **options)
-        # Cloned, because training changes the parameters in place.
-        start = {key: value.detach().clone() for key, value in module.named_parameters()}
+        start = {}
+        for key, value in module.named_parameters():
+            # Cloned, because training changes the parameters in place.
+            start[key] = value.detach().clone()
         created.append((module, start))
         return module
 
