@@ -32,8 +32,9 @@ from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
 from pu_kd_pipeline.reporting.class_figures import plot_class_weights, plot_per_class_accuracy
+from pu_kd_pipeline.reporting.contact_sheet import plot_contact_sheet
 from pu_kd_pipeline.reporting.html import render_report
-from pu_kd_pipeline.reporting.selection_figures import plot_contact_sheet, plot_score_histogram
+from pu_kd_pipeline.reporting.selection_figures import plot_score_histogram
 from pu_kd_pipeline.reporting.training_figures import plot_distillation_history, plot_pu_history
 from pu_kd_pipeline.selection.class_weights import weigh_classes
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_random_subset, choose_subset
