@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import predict_logits
-from pu_kd_pipeline.images.store import ImageStore, rows_of
+from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.metrics import (
     accuracy,
     agreement,
@@ -67,7 +67,7 @@ def compare_models(
             "accuracy": accuracy(of_model, truth),
             "agreement": agreement(of_model, predicted["teacher"]),
             "per_class_accuracy": [_null_if_nan(value) for value in per_class],
-            **cost_of(model, params),
+            **model_cost(model, params),
         }
     return metrics
 
@@ -79,7 +79,7 @@ def _null_if_nan(value: float) -> float | None:
     return float(value)
 
 
-def cost_of(model: Model, params: EvaluationParams) -> dict[str, float | int]:
+def model_cost(model: Model, params: EvaluationParams) -> dict[str, float | int]:
     """Return a model's number of parameters, FLOPs and latency per image, and size of its weights.
 
     FLOPs count a multiply-add as two. Latency is the median on the CPU: one thread, float32, batch
@@ -157,12 +157,12 @@ def _selection_truth(
     """Return what only the true relevance of the pool images can tell; NaN where undefined."""
     selected_ids = manifest["id"][manifest["origin"] == "pool"].to_numpy()
     is_selected = np.zeros(len(is_relevant), dtype=bool)
-    is_selected[rows_of(pool_images, selected_ids, "manifest")] = True
+    is_selected[find_rows(pool_images, selected_ids, "manifest")] = True
     precision, recall = selection_quality(is_selected, is_relevant)
 
     # Scores are in the order of their shards, which need not be the order of the store.
     scores = pool_scores.to_pandas()
-    score_rows = rows_of(pool_images, scores["id"].to_numpy(), "pool_scores")
+    score_rows = find_rows(pool_images, scores["id"].to_numpy(), "pool_scores")
     auc = area_under_roc(scores["pu_score"].to_numpy(), is_relevant[score_rows])
     return {
         "precision": precision,

@@ -98,7 +98,7 @@ def numbered_store(folder: Path, numbers: Iterable[int], **store: Any) -> ImageS
     return write_store(plan, folder / "store")
 
 
-def ids_of(store: ImageStore) -> list[str]:
+def shard_ids(store: ImageStore) -> list[str]:
     """Return the ids of the images in the order of the index."""
     ids = store.index["id"]
     return ids.tolist()
@@ -109,7 +109,7 @@ def contents(store: ImageStore) -> dict[str, bytes]:
     rows = np.arange(len(store))
     images = store.read(rows)
     found = {}
-    for image_id, image in zip(ids_of(store), images, strict=True):
+    for image_id, image in zip(shard_ids(store), images, strict=True):
         found[image_id] = image.tobytes()
     return found
 

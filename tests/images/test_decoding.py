@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable, as_file, map_in_order
+from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable, map_in_order, to_file_bytes
 
 RED = (255, 0, 0)
 BLUE = (0, 0, 255)
@@ -311,7 +311,7 @@ def test_only_a_few_images_are_read_ahead() -> None:
 
 def test_pixels_become_a_lossless_file() -> None:
     pixels = noise(9, 7, 3)
-    file = as_file(pixels)
+    file = to_file_bytes(pixels)
     image = Image.open(BytesIO(file))
     pixels_again = np.asarray(image)
     np.testing.assert_array_equal(pixels_again, pixels)
@@ -320,4 +320,4 @@ def test_pixels_become_a_lossless_file() -> None:
 def test_a_file_keeps_its_bytes() -> None:
     # Encoding a JPEG again would change its pixels.
     raw = b"as it came"
-    assert as_file(raw) == raw
+    assert to_file_bytes(raw) == raw

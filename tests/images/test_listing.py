@@ -11,7 +11,7 @@ import pytest
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import IngestionPlan
-from tests.images.numbered_images import ids_of, parquet_of, plan_of
+from tests.images.numbered_images import parquet_of, plan_of, shard_ids
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_names_of_sources_become_part_of_their_ids(
 
     # The two images of number 2 now have ids of their own; only one of them is stored.
 
-    assert ids_of(store) == ["a/i1", "a/i2", "b/i3"]
+    assert shard_ids(store) == ["a/i1", "a/i2", "b/i3"]
     faults = store.quarantine["status"].tolist()
     assert faults == ["duplicate of a/i2"]
 
@@ -52,7 +52,7 @@ def test_shares_of_one_source_never_overlap(tmp_path: Path) -> None:
         folder = tmp_path / f"from_{start}"
         plan = plan_of(file, source={"share": (start, end)})
         store = write_store(plan, folder)
-        return set(ids_of(store))
+        return set(shard_ids(store))
 
     labeled = ids_in(0.0, 0.3)
     pool = ids_in(0.3, 1.0)
@@ -73,7 +73,7 @@ def test_per_class_images_are_drawn_by_the_seed(tmp_path: Path) -> None:
     # Otherwise all repetitions of an experiment would have the same labeled images.
     plan_with_other_seed = dataclasses.replace(plan, seed=1)
     other = write_store(plan_with_other_seed, tmp_path / "other")
-    assert set(ids_of(other)) != set(ids_of(store))
+    assert set(shard_ids(other)) != set(shard_ids(store))
 
 
 def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:

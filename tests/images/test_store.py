@@ -23,10 +23,10 @@ from tests.images.numbered_images import (
     KINDS,
     batch_of,
     contents,
-    ids_of,
     numbered_store,
     parquet_of,
     plan_of,
+    shard_ids,
 )
 
 NO_ROWS = np.array([], dtype=np.int64)
@@ -113,7 +113,7 @@ def test_the_index_describes_every_row(tmp_path: Path) -> None:
     assert index.columns.tolist() == INDEX_COLUMNS
 
     expected_ids = [f"mine/i{number}" for number in range(12)]
-    assert ids_of(store) == expected_ids
+    assert shard_ids(store) == expected_ids
     sources = set(index["source"])
     assert sources == {"mine"}
     # Shards of ten images.
@@ -149,11 +149,11 @@ def test_ids_of_a_shard_are_those_of_the_index(tmp_path: Path) -> None:
 
     ids = []
     for shard in store.shards:
-        of_shard = store.ids_of(shard).to_pylist()
+        of_shard = store.shard_ids(shard).to_pylist()
         assert len(of_shard) == shard.n
         ids += of_shard
     # The shards are in the order of the index.
-    assert ids == ids_of(store)
+    assert ids == shard_ids(store)
 
 
 @KINDS

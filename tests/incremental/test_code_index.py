@@ -154,13 +154,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
             del sys.modules[module]
 
 
-def code_of(package: str, function: str) -> dict[str, str]:
+def code_digests(package: str, function: str) -> dict[str, str]:
     """Return what a node depends on: name within the package -> digest of the code."""
     nodes = importlib.import_module(f"{package}.nodes")
     found: Any = getattr(nodes, function)
     # A decorated function is a wrapper of functools.
     unwrapped = getattr(found, "__wrapped__", found)
-    code = CodeIndex().code_of(unwrapped)
+    code = CodeIndex().code_digests(unwrapped)
 
     prefix = f"{package}."
     digests = {}
@@ -172,7 +172,7 @@ def code_of(package: str, function: str) -> dict[str, str]:
 @pytest.mark.parametrize("function", sorted(EXPECTED))
 def test_what_a_function_mentions_is_found_through_every_kind_of_import(package, function):
     name, _ = package
-    found = set(code_of(name, function))
+    found = set(code_digests(name, function))
 
     itself = f"nodes:{function}"
     assert found == {itself, *EXPECTED[function]}
@@ -181,31 +181,31 @@ def test_what_a_function_mentions_is_found_through_every_kind_of_import(package,
 def test_comments_docstrings_and_places_do_not_count_and_code_does(package):
     name, folder = package
     file = folder / "deep" / "inner.py"
-    before = code_of(name, "by_name")
+    before = code_digests(name, "by_name")
 
     # Four more lines, so that everything below is in another place.
     documented = '# why\n\n\ndef exported(x):\n    """Cut."""\n    # how\n'
     text = FILES["deep/inner.py"].replace("def exported(x):\n", documented)
     file.write_text(text)
-    assert code_of(name, "by_name") == before
+    assert code_digests(name, "by_name") == before
 
     changed_text = text.replace("LIMIT = 3", "LIMIT = 4")
     file.write_text(changed_text)
-    after = code_of(name, "by_name")
+    after = code_digests(name, "by_name")
     assert after.pop("deep.inner:LIMIT") != before.pop("deep.inner:LIMIT")
     assert after == before
 
 
 def test_an_empty_docstring_does_not_count(package):
     name, folder = package
-    before = code_of(name, "by_name")
+    before = code_digests(name, "by_name")
     # A docstring like any other, though it is false where it is asked for.
     documented = 'exported(x):\n    """"""\n'
     text = FILES["deep/inner.py"].replace("exported(x):\n", documented)
     file = folder / "deep" / "inner.py"
     file.write_text(text)
 
-    after = code_of(name, "by_name")
+    after = code_digests(name, "by_name")
     assert after == before
 
 
@@ -228,9 +228,9 @@ def test_installed_packages_have_no_code_here():
     import numpy as np
 
     # Their versions are in the records instead.
-    of_numpy = CodeIndex().code_of(np.mean)
+    of_numpy = CodeIndex().code_digests(np.mean)
     assert of_numpy == {}
-    of_standard_library = CodeIndex().code_of(Path)
+    of_standard_library = CodeIndex().code_digests(Path)
     assert of_standard_library == {}
 
 
@@ -239,8 +239,8 @@ def test_a_node_of_the_pipeline_depends_on_the_mathematics_it_uses():
     from pu_kd_pipeline.pipelines.pu_training.nodes import train_pu_classifier
 
     index = CodeIndex()
-    pu = set(index.code_of(train_pu_classifier))
-    student = set(index.code_of(make_distill_student("distillation")))
+    pu = set(index.code_digests(train_pu_classifier))
+    student = set(index.code_digests(make_distill_student("distillation")))
 
     assert "pu_kd_pipeline.learning.losses.risk:pu_risk" in pu - student
     assert "pu_kd_pipeline.learning.losses.distillation:robust_kd" in student - pu

@@ -89,7 +89,7 @@ def test_code_that_turned_out_the_same_is_not_parsed_again(project, monkeypatch)
     ran = project.run()
     assert ran == {}
 
-    monkeypatch.setattr(CodeIndex, "code_of", fail)
+    monkeypatch.setattr(CodeIndex, "code_digests", fail)
     ran = project.run()
     assert ran == {}
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from pu_kd_pipeline.devices import (
     autocast,
+    explain_memory_shortage,
     inference_batch_size,
-    is_out_of_memory,
-    memory_told,
+    is_memory_error,
     prepare_device,
 )
 from pu_kd_pipeline.images.store import ImageStore
@@ -142,7 +142,7 @@ def map_images(
                     "memory is not enough for %d images at once: going on with half of them",
                     len(batch),
                 )
-            with memory_told("inference"):
+            with explain_memory_shortage("inference"):
                 halves = [outputs(half) for half in np.array_split(batch, 2) if len(half)]
             yield tuple(torch.cat(parts) for parts in zip(*halves, strict=True))
 
@@ -152,7 +152,7 @@ def _unless_out_of_memory(outputs: Callable[[np.ndarray], T], batch: np.ndarray)
     try:
         return outputs(batch)
     except (RuntimeError, MemoryError) as exc:
-        if not is_out_of_memory(exc):
+        if not is_memory_error(exc):
             raise
     # Outside of the handler: there, the traceback would still hold the tensors of the attempt.
     if torch.cuda.is_available():

@@ -21,7 +21,7 @@ from pu_kd_pipeline.incremental.node_records import (
     library_versions,
 )
 from pu_kd_pipeline.storage.atomic import remove_leftovers
-from pu_kd_pipeline.storage.digests import digest_of, files_below
+from pu_kd_pipeline.storage.digests import files_below, json_digest
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -130,7 +130,7 @@ class StalenessTracker:
 
         Resumed with other code, it would not end as an uninterrupted training does.
         """
-        code = digest_of(self._current[node.name].code)
+        code = json_digest(self._current[node.name].code)
         started = self._started_file(node)
         started_with = code
         if started.is_file():
@@ -164,13 +164,13 @@ class StalenessTracker:
                 parameters |= flat_parameters(key, value)
                 external |= external_states(key, value, self._files)
             else:
-                inputs[name] = digest_of(self._content(name))
+                inputs[name] = json_digest(self._content(name))
         stamp = self._code.stamp(_unwrapped(node.func))
         if recorded is not None and recorded.code_stamp == stamp:
             code = recorded.code  # no source file changed, so it need not be parsed
         else:
             code = self._code_of(node)
-        entries = {name: digest_of(self._entry(name)) for name in _datasets_of(node)}
+        entries = {name: json_digest(self._entry(name)) for name in _datasets_of(node)}
         record = NodeRecord(
             parameters=parameters,
             inputs=inputs,
@@ -191,10 +191,10 @@ class StalenessTracker:
 
     def _code_of(self, node: Node) -> dict[str, str]:
         """Return the code of a node's function, and of the types of its data sets."""
-        code = self._code.code_of(_unwrapped(node.func))
+        code = self._code.code_digests(_unwrapped(node.func))
         dataset_types = [type(self._catalog.get(name)) for name in _datasets_of(node)]
         for dataset_type in dict.fromkeys(dataset_types):
-            code |= self._code.code_of(dataset_type)
+            code |= self._code.code_digests(dataset_type)
         return code
 
     def _outputs(self, node: Node) -> dict[str, dict[str, str]]:

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 # LeNet-5 to its half on five MNIST digits per class, accuracy before any update: 12 % without it,
 # 74 % with it.
 ALIGNMENT_RIDGE = 0.01
-Aligned = nn.Conv2d | nn.Linear
-Layer = Aligned | nn.BatchNorm2d
+AlignedLayer = nn.Conv2d | nn.Linear
+Layer = AlignedLayer | nn.BatchNorm2d
 _SAME_OUTPUT = 1e-3  # of a reordered network, relative to its largest logit
 _NARROWER_COPY = "FSKD needs a student that is a narrower copy of its teacher"
 
 
 @contextmanager
-def outputs_of(network: nn.Module, layer: str | nn.Module) -> Iterator[list[Tensor]]:
+def record_outputs(network: nn.Module, layer: str | nn.Module) -> Iterator[list[Tensor]]:
     """Yield a list to which every forward pass of the network appends the layer's output.
 
     Args:
@@ -107,21 +107,21 @@ def hint_loss(student_map: Tensor, teacher_map: Tensor, adapter: nn.Module) -> T
 # --- FSKD -----------------------------------------------------------------------------------------
 
 
-class Pair(NamedTuple):
+class LayerPair(NamedTuple):
     """A layer of the student, the teacher's layer, and the channels that the student keeps of it.
 
     The layers are convolutions or linear.
     """
 
-    student: Aligned
-    teacher: Aligned
+    student: AlignedLayer
+    teacher: AlignedLayer
     kept: Tensor
     """(width,) int64 output channels of the teacher's layer."""
 
 
-def prune_into(
+def prune_teacher_into(
     student: nn.Module, teacher: nn.Module, image_shape: tuple[int, int, int]
-) -> list[Pair]:
+) -> list[LayerPair]:
     """Copy the teacher without its weakest filters into the student, and return the layer pairs.
 
     A layer keeps the filters with the largest sum of absolute weights, as many as the student has,
@@ -142,7 +142,7 @@ def prune_into(
     return _copy_filters(student, teacher, by_index=True)
 
 
-def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> list[Pair]:
+def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> list[LayerPair]:
     """Copy the kept filters layer by layer, in the order of the teacher's channels or by strength.
 
     Args:
@@ -153,21 +153,21 @@ def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> 
     student_layers = _layers(student)
     teacher_layers = _layers(teacher)
     _check_pairs(student_layers, teacher_layers)
-    aligned_layers = [layer for _, layer in teacher_layers if isinstance(layer, Aligned)]
+    aligned_layers = [layer for _, layer in teacher_layers if isinstance(layer, AlignedLayer)]
     last = aligned_layers[-1]
     n_before = aligned_layers[0].weight.shape[1]
     kept = torch.arange(n_before)
     pairs = []
     for (_, mine), (name, theirs) in zip(student_layers, teacher_layers, strict=True):
         columns: Tensor | slice = slice(None)
-        if isinstance(mine, Aligned) and isinstance(theirs, Aligned):
+        if isinstance(mine, AlignedLayer) and isinstance(theirs, AlignedLayer):
             columns = _columns_of(kept, n_before, theirs, name)
             n_before = theirs.weight.shape[0]
             if theirs is last:  # its channels are the classes
                 kept = torch.arange(n_before)
             else:
                 kept = _strongest(theirs, mine.weight.shape[0], by_index=by_index)
-            pairs.append(Pair(mine, theirs, kept))
+            pairs.append(LayerPair(mine, theirs, kept))
         # A BatchNorm keeps the channels of the layer before it.
         _copy_parameters(mine, theirs, kept, columns)
     return pairs
@@ -184,7 +184,7 @@ def _copy_parameters(mine: Layer, theirs: Layer, kept: Tensor, columns: Tensor |
             getattr(mine, part).copy_(pruned)
 
 
-def _columns_of(kept: Tensor, n_before: int, layer: Aligned, name: str) -> Tensor:
+def _columns_of(kept: Tensor, n_before: int, layer: AlignedLayer, name: str) -> Tensor:
     """Return which inputs of a layer come from the kept channels of the previous layer.
 
     Args:
@@ -205,7 +205,7 @@ def _columns_of(kept: Tensor, n_before: int, layer: Aligned, name: str) -> Tenso
     return (first_columns + torch.arange(n_pixels)).flatten()
 
 
-def _strongest(layer: Aligned, width: int, *, by_index: bool) -> Tensor:
+def _strongest(layer: AlignedLayer, width: int, *, by_index: bool) -> Tensor:
     strengths = layer.weight.abs().flatten(1).sum(dim=1)
     # Stable, so that filters of equal strength are kept in the same order on every device.
     strongest = strengths.argsort(descending=True, stable=True)[:width].cpu()
@@ -321,7 +321,7 @@ def _pixels_as_rows(feature_map: Tensor) -> Tensor:
     return channels_last.flatten(0, -2).double().cpu()
 
 
-def absorb_pointwise(layer: Aligned, pointwise: Tensor) -> None:
+def absorb_pointwise(layer: AlignedLayer, pointwise: Tensor) -> None:
     """Change a layer so that it gives Q y where it gave y: its weights become Q W, its bias Q b.
 
     Args:
@@ -337,7 +337,7 @@ def absorb_pointwise(layer: Aligned, pointwise: Tensor) -> None:
 
 def align(
     student: nn.Module,
-    pairs: Sequence[Pair],
+    pairs: Sequence[LayerPair],
     teacher: nn.Module,
     images: Tensor,
     *,
@@ -351,8 +351,8 @@ def align(
     are aligned as well, which the paper leaves open.
 
     Args:
-        student: from `prune_into`; changed in place, and in eval mode during this call.
-        pairs: from `prune_into`.
+        student: from `prune_teacher_into`; changed in place, and in eval mode during this call.
+        pairs: from `prune_teacher_into`.
         teacher: in eval mode.
         images: (N, C, H, W) float32 normalized.
         ridge: see `pointwise_fit`.
@@ -370,6 +370,6 @@ def align(
 
 
 def _output(network: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad(), outputs_of(network, layer) as outputs:
+    with torch.no_grad(), record_outputs(network, layer) as outputs:
         network(images)
     return outputs[0]

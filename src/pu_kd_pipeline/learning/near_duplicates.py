@@ -20,7 +20,7 @@ THUMBNAIL_PX = 16
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG has it
 N_COARSE = 64  # coordinates of a fingerprint that suffice to rule out nearly all pairs
 # Gray levels: an image with smaller gradients (root mean square) has no fingerprint.
-FLAT = 1.0
+SMALLEST_GRADIENT = 1.0
 NEIGHBOR_RANK = 5
 _BLOCK = 2**24  # distances held in memory at a time
 _SLACK = 1e-5  # rounding of float32
@@ -70,7 +70,7 @@ def fingerprints(images: Tensor) -> Tensor:
     order = order[1:]  # the first one is the mean, which has no gradient
     gradients = coefficients.flatten(1)[:, order]
     norms = gradients.norm(dim=1, keepdim=True)
-    is_flat = norms < FLAT * math.sqrt(height * width)
+    is_flat = norms < SMALLEST_GRADIENT * math.sqrt(height * width)
     return torch.where(is_flat, 0.0, gradients / norms.clamp_min(1e-12))
 
 

@@ -45,7 +45,7 @@ class PUHead(nn.Module):
         self.register_buffer("mean", torch.zeros(descriptor_size + n_outputs))
         self.register_buffer("std", torch.ones(descriptor_size + n_outputs))
 
-    def standardize_by(self, features: Tensor) -> None:
+    def set_standardization(self, features: Tensor) -> None:
         """Take mean and standard deviation from (N, D + outputs) features of the pool."""
         features = features.float()
         self.mean.copy_(features.mean(dim=0))
@@ -102,7 +102,7 @@ class FullPUClassifier(nn.Module):
         return scores
 
 
-def n_outputs_of(kind: str) -> int:
+def n_teacher_outputs(kind: str) -> int:
     """Return the number of teacher outputs that features of a kind end with."""
     if kind in ("teacher_outputs", "both"):
         return len(TEACHER_OUTPUTS)
@@ -142,4 +142,4 @@ def make_head(descriptor_size: int, kind: str, reduction: int | None) -> PUHead:
     """
     if kind == "teacher_outputs":
         descriptor_size = 0
-    return PUHead(descriptor_size, n_outputs_of(kind), reduction)
+    return PUHead(descriptor_size, n_teacher_outputs(kind), reduction)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pu_kd_pipeline.learning.loop import TrainingState
-from pu_kd_pipeline.training.checkpoints import keep_in, keep_nowhere
+from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from tests.training.checkpoints.trainings import (
     MOMENTUM,
     STREAMED,
@@ -45,7 +45,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_and_replaced(
 ):
     killed(teacher_of(digits), tmp_path)
     changed = teacher_of(digits, **changes)
-    keep_nowhere()
+    disable_checkpoints()
     expected = changed()
 
     with caplog.at_level(logging.INFO):
@@ -63,7 +63,7 @@ def test_other_images_are_another_configuration(digits, tmp_path, caplog):
 
     # Everything but the manifest is the same.
     smaller = digits.manifest.iloc[1:]
-    keep_in(tmp_path, 1e9)
+    set_checkpoint_folder(tmp_path, 1e9)
     with caplog.at_level(logging.INFO):
         digits.distill(smaller, n_updates=7, record_every=3, **params)
     assert "another configuration (manifest " in caplog.text
@@ -75,7 +75,7 @@ def test_another_version_of_torch_is_another_configuration(digits, tmp_path, cap
 
     # Its kernels may round differently.
     monkeypatch.setattr(torch, "__version__", "1.0")
-    keep_in(tmp_path, 1e9)
+    set_checkpoint_folder(tmp_path, 1e9)
     with caplog.at_level(logging.INFO):
         train()
     assert "→ 1.0)" in caplog.text
@@ -92,7 +92,7 @@ def test_another_network_is_another_configuration(digits, tmp_path, caplog, monk
 
     # The parameters name the same network; only its code has changed.
     monkeypatch.setattr(Dropping, "__init__", with_one_more_layer)
-    keep_in(tmp_path, 1e9)
+    set_checkpoint_folder(tmp_path, 1e9)
     with caplog.at_level(logging.INFO):
         train()
     assert "another configuration (networks " in caplog.text
@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(digits, tmp_pa
 def test_a_checkpoint_that_would_run_code_is_damaged(digits, tmp_path, caplog, monkeypatch):
     train = teacher_of(digits)
     expected = train()
-    keep_in(tmp_path, 0.0)
+    set_checkpoint_folder(tmp_path, 0.0)
     # A class in a pickle is looked up, and so imported, when it is loaded.
     monkeypatch.setattr(TrainingState, "state_dict", lambda self: {"update": Scene})
     train()

@@ -15,7 +15,7 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.selection.proxy import Proxy
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
-from pu_kd_pipeline.training.checkpoints import keep_in, unkept
+from pu_kd_pipeline.training.checkpoints import checkpoints_disabled, set_checkpoint_folder
 from pu_kd_pipeline.training.class_prior import estimate_prior
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 from tests.training.checkpoints.trainings import (
@@ -198,8 +198,8 @@ def test_without_a_folder_nothing_is_written(digits, tmp_path, monkeypatch):
 def test_checkpoints_can_be_disabled_for_a_while(digits, tmp_path):
     folder = tmp_path / "kept"
     train = student_of(digits, objective="kd", n_updates=2)
-    keep_in(folder, 0.0)
-    with unkept():
+    set_checkpoint_folder(folder, 0.0)
+    with checkpoints_disabled():
         train()
     files = list(tmp_path.iterdir())
     assert files == []
@@ -211,7 +211,7 @@ def test_checkpoints_can_be_disabled_for_a_while(digits, tmp_path):
 
 def test_short_and_repeated_trainings_write_no_checkpoints(digits, features, tmp_path):
     folder = tmp_path / "kept"
-    keep_in(folder, 0.0)
+    set_checkpoint_folder(folder, 0.0)
     labeled_features, pool_features = features
 
     # Each of these trainings takes seconds, and there are many of them.
@@ -225,7 +225,7 @@ def test_short_and_repeated_trainings_write_no_checkpoints(digits, features, tmp
 
 def test_a_finished_training_is_not_repeated_and_reports_all_of_its_records(digits, tmp_path):
     train = student_of(digits, **STUDENTS["kd, best"])
-    keep_in(tmp_path, every_s=1e9)
+    set_checkpoint_folder(tmp_path, every_s=1e9)
     expected = train()
     # The last state is kept whatever the interval is.
     files = [path.name for path in tmp_path.iterdir()]
@@ -273,7 +273,7 @@ def test_teacher_outputs_made_before_the_training_are_not_computed_again(digits,
 def test_teacher_outputs_that_take_no_time_are_not_kept(digits, tmp_path):
     train = student_of(digits, **STUDENTS["robust_kd, views"])
     # Computing them again takes less than the interval.
-    keep_in(tmp_path, 1e9)
+    set_checkpoint_folder(tmp_path, 1e9)
     train()
     files = [path.name for path in tmp_path.iterdir()]
     assert files == ["student.ckpt"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pu_kd_pipeline.images.batches import ImageRows, normalization
-from pu_kd_pipeline.images.store import rows_of
+from pu_kd_pipeline.images.store import find_rows
 from pu_kd_pipeline.learning.loop import make_optimizer
 from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd
 from pu_kd_pipeline.training.batches import augmented_batches
@@ -27,7 +27,7 @@ def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
     for origin, store in digits.stores.items():
         is_of_store = manifest["origin"] == origin
         ids = manifest["id"][is_of_store].to_numpy()
-        rows = rows_of(store, ids, "manifest")
+        rows = find_rows(store, ids, "manifest")
         parts.append((store, rows))
 
     weights = three_weight_vectors().to_numpy()
