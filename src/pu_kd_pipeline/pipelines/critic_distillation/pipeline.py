@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from kedro.pipeline import Node, Pipeline
@@ -11,22 +12,11 @@ from pu_kd_pipeline.pipelines.critic_distillation import nodes
 
 def create_pipeline(**_: Any) -> Pipeline:
     """Return the stage: original images and teacher in; two students, metrics and figures out."""
-    inputs = ["teacher_training_images", "teacher_model", "params:critic_distillation"]
     return Pipeline(
         [
-            Node(
-                nodes.distill_with_critic,
-                inputs=inputs,
-                outputs=["student_model", "distillation_history"],
-                name="distill_with_critic",
-                tags=["gpu"],
-            ),
-            Node(
-                nodes.distill_without_critic,
-                inputs=inputs,
-                outputs=["student_without_critic", "history_without_critic"],
-                name="distill_without_critic",
-                tags=["gpu"],
+            _distillation(nodes.distill_with_critic, ["student_model", "distillation_history"]),
+            _distillation(
+                nodes.distill_without_critic, ["student_without_critic", "history_without_critic"]
             ),
             Node(
                 nodes.evaluate_critic,
@@ -52,4 +42,15 @@ def create_pipeline(**_: Any) -> Pipeline:
         ],
         namespace="critic_distillation",
         prefix_datasets_with_namespace=False,
+    )
+
+
+def _distillation(function: Callable[..., Any], outputs: list[str]) -> Node:
+    """Return a node of one student; both students read the same, so that they can be compared."""
+    return Node(
+        function,
+        inputs=["teacher_training_images", "teacher_model", "params:critic_distillation"],
+        outputs=outputs,
+        name=function.__name__,
+        tags=["gpu"],
     )
