@@ -116,7 +116,7 @@ def checkpointing(
     checkpoints: Checkpoints | DisabledCheckpoints = DisabledCheckpoints()
     if settings is not None:
         checkpoints = Checkpoints(settings.folder, settings.every_s, name, about)
-    with explain_training_errors(name, checkpoints.left):
+    with explain_training_errors(name, checkpoints.last_checkpoint_sentence):
         yield checkpoints
 
 
@@ -124,7 +124,7 @@ def checkpointing(
 def explain_training_errors(name: str, more: Callable[[], str] = str) -> Iterator[None]:
     """Turn errors that end a training, and that nobody could foresee, into an InputError.
 
-    `keeping` does this, too.
+    `checkpointing` does this, too.
 
     Args:
         name: of the training.
@@ -155,19 +155,19 @@ class DisabledCheckpoints:
         """Return what `make` returns."""
         return make()
 
-    def left(self) -> str:
+    def last_checkpoint_sentence(self) -> str:
         """Return an empty sentence."""
         return ""
 
 
 class Checkpoints:
-    """Writes and restores the state of one training, see `learning.loop.Keeper`.
+    """Writes and restores the state of one training, see `learning.loop.Checkpointer`.
 
     Args:
         folder: where its files are; created when the first is written.
         every_s: seconds between two, or more if writing takes long; 0: one after every update.
         name: of the files.
-        about: see `keeping`.
+        about: see `checkpointing`.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Checkpoints:
                 logger.warning("%s: %s cannot be kept (%s)", self._name, path, disk_error(exc))
         return made
 
-    def left(self) -> str:
+    def last_checkpoint_sentence(self) -> str:
         """Return a sentence on the checkpoint that can be resumed from; empty if there is none."""
         if self._good is None:
             return ""
