@@ -49,7 +49,7 @@ def check_quarantine(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: in
         raise SourceLostError(
             f"{where}: {len(not_opened):,} of {n_images:,} images could not be opened, such as "
             f"{not_opened.iloc[0]!r}: is the source still there, and may it be read? "
-            "Finished shards are kept: the same command goes on from there"
+            "Finished shards are kept: the same command resumes from there"
         )
 
     counts = counts_by_reason(quarantine["status"])

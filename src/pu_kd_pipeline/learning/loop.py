@@ -244,7 +244,7 @@ def fit(
         schedule: see `learning_rate_factor`.
         state: a state to resume from; the records that it has are yielded first. None: from the
             beginning. Its parts must be everything that the steps change.
-        keeper: called after every update.
+        checkpointer: called after every update.
         examine: maps each new record to the record with further values, such as an accuracy on
             held-out images. It may only change what belongs to the state.
 

@@ -196,7 +196,7 @@ def fit_scores(
         generator: fixes the batches; on the device of the samples.
         pass_over: advances the generator as drawing these rows would, without reading them; a
             resumed training skips the batches that it has seen.
-        keeper: see `fit`.
+        checkpointer: see `fit`.
         examine: see `fit`.
 
     Raises:

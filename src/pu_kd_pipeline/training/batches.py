@@ -46,7 +46,7 @@ def augmented_batches(
     probabilities: Tensor | None = None,
     n_passed: int = 0,
 ) -> Iterator[Batch]:
-    """Yield batches for ever.
+    """Yield batches forever.
 
     Images that are not resident are read, and decoded where they are encoded, while the network
     computes.

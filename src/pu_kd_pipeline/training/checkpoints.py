@@ -318,7 +318,7 @@ class Checkpoints:
                 self._name,
                 state.update,
                 fault,
-                self.left(),
+                self.last_checkpoint_sentence(),
             )
 
 

@@ -149,7 +149,7 @@ def lost_source_error(name: str, why: object) -> str:
     """Return the message of a SourceLostError."""
     return (
         f"{name} could not be read to its end ({why}). Finished shards are kept: once the source "
-        "is whole again, the same command goes on from there"
+        "is whole again, the same command resumes from there"
     )
 
 
