@@ -131,10 +131,14 @@ class _Folds:
         for fold, head in enumerate(heads):
             positive = self.positive[self.positive_fold == fold]
             unlabeled = self.unlabeled[self.unlabeled_fold == fold]
-            scores.append((_scores(head, positive), _scores(head, unlabeled)))
+            positive_scores = _scores(head, positive)
+            unlabeled_scores = _scores(head, unlabeled)
+            scores.append((positive_scores, unlabeled_scores))
         return pooled_ranks(scores)
 
 
 def _scores(head: nn.Module, features: Tensor) -> Scores:
-    scores: Scores = head(features).float().cpu().numpy()
+    outputs: Tensor = head(features)
+    # float32, because NumPy has no bfloat16.
+    scores: Scores = outputs.float().cpu().numpy()
     return scores

@@ -74,7 +74,10 @@ def describe_methods() -> str:
     names: dict[Evidence, list[str]] = {}
     for name, method in METHODS.items():
         names.setdefault(method.evidence, []).append(name)
-    lines = [f"{', '.join(group)}: {evidence.description}" for evidence, group in names.items()]
+    lines = []
+    for evidence, group in names.items():
+        listed = ", ".join(group)
+        lines.append(f"{listed}: {evidence.description}")
     return "; ".join(lines)
 
 
