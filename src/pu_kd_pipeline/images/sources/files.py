@@ -103,7 +103,8 @@ def path_state(path: str) -> str:
         files = sorted(Path(local.anchor or ".").glob(pattern))
     else:
         files = list(files_below(local))
-    return digest_of([_stamp(file) for file in files])
+    stamps = [_stamp(file) for file in files]
+    return digest_of(stamps)
 
 
 def has_wildcard(path: str) -> bool:
