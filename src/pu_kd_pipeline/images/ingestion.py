@@ -116,8 +116,7 @@ def _choose_specification(plan: IngestionPlan, n_images: int) -> Specification:
     budget_bytes = params.disk_budget_gb * 10**9
     is_small_image = plan.size_px <= params.packed_max_size_px
 
-    # Packed stores are read faster. Small images have no need of a budget: decoded, they take
-    # hardly more space than their files.
+    # `auto` packs what is small: packed pixels need no decoding, but more disk than the files.
     kind: Literal["packed", "encoded"] = "encoded"
     if params.kind != "auto":
         kind = params.kind

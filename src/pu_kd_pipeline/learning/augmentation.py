@@ -118,7 +118,10 @@ def copied(
     views = np.empty(shape, dtype=np.uint8)
 
     # As Python numbers, because indexing by tensors takes longer than the copy itself.
-    places = zip(tops.tolist(), lefts.tolist(), is_flipped.tolist(), strict=True)
+    top_list = tops.tolist()
+    left_list = lefts.tolist()
+    flip_list = is_flipped.tolist()
+    places = zip(top_list, left_list, flip_list, strict=True)
     for number, (top, left, is_mirrored) in enumerate(places):
         bottom = top + height
         right = left + width
@@ -166,6 +169,8 @@ class Normalize:
         """Map (N, C, H, W) uint8 to float32."""
         if images.device.type == "cpu":
             return self._on_cpu(images)
+
+        # On a GPU, conversion and multiply-add are one kernel each.
         pixels = images.to(torch.float32, memory_format=self._order)
         return torch.addcmul(self._shift, pixels, self._scale)
 
@@ -177,6 +182,7 @@ class Normalize:
         operands are repeated to the length of an image.
         """
         normalized = torch.empty(images.shape, memory_format=self._order)
+        # The assignment also converts uint8 to float32.
         for channel in range(images.shape[1]):
             normalized[:, channel] = images[:, channel]
 

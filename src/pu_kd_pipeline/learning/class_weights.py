@@ -80,7 +80,9 @@ def class_weights(class_mass: Tensor, *, clip: tuple[float, float] = DEFAULT_CLI
 
     clipped = raw.clamp(low, high)
     weights = n_classes * clipped / clipped.sum()
-    is_clipped = (raw < low) | (raw > high)
+    is_below = raw < low
+    is_above = raw > high
+    is_clipped = is_below | is_above
     return ClassWeights(weights=weights, raw=raw, is_clipped=is_clipped)
 
 
@@ -171,8 +173,11 @@ def _project(points: Tensor, low: Tensor, high: Tensor, total: Tensor) -> Tensor
     # By the optimality conditions it is clamp(point - shift, low, high) for the one shift that
     # gives the sum, which falls as the shift grows: bisection finds it.
     # At `shift_low` every entry is clamped to `high`, at `shift_high` every one to `low`: (n, 1).
-    shift_low = (points - high).amin(dim=1, keepdim=True)
-    shift_high = (points - low).amax(dim=1, keepdim=True)
+    above_high = points - high
+    above_low = points - low
+    shift_low = above_high.amin(dim=1, keepdim=True)
+    shift_high = above_low.amax(dim=1, keepdim=True)
+
     for _ in range(N_BISECTIONS):
         shift = (shift_low + shift_high) / 2.0
         shifted = points - shift

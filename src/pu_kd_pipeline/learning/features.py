@@ -59,6 +59,7 @@ class FeatureExtractor(nn.Module):
         """
         pooled, logits = self._pooled(images)
         descriptor = torch.cat(pooled, dim=1)
+        # Under autocast the network gives bf16.
         return descriptor.float(), logits.float()
 
     def maps(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -125,7 +126,8 @@ def _wrong_tap(tap: str, found: str) -> ValueError:
 
 def to_float16(descriptor: Tensor) -> Tensor:
     """Return the descriptor as stored: float16, clamped to its finite range."""
-    return descriptor.clamp(-_LARGEST_FLOAT16, _LARGEST_FLOAT16).half()
+    clamped = descriptor.clamp(-_LARGEST_FLOAT16, _LARGEST_FLOAT16)
+    return clamped.half()
 
 
 def teacher_outputs(logits: Tensor) -> Tensor:
@@ -150,6 +152,8 @@ def teacher_outputs(logits: Tensor) -> Tensor:
 
     energy = logits.logsumexp(dim=1)
     top_two = logits.topk(2, dim=1).values
-    margin = top_two[:, 0] - top_two[:, 1]
+    largest = top_two[:, 0]
+    second = top_two[:, 1]
+    margin = largest - second
     # In the order of `TEACHER_OUTPUTS`
     return torch.stack([confidence, entropy, energy, margin], dim=1)

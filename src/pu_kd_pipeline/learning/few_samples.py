@@ -261,8 +261,11 @@ def _check_pairs(
         raise ValueError(
             f"{_NARROWER_COPY}: it has {n_student} layers with weights, the teacher {n_teacher}"
         )
+
     for (mine, student), (theirs, teacher) in zip(student_layers, teacher_layers, strict=True):
-        is_wider = len(student.weight) > len(teacher.weight)
+        student_width = len(student.weight)
+        teacher_width = len(teacher.weight)
+        is_wider = student_width > teacher_width
         differs = _plan(student) != _plan(teacher)
         if differs or is_wider:
             raise ValueError(f"{_NARROWER_COPY}: {mine!r} is {student}, {theirs!r} is {teacher}")
@@ -369,9 +372,11 @@ def absorb_pointwise(layer: Aligned, pointwise: Tensor) -> None:
         pointwise: Q, (C, C).
     """
     with torch.no_grad():
+        # (C, inputs): Q mixes filters, whatever their inputs and sizes are.
         filters = layer.weight.flatten(1)
         weight = pointwise @ filters
-        layer.weight.copy_(weight.view_as(layer.weight))
+        weight = weight.view_as(layer.weight)
+        layer.weight.copy_(weight)
         if layer.bias is not None:
             bias = pointwise @ layer.bias
             layer.bias.copy_(bias)

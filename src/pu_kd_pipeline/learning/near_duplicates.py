@@ -36,6 +36,14 @@ class Copies(NamedTuple):
     distances: Tensor
     """(n,) float32 in [0, 2]."""
 
+    def take(self, which: Tensor) -> Copies:
+        """Return the copies that a mask or an index names."""
+        return Copies(
+            rows=self.rows[which],
+            references=self.references[which],
+            distances=self.distances[which],
+        )
+
 
 def fingerprints(images: Tensor) -> Tensor:
     """Return one unit vector per image: the gradients of its gray thumbnail.
@@ -90,7 +98,8 @@ def _gray_thumbnails(images: Tensor) -> Tensor:
     gray = images.float()
     if n_channels == 3:
         luma = torch.tensor(LUMA, device=images.device)
-        gray = gray * luma.view(1, 3, 1, 1)
+        luma = luma.view(1, 3, 1, 1)
+        gray = gray * luma
         gray = gray.sum(dim=1, keepdim=True)
 
     # Smaller images are not enlarged, which would only repeat what they hold.
@@ -113,8 +122,10 @@ def _cosine_basis(n: int) -> tuple[Tensor, Tensor]:
         (n, n) float32 orthonormal rows, and (n,) float32: the sum of squared differences between
         the neighboring values of each row.
     """
+    # In float64: only the finished basis is rounded to float32.
     frequencies = torch.arange(n, dtype=torch.float64)
-    angles = math.pi / n * frequencies
+    angle_step = math.pi / n
+    angles = angle_step * frequencies
     positions = frequencies + 0.5
     phases = angles[:, None] * positions  # one row per frequency
     waves = torch.cos(phases)
@@ -124,7 +135,8 @@ def _cosine_basis(n: int) -> tuple[Tensor, Tensor]:
     waves = waves * scale
     waves[0] /= math.sqrt(2)
 
-    eigenvalues = 2 - 2 * torch.cos(angles)
+    cosines = torch.cos(angles)
+    eigenvalues = 2 - 2 * cosines
     return waves.float(), eigenvalues.float()
 
 
@@ -150,7 +162,9 @@ def copy_limits(
     Raises:
         ValueError: a limit is outside (0, 1].
     """
-    if not (0 < max_distance <= 1 and 0 < max_ratio <= 1):
+    is_distance = 0 < max_distance <= 1
+    is_ratio = 0 < max_ratio <= 1
+    if not (is_distance and is_ratio):
         raise ValueError(
             f"max_distance and max_ratio must lie in (0, 1], got {max_distance!r} and {max_ratio!r}"
         )
@@ -163,9 +177,11 @@ def copy_limits(
     n_others = len(known) - 1
     rank = min(NEIGHBOR_RANK, n_others)
     if rank > 0:
+        # Block by block, because the products of all pairs may not fit into memory.
         n_per_block = max(1, _BLOCK // len(known))
         for start in range(0, n_references, n_per_block):
-            block = slice(start, start + n_per_block)
+            stop = start + n_per_block
+            block = slice(start, stop)
             products = references[block] @ known.T
             # rank + 1, because the nearest is the reference itself
             largest_products = products.topk(rank + 1, dim=1).values
@@ -205,28 +221,33 @@ def find_copies(images: Tensor, references: Tensor, limits: Tensor) -> Copies:
             rows = chunk[:, 0] + start
             others = chunk[:, 1]
             distances = _distances(images[rows], references[others])
-            near = distances <= limits[others]
-            copies = Copies(rows[near], others[near], distances[near])
-            found.append(copies)
+            copies = Copies(rows, others, distances)
+            is_near = distances <= limits[others]
+            found.append(copies.take(is_near))
     return _nearest_of_each_row(found)
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:
     """Return the (n,) distances of (n, D) fingerprints, row by row."""
     products = (first * second).sum(dim=1)
+    distances = 1 - products
     # Rounding can put a product of unit vectors above 1.
-    return (1 - products).clamp_min(0)
+    return distances.clamp_min(0)
 
 
 def _coarse_right(references: Tensor, limits: Tensor) -> Tensor:
     """Return (N_COARSE + 2, M): the coarse coordinates b, 1, and limit - |b|^2 / 2."""
     coarse = references[:, :N_COARSE]
+    n_references = len(references)
     squared_norms = coarse.square().sum(dim=1)
     half_squared_norms = squared_norms / 2
+    # With some slack: rounding must not rule out a copy.
     offsets = limits - half_squared_norms + _SLACK
-    ones = torch.ones(len(references), 1)
+
+    ones = torch.ones(n_references, 1)
     right = torch.cat([coarse, ones, offsets[:, None]], dim=1)
-    return right.T.contiguous()
+    transposed = right.T
+    return transposed.contiguous()
 
 
 def _coarse_left(images: Tensor) -> Tensor:
@@ -234,7 +255,8 @@ def _coarse_left(images: Tensor) -> Tensor:
     coarse = images[:, :N_COARSE]
     squared_norms = coarse.square().sum(dim=1, keepdim=True)
     half_squared_norms = squared_norms / 2
-    ones = torch.ones(len(coarse), 1)
+    n_images = len(images)
+    ones = torch.ones(n_images, 1)
     return torch.cat([coarse, -half_squared_norms, ones], dim=1)
 
 
@@ -243,20 +265,20 @@ def _nearest_of_each_row(found: list[Copies]) -> Copies:
         no_rows = torch.empty(0, dtype=torch.int64)
         no_distances = torch.empty(0)
         return Copies(no_rows, no_rows, no_distances)
-    rows = torch.cat([copies.rows for copies in found])
-    references = torch.cat([copies.references for copies in found])
-    distances = torch.cat([copies.distances for copies in found])
+    copies = Copies(
+        rows=torch.cat([part.rows for part in found]),
+        references=torch.cat([part.references for part in found]),
+        distances=torch.cat([part.distances for part in found]),
+    )
 
     # Two stable sorts: by row, and the nearest of each row first.
-    nearest_first = distances.argsort(stable=True)
-    rows_nearest_first = rows[nearest_first]
-    by_row = rows_nearest_first.argsort(stable=True)
-    order = nearest_first[by_row]
-    rows = rows[order]
-    references = references[order]
-    distances = distances[order]
+    nearest_first = copies.distances.argsort(stable=True)
+    copies = copies.take(nearest_first)
+    by_row = copies.rows.argsort(stable=True)
+    copies = copies.take(by_row)
 
     # A row is the first of its image where it differs from the row above.
-    is_first = torch.ones(len(rows), dtype=torch.bool)
-    is_first[1:] = rows[1:] != rows[:-1]
-    return Copies(rows[is_first], references[is_first], distances[is_first])
+    n_copies = len(copies.rows)
+    is_first = torch.ones(n_copies, dtype=torch.bool)
+    is_first[1:] = copies.rows[1:] != copies.rows[:-1]
+    return copies.take(is_first)

@@ -192,6 +192,7 @@ def _rank_logits(scores: Scores, ordered: Scores) -> Floats:
 
 def _histogram(places: Floats) -> Floats:
     """Return (G,) counts, each place in [0, G - 1) shared between its two neighbors on the grid."""
+    # Linear binning: the nearer neighbor gets the larger share.
     left = places.astype(np.int64)
     right = left + 1
     right_share = places - left
@@ -225,6 +226,7 @@ def isotonic(values: Floats, weight: Floats) -> Floats:
             block = _merged(previous, block)
         blocks.append(block)
 
+    # Each value gets the mean of its block.
     block_means = [block.mean for block in blocks]
     lengths = [block.length for block in blocks]
     means = np.array(block_means, dtype=np.float64)
@@ -233,10 +235,13 @@ def isotonic(values: Floats, weight: Floats) -> Floats:
 
 def _merged(left: _Block, right: _Block) -> _Block:
     weight = left.weight + right.weight
-    weighted_sum = left.mean * left.weight + right.mean * right.weight
-    mean = weighted_sum / weight
-    length = left.length + right.length
-    return _Block(mean, weight, length)
+    left_sum = left.mean * left.weight
+    right_sum = right.mean * right.weight
+    return _Block(
+        mean=(left_sum + right_sum) / weight,
+        weight=weight,
+        length=left.length + right.length,
+    )
 
 
 def _mean_posterior(class_priors: Floats, ratio: Floats, weight: Floats) -> Floats:
@@ -246,8 +251,9 @@ def _mean_posterior(class_priors: Floats, ratio: Floats, weight: Floats) -> Floa
     # From this index on, class_prior * ratio exceeds 1 and the posterior is clipped.
     cut = np.searchsorted(ratio, 1.0 / class_priors)
     unclipped = class_priors * cumulative_ratio[cut]
+    weight_below_cut = cumulative_weight[cut]
     total_weight = cumulative_weight[-1]
-    posterior: Floats = unclipped + total_weight - cumulative_weight[cut]
+    posterior: Floats = unclipped + total_weight - weight_below_cut
     return posterior
 
 
@@ -282,11 +288,13 @@ def checked_scores(values: Scores, name: str, n_axes: int = 1) -> Scores:
         ValueError: they are empty, have another number of axes, or are not all finite.
     """
     values = np.asarray(values)
-    if values.ndim != n_axes or values.size == 0:
+    has_axes = values.ndim == n_axes
+    if not has_axes or values.size == 0:
         kind = "matrix of samples by features"
         if n_axes == 1:
             kind = "vector"
         raise ValueError(f"{name} must be a non-empty {kind}, got shape {values.shape}")
+
     is_invalid = ~np.isfinite(values)
     n_invalid = int(is_invalid.sum())
     if n_invalid > 0:

@@ -110,19 +110,24 @@ class _MixturePath:
 
     def distance_and_slope(self, factor: float) -> tuple[float, float]:
         """Return d(lambda) and d'(lambda) at lambda = factor."""
-        target = factor * self._mean_unlabeled + (1.0 - factor) * self._mean_positive
-        image = factor * self._images[:, 0] + (1.0 - factor) * self._images[:, 1]
+        rest = 1.0 - factor  # negative beyond lambda = 1
+        target = factor * self._mean_unlabeled + rest * self._mean_positive
+        unlabeled_image = self._images[:, 0]
+        positive_image = self._images[:, 1]
+        image = factor * unlabeled_image + rest * positive_image
+
         squared_norm = float(target @ image)
         nearest = nearest_in_hull(self._kernel, image, squared_norm)
-
-        residual = image - self._kernel @ nearest
+        nearest_image = self._kernel @ nearest
+        residual = image - nearest_image
         squared_distance = float((target - nearest) @ residual)
         squared_distance = max(squared_distance, _MIN_DISTANCE**2)
         distance = math.sqrt(squared_distance)
 
         # Danskin: only the target moves with lambda, the minimizer counts as fixed.
         difference = self._mean_unlabeled - self._mean_positive
-        slope = float(difference @ residual) / distance
+        product = float(difference @ residual)
+        slope = product / distance
         return distance, slope
 
 
@@ -138,7 +143,8 @@ def _principal_components(
     if not is_varied.any():
         return samples
 
-    centered = samples - unlabeled.mean(axis=0)
+    mean = unlabeled.mean(axis=0)
+    centered = samples - mean
     rows = centered[:, is_varied] / std[is_varied]
     # The components are those of all samples, not of the unlabeled alone.
     rows -= rows.mean(axis=0)
@@ -192,6 +198,7 @@ def nearest_in_hull(kernel: Tensor, image: Tensor, squared_norm: float) -> Tenso
     Returns:
         (n,) float64, positive, summing to one but for rounding.
     """
+    # Starts in the middle of the hull.
     n = len(image)
     weights = torch.full((n,), 1.0 / n, dtype=torch.float64)
     gradient = kernel @ weights - image
@@ -199,15 +206,20 @@ def nearest_in_hull(kernel: Tensor, image: Tensor, squared_norm: float) -> Tenso
     below_gradients = gradient.min() - gradient.std(correction=0)
     multiplier = float(below_gradients) - 1e-12
     slack = gradient - multiplier
+    smallest_value = _MIN_DISTANCE**2
+
     for _ in range(_MAX_STEPS):
-        value = float(weights @ (gradient - image)) + squared_norm
-        duality_gap = float(gradient @ weights - gradient.min())
-        smallest_value = _MIN_DISTANCE**2
-        if duality_gap <= GAP * max(value, smallest_value):
+        # v'Kv - 2 v'image is v'(gradient - image).
+        inner_product = weights @ (gradient - image)
+        value = float(inner_product) + squared_norm
+        gap = gradient @ weights - gradient.min()
+        largest_gap = GAP * max(value, smallest_value)
+        if float(gap) <= largest_gap:
             break
 
         system = kernel.clone()
-        system.diagonal().add_(slack / weights)
+        diagonal = system.diagonal()  # a view
+        diagonal.add_(slack / weights)
         factor = torch.linalg.cholesky(system)
         dual_residual = gradient - multiplier - slack
 
@@ -221,7 +233,8 @@ def nearest_in_hull(kernel: Tensor, image: Tensor, squared_norm: float) -> Tenso
         predicted_weights = weights + reach * change
         predicted_slack = slack + reach * slack_change
         mean_product = float(weights @ slack) / n
-        shrinkage = float(predicted_weights @ predicted_slack) / n / mean_product
+        predicted_product = float(predicted_weights @ predicted_slack) / n
+        shrinkage = predicted_product / mean_product
         aim = shrinkage**3 * mean_product
 
         # The corrector also makes up for the product of the two changes, which the linearized
@@ -262,8 +275,11 @@ def _newton(
     direction = solved[:, 1]
 
     # dv is affine in dy; the condition on the sum of the weights fixes dy.
-    missing = 1.0 - float(weights.sum()) - float(offset.sum())
-    step = missing / float(direction.sum())
+    weights_sum = float(weights.sum())
+    offset_sum = float(offset.sum())
+    direction_sum = float(direction.sum())
+    missing = 1.0 - weights_sum - offset_sum
+    step = missing / direction_sum
     change = offset + step * direction
     slack_change = (-products - slack * change) / weights
     return change, step, slack_change
@@ -272,5 +288,6 @@ def _newton(
 def _longest_step(values: Tensor, change: Tensor) -> float:
     """Return the largest step that keeps the positive values from going below zero."""
     is_falling = change < 0.0
-    steps = torch.where(is_falling, -values / change, torch.inf)
+    steps_to_zero = -values / change
+    steps = torch.where(is_falling, steps_to_zero, torch.inf)
     return float(steps.min())

@@ -44,16 +44,20 @@ class LeNet5(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, 32, 32) float32 images to (N, K) logits."""
-        features = self.relu1(self.conv1(images))
+        features = self.conv1(images)
+        features = self.relu1(features)
         features = self.pool1(features)
 
-        features = self.relu2(self.conv2(features))
+        features = self.conv2(features)
+        features = self.relu2(features)
         features = self.pool2(features)
 
-        features = self.relu3(self.conv3(features))
-        features = features.flatten(1)  # (N, third)
+        features = self.conv3(features)
+        features = self.relu3(features)
+        features = features.flatten(1)
 
-        hidden = self.relu4(self.fc1(features))
+        hidden = self.fc1(features)
+        hidden = self.relu4(hidden)
         logits: Tensor = self.fc2(hidden)
         return logits
 
@@ -90,7 +94,7 @@ class DigitsCNN(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.block3 = _conv_block(later_width, later_width)
 
-        # Four pixels of every channel remain, so that the last layer still sees where strokes are.
+        # Four pixels of every channel remain, which tell the last layer roughly where strokes are.
         self.global_pool = nn.AdaptiveAvgPool2d(2)
         n_features = 4 * later_width
         self.fc = nn.Linear(n_features, n_classes)

@@ -44,6 +44,7 @@ def logit_indicators(logits: Tensor) -> Tensor:
         (N, 3) float32 (float64 for float64 logits), higher is less related: in [0, 1 - 1/K],
         [0, ln K], [0, 1 - 1/K].
     """
+    # bf16 and float16 have too few digits for differences of probabilities.
     logits = _at_least_float32(logits)
     mp = _mass_outside_maximum(logits)
 
@@ -123,6 +124,7 @@ def _one_minus_cosine(product: Tensor, norms: Tensor) -> Tensor:
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, and 0 for 0 / 0."""
     tiny = torch.finfo(denominator.dtype).tiny
+    # Where a length is 0, the product is 0 as well, and so is the quotient.
     divisor = denominator.clamp(min=tiny)
     return numerator / divisor
 

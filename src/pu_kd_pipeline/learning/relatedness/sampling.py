@@ -84,15 +84,18 @@ def preferential_batches(
     exact = probabilities.detach().cpu().double()
     cumulative = exact.cumsum(dim=0)
     is_vector = probabilities.ndim == 1 and len(probabilities) > 0
-    is_usable = is_vector and bool((probabilities >= 0).all())
+    is_nonnegative = probabilities >= 0  # false for nan
+    is_usable = is_vector and bool(is_nonnegative.all())
     if not is_usable or not 0.0 < float(cumulative[-1]) < math.inf:
         raise ValueError(
             "probabilities must be a non-empty vector of finite values, none negative and not all "
             f"0, got shape {tuple(probabilities.shape)}"
         )
+
     # By the inverse of the distribution function, in integers: torch.multinomial takes 2^24 images
     # at most, and not every device has float64.
-    distribution_function = cumulative / cumulative[-1]
+    total = cumulative[-1]
+    distribution_function = cumulative / total
     ends = (distribution_function * _RESOLUTION).long()
     ends = ends.to(generator.device)
     return _endless_batches(ends, batch_size, generator)
