@@ -114,7 +114,7 @@ def copied(
     A CPU copies rows of pixels 1.3 to 3 times as fast as it gathers single ones.
     """
     _, _, height, width = shape
-    pixels = padded.numpy()
+    pixels = padded.numpy()  # shares the memory
     views = np.empty(shape, dtype=np.uint8)
 
     # As Python numbers, because indexing by tensors takes longer than the copy itself.

@@ -162,6 +162,7 @@ def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> 
     student_layers = _layers(student)
     teacher_layers = _layers(teacher)
     _check_pairs(student_layers, teacher_layers)
+
     aligned_layers = [layer for _, layer in teacher_layers if isinstance(layer, Aligned)]
     last = aligned_layers[-1]
 
@@ -174,7 +175,8 @@ def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> 
         if isinstance(mine, Aligned) and isinstance(theirs, Aligned):
             columns = _columns_of(kept, n_before, theirs, name)
             n_before = len(theirs.weight)
-            if theirs is last:  # its channels are the classes
+            # The channels of the last layer are the classes.
+            if theirs is last:
                 kept = torch.arange(n_before)
             else:
                 width = len(mine.weight)

@@ -120,6 +120,7 @@ def selection_quality(selected: NDArray[np.bool_], relevant: NDArray[np.bool_]) 
         ValueError: the shapes differ or N is 0.
     """
     _check_vectors(selected, relevant)
+
     is_hit = selected & relevant
     n_hits = int(is_hit.sum())
     n_selected = int(selected.sum())

@@ -207,6 +207,7 @@ def find_copies(images: Tensor, references: Tensor, limits: Tensor) -> Copies:
     # product of short vectors rules out nearly all pairs, and never a copy: a pair (a, b) remains
     # where <a, b> - |a|^2 / 2 - |b|^2 / 2 + limit >= 0, which is one product of these vectors.
     right = _coarse_right(references, limits)
+    # At least one, also where there is no reference to divide by.
     n_references = max(1, len(references))
     n_per_block = max(1, _BLOCK // n_references)
 
@@ -252,10 +253,12 @@ def _coarse_right(references: Tensor, limits: Tensor) -> Tensor:
 
 def _coarse_left(images: Tensor) -> Tensor:
     """Return (N, N_COARSE + 2): the coarse coordinates a, -|a|^2 / 2, and 1."""
-    coarse = images[:, :N_COARSE]
-    squared_norms = coarse.square().sum(dim=1, keepdim=True)
-    half_squared_norms = squared_norms / 2
     n_images = len(images)
+    coarse = images[:, :N_COARSE]
+    squares = coarse.square()
+    squared_norms = squares.sum(dim=1, keepdim=True)
+    half_squared_norms = squared_norms / 2
+
     ones = torch.ones(n_images, 1)
     return torch.cat([coarse, -half_squared_norms, ones], dim=1)
 

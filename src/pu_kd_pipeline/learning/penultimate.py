@@ -152,6 +152,7 @@ class SharedHead(nn.Module):
     def folded(self) -> nn.Linear:
         """Return one layer, of the shape of the student's own, with W = W_t A and b = b_t."""
         weight: Tensor = self.head.weight
+        # An adapter that is the identity leaves the head as it is.
         if isinstance(self.adapter, nn.Linear):
             # In float64, so that folding rounds once and the logits hardly move.
             adapter_weight = self.adapter.weight.double()

@@ -72,6 +72,7 @@ class PUHead(nn.Module):
         # The subtraction turns float16 into float32, as the mean is float32.
         features = torch.sub(features, self.mean)
         features.div_(self.std)  # in place, which saves a copy of the batch
+
         if self.squeeze is not None and self.excite is not None:
             # o and t of Eq. 6
             descriptor = features[:, : self.descriptor_size]
@@ -81,6 +82,7 @@ class PUHead(nn.Module):
             excited = self.excite(bottleneck)
             attention = torch.sigmoid(excited)
             features = attention * descriptor
+            # A head without teacher outputs reads no second part.
             if outputs.shape[1] > 0:
                 features = torch.cat([features, outputs], dim=1)
 

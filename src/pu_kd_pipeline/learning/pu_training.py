@@ -254,7 +254,9 @@ def folds_of(n: int, n_folds: int, generator: torch.Generator) -> Tensor:
     """Return an (n,) int64 fold number for each sample; fold sizes differ by at most one."""
     device = generator.device
     order = torch.randperm(n, generator=generator, device=device)
-    folds = torch.empty(n, dtype=torch.int64, device=device)
+
+    # Dealt like cards, in random order: 0, 1, ..., n_folds - 1, 0, 1, ...
     numbers = torch.arange(n, device=device)
+    folds = torch.empty(n, dtype=torch.int64, device=device)
     folds[order] = numbers % n_folds
     return folds

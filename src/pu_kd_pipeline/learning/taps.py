@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 _MAX_DEFAULT_TAPS = 4
 
+_LastLayers = dict[tuple[int, ...], str]  # spatial size -> name of the last layer of that size
+
 
 def last_layer_of_each_resolution(
     network: nn.Module, image_shape: tuple[int, int, int]
@@ -57,8 +59,8 @@ class _ResolutionRecorder:
     """Notes, during a forward pass, which layer comes last at each spatial size."""
 
     def __init__(self) -> None:
-        self.last_map: dict[tuple[int, ...], str] = {}
-        self.last_tokens: dict[tuple[int, ...], str] = {}
+        self.last_map: _LastLayers = {}
+        self.last_tokens: _LastLayers = {}
         self._pooled: list[Tensor] = []
 
     def record(self, name: str, module: nn.Module, _inputs: Any, output: Any) -> None:

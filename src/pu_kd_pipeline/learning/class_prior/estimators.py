@@ -146,7 +146,7 @@ def _monotone_density_ratio(
     positive = _rank_logits(positive_scores, ordered)
     unlabeled = _rank_logits(ordered, ordered)
 
-    # Scott's rule
+    # Scott's rule on the positives
     n_positive = len(positive)
     spread = max(float(positive.std()), _MIN_SPREAD)
     bandwidth = n_positive**-0.2 * spread

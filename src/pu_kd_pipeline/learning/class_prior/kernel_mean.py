@@ -68,7 +68,7 @@ def kernel_mean_class_prior(positive: NDArray[Any], unlabeled: NDArray[Any]) -> 
 
     difference = mean_unlabeled - mean_positive
     kernel, limit = _best_kernel(samples, difference)
-    # No kernel separates the pool from the positives.
+    # Then no kernel separates the pool from the positives.
     if limit < _MIN_DISTANCE:
         return LARGEST_CLASS_PRIOR
     path = _MixturePath(kernel, mean_unlabeled, mean_positive)
@@ -118,6 +118,8 @@ class _MixturePath:
 
         squared_norm = float(target @ image)
         nearest = nearest_in_hull(self._kernel, image, squared_norm)
+
+        # ||target - nearest||^2 is (target - nearest)' K (target - nearest).
         nearest_image = self._kernel @ nearest
         residual = image - nearest_image
         squared_distance = float((target - nearest) @ residual)
@@ -223,13 +225,14 @@ def nearest_in_hull(kernel: Tensor, image: Tensor, squared_norm: float) -> Tenso
         factor = torch.linalg.cholesky(system)
         dual_residual = gradient - multiplier - slack
 
-        # The predictor aims straight at zero products weights * slack. The further it gets, the
-        # smaller the products that the corrector aims at.
+        # The predictor aims straight at zero products weights * slack.
         products = weights * slack
         change, _, slack_change = _newton(factor, weights, slack, dual_residual, products)
         weights_reach = _longest_step(weights, change)
         slack_reach = _longest_step(slack, slack_change)
         reach = min(1.0, weights_reach, slack_reach)
+
+        # The further it gets, the smaller the products that the corrector aims at.
         predicted_weights = weights + reach * change
         predicted_slack = slack + reach * slack_change
         mean_product = float(weights @ slack) / n
@@ -281,6 +284,8 @@ def _newton(
     missing = 1.0 - weights_sum - offset_sum
     step = missing / direction_sum
     change = offset + step * direction
+
+    # ds follows from the third condition.
     slack_change = (-products - slack * change) / weights
     return change, step, slack_change
 

@@ -71,6 +71,7 @@ def attention_transfer_loss(
             "student and teacher need equally many taps, at least one, "
             f"got {len(student_maps)} and {len(teacher_maps)}"
         )
+
     losses = []
     pairs = zip(student_maps, teacher_maps, strict=True)
     for tap, (student_map, teacher_map) in enumerate(pairs):

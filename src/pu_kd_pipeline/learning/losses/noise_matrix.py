@@ -73,8 +73,9 @@ class NoiseMatrix(nn.Module):
 
     def forward(self) -> Tensor:
         """Return Q, (K, K) float32, positive, with rows that sum to 1."""
+        # (K, 1): the share of a row that stays on the diagonal
         diagonal = torch.sigmoid(self.diagonal_logits)
-        diagonal = diagonal[:, None]  # one column, for all entries of a row
+        diagonal = diagonal[:, None]
 
         # The softmax of a row leaves out its diagonal, whose share is fixed above.
         masked_logits = self.off_diagonal_logits.masked_fill(self._is_diagonal, -math.inf)

@@ -43,8 +43,8 @@ def sigmoid_loss(logits: Tensor, label: Literal[-1, 1]) -> Tensor:
     """
     # bf16 keeps three digits, too few for the difference of means that decides the branch below.
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    margins = -label * logits.to(dtype)
-    return torch.sigmoid(margins)
+    exact_logits = logits.to(dtype)
+    return torch.sigmoid(-label * exact_logits)
 
 
 def pu_risk(

@@ -154,6 +154,7 @@ def one_class_sum(
     values = _checked_values(values, calibration.names)
     means = torch.tensor(calibration.means, dtype=torch.float64)
     stds = torch.tensor(calibration.stds, dtype=torch.float64)
+
     # Where noise has no spread (a saturated dss_ext), an indicator counts 0 at the noise's value
     # and, by the limit, +-clip elsewhere: the spread is at least what float32 resolves at the mean.
     float32 = torch.finfo(torch.float32)

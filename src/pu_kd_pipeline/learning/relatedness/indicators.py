@@ -217,6 +217,7 @@ def chi_square_range(degrees_of_freedom: int) -> tuple[float, float]:
         middle = (low + high) / 2.0
         probability = torch.special.gammainc(shape, middle / 2.0)
         is_below = probability < levels
+        # The quantile lies above the middle where the probability up to there is too small.
         low = torch.where(is_below, middle, low)
         high = torch.where(is_below, high, middle)
 

@@ -96,15 +96,19 @@ class RelatednessProbe:
 
         logits, latents, sums, n_channels = self._forward(images)
         parts = [logit_indicators(logits)]
+
         if self._head is not None:
             weight = self._head.weight.detach()
             classes = logits.argmax(dim=1)
             # The last call gave the logits, where the layer is called more than once.
             last_latents = latents[-1]
-            parts.append(latent_indicators(last_latents, weight, classes))
+            part = latent_indicators(last_latents, weight, classes)
+            parts.append(part)
 
-        # (4, N): the mean over all channels of all layers
-        batchnorm_indicators = sums / n_channels.unsqueeze(1)
+        # (4, N): the mean over all channels of all layers. Where no channel counts it is nan, and
+        # the indicator not among those that apply.
+        counts = n_channels.unsqueeze(1)
+        batchnorm_indicators = sums / counts
         applicable = batchnorm_indicators[: self._n_batchnorm]
         parts.append(applicable.T)
         columns = [part.float() for part in parts]
