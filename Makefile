@@ -19,10 +19,10 @@ export DO_NOT_TRACK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The environment is made once, and again when what it is made from changes.
+# The environment is created once, and updated when one of these files changes.
 $(READY): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)': install Python 3.11 or later, or name one with 'make PYTHON=/path/to/python3.12 run'."; exit 1; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "$(PYTHON) is Python %d.%d, and 3.11 to 3.13 is needed: name another one, such as make PYTHON=python3.12 run." % v)'
+	@command -v $(PYTHON) >/dev/null || { echo "'$(PYTHON)' was not found: install Python 3.11 or later, or select one with 'make PYTHON=/path/to/python3.12 run'."; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "$(PYTHON) is Python %d.%d, and 3.11 to 3.13 is needed: select another one, such as make PYTHON=python3.12 run." % v)'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,viz]'
 	@touch $@
@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY) ## run the pipeline: make run, or make run PIPELINE=pool_scoring ARGS='--params=seed=1'
 	$(BIN)/kedro run --pipeline=$(PIPELINE) $(ARGS)
 
-test: lint types contracts pytest ## everything that has to pass
+test: lint types contracts pytest ## all checks: lint, types, contracts, pytest
 
 lint: $(READY) ## ruff, hadolint and shellcheck
 	$(BIN)/ruff check
@@ -44,14 +44,14 @@ types: $(READY) ## mypy
 contracts: $(READY) ## import contracts
 	$(BIN)/lint-imports
 
-pytest: $(READY) ## the tests alone: make pytest ARGS='-k tracking'
+pytest: $(READY) ## only the tests: make pytest ARGS='-k tracking'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
-format: $(READY) ## format the code and mend what ruff can mend
+format: $(READY) ## format the code and apply ruff's automatic fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-explain: $(READY) ## print what would run, and why: make explain, or make explain ARGS='--params=seed=1'
+explain: $(READY) ## print which nodes would run, and why: make explain, or make explain ARGS='--params=seed=1'
 	$(BIN)/kedro explain --pipeline=$(PIPELINE) $(ARGS)
 
 mlflow: $(READY) ## open MLflow on http://127.0.0.1:5000
@@ -63,7 +63,7 @@ viz: $(READY) ## open the pipeline graph on http://127.0.0.1:4141
 	$(BIN)/kedro viz run --port $(VIZ_PORT)
 
 containers: docker/secrets/postgres_password ## build the images and run every stage in its own container
-	@docker compose version >/dev/null 2>&1 || { echo "This needs Docker with Compose and buildx: https://docs.docker.com/engine/install"; exit 1; }
+	@docker compose version >/dev/null 2>&1 || { echo "This target needs Docker with Compose and buildx: https://docs.docker.com/engine/install"; exit 1; }
 	cd docker && docker compose build
 	cd docker && docker compose up --detach --force-recreate
 	@cd docker && docker compose logs --follow --no-log-prefix evaluation reporting
@@ -77,19 +77,19 @@ docker/secrets/postgres_password:
 bench: $(READY) ## measure every speed target: make bench, or make bench ARGS='--only loading --json bench.json'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
 
-gpu-experiment: $(READY) ## CIFAR-10 on a GPU in pieces that resume, images in PU_KD_DATA: make gpu-experiment WORK=data/gpu
+gpu-experiment: $(READY) ## run CIFAR-10 on a GPU in pieces that resume, with images in PU_KD_DATA: make gpu-experiment WORK=data/gpu
 	@until $(BIN)/python -m experiments.gpu_experiment --work $(WORK) $(ARGS); do test $$? = 75 || exit 1; done
 
-manifests: $(READY) ## write docker/compose*.yaml and docker/argo-workflow.yaml from the pipeline
+manifests: $(READY) ## generate docker/compose*.yaml and docker/argo-workflow.yaml from the pipeline
 	$(BIN)/kedro containers compose --out docker/compose.yaml
 	$(BIN)/kedro containers compose --gpu --out docker/compose.gpu.yaml
 	$(BIN)/kedro containers argo --out docker/argo-workflow.yaml
 
-constraints: $(READY) ## pin what is installed now
+constraints: $(READY) ## pin the installed versions
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E '/ @ /d; s/\+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
 
-clean: ## remove outputs (data/02_* to data/08_*) and caches; raw data, MLflow and the environment stay
+clean: ## remove outputs (data/02_* to data/08_*) and caches; keep raw data, MLflow and the environment
 	@find $(DATA)/0[2-8]_* -mindepth 1 ! -name .gitkeep -delete 2>/dev/null || true
 	@rm -rf $(DATA)/node_records $(DATA)/checkpoints
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist

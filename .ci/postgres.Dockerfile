@@ -1,4 +1,4 @@
-# Stands in for the image `postgres` where no registry can be reached: the same user, folders and variables.
+# Replaces the image `postgres` where no registry can be reached: the same user, folders and variables.
 FROM python:3.11-slim
 ENV LANG=C.UTF-8 PGDATA=/var/lib/postgresql/data PATH=/usr/lib/postgresql/15/bin:$PATH
 # hadolint ignore=DL3008

@@ -1,4 +1,7 @@
-"""Compare two metrics.json: everything but how long things took must be the same number."""
+"""Compare two metrics.json: all numbers but latencies must be the same.
+
+`python same_metrics.py FIRST SECOND` prints the differences; the exit status is 1 if there are any.
+"""
 
 import json
 import sys
@@ -6,21 +9,37 @@ from pathlib import Path
 
 
 def numbers(tree: object, prefix: str = "") -> dict[str, object]:
-    """Return dotted key -> leaf, without latencies."""
-    if isinstance(tree, dict):
-        return {
-            k: v
-            for key, value in tree.items()
-            for k, v in numbers(value, f"{prefix}.{key}").items()
-        }
-    return {} if "latency" in prefix else {prefix: tree}
+    """Return dotted key -> value, without latencies."""
+    # How long things took differs from run to run.
+    if "latency" in prefix:
+        return {}
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    found = {}
+    for key, value in tree.items():
+        found.update(numbers(value, f"{prefix}.{key}"))
+    return found
 
 
-first, second = (
-    numbers(json.loads(Path(path).read_text(encoding="utf-8"))) for path in sys.argv[1:]
-)
-different = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
-print(f"{len(first)} numbers, {len(different)} of them different")
-for name in different:
-    print(f"  {name}: {first.get(name)} and {second.get(name)}")
-sys.exit(bool(different))
+def read_numbers(path: str) -> dict[str, object]:
+    """Return the numbers of a file."""
+    text = Path(path).read_text(encoding="utf-8")
+    return numbers(json.loads(text))
+
+
+def main(first_path: str, second_path: str) -> int:
+    """Print the differences and return the exit status."""
+    first = read_numbers(first_path)
+    second = read_numbers(second_path)
+    different = []
+    for name in sorted(first.keys() | second.keys()):
+        if first.get(name) != second.get(name):
+            different.append(name)
+    print(f"{len(first)} numbers, {len(different)} of them different")
+    for name in different:
+        print(f"  {name}: {first.get(name)} and {second.get(name)}")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2]))

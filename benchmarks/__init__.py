@@ -1,1 +1,1 @@
-"""Commands that measure: each prints a table of what it saw, and none of them is a test."""
+"""Commands that measure speed and accuracy: each prints a table. The tests do not run them."""

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,25 +23,40 @@ MODULES = ("loading", "pu_stage", "distillation", "scaling", "start_up")
 
 
 def machine(n_threads: int) -> str:
-    """Return what the numbers were measured on."""
-    cpu = platform.processor() or platform.machine()
+    """Return a description of the machine that the numbers were measured on."""
+    gpu = "no GPU"
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_name()
+    threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
+    hardware = f"{_cpu_name()}, {os.cpu_count()} cores, {threads}, {gpu}"
+    return f"{hardware}; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _cpu_name() -> str:
     cpu_info = Path("/proc/cpuinfo")
+    # Linux names the model there only: `platform.processor()` gives the architecture.
     if cpu_info.exists():
-        names = [
-            line.partition(":")[2].strip()
-            for line in cpu_info.read_text().splitlines()
-            if "model name" in line
-        ]
-        cpu = names[0] if names else cpu
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (
-        f"{cpu}, {os.cpu_count()} cores, {n_threads} thread{'s' * (n_threads > 1)}, {gpu}; torch {torch.__version__}, "
-        f"Python {platform.python_version()}"
-    )
+        for line in cpu_info.read_text().splitlines():
+            if "model name" in line:
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def measure_all(modules: Sequence[str], images: Path | None, work: Path) -> list[Measurement]:
+    """Measure the targets of these modules, and print each row as soon as it is there."""
+    rows = []
+    for name in modules:
+        # Imported when needed: with `--only`, most modules are not.
+        measure: Benchmark = importlib.import_module(f"benchmarks.{name}").measure
+        for row in measure(images, work):
+            rows.append(row)
+            line = f"{row.verdict:7} {row.target} {row.what}: {row.value} {row.unit}"
+            print(line, file=sys.stderr, flush=True)
+    return rows
 
 
 def main() -> None:
-    """Measure, print, and keep."""
+    """Measure, print the table, and write it where asked to."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__.splitlines()[0]
     )
@@ -55,30 +71,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
+
     torch.set_num_threads(options.threads)
     about = machine(options.threads)
+    # The rows go to stderr as they come, so that stdout holds the table alone.
     print(about, file=sys.stderr)
-    rows: list[Measurement] = []
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        for name in options.only:
-            measure: Benchmark = importlib.import_module(f"benchmarks.{name}").measure
-            images = Path(options.images) if options.images else None
-            for row in measure(images, work):
-                rows.append(row)
-                print(
-                    f"{row.verdict:7} {row.target} {row.what}: {row.value} {row.unit}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+        rows = measure_all(options.only, options.images, work)
+
     table = f"{about}\n\n{markdown(rows)}"
     print(table)
     if options.markdown:
         options.markdown.write_text(table, encoding="utf-8")
     if options.json:
-        kept = {"machine": about, "rows": [row.as_json() for row in rows]}
-        options.json.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        content = {"machine": about, "rows": [row.as_json() for row in rows]}
+        options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

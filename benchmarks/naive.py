@@ -1,7 +1,8 @@
-"""What the loaders and PU loops are held against: the loops of a usual research script, every image decoded each epoch.
+"""The other side of the comparisons: the loops of a usual research script.
 
-Torchvision's ImageFolder, Pillow, per-sample transforms, a DataLoader in the process, unfused SGD, a host
-synchronization a step. Here are also the image files that both sides read.
+Torchvision's ImageFolder, Pillow, per-sample transforms, every image decoded in every epoch, a
+DataLoader in the process, unfused SGD, and a host synchronization per step. The image files that
+both sides read are written here, too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pu_kd_pipeline.params.teacher import InputSpec
 
 Transform = Callable[[Image.Image], Tensor]
 
-# how the benchmarks keep their image stores: packed, decoded in the process
+# How the benchmarks keep their image stores: packed, and decoded in this process.
 PACKED = ImageStoreParams(
     kind="packed",
     packed_max_size_px=64,
@@ -38,85 +39,97 @@ _N_FOLDERS = 10
 _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "jpg"}
 
 
-# --- image files ------------------------------------------------------------------------------------------------------
+# --- image files ----------------------------------------------------------------------------------
 
 
 def encoded_images(
     images: Path | None, name: str, n: int, generated: tuple[str, int, int]
 ) -> list[bytes]:
-    """Return the bytes of n image files: spread evenly over the Parquet file of that name, or generated.
+    """Return the bytes of n image files.
 
     Args:
-        images: folder of Parquet files with a column `image`; None: generate.
-        name: of the file, without suffix; it also seeds what is generated.
+        images: folder of Parquet files with a column `image`; None: images are generated.
+        name: the file's name without suffix, whose images are taken evenly; also the seed of
+            generated images.
         n: number of images.
         generated: format ("JPEG" or "PNG"), channels and size in pixels of generated images.
     """
-    if images is not None:
-        column = pq.read_table(images / f"{name}.parquet", columns=["image"])["image"]
-        if len(column) < n:
-            raise ValueError(
-                f"{images / name}.parquet has {len(column)} images, and {n} are needed"
-            )
-        return [
-            column[row].as_py() for row in np.linspace(0, len(column) - 1, n).astype(int).tolist()
-        ]
-    file_format, channels, size_px = generated
-    rng = np.random.default_rng(list(name.encode()))
-    return [_generated(rng, file_format, channels, size_px) for _ in range(n)]
+    if images is None:
+        file_format, channels, size_px = generated
+        # Another seed per name, so that no two sets share images.
+        rng = np.random.default_rng(list(name.encode()))
+        return [_generated(rng, file_format, channels, size_px) for _ in range(n)]
+    file = images / f"{name}.parquet"
+    column = pq.read_table(file, columns=["image"])["image"]
+    if len(column) < n:
+        raise ValueError(f"{file} has {len(column)} images, and {n} are needed")
+    # Spread over the file, which may be sorted by class.
+    rows = np.linspace(0, len(column) - 1, n).astype(int)
+    return [column[row].as_py() for row in rows.tolist()]
 
 
 def _generated(rng: np.random.Generator, file_format: str, channels: int, size_px: int) -> bytes:
-    """Return an image of coarse patches under weak noise: plain noise would take longer to decode than any photo."""
+    """Return an image of coarse patches under weak noise.
+
+    Noise alone would take longer to decode than any photo.
+    """
     patches = rng.integers(0, 256, (8, 8, channels), dtype=np.uint8).squeeze()
-    coarse = Image.fromarray(patches).resize((size_px, size_px), Image.Resampling.BICUBIC)
-    noise = rng.integers(-8, 9, np.shape(coarse))
+    size = (size_px, size_px)
+    coarse = Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC)
+    coarse_pixels = np.asarray(coarse)
+    noise = rng.integers(-8, 9, coarse_pixels.shape)
+    pixels = (coarse_pixels + noise).clip(0, 255)
+    image = Image.fromarray(pixels.astype(np.uint8))
     buffer = io.BytesIO()
-    Image.fromarray((np.asarray(coarse) + noise).clip(0, 255).astype(np.uint8)).save(
-        buffer, file_format
-    )
+    image.save(buffer, file_format)
     return buffer.getvalue()
 
 
 def write_folder(folder: Path, encoded: Sequence[bytes]) -> Path:
-    """Write image files into sub-folders, as ImageFolder wants them, and return the folder."""
+    """Write image files into sub-folders, as ImageFolder expects them, and return the folder."""
     for number in range(_N_FOLDERS):
         (folder / str(number)).mkdir(parents=True, exist_ok=True)
     for row, content in enumerate(encoded):
+        # ImageFolder finds images by their suffix.
         suffix = _SUFFIXES.get(content[:4], "jpg")
-        (folder / str(row % _N_FOLDERS) / f"{row:06d}.{suffix}").write_bytes(content)
+        sub_folder = folder / str(row % _N_FOLDERS)
+        (sub_folder / f"{row:06d}.{suffix}").write_bytes(content)
     return folder
 
 
-# --- loading ----------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 
 def transform_of(
     spec: InputSpec, padding: int = 0, flip: bool = False, resize: bool = True
 ) -> Transform:
-    """Return the per-sample transforms of a script: resize, random crop and flip, to a tensor, normalize."""
+    """Return a script's per-sample transforms: resize, random crop and flip, normalize."""
     transforms = torchvision.transforms
-    steps: list[Any] = [transforms.Resize(spec.size_px)] if resize else []
+    steps: list[Any] = []
+    if resize:
+        steps.append(transforms.Resize(spec.size_px))
     if padding:
         steps.append(transforms.RandomCrop(spec.size_px, padding=padding))
     if flip:
         steps.append(transforms.RandomHorizontalFlip())
-    composed: Transform = transforms.Compose(
-        [*steps, transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
-    )
+    # On images before, on tensors after.
+    steps.append(transforms.ToTensor())
+    steps.append(transforms.Normalize(spec.mean, spec.std))
+    composed: Transform = transforms.Compose(steps)
     return composed
 
 
 def open_image(path: str, channels: int) -> Image.Image:
-    """Return the decoded image in gray or in colors."""
+    """Return the decoded image in gray or in color."""
+    mode = "L" if channels == 1 else "RGB"
     with open(path, "rb") as file:
-        return Image.open(file).convert("L" if channels == 1 else "RGB")
+        return Image.open(file).convert(mode)
 
 
 def image_folder(
     folder: Path, spec: InputSpec, transform: Transform, label: int = 0
 ) -> datasets.ImageFolder:
-    """Return the images of a folder as a data set, decoded and transformed one by one, all with one label."""
+    """Return a folder as a data set: images are decoded one by one, and share one label."""
     return datasets.ImageFolder(
         str(folder),
         transform=transform,
@@ -126,35 +139,46 @@ def image_folder(
 
 
 def rows_of_ids(dataset: datasets.ImageFolder, ids: Iterable[str]) -> list[int]:
-    """Return the positions in the data set of the images that a store calls so."""
-    position = {Path(path).name: row for row, (path, _) in enumerate(dataset.samples)}
-    return [position[Path(image_id).name] for image_id in ids]
+    """Return the positions in the data set of the images with these ids in a store."""
+    # Ids of a store start with a folder, as paths do: file names are unique, and enough.
+    positions = {}
+    for row, (path, _) in enumerate(dataset.samples):
+        positions[Path(path).name] = row
+    return [positions[Path(image_id).name] for image_id in ids]
 
 
 def loader(dataset: Dataset[Any], batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
-    """Return a DataLoader over stated batches, in the process."""
+    """Return a DataLoader over the given batches of positions."""
+    # No workers: the CPU time of other processes would not be counted.
     return DataLoader(dataset, batch_sampler=batches, num_workers=0)  # type: ignore[arg-type]
 
 
-# --- PU training ------------------------------------------------------------------------------------------------------
+# --- PU training ----------------------------------------------------------------------------------
 
 
 def shuffled_union(
     positive: Dataset[Any], unlabeled: Dataset[Any], batch_size: int
 ) -> DataLoader[Any]:
-    """Return batches as the released loop draws them: labeled and unlabeled images together, shuffled."""
-    return DataLoader(
-        ConcatDataset([positive, unlabeled]), batch_size=batch_size, shuffle=True, num_workers=0
-    )
+    """Return batches as the released loop draws them: labeled and unlabeled images shuffled."""
+    union: Dataset[Any] = ConcatDataset([positive, unlabeled])
+    return DataLoader(union, batch_size=batch_size, shuffle=True, num_workers=0)
 
 
 def nnpu_loss(scores: Tensor, is_positive: Tensor, class_prior: float) -> Tensor:
-    """Return the loss whose gradient is nnPU's step (Kiryo et al. 2017, Algorithm 1, beta 0 and gamma 1)."""
-    positive, unlabeled = scores[is_positive], scores[~is_positive]
-    n_positive, n_unlabeled = max(1, len(positive)), max(1, len(unlabeled))
+    """Return the loss whose gradient is nnPU's step.
+
+    Kiryo et al. 2017 (arXiv:1703.00593), Algorithm 1 with beta 0 and gamma 1.
+    """
+    positive = scores[is_positive]
+    unlabeled = scores[~is_positive]
+    # A shuffled batch may hold no positives at all.
+    n_positive = max(1, len(positive))
+    n_unlabeled = max(1, len(unlabeled))
     positive_risk = class_prior * torch.sigmoid(-positive).sum() / n_positive
+    # Positives among the unlabeled count as negatives there: their share is taken off.
     negative_risk = torch.sigmoid(unlabeled).sum() / n_unlabeled
     negative_risk = negative_risk - class_prior * torch.sigmoid(positive).sum() / n_positive
+    # Waits for the value, as scripts do.
     if negative_risk.item() < 0:
         return -negative_risk
     return positive_risk + negative_risk
@@ -166,13 +190,13 @@ def train_end_to_end(
     class_prior: float,
     optimizer: torch.optim.Optimizer,
 ) -> list[float]:
-    """Train head and backbone on batches of images, labeled 1 for positives, and return the loss of every step.
+    """Train head and backbone for one epoch, and return the loss of every step.
 
     Args:
         network: maps (N, C, H, W) images to (N,) scores.
-        batches: one epoch.
+        batches: images and their labels, 1 for positives and 0 for unlabeled.
         class_prior: share of positives among the unlabeled.
-        optimizer: of the network's parameters.
+        optimizer: updates the network's parameters.
     """
     network.train()
     losses = []
@@ -181,5 +205,6 @@ def train_end_to_end(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        # Waits for the loss in every step, as scripts do.
         losses.append(loss.item())
     return losses

@@ -1,7 +1,7 @@
-"""Start-up, target 5: CPU seconds until the first node of `kedro run`, beyond those of an empty Kedro project.
+"""Target 5, start-up: CPU time until the first node of `kedro run`, beyond an empty Kedro project.
 
-Both runs go through Kedro's own command line, in a process of their own that ends when the first node would run. What
-they took is told by that process, so that waiting for a busy machine does not count.
+Both runs go through Kedro's own command line, in a process of their own that ends when the first
+node would run. That process reports its own CPU time: waiting for a busy machine does not count.
 """
 
 from __future__ import annotations
@@ -52,14 +52,16 @@ from kedro.framework.cli.cli import KedroCLI
 from kedro.pipeline.node import Node
 
 
-def tell(self, *_, **__):
+def report_and_exit(self, *_, **__):
     times = os.times()
-    Path(sys.argv[1]).write_text(str(times.user + times.system + times.children_user + times.children_system))
+    own_seconds = times.user + times.system
+    seconds = own_seconds + times.children_user + times.children_system
+    Path(sys.argv[1]).write_text(str(seconds))
     sys.stdout.flush()
     os._exit(0)
 
 
-Node.run = tell
+Node.run = report_and_exit
 KedroCLI(Path.cwd()).main(["run", *sys.argv[2:]])
 """
 
@@ -73,42 +75,51 @@ print(sum(name.partition(".")[0] == "torch" for name in sys.modules))
 def write_empty_project(folder: Path) -> Path:
     """Write a Kedro project of one node that does nothing, with Kedro's own settings."""
     for name, text in EMPTY_PROJECT.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
     return folder
 
 
-def seconds_to_first_node(project: Path, told: Path, *arguments: str) -> float:
-    """Return the CPU seconds of `kedro run` in a project until its first node runs."""
-    told.unlink(missing_ok=True)
+def seconds_to_first_node(project: Path, report: Path, *arguments: str) -> float:
+    """Return the CPU seconds of `kedro run` in a project until its first node runs.
+
+    Args:
+        project: folder of the Kedro project.
+        report: file that the process writes its CPU time to.
+        arguments: further arguments of `kedro run`.
+    """
+    report.unlink(missing_ok=True)
+    # The process ends itself in the middle of a run, so its exit code says nothing.
     done = subprocess.run(
-        [sys.executable, "-c", UNTIL_THE_FIRST_NODE, str(told), *arguments],
+        [sys.executable, "-c", UNTIL_THE_FIRST_NODE, str(report), *arguments],
         cwd=project,
         env={**os.environ, "OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    if not told.exists():
+    if not report.exists():
         raise RuntimeError(f"kedro run in {project} reached no node:\n{done.stdout}{done.stderr}")
-    return float(told.read_text())
+    return float(report.read_text())
 
 
-def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
-    """Yield the rows of target 5."""
-    empty, told = write_empty_project(work / "empty_project"), work / "cpu_seconds.txt"
-    ours_arguments = (f"--params=data={work / 'data'}",)
-    ours, theirs = [], []
-    for number in range(REPEATS + 1):
-        pair = (
-            seconds_to_first_node(PROJECT, told, *ours_arguments),
-            seconds_to_first_node(empty, told),
-        )
-        if number:  # the first pair compiles modules and fills the page cache
-            ours.append(pair[0])
-            theirs.append(pair[1])
+def _first_node_row(work: Path) -> Measurement:
+    empty = write_empty_project(work / "empty_project")
+    report = work / "cpu_seconds.txt"
+    data = f"--params=data={work / 'data'}"
+    # In turn, so that a busy machine slows both.
+    ours = []
+    theirs = []
+    for _ in range(REPEATS + 1):
+        ours.append(seconds_to_first_node(PROJECT, report, data))
+        theirs.append(seconds_to_first_node(empty, report))
+    # The first pair compiles modules and fills the page cache.
+    del ours[0], theirs[0]
     more = sorted(a - b for a, b in zip(ours, theirs, strict=True))
-    yield Measurement(
+    our_median = statistics.median(ours)
+    their_median = statistics.median(theirs)
+    return Measurement(
         "5",
         "`kedro run` until its first node, beyond an empty Kedro project",
         statistics.median(more),
@@ -117,14 +128,24 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
         "s",
         "<=",
         1.5,
-        note=f"{statistics.median(ours):.2f} s against {statistics.median(theirs):.2f} s of CPU time",
+        note=f"{our_median:.2f} s against {their_median:.2f} s of CPU time",
     )
+
+
+def _torch_modules_row() -> Measurement:
+    # In a new process: this one may have imported torch already.
     command = [sys.executable, "-c", TORCH_MODULES]
-    n_modules = float(
-        subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    )
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    n_modules = float(done.stdout)
     what = "torch modules that `import pu_kd_pipeline` imports"
-    yield Measurement("5", what, n_modules, n_modules, n_modules, "x", "<=", 0.0, note="a count")
+    return Measurement("5", what, n_modules, n_modules, n_modules, "x", "<=", 0.0, note="a count")
+
+
+def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
+    """Yield the rows of target 5."""
+    yield _first_node_row(work)
+    yield _torch_modules_row()
     what = "`kedro run` with nothing to do"
-    note = "runs are not skipped yet: each stage runs again, and reuses the shards that are still right"
+    note = "runs are not skipped yet: each stage runs again, "
+    note += "and reuses the shards that are still right"
     yield Measurement("5", what, None, None, None, "s", "<=", 5.0, note=note)

@@ -1,4 +1,6 @@
-"""What all tests share: one thread, no telemetry, the image files' folder, and a tiny Kedro project with our hooks."""
+"""Shared by all tests: one thread, no telemetry, the image folder, a tiny Kedro project with our
+hooks, and a finished run of the demo.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +17,36 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # read when torch is imported: two threads on a loaded machine crawl
+# Read when torch is imported. Two threads are very slow on a machine that is busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Settings of the user's shell must not reach the runs of the tests.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "KEDRO_ENV"):
     os.environ.pop(name, None)
 
-settings.register_profile("unhurried", deadline=None)  # torch's first call outlasts any deadline
-settings.load_profile("unhurried")
+# Torch's first call takes longer than any deadline.
+settings.register_profile("without_deadline", deadline=None)
+settings.load_profile("without_deadline")
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
 def _one_torch_thread() -> None:
-    """Keep torch on one thread, also where a test changed that; torch is not imported for it."""
+    """Set torch to one thread again if a test changed that; torch is not imported for this."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of image files that PU_KD_DATA names; without it the test is skipped, and says so."""
+    """The folder of image files in PU_KD_DATA; without it, the test is skipped with a reason."""
     folder = os.environ.get("PU_KD_DATA")
     if not folder:
         pytest.skip(
             "PU_KD_DATA is not set: name the folder that holds mnist_train.parquet and the like"
         )
     if not Path(folder).is_dir():
-        pytest.fail(f"PU_KD_DATA names {folder}, which is no folder")
+        pytest.fail(f"PU_KD_DATA names {folder}, which is not a folder")
     return Path(folder)
 
 
@@ -95,7 +98,7 @@ def train(params: Training) -> dict:
         if params.mode == "wait":
             time.sleep(60)
         if params.mode == "fail":
-            raise ZeroDivisionError("a fault of ours")
+            raise ZeroDivisionError("a bug")
         if params.mode == "refuse":
             raise InputError("images.parquet, row 3: there is no image. Remove the row.")
     finally:
@@ -105,15 +108,30 @@ def train(params: Training) -> dict:
 
 def evaluate(history: dict) -> dict:
     return {
-        "teacher": {"accuracy": 0.99, "parameters": 1000, "size_bytes": 4000, "per_class_accuracy": [1.0, 0.98]},
+        "teacher": {
+            "accuracy": 0.99,
+            "parameters": 1000,
+            "size_bytes": 4000,
+            "per_class_accuracy": [1.0, 0.98],
+        },
         "student": {"accuracy": 0.955, "parameters": 100, "size_bytes": 400, "agreement": 0.97},
-        "selection": {"n_selected": 700, "n_pool": 3500, "class_prior": 0.2, "rule": "nnpu", "gain": -0.012},
+        "selection": {
+            "n_selected": 700, "n_pool": 3500, "class_prior": 0.2, "rule": "nnpu", "gain": -0.012
+        },
     }
 
 
 def register_pipelines() -> dict:
-    training = Pipeline([Node(train, "params:training", "history", name="train")])
-    evaluation = Pipeline([Node(evaluate, "history", "metrics", name="evaluate")])
+    training = Pipeline(
+        [Node(train, "params:training", "history", name="train")],
+        namespace="pu_training",
+        prefix_datasets_with_namespace=False,
+    )
+    evaluation = Pipeline(
+        [Node(evaluate, "history", "metrics", name="evaluate")],
+        namespace="evaluation",
+        prefix_datasets_with_namespace=False,
+    )
     full = training + evaluation
     return {"__default__": full, "full": full, "pu_training": training, "evaluation": evaluation}
 """,
@@ -143,7 +161,7 @@ KedroRun = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(scope="session")
 def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Kedro project of two quick nodes that has this project's settings, hooks and command line."""
+    """A Kedro project of two quick nodes with this project's settings, hooks and commands."""
     folder = tmp_path_factory.mktemp("tiny")
     for name, text in TINY_PROJECT.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +183,7 @@ def kedro(tiny_project: Path) -> KedroRun:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # a process started in the background of a script ignores Ctrl-C, and its children inherit that
+            # A process in the background of a script ignores Ctrl-C, and so do its children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
@@ -174,7 +192,7 @@ def kedro(tiny_project: Path) -> KedroRun:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store with its tables and nothing in them: making them takes longer than a run of the tiny project."""
+    """An MLflow store with empty tables, because creating them takes longer than a tiny run."""
     from pu_kd_pipeline.tracking.client import Tracker
     from pu_kd_pipeline.tracking.config import TrackingConfig
 
@@ -189,13 +207,13 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(empty_store: Path, tmp_path: Path) -> Path:
-    """A data folder that has an empty MLflow store where runs look for one."""
+    """A data folder with an empty MLflow store at the place where runs look for one."""
     (tmp_path / "mlflow").mkdir()
     shutil.copy(empty_store, tmp_path / "mlflow")
     return tmp_path
 
 
-# What `full` needs to end within seconds and still do everything.
+# With these, `full` takes seconds and still does everything.
 QUICK = (
     "teacher_training.n_updates=150",
     "teacher_training.record_every=50",
@@ -213,16 +231,11 @@ QUICK = (
 def run_kedro(
     *arguments: str, data: Path, params: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `kedro run ...` of this project as a user would, with its outputs in `data` and the quick parameters."""
+    """Run `kedro run ...` of this project as a user would, with outputs in `data` and QUICK."""
+    # Later values win, so a test can override the quick ones.
+    given = ",".join([f"data={data}", *QUICK, *params])
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "kedro",
-            "run",
-            *arguments,
-            f"--params={','.join((f'data={data}', *QUICK, *params))}",
-        ],
+        [sys.executable, "-m", "kedro", "run", *arguments, f"--params={given}"],
         cwd=PROJECT,
         env={**os.environ, "COLUMNS": "250", **environment},
         capture_output=True,
@@ -234,7 +247,7 @@ def run_kedro(
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder of a finished `kedro run --pipeline=full` with the quick parameters; do not write to it.
+    """The data folder of a finished `kedro run --pipeline=full` with QUICK; do not write to it.
 
     Tests that use it carry `pytest.mark.xdist_group("finished_run")`, so that it is made once.
     """

@@ -21,10 +21,11 @@ def figure() -> Figure:
     return figure
 
 
-def test_a_figure_is_saved_in_the_format_of_its_name_with_the_arguments_of_the_catalog(
+def test_a_figure_is_saved_in_the_format_of_its_suffix_with_the_arguments_of_the_catalog(
     figure, tmp_path
 ):
-    picture, drawing = tmp_path / "new" / "curve.png", tmp_path / "curve.svg"
+    picture = tmp_path / "new" / "curve.png"
+    drawing = tmp_path / "curve.svg"
     FigureDataset(filepath=str(picture), save_args={"dpi": 30}).save(figure)
     FigureDataset(filepath=str(drawing)).save(figure)
     assert Image.open(picture).size == (60, 30)
@@ -42,11 +43,12 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_last_picture(figure, tmp_path)
     figure.axes[0].set_title("$unfinished_{$")
     with pytest.raises(DatasetError, match="unfinished"):
         dataset.save(figure)
-    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+    # No temporary file is left either.
+    assert list(tmp_path.iterdir()) == [dataset.filepath]
     assert dataset.filepath.read_bytes() == before
 
 
-def test_a_picture_is_no_figure_again(figure, tmp_path):
+def test_a_picture_cannot_be_loaded_as_a_figure(figure, tmp_path):
     dataset = FigureDataset(filepath=str(tmp_path / "curve.png"))
     dataset.save(figure)
     with pytest.raises(
@@ -55,19 +57,19 @@ def test_a_picture_is_no_figure_again(figure, tmp_path):
         dataset.load()
 
 
-def test_kedro_viz_is_given_the_picture(figure, tmp_path):
+def test_kedro_viz_gets_the_picture(figure, tmp_path):
     dataset = FigureDataset(filepath=str(tmp_path / "curve.png"))
     dataset.save(figure)
     assert base64.b64decode(dataset.preview()) == dataset.filepath.read_bytes()
-    assert (
-        inspect.signature(dataset.preview).return_annotation == "ImagePreview"
-    )  # which kedro-viz goes by
+    # kedro-viz recognizes a preview by this annotation.
+    signature = inspect.signature(dataset.preview)
+    assert signature.return_annotation == "ImagePreview"
 
 
-def test_the_folder_of_checkpoints_is_told_and_not_written(tmp_path):
+def test_the_checkpoint_dataset_names_its_folder_and_cannot_be_saved(tmp_path):
     dataset = CheckpointsDataset(filepath=str(tmp_path / "checkpoints"), every_s=30)
     assert dataset.load() == tmp_path / "checkpoints"
     assert dataset.every_s == 30
     assert not dataset.exists()
-    with pytest.raises(DatasetError, match="is written by no node"):
+    with pytest.raises(DatasetError, match="is not written by any node"):
         dataset.save("anything")

@@ -1,4 +1,4 @@
-"""Every environment of conf/ gives parameters that the pipeline takes, and a grid that can be made."""
+"""Every environment of conf/ has parameters that the pipeline accepts, and a grid that can run."""
 
 from __future__ import annotations
 
@@ -12,92 +12,90 @@ from pu_kd_pipeline.comparison.grid import Blocks, cells_of
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.params.comparison import ComparisonParams
-from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.environment import read_parameters
-from tests.test_docs import BLOCKS, configured
+from tests.configuration import BLOCKS, kedro_parameters
 
-PROJECT = Path(__file__).resolve().parents[1]
-ENVIRONMENTS = sorted(path.parent.name for path in (PROJECT / "conf").glob("*/parameters.yml"))
+CONF = Path(__file__).resolve().parents[1] / "conf"
+ENVIRONMENTS = sorted(path.parent.name for path in CONF.glob("*/parameters.yml"))
 ENVIRONMENT_BLOCKS = {**BLOCKS, "comparison": ComparisonParams}
 
-
-def parameters_of(environment: str) -> dict[str, Any]:
-    return configured(environment, PROJECT / "conf")
+each_environment = pytest.mark.parametrize("environment", ENVIRONMENTS)
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_parameters_validate_and_networks_can_be_built(
-    environment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def _images_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environments name image files in this folder; nothing is read from it here."""
     monkeypatch.setenv("PU_KD_DATA", "/images")
-    found = parameters_of(environment)
-    blocks: dict[str, Any] = {
-        name: model.model_validate(found[name]) for name, model in ENVIRONMENT_BLOCKS.items()
-    }
-    teacher, student = blocks["teacher"], blocks["distillation"]
-    n_classes = teacher.classes if isinstance(teacher.classes, int) else len(teacher.classes)
-    sizes = [
-        sum(
-            parameter.numel()
-            for parameter in build_network(
-                name, n_classes, teacher.input.channels, options
-            ).parameters()
-        )
-        for name, options in (
-            (teacher.architecture, teacher.architecture_options),
-            (student.student_architecture, student.student_options),
-        )
-    ]
-    assert sizes[1] < sizes[0]
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_grids_are_of_rules_that_the_sources_allow(
-    environment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PU_KD_DATA", "/images")
-    found = parameters_of(environment)
-    grid = ComparisonParams.model_validate(found["comparison"])
-    blocks = {
-        field.name: BLOCKS[field.name].model_validate(found[field.name]) for field in fields(Blocks)
-    }
-    assert cells_of(grid, Blocks(**blocks))  # type: ignore[arg-type]
+def blocks_of(environment: str) -> dict[str, Any]:
+    """Return the typed blocks of an environment."""
+    parameters = kedro_parameters(environment, CONF)
+    blocks = {}
+    for name, model in ENVIRONMENT_BLOCKS.items():
+        blocks[name] = model.model_validate(parameters[name])
+    return blocks
+
+
+def n_parameters(architecture: str, n_classes: int, channels: int, options: dict[str, Any]) -> int:
+    network = build_network(architecture, n_classes, channels, options)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@each_environment
+def test_parameters_validate_and_the_student_is_smaller_than_the_teacher(environment: str) -> None:
+    blocks = blocks_of(environment)
+    teacher = blocks["teacher"]
+    student = blocks["distillation"]
+    n_classes = teacher.classes
+    if not isinstance(n_classes, int):
+        n_classes = len(n_classes)
+    channels = teacher.input.channels
+    teacher_size = n_parameters(
+        teacher.architecture, n_classes, channels, teacher.architecture_options
+    )
+    student_size = n_parameters(
+        student.student_architecture, n_classes, channels, student.student_options
+    )
+    assert student_size < teacher_size
+
+
+@each_environment
+def test_grids_use_only_rules_and_methods_that_the_sources_allow(environment: str) -> None:
+    blocks = blocks_of(environment)
+    grid = blocks["comparison"]
+    ingestion = blocks["data_ingestion"]
+    grid_blocks = Blocks(**{field.name: blocks[field.name] for field in fields(Blocks)})
+    assert cells_of(grid, grid_blocks)
     assert len(grid.seeds) >= 3
-    ingestion = DataIngestionParams.model_validate(found["data_ingestion"])
-    variants = {name: variant for name, variant in grid.variants.items() if variant is not None}
+    # null removes a variant of conf/base.
+    variants = [variant for variant in grid.variants.values() if variant is not None]
     if not all(source.labels == "truth" for source in ingestion.pool):
-        assert not [name for name, variant in variants.items() if variant.rule == "oracle"]
+        assert "oracle" not in {variant.rule for variant in variants}
     if not ingestion.teacher_training:
-        assert not [name for name, variant in variants.items() if variant.method == "original"]
-    drawn = min(source.per_class for source in ingestion.labeled) if environment != "base" else None
-    if drawn is not None:
-        assert max(grid.labeled_per_class) <= drawn
+        assert "original" not in {variant.method for variant in variants}
+    # null: all images of the source, whose number is not known here.
+    n_drawn = [source.per_class for source in ingestion.labeled]
+    if None not in n_drawn:
+        assert max(grid.labeled_per_class) <= min(n_drawn)
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_parameters_read_without_kedro_are_the_same(
-    environment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PU_KD_DATA", "/images")
-    expected = parameters_of(environment)
-    assert read_parameters(PROJECT / "conf", environment) == expected
+@each_environment
+def test_parameters_read_without_kedro_are_the_same(environment: str) -> None:
+    expected = kedro_parameters(environment, CONF)
+    assert read_parameters(CONF, environment) == expected
     given = {"distillation": {"n_updates": 7}}
-    changed = read_parameters(PROJECT / "conf", environment, given)
-    assert changed["distillation"] == expected["distillation"] | given["distillation"]
+    changed = read_parameters(CONF, environment, given)
+    assert changed["distillation"] == {**expected["distillation"], "n_updates": 7}
 
 
-def test_an_environment_that_is_not_there_is_named() -> None:
+def test_an_unknown_environment_is_named() -> None:
     with pytest.raises(InputError, match="no environment 'cifar11'"):
-        read_parameters(PROJECT / "conf", "cifar11")
+        read_parameters(CONF, "cifar11")
 
 
-def test_the_networks_for_two_cores_are_a_quarter_of_a_teacher_of_a_third_of_a_million() -> None:
-    sizes = [
-        sum(
-            parameter.numel()
-            for parameter in build_network("cifar_resnet", 10, 3, options).parameters()
-        )
-        for options in ({"depth": 8, "width": 32}, {"depth": 8, "width": 16})
-    ]
-    assert 0.3e6 < sizes[0] < 0.7e6
-    assert 0.24 < sizes[1] / sizes[0] < 0.26
+def test_the_students_for_two_cores_have_a_quarter_of_their_teachers_parameters() -> None:
+    teacher_size = n_parameters("cifar_resnet", 10, 3, {"depth": 8, "width": 32})
+    student_size = n_parameters("cifar_resnet", 10, 3, {"depth": 8, "width": 16})
+    assert 0.3e6 < teacher_size < 0.7e6
+    assert 0.24 < student_size / teacher_size < 0.26

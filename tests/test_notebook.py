@@ -1,9 +1,10 @@
-"""The tour of a finished run: it runs from top to bottom, and is committed without outputs."""
+"""The notebook about a finished run: it runs from top to bottom, and has no outputs in git."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -13,40 +14,47 @@ NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "tour.ipynb"
 
 @pytest.fixture(scope="module")
 def run_folder(request: pytest.FixtureRequest) -> Path:
-    """The data folder of a finished run: the one that PU_KD_NOTEBOOK_DATA names, or that of the tests' own run."""
-    named = os.environ.get("PU_KD_NOTEBOOK_DATA")
-    return Path(named).resolve() if named else request.getfixturevalue("finished_run")
+    """The data folder of a finished run: PU_KD_NOTEBOOK_DATA, or else that of `finished_run`."""
+    folder = os.environ.get("PU_KD_NOTEBOOK_DATA")
+    if folder:
+        return Path(folder).resolve()
+    return request.getfixturevalue("finished_run")
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def test_the_notebook_is_committed_without_outputs() -> None:
-    cells = [
-        cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"
-    ]
+    cells = code_cells(nbformat.read(NOTEBOOK, as_version=4))
     assert cells
-    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+    for cell in cells:
+        assert not cell.outputs
+        assert cell.execution_count is None
 
 
 @pytest.mark.xdist_group("finished_run")
-def test_the_notebook_tours_a_finished_run(
+def test_the_notebook_shows_a_finished_run(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PU_KD_RUN", str(run_folder))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
-    ).execute()
-    outputs = [
-        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
-    ]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
-    said = " ".join(output.get("data", {}).get("text/plain", "") for output in outputs)
-    for name in (
-        "agreement with the teacher",
-        "pool images selected",
-        "'rule'",
-        "size_px",
-        "Name: probability",
-    ):
-        assert name in said
+    # Relative paths in the notebook start from its own folder, as in Jupyter.
+    resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    NotebookClient(notebook, timeout=120, resources=resources).execute()
+    n_figures = 0
+    texts = []
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            n_figures += "image/png" in data
+            texts.append(data.get("text/plain", ""))
+    assert n_figures == 4
+    printed = " ".join(texts)
+    assert "agreement with the teacher" in printed
+    assert "pool images selected" in printed
+    assert "'rule'" in printed
+    assert "size_px" in printed
+    assert "Name: probability" in printed

@@ -1,4 +1,4 @@
-"""What a long loop says, to a person and to a log, and to whom it tells its records."""
+"""Progress of long loops: on a terminal, in a log, and to listeners."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pu_kd_pipeline import progress
 
 
 def records(n: int):
-    return ({"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, n + 1))
+    for epoch in range(1, n + 1):
+        yield {"epoch": epoch, "loss": 1 / epoch}
 
 
 @pytest.fixture
@@ -23,58 +24,69 @@ def lines(caplog):
 
 
 @pytest.fixture
-def heard():
-    told = []
-    listener = lambda name, step, record: told.append((name, step, record["loss"]))  # noqa: E731
-    progress.records.add(listener)
-    yield told
-    progress.records.remove(listener)
-    progress.records.remove(listener)  # once more does no harm
+def published():
+    """What listeners receive: name, step and loss of every record."""
+    received = []
+
+    def listen(name, step, record):
+        received.append((name, step, record["loss"]))
+
+    progress.records.add(listen)
+    yield received
+    progress.records.remove(listen)
+    # Removing a listener twice does no harm.
+    progress.records.remove(listen)
 
 
-def test_every_record_passes_and_is_told_before_the_next_one_is_made(heard):
-    for passed, record in enumerate(progress.watch(records(3), name="training", total=3), start=1):
-        assert record == {"epoch": passed, "loss": 1 / passed}
-        assert len(heard) == passed
-    assert heard == [("training", 1, 1.0), ("training", 2, 0.5), ("training", 3, 1 / 3)]
+def test_every_record_is_published_before_the_next_one_is_made(published):
+    loop = progress.watch(records(3), name="training", total=3)
+    for count, record in enumerate(loop, start=1):
+        assert record == {"epoch": count, "loss": 1 / count}
+        assert len(published) == count
+    assert published == [("training", 1, 1.0), ("training", 2, 0.5), ("training", 3, 1 / 3)]
 
 
-def test_a_resumed_loop_keeps_its_own_steps(heard):
-    list(progress.watch(itertools.islice(records(5), 3, None), name="training", total=2))
-    assert [step for _, step, _ in heard] == [4, 5]
+def test_a_resumed_loop_keeps_its_own_steps(published):
+    remaining = itertools.islice(records(5), 3, None)
+    list(progress.watch(remaining, name="training", total=2))
+    assert [step for _, step, _ in published] == [4, 5]
 
 
-def test_a_log_gets_the_first_and_the_last_step_and_one_line_in_ten_seconds(lines, monkeypatch):
+def test_a_log_has_the_first_and_last_step_and_one_line_every_ten_seconds(lines, monkeypatch):
     clock = itertools.count(step=0.5)
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     for _ in progress.watch(records(100), name="training", total=100):
         now[0] = next(clock)
-    assert [line.split(" ")[1] for line in lines()] == ["1", "22", "42", "62", "82", "100"]
-    assert lines()[1] == "training: 22 of 100 loss 0.04545, about 37 s left"
+    logged = lines()
+    steps = [line.split(" ")[1] for line in logged]
+    assert steps == ["1", "22", "42", "62", "82", "100"]
+    assert logged[1] == "training: 22 of 100 loss 0.04545, about 37 s left"
 
 
-def test_what_a_resumed_loop_tells_again_does_not_make_it_look_quick(lines, monkeypatch):
+def test_steps_that_a_resumed_loop_repeats_do_not_spoil_the_remaining_time(lines, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     for record in progress.watch(records(100), name="training", total=100):
-        now[0] += 5.0 if record["epoch"] >= 60 else 0.0
+        # The first 59 epochs come from a checkpoint and take no time.
+        if record["epoch"] >= 60:
+            now[0] += 5.0
     assert lines()[-2] == "training: 98 of 100 loss 0.0102, about 10 s left"
 
 
-def test_an_unknown_length_and_an_abandoned_loop_still_tell_the_last_step(lines):
+def test_a_loop_of_unknown_length_that_is_abandoned_still_logs_its_last_step(lines):
     for item in progress.track(iter(range(1000)), name="shards", unit="images"):
         if item == 4:
             break
     assert lines() == ["shards: 1 images", "shards: 5 images"]
 
 
-def test_tracking_a_plain_loop_publishes_nothing(heard):
+def test_tracking_a_plain_loop_publishes_nothing(published):
     assert list(progress.track([1, 2, 3], name="shards")) == [1, 2, 3]
-    assert heard == []
+    assert published == []
 
 
-def test_a_person_sees_a_bar_and_loops_inside_each_other_share_the_screen(monkeypatch, lines):
+def test_a_terminal_shows_bars_and_nested_loops_share_the_screen(monkeypatch, lines):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -85,8 +97,10 @@ def test_a_person_sees_a_bar_and_loops_inside_each_other_share_the_screen(monkey
     monkeypatch.setenv("COLUMNS", "120")
     for _ in progress.watch(records(2), name="training", total=2):
         assert list(progress.track(range(3), name="batches")) == [0, 1, 2]
-    assert "training" in screen.getvalue()
-    assert "batches" in screen.getvalue()
-    assert "2/2" in screen.getvalue()
-    assert "loss 0.5" in screen.getvalue()
+    shown = screen.getvalue()
+    assert "training" in shown
+    assert "batches" in shown
+    assert "2/2" in shown
+    assert "loss 0.5" in shown
+    # The log stays empty.
     assert lines() == []

@@ -1,4 +1,4 @@
-"""Stand-ins for what a user brings: a trained teacher, labeled images, a pool, test images. Needs no download.
+"""Write stand-ins for a user's files: a trained teacher and images. Needs no download.
 
 `python docs/examples/make_stand_ins.py data/01_raw/mine` writes
 
@@ -7,7 +7,8 @@
     test/<class>/*.png         50 images of each class
     pool/part-*.parquet        2,100 images without labels: 700 digits among 1,400 patches of photos
 
-The images are scikit-learn's digits, enlarged to 32x32. Nothing of the pipeline is imported: files are all it asks for.
+The images are scikit-learn's digits, enlarged to 32x32. Nothing is imported from the pipeline: all
+it needs is files.
 """
 
 from __future__ import annotations
@@ -25,8 +26,16 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-MEAN, STD = 0.31, 0.35  # of the teacher's training images, pixels in [0, 1]
+# Of the teacher's training images, pixels in [0, 1].
+MEAN = 0.31
+STD = 0.35
 SIZE_PX = 32
+
+N_LABELED = 10
+N_TEST = 50
+N_POOL_DIGITS = 700
+N_POOL_PATCHES = 1400
+PATCH_PX = 64
 
 
 def main(folder: Path) -> None:
@@ -35,22 +44,49 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     digits = load_digits()
-    images = [
-        Image.fromarray((image * 15.9375).astype(np.uint8)).resize((SIZE_PX, SIZE_PX))
-        for image in digits.images
-    ]
+    images = _enlarged_digits(digits.images)
+
+    # No image is used twice: labeled and test images first, then the pool and the teacher.
     order = rng.permutation(len(images))
-    per_class = [order[digits.target[order] == label] for label in range(len(CLASSES))]
-    for label, rows in enumerate(per_class):
-        _save_folder(folder / "labeled" / CLASSES[label], images, rows[:10])
-        _save_folder(folder / "test" / CLASSES[label], images, rows[10:60])
-    rest = rng.permutation(np.concatenate([rows[60:] for rows in per_class]))
+    left_over = []
+    for label, name in enumerate(CLASSES):
+        rows = order[digits.target[order] == label]
+        n_used = N_LABELED + N_TEST
+        _save_folder(folder / "labeled" / name, images, rows[:N_LABELED])
+        _save_folder(folder / "test" / name, images, rows[N_LABELED:n_used])
+        left_over.append(rows[n_used:])
+    rest = rng.permutation(np.concatenate(left_over))
+
+    pool = [images[row] for row in rest[:N_POOL_DIGITS]]
+    pool += _photo_patches(N_POOL_PATCHES, rng)
+    shuffled = [pool[position] for position in rng.permutation(len(pool))]
+    _save_parquet(folder / "pool", shuffled)
+    _train_teacher(folder / "teacher.pt", images, digits.target, rest[N_POOL_DIGITS:])
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def _enlarged_digits(digits: np.ndarray) -> list[Image.Image]:
+    images = []
+    for digit in digits:
+        # scikit-learn's pixels are 0 to 16.
+        pixels = (digit * 15.9375).astype(np.uint8)
+        images.append(Image.fromarray(pixels).resize((SIZE_PX, SIZE_PX)))
+    return images
+
+
+def _photo_patches(n: int, rng: np.random.Generator) -> list[Image.Image]:
+    """Return small patches of two photos."""
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    pool = [images[row] for row in rest[:700]] + [
-        _patch(photos[number % 2], rng) for number in range(1400)
-    ]
-    _save_parquet(folder / "pool", [pool[position] for position in rng.permutation(len(pool))])
-    _train_teacher(folder / "teacher.pt", images, digits.target, rest[700:])
+    patches = []
+    for number in range(n):
+        photo = photos[number % 2]
+        left = rng.integers(photo.width - PATCH_PX)
+        top = rng.integers(photo.height - PATCH_PX)
+        patch = photo.crop((left, top, left + PATCH_PX, top + PATCH_PX))
+        patches.append(patch.resize((SIZE_PX, SIZE_PX)))
+    return patches
 
 
 def _save_folder(folder: Path, images: list[Image.Image], rows: np.ndarray) -> None:
@@ -59,35 +95,41 @@ def _save_folder(folder: Path, images: list[Image.Image], rows: np.ndarray) -> N
         images[row].save(folder / f"{row:04d}.png")
 
 
-def _patch(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
-    left, top = rng.integers(photo.width - 64), rng.integers(photo.height - 64)
-    return photo.crop((left, top, left + 64, top + 64)).resize((SIZE_PX, SIZE_PX))
-
-
 def _save_parquet(folder: Path, images: list[Image.Image], n_files: int = 3) -> None:
+    """Write the images as PNG bytes, spread over several files."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(n_files):
-        part = images[number::n_files]
-        files = [io.BytesIO() for _ in part]
-        for image, file in zip(part, files, strict=True):
-            image.save(file, "PNG")
-        ids = [f"pool/{number}/{row}" for row in range(len(part))]
-        table = pa.table({"id": ids, "image": [file.getvalue() for file in files]})
+        ids = []
+        contents = []
+        for row, image in enumerate(images[number::n_files]):
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            ids.append(f"pool/{number}/{row}")
+            contents.append(buffer.getvalue())
+        table = pa.table({"id": ids, "image": contents})
         pq.write_table(table, folder / f"part-{number}.parquet")
+
+
+# --- teacher --------------------------------------------------------------------------------------
 
 
 def _train_teacher(
     file: Path, images: list[Image.Image], targets: np.ndarray, rows: np.ndarray
 ) -> None:
+    """Train the network on the images at `rows`, and save its state dict."""
+    # (N, 1, H, W) in [0, 1].
     pixels = np.stack([np.asarray(images[row], dtype=np.float32)[None] / 255 for row in rows])
     print(f"teacher's training images: mean {pixels.mean():.3f}, std {pixels.std():.3f}")
-    inputs, labels = torch.from_numpy((pixels - MEAN) / STD), torch.from_numpy(targets[rows])
+    inputs = torch.from_numpy((pixels - MEAN) / STD)
+    labels = torch.from_numpy(targets[rows])
     network = small_cnn(len(CLASSES)).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(12):
         for batch in torch.randperm(len(inputs)).split(32):
+            logits = network(inputs[batch])
+            loss = torch.nn.functional.cross_entropy(logits, labels[batch])
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(network(inputs[batch]), labels[batch]).backward()
+            loss.backward()
             optimizer.step()
     torch.save(network.state_dict(), file)
 

@@ -10,6 +10,7 @@ from kedro.framework.project import configure_project
 def main(*args: Any, **kwargs: Any) -> Any:
     """Run with the options of `kedro run`, in a folder that holds `conf/`."""
     configure_project("pu_kd_pipeline")
+    # Kedro's commands can be imported only after the project is configured.
     from pu_kd_pipeline.cli.commands import run
 
     return run(*args, **kwargs)

@@ -1,6 +1,7 @@
-"""What the catalog needs to know of our files: one Kedro dataset a kind; reading and writing are others' business.
+"""The catalog's dataset types, one per kind of file; other packages read and write the files.
 
-A dataset that saves a plan (`IngestionPlan`, a mapping of shard makers) runs it shard by shard in bounded memory.
+A dataset that saves a plan (`IngestionPlan`, a mapping of functions that make one shard each) runs
+it shard by shard, in bounded memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
-# kedro-viz recognizes a preview by the name of its annotation, wherever that is defined
+# kedro-viz recognizes a preview by the name of its return annotation, wherever that is defined.
 TablePreview = NewType("TablePreview", dict[str, Any])
 ImagePreview = NewType("ImagePreview", str)
 
@@ -43,22 +44,22 @@ class _OnDisk:
 
 
 class FolderDataset(_OnDisk, AbstractDataset[NoReturn, Path]):
-    """A folder in which something is kept beside what the nodes make; no node reads or writes it."""
+    """A folder of files about the run; no node reads or writes it."""
 
     def save(self, data: NoReturn) -> None:
         """Refuse."""
-        raise DatasetError(f"{self.filepath} is written by no node")
+        raise DatasetError(f"{self.filepath} is not written by any node")
 
     def load(self) -> Path:
-        """Return where it is."""
+        """Return the path of the folder."""
         return self.filepath
 
 
 class CheckpointsDataset(FolderDataset):
-    """The folder of checkpoints; trainings find it through a hook.
+    """The folder of checkpoints; a hook passes it to trainings.
 
     Args:
-        filepath: where every node that trains has a folder.
+        filepath: the folder that has a subfolder per node that trains.
         every_s: seconds between two checkpoints of a training; 0: one after every update.
     """
 
@@ -70,7 +71,7 @@ class CheckpointsDataset(FolderDataset):
 
 
 class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):
-    """An image store; saving an ingestion plan makes only the shards that are not there yet."""
+    """An image store; saving an ingestion plan makes only the missing shards."""
 
     def save(self, data: IngestionPlan) -> None:
         """Run the plan."""
@@ -85,15 +86,19 @@ class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"])
         return ImageStore.open(self.filepath)
 
     def _exists(self) -> bool:
+        # The file is written last: without it, the store is incomplete.
         return (self.filepath / "store.json").is_file()
 
 
 class ShardedTableDataset(
     _OnDisk, AbstractDataset["Mapping[str, Callable[[], pa.Table]]", "ShardedTable"]
 ):
-    """A table of one Parquet file a shard; saving makes only the shards that are not there yet.
+    """A table with one Parquet file per shard; saving makes only the missing shards.
 
-    Shards that the table no longer has are removed, or kept for later with `keeps_others`.
+    Args:
+        filepath: the folder of the files.
+        keeps_others: keep shards that the table no longer has, instead of removing them.
+        metadata: Kedro's metadata of the entry.
     """
 
     def __init__(
@@ -115,17 +120,18 @@ class ShardedTableDataset(
         return ShardedTable.open(self.filepath)
 
     def files(self) -> list[Path]:
-        """Return the files of the table, as far as they are there; others in its folder are none of its."""
+        """Return the existing files of the table, without other files in its folder."""
         from pu_kd_pipeline.storage.sharded_table import files_of_table
 
         return files_of_table(self.filepath)
 
     def _exists(self) -> bool:
+        # The file is written last: without it, the table is incomplete.
         return (self.filepath / "shards.json").is_file()
 
 
 class TableDataset(_OnDisk, AbstractDataset["pd.DataFrame", "pd.DataFrame"]):
-    """A Parquet table whose `DataFrame.attrs` live in the file's metadata."""
+    """A Parquet table; its `DataFrame.attrs` are stored in the file's metadata."""
 
     def save(self, data: pd.DataFrame) -> None:
         """Write the table."""
@@ -141,14 +147,17 @@ class TableDataset(_OnDisk, AbstractDataset["pd.DataFrame", "pd.DataFrame"]):
 
     def preview(self, nrows: int = 5) -> TablePreview:
         """Return the first rows for kedro-viz."""
-        return TablePreview(self.load().head(nrows).to_dict(orient="split"))
+        first_rows = self.load().head(nrows)
+        return TablePreview(first_rows.to_dict(orient="split"))
 
 
 class FigureDataset(_OnDisk, AbstractDataset["Figure", NoReturn]):
-    """A picture of a matplotlib figure; matplotlib is not imported before there is one.
+    """A picture of a Matplotlib figure; Matplotlib is imported only when a figure is made.
 
     Args:
-        save_args: further arguments of `Figure.savefig`; the format is that of the file's name.
+        filepath: the picture; its suffix is the format.
+        save_args: further arguments of `Figure.savefig`.
+        metadata: Kedro's metadata of the entry.
     """
 
     def __init__(
@@ -159,25 +168,25 @@ class FigureDataset(_OnDisk, AbstractDataset["Figure", NoReturn]):
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(filepath=filepath, metadata=metadata)
-        self.save_args = {
-            "format": self.filepath.suffix.removeprefix(".") or None,
-            **(save_args or {}),
-        }
+        # Named explicitly, because `savefig` gets an open file, which has no suffix.
+        file_format = self.filepath.suffix.removeprefix(".") or None
+        self.save_args = {"format": file_format, **(save_args or {})}
 
     def save(self, data: Figure) -> None:
-        """Draw the picture."""
+        """Write the picture."""
         from pu_kd_pipeline.storage.atomic import replacing_file
 
         with replacing_file(self.filepath) as temporary, open(temporary, "wb") as file:
             data.savefig(file, **self.save_args)
 
     def load(self) -> NoReturn:
-        """Refuse: a picture is no figure any more."""
+        """Refuse: a picture cannot be turned back into a figure."""
         raise DatasetError(f"{self.filepath} is a picture and cannot be loaded as a figure again")
 
     def preview(self) -> ImagePreview:
         """Return the picture for kedro-viz, as base64."""
-        return ImagePreview(base64.b64encode(self.filepath.read_bytes()).decode())
+        encoded = base64.b64encode(self.filepath.read_bytes())
+        return ImagePreview(encoded.decode())
 
 
 class ModelDataset(_OnDisk, AbstractDataset["Model", "Model"]):

@@ -7,19 +7,21 @@ import pkgutil
 from kedro.framework.project import find_pipelines
 from kedro.pipeline import Pipeline
 
-from pu_kd_pipeline import pipelines as rooms
+from pu_kd_pipeline import pipelines as pipeline_packages
+
+DEFAULT = "__default__"
 
 
 def registered_names() -> list[str]:
-    """Return every name that `kedro run --pipeline=…` takes, without importing a stage."""
-    return sorted(
-        ["__default__", *(module.name for module in pkgutil.iter_modules(rooms.__path__))]
-    )
+    """Return every name that `kedro run --pipeline=…` accepts, without importing a pipeline."""
+    packages = pkgutil.iter_modules(pipeline_packages.__path__)
+    return sorted([DEFAULT, *(package.name for package in packages)])
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Return the pipelines by name; asked for one of them, Kedro has only that one imported."""
+    """Return the pipelines by name; if one was requested, Kedro imports only that one."""
     pipelines = find_pipelines(raise_errors=True)
-    if "__default__" in pipelines:
-        pipelines["__default__"] = pipelines["full"]
+    # Kedro's default would be the sum of all pipelines, also of those that exclude each other.
+    if DEFAULT in pipelines:
+        pipelines[DEFAULT] = pipelines["full"]
     return pipelines

@@ -1,6 +1,6 @@
 """Progress of long loops: a bar on a terminal, log lines elsewhere, and channels to listen to.
 
-Nothing here knows Kedro, MLflow or torch. Whoever wants to follow a run adds a listener to a channel.
+Nothing here knows Kedro, MLflow or torch. To follow a run, add a listener to a channel.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from pu_kd_pipeline.hooks.summary import SummaryHooks
 from pu_kd_pipeline.hooks.tracking import TrackingHooks
 from pu_kd_pipeline.params.environment import image_file
 
-# Kedro calls the last first: input is checked before anything is tracked, and the summary is the last word.
+# Kedro calls the last one first: input is checked before tracking starts, and the summary comes
+# after everything else.
 HOOKS = (
     SummaryHooks(),
     TrackingHooks(),
@@ -26,6 +27,6 @@ CONFIG_LOADER_ARGS = {
     "default_run_env": "local",
     "custom_resolvers": {"images": image_file},
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
-    # an environment says only what differs from base, down to a single key
+    # An environment lists only what differs from base, down to a single key.
     "merge_strategy": {"parameters": "soft", "globals": "soft", "mlflow": "soft"},
 }

@@ -1,4 +1,4 @@
-"""What a user reads when something is wrong: one sentence, no traceback, exit code 1."""
+"""What a user reads when something is wrong: one message, no traceback, exit code 1."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from pu_kd_pipeline.cli.errors import in_words
+from pu_kd_pipeline.cli.errors import user_message
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params.validation import check_parameters, unknown_name
 
 
-def told(kedro, *arguments: str) -> str:
-    """Return what a refused command says: nothing beside the sentence, and no traceback anywhere."""
+def error_of(kedro, *arguments: str) -> str:
+    """Return the message of a command that fails; nothing else is printed."""
     process = kedro("run", "--params=tracking=false", *arguments)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, out + err
@@ -35,7 +35,8 @@ def told(kedro, *arguments: str) -> str:
         (
             ["--pipeline=evaluation", "--params=tracking=false,data=empty"],
             "Error: Saved input of this run is missing.\n"
-            "  - `history` ({tiny}/empty/07_model_output/history.json): written by `kedro run --pipeline=pu_training`\n"
+            "  - `history` ({tiny}/empty/07_model_output/history.json): "
+            "written by `kedro run --pipeline=pu_training`\n"
             "Run what writes it first, or everything with `kedro run --pipeline=full`.\n",
         ),
         (
@@ -46,7 +47,8 @@ def told(kedro, *arguments: str) -> str:
             ["--env=odd", "--params=tracking=false,trainng.epochs=3,training.mode=dance"],
             "Error: The parameters cannot be used.\n"
             "  - --params: the block `trainng` is not known; did you mean `training`?\n"
-            "  - --params: `training.mode` is 'dance': input should be 'finish', 'fail', 'refuse' or 'wait'\n"
+            "  - --params: `training.mode` is 'dance': "
+            "input should be 'finish', 'fail', 'refuse' or 'wait'\n"
             "  - conf/odd/parameters_training.yml: `training.optimizer.learning_rate` is -1: "
             "input should be greater than 0 (of the first epoch)\n",
         ),
@@ -59,7 +61,8 @@ def told(kedro, *arguments: str) -> str:
         (
             ["--env=elsewhere"],
             "Error: The configuration cannot be read.\n"
-            "Given configuration path either does not exist or is not a valid directory: {tiny}/conf/elsewhere\n",
+            "Given configuration path either does not exist or is not a valid directory: "
+            "{tiny}/conf/elsewhere\n",
         ),
         (["--nodes=trian"], "Error: Pipeline does not contain nodes named ['trian'].\n"),
     ],
@@ -73,8 +76,8 @@ def told(kedro, *arguments: str) -> str:
         "node",
     ],
 )
-def test_what_a_user_can_mend_is_one_sentence(kedro, tiny_project, arguments, expected):
-    assert told(kedro, *arguments) == expected.format(tiny=tiny_project)
+def test_what_a_user_can_fix_is_one_message(kedro, tiny_project, arguments, expected):
+    assert error_of(kedro, *arguments) == expected.format(tiny=tiny_project)
 
 
 class Optimizer(BaseModel):
@@ -98,26 +101,27 @@ GOOD = {"method": "nnpu", "optimizer": {"learning_rate": 0.1}}
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         ({"metod": 1}, "stage.yml: the key `stage.metod` is not known; did you mean `method`?"),
         (
             {"zzz": 1},
-            "stage.yml: the key `stage.zzz` is not known; known are `method`, `optimizer`, `sources`",
+            "stage.yml: the key `stage.zzz` is not known; "
+            "known are `method`, `optimizer`, `sources`",
         ),
         ({"method": "pu"}, "stage.yml: `stage.method` is 'pu': input should be 'nnpu' or 'upu'"),
         (
             {"optimizer": {"learning_rat": 1}},
-            "stage.yml: the key `stage.optimizer.learning_rat` is not known; did you mean `learning_rate`?",
+            "stage.yml: the key `stage.optimizer.learning_rat` is not known; "
+            "did you mean `learning_rate`?",
         ),
         (
             {"optimizer": {}},
             "stage.yml: the key `stage.optimizer.learning_rate` is missing (of the first epoch)",
         ),
         (
-            {
-                "sources": [{"pth": "c"}]
-            },  # once: pydantic also says that the tuple is too short, or the path missing
+            # Pydantic also reports that the tuple is too short, which is left out.
+            {"sources": [{"pth": "c"}]},
             "stage.yml: the key `stage.sources.0.path` is missing\n"
             "  - stage.yml: the key `stage.sources.0.pth` is not known; did you mean `path`?",
         ),
@@ -127,7 +131,7 @@ GOOD = {"method": "nnpu", "optimizer": {"learning_rate": 0.1}}
         ),
     ],
 )
-def test_a_fault_in_a_block_names_key_value_file_and_what_was_meant(changes, sentence):
+def test_a_fault_names_file_key_value_and_the_nearest_known_key(changes, message):
     with pytest.raises(InputError) as refusal:
         check_parameters(
             {"stage": GOOD | changes},
@@ -135,10 +139,10 @@ def test_a_fault_in_a_block_names_key_value_file_and_what_was_meant(changes, sen
             files={"stage": Path("stage.yml")},
             given={},
         )
-    assert f"\n  - {sentence}" in str(refusal.value)
+    assert f"\n  - {message}" in str(refusal.value)
 
 
-def test_a_missing_block_and_a_block_given_for_nobody_are_told_together():
+def test_a_missing_block_and_an_unknown_block_are_reported_together():
     with pytest.raises(InputError) as refusal:
         check_parameters(
             {},
@@ -159,26 +163,26 @@ def test_good_parameters_come_back_as_their_types():
     assert blocks == {"stage": Stage(method="nnpu", optimizer=Optimizer(learning_rate=0.1))}
 
 
-def test_a_fault_of_ours_keeps_its_traceback_even_behind_a_users_one():
+def test_a_bug_keeps_its_traceback_also_while_a_users_fault_is_handled():
     with pytest.raises(ZeroDivisionError) as fault:
         try:
             raise InputError("the file is odd")
         except InputError:
             raise ZeroDivisionError  # noqa: B904
-    assert in_words(fault.value) is None
-    assert in_words(ValueError("an unexpected value")) is None
+    assert user_message(fault.value) is None
+    assert user_message(ValueError("an unexpected value")) is None
 
 
-def test_a_users_fault_is_found_behind_what_wraps_it():
+def test_a_users_fault_is_found_as_the_cause_of_another_error():
     with pytest.raises(RuntimeError) as wrapped:
         try:
             raise InputError("the file is odd")
         except InputError as cause:
             raise RuntimeError("while loading") from cause
-    assert in_words(wrapped.value) == "the file is odd"
+    assert user_message(wrapped.value) == "the file is odd"
 
 
-def test_an_unknown_name_without_a_near_one_lists_what_is_known():
+def test_an_unknown_name_without_a_similar_one_lists_the_known_names():
     assert (
         unknown_name("the rule `x`", "x", ["nnpu", "all"])
         == "the rule `x` is not known; known are `all`, `nnpu`"

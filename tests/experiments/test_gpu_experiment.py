@@ -1,4 +1,4 @@
-"""The experiment that a GPU machine runs: here with tiny networks, in pieces, and without Kedro and MLflow."""
+"""The experiment for GPU machines, here with tiny networks, in pieces, without Kedro and MLflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-# As on a machine where neither is installed: a module that is None in sys.modules cannot be imported.
+# As on a machine where none is installed: a module that is None in sys.modules cannot be imported.
 WITHOUT = """
 import sys
 for name in ("kedro", "kedro_datasets", "mlflow"):
@@ -31,36 +31,30 @@ TINY = [
     "comparison.seeds=[0]",
     "comparison.labeled_per_class=[5]",
 ]
-KEPT = {"random": "{budget: 100}", "pu_both": "{budget: 100}"}
+VARIANTS = {"random": "{budget: 100}", "pu_both": "{budget: 100}"}
 
 
 def sources(images: Path) -> list[str]:
-    train, pool, test = (
-        images / name for name in ("cifar10_train", "tiny_imagenet32_pool", "cifar10_test")
-    )
+    train = images / "cifar10_train.parquet"
+    pool = images / "tiny_imagenet32_pool.parquet"
+    test = images / "cifar10_test.parquet"
     given = {
-        "teacher_training": f"path: {train}.parquet, labels: classes, limit: 300",
-        "labeled": f"path: {train}.parquet, labels: classes, per_class: 10",
-        "pool": f"path: {pool}.parquet, limit: 600",
-        "test": f"path: {test}.parquet, labels: classes, limit: 200",
+        "teacher_training": f"path: {train}, labels: classes, limit: 300",
+        "labeled": f"path: {train}, labels: classes, per_class: 10",
+        "pool": f"path: {pool}, limit: 600",
+        "test": f"path: {test}, labels: classes, limit: 200",
     }
-    return [
-        f"data_ingestion.{name}=[{{type: parquet, {source}}}]" for name, source in given.items()
-    ]
+    settings = []
+    for name, source in given.items():
+        settings.append(f"data_ingestion.{name}=[{{type: parquet, {source}}}]")
+    return settings
 
 
 def experiment(work: Path, images: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-c",
-        WITHOUT,
-        "--env=cifar10_small",
-        f"--work={work}",
-        f"--images={images}",
-    ]
+    options = ["--env=cifar10_small", f"--work={work}", f"--images={images}"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *arguments],
+        [sys.executable, "-c", WITHOUT, *options, *arguments],
         cwd=PROJECT,
         env=environment,
         capture_output=True,
@@ -70,16 +64,23 @@ def experiment(work: Path, images: Path, *arguments: str) -> subprocess.Complete
 
 
 def variants() -> list[str]:
+    """Return settings that remove all variants of the environment except two small ones."""
     from pu_kd_pipeline.params.environment import read_parameters
 
     os.environ.setdefault("PU_KD_DATA", "/images")
-    names = read_parameters(PROJECT / "conf", "cifar10_small")["comparison"]["variants"]
-    return [f"comparison.variants.{name}={KEPT.get(name, 'null')}" for name in names]
+    parameters = read_parameters(PROJECT / "conf", "cifar10_small")
+    settings = []
+    for name in parameters["comparison"]["variants"]:
+        variant = VARIANTS.get(name, "null")
+        settings.append(f"comparison.variants.{name}={variant}")
+    return settings
 
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_pieces_come_to_results_without_kedro_and_mlflow(data_folder: Path, tmp_path: Path) -> None:
+def test_pieces_make_the_results_without_kedro_and_mlflow(
+    data_folder: Path, tmp_path: Path
+) -> None:
     settings = ["--set", *TINY, *sources(data_folder), *variants()]
     work = tmp_path / "work"
     codes = []
@@ -88,10 +89,13 @@ def test_pieces_come_to_results_without_kedro_and_mlflow(data_folder: Path, tmp_
         done = experiment(work, data_folder, "--minutes=0.0001", *settings)
         codes.append(done.returncode)
         assert done.returncode in {0, 75}, done.stdout + done.stderr
-    assert len(codes) > 4  # every call does one piece
+    # With so little time, every call makes one piece.
+    assert len(codes) > 4
     results = json.loads((work / "results.json").read_text())
-    assert {row["variant"] for row in results["rows"]} == set(KEPT)
-    assert all(0 <= row["accuracy"] <= 1 and row["failure"] is None for row in results["rows"])
+    assert {row["variant"] for row in results["rows"]} == set(VARIANTS)
+    for row in results["rows"]:
+        assert 0 <= row["accuracy"] <= 1
+        assert row["failure"] is None
     assert "2 of 2 students" in results["machine"]
     assert "| random |" in (work / "results.md").read_text()
     assert (work / "results.png").stat().st_size > 10_000
@@ -108,7 +112,7 @@ def test_pieces_come_to_results_without_kedro_and_mlflow(data_folder: Path, tmp_
     assert wrong.stderr.startswith("Error: 1 validation error for TeacherParams")
 
 
-def test_a_missing_folder_of_images_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_of_images_is_an_error(tmp_path: Path) -> None:
     done = experiment(tmp_path / "work", tmp_path / "nowhere", "--set", *TINY)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: ")

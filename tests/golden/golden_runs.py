@@ -4,8 +4,8 @@ Each run trains for two epochs on the CPU through the functions that the pipelin
 images small enough for a second a run. Its numbers are the columns of its history, one value per
 record, and a summary of the model that it ends with. Run this file from the project's root:
 
-    .venv/bin/python tests/golden/golden_runs.py            # print what differs from the file
-    .venv/bin/python tests/golden/golden_runs.py --write    # print it, and update the file
+    .venv/bin/python -m tests.golden.golden_runs            # print what differs from the file
+    .venv/bin/python -m tests.golden.golden_runs --write    # print it, and update the file
 
 Runs within the tolerance keep the numbers they had, so the diff shows only what moved. A commit
 that updates the file says why.
@@ -14,223 +14,50 @@ that updates the file says why.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from torch import nn
 
-from pu_kd_pipeline.features.extraction import feature_shards
-from pu_kd_pipeline.images.ingestion import write_store
-from pu_kd_pipeline.images.plan import IngestionPlan
-from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_training import ScoreTraining, fit_scores, pu_step
-from pu_kd_pipeline.models.model import Model
-from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
-from pu_kd_pipeline.params.data_ingestion import ImageSource, ImageStoreParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
-from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
-from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
-from pu_kd_pipeline.training.teacher import train_classifier
-
-GOLDEN_FILE = Path(__file__).with_name("golden_losses.json")
-
-# One machine repeats its numbers to the last bit, and torch 2.11 and 2.13 agree to it. Other vector
-# units sum float32 in another order: without AVX-512, AVX2 or oneDNN, no number moved by more than
-# 3e-6 of its column's largest. A loss scaled by 1.001 moves many by more than 1e-4.
-RELATIVE_TOLERANCE = 1e-5
-# Heads read features stored as float16: one that differs in its seventh digit may round to the
-# neighboring float16, 5e-4 away. Without AVX2 that moved held-out scores by 4e-5.
-STORED_FEATURES_TOLERANCE = 1e-4
-SIGNIFICANT_DIGITS = 8
-
-Columns = dict[str, list[float]]
-"""The numbers of one run: a history's columns, and what is measured on the trained model."""
-
-
-# --- toy inputs -----------------------------------------------------------------------------------
-
-N_CLASSES = 5
-SIZE_PX = 8
-N_LABELED = 40
-N_RELEVANT = 60
-N_IRRELEVANT = 60
-BATCH_SIZE = 24
-HELD_OUT_SHARE = 0.1
-# An epoch of the 144 of 160 images that are not held out is 6 updates.
-N_UPDATES = 12
-RECORD_EVERY = 2
-IMAGE_PROBES = (3, 1, SIZE_PX, SIZE_PX)
-
-COMPUTE = ComputeParams(
-    device="cpu",
-    precision="float32",
-    n_threads=1,
-    resident_limit_gb=1.0,
-    inference_batch_size=64,
+from tests.golden.golden_numbers import (
+    GOLDEN_FILE,
+    RELATIVE_TOLERANCE,
+    STORED_FEATURES_TOLERANCE,
+    Columns,
+    differences,
+    history_columns,
+    model_columns,
+    read_golden,
+    rounded,
+    write_golden,
 )
-# SGD and not Adam: Adam's first steps have one size whatever the gradient's, so where a gradient
-# is zero but for rounding (a bias before BatchNorm), another CPU would step the other way.
-SGD = OptimizerParams(
-    algorithm="sgd",
-    learning_rate=0.05,
-    momentum=0.9,
-    weight_decay=1e-4,
-    schedule="constant",
+from tests.golden.toy_inputs import (
+    BATCH_SIZE,
+    COMPUTE,
+    HELD_OUT_SHARE,
+    IMAGE_PROBES,
+    N_CLASSES,
+    N_UPDATES,
+    PLAIN_VIEWS,
+    RECORD_EVERY,
+    SGD,
+    SHIFTED_VIEWS,
+    ToyInputs,
 )
-PLAIN_VIEWS = AugmentationParams(padding_px=0, horizontal_flip=False)
-FLIPPED_VIEWS = AugmentationParams(padding_px=0, horizontal_flip=True)
-SHIFTED_VIEWS = AugmentationParams(padding_px=1, horizontal_flip=True)
-
-
-def encoded_image(number: int, *, is_relevant: bool) -> bytes:
-    """Return a PNG of noise and a bar in the row of its class, inverted if it is irrelevant."""
-    pixels = np.random.default_rng(number).integers(0, 120, (SIZE_PX, SIZE_PX), dtype=np.uint8)
-    row = number % N_CLASSES
-    pixels[row : row + 3] += 100
-    if not is_relevant:
-        pixels = 255 - pixels
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def image_rows(start: int, n: int, *, is_relevant: bool) -> list[dict[str, Any]]:
-    """Return n rows of a table of images, with consecutive numbers."""
-    rows = []
-    for number in range(start, start + n):
-        image = encoded_image(number, is_relevant=is_relevant)
-        rows.append({"id": f"image-{number}", "image": image, "label": number % N_CLASSES})
-    return rows
-
-
-def write_images(folder: Path, rows: list[dict[str, Any]], labels: str) -> ImageStore:
-    """Return an image store of the rows; `labels` is as for `ImageSource`."""
-    folder.mkdir(parents=True)
-    file = folder / "images.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    source = ImageSource.model_validate({"type": "parquet", "path": str(file), "labels": labels})
-    store = ImageStoreParams(
-        kind="packed",
-        packed_max_size_px=64,
-        disk_budget_gb=1.0,
-        shard_size=64,
-        max_image_pixels=10_000,
-        max_quarantined_share=0.0,
-        n_workers=1,
-    )
-    class_names = tuple(str(index) for index in range(N_CLASSES))
-    plan = IngestionPlan("images", (source,), SIZE_PX, 1, class_names, store, 0)
-    return write_store(plan, folder / "store")
-
-
-@dataclass(frozen=True)
-class ToyInputs:
-    """What every run reads; made once and shared, since no run changes it."""
-
-    folder: Path
-
-    @cached_property
-    def labeled(self) -> ImageStore:
-        """Images whose class is known."""
-        rows = image_rows(0, N_LABELED, is_relevant=True)
-        return write_images(self.folder / "labeled", rows, "classes")
-
-    @cached_property
-    def pool(self) -> ImageStore:
-        """Images without labels, half of them irrelevant."""
-        rows = image_rows(100, N_RELEVANT, is_relevant=True)
-        rows += image_rows(1000, N_IRRELEVANT, is_relevant=False)
-        return write_images(self.folder / "pool", rows, "ignore")
-
-    @cached_property
-    def trained_teacher(self) -> tuple[Model, pd.DataFrame]:
-        """A teacher of the labeled images, and its history."""
-        size = {"size_px": SIZE_PX, "channels": 1, "mean": [0.4], "std": [0.25]}
-        architecture = TeacherParams(
-            architecture="digits_cnn",
-            architecture_options={"width": 8},
-            weights=None,
-            taps=None,
-            classes=N_CLASSES,
-            input=size,
-        )
-        training = TeacherTrainingParams(
-            seed=1,
-            n_updates=N_UPDATES,
-            record_every=RECORD_EVERY,
-            batch_size=BATCH_SIZE,
-            optimizer=SGD,
-            augmentation=FLIPPED_VIEWS,
-            compute=COMPUTE,
-        )
-        return train_classifier(architecture, self.labeled, training)
-
-    @property
-    def teacher(self) -> Model:
-        """The network that students and PU classifiers start from."""
-        return self.trained_teacher[0]
-
-    @cached_property
-    def features(self) -> tuple[ShardedTable, ShardedTable]:
-        """The teacher's features of the labeled images and of the pool."""
-        labeled = feature_shards(self.labeled, self.teacher, COMPUTE)
-        pool = feature_shards(self.pool, self.teacher, COMPUTE)
-        return (
-            ShardedTable.write(self.folder / "labeled_features", labeled),
-            ShardedTable.write(self.folder / "pool_features", pool),
-        )
-
-    @property
-    def manifest(self) -> pd.DataFrame:
-        """All images, shuffled."""
-        labeled = self.labeled.index[["id"]].assign(origin="labeled")
-        pool = self.pool.index[["id"]].assign(origin="pool")
-        return pd.concat([labeled, pool]).sample(frac=1, random_state=0)
-
-
-# --- what is recorded -----------------------------------------------------------------------------
-
-
-def history_columns(history: pd.DataFrame) -> Columns:
-    """Return every column of a history, truth values as 0 and 1."""
-    columns: Columns = {}
-    for name in history.columns:
-        columns[str(name)] = history[name].astype(float).tolist()
-    return columns
-
-
-def model_columns(module: nn.Module, *probe_shape: int) -> Columns:
-    """Return sum and L2 norm of the parameters, and what the module gives for fixed inputs.
-
-    The outputs see what sums cannot: BatchNorm's statistics, signs, weights that changed places.
-    """
-    flat = [parameter.detach().flatten() for parameter in module.parameters()]
-    weights = torch.cat(flat).double()
-    probes = torch.randn(*probe_shape, generator=torch.Generator().manual_seed(7))
-    with torch.no_grad():
-        outputs = module.eval()(probes)
-    return {
-        "weights (sum, norm)": [weights.sum().item(), weights.norm().item()],
-        "outputs": outputs.flatten().tolist(),
-    }
-
 
 # --- distillation ---------------------------------------------------------------------------------
 
@@ -323,6 +150,7 @@ DISTILLATION_RUNS: dict[str, DistillationParams] = {
 
 def student_columns(params: DistillationParams, toy: ToyInputs, manifest: pd.DataFrame) -> Columns:
     """Distill a student on the images of a manifest and return its numbers."""
+    # Only robust_kd reads them.
     vectors = np.random.default_rng(0).uniform(0.5, 1.5, (3, N_CLASSES))
     student, history = distill(
         manifest,
@@ -346,6 +174,7 @@ def distilled(params: DistillationParams, toy: ToyInputs) -> Columns:
 
 def distilled_by_probability(toy: ToyInputs) -> Columns:
     """Distill on images drawn with replacement, as the preferential method does."""
+    # `toy.manifest` makes a new table each time, so that a column may be added.
     manifest = toy.manifest
     weights = np.random.default_rng(3).uniform(size=len(manifest))
     manifest["sampling_probability"] = weights / weights.sum()
@@ -376,6 +205,7 @@ def scored(run: ScoreRun, toy: ToyInputs) -> Columns:
     generator = torch.Generator().manual_seed(0)
     positive = torch.randn(40, 4, generator=generator) + 1.0
     unlabeled = torch.randn(120, 4, generator=generator)
+    # A share of 0.4 comes from the positives' distribution.
     unlabeled[:48] += 1.0
     with seeded(0):
         module = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1), nn.Flatten(0))
@@ -508,72 +338,11 @@ def columns_of(run: str, toy: ToyInputs) -> Columns:
     return rounded(columns)
 
 
-# --- the file and comparison with it --------------------------------------------------------------
-
-
-def read_golden() -> dict[str, Columns]:
-    """Return the numbers of all runs as they were recorded; none where there is no file."""
-    if not GOLDEN_FILE.exists():
-        return {}
-    golden: dict[str, Columns] = json.loads(GOLDEN_FILE.read_text(encoding="utf-8"))
-    return golden
-
-
-def write_golden(golden: Mapping[str, Columns]) -> None:
-    """Write the file with one line per column, so that a diff reads like a table."""
-    blocks = []
-    for run, columns in golden.items():
-        lines = [f"    {json.dumps(name)}: {json.dumps(columns[name])}" for name in columns]
-        blocks.append(f"  {json.dumps(run)}: {{\n" + ",\n".join(lines) + "\n  }")
-    GOLDEN_FILE.write_text("{\n" + ",\n".join(blocks) + "\n}\n", encoding="utf-8")
-
-
-def rounded(columns: Columns) -> Columns:
-    """Return the columns with the digits that float32 has, and one more."""
-    result: Columns = {}
-    for name, values in columns.items():
-        result[name] = [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values]
-    return result
-
-
 def tolerance_of(run: str) -> float:
     """Return how far a number of the run may be off, relative to the largest of its column."""
-    reads_stored_features = run in PU_RUNS and PU_RUNS[run].backbone == "frozen"
-    return STORED_FEATURES_TOLERANCE if reads_stored_features else RELATIVE_TOLERANCE
-
-
-def differences(run: str, expected: Columns, actual: Columns) -> list[str]:
-    """Return one sentence for each number of a run that is outside the tolerance."""
-    found: list[str] = []
-    for name in sorted(expected.keys() | actual.keys()):
-        where = f"run {run!r}, column {name!r}"
-        if name not in actual:
-            found.append(f"{where}: the run no longer gives it")
-        elif name not in expected:
-            found.append(f"{where}: {GOLDEN_FILE.name} does not have it")
-        else:
-            found += record_differences(where, expected[name], actual[name], tolerance_of(run))
-    return found
-
-
-def record_differences(
-    where: str,
-    expected: list[float],
-    actual: list[float],
-    tolerance: float,
-) -> list[str]:
-    """Return one sentence for each record of a column that is outside the tolerance."""
-    if len(actual) != len(expected):
-        return [f"{where}: expected {len(expected)} records, got {len(actual)}"]
-    # A loss close to zero is a difference of larger numbers and has their rounding error, so the
-    # scale is the column's largest value and not its own.
-    allowed = tolerance * max(abs(value) for value in expected)
-    found = []
-    for record, (before, now) in enumerate(zip(expected, actual, strict=True), start=1):
-        is_close = abs(now - before) <= allowed  # false where a number is nan
-        if not is_close:
-            found.append(f"{where}, record {record}: expected {before:.8g}, got {now:.8g}")
-    return found
+    if run in PU_RUNS and PU_RUNS[run].backbone == "frozen":
+        return STORED_FEATURES_TOLERANCE
+    return RELATIVE_TOLERANCE
 
 
 def main(*, writes: bool) -> int:
@@ -592,7 +361,7 @@ def main(*, writes: bool) -> int:
             actual = columns_of(run, toy)
             moved = [f"run {run!r}: new"]
             if run in before:
-                moved = differences(run, before[run], actual)
+                moved = differences(run, before[run], actual, tolerance_of(run))
             changes += moved
             after[run] = actual if moved else before[run]
     for change in changes:
@@ -600,8 +369,9 @@ def main(*, writes: bool) -> int:
     print(f"{len(RUNS)} runs, {len(changes)} differences from {GOLDEN_FILE.name}")
     if writes:
         write_golden(after)
-        return 0
-    return 1 if changes else 0
+    if changes and not writes:
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

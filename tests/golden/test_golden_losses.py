@@ -2,7 +2,7 @@
 
 After a change that is meant to move results, update the file from the project's root with
 
-    .venv/bin/python tests/golden/golden_runs.py --write
+    .venv/bin/python -m tests.golden.golden_runs --write
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ import pytest
 
 from pu_kd_pipeline.params.distillation import CriticParams, DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from tests.golden.golden_numbers import GOLDEN_FILE, differences, read_golden
 from tests.golden.golden_runs import (
     DISTILLATION_RUNS,
-    GOLDEN_FILE,
     NNPU_ASCENT_RUNS,
     NNPU_DESCENT_RUNS,
     PU_RUNS,
     RUNS,
-    ToyInputs,
     columns_of,
-    differences,
-    read_golden,
+    tolerance_of,
 )
+from tests.golden.toy_inputs import ToyInputs
 
 GOLDEN = read_golden()
-UPDATE = "run `.venv/bin/python tests/golden/golden_runs.py --write` from the project's root"
+UPDATE = "run `.venv/bin/python -m tests.golden.golden_runs --write` from the project's root"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyInputs:
 @pytest.mark.parametrize("run", RUNS)
 def test_a_seeded_run_gives_the_numbers_it_gave_before(toy: ToyInputs, run: str) -> None:
     assert run in GOLDEN, f"run {run!r} is not in {GOLDEN_FILE.name}: {UPDATE}"
-    found = differences(run, GOLDEN[run], columns_of(run, toy))
+    found = differences(run, GOLDEN[run], columns_of(run, toy), tolerance_of(run))
     if found:
         advice = f"If these numbers were meant to move: {UPDATE}"
         pytest.fail("\n".join([*found, advice]), pytrace=False)

@@ -43,11 +43,16 @@ def blocks():
     return {name: model.model_validate(parameters[name]) for name, model in types.items()}
 
 
+def changed(block, **changes):
+    """Return a block with other values, validated again."""
+    return type(block).model_validate({**block.model_dump(), **changes})
+
+
 def test_the_demos_parameters_pass(blocks):
     check(blocks)
 
 
-def test_sources_that_are_not_there_are_named_with_their_place(blocks, tmp_path):
+def test_missing_sources_are_named_with_their_keys(blocks, tmp_path):
     sources = [
         {"type": "folder", "path": str(tmp_path)},
         {"type": "parquet", "path": "no/such.parquet"},
@@ -57,27 +62,25 @@ def test_sources_that_are_not_there_are_named_with_their_place(blocks, tmp_path)
         {"type": "folder", "path": "no/folder"},
     ]
     remote = [{**source, "labels": "classes"} for source in remote]
-    block = blocks["data_ingestion"].model_dump() | {"pool": sources, "test": remote}
+    block = changed(blocks["data_ingestion"], pool=sources, test=remote)
     with pytest.raises(InputError) as error:
-        check({"data_ingestion": DataIngestionParams.model_validate(block)})
+        check({"data_ingestion": block})
+    hint = "(edit parameters_data_ingestion.yml)"
     assert str(error.value).splitlines() == [
         "2 faults:",
-        "- data_ingestion.pool[1].path: there is no no/such.parquet (edit parameters_data_ingestion.yml)",
-        "- data_ingestion.test[1].path: there is no no/folder (edit parameters_data_ingestion.yml)",
+        f"- data_ingestion.pool[1].path: there is no no/such.parquet {hint}",
+        f"- data_ingestion.test[1].path: there is no no/folder {hint}",
     ]
 
 
 def test_a_student_that_does_not_fit_the_teachers_images_is_found(blocks):
-    student = blocks["distillation"].model_copy(
-        update={"student_architecture": "lenet5", "student_options": {}}
-    )
-    with pytest.raises(
-        InputError, match=r"^distillation: the network fails on an image of shape \(1, 8, 8\)"
-    ):
+    student = changed(blocks["distillation"], student_architecture="lenet5", student_options={})
+    message = r"^distillation: the network fails on an image of shape \(1, 8, 8\)"
+    with pytest.raises(InputError, match=message):
         check({**blocks, "distillation": student})
 
 
-def test_the_callers_random_numbers_are_left_alone(blocks):
+def test_checks_do_not_change_the_callers_random_numbers(blocks):
     import torch
 
     torch.manual_seed(3)
@@ -89,24 +92,19 @@ def test_the_callers_random_numbers_are_left_alone(blocks):
 
 @pytest.mark.parametrize("part", ["test", "teacher_training"])
 @pytest.mark.parametrize("labels", ["truth", "ignore"])
-def test_images_that_are_compared_with_their_class_need_one(blocks, part, labels):
-    block = blocks["data_ingestion"].model_dump() | {
-        part: [{"type": "demo", "part": "test", "labels": labels}]
-    }
-    with pytest.raises(
-        ValidationError, match=f"every image of {part} needs its class: set `labels: classes`"
-    ):
-        DataIngestionParams.model_validate(block)
+def test_images_for_training_and_evaluation_need_classes(blocks, part, labels):
+    sources = [{"type": "demo", "part": "test", "labels": labels}]
+    message = f"every image of {part} needs its class: set `labels: classes`"
+    with pytest.raises(ValidationError, match=message):
+        changed(blocks["data_ingestion"], **{part: sources})
 
 
-def test_a_kind_of_url_that_nothing_reads_is_found_before_any_work(blocks):
-    block = blocks["data_ingestion"].model_dump() | {
-        "pool": [{"type": "parquet", "path": "cloud://bucket/a.parquet"}]
-    }
-    with pytest.raises(
-        InputError, match=r"^data_ingestion.pool\[0\].path: cloud://bucket/a.parquet cannot be read"
-    ):
-        check({"data_ingestion": DataIngestionParams.model_validate(block)})
+def test_an_unknown_kind_of_url_is_found_before_any_work(blocks):
+    sources = [{"type": "parquet", "path": "cloud://bucket/a.parquet"}]
+    block = changed(blocks["data_ingestion"], pool=sources)
+    message = r"^data_ingestion.pool\[0\].path: cloud://bucket/a.parquet cannot be read"
+    with pytest.raises(InputError, match=message):
+        check({"data_ingestion": block})
 
 
 @pytest.mark.parametrize(
@@ -117,27 +115,25 @@ def test_a_kind_of_url_that_nothing_reads_is_found_before_any_work(blocks):
                 "subset_materialization": {"rule": "nnpu", "criterion": "precision"},
                 "pu_training": {"held_out_folds": 0},
             },
-            r"^subset_materialization.criterion: 'precision' is read off held-out positives, and pu_training",
+            r"^subset_materialization.criterion: 'precision' is read off held-out positives, and ",
         ),
         (
             {
                 "subset_materialization": {"rule": "oracle"},
                 "data_ingestion": {"pool": [{"type": "demo", "part": "pool"}]},
             },
-            r"^subset_materialization.rule: 'oracle' needs the truth of every pool image: set `labels: truth`",
+            r"^subset_materialization.rule: 'oracle' needs the truth of every pool image: set ",
         ),
     ],
 )
 def test_blocks_that_contradict_each_other_are_found_before_any_work(blocks, changes, message):
-    changed = {
-        name: type(block).model_validate(block.model_dump() | changes.get(name, {}))
-        for name, block in blocks.items()
-    }
+    for name, values in changes.items():
+        blocks[name] = changed(blocks[name], **values)
     with pytest.raises(InputError, match=message):
-        check(changed)
+        check(blocks)
 
 
-# --- what is not built ------------------------------------------------------------------------------------------------
+# --- networks that the checks do not build -------------------------------------------------------
 
 OWN_NETWORKS = [
     "base",
@@ -158,8 +154,9 @@ from pu_kd_pipeline.hooks.preflight import check
 
 for environment in sys.argv[1:]:
     found = read_parameters(Path("conf"), environment)
-    blocks = {"teacher": TeacherParams, "distillation": DistillationParams}
-    check({name: model.model_validate(found[name]) for name, model in blocks.items()})
+    teacher = TeacherParams.model_validate(found["teacher"])
+    distillation = DistillationParams.model_validate(found["distillation"])
+    check({"teacher": teacher, "distillation": distillation})
     assert not {"torch", "torchvision"} & set(sys.modules), environment
 """
 
@@ -182,17 +179,20 @@ def teacher_of(name, n_classes, in_channels, size_px, options):
 
 
 def corners():
+    """Yield the smallest and largest values of every architecture, in all combinations."""
     for name, limits in LIMITS.items():
-        axes = (N_CLASSES, IN_CHANNELS, limits.size_px, *limits.options.values())
-        for values in itertools.product(*((axis[0], axis[-1]) for axis in axes)):
+        axes = [N_CLASSES, IN_CHANNELS, limits.size_px, *limits.options.values()]
+        ends = [(axis[0], axis[-1]) for axis in axes]
+        for values in itertools.product(*ends):
             yield name, *values[:3], dict(zip(limits.options, values[3:], strict=True))
+        # And once without options.
         if limits.options:
             yield name, N_CLASSES[0], IN_CHANNELS[0], limits.size_px[0], {}
 
 
 @pytest.mark.parametrize("corner", list(corners()), ids=str)
-def test_what_is_not_built_would_build(corner):
-    """As a teacher, which goes through all that a student does, and has its taps tried, too."""
+def test_networks_that_are_not_built_would_build_at_the_limits(corner):
+    # As a teacher, because that tries everything that a student needs, and the taps.
     teacher = teacher_of(*corner)
     assert is_sure_to_build(teacher_card(teacher))
     new_teacher(teacher)
@@ -201,33 +201,31 @@ def test_what_is_not_built_would_build(corner):
 @pytest.mark.parametrize("name", sorted(LIMITS))
 @settings(max_examples=6, derandomize=True)
 @given(data=st.data())
-def test_what_is_not_built_would_build_between_the_corners_too(name, data):
+def test_networks_that_are_not_built_would_build_between_the_limits(name, data):
     limits = LIMITS[name]
-    options = {
-        option: data.draw(st.sampled_from(values)) for option, values in limits.options.items()
-    }
-    new_teacher(
-        teacher_of(
-            name,
-            10,
-            data.draw(st.sampled_from(IN_CHANNELS)),
-            data.draw(st.sampled_from(limits.size_px)),
-            options,
-        )
-    )
+    options = {}
+    for option, values in limits.options.items():
+        options[option] = data.draw(st.sampled_from(values))
+    channels = data.draw(st.sampled_from(IN_CHANNELS))
+    size_px = data.draw(st.sampled_from(limits.size_px))
+    new_teacher(teacher_of(name, 10, channels, size_px, options))
 
 
 @pytest.mark.parametrize("device", sorted(DEVICES_ANYWHERE))
-def test_devices_that_are_not_looked_for_are_everywhere(device, blocks):
+def test_devices_that_are_not_tried_exist_on_every_machine(device, blocks):
     values = blocks["distillation"].compute.model_dump() | {"device": device}
     prepare_device(ComputeParams.model_validate(values))
 
 
-def test_our_networks_and_any_device_are_checked_without_torch():
+def test_our_networks_and_devices_are_checked_without_torch():
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *OWN_NETWORKS],
-        cwd=PROJECT, env={**os.environ, "PU_KD_DATA": "/images"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=PROJECT,
+        env={**os.environ, "PU_KD_DATA": "/images"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -271,20 +269,19 @@ def test_our_networks_and_any_device_are_checked_without_torch():
         ),
     ],
 )
-def test_networks_that_cannot_be_used_are_found_and_told(blocks, block, changes, message):
-    changed = type(blocks[block]).model_validate(blocks[block].model_dump() | changes)
+def test_networks_that_cannot_be_used_are_reported(blocks, block, changes, message):
     with pytest.raises(InputError, match=message):
-        check({**blocks, block: changed})
+        check({**blocks, block: changed(blocks[block], **changes)})
 
 
-def test_a_device_that_is_not_here_is_found(blocks):
+def test_a_device_that_this_machine_lacks_is_found(blocks):
     compute = blocks["distillation"].compute.model_copy(update={"device": "cuda:99"})
-    changed = blocks["distillation"].model_copy(update={"compute": compute})
+    student = blocks["distillation"].model_copy(update={"compute": compute})
     with pytest.raises(InputError, match=r"^compute: device 'cuda:99' is not on this machine"):
-        check({**blocks, "distillation": changed})
+        check({**blocks, "distillation": student})
 
 
-def test_weights_are_read_also_where_the_network_is_known_to_build(blocks, tmp_path):
+def test_weights_are_read_even_if_the_network_is_sure_to_build(blocks, tmp_path):
     teacher = blocks["teacher"].model_copy(update={"architecture_options": {"width": 4}})
     save_model(new_teacher(teacher), tmp_path / "narrow")
     wide = blocks["teacher"].model_copy(

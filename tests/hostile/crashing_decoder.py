@@ -1,6 +1,7 @@
-"""A decoder with a fault in its native code, as far as anybody else can tell: some images end its process.
+"""A decoder that crashes its process on some images, as a bug in native code would.
 
-`python crashing_decoder.py FOLDER PARQUET` ingests with it. A module of its own, since other processes import it.
+`python crashing_decoder.py FOLDER PARQUET` ingests with it. It is a module, and not part of a test,
+because the decoding processes import it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from pu_kd_pipeline.images import ingestion
 from pu_kd_pipeline.images.decoding import Decoder, Unusable
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.store import ImageStore
-from tests.hostile.fuzzing import plan_of
+from tests.hostile.valid_files import plan_of
 
 CRASHES = b"an image that crashes"
 
 
 class CrashingDecoder(Decoder):
-    """Aborts on images that say so."""
+    """Aborts the process on the image `CRASHES`."""
 
     def decode(self, raw: Any) -> np.ndarray | Unusable:
         if raw == CRASHES:
@@ -32,13 +33,13 @@ class CrashingDecoder(Decoder):
 
 def ingest(folder: Path, parquet: Path) -> ImageStore:
     """Ingest with the decoder that crashes."""
-    ingestion.Decoder = CrashingDecoder  # type: ignore[misc]
+    plan = plan_of({"type": "parquet", "path": str(parquet)}, n_workers=2, shard_size=100)
+    # Patched by hand: this also runs as a script, without pytest.
+    ingestion.Decoder = CrashingDecoder  # type: ignore[misc,attr-defined]
     try:
-        return write_store(
-            plan_of({"type": "parquet", "path": str(parquet)}, n_workers=2, shard_size=100), folder
-        )
+        return write_store(plan, folder)
     finally:
-        ingestion.Decoder = Decoder  # type: ignore[misc]
+        ingestion.Decoder = Decoder  # type: ignore[misc,attr-defined]
 
 
 if __name__ == "__main__":

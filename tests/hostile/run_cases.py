@@ -1,6 +1,7 @@
-"""Runs `kedro run` many times in one process: starting it anew for every case would cost most of the time.
+"""Run `kedro run` many times in one process, since starting Python is most of the cost of a case.
 
-`python run_cases.py CONF CASES`: CASES is JSON, name -> further arguments; each prints one line of JSON.
+`python run_cases.py CONF CASES`: CASES is JSON that maps a name to further arguments. Each case
+prints one line of JSON: name, code, what it printed, and seconds.
 """
 
 from __future__ import annotations
@@ -13,8 +14,30 @@ import time
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
+
+
+def run_case(conf: str, name: str, arguments: list[str]) -> dict[str, Any]:
+    """Run one case and return how it ended."""
+    from pu_kd_pipeline.cli.commands import run
+
+    output = io.StringIO()
+    start = time.monotonic()
+    code: object = 0
+    with redirect_stdout(output), redirect_stderr(output):
+        try:
+            command = [f"--conf-source={conf}", f"--env={name}", *arguments]
+            run.main(args=command, standalone_mode=False)
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException:
+            # A user would see this traceback; the tests then fail on it.
+            code = "traceback"
+            traceback.print_exc()
+    seconds = time.monotonic() - start
+    return {"name": name, "code": code, "said": output.getvalue(), "seconds": seconds}
 
 
 def main(conf: str, cases: dict[str, list[str]]) -> None:
@@ -22,34 +45,10 @@ def main(conf: str, cases: dict[str, list[str]]) -> None:
     os.chdir(PROJECT)
     from kedro.framework.startup import bootstrap_project
 
+    # Before `run_case` imports the command: Kedro must know the project first.
     bootstrap_project(PROJECT)
-    from pu_kd_pipeline.cli.commands import run
-
     for name, arguments in cases.items():
-        said, started = io.StringIO(), time.monotonic()
-        code: object = 0
-        with redirect_stdout(said), redirect_stderr(said):
-            try:
-                run.main(
-                    args=[f"--conf-source={conf}", f"--env={name}", *arguments],
-                    standalone_mode=False,
-                )
-            except SystemExit as stop:
-                code = stop.code
-            except BaseException:
-                code = "traceback"
-                traceback.print_exc()
-        print(
-            json.dumps(
-                {
-                    "name": name,
-                    "code": code,
-                    "said": said.getvalue(),
-                    "seconds": time.monotonic() - started,
-                }
-            ),
-            flush=True,
-        )
+        print(json.dumps(run_case(conf, name, arguments)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whole runs on data sets that are odd: to a sensible end, or to one clear sentence and exit code 1."""
+"""Whole runs on odd data sets: they end with a report, or with one message and exit code 1."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,132 +16,157 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
+from pu_kd_pipeline.learning.networks.build import build_network
 from tests.conftest import PROJECT, QUICK
-from tests.hostile.fuzzing import encoded
+from tests.hostile.valid_files import encoded
 
+# All cases run in one process, so all tests of this file must run on one worker.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hostile_runs")]
 
+Source = dict[str, Any]
+
 TINY = (
-    "teacher_training.n_updates=40", "teacher_training.record_every=40", "pu_training.epochs=2",
-    "pu_training.prior_estimation.epochs=2", "distillation.n_updates=20", "distillation.record_every=20",
-    "reporting.contact_sheet_images=4", "tracking=false",
-)  # fmt: skip
+    "teacher_training.n_updates=40",
+    "teacher_training.record_every=40",
+    "pu_training.epochs=2",
+    "pu_training.prior_estimation.epochs=2",
+    "distillation.n_updates=20",
+    "distillation.record_every=20",
+    "reporting.contact_sheet_images=4",
+    "tracking=false",
+)
 
 
-@dataclass(frozen=True)
-class Data:
-    """Where the images of the cases lie."""
-
-    folder: Path
-
-    def images(
-        self, name: str, numbers: list[int], labels: list[Any] | None = None
-    ) -> dict[str, str]:
-        """Write so many 8 x 8 images, told apart by their number; return the source that reads them."""
-        file = self.folder / f"{name}.parquet"
-        ids = [f"{name}-{position}" for position in range(len(numbers))]
-        rng = [np.random.default_rng(number) for number in numbers]
-        pixels = [each.integers(0, 256, (8, 8), dtype=np.uint8) for each in rng]
-        table = {
-            "id": ids,
-            "image": pa.array([encoded(Image.fromarray(each)) for each in pixels], pa.binary()),
-        }
-        pq.write_table(pa.table(table | ({} if labels is None else {"label": labels})), file)
-        return {"type": "parquet", "path": str(file)}
-
-    def weights(self, n_classes: int) -> Path:
-        """Write a network for so many classes."""
-        from safetensors.torch import save_file
-
-        from pu_kd_pipeline.learning.networks.build import build_network
-
-        save_file(
-            build_network("digits_cnn", n_classes, 1, {"width": 4}).state_dict(),
-            self.folder / "w.safetensors",
-        )
-        return self.folder / "w.safetensors"
-
-    def labeled(self, name: str, labels: list[Any]) -> dict[str, str]:
-        """Write one image for each label."""
-        return self.images(name, list(range(1_000, 1_000 + len(labels))), labels) | {
-            "labels": "classes"
-        }
+# --- data sets
 
 
-def demo(part: str, **more: Any) -> dict[str, Any]:
+def image_source(
+    folder: Path, name: str, numbers: list[int], labels: list[int] | None = None
+) -> Source:
+    """Write 8 x 8 images, which their numbers tell apart, and return the source that reads them."""
+    images = []
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        images.append(encoded(Image.fromarray(pixels)))
+    ids = [f"{name}-{position}" for position in range(len(numbers))]
+    # The type is given, since a column without rows has none.
+    table = {"id": ids, "image": pa.array(images, pa.binary())}
+    source = {"type": "parquet", "path": str(folder / f"{name}.parquet")}
+    if labels is not None:
+        table["label"] = labels
+        source["labels"] = "classes"
+    pq.write_table(pa.table(table), source["path"])
+    return source
+
+
+def labeled_source(folder: Path, name: str, labels: list[int]) -> Source:
+    """Write one image per label."""
+    # Numbers apart from those of the pools, so that no image is in both.
+    numbers = list(range(1_000, 1_000 + len(labels)))
+    return image_source(folder, name, numbers, labels)
+
+
+def demo(part: str, **more: Any) -> Source:
+    labels = "truth" if part == "pool" else "classes"
+    return {"type": "demo", "part": part, "labels": labels, **more}
+
+
+def data_of_cases(folder: Path) -> dict[str, dict[str, list[Source]]]:
+    """Return which sources each case changes."""
+    empty_folder = folder / "empty"
+    empty_folder.mkdir(exist_ok=True)
+    nowhere = {"type": "folder", "path": str(empty_folder)}
+    without_class_9 = labeled_source(folder, "nine", [0, 1, 2, 3, 4, 5, 6, 7, 8] * 4)
+    # So small a share rounds to no image at all.
+    nothing = [0.0, 1e-9]
+    all_positive = demo("teacher_training", limit=120, name="p") | {"labels": "truth"}
+    all_the_same = image_source(folder, "same", [5] * 40) | {"name": "s"}
     return {
-        "type": "demo",
-        "part": part,
-        "labels": "truth" if part == "pool" else "classes",
-        **more,
+        "a_class_without_images": {"labeled": [without_class_9]},
+        "one_image": {"labeled": [labeled_source(folder, "one", [3])]},
+        "label_out_of_range": {"labeled": [labeled_source(folder, "range", [0, 1, 12])]},
+        "no_labeled": {"labeled": []},
+        "empty_pool": {"pool": [image_source(folder, "none", [])]},
+        "empty_folder": {"pool": [nowhere]},
+        "nothing_in_the_share": {"pool": [demo("pool", share=nothing)]},
+        "all_positive": {"pool": [all_positive]},
+        "all_negative": {"pool": [image_source(folder, "noise", list(range(120)))]},
+        "pool_of_three": {"pool": [demo("pool", limit=3)]},
+        "pool_of_one": {"pool": [image_source(folder, "single", [7])]},
+        "one_test_image": {"test": [demo("test", limit=1)]},
+        "no_test_image": {"test": [demo("test", share=nothing)]},
+        "all_the_same": {"pool": [all_the_same]},
+        "other_classes": {},
     }
 
 
-def blocks_of(data: Data) -> dict[str, dict[str, Any]]:
-    """Return what the parameters of each case change."""
-    small = {"pool": [demo("pool", limit=200)], "test": [demo("test", limit=60)]}
-    nowhere = {"type": "folder", "path": str(data.folder / "empty")}
-    (data.folder / "empty").mkdir(exist_ok=True)
-    return {
-        "a_class_without_images": {
-            "labeled": [data.labeled("nine", [0, 1, 2, 3, 4, 5, 6, 7, 8] * 4)]
-        },
-        "one_image": {"labeled": [data.labeled("one", [3])]},
-        "label_out_of_range": {"labeled": [data.labeled("range", [0, 1, 12])]},
-        "no_labeled": {"labeled": []},
-        "empty_pool": {"pool": [data.images("none", [])]},
-        "empty_folder": {"pool": [nowhere]},
-        "nothing_in_the_share": {"pool": [demo("pool", share=[0.0, 1e-9])]},
-        "all_positive": {
-            "pool": [demo("teacher_training", limit=120, name="p") | {"labels": "truth"}]
-        },
-        "all_negative": {"pool": [data.images("noise", list(range(120)))]},
-        "pool_of_three": {"pool": [demo("pool", limit=3)]},
-        "pool_of_one": {"pool": [data.images("single", [7])]},
-        "one_test_image": {"test": [demo("test", limit=1)]},
-        "no_test_image": {"test": [demo("test", share=[0.0, 1e-9])]},
-        "all_the_same": {"pool": [data.images("same", [5] * 40) | {"name": "s"}]},
-        "other_classes": {},
-    } | {"_small": small}
+# --- runs
+
+
+def write_environment(folder: Path, blocks: dict[str, Any]) -> None:
+    """Write parameters as an environment of the project, one file per block."""
+    folder.mkdir()
+    for name, block in blocks.items():
+        file = folder / f"parameters_{name}.yml"
+        file.write_text(yaml.safe_dump({name: block}))
+
+
+def write_cases(folder: Path) -> dict[str, list[str]]:
+    """Write the environment of every case, and return the arguments of its run."""
+    cases = {}
+    for name, changes in data_of_cases(folder).items():
+        ingestion = {
+            "pool": [demo("pool", limit=200)],
+            "test": [demo("test", limit=60)],
+            **changes,
+            "teacher_training": [demo("teacher_training", limit=400)],
+        }
+        blocks: dict[str, Any] = {"data_ingestion": ingestion}
+        if name == "other_classes":
+            weights = folder / "w.safetensors"
+            network = build_network("digits_cnn", 7, 1, {"width": 4})
+            save_file(network.state_dict(), weights)
+            options = {"width": 4}
+            blocks["teacher"] = {"weights": str(weights), "architecture_options": options}
+        write_environment(folder / "conf" / name, blocks)
+        params = ",".join((f"data={folder / 'data' / name}", *QUICK, *TINY))
+        cases[name] = ["--pipeline=full", f"--params={params}"]
+    return cases
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What `kedro run --pipeline=full` said and ended with, case by case, and where its outputs are."""
+    """Exit code, output and data folder of `kedro run --pipeline=full` by case."""
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(PROJECT / "conf" / "base", folder / "conf" / "base")
     shutil.copy(PROJECT / "conf" / "logging.yml", folder / "conf")
-    data = Data(folder)
-    blocks = blocks_of(data)
-    small = blocks.pop("_small")
-    cases = {}
-    for name, changes in blocks.items():
-        (folder / "conf" / name).mkdir()
-        ingestion = {**small, **changes, "teacher_training": [demo("teacher_training", limit=400)]}
-        text = yaml.safe_dump({"data_ingestion": ingestion})
-        (folder / "conf" / name / "parameters_data_ingestion.yml").write_text(text)
-        if name == "other_classes":
-            block = {
-                "weights": str(data.weights(n_classes=7)),
-                "architecture_options": {"width": 4},
-            }
-            (folder / "conf" / name / "parameters_teacher.yml").write_text(
-                yaml.safe_dump({"teacher": block})
-            )
-        params = ",".join((f"data={folder / 'data' / name}", *QUICK, *TINY))
-        cases[name] = ["--pipeline=full", f"--params={params}"]
+    cases = write_cases(folder)
+    script = Path(__file__).with_name("run_cases.py")
     result = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "run_cases.py"), str(folder / "conf"), json.dumps(cases)],
-        env={**os.environ, "COLUMNS": "250"}, capture_output=True, text=True, check=False, timeout=900,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"name"')]
-    assert len(lines) == len(cases), result.stdout + result.stderr
-    return {line["name"]: {**line, "data": folder / "data" / line["name"]} for line in lines}
+        [sys.executable, str(script), str(folder / "conf"), json.dumps(cases)],
+        # Wide enough that the log does not break the messages into lines.
+        env={**os.environ, "COLUMNS": "250"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    found = {}
+    for line in result.stdout.splitlines():
+        if line.startswith('{"name"'):
+            outcome = json.loads(line)
+            name = outcome["name"]
+            found[name] = {**outcome, "data": folder / "data" / name}
+    assert found.keys() == cases.keys(), result.stdout + result.stderr
+    return found
 
 
-ENDS_WELL = ["a_class_without_images", "all_positive", "all_negative", "one_test_image"]
-SENTENCES = {
+# --- tests
+
+LEARNABLE = ["a_class_without_images", "all_positive", "all_negative", "one_test_image"]
+MESSAGES = {
     "one_image": "1 labeled images cannot be cross-fitted; label at least two, or set class_prior",
     "label_out_of_range": "the labels of 1 images are none of them: 12 (1)",
     "no_labeled": "feature_extraction: the image store is empty",
@@ -151,31 +175,34 @@ SENTENCES = {
     "nothing_in_the_share": "data_ingestion.pool: no image is left of 3,500: check `share`",
     "no_test_image": "data_ingestion.test: no image is left of 500: check `share`",
     "pool_of_three": "of 3 pool images rounds to none",
-    "pool_of_one": "a pool of 1 images says nothing of its class prior: set pu_training.class_prior",
+    "pool_of_one": "a pool of 1 images says nothing of its class prior: "
+    "set pu_training.class_prior",
     "all_the_same": "39 of 40 images cannot be used (duplicate 39; such as",
     "other_classes": "of another shape: fc.bias (7,) instead of (10,)",
 }
 
 
-@pytest.mark.parametrize("case", ENDS_WELL)
+@pytest.mark.parametrize("case", LEARNABLE)
 def test_odd_data_that_can_be_learned_from_runs_to_its_report(
     outcomes: dict[str, dict[str, Any]], case: str
 ) -> None:
     outcome = outcomes[case]
     assert outcome["code"] in (0, None), outcome["said"][-3_000:]
-    metrics = json.loads((outcome["data"] / "08_reporting" / "metrics.json").read_text())
+    reporting = outcome["data"] / "08_reporting"
+    metrics = json.loads((reporting / "metrics.json").read_text())
     assert 0 <= metrics["student"]["accuracy"] <= 1
-    assert (outcome["data"] / "08_reporting" / "report.html").stat().st_size > 10_000
+    # Without its figures the report would be smaller.
+    assert (reporting / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("case", SENTENCES)
-def test_data_that_nothing_can_be_learned_from_is_told_in_one_sentence(
+@pytest.mark.parametrize("case", MESSAGES)
+def test_data_that_cannot_be_learned_from_ends_with_one_message(
     outcomes: dict[str, dict[str, Any]], case: str
 ) -> None:
     outcome = outcomes[case]
-    assert outcome["code"] == 1, outcome["said"][-3_000:]
-    assert "Traceback" not in outcome["said"]
-    assert SENTENCES[case] in outcome["said"].partition("Error: ")[2]
-    assert not [
-        file for file in outcome["data"].rglob("*") if file.name.endswith(".tmp")
-    ]  # nothing half-written
+    output = outcome["said"]
+    assert outcome["code"] == 1, output[-3_000:]
+    assert "Traceback" not in output
+    assert MESSAGES[case] in output.partition("Error: ")[2]
+    # Temporary names of files that were not finished.
+    assert not list(outcome["data"].rglob("*.tmp"))

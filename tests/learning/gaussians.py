@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tests.learning.generators import seeded_generator
+
 
 class LinearScore(nn.Module):
     """A linear score of (N, F) features."""
@@ -38,10 +40,13 @@ def samples(
         distance: distance between their centers; their standard deviation is 1.
         seed: seed of the samples.
     """
-    generator = torch.Generator().manual_seed(seed)
-    is_positive = torch.rand(n_unlabeled, generator=generator) < class_prior
+    generator = seeded_generator(seed)
+    draws = torch.rand(n_unlabeled, generator=generator)
+    is_positive = draws < class_prior
     center = torch.zeros(n_features)
     center[0] = distance
+
+    # Negatives are around the origin, positives around the center.
     positive = torch.randn(n_positive, n_features, generator=generator) + center
     noise = torch.randn(n_unlabeled, n_features, generator=generator)
     unlabeled = noise + center * is_positive.unsqueeze(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
+from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.augmentation import (
     Normalize,
@@ -15,20 +16,21 @@ from pu_kd_pipeline.learning.augmentation import (
     random_views,
     take_views,
 )
+from tests.learning.generators import seeded_generator
 
 
 def _random_images(*shape, lowest=0):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(lowest, 256, shape, dtype=torch.uint8, generator=generator)
+    return torch.randint(lowest, 256, shape, dtype=torch.uint8, generator=seeded_generator())
 
 
 def _all_views(image, padding, flip):
     """Return every view of an image, cropped one after the other."""
     height, width = image.shape[1:]
     padded = functional.pad(image, (padding,) * 4)
+    offsets = range(2 * padding + 1)
     views = []
-    for top in range(2 * padding + 1):
-        for left in range(2 * padding + 1):
+    for top in offsets:
+        for left in offsets:
             crop = padded[:, top : top + height, left : left + width]
             views.append(crop)
             if flip:
@@ -37,6 +39,7 @@ def _all_views(image, padding, flip):
 
 
 def _distinct(images):
+    """Return the set of different images, as tuples of their pixels."""
     return {tuple(image.flatten().tolist()) for image in images}
 
 
@@ -44,10 +47,14 @@ def _distinct(images):
 def test_random_views_are_crops_and_mirror_images_and_all_occur(padding, flip):
     # No pixel is 0, so that the padding can be told from the image.
     image = _random_images(3, 5, 6, lowest=1)
+    # 2,000 draws of at most 50 views: none is missed.
     copies = image.expand(2000, -1, -1, -1)
-    generator = torch.Generator().manual_seed(0)
-    views = random_views(copies, padding=padding, flip=flip, generator=generator)
-    assert _distinct(views) == _distinct(_all_views(image, padding, flip))
+
+    views = random_views(copies, padding=padding, flip=flip, generator=seeded_generator())
+    found = _distinct(views)
+    expected = _distinct(_all_views(image, padding, flip))
+
+    assert found == expected
 
 
 CASES = pytest.mark.parametrize(("padding", "flip"), [(2, True), (1, False), (0, True), (0, False)])
@@ -56,10 +63,12 @@ CASES = pytest.mark.parametrize(("padding", "flip"), [(2, True), (1, False), (0,
 @CASES
 def test_the_numbered_views_are_all_views(padding, flip):
     image = _random_images(3, 5, 6, lowest=1)
-    numbers = torch.arange(n_views(padding, flip))
-    copies = image.expand(len(numbers), -1, -1, -1)
+    n = n_views(padding, flip)
+    numbers = torch.arange(n)
+    copies = image.expand(n, -1, -1, -1)
     views = take_views(copies, numbers, padding=padding, flip=flip)
     expected = _all_views(image, padding, flip)
+
     assert len(views) == len(expected)
     assert _distinct(views) == _distinct(expected)
 
@@ -67,55 +76,87 @@ def test_the_numbered_views_are_all_views(padding, flip):
 @CASES
 def test_all_views_are_drawn_equally_often(padding, flip):
     n = n_views(padding, flip)
-    generator = torch.Generator().manual_seed(0)
-    drawn = draw_views(200 * n, padding=padding, flip=flip, generator=generator)
+    drawn = draw_views(200 * n, padding=padding, flip=flip, generator=seeded_generator())
     counts = torch.bincount(drawn, minlength=n)
+
     assert len(counts) == n
     # 200 are expected of each
     assert counts.min() > 100
     assert counts.max() < 300
 
 
-@pytest.mark.parametrize("take", [gathered, copied])
-@pytest.mark.parametrize("shape", [(0, 3, 5, 6), (9, 1, 6, 6), (40, 3, 5, 6)])
-def test_windows_are_cropped_and_mirrored_as_asked(take, shape):
-    n, _, height, width = shape
-    padded = functional.pad(_random_images(*shape), (2, 2, 2, 2))
-    generator = torch.Generator().manual_seed(1)
+def _slow_windows(padded, tops, lefts, is_flipped, size):
+    """Return one crop of every padded image, mirrored where asked."""
+    height, width = size
+    windows = []
+    for image, top, left, flips in zip(padded, tops, lefts, is_flipped, strict=True):
+        window = image[:, top : top + height, left : left + width]
+        if flips:
+            window = window.flip(2)
+        windows.append(window)
+    return windows
+
+
+def _draw_windows(n):
+    """Draw where each of n images is cropped, and whether it is mirrored."""
+    generator = seeded_generator(1)
+    # Offsets of a padding of two pixels on each side.
     tops = torch.randint(0, 5, (n,), generator=generator)
     lefts = torch.randint(0, 5, (n,), generator=generator)
     is_flipped = torch.rand(n, generator=generator) < 0.5
+    return tops, lefts, is_flipped
 
-    views = take(padded, tops, lefts, is_flipped, torch.Size(shape))
+
+@pytest.mark.parametrize("take", [gathered, copied])
+@pytest.mark.parametrize("shape", [(0, 3, 5, 6), (9, 1, 6, 6), (40, 3, 5, 6)])
+def test_windows_are_cropped_and_mirrored_as_asked(take, shape):
+    n, _, *size = shape
+    images = _random_images(*shape)
+    padded = functional.pad(images, (2, 2, 2, 2))
+    windows = _draw_windows(n)
+
+    views = take(padded, *windows, torch.Size(shape))
+    expected = _slow_windows(padded, *windows, size)
+
     assert views.shape == shape
-    for number in range(n):
-        top = tops[number]
-        left = lefts[number]
-        window = padded[number, :, top : top + height, left : left + width]
-        if is_flipped[number]:
-            window = window.flip(2)
-        assert torch.equal(views[number], window)
+    for view, window in zip(views, expected, strict=True):
+        assert torch.equal(view, window)
 
 
 def test_images_with_a_single_view_are_returned_as_they_are():
     images = _random_images(4, 1, 8, 8)
-    assert random_views(images, padding=0, flip=False, generator=torch.Generator()) is images
+    views = random_views(images, padding=0, flip=False, generator=torch.Generator())
+
+    # Not even a copy is made.
+    assert views is images
 
 
 def test_images_of_a_batch_get_different_views():
-    images = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(64, 1, 8, 8)
-    generator = torch.Generator().manual_seed(1)
-    views = random_views(images, padding=2, flip=True, generator=generator)
-    assert len(_distinct(views)) > 20
+    image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    images = image.expand(64, 1, 8, 8)
+
+    views = random_views(images, padding=2, flip=True, generator=seeded_generator(1))
+    distinct_views = _distinct(views)
+
+    # Of 50 that are possible.
+    assert len(distinct_views) > 20
+
+
+def _per_channel(values):
+    """Return values that broadcast over the channels of (N, C, H, W)."""
+    return torch.as_tensor(values).view(1, -1, 1, 1)
 
 
 def test_normalization_is_the_definition():
     images = _random_images(2, 3, 4, 4)
     mean = [0.1, 0.5, 0.9]
     std = [0.2, 0.3, 0.4]
-    centered = images / 255 - torch.tensor(mean).view(1, 3, 1, 1)
-    expected = centered / torch.tensor(std).view(1, 3, 1, 1)
-    torch.testing.assert_close(Normalize(mean, std)(images), expected, rtol=1e-5, atol=1e-5)
+    normalize = Normalize(mean, std)
+    normalized = normalize(images)
+    centered = images / 255 - _per_channel(mean)
+    expected = centered / _per_channel(std)
+
+    assert_close(normalized, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_channels", [1, 3])
@@ -124,20 +165,30 @@ def test_normalization_is_one_multiply_add_to_the_last_bit(n, n_channels):
     images = _random_images(n, n_channels, 6, 5)
     mean = torch.rand(n_channels) + 0.1
     std = torch.rand(n_channels) + 0.1
-    scale = (1.0 / (255.0 * std)).view(1, -1, 1, 1)
-    shift = (-mean / std).view(1, -1, 1, 1)
-    normalized = Normalize(mean.tolist(), std.tolist())(images)
-    assert torch.equal(normalized, torch.addcmul(shift, images.to(torch.float32), scale))
+    normalize = Normalize(mean.tolist(), std.tolist())
+    normalized = normalize(images)
+    # The mean and the division by 255 are folded into one scale and one shift.
+    scale = _per_channel(1.0 / (255.0 * std))
+    shift = _per_channel(-mean / std)
+    expected = torch.addcmul(shift, images.float(), scale)
+
+    assert torch.equal(normalized, expected)
 
 
 def test_gray_images_keep_their_memory_order():
-    normalized = Normalize([0.5], [0.25])(_random_images(2, 1, 5, 4))
+    images = _random_images(2, 1, 5, 4)
+    normalize = Normalize([0.5], [0.25])
+    normalized = normalize(images)
+
     assert normalized.stride() == (20, 20, 4, 1)
 
 
 def test_color_images_come_with_channels_last():
     images = _random_images(2, 3, 5, 4)
-    normalized = Normalize([0.5] * 3, [0.25] * 3)(images)
-    assert normalized.stride() == (60, 1, 12, 3)
+    normalize = Normalize([0.5] * 3, [0.25] * 3)
+    normalized = normalize(images)
     expected = (images / 255 - 0.5) / 0.25
-    torch.testing.assert_close(normalized, expected, rtol=1e-5, atol=1e-5)
+
+    # The stride of the channels is 1: they are next to each other in memory.
+    assert normalized.stride() == (60, 1, 12, 3)
+    assert_close(normalized, expected, rtol=1e-5, atol=1e-5)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.class_weights import class_weights, teacher_class_mass, weight_vectors
+from tests.learning.generators import seeded_generator
 
 NO_CLIP = (0.0, float("inf"))
 
@@ -25,35 +28,40 @@ def as_vector(values: list[float]) -> Tensor:
 masses = st.lists(st.floats(0.01, 1e4), min_size=2, max_size=12).map(as_vector)
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 # --- the mass of the classes
 
 
 def slow_mass(logits: Tensor, temperature: float) -> Tensor:
+    """Sum of the softmaxes, one sample at a time."""
     mass = torch.zeros(logits.shape[1], dtype=torch.float64)
     for row in logits.tolist():
         powers = [math.exp(z / temperature) for z in row]
-        mass += as_vector(powers) / sum(powers)
+        total = sum(powers)
+        mass += as_vector(powers) / total
     return mass
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_mass_equals_the_slow_sum_of_softmaxes(temperature: float) -> None:
-    logits = torch.randn(30, 4, generator=seeded())
+    logits = torch.randn(30, 4, generator=seeded_generator())
     mass = teacher_class_mass(logits, temperature)
+    expected = slow_mass(logits, temperature)
+    total = mass.sum().item()
+
     assert mass.dtype == torch.float64
-    assert mass.sum().item() == pytest.approx(30, abs=1e-5)
-    assert_close(mass, slow_mass(logits, temperature), rtol=1e-6, atol=1e-6)
+    # Every sample has a mass of one.
+    assert total == pytest.approx(30, abs=1e-5)
+    assert_close(mass, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_mass_adds_up_over_shards() -> None:
-    logits = torch.randn(30, 4, generator=seeded())
+    logits = torch.randn(30, 4, generator=seeded_generator())
     # Of unequal size, as the last shard of a store is.
-    of_shards = teacher_class_mass(logits[:11]) + teacher_class_mass(logits[11:])
-    assert_close(teacher_class_mass(logits), of_shards)
+    of_first_shard = teacher_class_mass(logits[:11])
+    of_last_shard = teacher_class_mass(logits[11:])
+    of_all = teacher_class_mass(logits)
+
+    assert_close(of_all, of_first_shard + of_last_shard)
 
 
 def test_a_temperature_of_zero_is_refused() -> None:
@@ -64,12 +72,20 @@ def test_a_temperature_of_zero_is_refused() -> None:
 # --- the weights of the classes
 
 
+def slow_weights(mass: list[float]) -> Tensor:
+    """Eq. 7: weights inverse to the mass that sum to the number of classes."""
+    inverse = [1 / y for y in mass]
+    total = sum(inverse)
+    weights = [len(mass) * value / total for value in inverse]
+    return as_vector(weights)
+
+
 @settings(deadline=None, max_examples=60)
 @given(mass=masses)
 def test_unclipped_weights_are_equation_7(mass: Tensor) -> None:
-    inverse = [1 / y for y in mass.tolist()]
-    expected = as_vector([len(mass) * value / sum(inverse) for value in inverse])
+    expected = slow_weights(mass.tolist())
     result = class_weights(mass, clip=NO_CLIP)
+
     assert_close(result.weights, expected)
     assert_close(result.raw, expected)
     assert not result.is_clipped.any()
@@ -79,12 +95,17 @@ def test_unclipped_weights_are_equation_7(mass: Tensor) -> None:
 @given(mass=masses)
 def test_weights_sum_to_k_and_favor_rare_classes_within_the_clip(mass: Tensor) -> None:
     result = class_weights(mass)
-    assert result.weights.sum().item() == pytest.approx(len(mass))
-    from_rare_to_frequent = result.weights[mass.argsort()]
+    weights = result.weights
+
+    assert weights.sum().item() == pytest.approx(len(mass))
+
+    from_rare_to_frequent = weights[mass.argsort()]
     assert (from_rare_to_frequent.diff() <= 1e-12).all()
+
     # The default clip is 0.1 to 10.
-    largest_ratio = result.weights.max() / result.weights.min()
+    largest_ratio = weights.max() / weights.min()
     assert largest_ratio <= 100 * (1 + 1e-9)
+
     is_outside = (result.raw < 0.1) | (result.raw > 10)
     assert torch.equal(result.is_clipped, is_outside)
 
@@ -95,33 +116,30 @@ def test_weights_follow_a_permutation_and_not_the_number_of_samples(
     mass: Tensor, seed: int
 ) -> None:
     weights = class_weights(mass).weights
-    order = torch.randperm(len(mass), generator=seeded(seed))
-    assert_close(class_weights(mass[order]).weights, weights[order])
-    assert_close(class_weights(7 * mass).weights, weights)
+
+    order = torch.randperm(len(mass), generator=seeded_generator(seed))
+    of_permuted = class_weights(mass[order])
+
+    assert_close(of_permuted.weights, weights[order])
+
+    of_seven_pools = class_weights(7 * mass)
+    assert_close(of_seven_pools.weights, weights)
 
 
 def test_equal_masses_give_weights_of_one() -> None:
-    weights = class_weights(torch.full((5,), 3.0)).weights
+    mass = torch.full((5,), 3.0)
+    weights = class_weights(mass).weights
+
     assert weights.tolist() == pytest.approx([1.0] * 5)
-
-
-def test_an_absent_class_is_the_limit_of_a_vanishing_one_and_is_reported_as_clipped() -> None:
-    present = [50.0, 20.0, 10.0] * 7
-    absent = class_weights(as_vector([0.0, *present]))
-    # So small that all other weights are clipped as well.
-    vanishing = class_weights(as_vector([1e-12, *present]))
-    assert_close(absent.weights, vanishing.weights)
-    assert absent.raw.tolist() == [22.0] + [0.0] * 21
-    assert absent.is_clipped.all()
-    assert absent.weights.isfinite().all()
-    assert absent.weights[0] / absent.weights[1] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("mass", [[0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [[1.0, 2.0]]])
 def test_unusable_mass_is_refused(mass: list[float]) -> None:
+    unusable = torch.tensor(mass)
     message = "class_mass must be a finite non-negative vector with a positive entry"
+
     with pytest.raises(ValueError, match=message):
-        class_weights(torch.tensor(mass))
+        class_weights(unusable)
 
 
 def test_clip_that_excludes_the_mean_weight_is_refused() -> None:
@@ -132,19 +150,26 @@ def test_clip_that_excludes_the_mean_weight_is_refused() -> None:
 # --- the perturbed vectors
 
 
+def draw_vectors(weights: Tensor, seed: int = 0, **options: Any) -> Tensor:
+    return weight_vectors(weights, generator=seeded_generator(seed), **options)
+
+
 @settings(deadline=None, max_examples=60)
 @given(mass=masses, epsilon=st.floats(0, 3), seed=st.integers(0, 99))
 def test_projected_vectors_sum_to_k_within_epsilon_and_are_not_negative(
     mass: Tensor, epsilon: float, seed: int
 ) -> None:
+    n_classes = len(mass)
     weights = class_weights(mass).weights
-    vectors = weight_vectors(
-        weights, n=8, epsilon=epsilon, mode="projected", generator=seeded(seed)
-    )
-    assert vectors.shape == (9, len(mass))
+    vectors = draw_vectors(weights, seed, n=8, epsilon=epsilon, mode="projected")
+    sums = vectors.sum(dim=1).tolist()
+    changes = (vectors - weights).abs()
+
+    # The weights themselves come first.
+    assert vectors.shape == (9, n_classes)
     assert torch.equal(vectors[0], weights)
-    assert vectors.sum(dim=1).tolist() == pytest.approx([len(mass)] * 9)
-    assert (vectors - weights).abs().max() <= epsilon + 1e-12
+    assert sums == pytest.approx([n_classes] * 9)
+    assert changes.max() <= epsilon + 1e-12
     assert (vectors >= 0).all()
 
 
@@ -155,11 +180,12 @@ def slow_projection(point: np.ndarray, weights: np.ndarray, epsilon: float) -> n
         "fun": lambda v: v.sum() - len(weights),
         "jac": np.ones_like,
     }
+    bounds = [(max(0.0, w - epsilon), w + epsilon) for w in weights]
     result = minimize(
         fun=lambda v: 0.5 * ((v - point) ** 2).sum(),
         x0=weights,
         jac=lambda v: v - point,
-        bounds=[(max(0.0, w - epsilon), w + epsilon) for w in weights],
+        bounds=bounds,
         constraints=sum_is_k,
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 500},
@@ -168,49 +194,92 @@ def slow_projection(point: np.ndarray, weights: np.ndarray, epsilon: float) -> n
     return np.asarray(result.x)
 
 
+def draw_noise(n: int, n_classes: int, seed: int) -> Tensor:
+    """The documented draw of the perturbations, u ~ U(-1, 1)^K."""
+    generator = seeded_generator(seed)
+    uniform = torch.rand((n, n_classes), generator=generator, dtype=torch.float64)
+    return 2 * uniform - 1
+
+
 @pytest.mark.parametrize("epsilon", [0.05, 0.5, 2.0])
 def test_projection_equals_a_slow_solver(epsilon: float) -> None:
-    weights = class_weights(torch.tensor([900.0, 40.0, 300.0, 100.0, 20.0, 500.0])).weights
-    vectors = weight_vectors(weights, n=6, epsilon=epsilon, mode="projected", generator=seeded(4))
-    # The documented draw, u ~ U(-1, 1)^K.
-    noise = 2 * torch.rand((6, 6), generator=seeded(4), dtype=torch.float64) - 1
-    for vector, u in zip(vectors[1:], noise, strict=True):
-        point = weights + epsilon * u
-        expected = slow_projection(point.numpy(), weights.numpy(), epsilon)
-        np.testing.assert_allclose(vector.numpy(), expected, atol=2e-6)
+    mass = torch.tensor([900.0, 40.0, 300.0, 100.0, 20.0, 500.0])
+    weights = class_weights(mass).weights
+    noise = draw_noise(6, 6, seed=4)
+    points = weights + epsilon * noise
+
+    vectors = draw_vectors(weights, seed=4, n=6, epsilon=epsilon, mode="projected")
+    projected = vectors[1:]
+
+    for vector, point in zip(projected.numpy(), points.numpy(), strict=True):
+        expected = slow_projection(point, weights.numpy(), epsilon)
+        # As far as the solver comes.
+        assert_allclose(vector, expected, atol=2e-6)
+
+
+def test_an_absent_class_is_the_limit_of_a_vanishing_one() -> None:
+    present = [50.0, 20.0, 10.0] * 7
+    absent = class_weights(as_vector([0.0, *present]))
+    # So small that all other weights are clipped as well.
+    vanishing = class_weights(as_vector([1e-12, *present]))
+    absent_weight, present_weight = absent.weights[:2].tolist()
+
+    assert_close(absent.weights, vanishing.weights)
+    assert absent.weights.isfinite().all()
+    # The default clip is 0.1 to 10.
+    assert absent_weight / present_weight == pytest.approx(100)
+
+
+def test_an_absent_class_is_reported_as_clipped() -> None:
+    present = [50.0, 20.0, 10.0] * 7
+    result = class_weights(as_vector([0.0, *present]))
+    # In the limit the absent class takes all of K = 22.
+    expected = [22.0] + [0.0] * 21
+
+    assert result.raw.tolist() == expected
+    assert result.is_clipped.all()
 
 
 def test_projected_vectors_go_both_ways_and_keep_the_dtype() -> None:
     weights = torch.ones(10)
-    vectors = weight_vectors(weights, n=20, epsilon=0.1, mode="projected", generator=seeded())
-    assert vectors.dtype == torch.float32
+    vectors = draw_vectors(weights, n=20, epsilon=0.1, mode="projected")
     perturbed = vectors[1:]
-    assert (perturbed > weights).any(dim=1).all()
-    assert (perturbed < weights).any(dim=1).all()
+    is_higher = perturbed > weights
+    is_lower = perturbed < weights
+
+    assert vectors.dtype == torch.float32
+    assert is_higher.any(dim=1).all()
+    assert is_lower.any(dim=1).all()
     # In every class, not only in a few.
     assert perturbed.std(dim=0).min() > 0.02
 
 
 def test_released_vectors_only_go_upward() -> None:
-    weights = class_weights(torch.tensor([5.0, 1.0, 2.0])).weights
-    vectors = weight_vectors(weights, n=50, epsilon=0.1, mode="released", generator=seeded())
-    assert torch.equal(vectors[0], weights)
+    mass = torch.tensor([5.0, 1.0, 2.0])
+    weights = class_weights(mass).weights
+    vectors = draw_vectors(weights, n=50, epsilon=0.1, mode="released")
     shift = vectors[1:] - weights
+    mean_shift = shift.mean().item()
+
+    assert torch.equal(vectors[0], weights)
     assert (shift >= 0).all()
     assert (shift < 0.1 + 1e-12).all()
     # The mean of U[0, 1) is a half.
-    assert shift.mean().item() == pytest.approx(0.05, abs=0.01)
+    assert mean_shift == pytest.approx(0.05, abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_vectors() -> None:
     weights = torch.ones(4)
-    first = weight_vectors(weights, n=3, epsilon=0.2, mode="projected", generator=seeded(9))
-    second = weight_vectors(weights, n=3, epsilon=0.2, mode="projected", generator=seeded(9))
+    first = draw_vectors(weights, seed=9, n=3, epsilon=0.2, mode="projected")
+    second = draw_vectors(weights, seed=9, n=3, epsilon=0.2, mode="projected")
+
     assert torch.equal(first, second)
 
 
 def test_without_perturbed_vectors_only_the_weights_remain() -> None:
-    vectors = weight_vectors(torch.ones(4), n=0, epsilon=0.2, mode="projected", generator=seeded())
+    weights = torch.ones(4)
+    vectors = draw_vectors(weights, n=0, epsilon=0.2, mode="projected")
+
     assert vectors.tolist() == [[1.0] * 4]
 
 
@@ -225,11 +294,6 @@ def test_without_perturbed_vectors_only_the_weights_remain() -> None:
 def test_bad_weights_and_options_are_refused(
     weights: list[float], n: int, mode: str, message: str
 ) -> None:
+    weights_tensor = torch.tensor(weights)
     with pytest.raises(ValueError, match=message):
-        weight_vectors(
-            torch.tensor(weights),
-            n=n,
-            epsilon=0.1,
-            mode=mode,  # type: ignore[arg-type]
-            generator=seeded(),
-        )
+        draw_vectors(weights_tensor, n=n, epsilon=0.1, mode=mode)

@@ -1,9 +1,8 @@
-"""The PU critic: its features, which gradients flow, its metrics, and when it has collapsed."""
+"""The PU critic: which gradients flow, its metrics, and when it has collapsed."""
 
 from __future__ import annotations
 
 import copy
-import math
 import re
 from typing import Any
 
@@ -27,98 +26,11 @@ from pu_kd_pipeline.learning.critic import (
     critic_features,
 )
 from pu_kd_pipeline.learning.losses.critic import CriticMode, pu_critic_risk, student_critic_loss
+from tests.learning.generators import seeded_generator
 
 PRIOR = 0.4
 MODES: tuple[CriticMode, ...] = ("clamp", "ascent", "gan")
 D = 8  # width of the toy features
-
-
-# --- features
-
-
-def maps(seed: int = 0) -> list[Tensor]:
-    """Maps of three taps and three images; the last tap has vectors."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((3, 4, 5, 2), (3, 6, 2, 2), (3, 3))
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-
-
-def slow_features_of_image(i: int) -> Tensor:
-    entries: list[Tensor] = []
-    for feature_map in maps():
-        averages = torch.stack([channel.sum() / channel.numel() for channel in feature_map[i]])
-        length = averages.square().sum().sqrt()
-        entries.append(averages / length)
-    return torch.cat(entries)
-
-
-def test_features_equal_the_slow_ones_and_every_tap_has_norm_one() -> None:
-    features = critic_features(maps())
-    expected = torch.stack([slow_features_of_image(i) for i in range(3)])
-    assert_close(features, expected)
-    norm_of_three_taps = torch.full((3,), math.sqrt(3), dtype=torch.float64)
-    assert_close(features.norm(dim=1), norm_of_three_taps)
-
-
-def test_the_scale_of_a_tap_changes_nothing() -> None:
-    # The critic must not recognize a network by the size of its activations.
-    first, second, third = maps()
-    scaled = [0.01 * first, 7.0 * second, 1e3 * third]
-    assert_close(critic_features(scaled), critic_features(maps()))
-
-
-def test_bf16_maps_are_averaged_in_float32() -> None:
-    rounded = maps()[0].bfloat16()
-    expected = critic_features([rounded.float()])
-    assert_close(critic_features([rounded]), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_gradcheck_of_the_features() -> None:
-    first, second, third = maps()
-
-    def features(feature_map: Tensor) -> Tensor:
-        return critic_features([feature_map, second, third])
-
-    assert torch.autograd.gradcheck(features, first.requires_grad_())
-
-
-def test_the_adapter_acts_on_vectors_as_a_pointwise_convolution_on_maps() -> None:
-    adapter = FeatureAdapter([4, 6, 3], [4, 5, 2]).double()
-    convolution = nn.Conv2d(6, 5, 1).double()
-    linear = adapter.layers[1]
-    assert isinstance(linear, nn.Linear)
-    convolution.weight.data.copy_(linear.weight.data[..., None, None])
-    convolution.bias.data.copy_(linear.bias.data)  # type: ignore[union-attr]
-    first, second, third = maps()
-    expected = critic_features([first, convolution(second), adapter.layers[2](third)])
-    assert_close(critic_features([first, second, third], adapter), expected)
-
-
-def test_tokens_and_maps_with_channels_last_are_averaged_over_their_positions() -> None:
-    square = maps()[0][:, :, :2]  # (N, 4, 2, 2)
-    tokens = square.flatten(2).transpose(1, 2)
-    channels_last = square.permute(0, 2, 3, 1)
-    found = critic_features([tokens, channels_last])
-    assert_close(found, critic_features([square, square]))
-
-
-def test_the_adapter_leaves_equal_widths_alone() -> None:
-    adapter = FeatureAdapter([4, 6, 3], [4, 6, 3])
-    assert not list(adapter.parameters())
-    assert_close(critic_features(maps(), adapter), critic_features(maps()))
-
-
-def test_unusable_maps_and_widths_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least one tap"):
-        critic_features([])
-    shapes = r"expected \(N, C, H, W\), \(N, T, C\) or \(N, C\)"
-    with pytest.raises(ValueError, match=rf"the tap '1' gives \(3,\); {shapes}"):
-        critic_features([torch.zeros(3, 4), torch.zeros(3)])
-    with pytest.raises(ValueError, match=r"got widths \[4, 6\] and \[4\]"):
-        FeatureAdapter([4, 6], [4])
-    two_taps = FeatureAdapter([4, 6], [4, 6]).double()
-    with pytest.raises(ValueError, match="made for 2 taps, got 3"):
-        critic_features(maps(), two_taps)
 
 
 # --- the network
@@ -131,34 +43,52 @@ def linear_layers(critic: FeatureCritic) -> list[nn.Linear]:
 def test_the_critic_is_lipschitz_with_the_stated_constant() -> None:
     torch.manual_seed(0)
     critic = FeatureCritic(D, lipschitz=5.0).train()
-    for layer in linear_layers(critic):
+    layers = linear_layers(critic)
+    for layer in layers:
         original = layer.parametrizations.weight.original  # type: ignore[union-attr]
         # Far from norm one, so that spectral norm has something to do.
         original.data.mul_(30.0)  # type: ignore[union-attr,operator]
+
+    one_row = torch.zeros(1, D)
     for _ in range(100):  # power iterations
-        critic(torch.zeros(1, D))
+        critic(one_row)
     critic.eval()
-    for layer in linear_layers(critic):
+    for layer in layers:
         spectral_norm = torch.linalg.matrix_norm(layer.weight, 2)
         assert spectral_norm.item() == pytest.approx(1.0, rel=1e-3)
+
     first, second = torch.randn(2, 2000, D)
     score_differences = (critic(first) - critic(second)).abs()
-    slopes = score_differences / (first - second).norm(dim=1)
+    distances = (first - second).norm(dim=1)
+    slopes = score_differences / distances
+
     assert slopes.max() <= 5.0 * (1 + 1e-3)
 
 
-def test_features_and_sizes_that_do_not_fit_are_refused() -> None:
+def test_features_of_another_width_are_refused() -> None:
     critic = FeatureCritic(D)
+    seven_wide = torch.zeros(3, 7)
+
     with pytest.raises(ValueError, match=r"reads features \(N, 8\), got \(3, 7\)"):
-        critic(torch.zeros(3, 7))
-    message = "d must be at least 1 and lipschitz positive, got d=0, lipschitz=1"
-    with pytest.raises(ValueError, match=message):
-        FeatureCritic(0, 1.0)
-    with pytest.raises(ValueError, match="lipschitz=0"):
-        FeatureCritic(D, 0.0)
+        critic(seven_wide)
+
     training = CriticTraining(critic, "gan")
+    eight_wide = torch.zeros(3, D)
+
     with pytest.raises(ValueError, match=r"one width, got \(3, 7\) and \(3, 8\)"):
-        training.step(torch.zeros(3, D), torch.zeros(3, 7), PRIOR)
+        training.step(eight_wide, seven_wide, PRIOR)
+
+
+@pytest.mark.parametrize(
+    ("d", "lipschitz", "message"),
+    [
+        (0, 1.0, "d must be at least 1 and lipschitz positive, got d=0, lipschitz=1"),
+        (D, 0.0, "lipschitz=0"),
+    ],
+)
+def test_impossible_sizes_are_refused(d: int, lipschitz: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FeatureCritic(d, lipschitz)
 
 
 # --- which gradients flow
@@ -166,7 +96,7 @@ def test_features_and_sizes_that_do_not_fit_are_refused() -> None:
 
 def toy_batch() -> tuple[Tensor, Tensor]:
     """Features of the teacher and of the student, (16, D) unit vectors."""
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded_generator(5)
     teacher = torch.randn(16, D, generator=generator)
     student = torch.randn(16, D, generator=generator)
     return functional.normalize(teacher, dim=1), functional.normalize(student, dim=1)
@@ -178,19 +108,24 @@ def copied_state(critic: nn.Module) -> dict[str, Tensor]:
 
 def test_the_students_loss_reaches_its_features_and_never_the_critic() -> None:
     training = CriticTraining(FeatureCritic(D), "clamp")
+    critic = training.critic
     teacher, student = toy_batch()
     training.step(teacher, student, PRIOR)
-    before = copied_state(training.critic)
+    before = copied_state(critic)
     features = student.clone().requires_grad_()
+
     for _ in range(3):
-        student_critic_loss(training.critic(features)).backward()
+        scores = critic(features)
+        student_critic_loss(scores).backward()
+
     assert features.grad is not None
     assert (features.grad != 0).any()
-    for parameter in training.critic.parameters():
+    for parameter in critic.parameters():
         assert parameter.grad is None
         assert not parameter.requires_grad
+
     # Nor does the power iteration of spectral norm move.
-    after = copied_state(training.critic)
+    after = copied_state(critic)
     assert_close(after, before, rtol=0, atol=0)
 
 
@@ -201,6 +136,7 @@ def test_the_critics_step_reaches_the_critic_and_no_features() -> None:
     student.requires_grad_()
     before = copied_state(training.critic)
     result = training.step(teacher, student, PRIOR)
+
     assert teacher.grad is None
     assert student.grad is None
     for name, value in training.critic.named_parameters():
@@ -214,16 +150,19 @@ def test_the_critics_step_reaches_the_critic_and_no_features() -> None:
 
 def test_the_step_reports_the_metrics_from_before_the_update() -> None:
     training = CriticTraining(FeatureCritic(D), "ascent")
+    critic = training.critic
     teacher, student = toy_batch()
-    before = copied_state(training.critic)
-    training.critic.train()  # so that the power iteration takes the same step as in `step`
-    scores = training.critic(torch.cat([teacher, student])).detach()
-    training.critic.load_state_dict(before)
-    teacher_scores = scores[:16]
-    student_scores = scores[16:]
+    both = torch.cat([teacher, student])
+    before = copied_state(critic)
+    critic.train()  # so that the power iteration takes the same step as in `step`
+    scores = critic(both).detach()
+    critic.load_state_dict(before)
+
+    teacher_scores, student_scores = scores.split(16)
     risk = pu_critic_risk(teacher_scores, student_scores, PRIOR, "ascent")
     auc = critic_auc(teacher_scores, student_scores)
     result = training.step(teacher, student, PRIOR)
+
     assert_close(result["critic_loss"], risk.value)
     assert_close(result["critic_auc"], auc)
     assert result["clamped_share"] == float(risk.is_clamped)
@@ -232,6 +171,7 @@ def test_the_step_reports_the_metrics_from_before_the_update() -> None:
 def test_the_critics_step_may_come_between_the_students_forward_and_backward_pass() -> None:
     teacher, student = toy_batch()
     found = []
+
     for steps_between in (False, True):
         torch.manual_seed(0)  # the same critic both times
         training = CriticTraining(FeatureCritic(D), "clamp")
@@ -241,6 +181,7 @@ def test_the_critics_step_may_come_between_the_students_forward_and_backward_pas
             training.step(teacher, features, PRIOR)
         loss.backward()
         found.append(features.grad)
+
     assert_close(found[0], found[1], rtol=0, atol=0)
 
 
@@ -256,10 +197,13 @@ class NoReading(TorchDispatchMode):
 def test_the_host_reads_no_value_in_a_step_nor_in_the_students_loss(mode: CriticMode) -> None:
     training = CriticTraining(FeatureCritic(D), mode)
     teacher, student = toy_batch()
+    student.requires_grad_()
+
     with NoReading():  # type: ignore[no-untyped-call]
         training.step(teacher, student, PRIOR)
-        student_scores = training.critic(student.requires_grad_())
+        student_scores = training.critic(student)
         student_critic_loss(student_scores).backward()
+
     # The check itself works.
     with pytest.raises(AssertionError), NoReading():  # type: ignore[no-untyped-call]
         bool(teacher.sum() > 0)
@@ -278,9 +222,15 @@ def test_autocast_changes_no_score() -> None:
     critic = FeatureCritic(D).eval()
     adapter = FeatureAdapter([4], [D])
     vectors = torch.randn(5, 4)
-    expected = critic(critic_features([vectors], adapter))
+
+    def score() -> Tensor:
+        features = critic_features([vectors], adapter)
+        return critic(features)
+
+    expected = score()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = critic(critic_features([vectors], adapter))
+        found = score()
+
     assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -288,6 +238,7 @@ def test_autocast_changes_no_score() -> None:
 
 
 def slow_auc(teacher: list[int], student: list[int]) -> float:
+    """Share of the pairs in which the teacher's score is higher; a tie is half a pair."""
     total = 0.0
     for teacher_score in teacher:
         for student_score in student:
@@ -295,11 +246,21 @@ def slow_auc(teacher: list[int], student: list[int]) -> float:
                 total += 1.0
             elif teacher_score == student_score:
                 total += 0.5
-    return total / (len(teacher) * len(student))
+    n_pairs = len(teacher) * len(student)
+    return total / n_pairs
 
 
 # Few different values, so that ties are frequent.
 small_scores = st.lists(st.integers(-3, 3), min_size=1, max_size=6)
+
+
+def slow_accuracy(teacher: list[int], student: list[int]) -> float:
+    """Mean of the accuracies on the two networks; a score of zero counts for the student."""
+    n_teacher_correct = sum(score > 0 for score in teacher)
+    n_student_correct = sum(score <= 0 for score in student)
+    teacher_accuracy = n_teacher_correct / len(teacher)
+    student_accuracy = n_student_correct / len(student)
+    return (teacher_accuracy + student_accuracy) / 2
 
 
 @settings(deadline=None, max_examples=60)
@@ -307,12 +268,18 @@ small_scores = st.lists(st.integers(-3, 3), min_size=1, max_size=6)
 def test_accuracy_and_auc_equal_the_counts(teacher: list[int], student: list[int]) -> None:
     teacher_scores = torch.tensor(teacher).float()
     student_scores = torch.tensor(student).float()
-    n_teacher_correct = sum(score > 0 for score in teacher)
-    n_student_correct = sum(score <= 0 for score in student)
-    accuracy = (n_teacher_correct / len(teacher) + n_student_correct / len(student)) / 2
-    assert critic_accuracy(teacher_scores, student_scores).item() == pytest.approx(accuracy)
+
+    accuracy = critic_accuracy(teacher_scores, student_scores).item()
+    expected_accuracy = slow_accuracy(teacher, student)
+
+    assert accuracy == pytest.approx(expected_accuracy)
+
     auc = critic_auc(teacher_scores, student_scores).item()
-    assert auc == pytest.approx(slow_auc(teacher, student), abs=1e-6)
+    expected_auc = slow_auc(teacher, student)
+
+    assert auc == pytest.approx(expected_auc, abs=1e-6)
+
+    # The AUC of the reversed question is the rest.
     swapped = critic_auc(student_scores, teacher_scores).item()
     assert auc + swapped == pytest.approx(1.0, abs=1e-6)
 
@@ -321,11 +288,15 @@ def test_the_host_reads_no_value_of_accuracy_and_auc() -> None:
     # A meta tensor has no data: any .item(), bool() or branch on a value raises.
     teacher = torch.empty(4, device="meta")
     student = torch.empty(9, device="meta")
-    assert critic_accuracy(teacher, student).shape == ()
-    assert critic_auc(teacher, student).shape == ()
+
+    accuracy = critic_accuracy(teacher, student)
+    auc = critic_auc(teacher, student)
+
+    assert accuracy.shape == ()
+    assert auc.shape == ()
 
 
-@pytest.mark.parametrize(
+collapses = pytest.mark.parametrize(
     ("auc", "clamped_share", "reason"),
     [
         (0.8, 0.3, None),
@@ -335,21 +306,28 @@ def test_the_host_reads_no_value_of_accuracy_and_auc() -> None:
         (0.999, 1.0, "below zero in 100.0% of its last steps: the class prior is higher"),
     ],
 )
+
+
+HEALTHY = np.full(12, 0.75)  # three quarters of a history
+
+
+@collapses
 def test_only_the_last_quarter_decides_whether_the_critic_collapsed(
     auc: float, clamped_share: float, reason: str | None
 ) -> None:
-    healthy = np.full(12, 0.75)
-    late_auc = np.append(healthy, [auc] * 4)
-    late_share = np.append(healthy, [clamped_share] * 4)
+    late_auc = np.append(HEALTHY, [auc] * 4)
+    late_share = np.append(HEALTHY, [clamped_share] * 4)
     found = critic_collapse(late_auc, late_share)
     if reason is None:
         assert found is None
     else:
         assert found is not None
         assert re.search(reason, found)
+
     # The same values before the last quarter do not count.
-    early_auc = np.append([auc] * 12, healthy[:4])
-    early_share = np.append([clamped_share] * 12, healthy[:4])
+    early_auc = np.append([auc] * 12, HEALTHY[:4])
+    early_share = np.append([clamped_share] * 12, HEALTHY[:4])
+
     assert critic_collapse(early_auc, early_share) is None
 
 

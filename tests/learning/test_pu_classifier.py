@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.features import FeatureExtractor
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head, pu_features
 
 
-def test_the_head_computes_equations_5_and_6():
-    head = PUHead(descriptor_size=8, n_outputs=2, reduction=4)
+def _slow_score(head, row):
+    """Eq. 5 and 6 for one sample: the attention over the descriptor, then a linear score."""
+    descriptor = row[:8]
+    outputs = row[8:]
     w1 = head.squeeze.weight
     w2 = head.excite.weight
-    assert w1.shape == (2, 8)
-    assert w2.shape == (8, 2)
+    bottleneck = torch.relu(w1 @ descriptor)
+    attention = torch.sigmoid(w2 @ bottleneck)
+    # The teacher's outputs get no attention.
+    inputs = torch.cat([attention * descriptor, outputs])
+    return head.score.weight[0] @ inputs + head.score.bias[0]
+
+
+def test_the_head_computes_equations_5_and_6():
+    head = PUHead(descriptor_size=8, n_outputs=2, reduction=4)
+    assert head.squeeze.weight.shape == (2, 8)
+    assert head.excite.weight.shape == (8, 2)
     assert head.squeeze.bias is None
     assert head.excite.bias is None
 
     features = torch.randn(5, 10)
-    for score, row in zip(head(features), features, strict=True):
-        descriptor = row[:8]
-        outputs = row[8:]
-        bottleneck = torch.relu(w1 @ descriptor)
-        attention = torch.sigmoid(w2 @ bottleneck)
-        inputs = torch.cat([attention * descriptor, outputs])
-        expected = head.score.weight[0] @ inputs + head.score.bias[0]
-        torch.testing.assert_close(score, expected)
+    scores = head(features)
+    for score, row in zip(scores, features, strict=True):
+        expected = _slow_score(head, row)
+        assert_close(score, expected)
 
 
 def test_standardization_removes_scale_and_shift_from_the_score():
@@ -35,15 +43,22 @@ def test_standardization_removes_scale_and_shift_from_the_score():
     head = PUHead(6, 0, 2)
     head.standardize_by(features)
     scores = head(features)
+
     moved = 3 * features + 5
     head.standardize_by(moved)
-    torch.testing.assert_close(head(moved), scores, rtol=1e-4, atol=1e-5)
+    moved_scores = head(moved)
+
+    assert_close(moved_scores, scores, rtol=1e-4, atol=1e-5)
 
 
 def test_constant_channels_give_finite_scores():
     head = PUHead(3, 0, 1)
-    head.standardize_by(torch.zeros(10, 3))
-    assert head(torch.zeros(2, 3)).isfinite().all()
+    # Their standard deviation is 0, by which nothing may be divided.
+    constant = torch.zeros(10, 3)
+    head.standardize_by(constant)
+    scores = head(constant)
+
+    assert scores.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -53,23 +68,32 @@ def test_constant_channels_give_finite_scores():
 def test_features_and_head_agree_on_the_width(kind, descriptor_size, width):
     descriptor = torch.randn(3, 6).half()
     logits = torch.randn(3, 10)
+
     features = pu_features(descriptor, logits, kind, last_tap_size=2)
-    assert features.shape == (3, width)
     head = make_head(descriptor_size, kind, 2)
-    assert head(features).shape == (3,)
+    scores = head(features)
+
+    assert features.shape == (3, width)
+    assert scores.shape == (3,)
 
 
 def test_the_features_of_the_last_layer_end_the_descriptor():
     descriptor = torch.randn(3, 6).half()
-    features = pu_features(descriptor, torch.randn(3, 10), "last_layer", last_tap_size=2)
-    torch.testing.assert_close(features, descriptor[:, 4:])
+    logits = torch.randn(3, 10)
+
+    features = pu_features(descriptor, logits, "last_layer", last_tap_size=2)
+    last_two = descriptor[:, 4:]
+
+    assert_close(features, last_two)
 
 
 def test_without_attention_the_score_is_linear():
     head = make_head(6, "descriptor", None)
     features = torch.randn(4, 6)
+    scores = head(features)
     expected = features @ head.score.weight[0] + head.score.bias[0]
-    torch.testing.assert_close(head(features), expected)
+
+    assert_close(scores, expected)
 
 
 def test_a_head_without_inputs_is_refused():
@@ -78,41 +102,59 @@ def test_a_head_without_inputs_is_refused():
 
 
 def _full_classifier():
-    extractor = FeatureExtractor(build_network("digits_cnn", 10, 1), None, (1, 8, 8))
-    return FullPUClassifier(extractor, PUHead(extractor.descriptor_size, 0, 16))
+    network = build_network("digits_cnn", 10, 1)
+    extractor = FeatureExtractor(network, None, (1, 8, 8))
+    head = PUHead(extractor.descriptor_size, 0, 16)
+    return FullPUClassifier(extractor, head)
 
 
 def test_batch_statistics_do_not_change_while_the_backbone_trains():
     classifier = _full_classifier().train()
     backbone = classifier.extractor
     before = {name: value.clone() for name, value in backbone.named_buffers()}
+    images = torch.randn(16, 1, 8, 8)
+    scores = classifier(images)
+    scores.sum().backward()
+    first_parameter = next(backbone.parameters())
+
+    # The loop below must have something to check.
     assert before
-    classifier(torch.randn(16, 1, 8, 8)).sum().backward()
     for name, value in backbone.named_buffers():
         assert torch.equal(value, before[name])
-    assert next(backbone.parameters()).grad is not None
+    assert first_parameter.grad is not None
 
 
 def test_a_channel_that_is_constant_in_the_pool_keeps_its_scale():
     head = PUHead(2, 0, 1)
-    head.standardize_by(torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
+    # Only the first channel is constant.
+    features = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
+    head.standardize_by(features)
+
     assert head.std.tolist() == [1.0, 1.0]
 
 
 def test_a_channel_that_is_constant_but_for_rounding_keeps_its_scale():
     head = PUHead(2, 0, 1)
-    head.standardize_by(torch.full((50, 2), 0.1, dtype=torch.float16))
+    # The mean of 0.1 in half precision is not exactly that value.
+    features = torch.full((50, 2), 0.1, dtype=torch.float16)
+    head.standardize_by(features)
+
     assert head.std.tolist() == [1.0, 1.0]
 
 
+def _is_rounded_to_bf16(tensor):
+    return torch.equal(tensor, tensor.bfloat16().float())
+
+
+@torch.no_grad()
 def test_scores_are_full_float32_where_the_backbone_runs_in_bf16():
     classifier = _full_classifier().eval()
     images = torch.rand(64, 1, 8, 8)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         descriptor, _ = classifier.extractor(images)
         scores = classifier(images)
-    with torch.no_grad():
-        assert torch.equal(scores, classifier.head(descriptor))
-    # Neither was rounded to bf16 on the way.
-    assert not torch.equal(scores, scores.bfloat16().float())
-    assert not torch.equal(descriptor, descriptor.bfloat16().float())
+    expected = classifier.head(descriptor)
+
+    assert torch.equal(scores, expected)
+    assert not _is_rounded_to_bf16(scores)
+    assert not _is_rounded_to_bf16(descriptor)

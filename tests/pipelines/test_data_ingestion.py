@@ -1,3 +1,5 @@
+"""The stage `data_ingestion`: its plans, its stores, its report and its pipeline."""
+
 from __future__ import annotations
 
 import json
@@ -47,10 +49,10 @@ def teacher(**changes: Any) -> TeacherParams:
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageStore]:
     folder = tmp_path_factory.mktemp("stores")
-    return {
-        name: write_store(plan(parameters(), teacher()), folder / name)
-        for name, plan in PLANS.items()
-    }
+    stores = {}
+    for name, make_plan in PLANS.items():
+        stores[name] = write_store(make_plan(parameters(), teacher()), folder / name)
+    return stores
 
 
 def test_the_demo_fills_four_stores(stores: dict[str, ImageStore]) -> None:
@@ -60,12 +62,12 @@ def test_the_demo_fills_four_stores(stores: dict[str, ImageStore]) -> None:
         "test_images": 500,
         "teacher_training_images": 497,
     }
-    assert all(
-        store.kind == "packed" and store.image_shape == (1, 8, 8) for store in stores.values()
-    )
+    for store in stores.values():
+        assert store.kind == "packed"
+        assert store.image_shape == (1, 8, 8)
 
 
-def test_the_pools_truth_is_known_to_the_evaluation_only(stores: dict[str, ImageStore]) -> None:
+def test_the_truth_of_the_pool_is_in_the_index(stores: dict[str, ImageStore]) -> None:
     index = stores["pool_images"].index
     assert index["relevant"].mean() == pytest.approx(0.2)
     assert (index["relevant"] == index["id"].str.startswith("digits/")).all()
@@ -86,9 +88,7 @@ def report_of(stores: dict[str, ImageStore]) -> dict[str, Any]:
     )
 
 
-def test_the_report_counts_what_is_there_and_what_two_stores_share(
-    stores: dict[str, ImageStore], tmp_path: Path
-) -> None:
+def test_the_report_counts_images_by_source_and_class(stores: dict[str, ImageStore]) -> None:
     clean = report_of(stores)
     assert json.loads(json.dumps(clean)) == clean
     assert clean["test_images"]["n_images"] == 500
@@ -96,10 +96,16 @@ def test_the_report_counts_what_is_there_and_what_two_stores_share(
     assert clean["pool_images"]["n_without_class"] == 2800
     assert clean["pool_images"]["n_per_source"] == {"demo": 3500}
     assert clean["pool_images"]["n_bytes"] >= 3500 * 64
-    assert all(not any(counts.values()) for counts in clean["duplicates"].values())
-    planted = parameters(
-        pool=[{"type": "demo", "part": part, "name": part} for part in ("pool", "test")]
-    )
+    for counts in clean["duplicates"].values():
+        assert not any(counts.values())
+
+
+def test_the_report_counts_copies_between_stores(
+    stores: dict[str, ImageStore], tmp_path: Path
+) -> None:
+    # All test images are planted in the pool.
+    sources = [{"type": "demo", "part": part, "name": part} for part in ("pool", "test")]
+    planted = parameters(pool=sources)
     pool = write_store(nodes.plan_pool_images(planted, teacher()), tmp_path / "planted")
     report = report_of({**stores, "pool_images": pool})
     assert report["duplicates"] == {
@@ -113,10 +119,9 @@ def test_the_report_counts_what_is_there_and_what_two_stores_share(
     assert report["pool_images"]["n_per_source"] == {"pool": 3500, "test": 500}
 
 
-def test_a_teacher_that_was_brought_along_needs_no_training_images(tmp_path: Path) -> None:
-    store = write_store(
-        nodes.plan_teacher_training_images(parameters(teacher_training=[]), teacher()), tmp_path
-    )
+def test_a_users_own_teacher_needs_no_training_images(tmp_path: Path) -> None:
+    plan = nodes.plan_teacher_training_images(parameters(teacher_training=[]), teacher())
+    store = write_store(plan, tmp_path)
     assert len(ImageStore.open(store.folder)) == 0
 
 
@@ -140,14 +145,13 @@ def test_the_stage_writes_six_entries_and_kedro_can_check_its_parameters() -> No
     assert pipeline.outputs() == {"ingestion_report"}
     assert pipeline.all_outputs() == {*PLANS, "duplicates", "ingestion_report"}
     assert pipeline.inputs() == {"params:data_ingestion", "params:teacher"}
-    assert {node.name for node in pipeline.nodes} == {
-        "data_ingestion.find_duplicates",
-        "data_ingestion.report_ingestion",
-        *(f"data_ingestion.ingest_{name}" for name in PLANS),
-    }
-    assert all(node.tags == {"data"} for node in pipeline.nodes)
-    # Kedro resolves the annotations of a node to find its parameter blocks, and passes raw mappings when it cannot
+    expected = {"data_ingestion.find_duplicates", "data_ingestion.report_ingestion"}
+    for name in PLANS:
+        expected.add(f"data_ingestion.ingest_{name}")
+    assert {node.name for node in pipeline.nodes} == expected
+    # Kedro finds parameter blocks by the annotations; without them, nodes get raw mappings.
     for node in pipeline.nodes:
+        assert node.tags == {"data"}
         hints = get_type_hints(node.func)
         assert hints.get("params", DataIngestionParams) is DataIngestionParams
         assert hints.get("teacher", TeacherParams) is TeacherParams
@@ -158,7 +162,6 @@ def test_ids_that_are_both_labeled_and_in_the_pool_are_refused(
 ) -> None:
     both = parameters(pool=[{"type": "demo", "part": part} for part in ("pool", "labeled")])
     pool = write_store(nodes.plan_pool_images(both, teacher()), tmp_path / "both")
-    with pytest.raises(
-        InputError, match=r"100 ids are in both labeled_images and pool_images, such as 'digits/"
-    ):
+    message = r"100 ids are in both labeled_images and pool_images, such as 'digits/"
+    with pytest.raises(InputError, match=message):
         report_of({**stores, "pool_images": pool})

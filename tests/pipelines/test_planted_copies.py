@@ -1,4 +1,4 @@
-"""Copies of test images through the command line: planted in pool and labeled images, found, counted, left out."""
+"""Copies of test images, planted in pool and labeled images: found, counted and excluded."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.environment import read_parameters
 from pu_kd_pipeline.params.teacher import TeacherParams
 from pu_kd_pipeline.pipelines.data_ingestion import nodes
 from pu_kd_pipeline.storage.table import read_table
@@ -25,28 +26,30 @@ GIVEN = ("tracking=false", "subset_materialization.rule=all")
 
 
 def demo_test_images(folder: Path) -> ImageStore:
-    base = PROJECT / "conf" / "base"
-    ingestion = yaml.safe_load((base / "parameters_data_ingestion.yml").read_text())[
-        "data_ingestion"
-    ]
-    teacher = yaml.safe_load((base / "parameters_teacher.yml").read_text())["teacher"]
-    blocks = (
-        DataIngestionParams.model_validate({**ingestion, "seed": 0}),
-        TeacherParams.model_validate(teacher),
-    )
-    return write_store(nodes.plan_test_images(*blocks), folder)
+    parameters = read_parameters(PROJECT / "conf", "base")
+    ingestion = DataIngestionParams.model_validate(parameters["data_ingestion"])
+    teacher = TeacherParams.model_validate(parameters["teacher"])
+    return write_store(nodes.plan_test_images(ingestion, teacher), folder)
 
 
 @pytest.fixture(scope="module")
 def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of conf/ with the environment `planted`: 8 test images in the pool and 2 labeled, every other as JPEG."""
+    """A copy of conf/ with the environment `planted`.
+
+    Eight test images are in the pool and two among the labeled; every other one is a JPEG file,
+    whose pixels differ a little.
+    """
     folder = tmp_path_factory.mktemp("planted")
     store = demo_test_images(folder / "test")
     for number, image in enumerate(store.read(np.arange(10))[:, 0]):
-        place = folder / ("pool" if number < 8 else f"labeled/{store.index['label'][number]}")
-        place.mkdir(parents=True, exist_ok=True)
-        file = place / (f"same-{number}.png" if number % 2 else f"copy-{number}.jpg")
-        Image.fromarray(image).save(file, **({} if number % 2 else {"quality": 85}))
+        target = folder / "pool"
+        if number >= 8:
+            target = folder / "labeled" / str(store.index["label"][number])
+        target.mkdir(parents=True, exist_ok=True)
+        if number % 2:
+            Image.fromarray(image).save(target / f"same-{number}.png")
+        else:
+            Image.fromarray(image).save(target / f"copy-{number}.jpg", quality=85)
     shutil.copytree(PROJECT / "conf", folder / "conf")
     (folder / "conf" / "planted").mkdir()
     sources = {
@@ -64,9 +67,8 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"type": "folder", "path": str(folder / "pool"), "name": "planted"},
         ],
     }
-    (folder / "conf" / "planted" / "parameters.yml").write_text(
-        yaml.safe_dump({"data_ingestion": sources})
-    )
+    text = yaml.safe_dump({"data_ingestion": sources})
+    (folder / "conf" / "planted" / "parameters.yml").write_text(text)
     return folder / "conf"
 
 
@@ -82,54 +84,52 @@ def run(conf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
+def printed_by(run: Path) -> str:
+    """Return what the run printed, without line breaks."""
+    return " ".join((run / "output.txt").read_text().split())
+
+
 def planted(manifest: Path) -> set[str]:
     ids = read_table(manifest)["id"]
     return set(ids[ids.str.startswith("planted/")])
 
 
-def test_planted_copies_are_found_and_told(run):
+def test_planted_copies_are_found_and_reported(run):
     table = read_table(run / "02_intermediate" / "duplicates.parquet")
     of_test = table[table["other_store"] == "test"]
-    assert of_test.groupby(["store", "kind"]).size().to_dict() == {
-        ("labeled", "exact"): 1, ("labeled", "near"): 1, ("pool", "exact"): 4, ("pool", "near"): 4,
-    }  # fmt: skip
+    counts = of_test.groupby(["store", "kind"]).size().to_dict()
+    assert counts == {
+        ("labeled", "exact"): 1,
+        ("labeled", "near"): 1,
+        ("pool", "exact"): 4,
+        ("pool", "near"): 4,
+    }
     assert of_test["id"].str.startswith("planted/").all()
-    said = " ".join((run / "output.txt").read_text().split())
-    for words in (
-        "8 of 3508 pool images are copies of test",
-        "2 of 102 labeled images are copies of test",
-    ):
-        assert words in said
+    printed = printed_by(run)
+    assert "8 of 3508 pool images are copies of test" in printed
+    assert "2 of 102 labeled images are copies of test" in printed
 
 
-def test_no_manifest_holds_them_and_everybody_says_so(run):
+def test_no_manifest_has_them_and_metrics_report_and_output_say_so(run):
     for name in ("manifest", "random_manifest"):
         assert not planted(run / "05_model_input" / f"{name}.parquet")
     attrs = read_table(run / "05_model_input" / "manifest.parquet").attrs
     metrics = json.loads((run / "08_reporting" / "metrics.json").read_text())
     for facts in (attrs, metrics["selection"]):
-        counts = {
-            name: facts[f"n_{name}"]
-            for name in ("selected", "labeled", "excluded_pool", "excluded_labeled")
-        }
-        assert counts == {
-            "selected": 3500,
-            "labeled": 100,
-            "excluded_pool": 8,
-            "excluded_labeled": 2,
-        }
+        assert facts["n_selected"] == 3500
+        assert facts["n_labeled"] == 100
+        assert facts["n_excluded_pool"] == 8
+        assert facts["n_excluded_labeled"] == 2
     report = json.loads((run / "08_reporting" / "ingestion_report.json").read_text())
     assert report["duplicates"]["pool and test"] == {"exact": 4, "near": 4}
     page = (run / "08_reporting" / "report.html").read_text()
     assert "Copies of test images among the pool images: 4 exact, 4 near." in page
     assert "they were left out of what was selected" in page
     assert "8 of the pool images, 2 of the labeled images" in page
-    assert "8 of the pool images, 2 of the labeled" in " ".join(
-        (run / "output.txt").read_text().split()
-    )
+    assert "8 of the pool images, 2 of the labeled" in printed_by(run)
 
 
-def test_with_the_switch_off_they_are_learned_from(run, conf, tmp_path):
+def test_without_exclusion_they_are_in_the_manifest(run, conf, tmp_path):
     data = shutil.copytree(run, tmp_path / "data")
     off = (*GIVEN, "subset_materialization.exclude_test_duplicates=false")
     stage = ("--pipeline=subset_materialization", "--env=planted", f"--conf-source={conf}")
@@ -138,18 +138,18 @@ def test_with_the_switch_off_they_are_learned_from(run, conf, tmp_path):
     assert len(planted(data / "05_model_input" / "manifest.parquet")) == 10
 
 
-def test_a_run_of_before_is_told_which_stage_to_run(run, conf, tmp_path):
+def test_a_run_without_the_search_for_duplicates_names_the_stage_to_run(run, conf, tmp_path):
     data = shutil.copytree(run, tmp_path / "data")
     (data / "02_intermediate" / "duplicates.parquet").unlink()
     stage = ("--pipeline=subset_materialization", "--env=planted", f"--conf-source={conf}")
     done = run_kedro(*stage, data=data, params=GIVEN)
     assert done.returncode == 1
-    said = " ".join((done.stdout + done.stderr).split())
-    assert "Saved input of this run is missing. - `duplicates`" in said
-    assert "written by `kedro run --pipeline=data_ingestion`" in said
+    printed = " ".join((done.stdout + done.stderr).split())
+    assert "Saved input of this run is missing. - `duplicates`" in printed
+    assert "written by `kedro run --pipeline=data_ingestion`" in printed
 
 
-def test_without_limits_only_equal_pixels_count(conf, tmp_path):
+def test_without_near_duplicates_only_equal_pixels_count(conf, tmp_path):
     params = ("tracking=false", "data_ingestion.near_duplicates=null")
     stage = ("--pipeline=data_ingestion", "--env=planted", f"--conf-source={conf}")
     done = run_kedro(*stage, data=tmp_path, params=params)

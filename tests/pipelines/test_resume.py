@@ -1,14 +1,14 @@
-"""Stages that are killed in the middle of their training and run again, and trainings that cannot go on, by command."""
+"""Stages that are killed while they train and then run again, and trainings that diverge."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,31 +20,46 @@ from tests.conftest import PROJECT, QUICK, run_kedro
 pytestmark = pytest.mark.xdist_group("faults")
 
 OFTEN = ("tracking=false", "checkpoint_every_s=0")
-# stage -> its node, and what it reads of a finished run
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that trains: its node, what it reads of a finished run, and what it writes."""
+
+    node: str
+    reads: tuple[str, ...]
+    model: str
+    history: str
+
+
 STAGES = {
-    "teacher": ("teacher.prepare_teacher", ("02_intermediate",)),
-    "pu_training": (
-        "pu_training.train_pu_classifier",
-        ("02_intermediate", "04_feature", "06_models/teacher_model"),
+    "teacher": Stage(
+        node="teacher.prepare_teacher",
+        reads=("02_intermediate",),
+        model="06_models/teacher_model",
+        history="07_model_output/teacher_history.parquet",
     ),
-    "distillation": (
-        "distillation.distill_student",
-        ("02_intermediate", "05_model_input", "06_models/teacher_model"),
+    "pu_training": Stage(
+        node="pu_training.train_pu_classifier",
+        reads=("02_intermediate", "04_feature", "06_models/teacher_model"),
+        model="06_models/pu_classifier",
+        history="07_model_output/pu_history.parquet",
     ),
-}
-WRITTEN = {
-    "teacher": ("06_models/teacher_model", "07_model_output/teacher_history.parquet"),
-    "pu_training": ("06_models/pu_classifier", "07_model_output/pu_history.parquet"),
-    "distillation": ("06_models/student_model", "07_model_output/distillation_history.parquet"),
+    "distillation": Stage(
+        node="distillation.distill_student",
+        reads=("02_intermediate", "05_model_input", "06_models/teacher_model"),
+        model="06_models/student_model",
+        history="07_model_output/distillation_history.parquet",
+    ),
 }
 
 
 @pytest.fixture
 def data_of(finished_run: Path, tmp_path: Path):
-    """Return a function that makes a data folder with what a stage reads."""
+    """A function that makes a data folder with what a stage reads."""
 
     def make(stage: str) -> Path:
-        for name in STAGES[stage][1]:
+        for name in STAGES[stage].reads:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).symlink_to(finished_run / name)
         return tmp_path
@@ -53,25 +68,22 @@ def data_of(finished_run: Path, tmp_path: Path):
 
 
 def kill_in_the_middle(stage: str, data: Path) -> None:
-    """Run a stage, and end it by SIGKILL once a checkpoint was replaced a few times."""
-    params = ",".join((f"data={data}", *QUICK, *OFTEN))
+    """Run a stage, and end it by SIGKILL after its checkpoint was replaced a few times."""
+    params = ",".join([f"data={data}", *QUICK, *OFTEN])
     process = subprocess.Popen(
         [sys.executable, "-m", "kedro", "run", f"--pipeline={stage}", f"--params={params}"],
         cwd=PROJECT,
-        env={**os.environ},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    seen: set[int] = set()
+    times: set[int] = set()
     deadline = time.monotonic() + 120
-    while len(seen) < 8:
-        assert process.poll() is None, (
-            f"it ended with {process.returncode} after {len(seen)} checkpoints"
-        )
+    while len(times) < 8:
+        exit_code = process.poll()
+        assert exit_code is None, f"exit code {exit_code} after {len(times)} checkpoints"
         assert time.monotonic() < deadline
-        seen.update(
-            file.stat().st_mtime_ns for file in (data / "checkpoints").glob("*/*.previous.ckpt")
-        )
+        for file in (data / "checkpoints").glob("*/*.previous.ckpt"):
+            times.add(file.stat().st_mtime_ns)
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait(timeout=30) == -signal.SIGKILL
@@ -81,10 +93,12 @@ def kill_in_the_middle(stage: str, data: Path) -> None:
 def test_a_stage_that_is_killed_and_run_again_writes_what_one_run_writes(
     stage, data_of, finished_run
 ):
-    data, (node, _), (model, history) = data_of(stage), STAGES[stage], WRITTEN[stage]
+    data = data_of(stage)
+    model = STAGES[stage].model
+    history = STAGES[stage].history
     kill_in_the_middle(stage, data)
     assert not (data / model).exists()
-    assert list((data / "checkpoints" / node).glob("*.ckpt"))
+    assert list((data / "checkpoints" / STAGES[stage].node).glob("*.ckpt"))
 
     result = run_kedro(f"--pipeline={stage}", data=data, params=("tracking=false",))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -94,7 +108,8 @@ def test_a_stage_that_is_killed_and_run_again_writes_what_one_run_writes(
     pd.testing.assert_frame_equal(
         read_table(data / history), read_table(finished_run / history), check_exact=True
     )
-    assert not (data / "checkpoints").exists()  # the outputs are saved
+    # Checkpoints are removed after the outputs are saved.
+    assert not (data / "checkpoints").exists()
 
 
 def test_what_was_trained_is_not_lost_where_saving_fails(data_of, finished_run):
@@ -112,15 +127,16 @@ def test_what_was_trained_is_not_lost_where_saving_fails(data_of, finished_run):
 
 def test_a_training_that_diverges_is_one_sentence_and_leaves_its_last_good_checkpoint(data_of):
     data = data_of("distillation")
-    # the objectives' losses stay finite for long where the logits do not
+    # With `kd`, because the losses of other objectives stay finite for long after the logits.
     steep = ("distillation.optimizer.learning_rate=1e9", "distillation.objective=kd")
     result = run_kedro("--pipeline=distillation", data=data, params=(*OFTEN, *steep))
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
     checkpoint = data / "checkpoints" / "distillation.distill_student" / "distillation.ckpt"
     assert re.fullmatch(
-        r"Error: distillation: the loss is (nan|inf) between update \d+ and \d+ of 60: lower the learning rate, or "
-        r"look for constant or corrupt images\. The last good checkpoint, of update \d+, is kept in "
+        r"Error: distillation: the loss is (nan|inf) between update \d+ and \d+ of 60: "
+        r"lower the learning rate, or look for constant or corrupt images\. "
+        r"The last good checkpoint, of update \d+, is kept in "
         + re.escape(str(checkpoint))
         + r": the same command resumes from there, and one with other parameters starts over\.\n",
         result.stderr,
@@ -128,14 +144,9 @@ def test_a_training_that_diverges_is_one_sentence_and_leaves_its_last_good_check
     assert checkpoint.is_file()
     assert not (data / "06_models" / "student_model").exists()
 
-    mended = run_kedro(
-        "--pipeline=distillation", data=data, params=("tracking=false", "distillation.objective=kd")
-    )
-    assert mended.returncode == 0, mended.stdout + mended.stderr
-    assert "(optimizer.learning_rate 1000000000.0 → 0.1): training starts over" in mended.stdout
-    assert (
-        json.loads((data / "06_models" / "student_model" / "card.json").read_text())["origin"][
-            "n_updates"
-        ]
-        == 60
-    )
+    params = ("tracking=false", "distillation.objective=kd")
+    fixed = run_kedro("--pipeline=distillation", data=data, params=params)
+    assert fixed.returncode == 0, fixed.stdout + fixed.stderr
+    assert "(optimizer.learning_rate 1000000000.0 → 0.1): training starts over" in fixed.stdout
+    card = json.loads((data / "06_models" / "student_model" / "card.json").read_text())
+    assert card["origin"]["n_updates"] == 60

@@ -1,4 +1,4 @@
-"""`kedro run`, told plainly: what a user can mend is one sentence and exit code 1; a traceback is a fault of ours."""
+"""`kedro run` with messages: an error that a user can fix shows no traceback, a bug does."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 
 from pu_kd_pipeline.cli.containers import containers
-from pu_kd_pipeline.cli.errors import exit_with_message, in_words
+from pu_kd_pipeline.cli.errors import exit_with_message, user_message
 from pu_kd_pipeline.errors import InputError
 
 RUNNERS = "pu_kd_pipeline.incremental.runner"
+# The shell's convention: a process that a signal ended has this exit code plus the signal's number.
+SIGNAL_EXIT_CODE = 128
 
 
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
 def _run(**options: Any) -> Any:
     warnings.filterwarnings("ignore", message="Option '--pipeline' is deprecated")
-    warnings.filterwarnings(
-        "ignore", module="PIL"
-    )  # of damaged metadata; what cannot be decoded is told in the report
+    # PIL warns of damaged metadata; images that cannot be decoded are in the ingestion report.
+    warnings.filterwarnings("ignore", module="PIL")
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_is_news)
+        handler.addFilter(_is_worth_logging)
     try:
-        _refuse_unknown_pipelines(
-            [*filter(None, [options.get("pipeline")]), *(options.get("pipelines") or [])]
-        )
+        _refuse_unknown_pipelines(options)
         return kedro_run.callback(**_with_runner(**options))  # type: ignore[misc]
     except KeyboardInterrupt:
         click.echo("Stopped by Ctrl-C; what finished nodes wrote is kept.", err=True)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(SIGNAL_EXIT_CODE + signal.SIGINT)
     except SystemExit as stop:
-        if isinstance(stop.code, int) and stop.code > 128:
-            name = signal.Signals(stop.code - 128).name
+        if isinstance(stop.code, int) and stop.code > SIGNAL_EXIT_CODE:
+            name = signal.Signals(stop.code - SIGNAL_EXIT_CODE).name
             click.echo(f"Stopped by {name}; what finished nodes wrote is kept.", err=True)
         raise
     except Exception as error:
@@ -48,38 +47,39 @@ def _run(**options: Any) -> Any:
 def _with_runner(
     *, runner: str | None, runner_params: dict[str, Any], force: bool = False, **options: Any
 ) -> dict[str, Any]:
-    """Return Kedro's options, with the runner that skips what is up to date where none is named."""
+    """Return Kedro's options; the default runner is the one that skips up-to-date nodes."""
     if force and runner:
         raise InputError(
-            f"--force belongs to the default runner, and --runner names {runner}: leave one of them out"
+            f"--force belongs to the default runner, and --runner names {runner}: "
+            "leave one of them out"
         )
-    params = {**runner_params, "force": True} if force else runner_params
-    return {**options, "runner": runner or f"{RUNNERS}.IncrementalRunner", "runner_params": params}
+    if force:
+        runner_params = {**runner_params, "force": True}
+    runner = runner or f"{RUNNERS}.IncrementalRunner"
+    return {**options, "runner": runner, "runner_params": runner_params}
 
 
-run = copy.copy(kedro_run)  # Kedro's own command with all its options, and another body
+# Kedro's own command with all its options, and another body.
+run = copy.copy(kedro_run)
 run.callback = _run
-run.params = [
-    *kedro_run.params,
-    click.Option(
-        ["--force"], is_flag=True, help="Run every node, also those whose outputs are up to date."
-    ),
-]
+force_option = click.Option(
+    ["--force"], is_flag=True, help="Run every node, also those whose outputs are up to date."
+)
+run.params = [*kedro_run.params, force_option]
 
 
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
 def _explain(**options: Any) -> Any:
-    for talkative in ("kedro", "kedro_viz"):
-        logging.getLogger(talkative).setLevel(logging.ERROR)
-    return _run(**{**options, "runner": f"{RUNNERS}.ExplainingRunner"})
+    for name in ("kedro", "kedro_viz"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    options["runner"] = f"{RUNNERS}.ExplainingRunner"
+    return _run(**options)
 
 
 explain = copy.copy(kedro_run)
 explain.callback = _explain
-explain.name, explain.help = (
-    "explain",
-    "Print which nodes a run with the same options would run, and why.",
-)
+explain.name = "explain"
+explain.help = "Print which nodes a run with the same options would run, and why."
 
 
 @click.group(name="pu_kd_pipeline")
@@ -92,22 +92,24 @@ cli.add_command(explain)
 cli.add_command(containers)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Drop what Kedro logs on its way out of an error that is about to be told in one sentence."""
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Drop Kedro's log of an error whose message is about to be printed for the user."""
     error = sys.exc_info()[1]
-    return not (
-        record.levelno >= logging.WARNING
-        and record.name.startswith(("kedro.", RUNNERS))
-        and error
-        and in_words(error)
-    )
+    is_serious = record.levelno >= logging.WARNING
+    is_kedros = record.name.startswith(("kedro.", RUNNERS))
+    if error is None or not (is_serious and is_kedros):
+        return True
+    return not user_message(error)
 
 
-def _refuse_unknown_pipelines(names: list[str]) -> None:
+def _refuse_unknown_pipelines(options: dict[str, Any]) -> None:
     from pu_kd_pipeline.params.validation import unknown_name
     from pu_kd_pipeline.pipeline_registry import registered_names
 
+    requested = list(options.get("pipelines") or [])
+    if options.get("pipeline"):
+        requested.insert(0, options["pipeline"])
     known = registered_names()
-    for name in names:
+    for name in requested:
         if name not in known:
             raise InputError(unknown_name(f"the pipeline `{name}`", name, known))

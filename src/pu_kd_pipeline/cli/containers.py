@@ -11,9 +11,11 @@ from pu_kd_pipeline.cli.errors import exit_with_message
 if TYPE_CHECKING:
     from pu_kd_pipeline.deployment.stages import Stage
 
-
 OUT = click.option(
-    "--out", type=click.File("w", lazy=True, atomic=True), default="-", help="File; - prints it."
+    "--out",
+    type=click.File("w", lazy=True, atomic=True),
+    default="-",
+    help="File to write; - prints it.",
 )
 
 
@@ -23,44 +25,36 @@ def containers() -> None:
 
 
 @containers.command()
-@click.option("--gpu", is_flag=True, help="What is laid over it on a machine with an NVIDIA GPU.")
+@click.option(
+    "--gpu", is_flag=True, help="The file that overrides it on a machine with an NVIDIA GPU."
+)
 @OUT
 def compose(gpu: bool, out: TextIO) -> None:
-    """Write the Compose file: a service a stage."""
+    """Write the Compose file, with one service per stage."""
     from pu_kd_pipeline.deployment.stages import compose_file, compose_gpu_file
 
-    out.write((compose_gpu_file if gpu else compose_file)(_stages()))
+    stages = _stages()
+    if gpu:
+        out.write(compose_gpu_file(stages))
+    else:
+        out.write(compose_file(stages))
+
+
+def _argo_option(name: str, default: Any, help_text: str, **settings: Any) -> Any:
+    return click.option(name, default=default, show_default=True, help=help_text, **settings)
 
 
 @containers.command()
-@click.option(
-    "--image", default="pu-kd-pipeline:cpu", show_default=True, help="Image of all stages."
-)
-@click.option(
-    "--mlflow",
-    default="http://mlflow:5000",
-    show_default=True,
-    help="Address of the tracking server.",
-)
-@click.option(
-    "--claim",
-    default="pu-kd-data",
-    show_default=True,
-    help="Persistent volume claim for all outputs.",
-)
-@click.option("--cpus", default="2", show_default=True, help="Asked for each stage.")
-@click.option(
-    "--memory", default="4Gi", show_default=True, help="Asked for each stage, and its limit."
-)
-@click.option(
-    "--gpus", default=1, show_default=True, type=click.IntRange(0), help="For stages tagged gpu."
-)
-@click.option(
-    "--gpu-memory", default="16Gi", show_default=True, help="Like --memory, for stages tagged gpu."
-)
+@_argo_option("--image", "pu-kd-pipeline:cpu", "Image of all stages.")
+@_argo_option("--mlflow", "http://mlflow:5000", "Address of the tracking server.")
+@_argo_option("--claim", "pu-kd-data", "Persistent volume claim for all outputs.")
+@_argo_option("--cpus", "2", "CPUs requested per stage.")
+@_argo_option("--memory", "4Gi", "Memory requested per stage, and its limit.")
+@_argo_option("--gpus", 1, "GPUs per stage tagged gpu.", type=click.IntRange(0))
+@_argo_option("--gpu-memory", "16Gi", "Like --memory, for stages tagged gpu.")
 @OUT
 def argo(out: TextIO, **options: Any) -> None:
-    """Write a workflow for Argo: a pod a stage."""
+    """Write a workflow for Argo, with one pod per stage."""
     from pu_kd_pipeline.deployment.stages import argo_workflow
 
     out.write(argo_workflow(_stages(), **options))
@@ -80,9 +74,10 @@ def open_run(env: str | None, out: TextIO) -> None:
         session: Any = KedroSession.create(env=env)
         with session:
             context = session.load_context()
-            config, environment = tracking_config(context), context.env or "local"
             run_id = open_shared_run(
-                config, project_path=context.project_path, environment=environment
+                tracking_config(context),
+                project_path=context.project_path,
+                environment=context.env or "local",
             )
     except Exception as error:
         exit_with_message(error)
@@ -96,12 +91,11 @@ def _stages() -> list[Stage]:
     from pu_kd_pipeline.deployment.stages import Stage, with_direct_needs
 
     full = pipelines["full"]
-    tags = {node.name: node.tags for node in full.nodes}
-    return with_direct_needs(
-        Stage(
-            group.name,
-            tuple(group.dependencies),
-            frozenset[str]().union(*(tags[name] for name in group.nodes)),
-        )
-        for group in full.group_nodes_by("namespace")
-    )
+    tags_of_nodes = {node.name: node.tags for node in full.nodes}
+    stages = []
+    for group in full.group_nodes_by("namespace"):
+        tags: set[str] = set()
+        for node in group.nodes:
+            tags |= tags_of_nodes[node]
+        stages.append(Stage(group.name, tuple(group.dependencies), frozenset(tags)))
+    return with_direct_needs(stages)

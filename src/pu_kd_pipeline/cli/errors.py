@@ -1,4 +1,4 @@
-"""Errors as sentences: what a user can fix."""
+"""Errors as messages about what a user can fix."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import sys
 import traceback
 from collections.abc import Iterator
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -18,70 +19,89 @@ from yaml import YAMLError
 
 from pu_kd_pipeline.errors import InputError
 
-# An error of these types, or raised by these modules of Kedro, is about what the user wrote.
+# Errors of these types are about configuration files that the user wrote.
 CONFIGURATION_ERRORS = (
     MissingConfigException,
     ParameterValidationError,
     OmegaConfBaseException,
     YAMLError,
 )
-DEFINING_DATASETS = ("from_config", "parse_dataset_definition", "_load_obj", "_resolve_credentials")
-_MOST_LETTERS = (
-    20_000  # of what is told: a list of faults may be long, a file's content is not told
-)
+# A `DatasetError` raised by one of these functions is about the catalog file, not about the data.
+CATALOG_FUNCTIONS = ("from_config", "parse_dataset_definition", "_load_obj", "_resolve_credentials")
+# Errors raised by these modules of Kedro are about the options of the command.
 CHECKING_MODULES = ("kedro.config", "kedro.pipeline.pipeline", "kedro.runner.runner", "kedro.utils")
+# A list of faults may be long, but an error that quotes a whole file is cut off.
+_MAX_MESSAGE_LENGTH = 20_000
 
 
 def exit_with_message(error: Exception) -> NoReturn:
-    """Tell what the user can mend and exit with code 1; raise what is a fault of ours."""
-    sentence = in_words(error)
-    if sentence is None:
+    """Print what the user can fix and exit with code 1; raise the error again if it is a bug."""
+    message = user_message(error)
+    if message is None:
         raise error
-    click.echo(f"Error: {sentence}", err=True)
+    click.echo(f"Error: {message}", err=True)
     sys.exit(1)
 
 
-def in_words(error: BaseException) -> str | None:
-    """Return what to tell the user, or None where the error is a fault of ours and needs its traceback."""
+def user_message(error: BaseException) -> str | None:
+    """Return the message for the user, or None for a bug, which needs its traceback."""
     for each in _chain(error):
-        if isinstance(each, InputError | ParameterValidationError):
-            return _printable(str(each))
-        if is_disk_full(each):
-            return (
-                f"There is no space left on the disk ({each}). Free some, or name another folder with "
-                "--params=data=/another/folder; the same command then goes on, and what finished nodes wrote is kept."
-            )
-        if (file := _file_at_fault(each)) or isinstance(each, CONFIGURATION_ERRORS):
-            return _printable(f"The configuration cannot be read.\n{_complaint(each, file)}")
-        if isinstance(each, DatasetError) and _function_that_raised(each) in DEFINING_DATASETS:
-            return _printable(f"The catalog cannot be used.\n{each}")
-        if isinstance(each, ValueError | KeyError | AttributeError) and _raised_by(each).startswith(
-            CHECKING_MODULES
-        ):
-            return str(each.args[0] if each.args else each)
+        message = _message_of(each)
+        if message is not None:
+            return message
+    return None
+
+
+def _message_of(error: BaseException) -> str | None:
+    """Return the message for the user if they can fix this error; its causes are not looked at."""
+    if isinstance(error, InputError | ParameterValidationError):
+        return _printable(str(error))
+    if is_disk_full(error):
+        return (
+            f"There is no space left on the disk ({error}). Free some, or name another folder with "
+            "--params=data=/another/folder; the same command then resumes, and what finished nodes "
+            "wrote is kept."
+        )
+    file = _configuration_file(error)
+    if file or isinstance(error, CONFIGURATION_ERRORS):
+        return _printable(f"The configuration cannot be read.\n{_complaint(error, file)}")
+    frame = _raising_frame(error)
+    if frame is None:
+        return None
+    if isinstance(error, DatasetError) and frame.f_code.co_name in CATALOG_FUNCTIONS:
+        return _printable(f"The catalog cannot be used.\n{error}")
+    module = str(frame.f_globals.get("__name__", ""))
+    is_check = module.startswith(CHECKING_MODULES)
+    if is_check and isinstance(error, ValueError | KeyError | AttributeError):
+        if error.args:
+            # The text of a KeyError has quotes around it; its argument has none.
+            return str(error.args[0])
+        return str(error)
     return None
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether a disk or a quota was exceeded; libraries in other languages say so in words alone."""
-    return getattr(error, "errno", None) in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-    ) or "No space left on device" in str(error)
+    """Return whether the disk or a quota is full."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # Libraries in other languages, such as Arrow, pass on only the text of the system's error.
+    return "No space left on device" in str(error)
 
 
-def _file_at_fault(error: BaseException) -> str | None:
-    """Return the configuration file that Kedro was reading when the error came, as far as it can be told."""
+def _configuration_file(error: BaseException) -> str | None:
+    """Return the configuration file that Kedro was reading when the error was raised, if any."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "_read_dir_configs":
-            read = frame.f_locals.get("config_per_file", {})
-            without_keys = [
-                file for file, content in read.items() if not isinstance(content, DictConfig)
-            ]
-            current = frame.f_locals.get("config_filepath")
-            return next(
-                map(str, without_keys), None if current is None or current in read else str(current)
-            )
+        # Kedro names no file for most errors; its local variables tell which one it was reading.
+        if frame.f_code.co_name != "_read_dir_configs":
+            continue
+        contents = frame.f_locals.get("config_per_file", {})
+        for file, content in contents.items():
+            if not isinstance(content, DictConfig):
+                return str(file)
+        current = frame.f_locals.get("config_filepath")
+        if current is None or current in contents:
+            return None
+        return str(current)
     return None
 
 
@@ -90,35 +110,34 @@ def _complaint(error: BaseException, file: str | None) -> str:
     if file is None or file in str(error):
         return str(error)
     if isinstance(error, RecursionError):
-        return f"{file} holds itself, or is nested too deeply"
+        return f"{file} contains itself, or is nested too deeply"
     if isinstance(error, AttributeError | OmegaConfBaseException) and "attribute" in str(error):
-        return f"{file} holds no keys with values"
+        return f"{file} has no keys with values"
     return f"{file}: {error}"
 
 
 def _printable(text: str) -> str:
-    """Return a text that any terminal takes, and of a long one the beginning."""
-    text = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
+    """Return a text that every terminal can print, shortened if it is very long."""
+    if len(text) > _MAX_MESSAGE_LENGTH:
+        text = f"{text[:_MAX_MESSAGE_LENGTH]}…"
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what caused it; of Kedro's own errors also what they were raised in the wake of."""
+    """Yield an error and its causes; Kedro's own errors are often raised without naming theirs."""
     current: BaseException | None = error
     while current is not None:
         yield current
-        is_kedros = (
-            type(current).__module__.startswith("kedro.") and not current.__suppress_context__
-        )
-        current = current.__cause__ or (current.__context__ if is_kedros else None)
+        cause = current.__cause__
+        is_kedros = type(current).__module__.startswith("kedro.")
+        if cause is None and is_kedros and not current.__suppress_context__:
+            cause = current.__context__
+        current = cause
 
 
-def _raised_by(error: BaseException) -> str:
-    """Return the module whose code raised the error."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
-
-
-def _function_that_raised(error: BaseException) -> str:
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1].f_code.co_name if frames else ""
+def _raising_frame(error: BaseException) -> FrameType | None:
+    """Return the frame of the code that raised the error; None if it was never raised."""
+    frame = None
+    for each, _ in traceback.walk_tb(error.__traceback__):
+        frame = each
+    return frame

@@ -1,1 +1,1 @@
-"""Comparisons of students on a grid of variants, objectives, numbers of labeled images and seeds."""
+"""Comparisons of students over variants, objectives, numbers of labeled images and seeds."""

@@ -1,4 +1,4 @@
-"""The cells of a comparison: their names and their order; all faults of the grid are found before the first."""
+"""The cells of a comparison: their names, their order, and the checks before the first of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -14,93 +15,116 @@ from pu_kd_pipeline import progress
 from pu_kd_pipeline.comparison.computation import RESULT, CellComputation
 from pu_kd_pipeline.comparison.grid import Blocks, Cell, cells_of
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.comparison.starts import STARTS
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.factory import new_student
-from pu_kd_pipeline.params.comparison import ComparisonParams
-from pu_kd_pipeline.training.few_sample_starts import check_fskd
+from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams
 
 logger = logging.getLogger(__name__)
-RESULTS_VERSION = 1  # a higher one has every cell computed again
+RESULTS_VERSION = 1  # part of each cell's name: raising it makes all cells be computed again
 
 
 def comparison_shards(
     inputs: ComparisonInputs, blocks: Blocks, params: ComparisonParams
 ) -> dict[str, Callable[[], pa.Table]]:
-    """Return one maker a cell, named after it and the fingerprint of all that its result depends on.
+    """Return one maker per cell, named after it and a fingerprint of all its result depends on.
 
-    A cell that cannot be computed (a rule that selects nothing, a loss that is not finite) becomes a row that says
-    why, and the others go on.
+    A cell that cannot be computed (a rule that selects nothing, a loss that is not finite) becomes
+    a row with the reason, and the other cells are computed.
 
     Raises:
-        InputError: the grid cannot be made from these inputs; nothing has been computed then. From a maker: memory ran
-            out.
+        InputError: the grid cannot be made from these inputs; nothing has been computed then. From
+            a maker: memory ran out.
     """
     cells = cells_of(params, blocks)
     if params.curves is not None:
         inputs = inputs.watching(params.curves.n_images)
     inputs = inputs.without_excluded()
     _check(inputs, cells, params)
-    bench = CellComputation(inputs, params.hint_share)
-
-    def maker(cell: Cell, number: int) -> Callable[[], pa.Table]:
-        def make() -> pa.Table:
-            logger.info("cell %d of %d: %s", number, len(cells), cell)
-            result = bench.result(cell)
-            outcome = result["failure"] or f"accuracy {100 * result['accuracy']:.2f} %"
-            logger.info(
-                "cell %d of %d: %s (%.0f s)", number, len(cells), outcome, result["seconds"]
-            )
-            progress.results.publish(str(cell), cell.identity(), result)
-            return pa.Table.from_pylist([result], schema=RESULT)
-
-        return make
-
-    return {
-        _name(cell, inputs, params): maker(cell, number)
-        for number, cell in enumerate(cells, start=1)
-    }
+    computation = CellComputation(inputs, params.hint_share)
+    shards: dict[str, Callable[[], pa.Table]] = {}
+    for number, cell in enumerate(cells, start=1):
+        position = f"cell {number} of {len(cells)}"
+        shards[_shard_name(cell, inputs, params)] = partial(_compute, computation, cell, position)
+    return shards
 
 
-def _name(cell: Cell, inputs: ComparisonInputs, params: ComparisonParams) -> str:
-    about: dict[str, Any] = {"version": RESULTS_VERSION, **cell.identity(), **inputs.fingerprints}
-    if cell.method == "original":
-        about["teacher_training_images"] = inputs.teacher_training_images.fingerprint
-    if cell.method == "fitnet":
-        about["hint_share"] = params.hint_share
-    if inputs.excluded.pool and (cell.rule or cell.method == "preferential"):
-        about["excluded"] = sorted(inputs.excluded.pool)
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+def _compute(computation: CellComputation, cell: Cell, position: str) -> pa.Table:
+    """Return the table of one cell, and report it to the log and the listeners."""
+    logger.info("%s: %s", position, cell)
+    result = computation.result(cell)
+    outcome = result["failure"]
+    if not outcome:
+        outcome = f"accuracy {100 * result['accuracy']:.2f} %"
+    logger.info("%s: %s (%.0f s)", position, outcome, result["seconds"])
+    progress.results.publish(str(cell), cell.identity(), result)
+    return pa.Table.from_pylist([result], schema=RESULT)
+
+
+def _shard_name(cell: Cell, inputs: ComparisonInputs, params: ComparisonParams) -> str:
+    """Return the name of a cell's file; another key here renames the files of finished cells."""
+    facts: dict[str, Any] = {"version": RESULTS_VERSION, **cell.identity(), **inputs.fingerprints}
+    method = METHODS[cell.method]
+    if method.labeled_images == "original":
+        facts["teacher_training_images"] = inputs.teacher_training_images.fingerprint
+    if method.uses_hint_share:
+        facts["hint_share"] = params.hint_share
+    reads_pool = method.selects or method.samples_by_relatedness
+    if inputs.excluded.pool and reads_pool:
+        facts["excluded"] = sorted(inputs.excluded.pool)
+    text = json.dumps(facts, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"{cell.file_name}-{digest}"
 
 
 def _check(inputs: ComparisonInputs, cells: Sequence[Cell], params: ComparisonParams) -> None:
-    """Find out before the first cell what would stop the last one."""
+    """Find before the first cell what would stop the last one.
+
+    Raises:
+        InputError: labels, labeled images or original images are missing, or a student cannot be
+            built.
+    """
     for name, images in (("labeled", inputs.labeled_images), ("test", inputs.test_images)):
         labels = images.index["label"]
         if not len(labels) or labels.isna().any():
             raise InputError(
-                f"comparison: the {name} images need labels: set `labels: classes` on data_ingestion.{name}"
+                f"comparison: the {name} images need labels: "
+                f"set `labels: classes` on data_ingestion.{name}"
             )
-    counts = inputs.labeled_images.index["label"].value_counts()
-    fewest, most = (
-        int(counts.min()) if len(counts) == inputs.teacher.n_classes else 0,
-        max(params.labeled_per_class),
-    )
+    most = max(params.labeled_per_class)
+    fewest = _smallest_class(inputs)
     if fewest < most:
         raise InputError(
-            f"comparison.labeled_per_class asks for {most} images of each class, and the labeled store has a class "
-            f"with {fewest}: raise per_class of data_ingestion.labeled, or ask for fewer"
+            f"comparison.labeled_per_class asks for {most} images of each class, "
+            f"and the labeled store has a class with {fewest}: "
+            "raise per_class of data_ingestion.labeled, or ask for fewer"
         )
-    if any(cell.method == "original" for cell in cells) and not len(inputs.teacher_training_images):
+    uses_original = any(METHODS[cell.method].labeled_images == "original" for cell in cells)
+    if uses_original and not len(inputs.teacher_training_images):
         raise InputError(
-            "comparison: a variant distills on the teacher's training images, and there are none: give "
-            "data_ingestion.teacher_training a source, or set that variant to null"
+            "comparison: a variant distills on the teacher's training images, and none exist: "
+            "give data_ingestion.teacher_training a source, or set that variant to null"
         )
-    for cell in {cell.variant: cell for cell in cells}.values():
-        student = cell.blocks.distillation
-        try:
-            new_student(inputs.teacher, student.student_architecture, student.student_options, {})
-            if cell.method == "fskd":
-                check_fskd(inputs.teacher, student)
-        except ValueError as exc:
-            raise InputError(f"comparison.variants.{cell.variant}: {exc}") from exc
+    # Cells of a variant differ in nothing that the checks of its student read.
+    cell_by_variant = {cell.variant: cell for cell in cells}
+    for cell in cell_by_variant.values():
+        _check_student(inputs, cell)
+
+
+def _smallest_class(inputs: ComparisonInputs) -> int:
+    """Return the number of labeled images of the class that has the fewest."""
+    counts = inputs.labeled_images.index["label"].value_counts()
+    if len(counts) != inputs.teacher.n_classes:
+        return 0
+    return int(counts.min())
+
+
+def _check_student(inputs: ComparisonInputs, cell: Cell) -> None:
+    params = cell.blocks.distillation
+    start = STARTS.get(cell.method)
+    try:
+        new_student(inputs.teacher, params.student_architecture, params.student_options, {})
+        if start is not None and start.check is not None:
+            start.check(inputs.teacher, params)
+    except ValueError as exc:
+        raise InputError(f"comparison.variants.{cell.variant}: {exc}") from exc

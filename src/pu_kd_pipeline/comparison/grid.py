@@ -1,6 +1,7 @@
-"""The grid of a comparison: which students there are, and the parameter blocks that each is made by.
+"""The grid of a comparison: which students there are, and the parameter blocks of each.
 
-Nothing is computed here. A cell is a variant, an objective, a number of labeled images per class and a seed.
+Nothing is computed here. A cell is a variant, an objective, a number of labeled images per class
+and a seed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
-from pu_kd_pipeline.params.comparison import ComparisonParams, ComparisonVariant
+from pu_kd_pipeline.params.comparison import (
+    METHODS,
+    ComparisonParams,
+    ComparisonVariant,
+    Overrides,
+)
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
@@ -22,24 +29,10 @@ from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.validation import sentences
 from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
 
-RULES_WITHOUT_PU = (
-    "random",
-    "oracle",
-    "confident",
-    "stratified",
-    "all",
-)  # no PU classifier is trained for them
-METHODS_WITHOUT_LABELED = (
-    "original",
-    "preferential",
-)  # they have all of the original images, or none
 EXCLUDES = "exclude_test_duplicates"
-SAME_FOR_ALL = (
-    "seed",
-    "objective",
-    "n_updates",
-    "batch_size",
-)  # of distillation: what makes students comparable
+
+# Keys of `distillation` that every student shares, or their accuracies could not be compared.
+SAME_FOR_ALL = ("seed", "objective", "n_updates", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -53,18 +46,20 @@ class Blocks:
     relatedness: RelatednessParams
 
     def with_seed(self, seed: int) -> Blocks:
-        """Return the blocks with one seed for all."""
-        return Blocks(
-            *(getattr(self, each.name).model_copy(update={"seed": seed}) for each in fields(self))
-        )
+        """Return the blocks with the same seed in each."""
+        seeded = {}
+        for field in fields(self):
+            block: BaseModel = getattr(self, field.name)
+            seeded[field.name] = block.model_copy(update={"seed": seed})
+        return Blocks(**seeded)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One student of the comparison, with everything that decides how it turns out.
+    """One student of the comparison, with everything that decides its result.
 
     Attributes:
-        labeled_per_class: None where no labeled image is used.
+        labeled_per_class: None where no labeled image is drawn.
         like: the cell whose number of pool images is this one's budget.
     """
 
@@ -78,7 +73,9 @@ class Cell:
     like: Cell | None = None
 
     def __str__(self) -> str:
-        labeled = "" if self.labeled_per_class is None else f", {self.labeled_per_class} per class"
+        labeled = ""
+        if self.labeled_per_class is not None:
+            labeled = f", {self.labeled_per_class} per class"
         return f"{self.variant}, {self.objective}{labeled}, seed {self.seed}"
 
     @property
@@ -89,171 +86,221 @@ class Cell:
     @property
     def rule(self) -> str | None:
         """The selection rule; None where nothing is selected."""
-        return self.blocks.subset_materialization.rule if self.method == "selection" else None
+        if not METHODS[self.method].selects:
+            return None
+        return self.blocks.subset_materialization.rule
 
     @property
     def needs_pu(self) -> bool:
         """Whether a PU classifier is trained for it."""
-        return self.rule is not None and self.rule not in RULES_WITHOUT_PU
+        return self.rule is not None and RULES[self.rule].reads_pu_score
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the result, and nothing that does not, such as the device."""
+        """Return what decides the result, and nothing that does not, such as the device.
+
+        Result files are named after it: a key that is added, removed or renamed makes every
+        finished cell be computed again.
+        """
+        identity: dict[str, Any] = {
+            "variant": self.variant,
+            "method": self.method,
+            "labeled_per_class": self.labeled_per_class,
+            "seed": self.seed,
+        }
+        for name, block in self._deciding_blocks().items():
+            identity[name] = block.model_dump(mode="json", exclude=_keys_without_effect(block))
+        identity["precision"] = self.blocks.distillation.compute.precision
+        identity["like"] = None
+        if self.like is not None:
+            identity["like"] = self.like.identity()
+        return identity
+
+    def _deciding_blocks(self) -> dict[str, BaseModel]:
         blocks: dict[str, BaseModel] = {"distillation": self.blocks.distillation}
         if self.needs_pu:
             blocks["pu_training"] = self.blocks.pu_training
         if self.rule is not None:
             blocks["subset_materialization"] = self.blocks.subset_materialization
-        if self.method == "preferential":
+        if METHODS[self.method].samples_by_relatedness:
             blocks["relatedness"] = self.blocks.relatedness
         if OBJECTIVES[self.objective].needs_class_weights:
             blocks["class_weighting"] = self.blocks.class_weighting
-        return {
-            **{
-                name: getattr(self, name)
-                for name in ("variant", "method", "labeled_per_class", "seed")
-            },
-            **{
-                name: block.model_dump(mode="json", exclude=_undecisive(block))
-                for name, block in blocks.items()
-            },
-            "precision": self.blocks.distillation.compute.precision,
-            "like": self.like.identity() if self.like else None,
-        }
+        return blocks
 
 
-def _undecisive(block: BaseModel) -> set[str]:
+def _keys_without_effect(block: BaseModel) -> set[str]:
     """Return the keys of a block that do not decide a result."""
     if isinstance(block, SubsetParams):
-        return {EXCLUDES}  # what it excludes decides, if there is anything
+        return {EXCLUDES}  # the excluded images themselves are in the name, where there are any
     if not isinstance(block, DistillationParams):
         return {"compute"}
     return {"compute", *block.unread_option_blocks()}
 
 
 def cells_of(params: ComparisonParams, blocks: Blocks) -> list[Cell]:
-    """Return the cells of the grid: seed by seed, so that an unfinished comparison is whole for its first seeds.
+    """Return the cells of the grid, seed by seed.
+
+    So an unfinished comparison is whole for its first seeds.
+
+    Args:
+        params: the comparison.
+        blocks: the run's own parameter blocks, which the variants override.
 
     Raises:
-        InputError: a variant asks for what the blocks refuse; all faults together.
+        InputError: a variant sets what the blocks refuse; all faults together.
     """
     faults: list[str] = []
-    variants = {name: variant for name, variant in params.variants.items() if variant is not None}
-    resolved = {
-        name: _resolved(blocks, params, name, variant, faults) for name, variant in variants.items()
-    }
+    variants = {}
+    blocks_of = {}
+    for name, variant in params.variants.items():
+        if variant is not None:  # null removes a variant of conf/base
+            variants[name] = variant
+            blocks_of[name] = _blocks_by_objective(blocks, params, name, variant, faults)
     if faults:
-        raise InputError(
-            "The comparison cannot be made.\n" + "\n".join(f"  - {fault}" for fault in faults)
-        )
+        listed = "\n".join(f"  - {fault}" for fault in faults)
+        raise InputError(f"The comparison cannot be made.\n{listed}")
+    grid = _Grid(params, variants, blocks_of)
+    cells: list[Cell] = []
+    for seed in params.seeds:
+        cells += [grid.cell(place, seed) for place in grid.places()]
+    return cells
 
-    def cell(name: str, objective: str, n_per_class: int | None, seed: int) -> Cell:
-        variant, of_objectives = variants[name], resolved[name]
-        made_by = of_objectives.get(objective) or next(iter(of_objectives.values()))
-        like = (
-            cell(variant.budget, objective, n_per_class, seed)
-            if isinstance(variant.budget, str)
-            else None
-        )
-        seeded = made_by.with_seed(seed)
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a cell stands in the grid, for any seed."""
+
+    variant: str
+    objective: str
+    labeled_per_class: int | None
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The variants of a comparison, each with its parameter blocks by objective."""
+
+    params: ComparisonParams
+    variants: Mapping[str, ComparisonVariant]
+    blocks_of: Mapping[str, Mapping[str, Blocks]]
+
+    def places(self) -> Iterator[_Place]:
+        """Yield the places of the cells of one seed."""
+        for position, n_per_class in enumerate(self.params.labeled_per_class):
+            for name, variant in self.variants.items():
+                if METHODS[variant.method].labeled_images == "drawn":
+                    counts = variant.labeled_per_class or self.params.labeled_per_class
+                    if n_per_class in counts:
+                        yield from self._objectives_at(name, n_per_class)
+                elif position == 0:
+                    # The number of labeled images changes nothing: one cell for all of them.
+                    yield from self._objectives_at(name, None)
+
+    def _objectives_at(self, name: str, n_per_class: int | None) -> Iterator[_Place]:
+        for objective in self.blocks_of[name]:
+            yield _Place(name, objective, n_per_class)
+
+    def cell(self, place: _Place, seed: int) -> Cell:
+        """Return the cell of a seed at a place."""
+        variant = self.variants[place.variant]
+        by_objective = self.blocks_of[place.variant]
+        blocks = by_objective.get(place.objective)
+        if blocks is None:
+            # Only for `like`: that variant may not have the objective, and its selection is the
+            # same for all of them.
+            blocks = next(iter(by_objective.values()))
+        like = None
+        if isinstance(variant.budget, str):
+            other = _Place(variant.budget, place.objective, place.labeled_per_class)
+            like = self.cell(other, seed)
         return Cell(
-            name, variant.method, objective, n_per_class, seed, seeded, variant.is_reference, like
+            variant=place.variant,
+            method=variant.method,
+            objective=place.objective,
+            labeled_per_class=place.labeled_per_class,
+            seed=seed,
+            blocks=blocks.with_seed(seed),
+            is_reference=variant.is_reference,
+            like=like,
         )
 
-    return [
-        cell(*place, seed) for seed in params.seeds for place in _places(params, variants, resolved)
-    ]
 
-
-def _places(
-    params: ComparisonParams,
-    variants: Mapping[str, ComparisonVariant],
-    resolved: Mapping[str, Mapping[str, Blocks]],
-) -> Iterator[tuple[str, str, int | None]]:
-    """Yield variant, objective and labeled images per class of the cells of one seed."""
-    for position, n_per_class in enumerate(params.labeled_per_class):
-        for name, variant in variants.items():
-            if variant.method in METHODS_WITHOUT_LABELED and position == 0:
-                yield from ((name, objective, None) for objective in resolved[name])
-            if variant.method in METHODS_WITHOUT_LABELED:
-                continue
-            if n_per_class in (variant.labeled_per_class or params.labeled_per_class):
-                yield from ((name, objective, n_per_class) for objective in resolved[name])
-
-
-def _resolved(
+def _blocks_by_objective(
     blocks: Blocks,
     params: ComparisonParams,
     name: str,
     variant: ComparisonVariant,
     faults: list[str],
 ) -> dict[str, Blocks]:
-    """Return the blocks of a variant for each of its objectives; what is wrong with them joins the faults."""
+    """Return the blocks of a variant by objective; what is wrong with them joins the faults."""
     key = f"comparison.variants.{name}"
-    for where, overrides in (("comparison.every_variant", params.every_variant), (key, variant)):
-        for fixed in sorted(set(SAME_FOR_ALL) & set(overrides.distillation)):
-            mend = (
-                "list `objectives`"
-                if fixed == "objective"
-                else "list `seeds`"
-                if fixed == "seed"
-                else None
-            )
-            faults.append(
-                f"{where}.distillation.{fixed}: every student of a comparison has the same; "
-                f"{mend or f'set distillation.{fixed} instead'}"
-            )
-        if EXCLUDES in overrides.subset_materialization:
-            faults.append(
-                f"{where}.subset_materialization.{EXCLUDES}: every student of a comparison has the same; "
-                f"set subset_materialization.{EXCLUDES} instead"
-            )
+    faults += _forbidden_overrides("comparison.every_variant", params.every_variant)
+    faults += _forbidden_overrides(key, variant)
+    objectives = variant.objectives
+    if not objectives:
+        objectives = params.objectives if METHODS[variant.method].selects else ("kd",)
     result = {}
-    for objective in variant.objectives or (
-        params.objectives if variant.method == "selection" else ("kd",)
-    ):
-        made, laid_over = {}, _laid_over_by(variant, objective)
-        for block in (each.name for each in fields(Blocks)):
+    for objective in objectives:
+        implied = _implied_overrides(variant, objective)
+        merged = {}
+        for block in (field.name for field in fields(Blocks)):
             base: BaseModel = getattr(blocks, block)
-            layers = [
+            values = with_overrides(
+                base.model_dump(),
                 getattr(params.every_variant, block),
                 getattr(variant, block),
-                laid_over.get(block, {}),
-            ]
+                implied.get(block, {}),
+            )
             try:
-                made[block] = type(base).model_validate(
-                    laid_over_each_other(base.model_dump(), *layers)
-                )
+                merged[block] = type(base).model_validate(values)
             except ValidationError as error:
-                faults += sentences(
-                    error, type(base), name=f"{key}.{block}", where="the block `comparison`"
-                )
-        if len(made) == len(fields(Blocks)):
-            result[objective] = Blocks(**made)  # type: ignore[arg-type]
+                where = "the block `comparison`"
+                faults += sentences(error, type(base), name=f"{key}.{block}", where=where)
+        if len(merged) == len(fields(Blocks)):
+            result[objective] = Blocks(**merged)  # type: ignore[arg-type]
     return result
 
 
-def _laid_over_by(variant: ComparisonVariant, objective: str) -> dict[str, dict[str, Any]]:
-    """Return what a variant's short keys, its method and the objective mean for the blocks."""
-    # the budget of a variant that is like another one is known when that one has selected: any passes the checks
-    budget = 1 if isinstance(variant.budget, str) else variant.budget
-    subset = {"rule": variant.rule, "criterion": variant.criterion, "budget": budget}
+def _forbidden_overrides(where: str, overrides: Overrides) -> Iterator[str]:
+    """Yield a fault for each key that is overridden although all students share it."""
+    fixes = {"objective": "list `objectives`", "seed": "list `seeds`"}
+    for name in sorted(set(SAME_FOR_ALL) & set(overrides.distillation)):
+        fix = fixes.get(name, f"set distillation.{name} instead")
+        yield f"{where}.distillation.{name}: every student of a comparison has the same; {fix}"
+    if EXCLUDES in overrides.subset_materialization:
+        key = f"subset_materialization.{EXCLUDES}"
+        yield f"{where}.{key}: every student of a comparison has the same; set {key} instead"
+
+
+def _implied_overrides(variant: ComparisonVariant, objective: str) -> dict[str, dict[str, Any]]:
+    """Return what a variant's short keys, its method and the objective set in the blocks."""
+    subset: dict[str, Any] = {"rule": variant.rule, "criterion": variant.criterion}
+    subset["budget"] = variant.budget
+    if isinstance(variant.budget, str):
+        # The budget is known when the variant of that name has selected: any number passes the
+        # checks until then.
+        subset["budget"] = 1
     distillation: dict[str, Any] = {"objective": objective}
-    if variant.method in ("labeled_only", "fitnet", "fskd"):
-        distillation |= {"held_out_share": 0.0, "keep": "last"}  # too few images to keep any out
+    if not METHODS[variant.method].has_held_out_images:
+        distillation |= {"held_out_share": 0.0, "keep": "last"}
     return {
-        "pu_training": {"features": variant.features} if variant.features is not None else {},
-        "subset_materialization": {
-            name: value for name, value in subset.items() if value is not None
-        },
+        "pu_training": _without_none({"features": variant.features}),
+        "subset_materialization": _without_none(subset),
         "distillation": distillation,
     }
 
 
-def laid_over_each_other(base: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the mapping with the keys of each layer laid over it, nested mappings key by key."""
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def with_overrides(base: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the base with the values of each layer in turn; nested mappings merge key by key."""
     result = dict(base)
     for layer in layers:
         for key, value in layer.items():
-            is_nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-            result[key] = laid_over_each_other(result[key], value) if is_nested else value
+            current = result.get(key)
+            if isinstance(value, Mapping) and isinstance(current, Mapping):
+                result[key] = with_overrides(current, value)
+            else:
+                result[key] = value
     return result

@@ -1,4 +1,4 @@
-"""What the cells of a comparison have in common."""
+"""What the cells of a comparison share: the teacher, the images and their features."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from functools import cached_property
 
 import numpy as np
 
+from pu_kd_pipeline.comparison.grid import Cell
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset, without_images
 from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 @dataclass(frozen=True)
 class ComparisonInputs:
-    """What all cells have in common."""
+    """What all cells share.
+
+    Attributes:
+        watched_images: images that no student learns from; curves are measured on them.
+        excluded: copies of test images, by id.
+    """
 
     teacher: Model
     labeled_images: ImageStore
@@ -30,19 +37,27 @@ class ComparisonInputs:
     excluded: Excluded = NOTHING_EXCLUDED
 
     def watching(self, n_images: int) -> ComparisonInputs:
-        """Return the inputs with so many of the teacher's training images set aside, as `watched_images`.
+        """Return the inputs with some of the teacher's training images as `watched_images`.
 
-        They are drawn among those that have a label and are not in the pool, and are taken out of the others.
+        They are drawn among those that have a label and are not in the pool, and are removed from
+        the other stores.
+
+        Raises:
+            InputError: there are not enough of them.
         """
         index = self.teacher_training_images.index
-        is_free = index["label"].notna() & ~index["sha256"].isin(self.pool_images.index["sha256"])
+        is_in_pool = index["sha256"].isin(self.pool_images.index["sha256"])
+        is_free = index["label"].notna() & ~is_in_pool
         free = np.flatnonzero(is_free.to_numpy())
         if n_images >= len(free):
             raise InputError(
-                f"comparison.curves.n_images is {n_images:,}, and {len(free):,} of the teacher's training images have "
-                "a label and are not in the pool: lower it, or set comparison.curves to null"
+                f"comparison.curves.n_images is {n_images:,}, and {len(free):,} of the teacher's "
+                "training images have a label and are not in the pool: lower it, "
+                "or set comparison.curves to null"
             )
-        rows = np.sort(np.random.default_rng(0).choice(free, n_images, replace=False))
+        # One seed for all comparisons: their curves are then of the same images.
+        rng = np.random.default_rng(0)
+        rows = np.sort(rng.choice(free, n_images, replace=False))
         watched = ImageSubset.of(self.teacher_training_images, rows)
         return replace(
             self,
@@ -52,41 +67,53 @@ class ComparisonInputs:
         )
 
     def without_excluded(self) -> ComparisonInputs:
-        """Return the inputs without the excluded labeled images; those of the pool are left out by each selection."""
+        """Return the inputs without the excluded labeled images.
+
+        Excluded pool images stay: each selection leaves them out.
+        """
         is_excluded = self.labeled_images.index["id"].isin(self.excluded.labeled).to_numpy()
         if not is_excluded.any():
-            return self
-        return replace(
-            self, labeled_images=ImageSubset.of(self.labeled_images, np.flatnonzero(~is_excluded))
-        )
+            return self  # a subset has another fingerprint, which would rename finished cells
+        kept = ImageSubset.of(self.labeled_images, np.flatnonzero(~is_excluded))
+        return replace(self, labeled_images=kept)
+
+    def labeled_images_of(self, cell: Cell) -> ImageStore:
+        """Return the images that a cell uses as labeled ones; empty where its method uses none."""
+        source = METHODS[cell.method].labeled_images
+        if source == "original":
+            return self.teacher_training_images
+        if source == "none":
+            return ImageSubset.of(self.labeled_images, np.empty(0, dtype=np.int64))
+        assert cell.labeled_per_class is not None
+        rows = labeled_rows(self.labeled_images, cell.labeled_per_class, cell.seed)
+        return ImageSubset.of(self.labeled_images, rows)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """What the results depend on, by name."""
-        names = [
-            "labeled_images",
-            "pool_images",
-            "test_images",
-            "labeled_features",
-            "pool_features",
-        ]
-        names += ["watched_images"] if self.watched_images is not None else []
-        return {
+        """Name of an input -> fingerprint, for all that every result depends on."""
+        fingerprints = {
             "teacher": self.teacher.fingerprint(),
-            **{name: getattr(self, name).fingerprint for name in names},
+            "labeled_images": self.labeled_images.fingerprint,
+            "pool_images": self.pool_images.fingerprint,
+            "test_images": self.test_images.fingerprint,
+            "labeled_features": self.labeled_features.fingerprint,
+            "pool_features": self.pool_features.fingerprint,
         }
+        if self.watched_images is not None:
+            fingerprints["watched_images"] = self.watched_images.fingerprint
+        return fingerprints
 
 
 def labeled_rows(images: ImageStore, n_per_class: int, seed: int) -> np.ndarray:
-    """Return the ascending rows of `n_per_class` images of each class: the first of the seed's permutation of it.
+    """Return the ascending rows of images of each class: the first of the class's permutation.
 
     A seed's draws of a smaller number are contained in those of a larger one.
     """
     labels = images.index["label"].to_numpy(dtype=np.int64)
-    drawn = [
-        np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))[
-            :n_per_class
-        ]
-        for label in np.unique(labels)
-    ]
+    drawn = []
+    for label in np.unique(labels):
+        # A generator per class: the draw of one class does not depend on the size of another.
+        rng = np.random.default_rng([seed, int(label)])
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        drawn.append(rows[:n_per_class])
     return np.sort(np.concatenate(drawn)).astype(np.int64)

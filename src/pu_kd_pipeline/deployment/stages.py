@@ -1,32 +1,30 @@
-"""The stages as containers: the files that Compose and Argo Workflows run, written from the stages of a pipeline.
+"""The stages as containers: files for Compose and Argo Workflows, written from a pipeline's stages.
 
-What is in every service or pod is in the templates beside this file; which there are, what each waits for and which
-need a GPU comes from the pipeline.
+The templates next to this file hold what every service or pod has. Which stages exist, what each
+waits for and which need a GPU comes from the pipeline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 GPU_TAG = "gpu"
-COMPOSE, COMPOSE_GPU, ARGO = (
-    "compose.yaml.jinja",
-    "compose.gpu.yaml.jinja",
-    "argo-workflow.yaml.jinja",
-)
+COMPOSE = "compose.yaml.jinja"
+COMPOSE_GPU = "compose.gpu.yaml.jinja"
+ARGO = "argo-workflow.yaml.jinja"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One container's work: `kedro run --pipeline=<name>`.
+    """The work of one container: `kedro run --pipeline=<name>`.
 
     Attributes:
-        name: of the pipeline.
-        needs: the stages that must have ended before; of `with_direct_needs` only those that no other one waits for.
-        tags: of its nodes.
+        name: name of the pipeline.
+        needs: stages that must have finished before this one starts.
+        tags: tags of its nodes.
     """
 
     name: str
@@ -40,43 +38,42 @@ class Stage:
 
     @property
     def task(self) -> str:
-        """The name where underscores are not allowed."""
+        """The name for systems that do not allow underscores."""
         return self.name.replace("_", "-")
 
 
 def with_direct_needs(stages: Iterable[Stage]) -> list[Stage]:
-    """Return the stages, each after those that it needs, and without the needs that follow from its other needs."""
+    """Return the stages in order of work, each with only its direct needs.
+
+    A need that follows from another need is left out, so that the files show a plain graph.
+    """
     from graphlib import TopologicalSorter
 
-    given = {stage.name: stage for stage in stages}
-    before: dict[str, set[str]] = {}  # all that must have ended, however indirectly
-    order = list(
-        TopologicalSorter({name: stage.needs for name, stage in given.items()}).static_order()
-    )
+    by_name = {stage.name: stage for stage in stages}
+    sorter = TopologicalSorter({name: stage.needs for name, stage in by_name.items()})
+    order = list(sorter.static_order())
+    # All stages that must have finished before one, however indirectly.
+    predecessors: dict[str, set[str]] = {}
+    reduced_stages = []
     for name in order:
-        needs = given[name].needs
-        before[name] = {*needs}.union(*(before[need] for need in needs))
-    return [
-        Stage(
-            name,
-            tuple(
-                need
-                for need in sorted(given[name].needs)
-                if not any(need in before[o] for o in given[name].needs)
-            ),
-            given[name].tags,
-        )
-        for name in order
-    ]
+        stage = by_name[name]
+        needs = set(stage.needs)
+        indirect_needs: set[str] = set()
+        for need in needs:
+            indirect_needs |= predecessors[need]
+        predecessors[name] = needs | indirect_needs
+        direct_needs = sorted(needs - indirect_needs)
+        reduced_stages.append(replace(stage, needs=tuple(direct_needs)))
+    return reduced_stages
 
 
 def compose_file(stages: Sequence[Stage]) -> str:
-    """Return docker/compose.yaml: a service a stage, the MLflow server, PostgreSQL and Kedro-Viz."""
+    """Return docker/compose.yaml: one service per stage, MLflow, PostgreSQL and Kedro-Viz."""
     return _rendered(COMPOSE, stages)
 
 
 def compose_gpu_file(stages: Sequence[Stage]) -> str:
-    """Return docker/compose.gpu.yaml, laid over compose.yaml where there is a GPU."""
+    """Return docker/compose.gpu.yaml, which overrides compose.yaml on machines with a GPU."""
     return _rendered(COMPOSE_GPU, stages)
 
 
@@ -91,16 +88,16 @@ def argo_workflow(
     gpus: int,
     gpu_memory: str,
 ) -> str:
-    """Return an Argo workflow with a task a stage.
+    """Return an Argo workflow with one task per stage.
 
     Args:
-        stages: as `with_direct_needs` returns them.
-        image: of all stages.
+        stages: stages as `with_direct_needs` returns them.
+        image: container image of all stages.
         mlflow: address of the tracking server.
         claim: name of the persistent volume claim that is mounted as the folder of all outputs.
-        cpus: asked for a pod, such as "2" or "500m".
-        memory: asked for a pod and its limit, such as "4Gi".
-        gpus: for each stage tagged `gpu`; 0 on clusters without any.
+        cpus: CPUs requested per pod, such as "2" or "500m".
+        memory: memory requested per pod, and its limit, such as "4Gi".
+        gpus: GPUs per stage tagged `gpu`; 0 on clusters without any.
         gpu_memory: like `memory`, for the stages tagged `gpu`.
     """
     options = {"image": image, "mlflow": mlflow, "claim": claim, "cpus": cpus, "memory": memory}
@@ -113,5 +110,7 @@ def _rendered(template: str, stages: Sequence[Stage], **values: Any) -> str:
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    text = files(__package__).joinpath("templates", template).read_text(encoding="utf-8")
+    path = files(__package__).joinpath("templates", template)
+    text = path.read_text(encoding="utf-8")
+    # Each file names its template in its header.
     return environment.from_string(text).render(stages=stages, template=template, **values)

@@ -34,6 +34,8 @@ class InputHooks:
 
         from pu_kd_pipeline.params.validation import check_parameters
 
+        # Kedro reads the files first: its errors name the file that cannot be read.
+        parameters = context.config_loader["parameters"]
         models = {}
         types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
         for name, annotation in types.items():
@@ -44,7 +46,7 @@ class InputHooks:
         # Names that only the configuration itself reads, such as `data`, are no unknown parameters.
         runtime_names = re.findall(r"runtime_params:\s*(\w+)", "\n".join(texts.values()))
         check_parameters(
-            context.config_loader["parameters"],
+            parameters,
             models,
             files=_files_of_blocks(texts, context.project_path),
             given=context.config_loader.runtime_params or {},
@@ -72,25 +74,18 @@ class InputHooks:
 
 
 def _writing_stages(names: list[str]) -> dict[str, str]:
-    """Return dataset -> the stage that writes it, looking in every registered pipeline.
-
-    Where stages of several systems write the same dataset, the one that belongs to `full` counts.
-    """
+    """Return dataset -> the smallest pipeline that writes it, looking in every registered one."""
     from kedro.framework.project import pipelines
 
     # The command that asked for one pipeline ends here, so all others may be imported.
     pipelines.set_requested(None)
-    default_stages = {node.namespace for node in pipelines["full"].nodes}
     writers: dict[str, str] = {}
-    for stage in sorted(pipelines):
-        nodes = pipelines[stage].nodes
-        is_joined = {node.namespace for node in nodes} != {stage}
-        if is_joined:
-            continue
-        written = pipelines[stage].all_outputs()
+    # Joined pipelines such as `full` come last, so that a stage is named where one exists.
+    for pipeline_name in sorted(pipelines, key=lambda name: (len(pipelines[name].nodes), name)):
+        written = pipelines[pipeline_name].all_outputs()
         for name in names:
-            if name in written and (name not in writers or stage in default_stages):
-                writers[name] = stage
+            if name in written:
+                writers.setdefault(name, pipeline_name)
     return writers
 
 
@@ -102,7 +97,8 @@ def _configuration_texts(context: KedroContext) -> dict[Path, str]:
         folder = Path(loader.conf_source) / environment
         if folder.is_dir():
             for path in sorted(folder.rglob("*.yml")):
-                texts[path] = path.read_text(encoding="utf-8")
+                # Kedro reports files that are not UTF-8, when it reads them.
+                texts[path] = path.read_text(encoding="utf-8", errors="replace")
     return texts
 
 

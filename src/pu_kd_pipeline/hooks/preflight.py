@@ -1,7 +1,7 @@
-"""Checks that need more than a parameter's type, made before the first node runs: files, networks, taps, devices.
+"""Checks before the first node that need more than a parameter's type: files, networks, devices.
 
-All faults are reported together. Networks are built to find out, except where that can find nothing: torch takes
-seconds to import, and is left to the first node that needs it.
+All faults are reported together. Networks are built only where building can fail: torch takes
+seconds to import, and otherwise the first node that needs it imports it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.distillation import DistillationParams
@@ -36,48 +38,49 @@ def check(blocks: Mapping[str, Any]) -> None:
     """Check the typed parameter blocks that a run reads.
 
     Args:
-        blocks: block name -> typed block; blocks of other types are passed over.
+        blocks: block name -> typed block; blocks of other types are ignored.
 
     Raises:
         InputError: names every fault with its block.
     """
     faults: list[str] = []
     teacher: ModelCard | None = None
+    devices: dict[str, ComputeParams] = {}
     for name, block in blocks.items():
         if isinstance(block, TeacherParams):
-            teacher = _try(faults, name, partial(_teacher, block))
+            teacher = _try(faults, name, partial(_teacher_card, block))
         if isinstance(block, DataIngestionParams):
             faults.extend(f"{name}.{fault}" for fault in _missing_paths(block))
-    devices = {
-        block.compute.device: block.compute
-        for block in blocks.values()
-        if hasattr(block, "compute")
-    }
-    for name, compute in devices.items():
-        if name not in DEVICES_ANYWHERE:
-            _try(faults, "compute", partial(_device, compute))
+        if hasattr(block, "compute"):
+            # Most blocks share a device, which is tried once.
+            devices[block.compute.device] = block.compute
+    for device, compute in devices.items():
+        if device not in DEVICES_ANYWHERE:
+            _try(faults, "compute", partial(_check_device, compute))
     for name, block in blocks.items():
         if isinstance(block, DistillationParams) and teacher is not None:
-            _try(faults, name, partial(_student, block, teacher))
+            _try(faults, name, partial(_check_student, block, teacher))
     faults.extend(_contradictions(blocks))
+    if len(faults) == 1:
+        raise InputError(faults[0])
     if faults:
-        raise InputError(
-            "\n".join(faults)
-            if len(faults) == 1
-            else f"{len(faults)} faults:\n- " + "\n- ".join(faults)
-        )
+        lines = [f"- {fault}" for fault in faults]
+        raise InputError("\n".join([f"{len(faults)} faults:", *lines]))
 
 
 def _try(faults: list[str], name: str, function: Callable[[], Any]) -> Any:
+    """Return the function's result; an `InputError` is added to the faults, with the block."""
     try:
         return function()
     except InputError as exc:
         message = str(exc)
-        faults.append(message if message.startswith(f"{name}") else f"{name}: {message}")
+        if not message.startswith(name):
+            message = f"{name}: {message}"
+        faults.append(message)
         return None
 
 
-def _teacher(block: TeacherParams) -> ModelCard:
+def _teacher_card(block: TeacherParams) -> ModelCard:
     from pu_kd_pipeline.models.factory import is_sure_to_build, new_teacher, teacher_card
 
     card = teacher_card(block)
@@ -85,11 +88,12 @@ def _teacher(block: TeacherParams) -> ModelCard:
         return card
     from pu_kd_pipeline.learning.loop import seeded
 
+    # Building draws random numbers; outside of this block, the generators stay as they are.
     with seeded(0):
         return new_teacher(block).card
 
 
-def _student(block: DistillationParams, teacher: ModelCard) -> None:
+def _check_student(block: DistillationParams, teacher: ModelCard) -> None:
     from pu_kd_pipeline.models.factory import is_sure_to_build, student_card, untrained
 
     card = student_card(teacher, block.student_architecture, block.student_options, {})
@@ -101,62 +105,69 @@ def _student(block: DistillationParams, teacher: ModelCard) -> None:
         untrained(card)
 
 
-def _device(compute: ComputeParams) -> None:
+def _check_device(compute: ComputeParams) -> None:
     from pu_kd_pipeline.devices import prepare_device
 
     prepare_device(compute)
 
 
 def _contradictions(blocks: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what one block asks for and another one denies."""
-    of_type = {type(block): block for block in blocks.values()}
-    subset: SubsetParams | None = of_type.get(SubsetParams)
-    training: PUTrainingParams | None = of_type.get(PUTrainingParams)
-    ingestion: DataIngestionParams | None = of_type.get(DataIngestionParams)
-    if (
-        subset
-        and training
-        and (subset.rule, subset.criterion) == ("nnpu", "precision")
-        and not training.held_out_folds
-    ):
+    """Yield what one block asks for and another one makes impossible."""
+    by_type = {type(block): block for block in blocks.values()}
+    subset: SubsetParams | None = by_type.get(SubsetParams)
+    training: PUTrainingParams | None = by_type.get(PUTrainingParams)
+    ingestion: DataIngestionParams | None = by_type.get(DataIngestionParams)
+    if subset is None:
+        return
+    rule = RULES[subset.rule]
+    needs_held_out = rule.uses_criterion and CRITERIA[subset.criterion].needs_held_out_ranks
+    if needs_held_out and training and not training.held_out_folds:
         yield (
-            "subset_materialization.criterion: 'precision' is read off held-out positives, and "
+            f"subset_materialization.criterion: {subset.criterion!r} is read off held-out positives, and "
             "pu_training.held_out_folds is 0: set it to 2 or more, or choose another criterion"
         )
-    if (
-        subset
-        and ingestion
-        and subset.rule == "oracle"
-        and any(source.labels == "ignore" for source in ingestion.pool)
-    ):
+    pool_labels = set()
+    if ingestion:
+        pool_labels = {source.labels for source in ingestion.pool}
+    if rule.uses_truth and "ignore" in pool_labels:
         yield (
-            "subset_materialization.rule: 'oracle' needs the truth of every pool image: set `labels: truth` on each "
-            "source of data_ingestion.pool, or choose another rule"
+            f"subset_materialization.rule: {subset.rule!r} needs the truth of every pool image: "
+            "set `labels: truth` on each source of data_ingestion.pool, or choose another rule"
         )
 
 
 def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
-    from pu_kd_pipeline.images.sources.files import file_system
-
     for part in ("labeled", "pool", "test", "teacher_training"):
         sources: tuple[ImageSource, ...] = getattr(block, part)
         for index, source in enumerate(sources):
             if source.path is None or not SOURCE_TYPES[source.type].path_must_exist:
                 continue
-            where = f"{part}[{index}].path"
-            if "://" in source.path:
-                try:
-                    file_system(source.path)
-                except InputError as exc:
-                    yield f"{where}: {exc}"
-            elif not set(source.path) & set("*?[") and not _is_there(source.path):
-                yield f"{where}: there is no {source.path} (edit parameters_data_ingestion.yml)"
+            fault = _fault_of_path(source.path)
+            if fault is not None:
+                yield f"{part}[{index}].path: {fault}"
+
+
+def _fault_of_path(path: str) -> str | None:
+    from pu_kd_pipeline.images.sources.files import file_system
+
+    if "://" in path:
+        # Whether a remote file exists is not asked: that may take long, or need credentials.
+        try:
+            file_system(path)
+        except InputError as exc:
+            return str(exc)
+        return None
+    is_glob = bool(set(path) & set("*?["))
+    if is_glob or _is_there(path):
+        return None
+    return f"there is no {path} (edit parameters_data_ingestion.yml)"
 
 
 def _is_there(path: str) -> bool:
     try:
         return Path(path).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # a name that is too long, no such user, …
+    except (OSError, RuntimeError, ValueError):
+        # A name that is too long, a user that does not exist, a null character, …
         return False
 
 
@@ -166,7 +177,8 @@ class PreflightHooks:
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Check the blocks that the run reads."""
-        from pu_kd_pipeline.hooks.preflight import check
-
-        names = sorted(name for name in pipeline.inputs() if name.startswith("params:"))
-        check({name.removeprefix("params:"): catalog.load(name) for name in names})
+        blocks = {}
+        for name in sorted(pipeline.inputs()):
+            if name.startswith("params:"):
+                blocks[name.removeprefix("params:")] = catalog.load(name)
+        check(blocks)

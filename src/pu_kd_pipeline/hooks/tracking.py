@@ -62,6 +62,7 @@ class TrackingHooks:
         self._reasons_to_run = {}
         if not config.enabled or run_params["runner"] == EXPLAINING:
             return
+        # Only the blocks that this run reads.
         parameters = {}
         for name in sorted(pipeline.inputs()):
             if name.startswith("params:"):

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
 
-SEEDS = 2**32  # as many as every generator takes
-_BITS = 63  # of a whole number, beside its sign, that torch and NumPy can count with
+SEEDS = 2**32  # number of seeds that every random generator accepts
+_MAX_BITS = 63  # of an integer next to its sign: torch and NumPy compute with 64 bits
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _without_nulls(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-# An environment's keys are laid over those of conf/base: with null it takes one away.
-Options = Annotated[dict[str, Any], AfterValidator(_given)]
-
-
-def one_of(names: Collection[str]) -> BeforeValidator:
-    """Return a validator that accepts the names and nothing else, as a Literal of them would.
-
-    Args:
-        names: read at every check, so the keys of a dict serve as well.
-    """
-
-    def check(value: Any) -> Any:
-        # Lists and dicts cannot be looked up in a dict.
-        if isinstance(value, str) and value in names:
-            return value
-        *first, last = [repr(name) for name in names]
-        expected = last
-        if first:
-            expected = f"{', '.join(first)} or {last}"
-        raise PydanticCustomError(
-            "literal_error", "Input should be {expected}", {"expected": expected}
-        )
-
-    # Before: a number is then refused by the same error, which lists the names.
-    return BeforeValidator(check)
+# An environment's keys are merged into those of conf/base, so null is its way to remove one.
+Options = Annotated[dict[str, Any], AfterValidator(_without_nulls)]
 
 
 class Block(BaseModel):
@@ -61,33 +35,36 @@ class Block(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse numbers that nothing can count with, and true and false where only numbers are meant.
+        """Refuse integers too large to compute with, and true and false where a number is expected.
 
         YAML reads `yes`, `no`, `on` and `off` as true and false, too.
         """
-        values = (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, list | tuple)
-            else [value]
-        )
-        if any(isinstance(each, bool) for each in values) and not _takes_truth_values(
-            cls, str(info.field_name)
-        ):
+        items = _items(value)
+        has_boolean = any(isinstance(item, bool) for item in items)
+        if has_boolean and not _accepts_booleans(cls, str(info.field_name)):
             raise ValueError("input should not be true or false (nor yes, no, on or off)")
-        if any(isinstance(each, int) and each.bit_length() > _BITS for each in values):
-            raise ValueError("input should be a number of at most 64 bits")
+        for item in items:
+            if isinstance(item, int) and item.bit_length() > _MAX_BITS:
+                raise ValueError("input should be a number of at most 64 bits")
         return value
 
 
-def _takes_truth_values(block: type[Block], name: str) -> bool:
-    def inside(annotation: Any) -> bool:
-        is_block = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        return (
-            is_block
-            or annotation in (bool, Any)
-            or any(inside(each) for each in get_args(annotation))
-        )
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [value]
 
-    return inside(block.model_fields[name].annotation)
+
+def _accepts_booleans(block: type[Block], field: str) -> bool:
+    return _contains_booleans(block.model_fields[field].annotation)
+
+
+def _contains_booleans(annotation: Any) -> bool:
+    if annotation in (bool, Any):
+        return True
+    # A nested block checks its own fields.
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(_contains_booleans(argument) for argument in get_args(annotation))

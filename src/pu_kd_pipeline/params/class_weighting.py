@@ -16,10 +16,13 @@ class ClassWeightingParams(Block):
     clip: tuple[float, float] = Field(
         description="bounds of a class weight before the weights are rescaled to sum to K"
     )
-    n_vectors: int = Field(ge=1, description="perturbed weight vectors beside the estimated one")
+    n_vectors: int = Field(
+        ge=1, description="perturbed weight vectors, in addition to the estimated one"
+    )
     epsilon: float = Field(ge=0, description="largest change of a weight")
     mode: Literal["projected", "released"] = Field(
-        description="projected: two-sided and back on the simplex; released: upward only, as the authors' code"
+        description="projected: two-sided and projected onto the simplex; "
+        "released: upward only, as in the authors' code"
     )
 
     @model_validator(mode="after")

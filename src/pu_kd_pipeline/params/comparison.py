@@ -2,15 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
+from pu_kd_pipeline.params.names import one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How the students of a comparison are made: every fact about a method that is read elsewhere.
+
+    What its student starts from, where that is not a new network, is in `comparison.starts`.
+    """
+
+    description: str
+    labeled_images: Literal["drawn", "original", "none"]
+    """Drawn per class by the seed, the teacher's own training images, or none."""
+    selects: bool = False
+    """Whether a selection rule keeps pool images for it."""
+    samples_by_relatedness: bool = False
+    """Whether it learns from the whole pool, drawn by relatedness."""
+    is_reference: bool = False
+    """Whether it uses images that its users do not have."""
+    has_held_out_images: bool = True
+    """False where the images are too few to hold any out."""
+    has_own_start: bool = False
+    """Whether its student starts from an entry of `comparison.starts`, not from a new network."""
+    is_kd_only: bool = False
+    """Whether it is defined with the objective `kd` alone."""
+    uses_hint_share: bool = False
+    """Whether `ComparisonParams.hint_share` changes its result."""
+
+
+METHODS: dict[str, Method] = {
+    "selection": Method(
+        description="distill on the labeled images and the pool images that a rule keeps",
+        labeled_images="drawn",
+        selects=True,
+    ),
+    "original": Method(
+        description="distill on the teacher's own training images",
+        labeled_images="original",
+        is_reference=True,
+    ),
+    "preferential": Method(
+        description="distill on the whole pool and no original image, drawn by relatedness (S3)",
+        labeled_images="none",
+        samples_by_relatedness=True,
+    ),
+    "labeled_only": Method(
+        description="distill on the labeled images alone",
+        labeled_images="drawn",
+        has_held_out_images=False,
+    ),
+    "fitnet": Method(
+        description="match a hidden layer on the labeled images alone, then distill "
+        "(Romero et al. 2015)",
+        labeled_images="drawn",
+        has_held_out_images=False,
+        has_own_start=True,
+        is_kd_only=True,
+        uses_hint_share=True,
+    ),
+    "fskd": Method(
+        description="start from the pruned and aligned teacher, labeled images alone "
+        "(Li et al. 2018)",
+        labeled_images="drawn",
+        has_held_out_images=False,
+        has_own_start=True,
+        is_kd_only=True,
+    ),
+}
 
 
 class Overrides(Block):
-    """What differs from the run's own blocks; nested keys are laid over theirs."""
+    """What differs from the run's own blocks; nested keys override theirs one by one."""
 
     pu_training: dict[str, Any] = Field(default_factory=dict)
     subset_materialization: dict[str, Any] = Field(default_factory=dict)
@@ -27,17 +97,16 @@ class SweepPoint(Block):
     at: float = Field(description="its place on the axis")
 
 
+# Keys of a variant that choose images: only a method that selects reads them.
+_SELECTION_KEYS = ("rule", "criterion", "budget", "features")
+
+
 class ComparisonVariant(Overrides):
     """One row of the comparison, or one point of a sweep: how a student is made."""
 
-    method: Literal["selection", "original", "preferential", "labeled_only", "fitnet", "fskd"] = (
-        Field(
-            "selection",
-            description="selection: distill on the labeled images and the pool images that a rule keeps; original: on the "
-            "teacher's own training images; preferential: on the whole pool and no original image, drawn by relatedness "
-            "(S3); the others see the labeled images alone: labeled_only distills, fitnet (Romero et al. 2015) matches a "
-            "hidden layer first, fskd (Li et al. 2018) starts from the pruned and aligned teacher",
-        )
+    method: Annotated[str, one_of(METHODS)] = Field(
+        "selection",
+        description="; ".join(f"{name}: {method.description}" for name, method in METHODS.items()),
     )
     rule: str | None = Field(
         None, description="short for subset_materialization.rule; needed by `selection`"
@@ -45,7 +114,8 @@ class ComparisonVariant(Overrides):
     criterion: str | None = Field(None, description="short for subset_materialization.criterion")
     budget: int | str | None = Field(
         None,
-        description="most pool images; the name of another variant: as many as that one keeps; null: the block's",
+        description="most pool images; the name of another variant: as many as that one keeps; "
+        "null: the block's",
     )
     features: str | None = Field(None, description="short for pu_training.features")
     labeled_per_class: tuple[int, ...] | None = Field(
@@ -53,30 +123,33 @@ class ComparisonVariant(Overrides):
     )
     objectives: tuple[str, ...] | None = Field(
         None,
-        description="null: those of the comparison for `selection`, plain `kd` for the other methods",
+        description="null: those of the comparison for `selection`, "
+        "plain `kd` for the other methods",
     )
     sweep: SweepPoint | None = Field(
         None,
-        description="shown as a point of that sweep, not as a row; for one number of labeled images",
+        description="shown as a point of that sweep, not as a row; "
+        "for one number of labeled images",
     )
 
     @property
     def is_reference(self) -> bool:
         """Whether it uses what its users do not have: the original images, or the pool's truth."""
-        return self.method == "original" or self.rule == "oracle"
+        if METHODS[self.method].is_reference:
+            return True
+        # An unknown rule is reported later, with its key, where the blocks are merged.
+        rule = RULES.get(self.rule) if self.rule else None
+        return rule is not None and rule.uses_truth
 
     @model_validator(mode="after")
     def _rule_belongs_to_selection(self) -> ComparisonVariant:
-        given = [
-            name
-            for name in ("rule", "criterion", "budget", "features")
-            if getattr(self, name) is not None
-        ]
-        if self.method == "selection" and self.rule is None:
-            raise ValueError("method 'selection' needs a rule")
-        if self.method != "selection" and given:
+        method = METHODS[self.method]
+        given = [name for name in _SELECTION_KEYS if getattr(self, name) is not None]
+        if method.selects and self.rule is None:
+            raise ValueError(f"method {self.method!r} needs a rule")
+        if not method.selects and given:
             raise ValueError(f"method {self.method!r} selects nothing: remove {', '.join(given)}")
-        if self.method in ("fitnet", "fskd") and self.objectives not in (None, ("kd",)):
+        if method.is_kd_only and self.objectives not in (None, ("kd",)):
             raise ValueError(f"method {self.method!r} is defined with the objective kd alone")
         return self
 
@@ -86,7 +159,8 @@ class CurvesParams(Block):
 
     n_images: int = Field(
         gt=0,
-        description="of the teacher's training images, which no student sees: their accuracy makes the curves",
+        description="of the teacher's training images, which no student sees: "
+        "their accuracy makes the curves",
     )
     panels: dict[str, tuple[str, ...]] = Field(
         description="title -> the variants whose curves it has; one that is null has none"
@@ -94,7 +168,7 @@ class CurvesParams(Block):
 
 
 class ComparisonParams(Block):
-    """The block `comparison`: a grid of variants, objectives, numbers of labeled images and seeds."""
+    """The block `comparison`: a grid of variants, objectives, labeled images and seeds."""
 
     title: str
     labeled_per_class: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -103,7 +177,8 @@ class ComparisonParams(Block):
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=SEEDS)], ...] = Field(
         min_length=1,
-        description="of the labeled images, PU training, draws and student; the teacher is the same",
+        description="of the labeled images, PU training, draws and student; "
+        "the teacher is the same",
     )
     objectives: tuple[str, ...] = Field(min_length=1, description="of distillation")
     hint_share: OpenShare = Field(
@@ -113,54 +188,76 @@ class ComparisonParams(Block):
         description="what differs from the run's own blocks in all variants"
     )
     variants: dict[str, ComparisonVariant | None] = Field(
-        description="name -> variant, in the order of the table; null leaves out a variant of conf/base"
+        description="name -> variant, in the order of the table; "
+        "null leaves out a variant of conf/base"
     )
     sweeps: dict[str, str] = Field(
-        description="name -> label of its axis: lines of variants that differ in one number, with a table and plot each"
+        description="name -> label of its axis: lines of variants that differ in one number, "
+        "with a table and plot each"
     )
     curves: CurvesParams | None = Field(
         None, description="null: students are measured in the end alone"
     )
 
     @model_validator(mode="after")
-    def _grid_is_one(self) -> ComparisonParams:
+    def _grid_is_consistent(self) -> ComparisonParams:
         for name in ("labeled_per_class", "seeds", "objectives"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} must not repeat a value, got {list(getattr(self, name))}")
-        known = {name: variant for name, variant in self.variants.items() if variant is not None}
-        if not known:
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must not repeat a value, got {list(values)}")
+        variants = {name: variant for name, variant in self.variants.items() if variant is not None}
+        if not variants:
             raise ValueError("variants must name at least one")
-        for title, names in self.curves.panels.items() if self.curves else ():
-            if strangers := sorted(set(names) - set(self.variants)):
-                raise ValueError(
-                    f"curves.panels: {title!r} names {strangers}; variants are {', '.join(self.variants)}"
-                )
-        for name, variant in known.items():
-            if outside := set(variant.labeled_per_class or ()) - set(self.labeled_per_class):
-                raise ValueError(
-                    f"{name}: labeled_per_class {sorted(outside)} is not among the comparison's"
-                )
-            if variant.sweep is not None and variant.sweep.name not in self.sweeps:
-                raise ValueError(
-                    f"{name}: sweep {variant.sweep.name!r} is not a key of comparison.sweeps"
-                )
-            if (
-                variant.sweep is not None
-                and len(variant.labeled_per_class or self.labeled_per_class) != 1
-            ):
-                raise ValueError(
-                    f"{name}: a point of a sweep has one number of labeled images: set labeled_per_class"
-                )
-            if isinstance(variant.budget, str):
-                other = known.get(variant.budget)
-                if (
-                    other is None
-                    or other.method != "selection"
-                    or isinstance(other.budget, str)
-                    or other is variant
-                ):
-                    raise ValueError(
-                        f"{name}: budget {variant.budget!r} is not the name of a variant that selects by a budget or "
-                        f"criterion of its own; variants are {', '.join(known)}"
-                    )
+        self._check_panels()
+        for name, variant in variants.items():
+            self._check_labeled_images(name, variant)
+            self._check_budget(name, variant, variants)
         return self
+
+    def _check_panels(self) -> None:
+        if self.curves is None:
+            return
+        for title, names in self.curves.panels.items():
+            # A variant that is null may be named: an environment removes it from the panels too.
+            unknown = sorted(set(names) - set(self.variants))
+            if unknown:
+                raise ValueError(
+                    f"curves.panels: {title!r} names {unknown}; "
+                    f"variants are {', '.join(self.variants)}"
+                )
+
+    def _check_labeled_images(self, name: str, variant: ComparisonVariant) -> None:
+        counts = variant.labeled_per_class or self.labeled_per_class
+        outside = sorted(set(counts) - set(self.labeled_per_class))
+        if outside:
+            raise ValueError(f"{name}: labeled_per_class {outside} is not among the comparison's")
+        if variant.sweep is None:
+            return
+        if variant.sweep.name not in self.sweeps:
+            raise ValueError(
+                f"{name}: sweep {variant.sweep.name!r} is not a key of comparison.sweeps"
+            )
+        if len(counts) != 1:
+            raise ValueError(
+                f"{name}: a point of a sweep has one number of labeled images: "
+                "set labeled_per_class"
+            )
+
+    def _check_budget(
+        self, name: str, variant: ComparisonVariant, variants: dict[str, ComparisonVariant]
+    ) -> None:
+        if not isinstance(variant.budget, str):
+            return
+        other = variants.get(variant.budget)
+        # A chain of names is refused: the other variant has a number of images by itself.
+        has_own_size = (
+            other is not None
+            and other is not variant
+            and METHODS[other.method].selects
+            and not isinstance(other.budget, str)
+        )
+        if not has_own_size:
+            raise ValueError(
+                f"{name}: budget {variant.budget!r} is not the name of a variant that selects by "
+                f"a budget or criterion of its own; variants are {', '.join(variants)}"
+            )

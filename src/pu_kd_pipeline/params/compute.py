@@ -1,4 +1,4 @@
-"""Blocks that several stages have: where a stage runs, and how a network is trained."""
+"""Blocks shared by several stages: where a stage runs, and how a network is trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pu_kd_pipeline.params.base import Block
 
 
 class OptimizerParams(Block):
-    """An optimizer and the course of its learning rate. Weight decay is L2 in the gradient."""
+    """An optimizer and its learning rate schedule. Weight decay is L2 in the gradient."""
 
     algorithm: Literal["sgd", "adam"]
     learning_rate: float = Field(gt=0)
@@ -37,14 +37,14 @@ class ComputeParams(Block):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the first GPU, else the CPU"
     )
     precision: Literal["auto", "float32", "bf16", "fastest"] = Field(
-        description="auto: bf16 autocast on GPUs that have it; fastest: on CPUs that have it, too"
+        description="auto: bf16 autocast on GPUs that support it; fastest: also on such CPUs"
     )
     n_threads: int | None = Field(
-        gt=0, description="CPU threads; null: torch's choice. Small networks want one"
+        gt=0, description="CPU threads; null: torch's choice. Small networks are fastest with one"
     )
     resident_limit_gb: float = Field(
         gt=0, description="training images up to this size are held on the device, 10^9 bytes"
     )
     inference_batch_size: Annotated[int, Field(gt=0)] | None = Field(
-        description="null: as many as suit the device: a CPU's caches, or a few per cent of a GPU's memory"
+        description="null: chosen for the device: a CPU's caches, or a few percent of GPU memory"
     )

@@ -1,4 +1,4 @@
-"""The parameters of conf/, read without Kedro: for experiments on machines that have only the learning libraries."""
+"""Parameters read from conf/ without Kedro, for machines with only the learning libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGES_VARIABLE = "PU_KD_DATA"
 
 
 def image_file(name: str) -> str:
-    """Return where `${images:name}` of a configuration file is: in the folder that PU_KD_DATA names.
+    """Return the path of `${images:name}` in a configuration file: in the folder PU_KD_DATA.
 
     Raises:
         InputError: the variable is not set.
@@ -21,8 +21,8 @@ def image_file(name: str) -> str:
     folder = os.environ.get(IMAGES_VARIABLE)
     if not folder:
         raise InputError(
-            f"the environment variable {IMAGES_VARIABLE} is not set: name the folder that holds {name}, such as "
-            f"{IMAGES_VARIABLE}=/data/images kedro run …"
+            f"the environment variable {IMAGES_VARIABLE} is not set: name the folder that holds "
+            f"{name}, such as {IMAGES_VARIABLE}=/data/images kedro run …"
         )
     return str(Path(folder) / name)
 
@@ -33,12 +33,12 @@ def read_parameters(
     """Return the parameters of an environment, as Kedro's loader reads them with our settings.
 
     Args:
-        folder: `conf`.
-        environment: a folder in it, laid over `base` down to a single key.
-        given: laid over both, nested.
+        folder: the folder `conf`.
+        environment: a folder in it; its keys override those of `base`, at any depth.
+        given: nested values that override both.
 
     Raises:
-        InputError: there is no such environment, or what it says does not fit together.
+        InputError: the environment does not exist, or its parameters contradict each other.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -47,28 +47,40 @@ def read_parameters(
     if not (folder / environment).is_dir():
         raise InputError(f"there is no environment {environment!r} in {folder}")
 
+    # Without duplicates: `base` itself is an environment, too.
     layers = [folder / name for name in dict.fromkeys(("base", environment))]
-    known = OmegaConf.merge(
-        *(OmegaConf.load(file) for layer in layers for file in sorted(layer.glob("globals*.yml")))
-    )
-    resolvers = {"globals": lambda key: OmegaConf.select(known, key), "images": image_file}
-    for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    global_files: list[Path] = []
+    for layer in layers:
+        global_files += sorted(layer.glob("globals*.yml"))
+    global_values = _merged(global_files)
+
+    def globals_resolver(key: str) -> Any:
+        return OmegaConf.select(global_values, key)
+
+    OmegaConf.register_new_resolver("globals", globals_resolver, replace=True)
+    OmegaConf.register_new_resolver("images", image_file, replace=True)
     try:
-        # base's `${seed}` and `${compute}` are resolved before an environment is laid over it, as Kedro does
-        parts = [
-            OmegaConf.to_container(
-                OmegaConf.merge(*(OmegaConf.load(file) for file in files)), resolve=True
-            )
-            for layer in layers
-            if (files := sorted(layer.glob("parameters*.yml")))
-        ]
-        parameters: Any = OmegaConf.to_container(OmegaConf.merge(*parts, dict(given or {})))
+        parts: list[Any] = []
+        for layer in layers:
+            files = sorted(layer.glob("parameters*.yml"))
+            if files:
+                # Resolved layer by layer, as Kedro does: base's `${seed}` is base's own seed.
+                parts.append(OmegaConf.to_container(_merged(files), resolve=True))
+        parts.append(dict(given or {}))
+        parameters: Any = OmegaConf.to_container(OmegaConf.merge(*parts))
     except (OmegaConfBaseException, YAMLError) as error:
         raise InputError(
             f"the parameters of {environment!r} in {folder} cannot be read: {error}"
         ) from error
     finally:
-        for name in resolvers:
-            OmegaConf.clear_resolver(name)
+        OmegaConf.clear_resolver("globals")
+        OmegaConf.clear_resolver("images")
     return dict(parameters)
+
+
+def _merged(files: list[Path]) -> Any:
+    """Return the content of configuration files; later ones override earlier ones."""
+    from omegaconf import OmegaConf
+
+    contents = [OmegaConf.load(file) for file in files]
+    return OmegaConf.merge(*contents)

@@ -9,7 +9,7 @@ from pu_kd_pipeline.params.compute import ComputeParams
 
 
 class EvaluationParams(Block):
-    """The block `evaluation`: the one look at the test images."""
+    """The block `evaluation`: the only use of the test images."""
 
     latency_repeats: int = Field(
         gt=0, description="single-image forward passes; the median is reported"

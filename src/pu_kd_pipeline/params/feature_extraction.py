@@ -7,6 +7,6 @@ from pu_kd_pipeline.params.compute import ComputeParams
 
 
 class FeatureExtractionParams(Block):
-    """The block `feature_extraction`: the one backbone pass over every image."""
+    """The block `feature_extraction`: one backbone pass over every image."""
 
     compute: ComputeParams

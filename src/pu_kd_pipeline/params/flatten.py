@@ -21,15 +21,22 @@ def flatten(
     """
     if isinstance(tree, BaseModel):
         tree = tree.model_dump(mode="json")
-    if (
-        expand_lists
-        and isinstance(tree, list | tuple)
-        and any(isinstance(item, Mapping | BaseModel) for item in tree)
-    ):
+    if expand_lists and _is_list_of_mappings(tree):
         tree = dict(enumerate(tree))
-    if isinstance(tree, Mapping) and (tree or not prefix):
-        for key, value in tree.items():
-            joined = f"{prefix}{separator}{key}" if prefix else str(key)
-            yield from flatten(value, separator, joined, expand_lists=expand_lists)
-    else:
+    is_root = not prefix
+    # Below the root, an empty mapping is a leaf: it would leave no trace otherwise.
+    is_branch = isinstance(tree, Mapping) and (tree or is_root)
+    if not is_branch:
         yield prefix, tree
+        return
+    for key, value in tree.items():
+        joined_key = str(key)
+        if not is_root:
+            joined_key = f"{prefix}{separator}{key}"
+        yield from flatten(value, separator, joined_key, expand_lists=expand_lists)
+
+
+def _is_list_of_mappings(tree: Any) -> bool:
+    if not isinstance(tree, list | tuple):
+        return False
+    return any(isinstance(item, Mapping | BaseModel) for item in tree)

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pu_kd_pipeline.learning.class_prior.methods import METHODS, describe_methods
-from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare, one_of
+from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+from pu_kd_pipeline.params.names import one_of
 
 
 class ClassPriorParams(Block):

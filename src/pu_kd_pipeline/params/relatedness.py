@@ -11,22 +11,22 @@ from pu_kd_pipeline.params.compute import ComputeParams
 
 
 class RelatednessParams(Block):
-    """The block `relatedness`: what the teacher alone says of the pool, and how often each image is drawn (S3)."""
+    """The block `relatedness`: teacher-only scores of the pool, and sampling by them (S3)."""
 
     seed: int = Field(
-        ge=0, lt=SEEDS, description="of the noise that the indicators are calibrated on"
+        ge=0, lt=SEEDS, description="seed of the noise that the indicators are calibrated on"
     )
     n_noise_images: int = Field(gt=0, description="images of uniform noise; 10,000 in the paper")
     clip: float = Field(
-        gt=0, description="most standard deviations of noise that an indicator adds to the sum"
+        gt=0, description="limit of an indicator in the sum, in standard deviations of noise"
     )
     sampling: Literal["preferential", "uniform"] = Field(
-        description="uniform: every image alike, the control"
+        description="uniform: the control, which draws every image equally often"
     )
     temperature: float = Field(
-        gt=0, description="of the exponential in the z-score of the sum; large samples evenly"
+        gt=0, description="divides the z-score of the sum in the exponent; large: nearly uniform"
     )
     floor: Share = Field(
-        description="share of the draws that is even, so that no image is excluded"
+        description="share of the draws that is uniform, so that no image is excluded"
     )
     compute: ComputeParams

@@ -1,4 +1,4 @@
-"""The block `reporting`."""
+"""Parameters of the stage `reporting`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, Opt
 
 
 class InputSpec(Block):
-    """What a network expects: size, colors and normalization of its input images."""
+    """The input images of a network: their size, colors and normalization."""
 
     size_px: int = Field(gt=0, le=16_384, description="images are resized to size_px x size_px")
     channels: Literal[1, 3]
@@ -19,7 +19,7 @@ class InputSpec(Block):
     std: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
 
     @model_validator(mode="after")
-    def _one_value_a_channel(self) -> InputSpec:
+    def _one_value_per_channel(self) -> InputSpec:
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.channels:
                 raise ValueError(f"{name} needs one value for each of the {self.channels} channels")
@@ -29,17 +29,19 @@ class InputSpec(Block):
 
 
 class TeacherParams(Block):
-    """The block `teacher`: which network is compressed, and what it expects."""
+    """The block `teacher`: which network is compressed, and which input it expects."""
 
     architecture: str | None = Field(
-        description="a torchvision classification model, one of ours (learning/networks/build.py), or an importable factory "
-        "`package.module:function`; null: read from the card beside the weights"
+        description="a torchvision classification model, one of ours "
+        "(learning/networks/build.py), or an importable factory `package.module:function`; "
+        "null: read from the card next to the weights"
     )
     architecture_options: Options = Field(
         description="further keyword arguments of the architecture"
     )
     weights: str | None = Field(
-        description="safetensors, state dict, or model folder with card.json; null: train on teacher_training_images"
+        description="safetensors, state dict, or model folder with card.json; "
+        "null: train on teacher_training_images"
     )
     classes: tuple[str, ...] | int | None = Field(
         description="class names, or their number; null: read from the card"
@@ -51,15 +53,20 @@ class TeacherParams(Block):
 
     @model_validator(mode="after")
     def _complete_without_a_card(self) -> TeacherParams:
-        if self.weights is None:
-            missing = [
-                name for name in ("architecture", "classes", "input") if getattr(self, name) is None
-            ]
-            if missing:
-                raise ValueError(
-                    f"without weights there is no card to read {', '.join(missing)} from: set them"
-                )
-        n_classes = len(self.classes) if isinstance(self.classes, tuple) else self.classes
+        facts_of_a_card = ("architecture", "classes", "input")
+        missing = [name for name in facts_of_a_card if getattr(self, name) is None]
+        # With weights, the model card next to them has what is missing here.
+        if self.weights is None and missing:
+            raise ValueError(
+                f"without weights there is no card to read {', '.join(missing)} from: set them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_a_classification(self) -> TeacherParams:
+        n_classes = self.classes
+        if isinstance(n_classes, tuple):
+            n_classes = len(n_classes)
         if n_classes is not None and n_classes < 2:
             raise ValueError(f"a classifier needs at least two classes, got {n_classes}")
         if isinstance(self.classes, tuple) and len(set(self.classes)) != n_classes:

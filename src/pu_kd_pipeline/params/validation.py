@@ -1,7 +1,7 @@
-"""Turns what pydantic says about a parameter into a sentence: which key, what is wrong, where to mend it.
+"""Turns pydantic's errors about parameters into messages: the key, the fault, where to fix it.
 
-Kedro validates parameters too, but names neither the file nor the key that was probably meant, and lets a block that
-nobody knows pass in silence.
+Kedro validates parameters too, but it names neither the file nor the key that was probably meant,
+and it ignores a block that no stage knows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pydantic import BaseModel, ValidationError
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params.flatten import flatten
 
-_MOST_OF_A_VALUE, _MOST_OF_A_COMPLAINT = 100, 600  # letters of either in a message
+# In characters: a value or a complaint in a message may come from a hostile file.
+_MAX_VALUE_LENGTH = 100
+_MAX_COMPLAINT_LENGTH = 600
 
 
 def check_parameters(
@@ -32,36 +34,34 @@ def check_parameters(
 
     Args:
         parameters: block name -> the values as they were read.
-        models: the blocks that are needed, and their types.
+        models: block name -> its type, for every block that is needed.
         files: block name -> the file that sets it.
-        given: what came with `--params`, nested.
+        given: values given with `--params`, nested.
         other_names: names that `--params` may set although no parameter file has them.
 
     Raises:
         InputError: all faults together, each with its key and its file.
     """
-    faults = [
-        unknown_name(f"--params: the block `{name}`", name, [*files, *other_names])
-        for name in given
-        if name not in {*files, *other_names}
-    ]
+    known_names = {*files, *other_names}
+    faults = []
+    for name in given:
+        if name not in known_names:
+            faults.append(unknown_name(f"--params: the block `{name}`", name, known_names))
     blocks = {}
     given_keys = {key for key, _ in flatten(given)}
     for name, model in models.items():
+        default_file = Path(f"conf/base/parameters_{name}.yml")
         if name not in parameters:
-            faults.append(
-                f"the block `{name}` is missing: add it to conf/base/parameters_{name}.yml"
-            )
+            faults.append(f"the block `{name}` is missing: add it to {default_file}")
             continue
-        where = files.get(name, Path(f"conf/base/parameters_{name}.yml"))
         try:
             blocks[name] = model.model_validate(parameters[name])
         except ValidationError as error:
-            faults += sentences(error, model, name=name, where=str(where), given=given_keys)
+            where = str(files.get(name, default_file))
+            faults += sentences(error, model, name=name, where=where, given=given_keys)
     if faults:
-        raise InputError(
-            "The parameters cannot be used.\n" + "\n".join(f"  - {fault}" for fault in faults)
-        )
+        lines = [f"  - {fault}" for fault in faults]
+        raise InputError("\n".join(["The parameters cannot be used.", *lines]))
     return blocks
 
 
@@ -73,55 +73,60 @@ def sentences(
     where: str,
     given: Iterable[str] = (),
 ) -> list[str]:
-    """Return one sentence per fault of a block.
+    """Return one message per fault of a block.
 
     Args:
-        error: what pydantic raised.
-        model: the type it raised it for.
-        name: of the block; starts the dotted keys. Empty for a file that is one block.
+        error: the error that pydantic raised.
+        model: type of the block.
+        name: name of the block, which starts the dotted keys; empty for a file that is one block.
         where: the file to edit.
-        given: dotted keys that came with `--params` instead.
+        given: dotted keys that were given with `--params` instead.
     """
+    given_keys = set(given)
     faults = error.errors(include_url=False)
-    # of a list with a faulty item pydantic says, too, that it holds nothing
-    told = [
-        fault
-        for fault in faults
-        if not any(_is_inside(other["loc"], fault["loc"]) for other in faults)
-    ]
-    return [_sentence(fault, model, name, where, set(given)) for fault in told]
+    locations = [fault["loc"] for fault in faults]
+    messages = []
+    for fault in faults:
+        # For a list with a faulty item, pydantic also reports the list itself as too short.
+        has_inner_fault = any(_is_inside(location, fault["loc"]) for location in locations)
+        if not has_inner_fault:
+            messages.append(_message(fault, model, name, where, given_keys))
+    return messages
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """Return "`what` is not known: did you mean `x`?", or all that is known where nothing is near."""
-    known = sorted(set(known))
-    name = _printable(name)
-    near = get_close_matches(name, known, n=1)
-    meant = (
-        f"did you mean `{near[0]}`?"
-        if near
-        else f"known are {', '.join(f'`{each}`' for each in known)}"
-    )
-    return f"{what} is not known; {meant}"
+    """Return "`what` is not known; did you mean `x`?", or all known names if none is similar."""
+    known_names = sorted(set(known))
+    similar = get_close_matches(_printable(name), known_names, n=1)
+    if similar:
+        return f"{what} is not known; did you mean `{similar[0]}`?"
+    listed = ", ".join(f"`{each}`" for each in known_names)
+    return f"{what} is not known; known are {listed}"
 
 
-def _sentence(fault: Any, model: type[BaseModel], name: str, where: str, given: set[str]) -> str:
+def _message(
+    fault: Any, model: type[BaseModel], name: str, where: str, given_keys: set[str]
+) -> str:
     location = fault["loc"]
-    key = ".".join(_printable(str(part)) for part in (name, *location) if part != "")
-    source = "--params" if key in given else where
+    parts = [_printable(str(part)) for part in (name, *location) if part != ""]
+    key = ".".join(parts)
+    source = where
+    if key in given_keys:
+        source = "--params"
     if fault["type"] == "extra_forbidden":
-        return f"{source}: " + unknown_name(
-            f"the key `{key}`", str(location[-1]), _fields(model, location[:-1])
-        )
+        known = _field_names(model, location[:-1])
+        return f"{source}: " + unknown_name(f"the key `{key}`", str(location[-1]), known)
+    meaning = _meaning(model, location)
     if fault["type"] == "missing":
-        return f"{source}: the key `{key}` is missing{_meaning(model, location)}"
-    complaint = _printable(fault["msg"].removeprefix("Value error, "), _MOST_OF_A_COMPLAINT)
+        return f"{source}: the key `{key}` is missing{meaning}"
+    complaint = _printable(fault["msg"].removeprefix("Value error, "), _MAX_COMPLAINT_LENGTH)
     complaint = complaint[:1].lower() + complaint[1:]
     if fault["type"] == "literal_error":
         complaint += _nearest_choice(fault)
-    is_whole = isinstance(fault["input"], Mapping | BaseModel)
-    value = "" if is_whole else f" is {_shown(fault['input'])}"
-    return f"{source}: `{key}`{value}: {complaint}{_meaning(model, location)}"
+    # A fault of a whole block is explained by the complaint alone; its value would fill the screen.
+    if isinstance(fault["input"], Mapping | BaseModel):
+        return f"{source}: `{key}`: {complaint}{meaning}"
+    return f"{source}: `{key}` is {_value_text(fault['input'])}: {complaint}{meaning}"
 
 
 def _nearest_choice(fault: Any) -> str:
@@ -134,45 +139,59 @@ def _nearest_choice(fault: Any) -> str:
     return f"; did you mean `{near[0]}`?"
 
 
-def _shown(value: object) -> str:
-    """Return a value as a message can hold it, however large it is."""
+def _value_text(value: object) -> str:
+    """Return the text of a value, short enough for a message."""
     try:
         return _printable(repr(value))
-    except (ValueError, RecursionError):  # an integer of thousands of digits; a list in itself
+    # An integer of thousands of digits, or a list that contains itself.
+    except (ValueError, RecursionError):
         return f"too large a value ({type(value).__name__})"
 
 
-def _printable(text: str, most: int = _MOST_OF_A_VALUE) -> str:
-    """Return a text without line breaks, half characters and the like, and shortened."""
-    text = text if len(text) <= most else f"{text[:most]}…"
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+def _printable(text: str, max_length: int = _MAX_VALUE_LENGTH) -> str:
+    """Return a text shortened, with line breaks, lone surrogates and the like escaped."""
+    if len(text) > max_length:
+        text = f"{text[:max_length]}…"
+    characters = []
+    for character in text:
+        if not character.isprintable():
+            character = repr(character)[1:-1]
+        characters.append(character)
+    return "".join(characters)
 
 
 def _is_inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
     return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
-def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+def _field_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Return the keys that the model at `location` knows."""
     for part in location:
         if part in model.model_fields:
-            model = next(iter(_models_in(model.model_fields[part].annotation)), model)
+            model = _first_model(model.model_fields[part].annotation) or model
     return list(model.model_fields)
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models inside an annotation such as `tuple[Block, ...] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
 def _meaning(model: type[BaseModel], location: tuple[Any, ...]) -> str:
-    """Return the field's description in brackets, where it has one."""
+    """Return the field's description in parentheses, if it has one."""
+    last = len(location) - 1
     for depth, part in enumerate(location):
-        field = model.model_fields.get(part) if isinstance(part, str) else None
-        if field is not None and depth == len(location) - 1 and field.description:
+        # Numbers are positions in lists; the model is that of the list's items.
+        if not isinstance(part, str) or part not in model.model_fields:
+            continue
+        field = model.model_fields[part]
+        if depth == last and field.description:
             return f" ({field.description})"
-        if field is not None:
-            model = next(iter(_models_in(field.annotation)), model)
+        model = _first_model(field.annotation) or model
     return ""
+
+
+def _first_model(annotation: Any) -> type[BaseModel] | None:
+    """Return the first model in an annotation such as `tuple[Block, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        model = _first_model(argument)
+        if model is not None:
+            return model
+    return None

@@ -1,1 +1,1 @@
-"""One room per stage (`nodes.py`, `pipeline.py`), and `full`, which joins them."""
+"""One package per stage (`nodes.py`, `pipeline.py`), and `full`, which connects them."""

@@ -1,1 +1,1 @@
-"""What a person sees of a run: figures, tables, and one HTML page."""
+"""Figures, tables and the HTML page of a run."""

@@ -1,43 +1,80 @@
-"""The metrics table that ends a run, as plain rows: the screen and the MLflow note print the same ones.
+"""The metrics of a run as plain rows of text: for the terminal, the MLflow note and the HTML page.
 
-Accuracy and agreement are percent here, and only here and in plots.
+Metrics are shares in [0, 1]; they become percent here and in plots, and nowhere else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-MODELS = {
+from pu_kd_pipeline.learning.selection import RULES
+
+# --- models ---
+
+MODEL_TITLES = {
     "teacher": "teacher",
     "student": "student",
     "random_student": "student of random images",
     "student_without_critic": "student without the critic",
 }
+"""Column titles in the order of the table. Other models follow, titled by their key."""
+
+_MISSING = "-"
+
+
+@dataclass(frozen=True)
+class _ModelQuantity:
+    """One row of the table of models."""
+
+    key: str
+    """Key below the model's name in the metrics."""
+    title: str
+    to_text: Callable[[float], str]
+    is_relative_to_teacher: bool = False
+    """Whether it compares a model with the teacher, so that the teacher has no value."""
 
 
 def model_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Return a header and one row per quantity that any of the models has; "-" where one of them lacks it."""
-    names = [name for name in MODELS if name in metrics]
-    rows = [["", *(MODELS[name] for name in names)]]
-    for key, (title, in_words) in _MODEL_QUANTITIES.items():
-        values = [
-            metrics[name].get(key) if (name, key) != ("teacher", "agreement") else None
-            for name in names
-        ]
-        if any(value is not None for value in values):
-            rows.append([title, *("-" if value is None else in_words(value) for value in values)])
+    """Return a header and one row per quantity that any model has; "-" where a model lacks it.
+
+    Args:
+        metrics: every top-level entry with an `accuracy` is a model.
+    """
+    names = _model_names(metrics)
+    header = [""]
+    for name in names:
+        key_in_words = name.replace("_", " ")
+        header.append(MODEL_TITLES.get(name, key_in_words))
+
+    rows = [header]
+    for quantity in _MODEL_QUANTITIES:
+        cells = [_cell(quantity, name, metrics[name]) for name in names]
+        if any(cell != _MISSING for cell in cells):
+            rows.append([quantity.title, *cells])
     return rows
 
 
-def selection_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Return one row of name and value per known fact about the selected images."""
-    selection = metrics.get("selection", {})
-    return [
-        [title, text]
-        for title, in_words in _SELECTION_QUANTITIES.items()
-        if (text := in_words(selection)) is not None
-    ]
+def _model_names(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the models: known ones in the order of their titles, then the others."""
+    names = []
+    for name, facts in metrics.items():
+        if isinstance(facts, Mapping) and "accuracy" in facts:
+            names.append(name)
+
+    known = [name for name in MODEL_TITLES if name in names]
+    unknown = [name for name in names if name not in MODEL_TITLES]
+    return known + unknown
+
+
+def _cell(quantity: _ModelQuantity, name: str, facts: Mapping[str, Any]) -> str:
+    value = facts.get(quantity.key)
+    if quantity.is_relative_to_teacher and name == "teacher":
+        value = None
+    if value is None:
+        return _MISSING
+    return quantity.to_text(value)
 
 
 def _percent(share: float) -> str:
@@ -45,71 +82,124 @@ def _percent(share: float) -> str:
 
 
 def _in_units(*units: str) -> Callable[[float], str]:
-    """Return a function that writes a number with the largest of `units` (each 1,000 of the one before) that fits."""
+    """Return a function that writes a number in the largest unit in which it is at least 1.
 
-    def in_words(value: float) -> str:
+    Args:
+        units: names by size, each 1,000 times the one before; "" for a plain number.
+    """
+
+    def to_text(value: float) -> str:
         step = 0
         while abs(value) >= 1000 and step < len(units) - 1:
-            value, step = value / 1000, step + 1
-        return (
-            f"{value:,.3g} {units[step]}".rstrip()
-            if abs(value) < 1000
-            else f"{value:,.0f} {units[step]}".rstrip()
-        )
+            value = value / 1000
+            step += 1
+        # Three significant digits would turn 1,234 of the largest unit into 1.23e+03.
+        number = f"{value:,.0f}"
+        if abs(value) < 1000:
+            number = f"{value:,.3g}"
+        return f"{number} {units[step]}".rstrip()
 
-    return in_words
+    return to_text
 
 
-_MODEL_QUANTITIES: dict[str, tuple[str, Callable[[float], str]]] = {
-    "accuracy": ("accuracy", _percent),
-    "agreement": ("agreement with the teacher", _percent),
-    "parameters": ("parameters", _in_units("", "k", "M", "G")),
-    "flops": ("FLOPs per image", _in_units("", "k", "M", "G", "T")),
-    "latency_ms": ("latency, one image", _in_units("ms")),
-    "size_bytes": ("size of the weights", _in_units("B", "kB", "MB", "GB")),
-}
+# A row appears where any model has the key, so one that evaluation stops writing just disappears.
+_MODEL_QUANTITIES = (
+    _ModelQuantity("accuracy", "accuracy", _percent),
+    _ModelQuantity(
+        "agreement", "agreement with the teacher", _percent, is_relative_to_teacher=True
+    ),
+    _ModelQuantity("parameters", "parameters", _in_units("", "k", "M", "G")),
+    _ModelQuantity("flops", "FLOPs per image", _in_units("", "k", "M", "G", "T")),
+    _ModelQuantity("latency_ms", "latency, one image", _in_units("ms")),
+    _ModelQuantity("size_bytes", "size of the weights", _in_units("B", "kB", "MB", "GB")),
+)
+
+
+# --- selection ---
+
+
+def selection_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Return one row of name and value per known fact about the selected images."""
+    selection = metrics.get("selection", {})
+    rows = []
+    for title, to_text in _SELECTION_QUANTITIES.items():
+        text = to_text(selection)
+        if text is not None:
+            rows.append([title, text])
+    return rows
 
 
 def _selected(selection: Mapping[str, Any]) -> str | None:
     if "n_selected" not in selection:
         return None
-    of = f" of {selection['n_pool']:,}" if selection.get("n_pool") is not None else ""
-    rule = " ".join(str(selection[key]) for key in ("rule", "criterion") if selection.get(key))
-    if selection.get("rule") == "disagreement":
-        rule += ", half of them at random"
-    return f"{selection['n_selected']:,}{of}" + (f" ({rule})" if rule else "")
+    text = f"{selection['n_selected']:,}"
+    if selection.get("n_pool") is not None:
+        text += f" of {selection['n_pool']:,}"
+
+    names = [str(selection[key]) for key in ("rule", "criterion") if selection.get(key)]
+    how = " ".join(names)
+    # Metrics are read from a file: a rule in it may come from a newer version.
+    record = RULES.get(str(selection.get("rule")))
+    if record is not None and record.note:
+        how += f", {record.note}"
+    if how:
+        text += f" ({how})"
+    return text
 
 
 def _excluded(selection: Mapping[str, Any]) -> str | None:
-    counts = [(selection.get(f"n_excluded_{store}"), store) for store in ("pool", "labeled")]
-    return ", ".join(f"{count:,} of the {store} images" for count, store in counts if count) or None
+    texts = []
+    # The store of test images itself is never selected from.
+    for store in ("pool", "labeled"):
+        count = selection.get(f"n_excluded_{store}")
+        if count:
+            texts.append(f"{count:,} of the {store} images")
+    return ", ".join(texts) or None
 
 
 def _class_prior(selection: Mapping[str, Any]) -> str | None:
-    if selection.get("class_prior") is None:
+    prior = selection.get("class_prior")
+    if prior is None:
         return None
-    bounds = [selection.get(key) for key in ("class_prior_lower", "class_prior_upper")]
-    interval = f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if None not in bounds else ""
+    text = f"{prior:.3f}"
+
+    lower = selection.get("class_prior_lower")
+    upper = selection.get("class_prior_upper")
+    # A given prior has bounds too, both equal to it.
     if selection.get("class_prior_method") == "given":
-        interval = " (given)"
+        text += " (given)"
+    elif lower is not None and upper is not None:
+        text += f" ({lower:.3f} to {upper:.3f})"
+
     truth = selection.get("true_class_prior")
-    return f"{selection['class_prior']:.3f}{interval}" + (
-        f", truly {truth:.3f}" if truth is not None else ""
-    )
+    if truth is not None:
+        text += f", truly {truth:.3f}"
+    return text
 
 
-def _value(key: str, in_words: Callable[[float], str]) -> Callable[[Mapping[str, Any]], str | None]:
-    return lambda selection: in_words(selection[key]) if selection.get(key) is not None else None
+def _gain(gain: float) -> str:
+    return f"{100 * gain:+.1f} points of accuracy over random images"
+
+
+def _value(key: str, to_text: Callable[[float], str]) -> Callable[[Mapping[str, Any]], str | None]:
+    """Return a function that writes the number under this key, and None where it is missing."""
+
+    def text_of(selection: Mapping[str, Any]) -> str | None:
+        value = selection.get(key)
+        if value is None:
+            return None
+        return to_text(value)
+
+    return text_of
 
 
 _SELECTION_QUANTITIES: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "pool images selected": _selected,
     "excluded, copies of test images": _excluded,
     "class prior": _class_prior,
+    # Known only where the pool's truth is, and used for the report alone.
     "precision": _value("precision", _percent),
     "recall": _value("recall", _percent),
     "AUC": _value("auc", "{:.3f}".format),
-    "selection gain": _value(
-        "gain", lambda gain: f"{100 * gain:+.1f} points of accuracy over random images"
-    ),
+    "selection gain": _value("gain", _gain),
 }

@@ -1,9 +1,9 @@
-"""The manifest: which labeled and pool images the student learns from, and by what rule they were chosen."""
+"""The manifest: the labeled and pool images that the student learns from, chosen by a rule."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import pandas as pd
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.images.store import ImageStore, rows_of
-from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection, SelectionOptions
+from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection
+from pu_kd_pipeline.learning.selection_criteria import SelectionOptions
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
@@ -32,14 +33,14 @@ MANIFEST_COLUMNS = [
 
 @dataclass(frozen=True)
 class SubsetInputs:
-    """What a selection reads."""
+    """The tables and images that a selection reads."""
 
     pool_scores: ShardedTable
     labeled_images: ImageStore
     pool_images: ImageStore
     class_prior: dict[str, Any]
     held_out_ranks: pd.DataFrame
-    proxy: Proxy | None = None  # for the rule `disagreement`
+    proxy: Proxy | None = None  # read by the rule `disagreement`
     excluded: Excluded = NOTHING_EXCLUDED
 
     @cached_property
@@ -51,57 +52,58 @@ class SubsetInputs:
         """
         index = self.labeled_images.index
         is_kept = ~index["id"].isin(self.excluded.labeled).to_numpy()
-        emptied = sorted(set(index["label"].dropna()) - set(index["label"][is_kept].dropna()))
+        labels = set(index["label"].dropna())
+        kept_labels = set(index["label"][is_kept].dropna())
+        emptied = sorted(labels - kept_labels)
+        # The second condition is for images without labels.
         if emptied or (len(index) and not is_kept.any()):
-            which = f" of class {', '.join(map(str, emptied))}" if emptied else ""
+            which = ""
+            if emptied:
+                which = f" of class {', '.join(map(str, emptied))}"
             raise InputError(
-                f"subset_materialization: every labeled image{which} is a copy of a test image, so that none is left "
-                "to learn from. Give data_ingestion.labeled other images, or set "
-                "subset_materialization.exclude_test_duplicates to false and believe no test accuracy"
+                f"subset_materialization: every labeled image{which} is a copy of a test image, "
+                "so that none is left to learn from. Give data_ingestion.labeled other images, "
+                "or set subset_materialization.exclude_test_duplicates to false: "
+                "test accuracy will then be unreliable"
             )
         return np.flatnonzero(is_kept)
 
 
 def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
-    """Return the manifest by the rule of the parameters: all labeled images, then the chosen pool images, best first.
+    """Return the manifest by the rule of the parameters.
 
-    Excluded images are in neither. Its `attrs` say how it was chosen: rule, criterion, budget, class prior, threshold,
+    It holds all labeled images, then the chosen pool images, best first; excluded images are in
+    neither. Its `attrs` hold how it was chosen: rule, criterion, budget, class prior, threshold,
     how many images were excluded, fingerprints of the inputs.
 
     Raises:
-        InputError: the rule cannot choose from this pool, its scores are older than its images, or all labeled images
-            of a class are excluded.
+        InputError: the rule cannot choose from this pool, its scores are older than its images, or
+            all labeled images of a class are excluded.
     """
-    scores = inputs.pool_scores.to_pandas()
-    rows = rows_of(inputs.pool_images, scores["id"].to_numpy(), "pool_scores")
-    if len(rows) < len(inputs.pool_images):
-        raise InputError(
-            f"pool_scores: they cover {len(rows):,} of the {len(inputs.pool_images):,} pool images. Run the stages "
-            "from `feature_extraction` on again"
-        )
-    is_selectable = ~scores["id"].isin(inputs.excluded.pool).to_numpy()
-    scores, rows = scores[is_selectable], rows[is_selectable]
+    scores, rows = _selectable_scores(inputs)
     relevant = inputs.pool_images.index["relevant"].iloc[rows]
+    is_truth_known = not relevant.isna().any()
     pool = PoolScores(
         pu_score=scores["pu_score"].to_numpy(),
         teacher_class=scores["teacher_class"].to_numpy(),
         teacher_confidence=scores["teacher_confidence"].to_numpy(),
-        relevant=None if relevant.isna().any() else relevant.to_numpy(dtype=bool),
+        relevant=relevant.to_numpy(dtype=bool) if is_truth_known else None,
     )
     ranks = inputs.held_out_ranks["rank"].to_numpy(dtype=float)
+    disagreement_of = None
+    if inputs.proxy is not None:
+        disagreement_of = partial(_divergence, inputs.proxy, inputs, scores, rows)
     options = SelectionOptions(
         criterion=params.criterion,
         class_prior=inputs.class_prior["value"],
         budget=params.budget,
         target_precision=params.target_precision,
-        held_out_ranks=ranks if len(ranks) else None,  # pu_training.held_out_folds is 0
+        held_out_ranks=ranks if len(ranks) else None,  # none where pu_training.held_out_folds is 0
         rng=np.random.default_rng(params.seed),
-        disagreement_of=None
-        if inputs.proxy is None
-        else lambda chosen: _divergence(scores, chosen, rows, inputs),
+        disagreement_of=disagreement_of,
     )
     try:
-        selection = RULES[params.rule](pool, options)
+        selection = RULES[params.rule].select(pool, options)
     except ValueError as exc:
         raise InputError(f"subset_materialization: {exc}") from exc
     manifest = _manifest(scores.iloc[selection.rows], inputs)
@@ -109,13 +111,41 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     return manifest
 
 
+def _selectable_scores(inputs: SubsetInputs) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the scores of the pool images that are not excluded, and their rows in the store.
+
+    Raises:
+        InputError: the scores do not cover the pool.
+    """
+    scores = inputs.pool_scores.to_pandas()
+    rows = rows_of(inputs.pool_images, scores["id"].to_numpy(), "pool_scores")
+    if len(rows) < len(inputs.pool_images):
+        raise InputError(
+            f"pool_scores: they cover {len(rows):,} of the {len(inputs.pool_images):,} pool "
+            "images. Run the stages from `feature_extraction` on again"
+        )
+    is_selectable = ~scores["id"].isin(inputs.excluded.pool).to_numpy()
+    return scores[is_selectable], rows[is_selectable]
+
+
 def _divergence(
-    scores: pd.DataFrame, chosen: np.ndarray, rows: np.ndarray, inputs: SubsetInputs
+    proxy: Proxy, inputs: SubsetInputs, scores: pd.DataFrame, rows: np.ndarray, chosen: np.ndarray
 ) -> np.ndarray:
-    """Return the proxy's divergence in the order of the scores, whose rows in the store are given."""
-    assert inputs.proxy is not None
+    """Return the proxy's divergence from the teacher on each selectable pool image.
+
+    Args:
+        proxy: distilled on the chosen images.
+        inputs: the images.
+        scores: (n,) selectable pool images.
+        rows: (n,) their rows in the store.
+        chosen: (m,) positions in `scores`.
+
+    Returns:
+        (n,) in the order of the scores.
+    """
     manifest = _manifest(scores.iloc[chosen], inputs)
-    return inputs.proxy.divergence(manifest, inputs.labeled_images, inputs.pool_images)[rows]
+    divergence = proxy.divergence(manifest, inputs.labeled_images, inputs.pool_images)
+    return divergence[rows]
 
 
 def choose_random_subset(
@@ -137,7 +167,8 @@ def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
     repeated = manifest["id"][manifest["id"].duplicated()]
     if len(repeated):
         raise InputError(
-            f"{len(repeated)} ids are labeled and in the pool too, such as {repeated.iloc[0]!r}: give the sources names"
+            f"{len(repeated)} ids are labeled and in the pool too, such as "
+            f"{repeated.iloc[0]!r}: give the sources names"
         )
     return manifest
 
@@ -148,9 +179,10 @@ def located(store: ImageStore, rows: np.ndarray) -> pd.DataFrame:
 
 
 def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> dict[str, Any]:
+    criterion = params.criterion if RULES[params.rule].uses_criterion else None
     return {
         **params.model_dump(mode="json"),
-        "criterion": params.criterion if params.rule == "nnpu" else None,
+        "criterion": criterion,
         "class_prior": inputs.class_prior["value"],
         "class_prior_lower": inputs.class_prior["lower"],
         "class_prior_upper": inputs.class_prior["upper"],

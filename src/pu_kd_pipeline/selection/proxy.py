@@ -1,4 +1,4 @@
-"""A student that is distilled to choose images by: where it does not follow the teacher there is something to learn."""
+"""A student that is distilled to choose images by: where it errs there is something to learn."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array
 from pu_kd_pipeline.training.checkpoints import unkept
 from pu_kd_pipeline.training.distillation import distill
 
-PROXY_UPDATES_SHARE = 0.5  # of the updates that the student gets
+PROXY_UPDATES_SHARE = 0.5  # of the student's updates
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """What a proxy is made of: the teacher, what it says of the pool, and the student's own parameters."""
+    """Distills a proxy student and compares it with the teacher.
+
+    Attributes:
+        pool_features: they hold the teacher's logits on the pool.
+        params: those of the student, which the proxy shares but for `divergence`'s changes.
+    """
 
     teacher: Model
     pool_features: ShardedTable
@@ -32,28 +37,50 @@ class Proxy:
     def divergence(
         self, manifest: pd.DataFrame, labeled_images: ImageStore, pool_images: ImageStore
     ) -> np.ndarray:
-        """Return KL(teacher || proxy) of every pool image, (n,) float32, for a proxy distilled on a manifest.
+        """Return KL(teacher || proxy) on every pool image, for a proxy distilled on a manifest.
 
-        The proxy is the student of the objective `kd` with half of its updates. It reads the pool once, shard by shard.
+        The proxy is the student of the objective `kd` with half of its updates. It reads the pool
+        once, shard by shard.
+
+        Returns:
+            (n,) float32 in the order of the store.
         """
+        student = self._distilled(manifest, labeled_images, pool_images)
+        compute = self.params.compute
+        device = prepare_device(compute)
+        network = student.network.to(device).eval()
+        normalize = normalization(student, device)
+
+        def predict(images: torch.Tensor) -> tuple[torch.Tensor]:
+            return (network(images),)
+
+        result = np.empty(len(pool_images), dtype=np.float32)
+        for table in self.pool_features.shards(["id", "logits"]):
+            ids = table["id"].to_pandas().to_numpy()
+            rows = rows_of(pool_images, ids, "pool_features")
+            batches = map_images(predict, pool_images, rows, normalize, compute)
+            logits = torch.cat([batch.float() for (batch,) in batches])
+            # A copy: torch does not take the read-only memory of the table.
+            teacher_logits = torch.from_numpy(as_array(table["logits"]).copy())
+            result[rows] = kl_divergence(teacher_logits, logits).numpy()
+        return result
+
+    def _distilled(
+        self, manifest: pd.DataFrame, labeled_images: ImageStore, pool_images: ImageStore
+    ) -> Model:
         n_updates = max(1, round(PROXY_UPDATES_SHARE * self.params.n_updates))
-        changes = {"objective": "kd", "n_updates": n_updates, "held_out_share": 0.0, "keep": "last"}
-        weights = pd.DataFrame(np.ones((1, self.teacher.n_classes)))
+        # The proxy learns from all chosen images: none are held out to pick the best update.
+        changes = {
+            "objective": "kd",
+            "n_updates": n_updates,
+            "held_out_share": 0.0,
+            "keep": "last",
+        }
         params = self.params.model_copy(update=changes)
+        weights = pd.DataFrame(np.ones((1, self.teacher.n_classes)))
+        # No checkpoints: they would be those of the student that follows.
         with unkept():
             student, _ = distill(
                 manifest, labeled_images, pool_images, self.teacher, weights, params, name="proxy"
             )
-        device = prepare_device(params.compute)
-        network, normalize = student.network.to(device).eval(), normalization(student, device)
-        result = np.empty(len(pool_images), dtype=np.float32)
-        for table in self.pool_features.shards(["id", "logits"]):
-            rows = rows_of(pool_images, table["id"].to_pandas().to_numpy(), "pool_features")
-            batches = map_images(
-                lambda x: (network(x),), pool_images, rows, normalize, params.compute
-            )
-            logits = torch.cat([batch.float() for (batch,) in batches])
-            result[rows] = kl_divergence(
-                torch.from_numpy(as_array(table["logits"]).copy()), logits
-            ).numpy()
-        return result
+        return student

@@ -1,4 +1,4 @@
-"""How related the pool is to what the teacher was trained on, shard by shard, and the sampling that follows from it.
+"""How related the pool is to the teacher's training images, and sampling by it, shard by shard.
 
 No image of the original data is read: the teacher is calibrated on noise (`learning.relatedness`).
 """
@@ -6,9 +6,9 @@ No image of the original data is read: the teacher is calibrated on noise (`lear
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
@@ -40,22 +40,23 @@ from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.selection.manifest import MANIFEST_COLUMNS, located
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
-ONE_CLASS_SUM = "one_class_sum"  # beside the indicators, the column of their calibrated sum
-CALIBRATION = "calibration"  # the fact of a shard that says how the sum was calibrated, as JSON
+ONE_CLASS_SUM = "one_class_sum"  # the column of the indicators' calibrated sum
+CALIBRATION = "calibration"  # key of the shards' metadata: how the sum was calibrated, as JSON
 
 
 def relatedness_shards(
     pool_images: ImageStore, teacher: Model, params: RelatednessParams
 ) -> Makers:
-    """Return one maker a shard of the pool, named after the shard, the teacher, the precision and the calibration.
+    """Return one maker per shard of the pool, named after what decides the content.
 
-    Columns: `id`, the indicators that apply to the teacher (float32, higher is less related), `one_class_sum`
-    (float64), `teacher_class` and `teacher_confidence`, all from one forward pass. Noise is looked at once, when the
-    first missing shard is made.
+    That is the shard, the teacher, the precision and the calibration. Columns: `id`, the indicators
+    that apply to the teacher (float32, higher is less related), `one_class_sum` (float64),
+    `teacher_class` and `teacher_confidence`, all from one forward pass. The teacher sees the noise
+    once, when the first missing shard is made.
 
     Raises:
-        InputError: the pool is empty or of another image size than the teacher's; from a maker: the network's outputs
-            are not finite.
+        InputError: the pool is empty or of another image size than the teacher's; from a maker: the
+            network's outputs are not finite.
     """
     if not len(pool_images):
         raise InputError(
@@ -63,72 +64,83 @@ def relatedness_shards(
         )
     if pool_images.image_shape != teacher.image_shape:
         raise InputError(
-            f"relatedness: pool images are {pool_images.image_shape}, the teacher's {teacher.image_shape}: "
-            "run `kedro run --pipeline=data_ingestion` again"
+            f"relatedness: pool images are {pool_images.image_shape}, the teacher's "
+            f"{teacher.image_shape}: run `kedro run --pipeline=data_ingestion` again"
         )
-    device = prepare_device(params.compute)
-    network, normalize = teacher.network.to(device).eval(), normalization(teacher, device)
-    settings = params.model_dump(include={"seed", "n_noise_images", "clip"})
-    made_by = short_hash(
-        fingerprint := teacher.fingerprint(), params.compute.precision, json.dumps(settings)
-    )
+    measurement = _Measurement(pool_images, teacher, params)
+    settings = json.dumps(measurement.settings)
+    suffix = short_hash(measurement.teacher_fingerprint, params.compute.precision, settings)
+    makers: Makers = {}
+    for shard in pool_images.shards:
+        makers[f"{shard.name}-{suffix}"] = partial(measurement.table, shard)
+    return makers
 
-    @cache
-    def calibrated() -> tuple[RelatednessProbe, NoiseCalibration]:
-        with _faults_told(), torch.inference_mode(), autocast(params.compute, device):
-            probe = RelatednessProbe(network, teacher.image_shape)
+
+class _Measurement:
+    """Measures shards of a pool; the calibration is made by the first of them."""
+
+    def __init__(self, pool_images: ImageStore, teacher: Model, params: RelatednessParams) -> None:
+        self._pool_images = pool_images
+        self._params = params
+        self._device = prepare_device(params.compute)
+        self._image_shape = teacher.image_shape
+        self._network = teacher.network.to(self._device).eval()
+        self._normalize = normalization(teacher, self._device)
+        self.teacher_fingerprint = teacher.fingerprint()
+        self.settings = params.model_dump(include={"seed", "n_noise_images", "clip"})
+
+    def table(self, shard: Shard) -> pa.Table:
+        """Return the table of a shard."""
+        probe, calibration = self._calibrated
+        rows = np.arange(shard.start, shard.start + shard.n, dtype=np.int64)
+        compute = self._params.compute
+        batches = map_images(self._measure, self._pool_images, rows, self._normalize, compute)
+        values, classes, confidence = (torch.cat(column) for column in zip(*batches, strict=True))
+        with _as_input_error():
+            sums = one_class_sum(values, calibration, clip=self._params.clip)
+        columns = {"id": self._pool_images.ids_of(shard).cast(pa.string())}
+        for column, name in enumerate(probe.names):
+            columns[name] = values[:, column].numpy()
+        columns[ONE_CLASS_SUM] = sums.numpy()
+        columns["teacher_class"] = classes.numpy()
+        columns["teacher_confidence"] = confidence.numpy()
+        noise = {**self.settings, "noise": calibration.to_dict()}
+        facts = {TEACHER: self.teacher_fingerprint, CALIBRATION: json.dumps(noise)}
+        return pa.table(columns).replace_schema_metadata(facts)
+
+    @cached_property
+    def _calibrated(self) -> tuple[RelatednessProbe, NoiseCalibration]:
+        compute = self._params.compute
+        batch_size = inference_batch_size(compute, self._device, self._image_shape)
+        # A generator of the CPU: the same noise on every device.
+        generator = torch.Generator().manual_seed(self._params.seed)
+        with _as_input_error(), torch.inference_mode(), autocast(compute, self._device):
+            probe = RelatednessProbe(self._network, self._image_shape)
             calibration = calibrate_on_noise(
                 probe,
-                lambda noise: normalize(noise.to(device)),
-                generator=torch.Generator().manual_seed(
-                    params.seed
-                ),  # of the CPU: the same noise on every device
-                n_images=params.n_noise_images,
-                batch_size=inference_batch_size(params.compute, device, teacher.image_shape),
+                lambda noise: self._normalize(noise.to(self._device)),
+                generator=generator,
+                n_images=self._params.n_noise_images,
+                batch_size=batch_size,
             )
         return probe, calibration
 
-    def measure(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        probe, _ = calibrated()
+    def _measure(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return indicators, classes and confidences of a batch, all from one forward pass."""
+        probe, _ = self._calibrated
         logits: list[Tensor] = []
-        with network.register_forward_hook(
+        # The probe returns the indicators alone; a hook keeps the logits of the same pass.
+        with self._network.register_forward_hook(
             lambda _network, _inputs, output: logits.append(output.float())
         ):
             values = probe(images)
         confidence, classes = logits[-1].softmax(dim=1).max(dim=1)
         return values, classes.int(), confidence
 
-    def maker(shard: Shard) -> Callable[[], pa.Table]:
-        def make() -> pa.Table:
-            probe, calibration = calibrated()
-            rows = np.arange(shard.start, shard.start + shard.n, dtype=np.int64)
-            batches = map_images(measure, pool_images, rows, normalize, params.compute)
-            values, classes, confidence = (
-                torch.cat(column) for column in zip(*batches, strict=True)
-            )
-            with _faults_told():
-                sums = one_class_sum(values, calibration, clip=params.clip)
-            columns = {
-                "id": pool_images.ids_of(shard).cast(pa.string()),
-                **{name: values[:, column].numpy() for column, name in enumerate(probe.names)},
-                ONE_CLASS_SUM: sums.numpy(),
-                "teacher_class": classes.numpy(),
-                "teacher_confidence": confidence.numpy(),
-            }
-            facts = {
-                TEACHER: fingerprint,
-                CALIBRATION: json.dumps({**settings, "noise": calibration.to_dict()}),
-            }
-            return pa.table(columns).replace_schema_metadata(facts)
-
-        return make
-
-    return {f"{shard.name}-{made_by}": maker(shard) for shard in pool_images.shards}
-
 
 @contextmanager
-def _faults_told() -> Iterator[None]:
-    """Raise what `learning` refuses as something that the user can mend."""
+def _as_input_error() -> Iterator[None]:
+    """Raise a ValueError of `learning` as an error that the user can fix."""
     try:
         yield
     except ValueError as exc:
@@ -141,36 +153,45 @@ def preferential_manifest(
     params: RelatednessParams,
     excluded: Excluded = NOTHING_EXCLUDED,
 ) -> pd.DataFrame:
-    """Return the manifest of all pool images with the probability that a draw is this one, `sampling_probability`.
+    """Return the manifest of all pool images with the probability of each to be drawn.
 
-    By the 1C-Sum, or the same for every image with `sampling: uniform`, the control. Excluded images are not in it. Its
-    `attrs` say by what rule.
+    `sampling_probability` follows the 1C-Sum, or is the same for every image with `sampling:
+    uniform`, the control. Excluded images are not in it. Its `attrs` hold the rule.
 
     Raises:
         InputError: the pool changed since it was measured, or all of it is excluded.
     """
     _check_pool(relatedness, pool_images)
-    is_preferential = params.sampling == "preferential"
-    rows = np.flatnonzero(~pool_images.index["id"].isin(excluded.pool).to_numpy())
+    is_excluded = pool_images.index["id"].isin(excluded.pool).to_numpy()
+    rows = np.flatnonzero(~is_excluded)
     if not len(rows):
         raise InputError(
-            "relatedness: every pool image is a copy of a test image: give data_ingestion.pool others"
+            "relatedness: every pool image is a copy of a test image: "
+            "give data_ingestion.pool others"
         )
+    temperature: float | None = params.temperature
+    floor: float | None = params.floor
+    share_of_uniform = params.floor
+    if params.sampling == "uniform":
+        share_of_uniform = 1.0
+        temperature = None
+        floor = None
     sums = torch.tensor(relatedness.arrays(ONE_CLASS_SUM)[rows])
     probabilities = sampling_probabilities(
-        sums, temperature=params.temperature, floor=params.floor if is_preferential else 1.0
+        sums, temperature=params.temperature, floor=share_of_uniform
     )
-    manifest = located(pool_images, rows).assign(
-        origin="pool",
-        pu_score=np.float32(np.nan),
-        teacher_class=pd.array(relatedness.arrays("teacher_class")[rows], dtype="Int32"),
-        teacher_confidence=relatedness.arrays("teacher_confidence")[rows],
-        sampling_probability=probabilities.numpy(),
-    )[[*MANIFEST_COLUMNS, "sampling_probability"]]
+    manifest = located(pool_images, rows)
+    manifest["origin"] = "pool"
+    manifest["pu_score"] = np.float32(np.nan)  # no PU classifier scores these images
+    teacher_classes = relatedness.arrays("teacher_class")[rows]
+    manifest["teacher_class"] = pd.array(teacher_classes, dtype="Int32")
+    manifest["teacher_confidence"] = relatedness.arrays("teacher_confidence")[rows]
+    manifest["sampling_probability"] = probabilities.numpy()
+    manifest = manifest[[*MANIFEST_COLUMNS, "sampling_probability"]]
     manifest.attrs.update(
         rule=params.sampling,
-        temperature=params.temperature if is_preferential else None,
-        floor=params.floor if is_preferential else None,
+        temperature=temperature,
+        floor=floor,
         effective_sample_size=effective_sample_size(probabilities),
         n_labeled=0,
         n_selected=len(manifest),
@@ -185,24 +206,21 @@ def preferential_manifest(
 
 
 def indicator_auc(relatedness: ShardedTable, pool_images: ImageStore) -> pd.DataFrame:
-    """Return how well each indicator and their sum tell irrelevant images from relevant ones, by the hidden truth.
+    """Return how well each indicator and their sum separate irrelevant images from relevant ones.
 
-    Columns: `source` (whose irrelevant images stand against all relevant ones; null: the whole pool's), `indicator`,
-    `auc` (the probability that an irrelevant image is less related than a relevant one), `n_irrelevant` and
-    `n_relevant`. Empty where the truth of an image is unknown, or where all are of one kind.
+    By the hidden truth. Columns: `source` (its irrelevant images stand against all relevant ones;
+    null: those of the whole pool), `indicator`, `auc` (the probability that an irrelevant image is
+    less related than a relevant one), `n_irrelevant` and `n_relevant`. Empty where the truth of an
+    image is unknown, or where all are of one kind.
 
     Raises:
         InputError: the pool changed since it was measured.
     """
     _check_pool(relatedness, pool_images)
     relevant = known_relevance(pool_images)
-    sources = pool_images.index["source"].to_numpy()
     rows: list[tuple[str | None, str, float, int, int]] = []
     if relevant is not None and 0 < relevant.sum() < len(relevant):
-        scopes = [(None, ~relevant)]
-        scopes += [
-            (source, ~relevant & (sources == source)) for source in pd.unique(sources[~relevant])
-        ]
+        scopes = _irrelevant_by_source(pool_images, relevant)
         for name in (*indicators_of(relatedness), ONE_CLASS_SUM):
             values = relatedness.arrays(name)
             for source, irrelevant in scopes:
@@ -210,9 +228,21 @@ def indicator_auc(relatedness: ShardedTable, pool_images: ImageStore) -> pd.Data
                 auc = area_under_roc(values[kept], irrelevant[kept])
                 rows.append((source, name, auc, int(irrelevant.sum()), int(relevant.sum())))
     columns = ["source", "indicator", "auc", "n_irrelevant", "n_relevant"]
-    return pd.DataFrame(rows, columns=columns).astype(
-        {"auc": "float64", "n_irrelevant": "int64", "n_relevant": "int64"}
-    )
+    table = pd.DataFrame(rows, columns=columns)
+    # Stated, because a table without rows has none.
+    return table.astype({"auc": "float64", "n_irrelevant": "int64", "n_relevant": "int64"})
+
+
+def _irrelevant_by_source(
+    pool_images: ImageStore, relevant: np.ndarray
+) -> list[tuple[str | None, np.ndarray]]:
+    """Return the irrelevant images: of the whole pool (None), then of each source with any."""
+    sources = pool_images.index["source"].to_numpy()
+    irrelevant = ~relevant
+    scopes: list[tuple[str | None, np.ndarray]] = [(None, irrelevant)]
+    for source in pd.unique(sources[irrelevant]):
+        scopes.append((source, irrelevant & (sources == source)))
+    return scopes
 
 
 def indicators_of(relatedness: ShardedTable) -> list[str]:
@@ -221,16 +251,23 @@ def indicators_of(relatedness: ShardedTable) -> list[str]:
 
 
 def known_relevance(pool_images: ImageStore) -> np.ndarray | None:
-    """Return (n,) bool, whether an image is of a class of the teacher; None where the truth of an image is unknown."""
+    """Return (n,) bool, whether an image is of a class of the teacher; None if any is unknown."""
     relevant = pool_images.index["relevant"]
-    return None if relevant.isna().any() else relevant.to_numpy(dtype=bool)
+    if relevant.isna().any():
+        return None
+    return relevant.to_numpy(dtype=bool)
 
 
 def _check_pool(relatedness: ShardedTable, pool_images: ImageStore) -> None:
-    """Check that the rows of the table are those of the store."""
-    if [name.rpartition("-")[0] for name in relatedness.names] != [
-        shard.name for shard in pool_images.shards
-    ]:
+    """Check that the rows of the table are those of the store.
+
+    Raises:
+        InputError: the shards differ.
+    """
+    # The part before the last dash is the shard's name, the rest a hash of teacher and settings.
+    measured = [name.rpartition("-")[0] for name in relatedness.names]
+    if measured != [shard.name for shard in pool_images.shards]:
         raise InputError(
-            "relatedness: pool_images changed since they were measured. Run `kedro run --pipeline=relatedness` again"
+            "relatedness: pool_images changed since they were measured. "
+            "Run `kedro run --pipeline=relatedness` again"
         )

@@ -14,38 +14,39 @@ from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit that `folder` stands at; None outside a repository and without git."""
+    """Return the commit checked out in `folder`; None outside a repository and without git."""
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
-    return None
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
 
 
 def user_name() -> str | None:
-    """Return who runs this; None for a user id without a name, as in containers."""
+    """Return the user's name; None for a user id without a name, as in containers."""
     with contextlib.suppress(KeyError, OSError):
         return getpass.getuser()
     return None
 
 
 def requirement(package: str) -> str:
-    """Return "package==version" without a local part such as +cpu, which no index offers."""
-    return f"{package}=={version(package).split('+')[0]}"
+    """Return "package==version", without a local part such as +cpu, which no index offers."""
+    public_version = version(package).split("+")[0]
+    return f"{package}=={public_version}"
 
 
 def markdown_note(*sentences: str, metrics: Mapping[str, Any]) -> str:
-    """Return the sentences, each a paragraph, and the metrics table where there is one."""
-    parts = [*sentences]
+    """Return the sentences, one paragraph each, and tables of the metrics where there are any."""
+    parts = [sentence for sentence in sentences if sentence]
     if metrics:
-        parts += [
-            _markdown_table(model_rows(metrics)),
-            _markdown_table([["selection", ""], *selection_rows(metrics)]),
-        ]
-    return "\n\n".join(part for part in parts if part)
+        parts.append(_markdown_table(model_rows(metrics)))
+        parts.append(_markdown_table([["selection", ""], *selection_rows(metrics)]))
+    return "\n\n".join(parts)
 
 
 def _markdown_table(rows: list[list[str]]) -> str:
-    header, *body = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([header, "|" + " --- |" * len(rows[0]), *body])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    ruler = "|" + " --- |" * len(rows[0])
+    lines.insert(1, ruler)
+    return "\n".join(lines)

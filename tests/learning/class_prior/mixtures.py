@@ -8,10 +8,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+
 # Few distinct integers, so that ties are common.
-score_arrays = st.lists(st.integers(-5, 5), min_size=1, max_size=15).map(
-    lambda values: np.array(values, dtype=float)
-)
+def as_floats(values: list[int]) -> Array:
+    return np.array(values, dtype=float)
+
+
+# Few distinct integers, so that ties are common.
+score_arrays = st.lists(st.integers(-5, 5), min_size=1, max_size=15).map(as_floats)
 
 
 def mixture(
@@ -20,7 +24,10 @@ def mixture(
     """Return scores of positives, N(3, 1), and of a mixture of them with negatives, N(0, 1)."""
     rng = np.random.default_rng(seed)
     n_hidden = round(class_prior * n_unlabeled)
+    n_negative = n_unlabeled - n_hidden
+    # The positives among the unlabeled are not those of the first array.
     hidden = rng.normal(3, 1, n_hidden)
-    negative = rng.normal(0, 1, n_unlabeled - n_hidden)
+    negative = rng.normal(0, 1, n_negative)
     positive = rng.normal(3, 1, n_positive)
-    return positive, np.concatenate([hidden, negative])
+    unlabeled = np.concatenate([hidden, negative])
+    return positive, unlabeled

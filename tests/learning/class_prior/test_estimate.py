@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 
 from pu_kd_pipeline.learning.class_prior.estimate import (
     ClassPriorEstimate,
@@ -17,7 +18,8 @@ from tests.learning.class_prior.mixtures import Array, mixture, score_arrays
 
 
 def estimated(positive: Array, unlabeled: Array, *, seed: int = 0, **options) -> ClassPriorEstimate:
-    return estimate_class_prior(positive, unlabeled, rng=np.random.default_rng(seed), **options)
+    rng = np.random.default_rng(seed)
+    return estimate_class_prior(positive, unlabeled, rng=rng, **options)
 
 
 @settings(deadline=None, max_examples=40)
@@ -25,56 +27,78 @@ def estimated(positive: Array, unlabeled: Array, *, seed: int = 0, **options) ->
 def test_one_fold_of_ranks_gives_the_estimate_of_the_raw_scores(
     positive: Array, unlabeled: Array
 ) -> None:
-    by_rank, _ = best_bin_estimate(*pooled_ranks([(positive, unlabeled)]))
+    positive_ranks, unlabeled_ranks = pooled_ranks([(positive, unlabeled)])
+    by_rank, _ = best_bin_estimate(positive_ranks, unlabeled_ranks)
     by_score, _ = best_bin_estimate(positive, unlabeled)
+
     assert by_rank == pytest.approx(by_score, abs=1e-12)
 
 
-def test_ranks_pool_folds_whose_scores_cannot_be_compared() -> None:
+def scores_on_other_scales() -> list[tuple[Array, Array]]:
+    """Return four folds whose classifiers have scales and offsets of their own."""
     folds = []
     for fold in range(4):
         positive, unlabeled = mixture(0.3, 1_000, 1_000 * 2**fold, seed=fold)
-        # Each fold's classifier has its own scale.
         scale = 10.0 ** (fold - 2)
         offset = 100.0 * fold
-        folds.append((scale * positive + offset, scale * unlabeled + offset))
+        scaled_positive = scale * positive + offset
+        scaled_unlabeled = scale * unlabeled + offset
+        folds.append((scaled_positive, scaled_unlabeled))
+    return folds
 
+
+def test_ranks_pool_folds_whose_scores_cannot_be_compared() -> None:
+    folds = scores_on_other_scales()
     positive_ranks, unlabeled_ranks = pooled_ranks(folds)
+    by_rank, _ = best_bin_estimate(positive_ranks, unlabeled_ranks)
+
     assert len(positive_ranks) == 4_000
     assert len(unlabeled_ranks) == 15_000
-    by_rank, _ = best_bin_estimate(positive_ranks, unlabeled_ranks)
     assert by_rank == pytest.approx(0.3, abs=0.04)
 
     all_positive = np.concatenate([positive for positive, _ in folds])
     all_unlabeled = np.concatenate([unlabeled for _, unlabeled in folds])
     by_score, _ = best_bin_estimate(all_positive, all_unlabeled)
+
     # Scale and offset separate the raw scores of each fold from those of the others.
     assert abs(by_score - 0.3) > 0.1
 
 
 def test_a_rank_is_one_minus_the_share_of_the_fold_that_scores_at_least_as_high() -> None:
+    # A tie, a score above all unlabeled ones, and one below all.
     positive = np.array([2.0, 9.0, -1.0])
     unlabeled = np.array([1.0, 2.0, 2.0, 3.0])
     positive_ranks, unlabeled_ranks = pooled_ranks([(positive, unlabeled)])
-    np.testing.assert_allclose(positive_ranks, [0.25, 1, 0])
-    np.testing.assert_allclose(unlabeled_ranks, [0, 0.25, 0.25, 0.75])
+
+    assert_allclose(positive_ranks, [0.25, 1, 0])
+    assert_allclose(unlabeled_ranks, [0, 0.25, 0.25, 0.75])
 
 
 def test_a_fold_may_lack_positives() -> None:
     none = np.array([])
-    folds = [(np.array([2.0]), np.array([1.0, 3.0])), (none, np.array([5.0, 4.0]))]
-    positive_ranks, unlabeled_ranks = pooled_ranks(folds)
-    np.testing.assert_allclose(positive_ranks, [0.5])
-    np.testing.assert_allclose(unlabeled_ranks, [0, 0.5, 0.5, 0])
+    first_fold = (np.array([2.0]), np.array([1.0, 3.0]))
+    second_fold = (none, np.array([5.0, 4.0]))
+
+    positive_ranks, unlabeled_ranks = pooled_ranks([first_fold, second_fold])
+
+    assert_allclose(positive_ranks, [0.5])
+    assert_allclose(unlabeled_ranks, [0, 0.5, 0.5, 0])
+
+
+def width(estimate: ClassPriorEstimate) -> float:
+    return estimate.upper - estimate.lower
 
 
 def test_interval_brackets_value_and_truth_and_shrinks_with_more_samples() -> None:
     small = estimated(*mixture(0.2, 200, 800, seed=3))
     large = estimated(*mixture(0.2, 5_000, 20_000, seed=3))
+
     for estimate in (small, large):
         assert estimate.lower <= estimate.value <= estimate.upper
+        # One interval of ten may miss the truth, hence the margin.
         assert estimate.lower - 0.02 <= 0.2 <= estimate.upper + 0.02
-    assert large.upper - large.lower < 0.5 * (small.upper - small.lower)
+    # 25 times as many samples: a fifth of the width is expected.
+    assert width(large) < 0.5 * width(small)
     assert large.n_positive == 5_000
     assert large.n_unlabeled == 20_000
     assert large.method == "bbe"
@@ -85,20 +109,26 @@ def test_bbe_and_dedpul_have_the_same_interval_which_holds_both() -> None:
     scores = mixture(0.1, 300, 2_000)
     bbe = estimated(*scores, method="bbe")
     dedpul = estimated(*scores, method="dedpul")
+    lower_value, higher_value = sorted([bbe.value, dedpul.value])
+
     assert bbe.lower == dedpul.lower
     assert bbe.upper == dedpul.upper
-    values = sorted([bbe.value, dedpul.value])
-    assert bbe.lower <= values[0] < values[1] <= bbe.upper
+    assert bbe.lower <= lower_value
+    assert lower_value < higher_value
+    assert higher_value <= bbe.upper
 
 
 def test_the_interval_holds_the_truth_as_often_as_its_level_promises() -> None:
-    estimates = []
+    is_covered = []
+    widths = []
     for seed in range(40):
         scores = mixture(0.1, 150, 2_000, seed)
-        estimates.append(estimated(*scores, seed=seed, method="dedpul", n_bootstrap=40))
-    is_covered = [estimate.lower <= 0.1 <= estimate.upper for estimate in estimates]
+        estimate = estimated(*scores, seed=seed, method="dedpul", n_bootstrap=40)
+        is_covered.append(estimate.lower <= 0.1 <= estimate.upper)
+        widths.append(width(estimate))
+
     assert np.mean(is_covered) >= 0.9
-    widths = [estimate.upper - estimate.lower for estimate in estimates]
+    # Covering is easy for a wide interval.
     assert np.mean(widths) < 0.15
 
 
@@ -106,7 +136,9 @@ def test_an_interval_from_few_positives_has_a_note_that_it_is_too_narrow() -> No
     few = estimated(*mixture(0.2, 10, 500))
     assert few.note is not None
     assert "with 10 positives the interval is too narrow" in few.note
-    assert estimated(*mixture(0.2, 100, 500)).note is None
+
+    many = estimated(*mixture(0.2, 100, 500))
+    assert many.note is None
 
 
 def test_an_interval_around_a_small_value_has_a_note_that_it_is_too_narrow() -> None:
@@ -129,8 +161,11 @@ def test_a_higher_level_widens_the_interval_and_the_same_seed_repeats_it() -> No
     scores = mixture(0.4, 300, 900)
     narrow = estimated(*scores, seed=1, level=0.5)
     wide = estimated(*scores, seed=1, level=0.99)
-    assert wide.upper - wide.lower > narrow.upper - narrow.lower > 0
-    assert estimated(*scores, seed=1, level=0.99) == wide
+    again = estimated(*scores, seed=1, level=0.99)
+
+    assert width(narrow) > 0
+    assert width(wide) > width(narrow)
+    assert again == wide
 
 
 ONE = np.array([1.0])

@@ -13,19 +13,24 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.losses.attention_transfer import attention_map, attention_transfer_loss
+from tests.learning.generators import seeded_generator
 
 ZERO = torch.zeros((), dtype=torch.float64)
 
 
 def draw_map(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn(*shape, generator=seeded_generator(seed), dtype=torch.float64)
+
+
+def draw_maps(shapes: list[tuple[int, ...]], seed: int) -> list[Tensor]:
+    """Draw one map per tap, each from a seed of its own."""
+    return [draw_map(*shape, seed=seed + tap) for tap, shape in enumerate(shapes)]
 
 
 def draw_taps(seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
     """Two taps of a student and of a teacher that is wider in the second."""
-    student = [draw_map(3, 2, 4, 3, seed=seed), draw_map(3, 5, 2, 2, seed=seed + 1)]
-    teacher = [draw_map(3, 2, 4, 3, seed=seed + 2), draw_map(3, 7, 2, 2, seed=seed + 3)]
+    student = draw_maps([(3, 2, 4, 3), (3, 5, 2, 2)], seed)
+    teacher = draw_maps([(3, 2, 4, 3), (3, 7, 2, 2)], seed + 2)
     return student, teacher
 
 
@@ -41,18 +46,22 @@ def slow_attention(feature_map: Tensor) -> Tensor:
         energies = []
         for y in range(height):
             for x in range(width):
-                energies.append(slow_square_sum(channels[:, y, x]) / n_channels)
+                energy = slow_square_sum(channels[:, y, x])
+                energies.append(energy / n_channels)
         vector = torch.stack(energies)
-        rows.append(vector / slow_square_sum(vector) ** 0.5)
+        length = slow_square_sum(vector) ** 0.5
+        rows.append(vector / length)
     return torch.stack(rows)
 
 
 def slow_loss(student_maps: list[Tensor], teacher_maps: list[Tensor]) -> Tensor:
+    """Sum over the taps of the mean squared difference of attention."""
     total = ZERO
     for student_map, teacher_map in zip(student_maps, teacher_maps, strict=True):
         differences = slow_attention(student_map) - slow_attention(teacher_map)
+        n_entries = differences.numel()
         for difference in differences.flatten():
-            total = total + difference**2 / differences.numel()
+            total = total + difference**2 / n_entries
     return total
 
 
@@ -62,8 +71,11 @@ def slow_loss(student_maps: list[Tensor], teacher_maps: list[Tensor]) -> Tensor:
 def test_map_equals_the_slow_one_with_non_negative_rows_of_length_one() -> None:
     activations = draw_map(3, 4, 5, 2)
     attention = attention_map(activations)
-    assert_close(attention, slow_attention(activations))
-    assert_close(attention.norm(dim=1), torch.ones(3, dtype=torch.float64))
+    expected = slow_attention(activations)
+    lengths = attention.norm(dim=1)
+
+    assert_close(attention, expected)
+    assert_close(lengths, torch.ones(3, dtype=torch.float64))
     assert (attention >= 0).all()
 
 
@@ -73,22 +85,28 @@ def test_scale_sign_and_order_of_the_channels_change_nothing(
     seed: int, exponent: float, sign: int
 ) -> None:
     activations = draw_map(2, 6, 3, 4, seed=seed)
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
-    changed = sign * 10**exponent * activations[:, order]
-    assert_close(attention_map(changed), attention_map(activations))
+    expected = attention_map(activations)
+    order = torch.randperm(6, generator=seeded_generator(seed))
+    scale = sign * 10**exponent
+    changed = scale * activations[:, order]
+
+    assert_close(attention_map(changed), expected)
 
 
 def test_repeating_the_channels_changes_nothing() -> None:
     activations = draw_map(2, 3, 4, 4)
+    expected = attention_map(activations)
     # A sum over the channels would grow; the mean of squares does not.
     repeated = activations.repeat(1, 2, 1, 1)
-    assert_close(attention_map(repeated), attention_map(activations))
+
+    assert_close(attention_map(repeated), expected)
 
 
 def test_large_float16_activations_do_not_overflow() -> None:
     activations = draw_map(2, 3, 4, 4)
     large = (1000 * activations).half()  # their squares exceed 65,504
     expected = attention_map(activations).float()
+
     assert_close(attention_map(large), expected, rtol=1e-2, atol=1e-3)
 
 
@@ -99,16 +117,22 @@ def test_loss_equals_the_slow_one_with_its_gradient() -> None:
     student, teacher = draw_taps()
     for student_map in student:
         student_map.requires_grad_()
+
     fast = attention_transfer_loss(student, teacher)
     slow = slow_loss(student, teacher)
+    fast_gradients = torch.autograd.grad(fast, student)
+    slow_gradients = torch.autograd.grad(slow, student)
+
     assert_close(fast, slow)
-    assert_close(torch.autograd.grad(fast, student), torch.autograd.grad(slow, student))
+    assert_close(fast_gradients, slow_gradients)
 
 
 def test_equal_maps_of_other_scale_and_width_have_no_loss() -> None:
     student, _ = draw_taps()
     teacher = [3.0 * student_map.repeat(1, 2, 1, 1) for student_map in student]
-    assert_close(attention_transfer_loss(student, teacher), ZERO)
+    loss = attention_transfer_loss(student, teacher)
+
+    assert_close(loss, ZERO)
 
 
 @settings(deadline=None, max_examples=40)
@@ -119,9 +143,13 @@ def test_the_loss_of_a_tap_is_at_most_two_over_its_positions_and_taps_add_up(see
     for student_map, teacher_map in zip(student, teacher, strict=True):
         loss = attention_transfer_loss([student_map], [teacher_map])
         n_positions = math.prod(student_map.shape[2:])
+        # Two unit vectors without negative entries are at most sqrt(2) apart.
         assert 0 <= loss <= 2 / n_positions
         total = total + loss
-    assert_close(attention_transfer_loss(student, teacher), total)
+
+    loss_of_all_taps = attention_transfer_loss(student, teacher)
+
+    assert_close(loss_of_all_taps, total)
 
 
 def test_attention_to_two_different_positions_has_the_largest_loss() -> None:
@@ -130,7 +158,10 @@ def test_attention_to_two_different_positions_has_the_largest_loss() -> None:
     # One position each, so that the unit vectors are orthogonal.
     student[..., 0, 0] = 1.0
     teacher[..., 1, 1] = 5.0
-    assert attention_transfer_loss([student], [teacher]) == 2 / 4
+
+    loss = attention_transfer_loss([student], [teacher])
+
+    assert loss == 2 / 4
 
 
 def block_means(activations: Tensor, size: tuple[int, int]) -> Tensor:
@@ -138,9 +169,12 @@ def block_means(activations: Tensor, size: tuple[int, int]) -> Tensor:
     energy = activations.square().mean(dim=1)
     n_images, height, width = energy.shape
     n_rows, n_columns = size
+    block_height = height // n_rows
+    block_width = width // n_columns
     # Adaptive pooling averages such blocks where the sizes divide each other.
-    blocks = energy.view(n_images, n_rows, height // n_rows, n_columns, width // n_columns)
-    return functional.normalize(blocks.mean(dim=(2, 4)).flatten(1), dim=1)
+    blocks = energy.view(n_images, n_rows, block_height, n_columns, block_width)
+    means = blocks.mean(dim=(2, 4)).flatten(1)
+    return functional.normalize(means, dim=1)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +187,11 @@ def test_of_two_sizes_the_larger_is_averaged_down(
     student = draw_map(3, 2, *student_size)
     teacher = draw_map(3, 4, *teacher_size, seed=1)
     difference = block_means(student, common) - block_means(teacher, common)
-    found = attention_transfer_loss([student], [teacher])
-    assert_close(found, difference.square().mean())
+    expected = difference.square().mean()
+
+    loss = attention_transfer_loss([student], [teacher])
+
+    assert_close(loss, expected)
 
 
 def test_gradcheck_also_through_the_pooling() -> None:
@@ -162,6 +199,7 @@ def test_gradcheck_also_through_the_pooling() -> None:
     smaller = draw_map(2, 2, 2, 4, seed=1)
     as_large = draw_map(2, 3, 4, 4, seed=2)
 
+    # The first tap pools the student, the second needs no pooling.
     def loss(student_map: Tensor) -> Tensor:
         return attention_transfer_loss([student_map, student_map], [smaller, as_large])
 
@@ -172,8 +210,11 @@ def test_bf16_maps_give_a_float32_loss() -> None:
     student, teacher = draw_taps()
     student_map = student[0].bfloat16()
     teacher_map = teacher[0].bfloat16()
+
     loss = attention_transfer_loss([student_map], [teacher_map])
+
     assert loss.dtype == torch.float32
+
     expected = attention_transfer_loss([student_map.float()], [teacher_map.float()])
     assert_close(loss, expected, rtol=0, atol=0)
 
@@ -182,7 +223,9 @@ def test_no_gradient_reaches_the_teacher() -> None:
     student, teacher = draw_taps()
     for tensor in (*student, *teacher):
         tensor.requires_grad_()
+
     attention_transfer_loss(student, teacher).backward()
+
     for student_map, teacher_map in zip(student, teacher, strict=True):
         assert student_map.grad is not None
         assert teacher_map.grad is None
@@ -192,6 +235,7 @@ def test_a_dead_map_has_no_attention_and_a_finite_gradient() -> None:
     dead = torch.zeros(1, 3, 2, 2, requires_grad=True)
     loss = attention_transfer_loss([dead], [torch.ones(1, 3, 2, 2)])
     loss.backward()
+
     # The teacher's unit vector alone, averaged over its four positions.
     assert loss.item() == pytest.approx(1 / 4)
     assert dead.grad is not None
@@ -202,21 +246,33 @@ def test_the_host_never_reads_a_tensor() -> None:
     # A meta tensor has no data: any .item(), bool() or branch on a value raises.
     student = torch.empty(2, 3, 4, 4, device="meta")
     teacher = torch.empty(2, 3, 2, 4, device="meta")
-    assert attention_transfer_loss([student], [teacher]).shape == ()
+    loss = attention_transfer_loss([student], [teacher])
+
+    assert loss.shape == ()
 
 
-def test_maps_that_do_not_fit_are_refused() -> None:
+def test_other_numbers_of_taps_are_refused() -> None:
     student, teacher = draw_taps()
     with pytest.raises(ValueError, match="equally many taps, at least one, got 2 and 1"):
         attention_transfer_loss(student, teacher[:1])
     with pytest.raises(ValueError, match="got 0 and 0"):
         attention_transfer_loss([], [])
+
+
+def test_maps_that_do_not_fit_are_refused() -> None:
+    student, teacher = draw_taps()
     vectors = teacher[1][:, :, 0, 0]
     message = r"teacher's map of tap 1 is \(3, 7\); expected \(N, C, H, W\)"
+
     with pytest.raises(ValueError, match=message):
         attention_transfer_loss(student, [teacher[0], vectors])
+
+    two_images = teacher[0][:2]
     message = "tap 0 has maps of 3 images of the student, 2 of the teacher"
+
     with pytest.raises(ValueError, match=message):
-        attention_transfer_loss(student[:1], [teacher[0][:2]])
+        attention_transfer_loss(student[:1], [two_images])
+
+    matrix = torch.zeros(4, 2)
     with pytest.raises(ValueError, match=r"the feature map is \(4, 2\)"):
-        attention_map(torch.zeros(4, 2))
+        attention_map(matrix)

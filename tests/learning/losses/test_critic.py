@@ -72,24 +72,32 @@ def test_above_zero_both_pu_risks_are_the_whole_risk_by_value_and_gradient(
     risk = pu_critic_risk(teacher, student, PRIOR, mode)
     positive_risk, negative_risk = slow_terms(teacher, student, PRIOR)
     whole = positive_risk + negative_risk
+
     assert not risk.is_clamped
     assert_close(risk.value, whole.detach())
     assert_close(risk.objective, whole)
+
+    found = gradients(risk.objective, teacher, student)
     expected = gradients(whole, teacher, student)
-    assert_close(gradients(risk.objective, teacher, student), expected)
+
+    assert_close(found, expected)
 
 
 def test_when_clamped_only_the_first_term_has_a_gradient() -> None:
     teacher, student = with_grad(CLAMPED)
     risk = pu_critic_risk(teacher, student, PRIOR, "clamp")
     positive_risk, negative_risk = slow_terms(teacher, student, PRIOR)
+
     assert risk.is_clamped
     assert negative_risk < 0
     assert_close(risk.value, positive_risk.detach())
     assert_close(risk.objective, positive_risk)
+
     found = gradients(risk.objective, teacher, student)
     expected = gradients(positive_risk, teacher, student)
+
     assert_close(found, expected)
+
     student_gradient = found[len(teacher) :]
     assert (student_gradient == 0).all()
 
@@ -99,10 +107,25 @@ def test_ascent_follows_minus_gamma_times_the_negative_part_alone(gamma: float) 
     teacher, student = with_grad(CLAMPED)
     risk = pu_critic_risk(teacher, student, PRIOR, "ascent", gamma=gamma)
     positive_risk, negative_risk = slow_terms(teacher, student, PRIOR)
+
     assert risk.is_clamped
     assert_close(risk.value, positive_risk.detach())
+
+    found = gradients(risk.objective, teacher, student)
     expected = -gamma * gradients(negative_risk, teacher, student)
-    assert_close(gradients(risk.objective, teacher, student), expected)
+
+    assert_close(found, expected)
+
+
+def cross_entropy_of_teacher_against_student(teacher: Tensor, student: Tensor) -> Tensor:
+    teacher_ones = torch.ones_like(teacher)
+    student_ones = torch.ones_like(student)
+    # Each network counts as one, however many features it has in the batch.
+    weight = torch.cat([teacher_ones / len(teacher), student_ones / len(student)])
+    is_teacher = torch.cat([teacher_ones, 0 * student_ones])
+    return functional.binary_cross_entropy_with_logits(
+        torch.cat([teacher, student]), target=is_teacher, weight=weight, reduction="sum"
+    )
 
 
 @pytest.mark.parametrize("batch", [FREE, CLAMPED])
@@ -112,26 +135,23 @@ def test_gan_is_the_cross_entropy_of_teacher_against_student_whatever_the_prior(
     teacher, student = with_grad(batch)
     # A nan prior would show in the risk if `gan` read it.
     risk = pu_critic_risk(teacher, student, math.nan, "gan")
-    teacher_ones = torch.ones_like(teacher)
-    student_ones = torch.ones_like(student)
-    # Each network counts as one, however many features it has in the batch.
-    weight = torch.cat([teacher_ones / len(teacher), student_ones / len(student)])
-    expected = functional.binary_cross_entropy_with_logits(
-        torch.cat([teacher, student]),
-        target=torch.cat([teacher_ones, 0 * student_ones]),
-        weight=weight,
-        reduction="sum",
-    )
+    expected = cross_entropy_of_teacher_against_student(teacher, student)
+
     assert not risk.is_clamped
     assert_close(risk.value, expected.detach())
+
+    found_gradients = gradients(risk.objective, teacher, student)
     expected_gradients = gradients(expected, teacher, student)
-    assert_close(gradients(risk.objective, teacher, student), expected_gradients)
+
+    assert_close(found_gradients, expected_gradients)
 
 
 def risk_of_equal_scores(score: float, class_prior: float) -> float:
     # Of three and two samples, since the numbers of samples must not matter.
-    scores = torch.full((3,), score, dtype=torch.float64)
-    return pu_critic_risk(scores, scores[:2], class_prior, "clamp").value.item()
+    teacher = torch.full((3,), score, dtype=torch.float64)
+    student = torch.full((2,), score, dtype=torch.float64)
+    risk = pu_critic_risk(teacher, student, class_prior, "clamp")
+    return risk.value.item()
 
 
 @settings(deadline=None, max_examples=40)
@@ -140,14 +160,18 @@ def test_equal_scores_give_a_cross_entropy_that_is_least_at_the_log_odds_of_the_
     score: float, class_prior: float
 ) -> None:
     negative_prior = 1 - class_prior
-    positive_part = class_prior * math.log1p(math.exp(-score))
-    negative_part = negative_prior * math.log1p(math.exp(score))
+    loss_as_positive = math.log1p(math.exp(-score))
+    loss_as_negative = math.log1p(math.exp(score))
+    expected = class_prior * loss_as_positive + negative_prior * loss_as_negative
     risk = risk_of_equal_scores(score, class_prior)
-    assert risk == pytest.approx(positive_part + negative_part, rel=1e-9)
 
+    assert risk == pytest.approx(expected, rel=1e-9)
+
+    # A cross-entropy is least, and then the entropy, where the probabilities agree.
     log_odds = math.log(class_prior / negative_prior)
     entropy = -class_prior * math.log(class_prior) - negative_prior * math.log(negative_prior)
     least = risk_of_equal_scores(log_odds, class_prior)
+
     assert least == pytest.approx(entropy, rel=1e-9)
     assert risk >= entropy - 1e-12
 
@@ -159,10 +183,14 @@ def test_risks_are_never_negative_and_the_modes_agree_on_value_and_branch(
 ) -> None:
     clamp = pu_critic_risk(teacher, student, class_prior, "clamp")
     ascent = pu_critic_risk(teacher, student, class_prior, "ascent")
-    assert clamp.value == ascent.value >= 0
+
+    assert clamp.value == ascent.value
+    assert clamp.value >= 0
     assert clamp.is_clamped == ascent.is_clamped
+
     positive_risk, negative_risk = slow_terms(teacher, student, class_prior)
-    expected = positive_risk + max(negative_risk, torch.zeros_like(negative_risk))
+    expected = positive_risk + negative_risk.clamp(min=0)
+
     assert_close(clamp.value, expected)
 
 
@@ -171,10 +199,13 @@ def test_risks_are_never_negative_and_the_modes_agree_on_value_and_branch(
 def test_gradcheck_of_every_mode_in_both_branches(
     mode: CriticMode, batch: tuple[Tensor, Tensor]
 ) -> None:
-    def objective(teacher: Tensor, student: Tensor) -> Tensor:
-        return pu_critic_risk(teacher, student, PRIOR, mode, gamma=0.7).objective
+    inputs = with_grad(batch)
 
-    assert torch.autograd.gradcheck(objective, with_grad(batch))
+    def objective(teacher: Tensor, student: Tensor) -> Tensor:
+        risk = pu_critic_risk(teacher, student, PRIOR, mode, gamma=0.7)
+        return risk.objective
+
+    assert torch.autograd.gradcheck(objective, inputs)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -183,47 +214,66 @@ def test_the_host_never_reads_a_tensor_of_the_risk(mode: CriticMode) -> None:
     teacher = torch.empty(4, device="meta")
     student = torch.empty(9, device="meta")
     risk = pu_critic_risk(teacher, student, PRIOR, mode)
+
     for term in risk:
         assert term.shape == ()
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_bf16_scores_are_averaged_in_float32(mode: CriticMode) -> None:
-    teacher = CLAMPED[0].bfloat16()
-    student = CLAMPED[1].bfloat16()
+    float_teacher, float_student = CLAMPED
+    teacher = float_teacher.bfloat16()
+    student = float_student.bfloat16()
+
     risk = pu_critic_risk(teacher, student, PRIOR, mode)
+    student_loss = student_critic_loss(student)
+    # Of the rounded scores, so that only the averages could differ.
+    expected = pu_critic_risk(teacher.float(), student.float(), PRIOR, mode)
+
     assert risk.objective.dtype == torch.float32
     assert risk.value.dtype == torch.float32
-    assert student_critic_loss(student).dtype == torch.float32
-    expected = pu_critic_risk(teacher.float(), student.float(), PRIOR, mode)
+    assert student_loss.dtype == torch.float32
     assert_close(risk.value, expected.value)
 
 
-def test_risks_of_impossible_numbers_are_refused() -> None:
+@pytest.mark.parametrize("class_prior", [0.0, 1.0, math.nan])
+def test_risks_of_impossible_priors_are_refused(class_prior: float) -> None:
+    with pytest.raises(ValueError, match="class_prior must lie strictly between 0 and 1"):
+        pu_critic_risk(*FREE, class_prior, "clamp")
+
+
+def test_risks_of_unknown_modes_missing_features_and_impossible_gammas_are_refused() -> None:
+    teacher, student = FREE
+    no_student = torch.empty(0)
+
     with pytest.raises(ValueError, match="mode must be 'clamp', 'ascent' or 'gan', got 'wgan'"):
-        pu_critic_risk(*FREE, PRIOR, "wgan")  # type: ignore[arg-type]
+        pu_critic_risk(teacher, student, PRIOR, "wgan")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got 3 of the teacher and 0 of the student"):
-        pu_critic_risk(FREE[0], torch.empty(0), PRIOR, "gan")
-    for class_prior in (0.0, 1.0, math.nan):
-        with pytest.raises(ValueError, match="class_prior must lie strictly between 0 and 1"):
-            pu_critic_risk(*FREE, class_prior, "clamp")
+        pu_critic_risk(teacher, no_student, PRIOR, "gan")
     with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\], got 2"):
-        pu_critic_risk(*FREE, PRIOR, "ascent", gamma=2.0)
+        pu_critic_risk(teacher, student, PRIOR, "ascent", gamma=2.0)
 
 
 # --- schedules
 
 
-def test_the_prior_goes_from_start_to_end_on_a_line() -> None:
-    assert class_prior_at(0.0) == pytest.approx(0.3)
-    assert class_prior_at(0.5) == pytest.approx(0.45)
-    assert class_prior_at(1.0) == pytest.approx(0.6)
-    assert class_prior_at(0.25, start=0.8, end=0.4) == pytest.approx(0.7)
+@pytest.mark.parametrize(("progress", "expected"), [(0.0, 0.3), (0.5, 0.45), (1.0, 0.6)])
+def test_the_prior_goes_from_start_to_end_on_a_line(progress: float, expected: float) -> None:
+    class_prior = class_prior_at(progress)
+    assert class_prior == pytest.approx(expected)
 
 
-def test_the_ramp_rises_on_a_line_and_stays_at_one() -> None:
-    assert [ramp(n, 4) for n in (0, 1, 3, 4, 100)] == [0.0, 0.25, 0.75, 1.0, 1.0]
-    assert ramp(0, 0) == 1.0
+def test_the_prior_may_fall() -> None:
+    class_prior = class_prior_at(0.25, start=0.8, end=0.4)
+    assert class_prior == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("n", "n_ramp", "expected"),
+    [(0, 4, 0.0), (1, 4, 0.25), (3, 4, 0.75), (4, 4, 1.0), (100, 4, 1.0), (0, 0, 1.0)],
+)
+def test_the_ramp_rises_on_a_line_and_stays_at_one(n: int, n_ramp: int, expected: float) -> None:
+    assert ramp(n, n_ramp) == expected
 
 
 def test_schedules_out_of_range_are_refused() -> None:

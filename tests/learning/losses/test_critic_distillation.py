@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.losses.attention_transfer import attention_transfer_loss
 from pu_kd_pipeline.learning.losses.critic import critic_distillation
+from tests.learning.generators import seeded_generator
 
 WEIGHTS: dict[str, Any] = {
     "temperature": 4.0,
@@ -33,7 +34,7 @@ class Batch(NamedTuple):
 
 
 def student_batch(seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -54,14 +55,24 @@ def slow_softmax(logits: Tensor) -> Tensor:
     return exponentials / exponentials.sum()
 
 
-def slow_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def slow_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || student) of one sample, one class at a time."""
+    p = slow_softmax(teacher_logits)
+    q = slow_softmax(student_logits)
     total = torch.zeros((), dtype=torch.float64)
+    for p_k, q_k in zip(p, q, strict=True):
+        log_ratio = torch.log(p_k / q_k)
+        total = total + p_k * log_ratio
+    return total
+
+
+def slow_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    divergences = []
     for student_logits, teacher_logits in zip(student, teacher, strict=True):
-        p = slow_softmax(teacher_logits / temperature)
-        q = slow_softmax(student_logits / temperature)
-        for p_k, q_k in zip(p, q, strict=True):
-            total = total + p_k * torch.log(p_k / q_k)
-    return temperature**2 * total / len(student)
+        divergence = slow_divergence(student_logits / temperature, teacher_logits / temperature)
+        divergences.append(divergence)
+    # T^2 keeps the size of the gradient (Hinton et al. 2015, sec. 2).
+    return temperature**2 * torch.stack(divergences).mean()
 
 
 def slow_label_loss(student: Tensor, labels: Tensor) -> Tensor:
@@ -85,6 +96,7 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(
     inputs = [batch.student_logits, batch.student_maps[0], batch.student_scores]
     for tensor in inputs:
         tensor.requires_grad_()
+
     terms = {
         "kl_loss": slow_kl(batch.student_logits, batch.teacher_logits, 4.0),
         "attention_loss": attention_transfer_loss(batch.student_maps, batch.teacher_maps),
@@ -103,16 +115,19 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_with_its_gradient(
     else:
         arguments = arguments._replace(labels=None)
     result = critic_distillation(*arguments, **WEIGHTS)
+    weighted_terms = [weights[name] * terms[name] for name in terms]
+    expected = torch.stack(weighted_terms).sum()
 
-    expected = torch.stack([weights[name] * terms[name] for name in terms]).sum()
     assert set(result) == {"loss", *terms}
     for name, term in terms.items():
         assert_close(result[name], term.detach())
     assert_close(result["loss"], expected)
+
     # Without a critic, the scores have no gradient.
     options = {"allow_unused": True, "materialize_grads": True}
     found_gradients = torch.autograd.grad(result["loss"], inputs, **options)
     expected_gradients = torch.autograd.grad(expected, inputs, **options)
+
     assert_close(found_gradients, expected_gradients)
 
 
@@ -125,11 +140,13 @@ def test_gradcheck_of_the_objective() -> None:
             student_maps=[student_map],
             student_scores=student_scores,
         )
-        return critic_distillation(*arguments, **WEIGHTS)["loss"]
+        result = critic_distillation(*arguments, **WEIGHTS)
+        return result["loss"]
 
     inputs = (batch.student_logits, batch.student_maps[0], batch.student_scores)
     for tensor in inputs:
         tensor.requires_grad_()
+
     assert torch.autograd.gradcheck(loss, inputs)
 
 
@@ -137,6 +154,7 @@ def test_for_a_student_equal_to_its_teacher_only_the_critic_term_remains() -> No
     batch = student_batch()
     student_maps = batch.student_maps
     teacher_logits = batch.student_logits + 3.0  # softmax does not see a constant
+
     result = critic_distillation(
         batch.student_logits,
         teacher_logits,
@@ -145,8 +163,10 @@ def test_for_a_student_equal_to_its_teacher_only_the_critic_term_remains() -> No
         batch.student_scores,
         **WEIGHTS,
     )
+
     assert result["kl_loss"].item() == pytest.approx(0.0, abs=1e-12)
     assert result["attention_loss"] == 0
+
     critic_term = 0.1 * result["student_critic_loss"].item()
     assert result["loss"].item() == pytest.approx(critic_term)
 
@@ -156,8 +176,10 @@ def test_only_the_loss_is_differentiable_and_the_teacher_gets_no_gradient() -> N
     student = batch.student_logits.bfloat16().requires_grad_()
     teacher = batch.teacher_logits.bfloat16().requires_grad_()
     student_scores = batch.student_scores.bfloat16().requires_grad_()
+    # Maps of two dtypes, as where only the student runs under autocast.
     student_map = batch.student_maps[0].bfloat16()
     teacher_map = batch.teacher_maps[0].float().requires_grad_()
+
     result = critic_distillation(
         student,
         teacher,
@@ -167,10 +189,13 @@ def test_only_the_loss_is_differentiable_and_the_teacher_gets_no_gradient() -> N
         batch.labels,
         **WEIGHTS,
     )
+
+    # The other entries are for the history.
     for name, value in result.items():
         assert value.shape == ()
         assert value.dtype == torch.float32
         assert value.requires_grad == (name == "loss")
+
     result["loss"].backward()
     assert student.grad is not None
     assert student_scores.grad is not None
@@ -190,6 +215,7 @@ def test_the_host_never_reads_a_tensor_of_the_objective() -> None:
         batch.labels.to("meta"),
         **WEIGHTS,
     )
+
     assert result["loss"].shape == ()
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
+from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.losses.distillation import (
     class_loss_mass,
@@ -19,6 +20,7 @@ from pu_kd_pipeline.learning.losses.distillation import (
     robust_kd,
     soft_cross_entropy,
 )
+from tests.learning.generators import seeded_generator
 
 TEMPERATURES = [1.0, 4.0]
 BOTH = pytest.mark.parametrize("loss", [kd, robust_kd])
@@ -28,29 +30,31 @@ def batch(
     seed: int, n: int = 12, n_classes: int = 5, n_vectors: int = 4
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return student logits, teacher logits and weight vectors, float64."""
-    options = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
-    student = torch.randn(n, n_classes, **options)
-    teacher = torch.randn(n, n_classes, **options)
-    vectors = torch.rand(n_vectors, n_classes, **options)
+    generator = seeded_generator(seed)
+    student = torch.randn(n, n_classes, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(n, n_classes, generator=generator, dtype=torch.float64)
+    vectors = torch.rand(n_vectors, n_classes, generator=generator, dtype=torch.float64)
     # Larger logits than a unit normal, so that the softmax is not nearly uniform.
     return 2 * student, 2 * teacher, 2 * vectors
 
 
 def robust_loss(student: Tensor, teacher: Tensor, vectors: Tensor, temperature: float) -> Tensor:
-    return robust_kd(student, teacher, vectors, temperature)["loss"]
+    result = robust_kd(student, teacher, vectors, temperature)
+    return result["loss"]
 
 
 def slow_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return the cross-entropy of one sample, one class at a time."""
-    p = [math.exp(z / temperature) for z in teacher.tolist()]
-    q = torch.exp(student / temperature)
-    p_sum = sum(p)
-    q_sum = q.sum()
+    teacher_powers = [math.exp(z / temperature) for z in teacher.tolist()]
+    student_powers = torch.exp(student / temperature)
+    teacher_sum = sum(teacher_powers)
+    student_sum = student_powers.sum()
 
     total = torch.zeros((), dtype=student.dtype)
-    for p_k, q_k in zip(p, q, strict=True):
-        log_probability = torch.log(q_k / q_sum)
-        total = total - p_k / p_sum * log_probability
+    for teacher_power, student_power in zip(teacher_powers, student_powers, strict=True):
+        p_k = teacher_power / teacher_sum
+        q_k = student_power / student_sum
+        total = total - p_k * torch.log(q_k)
     return total
 
 
@@ -58,7 +62,8 @@ def slow_cross_entropies(student: Tensor, teacher: Tensor, temperature: float) -
     """Return the cross-entropy of each sample, one sample at a time."""
     losses = []
     for student_i, teacher_i in zip(student, teacher, strict=True):
-        losses.append(slow_cross_entropy(student_i, teacher_i, temperature))
+        loss = slow_cross_entropy(student_i, teacher_i, temperature)
+        losses.append(loss)
     return torch.stack(losses)
 
 
@@ -66,14 +71,16 @@ def slow_weighted_losses(
     student: Tensor, teacher: Tensor, vectors: Tensor, temperature: float
 ) -> list[Tensor]:
     """Return the loss under each weight vector: Eq. 8-10 as a double loop."""
+    n = len(student)
     losses = slow_cross_entropies(student, teacher, temperature)
+    teacher_classes = teacher.argmax(dim=1)
     candidates = []
     for w in vectors:
         total = torch.zeros((), dtype=student.dtype)
-        for loss, teacher_i in zip(losses, teacher, strict=True):
-            teacher_class = teacher_i.argmax()
+        for loss, teacher_class in zip(losses, teacher_classes, strict=True):
             total = total + w[teacher_class] * loss
-        candidates.append(temperature**2 * total / len(student))
+        mean = total / n
+        candidates.append(temperature**2 * mean)
     return candidates
 
 
@@ -86,25 +93,28 @@ def test_cross_entropy_equals_the_slow_one(temperature: float) -> None:
     expected = slow_cross_entropies(student, teacher, temperature)
     losses = soft_cross_entropy(student, teacher, temperature)
 
-    torch.testing.assert_close(losses, expected)
+    assert_close(losses, expected)
 
     loss = kd_loss(student, teacher, temperature)
+    expected_loss = temperature**2 * expected.mean()
 
-    torch.testing.assert_close(loss, temperature**2 * expected.mean())
+    assert_close(loss, expected_loss)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_equal_logits_give_the_entropy_and_no_gradient(temperature: float) -> None:
     _, teacher, _ = batch(1)
     student = (teacher + 3.0).requires_grad_()  # softmax does not see a constant
+
     losses = soft_cross_entropy(student, teacher, temperature)
     distribution = torch.distributions.Categorical(logits=teacher / temperature)
+    entropy = distribution.entropy()
 
-    torch.testing.assert_close(losses.detach(), distribution.entropy())
+    assert_close(losses.detach(), entropy)
 
+    # The cross-entropy is least there.
     (gradient,) = torch.autograd.grad(losses.sum(), student)
-
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+    assert_close(gradient, torch.zeros_like(gradient))
 
 
 @settings(deadline=None, max_examples=40)
@@ -120,23 +130,21 @@ def test_cross_entropy_is_never_below_the_entropy_of_the_teacher(
 
 
 def test_divergence_is_torchs_own_and_zero_for_equal_logits() -> None:
-    generator = torch.Generator().manual_seed(0)
-    teacher, student = torch.randn(2, 50, 7, generator=generator)
+    teacher, student = torch.randn(2, 50, 7, generator=seeded_generator())
     log_p = teacher.log_softmax(1)
     log_q = student.log_softmax(1)
     terms = functional.kl_div(log_q, log_p, log_target=True, reduction="none")
     expected = terms.sum(1)
+
     divergence = kl_divergence(teacher, student)
 
-    torch.testing.assert_close(divergence, expected, rtol=1e-4, atol=1e-5)
+    assert_close(divergence, expected, rtol=1e-4, atol=1e-5)
 
     of_equal_logits = kl_divergence(teacher, teacher + 3.0)
-
     assert (of_equal_logits < 1e-5).all()
 
     # Rounding of large logits must not make it negative.
     of_large_logits = kl_divergence(1e4 * teacher, student)
-
     assert (of_large_logits >= 0).all()
 
 
@@ -144,15 +152,19 @@ def test_divergence_is_torchs_own_and_zero_for_equal_logits() -> None:
 def test_temperature_squared_keeps_the_size_of_the_gradient(loss) -> None:
     student, teacher, vectors = batch(2)
     student.requires_grad_()
+    one_vector = vectors[:1]
+
+    def gradient_norm(temperature: float) -> Tensor:
+        result = loss(student, teacher, one_vector, temperature)
+        (gradient,) = torch.autograd.grad(result["loss"], student)
+        return gradient.norm()
+
     # In the limit of large T the scaled gradient tends to (centered logits) / (N K), which does not
     # depend on T.
-    sizes = []
-    for temperature in (200.0, 400.0):
-        value = loss(student, teacher, vectors[:1], temperature)["loss"]
-        (gradient,) = torch.autograd.grad(value, student)
-        sizes.append(gradient.norm())
+    at_200 = gradient_norm(200.0)
+    at_400 = gradient_norm(400.0)
 
-    torch.testing.assert_close(sizes[0], sizes[1], rtol=0.02, atol=0)
+    assert_close(at_200, at_400, rtol=0.02, atol=0)
 
 
 # --- the worst of several weightings ---
@@ -172,14 +184,15 @@ def test_one_product_equals_the_double_loop_with_its_gradient(
     student.requires_grad_()
     fast = robust_loss(student, teacher, vectors, temperature)
     candidates = slow_weighted_losses(student, teacher, vectors, temperature)
+    # The min-max of Eq. 10: the student minimizes the worst of the candidates.
     slow = max(candidates)
 
-    torch.testing.assert_close(fast, slow)
+    assert_close(fast, slow)
 
     (fast_gradient,) = torch.autograd.grad(fast, student)
     (slow_gradient,) = torch.autograd.grad(slow, student)
 
-    torch.testing.assert_close(fast_gradient, slow_gradient)
+    assert_close(fast_gradient, slow_gradient)
 
 
 @settings(deadline=None, max_examples=30)
@@ -192,26 +205,27 @@ def test_the_maximum_is_that_of_its_members_and_scales_with_the_weights(
     members = []
     for w in vectors:
         one_vector = w.unsqueeze(0)
-        members.append(robust_loss(student, teacher, one_vector, 1.0))
+        member = robust_loss(student, teacher, one_vector, 1.0)
+        members.append(member)
 
     assert loss == max(members)
 
     scaled = robust_loss(student, teacher, factor * vectors, 1.0)
-
-    torch.testing.assert_close(scaled, factor * loss)
+    assert_close(scaled, factor * loss)
 
 
 def test_equal_vectors_get_the_gradient_of_one_of_them() -> None:
     student, teacher, vectors = batch(10)
     student.requires_grad_()
-    vectors = vectors[:1].expand(3, -1).clone().requires_grad_()
+    one_vector = vectors[:1]
+    vectors = one_vector.expand(3, -1).clone().requires_grad_()
     loss = robust_loss(student, teacher, vectors, 1.0)
     loss.backward()
 
     assert vectors.grad is not None
 
+    # A maximum that shares the gradient among ties would give all three a third.
     has_gradient = (vectors.grad != 0).any(dim=1)
-
     assert has_gradient.sum() == 1
 
 
@@ -221,17 +235,21 @@ def test_all_equal_weights_give_plain_distillation(temperature: float) -> None:
     # The worst of equal candidates is each of them.
     ones = torch.ones_like(vectors)
     robust = robust_loss(student, teacher, ones, temperature)
+
     plain = kd_loss(student, teacher, temperature)
 
-    torch.testing.assert_close(robust, plain)
+    assert_close(robust, plain)
 
 
 def test_class_loss_mass_equals_the_loop_and_leaves_absent_classes_at_zero() -> None:
     losses = torch.tensor([1.0, 2.0, 4.0, 8.0])
     classes = torch.tensor([2, 0, 2, 2])
+    # Of four samples: 2 / 4 for class 0 and (1 + 4 + 8) / 4 for class 2.
     expected = torch.tensor([0.5, 0.0, 3.25, 0.0])
 
-    torch.testing.assert_close(class_loss_mass(losses, classes, 4), expected)
+    mass = class_loss_mass(losses, classes, 4)
+
+    assert_close(mass, expected)
 
 
 def test_the_references_of_robust_kd_are_the_first_vector_alone_and_no_vector() -> None:
@@ -242,7 +260,7 @@ def test_the_references_of_robust_kd_are_the_first_vector_alone_and_no_vector() 
 
     assert robust["estimated_weights_loss"] == first
     assert robust["estimated_weights_loss"] <= robust["loss"]
-    torch.testing.assert_close(robust["kd_loss"], plain)
+    assert_close(robust["kd_loss"], plain)
 
 
 # --- both losses ---
@@ -251,19 +269,22 @@ def test_the_references_of_robust_kd_are_the_first_vector_alone_and_no_vector() 
 def test_kd_is_the_plain_loss() -> None:
     student, teacher, vectors = batch(6)
     result = kd(student, teacher, vectors, 2.0)
+    expected = kd_loss(student, teacher, 2.0)
 
     assert set(result) == {"loss"}
-    assert result["loss"] == kd_loss(student, teacher, 2.0)
+    assert result["loss"] == expected
 
 
 @BOTH
 def test_gradcheck_of_both_losses(loss) -> None:
     student, teacher, vectors = batch(4, n=5)
+    student.requires_grad_()
 
     def of_student(logits: Tensor) -> Tensor:
-        return loss(logits, teacher, vectors, 2.0)["loss"]
+        result = loss(logits, teacher, vectors, 2.0)
+        return result["loss"]
 
-    assert torch.autograd.gradcheck(of_student, student.requires_grad_())
+    assert torch.autograd.gradcheck(of_student, student)
 
 
 @BOTH
@@ -273,13 +294,13 @@ def test_the_loss_is_differentiable_and_everything_else_is_detached(loss) -> Non
     teacher.requires_grad_()
     result = loss(student, teacher, vectors, 2.0)
 
+    # The other entries are for the history.
     assert result["loss"].dtype == torch.float32
     for key, value in result.items():
         assert value.shape == ()
         assert value.requires_grad == (key == "loss")
 
     result["loss"].backward()
-
     assert student.grad is not None
     assert teacher.grad is None
 
@@ -299,11 +320,12 @@ def test_autocast_does_not_round_the_weighted_sum() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = robust_loss(student, teacher, vectors, 1.0)
 
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    # A bfloat16 sum would differ by about 0.4 %.
+    assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
-def test_shapes_and_temperatures_that_do_not_fit_are_refused() -> None:
-    student, teacher, vectors = batch(9)
+def test_logits_and_temperatures_that_do_not_fit_are_refused() -> None:
+    student, teacher, _ = batch(9)
     four_classes = student[:, :4]
 
     with pytest.raises(ValueError, match=r"one shape, got \(12, 4\) and \(12, 5\)"):
@@ -311,11 +333,12 @@ def test_shapes_and_temperatures_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         kd_loss(student, teacher, 0.0)
 
-    message = r"weight_vectors must be \(n, 5\) with n > 0.*got \("
-    three_classes = vectors[:, :3]
-    no_vector = vectors[:0]
-    one_dimension = vectors[0]
 
-    for wrong in (three_classes, no_vector, one_dimension):
-        with pytest.raises(ValueError, match=message):
-            robust_kd(student, teacher, wrong, 1.0)
+@pytest.mark.parametrize("shape", [(4, 3), (0, 5), (5,)])
+def test_weight_vectors_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    student, teacher, _ = batch(9)
+    vectors = torch.ones(shape, dtype=torch.float64)
+    message = r"weight_vectors must be \(n, 5\) with n > 0.*got \("
+
+    with pytest.raises(ValueError, match=message):
+        robust_kd(student, teacher, vectors, 1.0)

@@ -9,24 +9,35 @@ import pytest
 from pu_kd_pipeline.learning.networks.build import NETWORKS
 from pu_kd_pipeline.learning.networks.limits import LIMITS, is_known_to_work
 
+# The arguments that every network gets, and that are not its options.
+NOT_OPTIONS = {"n_classes", "in_channels"}
 
-def test_every_own_network_has_limits_of_all_its_options():
+
+def test_limits_are_of_our_own_networks():
     assert set(LIMITS) == set(NETWORKS)
-    for name, factory in NETWORKS.items():
-        options = set(inspect.signature(factory).parameters) - {"n_classes", "in_channels"}
-        assert set(LIMITS[name].options) == options
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_own_network_has_limits_of_all_its_options(name):
+    signature = inspect.signature(NETWORKS[name])
+    options = set(signature.parameters) - NOT_OPTIONS
+
+    assert set(LIMITS[name].options) == options
 
 
 @pytest.mark.parametrize(
     ("name", "n_classes", "in_channels", "size_px", "options"),
     [
+        # Not our own networks
         ("resnet18", 10, 3, 32, {}),
         ("our_networks:build", 10, 3, 32, {}),
+        # Sizes, classes, channels and options outside of the limits
         ("lenet5", 10, 1, 31, {}),
         ("lenet5", 10, 1, 36, {}),
         ("lenet5", 10**9, 1, 32, {}),
         ("lenet5", 10, 2, 32, {}),
         ("lenet5", 10, 1, 32, {"width": 4}),
+        # Options of wrong values and types; True would pass as an integer
         ("digits_cnn", 10, 1, 8, {"width": 0}),
         ("digits_cnn", 10, 1, 8, {"width": 4.0}),
         ("digits_cnn", 10, 1, 8, {"width": True}),

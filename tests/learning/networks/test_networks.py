@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from pu_kd_pipeline.learning.features import default_taps
 from pu_kd_pipeline.learning.networks.build import NETWORKS, build_network
@@ -32,7 +33,11 @@ def _n_parameters(network):
 @pytest.mark.parametrize("in_channels", [1, 3])
 def test_every_own_network_maps_images_to_logits(name, in_channels):
     network = build_network(name, 7, in_channels).eval()
-    assert network(torch.rand(2, in_channels, SIZES[name], SIZES[name])).shape == (2, 7)
+    size_px = SIZES[name]
+    images = torch.rand(2, in_channels, size_px, size_px)
+    logits = network(images)
+
+    assert logits.shape == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -45,32 +50,39 @@ def test_every_own_network_maps_images_to_logits(name, in_channels):
     ],
 )
 def test_own_networks_have_the_published_size(name, in_channels, n_parameters):
-    assert _n_parameters(build_network(name, 10, in_channels)) == n_parameters
+    network = build_network(name, 10, in_channels)
+    assert _n_parameters(network) == n_parameters
 
 
 def test_resnet20_has_the_published_size_and_two_shortcuts():
+    network = build_network("cifar_resnet", 10, 3)
     # He et al. 2016, table 6: 0.27 M. The two 1x1 shortcuts with their BatchNorms add 2,752.
-    assert _n_parameters(build_network("cifar_resnet", 10, 3)) == 269_722 + 2_752
+    assert _n_parameters(network) == 269_722 + 2_752
+
+
+def _n_layers(network):
+    """Count the layers as He et al. do: the 1x1 convolutions of the shortcuts do not count."""
+    n_layers = 0
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.shape[-1] != 1:
+            n_layers += 1
+    return n_layers
 
 
 @pytest.mark.parametrize(("depth", "width"), [(8, 32), (14, 8)])
 def test_narrow_resnets_have_their_depth_and_width(depth, width):
     network = build_network("cifar_resnet", 10, 3, {"depth": depth, "width": width})
-    n_layers = 0
-    for module in network.modules():
-        # The 1x1 convolutions of the shortcuts do not count.
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.shape[-1] != 1:
-            n_layers += 1
-    assert n_layers == depth
+    assert _n_layers(network) == depth
 
-    features = torch.rand(1, width, 32, 32)
-    for stage, n_channels, size_px in (
-        (network.layer1, width, 32),
-        (network.layer2, 2 * width, 16),
-        (network.layer3, 4 * width, 8),
-    ):
-        features = stage(features)
-        assert features.shape == (1, n_channels, size_px, size_px)
+    images = torch.rand(1, width, 32, 32)
+    first = network.layer1(images)
+    second = network.layer2(first)
+    third = network.layer3(second)
+
+    # Each stage after the first has twice the channels at half the resolution.
+    assert first.shape == (1, width, 32, 32)
+    assert second.shape == (1, 2 * width, 16, 16)
+    assert third.shape == (1, 4 * width, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +96,12 @@ def test_a_narrow_resnet_of_an_impossible_shape_is_refused(options, message):
 
 def test_cifar_stem_keeps_the_resolution():
     network = build_network("cifar_resnet18", 10, 3).eval()
-    features = network.conv1(torch.rand(1, 3, 32, 32))
-    stem = network.maxpool(network.relu(network.bn1(features)))
+    images = torch.rand(1, 3, 32, 32)
+    maps = network.conv1(images)
+    maps = network.relu(network.bn1(maps))
+    # torchvision's stem would have 8x8 here.
+    stem = network.maxpool(maps)
+
     assert stem.shape == (1, 64, 32, 32)
 
 
@@ -93,6 +109,7 @@ def test_cifar_stem_keeps_the_resolution():
 def test_a_vgg_for_small_images_has_the_layers_of_its_depth(name, n_convolutions):
     network = build_network(name, 10, 3)
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
     assert len(convolutions) == n_convolutions
 
 
@@ -100,25 +117,35 @@ def test_a_vgg_for_small_images_has_the_layers_of_its_depth(name, n_convolutions
 def test_a_vgg_for_small_images_is_tapped_before_each_pooling(name):
     network = build_network(name, 10, 3)
     taps = default_taps(network, (3, 32, 32))
+
     assert len(taps) == 4
+
     for tap in taps:
         _, _, index = tap.rpartition(".")
-        assert isinstance(network.features[int(index) + 1], nn.MaxPool2d)
+        following = network.features[int(index) + 1]
+        assert isinstance(following, nn.MaxPool2d)
 
 
 @pytest.mark.parametrize("name", ["cifar_vgg13", "cifar_vgg19"])
 def test_a_vgg_for_small_images_has_the_features_of_torchvisions(name):
     network = build_network(name, 10, 3).eval()
-    reference = build_network(name.removeprefix("cifar_") + "_bn", 10, 3).eval()
+    torchvision_name = name.removeprefix("cifar_") + "_bn"
+    reference = build_network(torchvision_name, 10, 3).eval()
     network.features.load_state_dict(reference.features.state_dict())
     images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(network.features(images), reference.features(images))
-    assert network.features(images).shape == (2, 512, 1, 1)
+    maps = network.features(images)
+    expected = reference.features(images)
+
+    assert_close(maps, expected)
+    assert maps.shape == (2, 512, 1, 1)
 
 
 def test_torchvision_classifiers_work_by_name():
     network = build_network("squeezenet1_1", 5, 3).eval()
-    assert network(torch.rand(1, 3, 64, 64)).shape == (1, 5)
+    images = torch.rand(1, 3, 64, 64)
+    logits = network(images)
+
+    assert logits.shape == (1, 5)
 
 
 def test_a_torchvision_classifier_for_gray_images_is_refused_with_the_parameter_to_set():
@@ -149,14 +176,22 @@ def user_module(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
+    # So that the next test imports its own file.
     sys.modules.pop("user_nets", None)
 
 
 def test_a_user_factory_is_built_with_what_it_accepts(user_module):
     ours = build_network("user_nets:ours", 5, 1, {"width": 9})
-    assert isinstance(ours[1], nn.Linear)
-    assert ours[1].out_features == 9
-    assert build_network("user_nets:theirs", 5, 3)(torch.rand(1, 3, 8, 8)).shape == (1, 5)
+    hidden = ours[1]
+
+    assert isinstance(hidden, nn.Linear)
+    assert hidden.out_features == 9
+
+    # This factory calls the number of classes as torchvision does, and takes no channels.
+    theirs = build_network("user_nets:theirs", 5, 3)
+    logits = theirs(torch.rand(1, 3, 8, 8))
+
+    assert logits.shape == (1, 5)
 
 
 @pytest.mark.parametrize(
@@ -179,21 +214,28 @@ def test_options_that_the_architecture_does_not_take_are_refused():
 
 
 def test_a_network_for_images_of_another_size_is_refused():
+    # LeNet-5 has no map left of an image of 8 pixels.
+    network = build_network("lenet5", 10, 1)
     with pytest.raises(ValueError, match="fails on an image of shape"):
-        check_network(build_network("lenet5", 10, 1), 10, 1, 8)
+        check_network(network, 10, 1, 8)
 
 
 def test_a_network_with_another_number_of_classes_is_refused():
+    network = build_network("digits_cnn", 10, 1)
     message = r"returns \(1, 10\) for one image; expected logits of shape \(1, 4\)"
+
     with pytest.raises(ValueError, match=message):
-        check_network(build_network("digits_cnn", 10, 1), 4, 1, 8)
+        check_network(network, 4, 1, 8)
 
 
 def test_auxiliary_outputs_are_refused_and_the_network_stays_unchanged():
     auxiliary = build_network("googlenet", 5, 3, {"init_weights": False})
     before = {name: value.clone() for name, value in auxiliary.state_dict().items()}
+
+    # In eval mode GoogLeNet returns logits alone, so only the check of training fails.
     check_network(auxiliary, 5, 3, 64)
     message = r"returns GoogLeNetOutputs for two images.*aux_logits: false"
+
     with pytest.raises(ValueError, match=message):
         check_training(auxiliary, 5, 3, 64)
     for name, value in auxiliary.state_dict().items():
@@ -202,4 +244,5 @@ def test_auxiliary_outputs_are_refused_and_the_network_stays_unchanged():
 
 def test_a_network_without_its_auxiliary_outputs_is_accepted():
     options = {"init_weights": False, "aux_logits": False}
-    check_training(build_network("googlenet", 5, 3, options), 5, 3, 64)
+    network = build_network("googlenet", 5, 3, options)
+    check_training(network, 5, 3, 64)

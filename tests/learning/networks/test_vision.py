@@ -12,6 +12,7 @@ import pu_kd_pipeline.learning.networks.vision as vision
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:
+    # In a process of its own, because a module is imported once per process.
     command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -26,6 +27,7 @@ def test_models_and_feature_extraction_work_with_any_pair():
         print(nodes[-1], datasets.MNIST.__name__)
         """
     )
+
     assert result.stdout.split() == ["fc", "MNIST"], result.stderr
 
 
@@ -33,6 +35,7 @@ def test_the_workaround_is_needed_where_torchvisions_operators_do_not_load():
     if vision._load_extension():
         pytest.skip("torchvision's compiled operators load with this torch: nothing to work around")
     result = _python("import torchvision")
+
     assert "operator torchvision::nms does not exist" in result.stderr
 
 
@@ -52,4 +55,5 @@ def test_on_a_matched_pair_nothing_is_defined():
         print("defined", [name for name in defined if name.startswith("torchvision")])
         """
     )
+
     assert "defined []" in result.stdout, result.stderr

@@ -4,48 +4,60 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 
 import torch
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tests.learning.generators import seeded_generator
+
 
 def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
     """Give BatchNorm non-trivial statistics and weights, and switch some channels off."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     for module in network.modules():
         if not isinstance(module, _BatchNorm):
             continue
         n = module.num_features
-        module.running_mean.copy_(torch.randn(n, generator=generator) / 2)
-        module.running_var.copy_(torch.rand(n, generator=generator) + 0.2)
+        mean = torch.randn(n, generator=generator) / 2
+        variance = torch.rand(n, generator=generator) + 0.2
+        module.running_mean.copy_(mean)
+        module.running_var.copy_(variance)
         if module.weight is not None:
-            module.weight.data.copy_(torch.randn(n, generator=generator))
+            weight = torch.randn(n, generator=generator)
             # Just below the limit of 1e-4.
-            module.weight.data[1] = 9e-5
-            module.weight.data[-1] = -9e-5
-            module.bias.data.copy_(torch.randn(n, generator=generator))
+            weight[1] = 9e-5
+            weight[-1] = -9e-5
+            bias = torch.randn(n, generator=generator)
+            module.weight.data.copy_(weight)
+            module.bias.data.copy_(bias)
     return network.eval()
 
 
 def random_images(n: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded_generator(seed)
     return torch.randn(n, *shape, generator=generator)
 
 
 def softmax(z: list[float], temperature: float) -> list[float]:
-    powers = [math.exp((z_k - max(z)) / temperature) for z_k in z]
-    return [power / sum(powers) for power in powers]
+    largest = max(z)  # without which the powers would overflow
+    powers = [math.exp((z_k - largest) / temperature) for z_k in z]
+    total = sum(powers)
+    return [power / total for power in powers]
 
 
 def slow_logit_indicators(z: list[float]) -> list[float]:
+    """Return one minus the largest probability, the entropy, and the first at T = 1000."""
     p = softmax(z, 1.0)
     entropy = 0.0  # in nats
     for p_k in p:
+        # The limit of p ln p at 0 is 0.
         if p_k > 0:
             entropy -= p_k * math.log(p_k)
-    return [1 - max(p), entropy, 1 - max(softmax(z, 1000.0))]
+    hot = softmax(z, 1000.0)
+    return [1 - max(p), entropy, 1 - max(hot)]
 
 
 def dot(a: list[float], b: list[float]) -> float:
@@ -64,26 +76,64 @@ def cosine(a: list[float], b: list[float]) -> float:
 
 
 def slow_latent_indicators(u: list[float], row: list[float]) -> list[float]:
+    """Return the eight indicators of latents u and the weight row of the predicted class."""
     u_plus = []
     row_plus = []
     for x, w in zip(u, row, strict=True):
+        # Both are masked where the weight is not positive.
         is_positive = w > 0
         u_plus.append(x * is_positive)
         row_plus.append(w * is_positive)
+
     # Higher is less related, hence the signs.
+    norm = -length(u)
     act = -dot(u, row)
-    act_plus = -dot(u_plus, row_plus)
+    proj = act / length(row)
     ang = 1 - cosine(u, row)
-    return [
-        -length(u),
-        act,
-        act / length(row),
-        ang,
-        -length(u_plus),
-        act_plus,
-        1 - (1 - ang) * act_plus / act,
-        1 - cosine(u_plus, row_plus),
-    ]
+    norm_plus = -length(u_plus)
+    act_plus = -dot(u_plus, row_plus)
+    share_plus = act_plus / act
+    ang_plus = 1 - (1 - ang) * share_plus
+    ang_plus_plus = 1 - cosine(u_plus, row_plus)
+    return [norm, act, proj, ang, norm_plus, act_plus, ang_plus, ang_plus_plus]
+
+
+def normalized_channel(layer: nn.Module, maps: Tensor, channel: int) -> list[float]:
+    """Return the normalized output of a channel, before the affine map."""
+    mean = layer.running_mean[channel].item()
+    variance = layer.running_var[channel].item()
+    std = math.sqrt(variance + layer.eps)
+    # Over all positions, whose order does not matter.
+    channel_map = maps[channel]
+    values = channel_map.flatten().tolist()
+    return [(x - mean) / std for x in values]
+
+
+def is_switched_off(layer: nn.Module, channel: int) -> bool:
+    if layer.weight is None:
+        return False
+    weight = layer.weight[channel].item()
+    return abs(weight) < 1e-4
+
+
+def slow_channel_indicators(a: list[float]) -> dict[str, float]:
+    """Return the indicators of one channel from its normalized outputs."""
+    n = len(a)
+    m = math.fsum(a) / n
+    square_sum = math.fsum(x**2 for x in a)
+    values = {"dms": m**2, "dms_aos": square_sum / n}
+    # One position has no spread.
+    if n == 1:
+        return values
+
+    deviation_sum = math.fsum((x - m) ** 2 for x in a)
+    variance = deviation_sum / (n - 1)
+    std = math.sqrt(variance)
+    values["dss"] = (std - 1) ** 2
+    # Of normal outputs, n - 1 times the variance follows a chi-square distribution.
+    level = stats.chi2.cdf((n - 1) * variance, n - 1)
+    values["dss_ext"] = not 0.05 <= level <= 0.95
+    return values
 
 
 def slow_batchnorm_indicators(calls: list[tuple[nn.Module, Tensor]]) -> list[float]:
@@ -92,31 +142,19 @@ def slow_batchnorm_indicators(calls: list[tuple[nn.Module, Tensor]]) -> list[flo
     Args:
         calls: every BatchNorm call of one image: the layer and its input, (C, H, W) or (C,).
     """
-    dms: list[float] = []
-    dms_aos: list[float] = []
-    dss: list[float] = []
-    dss_ext: list[float] = []
+    values_of: dict[str, list[float]] = {}
     for layer, maps in calls:
         for channel in range(layer.num_features):
-            if layer.weight is not None and abs(layer.weight[channel].item()) < 1e-4:
+            if is_switched_off(layer, channel):
                 continue
-            mean = layer.running_mean[channel].item()
-            std = math.sqrt(layer.running_var[channel].item() + layer.eps)
-            # The normalized output before the affine map.
-            a = [(x - mean) / std for x in maps[channel].flatten().tolist()]
-            n = len(a)
-            m = math.fsum(a) / n
-            dms.append(m**2)
-            dms_aos.append(math.fsum(x**2 for x in a) / n)
-            if n > 1:  # one position has no spread
-                variance = math.fsum((x - m) ** 2 for x in a) / (n - 1)
-                level = stats.chi2.cdf((n - 1) * variance, n - 1)
-                dss.append((math.sqrt(variance) - 1) ** 2)
-                dss_ext.append(not 0.05 <= level <= 0.95)
+            outputs = normalized_channel(layer, maps, channel)
+            for name, value in slow_channel_indicators(outputs).items():
+                values_of.setdefault(name, []).append(value)
+
     means = []
-    for values in (dms, dms_aos, dss, dss_ext):
-        if values:
-            means.append(sum(values) / len(values))
+    for name in ("dms", "dms_aos", "dss", "dss_ext"):
+        if name in values_of:
+            means.append(statistics.fmean(values_of[name]))
     return means
 
 
@@ -153,12 +191,15 @@ def slow_indicators(network: nn.Module, images: Tensor, head: str | None) -> Ten
         copied = copy.deepcopy(network).double()
         recorder = Recorder(copied, head)
         with torch.no_grad():
-            z = copied(image[None])[0].tolist()
+            logits = copied(image[None])
+        z = logits[0].tolist()
         row = slow_logit_indicators(z)
         if head is not None:
+            layer = copied.get_submodule(head)
             predicted_class = z.index(max(z))
-            weight = copied.get_submodule(head).weight[predicted_class]
-            row += slow_latent_indicators(recorder.latents[0].tolist(), weight.tolist())
+            weight_row = layer.weight[predicted_class].tolist()
+            latents = recorder.latents[0].tolist()
+            row += slow_latent_indicators(latents, weight_row)
         row += slow_batchnorm_indicators(recorder.batchnorm_calls)
         rows.append(row)
     return torch.tensor(rows, dtype=torch.float64)

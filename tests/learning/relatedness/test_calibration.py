@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 
 import pytest
 import torch
@@ -20,97 +21,129 @@ from pu_kd_pipeline.learning.relatedness.calibration import (
 )
 from pu_kd_pipeline.learning.relatedness.indicators import INDICATORS
 from pu_kd_pipeline.learning.relatedness.probe import RelatednessProbe
+from tests.learning.generators import seeded_generator
 from tests.learning.relatedness.slow_reference import trained_looking
 
 
 def some_values(n: int = 50, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    standard = torch.randn(n, len(INDICATORS), generator=seeded_generator(seed))
     # Neither centered nor of unit spread, so that the calibration matters.
-    return 3 * torch.randn(n, len(INDICATORS), generator=generator) + 7
+    return 3 * standard + 7
 
 
 # --- 1C-Sum
 
 
 def slow_z_score(x: float, reference: list[float]) -> float:
-    mean = sum(reference) / len(reference)
-    variance = sum((y - mean) ** 2 for y in reference) / len(reference)
-    return (x - mean) / math.sqrt(variance)
+    mean = statistics.fmean(reference)
+    std = statistics.pstdev(reference)
+    return (x - mean) / std
+
+
+def slow_sums(values: Tensor, noise: Tensor, clip: float) -> Tensor:
+    """Add the clipped z-scores of an image, one indicator at a time."""
+    columns = noise.T.tolist()
+    sums = []
+    for row in values.tolist():
+        total = 0.0
+        for x, reference in zip(row, columns, strict=True):
+            z = slow_z_score(x, reference)
+            total += min(max(z, -clip), clip)
+        sums.append(total)
+    return torch.tensor(sums, dtype=torch.float64)
 
 
 def test_the_sum_is_the_slow_one():
     noise = some_values()
     values = some_values(8, seed=1) * 2  # some of them beyond the clip
     calibration = NoiseCalibration.of(INDICATORS, noise)
-    expected = []
-    for row in values.tolist():
-        total = 0.0
-        for column, x in enumerate(row):
-            z = slow_z_score(x, noise[:, column].tolist())
-            total += min(max(z, -1.5), 1.5)
-        expected.append(total)
+
     sums = one_class_sum(values, calibration, clip=1.5)
-    assert_close(sums, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
-    assert (sums.abs() <= 1.5 * len(INDICATORS)).all()
+    expected = slow_sums(values, noise, clip=1.5)
+    largest_sum = 1.5 * len(INDICATORS)
+
+    assert_close(sums, expected, rtol=1e-6, atol=1e-6)
+    assert (sums.abs() <= largest_sum).all()
 
 
 def test_the_sum_does_not_see_the_units_of_an_indicator():
     noise = some_values()
     values = some_values(8, seed=1)
+    calibration = NoiseCalibration.of(INDICATORS, noise)
+    sums = one_class_sum(values, calibration)
+
     scale = torch.linspace(0.1, 10, len(INDICATORS))
     shift = torch.linspace(-5, 5, len(INDICATORS))
-    calibration = NoiseCalibration.of(INDICATORS, noise)
     other_calibration = NoiseCalibration.of(INDICATORS, noise * scale + shift)
-    sums = one_class_sum(values, calibration)
     other_sums = one_class_sum(values * scale + shift, other_calibration)
+
     assert_close(other_sums, sums, rtol=1e-4, atol=1e-4)
 
 
 def test_noise_sums_to_zero_on_average():
     noise = some_values()
     calibration = NoiseCalibration.of(INDICATORS, noise)
+
     # Without the clip, which is not symmetric for a skewed sample.
     sums = one_class_sum(noise, calibration, clip=math.inf)
-    assert sums.mean().item() == pytest.approx(0, abs=1e-9)
+    mean = sums.mean().item()
+
+    assert mean == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, 0.1, -3e5])
+@pytest.mark.parametrize(("factor", "shift"), [(0.9, -0.1), (1.1, 1.0)])
 def test_an_indicator_without_spread_on_noise_counts_nothing_there_and_the_clip_elsewhere(
-    constant: float,
+    constant: float, factor: float, shift: float
 ) -> None:
     # 1,000 equal values have a mean that is rounded and a spread that is not exactly 0.
-    calibration = NoiseCalibration.of(("dss_ext",), torch.full((1000, 1), constant))
-    first_change = constant * 0.9 - 0.1
-    second_change = constant * 1.1 + 1.0
-    values = torch.tensor([[constant], [first_change], [second_change]])
-    sums = one_class_sum(values, calibration)
-    assert sums[0] == 0
+    noise = torch.full((1000, 1), constant)
+    calibration = NoiseCalibration.of(("dss_ext",), noise)
+    changed = constant * factor + shift
+    values = torch.tensor([[constant], [changed]])
+
+    at_constant, elsewhere = one_class_sum(values, calibration).tolist()
     # The sign says on which side of the noise a value is.
-    expected = [math.copysign(10.0, change - constant) for change in (first_change, second_change)]
-    assert sums[1:].tolist() == pytest.approx(expected, abs=1.0)
+    expected = math.copysign(10.0, changed - constant)
+
+    assert at_constant == 0
+    assert elsewhere == pytest.approx(expected, abs=1.0)
 
 
 def test_rounding_is_not_taken_for_spread():
-    constant = torch.full((100, 1), 0.1)
-    calibration = NoiseCalibration.of(("dss",), constant)
-    next_float = torch.nextafter(constant[:1], torch.tensor(1.0))
-    at_constant, above = one_class_sum(torch.cat([constant[:1], next_float]), calibration)
+    noise = torch.full((100, 1), 0.1)
+    calibration = NoiseCalibration.of(("dss",), noise)
+    constant = noise[:1]
+    next_float = torch.nextafter(constant, torch.tensor(1.0))
+    values = torch.cat([constant, next_float])
+
+    at_constant, above = one_class_sum(values, calibration)
+
     assert at_constant == 0
     assert 0 < above <= 1
 
 
 def test_values_that_do_not_fit_are_refused():
     calibration = NoiseCalibration.of(("mp", "h"), torch.rand(5, 2))
+    four_columns = torch.rand(3, 4)
     message = r"values must be \(N, 2\), one column for each indicator, got \(3, 4\)"
+
     with pytest.raises(ValueError, match=message):
-        one_class_sum(torch.rand(3, 4), calibration)
-    values = torch.tensor([[0.0, math.nan], [1.0, math.inf], [0.0, 0.0]])
+        one_class_sum(four_columns, calibration)
+
+    not_finite = torch.tensor([[0.0, math.nan], [1.0, math.inf], [0.0, 0.0]])
     with pytest.raises(ValueError, match="h of 2 of 3 images are not finite"):
-        one_class_sum(values, calibration)
+        one_class_sum(not_finite, calibration)
+
+
+def test_a_clip_of_zero_and_a_calibration_on_nothing_are_refused():
+    values = torch.rand(5, 2)
+    calibration = NoiseCalibration.of(("mp", "h"), values)
+
     with pytest.raises(ValueError, match="clip must be positive, got 0"):
-        one_class_sum(torch.rand(3, 2), calibration, clip=0)
+        one_class_sum(values, calibration, clip=0)
     with pytest.raises(ValueError, match="at least one noise image"):
-        NoiseCalibration.of(("mp", "h"), torch.rand(0, 2))
+        NoiseCalibration.of(("mp", "h"), values[:0])
 
 
 # --- calibration
@@ -120,42 +153,56 @@ def test_a_calibration_survives_json_in_any_order():
     calibration = NoiseCalibration.of(INDICATORS, some_values())
     text = json.dumps(calibration.to_dict(), sort_keys=True)
     content = json.loads(text)
+    read_back = NoiseCalibration.from_dict(content)
+
+    # Sorting has changed the order, so the test can fail.
     assert list(content) != list(INDICATORS)
-    assert NoiseCalibration.from_dict(content) == calibration
+    assert read_back == calibration
 
 
 def test_a_calibration_with_an_unknown_indicator_is_refused():
+    content = {"mpp": {"mean": 0.0, "std": 1.0}}
     message = "the calibration holds mpp; the indicators are mp, h, t1000"
+
     with pytest.raises(ValueError, match=message):
-        NoiseCalibration.from_dict({"mpp": {"mean": 0.0, "std": 1.0}})
+        NoiseCalibration.from_dict(content)
 
 
 def test_noise_is_uniform_over_all_gray_levels_and_repeats_with_the_generator():
-    first = uniform_noise(40, (3, 16, 16), torch.Generator().manual_seed(3))
-    second = uniform_noise(40, (3, 16, 16), torch.Generator().manual_seed(3))
+    first = uniform_noise(40, (3, 16, 16), seeded_generator(3))
+    second = uniform_noise(40, (3, 16, 16), seeded_generator(3))
+
     assert first.dtype == torch.uint8
     assert first.shape == (40, 3, 16, 16)
     assert torch.equal(first, second)
+
     counts = first.flatten().bincount(minlength=256)
+    test_result = stats.chisquare(counts.tolist())
+
     # By chance alone, one seed in a thousand would fail.
-    assert stats.chisquare(counts.tolist()).pvalue > 1e-3
+    assert test_result.pvalue > 1e-3
 
 
 def test_calibration_is_over_all_batches_of_noise():
-    probe = RelatednessProbe(trained_looking(digits_cnn(5, width=4)), (1, 8, 8))
+    network = trained_looking(digits_cnn(5, width=4))
+    probe = RelatednessProbe(network, (1, 8, 8))
     batches = []
 
     def normalize(images: Tensor) -> Tensor:
         batches.append(images)
         return images / 255
 
+    generator = seeded_generator()
     calibration = calibrate_on_noise(
-        probe, normalize, generator=torch.Generator().manual_seed(0), n_images=25, batch_size=10
+        probe, normalize, generator=generator, n_images=25, batch_size=10
     )
-    assert [len(images) for images in batches] == [10, 10, 5]
+    sizes = [len(images) for images in batches]
     values = probe(torch.cat(batches) / 255)
     expected = NoiseCalibration.of(probe.names, values)
+
+    assert sizes == [10, 10, 5]
     assert calibration.names == expected.names
+    # The float32 indicators of one large batch may be rounded otherwise than those of three.
     assert calibration.means == pytest.approx(expected.means, rel=1e-5)
     assert calibration.stds == pytest.approx(expected.stds, rel=1e-3, abs=1e-7)
 
@@ -163,6 +210,7 @@ def test_calibration_is_over_all_batches_of_noise():
 def test_a_calibration_on_no_image_is_refused():
     probe = RelatednessProbe(digits_cnn(5, width=4).eval(), (1, 8, 8))
     message = "n_images and batch_size must be at least 1, got 0 and 10"
+
     with pytest.raises(ValueError, match=message):
         calibrate_on_noise(
             probe, torch.Tensor.float, generator=torch.Generator(), n_images=0, batch_size=10

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pu_kd_pipeline.learning.augmentation import Normalize
@@ -25,6 +25,7 @@ from pu_kd_pipeline.learning.relatedness.sampling import (
     preferential_batches,
     sampling_probabilities,
 )
+from tests.learning.generators import seeded_generator
 
 NORMALIZE = Normalize([0.3], [0.38])
 N_TRAIN = 1200  # of 1,797 digits
@@ -40,12 +41,16 @@ class Digits(NamedTuple):
     """Of the same digits with their pixels in another order."""
 
 
-@pytest.fixture(scope="module")
-def digits() -> Digits:
+def digit_images() -> tuple[Tensor, Tensor]:
+    """Return the digits of scikit-learn, (N, 1, 8, 8) uint8, and their classes."""
     data = load_digits()
+    # Their gray levels are 0 to 16.
     gray_levels = torch.tensor(data.images * (255 / 16)).round()
     images = gray_levels.to(torch.uint8).unsqueeze(1)
-    labels = torch.tensor(data.target)
+    return images, torch.tensor(data.target)
+
+
+def trained_network(images: Tensor, labels: Tensor, generator: torch.Generator) -> nn.Module:
     with seeded(0):
         network = digits_cnn(10, width=8)
     optimizer = make_optimizer(
@@ -53,19 +58,30 @@ def digits() -> Digits:
     )
 
     def step(rows: Tensor) -> dict[str, Tensor]:
-        logits = network(NORMALIZE(images[rows]))
-        return {"loss": functional.cross_entropy(logits, labels[rows])}
+        inputs = NORMALIZE(images[rows])
+        loss = functional.cross_entropy(network(inputs), labels[rows])
+        return {"loss": loss}
 
-    generator = torch.Generator().manual_seed(0)
     batches = shuffled_batches(N_TRAIN, 64, generator)
+    records = fit(step, batches, optimizer, n_updates=150, record_every=150, schedule="cosine")
     # `fit` is lazy: the list makes it train.
-    list(fit(step, batches, optimizer, n_updates=150, record_every=150, schedule="cosine"))
+    list(records)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    images, labels = digit_images()
+    generator = seeded_generator()
+    network = trained_network(images, labels, generator)
     held_out = images[N_TRAIN:]
     # One order for all images: the pixel values stay, the strokes do not.
     order = torch.randperm(64, generator=generator)
     shuffled = held_out.flatten(1)[:, order].view_as(held_out)
-    probe = RelatednessProbe(network.eval(), (1, 8, 8))
-    return Digits(probe, probe(NORMALIZE(held_out)), probe(NORMALIZE(shuffled)))
+    probe = RelatednessProbe(network, (1, 8, 8))
+    indicators = probe(NORMALIZE(held_out))
+    shuffled_indicators = probe(NORMALIZE(shuffled))
+    return Digits(probe, indicators, shuffled_indicators)
 
 
 def calibrated(probe: RelatednessProbe, generator: torch.Generator) -> NoiseCalibration:
@@ -79,32 +95,46 @@ def share_in_order(lower: Tensor, higher: Tensor) -> float:
 
 
 def test_digits_rank_before_noise_and_before_shuffled_digits(digits: Digits) -> None:
-    calibration = calibrated(digits.probe, torch.Generator().manual_seed(0))
-    noise_images = uniform_noise(500, (1, 8, 8), torch.Generator().manual_seed(1))
-    noise = one_class_sum(digits.probe(NORMALIZE(noise_images)), calibration)
+    calibration = calibrated(digits.probe, seeded_generator())
+    # Other noise than that of the calibration.
+    noise_images = uniform_noise(500, (1, 8, 8), seeded_generator(1))
+    noise_indicators = digits.probe(NORMALIZE(noise_images))
+
+    noise = one_class_sum(noise_indicators, calibration)
     related = one_class_sum(digits.related, calibration)
     shuffled = one_class_sum(digits.shuffled, calibration)
-    assert noise.mean().item() == pytest.approx(0, abs=1)
+    mean_of_noise = noise.mean().item()
+
+    assert mean_of_noise == pytest.approx(0, abs=1)
     assert share_in_order(related, noise) > 0.75
     assert share_in_order(related, shuffled) > 0.95
 
 
 def test_preferential_sampling_draws_digits_rather_than_shuffled_digits(digits: Digits) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded_generator()
     calibration = calibrated(digits.probe, generator)
-    n_related = len(digits.related)
-    pool = one_class_sum(torch.cat([digits.related, digits.shuffled]), calibration)
+    indicators = torch.cat([digits.related, digits.shuffled])
+
+    pool = one_class_sum(indicators, calibration)
     probabilities = sampling_probabilities(pool, temperature=0.5, floor=0.1)
-    drawn = next(preferential_batches(probabilities, 2_000, generator))
-    is_related = drawn < n_related
-    assert is_related.double().mean().item() > 0.85
-    assert effective_sample_size(probabilities) > 0.2 * len(pool)
+    batches = preferential_batches(probabilities, 2_000, generator)
+    drawn = next(batches)
+    # The digits come first in the pool, and are half of it.
+    is_related = drawn < len(digits.related)
+    related_share = is_related.double().mean().item()
+    effective_size = effective_sample_size(probabilities)
+
+    assert related_share > 0.85
+    assert effective_size > 0.2 * len(pool)
 
 
 def test_every_indicator_alone_ranks_digits_before_shuffled_digits(digits: Digits) -> None:
     areas = {}
     for column, name in enumerate(digits.probe.names):
-        areas[name] = share_in_order(digits.related[:, column], digits.shuffled[:, column])
+        related = digits.related[:, column]
+        shuffled = digits.shuffled[:, column]
+        areas[name] = share_in_order(related, shuffled)
+
     assert min(areas.values()) > 0.5, areas
     for name in ("mp", "h", "t1000", "act", "proj", "ang", "ang_plus"):
         assert areas[name] > 0.9, areas

@@ -1,4 +1,4 @@
-"""What the stage `class_weighting` does."""
+"""Node functions of the stage `class_weighting`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of the stage `class_weighting`."""
+"""The pipeline of the stage `class_weighting`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `comparison`: many students of one teacher, side by side. It is no part of `full`."""
+"""Stage `comparison`: many students of one teacher, compared. It is not part of `full`."""
 
 from pu_kd_pipeline.pipelines.comparison.pipeline import create_pipeline
 

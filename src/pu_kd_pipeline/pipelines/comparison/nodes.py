@@ -1,4 +1,4 @@
-"""What the stage `comparison` does."""
+"""Node functions of the stage `comparison`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def compare_students(
     relatedness: RelatednessParams,
     params: ComparisonParams,
 ) -> dict[str, Callable[[], pa.Table]]:
-    """Return one maker a cell of the grid; a cell's table has one row: what its student came to."""
+    """Return one function per cell of the grid; its table has one row, the student's results."""
     from pu_kd_pipeline.comparison.cells import comparison_shards
     from pu_kd_pipeline.comparison.grid import Blocks
     from pu_kd_pipeline.comparison.inputs import ComparisonInputs
@@ -51,12 +51,11 @@ def compare_students(
 def report_comparison(
     cells: ShardedTable, params: ComparisonParams
 ) -> tuple[pd.DataFrame, str, Any]:
-    """Return the results, one row a cell, and the same as Markdown tables and as a figure."""
+    """Return the results, one row per cell, and the same as Markdown tables and as a figure."""
     from pu_kd_pipeline.comparison.computation import RESULT
     from pu_kd_pipeline.comparison.figure import plot_comparison
-    from pu_kd_pipeline.comparison.tables import comparison_page
+    from pu_kd_pipeline.comparison.page import comparison_page
 
-    results = cells.to_pandas().reindex(
-        columns=RESULT.names
-    )  # cells of earlier versions lack the later columns
+    # Cells that an earlier version wrote lack the columns that were added since.
+    results = cells.to_pandas().reindex(columns=RESULT.names)
     return results, comparison_page(results, params), plot_comparison(results, params)

@@ -1,4 +1,4 @@
-"""The order of the stage `comparison`."""
+"""The pipeline of the stage `comparison`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pu_kd_pipeline.pipelines.comparison.nodes import compare_students, report_c
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: teacher, features, images and the blocks of the run in; results, table and plot out."""
+    """Return the stage: teacher, features, images in; results, table and plot out."""
     return Pipeline(
         [
             Node(

@@ -1,4 +1,4 @@
-"""What the stage `critic_distillation` does."""
+"""Node functions of the stage `critic_distillation`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pu_kd_pipeline.params.evaluation import EvaluationParams
 def distill_with_critic(
     teacher_training_images: ImageStore, teacher: Model, params: DistillationParams
 ) -> tuple[Model, pd.DataFrame]:
-    """Return the student and the history of its training and of its critic's."""
+    """Return the student, and the history of its training and of its critic's."""
     from pu_kd_pipeline.training.distillation import distill_original
 
     return distill_original(teacher_training_images, teacher, params, name="critic_distillation")
@@ -24,7 +24,7 @@ def distill_with_critic(
 def distill_without_critic(
     teacher_training_images: ImageStore, teacher: Model, params: DistillationParams
 ) -> tuple[Model, pd.DataFrame]:
-    """Return the control, trained exactly as the other one but for the critic, and its history."""
+    """Return the control, trained in exactly the same way but without a critic, and its history."""
     from pu_kd_pipeline.training.distillation import distill_original
 
     without = params.model_copy(update={"objective": "attention"})
@@ -39,9 +39,10 @@ def evaluate_critic(
     duplicates: pd.DataFrame,
     params: EvaluationParams,
 ) -> dict[str, Any]:
-    """Return the metrics of teacher, student, and the student without a critic, and what became of the critic.
+    """Return the metrics of teacher, student and control, and whether the critic collapsed.
 
-    `n_copies_of_test_images` counts those among the original images, which all three have learned from.
+    `n_copies_of_test_images` counts copies among the original images: all three models learn from
+    these, so copies favor all three.
     """
     from pu_kd_pipeline.evaluation import compare_models
     from pu_kd_pipeline.images.duplicates import TEACHER_TRAINING, copies_of_test_images
@@ -50,21 +51,20 @@ def evaluate_critic(
     metrics = compare_models(models, test_images, params)
     gain = metrics["student"]["accuracy"] - metrics["student_without_critic"]["accuracy"]
     critic = {"gain": gain, "collapse": student.card.origin.get("critic_collapse")}
-    n_copies = len(copies_of_test_images(duplicates, TEACHER_TRAINING))
+    copies = copies_of_test_images(duplicates, TEACHER_TRAINING)
     return {
         **metrics,
         "critic": critic,
         "n_test": len(test_images),
-        "n_copies_of_test_images": n_copies,
+        "n_copies_of_test_images": len(copies),
     }
 
 
 def plot_critic(metrics: dict[str, Any], history: pd.DataFrame, teacher: Model) -> tuple[Any, Any]:
-    """Return the figure of the critic's training, and that of the accuracy of each class."""
+    """Return figures of the critic's training and of the accuracy per class."""
     from pu_kd_pipeline.reporting.class_figures import plot_per_class_accuracy
     from pu_kd_pipeline.reporting.training_figures import plot_critic_history
 
-    return (
-        plot_critic_history(history, metrics["critic"]["collapse"]),
-        plot_per_class_accuracy(metrics, list(teacher.card.classes)),
-    )
+    collapse = metrics["critic"]["collapse"]
+    class_names = list(teacher.card.classes)
+    return plot_critic_history(history, collapse), plot_per_class_accuracy(metrics, class_names)

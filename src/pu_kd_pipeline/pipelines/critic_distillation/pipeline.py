@@ -1,4 +1,4 @@
-"""The order of the pipeline `critic_distillation`."""
+"""The pipeline `critic_distillation`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pu_kd_pipeline.pipelines.critic_distillation import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: original images and the teacher in; two students, their metrics and figures out."""
-    learned_from = ["teacher_training_images", "teacher_model", "params:critic_distillation"]
+    """Return the stage: original images and teacher in; two students, metrics and figures out."""
+    inputs = ["teacher_training_images", "teacher_model", "params:critic_distillation"]
     return Pipeline(
         [
             Node(
                 nodes.distill_with_critic,
-                inputs=learned_from,
+                inputs=inputs,
                 outputs=["student_model", "distillation_history"],
                 name="distill_with_critic",
                 tags=["gpu"],
             ),
             Node(
                 nodes.distill_without_critic,
-                inputs=learned_from,
+                inputs=inputs,
                 outputs=["student_without_critic", "history_without_critic"],
                 name="distill_without_critic",
                 tags=["gpu"],

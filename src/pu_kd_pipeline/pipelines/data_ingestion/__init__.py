@@ -1,4 +1,4 @@
-"""The stage that turns image sources into image stores, decoding every image once."""
+"""Stage `data_ingestion`: image sources become image stores; every image is decoded once."""
 
 from pu_kd_pipeline.pipelines.data_ingestion.pipeline import create_pipeline
 

@@ -1,6 +1,7 @@
-"""What happens in the stage `data_ingestion`.
+"""Node functions of the stage `data_ingestion`.
 
-A node returns the plan of a store; saving the plan lists the sources and decodes what is not in the store yet.
+A node returns the plan of a store. Saving the plan lists the sources and decodes the images that
+are not in the store yet.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pu_kd_pipeline.params.teacher import TeacherParams
 
 
 def plan_labeled_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
-    """Return the plan of the handful of labeled images: the positives."""
+    """Return the plan of the few labeled images: the positives."""
     return plan_store("labeled", params.labeled, params, teacher)
 
 
@@ -34,7 +35,10 @@ def plan_test_images(params: DataIngestionParams, teacher: TeacherParams) -> Ing
 def plan_teacher_training_images(
     params: DataIngestionParams, teacher: TeacherParams
 ) -> IngestionPlan:
-    """Return the plan of the images that an experiment trains its teacher on; without sources, of an empty store."""
+    """Return the plan of the images that an experiment trains its teacher on.
+
+    A user who brings a teacher gives no sources; the store is then empty.
+    """
     return plan_store("teacher_training", params.teacher_training, params, teacher)
 
 
@@ -45,7 +49,7 @@ def search_duplicates(
     teacher_training_images: ImageStore,
     params: DataIngestionParams,
 ) -> pd.DataFrame:
-    """Return the images of a store that are copies of one of another store."""
+    """Return the images that are copies of an image in another store."""
     from pu_kd_pipeline.images.duplicates import find_duplicates
 
     stores = {
@@ -63,16 +67,18 @@ def report_ingestion(
     test_images: ImageStore,
     duplicates: pd.DataFrame,
 ) -> dict[str, Any]:
-    """Return what is in the stores, what was set aside and why, and how many images of one are copies of another's.
+    """Return what the stores contain, what was quarantined and why, and the numbers of duplicates.
 
     Raises:
-        InputError: labeled images and pool share ids, by which later stages tell images apart.
+        InputError: labeled images and pool share ids; later stages distinguish images by their ids.
     """
-    shared = set(labeled_images.index["id"]) & set(pool_images.index["id"])
+    labeled_ids = set(labeled_images.index["id"])
+    shared = labeled_ids & set(pool_images.index["id"])
     if shared:
         raise InputError(
-            f"data_ingestion: {len(shared):,} ids are in both labeled_images and pool_images, such as {min(shared)!r}. "
-            "Give the sources of one of them a `name`, which becomes the prefix of their ids"
+            f"data_ingestion: {len(shared):,} ids are in both labeled_images and pool_images, "
+            f"such as {min(shared)!r}. Give the sources of one of them a `name`, "
+            "which becomes the prefix of their ids"
         )
     stores = {
         "labeled_images": labeled_images,
@@ -103,4 +109,6 @@ def _summary(store: ImageStore) -> dict[str, Any]:
 
 
 def _counts(values: Any) -> dict[str, int]:
-    return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
+    counts = values.value_counts().sort_index()
+    # JSON knows neither NumPy's integers nor keys that are not text.
+    return {str(value): int(count) for value, count in counts.items()}

@@ -1,4 +1,4 @@
-"""The order of the stage `data_ingestion`."""
+"""The pipeline of the stage `data_ingestion`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from kedro.pipeline import Node, Pipeline
 from pu_kd_pipeline.pipelines.data_ingestion import nodes
 
 
-def create_pipeline(**kwargs: Any) -> Pipeline:
-    """Return the nodes that fill the four image stores, find what they share, and report on them."""
+def create_pipeline(**_: Any) -> Pipeline:
+    """Return the stage: sources in; four image stores, their duplicates and a report out."""
     parameters = ["params:data_ingestion", "params:teacher"]
     stores = {
         "labeled_images": nodes.plan_labeled_images,
@@ -18,12 +18,13 @@ def create_pipeline(**kwargs: Any) -> Pipeline:
         "test_images": nodes.plan_test_images,
         "teacher_training_images": nodes.plan_teacher_training_images,
     }
+    ingestion = [
+        Node(plan, inputs=parameters, outputs=store, name=f"ingest_{store}")
+        for store, plan in stores.items()
+    ]
     return Pipeline(
         [
-            *(
-                Node(plan, inputs=parameters, outputs=store, name=f"ingest_{store}")
-                for store, plan in stores.items()
-            ),
+            *ingestion,
             Node(
                 nodes.search_duplicates,
                 inputs=[*stores, "params:data_ingestion"],

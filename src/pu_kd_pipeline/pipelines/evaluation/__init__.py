@@ -1,4 +1,4 @@
-"""Stage `evaluation`: the one look at the test images."""
+"""Stage `evaluation`: the only use of the test images."""
 
 from pu_kd_pipeline.pipelines.evaluation.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""What the stage `evaluation` does."""
+"""Node functions of the stage `evaluation`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the metrics of teacher, student and random student, and of the selection.
 
-    `selection.gain` is the student's accuracy minus that of the student from as many random images.
+    `selection.gain` is the student's accuracy minus the random student's, which learns from as many
+    images.
     """
     from pu_kd_pipeline.evaluation import compare_models, describe_selection
 

@@ -1,4 +1,4 @@
-"""The order of the stage `evaluation`."""
+"""The pipeline of the stage `evaluation`."""
 
 from __future__ import annotations
 

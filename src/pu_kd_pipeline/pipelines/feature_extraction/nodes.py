@@ -1,4 +1,4 @@
-"""What the stage `feature_extraction` does."""
+"""Node functions of the stage `feature_extraction`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
 def extract_features(
     images: ImageStore, teacher: Model, params: FeatureExtractionParams
 ) -> dict[str, Callable[[], pa.Table]]:
-    """Return one maker a shard of the store: `id`, `descriptor` (D float16) and `logits` (K float32) of its images."""
+    """Return one function per shard that makes its table.
+
+    The columns are `id`, `descriptor` (D float16) and `logits` (K float32).
+    """
     from pu_kd_pipeline.features.extraction import feature_shards
 
     return feature_shards(images, teacher, params.compute)

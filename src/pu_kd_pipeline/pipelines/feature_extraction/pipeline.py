@@ -1,4 +1,4 @@
-"""The order of the stage `feature_extraction`."""
+"""The pipeline of the stage `feature_extraction`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All stages, from images to report."""
+"""Pipeline `full`: all stages, from images to report."""
 
 from pu_kd_pipeline.pipelines.full.pipeline import create_pipeline
 

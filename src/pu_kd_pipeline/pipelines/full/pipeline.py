@@ -1,6 +1,7 @@
-"""The pipeline `full`: every stage, joined by what they read and write.
+"""The pipeline `full`: every stage, connected by the datasets that they read and write.
 
-It is a package of its own because Kedro, asked for one pipeline by name, looks for a package of that name alone.
+It has its own package because Kedro, given the name of one pipeline, imports only the package of
+that name.
 """
 
 from __future__ import annotations

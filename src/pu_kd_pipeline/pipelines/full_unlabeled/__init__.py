@@ -1,4 +1,4 @@
-"""All stages of a student without any original image, from sources to metrics."""
+"""Pipeline `full_unlabeled`: all stages of a student without any original image."""
 
 from pu_kd_pipeline.pipelines.full_unlabeled.pipeline import create_pipeline
 

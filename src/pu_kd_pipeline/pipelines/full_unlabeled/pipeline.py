@@ -1,4 +1,4 @@
-"""The pipeline `full_unlabeled`: the stages of a student without any original image (S3), joined."""
+"""The pipeline `full_unlabeled`: all stages of a student without any original image (S3)."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ STAGES = (data_ingestion, teacher, relatedness, unlabeled_distillation)
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stages as one pipeline; there are no PU stages, for there are no positives."""
+    """Return the stages as one pipeline; without positives, there are no PU stages."""
     return sum((stage.create_pipeline() for stage in STAGES), start=Pipeline([]))

@@ -1,4 +1,4 @@
-"""Stage `pool_scoring`: every pool image gets its PU score."""
+"""Stage `pool_scoring`: a PU score for every pool image."""
 
 from pu_kd_pipeline.pipelines.pool_scoring.pipeline import create_pipeline
 

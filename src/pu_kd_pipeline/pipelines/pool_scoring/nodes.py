@@ -1,4 +1,4 @@
-"""What the stage `pool_scoring` does."""
+"""Node functions of the stage `pool_scoring`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def score_pool(
     classifier: PUClassifier,
     params: PoolScoringParams,
 ) -> dict[str, Callable[[], pa.Table]]:
-    """Return one maker a shard: `id`, `pu_score`, `teacher_class` and `teacher_confidence` of the clean views."""
+    """Return one function per shard that scores its images, without augmentation.
+
+    The columns are `id`, `pu_score`, `teacher_class` and `teacher_confidence`.
+    """
     from pu_kd_pipeline.features.scoring import score_shards
 
     return score_shards(pool_features, pool_images, classifier, params.compute)

@@ -1,4 +1,4 @@
-"""The order of the stage `pool_scoring`."""
+"""The pipeline of the stage `pool_scoring`."""
 
 from __future__ import annotations
 

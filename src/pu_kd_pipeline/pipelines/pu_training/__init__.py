@@ -1,4 +1,4 @@
-"""Stage `pu_training`: the class prior, and the classifier that tells related pool images from the rest."""
+"""Stage `pu_training`: the class prior, and the classifier that finds related pool images."""
 
 from pu_kd_pipeline.pipelines.pu_training.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""What the stage `pu_training` does."""
+"""Node functions of the stage `pu_training`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pu_kd_pipeline.storage.sharded_table import ShardedTable
 def find_class_prior(
     labeled_features: ShardedTable, pool_features: ShardedTable, params: PUTrainingParams
 ) -> dict[str, Any]:
-    """Return the class prior with its interval: the given one, or the estimate from cross-fitted scores."""
+    """Return the class prior with its interval: given, or estimated from cross-fitted scores."""
     from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
 
     if params.class_prior is not None:
@@ -32,9 +32,10 @@ def train_pu_classifier(
     class_prior: dict[str, Any],
     params: PUTrainingParams,
 ) -> tuple[PUClassifier, pd.DataFrame, pd.DataFrame]:
-    """Return the PU classifier, its history (one row an epoch), and the held-out ranks.
+    """Return the PU classifier, its history (one row per epoch), and the held-out ranks.
 
-    A rank is the share of the pool that a classifier trained without a labeled image scores at least as high as it.
+    The rank of a labeled image is the share of the pool that scores at least as high, by a
+    classifier that was trained without that image.
     """
     from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 

@@ -1,4 +1,4 @@
-"""The order of the stage `pu_training`."""
+"""The pipeline of the stage `pu_training`."""
 
 from __future__ import annotations
 

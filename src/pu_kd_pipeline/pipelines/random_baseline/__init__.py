@@ -1,4 +1,4 @@
-"""Stage `random_baseline`: the same student from as many random pool images, to say what selection is worth."""
+"""Stage `random_baseline`: the control, the same student from as many random pool images."""
 
 from pu_kd_pipeline.pipelines.random_baseline.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""What the stage `random_baseline` does."""
+"""Node functions of the stage `random_baseline`."""
 
 from __future__ import annotations
 

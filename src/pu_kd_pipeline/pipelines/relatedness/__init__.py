@@ -1,4 +1,4 @@
-"""Stage `relatedness`: how often each pool image is drawn where no original image is left. It is no part of `full`."""
+"""Stage `relatedness`: sampling weights of the pool without original images; not in `full`."""
 
 from pu_kd_pipeline.pipelines.relatedness.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""What the stage `relatedness` does."""
+"""Node functions of the stage `relatedness`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from pu_kd_pipeline.storage.sharded_table import ShardedTable
 def measure_relatedness(
     pool_images: ImageStore, teacher: Model, params: RelatednessParams
 ) -> dict[str, Callable[[], pa.Table]]:
-    """Return one maker a shard of the pool: `id`, the teacher's indicators, their calibrated sum, class, confidence."""
+    """Return one function per shard of the pool that makes its table.
+
+    The columns are `id`, the teacher's indicators, their calibrated sum, class and confidence.
+    """
     from pu_kd_pipeline.selection.relatedness import relatedness_shards
 
     return relatedness_shards(pool_images, teacher, params)
@@ -31,19 +34,18 @@ def choose_preferential(
     subset: SubsetParams,
     params: RelatednessParams,
 ) -> pd.DataFrame:
-    """Return the manifest of all pool images that are not excluded, with their probability of being drawn."""
+    """Return the manifest of all pool images that are not excluded, with sampling probabilities."""
     from pu_kd_pipeline.images.duplicates import excluded_images
     from pu_kd_pipeline.selection.relatedness import preferential_manifest
 
-    return preferential_manifest(
-        relatedness, pool_images, params, excluded_images(duplicates, subset)
-    )
+    excluded = excluded_images(duplicates, subset)
+    return preferential_manifest(relatedness, pool_images, params, excluded)
 
 
 def report_relatedness(
     relatedness: ShardedTable, pool_images: ImageStore, manifest: pd.DataFrame
 ) -> tuple[pd.DataFrame, Any]:
-    """Return how well each indicator ranks the pool by the hidden truth, and a figure of that and of the sampling."""
+    """Return the AUC of each indicator against the hidden truth, and a figure with the sampling."""
     from pu_kd_pipeline.reporting.relatedness_figure import plot_relatedness
     from pu_kd_pipeline.selection.relatedness import indicator_auc
 

@@ -1,4 +1,4 @@
-"""The order of the stage `relatedness`."""
+"""The pipeline of the stage `relatedness`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pu_kd_pipeline.pipelines.relatedness.nodes import (
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: pool images and the teacher in; relatedness, the manifest to draw from, table and plot out."""
+    """Return the stage: pool images and teacher in; relatedness, manifest, table and plot out."""
     return Pipeline(
         [
             Node(

@@ -1,4 +1,4 @@
-"""Stage `reporting`: figures, contact sheet and the page that says what the run found."""
+"""Stage `reporting`: the figures of a run, and the HTML page that reports it."""
 
 from pu_kd_pipeline.pipelines.reporting.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""What the stage `reporting` does."""
+"""The node of the stage `reporting`."""
 
 from __future__ import annotations
 
@@ -25,28 +25,25 @@ def report_run(
     parameters: dict[str, Any],
     params: ReportingParams,
 ) -> dict[str, Any]:
-    """Return the figures by catalog name, and under `report` the HTML page that shows them.
-
-    One node, because a saved picture cannot be loaded as a figure again: so each is drawn once.
-    """
-    from pu_kd_pipeline.reporting.class_figures import plot_class_weights, plot_per_class_accuracy
+    """Return the figures by catalog name, and under `report` the HTML page that shows them."""
+    from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, RunResults
     from pu_kd_pipeline.reporting.html import render_report
-    from pu_kd_pipeline.reporting.selection_figures import plot_contact_sheet, plot_score_histogram
-    from pu_kd_pipeline.reporting.training_figures import plot_distillation_history, plot_pu_history
 
-    scores, class_names = pool_scores.to_pandas(), class_weights["class_name"].tolist()
-    plots = {
-        "score_histogram": plot_score_histogram(scores, manifest, pool_images, class_prior),
-        "contact_sheet": plot_contact_sheet(
-            manifest, scores, pool_images, params.contact_sheet_images, class_names
-        ),
-        "per_class_accuracy_plot": plot_per_class_accuracy(metrics, class_names),
-        "distillation_curves": plot_distillation_history(
-            distillation_history, random_distillation_history
-        ),
-        "pu_curves": plot_pu_history(pu_history),
-        "class_weights_plot": plot_class_weights(class_weights),
-    }
+    results = RunResults(
+        metrics=metrics,
+        class_prior=class_prior,
+        pool_scores=pool_scores.to_pandas(),
+        manifest=manifest,
+        pool_images=pool_images,
+        pu_history=pu_history,
+        class_weights=class_weights,
+        distillation_history=distillation_history,
+        random_distillation_history=random_distillation_history,
+        contact_sheet_images=params.contact_sheet_images,
+    )
+    # One node for all: a saved PNG cannot be loaded as a figure again, so that a second node
+    # that renders the page would have to draw each figure a second time.
+    plots = {figure.name: figure.draw(results) for figure in REPORT_FIGURES}
     facts = {str(name): value for name, value in manifest.attrs.items()}
     page = render_report(
         params.title, metrics, ingestion_report, class_prior, facts, plots, parameters

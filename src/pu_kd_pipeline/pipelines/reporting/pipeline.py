@@ -1,4 +1,4 @@
-"""The order of the stage `reporting`."""
+"""The pipeline of the stage `reporting`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,12 @@ from typing import Any
 from kedro.pipeline import Node, Pipeline
 
 from pu_kd_pipeline.pipelines.reporting.nodes import report_run
-
-_OUTPUTS = (
-    "score_histogram",
-    "contact_sheet",
-    "per_class_accuracy_plot",
-    "distillation_curves",
-    "pu_curves",
-    "class_weights_plot",
-    "report",
-)
+from pu_kd_pipeline.reporting.figures import REPORT_FIGURES
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: everything a run has saved in, figures and the report out."""
+    """Return the stage: reads what a run has saved, writes the figures and the report."""
+    outputs = [*(figure.name for figure in REPORT_FIGURES), "report"]
     return Pipeline(
         [
             Node(
@@ -39,7 +31,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "parameters",
                     "params:reporting",
                 ],
-                outputs={name: name for name in _OUTPUTS},
+                outputs={name: name for name in outputs},
                 name="report_run",
             )
         ],

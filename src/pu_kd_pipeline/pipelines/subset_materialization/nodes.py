@@ -1,4 +1,4 @@
-"""What the stage `subset_materialization` does."""
+"""Node functions of the stage `subset_materialization`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def materialize_subset(
 ) -> pd.DataFrame:
     """Return the manifest: the labeled images and the pool images that the selection rule keeps.
 
-    Copies of test images are in neither, unless `exclude_test_duplicates` is off.
-    Features, teacher and the student's parameters are for the rule `disagreement`, which distills a proxy.
+    Copies of test images are excluded from both, unless `exclude_test_duplicates` is off. Only the
+    rule `disagreement` reads features, teacher and the student's parameters: it distills a proxy.
     """
     from pu_kd_pipeline.images.duplicates import excluded_images
     from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset

@@ -1,4 +1,4 @@
-"""The order of the stage `subset_materialization`."""
+"""The pipeline of the stage `subset_materialization`."""
 
 from __future__ import annotations
 

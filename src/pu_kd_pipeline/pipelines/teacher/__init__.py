@@ -1,4 +1,4 @@
-"""Stage `teacher`: bring a trained network, or train one where an experiment needs it."""
+"""Stage `teacher`: load a trained network, or train one where an experiment needs it."""
 
 from pu_kd_pipeline.pipelines.teacher.pipeline import create_pipeline
 

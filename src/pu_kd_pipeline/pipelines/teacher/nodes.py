@@ -1,4 +1,4 @@
-"""What the stage `teacher` does."""
+"""Node functions of the stage `teacher`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
 def prepare_teacher(
     images: ImageStore, teacher: TeacherParams, training: TeacherTrainingParams
 ) -> tuple[Model, pd.DataFrame]:
-    """Return the teacher and the history of its training, which is empty for a teacher that was brought."""
+    """Return the teacher and its training history, which is empty for a user's own weights."""
     from pu_kd_pipeline.models.factory import new_teacher
     from pu_kd_pipeline.training.teacher import train_classifier
 
     if teacher.weights is not None:
-        return new_teacher(teacher), pd.DataFrame(
-            {"update": pd.Series(dtype=float), "loss": pd.Series(dtype=float)}
-        )
+        # The columns that every history has, so that readers need no special case.
+        no_numbers = pd.Series(dtype=float)
+        return new_teacher(teacher), pd.DataFrame({"update": no_numbers, "loss": no_numbers})
     if not len(images):
         raise InputError(
-            "teacher: there are neither weights nor training images. Set teacher.weights (parameters_teacher.yml), "
+            "teacher: there are neither weights nor training images. "
+            "Set teacher.weights (parameters_teacher.yml), "
             "or give data_ingestion.teacher_training a source"
         )
     return train_classifier(teacher, images, training)

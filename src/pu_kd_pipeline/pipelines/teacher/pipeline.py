@@ -1,4 +1,4 @@
-"""The order of the stage `teacher`."""
+"""The pipeline of the stage `teacher`."""
 
 from __future__ import annotations
 

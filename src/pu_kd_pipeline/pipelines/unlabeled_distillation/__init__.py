@@ -1,4 +1,4 @@
-"""Stage `unlabeled_distillation`: a student from the whole pool, drawn by relatedness, without any original image."""
+"""Stage `unlabeled_distillation`: a student from the pool alone, drawn by relatedness."""
 
 from pu_kd_pipeline.pipelines.unlabeled_distillation.pipeline import create_pipeline
 

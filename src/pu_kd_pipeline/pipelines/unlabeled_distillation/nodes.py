@@ -1,4 +1,4 @@
-"""What the stage `unlabeled_distillation` does."""
+"""Node functions of the stage `unlabeled_distillation`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pu_kd_pipeline.params.evaluation import EvaluationParams
 def distill_preferential_student(
     manifest: pd.DataFrame, pool_images: ImageStore, teacher: Model, params: DistillationParams
 ) -> tuple[Model, pd.DataFrame]:
-    """Return the student of the manifest's draws and the history of its training."""
+    """Return the student trained on preferential samples of the pool, and its history."""
     from pu_kd_pipeline.training.distillation import distill_from_pool
 
     return distill_from_pool(manifest, pool_images, teacher, params, name="unlabeled_distillation")
@@ -24,11 +24,11 @@ def distill_preferential_student(
 def distill_uniform_student(
     manifest: pd.DataFrame, pool_images: ImageStore, teacher: Model, params: DistillationParams
 ) -> tuple[Model, pd.DataFrame]:
-    """Return the student of even draws, trained exactly as the other one, and its history."""
+    """Return the control, trained in exactly the same way on uniform samples, and its history."""
     from pu_kd_pipeline.training.distillation import distill_from_pool
 
-    evenly = manifest.assign(sampling_probability=1.0 / len(manifest))
-    return distill_from_pool(evenly, pool_images, teacher, params, name="uniform_baseline")
+    uniform = manifest.assign(sampling_probability=1.0 / len(manifest))
+    return distill_from_pool(uniform, pool_images, teacher, params, name="uniform_baseline")
 
 
 def evaluate_unlabeled(
@@ -39,9 +39,9 @@ def evaluate_unlabeled(
     manifest: pd.DataFrame,
     params: EvaluationParams,
 ) -> dict[str, Any]:
-    """Return the metrics of teacher, student and the student of even draws, and of the sampling.
+    """Return the metrics of teacher, student and uniform control, and of the sampling.
 
-    `selection.gain` is the student's accuracy minus that of the student of even draws.
+    `selection.gain` is the student's accuracy minus the control's.
     """
     from pu_kd_pipeline.evaluation import compare_models
 
@@ -63,11 +63,9 @@ def evaluate_unlabeled(
 def plot_unlabeled_students(
     metrics: dict[str, Any], history: pd.DataFrame, uniform_history: pd.DataFrame, teacher: Model
 ) -> tuple[Any, Any]:
-    """Return the figure of both students' training, and that of the accuracy of each class."""
+    """Return figures of both students' training and of the accuracy per class."""
     from pu_kd_pipeline.reporting.class_figures import plot_per_class_accuracy
     from pu_kd_pipeline.reporting.training_figures import plot_distillation_history
 
-    return (
-        plot_distillation_history(history, uniform_history),
-        plot_per_class_accuracy(metrics, list(teacher.card.classes)),
-    )
+    curves = plot_distillation_history(history, uniform_history)
+    return curves, plot_per_class_accuracy(metrics, list(teacher.card.classes))

@@ -1,4 +1,4 @@
-"""The order of the stage `unlabeled_distillation`."""
+"""The pipeline of the stage `unlabeled_distillation`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pu_kd_pipeline.pipelines.unlabeled_distillation import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: pool, teacher and the manifest of `relatedness` in; students, metrics and figures out."""
-    learned_from = [
+    """Return the stage: pool, teacher, preferential manifest in; students, metrics, figures out."""
+    inputs = [
         "preferential_manifest",
         "pool_images",
         "teacher_model",
@@ -21,14 +21,14 @@ def create_pipeline(**_: Any) -> Pipeline:
         [
             Node(
                 nodes.distill_preferential_student,
-                inputs=learned_from,
+                inputs=inputs,
                 outputs=["student_model", "distillation_history"],
                 name="distill_preferential_student",
                 tags=["gpu"],
             ),
             Node(
                 nodes.distill_uniform_student,
-                inputs=learned_from,
+                inputs=inputs,
                 outputs=["random_student_model", "random_distillation_history"],
                 name="distill_uniform_student",
                 tags=["gpu"],

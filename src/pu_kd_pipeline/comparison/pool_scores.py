@@ -1,0 +1,119 @@
+"""The scores of the pool that the cells of a comparison select by, computed once per draw."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from pu_kd_pipeline.comparison.grid import Cell
+from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.features.scoring import score_shards
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable, TableInMemory, as_array
+from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
+from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
+
+
+@dataclass(frozen=True)
+class ScoredPool:
+    """What is known of the pool before a rule selects."""
+
+    scores: TableInMemory
+    class_prior: dict[str, Any]
+    held_out_ranks: pd.DataFrame
+    seconds: float | None
+    """How long prior, classifier and scores took; None without a PU classifier."""
+
+
+class PoolScorer:
+    """Scores the pool for cells, and remembers the scores of the current labeled images.
+
+    Cells come seed by seed and number by number, so that scores of earlier draws are not needed
+    again; keeping them would fill the memory.
+    """
+
+    def __init__(self, inputs: ComparisonInputs) -> None:
+        self._inputs = inputs
+        self._draw: tuple[int, int] | None = None  # labeled images per class, and seed
+        self._scored: dict[str, ScoredPool] = {}
+
+    def scored_pool(self, cell: Cell) -> ScoredPool:
+        """Return the PU classifier's scores, or the teacher's confidence for a rule without one."""
+        assert cell.labeled_per_class is not None
+        draw = (cell.labeled_per_class, cell.seed)
+        if draw != self._draw:
+            self._draw = draw
+            self._scored = {}
+        if not cell.needs_pu:
+            return self._by_confidence
+        key = cell.blocks.pu_training.model_dump_json()
+        if key not in self._scored:
+            self._scored[key] = self._by_classifier(cell)
+        return self._scored[key]
+
+    @cached_property
+    def _by_confidence(self) -> ScoredPool:
+        tables = []
+        for table in self._inputs.pool_features.shards(["id", "logits"]):
+            # A copy: torch does not take the read-only memory of the table.
+            logits = torch.from_numpy(as_array(table["logits"]).copy())
+            confidence, classes = logits.softmax(dim=1).max(dim=1)
+            columns = {
+                "id": table["id"],
+                # Rules that read no PU score get a finite column: the schema has one.
+                "pu_score": confidence.numpy(),
+                "teacher_class": classes.int().numpy(),
+                "teacher_confidence": confidence.numpy(),
+            }
+            tables.append(pa.table(columns))
+        return ScoredPool(
+            scores=TableInMemory.of("confidence", tables),
+            class_prior=dict.fromkeys(("value", "lower", "upper", "method")),
+            held_out_ranks=pd.DataFrame({"rank": []}),
+            seconds=None,
+        )
+
+    def _by_classifier(self, cell: Cell) -> ScoredPool:
+        started = time.perf_counter()
+        teacher = self._inputs.teacher
+        pool_images = self._inputs.pool_images
+        pool_features = self._inputs.pool_features
+        params = cell.blocks.pu_training
+        labeled_images = self._inputs.labeled_images_of(cell)
+        labeled_features = self._features_of(labeled_images)
+        prior = self._class_prior(labeled_features, params)
+        value = prior["value"]
+        if params.backbone == "frozen":
+            trained = train_head(labeled_features, pool_features, teacher, value, params)
+        else:
+            trained = train_end_to_end(labeled_images, pool_images, teacher, value, params)
+        classifier, _, ranks = trained
+        makers = score_shards(pool_features, pool_images, classifier, params.compute)
+        tables = [make() for make in makers.values()]
+        return ScoredPool(
+            scores=TableInMemory.of(classifier.fingerprint(), tables),
+            class_prior=prior,
+            held_out_ranks=ranks,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _class_prior(self, labeled: ShardedTable, params: PUTrainingParams) -> dict[str, Any]:
+        pool = self._inputs.pool_features
+        if params.class_prior is not None:
+            return given_prior(params.class_prior, labeled, pool)
+        return estimate_prior(labeled, pool, params)
+
+    def _features_of(self, images: ImageStore) -> TableInMemory:
+        ids = pa.array(images.index["id"], pa.string())
+        tables = []
+        for table in self._inputs.labeled_features.shards():
+            is_drawn = pa.compute.is_in(table["id"], ids)
+            tables.append(table.filter(is_drawn))
+        return TableInMemory.of(images.fingerprint, tables)

@@ -1,0 +1,30 @@
+"""Keys and values in the form that MLflow accepts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pu_kd_pipeline.params.flatten import flatten
+
+MAX_KEY_LENGTH = 250
+MAX_VALUE_LENGTH = 500
+
+
+def mlflow_key(text: str) -> str:
+    """Return `text` with only the characters that MLflow allows in a key."""
+    allowed = re.sub(r"[^\w\-. :/]", "_", text)
+    return allowed[:MAX_KEY_LENGTH]
+
+
+def mlflow_parameters(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, shortened text of the value) of nested parameters."""
+    for key, value in flatten(parameters):
+        yield mlflow_key(key), _shortened(str(value))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_VALUE_LENGTH:
+        return text
+    return text[:MAX_VALUE_LENGTH] + " …"

@@ -1,0 +1,71 @@
+"""The images, teacher and features that the tests of comparisons share."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from pu_kd_pipeline.comparison.grid import Blocks
+from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.features.extraction import feature_shards
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.plan import IngestionPlan
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.learning.loop import seeded
+from pu_kd_pipeline.models.factory import new_teacher
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.teacher import TeacherParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from tests.comparison.builders import BASE, block_of, results_of
+
+
+@pytest.fixture(scope="session")
+def blocks() -> Blocks:
+    return BASE
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> ComparisonInputs:
+    """The demo's images, and a teacher that was not trained: comparing needs no good one."""
+    folder = tmp_path_factory.mktemp("inputs")
+    ingestion = DataIngestionParams(**block_of("data_ingestion"))
+    teacher_params = TeacherParams(**block_of("teacher", architecture_options={"width": 8}))
+    with seeded(0):
+        teacher = new_teacher(teacher_params)
+    compute = DistillationParams(**block_of("distillation")).compute
+
+    def store_of(part: str) -> ImageStore:
+        sources = getattr(ingestion, part)
+        plan = IngestionPlan(part, sources, 8, 1, teacher.card.classes, ingestion.store, 0)
+        return write_store(plan, folder / part)
+
+    labeled_images = store_of("labeled")
+    pool_images = store_of("pool")
+    labeled_makers = feature_shards(labeled_images, teacher, compute)
+    pool_makers = feature_shards(pool_images, teacher, compute)
+    return ComparisonInputs(
+        teacher=teacher,
+        labeled_images=labeled_images,
+        pool_images=pool_images,
+        test_images=store_of("test"),
+        teacher_training_images=store_of("teacher_training"),
+        labeled_features=ShardedTable.write(folder / "labeled_features", labeled_makers),
+        pool_features=ShardedTable.write(folder / "pool_features", pool_makers),
+    )
+
+
+@pytest.fixture
+def results() -> pd.DataFrame:
+    """Two seeds of three variants; the second seed of `random` with 5 images is missing."""
+    return results_of(
+        variant=["original"] * 2 + ["pu"] * 4 + ["random"] * 3,
+        method=["original"] * 2 + ["selection"] * 7,
+        rule=[None] * 2 + ["nnpu"] * 4 + ["random"] * 3,
+        labeled_per_class=[None] * 2 + [1, 1, 5, 5] + [1, 1, 5],
+        seed=[0, 1, 0, 1, 0, 1, 0, 1, 0],
+        accuracy=[0.985, 0.985, 0.90, 0.92, 0.96, 0.96, 0.93, 0.95, 0.95],
+        is_reference=[True] * 2 + [False] * 7,
+        n_selected=[0] * 2 + [700] * 7,
+        auc=[None] * 2 + [0.9] * 4 + [None] * 3,
+    )

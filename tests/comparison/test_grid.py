@@ -1,0 +1,185 @@
+"""The grid of a comparison: its cells, their parameter blocks, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from pu_kd_pipeline.comparison.grid import cells_of
+from pu_kd_pipeline.comparison.starts import STARTS, check_starts
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.params.comparison import METHODS
+from tests.comparison.builders import grid
+
+
+def test_a_grid_is_every_combination_seed_by_seed(blocks):
+    variants = {
+        "pu": {"rule": "nnpu"},
+        "original": {"method": "original"},
+        "few": {"rule": "all", "labeled_per_class": [4]},
+    }
+    cells = cells_of(grid(objectives=["kd", "robust_kd"], variants=variants), blocks)
+    n_per_seed = len(cells) // 2
+    assert [str(cell) for cell in cells[:n_per_seed]] == [
+        "pu, kd, 2 per class, seed 0",
+        "pu, robust_kd, 2 per class, seed 0",
+        "original, kd, seed 0",
+        "pu, kd, 4 per class, seed 0",
+        "pu, robust_kd, 4 per class, seed 0",
+        "few, kd, 4 per class, seed 0",
+        "few, robust_kd, 4 per class, seed 0",
+    ]
+    assert {cell.seed for cell in cells[n_per_seed:]} == {1}
+    for cell in cells:
+        assert cell.blocks.distillation.objective == cell.objective
+        assert cell.blocks.pu_training.seed == cell.seed
+        assert cell.blocks.class_weighting.seed == cell.seed
+
+
+def test_overrides_merge_key_by_key_and_those_of_the_variant_win(blocks):
+    every_variant = {"pu_training": {"epochs": 7, "optimizer": {"learning_rate": 0.5}}}
+    variants = {
+        "one": {
+            "rule": "nnpu",
+            "budget": 9,
+            "features": "descriptor",
+            "pu_training": {"optimizer": {"momentum": 0.1}},
+        },
+        "two": {"rule": "nnpu", "pu_training": {"epochs": 3}},
+        "labeled": {"method": "labeled_only"},
+    }
+    params = grid(labeled_per_class=[2], seeds=[3], every_variant=every_variant, variants=variants)
+    one, two, labeled = [cell.blocks for cell in cells_of(params, blocks)]
+    assert one.pu_training.epochs == 7
+    assert two.pu_training.epochs == 3
+    assert one.pu_training.optimizer.learning_rate == 0.5
+    assert two.pu_training.optimizer.learning_rate == 0.5
+    assert one.pu_training.optimizer.momentum == 0.1
+    assert two.pu_training.optimizer.momentum == 0.9
+    assert one.pu_training.features == "descriptor"
+    assert one.subset_materialization.budget == 9
+    assert labeled.distillation.held_out_share == 0.0
+    assert labeled.distillation.objective == "kd"
+
+
+@pytest.mark.parametrize(
+    ("variants", "sentences"),
+    [
+        (
+            {"a": {"rule": "randm"}},
+            ["comparison.variants.a.subset_materialization.rule", "'randm'"],
+        ),
+        ({"a": {"rule": "random"}}, ["rule 'random' needs a budget"]),
+        (
+            {"a": {"rule": "all", "distillation": {"n_updates": 5}}},
+            ["n_updates: every student", "the same"],
+        ),
+        (
+            {"a": {"rule": "all", "pu_training": {"epoch": 5}}},
+            ["pu_training.epoch`", "did you mean `epochs`?"],
+        ),
+        ({"a": {"rule": "all", "objectives": ["kdd"]}}, ["distillation.objective", "'kdd'"]),
+    ],
+)
+def test_a_variant_that_no_block_takes_is_refused_by_key(blocks, variants, sentences):
+    with pytest.raises(InputError) as caught:
+        cells_of(grid(variants=variants), blocks)
+    for sentence in sentences:
+        assert sentence in str(caught.value)
+
+
+# A point of a sweep that no grid of these tests has, unless they add it.
+POINT = {"name": "size", "line": "random", "at": 10}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"a": {}}}, "method 'selection' needs a rule"),
+        ({"variants": {"a": {"method": "fskd", "rule": "all"}}}, "selects nothing: remove rule"),
+        (
+            {"variants": {"a": {"method": "fskd", "objectives": ["robust_kd"]}}},
+            "with the objective kd alone",
+        ),
+        (
+            {"variants": {"a": {"rule": "random", "budget": "b"}}},
+            "budget 'b' is not the name of a variant",
+        ),
+        ({"variants": {"a": None}}, "variants must name at least one"),
+        ({"seeds": [1, 1]}, "seeds must not repeat"),
+        (
+            {"variants": {"a": {"rule": "all", "labeled_per_class": [3]}}},
+            r"labeled_per_class \[3\] is not among",
+        ),
+        (
+            {"sweeps": {"size": "n"}, "variants": {"a": {"rule": "all", "sweep": POINT}}},
+            "has one number of labeled images",
+        ),
+        (
+            {"variants": {"a": {"rule": "all", "labeled_per_class": [2], "sweep": POINT}}},
+            "'size' is not a key of",
+        ),
+        (
+            {"curves": {"n_images": 9, "panels": {"One": ["pu", "pi"]}}},
+            "variants are pu, random",
+        ),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        grid(**changes)
+
+
+def test_a_variant_cannot_have_its_own_exclusion(blocks):
+    variants = {"a": {"rule": "all", "subset_materialization": {"exclude_test_duplicates": False}}}
+    expected = "exclude_test_duplicates: every student of a comparison has the same; set sub"
+    with pytest.raises(InputError, match=expected):
+        cells_of(grid(variants=variants), blocks)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_pu_classifier_is_trained_where_the_rule_reads_its_scores(blocks, name):
+    cells = cells_of(grid(variants={"one": {"rule": name, "budget": 5}}), blocks)
+    for cell in cells:
+        assert cell.needs_pu == RULES[name].reads_pu_score
+        assert ("pu_training" in cell.identity()) == RULES[name].reads_pu_score
+        assert cell.is_reference == RULES[name].uses_truth
+
+
+def test_a_rule_that_is_added_needs_no_pu_classifier_where_it_reads_no_pu_score(
+    blocks, monkeypatch
+):
+    monkeypatch.setitem(RULES, "added", RULES["random"])
+    cells = cells_of(grid(variants={"one": {"rule": "added", "budget": 5}}), blocks)
+    assert [cell.needs_pu for cell in cells] == [False] * 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_of_the_grid_follows_its_record(blocks, name):
+    method = METHODS[name]
+    variant = {"method": name}
+    if method.selects:
+        variant["rule"] = "all"
+    cells = cells_of(grid(variants={"one": variant}), blocks)
+    counts = {cell.labeled_per_class for cell in cells}
+    assert counts == ({2, 4} if method.labeled_images == "drawn" else {None})
+    for cell in cells:
+        assert cell.is_reference == method.is_reference
+        assert (cell.rule is not None) == method.selects
+        assert ("relatedness" in cell.identity()) == method.samples_by_relatedness
+        if not method.has_held_out_images:
+            # Without held-out images no update is better than the last.
+            assert cell.blocks.distillation.keep == "last"
+
+
+def test_an_unknown_method_is_refused_with_all_names():
+    with pytest.raises(ValueError, match=r"'selection', .* or 'fskd'"):
+        grid(variants={"a": {"method": "fitnets"}})
+
+
+def test_a_method_without_its_start_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(METHODS, "added", METHODS["fskd"])
+    with pytest.raises(RuntimeError, match="STARTS lacks the methods added"):
+        check_starts(set(STARTS))
+    with pytest.raises(RuntimeError, match="STARTS has entries for other"):
+        check_starts({*STARTS, "added", "other"})

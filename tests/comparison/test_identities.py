@@ -1,0 +1,128 @@
+"""What decides a cell's result, and with it the name of its file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pu_kd_pipeline.comparison.cells import comparison_shards
+from pu_kd_pipeline.comparison.grid import Blocks, cells_of
+from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.params.comparison import ComparisonParams
+from pu_kd_pipeline.params.distillation import OPTION_BLOCKS
+from tests.comparison.builders import grid
+
+
+def names_of(
+    inputs: ComparisonInputs, blocks: Blocks, params: ComparisonParams, **changes: dict[str, Any]
+) -> list[str]:
+    """Return the names of the cells' files, with changes of the parameter blocks."""
+    for name, values in changes.items():
+        changed = getattr(blocks, name).model_copy(update=values)
+        blocks = replace(blocks, **{name: changed})
+    return list(comparison_shards(inputs, blocks, params))
+
+
+def test_names_change_with_the_parameters_that_decide_a_result(inputs, blocks):
+    params = grid(seeds=[0])
+    before = names_of(inputs, blocks, params)
+    warmer = names_of(inputs, blocks, params, distillation={"temperature": 2.0})
+    assert set(warmer).isdisjoint(before)
+    longer = names_of(inputs, blocks, params, pu_training={"epochs": 3})
+    # `random` is as large as the selection of `pu`, which follows from the PU training.
+    assert set(longer[:2]).isdisjoint(before)
+
+
+def test_names_are_the_same_where_the_result_is(inputs, blocks):
+    before = names_of(inputs, blocks, grid(seeds=[0]))
+    device = {"n_threads": 2, "inference_batch_size": 7}
+    compute = blocks.distillation.compute.model_copy(update=device)
+    renamed = grid(seeds=[0], title="renamed")
+    assert names_of(inputs, blocks, renamed, distillation={"compute": compute}) == before
+    assert names_of(inputs, blocks, grid(seeds=[1, 0]))[4:] == before
+
+
+def test_names_of_a_random_draw_do_not_follow_the_pu_training(inputs, blocks):
+    variants = {"pu": {"rule": "nnpu"}, "random": {"rule": "random", "budget": 20}}
+    params = grid(seeds=[0], variants=variants)
+    before = names_of(inputs, blocks, params)
+    after = names_of(inputs, blocks, params, pu_training={"epochs": 3})
+    is_same = [name in before for name in after]
+    # Two variants for each of two numbers of labeled images.
+    assert is_same == [False, True, False, True]
+
+
+# A change of each block that only some objectives read.
+CHANGES_OF_OBJECTIVES: dict[str, dict[str, Any]] = {
+    "noise_matrix": {"diagonal": 0.8},
+    "latent": {"shared_head": True},
+    "attention": {"n_taps": 2},
+    "critic": {"mode": "gan"},
+}
+
+
+def identity_of(blocks: Blocks, objective: str, **changes: Any) -> dict[str, Any]:
+    """Return the identity of a cell of an objective, with changes of the block `distillation`."""
+    changed = replace(blocks, distillation=blocks.distillation.model_copy(update=changes))
+    one = {
+        "objectives": [objective],
+        "seeds": [0],
+        "labeled_per_class": [2],
+        "variants": {"pu": {"rule": "nnpu"}},
+    }
+    [cell] = cells_of(grid(**one), changed)
+    return cell.identity()
+
+
+@pytest.mark.parametrize("objective", OPTION_BLOCKS)
+@pytest.mark.parametrize("name", CHANGES_OF_OBJECTIVES)
+def test_an_identity_holds_what_its_objective_uses_and_nothing_of_the_others(
+    blocks, objective, name
+):
+    block = getattr(blocks.distillation, name)
+    changed = block.model_copy(update=CHANGES_OF_OBJECTIVES[name])
+    assert block != changed
+    before = identity_of(blocks, objective)
+    after = identity_of(blocks, objective, **{name: changed})
+    is_used = name in OPTION_BLOCKS[objective]
+    assert (after != before) == is_used
+    assert (name in before["distillation"]) == is_used
+
+
+@pytest.mark.parametrize("objective", ["kd", "robust_kd"])
+def test_cells_computed_before_later_objectives_existed_are_found_again(blocks, objective):
+    """Their files are named after an identity that holds these keys and no others."""
+    without = dict.fromkeys(CHANGES_OF_OBJECTIVES)
+    identity = identity_of(blocks, objective)
+    assert identity == identity_of(blocks, objective, **without)
+    assert set(identity["distillation"]) == {
+        "seed",
+        "student_architecture",
+        "student_options",
+        "objective",
+        "temperature",
+        "n_updates",
+        "record_every",
+        "batch_size",
+        "held_out_share",
+        "teacher_cache",
+        "cached_views",
+        "keep",
+        "optimizer",
+        "augmentation",
+    }
+    weights = {"class_weighting"} if objective == "robust_kd" else set()
+    assert set(identity) - weights == {
+        "variant",
+        "method",
+        "labeled_per_class",
+        "seed",
+        "precision",
+        "like",
+        "distillation",
+        "pu_training",
+        "subset_materialization",
+    }
+    assert weights <= set(identity)

@@ -1,0 +1,55 @@
+"""What the cells of a comparison share: draws of labeled images, monitored images, tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pu_kd_pipeline.comparison.inputs import labeled_rows
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.subset import ImageSubset
+from pu_kd_pipeline.storage.sharded_table import TableInMemory
+
+
+def test_draws_of_a_seed_nest_and_seeds_differ(inputs):
+    store = inputs.labeled_images
+    few = labeled_rows(store, 2, seed=0)
+    more = labeled_rows(store, 5, seed=0)
+    other = labeled_rows(store, 2, seed=1)
+    labels = store.index["label"].to_numpy(dtype=int)
+    assert np.bincount(labels[few]).tolist() == [2] * 10
+    assert set(few) <= set(more)
+    assert set(few) != set(other)
+    assert (np.diff(few) > 0).all()
+
+
+def test_a_subset_of_a_store_reads_like_a_store(inputs):
+    store = inputs.labeled_images
+    rows = labeled_rows(store, 2, 0)
+    subset = ImageSubset.of(store, rows)
+    assert isinstance(subset, ImageStore)
+    assert len(subset) == 20
+    assert subset.index["id"].tolist() == store.index["id"].iloc[rows].tolist()
+    np.testing.assert_array_equal(subset.read(np.array([3, 0])), store.read(rows[[3, 0]]))
+    assert subset.image_shape == store.image_shape
+    assert subset.fingerprint != ImageSubset.of(store, rows[1:]).fingerprint
+
+
+def test_a_table_in_memory_reads_like_one_on_disk(inputs):
+    features = inputs.pool_features
+    table = TableInMemory.of("copy", list(features.shards()))
+    assert len(table) == len(features)
+    assert table.facts == features.facts
+    assert table.to_pandas()["id"].tolist() == features.arrays("id").tolist()
+    np.testing.assert_array_equal(table.arrays("logits"), features.arrays("logits"))
+
+
+def test_images_of_the_pool_and_without_a_label_are_not_monitored(inputs):
+    # With the pool made of them, none of the teacher's training images is left to monitor.
+    both = replace(inputs, pool_images=inputs.teacher_training_images)
+    expected = "and 0 of the teacher's training images have a label and are not in the pool"
+    with pytest.raises(InputError, match=expected):
+        both.watching(1)

@@ -1,0 +1,36 @@
+"""Labels that a source excludes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.labels import with_teacher_labels
+from pu_kd_pipeline.params.data_ingestion import ImageSource
+
+
+def kept_rows(*excluded: int | str, **options: Any) -> list[int]:
+    """Return which of four images are kept when labels are excluded."""
+    listing = pd.DataFrame(
+        {
+            "label": pd.array([0, 1, 2, None], dtype="Int64"),
+            "label_name": pd.Series(["zero", "one", None, "three"], dtype="str"),
+        }
+    )
+    source = ImageSource(type="folder", path="x", exclude_labels=excluded, **options)
+    classes = ("zero", "one", "two")
+    return with_teacher_labels(listing, source, classes, "pool[0]").index.tolist()
+
+
+def test_labels_can_be_excluded_by_number_or_name():
+    assert kept_rows(1, "three") == [0, 2]
+    assert kept_rows("2", labels="truth") == [0, 1, 3]
+
+
+def test_excluded_labels_that_no_image_has_are_refused():
+    expected = r"pool\[0\]: no image has the labels 7, four of exclude_labels; found: zero"
+    with pytest.raises(InputError, match=expected):
+        kept_rows(7, "four")

@@ -1,0 +1,61 @@
+"""Pools, options and proxies for the tests of selection rules and criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pu_kd_pipeline.learning.class_prior.estimators import share_at_least
+from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA, SelectionOptions
+
+# Each rule once, and those that use a criterion once per criterion.
+CASES: list[tuple[str, str]] = []
+for name, record in RULES.items():
+    for criterion in CRITERIA if record.uses_criterion else ["sign"]:
+        CASES.append((name, criterion))
+
+
+def select(rule: str, pool: PoolScores, options: SelectionOptions) -> Selection:
+    return RULES[rule].select(pool, options)
+
+
+def make_pool(
+    pu_score: list[float] | np.ndarray, relevant: np.ndarray | None = None, seed: int = 0
+) -> PoolScores:
+    n = len(pu_score)
+    rng = np.random.default_rng(seed)
+    return PoolScores(
+        pu_score=np.asarray(pu_score, dtype=np.float32),
+        teacher_class=rng.integers(10, size=n),
+        teacher_confidence=rng.random(n, dtype=np.float32),
+        relevant=relevant,
+    )
+
+
+def make_options(
+    criterion: str = "sign", budget: int | None = None, seed: int = 0, **others: object
+) -> SelectionOptions:
+    given: dict[str, object] = {
+        "class_prior": 0.5,
+        "target_precision": 0.4,
+        "held_out_ranks": np.linspace(0, 0.6, 20),
+        "rng": np.random.default_rng(seed),
+    }
+    return SelectionOptions(criterion=criterion, budget=budget, **{**given, **others})  # type: ignore[arg-type]
+
+
+def simulated(
+    class_prior: float = 0.2, n: int = 20_000, seed: int = 0
+) -> tuple[PoolScores, np.ndarray]:
+    """A pool of N(2, 1) positives among N(0, 1), and the ranks of 2,000 held-out positives."""
+    rng = np.random.default_rng(seed)
+    relevant = rng.random(n) < class_prior
+    scores = (rng.normal(size=n) + 2.0 * relevant).astype(np.float32)
+    return make_pool(scores, relevant), share_at_least(rng.normal(2, 1, 2_000), scores)
+
+
+def flat(n: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A proxy that diverges from the teacher by the same everywhere."""
+    return lambda _: np.ones(n, dtype=np.float32)

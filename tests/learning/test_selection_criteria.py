@@ -1,0 +1,189 @@
+"""Criteria of the rule `nnpu`: properties over random pools, and a simulated mixture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
+from tests.learning.selection_pools import make_options, make_pool, select, simulated
+
+# The highest score is positive, so that every criterion passes something.
+pool_scores = st.lists(st.integers(-8, 8), min_size=1, max_size=40).map(lambda values: [*values, 9])
+
+
+def budget_for(criterion: str, budget: int) -> int | None:
+    """Return the budget where it is the cut; with the other criteria it would be a random draw."""
+    if CRITERIA[criterion].needs_budget:
+        return budget
+    return None
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@settings(deadline=None, max_examples=25)
+@given(scores=pool_scores)
+def test_nnpu_keeps_the_best_first_and_everything_above_its_threshold(
+    criterion: str, scores: list[float]
+) -> None:
+    pool = make_pool(scores)
+    selection = select("nnpu", pool, make_options(criterion, budget_for(criterion, 7)))
+    kept = pool.pu_score[selection.rows]
+    assert (np.diff(kept) <= 0).all()
+    assert kept.min() >= selection.threshold
+    left_out = np.setdiff1d(np.arange(len(pool)), selection.rows)
+    if len(left_out):
+        assert pool.pu_score[left_out].max() <= kept.min()
+    # Ties keep the order of the rows.
+    is_tie = np.diff(kept) == 0
+    assert (np.diff(selection.rows)[is_tie] > 0).all()
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000), n=st.integers(5, 50))
+def test_permuting_the_pool_permutes_the_selection(criterion: str, seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.permutation(n) - 2.5
+    order = rng.permutation(n)
+    options = make_options(criterion, budget_for(criterion, 3))
+    expected = select("nnpu", make_pool(scores), options)
+    actual = select("nnpu", make_pool(scores[order]), options)
+    np.testing.assert_array_equal(order[actual.rows], expected.rows)
+    assert actual.threshold == expected.threshold
+
+
+def test_sign_keeps_what_scores_above_zero() -> None:
+    selection = select("nnpu", make_pool([0.5, -1, 0, 2, 0.1]), make_options("sign"))
+    assert selection.rows.tolist() == [3, 0, 4]
+    assert selection.threshold == 0
+
+
+def test_quantile_keeps_the_rounded_share_and_breaks_ties_by_row() -> None:
+    selection = select(
+        "nnpu", make_pool([1, 3, 1, 1, 0]), make_options("quantile", class_prior=0.55)
+    )
+    assert selection.rows.tolist() == [1, 0, 2]
+    assert selection.threshold == 1
+
+
+@settings(deadline=None, max_examples=25)
+@given(scores=pool_scores, low=st.floats(0.1, 1), high=st.floats(0.1, 1))
+def test_a_larger_prior_only_adds_images(scores: list[float], low: float, high: float) -> None:
+    pool = make_pool(scores)
+    # At least one image: a smaller prior is refused.
+    low, high = sorted(max(prior, 1 / len(pool)) for prior in (low, high))
+    fewer = select("nnpu", pool, make_options("quantile", class_prior=low))
+    more = select("nnpu", pool, make_options("quantile", class_prior=high))
+    assert set(fewer.rows) <= set(more.rows)
+    assert fewer.threshold >= more.threshold
+
+
+@settings(deadline=None, max_examples=25)
+@given(scores=pool_scores, low=st.floats(0.1, 1), high=st.floats(0.1, 1))
+def test_a_lower_target_only_adds_images(scores: list[float], low: float, high: float) -> None:
+    pool = make_pool(scores)
+    low, high = sorted((low, high))
+    # With ranks of zero and a prior of one the best images reach every target.
+    known = make_options("precision", class_prior=1.0, held_out_ranks=np.zeros(5))
+    fewer = select("nnpu", pool, replace(known, target_precision=high))
+    more = select("nnpu", pool, replace(known, target_precision=low))
+    assert set(fewer.rows) <= set(more.rows)
+    assert fewer.threshold >= more.threshold
+
+
+def slow_search(
+    scores: np.ndarray, ranks: np.ndarray, class_prior: float, target: float
+) -> tuple[float, float, float]:
+    """Return share, threshold and precision of the largest top share that reaches the target."""
+    best = (0.0, np.inf, 0.0)
+    for threshold in scores:
+        share = (scores >= threshold).mean()
+        # A billionth of slack: the ranks and the share are rounded independently.
+        q_positive = (ranks <= share + 1e-9).mean()
+        precision = min(1.0, class_prior * q_positive / share)
+        if precision >= target and share > best[0]:
+            best = (share, threshold, precision)
+    return best
+
+
+@pytest.mark.parametrize("target", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("n_decimals", [0, 8])
+def test_precision_criterion_equals_the_slow_search_and_never_splits_ties(
+    n_decimals: int, target: float
+) -> None:
+    pool, ranks = simulated(n=300)
+    pool = replace(pool, pu_score=pool.pu_score.round(n_decimals))
+    options = make_options(
+        "precision", class_prior=0.2, target_precision=target, held_out_ranks=ranks
+    )
+    selection = select("nnpu", pool, options)
+    share, threshold, precision = slow_search(pool.pu_score, ranks, 0.2, target)
+    assert len(selection.rows) == round(share * 300)
+    assert selection.threshold == threshold
+    assert selection.estimated_precision == pytest.approx(precision)
+
+
+@pytest.mark.parametrize("target", [0.6, 0.8, 0.9])
+def test_precision_criterion_reaches_its_target_on_a_simulated_mixture(target: float) -> None:
+    pool, ranks = simulated()
+    options = make_options(
+        "precision", class_prior=0.2, target_precision=target, held_out_ranks=ranks
+    )
+    selection = select("nnpu", pool, options)
+    assert pool.relevant is not None
+    is_hit = pool.relevant[selection.rows]
+    assert is_hit.mean() == pytest.approx(target, abs=0.04)
+    assert selection.estimated_precision == pytest.approx(target, abs=0.005)
+    recall = is_hit.sum() / pool.relevant.sum()
+    assert recall > 0.25
+
+
+@pytest.mark.parametrize("criterion", ["sign", "quantile", "budget"])
+def test_estimated_precision_is_close_to_the_truth_for_every_criterion(criterion: str) -> None:
+    pool, ranks = simulated()
+    budget = budget_for(criterion, 2_000)
+    options = make_options(criterion, budget, class_prior=0.2, held_out_ranks=ranks)
+    selection = select("nnpu", pool, options)
+    assert pool.relevant is not None
+    truth = pool.relevant[selection.rows].mean()
+    assert selection.estimated_precision == pytest.approx(truth, abs=0.04)
+    without_ranks = select("nnpu", pool, replace(options, held_out_ranks=None))
+    assert without_ranks.estimated_precision is None
+
+
+@pytest.mark.parametrize("criterion", ["sign", "quantile", "precision"])
+def test_a_budget_draws_evenly_from_what_passes_instead_of_taking_the_top(criterion: str) -> None:
+    pool, ranks = simulated()
+    options = make_options(criterion, class_prior=0.2, held_out_ranks=ranks)
+    passing = select("nnpu", pool, options)
+    drawn = select("nnpu", pool, replace(options, budget=1_000))
+    assert len(drawn.rows) == 1_000
+    assert set(drawn.rows) <= set(passing.rows)
+    assert drawn.threshold == passing.threshold
+    assert drawn.estimated_precision == passing.estimated_precision
+    places = np.flatnonzero(np.isin(passing.rows, drawn.rows)) / len(passing.rows)
+    assert places.mean() == pytest.approx(0.5, abs=0.05)
+    scores = pool.pu_score[drawn.rows]
+    np.testing.assert_array_equal(scores, np.sort(scores)[::-1])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"criterion": "top"}, "unknown criterion 'top', expected one of"),
+        ({"class_prior": 1.2}, r"class_prior must lie in \[0, 1\], got 1.2"),
+        ({"budget": 0}, "budget must be at least 1, got 0"),
+        ({"target_precision": 0.0}, r"target_precision must lie in \(0, 1\], got 0.0"),
+        (
+            {"held_out_ranks": np.array([0.5, 1.5])},
+            "held_out_ranks must be a non-empty vector of shares",
+        ),
+    ],
+)
+def test_bad_options_are_refused(wanted: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_options(**wanted)  # type: ignore[arg-type]

@@ -1,0 +1,93 @@
+"""The contact sheet: which images it shows, and what is written below them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pu_kd_pipeline.reporting.contact_sheet import SMALL_IMAGE_PX, plot_contact_sheet
+from tests.reporting.toy_run import scored_pool, words
+
+
+def sheet(n_images: int = 4, class_names: list[str] | None = None, **pool: Any) -> Any:
+    """Return the contact sheet of a toy pool; `pool` are the arguments of `scored_pool`."""
+    scores, manifest, store = scored_pool(**pool)
+    return plot_contact_sheet(manifest, scores, store, n_images, class_names)
+
+
+def images_of(figure: Any) -> list[Any]:
+    """Return the drawn images, in the order in which they are shown."""
+    [axes] = figure.axes
+    return list(axes.images)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 224, 224), (3, 20, 30)])
+def test_best_borderline_and_worst_images_are_shown_and_no_others_read(
+    shape: tuple[int, int, int],
+) -> None:
+    scores, manifest, store = scored_pool(n=60, shape=shape)
+    figure = plot_contact_sheet(manifest, scores, store, 4)
+    shown = images_of(figure)
+    assert len(shown) == 12
+    # An image that is in two blocks is read once.
+    assert store.n_rows_read <= 12
+
+    ranked = scores.sort_values("pu_score", ascending=False)
+    is_selected = ranked["id"].isin(manifest["id"])
+    best = ranked[:4]
+    last_selected = ranked[is_selected][-2:]
+    first_left_out = ranked[~is_selected][:2]
+    worst = ranked[-4:]
+    expected = pd.concat([best, last_selected, first_left_out, worst])
+    for image, identifier in zip(shown, expected["id"], strict=True):
+        row = int(identifier.removeprefix("pool/"))
+        rows = np.array([row], dtype=np.int64)
+        [stored] = store.read(rows)
+        # matplotlib has the channels last, and no such axis for a gray image.
+        channels_last = np.atleast_3d(image.get_array())
+        pixels = np.moveaxis(channels_last, -1, 0)
+        np.testing.assert_array_equal(pixels, stored)
+
+
+@pytest.mark.parametrize(
+    ("size_px", "interpolation"),
+    [(SMALL_IMAGE_PX, "nearest"), (SMALL_IMAGE_PX + 1, "antialiased")],
+)
+def test_only_large_images_are_smoothed(size_px: int, interpolation: str) -> None:
+    figure = sheet(n=20, shape=(1, size_px, size_px))
+    for image in images_of(figure):
+        assert image.get_interpolation() == interpolation
+
+
+def test_images_are_ranked_by_the_score_of_the_rule() -> None:
+    text = words(sheet(rule="confident"))
+    assert "0.80" in text  # the threshold of the confidence
+    assert "the last that were selected" in text
+
+
+@pytest.mark.parametrize("rule", ["random", "disagreement", "all"])
+def test_a_rule_without_a_cut_shows_the_middle_of_the_ranking(rule: str) -> None:
+    text = words(sheet(rule=rule))
+    assert "no cut" in text
+    assert "left out" not in text
+
+
+def test_classes_are_named_where_names_are_given() -> None:
+    names = ["cat"] * 10
+    with_names = sheet(class_names=names)
+    assert "cat" in words(with_names)
+    assert "cat" not in words(sheet())
+
+
+def test_the_truth_is_written_only_where_it_is_known() -> None:
+    assert "relevant" in words(sheet())
+    assert "relevant" not in words(sheet(has_truth=False))
+
+
+def test_a_pool_smaller_than_a_block_is_shown_whole_in_each() -> None:
+    figure = sheet(n_images=20, n=5)
+    n_blocks = 3
+    assert len(images_of(figure)) == n_blocks * 5

@@ -1,0 +1,134 @@
+"""The HTML page: complete, self-contained, the same for equal runs."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from pu_kd_pipeline.reporting.figures import REPORT_FIGURES
+from pu_kd_pipeline.reporting.html import render_report
+from tests.reporting.toy_run import PRIOR, metrics_of, report
+
+
+class Page(HTMLParser):
+    """Collects the tags of a page and checks that they close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._open: list[str] = []
+
+        # Fails in `handle_endtag` where tags close in another order than they opened.
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        # HTML has tags that never close.
+        if tag not in ("meta", "img", "br"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        innermost = self._open.pop()
+        assert innermost == tag
+
+    def attributes_of(self, wanted_tag: str) -> list[dict[str, str]]:
+        """Return the attributes of each such tag; one without a value has an empty one."""
+        found = []
+        for tag, attributes in self.tags:
+            if tag == wanted_tag:
+                found.append({name: value or "" for name, value in attributes.items()})
+        return found
+
+
+def test_the_page_refers_to_nothing_outside_of_it() -> None:
+    text = report()["report"]
+    # Base64 may hold any of these strings by chance.
+    without_pixels = re.sub(r"base64,[^\"]+", "", text)
+    assert not re.search(r"https?:|//|@import|url\(|<script|<link", without_pixels)
+    assert len(text) < 3_000_000
+
+
+def test_every_figure_is_embedded_with_an_alternative_text() -> None:
+    page = Page(report()["report"])
+    images = page.attributes_of("img")
+    assert len(images) == len(REPORT_FIGURES) == 6
+    for image in images:
+        # Finding and evidence, not just a name.
+        assert len(image["alt"]) > 30
+        encoded = image["src"].removeprefix("data:image/png;base64,")
+        content = base64.b64decode(encoded)
+        assert content.startswith(b"\x89PNG")
+
+
+def test_only_photos_keep_their_colors_on_a_dark_page() -> None:
+    page = Page(report()["report"])
+    kinds = {figure["id"]: figure["class"] for figure in page.attributes_of("figure")}
+    assert kinds.pop("contact_sheet") == "photos"
+    assert set(kinds.values()) == {"chart"}
+    assert "prefers-color-scheme: dark" in report()["report"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "60 of 300",
+        "BBE, 90 % interval, from 100 positives and 300 unlabeled",
+        "truncated 2",
+        "Copies of test images among the pool images: 3 exact, 1 near.",
+        "pu_training.epochs",
+        "&lt;b&gt;",  # a parameter, escaped
+        "kedro run --pipeline=full",
+        "3fa9",  # a fingerprint
+    ],
+)
+def test_the_page_reports_selection_data_and_parameters(text: str) -> None:
+    assert text in report()["report"]
+
+
+def test_the_page_does_not_show_where_the_files_are() -> None:
+    assert "/elsewhere" not in report()["report"]
+
+
+def test_a_title_is_escaped() -> None:
+    assert "<script>" not in report(title="<script>alert(1)</script>")["report"]
+
+
+def test_equal_runs_give_an_equal_page() -> None:
+    uncached = report.__wrapped__()
+    assert uncached["report"] == report()["report"]
+
+
+def test_a_run_without_random_student_or_truth_has_a_page() -> None:
+    text = report(gain=None, has_truth=False, n=50)["report"]
+    assert "No student was distilled from random images" in text
+    assert "hidden truth" not in text
+
+
+@pytest.mark.parametrize(
+    ("names", "is_excluded", "text"),
+    [
+        ("pool and test", True, "No student learned from these copies"),
+        ("pool and test", False, "The students may have learned from copies of test images"),
+        ("labeled and test", False, "The students may have learned from copies of test images"),
+        ("teacher_training and test", False, "its test accuracy may be too high"),
+        ("labeled and pool", False, "No image is a copy of a test image."),
+    ],
+)
+def test_the_page_reports_what_copies_of_test_images_mean(
+    names: str, is_excluded: bool, text: str
+) -> None:
+    page = render_report(
+        title="Copies",
+        metrics=metrics_of(),
+        ingestion_report={"duplicates": {names: {"exact": 1, "near": None}}},
+        class_prior=PRIOR,
+        selection_facts={"exclude_test_duplicates": is_excluded},
+        figures={},
+        parameters={},
+    )
+    assert text in page

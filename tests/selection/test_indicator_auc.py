@@ -1,0 +1,80 @@
+"""How well indicators separate relevant images from others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.learning.relatedness.indicators import INDICATORS
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.reporting.relatedness_figure import plot_relatedness
+from pu_kd_pipeline.selection.relatedness import (
+    indicator_auc,
+    preferential_manifest,
+    relatedness_shards,
+)
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.storage.table import read_table, write_table
+from tests.selection.builders import (
+    N_DIGITS,
+    params_of,
+    store_of,
+    words,
+)
+
+
+def test_areas_are_those_of_scikit_learn_over_the_pool_and_by_source(
+    table: ShardedTable, pool: ImageStore
+) -> None:
+    auc = indicator_auc(table, pool)
+    index = pool.index
+    irrelevant = ~index["relevant"].to_numpy(dtype=bool)
+    assert len(auc) == 3 * (len(INDICATORS) + 1)
+    assert auc["source"].dropna().unique().tolist() == ["shuffled", "noise"]
+    for _, row in auc.iterrows():
+        of_scope = np.ones(len(index), dtype=bool)
+        if isinstance(row["source"], str):
+            of_scope = ~irrelevant | (index["source"] == row["source"]).to_numpy()
+        values = table.arrays(row["indicator"])
+        assert row["auc"] == pytest.approx(roc_auc_score(irrelevant[of_scope], values[of_scope]))
+        assert row["n_relevant"] == N_DIGITS
+        assert row["n_irrelevant"] == (irrelevant & of_scope).sum()
+    whole = auc[auc["source"].isna()].set_index("indicator")["auc"]
+    assert whole["one_class_sum"] > 0.85
+
+
+@pytest.mark.parametrize(
+    ("sources", "labels", "expected"),
+    [
+        (["digits", "shuffled", "noise"], "ignore", "is not known"),
+        (["noise"], "truth", "0.0 % of them are relevant"),
+        (["digits"], "truth", "100.0 % of them are"),
+    ],
+    ids=["hidden", "noise", "digits"],
+)
+def test_without_the_truth_or_with_one_kind_of_image_there_is_no_area(
+    teacher: Model,
+    files: dict[str, Path],
+    tmp_path: Path,
+    sources: list[str],
+    labels: str,
+    expected: str,
+) -> None:
+    chosen = {name: files[name] for name in sources}
+    store = store_of(chosen, tmp_path / "store", labels=labels)
+    makers = relatedness_shards(store, teacher, params_of())
+    measured = ShardedTable.write(tmp_path / "table", makers)
+    auc = indicator_auc(measured, store)
+    assert auc.empty
+    # A table without rows keeps its columns in a file, too.
+    write_table(auc, tmp_path / "auc.parquet")
+    columns = ["source", "indicator", "auc", "n_irrelevant", "n_relevant"]
+    assert list(read_table(tmp_path / "auc.parquet")) == columns
+    manifest = preferential_manifest(measured, store, params_of())
+    text = words(plot_relatedness(measured, store, manifest, auc))
+    assert expected in text
+    assert "AUC" not in text

@@ -1,0 +1,188 @@
+"""Commands in the documentation name targets, options, parameters and services that exist."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from pu_kd_pipeline.params.validation import check_parameters
+from tests.configuration import BLOCKS, kedro_parameters
+from tests.documentation import (
+    CONTAINERS,
+    DOCS,
+    GUIDES,
+    PROJECT,
+    commands,
+    environments,
+    fenced,
+    name_of,
+    stages,
+)
+
+# What `--params` may set in addition to the blocks.
+RUN_PARAMETERS = {"checkpoint_every_s", "data", "seed", "tracking"}
+PROGRAMS = {
+    "make",
+    "export",
+    "cd",
+    "docker",
+    "argo",
+    "kedro",
+    ".venv/bin/kedro",
+    ".venv/bin/python",
+    ".venv/bin/pip",
+    ".venv/bin/pre-commit",
+}
+COMPOSE_VERBS = {"run", "logs", "up", "stop", "exec", "cp"}
+
+
+@pytest.fixture(scope="module")
+def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the configuration with the environments that the guides show."""
+    folder = tmp_path_factory.mktemp("documented") / "conf"
+    shutil.copytree(PROJECT / "conf", folder)
+    for path in GUIDES:
+        for environment, files in environments(path).items():
+            assert environment not in {"base", "local"}
+            (folder / environment).mkdir(exist_ok=True)
+            for file, text in files.items():
+                (folder / environment / file).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("path", DOCS, ids=name_of)
+def test_make_targets_and_variables_exist(path: Path) -> None:
+    makefile = (PROJECT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE)
+    variables = re.findall(r"^([A-Z_]+) \?=", makefile, flags=re.MULTILINE)
+    for words in commands(path):
+        if words[0] != "make":
+            continue
+        for word in words[1:]:
+            variable, separator, _ = word.partition("=")
+            if separator:
+                assert variable in variables, words
+            else:
+                assert word in targets, words
+
+
+def kedro_runs() -> list[tuple[str, list[str]]]:
+    """Return (page, options) of every `kedro run`, also of those that `make run` starts."""
+    runs = []
+    for path in DOCS:
+        for words in commands(path):
+            if Path(words[0]).name == "kedro" and words[1:2] == ["run"]:
+                runs.append((name_of(path), words[2:]))
+            if words[:2] == ["make", "run"]:
+                given = dict(word.split("=", 1) for word in words[2:])
+                pipeline = given.get("PIPELINE", "full")
+                arguments = given.get("ARGS", "").split()
+                runs.append((name_of(path), [f"--pipeline={pipeline}", *arguments]))
+    return runs
+
+
+def test_kedro_runs_name_known_options_pipelines_environments_nodes_and_parameters(
+    conf: Path,
+) -> None:
+    from kedro.framework.cli.utils import _split_params
+
+    from pu_kd_pipeline.cli.commands import run
+    from pu_kd_pipeline.pipeline_registry import registered_names
+
+    known_options = set()
+    for parameter in run.params:
+        known_options.update(parameter.opts)
+    nodes = set()
+    for stage in stages().values():
+        nodes.update(stage["nodes"])
+    runs = kedro_runs()
+    assert len(runs) > 10
+    for page, options in runs:
+        shown = (page, options)
+        given = {}
+        for option in options:
+            name, _, value = option.partition("=")
+            given[name] = value
+        assert set(given) <= known_options, shown
+        pipelines = [given.get("--pipeline", ""), *given.get("--pipelines", "").split(",")]
+        assert set(pipelines) <= {*registered_names(), "", "…"}, shown
+        environment = given.get("--env", "local")
+        assert (conf / environment).is_dir(), shown
+        if "--from-nodes" in given:
+            assert given["--from-nodes"] in nodes, shown
+        if "--params" in given and "..." not in given["--params"]:
+            nested = _split_params(click.Context(run), run.params[0], given["--params"])
+            assert set(nested) <= {*BLOCKS, *RUN_PARAMETERS}, shown
+            parameters = kedro_parameters(environment, conf, nested)
+            check_parameters(parameters, BLOCKS, files={}, given={})
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_console_blocks_contain_only_commands_of_known_programs(path: Path) -> None:
+    for block in fenced("console", path):
+        for line in block.splitlines():
+            assert line.startswith("$ "), line
+    for words in commands(path):
+        assert words[0] in PROGRAMS, words
+        for word in words[1:]:
+            if word.startswith(("docs/", "docker/")):
+                assert (PROJECT / word).exists(), words
+
+
+def test_every_yaml_block_makes_an_environment_that_validates(conf: Path) -> None:
+    shown = {}
+    for path in GUIDES:
+        shown.update(environments(path))
+    assert shown
+    for environment, files in shown.items():
+        parameters = kedro_parameters(environment, conf)
+        blocks = check_parameters(parameters, BLOCKS, files={}, given={})
+        assert blocks.keys() == BLOCKS.keys()
+        for file, text in files.items():
+            base_file = PROJECT / "conf" / "base" / file
+            assert base_file.is_file(), f"conf/{environment}/{file} overrides nothing"
+            content = yaml.safe_load(text)
+            if file != "globals.yml":
+                assert content.keys() <= BLOCKS.keys()
+                continue
+            base = yaml.safe_load(base_file.read_text())
+            assert content.keys() <= base.keys()
+            assert content.get("compute", {}).keys() <= base["compute"].keys()
+
+
+def test_a_wrong_key_in_a_yaml_block_would_be_found(conf: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "conf"
+    shutil.copytree(conf, copy)
+    (copy / "mine" / "parameters_wrong.yml").write_text("distillation: {n_update: 5}\n")
+    parameters = kedro_parameters("mine", copy)
+    with pytest.raises(ValueError, match=r"distillation\.n_update"):
+        check_parameters(parameters, BLOCKS, files={}, given={})
+
+
+def test_the_variables_for_operators_are_those_of_the_compose_files() -> None:
+    used = {}
+    for name in ("compose.yaml", "compose.gpu.yaml"):
+        text = (PROJECT / "docker" / name).read_text()
+        used.update(re.findall(r"\${([A-Z_]+):-([^}]*)}", text))
+    # A comment in the file explains the notation with this one.
+    assert used.pop("LIKE_THIS") == "default"
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`)? ?\|", CONTAINERS.read_text(), re.MULTILINE)
+    assert dict(rows) == used
+
+
+def test_docker_commands_name_services_that_exist() -> None:
+    compose = yaml.safe_load((PROJECT / "docker" / "compose.yaml").read_text())
+    # `tar` is the archive that `docker compose cp` writes.
+    known = {*compose["services"], "tar"}
+    for path in GUIDES:
+        for words in commands(path):
+            if words[:2] != ["docker", "compose"] or words[2] not in COMPOSE_VERBS:
+                continue
+            named = [word for word in words[3:] if re.match(r"[a-z_]+(:|$)", word)]
+            if named:
+                assert named[0].partition(":")[0] in known, words
