@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable
 from pu_kd_pipeline.images.listing import IDENTITY_COLUMNS, Reader, list_images
-from pu_kd_pipeline.images.plan import IngestionPlan
+from pu_kd_pipeline.images.plan import IngestionPlan, choose_specification
 from pu_kd_pipeline.images.quarantine import (
     DUPLICATE,
     OK,
@@ -84,7 +84,7 @@ def write_store(plan: IngestionPlan, folder: Path | str) -> ImageStore:
     """
     folder = Path(folder)
     wanted, readers = list_images(plan)
-    specification = _choose_specification(plan, len(wanted))
+    specification = choose_specification(plan, len(wanted))
     folder.mkdir(parents=True, exist_ok=True)
     leftovers = remove_leftovers(folder)
     was_killed = any(leftover.name.startswith(_UNFINISHED) for leftover in leftovers)
@@ -107,22 +107,6 @@ def write_store(plan: IngestionPlan, folder: Path | str) -> ImageStore:
 
     _commit(store, plan)
     return ImageStore.open(folder)
-
-
-def _choose_specification(plan: IngestionPlan, n_images: int) -> Specification:
-    params = plan.store
-    bytes_per_image = plan.channels * plan.size_px**2
-    packed_bytes = n_images * bytes_per_image
-    budget_bytes = params.disk_budget_gb * 10**9
-    is_small_image = plan.size_px <= params.packed_max_size_px
-
-    # `auto` packs what is small: packed pixels need no decoding, but more disk than the files.
-    kind: Literal["packed", "encoded"] = "encoded"
-    if params.kind != "auto":
-        kind = params.kind
-    elif is_small_image or packed_bytes <= budget_bytes:
-        kind = "packed"
-    return Specification(kind, plan.channels, plan.size_px, params.max_image_pixels)
 
 
 # --- what an earlier run has done already

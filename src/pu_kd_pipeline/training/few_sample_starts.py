@@ -15,14 +15,13 @@ from pu_kd_pipeline.devices import autocast, prepare_device
 from pu_kd_pipeline.images.batches import ImageRows, normalization
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.few_samples import (
-    Pair,
     align,
     hint_adapter,
     hint_loss,
     outputs_of,
-    prune_into,
 )
 from pu_kd_pipeline.learning.loop import fit, make_optimizer, seeded
+from pu_kd_pipeline.learning.pruning import Pair, prune_into
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
