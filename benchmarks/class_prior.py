@@ -215,7 +215,7 @@ def _make_inputs(
 
     def new_head() -> PUHead:
         head = make_head(positive.shape[1] - len(TEACHER_OUTPUTS), "both", REDUCTION)
-        head.standardize_by(unlabeled)
+        head.set_standardization(unlabeled)
         return head
 
     with seeded(seed):

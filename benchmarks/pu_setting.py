@@ -112,7 +112,7 @@ def new_module(setting: Setting) -> FullPUClassifier:
     with torch.inference_mode():
         descriptor = extractor(setting.normalize(images))[0]
     # A copy: tensors made in inference mode cannot take part in training.
-    module.head.standardize_by(descriptor.clone())
+    module.head.set_standardization(descriptor.clone())
     return module
 
 

@@ -34,7 +34,7 @@ from benchmarks.scaling_pool import (
     write_shard,
 )
 from benchmarks.scaling_stage import COMPUTE, STAGES, StageCost, run_in_process
-from pu_kd_pipeline.features.extraction import Makers, feature_shards
+from pu_kd_pipeline.features.extraction import ShardMakers, feature_shards
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
@@ -174,7 +174,7 @@ def _extraction_of_new_shard(store: str, new_shard: Shard, work: Path) -> Callab
     teacher = load_model(work / "teacher")
     made: list[str] = []
 
-    def make(makers: Makers, name: str) -> pa.Table:
+    def make(makers: ShardMakers, name: str) -> pa.Table:
         made.append(name)
         return makers[name]()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pu_kd_pipeline.comparison.grid import Blocks, cells_of
+from pu_kd_pipeline.comparison.grid import Blocks, make_cells
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.params.comparison import ComparisonParams
@@ -66,7 +66,7 @@ def test_grids_use_only_rules_and_methods_that_the_sources_allow(environment: st
     grid = blocks["comparison"]
     ingestion = blocks["data_ingestion"]
     grid_blocks = Blocks(**{field.name: blocks[field.name] for field in fields(Blocks)})
-    assert cells_of(grid, grid_blocks)
+    assert make_cells(grid, grid_blocks)
     assert len(grid.seeds) >= 3
     # null removes a variant of conf/base.
     variants = [variant for variant in grid.variants.values() if variant is not None]

@@ -121,9 +121,9 @@ class ShardedTableDataset(
 
     def files(self) -> list[Path]:
         """Return the existing files of the table, without other files in its folder."""
-        from pu_kd_pipeline.storage.sharded_table import files_of_table
+        from pu_kd_pipeline.storage.sharded_table import table_files
 
-        return files_of_table(self.filepath)
+        return table_files(self.filepath)
 
     def _exists(self) -> bool:
         # The file is written last: without it, the table is incomplete.

@@ -113,7 +113,7 @@ def _has_bf16(device: torch.device) -> bool:
     return False
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_memory_error(error: BaseException) -> bool:
     """Return whether an error means that a device, or the machine itself, has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -122,7 +122,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
+def explain_memory_shortage(name: str, more: Callable[[], str] = str) -> Iterator[None]:
     """Raise an error that explains what to lower if memory runs out inside the context.
 
     Args:
@@ -135,7 +135,7 @@ def memory_told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as exc:
-        if not is_out_of_memory(exc):
+        if not is_memory_error(exc):
             raise
         message = str(exc) or type(exc).__name__
         # Torch continues with advice about its allocator, which is of no use here.

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import predict_logits
-from pu_kd_pipeline.images.store import ImageStore, rows_of
+from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.metrics import (
     accuracy,
     agreement,
@@ -70,7 +70,7 @@ def compare_models(
             "accuracy": accuracy(of_model, truth),
             "agreement": agreement(of_model, predicted["teacher"]),
             "per_class_accuracy": [_null_if_nan(value) for value in per_class],
-            **cost_of(model, params),
+            **model_cost(model, params),
         }
     return metrics
 
@@ -82,7 +82,7 @@ def _null_if_nan(value: float) -> float | None:
     return float(value)
 
 
-def cost_of(model: Model, params: EvaluationParams) -> dict[str, float | int]:
+def model_cost(model: Model, params: EvaluationParams) -> dict[str, float | int]:
     """Return a model's number of parameters, FLOPs and latency per image, and size of its weights.
 
     FLOPs count a multiply-add as two. Latency is the median on the CPU: one thread, float32, batch
@@ -167,7 +167,7 @@ def _selection_truth(
     """Return what only the true relevance of the pool images can tell; NaN where undefined."""
     is_from_pool = manifest["origin"] == "pool"
     selected_ids = manifest["id"][is_from_pool].to_numpy()
-    selected_rows = rows_of(pool_images, selected_ids, "manifest")
+    selected_rows = find_rows(pool_images, selected_ids, "manifest")
     is_selected = np.zeros(len(is_relevant), dtype=bool)
     is_selected[selected_rows] = True
     precision, recall = selection_quality(is_selected, is_relevant)
@@ -175,7 +175,7 @@ def _selection_truth(
     # Scores are in the order of their shards, which need not be the order of the store.
     scores = pool_scores.to_pandas()
     scored_ids = scores["id"].to_numpy()
-    score_rows = rows_of(pool_images, scored_ids, "pool_scores")
+    score_rows = find_rows(pool_images, scored_ids, "pool_scores")
     pu_scores = scores["pu_score"].to_numpy()
     auc = area_under_roc(pu_scores, is_relevant[score_rows])
     return {

@@ -29,7 +29,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import Excluded
 from pu_kd_pipeline.params.comparison import ComparisonParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
-from pu_kd_pipeline.training.checkpoints import keep_in, keep_nowhere
+from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from tests.comparison.builders import grid
 
 
@@ -218,7 +218,7 @@ def test_cells_write_no_checkpoints_and_stop_where_memory_runs_out(inputs, block
     variants = {"pu": {"rule": "nnpu"}, "fitnet": {"method": "fitnet"}}
     params = grid(labeled_per_class=[2], seeds=[0], variants=variants)
     makers = comparison_shards(inputs, blocks, params)
-    keep_in(tmp_path / "checkpoints", 0.0)
+    set_checkpoint_folder(tmp_path / "checkpoints", 0.0)
     hook = register_optimizer_step_post_hook(run_out_of_memory)
     try:
         with pytest.raises(MemoryShortage, match="memory of the device is not enough"):
@@ -228,7 +228,7 @@ def test_cells_write_no_checkpoints_and_stop_where_memory_runs_out(inputs, block
         assert len(ShardedTable.write(tmp_path / "cells", makers)) == 2
     finally:
         hook.remove()
-        keep_nowhere()
+        disable_checkpoints()
     assert not (tmp_path / "checkpoints").exists()
 
 

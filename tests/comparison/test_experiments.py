@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pu_kd_pipeline.comparison.grid import cells_of, with_overrides
+from pu_kd_pipeline.comparison.grid import make_cells, with_overrides
 from pu_kd_pipeline.params.comparison import ComparisonParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from tests.comparison.builders import BASE, PROJECT, block_of
@@ -22,7 +22,7 @@ def environment(name: str) -> dict[str, Any]:
     if ingestion is not None:
         DataIngestionParams.model_validate(block_of("data_ingestion", **ingestion))
     comparison = with_overrides(block_of("comparison"), parameters["comparison"])
-    assert cells_of(ComparisonParams.model_validate(comparison), BASE)
+    assert make_cells(ComparisonParams.model_validate(comparison), BASE)
     parameters["comparison"].pop("title")
     return parameters
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pu_kd_pipeline.comparison.grid import cells_of
+from pu_kd_pipeline.comparison.grid import make_cells
 from pu_kd_pipeline.comparison.starts import STARTS, check_starts
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.learning.selection import RULES
@@ -18,7 +18,7 @@ def test_a_grid_is_every_combination_seed_by_seed(blocks):
         "original": {"method": "original"},
         "few": {"rule": "all", "labeled_per_class": [4]},
     }
-    cells = cells_of(grid(objectives=["kd", "robust_kd"], variants=variants), blocks)
+    cells = make_cells(grid(objectives=["kd", "robust_kd"], variants=variants), blocks)
     n_per_seed = len(cells) // 2
     assert [str(cell) for cell in cells[:n_per_seed]] == [
         "pu, kd, 2 per class, seed 0",
@@ -49,7 +49,7 @@ def test_overrides_merge_key_by_key_and_those_of_the_variant_win(blocks):
         "labeled": {"method": "labeled_only"},
     }
     params = grid(labeled_per_class=[2], seeds=[3], every_variant=every_variant, variants=variants)
-    one, two, labeled = [cell.blocks for cell in cells_of(params, blocks)]
+    one, two, labeled = [cell.blocks for cell in make_cells(params, blocks)]
     assert one.pu_training.epochs == 7
     assert two.pu_training.epochs == 3
     assert one.pu_training.optimizer.learning_rate == 0.5
@@ -81,10 +81,10 @@ def test_overrides_merge_key_by_key_and_those_of_the_variant_win(blocks):
         ({"a": {"rule": "all", "objectives": ["kdd"]}}, ["distillation.objective", "'kdd'"]),
     ],
 )
-def test_a_variant_that_no_block_takes_is_refused_by_key(blocks, variants, sentences):
+def test_a_variant_that_no_block_takes_is_refused_by_key(blocks, variants, fault_messages):
     with pytest.raises(InputError) as caught:
-        cells_of(grid(variants=variants), blocks)
-    for sentence in sentences:
+        make_cells(grid(variants=variants), blocks)
+    for sentence in fault_messages:
         assert sentence in str(caught.value)
 
 
@@ -134,12 +134,12 @@ def test_a_variant_cannot_have_its_own_exclusion(blocks):
     variants = {"a": {"rule": "all", "subset_materialization": {"exclude_test_duplicates": False}}}
     expected = "exclude_test_duplicates: every student of a comparison has the same; set sub"
     with pytest.raises(InputError, match=expected):
-        cells_of(grid(variants=variants), blocks)
+        make_cells(grid(variants=variants), blocks)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_pu_classifier_is_trained_where_the_rule_reads_its_scores(blocks, name):
-    cells = cells_of(grid(variants={"one": {"rule": name, "budget": 5}}), blocks)
+    cells = make_cells(grid(variants={"one": {"rule": name, "budget": 5}}), blocks)
     for cell in cells:
         assert cell.needs_pu == RULES[name].reads_pu_score
         assert ("pu_training" in cell.identity()) == RULES[name].reads_pu_score
@@ -150,7 +150,7 @@ def test_a_rule_that_is_added_needs_no_pu_classifier_where_it_reads_no_pu_score(
     blocks, monkeypatch
 ):
     monkeypatch.setitem(RULES, "added", RULES["random"])
-    cells = cells_of(grid(variants={"one": {"rule": "added", "budget": 5}}), blocks)
+    cells = make_cells(grid(variants={"one": {"rule": "added", "budget": 5}}), blocks)
     assert [cell.needs_pu for cell in cells] == [False] * 4
 
 
@@ -160,7 +160,7 @@ def test_a_method_of_the_grid_follows_its_record(blocks, name):
     variant = {"method": name}
     if method.selects:
         variant["rule"] = "all"
-    cells = cells_of(grid(variants={"one": variant}), blocks)
+    cells = make_cells(grid(variants={"one": variant}), blocks)
     counts = {cell.labeled_per_class for cell in cells}
     assert counts == ({2, 4} if method.labeled_images == "drawn" else {None})
     for cell in cells:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pu_kd_pipeline.comparison.cells import comparison_shards
-from pu_kd_pipeline.comparison.grid import Blocks, cells_of
+from pu_kd_pipeline.comparison.grid import Blocks, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.params.comparison import ComparisonParams
 from pu_kd_pipeline.params.distillation import OPTION_BLOCKS
@@ -72,7 +72,7 @@ def identity_of(blocks: Blocks, objective: str, **changes: Any) -> dict[str, Any
         "labeled_per_class": [2],
         "variants": {"pu": {"rule": "nnpu"}},
     }
-    [cell] = cells_of(grid(**one), changed)
+    [cell] = make_cells(grid(**one), changed)
     return cell.identity()
 
 

@@ -11,7 +11,7 @@ from pu_kd_pipeline.comparison.inputs import labeled_rows
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
-from pu_kd_pipeline.storage.sharded_table import TableInMemory
+from pu_kd_pipeline.storage.sharded_table import InMemoryTable
 
 
 def test_draws_of_a_seed_nest_and_seeds_differ(inputs):
@@ -40,7 +40,7 @@ def test_a_subset_of_a_store_reads_like_a_store(inputs):
 
 def test_a_table_in_memory_reads_like_one_on_disk(inputs):
     features = inputs.pool_features
-    table = TableInMemory.of("copy", list(features.shards()))
+    table = InMemoryTable.of("copy", list(features.shards()))
     assert len(table) == len(features)
     assert table.facts == features.facts
     assert table.to_pandas()["id"].tolist() == features.arrays("id").tolist()

@@ -17,7 +17,7 @@ from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.preflight import DEVICES_ANYWHERE, check
 from pu_kd_pipeline.learning.networks.limits import IN_CHANNELS, LIMITS, N_CLASSES
-from pu_kd_pipeline.models.factory import is_sure_to_build, new_teacher, teacher_card
+from pu_kd_pipeline.models.factory import is_known_to_build, new_teacher, teacher_card
 from pu_kd_pipeline.models.model import save_model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
@@ -194,7 +194,7 @@ def corners():
 def test_networks_that_are_not_built_would_build_at_the_limits(corner):
     # As a teacher, because that tries everything that a student needs, and the taps.
     teacher = teacher_of(*corner)
-    assert is_sure_to_build(teacher_card(teacher))
+    assert is_known_to_build(teacher_card(teacher))
     new_teacher(teacher)
 
 

@@ -153,7 +153,7 @@ def read_store(kind: str, ending: str, data: bytes, folder: Path) -> object:
     assert len(index) == len(store)
     images = store.read(np.arange(len(store)))
     assert images.shape == (len(store), *store.image_shape)
-    ids = [store.ids_of(shard) for shard in store.shards]
+    ids = [store.shard_ids(shard) for shard in store.shards]
     return images, quarantine, ids
 
 

@@ -36,7 +36,7 @@ def pixels_of(raw: bytes) -> np.ndarray:
     return pixels.transpose(1, 2, 0).astype(int)
 
 
-def rows_of(pixels: np.ndarray) -> list[bytes]:
+def find_rows(pixels: np.ndarray) -> list[bytes]:
     return [row.tobytes() for row in pixels]
 
 
@@ -51,7 +51,7 @@ def test_sixteen_bits_per_channel_keep_their_high_byte(n_channels: int, color: i
         # Opaque: the color below must not show.
         values[:, :, -1] = 65535
     # PNG stores numbers of 16 bits with the high byte first.
-    found = pixels_of(png(8, 8, 16, color, rows_of(values.astype(">u2"))))
+    found = pixels_of(png(8, 8, 16, color, find_rows(values.astype(">u2"))))
     n_colors = 3 if n_channels >= 3 else 1
     expected = values[:, :, :n_colors] >> 8
     np.testing.assert_array_equal(found, np.broadcast_to(expected, (8, 8, 3)))
@@ -69,7 +69,7 @@ def test_a_palette_with_transparency_is_blended_with_white() -> None:
     palette_bytes = b"".join(bytes(color) for color in palette)
     colors = png_chunk(b"PLTE", palette_bytes)
     transparency = png_chunk(b"tRNS", bytes(alphas))
-    rows = rows_of(indices.astype(np.uint8))
+    rows = find_rows(indices.astype(np.uint8))
     found = pixels_of(png(8, 8, 8, PALETTE, rows, colors, transparency))
 
     expected = []
@@ -153,7 +153,7 @@ def test_every_exif_orientation_is_applied(orientation: int) -> None:
 )
 def test_damaged_metadata_does_not_cost_the_pixels(damage: bytes) -> None:
     pixels = noise(8, 8, 3)
-    rows = rows_of(pixels)
+    rows = find_rows(pixels)
     found = pixels_of(png(8, 8, 8, RGB, rows, png_chunk(b"eXIf", damage)))
     np.testing.assert_array_equal(found, pixels)
     # An EXIF block with one entry, orientation 6, and damage after it: the entry is still read.
@@ -311,7 +311,7 @@ def test_decoding_in_other_processes_gives_the_same_pixels_in_the_same_order() -
     raws[3] = b""
     raws[5] = Unusable(Reason.LINK)
     in_process = COLOR_DECODER.decode_all(raws, 1)
-    in_others = COLOR_DECODER.decode_all_apart(raws, 2)
+    in_others = COLOR_DECODER.decode_all_in_processes(raws, 2)
     n_compared = 0
     for (_, expected), (_, found) in zip(in_process, in_others, strict=True):
         if isinstance(expected, Unusable):

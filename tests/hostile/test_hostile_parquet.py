@@ -242,7 +242,7 @@ def test_ids_are_text_and_never_paths(tmp_path: Path, kind: str, pixel_suffix: s
     assert store.index["id"].tolist() == ODD_IDS
     ids_in_shards = []
     for shard in store.shards:
-        ids_in_shards += store.ids_of(shard).to_pylist()
+        ids_in_shards += store.shard_ids(shard).to_pylist()
     assert ids_in_shards == ODD_IDS
     # The order of the images is that of their ids.
     pixels = store.read(np.array([4]))[0].transpose(1, 2, 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable, as_file, map_in_order
+from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable, map_in_order, to_file_bytes
 
 GRAY = Decoder(channels=1, size_px=8, max_image_pixels=10_000)
 COLOR = Decoder(channels=3, size_px=8, max_image_pixels=10_000)
@@ -214,9 +214,9 @@ def test_only_a_few_images_are_read_ahead() -> None:
 
 def test_pixels_become_a_lossless_file() -> None:
     pixels = noise(9, 7, 3)
-    image = Image.open(BytesIO(as_file(pixels)))
+    image = Image.open(BytesIO(to_file_bytes(pixels)))
     np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
 def test_a_file_keeps_its_bytes() -> None:
-    assert as_file(b"as it came") == b"as it came"
+    assert to_file_bytes(b"as it came") == b"as it came"

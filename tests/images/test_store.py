@@ -111,7 +111,7 @@ def test_ids_of_a_shard_are_those_of_the_index(tmp_path: Path) -> None:
     store = numbered_store(tmp_path, range(12))
     assert len(store.shards) > 1
     for shard in store.shards:
-        ids = store.ids_of(shard).to_pylist()
+        ids = store.shard_ids(shard).to_pylist()
         rows_of_shard = slice(shard.start, shard.start + shard.n)
         expected = store.index["id"].iloc[rows_of_shard]
         assert ids == expected.tolist()

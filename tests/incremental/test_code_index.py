@@ -148,10 +148,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
             del sys.modules[module]
 
 
-def code_of(package: str, function: str) -> dict[str, str]:
+def code_digests(package: str, function: str) -> dict[str, str]:
     nodes = importlib.import_module(f"{package}.nodes")
     found: Any = getattr(nodes, function)
-    code = CodeIndex().code_of(getattr(found, "__wrapped__", found))
+    code = CodeIndex().code_digests(getattr(found, "__wrapped__", found))
     prefix = f"{package}."
     return {name.removeprefix(prefix): digest for name, digest in code.items()}
 
@@ -159,30 +159,30 @@ def code_of(package: str, function: str) -> dict[str, str]:
 @pytest.mark.parametrize("function", sorted(EXPECTED))
 def test_what_a_function_mentions_is_found_through_every_kind_of_import(package, function):
     name, _ = package
-    found = set(code_of(name, function))
+    found = set(code_digests(name, function))
     assert found == EXPECTED[function] | {f"nodes:{function}"}
 
 
 def test_comments_docstrings_and_places_do_not_count_and_code_does(package):
     name, folder = package
     file = folder / "deep" / "inner.py"
-    before = code_of(name, "by_name")
+    before = code_digests(name, "by_name")
     documented = '# why\n\n\ndef exported(x):\n    """Cut."""\n    # how\n'
     text = FILES["deep/inner.py"].replace("def exported(x):\n", documented)
     file.write_text(text)
-    assert code_of(name, "by_name") == before
+    assert code_digests(name, "by_name") == before
     file.write_text(text.replace("LIMIT = 3", "LIMIT = 4"))
-    after = code_of(name, "by_name")
+    after = code_digests(name, "by_name")
     changed = {key for key in after if after[key] != before[key]}
     assert changed == {"deep.inner:LIMIT"}
 
 
 def test_an_empty_docstring_does_not_count(package):
     name, folder = package
-    before = code_of(name, "by_name")
+    before = code_digests(name, "by_name")
     text = FILES["deep/inner.py"].replace("exported(x):\n", 'exported(x):\n    """"""\n')
     (folder / "deep" / "inner.py").write_text(text)
-    assert code_of(name, "by_name") == before
+    assert code_digests(name, "by_name") == before
 
 
 def test_the_stamp_changes_with_any_file_of_the_package(package):
@@ -197,16 +197,16 @@ def test_the_stamp_changes_with_any_file_of_the_package(package):
 def test_installed_packages_have_no_code_here():
     import numpy as np
 
-    assert CodeIndex().code_of(np.mean) == {}
-    assert CodeIndex().code_of(Path) == {}
+    assert CodeIndex().code_digests(np.mean) == {}
+    assert CodeIndex().code_digests(Path) == {}
 
 
 def test_a_node_of_the_pipeline_depends_on_the_mathematics_it_uses():
     from pu_kd_pipeline.pipelines.distillation.nodes import make_distill_student
     from pu_kd_pipeline.pipelines.pu_training.nodes import train_pu_classifier
 
-    pu = set(CodeIndex().code_of(train_pu_classifier))
-    student = set(CodeIndex().code_of(make_distill_student("distillation")))
+    pu = set(CodeIndex().code_digests(train_pu_classifier))
+    student = set(CodeIndex().code_digests(make_distill_student("distillation")))
     assert "pu_kd_pipeline.learning.losses.risk:pu_risk" in pu - student
     assert "pu_kd_pipeline.learning.losses.distillation:robust_kd" in student - pu
     assert "pu_kd_pipeline.learning.loop:fit" in pu & student

@@ -78,7 +78,7 @@ def test_code_that_turned_out_the_same_is_not_parsed_again(project, monkeypatch)
     project.run()
     project.write_helpers(HELPERS + "# a remark\n")
     assert project.run() == {}
-    monkeypatch.setattr(CodeIndex, "code_of", lambda *_: pytest.fail("it was parsed again"))
+    monkeypatch.setattr(CodeIndex, "code_digests", lambda *_: pytest.fail("it was parsed again"))
     assert project.run() == {}
 
 

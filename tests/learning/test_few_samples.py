@@ -18,12 +18,12 @@ from pu_kd_pipeline.learning.few_samples import (
     align,
     hint_adapter,
     hint_loss,
-    outputs_of,
     pointwise_fit,
+    record_outputs,
 )
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.learning.networks.lenet import digits_cnn, lenet5, lenet5_half
-from pu_kd_pipeline.learning.pruning import prune_into
+from pu_kd_pipeline.learning.pruning import prune_teacher_into
 from tests.learning.generators import seeded_generator
 
 SHAPES = {"lenet5": (1, 32, 32), "digits_cnn": (1, 8, 8)}
@@ -109,7 +109,7 @@ def test_outputs_are_recorded_by_name_and_the_hook_is_removed_afterwards():
     network = lenet5(10).eval()
     images = draw(2, 1, 32, 32)
 
-    with outputs_of(network, "pool2") as outputs:
+    with record_outputs(network, "pool2") as outputs:
         network(images)
     network(images)  # outside of the block: not recorded
 
@@ -118,7 +118,7 @@ def test_outputs_are_recorded_by_name_and_the_hook_is_removed_afterwards():
 
 
 def test_a_layer_that_does_not_exist_is_refused_by_name():
-    context = outputs_of(lenet5(10), "pool9")
+    context = record_outputs(lenet5(10), "pool9")
     message = "no layer 'pool9'; its layers are conv1, relu1"
 
     with pytest.raises(ValueError, match=message), context:
@@ -236,7 +236,7 @@ def test_an_absorbed_convolution_gives_the_same_function(layer, input_shape):
 
 
 @torch.no_grad()
-def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+def iter_logits(network: nn.Module, images: Tensor) -> Tensor:
     return network(images)
 
 
@@ -245,16 +245,16 @@ def test_pruning_to_the_teachers_own_widths_changes_nothing(name):
     shape = SHAPES[name]
     teacher = trained_looking(build_network(name, 10, 1))
     student = build_network(name, 10, 1).eval()
-    pairs = prune_into(student, teacher, shape)
+    pairs = prune_teacher_into(student, teacher, shape)
     images = draw(5, *shape)
-    expected = logits_of(teacher, images)
-    pruned_logits = logits_of(student, images)
+    expected = iter_logits(teacher, images)
+    pruned_logits = iter_logits(student, images)
 
     assert_close(pruned_logits, expected)
 
     # There is nothing to align either: the least squares are solved by the identity.
     align(student, pairs, teacher, images, ridge=0.0)
-    aligned_logits = logits_of(student, images)
+    aligned_logits = iter_logits(student, images)
 
     assert_close(aligned_logits, expected, atol=1e-4, rtol=1e-4)
 
@@ -275,7 +275,7 @@ def filters_by_strength(layer: nn.Module) -> list[int]:
 def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
     teacher = trained_looking(digits_cnn(10, width=8))
     student = digits_cnn(10, width=3).eval()
-    pairs = prune_into(student, teacher, (1, 8, 8))
+    pairs = prune_teacher_into(student, teacher, (1, 8, 8))
     silenced = copy.deepcopy(teacher)
     batchnorms = (silenced.block1[1], silenced.block2[1], silenced.block3[1])
 
@@ -288,8 +288,8 @@ def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
         silence(batchnorm, weak)
 
     images = draw(4, 1, 8, 8)
-    found = logits_of(student, images)
-    expected = logits_of(silenced, images)
+    found = iter_logits(student, images)
+    expected = iter_logits(silenced, images)
 
     assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -297,14 +297,14 @@ def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
 def mean_squared_difference(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
     """Compare the logits of the student, in eval mode afterwards, with those of the teacher."""
     student.eval()
-    difference = logits_of(student, images) - logits_of(teacher, images)
+    difference = iter_logits(student, images) - iter_logits(teacher, images)
     return difference.square().mean().item()
 
 
 def test_alignment_brings_the_logits_nearer_to_the_teachers():
     teacher = trained_looking(lenet5(10))
     student = lenet5_half(10)
-    pairs = prune_into(student, teacher, (1, 32, 32))
+    pairs = prune_teacher_into(student, teacher, (1, 32, 32))
     images = draw(200, 1, 32, 32)
     before = mean_squared_difference(student, teacher, images)
     student.train()
@@ -329,7 +329,7 @@ def test_networks_that_are_not_a_chain_or_not_a_pair_are_refused(student, teache
     teacher_network = build_network(teacher, 10, 1)
 
     with pytest.raises(ValueError, match=message):
-        prune_into(student_network, teacher_network, shape)
+        prune_teacher_into(student_network, teacher_network, shape)
 
 
 class Shortcut(nn.Module):
@@ -354,7 +354,7 @@ def test_a_network_with_a_shortcut_is_refused():
     teacher = Shortcut()
 
     with pytest.raises(ValueError, match="branches"):
-        prune_into(student, teacher, (1, 8, 8))
+        prune_teacher_into(student, teacher, (1, 8, 8))
 
 
 def test_a_wider_student_is_refused():
@@ -362,7 +362,7 @@ def test_a_wider_student_is_refused():
     teacher = lenet5_half(10)
 
     with pytest.raises(ValueError, match="narrower copy of its teacher: 'conv1'"):
-        prune_into(student, teacher, (1, 32, 32))
+        prune_teacher_into(student, teacher, (1, 32, 32))
 
 
 def test_unknown_layers_are_refused():
@@ -371,4 +371,4 @@ def test_unknown_layers_are_refused():
     student = copy.deepcopy(odd)
 
     with pytest.raises(ValueError, match="'1' is PReLU"):
-        prune_into(student, odd, (1, 8, 8))
+        prune_teacher_into(student, odd, (1, 8, 8))

@@ -100,7 +100,7 @@ def _train(checkpointer, options):
             loss = (network(inputs) - targets).square().mean()
             return {"loss": loss, "twice": 2 * loss.detach()}
 
-        def examine(record):
+        def extend_record(record):
             lowest_loss.value = min(lowest_loss.value, record["loss"])
             return {**record, "lowest_loss": lowest_loss.value}
 
@@ -112,8 +112,8 @@ def _train(checkpointer, options):
             record_every=options.record_every,
             schedule=options.schedule,
             state=state,
-            keeper=checkpointer,
-            examine=examine,
+            checkpointer=checkpointer,
+            extend_record=extend_record,
         )
         # Inside of the block, because `fit` is lazy and dropout draws from the seeded generator.
         records = list(records)

@@ -17,8 +17,8 @@ from pu_kd_pipeline.learning.networks.lenet import lenet5, lenet5_half
 from pu_kd_pipeline.learning.penultimate import (
     PenultimateTap,
     SharedHead,
+    find_last_linear,
     fold_shared_head,
-    last_linear,
     penultimate_adapter,
     share_head,
 )
@@ -71,8 +71,8 @@ def test_the_tap_records_the_input_of_the_logits(name):
     layer = network.get_submodule(layer_name)
     expected = (layer_name, layer)
 
-    assert last_linear(network) == expected
-    assert last_linear(network, 7) == expected
+    assert find_last_linear(network) == expected
+    assert find_last_linear(network, 7) == expected
 
     images = torch.randn(3, *shape)
     with PenultimateTap(network, 7) as tap, torch.no_grad():
@@ -90,7 +90,7 @@ def test_the_last_linear_layer_of_large_networks_is_found(name, layer):
     # On the meta device, where large networks cost no memory.
     with torch.device("meta"):
         network = build_network(name, 7, 3)
-    found_name, _ = last_linear(network, 7)
+    found_name, _ = find_last_linear(network, 7)
 
     assert found_name == layer
 
@@ -110,15 +110,15 @@ def test_gradients_go_through_the_tap():
 
 def test_layers_of_another_number_of_outputs_are_passed_over():
     network = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 9))
-    name_of_last, _ = last_linear(network)
-    name_of_six, _ = last_linear(network, 6)
+    name_of_last, _ = find_last_linear(network)
+    name_of_six, _ = find_last_linear(network, 6)
 
     assert name_of_last == "1"
     assert name_of_six == "0"
 
     message = "Sequential has no linear layer that gives 10 logits.*'0' of 6, '1' of 9"
     with pytest.raises(ValueError, match=message):
-        last_linear(network, 10)
+        find_last_linear(network, 10)
 
 
 def test_a_network_that_ends_in_a_convolution_is_refused():
@@ -127,7 +127,7 @@ def test_a_network_that_ends_in_a_convolution_is_refused():
     message = "SqueezeNet has no linear layer that gives the logits.*are: none"
 
     with pytest.raises(ValueError, match=message):
-        last_linear(network)
+        find_last_linear(network)
 
 
 def test_a_tap_without_features_is_refused():

@@ -41,11 +41,11 @@ def test_the_head_computes_equations_5_and_6():
 def test_standardization_removes_scale_and_shift_from_the_score():
     features = torch.randn(50, 6)
     head = PUHead(6, 0, 2)
-    head.standardize_by(features)
+    head.set_standardization(features)
     scores = head(features)
 
     moved = 3 * features + 5
-    head.standardize_by(moved)
+    head.set_standardization(moved)
     moved_scores = head(moved)
 
     assert_close(moved_scores, scores, rtol=1e-4, atol=1e-5)
@@ -55,7 +55,7 @@ def test_constant_channels_give_finite_scores():
     head = PUHead(3, 0, 1)
     # Their standard deviation is 0, by which nothing may be divided.
     constant = torch.zeros(10, 3)
-    head.standardize_by(constant)
+    head.set_standardization(constant)
     scores = head(constant)
 
     assert scores.isfinite().all()
@@ -128,7 +128,7 @@ def test_a_channel_that_is_constant_in_the_pool_keeps_its_scale():
     head = PUHead(2, 0, 1)
     # Only the first channel is constant.
     features = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
-    head.standardize_by(features)
+    head.set_standardization(features)
 
     assert head.std.tolist() == [1.0, 1.0]
 
@@ -137,7 +137,7 @@ def test_a_channel_that_is_constant_but_for_rounding_keeps_its_scale():
     head = PUHead(2, 0, 1)
     # The mean of 0.1 in half precision is not exactly that value.
     features = torch.full((50, 2), 0.1, dtype=torch.float16)
-    head.standardize_by(features)
+    head.set_standardization(features)
 
     assert head.std.tolist() == [1.0, 1.0]
 

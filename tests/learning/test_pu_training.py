@@ -13,9 +13,9 @@ from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.metrics import area_under_roc
 from pu_kd_pipeline.learning.pu_training import (
     ScoreTraining,
+    assign_folds,
     cvir_step,
     fit_scores,
-    folds_of,
     positive_unlabeled_step,
     pu_step,
 )
@@ -225,7 +225,7 @@ def test_training_without_positives_is_refused():
 
 
 def test_folds_are_even_and_complete():
-    folds = folds_of(11, 4, seeded_generator())
+    folds = assign_folds(11, 4, seeded_generator())
     sizes = folds.bincount().tolist()
 
     assert sorted(sizes) == [2, 3, 3, 3]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from pu_kd_pipeline.learning.class_prior.methods import METHODS
 from pu_kd_pipeline.params.pu_training import ClassPriorParams
-from pu_kd_pipeline.params.validation import sentences
+from pu_kd_pipeline.params.validation import fault_messages
 
 GOOD = {"method": "bbe", "n_folds": 5, "epochs": 20, "n_bootstrap": 200, "level": 0.9}
 
@@ -38,7 +38,7 @@ def test_an_unknown_method_is_refused_like_a_value_outside_of_a_literal(method):
 
 def test_a_mistyped_method_is_answered_with_the_nearest_and_with_what_each_reads():
     error = _error(ClassPriorParams, GOOD | {"method": "dedpull"})
-    [sentence] = sentences(error, ClassPriorParams, name="prior", where="a.yml")
+    [sentence] = fault_messages(error, ClassPriorParams, name="prior", where="a.yml")
     assert "input should be 'bbe', 'dedpul', 'ted', 'ted_dedpul' or 'km2'" in sentence
     assert "; did you mean `dedpul`?" in sentence
     assert "km2: reads the features, trains nothing" in sentence

@@ -35,7 +35,7 @@ from pu_kd_pipeline.reporting.class_figures import plot_class_weights, plot_per_
 from pu_kd_pipeline.reporting.html import render_report
 from pu_kd_pipeline.reporting.selection_figures import plot_contact_sheet, plot_score_histogram
 from pu_kd_pipeline.reporting.training_figures import plot_distillation_history, plot_pu_history
-from pu_kd_pipeline.selection.class_weights import weigh_classes
+from pu_kd_pipeline.selection.class_weights import compute_class_weights
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_random_subset, choose_subset
 from pu_kd_pipeline.selection.proxy import Proxy
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
@@ -194,7 +194,7 @@ def run(blocks: dict[str, Any], folder: Path) -> Experiment:
     weights = {}
     vectors = {}
     for name, each in manifests.items():
-        weights[name], vectors[name] = weigh_classes(
+        weights[name], vectors[name] = compute_class_weights(
             each, labeled_features, pool_features, class_names, weighting
         )
     students = {}

@@ -18,7 +18,7 @@ def sheet(n_images: int = 4, class_names: list[str] | None = None, **pool: Any) 
     return plot_contact_sheet(manifest, scores, store, n_images, class_names)
 
 
-def images_of(figure: Any) -> list[Any]:
+def manifest_image_rows(figure: Any) -> list[Any]:
     """Return the drawn images, in the order in which they are shown."""
     [axes] = figure.axes
     return list(axes.images)
@@ -30,7 +30,7 @@ def test_best_borderline_and_worst_images_are_shown_and_no_others_read(
 ) -> None:
     scores, manifest, store = scored_pool(n=60, shape=shape)
     figure = plot_contact_sheet(manifest, scores, store, 4)
-    shown = images_of(figure)
+    shown = manifest_image_rows(figure)
     assert len(shown) == 12
     # An image that is in two blocks is read once.
     assert store.n_rows_read <= 12
@@ -58,7 +58,7 @@ def test_best_borderline_and_worst_images_are_shown_and_no_others_read(
 )
 def test_only_large_images_are_smoothed(size_px: int, interpolation: str) -> None:
     figure = sheet(n=20, shape=(1, size_px, size_px))
-    for image in images_of(figure):
+    for image in manifest_image_rows(figure):
         assert image.get_interpolation() == interpolation
 
 
@@ -90,4 +90,4 @@ def test_the_truth_is_written_only_where_it_is_known() -> None:
 def test_a_pool_smaller_than_a_block_is_shown_whole_in_each() -> None:
     figure = sheet(n_images=20, n=5)
     n_blocks = 3
-    assert len(images_of(figure)) == n_blocks * 5
+    assert len(manifest_image_rows(figure)) == n_blocks * 5

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pu_kd_pipeline.storage.digests import digest_of, files_below
+from pu_kd_pipeline.storage.digests import files_below, json_digest
 
 
 def test_hidden_files_and_folders_are_left_out(tmp_path):
@@ -14,11 +14,11 @@ def test_hidden_files_and_folders_are_left_out(tmp_path):
 
 
 def test_a_digest_does_not_depend_on_the_order_of_keys():
-    assert digest_of({"a": 1, "b": [2]}) == digest_of({"b": [2], "a": 1})
-    assert digest_of({"a": 1}) != digest_of({"a": 2})
+    assert json_digest({"a": 1, "b": [2]}) == json_digest({"b": [2], "a": 1})
+    assert json_digest({"a": 1}) != json_digest({"a": 2})
     # node records hold such digests: another result would run every node again
-    assert digest_of([]) == "7ebb3c7c2a87b1a2f8a7ed729ecb040d"
+    assert json_digest([]) == "7ebb3c7c2a87b1a2f8a7ed729ecb040d"
 
 
 def test_names_that_are_not_utf8_have_a_digest():
-    assert digest_of("caf\udce9") != digest_of("café")
+    assert json_digest("caf\udce9") != json_digest("café")

@@ -78,7 +78,7 @@ def params_with(**changes: Any) -> DistillationParams:
     return DistillationParams.model_validate(given | changes)
 
 
-def outputs_of(
+def record_outputs(
     params: DistillationParams, n: int = 21
 ) -> tuple[TeacherOutputs, Counting, list[Any]]:
     """Return the cache of n images, its teacher, and 40 batches of training."""
@@ -104,7 +104,7 @@ def outputs_of(
 )
 def test_cached_logits_are_those_of_the_teacher(cache, augmentation):
     params = params_with(teacher_cache=cache, augmentation=AugmentationParams(**augmentation))
-    outputs, teacher, batches = outputs_of(params)
+    outputs, teacher, batches = record_outputs(params)
     assert outputs.is_cached
     n_to_fill = teacher.n_images
     for batch in batches:
@@ -121,8 +121,8 @@ def n_in_full_batches(n_views_each: int) -> int:
 
 
 def test_exact_shows_the_views_that_off_shows():
-    _, _, fresh = outputs_of(params_with(teacher_cache="off"))
-    outputs, teacher, cached = outputs_of(params_with())
+    _, _, fresh = record_outputs(params_with(teacher_cache="off"))
+    outputs, teacher, cached = record_outputs(params_with())
 
     for one, other in zip(fresh, cached, strict=True):
         assert torch.equal(one.images, other.images)
@@ -133,7 +133,7 @@ def test_exact_shows_the_views_that_off_shows():
 
 
 def test_views_are_a_few_of_each_image_and_all_are_shown():
-    outputs, teacher, batches = outputs_of(params_with(teacher_cache="views"))
+    outputs, teacher, batches = record_outputs(params_with(teacher_cache="views"))
     assert outputs.is_cached
     assert teacher.n_images == n_in_full_batches(4)
 
@@ -163,7 +163,7 @@ FEW = {"n_updates": 40}
     ],
 )
 def test_nothing_is_cached_if_it_is_off_or_more_work(changes):
-    outputs, teacher, batches = outputs_of(params_with(**changes))
+    outputs, teacher, batches = record_outputs(params_with(**changes))
     assert not outputs.is_cached
     assert teacher.n_images == 0
     first = batches[0]
@@ -171,14 +171,14 @@ def test_nothing_is_cached_if_it_is_off_or_more_work(changes):
 
 
 def test_all_views_are_cached_if_there_are_no_more_than_cached_views():
-    _, teacher, _ = outputs_of(params_with(teacher_cache="views", cached_views=50))
+    _, teacher, _ = record_outputs(params_with(teacher_cache="views", cached_views=50))
     assert teacher.n_images == n_in_full_batches(50)
 
 
 def test_logits_that_do_not_fit_switch_exact_off_and_are_refused_for_views():
     tiny = COMPUTE.model_copy(update={"resident_limit_gb": 1e-6})
-    outputs, _, _ = outputs_of(params_with(compute=tiny))
+    outputs, _, _ = record_outputs(params_with(compute=tiny))
     assert not outputs.is_cached
     # Without its cache, `views` would train on other views than those that were asked for.
     with pytest.raises(InputError, match="lower cached_views, or set teacher_cache to off"):
-        outputs_of(params_with(compute=tiny, teacher_cache="views"))
+        record_outputs(params_with(compute=tiny, teacher_cache="views"))

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pu_kd_pipeline import progress
 from pu_kd_pipeline.comparison.computation import RESULT, CellComputation
-from pu_kd_pipeline.comparison.grid import Blocks, Cell, cells_of
+from pu_kd_pipeline.comparison.grid import Blocks, Cell, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.starts import STARTS
 from pu_kd_pipeline.errors import InputError
@@ -36,7 +36,7 @@ def comparison_shards(
         InputError: the grid cannot be made from these inputs; nothing has been computed then. From
             a maker: memory ran out.
     """
-    cells = cells_of(params, blocks)
+    cells = make_cells(params, blocks)
     if params.curves is not None:
         inputs = inputs.watching(params.curves.n_images)
     inputs = inputs.without_excluded()

@@ -28,9 +28,9 @@ from pu_kd_pipeline.learning.metrics import accuracy, agreement
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.params.compute import ComputeParams
-from pu_kd_pipeline.selection.class_weights import weigh_classes
-from pu_kd_pipeline.storage.sharded_table import ShardedTable, TableInMemory, fixed_size_list
-from pu_kd_pipeline.training.checkpoints import unkept
+from pu_kd_pipeline.selection.class_weights import compute_class_weights
+from pu_kd_pipeline.storage.sharded_table import InMemoryTable, ShardedTable, fixed_size_list
+from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
 
@@ -104,7 +104,7 @@ class CellComputation:
         try:
             # The trainings inside of a cell publish no progress and write no checkpoints: a cell
             # is done as a whole.
-            with progress.records.muted(), unkept():
+            with progress.records.muted(), checkpoints_disabled():
                 row.update(self._outcome(cell))
         except MemoryShortage:
             # A failure that is written down is final, and with more memory this one would not
@@ -163,7 +163,7 @@ class CellComputation:
         return selected_manifest(self._inputs, cell, pool, budget)
 
     def _student(self, cell: Cell, manifest: pd.DataFrame) -> tuple[Model, pd.DataFrame]:
-        labeled = self._inputs.labeled_images_of(cell)
+        labeled = self._inputs.cell_labeled_images(cell)
         params = cell.blocks.distillation
         state = None
         if METHODS[cell.method].has_own_start:
@@ -195,8 +195,8 @@ class CellComputation:
             logits = predict_logits(teacher, labeled, compute).numpy()
             ids = pa.array(labeled.index["id"], pa.string())
             table = pa.table({"id": ids, "logits": fixed_size_list(logits)})
-            features = TableInMemory.of(labeled.fingerprint, [table])
-        _, vectors = weigh_classes(
+            features = InMemoryTable.of(labeled.fingerprint, [table])
+        _, vectors = compute_class_weights(
             manifest,
             features,
             self._inputs.pool_features,

@@ -26,13 +26,13 @@ from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
-from pu_kd_pipeline.params.validation import sentences
+from pu_kd_pipeline.params.validation import fault_messages
 from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
 
-EXCLUDES = "exclude_test_duplicates"
+EXCLUSION_KEY = "exclude_test_duplicates"
 
 # Keys of `distillation` that every student shares, or their accuracies could not be compared.
-SAME_FOR_ALL = ("seed", "objective", "n_updates", "batch_size")
+SHARED_KEYS = ("seed", "objective", "n_updates", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,15 @@ class Cell:
 def _keys_without_effect(block: BaseModel) -> set[str]:
     """Return the keys of a block that do not decide a result."""
     if isinstance(block, SubsetParams):
-        return {EXCLUDES}  # the excluded images themselves are in the name, where there are any
+        return {
+            EXCLUSION_KEY
+        }  # the excluded images themselves are in the name, where there are any
     if not isinstance(block, DistillationParams):
         return {"compute"}
     return {"compute", *block.unread_option_blocks()}
 
 
-def cells_of(params: ComparisonParams, blocks: Blocks) -> list[Cell]:
+def make_cells(params: ComparisonParams, blocks: Blocks) -> list[Cell]:
     """Return the cells of the grid, seed by seed.
 
     So an unfinished comparison is whole for its first seeds.
@@ -254,7 +256,7 @@ def _blocks_by_objective(
                 merged[block] = type(base).model_validate(values)
             except ValidationError as error:
                 where = "the block `comparison`"
-                faults += sentences(error, type(base), name=f"{key}.{block}", where=where)
+                faults += fault_messages(error, type(base), name=f"{key}.{block}", where=where)
         if len(merged) == len(fields(Blocks)):
             result[objective] = Blocks(**merged)  # type: ignore[arg-type]
     return result
@@ -263,11 +265,11 @@ def _blocks_by_objective(
 def _forbidden_overrides(where: str, overrides: Overrides) -> Iterator[str]:
     """Yield a fault for each key that is overridden although all students share it."""
     fixes = {"objective": "list `objectives`", "seed": "list `seeds`"}
-    for name in sorted(set(SAME_FOR_ALL) & set(overrides.distillation)):
+    for name in sorted(set(SHARED_KEYS) & set(overrides.distillation)):
         fix = fixes.get(name, f"set distillation.{name} instead")
         yield f"{where}.distillation.{name}: every student of a comparison has the same; {fix}"
-    if EXCLUDES in overrides.subset_materialization:
-        key = f"subset_materialization.{EXCLUDES}"
+    if EXCLUSION_KEY in overrides.subset_materialization:
+        key = f"subset_materialization.{EXCLUSION_KEY}"
         yield f"{where}.{key}: every student of a comparison has the same; set {key} instead"
 
 

@@ -77,7 +77,7 @@ class ComparisonInputs:
         kept = ImageSubset.of(self.labeled_images, np.flatnonzero(~is_excluded))
         return replace(self, labeled_images=kept)
 
-    def labeled_images_of(self, cell: Cell) -> ImageStore:
+    def cell_labeled_images(self, cell: Cell) -> ImageStore:
         """Return the images that a cell uses as labeled ones; empty where its method uses none."""
         source = METHODS[cell.method].labeled_images
         if source == "original":

@@ -17,7 +17,7 @@ from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset
 from pu_kd_pipeline.selection.proxy import Proxy
 from pu_kd_pipeline.selection.relatedness import preferential_manifest, relatedness_shards
-from pu_kd_pipeline.storage.sharded_table import TableInMemory
+from pu_kd_pipeline.storage.sharded_table import InMemoryTable
 
 SELECTION_COLUMNS = ("auc", "precision", "recall", "class_prior", "true_class_prior")
 
@@ -51,7 +51,7 @@ def selected_manifest(
     proxy = Proxy(inputs.teacher, inputs.pool_features, cell.blocks.distillation)
     subset_inputs = SubsetInputs(
         pool_scores=pool.scores,
-        labeled_images=inputs.labeled_images_of(cell),
+        labeled_images=inputs.cell_labeled_images(cell),
         pool_images=inputs.pool_images,
         class_prior=pool.class_prior,
         held_out_ranks=pool.held_out_ranks,
@@ -70,13 +70,13 @@ class UnselectedManifests:
 
     def __init__(self, inputs: ComparisonInputs) -> None:
         self._inputs = inputs
-        self._relatedness: dict[str, TableInMemory] = {}
+        self._relatedness: dict[str, InMemoryTable] = {}
 
     def manifest(self, cell: Cell) -> pd.DataFrame:
         """Return all labeled or original images of a cell, or the pool with its probabilities."""
         if METHODS[cell.method].samples_by_relatedness:
             return self._by_relatedness(cell.blocks.relatedness)
-        images = self._inputs.labeled_images_of(cell)
+        images = self._inputs.cell_labeled_images(cell)
         return images.index[["id"]].assign(origin="labeled")
 
     def _by_relatedness(self, params: RelatednessParams) -> pd.DataFrame:
@@ -86,7 +86,7 @@ class UnselectedManifests:
         if key not in self._relatedness:
             makers = relatedness_shards(pool_images, self._inputs.teacher, params)
             tables = tuple(make() for make in makers.values())
-            self._relatedness[key] = TableInMemory(Path(), tuple(makers), tables)
+            self._relatedness[key] = InMemoryTable(Path(), tuple(makers), tables)
         return preferential_manifest(
             self._relatedness[key], pool_images, params, self._inputs.excluded
         )

@@ -16,7 +16,7 @@ from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.features.scoring import score_shards
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
-from pu_kd_pipeline.storage.sharded_table import ShardedTable, TableInMemory, as_array
+from pu_kd_pipeline.storage.sharded_table import InMemoryTable, ShardedTable, as_array
 from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 
@@ -25,7 +25,7 @@ from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 class ScoredPool:
     """What is known of the pool before a rule selects."""
 
-    scores: TableInMemory
+    scores: InMemoryTable
     class_prior: dict[str, Any]
     held_out_ranks: pd.DataFrame
     seconds: float | None
@@ -74,7 +74,7 @@ class PoolScorer:
             }
             tables.append(pa.table(columns))
         return ScoredPool(
-            scores=TableInMemory.of("confidence", tables),
+            scores=InMemoryTable.of("confidence", tables),
             class_prior=dict.fromkeys(("value", "lower", "upper", "method")),
             held_out_ranks=pd.DataFrame({"rank": []}),
             seconds=None,
@@ -86,7 +86,7 @@ class PoolScorer:
         pool_images = self._inputs.pool_images
         pool_features = self._inputs.pool_features
         params = cell.blocks.pu_training
-        labeled_images = self._inputs.labeled_images_of(cell)
+        labeled_images = self._inputs.cell_labeled_images(cell)
         labeled_features = self._features_of(labeled_images)
         prior = self._class_prior(labeled_features, params)
         value = prior["value"]
@@ -98,7 +98,7 @@ class PoolScorer:
         makers = score_shards(pool_features, pool_images, classifier, params.compute)
         tables = [make() for make in makers.values()]
         return ScoredPool(
-            scores=TableInMemory.of(classifier.fingerprint(), tables),
+            scores=InMemoryTable.of(classifier.fingerprint(), tables),
             class_prior=prior,
             held_out_ranks=ranks,
             seconds=time.perf_counter() - started,
@@ -110,10 +110,10 @@ class PoolScorer:
             return given_prior(params.class_prior, labeled, pool)
         return estimate_prior(labeled, pool, params)
 
-    def _features_of(self, images: ImageStore) -> TableInMemory:
+    def _features_of(self, images: ImageStore) -> InMemoryTable:
         ids = pa.array(images.index["id"], pa.string())
         tables = []
         for table in self._inputs.labeled_features.shards():
             is_drawn = pa.compute.is_in(table["id"], ids)
             tables.append(table.filter(is_drawn))
-        return TableInMemory.of(images.fingerprint, tables)
+        return InMemoryTable.of(images.fingerprint, tables)

@@ -21,14 +21,14 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.storage.sharded_table import fixed_size_list
 
-Makers = dict[str, Callable[[], pa.Table]]
+ShardMakers = dict[str, Callable[[], pa.Table]]
 # Metadata keys of a feature shard: the fingerprint of the network that made it, and how many of the
 # descriptor's channels belong to the last tap.
 TEACHER = "teacher"
 LAST_TAP_SIZE = "last_tap_size"
 
 
-def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -> Makers:
+def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -> ShardMakers:
     """Return one function per shard of a store that computes the features of the shard.
 
     The names consist of the shard's name and a hash of teacher and precision.
@@ -63,7 +63,7 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
         # (n, D) float16 and (n, K) float32
         shard_descriptors = torch.cat(descriptors)
         shard_logits = torch.cat(logits)
-        ids = images.ids_of(shard)
+        ids = images.shard_ids(shard)
         columns = {
             "id": ids.cast(pa.string()),
             "descriptor": fixed_size_list(shard_descriptors.numpy()),

@@ -47,7 +47,7 @@ def feature_tensors(
     return np.concatenate(ids), torch.cat(parts)
 
 
-def logits_of(features: ShardedTable, ids: set[str]) -> Iterator[Tensor]:
+def iter_logits(features: ShardedTable, ids: set[str]) -> Iterator[Tensor]:
     """Yield the (n, K) float32 logits of the given ids, shard by shard."""
     wanted_ids = sorted(ids)
     wanted = pa.array(wanted_ids, pa.string())

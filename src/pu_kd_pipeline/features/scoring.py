@@ -9,12 +9,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pu_kd_pipeline.devices import memory_told, prepare_device
+from pu_kd_pipeline.devices import explain_memory_shortage, prepare_device
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.features.extraction import TEACHER, Makers, short_hash
+from pu_kd_pipeline.features.extraction import TEACHER, ShardMakers, short_hash
 from pu_kd_pipeline.features.reading import as_tensor
 from pu_kd_pipeline.images.batches import map_images
-from pu_kd_pipeline.images.store import ImageStore, rows_of
+from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, pu_features
 from pu_kd_pipeline.models.model import PUClassifier
@@ -24,7 +24,7 @@ from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 def score_shards(
     features: ShardedTable, images: ImageStore, classifier: PUClassifier, compute: ComputeParams
-) -> Makers:
+) -> ShardMakers:
     """Return one function per shard of the pool's features that scores the shard.
 
     The names consist of the shard's name and a hash of classifier and precision.
@@ -80,7 +80,7 @@ def _scores_from_images(
 ) -> np.ndarray:
     """Return the (n,) float32 scores of a classifier that has its own backbone."""
     ids = table["id"].to_pandas()
-    rows = rows_of(images, ids.to_numpy(), "pool_features")
+    rows = find_rows(images, ids.to_numpy(), "pool_features")
 
     # Of the classifier's own backbone, whose input is the teacher's.
     spec = classifier.card.teacher.input
@@ -101,7 +101,7 @@ def _scores_from_features(
 ) -> np.ndarray:
     """Return the (n,) scores of a head that reads cached features."""
     card = classifier.card
-    with memory_told("pool_scoring"), torch.inference_mode():
+    with explain_memory_shortage("pool_scoring"), torch.inference_mode():
         descriptor = as_tensor(table["descriptor"]).to(device)
         logits = logits.to(device)
         # Where the head reads the last layer, its descriptor is the last tap.

@@ -32,17 +32,17 @@ class CheckpointHooks:
         folder = dataset.filepath / node.name
         self._folders[node.name] = folder
         self._unsaved_outputs[node.name] = set(node.outputs)
-        checkpoints.keep_in(folder, dataset.every_s)
+        checkpoints.set_checkpoint_folder(folder, dataset.every_s)
 
     @hook_impl
     def after_node_run(self) -> None:
         """Disable checkpoints for later trainings of this process."""
-        checkpoints.keep_nowhere()
+        checkpoints.disable_checkpoints()
 
     @hook_impl
     def on_node_error(self) -> None:
         """Disable checkpoints; those that exist stay, because the node resumes from them."""
-        checkpoints.keep_nowhere()
+        checkpoints.disable_checkpoints()
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:

@@ -81,10 +81,10 @@ def _try(faults: list[str], name: str, function: Callable[[], Any]) -> Any:
 
 
 def _teacher_card(block: TeacherParams) -> ModelCard:
-    from pu_kd_pipeline.models.factory import is_sure_to_build, new_teacher, teacher_card
+    from pu_kd_pipeline.models.factory import is_known_to_build, new_teacher, teacher_card
 
     card = teacher_card(block)
-    if block.weights is None and is_sure_to_build(card):
+    if block.weights is None and is_known_to_build(card):
         return card
     from pu_kd_pipeline.learning.loop import seeded
 
@@ -94,10 +94,10 @@ def _teacher_card(block: TeacherParams) -> ModelCard:
 
 
 def _check_student(block: DistillationParams, teacher: ModelCard) -> None:
-    from pu_kd_pipeline.models.factory import is_sure_to_build, student_card, untrained
+    from pu_kd_pipeline.models.factory import is_known_to_build, student_card, untrained
 
     card = student_card(teacher, block.student_architecture, block.student_options, {})
-    if is_sure_to_build(card):
+    if is_known_to_build(card):
         return
     from pu_kd_pipeline.learning.loop import seeded
 

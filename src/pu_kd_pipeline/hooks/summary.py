@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.hooks.catalog import METRICS, REPORT, dataset_path
-from pu_kd_pipeline.incremental.runner import EXPLAINING
+from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
@@ -27,7 +27,7 @@ class SummaryHooks:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Print what this run made: metrics, comparison, the paths of report and tracking."""
-        if run_params["runner"] == EXPLAINING:
+        if run_params["runner"] == EXPLAINING_RUNNER:
             return
         outputs = pipeline.all_outputs()
         if METRICS in outputs:

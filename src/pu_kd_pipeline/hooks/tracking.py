@@ -15,7 +15,7 @@ from kedro.framework.hooks import hook_impl
 from pu_kd_pipeline import progress
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.catalog import dataset_path, tracked_as
-from pu_kd_pipeline.incremental.runner import EXPLAINING
+from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -60,7 +60,7 @@ class TrackingHooks:
             self._end("KILLED")
         config = tracking_config(self._context)
         self._reasons_to_run = {}
-        if not config.enabled or run_params["runner"] == EXPLAINING:
+        if not config.enabled or run_params["runner"] == EXPLAINING_RUNNER:
             return
         # Only the blocks that this run reads.
         parameters = {}
@@ -168,12 +168,12 @@ def tracking_config(context: KedroContext) -> TrackingConfig:
     """
     from pydantic import ValidationError
 
-    from pu_kd_pipeline.params.validation import sentences
+    from pu_kd_pipeline.params.validation import fault_messages
     from pu_kd_pipeline.tracking.config import TrackingConfig
 
     try:
         return TrackingConfig.model_validate(context.config_loader["mlflow"])
     except ValidationError as error:
-        faults = sentences(error, TrackingConfig, name="", where="conf/base/mlflow.yml")
+        faults = fault_messages(error, TrackingConfig, name="", where="conf/base/mlflow.yml")
         lines = "\n".join(f"  - {fault}" for fault in faults)
         raise InputError(f"Tracking is not set up.\n{lines}") from None

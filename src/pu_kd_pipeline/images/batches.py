@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from pu_kd_pipeline.devices import (
     autocast,
+    explain_memory_shortage,
     inference_batch_size,
-    is_out_of_memory,
-    memory_told,
+    is_memory_error,
     prepare_device,
 )
 from pu_kd_pipeline.images.store import ImageStore
@@ -154,7 +154,7 @@ def map_images(
 
             # A batch of one image has an empty second half.
             smaller_batches = [half for half in np.array_split(batch, 2) if len(half)]
-            with memory_told("inference"):
+            with explain_memory_shortage("inference"):
                 halves = [outputs(half) for half in smaller_batches]
             pairs = zip(*halves, strict=True)
             yield tuple(torch.cat(pair) for pair in pairs)
@@ -165,7 +165,7 @@ def _unless_out_of_memory(outputs: Callable[[np.ndarray], T], batch: np.ndarray)
     try:
         return outputs(batch)
     except (RuntimeError, MemoryError) as exc:
-        if not is_out_of_memory(exc):
+        if not is_memory_error(exc):
             raise
     # Outside of the handler: there, the traceback would still hold the tensors of the attempt.
     if torch.cuda.is_available():

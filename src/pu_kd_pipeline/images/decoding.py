@@ -134,7 +134,7 @@ class Decoder:
         for chunk, decoded in map_in_order(decode, _chunks(raws), n_workers):
             yield from zip(chunk, decoded, strict=True)
 
-    def decode_all_apart(
+    def decode_all_in_processes(
         self, raws: Iterable[RawImage | Unusable], n_workers: int
     ) -> Iterator[tuple[RawImage | Unusable, np.ndarray | Unusable]]:
         """Yield the same as `decode_all`, decoded by other processes, which an image may crash.
@@ -290,7 +290,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def as_file(raw: RawImage) -> bytes:
+def to_file_bytes(raw: RawImage) -> bytes:
     """Return the bytes of an image file: the original ones, or a lossless PNG of its pixels."""
     if isinstance(raw, bytes):
         return raw

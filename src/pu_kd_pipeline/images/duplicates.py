@@ -33,7 +33,10 @@ LABELED = "labeled"
 POOL = "pool"
 TEACHER_TRAINING = "teacher_training"
 STORES = (TEST, LABELED, POOL, TEACHER_TRAINING)  # of a pair, the later one is called the copy
-BY_PICTURE = (TEST, LABELED)  # the small stores: two large ones have too many pairs of pictures
+NEAR_DUPLICATE_STORES = (
+    TEST,
+    LABELED,
+)  # the small stores: two large ones have too many pairs of pictures
 COLUMNS = ["id", "store", "kind", "other_store", "other_id", "distance"]
 SAMPLE_SIZE = 20_000  # images of a large store that show how similar different images can be
 _VALUES_AT_A_TIME = 2**25  # pixel values that are read per batch
@@ -104,12 +107,12 @@ def excluded_images(duplicates: pd.DataFrame, params: SubsetParams) -> Excluded:
     if not params.exclude_test_duplicates:
         return NOTHING_EXCLUDED
     return Excluded(
-        labeled=frozenset(copies_of_test_images(duplicates, LABELED)),
-        pool=frozenset(copies_of_test_images(duplicates, POOL)),
+        labeled=frozenset(test_image_copies(duplicates, LABELED)),
+        pool=frozenset(test_image_copies(duplicates, POOL)),
     )
 
 
-def copies_of_test_images(duplicates: pd.DataFrame, store: str) -> list[str]:
+def test_image_copies(duplicates: pd.DataFrame, store: str) -> list[str]:
     """Return the ids of the images of a store that are copies of test images."""
     is_in_store = duplicates["store"] == store
     is_of_test_image = duplicates["other_store"] == TEST
@@ -139,7 +142,7 @@ def _near_copies(
     from pu_kd_pipeline.learning.near_duplicates import find_copies
 
     references: dict[str, Tensor] = {}
-    for name in BY_PICTURE:
+    for name in NEAR_DUPLICATE_STORES:
         if len(stores[name]) == 0:
             continue
         batches = list(_fingerprints(stores[name]))
@@ -257,14 +260,14 @@ def _counts(
     n_exact = int(is_exact.sum())
     n_near = int(is_near.sum())
 
-    if params is None or other not in BY_PICTURE:
+    if params is None or other not in NEAR_DUPLICATE_STORES:
         return {"exact": n_exact, "near": None}
     return {"exact": n_exact, "near": n_near}
 
 
 def _log_copies_of_test_images(table: pd.DataFrame, stores: Mapping[str, ImageStore]) -> None:
     for name in STORES[1:]:
-        n_copies = len(copies_of_test_images(table, name))
+        n_copies = len(test_image_copies(table, name))
         if n_copies == 0:
             continue
         counts = table.attrs["counts"][f"{name} and {TEST}"]

@@ -243,7 +243,7 @@ def _write_missing(
     decoder = Decoder(about.channels, about.size_px, about.max_image_pixels)
     decode_all = decoder.decode_all
     if was_killed and len(missing):
-        decode_all = decoder.decode_all_apart
+        decode_all = decoder.decode_all_in_processes
         logger.warning(
             "%s: the last run was killed while it decoded; images are now decoded in other "
             "processes",

@@ -144,7 +144,7 @@ def with_teacher_labels(
     return table
 
 
-def check_every_class_is_there(labels: pd.Series, class_names: Sequence[str], where: str) -> None:
+def check_all_classes_present(labels: pd.Series, class_names: Sequence[str], where: str) -> None:
     """Raise an InputError that names the classes without a single image."""
     present = set(labels.dropna().astype(int))
     absent = []

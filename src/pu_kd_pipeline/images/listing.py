@@ -13,7 +13,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.labels import (
-    check_every_class_is_there,
+    check_all_classes_present,
     draw,
     in_share,
     with_teacher_labels,
@@ -70,7 +70,7 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
     if labels_drawn_per_class:
         # Over all sources together: one may hold the classes that another one lacks.
         labels = pd.concat(labels_drawn_per_class)
-        check_every_class_is_there(labels, plan.class_names, f"data_ingestion.{plan.name}")
+        check_all_classes_present(labels, plan.class_names, f"data_ingestion.{plan.name}")
 
     wanted = pd.concat(tables, ignore_index=True)
     if wanted.empty:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pu_kd_pipeline.images.decoding import Unusable, as_file
+from pu_kd_pipeline.images.decoding import Unusable, to_file_bytes
 from pu_kd_pipeline.images.store_file import Specification
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class EncodedWriter:
     def append(self, raw: RawImage | Unusable, pixels: np.ndarray) -> None:
         """Add an image as the source delivered it; an array of pixels becomes a PNG."""
         assert not isinstance(raw, Unusable)
-        image = as_file(raw)
+        image = to_file_bytes(raw)
         self._images.append(image)
         self._n_bytes += len(image)
         # One record batch per image would make the file slow to open, one per shard costs memory.

@@ -154,7 +154,7 @@ class ImageStore:
 
         return index
 
-    def ids_of(self, shard: Shard) -> pa.Array:
+    def shard_ids(self, shard: Shard) -> pa.Array:
         """Return the ids of one shard's images, in row order; no other shard is read."""
         table = self._index_of(shard, ["id"])
         return table["id"].combine_chunks()
@@ -300,7 +300,7 @@ class ImageStore:
             images[place] = pixels
 
 
-def rows_of(images: ImageStore, ids: np.ndarray, name: str) -> np.ndarray:
+def find_rows(images: ImageStore, ids: np.ndarray, name: str) -> np.ndarray:
     """Return the rows of a store that hold the given ids.
 
     Args:

@@ -30,7 +30,7 @@ class CodeIndex:
         self._mentions: dict[Definition, frozenset[Definition]] = {}
         self._stamps: dict[str, str] = {}
 
-    def code_of(self, thing: Any) -> dict[str, str]:
+    def code_digests(self, thing: Any) -> dict[str, str]:
         """Return "module:name" -> digest, of a function or class and of all that it depends on.
 
         Only definitions of its package and of this one are followed. Comments, docstrings, blank
@@ -66,7 +66,7 @@ class CodeIndex:
     def stamp(self, thing: Any) -> str:
         """Return a digest of all source files of a thing's package and of this one.
 
-        While it stays the same, so does `code_of`, which takes longer.
+        While it stays the same, so does `code_digests`, which takes longer.
         """
         package, _, _ = thing.__module__.partition(".")
         packages = sorted({OWN_PACKAGE, package})

@@ -22,7 +22,7 @@ from pu_kd_pipeline.incremental.file_states import FileStates, safe_name
 from pu_kd_pipeline.params.data_ingestion import ImageSource
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
-from pu_kd_pipeline.storage.digests import digest_of, files_below
+from pu_kd_pipeline.storage.digests import files_below, json_digest
 
 VERSION = 1  # with a higher version every node runs again
 # Libraries that may change a result with their version; others only store or pass it on.
@@ -156,7 +156,7 @@ def _state_of_text(text: str, files: FileStates) -> str:
     card = path / "card.json"
     if card.is_file():
         digests = files.digests(path, files_below(path))
-        return digest_of(digests)
+        return json_digest(digests)
     return ""
 
 

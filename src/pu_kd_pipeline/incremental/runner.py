@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pluggy import PluginManager
 
 logger = logging.getLogger(__name__)
-EXPLAINING = "ExplainingRunner"
+EXPLAINING_RUNNER = "ExplainingRunner"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class ExplainingRunner(IncrementalRunner):
 
     def __str__(self) -> str:
         """Return a name for which hooks do nothing."""
-        return EXPLAINING
+        return EXPLAINING_RUNNER
 
     def _run(
         self,

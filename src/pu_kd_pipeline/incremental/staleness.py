@@ -21,7 +21,7 @@ from pu_kd_pipeline.incremental.node_records import (
     library_versions,
 )
 from pu_kd_pipeline.storage.atomic import remove_leftovers
-from pu_kd_pipeline.storage.digests import digest_of, files_below
+from pu_kd_pipeline.storage.digests import files_below, json_digest
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -142,7 +142,7 @@ class StalenessTracker:
         Resumed with other code, it would not end as an uninterrupted training does.
         """
         current = self._current[node.name]
-        code = digest_of(current.code)
+        code = json_digest(current.code)
         started = self._started_file(node)
         started_with = code
         if started.is_file():
@@ -180,7 +180,7 @@ class StalenessTracker:
                 external |= external_states(key, value, self._files)
             else:
                 content = self._content(name)
-                inputs[name] = digest_of(content)
+                inputs[name] = json_digest(content)
 
         stamp = self._code.stamp(_unwrapped(node.func))
         if recorded is not None and recorded.code_stamp == stamp:
@@ -191,7 +191,7 @@ class StalenessTracker:
         entries = {}
         for name in _datasets_of(node):
             entry = self._entry(name)
-            entries[name] = digest_of(entry)
+            entries[name] = json_digest(entry)
         record = NodeRecord(
             parameters=parameters,
             inputs=inputs,
@@ -213,12 +213,12 @@ class StalenessTracker:
     def _code_of(self, node: Node) -> dict[str, str]:
         """Return the code of a node's function, and of the types of its data sets."""
         function = _unwrapped(node.func)
-        code = self._code.code_of(function)
+        code = self._code.code_digests(function)
         datasets = [self._catalog.get(name) for name in _datasets_of(node)]
         # A dict and not a set, so that the order is the same in every process.
         dataset_types = dict.fromkeys(map(type, datasets))
         for dataset_type in dataset_types:
-            code |= self._code.code_of(dataset_type)
+            code |= self._code.code_digests(dataset_type)
         return code
 
     def _outputs(self, node: Node) -> dict[str, dict[str, str]]:

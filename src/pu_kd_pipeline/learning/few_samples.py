@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pu_kd_pipeline.learning.pruning import Aligned, Pair
+from pu_kd_pipeline.learning.pruning import AlignedLayer, LayerPair
 
 # LeNet-5 to its half on five MNIST digits per class, accuracy before any update: 12 % without it,
 # 74 % with it.
@@ -27,7 +27,7 @@ ALIGNMENT_RIDGE = 0.01
 
 
 @contextmanager
-def outputs_of(network: nn.Module, layer: str | nn.Module) -> Iterator[list[Tensor]]:
+def record_outputs(network: nn.Module, layer: str | nn.Module) -> Iterator[list[Tensor]]:
     """Yield a list to which every forward pass of the network appends the layer's output.
 
     Args:
@@ -166,7 +166,7 @@ def _pixels_as_rows(feature_map: Tensor) -> Tensor:
     return rows.double().cpu()
 
 
-def absorb_pointwise(layer: Aligned, pointwise: Tensor) -> None:
+def absorb_pointwise(layer: AlignedLayer, pointwise: Tensor) -> None:
     """Change a layer so that it gives Q y where it gave y: its weights become Q W, its bias Q b.
 
     Args:
@@ -186,7 +186,7 @@ def absorb_pointwise(layer: Aligned, pointwise: Tensor) -> None:
 
 def align(
     student: nn.Module,
-    pairs: Sequence[Pair],
+    pairs: Sequence[LayerPair],
     teacher: nn.Module,
     images: Tensor,
     *,
@@ -200,8 +200,8 @@ def align(
     are aligned as well, which the paper leaves open.
 
     Args:
-        student: from `prune_into`; changed in place, and in eval mode during this call.
-        pairs: from `prune_into`.
+        student: from `prune_teacher_into`; changed in place, and in eval mode during this call.
+        pairs: from `prune_teacher_into`.
         teacher: in eval mode.
         images: (N, C, H, W) float32 normalized.
         ridge: see `pointwise_fit`.
@@ -220,6 +220,6 @@ def align(
 
 
 def _output(network: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad(), outputs_of(network, layer) as outputs:
+    with torch.no_grad(), record_outputs(network, layer) as outputs:
         network(images)
     return outputs[0]

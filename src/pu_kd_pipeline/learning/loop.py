@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 Record = dict[str, float]
 Step = Callable[[Any], dict[str, Tensor]]
-Examine = Callable[[Record], Record]
+ExtendRecord = Callable[[Record], Record]
 
 # Xu et al. 2019: a tenth every 50 of 200 epochs
 _STEP_DECAY = 0.1
@@ -190,7 +190,7 @@ class TrainingState:
             yield from network.parameters()
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Saves the state of a training where another process can load it."""
 
     def restore(self, state: TrainingState) -> None:
@@ -240,8 +240,8 @@ def fit(
     record_every: int,
     schedule: str,
     state: TrainingState | None = None,
-    keeper: Keeper | None = None,
-    examine: Examine | None = None,
+    checkpointer: Checkpointer | None = None,
+    extend_record: ExtendRecord | None = None,
 ) -> Iterator[Record]:
     """Yield one record every `record_every` updates: the step's mean values and the learning rate.
 
@@ -281,13 +281,13 @@ def fit(
         is_recorded = is_last or state.since_record == record_every
         if is_recorded:
             record = _record(state, optimizer, n_updates)
-            if examine is not None:
-                record = examine(record)
+            if extend_record is not None:
+                record = extend_record(record)
             state.records.append(record)
             state.sums = {}
         # Before the record is yielded: a caller that stops there finds the update saved.
-        if keeper is not None:
-            keeper.after_update(state, is_last=is_last)
+        if checkpointer is not None:
+            checkpointer.after_update(state, is_last=is_last)
         if is_recorded:
             yield state.records[-1]
 

@@ -20,7 +20,7 @@ THUMBNAIL_PX = 16
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG has it
 N_COARSE = 64  # coordinates of a fingerprint that suffice to rule out nearly all pairs
 # Gray levels: an image with smaller gradients (root mean square) has no fingerprint.
-FLAT = 1.0
+SMALLEST_GRADIENT = 1.0
 NEIGHBOR_RANK = 5
 _BLOCK = 2**24  # distances held in memory at a time
 _SLACK = 1e-5  # rounding of float32
@@ -85,7 +85,7 @@ def fingerprints(images: Tensor) -> Tensor:
     gradients = flat_coefficients[:, order]
 
     norms = gradients.norm(dim=1, keepdim=True)
-    smallest_norm = FLAT * math.sqrt(height * width)
+    smallest_norm = SMALLEST_GRADIENT * math.sqrt(height * width)
     is_flat = norms < smallest_norm
     # The bound on the divisor keeps nan out of the rows that are replaced by zeros.
     directions = gradients / norms.clamp_min(1e-12)

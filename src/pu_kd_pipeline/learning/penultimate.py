@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 # `relatedness.probe` looks for the layer whose output is the logits by a trial pass. The callers of
 # this function have no images for one, know the number of classes, and fail without such a layer.
-def last_linear(network: nn.Module, n_classes: int | None = None) -> tuple[str, nn.Linear]:
+def find_last_linear(network: nn.Module, n_classes: int | None = None) -> tuple[str, nn.Linear]:
     """Return the name and module of the layer that gives the logits.
 
     That is the last nn.Linear, in order of definition.
@@ -55,11 +55,11 @@ class PenultimateTap:
         n_classes: K.
 
     Raises:
-        ValueError: see `last_linear`.
+        ValueError: see `find_last_linear`.
     """
 
     def __init__(self, network: nn.Module, n_classes: int) -> None:
-        self.name, self._layer = last_linear(network, n_classes)
+        self.name, self._layer = find_last_linear(network, n_classes)
         self._features: Tensor | None = None
 
     def __enter__(self) -> PenultimateTap:
@@ -103,10 +103,10 @@ def penultimate_adapter(student: nn.Module, teacher: nn.Module, n_classes: int) 
     layer.
 
     Raises:
-        ValueError: see `last_linear`.
+        ValueError: see `find_last_linear`.
     """
-    _, student_layer = last_linear(student, n_classes)
-    _, teacher_layer = last_linear(teacher, n_classes)
+    _, student_layer = find_last_linear(student, n_classes)
+    _, teacher_layer = find_last_linear(teacher, n_classes)
     return _adapter(student_layer, teacher_layer)
 
 
@@ -191,8 +191,8 @@ def share_head(student: nn.Module, teacher: nn.Module, n_classes: int) -> None:
             only a linear layer, or its last layer has no bias where the teacher's has one, so that
             it could not be folded.
     """
-    name, own = last_linear(student, n_classes)
-    _, theirs = last_linear(teacher, n_classes)
+    name, own = find_last_linear(student, n_classes)
+    _, theirs = find_last_linear(teacher, n_classes)
     if _shared_heads(student):
         raise ValueError("the student has a shared head already: fold it before it gets another")
     if not name:  # the network itself

@@ -12,27 +12,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-Aligned = nn.Conv2d | nn.Linear
-Layer = Aligned | nn.BatchNorm2d
+AlignedLayer = nn.Conv2d | nn.Linear
+Layer = AlignedLayer | nn.BatchNorm2d
 _SAME_OUTPUT = 1e-3  # of a reordered network, relative to its largest logit
 _NARROWER_COPY = "FSKD needs a student that is a narrower copy of its teacher"
 
 
-class Pair(NamedTuple):
+class LayerPair(NamedTuple):
     """A layer of the student, the teacher's layer, and the channels that the student keeps of it.
 
     The layers are convolutions or linear.
     """
 
-    student: Aligned
-    teacher: Aligned
+    student: AlignedLayer
+    teacher: AlignedLayer
     kept: Tensor
     """(width,) int64 output channels of the teacher's layer."""
 
 
-def prune_into(
+def prune_teacher_into(
     student: nn.Module, teacher: nn.Module, image_shape: tuple[int, int, int]
-) -> list[Pair]:
+) -> list[LayerPair]:
     """Copy the teacher without its weakest filters into the student, and return the layer pairs.
 
     A layer keeps the filters with the largest sum of absolute weights, as many as the student has,
@@ -53,7 +53,7 @@ def prune_into(
     return _copy_filters(student, teacher, by_index=True)
 
 
-def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> list[Pair]:
+def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> list[LayerPair]:
     """Copy the kept filters layer by layer, in the order of the teacher's channels or by strength.
 
     Args:
@@ -65,7 +65,7 @@ def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> 
     teacher_layers = _layers(teacher)
     _check_pairs(student_layers, teacher_layers)
 
-    aligned_layers = [layer for _, layer in teacher_layers if isinstance(layer, Aligned)]
+    aligned_layers = [layer for _, layer in teacher_layers if isinstance(layer, AlignedLayer)]
     last = aligned_layers[-1]
 
     # Before the first layer are the channels of the image, which are all kept.
@@ -74,7 +74,7 @@ def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> 
     pairs = []
     for (_, mine), (name, theirs) in zip(student_layers, teacher_layers, strict=True):
         columns: Tensor | slice = slice(None)
-        if isinstance(mine, Aligned) and isinstance(theirs, Aligned):
+        if isinstance(mine, AlignedLayer) and isinstance(theirs, AlignedLayer):
             columns = _columns_of(kept, n_before, theirs, name)
             n_before = len(theirs.weight)
             # The channels of the last layer are the classes.
@@ -83,7 +83,7 @@ def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> 
             else:
                 width = len(mine.weight)
                 kept = _strongest(theirs, width, by_index=by_index)
-            pair = Pair(mine, theirs, kept)
+            pair = LayerPair(mine, theirs, kept)
             pairs.append(pair)
         # A BatchNorm keeps the channels of the layer before it.
         _copy_parameters(mine, theirs, kept, columns)
@@ -104,7 +104,7 @@ def _copy_parameters(mine: Layer, theirs: Layer, kept: Tensor, columns: Tensor |
             target.copy_(pruned)
 
 
-def _columns_of(kept: Tensor, n_before: int, layer: Aligned, name: str) -> Tensor:
+def _columns_of(kept: Tensor, n_before: int, layer: AlignedLayer, name: str) -> Tensor:
     """Return which inputs of a layer come from the kept channels of the previous layer.
 
     Args:
@@ -128,7 +128,7 @@ def _columns_of(kept: Tensor, n_before: int, layer: Aligned, name: str) -> Tenso
     return columns.flatten()
 
 
-def _strongest(layer: Aligned, width: int, *, by_index: bool) -> Tensor:
+def _strongest(layer: AlignedLayer, width: int, *, by_index: bool) -> Tensor:
     sizes = layer.weight.abs()
     strengths = sizes.flatten(1).sum(dim=1)
     # Stable, so that filters of equal strength are kept in the same order on every device.

@@ -50,7 +50,7 @@ class PUHead(nn.Module):
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("std", torch.ones(n_features))
 
-    def standardize_by(self, features: Tensor) -> None:
+    def set_standardization(self, features: Tensor) -> None:
         """Take mean and standard deviation from (N, D + outputs) features of the pool."""
         features = features.float()
         mean = features.mean(dim=0)
@@ -118,7 +118,7 @@ class FullPUClassifier(nn.Module):
         return scores
 
 
-def n_outputs_of(kind: str) -> int:
+def n_teacher_outputs(kind: str) -> int:
     """Return the number of teacher outputs that features of a kind end with."""
     if kind in ("teacher_outputs", "both"):
         return len(TEACHER_OUTPUTS)
@@ -158,4 +158,4 @@ def make_head(descriptor_size: int, kind: str, reduction: int | None) -> PUHead:
     """
     if kind == "teacher_outputs":
         descriptor_size = 0
-    return PUHead(descriptor_size, n_outputs_of(kind), reduction)
+    return PUHead(descriptor_size, n_teacher_outputs(kind), reduction)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pu_kd_pipeline.learning.loop import (
-    Examine,
-    Keeper,
+    Checkpointer,
+    ExtendRecord,
     Step,
     TrainingState,
     fit,
@@ -185,9 +185,9 @@ def fit_scores(
     n_unlabeled: int,
     training: ScoreTraining,
     generator: torch.Generator,
-    pass_over: Callable[[Tensor], object] = lambda rows: None,
-    keeper: Keeper | None = None,
-    examine: Examine | None = None,
+    skip_rows: Callable[[Tensor], object] = lambda rows: None,
+    checkpointer: Checkpointer | None = None,
+    extend_record: ExtendRecord | None = None,
 ) -> Iterator[dict[str, float]]:
     """Yield one record per epoch; an epoch is one pass over the unlabeled samples.
 
@@ -220,8 +220,8 @@ def fit_scores(
         weight_decay=training.weight_decay,
     )
     state = TrainingState(module=module, optimizer=optimizer)
-    if keeper is not None:
-        keeper.restore(state)
+    if checkpointer is not None:
+        checkpointer.restore(state)
     unlabeled_batch_size = min(training.unlabeled_batch_size, n_unlabeled)
     updates_per_epoch = math.ceil(n_unlabeled / unlabeled_batch_size)
     positives = random_batches(n_positive, training.positive_batch_size, generator)
@@ -229,8 +229,8 @@ def fit_scores(
     rows = zip(positives, unlabeled, strict=True)
     # The generator is not part of the state: it is advanced from the seed to where it was.
     for positive_rows, unlabeled_rows in itertools.islice(rows, state.update):
-        pass_over(positive_rows)
-        pass_over(unlabeled_rows)
+        skip_rows(positive_rows)
+        skip_rows(unlabeled_rows)
     batches = ((draw_positive(p), draw_unlabeled(u)) for p, u in rows)
     module.train()
     records = fit(
@@ -241,8 +241,8 @@ def fit_scores(
         record_every=updates_per_epoch,
         schedule=training.schedule,
         state=state,
-        keeper=keeper,
-        examine=examine,
+        checkpointer=checkpointer,
+        extend_record=extend_record,
     )
     # A resumed training yields the records that it has first, so counting from 1 is right.
     for epoch, record in enumerate(records, start=1):
@@ -250,7 +250,7 @@ def fit_scores(
     module.eval()
 
 
-def folds_of(n: int, n_folds: int, generator: torch.Generator) -> Tensor:
+def assign_folds(n: int, n_folds: int, generator: torch.Generator) -> Tensor:
     """Return an (n,) int64 fold number for each sample; fold sizes differ by at most one."""
     device = generator.device
     order = torch.randperm(n, generator=generator, device=device)

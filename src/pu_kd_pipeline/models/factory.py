@@ -10,12 +10,12 @@ from typing import Any
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.learning.networks.limits import is_known_to_work
 from pu_kd_pipeline.models.cards import CARD, WEIGHTS, ModelCard, read_card
-from pu_kd_pipeline.models.model import Model, build_network_of_card
+from pu_kd_pipeline.models.model import Model, build_from_card
 from pu_kd_pipeline.models.weights import load_weights
 from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams
 
 
-def is_sure_to_build(card: ModelCard) -> bool:
+def is_known_to_build(card: ModelCard) -> bool:
     """Return whether the card's network, without weights, is known to build.
 
     Torch is not imported to find out, so that most runs are checked without that cost.
@@ -108,7 +108,7 @@ def new_teacher(teacher: TeacherParams) -> Model:
         InputError: the architecture, its taps or its weights cannot be used.
     """
     card = teacher_card(teacher)
-    network = build_network_of_card(card, is_trained_here=teacher.weights is None)
+    network = build_from_card(card, is_trained_here=teacher.weights is None)
     model = Model(network, card)
     # The card of a model always names its taps, so that later defaults cannot change them.
     try:
@@ -153,4 +153,4 @@ def untrained(card: ModelCard) -> Model:
     Raises:
         InputError: the architecture cannot be used.
     """
-    return Model(build_network_of_card(card, is_trained_here=True), card)
+    return Model(build_from_card(card, is_trained_here=True), card)

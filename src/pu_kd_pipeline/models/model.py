@@ -115,7 +115,7 @@ def load_model(folder: Path | str) -> Model:
     """
     folder = Path(folder)
     card = read_card(folder, ModelCard)
-    network = build_network_of_card(card)
+    network = build_from_card(card)
     load_weights(network, folder / WEIGHTS)
     return Model(network.eval(), card)
 
@@ -145,11 +145,11 @@ def build_pu_module(card: PUClassifierCard) -> PUHead | FullPUClassifier:
         ) from exc
     if card.backbone == "frozen":
         return head
-    backbone = Model(build_network_of_card(card.teacher), card.teacher)
+    backbone = Model(build_from_card(card.teacher), card.teacher)
     return FullPUClassifier(backbone.extractor(), head)
 
 
-def build_network_of_card(card: ModelCard, *, is_trained_here: bool = False) -> nn.Module:
+def build_from_card(card: ModelCard, *, is_trained_here: bool = False) -> nn.Module:
     """Return the freshly initialized network that a card describes.
 
     Args:

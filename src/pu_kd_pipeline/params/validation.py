@@ -58,14 +58,14 @@ def check_parameters(
             blocks[name] = model.model_validate(parameters[name])
         except ValidationError as error:
             where = str(files.get(name, default_file))
-            faults += sentences(error, model, name=name, where=where, given=given_keys)
+            faults += fault_messages(error, model, name=name, where=where, given=given_keys)
     if faults:
         lines = [f"  - {fault}" for fault in faults]
         raise InputError("\n".join(["The parameters cannot be used.", *lines]))
     return blocks
 
 
-def sentences(
+def fault_messages(
     error: ValidationError,
     model: type[BaseModel],
     *,

@@ -10,7 +10,7 @@ import torch
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import TEACHER
-from pu_kd_pipeline.features.reading import logits_of
+from pu_kd_pipeline.features.reading import iter_logits
 from pu_kd_pipeline.learning.class_weights import (
     class_weights,
     teacher_class_mass,
@@ -21,7 +21,7 @@ from pu_kd_pipeline.storage.manifest import check_manifest, manifest_digest
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
-def weigh_classes(
+def compute_class_weights(
     manifest: pd.DataFrame,
     labeled_features: ShardedTable,
     pool_features: ShardedTable,
@@ -88,7 +88,7 @@ def _teacher_mass(
     n_found = 0
     for features, origin in ((labeled_features, "labeled"), (pool_features, "pool")):
         ids = set(manifest["id"][manifest["origin"] == origin])
-        for logits in logits_of(features, ids):
+        for logits in iter_logits(features, ids):
             mass += teacher_class_mass(logits).double()
             n_found += len(logits)
     if n_found != len(manifest):

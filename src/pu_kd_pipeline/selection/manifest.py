@@ -11,7 +11,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
-from pu_kd_pipeline.images.store import ImageStore, rows_of
+from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection
 from pu_kd_pipeline.learning.selection_criteria import SelectionOptions
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
@@ -118,7 +118,7 @@ def _selectable_scores(inputs: SubsetInputs) -> tuple[pd.DataFrame, np.ndarray]:
         InputError: the scores do not cover the pool.
     """
     scores = inputs.pool_scores.to_pandas()
-    rows = rows_of(inputs.pool_images, scores["id"].to_numpy(), "pool_scores")
+    rows = find_rows(inputs.pool_images, scores["id"].to_numpy(), "pool_scores")
     if len(rows) < len(inputs.pool_images):
         raise InputError(
             f"pool_scores: they cover {len(rows):,} of the {len(inputs.pool_images):,} pool "
@@ -157,7 +157,7 @@ def choose_random_subset(
 
 
 def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
-    chosen_rows = rows_of(inputs.pool_images, chosen["id"].to_numpy(), "pool_scores")
+    chosen_rows = find_rows(inputs.pool_images, chosen["id"].to_numpy(), "pool_scores")
     labeled = located(inputs.labeled_images, inputs.labeled_rows).assign(origin="labeled")
     pool = located(inputs.pool_images, chosen_rows).assign(origin="pool")
     for column in ("pu_score", "teacher_class", "teacher_confidence"):

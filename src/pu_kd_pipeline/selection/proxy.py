@@ -10,12 +10,12 @@ import torch
 
 from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.images.batches import map_images, normalization
-from pu_kd_pipeline.images.store import ImageStore, rows_of
+from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.losses.distillation import kl_divergence
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array
-from pu_kd_pipeline.training.checkpoints import unkept
+from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
 from pu_kd_pipeline.training.distillation import distill
 
 PROXY_UPDATES_SHARE = 0.5  # of the student's updates
@@ -57,7 +57,7 @@ class Proxy:
         result = np.empty(len(pool_images), dtype=np.float32)
         for table in self.pool_features.shards(["id", "logits"]):
             ids = table["id"].to_pandas().to_numpy()
-            rows = rows_of(pool_images, ids, "pool_features")
+            rows = find_rows(pool_images, ids, "pool_features")
             batches = map_images(predict, pool_images, rows, normalize, compute)
             logits = torch.cat([batch.float() for (batch,) in batches])
             # A copy: torch does not take the read-only memory of the table.
@@ -79,7 +79,7 @@ class Proxy:
         params = self.params.model_copy(update=changes)
         weights = pd.DataFrame(np.ones((1, self.teacher.n_classes)))
         # No checkpoints: they would be those of the student that follows.
-        with unkept():
+        with checkpoints_disabled():
             student, _ = distill(
                 manifest, labeled_images, pool_images, self.teacher, weights, params, name="proxy"
             )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pu_kd_pipeline.devices import autocast, inference_batch_size, prepare_device
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.features.extraction import TEACHER, Makers, short_hash
+from pu_kd_pipeline.features.extraction import TEACHER, ShardMakers, short_hash
 from pu_kd_pipeline.images.batches import map_images, normalization
 from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.images.store import ImageStore
@@ -46,7 +46,7 @@ CALIBRATION = "calibration"  # key of the shards' metadata: how the sum was cali
 
 def relatedness_shards(
     pool_images: ImageStore, teacher: Model, params: RelatednessParams
-) -> Makers:
+) -> ShardMakers:
     """Return one maker per shard of the pool, named after what decides the content.
 
     That is the shard, the teacher, the precision and the calibration. Columns: `id`, the indicators
@@ -70,7 +70,7 @@ def relatedness_shards(
     measurement = _Measurement(pool_images, teacher, params)
     settings = json.dumps(measurement.settings)
     suffix = short_hash(measurement.teacher_fingerprint, params.compute.precision, settings)
-    makers: Makers = {}
+    makers: ShardMakers = {}
     for shard in pool_images.shards:
         makers[f"{shard.name}-{suffix}"] = partial(measurement.table, shard)
     return makers
@@ -98,7 +98,7 @@ class _Measurement:
         values, classes, confidence = (torch.cat(column) for column in zip(*batches, strict=True))
         with _as_input_error():
             sums = one_class_sum(values, calibration, clip=self._params.clip)
-        columns = {"id": self._pool_images.ids_of(shard).cast(pa.string())}
+        columns = {"id": self._pool_images.shard_ids(shard).cast(pa.string())}
         for column, name in enumerate(probe.names):
             columns[name] = values[:, column].numpy()
         columns[ONE_CLASS_SUM] = sums.numpy()

@@ -12,7 +12,7 @@ from typing import Any
 DIGEST_BYTES = 16
 
 
-def digest_of(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """Return a digest of a value that JSON can write; what it cannot write counts as its `str`."""
     text = json.dumps(value, sort_keys=True, default=str)
     # names of files may hold bytes that are not UTF-8, which Python reads as lone surrogates

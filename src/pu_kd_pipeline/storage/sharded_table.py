@@ -151,7 +151,7 @@ def _parse_names(listed: object) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def files_of_table(folder: Path) -> list[Path]:
+def table_files(folder: Path) -> list[Path]:
     """Return the list of shards and the shards on it.
 
     Of a table that cannot be opened, those of them that exist are returned.
@@ -225,15 +225,15 @@ def _single_array(chunked: pa.ChunkedArray) -> pa.Array:
 
 
 @dataclass(frozen=True)
-class TableInMemory(ShardedTable):
+class InMemoryTable(ShardedTable):
     """Tables that are not stored anywhere, read like the shards of one table."""
 
     tables: tuple[pa.Table, ...]
 
     @staticmethod
-    def of(name: str, tables: Sequence[pa.Table]) -> TableInMemory:
+    def of(name: str, tables: Sequence[pa.Table]) -> InMemoryTable:
         """Return the tables as the shards of one."""
-        return TableInMemory(folder=Path(), names=(name,), tables=tuple(tables))
+        return InMemoryTable(folder=Path(), names=(name,), tables=tuple(tables))
 
     def __len__(self) -> int:
         return sum(table.num_rows for table in self.tables)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 2**20
 
 
-def is_disk_fault(error: Exception) -> OSError:
+def disk_error(error: Exception) -> OSError:
     """Return the error of the disk behind an error of writing; raise any other error again."""
     # torch.save raises a RuntimeError of its own while it handles the one of the file
     for each in (error, error.__context__):

@@ -1,6 +1,6 @@
 """Checkpoints: a training that was stopped resumes from the last one and ends in the same weights.
 
-Whether and where they are written is set from outside, by `keep_in`, as it is for every node of a
+Whether and where they are written is set from outside, by `set_checkpoint_folder`, as it is for every node of a
 Kedro run; without a call none are written or read. A checkpoint is a file that
 `torch.load(weights_only=True)` reads, with a checksum. The last two are kept. The last state of a
 training is written, too: what was trained is not lost before it is saved.
@@ -24,7 +24,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.atomic import flush_folder, remove_leftovers, replacing_file
 from pu_kd_pipeline.training.checkpoint_files import (
-    is_disk_fault,
+    disk_error,
     read_checkpoint,
     state_layout,
     write_checkpoint,
@@ -54,11 +54,11 @@ class _Settings:
     every_s: float
 
 
-# A context variable, so that `unkept` can restore what was set before it.
+# A context variable, so that `checkpoints_disabled` can restore what was set before it.
 _settings: ContextVar[_Settings | None] = ContextVar("checkpoints", default=None)
 
 
-def keep_in(folder: Path, every_s: float) -> None:
+def set_checkpoint_folder(folder: Path, every_s: float) -> None:
     """Write checkpoints of the trainings that follow.
 
     Args:
@@ -68,13 +68,13 @@ def keep_in(folder: Path, every_s: float) -> None:
     _settings.set(_Settings(folder, every_s))
 
 
-def keep_nowhere() -> None:
+def disable_checkpoints() -> None:
     """Write and read no checkpoints any more."""
     _settings.set(None)
 
 
 @contextmanager
-def unkept() -> Iterator[None]:
+def checkpoints_disabled() -> Iterator[None]:
     """Disable checkpoints inside: for short trainings, and for many that are redone as a whole."""
     token = _settings.set(None)
     try:
@@ -83,7 +83,7 @@ def unkept() -> Iterator[None]:
         _settings.reset(token)
 
 
-def decided_by(params: BaseModel, device: torch.device, **facts: Any) -> dict[str, Any]:
+def training_identity(params: BaseModel, device: torch.device, **facts: Any) -> dict[str, Any]:
     """Return what the result of a training depends on, as dotted key -> value.
 
     Args:
@@ -98,30 +98,30 @@ def decided_by(params: BaseModel, device: torch.device, **facts: Any) -> dict[st
 
 
 @contextmanager
-def keeping(
+def checkpointing(
     name: str, about: Callable[[], Mapping[str, Any]]
-) -> Iterator[Checkpoints | NoCheckpoints]:
+) -> Iterator[Checkpoints | DisabledCheckpoints]:
     """Yield the checkpoints of a training, and explain errors that end it.
 
     The messages name the checkpoint that is left.
 
     Args:
         name: of the training, unique in the node.
-        about: returns what the result depends on, see `decided_by`; not called without checkpoints.
+        about: returns what the result depends on, see `training_identity`; not called without checkpoints.
 
     Raises:
         InputError: the loss was not finite, or memory ran out (`MemoryShortage`).
     """
     settings = _settings.get()
-    checkpoints: Checkpoints | NoCheckpoints = NoCheckpoints()
+    checkpoints: Checkpoints | DisabledCheckpoints = DisabledCheckpoints()
     if settings is not None:
         checkpoints = Checkpoints(settings.folder, settings.every_s, name, about)
-    with told(name, checkpoints.left):
+    with explain_training_errors(name, checkpoints.left):
         yield checkpoints
 
 
 @contextmanager
-def told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
+def explain_training_errors(name: str, more: Callable[[], str] = str) -> Iterator[None]:
     """Turn errors that end a training, and that nobody could foresee, into an InputError.
 
     `keeping` does this, too.
@@ -133,16 +133,16 @@ def told(name: str, more: Callable[[], str] = str) -> Iterator[None]:
     Raises:
         InputError: the loss was not finite, or memory ran out (`MemoryShortage`).
     """
-    from pu_kd_pipeline.devices import memory_told
+    from pu_kd_pipeline.devices import explain_memory_shortage
 
     try:
-        with memory_told(name, more):
+        with explain_memory_shortage(name, more):
             yield
     except FloatingPointError as exc:
         raise InputError(f"{name}: {exc}.{more()}") from exc
 
 
-class NoCheckpoints:
+class DisabledCheckpoints:
     """Replaces `Checkpoints` where they are disabled."""
 
     def restore(self, state: TrainingState) -> None:
@@ -151,7 +151,7 @@ class NoCheckpoints:
     def after_update(self, state: TrainingState, *, is_last: bool) -> None:
         """Do nothing."""
 
-    def remembered(self, what: str, make: Callable[[], Tensor | None]) -> Tensor | None:
+    def cached(self, what: str, make: Callable[[], Tensor | None]) -> Tensor | None:
         """Return what `make` returns."""
         return make()
 
@@ -213,7 +213,7 @@ class Checkpoints:
             interval_s = max(interval_s, (now - started) / MAX_WRITING_SHARE)
         self._due = now + interval_s
 
-    def remembered(self, what: str, make: Callable[[], Tensor | None]) -> Tensor | None:
+    def cached(self, what: str, make: Callable[[], Tensor | None]) -> Tensor | None:
         """Return a tensor that is made before the training.
 
         It is kept if making it took longer than `every_s`, and then not made again.
@@ -236,7 +236,7 @@ class Checkpoints:
                 with replacing_file(path) as temporary:
                     write_checkpoint(file, temporary)
             except (OSError, RuntimeError) as exc:
-                logger.warning("%s: %s cannot be kept (%s)", self._name, path, is_disk_fault(exc))
+                logger.warning("%s: %s cannot be kept (%s)", self._name, path, disk_error(exc))
         return made
 
     def left(self) -> str:
@@ -310,7 +310,7 @@ class Checkpoints:
             flush_folder(self._path.parent)
             self._good = (state.update, self._path)
         except (OSError, RuntimeError) as exc:
-            fault = is_disk_fault(exc)
+            fault = disk_error(exc)
             self._is_given_up = True
             logger.warning(
                 "%s: the checkpoint of update %d cannot be written (%s): training continues "

@@ -22,7 +22,7 @@ from pu_kd_pipeline.learning.pu_classifier import PUHead
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
-from pu_kd_pipeline.training.checkpoints import told
+from pu_kd_pipeline.training.checkpoints import explain_training_errors
 from pu_kd_pipeline.training.pu_steps import new_head, score_training, usable_folds
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _ranks(
         return track(epochs, name="class prior", total=settings.epochs, unit="epochs")
 
     # Without checkpoints: the classifiers are short, and a resumed run trains them again.
-    with told("class prior"), seeded(params.seed):
+    with explain_training_errors("class prior"), seeded(params.seed):
         return cross_fitted_ranks(
             positive,
             unlabeled,

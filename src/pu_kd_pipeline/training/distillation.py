@@ -27,14 +27,14 @@ from pu_kd_pipeline.storage.manifest import check_manifest, check_weights, table
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
 from pu_kd_pipeline.training.checkpoints import (
     Checkpoints,
-    NoCheckpoints,
-    decided_by,
-    keeping,
+    DisabledCheckpoints,
+    checkpointing,
+    training_identity,
 )
 from pu_kd_pipeline.training.manifest_images import (
-    images_of,
-    labels_of,
-    probabilities_of,
+    manifest_image_rows,
+    manifest_labels,
+    manifest_probabilities,
     split_held_out,
 )
 from pu_kd_pipeline.training.monitor import (
@@ -136,9 +136,9 @@ def distill(
         device=prepare_device(params.compute),
     )
     identity = partial(_identity, task)
-    with keeping(name, identity) as keeper, seeded(params.seed), ExitStack() as cleanup:
-        setup = _prepare(task, keeper, cleanup)
-        history = _train(task, setup, keeper)
+    with checkpointing(name, identity) as checkpointer, seeded(params.seed), ExitStack() as cleanup:
+        setup = _prepare(task, checkpointer, cleanup)
+        history = _train(task, setup, checkpointer)
         # The best weights are those of the network in training: they are restored before the
         # objective restores the student's own architecture.
         setup.best.restore()
@@ -155,12 +155,14 @@ def distill(
     return Model(model.network.cpu().eval(), card), history
 
 
-def _prepare(task: _Task, keeper: Checkpoints | NoCheckpoints, cleanup: ExitStack) -> _Setup:
+def _prepare(
+    task: _Task, checkpointer: Checkpoints | DisabledCheckpoints, cleanup: ExitStack
+) -> _Setup:
     """Read the images and make the student, the teacher's outputs and the objective."""
     params = task.params
     rows, held_out_rows = split_held_out(task.manifest, params)
-    images = images_of(rows, task.stores, params.compute)
-    held_out = images_of(held_out_rows, task.stores, params.compute)
+    images = manifest_image_rows(rows, task.stores, params.compute)
+    held_out = manifest_image_rows(held_out_rows, task.stores, params.compute)
     normalize = normalization(task.teacher, task.device)
 
     model = _new_student(task)
@@ -171,7 +173,7 @@ def _prepare(task: _Task, keeper: Checkpoints | NoCheckpoints, cleanup: ExitStac
         teacher_network,
         normalize,
         _cache_params(params),
-        partial(keeper.remembered, "teacher_logits"),
+        partial(checkpointer.cached, "teacher_logits"),
     )
     objective = _objective(task, rows, model, teacher_outputs, cleanup)
 
@@ -181,7 +183,7 @@ def _prepare(task: _Task, keeper: Checkpoints | NoCheckpoints, cleanup: ExitStac
     return _Setup(
         model=model,
         images=images,
-        probabilities=probabilities_of(rows),
+        probabilities=manifest_probabilities(rows),
         normalize=normalize,
         teacher_outputs=teacher_outputs,
         objective=objective,
@@ -190,7 +192,9 @@ def _prepare(task: _Task, keeper: Checkpoints | NoCheckpoints, cleanup: ExitStac
     )
 
 
-def _train(task: _Task, setup: _Setup, keeper: Checkpoints | NoCheckpoints) -> pd.DataFrame:
+def _train(
+    task: _Task, setup: _Setup, checkpointer: Checkpoints | DisabledCheckpoints
+) -> pd.DataFrame:
     """Train the student, or resume its training; return the history."""
     params = task.params
     objective = setup.objective
@@ -200,7 +204,7 @@ def _train(task: _Task, setup: _Setup, keeper: Checkpoints | NoCheckpoints) -> p
     state = TrainingState(
         trained=trained, optimizer=optimizer, best=setup.best, **objective.checkpointed
     )
-    keeper.restore(state)
+    checkpointer.restore(state)
 
     # Made after the state is restored: batches of updates that are done are skipped.
     batches = augmented_batches(
@@ -221,8 +225,8 @@ def _train(task: _Task, setup: _Setup, keeper: Checkpoints | NoCheckpoints) -> p
         record_every=params.record_every,
         schedule=params.optimizer.schedule,
         state=state,
-        keeper=keeper,
-        examine=setup.monitor,
+        checkpointer=checkpointer,
+        extend_record=setup.monitor,
     )
     # Rounded up: the last record may cover fewer updates.
     n_records = -(-params.n_updates // params.record_every)
@@ -287,7 +291,7 @@ def _identity(task: _Task) -> dict[str, Any]:
     """Return what the student depends on; a checkpoint of another identity is not used."""
     # The keys are shown when a checkpoint is refused, and are compared with those of older files.
     facts = {origin: store.fingerprint for origin, store in task.stores.items()}
-    return decided_by(
+    return training_identity(
         task.params,
         task.device,
         teacher=task.teacher.fingerprint(),
@@ -328,7 +332,7 @@ def _objective(
     cleanup: ExitStack,
 ) -> Objective:
     vectors = torch.tensor(task.weight_vectors.to_numpy(), dtype=torch.float32, device=task.device)
-    labels = torch.from_numpy(labels_of(rows, task.stores["labeled"])).to(task.device)
+    labels = torch.from_numpy(manifest_labels(rows, task.stores["labeled"])).to(task.device)
     context = ObjectiveContext(
         student=student,
         teacher=task.teacher,

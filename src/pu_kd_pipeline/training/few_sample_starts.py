@@ -18,17 +18,17 @@ from pu_kd_pipeline.learning.few_samples import (
     align,
     hint_adapter,
     hint_loss,
-    outputs_of,
+    record_outputs,
 )
 from pu_kd_pipeline.learning.loop import fit, make_optimizer, seeded
-from pu_kd_pipeline.learning.pruning import Pair, prune_into
+from pu_kd_pipeline.learning.pruning import LayerPair, prune_teacher_into
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
-from pu_kd_pipeline.training.checkpoints import told
+from pu_kd_pipeline.training.checkpoints import explain_training_errors
 
 State = dict[str, Tensor]
 
@@ -48,7 +48,7 @@ def fitnet_start(
         n_updates: updates that are spent on the hints.
     """
     device = prepare_device(params.compute)
-    with told("hints"), seeded(params.seed):
+    with explain_training_errors("hints"), seeded(params.seed):
         model = _new_student(teacher, params)
         # Before the modes are set: a tap is found with an extractor, which puts its network into
         # eval mode.
@@ -65,8 +65,8 @@ def fitnet_start(
             params.seed,
         )
         with (
-            outputs_of(student, guided_layer) as guided,
-            outputs_of(teacher_network, hint_layer) as hints,
+            record_outputs(student, guided_layer) as guided,
+            record_outputs(teacher_network, hint_layer) as hints,
         ):
             maps = _MiddleMaps(student, teacher_network, guided, hints, params.compute)
             # The first batch only shows the shapes of the maps.
@@ -94,7 +94,7 @@ class _MiddleMaps:
     Attributes:
         student: in training mode.
         teacher: in eval mode.
-        guided: collects the student's maps, see `outputs_of`.
+        guided: collects the student's maps, see `record_outputs`.
         hints: collects the teacher's maps.
         compute: precision.
     """
@@ -140,11 +140,11 @@ def check_fskd(teacher: Model, params: DistillationParams) -> None:
     _pruned(teacher, params)
 
 
-def _pruned(teacher: Model, params: DistillationParams) -> tuple[nn.Module, list[Pair]]:
+def _pruned(teacher: Model, params: DistillationParams) -> tuple[nn.Module, list[LayerPair]]:
     student = _new_student(teacher, params).network
     # On the CPU: the teacher may still be on another device, from the training before.
     teacher_network = teacher.network.cpu()
-    pairs = prune_into(student, teacher_network, teacher.image_shape)
+    pairs = prune_teacher_into(student, teacher_network, teacher.image_shape)
     return student, pairs
 
 

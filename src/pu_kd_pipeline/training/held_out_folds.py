@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from pu_kd_pipeline.learning.loop import Examine, Keeper, Record, seeded
+from pu_kd_pipeline.learning.loop import Checkpointer, ExtendRecord, Record, seeded
 from pu_kd_pipeline.learning.losses.risk import zero_one_risk
-from pu_kd_pipeline.learning.pu_training import folds_of
+from pu_kd_pipeline.learning.pu_training import assign_folds
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.progress import track, watch
-from pu_kd_pipeline.training.checkpoints import decided_by, keeping
+from pu_kd_pipeline.training.checkpoints import checkpointing, training_identity
 from pu_kd_pipeline.training.pu_steps import usable_folds
 
 HELD_OUT_RISK = "held_out_zero_one_risk"
@@ -43,7 +43,7 @@ class PUSetup:
 
     def identity(self) -> dict[str, Any]:
         """Return what the result depends on; a checkpoint of another identity is not used."""
-        return decided_by(
+        return training_identity(
             self.params, self.device, class_prior=self.class_prior, **self.fingerprints
         )
 
@@ -60,8 +60,8 @@ class PUTrainer(Protocol[M]):
         rows: Tensor,
         generator: torch.Generator,
         *,
-        keeper: Keeper,
-        examine: Examine | None = None,
+        checkpointer: Checkpointer,
+        extend_record: ExtendRecord | None = None,
     ) -> Iterator[Record]:
         """Train on the positives at (P,) int64 rows and on the pool; yield one record per epoch."""
 
@@ -113,24 +113,26 @@ def train_with_held_out_folds(
         if params.held_out_folds:
             key = "pu_training.held_out_folds"
             n_folds = usable_folds(params.held_out_folds, len(ids), key)
-            folds = folds_of(len(ids), n_folds, generator)
+            folds = assign_folds(len(ids), n_folds, generator)
 
         for fold in track(range(n_folds), name="held-out folds", total=n_folds, unit="folds"):
             is_held_out = folds == fold
             held_out = everything[is_held_out]
             kept = everything[~is_held_out]
-            with keeping(f"pu_training-fold-{fold}", setup.identity) as keeper:
+            with checkpointing(f"pu_training-fold-{fold}", setup.identity) as checkpointer:
                 module = trainer.new_module()
                 monitor = _HeldOutRisk(trainer, module, held_out, setup.class_prior)
-                records = trainer.fit(module, kept, generator, keeper=keeper, examine=monitor)
+                records = trainer.fit(
+                    module, kept, generator, checkpointer=checkpointer, extend_record=monitor
+                )
                 # Going through the records is what trains.
                 risks_of_fold = [record[HELD_OUT_RISK] for record in records]
             risks.append(risks_of_fold)
             ranks.append(_ranks(trainer, module, ids, held_out, fold))
 
-        with keeping("pu_training", setup.identity) as keeper:
+        with checkpointing("pu_training", setup.identity) as checkpointer:
             module = trainer.new_module()
-            records = trainer.fit(module, everything, generator, keeper=keeper)
+            records = trainer.fit(module, everything, generator, checkpointer=checkpointer)
             records = watch(records, name="pu_training", total=params.epochs)
             history = pd.DataFrame(list(records))
 

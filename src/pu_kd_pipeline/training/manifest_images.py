@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows
-from pu_kd_pipeline.images.store import ImageStore, rows_of
+from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 
@@ -24,14 +24,14 @@ def split_held_out(
     n_held_out = int(params.held_out_share * len(manifest))
     is_drawn = np.zeros(len(manifest), dtype=bool)
     is_drawn[order[:n_held_out]] = True
-    # `images_of` puts the images of one store after those of the other: rows and images must be in
+    # `manifest_image_rows` puts the images of one store after those of the other: rows and images must be in
     # the same order.
     labeled_first = manifest.assign(is_held_out=is_drawn).sort_values("origin", kind="stable")
     is_held_out = labeled_first["is_held_out"]
     return labeled_first[~is_held_out], labeled_first[is_held_out]
 
 
-def images_of(
+def manifest_image_rows(
     rows: pd.DataFrame, stores: Mapping[str, ImageStore], compute: ComputeParams
 ) -> ImageRows:
     """Return the images of the rows, in the order of the rows if these are labeled first."""
@@ -39,12 +39,12 @@ def images_of(
     for origin, store in stores.items():
         is_of_store = rows["origin"] == origin
         ids = rows["id"][is_of_store].to_numpy()
-        positions = rows_of(store, ids, "manifest")
+        positions = find_rows(store, ids, "manifest")
         parts.append((store, positions))
     return ImageRows(parts, compute)
 
 
-def labels_of(rows: pd.DataFrame, labeled: ImageStore) -> np.ndarray:
+def manifest_labels(rows: pd.DataFrame, labeled: ImageStore) -> np.ndarray:
     """Return (N,) int64 classes of the rows, -1 where unknown.
 
     The labels of pool images count as unknown, also where the store has them: they are the truth
@@ -62,7 +62,7 @@ def labels_of(rows: pd.DataFrame, labeled: ImageStore) -> np.ndarray:
     return labels
 
 
-def probabilities_of(rows: pd.DataFrame) -> Tensor | None:
+def manifest_probabilities(rows: pd.DataFrame) -> Tensor | None:
     """Return the (N,) float64 probabilities to draw each image with; None if there are none.
 
     Raises:

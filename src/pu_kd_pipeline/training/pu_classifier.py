@@ -16,7 +16,7 @@ from pu_kd_pipeline.features.scoring import check_teacher
 from pu_kd_pipeline.images.batches import ImageRows, map_images, normalization
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import Normalize, draw_views, n_views
-from pu_kd_pipeline.learning.loop import Examine, Keeper, Record, Step
+from pu_kd_pipeline.learning.loop import Checkpointer, ExtendRecord, Record, Step
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head
 from pu_kd_pipeline.learning.pu_training import cvir_step, fit_scores, pu_step
 from pu_kd_pipeline.models.cards import PUClassifierCard
@@ -124,8 +124,8 @@ class _HeadTrainer:
         rows: Tensor,
         generator: torch.Generator,
         *,
-        keeper: Keeper,
-        examine: Examine | None = None,
+        checkpointer: Checkpointer,
+        extend_record: ExtendRecord | None = None,
     ) -> Iterator[Record]:
         # Copied once per fold, and not once per batch.
         positive = self._positive[rows]
@@ -141,8 +141,8 @@ class _HeadTrainer:
             n_unlabeled=len(unlabeled),
             training=score_training(params, params.epochs),
             generator=generator,
-            keeper=keeper,
-            examine=examine,
+            checkpointer=checkpointer,
+            extend_record=extend_record,
         )
 
     def positive_scores(self, module: PUHead, rows: Tensor) -> np.ndarray:
@@ -198,7 +198,7 @@ class _EndToEndTrainer:
         module = channels_last(classifier, device)
 
         descriptors = self._sampled_descriptors(module)
-        module.head.standardize_by(descriptors)
+        module.head.set_standardization(descriptors)
         return module
 
     def fit(
@@ -207,8 +207,8 @@ class _EndToEndTrainer:
         rows: Tensor,
         generator: torch.Generator,
         *,
-        keeper: Keeper,
-        examine: Examine | None = None,
+        checkpointer: Checkpointer,
+        extend_record: ExtendRecord | None = None,
     ) -> Iterator[Record]:
         params = self._setup.params
         # Views and batches share the generator, so that one seed decides both.
@@ -227,9 +227,9 @@ class _EndToEndTrainer:
             n_unlabeled=len(self._unlabeled),
             training=score_training(params, params.epochs),
             generator=generator,
-            pass_over=views.skip,
-            keeper=keeper,
-            examine=examine,
+            skip_rows=views.skip,
+            checkpointer=checkpointer,
+            extend_record=extend_record,
         )
 
     def positive_scores(self, module: FullPUClassifier, rows: Tensor) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.learning.pu_classifier import PUHead, make_head, n_outputs_of
+from pu_kd_pipeline.learning.pu_classifier import PUHead, make_head, n_teacher_outputs
 from pu_kd_pipeline.learning.pu_training import ScoreTraining
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 
@@ -27,10 +27,10 @@ def usable_folds(n_folds: int, n_positive: int, key: str) -> int:
 
 def new_head(positive: Tensor, unlabeled: Tensor, params: PUTrainingParams) -> PUHead:
     """Return an untrained head for (N, D) features, standardized by those of the pool."""
-    descriptor_size = positive.shape[1] - n_outputs_of(params.features)
+    descriptor_size = positive.shape[1] - n_teacher_outputs(params.features)
     head = make_head(descriptor_size, params.features, params.attention_reduction)
     # By the pool, not by the positives: see docs/decisions/0003.
-    head.standardize_by(unlabeled.cpu())
+    head.set_standardization(unlabeled.cpu())
     return head
 
 

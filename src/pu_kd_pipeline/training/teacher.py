@@ -21,7 +21,7 @@ from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
 from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
-from pu_kd_pipeline.training.checkpoints import decided_by, keeping
+from pu_kd_pipeline.training.checkpoints import checkpointing, training_identity
 
 
 def train_classifier(
@@ -35,9 +35,9 @@ def train_classifier(
     device = prepare_device(params.compute)
 
     def identity() -> dict[str, Any]:
-        return decided_by(params, device, teacher=teacher, images=images.fingerprint)
+        return training_identity(params, device, teacher=teacher, images=images.fingerprint)
 
-    with keeping("teacher", identity) as keeper, seeded(params.seed):
+    with checkpointing("teacher", identity) as checkpointer, seeded(params.seed):
         model = new_teacher(teacher)
         network = model.network.to(device).train()
         truth = images.index["label"].to_numpy(dtype=np.int64)
@@ -47,7 +47,7 @@ def train_classifier(
         # The names of the parts are the keys of a checkpoint.
         state = TrainingState(teacher=network, optimizer=optimizer)
         # Restored before the batches are made, which start after the updates that are done.
-        keeper.restore(state)
+        checkpointer.restore(state)
         rows = np.arange(len(images))
         batches = augmented_batches(
             ImageRows([(images, rows)], params.compute),
@@ -66,7 +66,7 @@ def train_classifier(
             record_every=params.record_every,
             schedule=params.optimizer.schedule,
             state=state,
-            keeper=keeper,
+            checkpointer=checkpointer,
         )
         n_records = -(-params.n_updates // params.record_every)
         history = pd.DataFrame(list(watch(records, name="teacher", total=n_records)))

@@ -14,7 +14,7 @@ from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior
 from pu_kd_pipeline.learning.class_prior.estimators import (
     best_bin_estimate,
     density_ratio_estimate,
-    isotonic,
+    isotonic_regression,
     share_at_least,
 )
 from tests.learning.class_prior.mixtures import Array, mixture, score_arrays
@@ -157,7 +157,7 @@ values_and_weights = st.lists(
 @given(rows=values_and_weights)
 def test_isotonic_regression_equals_the_minimax_formula(rows: list[tuple[int, int]]) -> None:
     values, weight = np.array(rows, dtype=float).T
-    fitted = isotonic(values, weight)
+    fitted = isotonic_regression(values, weight)
     expected = slow_isotonic(values, weight)
 
     assert_allclose(fitted, expected, atol=1e-12)

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from pu_kd_pipeline.training.checkpoints import keep_nowhere
+from pu_kd_pipeline.training.checkpoints import disable_checkpoints
 
 
 @pytest.fixture(autouse=True)
 def _checkpoints_disabled() -> Iterator[None]:
     """Start and end every test without checkpoints, whatever it sets."""
-    keep_nowhere()
+    disable_checkpoints()
     yield
-    keep_nowhere()
+    disable_checkpoints()

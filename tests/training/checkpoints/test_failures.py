@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import map_images, predict_logits
 from pu_kd_pipeline.learning.augmentation import Normalize
-from pu_kd_pipeline.training.checkpoints import keep_in
+from pu_kd_pipeline.training.checkpoints import set_checkpoint_folder
 from tests.training.checkpoints.trainings import (
     COMPUTE,
     MOMENTUM,
@@ -89,7 +89,7 @@ def test_on_a_full_disk_training_continues_and_the_last_checkpoint_stays(digits,
 def test_a_folder_that_cannot_be_written_costs_a_warning(digits, tmp_path, caplog):
     (tmp_path / "file").write_text("not a folder")
     expected = teacher_of(digits)()
-    keep_in(tmp_path / "file", 0.0)
+    set_checkpoint_folder(tmp_path / "file", 0.0)
     assert_same(teacher_of(digits)(), expected)
     assert caplog.text.count("training continues without checkpoints") == 1
 
@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(digits, tmp_path, caplo
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(digits, tmp_path):
     """Weights are infinite long before the next record shows it, and are not kept."""
     steep = MOMENTUM.model_copy(update={"learning_rate": 1e20})
-    keep_in(tmp_path, 0.0)
+    set_checkpoint_folder(tmp_path, 0.0)
     train = student_of(
         digits, objective="kd", keep="last", optimizer=steep, n_updates=40, record_every=20
     )
@@ -182,7 +182,7 @@ def test_training_that_has_no_memory_says_what_to_lower_and_resumes_from_its_che
 ):
     train = teacher_of(digits)
     expected = train()
-    keep_in(tmp_path, 0.0)
+    set_checkpoint_folder(tmp_path, 0.0)
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     with stopped_at_step(4, error), pytest.raises(InputError) as stopped:
         train()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pu_kd_pipeline.learning.loop import TrainingState
-from pu_kd_pipeline.training.checkpoints import keep_in, keep_nowhere
+from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from tests.training.checkpoints.trainings import (
     MOMENTUM,
     STREAMED,
@@ -44,7 +44,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_and_replaced(
 ):
     killed(teacher_of(digits), tmp_path)
     changed = teacher_of(digits, **changes)
-    keep_nowhere()
+    disable_checkpoints()
     expected = changed()
     with caplog.at_level(logging.INFO):
         assert_same(outcome_of_restarts(changed, tmp_path, steps_per_start=4), expected)
@@ -57,7 +57,7 @@ def test_other_images_are_another_configuration(digits, tmp_path, caplog):
     params = {"objective": "kd", "keep": "best", "optimizer": MOMENTUM}
     killed(student_of(digits, **params), tmp_path)
     smaller = digits.manifest.iloc[1:]
-    keep_in(tmp_path, 1e9)
+    set_checkpoint_folder(tmp_path, 1e9)
     with caplog.at_level(logging.INFO):
         digits.distill(smaller, n_updates=7, record_every=3, **params)
     assert "another configuration (manifest " in caplog.text
@@ -65,7 +65,7 @@ def test_other_images_are_another_configuration(digits, tmp_path, caplog):
 
 def test_another_version_of_torch_is_another_configuration(digits, tmp_path, caplog, monkeypatch):
     killed(teacher_of(digits), tmp_path)
-    keep_in(tmp_path, 1e9)
+    set_checkpoint_folder(tmp_path, 1e9)
     monkeypatch.setattr(torch, "__version__", "1.0")
     with caplog.at_level(logging.INFO):
         teacher_of(digits)()
@@ -81,7 +81,7 @@ def test_another_network_is_another_configuration(digits, tmp_path, caplog, monk
         self.more = nn.Linear(2, 2)
 
     monkeypatch.setattr(Dropping, "__init__", with_one_more_layer)
-    keep_in(tmp_path, 1e9)
+    set_checkpoint_folder(tmp_path, 1e9)
     with caplog.at_level(logging.INFO):
         teacher_of(digits)()
     assert "another configuration (networks " in caplog.text
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(digits, tmp_pa
 def test_a_checkpoint_that_would_run_code_is_damaged(digits, tmp_path, caplog, monkeypatch):
     train = teacher_of(digits)
     expected = train()
-    keep_in(tmp_path, 0.0)
+    set_checkpoint_folder(tmp_path, 0.0)
     # A class in a pickle is looked up, and so imported, when it is loaded.
     monkeypatch.setattr(TrainingState, "state_dict", lambda self: {"update": Scene})
     train()

@@ -14,7 +14,7 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.selection.proxy import Proxy
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
-from pu_kd_pipeline.training.checkpoints import keep_in, unkept
+from pu_kd_pipeline.training.checkpoints import checkpoints_disabled, set_checkpoint_folder
 from pu_kd_pipeline.training.class_prior import estimate_prior
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
 from tests.training.checkpoints.trainings import (
@@ -167,8 +167,8 @@ def test_without_a_folder_nothing_is_written(digits, tmp_path, monkeypatch):
 
 
 def test_checkpoints_can_be_disabled_for_a_while(digits, tmp_path):
-    keep_in(tmp_path / "kept", 0.0)
-    with unkept():
+    set_checkpoint_folder(tmp_path / "kept", 0.0)
+    with checkpoints_disabled():
         student_of(digits, objective="kd", n_updates=2)()
     assert list(tmp_path.iterdir()) == []
     student_of(digits, objective="kd", n_updates=2)()
@@ -176,7 +176,7 @@ def test_checkpoints_can_be_disabled_for_a_while(digits, tmp_path):
 
 
 def test_short_and_repeated_trainings_write_no_checkpoints(digits, features, tmp_path):
-    keep_in(tmp_path / "kept", 0.0)
+    set_checkpoint_folder(tmp_path / "kept", 0.0)
     estimate_prior(*features, pu_params())
     proxy = Proxy(digits.teacher, features[1], digits.params(n_updates=4))
     proxy.divergence(digits.manifest, digits.labeled, digits.pool)
@@ -185,7 +185,7 @@ def test_short_and_repeated_trainings_write_no_checkpoints(digits, features, tmp
 
 def test_a_finished_training_is_not_repeated_and_reports_all_of_its_records(digits, tmp_path):
     train = student_of(digits, **STUDENTS["kd, best"])
-    keep_in(tmp_path, every_s=1e9)
+    set_checkpoint_folder(tmp_path, every_s=1e9)
     expected = train()
     # The last state is kept whatever the interval is.
     assert [path.name for path in tmp_path.iterdir()] == ["student.ckpt"]
@@ -214,7 +214,7 @@ def test_teacher_outputs_made_before_the_training_are_not_computed_again(digits,
         lambda _layer, inputs, _output: batch_sizes.append(len(inputs[0]))
     )
     with hook:
-        keep_in(tmp_path, 0.0)
+        set_checkpoint_folder(tmp_path, 0.0)
         with pytest.raises(Killed), killed_at_step(3):
             train()
         n_batches = batch_sizes.count(64)
@@ -224,6 +224,6 @@ def test_teacher_outputs_made_before_the_training_are_not_computed_again(digits,
 
 
 def test_teacher_outputs_that_take_no_time_are_not_kept(digits, tmp_path):
-    keep_in(tmp_path, 1e9)
+    set_checkpoint_folder(tmp_path, 1e9)
     student_of(digits, **STUDENTS["robust_kd, views"])()
     assert [path.name for path in tmp_path.iterdir()] == ["student.ckpt"]

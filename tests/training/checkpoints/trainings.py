@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
-from pu_kd_pipeline.training.checkpoints import keep_in
+from pu_kd_pipeline.training.checkpoints import set_checkpoint_folder
 from pu_kd_pipeline.training.teacher import train_classifier
 from tests.training.scene import Scene
 
@@ -89,14 +89,14 @@ def killed_at_step(number: int) -> AbstractContextManager[None]:
 
 def killed(train: Training, folder: Path, step: int = 6) -> None:
     """Start a training with a checkpoint after every update, and kill it."""
-    keep_in(folder, 0.0)
+    set_checkpoint_folder(folder, 0.0)
     with pytest.raises(Killed), killed_at_step(step):
         train()
 
 
 def outcome_of_restarts(train: Training, folder: Path, *, steps_per_start: int) -> Outcome:
     """Return the outcome of a training that is killed after some steps of every start."""
-    keep_in(folder, 0.0)
+    set_checkpoint_folder(folder, 0.0)
     for _ in range(1000):
         try:
             with killed_at_step(steps_per_start):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pu_kd_pipeline.images.batches import ImageRows, normalization
-from pu_kd_pipeline.images.store import rows_of
+from pu_kd_pipeline.images.store import find_rows
 from pu_kd_pipeline.learning.loop import make_optimizer
 from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd
 from pu_kd_pipeline.training.batches import augmented_batches
@@ -26,7 +26,7 @@ def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
     for origin, store in digits.stores.items():
         is_of_store = digits.manifest["origin"] == origin
         ids = digits.manifest["id"][is_of_store].to_numpy()
-        parts.append((store, rows_of(store, ids, "manifest")))
+        parts.append((store, find_rows(store, ids, "manifest")))
 
     vectors = torch.tensor(three_weight_vectors().to_numpy(), dtype=torch.float32)
     expected = digits.fresh()

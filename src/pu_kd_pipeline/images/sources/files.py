@@ -10,7 +10,7 @@ from typing import Any
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
 from pu_kd_pipeline.images.sources.base import SourceLostError
-from pu_kd_pipeline.storage.digests import digest_of, files_below
+from pu_kd_pipeline.storage.digests import files_below, json_digest
 
 READ_THREADS = 8  # opening files waits for the disk or the network
 # Several files are in memory at a time; a hundred million pixels seldom need as much.
@@ -96,7 +96,7 @@ def path_state(path: str) -> str:
         path: a file, folder or pattern, local or as URL; it need not be there.
     """
     if "://" in path:
-        return digest_of(_remote_listing(path))
+        return json_digest(_remote_listing(path))
     local = Path(path)
     if has_wildcard(local.as_posix()):
         pattern = local.relative_to(local.anchor).as_posix()
@@ -104,7 +104,7 @@ def path_state(path: str) -> str:
     else:
         files = list(files_below(local))
     stamps = [_stamp(file) for file in files]
-    return digest_of(stamps)
+    return json_digest(stamps)
 
 
 def has_wildcard(path: str) -> bool:
@@ -135,7 +135,7 @@ def _remote_listing(path: str) -> Any:
         return str(type(exc))
 
 
-def check_file_unchanged(folder: str, name: str) -> None:
+def check_folder_exists(folder: str, name: str) -> None:
     """Raise a SourceLostError if a folder is gone or empty: deleted, or no longer mounted."""
     try:
         with os.scandir(folder) as entries:
@@ -178,5 +178,5 @@ def read_file(file: str, root: str) -> bytes | Unusable:
     except MemoryError:
         return Unusable(Reason.TOO_LARGE)
     except OSError:
-        check_file_unchanged(root, root)
+        check_folder_exists(root, root)
         return Unusable(Reason.NOT_OPENED)

@@ -15,7 +15,7 @@ from pu_kd_pipeline.images.sources.base import listing_table
 from pu_kd_pipeline.images.sources.files import (
     MAX_FILE_BYTES,
     READ_THREADS,
-    check_file_unchanged,
+    check_folder_exists,
     file_state,
     file_system,
     is_printable,
@@ -108,7 +108,7 @@ class FolderSource:
                 raise
             # A local folder that is gone as a whole ends the run; a single file is set aside.
             if self._is_local:
-                check_file_unchanged(self._root, self._path)
+                check_folder_exists(self._root, self._path)
             return Unusable(Reason.NOT_OPENED)
 
     def _local_files(self) -> Iterator[_File]:

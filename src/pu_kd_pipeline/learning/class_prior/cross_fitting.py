@@ -17,8 +17,8 @@ from pu_kd_pipeline.learning.class_prior.estimate import pooled_ranks
 from pu_kd_pipeline.learning.class_prior.estimators import Scores, best_bin_estimate
 from pu_kd_pipeline.learning.pu_training import (
     ScoreTraining,
+    assign_folds,
     fit_scores,
-    folds_of,
     positive_unlabeled_step,
 )
 
@@ -69,8 +69,8 @@ def cross_fitted_ranks(
     folds = _Folds(
         positive=positive,
         unlabeled=unlabeled,
-        positive_fold=folds_of(len(positive), n_folds, generator),
-        unlabeled_fold=folds_of(len(unlabeled), n_folds, generator),
+        positive_fold=assign_folds(len(positive), n_folds, generator),
+        unlabeled_fold=assign_folds(len(unlabeled), n_folds, generator),
     )
     heads = [new_head() for _ in range(n_folds)]
     dropped_share = 0.0

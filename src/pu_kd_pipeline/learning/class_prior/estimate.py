@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pu_kd_pipeline.learning.class_prior.estimators import (
     Scores,
     best_bin_estimate,
-    checked_scores,
+    check_scores,
     density_ratio_estimate,
     share_at_least,
 )
@@ -78,10 +78,10 @@ def pooled_ranks(
     positive_ranks = []
     unlabeled_ranks = []
     for number, (positive, unlabeled) in enumerate(folds):
-        unlabeled = checked_scores(unlabeled, f"unlabeled scores of fold {number}")
+        unlabeled = check_scores(unlabeled, f"unlabeled scores of fold {number}")
         # With few positives a fold may hold none, and only counts for the unlabeled.
         if len(positive):
-            positive = checked_scores(positive, f"positive scores of fold {number}")
+            positive = check_scores(positive, f"positive scores of fold {number}")
             ranks = 1.0 - share_at_least(positive, unlabeled)
             positive_ranks.append(ranks)
         ranks = 1.0 - share_at_least(unlabeled, unlabeled)
@@ -137,13 +137,13 @@ def estimate_class_prior(
     n_positive = len(positive)
     n_unlabeled = len(unlabeled)
     if reads_scores:
-        positive = checked_scores(positive, "positive_scores")
-        unlabeled = checked_scores(unlabeled, "unlabeled_scores")
+        positive = check_scores(positive, "positive_scores")
+        unlabeled = check_scores(unlabeled, "unlabeled_scores")
         value, threshold = estimator.estimate(positive, unlabeled)
         values = _resampled_values(positive, unlabeled, n_bootstrap, rng)
     else:
-        positive = checked_scores(positive, "positive features", n_axes=2)
-        unlabeled = checked_scores(unlabeled, "unlabeled features", n_axes=2)
+        positive = check_scores(positive, "positive features", n_axes=2)
+        unlabeled = check_scores(unlabeled, "unlabeled features", n_axes=2)
         positive = _subsample(positive, LARGEST_FEATURE_SAMPLE, rng)
         unlabeled = _subsample(unlabeled, LARGEST_FEATURE_SAMPLE, rng)
         value, threshold = estimator.estimate(positive, unlabeled)

@@ -60,8 +60,8 @@ def best_bin_estimate(
             "delta must lie in (0, 1) and gamma be at least 0, "
             f"got delta={delta!r}, gamma={gamma!r}"
         )
-    positive_scores = checked_scores(positive_scores, "positive_scores")
-    unlabeled_scores = checked_scores(unlabeled_scores, "unlabeled_scores")
+    positive_scores = check_scores(positive_scores, "positive_scores")
+    unlabeled_scores = check_scores(unlabeled_scores, "unlabeled_scores")
 
     # Only the distinct positive scores need to be tried: raising any other threshold to the next
     # positive score keeps q_P and cannot raise q_U. It also keeps q_P above zero.
@@ -111,8 +111,8 @@ def density_ratio_estimate(positive_scores: Scores, unlabeled_scores: Scores) ->
     Raises:
         ValueError: no scores on one side, or a score that is not finite.
     """
-    positive_scores = checked_scores(positive_scores, "positive_scores")
-    unlabeled_scores = checked_scores(unlabeled_scores, "unlabeled_scores")
+    positive_scores = check_scores(positive_scores, "positive_scores")
+    unlabeled_scores = check_scores(unlabeled_scores, "unlabeled_scores")
     ratio, weight = _monotone_density_ratio(positive_scores, unlabeled_scores)
 
     # Half a step more, so that the grid ends with 1 whatever the rounding.
@@ -175,7 +175,7 @@ def _monotone_density_ratio(
     is_seen = unlabeled_shares > 0.0
     weight = unlabeled_shares[is_seen]
     ratio = positive_density[is_seen] / unlabeled_density[is_seen]
-    return isotonic(ratio, weight), weight
+    return isotonic_regression(ratio, weight), weight
 
 
 def _rank_logits(scores: Scores, ordered: Scores) -> Floats:
@@ -211,7 +211,7 @@ class _Block(NamedTuple):
     length: int
 
 
-def isotonic(values: Floats, weight: Floats) -> Floats:
+def isotonic_regression(values: Floats, weight: Floats) -> Floats:
     """Return the (n,) ascending values closest to `values` in weighted squares.
 
     Pool adjacent violators: neighbors in the wrong order are replaced by their weighted mean.
@@ -281,7 +281,7 @@ def share_at_least(scores: Scores, unlabeled_scores: Scores) -> Floats:
     return n_at_least / n_unlabeled
 
 
-def checked_scores(values: Scores, name: str, n_axes: int = 1) -> Scores:
+def check_scores(values: Scores, name: str, n_axes: int = 1) -> Scores:
     """Return the values as an array with `n_axes` axes.
 
     Raises:

@@ -17,6 +17,8 @@ def weigh_subset_classes(
     params: ClassWeightingParams,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the class weights of Eq. 7 and the set W of Eq. 9-10."""
-    from pu_kd_pipeline.selection.class_weights import weigh_classes
+    from pu_kd_pipeline.selection.class_weights import compute_class_weights
 
-    return weigh_classes(manifest, labeled_features, pool_features, teacher.card.classes, params)
+    return compute_class_weights(
+        manifest, labeled_features, pool_features, teacher.card.classes, params
+    )

@@ -45,13 +45,13 @@ def evaluate_critic(
     these, so copies favor all three.
     """
     from pu_kd_pipeline.evaluation import compare_models
-    from pu_kd_pipeline.images.duplicates import TEACHER_TRAINING, copies_of_test_images
+    from pu_kd_pipeline.images.duplicates import TEACHER_TRAINING, test_image_copies
 
     models = {"teacher": teacher, "student": student, "student_without_critic": control}
     metrics = compare_models(models, test_images, params)
     gain = metrics["student"]["accuracy"] - metrics["student_without_critic"]["accuracy"]
     critic = {"gain": gain, "collapse": student.card.origin.get("critic_collapse")}
-    copies = copies_of_test_images(duplicates, TEACHER_TRAINING)
+    copies = test_image_copies(duplicates, TEACHER_TRAINING)
     return {
         **metrics,
         "critic": critic,
