@@ -50,9 +50,12 @@ def compare_models(
         )
     truth = labels.to_numpy(dtype=np.int64)
     teacher = models["teacher"].fingerprint()
+    # All before any metric: agreement needs the teacher's classes.
     predicted: dict[str, np.ndarray] = {}
     for name, model in models.items():
-        if model.card.origin.get("teacher", teacher) != teacher:
+        # A model whose card states no teacher is taken as a student of this one.
+        own_teacher = model.card.origin.get("teacher", teacher)
+        if own_teacher != teacher:
             logger.warning(
                 "%s_model learned from another teacher than teacher_model: distill it again", name
             )
@@ -91,11 +94,15 @@ def model_cost(model: Model, params: EvaluationParams) -> dict[str, float | int]
     image = torch.zeros(1, *model.image_shape)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(image)
+    n_parameters = sum(parameter.numel() for parameter in network.parameters())
+
+    # safetensors refuses tensors that are not contiguous, such as channels-last weights.
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    content = save(state)
     return {
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "parameters": n_parameters,
         "flops": int(counter.get_total_flops()),
-        "size_bytes": len(save(state)),
+        "size_bytes": len(content),
         "latency_ms": _median_latency_ms(network, image, params.latency_repeats),
     }
 
@@ -109,7 +116,8 @@ def _median_latency_ms(network: torch.nn.Module, image: Tensor, repeats: int) ->
             for _ in range(repeats + 1):
                 start_s = time.perf_counter()
                 network(image)
-                times_s.append(time.perf_counter() - start_s)
+                end_s = time.perf_counter()
+                times_s.append(end_s - start_s)
         return 1000 * statistics.median(times_s[1:])  # the first call warms up
     finally:
         torch.set_num_threads(n_threads)
@@ -138,6 +146,8 @@ def describe_selection(
     facts["class_prior_lower"] = class_prior["lower"]
     facts["class_prior_upper"] = class_prior["upper"]
     facts["class_prior_method"] = class_prior["method"]
+
+    # Only for pools whose images are labeled; a real pool's are not.
     relevant = pool_images.index["relevant"]
     if not len(relevant) or relevant.isna().any():
         return facts
@@ -155,15 +165,19 @@ def _selection_truth(
     is_relevant: np.ndarray,
 ) -> dict[str, float]:
     """Return what only the true relevance of the pool images can tell; NaN where undefined."""
-    selected_ids = manifest["id"][manifest["origin"] == "pool"].to_numpy()
+    is_from_pool = manifest["origin"] == "pool"
+    selected_ids = manifest["id"][is_from_pool].to_numpy()
+    selected_rows = find_rows(pool_images, selected_ids, "manifest")
     is_selected = np.zeros(len(is_relevant), dtype=bool)
-    is_selected[find_rows(pool_images, selected_ids, "manifest")] = True
+    is_selected[selected_rows] = True
     precision, recall = selection_quality(is_selected, is_relevant)
 
     # Scores are in the order of their shards, which need not be the order of the store.
     scores = pool_scores.to_pandas()
-    score_rows = find_rows(pool_images, scores["id"].to_numpy(), "pool_scores")
-    auc = area_under_roc(scores["pu_score"].to_numpy(), is_relevant[score_rows])
+    scored_ids = scores["id"].to_numpy()
+    score_rows = find_rows(pool_images, scored_ids, "pool_scores")
+    pu_scores = scores["pu_score"].to_numpy()
+    auc = area_under_roc(pu_scores, is_relevant[score_rows])
     return {
         "precision": precision,
         "recall": recall,

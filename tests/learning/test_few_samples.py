@@ -19,11 +19,11 @@ from pu_kd_pipeline.learning.few_samples import (
     hint_adapter,
     hint_loss,
     pointwise_fit,
-    prune_teacher_into,
     record_outputs,
 )
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.learning.networks.lenet import digits_cnn, lenet5, lenet5_half
+from pu_kd_pipeline.learning.pruning import prune_teacher_into
 from tests.learning.generators import seeded_generator
 
 SHAPES = {"lenet5": (1, 32, 32), "digits_cnn": (1, 8, 8)}

@@ -42,7 +42,8 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
     extractor = teacher.extractor(device)
     normalize = normalization(teacher, device)
     fingerprint = teacher.fingerprint()
-    metadata = {TEACHER: fingerprint, LAST_TAP_SIZE: str(extractor.last_tap_size)}
+    last_tap_size = str(extractor.last_tap_size)
+    metadata = {TEACHER: fingerprint, LAST_TAP_SIZE: last_tap_size}
 
     def extract(batch: Tensor) -> tuple[Tensor, Tensor]:
         descriptor, logits = extractor(batch)
@@ -50,7 +51,8 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
         return to_float16(descriptor), logits
 
     def make(shard: Shard) -> pa.Table:
-        rows = np.arange(shard.start, shard.start + shard.n, dtype=np.int64)
+        stop = shard.start + shard.n
+        rows = np.arange(shard.start, stop, dtype=np.int64)
         descriptors: list[Tensor] = []
         logits: list[Tensor] = []
         batches = map_images(extract, images, rows, normalize, compute)
@@ -58,10 +60,14 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
             descriptors.append(descriptor_batch)
             logits.append(logits_batch)
 
+        # (n, D) float16 and (n, K) float32
+        shard_descriptors = torch.cat(descriptors)
+        shard_logits = torch.cat(logits)
+        ids = images.shard_ids(shard)
         columns = {
-            "id": images.shard_ids(shard).cast(pa.string()),
-            "descriptor": fixed_size_list(torch.cat(descriptors).numpy()),
-            "logits": fixed_size_list(torch.cat(logits).numpy()),
+            "id": ids.cast(pa.string()),
+            "descriptor": fixed_size_list(shard_descriptors.numpy()),
+            "logits": fixed_size_list(shard_logits.numpy()),
         }
         table = pa.table(columns)
         return table.replace_schema_metadata(metadata)
@@ -74,4 +80,5 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
 def short_hash(*parts: str) -> str:
     """Return twelve hexadecimal digits that change with any of the parts."""
     content = "\n".join(parts)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(content.encode())
+    return digest.hexdigest()[:12]

@@ -24,34 +24,44 @@ def feature_tensors(
         InputError: the last layer is asked for, but the features do not state which channels
             belong to it.
     """
-    last_tap_size = int(features.facts.get(LAST_TAP_SIZE, 0))
+    # 0 where the table does not state it
+    stated_size = features.facts.get(LAST_TAP_SIZE, 0)
+    last_tap_size = int(stated_size)
     if kind == "last_layer" and not last_tap_size:
         raise InputError(
             f"{features.folder}: these features do not say which channels are the last layer's. "
             "Delete the folder, and run `kedro run --pipeline=feature_extraction`"
         )
+
     ids: list[np.ndarray] = []
     parts: list[Tensor] = []
     for table in features.shards():
-        ids.append(table["id"].to_pandas().to_numpy())
+        shard_ids = table["id"].to_pandas()
+        ids.append(shard_ids.to_numpy())
         # Reduced shard by shard: a head that reads the last layer needs a part of each descriptor.
         descriptor = as_tensor(table["descriptor"]).to(device)
         logits = as_tensor(table["logits"]).to(device)
-        parts.append(pu_features(descriptor, logits, kind, last_tap_size))
+        part = pu_features(descriptor, logits, kind, last_tap_size)
+        parts.append(part)
+
     return np.concatenate(ids), torch.cat(parts)
 
 
 def iter_logits(features: ShardedTable, ids: set[str]) -> Iterator[Tensor]:
     """Yield the (n, K) float32 logits of the given ids, shard by shard."""
-    wanted = pa.array(sorted(ids), pa.string())
+    wanted_ids = sorted(ids)
+    wanted = pa.array(wanted_ids, pa.string())
     for table in features.shards(["id", "logits"]):
         is_wanted = pa.compute.is_in(table["id"], wanted)
         kept = table.filter(is_wanted)
+
         if len(kept):
             yield as_tensor(kept["logits"])
 
 
 def as_tensor(column: pa.ChunkedArray) -> Tensor:
     """Return a column of a feature shard as a tensor of its own memory, on the CPU."""
+    values = as_array(column)
     # Copied: the shard's file is memory-mapped and read-only, which torch does not support.
-    return torch.from_numpy(as_array(column).copy())
+    own_values = values.copy()
+    return torch.from_numpy(own_values)

@@ -36,7 +36,9 @@ def score_shards(
         "the PU classifier's teacher",
     )
     image_shards = [shard.name for shard in images.shards]
-    if [name.rpartition("-")[0] for name in features.names] != image_shards:
+    # A feature shard is named after its image shard, with a hash behind the last hyphen.
+    read_shards = [name.rpartition("-")[0] for name in features.names]
+    if read_shards != image_shards:
         raise InputError(
             "pool_features: pool_images changed since they were made. Run "
             "`kedro run --pipeline=feature_extraction`"
@@ -45,19 +47,21 @@ def score_shards(
     module = classifier.module.to(device).eval()
 
     def make(name: str) -> pa.Table:
-        table = next(ShardedTable(features.folder, (name,)).shards())
+        one_shard = ShardedTable(features.folder, (name,))
+        table = next(one_shard.shards())
         logits = as_tensor(table["logits"])
         if isinstance(module, FullPUClassifier):
             scores = _scores_from_images(module, table, images, classifier, compute)
         else:
             scores = _scores_from_features(module, table, logits, classifier, device)
 
+        classes = logits.argmax(dim=1).int()
         probabilities = logits.softmax(dim=1)
         confidence = probabilities.amax(dim=1)
         columns = {
             "id": table["id"].combine_chunks(),
             "pu_score": pa.array(scores),
-            "teacher_class": pa.array(logits.argmax(dim=1).int().numpy()),
+            "teacher_class": pa.array(classes.numpy()),
             "teacher_confidence": pa.array(confidence.numpy()),
         }
         return pa.table(columns)
@@ -75,8 +79,9 @@ def _scores_from_images(
     compute: ComputeParams,
 ) -> np.ndarray:
     """Return the (n,) float32 scores of a classifier that has its own backbone."""
-    ids = table["id"].to_pandas().to_numpy()
-    rows = find_rows(images, ids, "pool_features")
+    ids = table["id"].to_pandas()
+    rows = find_rows(images, ids.to_numpy(), "pool_features")
+
     # Of the classifier's own backbone, whose input is the teacher's.
     spec = classifier.card.teacher.input
     device = prepare_device(compute)
@@ -98,9 +103,11 @@ def _scores_from_features(
     card = classifier.card
     with explain_memory_shortage("pool_scoring"), torch.inference_mode():
         descriptor = as_tensor(table["descriptor"]).to(device)
+        logits = logits.to(device)
         # Where the head reads the last layer, its descriptor is the last tap.
-        inputs = pu_features(descriptor, logits.to(device), card.features, card.descriptor_size)
-        return module(inputs).cpu().numpy()
+        inputs = pu_features(descriptor, logits, card.features, card.descriptor_size)
+        scores: Tensor = module(inputs)
+        return scores.cpu().numpy()
 
 
 def check_teacher(
@@ -118,7 +125,8 @@ def check_teacher(
         InputError: they were made by another network.
     """
     # Features that do not state their teacher, such as a table without shards, cannot be checked.
-    if features.facts.get(TEACHER, fingerprint) != fingerprint:
+    made_by = features.facts.get(TEACHER, fingerprint)
+    if made_by != fingerprint:
         raise InputError(
             f"{name}: another network than {teacher} made them. Run the stages again that are "
             "older than the teacher: `kedro run --pipeline=feature_extraction`, then "

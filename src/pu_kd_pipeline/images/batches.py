@@ -49,18 +49,22 @@ class ImageRows:
         n_bytes = 0
         for store, rows in parts:
             # Parts without rows would share the start of the next part.
-            if len(rows) == 0:
+            n_rows = len(rows)
+            if n_rows == 0:
                 continue
-            self._parts.append((store, np.asarray(rows, dtype=np.int64)))
-            starts.append(starts[-1] + len(rows))
-            n_bytes += len(rows) * math.prod(store.image_shape)
+            part = (store, np.asarray(rows, dtype=np.int64))
+            self._parts.append(part)
+            starts.append(starts[-1] + n_rows)
+            bytes_per_image = math.prod(store.image_shape)  # uint8
+            n_bytes += n_rows * bytes_per_image
         self._starts = np.array(starts)
 
         self.device = prepare_device(compute)
         self._resident: Tensor | None = None
         limit_bytes = compute.resident_limit_gb * 1e9
         if self._parts and n_bytes <= limit_bytes:
-            images = np.concatenate([store.read(rows) for store, rows in self._parts])
+            images_of_parts = [store.read(rows) for store, rows in self._parts]
+            images = np.concatenate(images_of_parts)
             self._resident = torch.from_numpy(images).to(self.device)
 
     def __len__(self) -> int:
@@ -80,19 +84,22 @@ class ImageRows:
     def batch(self, indices: Tensor) -> Tensor:
         """Return the (N, C, H, W) uint8 images at (N,) int64 positions, on the device."""
         if self._resident is not None:
+            own_indices = indices.to(self.device)
             # Several times as fast as `[indices]`.
-            return self._resident.index_select(0, indices.to(self.device))
+            return self._resident.index_select(0, own_indices)
 
         # At most one read per part, each straight into its places of the batch.
         positions = indices.cpu().numpy()
         part_numbers = np.searchsorted(self._starts, positions, side="right") - 1
-        images = np.empty((len(positions), *self.image_shape), dtype=np.uint8)
+        shape = (len(positions), *self.image_shape)
+        images = np.empty(shape, dtype=np.uint8)
         for number, (store, rows) in enumerate(self._parts):
             is_in_part = part_numbers == number
-            if is_in_part.any():
-                positions_in_part = positions[is_in_part] - self._starts[number]
-                part_rows = rows[positions_in_part]
-                images[is_in_part] = store.read(part_rows)
+            if not is_in_part.any():
+                continue
+            positions_in_part = positions[is_in_part] - self._starts[number]
+            part_rows = rows[positions_in_part]
+            images[is_in_part] = store.read(part_rows)
 
         return torch.from_numpy(images).to(self.device, non_blocking=True)
 
@@ -124,10 +131,12 @@ def map_images(
     def outputs(batch: np.ndarray) -> tuple[Tensor, ...]:
         with torch.inference_mode(), autocast(compute, device):
             uint8_images = torch.from_numpy(batch).to(device)
-            results = function(normalize(uint8_images))
+            inputs = normalize(uint8_images)
+            results = function(inputs)
             return tuple(result.cpu() for result in results)
 
-    read = (store.read(rows[start : start + size]) for start in range(0, len(rows), size))
+    chunks = (rows[start : start + size] for start in range(0, len(rows), size))
+    read = map(store.read, chunks)
     is_halved = False
     # Closed explicitly, so that the reading thread ends with this generator.
     with closing(read_ahead(read)) as batches:
@@ -142,9 +151,13 @@ def map_images(
                     "memory is not enough for %d images at once: going on with half of them",
                     len(batch),
                 )
+
+            # A batch of one image has an empty second half.
+            smaller_batches = [half for half in np.array_split(batch, 2) if len(half)]
             with explain_memory_shortage("inference"):
-                halves = [outputs(half) for half in np.array_split(batch, 2) if len(half)]
-            yield tuple(torch.cat(parts) for parts in zip(*halves, strict=True))
+                halves = [outputs(half) for half in smaller_batches]
+            pairs = zip(*halves, strict=True)
+            yield tuple(torch.cat(pair) for pair in pairs)
 
 
 def _unless_out_of_memory(outputs: Callable[[np.ndarray], T], batch: np.ndarray) -> T | None:

@@ -105,8 +105,12 @@ class Decoder:
         if isinstance(raw, bytes) and not raw:
             return Unusable(Reason.EMPTY)
         try:
-            image = Image.open(BytesIO(raw), formats=_FORMATS) if isinstance(raw, bytes) else raw
-            if image.width * image.height > self.max_image_pixels:
+            if isinstance(raw, bytes):
+                image: Image.Image = Image.open(BytesIO(raw), formats=_FORMATS)
+            else:
+                image = raw
+            n_pixels = image.width * image.height
+            if n_pixels > self.max_image_pixels:
                 return Unusable(Reason.TOO_MANY_PIXELS)
             return self._pixels(_upright(image))
         except _UnsupportedPixelsError:
@@ -154,7 +158,13 @@ class Decoder:
                 yield from zip(chunk, decoded, strict=True)
 
     def _decode_chunk(self, chunk: list[RawImage | Unusable]) -> list[np.ndarray | Unusable]:
-        return [raw if isinstance(raw, Unusable) else self.decode(raw) for raw in chunk]
+        decoded: list[np.ndarray | Unusable] = []
+        for raw in chunk:
+            if isinstance(raw, Unusable):
+                decoded.append(raw)
+            else:
+                decoded.append(self.decode(raw))
+        return decoded
 
     def _from_array(self, pixels: np.ndarray) -> np.ndarray | Unusable:
         from PIL import Image
@@ -167,17 +177,21 @@ class Decoder:
         if height * width > self.max_image_pixels:
             return Unusable(Reason.TOO_MANY_PIXELS)
 
-        # Pillow knows gray pixels as (H, W) only.
-        if pixels.ndim == 3 and pixels.shape[2] == 1:
-            pixels = pixels[:, :, 0]
-        if pixels.ndim == 3 and pixels.shape[2] not in (3, 4):
-            return Unusable(Reason.UNSUPPORTED)
+        if pixels.ndim == 3:
+            n_channels = pixels.shape[2]
+            if n_channels not in (1, 3, 4):
+                return Unusable(Reason.UNSUPPORTED)
+            # Pillow knows gray pixels as (H, W) only.
+            if n_channels == 1:
+                pixels = pixels[:, :, 0]
         return self._pixels(Image.fromarray(pixels))
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         from PIL import Image
 
-        mode = "L" if self.channels == 1 else "RGB"
+        mode = "RGB"
+        if self.channels == 1:
+            mode = "L"
         image = _convert(image, mode)
         size = (self.size_px, self.size_px)
         if image.size != size:

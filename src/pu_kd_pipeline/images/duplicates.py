@@ -77,12 +77,13 @@ def find_duplicates(
     counts = {}
     for name, other in pairs:
         counts[f"{name} and {other}"] = _counts(table, name, other, params)
-    limits = None if params is None else params.model_dump(mode="json")
-    table.attrs.update(
-        near_duplicates=limits,
-        counts=counts,
-        fingerprints={f"{name}_images": stores[name].fingerprint for name in STORES},
-    )
+    limits = None
+    if params is not None:
+        limits = params.model_dump(mode="json")
+    fingerprints = {}
+    for name in STORES:
+        fingerprints[f"{name}_images"] = stores[name].fingerprint
+    table.attrs.update(near_duplicates=limits, counts=counts, fingerprints=fingerprints)
     _log_copies_of_test_images(table, stores)
     return table
 
@@ -113,14 +114,17 @@ def excluded_images(duplicates: pd.DataFrame, params: SubsetParams) -> Excluded:
 
 def test_image_copies(duplicates: pd.DataFrame, store: str) -> list[str]:
     """Return the ids of the images of a store that are copies of test images."""
-    is_copy = (duplicates["store"] == store) & (duplicates["other_store"] == TEST)
+    is_in_store = duplicates["store"] == store
+    is_of_test_image = duplicates["other_store"] == TEST
+    is_copy = is_in_store & is_of_test_image
     return duplicates["id"][is_copy].tolist()
 
 
 def _exact_copies(stores: Mapping[str, ImageStore], name: str, other: str) -> pd.DataFrame:
     # Pixels are unique within a store: ingestion quarantines repeated ones.
-    own = stores[name].index[["id", "sha256"]]
-    others = stores[other].index[["id", "sha256"]]
+    columns = ["id", "sha256"]
+    own = stores[name].index[columns]
+    others = stores[other].index[columns]
     others = others.rename(columns={"id": "other_id"})
     both = own.merge(others, on="sha256")
 
@@ -139,13 +143,17 @@ def _near_copies(
 
     references: dict[str, Tensor] = {}
     for name in NEAR_DUPLICATE_STORES:
-        if len(stores[name]):
-            references[name] = torch.cat(list(_fingerprints(stores[name])))
+        if len(stores[name]) == 0:
+            continue
+        batches = list(_fingerprints(stores[name]))
+        references[name] = torch.cat(batches)
     if not references:
         return []
 
     limits = _copy_limits(stores, references, params)
-    reference_ids = {name: stores[name].index["id"].to_numpy() for name in references}
+    reference_ids = {}
+    for name in references:
+        reference_ids[name] = stores[name].index["id"].to_numpy()
 
     found = []
     for name in STORES[1:]:
@@ -158,9 +166,11 @@ def _near_copies(
             for other in searched:
                 copies = find_copies(fingerprints, references[other], limits[other])
                 rows = start + copies.rows.numpy()
-                other_ids = reference_ids[other][copies.references.numpy()]
+                other_rows = copies.references.numpy()
+                other_ids = reference_ids[other][other_rows]
                 distances = copies.distances.numpy()
-                found.append(_copies_table(name, "near", other, ids[rows], other_ids, distances))
+                table = _copies_table(name, "near", other, ids[rows], other_ids, distances)
+                found.append(table)
             start += len(fingerprints)
     return found
 
@@ -200,15 +210,18 @@ def _fingerprints(store: ImageStore, n_images: int | None = None) -> Iterator[Te
 
     from pu_kd_pipeline.learning.near_duplicates import fingerprints
 
-    if n_images is None or n_images > len(store):
-        n_images = len(store)
-    rows = np.arange(n_images, dtype=np.int64) * len(store) // max(1, n_images)
+    n_stored = len(store)
+    if n_images is None or n_images > n_stored:
+        n_images = n_stored
+    numbers = np.arange(n_images, dtype=np.int64)
+    rows = numbers * n_stored // max(1, n_images)
     values_per_image = math.prod(store.image_shape)
     batch_size = max(1, _VALUES_AT_A_TIME // values_per_image)
 
     for start in range(0, n_images, batch_size):
-        images = store.read(rows[start : start + batch_size])
-        yield fingerprints(torch.from_numpy(images))
+        batch_rows = rows[start : start + batch_size]
+        images = torch.from_numpy(store.read(batch_rows))
+        yield fingerprints(images)
 
 
 def _copies_table(
@@ -240,9 +253,12 @@ def _counts(
     """Return how many exact and near copies there are; None if near ones were not searched for."""
     is_store = table["store"] == name
     is_other_store = table["other_store"] == other
-    kinds = table["kind"][is_store & is_other_store]
-    n_exact = int((kinds == "exact").sum())
-    n_near = int((kinds == "near").sum())
+    is_pair = is_store & is_other_store
+    kinds = table["kind"][is_pair]
+    is_exact = kinds == "exact"
+    is_near = kinds == "near"
+    n_exact = int(is_exact.sum())
+    n_near = int(is_near.sum())
 
     if params is None or other not in NEAR_DUPLICATE_STORES:
         return {"exact": n_exact, "near": None}

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable
 from pu_kd_pipeline.images.listing import IDENTITY_COLUMNS, Reader, list_images
-from pu_kd_pipeline.images.plan import IngestionPlan
+from pu_kd_pipeline.images.plan import IngestionPlan, choose_specification
 from pu_kd_pipeline.images.quarantine import (
     DUPLICATE,
     OK,
@@ -84,14 +84,15 @@ def write_store(plan: IngestionPlan, folder: Path | str) -> ImageStore:
     """
     folder = Path(folder)
     wanted, readers = list_images(plan)
-    specification = _choose_specification(plan, len(wanted))
+    specification = choose_specification(plan, len(wanted))
     folder.mkdir(parents=True, exist_ok=True)
     leftovers = remove_leftovers(folder)
     was_killed = any(leftover.name.startswith(_UNFINISHED) for leftover in leftovers)
 
     store = _resume(folder, specification, wanted)
     accounted_for = [*store.id_by_digest.values(), *store.quarantine["id"]]
-    is_missing = ~wanted["id"].isin(accounted_for).to_numpy()
+    is_accounted_for = wanted["id"].isin(accounted_for)
+    is_missing = ~is_accounted_for.to_numpy()
 
     try:
         _write_missing(store, plan, wanted, is_missing, readers, was_killed)
@@ -108,19 +109,6 @@ def write_store(plan: IngestionPlan, folder: Path | str) -> ImageStore:
     return ImageStore.open(folder)
 
 
-def _choose_specification(plan: IngestionPlan, n_images: int) -> Specification:
-    packed_bytes = n_images * plan.channels * plan.size_px**2
-    budget_bytes = plan.store.disk_budget_gb * 10**9
-    is_small_image = plan.size_px <= plan.store.packed_max_size_px
-
-    kind: Literal["packed", "encoded"] = "encoded"
-    if plan.store.kind != "auto":
-        kind = plan.store.kind
-    elif is_small_image or packed_bytes <= budget_bytes:
-        kind = "packed"
-    return Specification(kind, plan.channels, plan.size_px, plan.store.max_image_pixels)
-
-
 # --- what an earlier run has done already
 
 
@@ -130,9 +118,11 @@ def _resume(folder: Path, specification: Specification, wanted: pd.DataFrame) ->
     reusable = _reusable_shards(folder, specification, wanted)
     for name, index in reusable.items():
         # `start` is unknown before all shards are; readers compute it from `store.json`.
-        store.shards.append(Shard(name, len(index), 0))
+        shard = Shard(name, len(index), 0)
+        store.shards.append(shard)
         digests = map(bytes.fromhex, index["sha256"])
-        store.id_by_digest.update(zip(digests, index["id"], strict=True))
+        ids_by_digest = zip(digests, index["id"], strict=True)
+        store.id_by_digest.update(ids_by_digest)
 
     faulty = wanted[wanted["fault"].notna()]
     quarantine = faulty[["id", "source", "version"]]
@@ -140,7 +130,8 @@ def _resume(folder: Path, specification: Specification, wanted: pd.DataFrame) ->
 
     # Where the old store is damaged, its quarantined images are simply decoded again.
     with suppress(Exception):
-        if ImageStore.open(folder).specification == specification:
+        old_store = ImageStore.open(folder)
+        if old_store.specification == specification:
             known = _known_quarantine(store, wanted)
             store.quarantine = pd.concat([store.quarantine, known], ignore_index=True)
     return store
@@ -171,7 +162,8 @@ def _reusable_shards(
 
 def _identity_hashes(table: pd.DataFrame) -> pd.Index:
     """Return one hash per image of all that must be unchanged for a stored image to be right."""
-    identity = table[IDENTITY_COLUMNS].astype("str").fillna("")
+    identity = table[IDENTITY_COLUMNS].astype("str")
+    identity = identity.fillna("")
     hashes = pd.util.hash_pandas_object(identity, index=False)
     return pd.Index(hashes)
 
@@ -185,8 +177,9 @@ def _read_index(folder: Path, name: str, specification: Specification) -> pd.Dat
     with suppress(Exception):
         table = pq.read_table(file, page_checksum_verification=True)
         metadata = table.schema.metadata or {}
+        own_specification = metadata.get(_METADATA_KEY)
         is_index = table.schema.remove_metadata() == index_schema()
-        if is_index and metadata.get(_METADATA_KEY) == _encode(specification):
+        if is_index and own_specification == _encode(specification):
             _check_pixels(folder, name, specification, table.num_rows)
             return index_to_pandas(table)
     return None
@@ -196,13 +189,16 @@ def _check_pixels(folder: Path, name: str, specification: Specification, n_image
     """Raise an InputError if the pixels of a shard are damaged; only headers and sizes are read."""
     if specification.kind == "packed":
         size_px = specification.size_px
-        open_packed(folder, name, (n_images, specification.channels, size_px, size_px))
+        shape = (n_images, specification.channels, size_px, size_px)
+        open_packed(folder, name, shape)
     else:
         open_encoded(folder, name, n_images)
 
 
 def _encode(specification: Specification) -> bytes:
-    return json.dumps(asdict(specification), sort_keys=True).encode()
+    fields = asdict(specification)
+    text = json.dumps(fields, sort_keys=True)
+    return text.encode()
 
 
 def _known_quarantine(store: _UnfinishedStore, wanted: pd.DataFrame) -> pd.DataFrame:
@@ -254,8 +250,13 @@ def _write_missing(
             plan.name,
         )
 
-    used_numbers = [int(shard.name.split("-")[0]) for shard in store.shards]
+    # A new number for every new shard: the name of a file that is kept is never reused.
+    used_numbers = []
+    for shard in store.shards:
+        used_number, _, _ = shard.name.partition("-")
+        used_numbers.append(int(used_number))
     number = 1 + max(used_numbers, default=-1)
+
     raw_images = track(
         _read_images(missing, readers),
         name=f"{plan.name} images",
@@ -303,7 +304,8 @@ def _write_shard(
                     continue
 
                 # Of the decoded pixels: two files of one image may be compressed differently.
-                digest = hashlib.sha256(pixels.data).digest()
+                sha256 = hashlib.sha256(pixels.data)
+                digest = sha256.digest()
                 original_id = store.id_by_digest.get(digest)
                 if original_id is not None:
                     statuses.append(duplicate_of(original_id))
@@ -319,8 +321,11 @@ def _write_shard(
         rejected = table.loc[~is_ok, ["id", "source", "version", "status"]]
         store.quarantine = pd.concat([store.quarantine, rejected], ignore_index=True)
 
+        # Without a usable image there is no shard.
         if digests:
-            index = table[is_ok].assign(sha256=digests, row=np.arange(len(digests)))
+            stored = table[is_ok]
+            row_numbers = np.arange(len(digests))
+            index = stored.assign(sha256=digests, row=row_numbers)
             shard = _finish_shard(store, number, temporary, index)
             store.shards.append(shard)
     finally:
@@ -339,13 +344,17 @@ def _finish_shard(
     digest = hashlib.sha256(encoded_specification)
     for column in ("id", "source", "label", "relevant", "sha256"):
         values = table[column].to_pylist()
-        digest.update(json.dumps(values).encode())
-    name = f"{number:05d}-{digest.hexdigest()[:12]}"
+        text = json.dumps(values)
+        digest.update(text.encode())
+    short_digest = digest.hexdigest()[:12]
+    name = f"{number:05d}-{short_digest}"
 
     pixels = pixel_file(folder, name, store.specification.kind)
     index_path = index_file(folder, name)
     # A shard that was there before must survive a run that is refused.
-    store.new_files += [file for file in (pixels, index_path) if not file.exists()]
+    for file in (pixels, index_path):
+        if not file.exists():
+            store.new_files.append(file)
 
     os.replace(temporary, pixels)
     with replacing_file(index_path) as path:
@@ -359,19 +368,26 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
     """Make the new state the one that readers see, then remove the files that no longer belong."""
     folder = store.folder
     kind = store.specification.kind
+    columns = ["id", "source", "status", "version"]
+    quarantine = store.quarantine[columns].astype("str")
     with replacing_file(folder / QUARANTINE_FILE) as path:
-        columns = store.quarantine[["id", "source", "status", "version"]].astype("str")
-        columns.to_parquet(path, index=False)
+        quarantine.to_parquet(path, index=False)
 
+    n_images = 0
+    shards = []
+    for shard in store.shards:
+        n_images += shard.n
+        shards.append({"name": shard.name, "n": shard.n})
     about = {
         "specification": asdict(store.specification),
-        "n_images": sum(shard.n for shard in store.shards),
-        "shards": [{"name": shard.name, "n": shard.n} for shard in store.shards],
+        "n_images": n_images,
+        "shards": shards,
         "quarantine": counts_by_reason(store.quarantine["status"]),
         "class_names": list(plan.class_names),
     }
+    text = json.dumps(about, indent=2) + "\n"
     with replacing_file(folder / STORE_FILE) as path:
-        path.write_text(json.dumps(about, indent=2) + "\n")
+        path.write_text(text)
 
     # Only after the new `store.json`: the old one must never name a file that is gone.
     current: set[Path] = set()
@@ -379,5 +395,6 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
         current.add(pixel_file(folder, shard.name, kind))
         current.add(index_file(folder, shard.name))
     for pattern in ("*.npy", "*.images.arrow", "*.index.parquet"):
-        for file in set(folder.glob(pattern)) - current:
+        found = set(folder.glob(pattern))
+        for file in found - current:
             file.unlink()

@@ -30,11 +30,17 @@ def in_share(ids: pd.Series, share: tuple[float, float]) -> np.ndarray:
     start, end = share
     if share == (0.0, 1.0):
         return np.ones(len(ids), dtype=bool)
-    digests = [hashlib.blake2b(image_id.encode(), digest_size=8).digest() for image_id in ids]
+
+    digests = []
+    for image_id in ids:
+        content = image_id.encode()
+        digest = hashlib.blake2b(content, digest_size=8)
+        digests.append(digest.digest())
     # Big-endian on every machine: the share must not depend on where it is computed.
     hashes = np.frombuffer(b"".join(digests), dtype=">u8")
     # 53 bits are what a float64 holds: more would round the largest hash up to 1.
-    position = (hashes >> np.uint64(11)).astype(np.float64) / 2**53
+    high_bits = hashes >> np.uint64(11)
+    position = high_bits.astype(np.float64) / 2**53
     return (position >= start) & (position < end)
 
 
@@ -56,8 +62,9 @@ def draw(
         classes = labels.fillna(-1).to_numpy(dtype=np.int64)
         parts = [kept[classes < 0]]
         for number in range(n_classes):
+            is_of_class = classes == number
+            of_class = kept[is_of_class]
             # The first rows of one permutation: this is what nests smaller draws in larger ones.
-            of_class = kept[classes == number]
             drawn = rng.permutation(of_class)[:per_class]
             parts.append(drawn)
         kept = np.sort(np.concatenate(parts))
@@ -78,15 +85,17 @@ def without_labels(listing: pd.DataFrame, labels: Sequence[int | str], where: st
     excluded = set(map(str, labels))
     numbers = listing["label"].astype("str")
     names = listing["label_name"]
-    found = set(numbers.dropna()) | set(names.dropna())
-    absent = excluded - found
+    found = _distinct_labels(listing)
+    absent = sorted(excluded - found)
     if absent:
         raise InputError(
-            f"{where}: no image has the labels {_listed(sorted(absent))} of exclude_labels; "
+            f"{where}: no image has the labels {_listed(absent)} of exclude_labels; "
             f"found: {_found_labels(listing)}"
         )
 
-    is_excluded = numbers.isin(excluded) | names.isin(excluded)
+    has_number = numbers.isin(excluded)
+    has_name = names.isin(excluded)
+    is_excluded = has_number | has_name
     return listing[~is_excluded.to_numpy(dtype=bool)]
 
 
@@ -112,6 +121,7 @@ def with_teacher_labels(
     if source.exclude_labels:
         listing = without_labels(listing, source.exclude_labels, where)
     table = listing.copy()
+
     if source.labels == "ignore":
         nothing = [None] * len(table)
         table["label"] = pd.array(nothing, dtype="Int32")
@@ -126,7 +136,9 @@ def with_teacher_labels(
 
     table["label"] = classes.astype("Int32")
     # An image with a label of no class is irrelevant; without any label nobody knows.
-    is_labeled = listing["label"].notna() | listing["label_name"].notna()
+    has_number = listing["label"].notna()
+    has_name = listing["label_name"].notna()
+    is_labeled = has_number | has_name
     is_relevant = classes.notna().astype("boolean")
     table["relevant"] = is_relevant.where(is_labeled)
     return table
@@ -135,9 +147,12 @@ def with_teacher_labels(
 def check_all_classes_present(labels: pd.Series, class_names: Sequence[str], where: str) -> None:
     """Raise an InputError that names the classes without a single image."""
     present = set(labels.dropna().astype(int))
-    absent = [number for number in range(len(class_names)) if number not in present]
+    absent = []
+    for number, name in enumerate(class_names):
+        if number not in present:
+            absent.append(f"{number} ({name})")
     if absent:
-        named = [f"{number} ({class_names[number]})" for number in absent[:_MAX_NAMED]]
+        named = absent[:_MAX_NAMED]
         raise InputError(
             f"{where}: `per_class` asks for images of every class of the teacher, and there are "
             f"none of class {', '.join(named)}. Add images of it, or correct `label_map` or the "
@@ -149,13 +164,12 @@ def _teacher_classes(
     listing: pd.DataFrame, source: ImageSource, class_names: Sequence[str], where: str
 ) -> pd.Series:
     """Return the teacher's class of every row, null where it has none (Int64)."""
+    n_classes = len(class_names)
     if source.label_map is not None:
-        return _by_label_map(listing, source.label_map, len(class_names), where)
+        return _by_label_map(listing, source.label_map, n_classes, where)
     numbers = listing["label"]
     names = listing["label_name"]
-    class_of_name = {_plain(name): number for number, name in enumerate(class_names)}
-    found = names.map(lambda name: class_of_name.get(_plain(name)), na_action="ignore")
-    class_by_name = found.astype("Int64")
+    class_by_name = _classes_by_name(names, class_names)
 
     if numbers.isna().all():
         return _by_name_alone(names, class_by_name, source, class_names, where)
@@ -164,15 +178,30 @@ def _teacher_classes(
         return class_by_name
 
     # Numbers outside of the teacher's classes are images of none of its classes.
-    in_range = numbers.where((numbers >= 0) & (numbers < len(class_names)))
+    is_in_range = (numbers >= 0) & (numbers < n_classes)
+    in_range = numbers.where(is_in_range)
     _check_same_numbering(in_range, names, class_by_name, class_names, where)
     return in_range
+
+
+def _classes_by_name(names: pd.Series, class_names: Sequence[str]) -> pd.Series:
+    """Return the class of each name, null for a name that no class has (Int64)."""
+    class_of_name = {_plain(name): number for number, name in enumerate(class_names)}
+
+    def class_of(name: str) -> int | None:
+        return class_of_name.get(_plain(name))
+
+    classes = names.map(class_of, na_action="ignore")
+    return classes.astype("Int64")
 
 
 def _by_label_map(
     listing: pd.DataFrame, label_map: Mapping[str, int], n_classes: int, where: str
 ) -> pd.Series:
-    outside = {key: number for key, number in label_map.items() if not 0 <= number < n_classes}
+    outside = {}
+    for key, number in label_map.items():
+        if not 0 <= number < n_classes:
+            outside[key] = number
     if outside:
         raise InputError(
             f"{where}: label_map leads to classes outside 0..{n_classes - 1} of the teacher: "
@@ -181,7 +210,7 @@ def _by_label_map(
 
     names = listing["label_name"]
     numbers = listing["label"].astype("str")
-    found = set(names.dropna()) | set(numbers.dropna())
+    found = _distinct_labels(listing)
     absent = [key for key in label_map if key not in found]
     if label_map and len(absent) == len(label_map):
         raise InputError(
@@ -237,7 +266,9 @@ def _check_same_numbering(
     if _are_numbers(class_names) or not is_comparable.any():
         return
     numbers = in_range[is_comparable]
-    agrees = (numbers == class_by_name[is_comparable]).fillna(False)
+    numbers_by_name = class_by_name[is_comparable]
+    # A name that no class has agrees with none.
+    agrees = (numbers == numbers_by_name).fillna(False)
     if not agrees.any():
         number = int(numbers.iloc[0])
         name = names[is_comparable].iloc[0]
@@ -251,7 +282,9 @@ def _check_same_numbering(
 def _unmatched_message(
     unmatched: pd.DataFrame, source: ImageSource, class_names: Sequence[str], where: str
 ) -> str:
-    problem = "are none of them" if source.label_map is None else "label_map does not list"
+    problem = "label_map does not list"
+    if source.label_map is None:
+        problem = "are none of them"
     return (
         f"{where}: the teacher has {len(class_names)} classes ({_listed(class_names)}); the labels "
         f"of {len(unmatched):,} images {problem}: {_found_labels(unmatched)}. Correct the source, "
@@ -259,17 +292,29 @@ def _unmatched_message(
     )
 
 
+def _distinct_labels(listing: pd.DataFrame) -> set[str]:
+    """Return all labels of a listing, numbers as text and names."""
+    numbers = listing["label"].astype("str").dropna()
+    names = listing["label_name"].dropna()
+    return set(numbers) | set(names)
+
+
 def _found_labels(listing: pd.DataFrame) -> str:
+    """Return the labels of a listing with how many images have them, most first."""
     numbers = listing["label"].astype("str")
     # A name says more than a number.
-    labels = listing["label_name"].fillna(numbers).fillna("no label")
+    labels = listing["label_name"].fillna(numbers)
+    labels = labels.fillna("no label")
     counts = labels.value_counts()
-    described = [f"{label} ({count:,})" for label, count in counts.items()]
+    described = []
+    for label, count in counts.items():
+        described.append(f"{label} ({count:,})")
     return _listed(described)
 
 
 def _listed(names: Sequence[str]) -> str:
-    text = ", ".join(map(str, names[:_MAX_NAMED]))
+    first_names = map(str, names[:_MAX_NAMED])
+    text = ", ".join(first_names)
     n_more = len(names) - _MAX_NAMED
     if n_more > 0:
         text += f" and {n_more} more"
@@ -278,7 +323,9 @@ def _listed(names: Sequence[str]) -> str:
 
 def _plain(name: str) -> str:
     """Return a class name without what differs between data sets: case, `_`, `-`, extra spaces."""
-    words = name.casefold().replace("_", " ").replace("-", " ").split()
+    folded = name.casefold()
+    spaced = folded.replace("_", " ").replace("-", " ")
+    words = spaced.split()
     return " ".join(words)
 
 

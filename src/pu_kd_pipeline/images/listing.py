@@ -85,8 +85,10 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
 
 
 def _empty_table() -> pd.DataFrame:
-    index = index_schema().empty_table().to_pandas()
-    return index[IDENTITY_COLUMNS].assign(fault="", reader=0, listing_row=0)
+    empty = index_schema().empty_table()
+    index = empty.to_pandas()
+    identity = index[IDENTITY_COLUMNS]
+    return identity.assign(fault="", reader=0, listing_row=0)
 
 
 def _open_reader(source: ImageSource, seed: int, where: str) -> Reader:
@@ -117,7 +119,8 @@ def _select_rows(
 ) -> pd.DataFrame:
     """Return the rows of a listing that the source's parameters select."""
     columns = ["id", "label", "label_name", "version", "fault"]
-    table = listing[columns].assign(listing_row=np.arange(len(listing)))
+    listing_rows = np.arange(len(listing))
+    table = listing[columns].assign(listing_row=listing_rows)
     is_in_share = in_share(table["id"], source.share)
     table = table[is_in_share]
 
@@ -132,7 +135,8 @@ def _select_rows(
     table = usable.iloc[drawn]
     if len(faulty):
         # Faulty images are not drawn but must be accounted for; label and relevant become null.
-        table = pd.concat([table, faulty.drop(columns="label")])
+        without_label = faulty.drop(columns="label")
+        table = pd.concat([table, without_label])
 
     if source.name is not None:
         table["id"] = f"{source.name}/" + table["id"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pu_kd_pipeline.images.store_file import Specification
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import (
@@ -53,3 +55,20 @@ def plan_store(
         store=params.store,
         seed=params.seed,
     )
+
+
+def choose_specification(plan: IngestionPlan, n_images: int) -> Specification:
+    """Return how a store of that many images keeps them: packed, or encoded."""
+    params = plan.store
+    bytes_per_image = plan.channels * plan.size_px**2
+    packed_bytes = n_images * bytes_per_image
+    budget_bytes = params.disk_budget_gb * 10**9
+    is_small_image = plan.size_px <= params.packed_max_size_px
+
+    # `auto` packs what is small: packed pixels need no decoding, but more disk than the files.
+    kind: Literal["packed", "encoded"] = "encoded"
+    if params.kind != "auto":
+        kind = params.kind
+    elif is_small_image or packed_bytes <= budget_bytes:
+        kind = "packed"
+    return Specification(kind, plan.channels, plan.size_px, params.max_image_pixels)

@@ -43,7 +43,8 @@ class PackedWriter:
 
     def __init__(self, file: Path, specification: Specification) -> None:
         self._file = open(file, "wb")  # noqa: SIM115  (closed by __exit__)
-        self._shape = (specification.channels, specification.size_px, specification.size_px)
+        size_px = specification.size_px
+        self._shape = (specification.channels, size_px, size_px)
         self._n = 0
         # With a length of zero; __exit__ writes it again over the same bytes.
         self._write_header()
@@ -67,7 +68,9 @@ class PackedWriter:
             os.fsync(self._file.fileno())
 
     def _write_header(self) -> None:
-        about = {"descr": "|u1", "fortran_order": False, "shape": (self._n, *self._shape)}
+        shape = (self._n, *self._shape)
+        # "|u1" is uint8 in NumPy's notation.
+        about = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, about)
 
 
@@ -107,6 +110,7 @@ class EncodedWriter:
     def _flush(self) -> None:
         if self._images:
             column = pa.array(self._images, pa.large_binary())
-            self._writer.write_batch(pa.record_batch([column], schema=self._schema))
+            batch = pa.record_batch([column], schema=self._schema)
+            self._writer.write_batch(batch)
         self._images = []
         self._n_bytes = 0

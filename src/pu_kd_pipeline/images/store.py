@@ -61,9 +61,11 @@ class ImageStore:
         """
         folder = Path(folder)
         specification, shards, quarantine_counts = read_store_file(folder)
-        kind = specification.kind
-        files = {shard.name: pixel_file(folder, shard.name, kind) for shard in shards}
-        missing = [name for name, file in files.items() if not file.is_file()]
+        missing = []
+        for shard in shards:
+            file = pixel_file(folder, shard.name, specification.kind)
+            if not file.is_file():
+                missing.append(shard.name)
         if missing:
             raise InputError(
                 f"{folder}: {len(missing)} of {len(shards)} shards are missing, such as "
@@ -106,6 +108,7 @@ class ImageStore:
         """
         names = [shard.name for shard in self.shards]
         specification = asdict(self.specification)
+        # A changed specification makes other pixels of the same files.
         content = json.dumps([specification, names], sort_keys=True)
         digest = hashlib.sha256(content.encode())
         return digest.hexdigest()[:16]
@@ -120,7 +123,8 @@ class ImageStore:
             index = index_file(folder, shard.name)
             files += [pixels, index]
 
-        return sum(file.stat().st_size for file in files)
+        sizes_bytes = [file.stat().st_size for file in files]
+        return sum(sizes_bytes)
 
     @cached_property
     def index(self) -> pd.DataFrame:
@@ -135,9 +139,13 @@ class ImageStore:
 
         columns = ["id", "source", "label", "relevant", "sha256", "row"]
         tables = [self._index_of(shard, columns) for shard in self.shards]
-        empty = index_schema().empty_table().select(columns)
-        table = pa.concat_tables(tables) if tables else empty
-        index = index_to_pandas(table.replace_schema_metadata())
+        if tables:
+            table = pa.concat_tables(tables)
+        else:
+            empty = index_schema().empty_table()
+            table = empty.select(columns)
+        table = table.replace_schema_metadata()
+        index = index_to_pandas(table)
 
         names = np.array([shard.name for shard in self.shards], dtype=object)
         lengths = [shard.n for shard in self.shards]
@@ -161,7 +169,8 @@ class ImageStore:
         table = _read_parquet(file, columns)
         schema = index_schema()
         types = [schema.field(name).type for name in columns]
-        if table.num_rows != shard.n or table.schema.types != types:
+        has_columns = table.schema.types == types
+        if table.num_rows != shard.n or not has_columns:
             raise InputError(
                 f"{file} is not the index of {shard.n:,} images: delete it and {RUN_AGAIN}"
             )
@@ -182,19 +191,21 @@ class ImageStore:
             IndexError: a row number is outside 0..len-1.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows must lie in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
-
-        images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
-        if len(rows) == 0:
+        images = self._empty_images(len(rows))
+        if rows.size == 0:
             return images
+        first = rows.min()
+        last = rows.max()
+        if first < 0 or last >= len(self):
+            raise IndexError(f"rows must lie in 0..{len(self) - 1}, got {first}..{last}")
 
         shard_numbers = np.searchsorted(self._starts, rows, side="right") - 1
         touched = np.unique(shard_numbers)
         if len(touched) == 1:
             # The common case of shard-by-shard passes: no copy between the shard and `images`.
             shard = self.shards[touched[0]]
-            self._read_into(images, shard, rows - shard.start)
+            rows_of_shard = rows - shard.start
+            self._read_into(images, shard, rows_of_shard)
             return images
 
         for number in touched:
@@ -212,20 +223,27 @@ class ImageStore:
         """
         if self.kind == "packed":
             return self._pixels(shard)
-        return self._read_rows(shard, np.arange(shard.n))
+        all_rows = np.arange(shard.n)
+        return self._read_rows(shard, all_rows)
 
     def iter_batches(self, shard: Shard, batch_size: int) -> Iterator[np.ndarray]:
         """Yield the (n, C, H, W) uint8 images of a shard in order, n at most `batch_size`."""
         for start in range(0, shard.n, batch_size):
             stop = min(start + batch_size, shard.n)
             if self.kind == "packed":
-                yield self._pixels(shard)[start:stop]
+                pixels = self._pixels(shard)
+                yield pixels[start:stop]
             else:
-                yield self._read_rows(shard, np.arange(start, stop))
+                rows = np.arange(start, stop)
+                yield self._read_rows(shard, rows)
+
+    def _empty_images(self, n: int) -> np.ndarray:
+        return np.empty((n, *self.image_shape), dtype=np.uint8)
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        return np.array([shard.start for shard in self.shards], dtype=np.int64)
+        starts = [shard.start for shard in self.shards]
+        return np.array(starts, dtype=np.int64)
 
     @cached_property
     def _opened(self) -> dict[str, Any]:
@@ -241,14 +259,15 @@ class ImageStore:
         return pixels
 
     def _read_rows(self, shard: Shard, rows: np.ndarray) -> np.ndarray:
-        images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
+        images = self._empty_images(len(rows))
         self._read_into(images, shard, rows)
         return images
 
     def _read_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
         if self.kind == "packed":
+            pixels = self._pixels(shard)
             # "clip" lets NumPy write straight into `images`; the rows were checked before.
-            np.take(self._pixels(shard), rows, axis=0, out=images, mode="clip")
+            np.take(pixels, rows, axis=0, out=images, mode="clip")
         else:
             self._decode_into(images, shard, rows)
 
@@ -267,9 +286,11 @@ class ImageStore:
 
         # A thread costs more than it saves unless it has two images or more to decode.
         n_busy = max(1, len(rows) // 2)
-        n_workers = min(os.cpu_count() or 1, _MAX_DECODING_THREADS, n_busy)
+        n_cores = os.cpu_count() or 1
+        n_workers = min(n_cores, _MAX_DECODING_THREADS, n_busy)
 
-        for place, (_, pixels) in enumerate(decoder.decode_all(raws, n_workers)):
+        decoded = decoder.decode_all(raws, n_workers)
+        for place, (_, pixels) in enumerate(decoded):
             if isinstance(pixels, Unusable):
                 file = pixel_file(self.folder, name, self.kind)
                 raise InputError(
@@ -295,7 +316,9 @@ def find_rows(images: ImageStore, ids: np.ndarray, name: str) -> np.ndarray:
     """
     import pandas as pd
 
-    rows = pd.Index(images.index["id"]).get_indexer(pd.Index(ids))
+    stored_ids = pd.Index(images.index["id"])
+    rows = stored_ids.get_indexer(pd.Index(ids))
+    # pandas gives -1 for an id that is not there.
     is_unknown = rows < 0
     if is_unknown.any():
         n_unknown = int(is_unknown.sum())

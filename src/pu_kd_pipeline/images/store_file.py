@@ -90,8 +90,9 @@ def _parse_specification(about: dict[str, Any]) -> Specification:
     """
     names = ("channels", "size_px", "max_image_pixels", "format")
     numbers = {name: _parse_count(about[name]) for name in names}
-
-    if set(about) != {"kind", *names} or about["kind"] not in ("packed", "encoded"):
+    kind = about["kind"]
+    expected_keys = {"kind", *names}
+    if set(about) != expected_keys or kind not in ("packed", "encoded"):
         raise ValueError(f"{about} is not a specification")
 
     channels = numbers["channels"]
@@ -99,7 +100,7 @@ def _parse_specification(about: dict[str, Any]) -> Specification:
     # Checked here, because shapes made from other numbers fail in obscure ways later.
     if channels not in (1, 3) or not 0 < size_px < _MAX_COUNT:
         raise ValueError(f"there are no images of {channels} x {size_px} x {size_px}")
-    return Specification(about["kind"], **numbers)
+    return Specification(kind, **numbers)
 
 
 def _parse_count(value: object) -> int:
@@ -108,6 +109,7 @@ def _parse_count(value: object) -> int:
     Raises:
         ValueError: it does not.
     """
+    # `type` and not `isinstance`: True is an int, but counts nothing.
     if type(value) is not int or not 0 <= value < _MAX_COUNT:
         raise ValueError(f"{value!r:.50} is not a count")
     return value

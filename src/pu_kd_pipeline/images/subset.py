@@ -40,22 +40,26 @@ class ImageSubset(ImageStore):
     @cached_property
     def index(self) -> pd.DataFrame:
         """One row per image, as in the store."""
-        return self.store.index.iloc[self.rows].reset_index(drop=True)
+        index = self.store.index.iloc[self.rows]
+        return index.reset_index(drop=True)
 
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with the store and with the rows."""
         content = self.store.fingerprint.encode() + self.rows.tobytes()
-        return hashlib.sha256(content).hexdigest()[:16]
+        digest = hashlib.sha256(content)
+        return digest.hexdigest()[:16]
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the (n, C, H, W) uint8 images at (n,) positions among the rows."""
-        return self.store.read(self.rows[rows])
+        store_rows = self.rows[rows]
+        return self.store.read(store_rows)
 
 
 def without_images(images: ImageStore, others: ImageStore) -> ImageSubset:
     """Return the images of a store whose pixels are not also in another store."""
     # By the hash of the pixels: two stores may call the same image by different ids.
-    is_other = images.index["sha256"].isin(others.index["sha256"])
+    other_hashes = others.index["sha256"]
+    is_other = images.index["sha256"].isin(other_hashes)
     kept_rows = np.flatnonzero(~is_other.to_numpy())
     return ImageSubset.of(images, kept_rows)

@@ -46,15 +46,21 @@ class CodeIndex:
         to_visit: list[Definition] = [(module, name)]
         if name == "<lambda>":  # without a name to look for, its whole module counts
             to_visit = list(self._definitions_of(module))
+
         found: set[Definition] = set()
         while to_visit:
             definition = to_visit.pop()
-            if definition not in found:
-                found.add(definition)
-                to_visit.extend(self._mentioned_by(definition))
+            if definition in found:
+                continue
+            found.add(definition)
+            mentioned = self._mentioned_by(definition)
+            to_visit.extend(mentioned)
+
+        # Sorted, because a set has another order in every process.
         code = {}
         for defining_module, defined in sorted(found):
-            code[f"{defining_module}:{defined}"] = self._digest(defining_module, defined)
+            key = f"{defining_module}:{defined}"
+            code[key] = self._digest(defining_module, defined)
         return code
 
     def stamp(self, thing: Any) -> str:
@@ -62,25 +68,27 @@ class CodeIndex:
 
         While it stays the same, so does `code_digests`, which takes longer.
         """
-        packages = sorted({OWN_PACKAGE, thing.__module__.partition(".")[0]})
+        package, _, _ = thing.__module__.partition(".")
+        packages = sorted({OWN_PACKAGE, package})
         key = " ".join(packages)
         if key not in self._stamps:
-            digest = hashlib.blake2b(digest_size=16)
-            for package in packages:
-                for file in _files_of_package(package):
-                    name = f"{file}\n".encode("utf-8", "surrogatepass")
-                    digest.update(name + file.read_bytes())
-            self._stamps[key] = digest.hexdigest()
+            self._stamps[key] = _digest_of_packages(packages)
         return self._stamps[key]
 
     def _digest(self, module: str, name: str) -> str:
         syntax = self._module(module)
-        return "" if syntax is None else syntax.digest(name)
+        if syntax is None:
+            return ""
+        return syntax.digest(name)
 
     def _module(self, name: str) -> ModuleSyntax | None:
         if name not in self._modules:
             file = _file_of(name)
-            self._modules[name] = None if file is None else ModuleSyntax(name, file)
+            syntax = None
+            if file is not None:
+                syntax = ModuleSyntax(name, file)
+            # None is remembered too: looking for a file takes long.
+            self._modules[name] = syntax
         return self._modules[name]
 
     def _definitions_of(self, module: str) -> Iterator[Definition]:
@@ -93,10 +101,10 @@ class CodeIndex:
         if definition not in self._mentions:
             module, name = definition
             syntax = self._module(module)
-            if syntax is None:
-                self._mentions[definition] = frozenset()
-            else:
-                self._mentions[definition] = frozenset(self._resolved(syntax, name))
+            mentioned: frozenset[Definition] = frozenset()
+            if syntax is not None:
+                mentioned = frozenset(self._resolved(syntax, name))
+            self._mentions[definition] = mentioned
         return self._mentions[definition]
 
     def _resolved(self, syntax: ModuleSyntax, name: str) -> Iterator[Definition]:
@@ -105,12 +113,17 @@ class CodeIndex:
         # Importing a module runs its other statements, so each of its definitions depends on them.
         if name != MODULE_LEVEL and MODULE_LEVEL in syntax.definitions:
             yield syntax.name, MODULE_LEVEL
+
+        # Imports inside of the definition come after those at the top, which they hide.
         imports = dict(syntax.imports)
         for statement in statements:
-            imports.update(syntax.imports_in(ast.walk(statement)))
+            nodes = ast.walk(statement)
+            imports.update(syntax.imports_in(nodes))
+
         for mentioned, attribute in mentions(statements):
             if mentioned in imports:
-                yield from self._imported(imports[mentioned], attribute)
+                target = imports[mentioned]
+                yield from self._imported(target, attribute)
             elif mentioned in syntax.definitions:
                 yield syntax.name, mentioned
 
@@ -122,10 +135,12 @@ class CodeIndex:
             attribute: what is taken of the name, if that is known.
         """
         module, name = target
-        if name is not None and self._module(f"{module}.{name}") is not None:
+        submodule = f"{module}.{name}"
+        if name is not None and self._module(submodule) is not None:
             # a module that is imported from its package: `from package import module`
-            module = f"{module}.{name}"
+            module = submodule
             name = None
+
         syntax = self._module(module)
         if syntax is None:
             return
@@ -135,8 +150,22 @@ class CodeIndex:
         elif wanted in syntax.definitions:
             yield module, wanted
         elif wanted in syntax.imports:
-            rest = None if name is None else attribute
+            # Where the name is a module, its attribute is what was looked for here.
+            rest = attribute
+            if name is None:
+                rest = None
             yield from self._imported(syntax.imports[wanted], rest)
+
+
+def _digest_of_packages(packages: list[str]) -> str:
+    """Return a digest of the names and contents of all source files of some packages."""
+    digest = hashlib.blake2b(digest_size=16)
+    for package in packages:
+        for file in _files_of_package(package):
+            name = f"{file}\n".encode("utf-8", "surrogatepass")
+            content = file.read_bytes()
+            digest.update(name + content)
+    return digest.hexdigest()
 
 
 def _files_of_package(package: str) -> list[Path]:
@@ -166,7 +195,9 @@ def _file_of(module: str) -> Path | None:
         return file
     if file.name != "__init__.py":
         return None
-    path = file.parent.joinpath(*rest.split("."))
+
+    parts = rest.split(".")
+    path = file.parent.joinpath(*parts)
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.is_file():
             return candidate

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
@@ -29,8 +30,10 @@ class FileStates:
         self._cache_file = cache_file
         self._is_changed = False
         self._known: dict[str, list[str]] = {}  # path -> [signature, digest]
+        # Without the cache, or with a damaged one, every digest is computed again.
         with suppress(OSError, ValueError):
-            known = json.loads(cache_file.read_text(encoding="utf-8"))
+            text = cache_file.read_text(encoding="utf-8")
+            known = json.loads(text)
             if isinstance(known, dict):
                 self._known = known
 
@@ -43,14 +46,18 @@ class FileStates:
         about = file.stat()
         _wait_until_settled(about)
         signature = f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}-{about.st_ino}"
-        known = self._known.get(str(file))
+
+        path = str(file)
+        known = self._known.get(path)
         # The cache is a file that anything may have written, so its entries are checked.
-        is_known = isinstance(known, list) and len(known) == 2 and known[0] == signature
-        if known is None or not is_known:
-            known = [signature, _digest_of_content(file)]
-            self._known[str(file)] = known
-            self._is_changed = True
-        return known[1]
+        is_entry = isinstance(known, list) and len(known) == 2
+        if known is not None and is_entry and known[0] == signature:
+            return known[1]
+
+        digest = _digest_of_content(file)
+        self._known[path] = [signature, digest]
+        self._is_changed = True
+        return digest
 
     def digests(self, place: Path, files: Iterable[Path]) -> dict[str, str]:
         """Return path -> digest, of those files that exist.
@@ -61,7 +68,9 @@ class FileStates:
         """
         found = {}
         for file in files:
-            path = "" if file == place else file.relative_to(place).as_posix()
+            path = ""
+            if file != place:
+                path = file.relative_to(place).as_posix()
             with suppress(FileNotFoundError):
                 found[path] = self.digest(file)
         return found
@@ -71,24 +80,31 @@ class FileStates:
 
         Another run may save at the same moment: one of the two files stays, and both are right.
         """
-        if self._is_changed:
-            remove_leftovers(self._cache_file.parent, self._cache_file.name)
-            with suppress(OSError), replacing_file(self._cache_file) as temporary:
-                temporary.write_text(json.dumps(self._known), encoding="utf-8")
-            self._is_changed = False
+        if not self._is_changed:
+            return
+        file = self._cache_file
+        remove_leftovers(file.parent, file.name)
+        text = json.dumps(self._known)
+        with suppress(OSError), replacing_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        self._is_changed = False
 
 
 def _wait_until_settled(about: os.stat_result) -> None:
     """Wait until a change of the file would change its times, too."""
-    age_ns = time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns)
-    if age_ns < _CLOCK_STEP_NS:
-        remaining_ns = _CLOCK_STEP_NS - max(age_ns, 0)  # negative: a time in the future
-        time.sleep(remaining_ns / 1e9)
+    changed_ns = max(about.st_mtime_ns, about.st_ctime_ns)
+    age_ns = time.time_ns() - changed_ns
+    if age_ns >= _CLOCK_STEP_NS:
+        return
+    age_ns = max(age_ns, 0)  # negative: a time in the future
+    remaining_ns = _CLOCK_STEP_NS - age_ns
+    time.sleep(remaining_ns / 1e9)
 
 
 def _digest_of_content(file: Path) -> str:
+    new_digest = partial(hashlib.blake2b, digest_size=DIGEST_BYTES)
     with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES))
+        digest = hashlib.file_digest(opened, new_digest)
     return digest.hexdigest()
 
 

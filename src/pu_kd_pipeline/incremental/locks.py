@@ -43,15 +43,18 @@ def locked(folder: Path, *, writes: Iterable[str], reads: Iterable[str]) -> Iter
         return
     folder.mkdir(parents=True, exist_ok=True)
     kinds = dict.fromkeys(reads, fcntl.LOCK_SH)
+    # A data set that is read as well is locked once, for writing.
     kinds.update(dict.fromkeys(writes, fcntl.LOCK_EX))
+
     with ExitStack() as stack:
         # In the order of names: of two runs, the second always fails at the first common lock.
         for name, kind in sorted(kinds.items()):
+            is_read = kind == fcntl.LOCK_SH
             path = folder / f"{safe_name(name)}.lock"
             file = stack.enter_context(open(path, "a+", encoding="utf-8"))
             if not _acquire(file, kind):
-                raise InputError(_conflict(name, file, folder, is_read=kind == fcntl.LOCK_SH))
-            if kind == fcntl.LOCK_EX:
+                raise InputError(_conflict(name, file, folder, is_read=is_read))
+            if not is_read:
                 _write_holder(file)
         yield
 
@@ -80,8 +83,12 @@ def _conflict(name: str, file: IO[str], folder: Path, *, is_read: bool) -> str:
     """
     file.seek(0)
     holder = file.read().strip()
-    verb = "makes" if is_read or holder else "reads or makes"
-    who = f" ({holder})" if holder else ""
+    verb = "reads or makes"
+    if is_read or holder:
+        verb = "makes"
+    who = ""
+    if holder:
+        who = f" ({holder})"
     return (
         f"another run {verb} `{name}` in {folder.parent.parent}{who}: wait until it has ended, or "
         "give this one a folder of its own with --params=data=/another/folder"
@@ -90,6 +97,8 @@ def _conflict(name: str, file: IO[str], folder: Path, *, is_read: bool) -> str:
 
 def _write_holder(file: IO[str]) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
+    host = socket.gethostname()
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+    file.write(f"process {os.getpid()} on {host}, since {since}\n")
+    # At once, because another run reads it while this one still has the file open.
     file.flush()

@@ -76,7 +76,8 @@ class NodeRecords:
 
     def write(self, node: str, record: NodeRecord) -> None:
         """Write the record of a node whose outputs have been saved."""
-        with replacing_file(self._file(node)) as temporary:
+        file = self._file(node)
+        with replacing_file(file) as temporary:
             text = json.dumps(asdict(record), indent=0)
             temporary.write_text(text, encoding="utf-8")
 
@@ -92,7 +93,9 @@ class NodeRecords:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that results depend on."""
-    versions = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    python = sys.version_info
+    # Without the patch level, which changes no result.
+    versions = {"python": f"{python.major}.{python.minor}"}
     for name in LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
@@ -104,7 +107,8 @@ def flat_parameters(name: str, value: Any) -> dict[str, Any]:
     found = {}
     for key, leaf in flatten(value, prefix=name, expand_lists=False):
         # as it will be read from the record, where a tuple is a list
-        found[key] = json.loads(json.dumps(leaf, default=str))
+        text = json.dumps(leaf, default=str)
+        found[key] = json.loads(text)
     return found
 
 
@@ -124,14 +128,18 @@ def _external_states(name: str, value: Any, files: FileStates) -> Iterator[tuple
 
         yield name, source_state(value)
     elif isinstance(value, BaseModel):
-        for key in type(value).model_fields:
-            yield from _external_states(f"{name}.{key}", getattr(value, key), files)
+        for field_name in type(value).model_fields:
+            inner = getattr(value, field_name)
+            inner_name = f"{name}.{field_name}"
+            yield from _external_states(inner_name, inner, files)
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _external_states(f"{name}.{key}", inner, files)
+            inner_name = f"{name}.{key}"
+            yield from _external_states(inner_name, inner, files)
     elif isinstance(value, list | tuple):
         for position, inner in enumerate(value):
-            yield from _external_states(f"{name}[{position}]", inner, files)
+            inner_name = f"{name}[{position}]"
+            yield from _external_states(inner_name, inner, files)
     elif isinstance(value, str) and value:
         with suppress(OSError, ValueError):  # such as a text that is too long for a path
             yield name, _state_of_text(value, files)
@@ -145,8 +153,10 @@ def _state_of_text(text: str, files: FileStates) -> str:
     if path.is_file():
         return files.digest(path)
     # A folder may hold anything, and may be large; only a model of this pipeline is an input.
-    if (path / "card.json").is_file():
-        return json_digest(files.digests(path, files_below(path)))
+    card = path / "card.json"
+    if card.is_file():
+        digests = files.digests(path, files_below(path))
+        return json_digest(digests)
     return ""
 
 
@@ -166,6 +176,7 @@ def _factory_state(factory: str, files: FileStates) -> str:
 
 def differences(old: NodeRecord, new: NodeRecord) -> list[str]:
     """Return the reasons why a node has to run again; outputs are not compared."""
+    # In the order in which a reader would look for the cause
     reasons = _changed_parameters(old.parameters, new.parameters)
     for name in _changed(old.inputs, new.inputs):
         reasons.append(f"input {name} changed")
@@ -173,11 +184,8 @@ def differences(old: NodeRecord, new: NodeRecord) -> list[str]:
         reasons.append(f"what {name} names changed")
     for name in _changed(old.catalog, new.catalog):
         reasons.append(f"catalog entry {name} changed")
-    reasons.extend(_changed_code(old.code, new.code))
-    for name in _changed(old.libraries, new.libraries):
-        before = old.libraries.get(name, "none")
-        now = new.libraries.get(name, "none")
-        reasons.append(f"{name} {before} → {now}")
+    reasons += _changed_code(old.code, new.code)
+    reasons += _changed_libraries(old.libraries, new.libraries)
     return reasons
 
 
@@ -190,7 +198,8 @@ def damaged_outputs(record: NodeRecord, found: Mapping[str, Mapping[str, str]]) 
     """
     faults = []
     for name, written in record.outputs.items():
-        fault = _damage(written, found.get(name, {}))
+        files = found.get(name, {})
+        fault = _damage(written, files)
         if fault:
             faults.append(f"output {name} {fault}")
     return faults
@@ -203,12 +212,16 @@ def _damage(written: Mapping[str, str], found: Mapping[str, str]) -> str:
     lost = sorted(set(written) - set(found))
     if lost:
         return f"is damaged: {lost[0]} is missing"
+
     changed = sorted(path for path in written if found[path] != written[path])
     if changed:
-        # the path of an output that is one file is empty
-        where = f" ({changed[0]})" if changed[0] else ""
+        path = changed[0]
+        where = ""
+        if path:  # the path of an output that is one file is empty
+            where = f" ({path})"
         cause = "damaged, edited, or written by another node"
         return f"is not what was written{where}: {cause}"
+
     added = sorted(set(found) - set(written))
     if added:
         return f"has files that were not written with it, such as {added[0]}"
@@ -218,7 +231,9 @@ def _damage(written: Mapping[str, str], found: Mapping[str, str]) -> str:
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the names that were added, removed or got another value, those of `old` first."""
     changed = []
-    for name in {**old, **new}:
+    # A dict and not a set, which would lose the order.
+    names = {**old, **new}
+    for name in names:
         is_in_both = name in old and name in new
         if not is_in_both or old[name] != new[name]:
             changed.append(name)
@@ -228,12 +243,24 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     reasons = []
     for name in _changed(old, new):
-        if name not in old:
-            reasons.append(f"parameter {name} is new: {_shortened(new[name])}")
-        elif name not in new:
+        if name not in new:
             reasons.append(f"parameter {name} is gone")
-        else:
-            reasons.append(f"parameter {name} {_shortened(old[name])} → {_shortened(new[name])}")
+            continue
+        now = _shortened(new[name])
+        if name not in old:
+            reasons.append(f"parameter {name} is new: {now}")
+            continue
+        before = _shortened(old[name])
+        reasons.append(f"parameter {name} {before} → {now}")
+    return reasons
+
+
+def _changed_libraries(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    reasons = []
+    for name in _changed(old, new):
+        before = old.get(name, "none")
+        now = new.get(name, "none")
+        reasons.append(f"{name} {before} → {now}")
     return reasons
 
 
@@ -252,4 +279,6 @@ def _shortened(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     if len(text) <= _MAX_VALUE_CHARACTERS:
         return text
-    return f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."
+    dots = "..."
+    start = text[: _MAX_VALUE_CHARACTERS - len(dots)]
+    return start + dots

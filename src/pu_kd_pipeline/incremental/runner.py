@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from kedro.runner import SequentialRunner
@@ -68,14 +67,21 @@ class IncrementalRunner(SequentialRunner):
             logger.info("The catalog has no entry `%s`: every node runs.", RECORDS)
             super()._run(pipeline, catalog, hook_manager, run_id)
             return
+        run = _KedroRun(pipeline, catalog, hook_manager, run_id)
         tracker = StalenessTracker(catalog)
+        folder = tracker.folder / "locks"
         reads = saved_datasets(pipeline.inputs())
-        with locked(tracker.folder / "locks", writes=pipeline.all_outputs(), reads=reads):
-            self._run_stale_nodes(_KedroRun(pipeline, catalog, hook_manager, run_id), tracker)
+        writes = pipeline.all_outputs()
+        with locked(folder, writes=writes, reads=reads):
+            self._run_stale_nodes(run, tracker)
 
     def _run_stale_nodes(self, run: _KedroRun, tracker: StalenessTracker) -> None:
         nodes = run.pipeline.nodes
-        load_counts = Counter(chain.from_iterable(node.inputs for node in nodes))
+        # How often each data set is still needed; Kedro releases it after the last time.
+        load_counts: Counter[str] = Counter()
+        for node in nodes:
+            load_counts.update(node.inputs)
+
         n_run = 0
         for position, node in enumerate(nodes, start=1):
             if self._force:
@@ -83,6 +89,7 @@ class IncrementalRunner(SequentialRunner):
             else:
                 reason = tracker.reason_to_run(node)
             progress.decisions.publish(node.name, reason)
+
             if reason is None:
                 logger.info("Up to date: %s", node.name)
                 tracker.record_unchanged_code(node)
@@ -128,20 +135,24 @@ class ExplainingRunner(IncrementalRunner):
         run_id: str | None = None,
     ) -> None:
         reasons = _planned_reasons(pipeline, catalog)
-        width = max((len(name) for name in reasons), default=0)
+        lengths = map(len, reasons)
+        width = max(lengths, default=0)
         n_would_run = 0
         for name, reason in reasons.items():
             if reason is not None:
                 n_would_run += 1
             print(f"{name:<{width}}  {reason or '-'}")
-        print(_summary(n_would_run, len(reasons), "would run"))
+        summary = _summary(n_would_run, len(reasons), "would run")
+        print(summary)
 
 
 def _planned_reasons(
     pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
 ) -> dict[str, str | None]:
     """Return node name -> why it would run; None for a node that is up to date."""
-    tracker = StalenessTracker(catalog) if RECORDS in catalog else None
+    tracker = None
+    if RECORDS in catalog:
+        tracker = StalenessTracker(catalog)
     remade: set[str] = set()  # data sets that nodes before would make again
     reasons: dict[str, str | None] = {}
     for node in pipeline.nodes:
@@ -149,10 +160,12 @@ def _planned_reasons(
             reason: str | None = f"the catalog has no entry `{RECORDS}`"
         else:
             reason = tracker.reason_to_run(node)
+
         pending = [name for name in node.inputs if name in remade]
         if reason is None and pending:
             # The input may come out the same: then the node is skipped after all.
-            reason = f"if input {' or '.join(pending)} changes"
+            inputs = " or ".join(pending)
+            reason = f"if input {inputs} changes"
         if reason is not None:
             remade.update(node.outputs)
         reasons[node.name] = reason

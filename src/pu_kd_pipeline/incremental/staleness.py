@@ -44,7 +44,8 @@ class StalenessTracker:
 
     def __init__(self, catalog: CatalogProtocol[Any, Any]) -> None:
         self._catalog = catalog
-        self.folder = Path(catalog.get(RECORDS).filepath)  # type: ignore[union-attr]
+        records: Any = catalog.get(RECORDS)
+        self.folder = Path(records.filepath)
         self._records = NodeRecords(self.folder)
         self._files = FileStates(self.folder / "file_states.json")
         self._code = CodeIndex()
@@ -61,14 +62,17 @@ class StalenessTracker:
         record = self._records.read(node.name)
         if record is None:
             return "there is no record that it finished here"
+
         self._recorded[node.name] = record
         current = self._current_record(node, record)
         reasons = differences(record, current)
         if not reasons:  # reading the outputs is the slow part, so it comes last
-            reasons = damaged_outputs(record, self._outputs(node))
+            outputs = self._outputs(node)
+            reasons = damaged_outputs(record, outputs)
         self._files.save()
         if not reasons:
             return None
+
         text = "; ".join(reasons[:_MAX_REASONS])
         n_more = len(reasons) - _MAX_REASONS
         if n_more > 0:
@@ -80,11 +84,12 @@ class StalenessTracker:
 
         The next run then need not parse them.
         """
-        recorded = self._recorded[node.name]
-        current = self._current[node.name]
+        name = node.name
+        recorded = self._recorded[name]
+        current = self._current[name]
         if recorded.code_stamp != current.code_stamp:
             record = replace(current, outputs=recorded.outputs)
-            self._records.write(node.name, record)
+            self._records.write(name, record)
 
     def prepare_run(self, node: Node) -> None:
         """Remove a node's record, unfinished files, and changed parts of its outputs."""
@@ -93,6 +98,8 @@ class StalenessTracker:
             path = self._path(output)
             if path is not None:
                 remove_leftovers(path.parent, path.name)
+
+        # A forced node, or one without a record, has not been compared.
         if node.name not in self._current:
             self._current_record(node, None)
         self._remove_checkpoints_of_other_code(node)
@@ -101,9 +108,11 @@ class StalenessTracker:
     def record_run(self, node: Node) -> None:
         """Record what the outputs that were just saved were made from."""
         current = self._current[node.name]
-        record = replace(current, outputs=self._outputs(node))
+        outputs = self._outputs(node)
+        record = replace(current, outputs=outputs)
         self._records.write(node.name, record)
-        self._started_file(node).unlink(missing_ok=True)
+        started = self._started_file(node)
+        started.unlink(missing_ok=True)
         self._files.save()
 
     def _remove_changed_parts(self, node: Node) -> None:
@@ -120,21 +129,25 @@ class StalenessTracker:
                 continue
             written = record.outputs.get(name, {})
             for path, digest in files.items():
-                # An output that is one file has the path "": the node replaces it anyway.
-                if path and written.get(path, digest) != digest:
-                    logger.warning("%s is not what was written: it is made again", folder / path)
-                    (folder / path).unlink(missing_ok=True)
+                if not path:  # an output that is one file: the node replaces it anyway
+                    continue
+                if written.get(path, digest) != digest:
+                    file = folder / path
+                    logger.warning("%s is not what was written: it is made again", file)
+                    file.unlink(missing_ok=True)
 
     def _remove_checkpoints_of_other_code(self, node: Node) -> None:
         """Remove the checkpoints of a stopped training whose code has changed since.
 
         Resumed with other code, it would not end as an uninterrupted training does.
         """
-        code = json_digest(self._current[node.name].code)
+        current = self._current[node.name]
+        code = json_digest(current.code)
         started = self._started_file(node)
         started_with = code
         if started.is_file():
             started_with = started.read_text(encoding="utf-8")
+
         if started_with != code and CHECKPOINTS in self._catalog:
             checkpoints: Any = self._catalog.get(CHECKPOINTS)
             folder = Path(checkpoints.filepath) / node.name
@@ -143,6 +156,7 @@ class StalenessTracker:
                     "%s was stopped with other code: its training starts over", node.name
                 )
                 shutil.rmtree(folder)
+
         started.parent.mkdir(parents=True, exist_ok=True)
         started.write_text(code, encoding="utf-8")
 
@@ -157,20 +171,27 @@ class StalenessTracker:
         inputs: dict[str, str] = {}
         for name in node.inputs:
             if name == "parameters":  # all of them: a report shows them, and opens no file
-                parameters |= flat_parameters(name, self._parameters_with_effect())
+                all_parameters = self._parameters_with_effect()
+                parameters |= flat_parameters(name, all_parameters)
             elif name.startswith("params:"):
                 key = name.removeprefix("params:")
                 value = self._catalog.load(name)
                 parameters |= flat_parameters(key, value)
                 external |= external_states(key, value, self._files)
             else:
-                inputs[name] = json_digest(self._content(name))
+                content = self._content(name)
+                inputs[name] = json_digest(content)
+
         stamp = self._code.stamp(_unwrapped(node.func))
         if recorded is not None and recorded.code_stamp == stamp:
             code = recorded.code  # no source file changed, so it need not be parsed
         else:
             code = self._code_of(node)
-        entries = {name: json_digest(self._entry(name)) for name in _datasets_of(node)}
+
+        entries = {}
+        for name in _datasets_of(node):
+            entry = self._entry(name)
+            entries[name] = json_digest(entry)
         record = NodeRecord(
             parameters=parameters,
             inputs=inputs,
@@ -191,9 +212,12 @@ class StalenessTracker:
 
     def _code_of(self, node: Node) -> dict[str, str]:
         """Return the code of a node's function, and of the types of its data sets."""
-        code = self._code.code_digests(_unwrapped(node.func))
-        dataset_types = [type(self._catalog.get(name)) for name in _datasets_of(node)]
-        for dataset_type in dict.fromkeys(dataset_types):
+        function = _unwrapped(node.func)
+        code = self._code.code_digests(function)
+        datasets = [self._catalog.get(name) for name in _datasets_of(node)]
+        # A dict and not a set, so that the order is the same in every process.
+        dataset_types = dict.fromkeys(map(type, datasets))
+        for dataset_type in dataset_types:
             code |= self._code.code_digests(dataset_type)
         return code
 
@@ -208,7 +232,10 @@ class StalenessTracker:
         dataset: Any = self._catalog.get(name)
         # A dataset type of this project may know which files in its folder belong to it.
         list_files = getattr(dataset, "files", None)
-        files = list_files() if list_files else files_below(path)
+        if list_files:
+            files = list_files()
+        else:
+            files = files_below(path)
         return self._files.digests(path, files)
 
     def _path(self, name: str) -> Path | None:
@@ -218,7 +245,8 @@ class StalenessTracker:
         """
         dataset = self._catalog.get(name)
         # Kedro's own types keep the path in a private attribute.
-        path = getattr(dataset, "filepath", None) or getattr(dataset, "_filepath", None)
+        public_path = getattr(dataset, "filepath", None)
+        path = public_path or getattr(dataset, "_filepath", None)
         protocol = getattr(dataset, "_protocol", "file")
         version = getattr(dataset, "_version", None)
         if path is None or protocol != "file" or version is not None:
@@ -231,11 +259,14 @@ class StalenessTracker:
         So a data folder that was moved is up to date.
         """
         resolver: Any = self._catalog.config_resolver  # type: ignore[attr-defined]
-        entry = dict(resolver.config.get(name, {}))
+        own_entry = resolver.config.get(name, {})
+        entry = dict(own_entry)
         if not entry and resolver.match_dataset_pattern(name):
             # An entry that a dataset factory made is not among the resolver's own.
-            entry = dict(resolver.resolve_pattern(name))
+            factory_entry = resolver.resolve_pattern(name)
+            entry = dict(factory_entry)
         entry.pop("metadata", None)
+
         path = self._path(name)
         data_folder = self.folder.parent
         if path is not None and path.is_relative_to(data_folder):
@@ -247,11 +278,17 @@ class StalenessTracker:
 
 def saved_datasets(names: Iterable[str]) -> list[str]:
     """Return the data sets among a node's inputs, without the parameters."""
-    return [name for name in names if not name.startswith("params:") and name != "parameters"]
+    datasets = []
+    for name in names:
+        is_parameter = name == "parameters" or name.startswith("params:")
+        if not is_parameter:
+            datasets.append(name)
+    return datasets
 
 
 def _datasets_of(node: Node) -> list[str]:
-    return [*saved_datasets(node.inputs), *node.outputs]
+    inputs = saved_datasets(node.inputs)
+    return [*inputs, *node.outputs]
 
 
 def _unwrapped(function: Any) -> Any:

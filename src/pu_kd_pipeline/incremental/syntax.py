@@ -38,20 +38,24 @@ class ModuleSyntax:
     def tree(self) -> ast.Module:
         """The syntax tree without docstrings."""
         text = self.file.read_text(encoding="utf-8")
-        return _without_docstrings(ast.parse(text, str(self.file)))
+        tree = ast.parse(text, str(self.file))
+        return _without_docstrings(tree)
 
     @cached_property
     def definitions(self) -> dict[str, list[ast.stmt]]:
         """Name -> the statements that define it."""
         found: dict[str, list[ast.stmt]] = {}
         for name, statement in _definitions(self.tree.body):
-            found.setdefault(name, []).append(statement)
+            # A name may have several: one per branch, or further assignments.
+            statements = found.setdefault(name, [])
+            statements.append(statement)
         return found
 
     @cached_property
     def imports(self) -> dict[str, Import]:
         """Name -> what it is imported from."""
-        return self.imports_in(_outside_of_definitions(self.tree.body))
+        nodes = _outside_of_definitions(self.tree.body)
+        return self.imports_in(nodes)
 
     @property
     def package(self) -> str:
@@ -67,12 +71,14 @@ class ModuleSyntax:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     # `import a.b` binds the name a
-                    bound = alias.asname or alias.name.partition(".")[0]
+                    top_level, _, _ = alias.name.partition(".")
+                    bound = alias.asname or top_level
                     found[bound] = (alias.name, None)
             elif isinstance(node, ast.ImportFrom):
                 source = self._absolute(node)
                 for alias in node.names:
-                    found[alias.asname or alias.name] = (source, alias.name)
+                    bound = alias.asname or alias.name
+                    found[bound] = (source, alias.name)
         return found
 
     def digest(self, name: str) -> str:
@@ -80,8 +86,9 @@ class ModuleSyntax:
         if name not in self._digests:
             statements = self.definitions.get(name, ())
             # A dump holds no positions, comments or blank lines, so they do not count.
-            text = "\n".join(map(ast.dump, statements))
-            digest = hashlib.blake2b(text.encode(), digest_size=8)
+            dumps = map(ast.dump, statements)
+            content = "\n".join(dumps).encode()
+            digest = hashlib.blake2b(content, digest_size=8)
             self._digests[name] = digest.hexdigest()
         return self._digests[name]
 
@@ -105,8 +112,9 @@ def mentions(
     """
     for node in statements:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id not in bound:
-                yield node.value.id, node.attr
+            name = node.value.id
+            if name not in bound:
+                yield name, node.attr
         elif isinstance(node, ast.Name):
             if node.id not in bound:
                 yield node.id, None
@@ -115,7 +123,8 @@ def mentions(
         elif isinstance(node, _COMPREHENSIONS):
             yield from _mentions_of_comprehension(node, bound)
         else:
-            yield from mentions(ast.iter_child_nodes(node), bound)
+            children = ast.iter_child_nodes(node)
+            yield from mentions(children, bound)
 
 
 def _mentions_of_function(
@@ -126,6 +135,7 @@ def _mentions_of_function(
         body.append(node.body)
     else:
         body.extend(node.body)
+
     # Decorators, annotations and defaults are evaluated outside of the function.
     outside = _annotations_and_defaults(node.args)
     for child in ast.iter_child_nodes(node):
@@ -133,8 +143,12 @@ def _mentions_of_function(
         if not is_inside:
             outside.append(child)
     yield from mentions(outside, bound)
-    own = _argument_names(node.args) | _assigned(body)
-    bound_inside = (bound | own) - _declared_global(body)
+
+    arguments = _argument_names(node.args)
+    own = arguments | _assigned(body)
+    # `global x` makes an assignment to x one of the module's.
+    declared_global = _declared_global(body)
+    bound_inside = (bound | own) - declared_global
     yield from mentions(body, bound_inside)
 
 
@@ -144,6 +158,7 @@ def _mentions_of_comprehension(
     # Python evaluates the first iterable outside of the comprehension, before its variables exist.
     first = node.generators[0].iter
     yield from mentions([first], bound)
+
     targets = [generator.target for generator in node.generators]
     bound_inside = bound | _assigned(targets)
     for part in _parts(node):
@@ -165,17 +180,21 @@ def _annotations_and_defaults(arguments: ast.arguments) -> list[ast.AST]:
     for argument in ast.walk(arguments):
         if isinstance(argument, ast.arg) and argument.annotation is not None:
             found.append(argument.annotation)
-    for default in (*arguments.defaults, *arguments.kw_defaults):
-        if default is not None:  # of a keyword-only argument without default
+
+    found += arguments.defaults
+    for default in arguments.kw_defaults:
+        if default is not None:  # None: a keyword-only argument without default
             found.append(default)
     return found
 
 
 def _argument_names(arguments: ast.arguments) -> frozenset[str]:
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    for star in (arguments.vararg, arguments.kwarg):
-        if star is not None:
-            named.append(star)
+    # `*args` and `**kwargs`, which a function may have once each
+    if arguments.vararg is not None:
+        named.append(arguments.vararg)
+    if arguments.kwarg is not None:
+        named.append(arguments.kwarg)
     return frozenset(argument.arg for argument in named)
 
 
@@ -184,10 +203,12 @@ def _assigned(nodes: Iterable[ast.AST]) -> frozenset[str]:
     found: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Name):
-            if isinstance(node.ctx, ast.Store):
+            is_assigned = isinstance(node.ctx, ast.Store)
+            if is_assigned:
                 found.add(node.id)
         elif isinstance(node, _NAMED):
             found.add(node.name)
+        # Lambdas and comprehensions have variables of their own.
         elif not isinstance(node, (ast.Lambda, *_COMPREHENSIONS)):
             children = ast.iter_child_nodes(node)
             found |= _assigned(children)
@@ -213,14 +234,23 @@ def _definitions(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
                 yield name, statement
         elif isinstance(statement, ast.Import | ast.ImportFrom):
             continue
-        elif isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
+        elif isinstance(statement, ast.If) and _is_for_type_checkers(statement):
             yield from _definitions(statement.orelse)
         elif isinstance(statement, ast.If | ast.Try | ast.With):
             yield MODULE_LEVEL, statement
-            children = ast.iter_child_nodes(statement)
-            yield from _definitions(child for child in children if isinstance(child, ast.stmt))
+            inner = []
+            for child in ast.iter_child_nodes(statement):
+                if isinstance(child, ast.stmt):
+                    inner.append(child)
+            yield from _definitions(inner)
         else:
             yield MODULE_LEVEL, statement
+
+
+def _is_for_type_checkers(statement: ast.If) -> bool:
+    """Return whether a branch is skipped at run time (`if TYPE_CHECKING`)."""
+    condition = ast.dump(statement.test)
+    return "TYPE_CHECKING" in condition
 
 
 def _target_names(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> Iterator[str]:
@@ -239,13 +269,15 @@ def _outside_of_definitions(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
     for node in body:
         yield node
         if not isinstance(node, _NAMED):
-            yield from _outside_of_definitions(ast.iter_child_nodes(node))
+            children = ast.iter_child_nodes(node)
+            yield from _outside_of_definitions(children)
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if not isinstance(node, (ast.Module, *_NAMED)):
             continue
-        if ast.get_docstring(node, clean=False) is not None:  # an empty one is one, too
+        docstring = ast.get_docstring(node, clean=False)
+        if docstring is not None:  # an empty one is one, too
             node.body = node.body[1:]
     return tree

@@ -29,9 +29,12 @@ def draw_views(n: int, *, padding: int, flip: bool, generator: torch.Generator) 
     device = generator.device
     # One call for both offsets: the order of draws fixes the views of a seed.
     offsets = torch.randint(0, side, (2, n), generator=generator, device=device)
-    views = offsets[0] * side + offsets[1]
+    tops = offsets[0]
+    lefts = offsets[1]
+    views = tops * side + lefts
     if flip:
-        is_flipped = torch.rand(n, generator=generator, device=device) < 0.5
+        draws = torch.rand(n, generator=generator, device=device)
+        is_flipped = draws < 0.5
         views = 2 * views + is_flipped
     return views
 
@@ -60,6 +63,8 @@ def take_views(images: Tensor, views: Tensor, *, padding: int, flip: bool) -> Te
     side = 2 * padding + 1
     tops = crops // side
     lefts = crops % side
+
+    # On all four sides
     padded = functional.pad(images, (padding,) * 4)
     if images.device.type == "cpu":
         return copied(padded, tops, lefts, is_flipped, images.shape)
@@ -74,17 +79,31 @@ def gathered(
     One index addresses all pixels of the batch, so a GPU reads them in one kernel.
     """
     n, channels, height, width = shape
-    columns = torch.arange(width, device=padded.device).expand(n, width)
+    device = padded.device
+
+    # (N, W) columns of the padded image that each view reads, from left to right
+    columns = torch.arange(width, device=device)
+    columns = columns.expand(n, width)
     mirrored = width - 1 - columns
-    columns = torch.where(is_flipped.unsqueeze(1), mirrored, columns)
+    is_flipped = is_flipped.unsqueeze(1)
+    columns = torch.where(is_flipped, mirrored, columns)
     columns = columns + lefts.unsqueeze(1)
-    rows = torch.arange(height, device=padded.device) + tops.unsqueeze(1)
+
+    # (N, H) rows of the padded image
+    rows = torch.arange(height, device=device)
+    rows = rows + tops.unsqueeze(1)
 
     # (N, H, W) positions of the pixels in the flattened (padded) image
     padded_width = padded.shape[3]
-    positions = rows.unsqueeze(2) * padded_width + columns.unsqueeze(1)
-    index = positions.view(n, 1, height * width).expand(n, channels, -1)
-    return padded.flatten(2).gather(2, index).view(shape)
+    row_starts = rows * padded_width
+    positions = row_starts.unsqueeze(2) + columns.unsqueeze(1)
+
+    # The channels share the positions: `expand` repeats them without a copy.
+    index = positions.view(n, 1, height * width)
+    index = index.expand(n, channels, -1)
+    flat_pixels = padded.flatten(2)
+    pixels = flat_pixels.gather(2, index)
+    return pixels.view(shape)
 
 
 def copied(
@@ -95,11 +114,18 @@ def copied(
     A CPU copies rows of pixels 1.3 to 3 times as fast as it gathers single ones.
     """
     _, _, height, width = shape
-    pixels = padded.numpy()
+    pixels = padded.numpy()  # shares the memory
     views = np.empty(shape, dtype=np.uint8)
-    places = zip(tops.tolist(), lefts.tolist(), is_flipped.tolist(), strict=True)
+
+    # As Python numbers, because indexing by tensors takes longer than the copy itself.
+    top_list = tops.tolist()
+    left_list = lefts.tolist()
+    flip_list = is_flipped.tolist()
+    places = zip(top_list, left_list, flip_list, strict=True)
     for number, (top, left, is_mirrored) in enumerate(places):
-        window = pixels[number, :, top : top + height, left : left + width]
+        bottom = top + height
+        right = left + width
+        window = pixels[number, :, top:bottom, left:right]
         if is_mirrored:
             window = window[:, :, ::-1]
         views[number] = window
@@ -111,7 +137,8 @@ def random_views(images: Tensor, *, padding: int, flip: bool, generator: torch.G
     # Where an image has a single view, the generator must not advance.
     if padding == 0 and not flip:
         return images
-    views = draw_views(len(images), padding=padding, flip=flip, generator=generator)
+    n_images = len(images)
+    views = draw_views(n_images, padding=padding, flip=flip, generator=generator)
     return take_views(images, views, padding=padding, flip=flip)
 
 
@@ -126,18 +153,24 @@ class Normalize:
     def __init__(
         self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
     ) -> None:
-        means = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
-        stds = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        device = torch.device(device)
+        means = _per_channel(mean, device)
+        stds = _per_channel(std, device)
+        # (x / 255 - mean) / std is x * scale + shift.
         self._scale = 1.0 / (_LARGEST_PIXEL * stds)
         self._shift = -means / stds
+
+        is_color = len(mean) > 1
         self._order = torch.contiguous_format
-        if len(mean) > 1 and torch.device(device).type != "mps":
+        if is_color and device.type != "mps":
             self._order = torch.channels_last
 
     def __call__(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) uint8 to float32."""
         if images.device.type == "cpu":
             return self._on_cpu(images)
+
+        # On a GPU, conversion and multiply-add are one kernel each.
         pixels = images.to(torch.float32, memory_format=self._order)
         return torch.addcmul(self._shift, pixels, self._scale)
 
@@ -149,12 +182,23 @@ class Normalize:
         operands are repeated to the length of an image.
         """
         normalized = torch.empty(images.shape, memory_format=self._order)
+        # The assignment also converts uint8 to float32.
         for channel in range(images.shape[1]):
             normalized[:, channel] = images[:, channel]
-        # A view: the result is written into `normalized`.
-        pixels = normalized.permute(0, 2, 3, 1).flatten(1)
+
+        # (N, H * W * C), a view: the result is written into `normalized`.
+        pixels = normalized.permute(0, 2, 3, 1)
+        pixels = pixels.flatten(1)
         n_places = images.shape[2:].numel()
-        scale = self._scale.view(-1).repeat(n_places)
-        shift = self._shift.view(-1).repeat(n_places)
-        torch.addcmul(shift, pixels, scale, out=pixels)
+        scale = self._scale.view(-1)
+        shift = self._shift.view(-1)
+        scales = scale.repeat(n_places)
+        shifts = shift.repeat(n_places)
+        torch.addcmul(shifts, pixels, scales, out=pixels)
         return normalized
+
+
+def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return one number per channel as (1, C, 1, 1) float32, which applies to a batch."""
+    vector = torch.tensor(values, dtype=torch.float32, device=device)
+    return vector.view(1, -1, 1, 1)

@@ -44,8 +44,10 @@ def teacher_class_mass(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive, got {temperature!r}")
+    # float16 and bfloat16 have too few digits for shares of many classes.
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    probabilities = torch.softmax(logits.to(dtype) / temperature, dim=1)
+    softened = logits.to(dtype) / temperature
+    probabilities = torch.softmax(softened, dim=1)
     return probabilities.sum(dim=0, dtype=torch.float64)
 
 
@@ -71,22 +73,26 @@ def class_weights(class_mass: Tensor, *, clip: tuple[float, float] = DEFAULT_CLI
     smallest = mass.min()
     # 1/y up to a factor, which the normalization removes. Where y_k = 0 this is the limit of Eq. 7:
     # K shared among the absent classes and 0 elsewhere.
-    inverse = torch.where(mass == smallest, 1.0, smallest / mass)
+    is_smallest = mass == smallest
+    inverse = torch.where(is_smallest, 1.0, smallest / mass)
     n_classes = len(mass)
     raw = n_classes * inverse / inverse.sum()
+
     clipped = raw.clamp(low, high)
-    return ClassWeights(
-        weights=n_classes * clipped / clipped.sum(),
-        raw=raw,
-        is_clipped=(raw < low) | (raw > high),
-    )
+    weights = n_classes * clipped / clipped.sum()
+    is_below = raw < low
+    is_above = raw > high
+    is_clipped = is_below | is_above
+    return ClassWeights(weights=weights, raw=raw, is_clipped=is_clipped)
 
 
 def _check_mass(mass: Tensor) -> None:
     # `>=` is false for nan.
-    is_valid = bool((torch.isfinite(mass) & (mass >= 0)).all())
+    is_nonnegative = mass >= 0
+    is_valid = torch.isfinite(mass) & is_nonnegative
+    all_valid = bool(is_valid.all())
     has_positive = bool((mass > 0).any())
-    if mass.ndim != 1 or not is_valid or not has_positive:
+    if mass.ndim != 1 or not all_valid or not has_positive:
         raise ValueError(
             f"class_mass must be a finite non-negative vector with a positive entry, got {mass!r}"
         )
@@ -136,21 +142,23 @@ def weight_vectors(
             f"weights must be non-negative and sum to the number of classes, {n_classes}, "
             f"got {weights!r}"
         )
-    noise = torch.rand(
-        (n, n_classes), generator=generator, dtype=torch.float64, device=weights.device
-    )
+
+    size = (n, n_classes)
+    noise = torch.rand(size, generator=generator, dtype=torch.float64, device=weights.device)
     if mode == "released":
         perturbed = center + epsilon * noise
     else:
+        symmetric_noise = 2.0 * noise - 1.0
         # Clipping at zero and rescaling to the sum K is simpler but can leave the epsilon-ball; the
         # projection satisfies all three conditions at once.
         perturbed = _project(
-            points=center + epsilon * (2.0 * noise - 1.0),
+            points=center + epsilon * symmetric_noise,
             low=(center - epsilon).clamp(min=0.0),
             high=center + epsilon,
             total=center.sum(),
         )
-    return torch.cat([center[None], perturbed]).to(weights.dtype)
+    vectors = torch.cat([center[None], perturbed])
+    return vectors.to(weights.dtype)
 
 
 def _project(points: Tensor, low: Tensor, high: Tensor, total: Tensor) -> Tensor:
@@ -164,12 +172,20 @@ def _project(points: Tensor, low: Tensor, high: Tensor, total: Tensor) -> Tensor
     """
     # By the optimality conditions it is clamp(point - shift, low, high) for the one shift that
     # gives the sum, which falls as the shift grows: bisection finds it.
-    shift_low = (points - high).amin(dim=1, keepdim=True)
-    shift_high = (points - low).amax(dim=1, keepdim=True)
+    # At `shift_low` every entry is clamped to `high`, at `shift_high` every one to `low`: (n, 1).
+    above_high = points - high
+    above_low = points - low
+    shift_low = above_high.amin(dim=1, keepdim=True)
+    shift_high = above_low.amax(dim=1, keepdim=True)
+
     for _ in range(N_BISECTIONS):
         shift = (shift_low + shift_high) / 2.0
-        sums = (points - shift).clamp(low, high).sum(dim=1, keepdim=True)
+        shifted = points - shift
+        projected = shifted.clamp(low, high)
+        sums = projected.sum(dim=1, keepdim=True)
         is_too_large = sums > total
         shift_low = torch.where(is_too_large, shift, shift_low)
         shift_high = torch.where(is_too_large, shift_high, shift)
-    return (points - shift_high).clamp(low, high)
+
+    shifted = points - shift_high
+    return shifted.clamp(low, high)

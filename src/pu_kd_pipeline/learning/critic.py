@@ -62,10 +62,16 @@ class FeatureAdapter(nn.Module):
 
     def forward(self, pooled: Sequence[Tensor]) -> list[Tensor]:
         """Map one (N, C) float32 vector per tap to one (N, D), outside of autocast."""
-        if len(pooled) != len(self.layers):
-            raise ValueError(f"the adapter was made for {len(self.layers)} taps, got {len(pooled)}")
-        with torch.autocast(pooled[0].device.type, enabled=False):
-            return [layer(vector) for layer, vector in zip(self.layers, pooled, strict=True)]
+        n_taps = len(self.layers)
+        if len(pooled) != n_taps:
+            raise ValueError(f"the adapter was made for {n_taps} taps, got {len(pooled)}")
+
+        device_type = pooled[0].device.type
+        adapted = []
+        with torch.autocast(device_type, enabled=False):
+            for layer, vector in zip(self.layers, pooled, strict=True):
+                adapted.append(layer(vector))
+        return adapted
 
 
 def _width_adapter(student_width: int, teacher_width: int) -> nn.Module:
@@ -134,12 +140,14 @@ class FeatureCritic(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, d) float32 features to (N,) float32 logits, outside of autocast."""
-        if features.ndim != 2 or features.shape[1] != self.d:
-            raise ValueError(
-                f"the critic reads features (N, {self.d}), got {tuple(features.shape)}"
-            )
-        with torch.autocast(features.device.type, enabled=False):
-            scores: Tensor = self.layers(self.lipschitz * features)
+        shape = tuple(features.shape)
+        if features.ndim != 2 or shape[1] != self.d:
+            raise ValueError(f"the critic reads features (N, {self.d}), got {shape}")
+
+        device_type = features.device.type
+        with torch.autocast(device_type, enabled=False):
+            scaled = self.lipschitz * features
+            scores: Tensor = self.layers(scaled)
         return scores.squeeze(1)
 
 
@@ -263,8 +271,10 @@ def critic_accuracy(teacher_scores: Tensor, student_scores: Tensor) -> Tensor:
     Returns:
         () float32 in [0, 1].
     """
-    teacher_accuracy = (teacher_scores > 0).float().mean()
-    student_accuracy = (student_scores <= 0).float().mean()
+    is_teacher_found = teacher_scores > 0
+    is_student_found = student_scores <= 0
+    teacher_accuracy = is_teacher_found.float().mean()
+    student_accuracy = is_student_found.float().mean()
     return (teacher_accuracy + student_accuracy) / 2
 
 
@@ -282,8 +292,10 @@ def critic_auc(teacher_scores: Tensor, student_scores: Tensor) -> Tensor:
         () float32 in [0, 1].
     """
     teacher_scores = teacher_scores[:, None]  # against (M,): all pairs
-    higher_share = (teacher_scores > student_scores).float().mean()
-    tied_share = (teacher_scores == student_scores).float().mean()
+    is_higher = teacher_scores > student_scores
+    is_tied = teacher_scores == student_scores
+    higher_share = is_higher.float().mean()
+    tied_share = is_tied.float().mean()
     return higher_share + tied_share / 2
 
 

@@ -40,13 +40,16 @@ class FeatureExtractor(nn.Module):
             taps = default_taps(network, image_shape)
         self.taps = tuple(taps)
         self._tapped = tapped_network(network, self.taps)
+
         # Only a forward pass shows how many channels each tap has.
+        self.eval()
+        parameter = next(network.parameters())
         with torch.no_grad():
-            device = next(network.parameters()).device
-            image = torch.zeros(1, *image_shape, device=device)
-            pooled, _ = self.eval()._pooled(image)
-        self.descriptor_size: int = sum(part.shape[1] for part in pooled)
-        self.last_tap_size: int = pooled[-1].shape[1]
+            image = torch.zeros(1, *image_shape, device=parameter.device)
+            pooled, _ = self._pooled(image)
+        widths = [part.shape[1] for part in pooled]
+        self.descriptor_size: int = sum(widths)
+        self.last_tap_size: int = widths[-1]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the (N, D) float32 descriptor and the (N, K) float32 logits.
@@ -56,6 +59,7 @@ class FeatureExtractor(nn.Module):
         """
         pooled, logits = self._pooled(images)
         descriptor = torch.cat(pooled, dim=1)
+        # Under autocast the network gives bf16.
         return descriptor.float(), logits.float()
 
     def maps(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -71,7 +75,8 @@ class FeatureExtractor(nn.Module):
         maps, logits = self._tapped(images)
         pooled = []
         for tap, feature_map in zip(self.taps, maps, strict=True):
-            pooled.append(global_average(feature_map, tap))
+            average = global_average(feature_map, tap)
+            pooled.append(average)
         return pooled, logits
 
 
@@ -104,7 +109,9 @@ def global_average(feature_map: Tensor, tap: str) -> Tensor:
     if not isinstance(feature_map, Tensor):
         raise _wrong_tap(tap, type(feature_map).__name__)
     if feature_map.ndim not in (2, 3, 4):
-        raise _wrong_tap(tap, str(tuple(feature_map.shape)))
+        shape = tuple(feature_map.shape)
+        raise _wrong_tap(tap, str(shape))
+
     # The average of bf16 maps has more digits than each value, so bf16 would round it.
     dtype = torch.promote_types(feature_map.dtype, torch.float32)
     places = spatial_axes(feature_map)
@@ -119,7 +126,8 @@ def _wrong_tap(tap: str, found: str) -> ValueError:
 
 def to_float16(descriptor: Tensor) -> Tensor:
     """Return the descriptor as stored: float16, clamped to its finite range."""
-    return descriptor.clamp(-_LARGEST_FLOAT16, _LARGEST_FLOAT16).half()
+    clamped = descriptor.clamp(-_LARGEST_FLOAT16, _LARGEST_FLOAT16)
+    return clamped.half()
 
 
 def teacher_outputs(logits: Tensor) -> Tensor:
@@ -139,8 +147,13 @@ def teacher_outputs(logits: Tensor) -> Tensor:
     log_probabilities = logits.log_softmax(dim=1)
     probabilities = log_probabilities.exp()
     confidence = probabilities.amax(dim=1)
-    entropy = -(probabilities * log_probabilities).sum(dim=1)
+    weighted_logs = probabilities * log_probabilities
+    entropy = -weighted_logs.sum(dim=1)
+
     energy = logits.logsumexp(dim=1)
     top_two = logits.topk(2, dim=1).values
-    margin = top_two[:, 0] - top_two[:, 1]
+    largest = top_two[:, 0]
+    second = top_two[:, 1]
+    margin = largest - second
+    # In the order of `TEACHER_OUTPUTS`
     return torch.stack([confidence, entropy, energy, margin], dim=1)

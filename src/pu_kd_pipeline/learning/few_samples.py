@@ -13,21 +13,17 @@ convolutions, and in the ridge of `pointwise_fit`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pu_kd_pipeline.learning.pruning import AlignedLayer, LayerPair
+
 # LeNet-5 to its half on five MNIST digits per class, accuracy before any update: 12 % without it,
 # 74 % with it.
 ALIGNMENT_RIDGE = 0.01
-AlignedLayer = nn.Conv2d | nn.Linear
-Layer = AlignedLayer | nn.BatchNorm2d
-_SAME_OUTPUT = 1e-3  # of a reordered network, relative to its largest logit
-_NARROWER_COPY = "FSKD needs a student that is a narrower copy of its teacher"
 
 
 @contextmanager
@@ -73,16 +69,24 @@ def hint_adapter(student_map: Tensor, teacher_map: Tensor) -> nn.Conv2d:
     Raises:
         ValueError: the maps differ in height or width, or have another number of dimensions.
     """
-    for name, feature_map in (("student's guided", student_map), ("teacher's hint", teacher_map)):
-        if feature_map.ndim not in (2, 4):
-            shape = tuple(feature_map.shape)
-            raise ValueError(f"the {name} layer gives {shape}; expected (N, C, H, W) or (N, C)")
-    if student_map.shape[2:] != teacher_map.shape[2:]:
+    _check_map(student_map, "student's guided")
+    _check_map(teacher_map, "teacher's hint")
+    student_shape = tuple(student_map.shape[1:])
+    teacher_shape = tuple(teacher_map.shape[1:])
+    if student_shape[1:] != teacher_shape[1:]:
         raise ValueError(
-            f"the guided layer gives {tuple(student_map.shape[1:])} and the hint layer "
-            f"{tuple(teacher_map.shape[1:])}: choose layers of equal height and width"
+            f"the guided layer gives {student_shape} and the hint layer "
+            f"{teacher_shape}: choose layers of equal height and width"
         )
-    return nn.Conv2d(student_map.shape[1], teacher_map.shape[1], 1)
+    n_student_channels = student_shape[0]
+    n_teacher_channels = teacher_shape[0]
+    return nn.Conv2d(n_student_channels, n_teacher_channels, 1)
+
+
+def _check_map(feature_map: Tensor, name: str) -> None:
+    if feature_map.ndim not in (2, 4):
+        shape = tuple(feature_map.shape)
+        raise ValueError(f"the {name} layer gives {shape}; expected (N, C, H, W) or (N, C)")
 
 
 def hint_loss(student_map: Tensor, teacher_map: Tensor, adapter: nn.Module) -> Tensor:
@@ -95,185 +99,17 @@ def hint_loss(student_map: Tensor, teacher_map: Tensor, adapter: nn.Module) -> T
         teacher_map: (N, D, H, W) or (N, D); no gradient flows to it.
         adapter: r, from `hint_adapter`.
     """
-    if student_map.ndim == 2:
+    if student_map.ndim == 2:  # as maps of one pixel
         student_map = student_map[..., None, None]
         teacher_map = teacher_map[..., None, None]
-    adapted = adapter(student_map).float()
-    difference = adapted - teacher_map.detach().float()
+    adapted = adapter(student_map)
+    target = teacher_map.detach()
+    difference = adapted.float() - target.float()
     # The paper sums over the map; the mean keeps one learning rate for every size.
     return 0.5 * difference.square().mean()
 
 
 # --- FSKD -----------------------------------------------------------------------------------------
-
-
-class LayerPair(NamedTuple):
-    """A layer of the student, the teacher's layer, and the channels that the student keeps of it.
-
-    The layers are convolutions or linear.
-    """
-
-    student: AlignedLayer
-    teacher: AlignedLayer
-    kept: Tensor
-    """(width,) int64 output channels of the teacher's layer."""
-
-
-def prune_teacher_into(
-    student: nn.Module, teacher: nn.Module, image_shape: tuple[int, int, int]
-) -> list[LayerPair]:
-    """Copy the teacher without its weakest filters into the student, and return the layer pairs.
-
-    A layer keeps the filters with the largest sum of absolute weights, as many as the student has,
-    and of each filter the channels that the layer before it kept; the last layer keeps all. This is
-    the student of FSKD's experiments on pruning: its channels are channels of the teacher, which is
-    what the alignment needs.
-
-    Args:
-        student: a narrower copy of the teacher's architecture; its weights are overwritten.
-        teacher: a plain chain of convolutions, BatchNorms and linear layers.
-        image_shape: (C, H, W).
-
-    Raises:
-        ValueError: the layers do not pair up, or the teacher is not a plain chain (it has
-            branches).
-    """
-    _check_chain(teacher, image_shape)
-    return _copy_filters(student, teacher, by_index=True)
-
-
-def _copy_filters(student: nn.Module, teacher: nn.Module, *, by_index: bool) -> list[LayerPair]:
-    """Copy the kept filters layer by layer, in the order of the teacher's channels or by strength.
-
-    Args:
-        student: its weights are overwritten.
-        teacher: gives the weights.
-        by_index: whether the student's channels are in the teacher's order, or strongest first.
-    """
-    student_layers = _layers(student)
-    teacher_layers = _layers(teacher)
-    _check_pairs(student_layers, teacher_layers)
-    aligned_layers = [layer for _, layer in teacher_layers if isinstance(layer, AlignedLayer)]
-    last = aligned_layers[-1]
-    n_before = aligned_layers[0].weight.shape[1]
-    kept = torch.arange(n_before)
-    pairs = []
-    for (_, mine), (name, theirs) in zip(student_layers, teacher_layers, strict=True):
-        columns: Tensor | slice = slice(None)
-        if isinstance(mine, AlignedLayer) and isinstance(theirs, AlignedLayer):
-            columns = _columns_of(kept, n_before, theirs, name)
-            n_before = theirs.weight.shape[0]
-            if theirs is last:  # its channels are the classes
-                kept = torch.arange(n_before)
-            else:
-                kept = _strongest(theirs, mine.weight.shape[0], by_index=by_index)
-            pairs.append(LayerPair(mine, theirs, kept))
-        # A BatchNorm keeps the channels of the layer before it.
-        _copy_parameters(mine, theirs, kept, columns)
-    return pairs
-
-
-def _copy_parameters(mine: Layer, theirs: Layer, kept: Tensor, columns: Tensor | slice) -> None:
-    with torch.no_grad():
-        for part, values in theirs.state_dict().items():
-            if values.ndim == 0:  # BatchNorm's counter
-                continue
-            pruned = values[kept]
-            if values.ndim > 1:
-                pruned = pruned[:, columns]
-            getattr(mine, part).copy_(pruned)
-
-
-def _columns_of(kept: Tensor, n_before: int, layer: AlignedLayer, name: str) -> Tensor:
-    """Return which inputs of a layer come from the kept channels of the previous layer.
-
-    Args:
-        kept: channels of the previous layer.
-        n_before: number of channels of the previous layer, kept or not.
-        layer: the layer that reads them.
-        name: the layer's name.
-    """
-    n_columns = layer.weight.shape[1]
-    # After a flattened map, a linear layer has one column per pixel and channel.
-    n_pixels, rest = divmod(n_columns, n_before)
-    if rest or (n_pixels > 1 and not isinstance(layer, nn.Linear)):
-        raise ValueError(
-            f"FSKD needs a plain chain of layers: the layer {name!r} reads {n_columns} channels "
-            f"after {n_before}"
-        )
-    first_columns = kept[:, None] * n_pixels
-    return (first_columns + torch.arange(n_pixels)).flatten()
-
-
-def _strongest(layer: AlignedLayer, width: int, *, by_index: bool) -> Tensor:
-    strengths = layer.weight.abs().flatten(1).sum(dim=1)
-    # Stable, so that filters of equal strength are kept in the same order on every device.
-    strongest = strengths.argsort(descending=True, stable=True)[:width].cpu()
-    if by_index:
-        return strongest.sort().values
-    return strongest
-
-
-def _layers(network: nn.Module) -> list[tuple[str, Layer]]:
-    """Return the layers that have weights, in order of definition."""
-    layers: list[tuple[str, Layer]] = []
-    for name, module in network.named_modules():
-        if not list(module.parameters(recurse=False)):
-            continue
-        # A grouped convolution reads only some of the channels before it.
-        if not isinstance(module, Layer) or getattr(module, "groups", 1) != 1:
-            raise ValueError(
-                "FSKD supports convolutions without groups, BatchNorm2d and linear layers, and "
-                f"{name!r} is {type(module).__name__}"
-            )
-        layers.append((name, module))
-    return layers
-
-
-def _check_pairs(
-    student_layers: list[tuple[str, Layer]], teacher_layers: list[tuple[str, Layer]]
-) -> None:
-    if len(student_layers) != len(teacher_layers):
-        raise ValueError(
-            f"{_NARROWER_COPY}: it has {len(student_layers)} layers with weights, "
-            f"the teacher {len(teacher_layers)}"
-        )
-    for (mine, student), (theirs, teacher) in zip(student_layers, teacher_layers, strict=True):
-        is_wider = len(student.weight) > len(teacher.weight)
-        if _plan(student) != _plan(teacher) or is_wider:
-            raise ValueError(f"{_NARROWER_COPY}: {mine!r} is {student}, {theirs!r} is {teacher}")
-
-
-def _plan(layer: Layer) -> tuple[object, ...]:
-    """Return all that must agree between two layers: everything but the width."""
-    return (
-        type(layer),
-        layer.bias is None,
-        getattr(layer, "kernel_size", None),
-        getattr(layer, "stride", None),
-        getattr(layer, "padding", None),
-        getattr(layer, "dilation", None),
-    )
-
-
-def _check_chain(teacher: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Raise for a network whose channels cannot be reordered layer by layer.
-
-    For example, where a shortcut adds the outputs of two layers.
-    """
-    reordered = copy.deepcopy(teacher).eval()
-    _copy_filters(reordered, teacher, by_index=False)
-    device = next(teacher.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, *image_shape, generator=generator).to(device)
-    with torch.no_grad():
-        expected = teacher.eval()(images)
-        found = reordered(images)
-    tolerance = _SAME_OUTPUT * float(expected.abs().max())
-    if not torch.allclose(found, expected, rtol=0, atol=tolerance):
-        raise ValueError(
-            "FSKD needs a teacher that is a plain chain of layers, and this one has branches"
-        )
 
 
 def pointwise_fit(features: Tensor, targets: Tensor, *, ridge: float) -> Tensor:
@@ -303,22 +139,31 @@ def pointwise_fit(features: Tensor, targets: Tensor, *, ridge: float) -> Tensor:
         raise ValueError(f"ridge must be at least 0, got {ridge!r}")
     x = _pixels_as_rows(features)
     y = _pixels_as_rows(targets)
-    identity = torch.eye(x.shape[1], dtype=torch.float64)
+    n_channels = x.shape[1]
+    identity = torch.eye(n_channels, dtype=torch.float64)
+
     # With about as many samples as channels, plain least squares overfits: hence the ridge, which
     # the paper does not have. As extra rows of the system, and solved for Q - I, which "gelsd"
     # keeps as small as the samples allow.
-    mean_squared_norm = x.square().sum(dim=0).mean()
-    ridge_rows = (ridge * mean_squared_norm).sqrt() * identity
+    squared_norms = x.square().sum(dim=0)
+    weight = ridge * squared_norms.mean()
+    ridge_rows = weight.sqrt() * identity
     left = torch.cat([x, ridge_rows])
-    right = torch.cat([y - x, torch.zeros_like(identity)])
-    change = torch.linalg.lstsq(left, right, driver="gelsd").solution
-    return (identity + change).T.to(features)
+    zeros = torch.zeros_like(identity)
+    right = torch.cat([y - x, zeros])
+    least_squares = torch.linalg.lstsq(left, right, driver="gelsd")
+
+    # The system has Q' as its unknown, because samples are rows.
+    transposed = identity + least_squares.solution
+    return transposed.T.to(features)
 
 
 def _pixels_as_rows(feature_map: Tensor) -> Tensor:
     """Return (N, C, H, W) or (N, C) as (N*H*W, C) float64 on the CPU."""
-    channels_last = feature_map.detach().movedim(1, -1)
-    return channels_last.flatten(0, -2).double().cpu()
+    values = feature_map.detach()
+    channels_last = values.movedim(1, -1)
+    rows = channels_last.flatten(0, -2)
+    return rows.double().cpu()
 
 
 def absorb_pointwise(layer: AlignedLayer, pointwise: Tensor) -> None:
@@ -329,10 +174,14 @@ def absorb_pointwise(layer: AlignedLayer, pointwise: Tensor) -> None:
         pointwise: Q, (C, C).
     """
     with torch.no_grad():
-        weight = pointwise @ layer.weight.flatten(1)
-        layer.weight.copy_(weight.view_as(layer.weight))
+        # (C, inputs): Q mixes filters, whatever their inputs and sizes are.
+        filters = layer.weight.flatten(1)
+        weight = pointwise @ filters
+        weight = weight.view_as(layer.weight)
+        layer.weight.copy_(weight)
         if layer.bias is not None:
-            layer.bias.copy_(pointwise @ layer.bias)
+            bias = pointwise @ layer.bias
+            layer.bias.copy_(bias)
 
 
 def align(
@@ -364,7 +213,8 @@ def align(
         student_output = _output(student, pair.student, images)
         teacher_output = _output(teacher, pair.teacher, images)
         kept = pair.kept.to(images.device)
-        pointwise = pointwise_fit(student_output, teacher_output[:, kept], ridge=ridge)
+        target = teacher_output[:, kept]
+        pointwise = pointwise_fit(student_output, target, ridge=ridge)
         absorb_pointwise(pair.student, pointwise)
     student.train(was_training)
 

@@ -34,9 +34,11 @@ def learning_rate_factor(progress: float, schedule: str) -> float:
     if schedule == "constant":
         return 1.0
     if schedule == "step":
-        return float(_STEP_DECAY ** int(progress * _N_STEPS))
+        n_steps_done = int(progress * _N_STEPS)
+        return float(_STEP_DECAY**n_steps_done)
     if schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
+        angle = math.pi * progress
+        return 0.5 * (1.0 + math.cos(angle))
     raise ValueError(f"there is no schedule {schedule!r}; known are constant, step and cosine")
 
 
@@ -84,6 +86,7 @@ def shuffled_batches(n: int, batch_size: int, generator: torch.Generator) -> Ite
     device = generator.device
     remaining = torch.empty(0, dtype=torch.int64, device=device)
     while True:
+        # More than one pass where the batch is larger than the data
         while len(remaining) < batch_size:
             next_pass = torch.randperm(n, generator=generator, device=device)
             remaining = torch.cat([remaining, next_pass])
@@ -93,8 +96,10 @@ def shuffled_batches(n: int, batch_size: int, generator: torch.Generator) -> Ite
 
 def random_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield index batches forever, drawn with replacement."""
+    size = (batch_size,)
+    device = generator.device
     while True:
-        yield torch.randint(n, (batch_size,), generator=generator, device=generator.device)
+        yield torch.randint(n, size, generator=generator, device=device)
 
 
 class Stateful(Protocol):
@@ -131,7 +136,8 @@ class TrainingState:
         """Updates since the last record."""
         if not self.records:
             return self.update
-        return self.update - int(self.records[-1]["update"])
+        last_record = self.records[-1]
+        return self.update - int(last_record["update"])
 
     def networks(self) -> Iterator[nn.Module]:
         """Yield the parts that are modules."""
@@ -165,15 +171,18 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the parts and torch's global generators; call it before making the batches."""
         for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+            part_state = state["parts"][name]
+            part.load_state_dict(part_state)
         self.update = state["update"]
         self.records = state["records"]
+
         # Sums grow on the device of the losses, and a saved state may come from another one.
         device = torch.device("cpu")
         parameter = next(self._parameters(), None)
         if parameter is not None:
             device = parameter.device
-        self.sums = {name: total.to(device) for name, total in state["sums"].items()}
+        sums = state["sums"]
+        self.sums = {name: total.to(device) for name, total in sums.items()}
         _restore_random_states(state["random"])
 
     def _parameters(self) -> Iterator[nn.Parameter]:
@@ -199,8 +208,10 @@ class Checkpointer(Protocol):
 def _random_states() -> dict[str, Tensor]:
     """Return the states of torch's global generators, which dropout draws from."""
     states = {"cpu": torch.get_rng_state()}
+    # Asking an unused GPU for its state would start CUDA.
     if torch.cuda.is_initialized():
-        for index in range(torch.cuda.device_count()):
+        n_devices = torch.cuda.device_count()
+        for index in range(n_devices):
             states[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
     if torch.backends.mps.is_available():
         states["mps"] = torch.mps.get_rng_state()
@@ -257,14 +268,15 @@ def fit(
         group.setdefault("initial_lr", group["lr"])
     yield from tuple(state.records)
     for update in range(state.update + 1, n_updates + 1):
-        _set_learning_rate(optimizer, (update - 1) / n_updates, schedule)
+        progress = (update - 1) / n_updates
+        _set_learning_rate(optimizer, progress, schedule)
         values = step(next(batches))
         optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
         optimizer.step()
+
         _add(values, state.sums)
         state.update = update
-
         is_last = update == n_updates
         is_recorded = is_last or state.since_record == record_every
         if is_recorded:
@@ -283,16 +295,19 @@ def fit(
 def _set_learning_rate(optimizer: torch.optim.Optimizer, progress: float, schedule: str) -> None:
     factor = learning_rate_factor(progress, schedule)
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        initial = group["initial_lr"]
+        group["lr"] = initial * factor
 
 
 def _add(values: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
     """Add the values to the sums, on the device: reading a number would make the CPU wait."""
     for name, value in values.items():
+        addend = value.detach()
         if name in sums:
-            sums[name] = sums[name] + value.detach()
+            sums[name] = sums[name] + addend
         else:
-            sums[name] = value.detach().clone()
+            # A copy, because the step may reuse its tensor.
+            sums[name] = addend.clone()
 
 
 def _record(state: TrainingState, optimizer: torch.optim.Optimizer, n_updates: int) -> Record:

@@ -29,7 +29,8 @@ def accuracy(predicted: Classes, labels: Classes) -> float:
         ValueError: the shapes differ or N is 0.
     """
     _check_vectors(predicted, labels)
-    return float((predicted == labels).mean())
+    is_correct = predicted == labels
+    return float(is_correct.mean())
 
 
 def agreement(student_classes: Classes, teacher_classes: Classes) -> float:
@@ -62,13 +63,17 @@ def per_class_accuracy(predicted: Classes, labels: Classes, n_classes: int) -> N
     largest = labels.max()
     if smallest < 0 or largest >= n_classes:
         raise ValueError(f"labels must lie in 0..{n_classes - 1}, got {smallest}..{largest}")
+
     # bincount would count labels beyond n_classes too: the check above keeps the shape (K,).
     n_samples = np.bincount(labels, minlength=n_classes)
     is_correct = predicted == labels
-    n_correct = np.bincount(labels[is_correct], minlength=n_classes)
-    shares = np.full(n_classes, np.nan)
+    correct_labels = labels[is_correct]
+    n_correct = np.bincount(correct_labels, minlength=n_classes)
+
     # `where` leaves the nan of empty classes in place, without NumPy's warning on 0 / 0.
-    np.divide(n_correct, n_samples, out=shares, where=n_samples > 0)
+    shares = np.full(n_classes, np.nan)
+    has_samples = n_samples > 0
+    np.divide(n_correct, n_samples, out=shares, where=has_samples)
     return shares
 
 
@@ -91,12 +96,17 @@ def area_under_roc(scores: NDArray[np.floating[Any]], is_positive: NDArray[np.bo
         raise ValueError(f"scores hold {n_nan} nan, which cannot be ranked")
     positive = scores[is_positive]
     negative = np.sort(scores[~is_positive])
-    if len(positive) == 0 or len(negative) == 0:
+    n_positive = len(positive)
+    n_negative = len(negative)
+    if n_positive == 0 or n_negative == 0:
         return float("nan")
+
     # For each positive; a tied negative is in the second count only, so it counts half below.
     n_below = np.searchsorted(negative, positive, side="left")
     n_not_above = np.searchsorted(negative, positive, side="right")
-    return float((n_below + n_not_above).mean() / (2 * len(negative)))
+    twice_n_below = n_below + n_not_above
+    share = twice_n_below.mean() / (2 * n_negative)
+    return float(share)
 
 
 def selection_quality(selected: NDArray[np.bool_], relevant: NDArray[np.bool_]) -> SelectionQuality:
@@ -110,10 +120,14 @@ def selection_quality(selected: NDArray[np.bool_], relevant: NDArray[np.bool_]) 
         ValueError: the shapes differ or N is 0.
     """
     _check_vectors(selected, relevant)
-    n_hits = int((selected & relevant).sum())
+
+    is_hit = selected & relevant
+    n_hits = int(is_hit.sum())
+    n_selected = int(selected.sum())
+    n_relevant = int(relevant.sum())
     return SelectionQuality(
-        precision=_share(n_hits, int(selected.sum())),
-        recall=_share(n_hits, int(relevant.sum())),
+        precision=_share(n_hits, n_selected),
+        recall=_share(n_hits, n_relevant),
     )
 
 

@@ -36,6 +36,14 @@ class Copies(NamedTuple):
     distances: Tensor
     """(n,) float32 in [0, 2]."""
 
+    def take(self, which: Tensor) -> Copies:
+        """Return the copies that a mask or an index names."""
+        return Copies(
+            rows=self.rows[which],
+            references=self.references[which],
+            distances=self.distances[which],
+        )
+
 
 def fingerprints(images: Tensor) -> Tensor:
     """Return one unit vector per image: the gradients of its gray thumbnail.
@@ -52,39 +60,56 @@ def fingerprints(images: Tensor) -> Tensor:
     Raises:
         ValueError: the images have another shape or dtype.
     """
-    if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
+    is_batch = images.ndim == 4 and images.dtype == torch.uint8
+    if not is_batch or images.shape[1] not in (1, 3):
         raise ValueError(
             f"images must be (N, 1 or 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}"
         )
     thumbnails = _gray_thumbnails(images)
     height, width = thumbnails.shape[1:]
+
     # The differences between neighboring pixels are never formed: the cosine transform diagonalizes
     # them (Strang 1999, The Discrete Cosine Transform), so each of its coefficients, times the root
     # of an eigenvalue, is one coordinate.
     row_basis, row_eigenvalues = _cosine_basis(height)
     column_basis, column_eigenvalues = _cosine_basis(width)
-    eigenvalues = row_eigenvalues[:, None] + column_eigenvalues
     cosine_transform = row_basis @ thumbnails @ column_basis.T
+    eigenvalues = row_eigenvalues[:, None] + column_eigenvalues  # (height, width)
     coefficients = cosine_transform * eigenvalues.sqrt()
-    order = eigenvalues.flatten().argsort(stable=True)
-    order = order[1:]  # the first one is the mean, which has no gradient
-    gradients = coefficients.flatten(1)[:, order]
+
+    flat_eigenvalues = eigenvalues.flatten()
+    order = flat_eigenvalues.argsort(stable=True)
+    # The first coefficient is the mean, which has no gradient.
+    order = order[1:]
+    flat_coefficients = coefficients.flatten(1)
+    gradients = flat_coefficients[:, order]
+
     norms = gradients.norm(dim=1, keepdim=True)
-    is_flat = norms < SMALLEST_GRADIENT * math.sqrt(height * width)
-    return torch.where(is_flat, 0.0, gradients / norms.clamp_min(1e-12))
+    smallest_norm = SMALLEST_GRADIENT * math.sqrt(height * width)
+    is_flat = norms < smallest_norm
+    # The bound on the divisor keeps nan out of the rows that are replaced by zeros.
+    directions = gradients / norms.clamp_min(1e-12)
+    return torch.where(is_flat, 0.0, directions)
 
 
 def _gray_thumbnails(images: Tensor) -> Tensor:
     """Return (N, min(H, 16), min(W, 16)) float32 on the CPU."""
+    n_channels, full_height, full_width = images.shape[1:]
     gray = images.float()
-    if images.shape[1] == 3:
-        luma = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
-        gray = (gray * luma).sum(dim=1, keepdim=True)
-    height = min(THUMBNAIL_PX, images.shape[2])
-    width = min(THUMBNAIL_PX, images.shape[3])
-    if gray.shape[2:] != (height, width):
-        gray = interpolate(gray, size=(height, width), mode="bilinear", antialias=True)
-    return gray[:, 0].cpu()
+    if n_channels == 3:
+        luma = torch.tensor(LUMA, device=images.device)
+        luma = luma.view(1, 3, 1, 1)
+        gray = gray * luma
+        gray = gray.sum(dim=1, keepdim=True)
+
+    # Smaller images are not enlarged, which would only repeat what they hold.
+    height = min(THUMBNAIL_PX, full_height)
+    width = min(THUMBNAIL_PX, full_width)
+    size = (height, width)
+    if gray.shape[2:] != size:
+        gray = interpolate(gray, size=size, mode="bilinear", antialias=True)
+    without_channel = gray[:, 0]
+    return without_channel.cpu()
 
 
 def _cosine_basis(n: int) -> tuple[Tensor, Tensor]:
@@ -97,13 +122,21 @@ def _cosine_basis(n: int) -> tuple[Tensor, Tensor]:
         (n, n) float32 orthonormal rows, and (n,) float32: the sum of squared differences between
         the neighboring values of each row.
     """
+    # In float64: only the finished basis is rounded to float32.
     frequencies = torch.arange(n, dtype=torch.float64)
-    angles = math.pi / n * frequencies
+    angle_step = math.pi / n
+    angles = angle_step * frequencies
     positions = frequencies + 0.5
-    waves = torch.cos(angles[:, None] * positions)
-    waves = waves * math.sqrt(2 / n)
-    waves[0] /= math.sqrt(2)  # the constant row has twice the square sum of the others
-    eigenvalues = 2 - 2 * torch.cos(angles)
+    phases = angles[:, None] * positions  # one row per frequency
+    waves = torch.cos(phases)
+
+    # The constant row has twice the square sum of the others.
+    scale = math.sqrt(2 / n)
+    waves = waves * scale
+    waves[0] /= math.sqrt(2)
+
+    cosines = torch.cos(angles)
+    eigenvalues = 2 - 2 * cosines
     return waves.float(), eigenvalues.float()
 
 
@@ -129,24 +162,33 @@ def copy_limits(
     Raises:
         ValueError: a limit is outside (0, 1].
     """
-    if not (0 < max_distance <= 1 and 0 < max_ratio <= 1):
+    is_distance = 0 < max_distance <= 1
+    is_ratio = 0 < max_ratio <= 1
+    if not (is_distance and is_ratio):
         raise ValueError(
             f"max_distance and max_ratio must lie in (0, 1], got {max_distance!r} and {max_ratio!r}"
         )
-    limits = torch.full((len(references),), float(max_distance))
+    n_references = len(references)
+    limits = torch.full((n_references,), float(max_distance))
     known = torch.cat([references, others])
+
     # Lowe 2004, sec. 7.1, compares with the second nearest; with the fifth, an image may be present
     # five times and all its copies are found.
-    rank = min(NEIGHBOR_RANK, len(known) - 1)
+    n_others = len(known) - 1
+    rank = min(NEIGHBOR_RANK, n_others)
     if rank > 0:
+        # Block by block, because the products of all pairs may not fit into memory.
         n_per_block = max(1, _BLOCK // len(known))
-        for start in range(0, len(references), n_per_block):
-            block = slice(start, start + n_per_block)
+        for start in range(0, n_references, n_per_block):
+            stop = start + n_per_block
+            block = slice(start, stop)
             products = references[block] @ known.T
             # rank + 1, because the nearest is the reference itself
-            neighbor_products = products.topk(rank + 1, dim=1).values[:, -1]
-            neighbor_distances = 1 - neighbor_products
-            limits[block] = (max_ratio * neighbor_distances).clamp(0, max_distance)
+            largest_products = products.topk(rank + 1, dim=1).values
+            neighbor_distances = 1 - largest_products[:, -1]
+            block_limits = max_ratio * neighbor_distances
+            limits[block] = block_limits.clamp(0, max_distance)
+
     is_flat = ~references.any(dim=1)
     return limits.masked_fill(is_flat, -1.0)
 
@@ -164,50 +206,82 @@ def find_copies(images: Tensor, references: Tensor, limits: Tensor) -> Copies:
     # Half the squared distance of the coarse coordinates can only be less than the distance, so a
     # product of short vectors rules out nearly all pairs, and never a copy: a pair (a, b) remains
     # where <a, b> - |a|^2 / 2 - |b|^2 / 2 + limit >= 0, which is one product of these vectors.
-    coarse = references[:, :N_COARSE]
-    half_squared_norms = coarse.square().sum(dim=1) / 2
-    offsets = limits - half_squared_norms + _SLACK
-    ones = torch.ones(len(references), 1)
-    right = torch.cat([coarse, ones, offsets[:, None]], dim=1)
-    right = right.T.contiguous()
+    right = _coarse_right(references, limits)
+    # At least one, also where there is no reference to divide by.
+    n_references = max(1, len(references))
+    n_per_block = max(1, _BLOCK // n_references)
+
     found: list[Copies] = []
-    n_per_block = max(1, _BLOCK // max(1, len(references)))
     for start in range(0, len(images), n_per_block):
         block = images[start : start + n_per_block]
-        coarse_products = _coarse_left(block) @ right
-        pairs = (coarse_products >= 0).nonzero()
+        bounds = _coarse_left(block) @ right
+        # (pairs, 2): the row within the block and the reference
+        pairs = (bounds >= 0).nonzero()
         # In chunks, because each pair copies two whole fingerprints.
         for chunk in pairs.split(_BLOCK // 256):
             rows = chunk[:, 0] + start
             others = chunk[:, 1]
-            products = (images[rows] * references[others]).sum(dim=1)
-            distances = (1 - products).clamp_min(0)
-            near = distances <= limits[others]
-            found.append(Copies(rows[near], others[near], distances[near]))
+            distances = _distances(images[rows], references[others])
+            copies = Copies(rows, others, distances)
+            is_near = distances <= limits[others]
+            found.append(copies.take(is_near))
     return _nearest_of_each_row(found)
+
+
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    """Return the (n,) distances of (n, D) fingerprints, row by row."""
+    products = (first * second).sum(dim=1)
+    distances = 1 - products
+    # Rounding can put a product of unit vectors above 1.
+    return distances.clamp_min(0)
+
+
+def _coarse_right(references: Tensor, limits: Tensor) -> Tensor:
+    """Return (N_COARSE + 2, M): the coarse coordinates b, 1, and limit - |b|^2 / 2."""
+    coarse = references[:, :N_COARSE]
+    n_references = len(references)
+    squared_norms = coarse.square().sum(dim=1)
+    half_squared_norms = squared_norms / 2
+    # With some slack: rounding must not rule out a copy.
+    offsets = limits - half_squared_norms + _SLACK
+
+    ones = torch.ones(n_references, 1)
+    right = torch.cat([coarse, ones, offsets[:, None]], dim=1)
+    transposed = right.T
+    return transposed.contiguous()
 
 
 def _coarse_left(images: Tensor) -> Tensor:
     """Return (N, N_COARSE + 2): the coarse coordinates a, -|a|^2 / 2, and 1."""
+    n_images = len(images)
     coarse = images[:, :N_COARSE]
-    half_squared_norms = coarse.square().sum(dim=1, keepdim=True) / 2
-    ones = torch.ones(len(coarse), 1)
+    squares = coarse.square()
+    squared_norms = squares.sum(dim=1, keepdim=True)
+    half_squared_norms = squared_norms / 2
+
+    ones = torch.ones(n_images, 1)
     return torch.cat([coarse, -half_squared_norms, ones], dim=1)
 
 
 def _nearest_of_each_row(found: list[Copies]) -> Copies:
     if not found:
         no_rows = torch.empty(0, dtype=torch.int64)
-        return Copies(no_rows, no_rows, torch.empty(0))
-    rows = torch.cat([copies.rows for copies in found])
-    references = torch.cat([copies.references for copies in found])
-    distances = torch.cat([copies.distances for copies in found])
+        no_distances = torch.empty(0)
+        return Copies(no_rows, no_rows, no_distances)
+    copies = Copies(
+        rows=torch.cat([part.rows for part in found]),
+        references=torch.cat([part.references for part in found]),
+        distances=torch.cat([part.distances for part in found]),
+    )
+
     # Two stable sorts: by row, and the nearest of each row first.
-    order = distances.argsort(stable=True)
-    order = order[rows[order].argsort(stable=True)]
-    rows = rows[order]
-    references = references[order]
-    distances = distances[order]
-    is_first = torch.ones(len(rows), dtype=torch.bool)
-    is_first[1:] = rows[1:] != rows[:-1]
-    return Copies(rows[is_first], references[is_first], distances[is_first])
+    nearest_first = copies.distances.argsort(stable=True)
+    copies = copies.take(nearest_first)
+    by_row = copies.rows.argsort(stable=True)
+    copies = copies.take(by_row)
+
+    # A row is the first of its image where it differs from the row above.
+    n_copies = len(copies.rows)
+    is_first = torch.ones(n_copies, dtype=torch.bool)
+    is_first[1:] = copies.rows[1:] != copies.rows[:-1]
+    return copies.take(is_first)

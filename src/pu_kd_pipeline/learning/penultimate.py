@@ -30,10 +30,16 @@ def find_last_linear(network: nn.Module, n_classes: int | None = None) -> tuple[
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
             layers.append((name, module))
+
     for name, layer in reversed(layers):
-        if n_classes is None or layer.out_features == n_classes:
+        takes_any = n_classes is None
+        if takes_any or layer.out_features == n_classes:
             return name, layer
-    found = ", ".join(f"{name!r} of {layer.out_features}" for name, layer in layers)
+
+    descriptions = []
+    for name, layer in layers:
+        descriptions.append(f"{name!r} of {layer.out_features}")
+    found = ", ".join(descriptions)
     raise ValueError(
         f"{type(network).__name__} has no linear layer that gives {n_classes or 'the'} logits; its "
         f"linear layers, with their outputs, are: {found or 'none'}. Choose a network that ends in "
@@ -84,9 +90,8 @@ class PenultimateTap:
                 f"no images went through the layer {self.name!r} since the tap was set"
             )
         if self._features.ndim != 2:
-            raise ValueError(
-                f"the layer {self.name!r} reads {tuple(self._features.shape)}; expected (N, D)"
-            )
+            shape = tuple(self._features.shape)
+            raise ValueError(f"the layer {self.name!r} reads {shape}; expected (N, D)")
         return self._features
 
 
@@ -106,9 +111,12 @@ def penultimate_adapter(student: nn.Module, teacher: nn.Module, n_classes: int) 
 
 
 def _adapter(own: nn.Linear, theirs: nn.Linear) -> nn.Module:
-    if own.in_features == theirs.in_features:
+    own_width = own.in_features
+    their_width = theirs.in_features
+    if own_width == their_width:
         return nn.Identity()
-    return nn.Linear(own.in_features, theirs.in_features, bias=False).to(own.weight)
+    adapter = nn.Linear(own_width, their_width, bias=False)
+    return adapter.to(own.weight)
 
 
 class SharedHead(nn.Module):
@@ -124,23 +132,31 @@ class SharedHead(nn.Module):
     def __init__(self, own: nn.Linear, theirs: nn.Linear) -> None:
         super().__init__()
         self.adapter = _adapter(own, theirs)
+        weight = theirs.weight
         bias: Tensor | None = theirs.bias
         # A zero bias gives the head the parameters of the student's own layer, for the fold.
         if bias is None and own.bias is not None:
-            bias = torch.zeros_like(theirs.weight[:, 0])
-        self.head = _linear(theirs.weight, bias).to(own.weight).requires_grad_(False)
+            bias = torch.zeros_like(weight[:, 0])
+
+        head = _linear(weight, bias)
+        self.head = head.to(own.weight)
+        # Frozen, so that the student has to give features that the teacher's layer understands.
+        self.head.requires_grad_(False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map the student's (N, D) penultimate features to (N, K) logits."""
-        logits: Tensor = self.head(self.adapter(features))
+        adapted = self.adapter(features)
+        logits: Tensor = self.head(adapted)
         return logits
 
     def folded(self) -> nn.Linear:
         """Return one layer, of the shape of the student's own, with W = W_t A and b = b_t."""
         weight: Tensor = self.head.weight
+        # An adapter that is the identity leaves the head as it is.
         if isinstance(self.adapter, nn.Linear):
             # In float64, so that folding rounds once and the logits hardly move.
-            product = weight.double() @ self.adapter.weight.double()
+            adapter_weight = self.adapter.weight.double()
+            product = weight.double() @ adapter_weight
             weight = product.to(weight.dtype)
         return _linear(weight, self.head.bias)
 
@@ -148,7 +164,9 @@ class SharedHead(nn.Module):
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """Return a layer with a copy of these values."""
     n_outputs, n_inputs = weight.shape
-    layer = nn.Linear(n_inputs, n_outputs, bias=bias is not None).to(weight)
+    has_bias = bias is not None
+    layer = nn.Linear(n_inputs, n_outputs, bias=has_bias)
+    layer = layer.to(weight)  # device and dtype
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None:
@@ -186,7 +204,8 @@ def share_head(student: nn.Module, teacher: nn.Module, n_classes: int) -> None:
             f"the student's last layer {name!r} has no bias and the teacher's has one, which "
             "cannot be folded into it"
         )
-    student.set_submodule(name, SharedHead(own, theirs))
+    shared_head = SharedHead(own, theirs)
+    student.set_submodule(name, shared_head)
 
 
 def fold_shared_head(student: nn.Module) -> None:
@@ -205,7 +224,9 @@ def fold_shared_head(student: nn.Module) -> None:
     if not heads:
         raise ValueError("the student has no shared head to fold: call share_head before training")
     name, head = heads[0]  # `share_head` refuses a second one
-    student.set_submodule(name, head.folded().train(head.training))
+    folded = head.folded()
+    folded.train(head.training)
+    student.set_submodule(name, folded)
 
 
 def _shared_heads(network: nn.Module) -> list[tuple[str, SharedHead]]:

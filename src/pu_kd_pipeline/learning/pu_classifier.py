@@ -30,29 +30,38 @@ class PUHead(nn.Module):
 
     def __init__(self, descriptor_size: int, n_outputs: int, reduction: int | None) -> None:
         super().__init__()
-        if descriptor_size + n_outputs == 0:
+        n_features = descriptor_size + n_outputs
+        if n_features == 0:
             raise ValueError("a PU head needs a descriptor, teacher outputs, or both")
         self.descriptor_size = descriptor_size
+
+        # W1 and W2
         self.squeeze: nn.Linear | None = None
         self.excite: nn.Linear | None = None
         if descriptor_size and reduction is not None:
             hidden = max(1, descriptor_size // reduction)
             self.squeeze = nn.Linear(descriptor_size, hidden, bias=False)
             self.excite = nn.Linear(hidden, descriptor_size, bias=False)
-        self.score = nn.Linear(descriptor_size + n_outputs, 1)
+        self.score = nn.Linear(n_features, 1)
+
+        # Buffers, so that they are saved with the weights and never trained.
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.zeros(descriptor_size + n_outputs))
-        self.register_buffer("std", torch.ones(descriptor_size + n_outputs))
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("std", torch.ones(n_features))
 
     def set_standardization(self, features: Tensor) -> None:
         """Take mean and standard deviation from (N, D + outputs) features of the pool."""
         features = features.float()
-        self.mean.copy_(features.mean(dim=0))
+        mean = features.mean(dim=0)
+        self.mean.copy_(mean)
+
         std = features.std(dim=0, correction=0)
-        rounding = _MIN_RELATIVE_STD * features.abs().amax(dim=0)
+        largest = features.abs().amax(dim=0)
+        is_varied = std > _MIN_RELATIVE_STD * largest
         # A channel that is constant in the pool may vary among the positives: it keeps its scale.
-        self.std.copy_(torch.where(std > rounding, std, 1.0))
+        std = torch.where(is_varied, std, 1.0)
+        self.std.copy_(std)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (N,) float32 scores F(x); larger means more like the positives.
@@ -61,17 +70,24 @@ class PUHead(nn.Module):
             features: (N, D + outputs), float16 or float32.
         """
         # The subtraction turns float16 into float32, as the mean is float32.
-        features = torch.sub(features, self.mean).div_(self.std)
+        features = torch.sub(features, self.mean)
+        features.div_(self.std)  # in place, which saves a copy of the batch
+
         if self.squeeze is not None and self.excite is not None:
+            # o and t of Eq. 6
             descriptor = features[:, : self.descriptor_size]
             outputs = features[:, self.descriptor_size :]
-            bottleneck = torch.relu(self.squeeze(descriptor))
-            attention = torch.sigmoid(self.excite(bottleneck))
+            squeezed = self.squeeze(descriptor)
+            bottleneck = torch.relu(squeezed)
+            excited = self.excite(bottleneck)
+            attention = torch.sigmoid(excited)
             features = attention * descriptor
+            # A head without teacher outputs reads no second part.
             if outputs.shape[1] > 0:
                 features = torch.cat([features, outputs], dim=1)
-        scores: Tensor = self.score(features).squeeze(1)
-        return scores
+
+        scores: Tensor = self.score(features)
+        return scores.squeeze(1)
 
 
 class FullPUClassifier(nn.Module):

@@ -140,33 +140,39 @@ def positive_unlabeled_step(score: Score, dropped_share: Callable[[], float] = l
 
     def step(batch: Batch) -> dict[str, Tensor]:
         positive_scores, unlabeled_scores = _scores_of_both(score, batch)
-        kept_scores = _lowest(unlabeled_scores, 1.0 - dropped_share())
+        kept_share = 1.0 - dropped_share()
+        kept_scores = _lowest(unlabeled_scores, kept_share)
         positive_loss = functional.softplus(-positive_scores).mean()
         unlabeled_loss = functional.softplus(kept_scores).mean()
-        return {"loss": (positive_loss + unlabeled_loss) / 2}
+        loss = (positive_loss + unlabeled_loss) / 2
+        return {"loss": loss}
 
     return step
 
 
 def _lowest(scores: Tensor, share: float) -> Tensor:
     """Return the share of the scores that are lowest, in any order, but at least one."""
+    n_scores = len(scores)
     # An empty mean would make the loss NaN.
-    n_kept = max(1, round(share * len(scores)))
-    if n_kept >= len(scores):
+    n_kept = max(1, round(share * n_scores))
+    if n_kept >= n_scores:
         return scores
     return scores.topk(n_kept, largest=False, sorted=False).values
 
 
 def _positive_share(scores: Tensor) -> Tensor:
-    return (scores > 0).float().mean()
+    is_positive = scores > 0
+    return is_positive.float().mean()
 
 
 def _scores_of_both(score: Score, batch: Batch) -> Batch:
     """Return the float32 scores of positives and unlabeled from one forward pass."""
     positive, unlabeled = batch
+    n_positive = len(positive)
     # One batch, so that BatchNorm normalizes both by the same statistics.
-    scores = score(torch.cat([positive, unlabeled])).float()
-    return scores[: len(positive)], scores[len(positive) :]
+    both = torch.cat([positive, unlabeled])
+    scores = score(both).float()
+    return scores[:n_positive], scores[n_positive:]
 
 
 def fit_scores(
@@ -246,7 +252,11 @@ def fit_scores(
 
 def assign_folds(n: int, n_folds: int, generator: torch.Generator) -> Tensor:
     """Return an (n,) int64 fold number for each sample; fold sizes differ by at most one."""
-    order = torch.randperm(n, generator=generator, device=generator.device)
-    folds = torch.empty(n, dtype=torch.int64, device=generator.device)
-    folds[order] = torch.arange(n, device=generator.device) % n_folds
+    device = generator.device
+    order = torch.randperm(n, generator=generator, device=device)
+
+    # Dealt like cards, in random order: 0, 1, ..., n_folds - 1, 0, 1, ...
+    numbers = torch.arange(n, device=device)
+    folds = torch.empty(n, dtype=torch.int64, device=device)
+    folds[order] = numbers % n_folds
     return folds

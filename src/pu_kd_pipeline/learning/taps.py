@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 _MAX_DEFAULT_TAPS = 4
 
+_LastLayers = dict[tuple[int, ...], str]  # spatial size -> name of the last layer of that size
+
 
 def last_layer_of_each_resolution(
     network: nn.Module, image_shape: tuple[int, int, int]
@@ -24,16 +26,20 @@ def last_layer_of_each_resolution(
     sum or concatenation is tapped, not a single branch. Token sequences count where there are fewer
     than two sizes of maps (ViT).
     """
+    parameter = next(network.parameters())
+    image = torch.zeros(1, *image_shape, device=parameter.device)
     recorder = _ResolutionRecorder()
     hooks = []
     for name, module in network.named_modules():
         if name:  # the network itself has an empty name
-            hooks.append(module.register_forward_hook(partial(recorder.record, name)))
+            record = partial(recorder.record, name)
+            hooks.append(module.register_forward_hook(record))
+
     was_training = network.training
-    device = next(network.parameters()).device
+    network.eval()
     try:
         with torch.no_grad():
-            network.eval()(torch.zeros(1, *image_shape, device=device))
+            network(image)
     finally:
         network.train(was_training)
         for hook in hooks:
@@ -53,16 +59,19 @@ class _ResolutionRecorder:
     """Notes, during a forward pass, which layer comes last at each spatial size."""
 
     def __init__(self) -> None:
-        self.last_map: dict[tuple[int, ...], str] = {}
-        self.last_tokens: dict[tuple[int, ...], str] = {}
+        self.last_map: _LastLayers = {}
+        self.last_tokens: _LastLayers = {}
         self._pooled: list[Tensor] = []
 
     def record(self, name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
         """Record the output of a layer; a forward hook once `name` is given."""
-        if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != 1:
+        if not isinstance(output, Tensor):
+            return
+        if output.ndim not in (3, 4) or len(output) != 1:
             return
         if "Pool" in type(module).__name__:
             self._pooled.append(output)
+
         # A block that ends with a pooling layer returns the same tensor as that layer.
         if any(output is pooled for pooled in self._pooled):
             return
@@ -137,7 +146,11 @@ def _graph_nodes(network: nn.Module) -> list[str]:
 def _path_and_parents(node: str) -> list[str]:
     """Return `a`, `a.b` and `a.b.c` of `a.b.c`."""
     parts = node.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    paths = []
+    for length in range(1, len(parts) + 1):
+        first_parts = parts[:length]
+        paths.append(".".join(first_parts))
+    return paths
 
 
 def _check_taps(taps: Sequence[str], known: set[str], network: nn.Module) -> None:
@@ -169,7 +182,8 @@ class _TracedTaps(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         outputs = self.graph(images)
-        taps = [outputs[f"tap{number}"] for number in range(self.n_taps)]
+        names = [f"tap{number}" for number in range(self.n_taps)]
+        taps = [outputs[name] for name in names]
         return taps, outputs["logits"]
 
 
@@ -191,7 +205,8 @@ class _HookedTaps(nn.Module):
         modules = dict(self.network.named_modules())
         hooks = []
         for tap in self.taps:
-            hooks.append(modules[tap].register_forward_hook(partial(store, tap)))
+            store_tap = partial(store, tap)
+            hooks.append(modules[tap].register_forward_hook(store_tap))
         try:
             logits = self.network(images)
         finally:

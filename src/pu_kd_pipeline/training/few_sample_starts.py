@@ -15,14 +15,13 @@ from pu_kd_pipeline.devices import autocast, prepare_device
 from pu_kd_pipeline.images.batches import ImageRows, normalization
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.few_samples import (
-    LayerPair,
     align,
     hint_adapter,
     hint_loss,
-    prune_teacher_into,
     record_outputs,
 )
 from pu_kd_pipeline.learning.loop import fit, make_optimizer, seeded
+from pu_kd_pipeline.learning.pruning import LayerPair, prune_teacher_into
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams

@@ -65,13 +65,18 @@ class Source(Protocol):
 def default_name(source: ImageSource) -> str:
     """Return the name of a source in the index if its parameters give none."""
     # A type that needs neither is named after itself, whatever other keys it was given.
-    if SOURCE_TYPES[source.type].required_key not in ("dataset", "path"):
+    required_key = SOURCE_TYPES[source.type].required_key
+    if required_key not in ("dataset", "path"):
         return source.type
     if source.dataset:
         return source.dataset
-    path = PurePosixPath(str(source.path).rstrip("/"))
-    is_pattern = any(wildcard in path.name for wildcard in "*?[")
-    name = path.parent.name if is_pattern else path.stem
+
+    without_slash = str(source.path).rstrip("/")
+    path = PurePosixPath(without_slash)
+    name = path.stem
+    # A pattern such as `*.parquet` says nothing: its folder has the name.
+    if any(wildcard in path.name for wildcard in "*?["):
+        name = path.parent.name
     return name or source.type
 
 
@@ -94,13 +99,20 @@ def listing_table(
         locators: columns by which the source finds an image again.
     """
     nothing = [None] * len(ids)
+    if labels is None:
+        labels = nothing
+    if label_names is None:
+        label_names = nothing
     if versions is None:
         versions = [""] * len(ids)
+    if faults is None:
+        faults = nothing
+    # Stated dtypes, so that sources with and without a column can be put together.
     columns = {
         "id": pd.Series(ids, dtype="str"),
-        "label": pd.Series(nothing if labels is None else labels, dtype="Int64"),
-        "label_name": pd.Series(nothing if label_names is None else label_names, dtype="str"),
+        "label": pd.Series(labels, dtype="Int64"),
+        "label_name": pd.Series(label_names, dtype="str"),
         "version": pd.Series(versions, dtype="str"),
-        "fault": pd.Series(nothing if faults is None else faults, dtype="str"),
+        "fault": pd.Series(faults, dtype="str"),
     }
     return pd.DataFrame({**columns, **locators})

@@ -30,14 +30,20 @@ class DemoSource:
     def listing(self) -> pd.DataFrame:
         part = self._images()
         is_digit = part.labels >= 0
-        labels = pd.Series(part.labels, dtype="Int64").where(is_digit)
+        labels = pd.Series(part.labels, dtype="Int64")
+        labels = labels.where(is_digit)  # null for the others
+
         # The seed draws letters and patches, but a digit is the same in every split.
-        versions = np.where(is_digit, "1", f"1.{self._seed}").tolist()
+        versions = np.where(is_digit, "1", f"1.{self._seed}")
         positions = np.arange(len(part.ids))
-        return listing_table(part.ids, labels, part.label_names, versions, position=positions)
+        return listing_table(
+            part.ids, labels, part.label_names, versions.tolist(), position=positions
+        )
 
     def read(self, rows: pd.DataFrame) -> Iterator[np.ndarray]:
-        yield from self._images().images[rows["position"].to_numpy()]
+        part = self._images()
+        positions = rows["position"].to_numpy()
+        yield from part.images[positions]
 
     def _images(self) -> DemoPart:
         # imported late: scikit-learn takes seconds, and most runs have other sources

@@ -95,22 +95,32 @@ def _demo(seed: int) -> dict[str, DemoPart]:
     labels = digits.target.astype(np.int64)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))
+
+    # The first digits of each class in the shuffled order are the labeled ones.
+    shuffled_labels = labels[order]
     rank_in_class = np.empty(len(order), dtype=np.int64)
     for label in np.unique(labels):
-        n_of_class = (labels == label).sum()
-        rank_in_class[labels[order] == label] = np.arange(n_of_class)
+        is_of_class = shuffled_labels == label
+        rank_in_class[is_of_class] = np.arange(is_of_class.sum())
     is_labeled = rank_in_class < LABELED_PER_CLASS
+
     rest = order[~is_labeled]
+    test_end = POOL_DIGITS + TEST_DIGITS
     splits = {
         "labeled": order[is_labeled],
         "pool": rest[:POOL_DIGITS],
-        "test": rest[POOL_DIGITS : POOL_DIGITS + TEST_DIGITS],
-        "teacher_training": rest[POOL_DIGITS + TEST_DIGITS :],
+        "test": rest[POOL_DIGITS:test_end],
+        "teacher_training": rest[test_end:],
     }
-    parts = {name: _digits(images, labels, rows) for name, rows in splits.items()}
+    parts = {}
+    for name, rows in splits.items():
+        parts[name] = _digits(images, labels, rows)
+
     # An image that equals a digit would be a negative with the pixels of a positive.
-    letters = _distinct("letters", _letters(rng, images), POOL_LETTERS, known=images)
-    patches = _distinct("patches", _patches(rng), POOL_PATCHES, known=images)
+    drawn_letters = _letters(rng, images)
+    letters = _distinct("letters", drawn_letters, POOL_LETTERS, known=images)
+    drawn_patches = _patches(rng)
+    patches = _distinct("patches", drawn_patches, POOL_PATCHES, known=images)
     parts["pool"] = _shuffled([parts["pool"], letters, patches], rng)
     return parts
 
@@ -122,13 +132,21 @@ def _digits(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> DemoPar
     for row in rows:
         ids.append(f"digits/{row:04d}")
         label_names.append(str(labels[row]))
-    return DemoPart(_to_gray(images[rows]), tuple(ids), labels[rows], tuple(label_names))
+
+    return DemoPart(
+        images=_to_gray(images[rows]),
+        ids=tuple(ids),
+        labels=labels[rows],
+        label_names=tuple(label_names),
+    )
 
 
 def _to_gray(ink: np.ndarray) -> np.ndarray:
     """Spread 0.._LEVELS over 0..255."""
-    gray = ink.astype(np.float64) * (255 / _LEVELS)
-    return np.round(gray).astype(np.uint8)
+    gray_per_level = 255 / _LEVELS
+    gray = ink.astype(np.float64) * gray_per_level
+    rounded = np.round(gray)
+    return rounded.astype(np.uint8)
 
 
 def _distinct(
@@ -152,11 +170,18 @@ def _distinct(
         if content in seen:
             continue
         seen.add(content)
-        ids.append(f"{name}/{len(images):04d}")
+        number = len(images)
+        ids.append(f"{name}/{number:04d}")
         images.append(image)
         label_names.append(label_name)
-    labels = np.full(n, -1, dtype=np.int64)
-    return DemoPart(_to_gray(np.stack(images)), tuple(ids), labels, tuple(label_names))
+
+    ink = np.stack(images)
+    return DemoPart(
+        images=_to_gray(ink),
+        ids=tuple(ids),
+        labels=np.full(n, -1, dtype=np.int64),
+        label_names=tuple(label_names),
+    )
 
 
 def _shuffled(parts: list[DemoPart], rng: np.random.Generator) -> DemoPart:
@@ -167,31 +192,43 @@ def _shuffled(parts: list[DemoPart], rng: np.random.Generator) -> DemoPart:
     for part in parts:
         ids.extend(part.ids)
         label_names.extend(part.label_names)
+
     order = rng.permutation(len(ids))
     shuffled_ids = []
     shuffled_names = []
     for row in order:
         shuffled_ids.append(ids[row])
         shuffled_names.append(label_names[row])
-    return DemoPart(images[order], tuple(shuffled_ids), labels[order], tuple(shuffled_names))
+
+    return DemoPart(
+        images=images[order],
+        ids=tuple(shuffled_ids),
+        labels=labels[order],
+        label_names=tuple(shuffled_names),
+    )
 
 
 def _letters(rng: np.random.Generator, digits: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
     """Yield letters as (8, 8) uint8 ink counts, each with as much ink as some digit."""
     open_font = _fonts()
-    ink_shares = digits.mean(axis=(1, 2)) / _LEVELS
+    mean_ink = digits.mean(axis=(1, 2))
+    ink_shares = mean_ink / _LEVELS
     while True:
-        letter = LETTERS[rng.integers(len(LETTERS))]
-        font = open_font(int(rng.integers(len(_FONTS))))
+        # The order of all draws, here and below, fixes the demo of a seed.
+        letter_number = rng.integers(len(LETTERS))
+        letter = LETTERS[letter_number]
+        font_number = int(rng.integers(len(_FONTS)))
+        font = open_font(font_number)
         blurred = _drawn(letter, font, rng)
+
         # The pen is as wide as it takes to use the ink of a digit: the threshold is the quantile of
         # the blurred letter that leaves this share of its pixels.
         ink_share = rng.choice(ink_shares)
-        threshold = max(np.quantile(blurred, 1 - ink_share), 1)
-        is_ink = blurred >= threshold
+        threshold = np.quantile(blurred, 1 - ink_share)
+        is_ink = blurred >= max(threshold, 1)
         blocks = is_ink.reshape(SIZE_PX, _BLOCK, SIZE_PX, _BLOCK)
-        ink = blocks.sum(axis=(1, 3)).astype(np.uint8)
-        yield ink, f"letter {letter}"
+        ink = blocks.sum(axis=(1, 3))
+        yield ink.astype(np.uint8), f"letter {letter}"
 
 
 def _fonts() -> Callable[[int], ImageFont.FreeTypeFont]:
@@ -217,19 +254,29 @@ def _drawn(letter: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) 
     from PIL import Image, ImageFilter
 
     glyph = _tilted(letter, font, rng)
-    height = int(rng.integers(_HEIGHT[0], _HEIGHT[1] + 1))
+
+    smallest, largest = _HEIGHT
+    height = int(rng.integers(smallest, largest + 1))
     stretch = rng.uniform(*_STRETCH)
     width = round(height * glyph.width / glyph.height * stretch)
-    width = min(max(width, _BLOCK), _MAX_WIDTH)
+    width = max(width, _BLOCK)
+    width = min(width, _MAX_WIDTH)
     glyph = glyph.resize((width, height), Image.Resampling.BOX)
+
+    # In the middle of the bitmap, but for the shift
     shift_x = rng.uniform(-_MAX_SHIFT, _MAX_SHIFT)
     shift_y = rng.uniform(-_MAX_SHIFT, _MAX_SHIFT)
-    left = round((_BITMAP - width) / 2 + shift_x)
-    top = round((_BITMAP - height) / 2 + shift_y)
+    margin_x = (_BITMAP - width) / 2
+    margin_y = (_BITMAP - height) / 2
+    left = round(margin_x + shift_x)
+    top = round(margin_y + shift_y)
     bitmap = Image.new("L", (_BITMAP, _BITMAP))
     bitmap.paste(glyph, (left, top))
-    pen = ImageFilter.GaussianBlur(rng.uniform(*_PEN_BLUR))
-    return np.asarray(bitmap.filter(pen))
+
+    radius = rng.uniform(*_PEN_BLUR)
+    pen = ImageFilter.GaussianBlur(radius)
+    blurred = bitmap.filter(pen)
+    return np.asarray(blurred)
 
 
 def _tilted(letter: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> Image.Image:
@@ -238,16 +285,19 @@ def _tilted(letter: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator)
 
     canvas = Image.new("L", (_CANVAS_PX, _CANVAS_PX))
     center = (_CANVAS_PX / 2, _CANVAS_PX / 2)
-    ImageDraw.Draw(canvas).text(center, letter, fill=255, font=font, anchor="mm")
+    draw = ImageDraw.Draw(canvas)
+    draw.text(center, letter, fill=255, font=font, anchor="mm")
+
     shear = rng.uniform(-_MAX_SHEAR, _MAX_SHEAR)
     # x' = x + shear * (y - center), which leaves the middle of the letter in place
     affine = (1, shear, -shear * _CANVAS_PX / 2, 0, 1, 0)
-    sheared = canvas.transform(
-        canvas.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
-    )
+    bilinear = Image.Resampling.BILINEAR
+    sheared = canvas.transform(canvas.size, Image.Transform.AFFINE, affine, bilinear)
+
     angle = rng.uniform(-_MAX_ROTATION_DEGREES, _MAX_ROTATION_DEGREES)
-    tilted = sheared.rotate(angle, Image.Resampling.BILINEAR)
-    return tilted.crop(tilted.getbbox())
+    tilted = sheared.rotate(angle, bilinear)
+    ink_box = tilted.getbbox()
+    return tilted.crop(ink_box)
 
 
 def _patches(rng: np.random.Generator) -> Iterator[tuple[np.ndarray, str]]:
@@ -256,16 +306,23 @@ def _patches(rng: np.random.Generator) -> Iterator[tuple[np.ndarray, str]]:
     while True:
         number = int(rng.integers(len(photos)))
         photo = photos[number]
+
         side = int(rng.choice(_PATCH_SIDES))
-        left = int(rng.integers(photo.width - side + 1))
-        top = int(rng.integers(photo.height - side + 1))
+        n_lefts = photo.width - side + 1
+        n_tops = photo.height - side + 1
+        left = int(rng.integers(n_lefts))
+        top = int(rng.integers(n_tops))
         box = (left, top, left + side, top + side)
         patch = _reduced(photo, box)
+
+        # A patch of the sky, say, is left out: its noise would become the picture.
         spread = np.ptp(patch)
-        if spread >= _MIN_PATCH_RANGE:
-            stretched = (patch - patch.min()) * (_LEVELS / spread)
-            ink = np.round(stretched).astype(np.uint8)
-            yield ink, f"patch of {_PHOTOS[number]}"
+        if spread < _MIN_PATCH_RANGE:
+            continue
+        scale = _LEVELS / spread
+        stretched = (patch - patch.min()) * scale
+        ink = np.round(stretched).astype(np.uint8)
+        yield ink, f"patch of {_PHOTOS[number]}"
 
 
 def _photos() -> list[Image.Image]:

@@ -103,7 +103,8 @@ def path_state(path: str) -> str:
         files = sorted(Path(local.anchor or ".").glob(pattern))
     else:
         files = list(files_below(local))
-    return json_digest([_stamp(file) for file in files])
+    stamps = [_stamp(file) for file in files]
+    return json_digest(stamps)
 
 
 def has_wildcard(path: str) -> bool:

@@ -66,13 +66,17 @@ class FolderSource:
     def listing(self) -> pd.DataFrame:
         if not self._fs.isdir(self._root):
             raise InputError(f"there is no folder {self._path}: correct `path` of the source")
-        found = self._local_files() if self._is_local else self._remote_files()
+        if self._is_local:
+            found = self._local_files()
+        else:
+            found = self._remote_files()
         files = sorted(found)
         if not files:
             extensions = ", ".join(EXTENSIONS)
             raise InputError(
                 f"{self._path} holds no image: files ending in {extensions} are looked for"
             )
+
         paths: list[str] = []
         classes: list[str | None] = []
         versions: list[str] = []
@@ -82,12 +86,14 @@ class FolderSource:
             classes.append(_class_of(file.path))
             versions.append(file.version)
             faults.append(file.fault or None)
+
         return listing_table(
             paths, label_names=classes, versions=versions, faults=faults, path=paths
         )
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
-        return map_in_order(self._fetch, rows["path"].tolist(), READ_THREADS)
+        paths = rows["path"].tolist()
+        return map_in_order(self._fetch, paths, READ_THREADS)
 
     def _fetch(self, path: str) -> bytes | Unusable:
         try:
@@ -111,6 +117,7 @@ class FolderSource:
         unreadable: list[OSError] = []
         # os.walk follows no links, and without `onerror` it would skip closed folders in silence.
         for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
+            # Changed in place, which is how os.walk learns where not to go.
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             for name in subfolders:
                 path = Path(folder, name)
@@ -118,29 +125,38 @@ class FolderSource:
                     yield _local_file(path, root, real_root)
             for name in names:
                 if _is_image(name):
-                    yield _local_file(Path(folder, name), root, real_root)
+                    path = Path(folder, name)
+                    yield _local_file(path, root, real_root)
+
         for error in unreadable:
             relative = os.path.relpath(error.filename, root)
-            yield _File(printable(relative), "", Reason.NOT_OPENED)
+            name = printable(relative)
+            yield _File(name, "", Reason.NOT_OPENED)
 
     def _remote_files(self) -> Iterator[_File]:
-        root = self._fs._strip_protocol(self._root).rstrip("/")
-        for path, about in self._fs.find(root, detail=True).items():
+        without_protocol = self._fs._strip_protocol(self._root)
+        root = without_protocol.rstrip("/")
+        found = self._fs.find(root, detail=True)
+        for path, about in found.items():
             relative = path.removeprefix(root).lstrip("/")
-            is_hidden = any(part.startswith(".") for part in relative.split("/"))
+            parts = relative.split("/")
+            is_hidden = any(part.startswith(".") for part in parts)
             if is_hidden or not _is_image(relative):
                 continue
+
+            version = remote_version(about)
             size_bytes = about.get("size") or 0  # some file systems do not know it
             fault = ""
             if size_bytes > MAX_FILE_BYTES:
                 fault = Reason.TOO_LARGE
-            yield _File(relative, remote_version(about), fault)
+            yield _File(relative, version, fault)
 
 
 def _local_file(path: Path, root: Path, real_root: Path) -> _File:
     relative = path.relative_to(root).as_posix()
     if not is_printable(relative):
-        return _File(printable(relative), "", Reason.NAME)
+        name = printable(relative)
+        return _File(name, "", Reason.NAME)
     version, fault = file_state(path, real_root)
     return _File(relative, version, fault)
 
@@ -148,8 +164,11 @@ def _local_file(path: Path, root: Path, real_root: Path) -> _File:
 def _class_of(path: str) -> str | None:
     """Return the first folder of a path below the source; None for a file at its top."""
     folder, slash, _ = path.partition("/")
-    return folder if slash else None
+    if not slash:
+        return None
+    return folder
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    is_hidden = name.startswith(".")
+    return name.lower().endswith(EXTENSIONS) and not is_hidden

@@ -44,23 +44,35 @@ class ParquetSource:
         self._path = str(source.path)
         self._fs, root = file_system(self._path)
         if self._fs.isdir(root):
-            root = f"{root.rstrip('/')}/*.parquet"
-        found: dict[str, dict[str, Any]] = {root: {}}
-        if has_wildcard(root):
-            found = self._fs.glob(root, detail=True)
-        files = [file for file, about in found.items() if about.get("type") != "directory"]
-        self._files: list[str] = sorted(files)
-        if not self._files or not self._fs.exists(self._files[0]):
+            folder = root.rstrip("/")
+            root = f"{folder}/*.parquet"
+        self._files = self._find_files(root)
+        is_there = bool(self._files) and self._fs.exists(self._files[0])
+        if not is_there:
             raise InputError(
                 f"there is no Parquet file at {self._path}: correct `path` of the source"
             )
+
+    def _find_files(self, path: str) -> list[str]:
+        if not has_wildcard(path):
+            return [path]
+        found: dict[str, dict[str, Any]] = self._fs.glob(path, detail=True)
+        files = []
+        for file, about in found.items():
+            # Some writers make a folder that is called like a file.
+            if about.get("type") != "directory":
+                files.append(file)
+        return sorted(files)
 
     @staticmethod
     def state(source: ImageSource) -> str:
         return path_state(str(source.path))
 
     def listing(self) -> pd.DataFrame:
-        tables = [self._list_file(number, file) for number, file in enumerate(self._files)]
+        tables = []
+        for number, file in enumerate(self._files):
+            table = self._list_file(number, file)
+            tables.append(table)
         listing = pd.concat(tables, ignore_index=True)
         if listing.empty:
             raise InputError(f"{self._path} holds no image: it has no rows")
@@ -69,10 +81,12 @@ class ParquetSource:
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         for number in rows["file"].unique():
             file = self._files[number]
-            rows_of_file = rows.loc[rows["file"] == number, "row"].to_numpy()
+            is_in_file = rows["file"] == number
+            rows_of_file = rows.loc[is_in_file, "row"].to_numpy()
             try:
                 with self._fs.open(file) as opened:
-                    yield from _read_images(_open(opened), rows_of_file)
+                    parquet = _open(opened)
+                    yield from _read_images(parquet, rows_of_file)
             # A damaged file makes its reader raise nearly anything, and so does the network.
             except Exception as exc:
                 cause = f"{type(exc).__name__}: {exc}"
@@ -85,17 +99,23 @@ class ParquetSource:
             about = self._fs.info(file)
             _check_row_count(parquet, about.get("size"))
             values = _read_columns(parquet, file)
+
         n_rows = parquet.metadata.num_rows
         labels = values.get("label")
         label_names = values.get("label_name")
+        # A column `label` that holds text holds names.
         if labels is not None and any(isinstance(label, str) for label in labels):
             label_names = labels
             labels = None
+
+        ids = _ids(values.get("id"), file, n_rows)
+        # A file is replaced as a whole: all its images share a version.
+        version = remote_version(about)
         return listing_table(
-            _ids(values.get("id"), file, n_rows),
+            ids,
             labels,
             label_names,
-            versions=[remote_version(about)] * n_rows,
+            versions=[version] * n_rows,
             file=np.full(n_rows, number),
             row=np.arange(n_rows),
         )
@@ -135,6 +155,8 @@ def _check_columns(parquet: pq.ParquetFile, file: str) -> None:
     for name in ("image", *_COLUMNS):
         if schema.names.count(name) > 1:
             raise InputError(f"{file} has more than one column {name!r}: rename all but one")
+
+    # The bytes themselves, or the field of that name in a struct
     kind = schema.field("image").type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
@@ -151,18 +173,27 @@ def _check_row_count(parquet: pq.ParquetFile, size_bytes: int | None) -> None:
         ValueError: a damaged file declares more rows than it has bytes.
     """
     n_rows = parquet.metadata.num_rows
-    if size_bytes is not None and not 0 <= n_rows <= size_bytes:
+    if size_bytes is None:  # some file systems do not know it
+        return
+    if not 0 <= n_rows <= size_bytes:
         raise ValueError(f"it declares {n_rows:,} rows in {size_bytes:,} bytes")
 
 
 def _read_columns(parquet: pq.ParquetFile, file: str) -> dict[str, list[Any]]:
     """Return the columns next to the images that the file has."""
-    names = [name for name in _COLUMNS if name in parquet.schema_arrow.names]
+    given = parquet.schema_arrow.names
+    names = [name for name in _COLUMNS if name in given]
     table = parquet.read(names)
+
     n_rows = parquet.metadata.num_rows
+    # A table without columns has no rows.
     if table.num_columns and table.num_rows != n_rows:
         raise ValueError(f"it declares {n_rows:,} rows and has {table.num_rows:,}")
-    return {name: _plain_values(table[name], name, file) for name in table.column_names}
+
+    values = {}
+    for name in table.column_names:
+        values[name] = _plain_values(table[name], name, file)
+    return values
 
 
 def _ids(given: list[Any] | None, file: str, n_rows: int) -> list[str]:
@@ -172,7 +203,10 @@ def _ids(given: list[Any] | None, file: str, n_rows: int) -> list[str]:
     stem = PurePosixPath(file).stem
     ids = []
     for row, value in enumerate(given):
-        ids.append(f"{stem}:{row}" if value is None else str(value))
+        image_id = str(value)
+        if value is None:
+            image_id = f"{stem}:{row}"
+        ids.append(image_id)
     return ids
 
 
@@ -189,24 +223,37 @@ def _read_images(parquet: pq.ParquetFile, rows: np.ndarray) -> Iterator[bytes | 
     starts = [0]  # row number of each group's first row, and the number of all rows
     for group in range(parquet.num_row_groups):
         about = parquet.metadata.row_group(group)
-        starts.append(starts[-1] + about.num_rows)
+        next_start = starts[-1] + about.num_rows
+        starts.append(next_start)
     groups = np.searchsorted(starts, rows, side="right") - 1
+
     n_read = 0
     for group in np.unique(groups):
         start = starts[group]  # and then of each of its batches
-        for batch in parquet.iter_batches(_READ_ROWS, row_groups=[int(group)], columns=["image"]):
-            first, last = np.searchsorted(rows, [start, start + batch.num_rows])
-            wanted = batch.column(0).take(rows[first:last] - start)
+        batches = parquet.iter_batches(_READ_ROWS, row_groups=[int(group)], columns=["image"])
+        for batch in batches:
+            stop = start + batch.num_rows
+            # The rows are ascending, so those of the batch are neighbors.
+            first, last = np.searchsorted(rows, [start, stop])
+            rows_in_batch = rows[first:last] - start
+            wanted = batch.column(0).take(rows_in_batch)
             for image in wanted.to_pylist():
-                if isinstance(image, dict):  # as Hugging Face writes it
-                    image = image.get("bytes")
-                if image is None:
-                    image = Unusable(Reason.EMPTY)
-                yield image
+                yield _image_bytes(image)
             n_read += last - first
-            start += batch.num_rows
+            start = stop
+
     if n_read != len(rows):
         raise ValueError(f"of {len(rows):,} rows {n_read:,} are there")
+
+
+def _image_bytes(image: Any) -> bytes | Unusable:
+    """Return the bytes of an image file, or why there are none."""
+    if isinstance(image, dict):  # as Hugging Face writes it
+        image = image.get("bytes")
+    if image is None:
+        return Unusable(Reason.EMPTY)
+    found: bytes = image
+    return found
 
 
 def _plain_values(column: pa.ChunkedArray, name: str, file: str) -> list[Any]:

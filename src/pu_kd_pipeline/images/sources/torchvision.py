@@ -42,7 +42,8 @@ class TorchvisionSource:
     @staticmethod
     def state(source: ImageSource) -> str:
         """Return the state of the folder that torchvision keeps the data set in."""
-        folder = source.path or source.options.get("root") or DEFAULT_TORCHVISION_ROOT
+        root = source.options.get("root")
+        folder = source.path or root or DEFAULT_TORCHVISION_ROOT
         return path_state(str(folder))
 
     def listing(self) -> pd.DataFrame:
@@ -56,18 +57,25 @@ class TorchvisionSource:
         files = _sample_files(self._dataset)
         if files:
             return _listing_of_files(files, labels, label_names)
+
         # A part of the id for each option: the parts of a data set count their images from 0 alike.
         prefix = str(self._source.dataset)
-        for key, value in sorted(self._options().items()):
-            prefix += f"/{key}={value}"
+        options = self._options()
+        for key in sorted(options):
+            prefix += f"/{key}={options[key]}"
         ids = [f"{prefix}/{position}" for position in range(n)]
-        return listing_table(ids, labels, label_names, versions=["1"] * n, position=np.arange(n))
+
+        # Always the same: a data set of torchvision is published once.
+        versions = ["1"] * n
+        positions = np.arange(n)
+        return listing_table(ids, labels, label_names, versions, position=positions)
 
     def read(self, rows: pd.DataFrame) -> Iterator[RawImage | Unusable]:
         positions = rows["position"].tolist()
         files = _sample_files(self._dataset)
         if not files:
             return map(self._image, positions)
+
         root = str(self._dataset.root)
         return map_in_order(
             lambda position: read_file(files[position], root), positions, READ_THREADS
@@ -93,13 +101,22 @@ class TorchvisionSource:
             if isinstance(values[0], tuple):  # (file, class)
                 values = [value[-1] for value in values]
             labels = np.asarray(values)
-            if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+            is_integer = np.issubdtype(labels.dtype, np.integer)
+            if labels.ndim == 1 and is_integer:
                 known: list[int] = labels.tolist()
                 return known
+
         # Without a list every image has to be decoded, which is slow.
         if self._source.labels == "ignore":
             return None
-        targets = [self._dataset[position][1] for position in range(n)]
+        return self._targets(n)
+
+    def _targets(self, n: int) -> list[int] | None:
+        """Return the class of every image, read with the image; None if it is not one class."""
+        targets: list[Any] = []
+        for position in range(n):
+            target = self._dataset[position][1]
+            targets.append(target)
         if any(np.ndim(target) != 0 for target in targets):
             return None  # boxes, masks or several classes
         return [int(target) for target in targets]
@@ -109,17 +126,22 @@ class TorchvisionSource:
         names = _class_names(self._dataset)
         if labels is None or not names:
             return None
-        if min(labels) < 0 or max(labels) >= len(names):
+        is_negative = min(labels) < 0
+        if is_negative or max(labels) >= len(names):
             return None
         return [names[label] for label in labels]
 
     def _options(self) -> dict[str, Any]:
         """Return the options that choose a part of the data set, with defaults filled in."""
-        accepted = inspect.signature(type(self._dataset).__init__).parameters
+        dataset_class = type(self._dataset)
+        accepted = inspect.signature(dataset_class.__init__).parameters
         options = {}
         for name in ("train", "split"):
-            if name in accepted and accepted[name].default is not inspect.Parameter.empty:
-                options[name] = accepted[name].default
+            if name not in accepted:
+                continue
+            default = accepted[name].default
+            if default is not inspect.Parameter.empty:
+                options[name] = default
         options.update(self._source.options)
         return options
 
@@ -130,18 +152,22 @@ def _listing_of_files(
     """Return the listing of a data set that is a folder of image files."""
     folders = {os.path.dirname(file) for file in files}
     root = os.path.commonpath(folders)
+    # The names are those of folders, which may hold bytes that are not text.
     if label_names:
         label_names = [printable(name) for name in label_names]
+
     ids = []
     versions = []
     faults: list[str | None] = []
     for file in files:
-        ids.append(printable(os.path.relpath(file, root)))
+        relative = os.path.relpath(file, root)
+        ids.append(printable(relative))
         version, fault = file_state(Path(file))
         if not is_printable(file):
             fault = str(Reason.NAME)
         versions.append(version)
         faults.append(fault or None)
+
     positions = np.arange(len(files))
     return listing_table(ids, labels, label_names, versions, faults, position=positions)
 
@@ -158,15 +184,20 @@ def _open_dataset(source: ImageSource) -> Any:
     arguments: dict[str, Any] = {}
     if "root" in accepted:  # FakeData has no files
         arguments["root"] = source.path or DEFAULT_TORCHVISION_ROOT
-    passes_more_on = any(each.kind is each.VAR_KEYWORD for each in accepted.values())
+    # A class that takes any keyword passes it on to its parent, which may know it.
+    kinds = [parameter.kind for parameter in accepted.values()]
+    passes_more_on = inspect.Parameter.VAR_KEYWORD in kinds
     if "download" in accepted or passes_more_on:
         arguments["download"] = source.download
+
     try:
         return dataset_class(**arguments, **source.options)
     except TypeError as exc:
-        options = ", ".join(key for key in accepted if key not in ("self", "root", "download"))
+        not_options = ("self", "root", "download")
+        options = [key for key in accepted if key not in not_options]
         raise InputError(
-            f"torchvision's {name} does not take these options ({exc}): it knows {options}"
+            f"torchvision's {name} does not take these options ({exc}): "
+            f"it knows {', '.join(options)}"
         ) from exc
     except Exception as exc:  # each data set reads files of its own, in its own way
         fix = "set `download: true`, or `path` to its folder"
@@ -184,16 +215,19 @@ def _dataset_class(name: str) -> Any:
         candidate = getattr(datasets, each)
         if inspect.isclass(candidate) and issubclass(candidate, datasets.VisionDataset):
             known.append(each)
+
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:8]
-        suggestions = " or ".join(near)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        # Without a near name, a few that show what names look like
+        suggestions = " or ".join(near or known[:8])
         raise InputError(f"torchvision has no data set {name!r}: did you mean {suggestions}?")
     return getattr(datasets, name)
 
 
 def _class_names(dataset: Any) -> list[str]:
     names = []
-    for name in getattr(dataset, "classes", None) or []:
+    classes = getattr(dataset, "classes", None)
+    for name in classes or []:
         if isinstance(name, tuple):  # ImageNet has several names for a class
             name = name[0]
         names.append(str(name))

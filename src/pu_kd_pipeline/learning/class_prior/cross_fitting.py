@@ -129,12 +129,18 @@ class _Folds:
         """Return the ranks of each fold's samples by the head that was trained without them."""
         scores = []
         for fold, head in enumerate(heads):
-            positive = self.positive[self.positive_fold == fold]
-            unlabeled = self.unlabeled[self.unlabeled_fold == fold]
-            scores.append((_scores(head, positive), _scores(head, unlabeled)))
+            is_positive_here = self.positive_fold == fold
+            is_unlabeled_here = self.unlabeled_fold == fold
+            positive = self.positive[is_positive_here]
+            unlabeled = self.unlabeled[is_unlabeled_here]
+            positive_scores = _scores(head, positive)
+            unlabeled_scores = _scores(head, unlabeled)
+            scores.append((positive_scores, unlabeled_scores))
         return pooled_ranks(scores)
 
 
 def _scores(head: nn.Module, features: Tensor) -> Scores:
-    scores: Scores = head(features).float().cpu().numpy()
+    outputs: Tensor = head(features)
+    # float32, because NumPy has no bfloat16.
+    scores: Scores = outputs.float().cpu().numpy()
     return scores

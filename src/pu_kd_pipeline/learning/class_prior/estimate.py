@@ -82,8 +82,10 @@ def pooled_ranks(
         # With few positives a fold may hold none, and only counts for the unlabeled.
         if len(positive):
             positive = check_scores(positive, f"positive scores of fold {number}")
-            positive_ranks.append(1.0 - share_at_least(positive, unlabeled))
-        unlabeled_ranks.append(1.0 - share_at_least(unlabeled, unlabeled))
+            ranks = 1.0 - share_at_least(positive, unlabeled)
+            positive_ranks.append(ranks)
+        ranks = 1.0 - share_at_least(unlabeled, unlabeled)
+        unlabeled_ranks.append(ranks)
     return np.concatenate(positive_ranks), np.concatenate(unlabeled_ranks)
 
 
@@ -188,10 +190,12 @@ def _half_sample_values(
 
     Half-samples vary around the whole as the whole varies around the truth (Shao and Wu 1989).
     """
+    n_positive = _half(len(positive))
+    n_unlabeled = _half(len(unlabeled))
     values = []
     for _ in range(n_half_samples):
-        positive_half = _subsample(positive, _half(len(positive)), rng)
-        unlabeled_half = _subsample(unlabeled, _half(len(unlabeled)), rng)
+        positive_half = _subsample(positive, n_positive, rng)
+        unlabeled_half = _subsample(unlabeled, n_unlabeled, rng)
         value, _ = estimator.estimate(positive_half, unlabeled_half)
         values.append([value])
     return values
@@ -218,13 +222,16 @@ def _note(estimator: ClassPriorMethod, n_positive: int, value: float) -> str | N
 
 def _resample(scores: Scores, rng: np.random.Generator) -> Scores:
     """Return as many scores, drawn with replacement."""
-    return scores[rng.integers(len(scores), size=len(scores))]
+    n = len(scores)
+    drawn = rng.integers(n, size=n)
+    return scores[drawn]
 
 
 def _subsample(rows: Scores, n: int, rng: np.random.Generator) -> Scores:
     """Return at most n rows, drawn without replacement, in their order."""
-    drawn = rng.permutation(len(rows))[:n]
-    return rows[np.sort(drawn)]
+    order = rng.permutation(len(rows))
+    drawn = np.sort(order[:n])
+    return rows[drawn]
 
 
 def _half(n: int) -> int:

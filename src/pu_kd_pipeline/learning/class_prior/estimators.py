@@ -69,15 +69,20 @@ def best_bin_estimate(
     q_positive = share_at_least(thresholds, positive_scores)
     q_unlabeled = share_at_least(thresholds, unlabeled_scores)
 
+    n_positive = len(positive_scores)
+    n_unlabeled = len(unlabeled_scores)
     log_term = np.log(4.0 / delta)
-    positive_deviation = np.sqrt(log_term / (2.0 * len(positive_scores)))
-    unlabeled_deviation = np.sqrt(log_term / (2.0 * len(unlabeled_scores)))
+    positive_deviation = np.sqrt(log_term / (2.0 * n_positive))
+    unlabeled_deviation = np.sqrt(log_term / (2.0 * n_unlabeled))
     deviation = positive_deviation + unlabeled_deviation
-    upper_bounds = (q_unlabeled + (1.0 + gamma) * deviation) / q_positive
+    slack = (1.0 + gamma) * deviation
+    upper_bounds = (q_unlabeled + slack) / q_positive
 
     best = int(np.argmin(upper_bounds))
-    class_prior = min(q_unlabeled[best] / q_positive[best], 1.0)
-    return float(class_prior), float(thresholds[best])
+    ratio = q_unlabeled[best] / q_positive[best]
+    class_prior = min(ratio, 1.0)
+    threshold = thresholds[best]
+    return float(class_prior), float(threshold)
 
 
 def density_ratio_estimate(positive_scores: Scores, unlabeled_scores: Scores) -> tuple[float, None]:
@@ -110,20 +115,26 @@ def density_ratio_estimate(positive_scores: Scores, unlabeled_scores: Scores) ->
     unlabeled_scores = check_scores(unlabeled_scores, "unlabeled_scores")
     ratio, weight = _monotone_density_ratio(positive_scores, unlabeled_scores)
 
-    class_priors = np.arange(DEDPUL_STEP, 1.0 + DEDPUL_STEP / 2, DEDPUL_STEP)
-    gap = _mean_posterior(class_priors, ratio, weight) - class_priors
+    # Half a step more, so that the grid ends with 1 whatever the rounding.
+    end = 1.0 + DEDPUL_STEP / 2
+    class_priors = np.arange(DEDPUL_STEP, end, DEDPUL_STEP)
+    mean_posteriors = _mean_posterior(class_priors, ratio, weight)
+    gap = mean_posteriors - class_priors
 
     largest_fixed_point = 0.0
     fixed_points = class_priors[gap >= 0.0]
     if len(fixed_points):
         largest_fixed_point = fixed_points[-1]
 
-    bend = -np.diff(gap, 2)
     # The second difference at index i belongs to the class prior at index i + 1.
-    bend[gap[1:-1] < -DEDPUL_LARGEST_GAP] = -np.inf
-    sharpest_bend = class_priors[1 + int(np.argmax(bend))]
+    bend = -np.diff(gap, 2)
+    is_too_far = gap[1:-1] < -DEDPUL_LARGEST_GAP
+    bend[is_too_far] = -np.inf
+    sharpest = 1 + int(np.argmax(bend))
+    sharpest_bend = class_priors[sharpest]
 
-    class_prior = min(max(largest_fixed_point, sharpest_bend), 1.0)
+    class_prior = max(largest_fixed_point, sharpest_bend)
+    class_prior = min(class_prior, 1.0)
     return float(class_prior), None
 
 
@@ -135,22 +146,32 @@ def _monotone_density_ratio(
     positive = _rank_logits(positive_scores, ordered)
     unlabeled = _rank_logits(ordered, ordered)
 
-    # Scott's rule
+    # Scott's rule on the positives
+    n_positive = len(positive)
     spread = max(float(positive.std()), _MIN_SPREAD)
-    bandwidth = len(positive) ** -0.2 * spread
+    bandwidth = n_positive**-0.2 * spread
 
     # The logits of mid-ranks lie within +-log(2n + 1); the kernel adds its own reach.
-    reach = np.log(2.0 * len(ordered) + 1.0) + _KERNEL_REACH * bandwidth
+    n_unlabeled = len(unlabeled)
+    kernel_reach = _KERNEL_REACH * bandwidth
+    reach = np.log(2.0 * n_unlabeled + 1.0) + kernel_reach
     step = 2.0 * reach / (_N_GRID_POINTS - 1)
-    positive_shares = _histogram((positive + reach) / step) / len(positive)
-    unlabeled_shares = _histogram((unlabeled + reach) / step) / len(unlabeled)
 
-    half_width = np.ceil(_KERNEL_REACH * bandwidth / step)
+    # (G,) shares of the samples at each point of the grid, which runs from -reach to reach
+    positive_places = (positive + reach) / step
+    unlabeled_places = (unlabeled + reach) / step
+    positive_shares = _histogram(positive_places) / n_positive
+    unlabeled_shares = _histogram(unlabeled_places) / n_unlabeled
+
+    # Without its normalization, which cancels in the ratio.
+    half_width = np.ceil(kernel_reach / step)
     distances = np.arange(-half_width, half_width + 1.0) * step
-    kernel = np.exp(-0.5 * (distances / bandwidth) ** 2)
+    z = distances / bandwidth
+    kernel = np.exp(-0.5 * z**2)
     positive_density = np.convolve(positive_shares, kernel, mode="same")
     unlabeled_density = np.convolve(unlabeled_shares, kernel, mode="same")
 
+    # Only where there are unlabeled samples does the ratio get a weight.
     is_seen = unlabeled_shares > 0.0
     weight = unlabeled_shares[is_seen]
     ratio = positive_density[is_seen] / unlabeled_density[is_seen]
@@ -163,16 +184,23 @@ def _rank_logits(scores: Scores, ordered: Scores) -> Floats:
     n_at_most = np.searchsorted(ordered, scores, side="right")
     mid_rank = (n_below + n_at_most) / 2.0
     # One half on either side keeps scores beyond the ends of `ordered` finite.
-    return np.log((mid_rank + 0.5) / (len(ordered) + 0.5 - mid_rank))
+    below = mid_rank + 0.5
+    above = len(ordered) + 0.5 - mid_rank
+    odds = below / above
+    return np.log(odds)
 
 
 def _histogram(places: Floats) -> Floats:
     """Return (G,) counts, each place in [0, G - 1) shared between its two neighbors on the grid."""
+    # Linear binning: the nearer neighbor gets the larger share.
     left = places.astype(np.int64)
+    right = left + 1
     right_share = places - left
-    neighbors = np.concatenate([left, left + 1])
-    shares = np.concatenate([1.0 - right_share, right_share])
-    return np.bincount(neighbors, shares, _N_GRID_POINTS).astype(np.float64)
+    left_share = 1.0 - right_share
+    neighbors = np.concatenate([left, right])
+    shares = np.concatenate([left_share, right_share])
+    counts = np.bincount(neighbors, shares, _N_GRID_POINTS)
+    return counts.astype(np.float64)
 
 
 class _Block(NamedTuple):
@@ -189,30 +217,50 @@ def isotonic_regression(values: Floats, weight: Floats) -> Floats:
     Pool adjacent violators: neighbors in the wrong order are replaced by their weighted mean.
     """
     blocks: list[_Block] = []
-    for value, mass in zip(values.tolist(), weight.tolist(), strict=True):
+    weighted_values = zip(values.tolist(), weight.tolist(), strict=True)
+    for value, mass in weighted_values:
         block = _Block(value, mass, 1)
+        # A merged block may again be below the one before it.
         while blocks and blocks[-1].mean >= block.mean:
-            block = _merged(blocks.pop(), block)
+            previous = blocks.pop()
+            block = _merged(previous, block)
         blocks.append(block)
-    means = np.array([block.mean for block in blocks], dtype=np.float64)
-    return np.repeat(means, [block.length for block in blocks])
+
+    # Each value gets the mean of its block.
+    block_means = [block.mean for block in blocks]
+    lengths = [block.length for block in blocks]
+    means = np.array(block_means, dtype=np.float64)
+    return np.repeat(means, lengths)
 
 
 def _merged(left: _Block, right: _Block) -> _Block:
     weight = left.weight + right.weight
-    mean = (left.mean * left.weight + right.mean * right.weight) / weight
-    return _Block(mean, weight, left.length + right.length)
+    left_sum = left.mean * left.weight
+    right_sum = right.mean * right.weight
+    return _Block(
+        mean=(left_sum + right_sum) / weight,
+        weight=weight,
+        length=left.length + right.length,
+    )
 
 
 def _mean_posterior(class_priors: Floats, ratio: Floats, weight: Floats) -> Floats:
     """Return sum_g weight_g min(class_prior * ratio_g, 1) for each class prior; `ratio` ascends."""
-    cumulative_ratio = np.concatenate([[0.0], np.cumsum(weight * ratio)])
-    cumulative_weight = np.concatenate([[0.0], np.cumsum(weight)])
+    cumulative_ratio = _sums_below(weight * ratio)
+    cumulative_weight = _sums_below(weight)
     # From this index on, class_prior * ratio exceeds 1 and the posterior is clipped.
     cut = np.searchsorted(ratio, 1.0 / class_priors)
     unclipped = class_priors * cumulative_ratio[cut]
-    posterior: Floats = unclipped + cumulative_weight[-1] - cumulative_weight[cut]
+    weight_below_cut = cumulative_weight[cut]
+    total_weight = cumulative_weight[-1]
+    posterior: Floats = unclipped + total_weight - weight_below_cut
     return posterior
+
+
+def _sums_below(values: Floats) -> Floats:
+    """Return (G + 1,): the sum of the first 0, 1, ..., G values."""
+    sums = np.cumsum(values)
+    return np.concatenate([[0.0], sums])
 
 
 def kernel_mean_estimate(positive: Scores, unlabeled: Scores) -> tuple[float, None]:
@@ -220,14 +268,17 @@ def kernel_mean_estimate(positive: Scores, unlabeled: Scores) -> tuple[float, No
     # KM2 needs torch, which everything else here does without.
     from pu_kd_pipeline.learning.class_prior.kernel_mean import kernel_mean_class_prior
 
-    return kernel_mean_class_prior(positive, unlabeled), None
+    class_prior = kernel_mean_class_prior(positive, unlabeled)
+    return class_prior, None
 
 
 def share_at_least(scores: Scores, unlabeled_scores: Scores) -> Floats:
     """Return, for each of (n,) `scores`, the share of (m,) `unlabeled_scores` that are >= it."""
     ordered = np.sort(unlabeled_scores)
+    n_unlabeled = len(ordered)
     n_below = np.searchsorted(ordered, scores, side="left")
-    return (len(ordered) - n_below) / len(ordered)
+    n_at_least = n_unlabeled - n_below
+    return n_at_least / n_unlabeled
 
 
 def check_scores(values: Scores, name: str, n_axes: int = 1) -> Scores:
@@ -237,13 +288,15 @@ def check_scores(values: Scores, name: str, n_axes: int = 1) -> Scores:
         ValueError: they are empty, have another number of axes, or are not all finite.
     """
     values = np.asarray(values)
-    if values.ndim != n_axes or values.size == 0:
+    has_axes = values.ndim == n_axes
+    if not has_axes or values.size == 0:
         kind = "matrix of samples by features"
         if n_axes == 1:
             kind = "vector"
         raise ValueError(f"{name} must be a non-empty {kind}, got shape {values.shape}")
-    is_finite = np.isfinite(values)
-    if not is_finite.all():
-        n_invalid = int((~is_finite).sum())
+
+    is_invalid = ~np.isfinite(values)
+    n_invalid = int(is_invalid.sum())
+    if n_invalid > 0:
         raise ValueError(f"{name} holds {n_invalid} values that are not finite")
     return values

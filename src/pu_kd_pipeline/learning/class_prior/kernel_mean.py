@@ -55,33 +55,26 @@ def kernel_mean_class_prior(positive: NDArray[Any], unlabeled: NDArray[Any]) -> 
     """
     positive = np.asarray(positive, np.float64)
     unlabeled = np.asarray(unlabeled, np.float64)
-    samples = torch.from_numpy(_principal_components(positive, unlabeled))
+    components = _principal_components(positive, unlabeled)
+    samples = torch.from_numpy(components)
 
+    # Mean embeddings as weights of the samples, unlabeled before positives: (n_U + n_P,)
     n_unlabeled = len(unlabeled)
+    n_positive = len(positive)
     mean_unlabeled = torch.zeros(len(samples), dtype=torch.float64)
     mean_unlabeled[:n_unlabeled] = 1.0 / n_unlabeled
     mean_positive = torch.zeros(len(samples), dtype=torch.float64)
-    mean_positive[n_unlabeled:] = 1.0 / len(positive)
+    mean_positive[n_unlabeled:] = 1.0 / n_positive
 
     difference = mean_unlabeled - mean_positive
     kernel, limit = _best_kernel(samples, difference)
-    # No kernel separates the pool from the positives.
+    # Then no kernel separates the pool from the positives.
     if limit < _MIN_DISTANCE:
         return LARGEST_CLASS_PRIOR
-    products = kernel @ torch.stack([mean_unlabeled, mean_positive], dim=1)
-
-    def distance_and_slope(factor: float) -> tuple[float, float]:
-        """Return d(lambda) and d'(lambda) at lambda = factor."""
-        target = factor * mean_unlabeled + (1.0 - factor) * mean_positive
-        image = factor * products[:, 0] + (1.0 - factor) * products[:, 1]
-        nearest = nearest_in_hull(kernel, image, float(target @ image))
-        residual = image - kernel @ nearest
-        squared_distance = float((target - nearest) @ residual)
-        distance = math.sqrt(max(squared_distance, _MIN_DISTANCE**2))
-        return distance, float(difference @ residual) / distance
+    path = _MixturePath(kernel, mean_unlabeled, mean_positive)
 
     # d(1) = 0, because phi(U) itself lies in the hull
-    first_distance, _ = distance_and_slope(FIRST_LAMBDA)
+    first_distance, _ = path.distance_and_slope(FIRST_LAMBDA)
     first_slope = first_distance / (FIRST_LAMBDA - 1.0)
     threshold = (1.0 - SLOPE_WEIGHT) * first_slope + SLOPE_WEIGHT * limit
 
@@ -89,12 +82,55 @@ def kernel_mean_class_prior(positive: NDArray[Any], unlabeled: NDArray[Any]) -> 
     high = LARGEST_CLASS_PRIOR
     while high - low > TOLERANCE:
         middle = (low + high) / 2.0
-        _, slope = distance_and_slope(1.0 / (1.0 - middle))
+        factor = 1.0 / (1.0 - middle)
+        _, slope = path.distance_and_slope(factor)
         if slope > threshold:
             high = middle
         else:
             low = middle
     return (low + high) / 2.0
+
+
+class _MixturePath:
+    """The points lambda phi(U) + (1 - lambda) phi(P), and how far they are from the hull.
+
+    Args:
+        kernel: (n, n) float64 of all samples.
+        mean_unlabeled: (n,) float64 weights of the samples in phi(U).
+        mean_positive: (n,) float64 weights of the samples in phi(P).
+    """
+
+    def __init__(self, kernel: Tensor, mean_unlabeled: Tensor, mean_positive: Tensor) -> None:
+        self._kernel = kernel
+        self._mean_unlabeled = mean_unlabeled
+        self._mean_positive = mean_positive
+        means = torch.stack([mean_unlabeled, mean_positive], dim=1)
+        # The kernel is applied once; the image of a mixture is the mixture of the images.
+        self._images = kernel @ means
+
+    def distance_and_slope(self, factor: float) -> tuple[float, float]:
+        """Return d(lambda) and d'(lambda) at lambda = factor."""
+        rest = 1.0 - factor  # negative beyond lambda = 1
+        target = factor * self._mean_unlabeled + rest * self._mean_positive
+        unlabeled_image = self._images[:, 0]
+        positive_image = self._images[:, 1]
+        image = factor * unlabeled_image + rest * positive_image
+
+        squared_norm = float(target @ image)
+        nearest = nearest_in_hull(self._kernel, image, squared_norm)
+
+        # ||target - nearest||^2 is (target - nearest)' K (target - nearest).
+        nearest_image = self._kernel @ nearest
+        residual = image - nearest_image
+        squared_distance = float((target - nearest) @ residual)
+        squared_distance = max(squared_distance, _MIN_DISTANCE**2)
+        distance = math.sqrt(squared_distance)
+
+        # Danskin: only the target moves with lambda, the minimizer counts as fixed.
+        difference = self._mean_unlabeled - self._mean_positive
+        product = float(difference @ residual)
+        slope = product / distance
+        return distance, slope
 
 
 def _principal_components(
@@ -103,31 +139,42 @@ def _principal_components(
     """Return the first components of the standardized samples, unlabeled before positives."""
     samples = np.concatenate([unlabeled, positive])
     std = unlabeled.std(axis=0)
-    is_varied = std > _MIN_RELATIVE_STD * np.abs(unlabeled).max(axis=0)
+    largest = np.abs(unlabeled).max(axis=0)
+    rounding = _MIN_RELATIVE_STD * largest
+    is_varied = std > rounding
     if not is_varied.any():
         return samples
-    centered = samples - unlabeled.mean(axis=0)
+
+    mean = unlabeled.mean(axis=0)
+    centered = samples - mean
     rows = centered[:, is_varied] / std[is_varied]
+    # The components are those of all samples, not of the unlabeled alone.
     rows -= rows.mean(axis=0)
-    _, directions = np.linalg.eigh(rows.T @ rows)
+    scatter = rows.T @ rows
+    _, directions = np.linalg.eigh(scatter)
     # eigh sorts by ascending eigenvalue
     largest_first = directions[:, ::-1]
-    return rows @ largest_first[:, :N_COMPONENTS]
+    first_directions = largest_first[:, :N_COMPONENTS]
+    return rows @ first_directions
 
 
 def _best_kernel(samples: Tensor, difference: Tensor) -> tuple[Tensor, float]:
     """Return the Gaussian kernel whose mean embeddings are farthest apart, and their distance."""
-    squares = torch.cdist(samples, samples).square_()
+    squares = torch.cdist(samples, samples)
+    squares.square_()
     stride = max(1, squares.numel() // _MAX_MEDIAN_SAMPLES)
-    median = float(squares.flatten()[::stride].median())
+    some_squares = squares.flatten()[::stride]
+    median = float(some_squares.median())
     # Where most samples are equal, the median is zero.
     scale = max(median, 1e-300)
 
     best = torch.ones_like(squares)
     best_distance = -1.0
     for bandwidth in BANDWIDTHS:
-        kernel = torch.exp(squares / (-2.0 * scale * bandwidth**2))
+        divisor = -2.0 * scale * bandwidth**2
+        kernel = torch.exp(squares / divisor)
         squared_distance = float(difference @ kernel @ difference)
+        # Rounding can put the square of a distance of zero below it.
         distance = math.sqrt(max(squared_distance, 0.0))
         if distance > best_distance:
             best = kernel
@@ -153,38 +200,54 @@ def nearest_in_hull(kernel: Tensor, image: Tensor, squared_norm: float) -> Tenso
     Returns:
         (n,) float64, positive, summing to one but for rounding.
     """
+    # Starts in the middle of the hull.
     n = len(image)
     weights = torch.full((n,), 1.0 / n, dtype=torch.float64)
     gradient = kernel @ weights - image
     # Starts below every gradient, so that all slacks are positive.
-    multiplier = float(gradient.min() - gradient.std(correction=0)) - 1e-12
+    below_gradients = gradient.min() - gradient.std(correction=0)
+    multiplier = float(below_gradients) - 1e-12
     slack = gradient - multiplier
+    smallest_value = _MIN_DISTANCE**2
+
     for _ in range(_MAX_STEPS):
-        value = float(weights @ (gradient - image)) + squared_norm
-        duality_gap = float(gradient @ weights - gradient.min())
-        if duality_gap <= GAP * max(value, _MIN_DISTANCE**2):
+        # v'Kv - 2 v'image is v'(gradient - image).
+        inner_product = weights @ (gradient - image)
+        value = float(inner_product) + squared_norm
+        gap = gradient @ weights - gradient.min()
+        largest_gap = GAP * max(value, smallest_value)
+        if float(gap) <= largest_gap:
             break
 
         system = kernel.clone()
-        system.diagonal().add_(slack / weights)
+        diagonal = system.diagonal()  # a view
+        diagonal.add_(slack / weights)
         factor = torch.linalg.cholesky(system)
         dual_residual = gradient - multiplier - slack
 
-        # The predictor aims straight at zero products weights * slack. The further it gets, the
-        # smaller the products that the corrector aims at.
-        change, _, slack_change = _newton(factor, weights, slack, dual_residual, weights * slack)
-        reach = min(1.0, _longest_step(weights, change), _longest_step(slack, slack_change))
-        mean_product = float(weights @ slack) / n
+        # The predictor aims straight at zero products weights * slack.
+        products = weights * slack
+        change, _, slack_change = _newton(factor, weights, slack, dual_residual, products)
+        weights_reach = _longest_step(weights, change)
+        slack_reach = _longest_step(slack, slack_change)
+        reach = min(1.0, weights_reach, slack_reach)
+
+        # The further it gets, the smaller the products that the corrector aims at.
         predicted_weights = weights + reach * change
         predicted_slack = slack + reach * slack_change
-        shrinkage = float(predicted_weights @ predicted_slack) / n / mean_product
+        mean_product = float(weights @ slack) / n
+        predicted_product = float(predicted_weights @ predicted_slack) / n
+        shrinkage = predicted_product / mean_product
         aim = shrinkage**3 * mean_product
 
+        # The corrector also makes up for the product of the two changes, which the linearized
+        # conditions leave out.
         products = weights * slack + change * slack_change - aim
         change, step, slack_change = _newton(factor, weights, slack, dual_residual, products)
         weights_reach = _MAX_STEP_SHARE * _longest_step(weights, change)
         slack_reach = _MAX_STEP_SHARE * _longest_step(slack, slack_change)
         reach = min(1.0, weights_reach, slack_reach)
+
         weights = weights + reach * change
         slack = slack + reach * slack_change
         multiplier += reach * step
@@ -206,17 +269,30 @@ def _newton(
         dual_residual: (n,) what the gradient exceeds multiplier and slack by.
         products: (n,) what the products v * s exceed their aim by.
     """
-    right = torch.stack([-dual_residual - products / weights, torch.ones_like(weights)], dim=1)
+    # Without ds, the conditions read (K + diag(s / v)) dv = constant + dy 1.
+    constant = -dual_residual - products / weights
+    ones = torch.ones_like(weights)
+    right = torch.stack([constant, ones], dim=1)
     solved = torch.cholesky_solve(right, factor)
+    offset = solved[:, 0]
+    direction = solved[:, 1]
+
     # dv is affine in dy; the condition on the sum of the weights fixes dy.
-    missing = 1.0 - float(weights.sum()) - float(solved[:, 0].sum())
-    step = missing / float(solved[:, 1].sum())
-    change = solved[:, 0] + step * solved[:, 1]
+    weights_sum = float(weights.sum())
+    offset_sum = float(offset.sum())
+    direction_sum = float(direction.sum())
+    missing = 1.0 - weights_sum - offset_sum
+    step = missing / direction_sum
+    change = offset + step * direction
+
+    # ds follows from the third condition.
     slack_change = (-products - slack * change) / weights
     return change, step, slack_change
 
 
 def _longest_step(values: Tensor, change: Tensor) -> float:
     """Return the largest step that keeps the positive values from going below zero."""
-    steps = torch.where(change < 0.0, -values / change, torch.inf)
+    is_falling = change < 0.0
+    steps_to_zero = -values / change
+    steps = torch.where(is_falling, steps_to_zero, torch.inf)
     return float(steps.min())

@@ -73,8 +73,13 @@ def describe_methods() -> str:
     """Return one line that explains all methods, those that read the same evidence together."""
     names: dict[Evidence, list[str]] = {}
     for name, method in METHODS.items():
-        names.setdefault(method.evidence, []).append(name)
-    lines = [f"{', '.join(group)}: {evidence.description}" for evidence, group in names.items()]
+        group = names.setdefault(method.evidence, [])
+        group.append(name)
+
+    lines = []
+    for evidence, group in names.items():
+        listed = ", ".join(group)
+        lines.append(f"{listed}: {evidence.description}")
     return "; ".join(lines)
 
 

@@ -35,11 +35,15 @@ def attention_map(feature_map: Tensor, size: tuple[int, int] | None = None) -> T
     # bf16 keeps three digits, too few for differences of maps; squares of float16 overflow
     # beyond 256.
     dtype = torch.promote_types(feature_map.dtype, torch.float32)
-    energy = feature_map.to(dtype).square().mean(dim=1)
+    squares = feature_map.to(dtype).square()
+    energy = squares.mean(dim=1)  # (N, H, W)
+
     # Pooling after the mean of squares is our choice: it then has one map to pool instead of C.
-    if size is not None and size != tuple(energy.shape[1:]):
+    own_size = tuple(energy.shape[1:])
+    if size is not None and size != own_size:
         energy = functional.adaptive_avg_pool2d(energy, size)
-    return functional.normalize(energy.flatten(1), dim=1)
+    flat = energy.flatten(1)
+    return functional.normalize(flat, dim=1)
 
 
 def attention_transfer_loss(
@@ -67,9 +71,12 @@ def attention_transfer_loss(
             "student and teacher need equally many taps, at least one, "
             f"got {len(student_maps)} and {len(teacher_maps)}"
         )
+
     losses = []
-    for tap, (student_map, teacher_map) in enumerate(zip(student_maps, teacher_maps, strict=True)):
-        losses.append(_tap_loss(student_map, teacher_map, tap))
+    pairs = zip(student_maps, teacher_maps, strict=True)
+    for tap, (student_map, teacher_map) in enumerate(pairs):
+        loss = _tap_loss(student_map, teacher_map, tap)
+        losses.append(loss)
     return torch.stack(losses).sum()
 
 
@@ -81,14 +88,21 @@ def _tap_loss(student_map: Tensor, teacher_map: Tensor, tap: int) -> Tensor:
             f"tap {tap} has maps of {len(student_map)} images of the student, "
             f"{len(teacher_map)} of the teacher"
         )
+
+    # The smaller of the two in either direction
     student_height, student_width = student_map.shape[2:]
     teacher_height, teacher_width = teacher_map.shape[2:]
-    size = (min(student_height, teacher_height), min(student_width, teacher_width))
+    height = min(student_height, teacher_height)
+    width = min(student_width, teacher_width)
+    size = (height, width)
+
     student_attention = attention_map(student_map, size)
     teacher_attention = attention_map(teacher_map.detach(), size)
-    return (student_attention - teacher_attention).square().mean()
+    difference = student_attention - teacher_attention
+    return difference.square().mean()
 
 
 def _check_map(feature_map: Tensor, name: str) -> None:
     if feature_map.ndim != 4:
-        raise ValueError(f"the {name} is {tuple(feature_map.shape)}; expected (N, C, H, W)")
+        shape = tuple(feature_map.shape)
+        raise ValueError(f"the {name} is {shape}; expected (N, C, H, W)")

@@ -76,13 +76,16 @@ def pu_critic_risk(
     # Without a prior there is nothing to check or to clamp.
     if mode == "gan":
         risk = positive_loss + negative_loss
-        return CriticRisk(risk, risk.detach(), torch.zeros_like(risk, dtype=torch.bool))
+        never = torch.zeros_like(risk, dtype=torch.bool)
+        return CriticRisk(risk, risk.detach(), never)
     if not 0.0 < class_prior < 1.0:
         raise ValueError(f"class_prior must lie strictly between 0 and 1, got {class_prior!r}")
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
+
     positive_risk = class_prior * positive_loss
-    negative_risk = negative_loss - class_prior * functional.softplus(teacher_scores).mean()
+    loss_as_negatives = functional.softplus(teacher_scores).mean()
+    negative_risk = negative_loss - class_prior * loss_as_negatives
     # sp(C) - sp(-C) = C, so R_p+ + R_- = E_s sp(C) - pi E_t C has no lower bound: it needs a branch
     # below zero. The branch insists that a share pi of the student features passes. Where fewer
     # do, the prior is too high, and the critic also spares features that it can tell apart.
@@ -106,7 +109,9 @@ def student_critic_loss(student_scores: Tensor) -> Tensor:
         student_scores: (N,) any float dtype, from a critic whose parameters are frozen; see
             `CriticTraining`.
     """
-    return functional.softplus(-_at_least_float32(student_scores)).mean()
+    scores = _at_least_float32(student_scores)
+    losses = functional.softplus(-scores)
+    return losses.mean()
 
 
 def critic_distillation(
@@ -155,6 +160,7 @@ def critic_distillation(
     kl_weight = 1.0
     if labels is not None:
         kl_weight = alpha
+
     # The teacher's entropy has no gradient; subtracting it makes the reported loss 0 at equality.
     entropy = soft_cross_entropy(teacher_logits, teacher_logits, temperature)
     cross_entropy = soft_cross_entropy(student_logits, teacher_logits, temperature)
@@ -169,10 +175,13 @@ def critic_distillation(
         terms["student_critic_loss"] = critic_loss
         weighted_terms.append(critic_weight * critic_loss)
     if labels is not None:
-        label_loss = functional.cross_entropy(_at_least_float32(student_logits), labels)
+        logits = _at_least_float32(student_logits)
+        label_loss = functional.cross_entropy(logits, labels)
         terms["label_loss"] = label_loss
         weighted_terms.append((1.0 - alpha) * label_loss)
-    losses = {"loss": torch.stack(weighted_terms).sum()}
+
+    loss = torch.stack(weighted_terms).sum()
+    losses = {"loss": loss}
     for name, term in terms.items():
         losses[name] = term.detach()
     return losses
@@ -180,7 +189,8 @@ def critic_distillation(
 
 def _at_least_float32(scores: Tensor) -> Tensor:
     # bf16 keeps three digits, too few for the difference of means that decides the branch.
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return scores.to(dtype)
 
 
 def class_prior_at(progress: float, start: float = 0.3, end: float = 0.6) -> float:
@@ -203,7 +213,8 @@ def class_prior_at(progress: float, start: float = 0.3, end: float = 0.6) -> flo
         raise ValueError(
             f"start and end must lie strictly between 0 and 1, got {start!r} and {end!r}"
         )
-    return start + (end - start) * progress
+    rise = end - start
+    return start + rise * progress
 
 
 def ramp(n_updates: int, n_ramp_updates: int) -> float:

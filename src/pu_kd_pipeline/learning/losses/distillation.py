@@ -63,7 +63,8 @@ def soft_cross_entropy(
 
     targets = torch.softmax(teacher_logits / temperature, dim=1)
     log_probabilities = torch.log_softmax(student_logits / temperature, dim=1)
-    return -(targets * log_probabilities).sum(dim=1)
+    weighted_logs = targets * log_probabilities
+    return -weighted_logs.sum(dim=1)
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -83,8 +84,9 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     teacher_logits = teacher_logits.to(dtype)
     entropy = soft_cross_entropy(teacher_logits, teacher_logits, temperature=1.0)
     cross_entropy = soft_cross_entropy(student_logits, teacher_logits, temperature=1.0)
+    divergence = cross_entropy - entropy
     # Equal logits may give a difference just below zero, from rounding.
-    return (cross_entropy - entropy).clamp(min=0.0)
+    return divergence.clamp(min=0.0)
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -31,7 +31,9 @@ def centered_logits_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tens
     student, teacher = _comparable(student_logits, teacher_logits, "logits")
     # Centering is linear, so centering the difference once is the difference of centered logits.
     difference = student - teacher
-    return (difference - difference.mean(dim=1, keepdim=True)).square().mean()
+    mean = difference.mean(dim=1, keepdim=True)
+    centered = difference - mean
+    return centered.square().mean()
 
 
 def penultimate_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -54,7 +56,8 @@ def penultimate_loss(student_features: Tensor, teacher_features: Tensor) -> Tens
     difference = _unit_length(student) - _unit_length(teacher)
     # Summed over the features: the entries of a unit vector shrink as its width grows, so a mean
     # would need another weight for every width.
-    return difference.square().sum(dim=1).mean()
+    squared_distances = difference.square().sum(dim=1)
+    return squared_distances.mean()
 
 
 def latent_loss(
@@ -98,15 +101,16 @@ def latent_loss(
     logits_loss = centered_logits_loss(student_logits, teacher_logits)
     features_loss = penultimate_loss(student_features, teacher_features)
     loss = logits_weight * logits_loss + penultimate_weight * features_loss
+
     terms = {
         "logits_loss": logits_loss.detach(),
         "penultimate_loss": features_loss.detach(),
     }
     if kl_weight > 0.0:
         student, teacher = _comparable(student_logits, teacher_logits, "logits")
-        divergence = kl_divergence(teacher / temperature, student / temperature).mean()
+        divergences = kl_divergence(teacher / temperature, student / temperature)
         # T^2 keeps the size of the gradient independent of T (Hinton et al. 2015, sec. 2).
-        kl_loss = temperature**2 * divergence
+        kl_loss = temperature**2 * divergences.mean()
         loss = loss + kl_weight * kl_loss
         terms["kl_loss"] = kl_loss.detach()
     return {"loss": loss, **terms}
@@ -116,7 +120,8 @@ def _check_weights(**weights: float) -> None:
     values = weights.values()
     # `not >=` instead of `<`, so that nan is refused too.
     is_negative = not all(weight >= 0.0 for weight in values)
-    if is_negative or not any(values):
+    has_positive = any(values)
+    if is_negative or not has_positive:
         raise ValueError(f"weights must be at least 0 and one of them positive, got {weights}")
 
 
@@ -128,12 +133,14 @@ def _comparable(student: Tensor, teacher: Tensor, what: str) -> tuple[Tensor, Te
             f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     dtype = torch.promote_types(student.dtype, torch.float32)
-    return student.to(dtype), teacher.detach().to(dtype)
+    fixed_teacher = teacher.detach()
+    return student.to(dtype), fixed_teacher.to(dtype)
 
 
 def _unit_length(features: Tensor) -> Tensor:
     squared_length = features.square().sum(dim=1, keepdim=True)
     is_zero = squared_length < _SHORTEST**2
     # Masked before the root as well: a gradient that is discarded must still be finite.
-    inverse_length = squared_length.masked_fill(is_zero, 1.0).rsqrt()
-    return (features * inverse_length).masked_fill(is_zero, 0.0)
+    positive_length = squared_length.masked_fill(is_zero, 1.0)
+    directions = features * positive_length.rsqrt()
+    return directions.masked_fill(is_zero, 0.0)

@@ -73,10 +73,15 @@ class NoiseMatrix(nn.Module):
 
     def forward(self) -> Tensor:
         """Return Q, (K, K) float32, positive, with rows that sum to 1."""
-        diagonal = torch.sigmoid(self.diagonal_logits)[:, None]
+        # (K, 1): the share of a row that stays on the diagonal
+        diagonal = torch.sigmoid(self.diagonal_logits)
+        diagonal = diagonal[:, None]
+
+        # The softmax of a row leaves out its diagonal, whose share is fixed above.
         masked_logits = self.off_diagonal_logits.masked_fill(self._is_diagonal, -math.inf)
         others = torch.softmax(masked_logits, dim=1)
-        return torch.where(self._is_diagonal, diagonal, (1.0 - diagonal) * others)
+        off_diagonal = (1.0 - diagonal) * others
+        return torch.where(self._is_diagonal, diagonal, off_diagonal)
 
 
 def pseudo_label_loss(
@@ -111,12 +116,17 @@ def pseudo_label_loss(
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     log_probabilities = torch.log_softmax(student_logits.to(dtype), dim=1)
     # Clamped, so that a zero of Q has a logarithm; it gets no gradient.
-    log_matrix = noise_matrix.to(dtype).clamp_min(torch.finfo(dtype).tiny).log()
+    tiny = torch.finfo(dtype).tiny
+    positive_matrix = noise_matrix.to(dtype).clamp_min(tiny)
+    log_matrix = positive_matrix.log()
     pseudo_labels = teacher_logits.argmax(dim=1)
     log_columns = log_matrix.index_select(1, pseudo_labels).T  # (N, K)
+
     # Summing in logarithms keeps loss and gradient finite where probabilities underflow, and
     # leaves autocast no matrix product to round.
-    return -torch.logsumexp(log_probabilities + log_columns, dim=1).mean()
+    log_products = log_probabilities + log_columns
+    log_likelihoods = torch.logsumexp(log_products, dim=1)
+    return -log_likelihoods.mean()
 
 
 def noisy_kd_loss(

@@ -43,7 +43,8 @@ def sigmoid_loss(logits: Tensor, label: Literal[-1, 1]) -> Tensor:
     """
     # bf16 keeps three digits, too few for the difference of means that decides the branch below.
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return torch.sigmoid(-label * logits.to(dtype))
+    exact_logits = logits.to(dtype)
+    return torch.sigmoid(-label * exact_logits)
 
 
 def pu_risk(
@@ -90,11 +91,11 @@ def pu_risk(
         )
     positive_risk = class_prior * sigmoid_loss(positive_logits, 1).mean()
     # The unlabeled are a mixture: subtracting the positives' share leaves the negatives' risk.
-    negative_risk = (
-        sigmoid_loss(unlabeled_logits, -1).mean()
-        - class_prior * sigmoid_loss(positive_logits, -1).mean()
-    )
+    unlabeled_loss = sigmoid_loss(unlabeled_logits, -1).mean()
+    loss_as_negatives = sigmoid_loss(positive_logits, -1).mean()
+    negative_risk = unlabeled_loss - class_prior * loss_as_negatives
     risk = positive_risk + negative_risk
+
     # uPU follows the whole risk even below zero, where a flexible model overfits.
     if estimator == "upu":
         return PURisk(

@@ -142,7 +142,10 @@ def _accepted(factory: Factory, arguments: dict[str, Any]) -> dict[str, Any]:
     The number of classes gets torchvision's name, `num_classes`, where the factory has that.
     """
     parameters = inspect.signature(factory).parameters
-    accepted = {name: value for name, value in arguments.items() if name in parameters}
+    accepted = {}
+    for name, value in arguments.items():
+        if name in parameters:
+            accepted[name] = value
     if "num_classes" in parameters:
         accepted["num_classes"] = arguments["n_classes"]
     # A factory that only takes **kwargs still has to learn the number of classes.

@@ -59,25 +59,37 @@ class CifarResNet(nn.Module):
             )
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
-        n_blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
+
+        # A block has two layers; the first convolution and the last layer are outside of them.
+        n_blocks = (depth - 2) // 6
+        second_width = 2 * width
+        third_width = 4 * width
         self.layer1 = _residual_stage(width, width, n_blocks, stride=1)
-        self.layer2 = _residual_stage(width, 2 * width, n_blocks, stride=2)
-        self.layer3 = _residual_stage(2 * width, 4 * width, n_blocks, stride=2)
+        self.layer2 = _residual_stage(width, second_width, n_blocks, stride=2)
+        self.layer3 = _residual_stage(second_width, third_width, n_blocks, stride=2)
+
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(4 * width, n_classes)
+        self.fc = nn.Linear(third_width, n_classes)
+
+        # As torchvision initializes its ResNets (He et al. 2015)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) float32 images to (N, K) logits."""
-        features = self.relu(self.bn1(self.conv1(images)))
-        features = self.layer3(self.layer2(self.layer1(features)))
+        features = self.conv1(images)
+        features = self.bn1(features)
+        features = self.relu(features)
+        features = self.layer1(features)
+        features = self.layer2(features)
+        features = self.layer3(features)
         pooled = self.avgpool(features)
-        logits: Tensor = self.fc(pooled.flatten(1))
+        pooled = pooled.flatten(1)
+        logits: Tensor = self.fc(pooled)
         return logits
 
 
@@ -91,10 +103,14 @@ def _residual_stage(
     shortcut = None
     if stride != 1:
         convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        shortcut = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
-    blocks = [block(in_channels, out_channels, stride, shortcut)]
+        normalization = nn.BatchNorm2d(out_channels)
+        shortcut = nn.Sequential(convolution, normalization)
+    first = block(in_channels, out_channels, stride, shortcut)
+
+    blocks = [first]
     for _ in range(n_blocks - 1):
-        blocks.append(block(out_channels, out_channels))
+        further = block(out_channels, out_channels)
+        blocks.append(further)
     return nn.Sequential(*blocks)
 
 

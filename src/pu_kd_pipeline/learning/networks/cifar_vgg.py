@@ -19,22 +19,28 @@ class CifarVGG(nn.Module):
         from pu_kd_pipeline.learning.networks.vision import models
 
         super().__init__()
-        self.features = models.vgg.make_layers(models.vgg.cfgs[configuration], batch_norm=True)
+        layers = models.vgg.cfgs[configuration]
+        self.features = models.vgg.make_layers(layers, batch_norm=True)
+        # torchvision's layers read color images.
         if in_channels != 3:
             self.features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
+
         for module in self.features:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
+
         # Five max-pools leave one pixel of a 32x32 image, too little for VGG's three linear layers.
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) float32 images with sides of at least 32 pixels to (N, K) logits."""
-        pooled = self.avgpool(self.features(images))
-        logits: Tensor = self.fc(pooled.flatten(1))
+        features = self.features(images)
+        pooled = self.avgpool(features)
+        pooled = pooled.flatten(1)
+        logits: Tensor = self.fc(pooled)
         return logits
 
 

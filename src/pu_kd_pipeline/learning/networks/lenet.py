@@ -29,22 +29,35 @@ class LeNet5(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, first, 5)
         self.relu1 = nn.ReLU()
         self.pool1 = nn.MaxPool2d(2)
+
         self.conv2 = nn.Conv2d(first, second, 5)
         self.relu2 = nn.ReLU()
         self.pool2 = nn.MaxPool2d(2)
+
         # Maps 5x5 features to one pixel, so images must have 32 to 35 pixels.
         self.conv3 = nn.Conv2d(second, third, 5)
         self.relu3 = nn.ReLU()
+
         self.fc1 = nn.Linear(third, hidden)
         self.relu4 = nn.ReLU()
         self.fc2 = nn.Linear(hidden, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, 32, 32) float32 images to (N, K) logits."""
-        features = self.pool1(self.relu1(self.conv1(images)))
-        features = self.pool2(self.relu2(self.conv2(features)))
-        features = self.relu3(self.conv3(features))
-        hidden = self.relu4(self.fc1(features.flatten(1)))
+        features = self.conv1(images)
+        features = self.relu1(features)
+        features = self.pool1(features)
+
+        features = self.conv2(features)
+        features = self.relu2(features)
+        features = self.pool2(features)
+
+        features = self.conv3(features)
+        features = self.relu3(features)
+        features = features.flatten(1)
+
+        hidden = self.fc1(features)
+        hidden = self.relu4(hidden)
         logits: Tensor = self.fc2(hidden)
         return logits
 
@@ -75,24 +88,34 @@ class DigitsCNN(nn.Module):
 
     def __init__(self, n_classes: int, in_channels: int = 1, width: int = 32) -> None:
         super().__init__()
+        later_width = 2 * width
         self.block1 = _conv_block(in_channels, width)
-        self.block2 = _conv_block(width, 2 * width)
+        self.block2 = _conv_block(width, later_width)
         self.pool = nn.MaxPool2d(2)
-        self.block3 = _conv_block(2 * width, 2 * width)
+        self.block3 = _conv_block(later_width, later_width)
+
+        # Four pixels of every channel remain, which tell the last layer roughly where strokes are.
         self.global_pool = nn.AdaptiveAvgPool2d(2)
-        self.fc = nn.Linear(8 * width, n_classes)
+        n_features = 4 * later_width
+        self.fc = nn.Linear(n_features, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) float32 images with sides of at least four pixels to (N, K) logits."""
-        features = self.block2(self.block1(images))
-        features = self.block3(self.pool(features))
-        logits: Tensor = self.fc(self.global_pool(features).flatten(1))
+        features = self.block1(images)
+        features = self.block2(features)
+        features = self.pool(features)
+        features = self.block3(features)
+        pooled = self.global_pool(features)
+        pooled = pooled.flatten(1)
+        logits: Tensor = self.fc(pooled)
         return logits
 
 
 def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
+    # Without bias, which BatchNorm would remove.
     convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
+    normalization = nn.BatchNorm2d(out_channels)
+    return nn.Sequential(convolution, normalization, nn.ReLU())
 
 
 def digits_cnn(n_classes: int, in_channels: int = 1, width: int = 32) -> nn.Module:

@@ -47,7 +47,8 @@ class NoiseCalibration:
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return {name: {"mean": ..., "std": ...}}, plain floats in the order of the names."""
         content = {}
-        for name, mean, std in zip(self.names, self.means, self.stds, strict=True):
+        rows = zip(self.names, self.means, self.stds, strict=True)
+        for name, mean, std in rows:
             content[name] = {"mean": mean, "std": std}
         return content
 
@@ -58,17 +59,21 @@ class NoiseCalibration:
         Raises:
             ValueError: a name is not an indicator.
         """
-        unknown = sorted(set(content) - set(INDICATORS))
+        unknown = set(content) - set(INDICATORS)
         if unknown:
             raise ValueError(
-                f"the calibration holds {', '.join(unknown)}; "
+                f"the calibration holds {', '.join(sorted(unknown))}; "
                 f"the indicators are {', '.join(INDICATORS)}"
             )
         # JSON writers may sort keys, but columns are matched by position: restore the order.
-        names = tuple(name for name in INDICATORS if name in content)
-        means = tuple(float(content[name]["mean"]) for name in names)
-        stds = tuple(float(content[name]["std"]) for name in names)
-        return cls(names, means, stds)
+        names = [name for name in INDICATORS if name in content]
+        means = []
+        stds = []
+        for name in names:
+            numbers = content[name]
+            means.append(float(numbers["mean"]))
+            stds.append(float(numbers["std"]))
+        return cls(tuple(names), tuple(means), tuple(stds))
 
 
 def uniform_noise(n: int, image_shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -118,8 +123,10 @@ def calibrate_on_noise(
     for start in range(0, n_images, batch_size):
         n_in_batch = min(batch_size, n_images - start)
         images = uniform_noise(n_in_batch, probe.image_shape, generator)
-        values.append(probe(normalize(images)))
-    return NoiseCalibration.of(probe.names, torch.cat(values))
+        inputs = normalize(images)
+        values.append(probe(inputs))
+    all_values = torch.cat(values)
+    return NoiseCalibration.of(probe.names, all_values)
 
 
 def one_class_sum(
@@ -147,13 +154,17 @@ def one_class_sum(
     values = _checked_values(values, calibration.names)
     means = torch.tensor(calibration.means, dtype=torch.float64)
     stds = torch.tensor(calibration.stds, dtype=torch.float64)
+
     # Where noise has no spread (a saturated dss_ext), an indicator counts 0 at the noise's value
     # and, by the limit, +-clip elsewhere: the spread is at least what float32 resolves at the mean.
-    resolution = torch.finfo(torch.float32).eps * means.abs()
-    smallest_spread = resolution.clamp(min=torch.finfo(torch.float32).tiny)
+    float32 = torch.finfo(torch.float32)
+    resolution = float32.eps * means.abs()
+    smallest_spread = resolution.clamp(min=float32.tiny)
     spread = torch.maximum(stds, smallest_spread)
+
     z = (values - means) / spread
-    return z.clamp(-clip, clip).sum(dim=1)
+    clipped = z.clamp(-clip, clip)
+    return clipped.sum(dim=1)
 
 
 def _checked_values(values: Tensor, names: tuple[str, ...]) -> Tensor:

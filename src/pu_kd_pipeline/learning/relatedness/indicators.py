@@ -44,12 +44,17 @@ def logit_indicators(logits: Tensor) -> Tensor:
         (N, 3) float32 (float64 for float64 logits), higher is less related: in [0, 1 - 1/K],
         [0, ln K], [0, 1 - 1/K].
     """
+    # bf16 and float16 have too few digits for differences of probabilities.
     logits = _at_least_float32(logits)
-    log_probabilities = logits.log_softmax(dim=1)
     mp = _mass_outside_maximum(logits)
+
+    log_probabilities = logits.log_softmax(dim=1)
     probabilities = log_probabilities.exp()
-    h = -(probabilities * log_probabilities).sum(dim=1)
-    t1000 = _mass_outside_maximum(logits / ODIN_TEMPERATURE)
+    weighted_logs = probabilities * log_probabilities
+    h = -weighted_logs.sum(dim=1)
+
+    softened_logits = logits / ODIN_TEMPERATURE
+    t1000 = _mass_outside_maximum(softened_logits)
     return torch.stack([mp, h, t1000], dim=1)
 
 
@@ -58,7 +63,8 @@ def _mass_outside_maximum(logits: Tensor) -> Tensor:
     largest, classes = logits.max(dim=1, keepdim=True)
     # As the sum of the others, which keeps the digits that 1 - 0.9999999 loses.
     powers = (logits - largest).exp()
-    others = powers.scatter(1, classes, 0.0).sum(dim=1)
+    other_powers = powers.scatter(1, classes, 0.0)
+    others = other_powers.sum(dim=1)
     return others / (1.0 + others)
 
 
@@ -80,10 +86,13 @@ def latent_indicators(latents: Tensor, weight: Tensor, classes: Tensor) -> Tenso
         (N, 8) float32 (float64 for float64 latents) in the order of `LATENT_INDICATORS`, higher is
         less related; the three angles are in [0, 2].
     """
+    # Both (N, D): for each image its latents, and the row of its predicted class
     u = _at_least_float32(latents)
     w = weight.to(u.dtype)[classes]
     u_plus = u * (w > 0)
     w_plus = w.clamp(min=0.0)
+
+    # All (N,)
     u_norm = u.norm(dim=1)
     w_norm = w.norm(dim=1)
     u_plus_norm = u_plus.norm(dim=1)
@@ -106,14 +115,18 @@ def latent_indicators(latents: Tensor, weight: Tensor, classes: Tensor) -> Tenso
 
 
 def _one_minus_cosine(product: Tensor, norms: Tensor) -> Tensor:
+    cosine = _ratio(product, norms)
     # Rounding can put a cosine slightly outside [-1, 1].
-    return 1.0 - _ratio(product, norms).clamp(-1.0, 1.0)
+    cosine = cosine.clamp(-1.0, 1.0)
+    return 1.0 - cosine
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, and 0 for 0 / 0."""
     tiny = torch.finfo(denominator.dtype).tiny
-    return numerator / denominator.clamp(min=tiny)
+    # Where a length is 0, the product is 0 as well, and so is the quotient.
+    divisor = denominator.clamp(min=tiny)
+    return numerator / divisor
 
 
 def batchnorm_sums(layer: _BatchNorm, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,35 +153,46 @@ def batchnorm_sums(layer: _BatchNorm, inputs: Tensor) -> tuple[Tensor, Tensor]:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     # (N, C, positions); (N, C) inputs have one position.
-    x = _at_least_float32(inputs).unsqueeze(2).flatten(2)
+    x = _at_least_float32(inputs)
+    x = x.unsqueeze(2).flatten(2)
     n = x.shape[2]
     freedom = max(n - 1, 1)  # one position has none, and is not counted below
-    average = x.mean(dim=2)
-    # Two passes, since E[x^2] - E[x]^2 cancels; torch.var_mean needs one pass, but takes 25 times
-    # as long on a CPU.
-    scatter = (x - average.unsqueeze(2)).square_().sum(dim=2)
+    running_mean = layer.running_mean.to(x.dtype)
     variance = layer.running_var.to(x.dtype) + layer.eps
-    shift = average - layer.running_mean.to(x.dtype)
+
+    # m and the scatter of a, n times its variance over the positions: (N, C). In two passes, since
+    # E[x^2] - E[x]^2 cancels; torch.var_mean needs one pass, but takes 25 times as long on a CPU.
+    average = x.mean(dim=2)
+    scatter = (x - average.unsqueeze(2)).square_().sum(dim=2)
+    scatter = scatter / variance
+    shift = average - running_mean
     m_squared = shift.square() / variance
-    scatter = scatter / variance  # of a: n times its variance over the positions
     std = (scatter / freedom).sqrt()
+
     low, high = chi_square_range(freedom)
-    is_outside_range = (scatter < low) | (scatter > high)
+    is_below = scatter < low
+    is_above = scatter > high
+    is_outside_range = is_below | is_above
 
     dms = m_squared
     dms_aos = m_squared + scatter / n
     dss = (std - 1.0).square()
     dss_ext = is_outside_range.to(x.dtype)
 
-    # With a weight near 0 the layer ignores the channel, whose statistics then mean nothing.
+    # (C,): with a weight near 0 the layer ignores the channel, whose statistics then mean nothing.
     is_counted = torch.ones_like(average[0], dtype=torch.bool)
     if layer.weight is not None:
         is_counted = layer.weight.abs() >= SMALLEST_BATCHNORM_WEIGHT
     has_std = is_counted & (n > 1)
+
+    # (4, C) and (4, N, C)
     masks = torch.stack([is_counted, is_counted, has_std, has_std])
     terms = torch.stack([dms, dms_aos, dss, dss_ext])
-    sums = terms.masked_fill(~masks.unsqueeze(1), 0.0).sum(dim=2)
-    return sums, masks.sum(dim=1)
+    is_left_out = ~masks.unsqueeze(1)
+    counted_terms = terms.masked_fill(is_left_out, 0.0)
+    sums = counted_terms.sum(dim=2)
+    n_channels = masks.sum(dim=1)
+    return sums, n_channels
 
 
 @cache
@@ -182,18 +206,25 @@ def chi_square_range(degrees_of_freedom: int) -> tuple[float, float]:
     # function.
     levels = torch.tensor(CHI_SQUARE_LEVELS, dtype=torch.float64, device="cpu")
     shape = torch.full_like(levels, degrees_of_freedom / 2.0)
+
     # Laurent & Massart 2000, lemma 1: P(x > k + 2 sqrt(3 k) + 6) <= exp(-3) < 0.05
-    upper_bound = degrees_of_freedom + 2.0 * math.sqrt(3.0 * degrees_of_freedom) + 6.0
+    root = math.sqrt(3.0 * degrees_of_freedom)
+    upper_bound = degrees_of_freedom + 2.0 * root + 6.0
     low = torch.zeros_like(levels)
     high = torch.full_like(levels, upper_bound)
+    # Both quantiles at the same time
     for _ in range(_N_BISECTIONS):
         middle = (low + high) / 2.0
-        is_below = torch.special.gammainc(shape, middle / 2.0) < levels
+        probability = torch.special.gammainc(shape, middle / 2.0)
+        is_below = probability < levels
+        # The quantile lies above the middle where the probability up to there is too small.
         low = torch.where(is_below, middle, low)
         high = torch.where(is_below, high, middle)
+
     lower, upper = low.tolist()
     return lower, upper
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return values.to(dtype)

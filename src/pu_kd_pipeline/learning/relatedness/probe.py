@@ -58,16 +58,21 @@ class RelatednessProbe:
         self._check_mode()
         self._batchnorms: list[_BatchNorm] = []
         for module in network.modules():
+            # Without running statistics there is nothing to compare a batch with.
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
                 self._batchnorms.append(module)
+
         # Random instead of constant images, so that no two layers happen to give equal outputs.
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(2, *image_shape, generator=generator)
-        images = images.to(next(network.parameters()))
+        parameter = next(network.parameters())
+        images = images.to(parameter)  # device and dtype
         self._head = _layer_of_the_logits(network, images)
-        n_channels = self._forward(images).n_channels
+        trial = self._forward(images)
+
         # None of the BatchNorm indicators applies, or the first two (maps of one position), or all.
-        self._n_batchnorm = int((n_channels > 0).sum())
+        applies = trial.n_channels > 0
+        self._n_batchnorm = int(applies.sum())
         names = list(LOGIT_INDICATORS)
         if self._head is not None:
             names += LATENT_INDICATORS
@@ -84,30 +89,46 @@ class RelatednessProbe:
                 mode.
         """
         self._check_mode()
-        if images.ndim != 4 or tuple(images.shape[1:]) != tuple(self.image_shape):
+        shape = tuple(images.shape)
+        if images.ndim != 4 or shape[1:] != tuple(self.image_shape):
             expected = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"images must be (N, {expected}), got {tuple(images.shape)}")
+            raise ValueError(f"images must be (N, {expected}), got {shape}")
+
         logits, latents, sums, n_channels = self._forward(images)
         parts = [logit_indicators(logits)]
+
         if self._head is not None:
             weight = self._head.weight.detach()
-            parts.append(latent_indicators(latents[-1], weight, logits.argmax(dim=1)))
-        batchnorm_indicators = sums / n_channels.unsqueeze(1)
-        parts.append(batchnorm_indicators[: self._n_batchnorm].T)
-        return torch.cat([part.float() for part in parts], dim=1)
+            classes = logits.argmax(dim=1)
+            # The last call gave the logits, where the layer is called more than once.
+            last_latents = latents[-1]
+            part = latent_indicators(last_latents, weight, classes)
+            parts.append(part)
+
+        # (4, N): the mean over all channels of all layers. Where no channel counts it is nan, and
+        # the indicator not among those that apply.
+        counts = n_channels.unsqueeze(1)
+        batchnorm_indicators = sums / counts
+        applicable = batchnorm_indicators[: self._n_batchnorm]
+        parts.append(applicable.T)
+        columns = [part.float() for part in parts]
+        return torch.cat(columns, dim=1)
 
     def _forward(self, images: Tensor) -> _ForwardPass:
+        n_images = len(images)
         n_indicators = len(BATCHNORM_INDICATORS)
+        device = images.device
         latents: list[Tensor] = []
-        sums = torch.zeros(n_indicators, len(images), device=images.device)
-        n_channels = torch.zeros(n_indicators, dtype=torch.int64, device=images.device)
+        sums = torch.zeros(n_indicators, n_images, device=device)
+        n_channels = torch.zeros(n_indicators, dtype=torch.int64, device=device)
 
         def add_batchnorm_sums(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             nonlocal sums, n_channels
             assert isinstance(layer, _BatchNorm)
+            maps = inputs[0]
             # A layer that sees one map per token gets more rows than there are images.
-            if len(inputs[0]) == len(images):
-                layer_sums, layer_channels = batchnorm_sums(layer, inputs[0])
+            if len(maps) == n_images:
+                layer_sums, layer_channels = batchnorm_sums(layer, maps)
                 sums = sums + layer_sums
                 n_channels = n_channels + layer_channels
 
@@ -116,9 +137,11 @@ class RelatednessProbe:
 
         with ExitStack() as hooks, torch.no_grad():
             for layer in self._batchnorms:
-                hooks.enter_context(layer.register_forward_pre_hook(add_batchnorm_sums))
+                hook = layer.register_forward_pre_hook(add_batchnorm_sums)
+                hooks.enter_context(hook)
             if self._head is not None:
-                hooks.enter_context(self._head.register_forward_pre_hook(record_latents))
+                hook = self._head.register_forward_pre_hook(record_latents)
+                hooks.enter_context(hook)
             logits = self.network(images)
         return _ForwardPass(logits, latents, sums, n_channels)
 
@@ -143,9 +166,11 @@ def _layer_of_the_logits(network: nn.Module, images: Tensor) -> nn.Linear | None
     with ExitStack() as hooks, torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Linear):
-                hooks.enter_context(module.register_forward_hook(record_call))
+                hook = module.register_forward_hook(record_call)
+                hooks.enter_context(hook)
         logits = network(images)
     _check_logits(logits, len(images))
+
     # The last call wins, where a layer is called more than once.
     for layer, output in reversed(calls):
         if torch.equal(output, logits):

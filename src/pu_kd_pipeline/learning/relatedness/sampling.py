@@ -29,7 +29,8 @@ def sampling_probabilities(sums: Tensor, *, temperature: float, floor: float) ->
     Raises:
         ValueError: sums are empty or not finite, or a number is out of range.
     """
-    if sums.ndim != 1 or len(sums) == 0 or not sums.isfinite().all():
+    is_vector = sums.ndim == 1 and len(sums) > 0
+    if not is_vector or not sums.isfinite().all():
         raise ValueError(
             f"sums must be a non-empty vector of finite values, got shape {tuple(sums.shape)}"
         )
@@ -38,6 +39,7 @@ def sampling_probabilities(sums: Tensor, *, temperature: float, floor: float) ->
     if not 0.0 <= floor <= 1.0:
         raise ValueError(f"floor must lie in [0, 1], got {floor!r}")
     sums = sums.detach().cpu().double()
+
     # Counted from the smallest sum instead of the mean, which softmax does not see: at least 0, so
     # that no exponential overflows, however small the temperature.
     above_best = sums - sums.min()
@@ -45,8 +47,10 @@ def sampling_probabilities(sums: Tensor, *, temperature: float, floor: float) ->
     z = torch.zeros_like(sums)
     if std > 0.0:
         z = above_best / std
+
     preferences = torch.softmax(-z / temperature, dim=0)
-    return (1.0 - floor) * preferences + floor / len(sums)
+    uniform = floor / len(sums)
+    return (1.0 - floor) * preferences + uniform
 
 
 def effective_sample_size(probabilities: Tensor) -> float:
@@ -57,7 +61,8 @@ def effective_sample_size(probabilities: Tensor) -> float:
     Args:
         probabilities: (n,) non-negative, summing to one.
     """
-    return 1.0 / float(probabilities.double().square().sum())
+    squares = probabilities.double().square()
+    return 1.0 / float(squares.sum())
 
 
 def preferential_batches(
@@ -76,25 +81,30 @@ def preferential_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
-    cumulative = probabilities.detach().cpu().double().cumsum(dim=0)
+    exact = probabilities.detach().cpu().double()
+    cumulative = exact.cumsum(dim=0)
     is_vector = probabilities.ndim == 1 and len(probabilities) > 0
-    is_usable = is_vector and bool((probabilities >= 0).all())
+    is_nonnegative = probabilities >= 0  # false for nan
+    is_usable = is_vector and bool(is_nonnegative.all())
     if not is_usable or not 0.0 < float(cumulative[-1]) < math.inf:
         raise ValueError(
             "probabilities must be a non-empty vector of finite values, none negative and not all "
             f"0, got shape {tuple(probabilities.shape)}"
         )
+
     # By the inverse of the distribution function, in integers: torch.multinomial takes 2^24 images
     # at most, and not every device has float64.
-    distribution_function = cumulative / cumulative[-1]
+    total = cumulative[-1]
+    distribution_function = cumulative / total
     ends = (distribution_function * _RESOLUTION).long()
-    return _endless_batches(ends.to(generator.device), batch_size, generator)
+    ends = ends.to(generator.device)
+    return _endless_batches(ends, batch_size, generator)
 
 
 def _endless_batches(ends: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     # A generator of its own, so that `preferential_batches` checks its arguments when it is called.
+    size = (batch_size,)
+    device = generator.device
     while True:
-        draws = torch.randint(
-            _RESOLUTION, (batch_size,), generator=generator, device=generator.device
-        )
+        draws = torch.randint(_RESOLUTION, size, generator=generator, device=device)
         yield torch.searchsorted(ends, draws, right=True)
