@@ -30,28 +30,31 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> ComparisonInputs:
     """The demo's images, and a teacher that was not trained: comparing needs no good one."""
     folder = tmp_path_factory.mktemp("inputs")
     ingestion = DataIngestionParams(**block_of("data_ingestion"))
-    teacher_params = TeacherParams(**block_of("teacher", architecture_options={"width": 8}))
+    distillation = DistillationParams(**block_of("distillation"))
+    # Narrow, because every cell runs this network.
+    narrow = block_of("teacher", architecture_options={"width": 8})
     with seeded(0):
-        teacher = new_teacher(teacher_params)
-    compute = DistillationParams(**block_of("distillation")).compute
+        teacher = new_teacher(TeacherParams(**narrow))
 
     def store_of(part: str) -> ImageStore:
         sources = getattr(ingestion, part)
         plan = IngestionPlan(part, sources, 8, 1, teacher.card.classes, ingestion.store, 0)
         return write_store(plan, folder / part)
 
+    def features_of(images: ImageStore, name: str) -> ShardedTable:
+        makers = feature_shards(images, teacher, distillation.compute)
+        return ShardedTable.write(folder / name, makers)
+
     labeled_images = store_of("labeled")
     pool_images = store_of("pool")
-    labeled_makers = feature_shards(labeled_images, teacher, compute)
-    pool_makers = feature_shards(pool_images, teacher, compute)
     return ComparisonInputs(
         teacher=teacher,
         labeled_images=labeled_images,
         pool_images=pool_images,
         test_images=store_of("test"),
         teacher_training_images=store_of("teacher_training"),
-        labeled_features=ShardedTable.write(folder / "labeled_features", labeled_makers),
-        pool_features=ShardedTable.write(folder / "pool_features", pool_makers),
+        labeled_features=features_of(labeled_images, "labeled_features"),
+        pool_features=features_of(pool_images, "pool_features"),
     )
 
 
