@@ -27,7 +27,10 @@ def workflow() -> Any:
 
 @pytest.fixture(scope="module")
 def templates(workflow: Any) -> dict[str, Any]:
-    return {template.name: template for template in workflow.spec.templates}
+    by_name = {}
+    for template in workflow.spec.templates:
+        by_name[template.name] = template
+    return by_name
 
 
 def names_of(entries: Any) -> set[str]:
@@ -46,9 +49,12 @@ def tasks_by_stage(templates: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_names_in_the_workflow_are_those_that_kubernetes_allows(templates: dict[str, Any]) -> None:
+    # Lowercase letters, digits and hyphens, as in host names.
+    allowed = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
     tasks = names_of(templates["full"].dag.tasks)
-    for name in [*templates, *tasks]:
-        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
+    names = [*templates, *tasks]
+    for name in names:
+        assert allowed.fullmatch(name), name
 
 
 def test_the_workflow_has_one_task_per_stage_with_the_parameters_of_its_template(

@@ -134,10 +134,13 @@ def test_another_pipeline_makes_another_file(compose: dict[str, Any]) -> None:
     first = Stage("one", ())
     second = Stage("two", ("one",), frozenset({"gpu"}))
     text = compose_file([first, second])
-    services = yaml.safe_load(text)["services"]
-
+    content = yaml.safe_load(text)
+    services = content["services"]
     assert set(services) == {"one", "two", *SERVICES}
-    assert list(services["one"]["depends_on"]) == ["tracking_run"]
+    needed_by_first = services["one"]["depends_on"]
+    assert list(needed_by_first) == ["tracking_run"]
+
     # What surrounds the stages does not depend on them.
+    committed = compose["services"]
     for name in SERVICES:
-        assert services[name] == compose["services"][name]
+        assert services[name] == committed[name]

@@ -13,7 +13,10 @@ from tests.deployment.builders import (
 
 
 def once(folder: Path, *command: str) -> subprocess.Popen[str]:
-    arguments = [str(DOCKER / "once"), str(folder / "finished"), *command]
+    script = str(DOCKER / "once")
+    # Its presence tells a later start that the work is done.
+    finished = str(folder / "finished")
+    arguments = [script, finished, *command]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -31,10 +31,14 @@ def test_committed_files_are_those_of_the_pipeline(
     arguments: list[str], file: str, tmp_path: Path
 ) -> None:
     made = tmp_path / file
-    command = [sys.executable, "-m", "kedro", "containers", *arguments, f"--out={made}"]
+    kedro = [sys.executable, "-m", "kedro"]
+    command = [*kedro, "containers", *arguments, f"--out={made}"]
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
-    committed = DOCKER / file
-    assert made.read_text() == committed.read_text(), f"run `make manifests`: {file} is outdated"
+
+    # Operators use the committed files, which must follow each change of the pipeline.
+    expected = made.read_text()
+    committed = (DOCKER / file).read_text()
+    assert committed == expected, f"run `make manifests`: {file} is outdated"
 
 
 def test_only_saved_datasets_cross_a_stage(survey: dict[str, Any]) -> None:
@@ -51,19 +55,25 @@ def test_only_saved_datasets_cross_a_stage(survey: dict[str, Any]) -> None:
 def stages_without_cycles(draw: st.DrawFn) -> list[Stage]:
     """Return stages that need only stages before them."""
     stages: list[Stage] = []
+    names: list[str] = []
     n_stages = draw(st.integers(1, 9))
     for number in range(n_stages):
         needs: set[str] = set()
-        if stages:
-            earlier = [stage.name for stage in stages]
-            needs = draw(st.sets(st.sampled_from(earlier)))
-        stage = Stage(f"s{number}", tuple(sorted(needs)))
+        if names:
+            some_names = st.sets(st.sampled_from(names))
+            needs = draw(some_names)
+        name = f"s{number}"
+        stage = Stage(name, tuple(sorted(needs)))
         stages.append(stage)
+        names.append(name)
     return stages
 
 
 def needs_of(stages: list[Stage]) -> dict[str, list[str]]:
-    return {stage.name: list(stage.needs) for stage in stages}
+    needs = {}
+    for stage in stages:
+        needs[stage.name] = list(stage.needs)
+    return needs
 
 
 @given(stages=stages_without_cycles())
@@ -86,8 +96,11 @@ def test_direct_needs_imply_all_needs_and_none_is_redundant(stages: list[Stage])
 @given(stages=stages_without_cycles())
 def test_stages_come_after_those_that_they_need(stages: list[Stage]) -> None:
     finished: set[str] = set()
-    for stage in with_direct_needs(reversed(stages)):
-        assert set(stage.needs) <= finished
+    # Reversed: the order that is given is the worst.
+    ordered = with_direct_needs(reversed(stages))
+    for stage in ordered:
+        needed = set(stage.needs)
+        assert needed <= finished
         finished.add(stage.name)
 
 
