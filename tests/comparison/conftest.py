@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -61,14 +62,22 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> ComparisonInputs:
 @pytest.fixture
 def results() -> pd.DataFrame:
     """Two seeds of three variants; the second seed of `random` with 5 images is missing."""
-    return results_of(
-        variant=["original"] * 2 + ["pu"] * 4 + ["random"] * 3,
-        method=["original"] * 2 + ["selection"] * 7,
-        rule=[None] * 2 + ["nnpu"] * 4 + ["random"] * 3,
-        labeled_per_class=[None] * 2 + [1, 1, 5, 5] + [1, 1, 5],
-        seed=[0, 1, 0, 1, 0, 1, 0, 1, 0],
-        accuracy=[0.985, 0.985, 0.90, 0.92, 0.96, 0.96, 0.93, 0.95, 0.95],
-        is_reference=[True] * 2 + [False] * 7,
-        n_selected=[0] * 2 + [700] * 7,
-        auc=[None] * 2 + [0.9] * 4 + [None] * 3,
-    )
+    columns = ["variant", "rule", "labeled_per_class", "seed", "accuracy", "auc"]
+    rows = [
+        ("original", None, None, 0, 0.985, None),
+        ("original", None, None, 1, 0.985, None),
+        ("pu", "nnpu", 1, 0, 0.90, 0.9),
+        ("pu", "nnpu", 1, 1, 0.92, 0.9),
+        ("pu", "nnpu", 5, 0, 0.96, 0.9),
+        ("pu", "nnpu", 5, 1, 0.96, 0.9),
+        ("random", "random", 1, 0, 0.93, None),
+        ("random", "random", 1, 1, 0.95, None),
+        ("random", "random", 5, 0, 0.95, None),
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    # The teacher's own training images are the reference: nothing is selected.
+    is_reference = table["variant"] == "original"
+    table["is_reference"] = is_reference
+    table["method"] = np.where(is_reference, "original", "selection")
+    table["n_selected"] = np.where(is_reference, 0, 700)
+    return results_of(**table)
