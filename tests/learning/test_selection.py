@@ -52,13 +52,8 @@ def test_random_is_nested() -> None:
     pool = make_pool(np.arange(30))
     small = select("random", pool, make_options(budget=5))
     large = select("random", pool, make_options(budget=12))
-    np.testing.assert_array_equal(large.rows[:5], small.rows)
-
-    other_seed = select("random", pool, make_options(budget=5, seed=1))
-    assert other_seed.rows.tolist() != small.rows.tolist()
-    # A budget beyond the pool draws each image once.
-    whole = select("random", pool, make_options(budget=100))
-    assert len(whole.rows) == 30
+    first_of_large = large.rows[:5]
+    np.testing.assert_array_equal(first_of_large, small.rows)
 
 
 def test_the_precision_of_random_is_the_class_prior() -> None:
@@ -69,16 +64,33 @@ def test_the_precision_of_random_is_the_class_prior() -> None:
     assert selection.estimated_precision == 0.5
 
 
+def test_random_follows_its_seed() -> None:
+    pool = make_pool(np.arange(30))
+    selection = select("random", pool, make_options(budget=5))
+    other_seed = select("random", pool, make_options(budget=5, seed=1))
+    assert other_seed.rows.tolist() != selection.rows.tolist()
+
+
+def test_random_with_a_budget_beyond_the_pool_keeps_the_pool() -> None:
+    pool = make_pool(np.arange(30))
+    options = make_options(budget=100)
+    whole = select("random", pool, options)
+    assert len(whole.rows) == 30
+
+
 def test_oracle_keeps_the_relevant_and_only_them() -> None:
-    relevant = np.arange(20) % 3 == 0
-    pool = make_pool(np.arange(20), relevant)
+    numbers = np.arange(20)
+    relevant = numbers % 3 == 0
+    pool = make_pool(numbers, relevant)
 
     every = select("oracle", pool, make_options())
     assert every.rows.tolist() == [0, 3, 6, 9, 12, 15, 18]
 
+    # A budget draws from the relevant images alone.
     few = select("oracle", pool, make_options(budget=4))
+    is_hit = relevant[few.rows]
     assert len(few.rows) == 4
-    assert relevant[few.rows].all()
+    assert is_hit.all()
 
 
 def test_confident_ranks_by_the_teacher() -> None:
@@ -95,8 +107,10 @@ def test_confident_ranks_by_the_teacher() -> None:
 
 def test_all_keeps_everything_whatever_the_budget() -> None:
     pool = make_pool([0, 0, 0, 0])
-    selection = select("all", pool, make_options(budget=1))
-    assert selection.rows.tolist() == [0, 1, 2, 3]
+    options = make_options(budget=1)
+    selection = select("all", pool, options)
+    rows = selection.rows.tolist()
+    assert rows == [0, 1, 2, 3]
 
 
 # A stratum: the class that the teacher predicts, and the tenth that its confidence falls into.
@@ -123,17 +137,19 @@ def test_stratified_fills_the_strata_evenly(
     """No stratum gives two images more than another that still has some left."""
     pool = pool_of_strata(strata)
     options = make_options(budget=budget, seed=seed)
-    kept = select("stratified", pool, options).rows
-    assert len(kept) == min(budget, len(strata))
+    selection = select("stratified", pool, options)
+    assert len(selection.rows) == min(budget, len(strata))
 
-    n_kept = Counter(strata[row] for row in kept)
-    n_kept_of_unfinished = []
-    for stratum, n_in_pool in Counter(strata).items():
-        if n_kept[stratum] < n_in_pool:
-            n_kept_of_unfinished.append(n_kept[stratum])
+    n_in_pool = Counter(strata)
+    n_kept = Counter(strata[row] for row in selection.rows)
     # Where every stratum is used up, any number is even.
-    fewest = min(n_kept_of_unfinished, default=len(strata))
-    assert max(n_kept.values()) <= fewest + 1
+    fewest = len(strata)
+    for stratum, n in n_in_pool.items():
+        has_some_left = n_kept[stratum] < n
+        if has_some_left:
+            fewest = min(fewest, n_kept[stratum])
+    most = max(n_kept.values())
+    assert most <= fewest + 1
 
 
 @settings(deadline=None, max_examples=50)
@@ -217,7 +233,9 @@ def test_disagreement_without_a_budget_keeps_as_many_as_quantile() -> None:
 @pytest.mark.parametrize("bad", [np.nan, -1.0])
 def test_a_proxy_that_diverged_chooses_nothing(bad: float) -> None:
     pool = make_pool(np.arange(9))
-    options = make_options(budget=4, disagreement_of=lambda _: np.full(9, bad))
+    divergence = np.full(9, bad)
+    options = make_options(budget=4, disagreement_of=lambda _: divergence)
+    # Probabilities made of such numbers would fail deep in NumPy.
     with pytest.raises(ValueError, match="the proxy diverged"):
         select("disagreement", pool, options)
 
@@ -244,20 +262,26 @@ def test_a_rule_reads_the_truth_only_where_its_record_says_so(rule: str, criteri
 @pytest.mark.parametrize(("rule", "criterion"), CASES_WITHOUT_PU_SCORE)
 def test_a_rule_reads_pu_scores_only_where_its_record_says_so(rule: str, criterion: str) -> None:
     numbers = np.arange(50)
-    pool = make_pool(numbers, relevant=numbers % 2 == 0)
-    without_scores = replace(pool, pu_score=np.zeros(50, dtype=np.float32))
+    is_even = numbers % 2 == 0
+    pool = make_pool(numbers, is_even)
+    no_scores = np.zeros(50, dtype=np.float32)
+    without_scores = replace(pool, pu_score=no_scores)
 
-    expected = select(rule, pool, make_options(criterion, 9)).rows
-    actual = select(rule, without_scores, make_options(criterion, 9)).rows
-    np.testing.assert_array_equal(actual, expected)
+    # New options each time: a generator continues where it was left.
+    expected = select(rule, pool, make_options(criterion, 9))
+    actual = select(rule, without_scores, make_options(criterion, 9))
+    np.testing.assert_array_equal(actual.rows, expected.rows)
 
 
 @pytest.mark.parametrize(("rule", "criterion"), CASES)
 def test_rules_that_need_a_budget_are_known_before_the_run(rule: str, criterion: str) -> None:
-    pool = make_pool(np.arange(1, 9), relevant=np.ones(8, dtype=bool))
+    # All relevant and with positive scores, so that nothing but the budget is missing.
+    every_relevant = np.ones(8, dtype=bool)
+    pool = make_pool(np.arange(1, 9), every_relevant)
     options = make_options(criterion, disagreement_of=flat(8))
     if needs_budget(rule, criterion):
-        with pytest.raises(ValueError, match=rf"rule '{rule}'.* needs `budget`"):
+        message = rf"rule '{rule}'.* needs `budget`"
+        with pytest.raises(ValueError, match=message):
             select(rule, pool, options)
     else:
         selection = select(rule, pool, options)

@@ -91,9 +91,14 @@ def with_shuffled_pixels(images: np.ndarray, rng: np.random.Generator) -> np.nda
 
 
 def write_collection(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    ids = [f"{row}" for row in range(len(images))]
-    encoded = [png(image[0]) for image in images]
-    table = pa.table({"id": ids, "image": encoded, "label": labels})
+    n_images = len(images)
+    columns = {
+        "id": [str(row) for row in range(n_images)],
+        # One channel: PNG files of gray images.
+        "image": [png(image) for image in images[:, 0]],
+        "label": labels,
+    }
+    table = pa.table(columns)
     pq.write_table(table, file)
 
 

@@ -27,6 +27,16 @@ from tests.selection.builders import (
 )
 
 
+def is_in_scope(pool: ImageStore, source: object) -> np.ndarray:
+    """Return the mask of the relevant images and those of a source; without one, of all."""
+    index = pool.index
+    if not isinstance(source, str):
+        return np.ones(len(index), dtype=bool)
+    is_relevant = index["relevant"].to_numpy(dtype=bool)
+    is_from_source = index["source"].to_numpy() == source
+    return is_relevant | is_from_source
+
+
 def test_areas_are_those_of_scikit_learn_over_the_pool_and_by_source(
     table: ShardedTable, pool: ImageStore
 ) -> None:
@@ -34,22 +44,19 @@ def test_areas_are_those_of_scikit_learn_over_the_pool_and_by_source(
     n_scores = len(INDICATORS) + 1
     n_scopes = 3
     assert len(auc) == n_scopes * n_scores
+    # The digits are all relevant: their source has no irrelevant image to rank.
     sources = auc["source"].dropna().unique()
     assert sources.tolist() == ["shuffled", "noise"]
 
-    index = pool.index
-    is_irrelevant = ~index["relevant"].to_numpy(dtype=bool)
+    is_irrelevant = ~pool.index["relevant"].to_numpy(dtype=bool)
     for _, row in auc.iterrows():
-        is_in_scope = np.ones(len(index), dtype=bool)
-        # A row without a source is about the whole pool.
-        if isinstance(row["source"], str):
-            is_from_source = (index["source"] == row["source"]).to_numpy()
-            is_in_scope = ~is_irrelevant | is_from_source
+        in_scope = is_in_scope(pool, row["source"])
+        truth = is_irrelevant[in_scope]
         values = table.arrays(row["indicator"])
-        expected = roc_auc_score(is_irrelevant[is_in_scope], values[is_in_scope])
+        expected = roc_auc_score(truth, values[in_scope])
         assert row["auc"] == pytest.approx(expected)
         assert row["n_relevant"] == N_DIGITS
-        assert row["n_irrelevant"] == (is_irrelevant & is_in_scope).sum()
+        assert row["n_irrelevant"] == truth.sum()
 
 
 def test_the_one_class_sum_separates_digits_from_other_images(

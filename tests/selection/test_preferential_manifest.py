@@ -27,51 +27,57 @@ from tests.selection.builders import (
 )
 
 
-def test_the_manifest_holds_every_pool_image_with_its_teacher_class(
-    table: ShardedTable, pool: ImageStore, tmp_path: Path
-) -> None:
-    # Through a file, because the manifest is read from one.
+@pytest.fixture
+def manifest_read_back(table: ShardedTable, pool: ImageStore, tmp_path: Path) -> pd.DataFrame:
+    """The manifest after a trip through its file, where distilling finds it."""
     file = tmp_path / "manifest.parquet"
-    write_table(preferential_manifest(table, pool, params_of()), file)
-    manifest = read_table(file)
+    manifest = preferential_manifest(table, pool, params_of())
+    write_table(manifest, file)
+    return read_table(file)
 
-    assert list(manifest.columns) == [*MANIFEST_COLUMNS, "sampling_probability"]
+
+def test_the_manifest_holds_every_pool_image_with_its_teacher_class(
+    table: ShardedTable, pool: ImageStore, manifest_read_back: pd.DataFrame
+) -> None:
+    manifest = manifest_read_back
+    expected_columns = [*MANIFEST_COLUMNS, "sampling_probability"]
+    assert list(manifest.columns) == expected_columns
     place = ["id", "shard", "row"]
     pd.testing.assert_frame_equal(manifest[place], pool.index[place])
-    assert set(manifest["origin"]) == {"pool"}
+    origins = set(manifest["origin"])
+    assert origins == {"pool"}
+    # No PU classifier takes part.
     assert manifest["pu_score"].isna().all()
+
+    classes = manifest["teacher_class"].tolist()
     expected_classes = table.arrays("teacher_class")
-    assert manifest["teacher_class"].tolist() == expected_classes.tolist()
+    assert classes == expected_classes.tolist()
 
 
 def test_probabilities_follow_from_the_one_class_sum(
-    table: ShardedTable, pool: ImageStore, tmp_path: Path
+    table: ShardedTable, pool: ImageStore, manifest_read_back: pd.DataFrame
 ) -> None:
-    # Through a file: rounding to float32 would break the sum of one.
-    file = tmp_path / "manifest.parquet"
-    write_table(preferential_manifest(table, pool, params_of()), file)
-    probabilities = read_table(file)["sampling_probability"].to_numpy()
-
+    probabilities = manifest_read_back["sampling_probability"].to_numpy()
+    # Rounding to float32 would break the sum of one.
     assert probabilities.dtype == np.float64
-    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
+    total = probabilities.sum()
+    assert total == pytest.approx(1, abs=1e-12)
+    # No image may become impossible to draw.
     floor = 0.1
-    assert probabilities.min() >= floor / len(pool)
+    smallest = probabilities.min()
+    assert smallest >= floor / len(pool)
+
     sums = torch.tensor(table.arrays("one_class_sum"))
     expected = sampling_probabilities(sums, temperature=0.5, floor=floor)
     np.testing.assert_allclose(probabilities, expected.numpy(), rtol=1e-12)
 
 
 def test_the_manifest_records_how_it_was_made(
-    table: ShardedTable, pool: ImageStore, tmp_path: Path
+    table: ShardedTable, pool: ImageStore, manifest_read_back: pd.DataFrame
 ) -> None:
-    # Through a file: the facts are part of it.
-    file = tmp_path / "manifest.parquet"
-    write_table(preferential_manifest(table, pool, params_of()), file)
-    manifest = read_table(file)
-    facts = manifest.attrs
-
+    facts = manifest_read_back.attrs
     # Kish's effective sample size, for probabilities that sum to one.
-    probabilities = manifest["sampling_probability"].to_numpy()
+    probabilities = manifest_read_back["sampling_probability"].to_numpy()
     sum_of_squares = (probabilities**2).sum()
     assert facts["effective_sample_size"] == pytest.approx(1 / sum_of_squares)
     assert facts["fingerprints"] == {
@@ -90,9 +96,10 @@ def test_digits_are_drawn_more_often_than_their_share(
     table: ShardedTable, pool: ImageStore
 ) -> None:
     is_relevant = pool.index["relevant"].to_numpy(dtype=bool)
-    manifest = preferential_manifest(table, pool, params_of())
-    share_of_draws = manifest["sampling_probability"][is_relevant].sum()
     share_of_pool = is_relevant.mean()
+    manifest = preferential_manifest(table, pool, params_of())
+    probabilities = manifest["sampling_probability"]
+    share_of_draws = probabilities[is_relevant].sum()
     assert share_of_draws > 1.5 * share_of_pool
 
 
@@ -137,15 +144,19 @@ def test_excluded_images_are_never_drawn(pool, table):
     ids = pool.index["id"]
     excluded_ids = frozenset(ids[::3])
     excluded = Excluded(pool=excluded_ids)
-
     manifest = preferential_manifest(table, pool, params_of(), excluded)
-    expected_ids = ids[~ids.isin(excluded_ids)]
+
+    is_excluded = ids.isin(excluded_ids)
+    expected_ids = ids[~is_excluded]
     assert manifest["id"].tolist() == expected_ids.tolist()
     # What the excluded images would have had goes to the others.
-    assert manifest["sampling_probability"].sum() == pytest.approx(1)
+    total = manifest["sampling_probability"].sum()
+    assert total == pytest.approx(1)
+
     facts = manifest.attrs
+    n_counted = facts["n_selected"] + facts["n_excluded_pool"]
     assert facts["n_pool"] == len(pool)
-    assert facts["n_selected"] + facts["n_excluded_pool"] == len(pool)
+    assert n_counted == len(pool)
 
 
 def test_excluding_images_keeps_the_columns_of_the_others(pool, table):

@@ -100,14 +100,13 @@ def test_shards_hold_what_the_teacher_computes_for_each_image(
 ) -> None:
     # All images at once, while the shards were computed batch by batch.
     images = normalized_images(pool)
-    probe = RelatednessProbe(teacher.network, (1, 8, 8))
-    expected = probe(images).numpy()
-    np.testing.assert_allclose(indicator_values(table), expected, rtol=2e-3, atol=2e-5)
-
     with torch.no_grad():
         logits = teacher.network(images)
-    confidence, classes = logits.softmax(dim=1).max(dim=1)
-    assert table.arrays("teacher_class").tolist() == classes.tolist()
+    probabilities = logits.softmax(dim=1)
+    confidence, classes = probabilities.max(dim=1)
+
+    stored_classes = table.arrays("teacher_class")
+    assert stored_classes.tolist() == classes.tolist()
     stored_confidence = table.arrays("teacher_confidence")
     np.testing.assert_allclose(stored_confidence, confidence.numpy(), rtol=1e-5)
 
@@ -205,19 +204,37 @@ def test_names_are_the_same_where_the_numbers_are(
     assert names_of(pool, teacher, **changes) == names_of(pool, teacher)
 
 
-def test_a_teacher_without_batchnorm_and_last_linear_layer_has_the_indicators_of_its_logits(
-    pool: ImageStore, tmp_path: Path
+def test_shards_hold_the_indicators_of_each_image(
+    table: ShardedTable, pool: ImageStore, teacher: Model
 ) -> None:
+    images = normalized_images(pool)
+    probe = RelatednessProbe(teacher.network, (1, 8, 8))
+    expected = probe(images).numpy()
+    # Stored as float32, and computed in batches of another size.
+    stored = indicator_values(table)
+    np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=2e-5)
+
+
+@pytest.fixture
+def plain_teacher() -> Model:
+    """A teacher without batch normalization and without a last linear layer."""
     with seeded(0):
-        layers = [nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        network = nn.Sequential(*layers)
-    makers = relatedness_shards(pool, model_of(network), params_of())
+        convolution = nn.Conv2d(1, 10, 3)
+    network = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return model_of(network)
+
+
+def test_a_teacher_without_batchnorm_and_last_linear_layer_has_the_indicators_of_its_logits(
+    pool: ImageStore, plain_teacher: Model, tmp_path: Path
+) -> None:
+    makers = relatedness_shards(pool, plain_teacher, params_of())
     table = ShardedTable.write(tmp_path, makers)
     assert indicators_of(table) == list(LOGIT_INDICATORS)
 
     # Everything later takes the shorter list of indicators.
     auc = indicator_auc(table, pool)
-    assert set(auc["indicator"]) == {*LOGIT_INDICATORS, "one_class_sum"}
+    measured = set(auc["indicator"])
+    assert measured == {*LOGIT_INDICATORS, "one_class_sum"}
     manifest = preferential_manifest(table, pool, params_of())
     figure = plot_relatedness(table, pool, manifest, auc)
     figure.canvas.draw()
