@@ -50,8 +50,11 @@ def test_rows_are_distinct_pool_rows_within_the_budget_and_repeat_with_the_seed(
 
 def test_random_is_nested() -> None:
     pool = make_pool(np.arange(30))
-    small = select("random", pool, make_options(budget=5))
-    large = select("random", pool, make_options(budget=12))
+    few = make_options(budget=5)
+    more = make_options(budget=12)
+    # A larger budget adds images, so that budgets can be compared.
+    small = select("random", pool, few)
+    large = select("random", pool, more)
     first_of_large = large.rows[:5]
     np.testing.assert_array_equal(first_of_large, small.rows)
 
@@ -66,9 +69,12 @@ def test_the_precision_of_random_is_the_class_prior() -> None:
 
 def test_random_follows_its_seed() -> None:
     pool = make_pool(np.arange(30))
-    selection = select("random", pool, make_options(budget=5))
-    other_seed = select("random", pool, make_options(budget=5, seed=1))
-    assert other_seed.rows.tolist() != selection.rows.tolist()
+    options = make_options(budget=5)
+    options_of_other_seed = make_options(budget=5, seed=1)
+
+    selection = select("random", pool, options)
+    other = select("random", pool, options_of_other_seed)
+    assert other.rows.tolist() != selection.rows.tolist()
 
 
 def test_random_with_a_budget_beyond_the_pool_keeps_the_pool() -> None:

@@ -31,25 +31,6 @@ def auc(table: ShardedTable, pool: ImageStore) -> pd.DataFrame:
     return indicator_auc(table, pool)
 
 
-def test_the_figure_reports_what_is_drawn_and_which_indicator_ranks_best(
-    table: ShardedTable, pool: ImageStore, manifest: pd.DataFrame, auc: pd.DataFrame
-) -> None:
-    text = words(plot_relatedness(table, pool, manifest, auc))
-
-    is_relevant = pool.index["relevant"].to_numpy(dtype=bool)
-    drawn_percent = 100 * manifest["sampling_probability"][is_relevant].sum()
-    finding = f"Preferential sampling draws {drawn_percent:.1f} % relevant images"
-    assert f"{finding} from a pool with 50.0 %" in text
-
-    # The sum is compared with single indicators, not with itself.
-    of_whole_pool = auc[auc["source"].isna()].set_index("indicator")["auc"]
-    of_sum = of_whole_pool["one_class_sum"]
-    best = of_whole_pool.drop("one_class_sum").max()
-    assert f"AUC {of_sum:.3f} by 1C-Sum, {best:.3f} by the best" in text
-    size = manifest.attrs["effective_sample_size"]
-    assert f"effective sample size {size:.0f} of 600" in text
-
-
 def test_the_figure_shows_every_source_and_indicator(
     table: ShardedTable, pool: ImageStore, manifest: pd.DataFrame, auc: pd.DataFrame
 ) -> None:
@@ -73,6 +54,35 @@ def test_the_figure_of_the_control_says_that_it_draws_evenly(
     assert "Uniform sampling draws 50.0 % relevant images" in text
 
 
+def test_the_title_reports_the_share_of_relevant_draws(
+    table: ShardedTable, pool: ImageStore, manifest: pd.DataFrame, auc: pd.DataFrame
+) -> None:
+    figure = plot_relatedness(table, pool, manifest, auc)
+    text = words(figure)
+    is_relevant = pool.index["relevant"].to_numpy(dtype=bool)
+    probabilities = manifest["sampling_probability"]
+    drawn_percent = 100 * probabilities[is_relevant].sum()
+    finding = f"Preferential sampling draws {drawn_percent:.1f} % relevant images"
+    assert f"{finding} from a pool with 50.0 %" in text
+    # Few images drawn again and again would be relevant, and of little use.
+    size = manifest.attrs["effective_sample_size"]
+    assert f"effective sample size {size:.0f} of 600" in text
+
+
+def test_the_figure_reports_which_indicator_ranks_best(
+    table: ShardedTable, pool: ImageStore, manifest: pd.DataFrame, auc: pd.DataFrame
+) -> None:
+    figure = plot_relatedness(table, pool, manifest, auc)
+    text = words(figure)
+    is_whole_pool = auc["source"].isna()
+    by_indicator = auc[is_whole_pool].set_index("indicator")["auc"]
+    # The sum is compared with single indicators, not with itself.
+    of_sum = by_indicator["one_class_sum"]
+    of_single = by_indicator.drop("one_class_sum")
+    best = of_single.max()
+    assert f"AUC {of_sum:.3f} by 1C-Sum, {best:.3f} by the best" in text
+
+
 class ManySources:
     """A pool whose irrelevant images come from more sources than a figure shows."""
 
@@ -82,12 +92,14 @@ class ManySources:
         self.shards = pool.shards
         self.fingerprint = pool.fingerprint
         self.index = pool.index.copy()
-        # Long names, because users give long ones.
         names = []
         for number in range(len(pool)):
-            names.append(f"a collection with the number {number % self.n_sources}")
+            source_number = number % self.n_sources
+            # Long names, because users give long ones.
+            names.append(f"a collection with the number {source_number}")
         is_relevant = self.index["relevant"].to_numpy(dtype=bool)
-        self.index["source"] = np.where(is_relevant, "digits", np.array(names))
+        sources = np.where(is_relevant, "digits", names)
+        self.index["source"] = sources
 
     def __len__(self) -> int:
         return len(self.index)

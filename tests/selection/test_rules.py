@@ -160,9 +160,12 @@ def test_every_rule_and_method_has_a_color_of_its_own() -> None:
 
 
 def test_a_new_rule_takes_a_free_color(new_rule: str) -> None:
-    colors = role_colors([*RULES, *METHODS])
+    roles = [*RULES, *METHODS]
+    colors = role_colors(roles)
     used = list(colors.values())
-    assert used.count(colors[new_rule]) == 1
+    color = colors[new_rule]
+    # Another role of the same color could not be told apart.
+    assert used.count(color) == 1
 
 
 @pytest.mark.parametrize("facts", [{"ranked_by": None}, {"ranked_by": "pu_score"}])
