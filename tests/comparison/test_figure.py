@@ -72,8 +72,10 @@ def test_points_of_a_sweep_are_lines_over_their_axis(results):
     figure = plot_comparison(both, sweep_grid())
     rows, sweep = figure.axes
     # The points of the sweep are no rows of the grid.
-    assert legend_of(rows) == {"teacher", "original", "pu", "random"}
-    line = points_by_label(sweep)["random · robust_kd"]
+    names = legend_of(rows)
+    assert names == {"teacher", "original", "pu", "random"}
+    lines = points_by_label(sweep)
+    line = lines["random · robust_kd"]
     np.testing.assert_allclose(line, [[10, 15], [100, 5]])
     assert sweep.get_xlabel() == "images"
 
@@ -87,10 +89,14 @@ def test_curves_are_panels_of_means():
     figure = plot_comparison(curve_results(), curve_grid())
     _, two, one = figure.axes
     assert two.get_title(loc="left") == "Two"
-    curves_of_two = {line.get_label(): line for line in two.get_lines()}
-    points = curves_of_two["pu"].get_xydata()
+
+    curves = {line.get_label(): line for line in two.get_lines()}
+    pu_curve = curves["pu"]
+    points = pu_curve.get_xydata()
     # The means of two seeds: the third failed and must not count as zero.
-    np.testing.assert_allclose(points, [[50, 40], [100, 10]])
+    expected = [[50, 40], [100, 10]]
+    np.testing.assert_allclose(points, expected)
+
     labels_of_one = {line.get_label() for line in one.get_lines()}
     assert labels_of_one == {"other"}
 
@@ -131,8 +137,10 @@ def test_a_long_title_takes_a_second_line_and_no_room_of_the_axes(results):
 
     short_height, short_text = axes_height_and_evidence(short)
     long_height, long_text = axes_height_and_evidence(long)
-    assert short_text.count("\n") == 0
-    assert long_text.count("\n") == 1
+    n_breaks_of_short = short_text.count("\n")
+    n_breaks_of_long = long_text.count("\n")
+    assert n_breaks_of_short == 0
+    assert n_breaks_of_long == 1
     # The end of the evidence is still there.
     assert "updates each" in long_text
     assert long_height == pytest.approx(short_height, rel=0.02)

@@ -68,9 +68,12 @@ def test_permuting_the_pool_permutes_the_selection(criterion: str, seed: int, n:
 
 
 def test_sign_keeps_what_scores_above_zero() -> None:
+    # Zero itself is left out.
     pool = make_pool([0.5, -1, 0, 2, 0.1])
-    selection = select("nnpu", pool, make_options("sign"))
-    assert selection.rows.tolist() == [3, 0, 4]
+    options = make_options("sign")
+    selection = select("nnpu", pool, options)
+    rows = selection.rows.tolist()
+    assert rows == [3, 0, 4]
     assert selection.threshold == 0
 
 
@@ -104,10 +107,12 @@ def test_a_larger_prior_only_adds_images(scores: list[float], one: float, other:
 @given(scores=pool_scores, one=st.floats(0.1, 1), other=st.floats(0.1, 1))
 def test_a_lower_target_only_adds_images(scores: list[float], one: float, other: float) -> None:
     pool = make_pool(scores)
+    low = min(one, other)
+    high = max(one, other)
     # With ranks of zero and a prior of one the best images reach every target.
     options = make_options("precision", class_prior=1.0, held_out_ranks=np.zeros(5))
-    strict = replace(options, target_precision=max(one, other))
-    lenient = replace(options, target_precision=min(one, other))
+    strict = replace(options, target_precision=high)
+    lenient = replace(options, target_precision=low)
 
     fewer = select("nnpu", pool, strict)
     more = select("nnpu", pool, lenient)
