@@ -255,7 +255,7 @@ def test_a_continued_comparison_has_the_same_results(inputs, blocks, tmp_path):
     for name in finished:
         shutil.copy(tmp_path / "whole" / f"{name}.parquet", tmp_path / "continued")
 
-    # New makers: the first ones remember their PU trainings.
+    # New makers: the first ones have their PU scores already.
     makers = comparison_shards(inputs, blocks, params)
     continued = ShardedTable.write(tmp_path / "continued", makers)
     durations = ["seconds", "pu_seconds"]

@@ -153,7 +153,7 @@ def test_shortcuts_of_a_variant_reach_their_blocks(blocks):
 
     assert one.pu_training.features == "descriptor"
     assert one.subset_materialization.budget == 9
-    # This method has too few images to hold any out.
+    # Methods that use the labeled images alone hold none of them out.
     assert labeled.distillation.held_out_share == 0.0
     assert labeled.distillation.objective == "kd"
 
