@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -30,42 +31,53 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> ComparisonInputs:
     """The demo's images, and a teacher that was not trained: comparing needs no good one."""
     folder = tmp_path_factory.mktemp("inputs")
     ingestion = DataIngestionParams(**block_of("data_ingestion"))
-    teacher_params = TeacherParams(**block_of("teacher", architecture_options={"width": 8}))
+    distillation = DistillationParams(**block_of("distillation"))
+    # Narrow, because every cell runs this network.
+    narrow = block_of("teacher", architecture_options={"width": 8})
     with seeded(0):
-        teacher = new_teacher(teacher_params)
-    compute = DistillationParams(**block_of("distillation")).compute
+        teacher = new_teacher(TeacherParams(**narrow))
 
     def store_of(part: str) -> ImageStore:
         sources = getattr(ingestion, part)
         plan = IngestionPlan(part, sources, 8, 1, teacher.card.classes, ingestion.store, 0)
         return write_store(plan, folder / part)
 
+    def features_of(images: ImageStore, name: str) -> ShardedTable:
+        makers = feature_shards(images, teacher, distillation.compute)
+        return ShardedTable.write(folder / name, makers)
+
     labeled_images = store_of("labeled")
     pool_images = store_of("pool")
-    labeled_makers = feature_shards(labeled_images, teacher, compute)
-    pool_makers = feature_shards(pool_images, teacher, compute)
     return ComparisonInputs(
         teacher=teacher,
         labeled_images=labeled_images,
         pool_images=pool_images,
         test_images=store_of("test"),
         teacher_training_images=store_of("teacher_training"),
-        labeled_features=ShardedTable.write(folder / "labeled_features", labeled_makers),
-        pool_features=ShardedTable.write(folder / "pool_features", pool_makers),
+        labeled_features=features_of(labeled_images, "labeled_features"),
+        pool_features=features_of(pool_images, "pool_features"),
     )
 
 
 @pytest.fixture
 def results() -> pd.DataFrame:
     """Two seeds of three variants; the second seed of `random` with 5 images is missing."""
-    return results_of(
-        variant=["original"] * 2 + ["pu"] * 4 + ["random"] * 3,
-        method=["original"] * 2 + ["selection"] * 7,
-        rule=[None] * 2 + ["nnpu"] * 4 + ["random"] * 3,
-        labeled_per_class=[None] * 2 + [1, 1, 5, 5] + [1, 1, 5],
-        seed=[0, 1, 0, 1, 0, 1, 0, 1, 0],
-        accuracy=[0.985, 0.985, 0.90, 0.92, 0.96, 0.96, 0.93, 0.95, 0.95],
-        is_reference=[True] * 2 + [False] * 7,
-        n_selected=[0] * 2 + [700] * 7,
-        auc=[None] * 2 + [0.9] * 4 + [None] * 3,
-    )
+    columns = ["variant", "rule", "labeled_per_class", "seed", "accuracy", "auc"]
+    rows = [
+        ("original", None, None, 0, 0.985, None),
+        ("original", None, None, 1, 0.985, None),
+        ("pu", "nnpu", 1, 0, 0.90, 0.9),
+        ("pu", "nnpu", 1, 1, 0.92, 0.9),
+        ("pu", "nnpu", 5, 0, 0.96, 0.9),
+        ("pu", "nnpu", 5, 1, 0.96, 0.9),
+        ("random", "random", 1, 0, 0.93, None),
+        ("random", "random", 1, 1, 0.95, None),
+        ("random", "random", 5, 0, 0.95, None),
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    # The teacher's own training images are the reference: nothing is selected.
+    is_reference = table["variant"] == "original"
+    table["is_reference"] = is_reference
+    table["method"] = np.where(is_reference, "original", "selection")
+    table["n_selected"] = np.where(is_reference, 0, 700)
+    return results_of(**table)

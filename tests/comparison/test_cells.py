@@ -60,17 +60,24 @@ def published() -> Iterator[tuple[list[Any], list[Any]]]:
     progress.records.remove(add_record)
 
 
-def test_cells_share_their_pu_training_and_publish_their_results(
-    inputs, blocks, tmp_path, monkeypatch, published
-):
-    n_labeled_of_trainings = []
+@pytest.fixture
+def n_labeled_of_trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of labeled images of each PU training during a test."""
+    counts = []
     train_head = pool_scores.train_head
 
     def counted(labeled: ShardedTable, *others: Any) -> Any:
-        n_labeled_of_trainings.append(len(labeled))
+        counts.append(len(labeled))
         return train_head(labeled, *others)
 
     monkeypatch.setattr(pool_scores, "train_head", counted)
+    return counts
+
+
+def test_cells_share_their_pu_training_and_publish_their_results(
+    inputs, blocks, tmp_path, n_labeled_of_trainings, published
+):
+    # Every method once, and rules with and without a score and a PU classifier.
     variants = {
         "original": {"method": "original", "objectives": ["robust_kd"]},
         "pu": {"rule": "nnpu", "criterion": "quantile", "objectives": ["kd", "robust_kd"]},
@@ -81,55 +88,24 @@ def test_cells_share_their_pu_training_and_publish_their_results(
         "fitnet": {"method": "fitnet"},
         "fskd": {"method": "fskd"},
     }
-    results = computed(inputs, blocks, grid(seeds=[0], variants=variants), tmp_path)
-    assert n_labeled_of_trainings == [20, 40]  # once for each number of labeled images
+    params = grid(seeds=[0], variants=variants)
+    results = computed(inputs, blocks, params, tmp_path)
+
+    # Once for each number of labeled images.
+    assert n_labeled_of_trainings == [20, 40]
     published_results, published_records = published
+    accuracies = [metrics["accuracy"] for *_, metrics in published_results]
+    assert accuracies == list(results["accuracy"])
+    # The curves of many short trainings would bury the results.
     assert published_records == []
-    assert [metrics["accuracy"] for *_, metrics in published_results] == list(results["accuracy"])
+
     assert list(results.columns) == RESULT.names
     assert results["failure"].isna().all()
     assert results["accuracy"].between(0, 1).all()
     assert set(results["n_updates"]) == {8}
-    assert results["true_class_prior"].dropna().unique() == pytest.approx([0.2])
-    of = results[results["labeled_per_class"] != 4].set_index(["variant", "objective"])
-    assert of.loc[("pu", "kd"), "n_selected"] == of.loc[("random", "robust_kd"), "n_selected"]
-    assert of.loc[("original", "robust_kd"), "n_labeled"] == len(inputs.teacher_training_images)
-    assert of.loc[("labeled", "kd"), "n_labeled"] == 20
-    assert of.loc[("disagreement", "robust_kd"), "n_selected"] == 40
-    # An AUC needs a score that the rule ranks by; a class prior needs a PU classifier.
-    with_auc = of[of["auc"].notna()].reset_index()
-    assert list(with_auc["variant"]) == ["pu", "pu", "confident", "disagreement"]
-    with_prior = of[of["class_prior"].notna()].reset_index()
-    assert list(with_prior["variant"]) == ["pu", "pu", "disagreement"]
-
-
-def test_curves_are_of_images_that_no_student_sees(inputs, blocks, tmp_path):
-    variants = {
-        "original": {"method": "original"},
-        "fitnet": {"method": "fitnet", "labeled_per_class": [2]},
-        "random": {"rule": "random", "budget": 40, "labeled_per_class": [2]},
-    }
-    curves = {"n_images": 150, "panels": {"All": list(variants)}}
-    apart = inputs.watching(150)
-    monitored = set(apart.watched_images.index["sha256"])
-    assert len(apart.watched_images) == 150
-    for images in (apart.labeled_images, apart.teacher_training_images, apart.pool_images):
-        assert monitored.isdisjoint(images.index["sha256"])
-    assert len(apart.teacher_training_images) == len(inputs.teacher_training_images) - 150
-
-    params = grid(seeds=[0], variants=variants, curves=curves)
-    without_curves = grid(seeds=[0], variants=variants)
-    names = set(comparison_shards(inputs, blocks, params))
-    assert names.isdisjoint(comparison_shards(inputs, blocks, without_curves))
-    results = computed(inputs, blocks, params, tmp_path).set_index("variant")
-    assert results["failure"].isna().all()
-    assert results.loc["original", "n_labeled"] == len(apart.teacher_training_images)
-    updates = [list(of_cell) for of_cell in results["curve_updates"]]
-    # The updates of FitNet's hidden layer come before its first record.
-    assert updates == [[4, 8], [8], [4, 8]]
-    n_correct = 150 * np.concatenate(results["curve_accuracy"].tolist())
-    np.testing.assert_allclose(n_correct, np.round(n_correct), atol=1e-9)
-    assert 0 < n_correct.max() <= 150
+    known_priors = results["true_class_prior"].dropna()
+    assert known_priors.unique() == pytest.approx([0.2])
+    check_results_of_two_per_class(inputs, results)
 
 
 EXCLUSION_VARIANTS = {
@@ -139,36 +115,128 @@ EXCLUSION_VARIANTS = {
 }
 
 
+def check_results_of_two_per_class(inputs: ComparisonInputs, results: pd.DataFrame) -> None:
+    # Rows without a number of labeled images stay: they are compared with all.
+    is_kept = results["labeled_per_class"] != 4
+    of = results[is_kept].set_index(["variant", "objective"])
+    n_selected = of["n_selected"]
+    assert n_selected["pu", "kd"] == n_selected["random", "robust_kd"]
+    assert n_selected["disagreement", "robust_kd"] == 40
+
+    n_labeled = of["n_labeled"]
+    n_of_teacher = len(inputs.teacher_training_images)
+    assert n_labeled["original", "robust_kd"] == n_of_teacher
+    assert n_labeled["labeled", "kd"] == 20
+
+    # An AUC needs a score that the rule ranks by.
+    auc = results[is_kept].dropna(subset="auc")
+    assert list(auc["variant"]) == ["pu", "pu", "confident", "disagreement"]
+    # A class prior needs a PU classifier.
+    class_prior = results[is_kept].dropna(subset="class_prior")
+    assert list(class_prior["variant"]) == ["pu", "pu", "disagreement"]
+
+
+CURVE_VARIANTS = {
+    "original": {"method": "original"},
+    "fitnet": {"method": "fitnet", "labeled_per_class": [2]},
+    "random": {"rule": "random", "budget": 40, "labeled_per_class": [2]},
+}
+
+
+CURVES = {"n_images": 150, "panels": {"All": list(CURVE_VARIANTS)}}
+
+
+def test_images_of_curves_are_taken_from_those_of_the_students(inputs):
+    apart = inputs.watching(150)
+    assert len(apart.watched_images) == 150
+    assert len(apart.teacher_training_images) == len(inputs.teacher_training_images) - 150
+
+    # By content, because a store may have the same image under another identifier.
+    monitored = set(apart.watched_images.index["sha256"])
+    for images in (apart.labeled_images, apart.teacher_training_images, apart.pool_images):
+        assert monitored.isdisjoint(images.index["sha256"])
+
+
+def test_cells_with_curves_have_other_names(inputs, blocks):
+    # Their students have fewer images: results without curves are no results of them.
+    with_curves = grid(seeds=[0], variants=CURVE_VARIANTS, curves=CURVES)
+    without_curves = grid(seeds=[0], variants=CURVE_VARIANTS)
+    names = set(comparison_shards(inputs, blocks, with_curves))
+    other_names = comparison_shards(inputs, blocks, without_curves)
+    assert names.isdisjoint(other_names)
+
+
+def test_curves_are_shares_of_their_images(inputs, blocks, tmp_path):
+    n_images = CURVES["n_images"]
+    params = grid(seeds=[0], variants=CURVE_VARIANTS, curves=CURVES)
+    results = computed(inputs, blocks, params, tmp_path)
+    assert results["failure"].isna().all()
+
+    by_variant = results.set_index("variant")
+    n_left = len(inputs.teacher_training_images) - n_images
+    assert by_variant.loc["original", "n_labeled"] == n_left
+
+    updates = [list(of_cell) for of_cell in results["curve_updates"]]
+    # The updates of FitNet's hidden layer come before its first record.
+    assert updates == [[4, 8], [8], [4, 8]]
+
+    curves = list(results["curve_accuracy"])
+    n_correct = n_images * np.concatenate(curves)
+    # Of any other number of images the counts would not be whole.
+    np.testing.assert_allclose(n_correct, np.round(n_correct), atol=1e-9)
+    most = n_correct.max()
+    assert most > 0
+    assert most <= n_images
+
+
 def test_cells_without_an_excluded_image_keep_their_names(inputs, blocks):
     params = grid(seeds=[0], labeled_per_class=[2], variants=EXCLUSION_VARIANTS)
     before = list(comparison_shards(inputs, blocks, params))
-    nothing = replace(inputs, excluded=Excluded())
-    assert list(comparison_shards(nothing, blocks, params)) == before
+
+    nothing_excluded = replace(inputs, excluded=Excluded())
+    names = list(comparison_shards(nothing_excluded, blocks, params))
+    assert names == before
+
     # What is excluded decides, not the wish to exclude.
     subset = blocks.subset_materialization.model_copy(update={"exclude_test_duplicates": False})
-    kept = replace(blocks, subset_materialization=subset)
-    assert list(comparison_shards(inputs, kept, params)) == before
+    without_wish = replace(blocks, subset_materialization=subset)
+    names = list(comparison_shards(inputs, without_wish, params))
+    assert names == before
 
 
 def test_no_cell_learns_from_an_excluded_pool_image(inputs, blocks, tmp_path):
     params = grid(seeds=[0], labeled_per_class=[2], variants=EXCLUSION_VARIANTS)
     before = comparison_shards(inputs, blocks, params)
-    ids = inputs.pool_images.index["id"][:500]
-    excluding = replace(inputs, excluded=Excluded(pool=frozenset(ids)))
+    excluded_ids = frozenset(inputs.pool_images.index["id"][:500])
+    excluding = replace(inputs, excluded=Excluded(pool=excluded_ids))
+
     shards = comparison_shards(excluding, blocks, params)
-    assert [name in before for name in shards] == [False, False, True]
-    results = ShardedTable.write(tmp_path, shards).to_pandas().set_index("variant")
+    # The last variant uses no pool image: its result may be reused.
+    is_reused = [name in before for name in shards]
+    assert is_reused == [False, False, True]
+
+    table = ShardedTable.write(tmp_path, shards)
+    results = table.to_pandas().set_index("variant")
     assert results["failure"].isna().all()
-    assert results["n_selected"].to_dict() == {"all": 3000, "related": 3000, "labeled": 0}
+    n_selected = results["n_selected"].to_dict()
+    assert n_selected == {"all": 3000, "related": 3000, "labeled": 0}
 
 
 def test_no_cell_learns_from_an_excluded_labeled_image(inputs):
-    first = labeled_rows(inputs.labeled_images, 2, seed=0)
-    ids = inputs.labeled_images.index["id"].iloc[first]
-    excluding = replace(inputs, excluded=Excluded(labeled=frozenset(ids))).without_excluded()
-    assert len(excluding.labeled_images) == len(inputs.labeled_images) - 20
-    again = labeled_rows(excluding.labeled_images, 2, seed=0)
-    assert set(excluding.labeled_images.index["id"].iloc[again]).isdisjoint(ids)
+    store = inputs.labeled_images
+    ids = store.index["id"]
+    # Exactly the images that would be drawn otherwise: others must replace them.
+    rows = labeled_rows(store, 2, seed=0)
+    drawn_ids = frozenset(ids.iloc[rows])
+    excluded = Excluded(labeled=drawn_ids)
+    excluding = replace(inputs, excluded=excluded)
+
+    left = excluding.without_excluded().labeled_images
+    assert len(left) == len(store) - 20
+    ids_left = left.index["id"]
+    rows = labeled_rows(left, 2, seed=0)
+    drawn_again = set(ids_left.iloc[rows])
+    assert drawn_again.isdisjoint(drawn_ids)
 
 
 def test_a_continued_comparison_has_the_same_results(inputs, blocks, tmp_path):
@@ -178,16 +246,22 @@ def test_a_continued_comparison_has_the_same_results(inputs, blocks, tmp_path):
         "fitnet": {"method": "fitnet"},
     }
     params = grid(seeds=[0], variants=variants)
-    whole = ShardedTable.write(tmp_path / "whole", comparison_shards(inputs, blocks, params))
+    makers = comparison_shards(inputs, blocks, params)
+    whole = ShardedTable.write(tmp_path / "whole", makers)
+
+    # `random` needs the size of `pu`: here its own cell is missing and the other one exists.
+    finished = whole.names[:1] + whole.names[3:5]
     (tmp_path / "continued").mkdir()
-    for name in whole.names[:1] + whole.names[3:5]:
+    for name in finished:
         shutil.copy(tmp_path / "whole" / f"{name}.parquet", tmp_path / "continued")
+
+    # New makers: the first ones have their PU scores already.
     makers = comparison_shards(inputs, blocks, params)
     continued = ShardedTable.write(tmp_path / "continued", makers)
-    times = ["seconds", "pu_seconds"]
-    pd.testing.assert_frame_equal(
-        whole.to_pandas().drop(columns=times), continued.to_pandas().drop(columns=times)
-    )
+    durations = ["seconds", "pu_seconds"]
+    expected = whole.to_pandas().drop(columns=durations)
+    actual = continued.to_pandas().drop(columns=durations)
+    pd.testing.assert_frame_equal(expected, actual)
 
 
 @pytest.mark.parametrize("method", ["labeled_only", "fitnet", "fskd"])
@@ -196,11 +270,13 @@ def test_every_method_gives_its_student_the_same_number_of_updates(
 ):
     n_updates = 0
 
+    # Counted in the optimizer: what a method reports may differ from what it does.
     def count(*_: Any) -> None:
         nonlocal n_updates
         n_updates += 1
 
-    params = grid(labeled_per_class=[2], seeds=[0], variants={"one": {"method": method}})
+    variants = {"one": {"method": method}}
+    params = grid(labeled_per_class=[2], seeds=[0], variants=variants)
     hook = register_optimizer_step_post_hook(count)
     try:
         computed(inputs, blocks, params, tmp_path)
@@ -224,8 +300,11 @@ def test_cells_write_no_checkpoints_and_stop_where_memory_runs_out(inputs, block
         with pytest.raises(MemoryShortage, match="memory of the device is not enough"):
             ShardedTable.write(tmp_path / "cells", makers)
         assert list(tmp_path.rglob("*.parquet")) == []
+
+        # With enough memory again, both cells are computed.
         hook.remove()
-        assert len(ShardedTable.write(tmp_path / "cells", makers)) == 2
+        table = ShardedTable.write(tmp_path / "cells", makers)
+        assert len(table) == 2
     finally:
         hook.remove()
         disable_checkpoints()
@@ -235,23 +314,26 @@ def test_cells_write_no_checkpoints_and_stop_where_memory_runs_out(inputs, block
 def test_a_cell_that_cannot_be_computed_has_its_reason_and_the_others_are_computed(
     inputs, blocks, tmp_path
 ):
-    variants = {
-        "precise": {
-            "rule": "nnpu",
-            "criterion": "precision",
-            "pu_training": {"class_prior": 0.01},
-            "subset_materialization": {"target_precision": 0.99},
-        },
-        "random": {"rule": "random", "budget": 30},
+    # So few relevant images that no threshold reaches the precision.
+    impossible = {
+        "rule": "nnpu",
+        "criterion": "precision",
+        "pu_training": {"class_prior": 0.01},
+        "subset_materialization": {"target_precision": 0.99},
     }
+    variants = {"precise": impossible, "random": {"rule": "random", "budget": 30}}
     params = grid(labeled_per_class=[2], seeds=[0], variants=variants)
+
     results = computed(inputs, blocks, params, tmp_path)
     assert "rule 'nnpu' with criterion 'precision'" in results["failure"][0]
     assert results["accuracy"].notna().tolist() == [False, True]
+
+    # The page and the figure show the failure and the others.
     page = comparison_page(results, grid())
     assert "- precise, robust_kd, 2 per class, seed 0: subset_materialization: rule 'nnpu'" in page
     assert "| precise | – |" in page
-    assert plot_comparison(results, grid()).axes
+    figure = plot_comparison(results, grid())
+    assert len(figure.axes) > 0
 
 
 def fskd_with(**distillation: Any) -> dict[str, Any]:
@@ -275,17 +357,20 @@ def fskd_with(**distillation: Any) -> dict[str, Any]:
     ],
 )
 def test_what_would_stop_the_last_cell_stops_the_first(inputs, blocks, changes, message):
+    params = grid(**changes)
     with pytest.raises(InputError, match=message):
-        comparison_shards(inputs, blocks, grid(**changes))
+        comparison_shards(inputs, blocks, params)
 
 
 def test_results_are_kept_when_the_grid_shrinks(tmp_path):
     def maker(value: int) -> Callable[[], pa.Table]:
-        return lambda: pa.table({"x": [value]})
+        table = pa.table({"x": [value]})
+        return lambda: table
 
     dataset = ShardedTableDataset(filepath=str(tmp_path), keeps_others=True)
     dataset.save({"a": maker(1), "b": maker(2)})
     dataset.save({"b": maker(3)})
+    loaded = dataset.load().to_pandas()
     # The file of `b` is there, and is not written again.
-    assert dataset.load().to_pandas()["x"].tolist() == [2]
+    assert loaded["x"].tolist() == [2]
     assert (tmp_path / "a.parquet").is_file()

@@ -15,12 +15,16 @@ from tests.comparison.builders import grid
 def test_a_grid_is_every_combination_seed_by_seed(blocks):
     variants = {
         "pu": {"rule": "nnpu"},
+        # Draws no labeled images: once per seed, whatever their number.
         "original": {"method": "original"},
         "few": {"rule": "all", "labeled_per_class": [4]},
     }
-    cells = make_cells(grid(objectives=["kd", "robust_kd"], variants=variants), blocks)
+    params = grid(objectives=["kd", "robust_kd"], variants=variants)
+    cells = make_cells(params, blocks)
     n_per_seed = len(cells) // 2
-    assert [str(cell) for cell in cells[:n_per_seed]] == [
+    first_seed = cells[:n_per_seed]
+    second_seed = cells[n_per_seed:]
+    assert [str(cell) for cell in first_seed] == [
         "pu, kd, 2 per class, seed 0",
         "pu, robust_kd, 2 per class, seed 0",
         "original, kd, seed 0",
@@ -29,7 +33,11 @@ def test_a_grid_is_every_combination_seed_by_seed(blocks):
         "few, kd, 4 per class, seed 0",
         "few, robust_kd, 4 per class, seed 0",
     ]
-    assert {cell.seed for cell in cells[n_per_seed:]} == {1}
+    assert {cell.seed for cell in second_seed} == {1}
+
+
+def test_the_blocks_of_a_cell_have_its_objective_and_seed(blocks):
+    cells = make_cells(grid(objectives=["kd", "robust_kd"]), blocks)
     for cell in cells:
         assert cell.blocks.distillation.objective == cell.objective
         assert cell.blocks.pu_training.seed == cell.seed
@@ -39,31 +47,24 @@ def test_a_grid_is_every_combination_seed_by_seed(blocks):
 def test_overrides_merge_key_by_key_and_those_of_the_variant_win(blocks):
     every_variant = {"pu_training": {"epochs": 7, "optimizer": {"learning_rate": 0.5}}}
     variants = {
-        "one": {
-            "rule": "nnpu",
-            "budget": 9,
-            "features": "descriptor",
-            "pu_training": {"optimizer": {"momentum": 0.1}},
-        },
+        "one": {"rule": "nnpu", "pu_training": {"optimizer": {"momentum": 0.1}}},
         "two": {"rule": "nnpu", "pu_training": {"epochs": 3}},
-        "labeled": {"method": "labeled_only"},
     }
     params = grid(labeled_per_class=[2], seeds=[3], every_variant=every_variant, variants=variants)
-    one, two, labeled = [cell.blocks for cell in make_cells(params, blocks)]
-    assert one.pu_training.epochs == 7
-    assert two.pu_training.epochs == 3
-    assert one.pu_training.optimizer.learning_rate == 0.5
-    assert two.pu_training.optimizer.learning_rate == 0.5
-    assert one.pu_training.optimizer.momentum == 0.1
-    assert two.pu_training.optimizer.momentum == 0.9
-    assert one.pu_training.features == "descriptor"
-    assert one.subset_materialization.budget == 9
-    assert labeled.distillation.held_out_share == 0.0
-    assert labeled.distillation.objective == "kd"
+    cells = make_cells(params, blocks)
+    one, two = [cell.blocks.pu_training for cell in cells]
+
+    assert one.epochs == 7
+    assert two.epochs == 3
+    # A variant that changes one key of the optimizer keeps the others.
+    assert one.optimizer.learning_rate == 0.5
+    assert two.optimizer.learning_rate == 0.5
+    assert one.optimizer.momentum == 0.1
+    assert two.optimizer.momentum == 0.9
 
 
 @pytest.mark.parametrize(
-    ("variants", "sentences"),
+    ("variants", "fault_messages"),
     [
         (
             {"a": {"rule": "randm"}},
@@ -82,10 +83,12 @@ def test_overrides_merge_key_by_key_and_those_of_the_variant_win(blocks):
     ],
 )
 def test_a_variant_that_no_block_takes_is_refused_by_key(blocks, variants, fault_messages):
+    params = grid(variants=variants)
     with pytest.raises(InputError) as caught:
-        make_cells(grid(variants=variants), blocks)
-    for sentence in fault_messages:
-        assert sentence in str(caught.value)
+        make_cells(params, blocks)
+    message = str(caught.value)
+    for part in fault_messages:
+        assert part in message
 
 
 # A point of a sweep that no grid of these tests has, unless they add it.
@@ -132,26 +135,52 @@ def test_a_grid_that_makes_no_sense_is_refused(changes, message):
 
 def test_a_variant_cannot_have_its_own_exclusion(blocks):
     variants = {"a": {"rule": "all", "subset_materialization": {"exclude_test_duplicates": False}}}
+    params = grid(variants=variants)
+    # Students that may learn from copies of test images would win for that reason alone.
     expected = "exclude_test_duplicates: every student of a comparison has the same; set sub"
     with pytest.raises(InputError, match=expected):
-        make_cells(grid(variants=variants), blocks)
+        make_cells(params, blocks)
+
+
+def test_shortcuts_of_a_variant_reach_their_blocks(blocks):
+    variants = {
+        "one": {"rule": "nnpu", "budget": 9, "features": "descriptor"},
+        "labeled": {"method": "labeled_only"},
+    }
+    params = grid(labeled_per_class=[2], seeds=[3], variants=variants)
+    cells = make_cells(params, blocks)
+    one, labeled = [cell.blocks for cell in cells]
+
+    assert one.pu_training.features == "descriptor"
+    assert one.subset_materialization.budget == 9
+    # Methods that use the labeled images alone hold none of them out.
+    assert labeled.distillation.held_out_share == 0.0
+    assert labeled.distillation.objective == "kd"
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_pu_classifier_is_trained_where_the_rule_reads_its_scores(blocks, name):
-    cells = make_cells(grid(variants={"one": {"rule": name, "budget": 5}}), blocks)
+    rule = RULES[name]
+    variants = {"one": {"rule": name, "budget": 5}}
+    cells = make_cells(grid(variants=variants), blocks)
     for cell in cells:
-        assert cell.needs_pu == RULES[name].reads_pu_score
-        assert ("pu_training" in cell.identity()) == RULES[name].reads_pu_score
-        assert cell.is_reference == RULES[name].uses_truth
+        assert cell.needs_pu == rule.reads_pu_score
+        # Otherwise a change of these parameters would repeat the cell for nothing.
+        is_in_identity = "pu_training" in cell.identity()
+        assert is_in_identity == rule.reads_pu_score
+        assert cell.is_reference == rule.uses_truth
 
 
 def test_a_rule_that_is_added_needs_no_pu_classifier_where_it_reads_no_pu_score(
     blocks, monkeypatch
 ):
     monkeypatch.setitem(RULES, "added", RULES["random"])
-    cells = make_cells(grid(variants={"one": {"rule": "added", "budget": 5}}), blocks)
-    assert [cell.needs_pu for cell in cells] == [False] * 4
+    variants = {"one": {"rule": "added", "budget": 5}}
+    cells = make_cells(grid(variants=variants), blocks)
+    # Two numbers of labeled images by two seeds.
+    assert len(cells) == 4
+    for cell in cells:
+        assert not cell.needs_pu
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -161,12 +190,18 @@ def test_a_method_of_the_grid_follows_its_record(blocks, name):
     if method.selects:
         variant["rule"] = "all"
     cells = make_cells(grid(variants={"one": variant}), blocks)
-    counts = {cell.labeled_per_class for cell in cells}
-    assert counts == ({2, 4} if method.labeled_images == "drawn" else {None})
+
+    expected_counts = {None}
+    if method.labeled_images == "drawn":
+        expected_counts = {2, 4}
+    assert {cell.labeled_per_class for cell in cells} == expected_counts
+
     for cell in cells:
+        has_rule = cell.rule is not None
+        reads_relatedness = "relatedness" in cell.identity()
         assert cell.is_reference == method.is_reference
-        assert (cell.rule is not None) == method.selects
-        assert ("relatedness" in cell.identity()) == method.samples_by_relatedness
+        assert has_rule == method.selects
+        assert reads_relatedness == method.samples_by_relatedness
         if not method.has_held_out_images:
             # Without held-out images no update is better than the last.
             assert cell.blocks.distillation.keep == "last"
@@ -178,8 +213,14 @@ def test_an_unknown_method_is_refused_with_all_names():
 
 
 def test_a_method_without_its_start_is_refused_by_name(monkeypatch):
+    # As if a method had been added to the parameters alone.
     monkeypatch.setitem(METHODS, "added", METHODS["fskd"])
     with pytest.raises(RuntimeError, match="STARTS lacks the methods added"):
         check_starts(set(STARTS))
+
+
+def test_a_start_without_its_method_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(METHODS, "added", METHODS["fskd"])
+    starts = {*STARTS, "added", "other"}
     with pytest.raises(RuntimeError, match="STARTS has entries for other"):
-        check_starts({*STARTS, "added", "other"})
+        check_starts(starts)

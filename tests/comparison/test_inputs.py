@@ -19,11 +19,15 @@ def test_draws_of_a_seed_nest_and_seeds_differ(inputs):
     few = labeled_rows(store, 2, seed=0)
     more = labeled_rows(store, 5, seed=0)
     other = labeled_rows(store, 2, seed=1)
+
     labels = store.index["label"].to_numpy(dtype=int)
-    assert np.bincount(labels[few]).tolist() == [2] * 10
+    n_per_class = np.bincount(labels[few])
+    assert n_per_class.tolist() == [2] * 10
+    # Otherwise more labels and other labels would be compared at the same time.
     assert set(few) <= set(more)
     assert set(few) != set(other)
-    assert (np.diff(few) > 0).all()
+    steps = np.diff(few)
+    assert (steps > 0).all()
 
 
 def test_a_subset_of_a_store_reads_like_a_store(inputs):
@@ -32,19 +36,38 @@ def test_a_subset_of_a_store_reads_like_a_store(inputs):
     subset = ImageSubset.of(store, rows)
     assert isinstance(subset, ImageStore)
     assert len(subset) == 20
-    assert subset.index["id"].tolist() == store.index["id"].iloc[rows].tolist()
-    np.testing.assert_array_equal(subset.read(np.array([3, 0])), store.read(rows[[3, 0]]))
     assert subset.image_shape == store.image_shape
-    assert subset.fingerprint != ImageSubset.of(store, rows[1:]).fingerprint
+
+    ids = subset.index["id"].tolist()
+    expected_ids = store.index["id"].iloc[rows]
+    assert ids == expected_ids.tolist()
+    # Not in the order of the rows, as batches ask for them.
+    images = subset.read(np.array([3, 0]))
+    expected_images = store.read(rows[[3, 0]])
+    np.testing.assert_array_equal(images, expected_images)
+
+
+def test_another_subset_has_another_fingerprint(inputs):
+    store = inputs.labeled_images
+    rows = labeled_rows(store, 2, 0)
+    subset = ImageSubset.of(store, rows)
+    smaller = ImageSubset.of(store, rows[1:])
+    assert subset.fingerprint != smaller.fingerprint
 
 
 def test_a_table_in_memory_reads_like_one_on_disk(inputs):
     features = inputs.pool_features
-    table = InMemoryTable.of("copy", list(features.shards()))
+    shards = list(features.shards())
+    table = InMemoryTable.of("copy", shards)
     assert len(table) == len(features)
     assert table.facts == features.facts
-    assert table.to_pandas()["id"].tolist() == features.arrays("id").tolist()
-    np.testing.assert_array_equal(table.arrays("logits"), features.arrays("logits"))
+
+    ids = table.to_pandas()["id"].tolist()
+    expected_ids = features.arrays("id")
+    assert ids == expected_ids.tolist()
+    logits = table.arrays("logits")
+    expected_logits = features.arrays("logits")
+    np.testing.assert_array_equal(logits, expected_logits)
 
 
 def test_images_of_the_pool_and_without_a_label_are_not_monitored(inputs):

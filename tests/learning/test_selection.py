@@ -23,7 +23,8 @@ pool_scores = st.lists(st.integers(-8, 8), min_size=1, max_size=40).map(lambda v
 def test_rows_are_distinct_pool_rows_within_the_budget_and_repeat_with_the_seed(
     rule: str, criterion: str, scores: list[float], budget: int, seed: int
 ) -> None:
-    pool = make_pool(scores, relevant=np.array(scores) > 2, seed=seed)
+    relevant = np.array(scores) > 2
+    pool = make_pool(scores, relevant, seed)
 
     def selection() -> Selection:
         # New options each time: a generator continues where it was left.
@@ -31,78 +32,145 @@ def test_rows_are_distinct_pool_rows_within_the_budget_and_repeat_with_the_seed(
         return select(rule, pool, options)
 
     first = selection()
-    assert first.rows.dtype == np.int64
-    assert len(np.unique(first.rows)) == len(first.rows) > 0
-    assert first.rows.min() >= 0
-    assert first.rows.max() < len(pool)
-    assert rule == "all" or len(first.rows) <= budget
+    rows = first.rows
+    n_distinct = len(np.unique(rows))
+    assert rows.dtype == np.int64
+    assert n_distinct == len(rows)
+    assert n_distinct > 0
+    assert rows.min() >= 0
+    assert rows.max() < len(pool)
+    # The rule `all` is the control without a budget.
+    if rule != "all":
+        assert len(rows) <= budget
+
     second = selection()
-    np.testing.assert_array_equal(first.rows, second.rows)
+    np.testing.assert_array_equal(rows, second.rows)
     assert first.threshold == second.threshold
 
 
-def test_random_is_nested_and_its_precision_is_the_class_prior() -> None:
+def test_random_is_nested() -> None:
     pool = make_pool(np.arange(30))
-    small = select("random", pool, make_options(budget=5))
-    large = select("random", pool, make_options(budget=12))
-    np.testing.assert_array_equal(large.rows[:5], small.rows)
-    assert small.threshold is None
-    assert small.estimated_precision == 0.5
-    other_seed = select("random", pool, make_options(budget=5, seed=1))
-    assert other_seed.rows.tolist() != small.rows.tolist()
-    whole = select("random", pool, make_options(budget=100))
+    few = make_options(budget=5)
+    more = make_options(budget=12)
+    # A larger budget adds images, so that budgets can be compared.
+    small = select("random", pool, few)
+    large = select("random", pool, more)
+    first_of_large = large.rows[:5]
+    np.testing.assert_array_equal(first_of_large, small.rows)
+
+
+def test_the_precision_of_random_is_the_class_prior() -> None:
+    pool = make_pool(np.arange(30))
+    options = make_options(budget=5, class_prior=0.5)
+    selection = select("random", pool, options)
+    assert selection.threshold is None
+    assert selection.estimated_precision == 0.5
+
+
+def test_random_follows_its_seed() -> None:
+    pool = make_pool(np.arange(30))
+    options = make_options(budget=5)
+    options_of_other_seed = make_options(budget=5, seed=1)
+
+    selection = select("random", pool, options)
+    other = select("random", pool, options_of_other_seed)
+    assert other.rows.tolist() != selection.rows.tolist()
+
+
+def test_random_with_a_budget_beyond_the_pool_keeps_the_pool() -> None:
+    pool = make_pool(np.arange(30))
+    options = make_options(budget=100)
+    whole = select("random", pool, options)
     assert len(whole.rows) == 30
 
 
 def test_oracle_keeps_the_relevant_and_only_them() -> None:
-    relevant = np.arange(20) % 3 == 0
-    pool = make_pool(np.arange(20), relevant)
+    numbers = np.arange(20)
+    relevant = numbers % 3 == 0
+    pool = make_pool(numbers, relevant)
+
     every = select("oracle", pool, make_options())
     assert every.rows.tolist() == [0, 3, 6, 9, 12, 15, 18]
+
+    # A budget draws from the relevant images alone.
     few = select("oracle", pool, make_options(budget=4))
+    is_hit = relevant[few.rows]
     assert len(few.rows) == 4
-    assert relevant[few.rows].all()
+    assert is_hit.all()
 
 
 def test_confident_ranks_by_the_teacher() -> None:
+    # Rows 1 and 3 tie: the earlier row comes first.
     confidence = np.array([0.2, 0.9, 0.5, 0.9], dtype=np.float32)
-    pool = replace(make_pool([0, 0, 0, 0]), teacher_confidence=confidence)
-    selection = select("confident", pool, make_options(budget=3))
+    pool = make_pool([0, 0, 0, 0])
+    pool = replace(pool, teacher_confidence=confidence)
+    options = make_options(budget=3)
+
+    selection = select("confident", pool, options)
     assert selection.rows.tolist() == [1, 3, 2]
     assert selection.threshold == 0.5
 
 
 def test_all_keeps_everything_whatever_the_budget() -> None:
     pool = make_pool([0, 0, 0, 0])
-    assert select("all", pool, make_options(budget=1)).rows.tolist() == [0, 1, 2, 3]
+    options = make_options(budget=1)
+    selection = select("all", pool, options)
+    rows = selection.rows.tolist()
+    assert rows == [0, 1, 2, 3]
+
+
+# A stratum: the class that the teacher predicts, and the tenth that its confidence falls into.
+some_stratum = st.tuples(st.integers(0, 2), st.integers(0, 9))
+some_strata = st.lists(some_stratum, min_size=1, max_size=60)
+
+
+def pool_of_strata(strata: list[tuple[int, int]]) -> PoolScores:
+    classes, bands = np.array(strata).T
+    # The middle of each band, so that rounding moves none into the next.
+    confidence = (bands + 0.5) / 10
+    return PoolScores(
+        pu_score=np.zeros(len(strata), dtype=np.float32),
+        teacher_class=classes,
+        teacher_confidence=confidence.astype(np.float32),
+    )
 
 
 @settings(deadline=None, max_examples=50)
-@given(
-    strata=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=60),
-    budget=st.integers(1, 70),
-    seed=st.integers(0, 9),
-)
+@given(strata=some_strata, budget=st.integers(1, 70), seed=st.integers(0, 9))
 def test_stratified_fills_the_strata_evenly(
     strata: list[tuple[int, int]], budget: int, seed: int
 ) -> None:
     """No stratum gives two images more than another that still has some left."""
-    classes, bands = np.array(strata).T
-    pool = PoolScores(
-        pu_score=np.zeros(len(strata), dtype=np.float32),
-        teacher_class=classes,
-        # The middle of each band, so that rounding moves none into the next.
-        teacher_confidence=((bands + 0.5) / 10).astype(np.float32),
-    )
-    kept = select("stratified", pool, make_options(budget=budget, seed=seed)).rows
-    assert len(kept) == min(budget, len(strata))
+    pool = pool_of_strata(strata)
+    options = make_options(budget=budget, seed=seed)
+    selection = select("stratified", pool, options)
+    assert len(selection.rows) == min(budget, len(strata))
+
     n_in_pool = Counter(strata)
-    n_kept = Counter(strata[row] for row in kept)
-    unfinished = [n_kept[stratum] for stratum, n in n_in_pool.items() if n_kept[stratum] < n]
-    assert max(n_kept.values()) <= min(unfinished, default=len(strata)) + 1
+    n_kept = Counter(strata[row] for row in selection.rows)
+    # Where every stratum is used up, any number is even.
+    fewest = len(strata)
+    for stratum, n in n_in_pool.items():
+        has_some_left = n_kept[stratum] < n
+        if has_some_left:
+            fewest = min(fewest, n_kept[stratum])
+    most = max(n_kept.values())
+    assert most <= fewest + 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(strata=some_strata, budget=st.integers(1, 70), seed=st.integers(0, 9))
+def test_stratified_is_nested(strata: list[tuple[int, int]], budget: int, seed: int) -> None:
+    pool = pool_of_strata(strata)
+    options = make_options(budget=budget, seed=seed)
+    kept = select("stratified", pool, options).rows
+
+    # New options, because the generator of the first has moved on.
     half = max(1, budget // 2)
-    smaller = select("stratified", pool, make_options(budget=half, seed=seed)).rows
-    assert kept[: len(smaller)].tolist() == smaller.tolist()
+    options = make_options(budget=half, seed=seed)
+    smaller = select("stratified", pool, options).rows
+    first = kept[: len(smaller)]
+    assert first.tolist() == smaller.tolist()
 
 
 @settings(deadline=None, max_examples=50)
@@ -115,7 +183,8 @@ def test_stratified_fills_the_strata_evenly(
 def test_disagreement_is_half_random_and_half_likely_positives(
     n: int, budget: int, class_prior: float, seed: int
 ) -> None:
-    pool = make_pool(np.random.default_rng(seed).permutation(n))
+    rng = np.random.default_rng(seed)
+    pool = make_pool(rng.permutation(n))
     rows_of_proxies = []
 
     def proxy(rows: np.ndarray) -> np.ndarray:
@@ -126,15 +195,22 @@ def test_disagreement_is_half_random_and_half_likely_positives(
     rows = select("disagreement", pool, options).rows
     n_kept = min(budget, n)
     assert len(rows) == n_kept
-    [first] = rows_of_proxies
-    assert len(first) == max(1, round(n_kept / 2))
-    np.testing.assert_array_equal(rows[: len(first)], first)
+
+    # One proxy, a student of the random half.
+    [random_half] = rows_of_proxies
+    n_random = len(random_half)
+    assert n_random == max(1, round(n_kept / 2))
+    np.testing.assert_array_equal(rows[:n_random], random_half)
+
     # Scores are 0..n-1: the likely positives are the highest of them.
-    is_likely = pool.pu_score >= n - round(class_prior * n)
-    likely = np.setdiff1d(np.flatnonzero(is_likely), first)
-    drawn = rows[len(first) :]
+    n_likely = round(class_prior * n)
+    is_likely = pool.pu_score >= n - n_likely
+    every_likely = np.flatnonzero(is_likely)
+    likely = np.setdiff1d(every_likely, random_half)
+    drawn = rows[n_random:]
     # Random images follow only where the likely positives do not suffice.
-    assert np.isin(drawn[: len(likely)], likely).all()
+    drawn_first = drawn[: len(likely)]
+    assert np.isin(drawn_first, likely).all()
 
 
 def test_disagreement_draws_in_proportion_to_the_divergence() -> None:
@@ -142,24 +218,32 @@ def test_disagreement_draws_in_proportion_to_the_divergence() -> None:
     pool = make_pool(np.arange(n))
     is_odd = np.arange(n) % 2 == 1
     divergence = np.where(is_odd, 3.0, 1.0)
+
     options = make_options(budget=2_000, disagreement_of=lambda _: divergence)
     rows = select("disagreement", pool, options).rows
-    assert 0.45 < is_odd[rows[:1000]].mean() < 0.55
+    random_half = rows[:1000]
+    drawn_half = rows[1000:]
+    assert 0.45 < is_odd[random_half].mean() < 0.55
     # Three times as likely as the others: 0.75 but for chance.
-    assert 0.71 < is_odd[rows[1000:]].mean() < 0.79
+    assert 0.71 < is_odd[drawn_half].mean() < 0.79
 
 
 def test_disagreement_without_a_budget_keeps_as_many_as_quantile() -> None:
-    pool = make_pool(np.arange(20_000))
-    options = make_options(class_prior=0.1, disagreement_of=flat(20_000))
-    assert len(select("disagreement", pool, options).rows) == 2_000
+    n = 20_000
+    pool = make_pool(np.arange(n))
+    options = make_options(class_prior=0.1, disagreement_of=flat(n))
+    selection = select("disagreement", pool, options)
+    assert len(selection.rows) == 2_000
 
 
 @pytest.mark.parametrize("bad", [np.nan, -1.0])
 def test_a_proxy_that_diverged_chooses_nothing(bad: float) -> None:
-    options = make_options(budget=4, disagreement_of=lambda _: np.full(9, bad))
+    pool = make_pool(np.arange(9))
+    divergence = np.full(9, bad)
+    options = make_options(budget=4, disagreement_of=lambda _: divergence)
+    # Probabilities made of such numbers would fail deep in NumPy.
     with pytest.raises(ValueError, match="the proxy diverged"):
-        select("disagreement", make_pool(np.arange(9)), options)
+        select("disagreement", pool, options)
 
 
 CASES_WITHOUT_TRUTH = [case for case in CASES if not RULES[case[0]].uses_truth]
@@ -168,33 +252,46 @@ CASES_WITHOUT_PU_SCORE = [case for case in CASES if not RULES[case[0]].reads_pu_
 
 @pytest.mark.parametrize(("rule", "criterion"), CASES_WITHOUT_TRUTH)
 def test_a_rule_reads_the_truth_only_where_its_record_says_so(rule: str, criterion: str) -> None:
-    scores = np.random.default_rng(0).normal(size=50)
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=50)
+    # The opposite of what the scores suggest: a rule that read it would choose others.
+    truth = scores < 0
 
-    def rows(truth: np.ndarray | None) -> np.ndarray:
+    def rows(relevant: np.ndarray | None) -> np.ndarray:
+        pool = make_pool(scores, relevant)
         options = make_options(criterion, 9, disagreement_of=flat(50))
-        return select(rule, make_pool(scores, truth), options).rows
+        return select(rule, pool, options).rows
 
-    np.testing.assert_array_equal(rows(None), rows(scores < 0))
+    np.testing.assert_array_equal(rows(None), rows(truth))
 
 
 @pytest.mark.parametrize(("rule", "criterion"), CASES_WITHOUT_PU_SCORE)
 def test_a_rule_reads_pu_scores_only_where_its_record_says_so(rule: str, criterion: str) -> None:
-    pool = make_pool(np.arange(50), relevant=np.arange(50) % 2 == 0)
-    without = replace(pool, pu_score=np.zeros(50, dtype=np.float32))
-    expected = select(rule, pool, make_options(criterion, 9)).rows
-    actual = select(rule, without, make_options(criterion, 9)).rows
-    np.testing.assert_array_equal(actual, expected)
+    numbers = np.arange(50)
+    is_even = numbers % 2 == 0
+    pool = make_pool(numbers, is_even)
+    no_scores = np.zeros(50, dtype=np.float32)
+    without_scores = replace(pool, pu_score=no_scores)
+
+    # New options each time: a generator continues where it was left.
+    expected = select(rule, pool, make_options(criterion, 9))
+    actual = select(rule, without_scores, make_options(criterion, 9))
+    np.testing.assert_array_equal(actual.rows, expected.rows)
 
 
 @pytest.mark.parametrize(("rule", "criterion"), CASES)
 def test_rules_that_need_a_budget_are_known_before_the_run(rule: str, criterion: str) -> None:
-    pool = make_pool(np.arange(1, 9), relevant=np.ones(8, dtype=bool))
+    # All relevant and with positive scores, so that nothing but the budget is missing.
+    every_relevant = np.ones(8, dtype=bool)
+    pool = make_pool(np.arange(1, 9), every_relevant)
     options = make_options(criterion, disagreement_of=flat(8))
     if needs_budget(rule, criterion):
-        with pytest.raises(ValueError, match=rf"rule '{rule}'.* needs `budget`"):
+        message = rf"rule '{rule}'.* needs `budget`"
+        with pytest.raises(ValueError, match=message):
             select(rule, pool, options)
     else:
-        assert len(select(rule, pool, options).rows)
+        selection = select(rule, pool, options)
+        assert len(selection.rows) > 0
 
 
 @pytest.mark.parametrize(
@@ -225,13 +322,18 @@ def test_rules_that_need_a_budget_are_known_before_the_run(rule: str, criterion:
 def test_a_selection_that_cannot_be_made_says_why_and_what_to_do(
     rule: str, wanted: dict[str, object], message: str
 ) -> None:
+    # No score is positive, so that even `sign` passes nothing.
+    pool = make_pool([-3, -1, -2])
+    options = make_options(**wanted)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
-        select(rule, make_pool([-3, -1, -2]), make_options(**wanted))  # type: ignore[arg-type]
+        select(rule, pool, options)
 
 
 def test_oracle_without_a_relevant_image_is_refused() -> None:
+    none_relevant = np.zeros(2, dtype=bool)
+    pool = make_pool([1, 2], none_relevant)
     with pytest.raises(ValueError, match="none of the 2 pool images is relevant"):
-        select("oracle", make_pool([1, 2], np.zeros(2, dtype=bool)), make_options())
+        select("oracle", pool, make_options())
 
 
 def test_an_empty_pool_is_refused() -> None:
@@ -240,9 +342,10 @@ def test_an_empty_pool_is_refused() -> None:
 
 
 def test_a_ragged_pool_is_refused() -> None:
+    for_three_images = np.ones(3, dtype=bool)
     expected = r"relevant must have one value for each of the 2 pool images, got shape \(3,\)"
     with pytest.raises(ValueError, match=expected):
-        make_pool([1, 2], np.ones(3, dtype=bool))
+        make_pool([1, 2], for_three_images)
 
 
 def test_a_pool_with_a_score_that_is_not_finite_is_refused() -> None:

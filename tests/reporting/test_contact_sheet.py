@@ -24,6 +24,19 @@ def manifest_image_rows(figure: Any) -> list[Any]:
     return list(axes.images)
 
 
+def stored_pixels(store: Any, identifier: str) -> np.ndarray:
+    row = int(identifier.removeprefix("pool/"))
+    rows = np.array([row], dtype=np.int64)
+    [pixels] = store.read(rows)
+    return pixels
+
+
+def drawn_pixels(image: Any) -> np.ndarray:
+    # matplotlib has the channels last, and no such axis for a gray image.
+    channels_last = np.atleast_3d(image.get_array())
+    return np.moveaxis(channels_last, -1, 0)
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 224, 224), (3, 20, 30)])
 def test_best_borderline_and_worst_images_are_shown_and_no_others_read(
     shape: tuple[int, int, int],
@@ -37,19 +50,15 @@ def test_best_borderline_and_worst_images_are_shown_and_no_others_read(
 
     ranked = scores.sort_values("pu_score", ascending=False)
     is_selected = ranked["id"].isin(manifest["id"])
+    selected = ranked[is_selected]
+    left_out = ranked[~is_selected]
     best = ranked[:4]
-    last_selected = ranked[is_selected][-2:]
-    first_left_out = ranked[~is_selected][:2]
+    borderline = pd.concat([selected[-2:], left_out[:2]])
     worst = ranked[-4:]
-    expected = pd.concat([best, last_selected, first_left_out, worst])
+    expected = pd.concat([best, borderline, worst])
     for image, identifier in zip(shown, expected["id"], strict=True):
-        row = int(identifier.removeprefix("pool/"))
-        rows = np.array([row], dtype=np.int64)
-        [stored] = store.read(rows)
-        # matplotlib has the channels last, and no such axis for a gray image.
-        channels_last = np.atleast_3d(image.get_array())
-        pixels = np.moveaxis(channels_last, -1, 0)
-        np.testing.assert_array_equal(pixels, stored)
+        stored = stored_pixels(store, identifier)
+        np.testing.assert_array_equal(drawn_pixels(image), stored)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +72,10 @@ def test_only_large_images_are_smoothed(size_px: int, interpolation: str) -> Non
 
 
 def test_images_are_ranked_by_the_score_of_the_rule() -> None:
-    text = words(sheet(rule="confident"))
-    assert "0.80" in text  # the threshold of the confidence
+    figure = sheet(rule="confident")
+    text = words(figure)
+    # The threshold is one of the confidence.
+    assert "0.80" in text
     assert "the last that were selected" in text
 
 
@@ -77,17 +88,23 @@ def test_a_rule_without_a_cut_shows_the_middle_of_the_ranking(rule: str) -> None
 
 def test_classes_are_named_where_names_are_given() -> None:
     names = ["cat"] * 10
-    with_names = sheet(class_names=names)
-    assert "cat" in words(with_names)
-    assert "cat" not in words(sheet())
+    with_names = words(sheet(class_names=names))
+    without_names = words(sheet())
+    assert "cat" in with_names
+    assert "cat" not in without_names
 
 
 def test_the_truth_is_written_only_where_it_is_known() -> None:
-    assert "relevant" in words(sheet())
-    assert "relevant" not in words(sheet(has_truth=False))
+    with_truth = words(sheet())
+    without_truth = words(sheet(has_truth=False))
+    assert "relevant" in with_truth
+    assert "relevant" not in without_truth
 
 
 def test_a_pool_smaller_than_a_block_is_shown_whole_in_each() -> None:
-    figure = sheet(n_images=20, n=5)
+    n = 5
+    figure = sheet(n_images=20, n=n)
+    # Best, borderline and worst.
     n_blocks = 3
-    assert len(manifest_image_rows(figure)) == n_blocks * 5
+    shown = manifest_image_rows(figure)
+    assert len(shown) == n_blocks * n

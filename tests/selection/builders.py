@@ -23,8 +23,15 @@ from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.teacher import InputSpec
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
-N_TRAINING, N_DIGITS, N_SHUFFLED, N_NOISE = 1200, 300, 200, 100
-MEAN, STD = (0.3,), (0.38,)
+# The digits of `load_digits` in their order: first those of the teacher, then those of the pool.
+N_TRAINING = 1200
+N_DIGITS = 300
+N_SHUFFLED = 200
+N_NOISE = 100
+# A class that the teacher lacks: images with this label are not relevant.
+UNKNOWN_CLASS = 10
+MEAN = (0.3,)
+STD = (0.38,)
 CLASSES = tuple(str(digit) for digit in range(10))
 STORE = {
     "kind": "packed",
@@ -58,12 +65,16 @@ def params_of(**changes: Any) -> RelatednessParams:
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Return (N, 1, 8, 8) uint8 images and their classes."""
     data = load_digits()
-    return (data.images * (255 / 16)).round().astype(np.uint8)[:, None], data.target
+    # scikit-learn's gray values end at 16.
+    gray = data.images * (255 / 16)
+    images = gray.round().astype(np.uint8)
+    return images[:, None], data.target
 
 
 def model_of(network: nn.Module) -> Model:
     spec = InputSpec(size_px=8, channels=1, mean=MEAN, std=STD)
-    return Model(network.eval(), ModelCard(architecture="digits_cnn", classes=CLASSES, input=spec))
+    card = ModelCard(architecture="digits_cnn", classes=CLASSES, input=spec)
+    return Model(network.eval(), card)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -72,28 +83,47 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def with_shuffled_pixels(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    # The same permutation for all: their gray values stay those of digits.
+    order = rng.permutation(64)
+    flat = images.reshape(len(images), 64)
+    return flat[:, order].reshape(images.shape)
+
+
+def write_collection(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    n_images = len(images)
+    columns = {
+        "id": [str(row) for row in range(n_images)],
+        # One channel: PNG files of gray images.
+        "image": [png(image) for image in images[:, 0]],
+        "label": labels,
+    }
+    table = pa.table(columns)
+    pq.write_table(table, file)
+
+
 def collections_of(folder: Path) -> dict[str, Path]:
     """Write digits, digits with shuffled pixels, and noise; return source -> Parquet file."""
     images, labels = digits()
     rng = np.random.default_rng(0)
-    last = N_TRAINING + N_DIGITS  # the teacher learned the first digits
+    last = N_TRAINING + N_DIGITS
+
+    # The teacher learned the digits before these.
     held_out = images[N_TRAINING:last]
-    later = images[last - N_SHUFFLED : last]
-    # The same permutation for all: their gray values stay those of digits.
-    shuffled = later.reshape(N_SHUFFLED, 64)[:, rng.permutation(64)].reshape(later.shape)
+    held_out_labels = labels[N_TRAINING:last]
+    shuffled = with_shuffled_pixels(images[last - N_SHUFFLED : last], rng)
     noise = rng.integers(0, 256, (N_NOISE, 1, 8, 8), dtype=np.uint8)
+
     parts = {
-        "digits": (held_out, labels[N_TRAINING:last]),
-        "shuffled": (shuffled, np.full(N_SHUFFLED, 10)),  # 10: a class that the teacher lacks
-        "noise": (noise, np.full(N_NOISE, 10)),
+        "digits": (held_out, held_out_labels),
+        "shuffled": (shuffled, np.full(N_SHUFFLED, UNKNOWN_CLASS)),
+        "noise": (noise, np.full(N_NOISE, UNKNOWN_CLASS)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, (pixels, classes) in parts.items():
-        ids = [f"{row}" for row in range(len(pixels))]
-        encoded = [png(each[0]) for each in pixels]
         files[name] = folder / f"{name}.parquet"
-        pq.write_table(pa.table({"id": ids, "image": encoded, "label": classes}), files[name])
+        write_collection(files[name], pixels, classes)
     return files
 
 
@@ -122,12 +152,17 @@ def files_of(table: ShardedTable) -> list[Path]:
 
 def words(figure: Any) -> str:
     """Return everything written in a figure."""
+    # Tick labels are empty until the figure is drawn.
     figure.canvas.draw()
+    texts = list(figure.texts)
     found = [figure.get_suptitle()]
-    found += [text.get_text() for text in figure.texts]
     for axes in figure.axes:
-        found += [axes.get_xlabel(), axes.get_ylabel()]
-        found += [axes.get_title(loc="left"), axes.get_title(loc="right")]
-        labels = [*axes.get_xticklabels(), *axes.get_yticklabels(), *axes.texts]
-        found += [label.get_text() for label in labels]
+        texts += axes.get_xticklabels()
+        texts += axes.get_yticklabels()
+        texts += axes.texts
+        found.append(axes.get_xlabel())
+        found.append(axes.get_ylabel())
+        found.append(axes.get_title(loc="left"))
+        found.append(axes.get_title(loc="right"))
+    found += [text.get_text() for text in texts]
     return " | ".join(found)

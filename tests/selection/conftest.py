@@ -33,7 +33,9 @@ from tests.selection.builders import (
 @pytest.fixture(scope="session")
 def teacher() -> Model:
     """A network that knows the first digits."""
-    images, labels = (torch.from_numpy(part) for part in digits())
+    pixels, classes = digits()
+    images = torch.from_numpy(pixels)
+    labels = torch.from_numpy(classes)
     normalize = Normalize(MEAN, STD)
     with seeded(0):
         network = digits_cnn(10, width=8)
@@ -42,10 +44,15 @@ def teacher() -> Model:
     )
 
     def step(rows: Tensor) -> dict[str, Tensor]:
-        return {"loss": functional.cross_entropy(network(normalize(images[rows])), labels[rows])}
+        logits = network(normalize(images[rows]))
+        loss = functional.cross_entropy(logits, labels[rows])
+        return {"loss": loss}
 
-    batches = shuffled_batches(N_TRAINING, 64, torch.Generator().manual_seed(0))
-    list(fit(step, batches, optimizer, n_updates=150, record_every=150, schedule="cosine"))
+    generator = torch.Generator().manual_seed(0)
+    batches = shuffled_batches(N_TRAINING, 64, generator)
+    records = fit(step, batches, optimizer, n_updates=150, record_every=150, schedule="cosine")
+    # `fit` trains while its records are read.
+    list(records)
     return model_of(network)
 
 
@@ -66,4 +73,5 @@ def table(
     pool: ImageStore, teacher: Model, tmp_path_factory: pytest.TempPathFactory
 ) -> ShardedTable:
     folder = tmp_path_factory.mktemp("relatedness")
-    return ShardedTable.write(folder, relatedness_shards(pool, teacher, params_of()))
+    makers = relatedness_shards(pool, teacher, params_of())
+    return ShardedTable.write(folder, makers)

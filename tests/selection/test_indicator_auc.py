@@ -27,24 +27,52 @@ from tests.selection.builders import (
 )
 
 
+def is_in_scope(pool: ImageStore, source: object) -> np.ndarray:
+    """Return the mask of the relevant images and those of a source; without one, of all."""
+    index = pool.index
+    if not isinstance(source, str):
+        return np.ones(len(index), dtype=bool)
+    is_relevant = index["relevant"].to_numpy(dtype=bool)
+    is_from_source = index["source"].to_numpy() == source
+    return is_relevant | is_from_source
+
+
 def test_areas_are_those_of_scikit_learn_over_the_pool_and_by_source(
     table: ShardedTable, pool: ImageStore
 ) -> None:
     auc = indicator_auc(table, pool)
-    index = pool.index
-    irrelevant = ~index["relevant"].to_numpy(dtype=bool)
-    assert len(auc) == 3 * (len(INDICATORS) + 1)
-    assert auc["source"].dropna().unique().tolist() == ["shuffled", "noise"]
+    is_irrelevant = ~pool.index["relevant"].to_numpy(dtype=bool)
     for _, row in auc.iterrows():
-        of_scope = np.ones(len(index), dtype=bool)
-        if isinstance(row["source"], str):
-            of_scope = ~irrelevant | (index["source"] == row["source"]).to_numpy()
+        in_scope = is_in_scope(pool, row["source"])
+        truth = is_irrelevant[in_scope]
         values = table.arrays(row["indicator"])
-        assert row["auc"] == pytest.approx(roc_auc_score(irrelevant[of_scope], values[of_scope]))
+        expected = roc_auc_score(truth, values[in_scope])
+        assert row["auc"] == pytest.approx(expected)
         assert row["n_relevant"] == N_DIGITS
-        assert row["n_irrelevant"] == (irrelevant & of_scope).sum()
-    whole = auc[auc["source"].isna()].set_index("indicator")["auc"]
-    assert whole["one_class_sum"] > 0.85
+        assert row["n_irrelevant"] == truth.sum()
+
+
+def test_every_indicator_and_the_sum_have_an_area_per_source(
+    table: ShardedTable, pool: ImageStore
+) -> None:
+    auc = indicator_auc(table, pool)
+    # The pool as a whole, and each of its two irrelevant sources.
+    n_scopes = 3
+    n_scores = len(INDICATORS) + 1
+    assert len(auc) == n_scopes * n_scores
+    # The digits are all relevant: their source has no irrelevant image to rank.
+    sources = auc["source"].dropna().unique()
+    assert sources.tolist() == ["shuffled", "noise"]
+
+
+def test_the_one_class_sum_separates_digits_from_other_images(
+    table: ShardedTable, pool: ImageStore
+) -> None:
+    auc = indicator_auc(table, pool)
+    is_whole_pool = auc["source"].isna()
+    by_indicator = auc[is_whole_pool].set_index("indicator")
+    area = by_indicator.loc["one_class_sum", "auc"]
+    assert area > 0.85
 
 
 @pytest.mark.parametrize(
@@ -68,13 +96,17 @@ def test_without_the_truth_or_with_one_kind_of_image_there_is_no_area(
     store = store_of(chosen, tmp_path / "store", labels=labels)
     makers = relatedness_shards(store, teacher, params_of())
     measured = ShardedTable.write(tmp_path / "table", makers)
+
     auc = indicator_auc(measured, store)
     assert auc.empty
+
     # A table without rows keeps its columns in a file, too.
     write_table(auc, tmp_path / "auc.parquet")
-    columns = ["source", "indicator", "auc", "n_irrelevant", "n_relevant"]
-    assert list(read_table(tmp_path / "auc.parquet")) == columns
+    read = read_table(tmp_path / "auc.parquet")
+    assert list(read) == ["source", "indicator", "auc", "n_irrelevant", "n_relevant"]
+
     manifest = preferential_manifest(measured, store, params_of())
-    text = words(plot_relatedness(measured, store, manifest, auc))
+    figure = plot_relatedness(measured, store, manifest, auc)
+    text = words(figure)
     assert expected in text
     assert "AUC" not in text

@@ -27,58 +27,110 @@ from tests.selection.builders import (
 )
 
 
-def test_the_manifest_holds_every_pool_image_with_its_probability(
-    table: ShardedTable, pool: ImageStore, tmp_path: Path
+@pytest.fixture
+def manifest_read_back(table: ShardedTable, pool: ImageStore, tmp_path: Path) -> pd.DataFrame:
+    """The manifest after a trip through its file, where distilling finds it."""
+    file = tmp_path / "manifest.parquet"
+    manifest = preferential_manifest(table, pool, params_of())
+    write_table(manifest, file)
+    return read_table(file)
+
+
+def test_the_manifest_holds_every_pool_image_with_its_teacher_class(
+    table: ShardedTable, pool: ImageStore, manifest_read_back: pd.DataFrame
 ) -> None:
-    write_table(preferential_manifest(table, pool, params_of()), tmp_path / "manifest.parquet")
-    manifest = read_table(tmp_path / "manifest.parquet")
-    assert list(manifest.columns) == [*MANIFEST_COLUMNS, "sampling_probability"]
-    pd.testing.assert_frame_equal(
-        manifest[["id", "shard", "row"]], pool.index[["id", "shard", "row"]]
-    )
-    assert set(manifest["origin"]) == {"pool"}
+    manifest = manifest_read_back
+    expected_columns = [*MANIFEST_COLUMNS, "sampling_probability"]
+    assert list(manifest.columns) == expected_columns
+    place = ["id", "shard", "row"]
+    pd.testing.assert_frame_equal(manifest[place], pool.index[place])
+    origins = set(manifest["origin"])
+    assert origins == {"pool"}
+    # No PU classifier takes part.
     assert manifest["pu_score"].isna().all()
-    assert manifest["teacher_class"].tolist() == table.arrays("teacher_class").tolist()
-    probabilities = manifest["sampling_probability"].to_numpy()
+
+    classes = manifest["teacher_class"].tolist()
+    expected_classes = table.arrays("teacher_class")
+    assert classes == expected_classes.tolist()
+
+
+def test_probabilities_follow_from_the_one_class_sum(
+    table: ShardedTable, pool: ImageStore, manifest_read_back: pd.DataFrame
+) -> None:
+    probabilities = manifest_read_back["sampling_probability"].to_numpy()
+    # Rounding to float32 would break the sum of one.
     assert probabilities.dtype == np.float64
-    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
-    assert probabilities.min() >= 0.1 / len(pool)
+    total = probabilities.sum()
+    assert total == pytest.approx(1, abs=1e-12)
+    # No image may become impossible to draw.
+    floor = 0.1
+    smallest = probabilities.min()
+    assert smallest >= floor / len(pool)
+
     sums = torch.tensor(table.arrays("one_class_sum"))
-    expected = sampling_probabilities(sums, temperature=0.5, floor=0.1)
+    expected = sampling_probabilities(sums, temperature=0.5, floor=floor)
     np.testing.assert_allclose(probabilities, expected.numpy(), rtol=1e-12)
-    facts = manifest.attrs
-    assert facts["effective_sample_size"] == pytest.approx(1 / (probabilities**2).sum())
+
+
+def test_the_manifest_records_how_it_was_made(
+    table: ShardedTable, pool: ImageStore, manifest_read_back: pd.DataFrame
+) -> None:
+    facts = manifest_read_back.attrs
+    # Kish's effective sample size, for probabilities that sum to one.
+    probabilities = manifest_read_back["sampling_probability"].to_numpy()
+    sum_of_squares = (probabilities**2).sum()
+    assert facts["effective_sample_size"] == pytest.approx(1 / sum_of_squares)
     assert facts["fingerprints"] == {
         "pool_images": pool.fingerprint,
         "relatedness": table.fingerprint,
     }
-    names = ("rule", "temperature", "floor", "n_labeled", "n_selected", "n_pool")
-    assert [facts[name] for name in names] == ["preferential", 0.5, 0.1, 0, len(pool), len(pool)]
+    assert facts["rule"] == "preferential"
+    assert facts["temperature"] == 0.5
+    assert facts["floor"] == 0.1
+    assert facts["n_labeled"] == 0
+    assert facts["n_selected"] == len(pool)
+    assert facts["n_pool"] == len(pool)
 
 
-def test_digits_are_drawn_more_often_than_their_share_and_evenly_by_the_control(
+def test_digits_are_drawn_more_often_than_their_share(
     table: ShardedTable, pool: ImageStore
 ) -> None:
-    relevant = pool.index["relevant"].to_numpy(dtype=bool)
+    is_relevant = pool.index["relevant"].to_numpy(dtype=bool)
+    share_of_pool = is_relevant.mean()
+    manifest = preferential_manifest(table, pool, params_of())
+    probabilities = manifest["sampling_probability"]
+    share_of_draws = probabilities[is_relevant].sum()
+    assert share_of_draws > 1.5 * share_of_pool
+
+
+def test_the_control_draws_evenly_and_is_equal_otherwise(
+    table: ShardedTable, pool: ImageStore
+) -> None:
     preferred = preferential_manifest(table, pool, params_of())
-    share_of_draws = preferred["sampling_probability"][relevant].sum()
-    assert share_of_draws > 1.5 * relevant.mean()
     uniform = preferential_manifest(table, pool, params_of(sampling="uniform"))
+
     probabilities = uniform["sampling_probability"].to_numpy()
     np.testing.assert_allclose(probabilities, 1 / len(pool), rtol=1e-12)
-    assert uniform.attrs["effective_sample_size"] == pytest.approx(len(pool))
-    assert uniform.attrs["rule"] == "uniform"
+    facts = uniform.attrs
+    assert facts["effective_sample_size"] == pytest.approx(len(pool))
+    assert facts["rule"] == "uniform"
     # The control reads neither.
-    assert uniform.attrs["temperature"] is None
-    assert uniform.attrs["floor"] is None
-    columns = [name for name in preferred if name != "sampling_probability"]
-    pd.testing.assert_frame_equal(preferred[columns], uniform[columns], check_flags=False)
+    assert facts["temperature"] is None
+    assert facts["floor"] is None
+
+    # A comparison of both must differ in the draws alone.
+    pd.testing.assert_frame_equal(
+        preferred.drop(columns="sampling_probability"),
+        uniform.drop(columns="sampling_probability"),
+        check_flags=False,
+    )
 
 
 def test_a_pool_that_changed_since_is_refused(
     table: ShardedTable, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    fewer = store_of({name: files[name] for name in ("digits", "noise")}, tmp_path)
+    fewer_files = {"digits": files["digits"], "noise": files["noise"]}
+    fewer = store_of(fewer_files, tmp_path)
     expected = (
         "pool_images changed since they were measured. Run `kedro run --pipeline=relatedness` again"
     )
@@ -90,21 +142,42 @@ def test_a_pool_that_changed_since_is_refused(
 
 def test_excluded_images_are_never_drawn(pool, table):
     ids = pool.index["id"]
+    excluded_ids = frozenset(ids[::3])
+    excluded = Excluded(pool=excluded_ids)
+    manifest = preferential_manifest(table, pool, params_of(), excluded)
+
+    is_excluded = ids.isin(excluded_ids)
+    expected_ids = ids[~is_excluded]
+    assert manifest["id"].tolist() == expected_ids.tolist()
+    # What the excluded images would have had goes to the others.
+    total = manifest["sampling_probability"].sum()
+    assert total == pytest.approx(1)
+
+    facts = manifest.attrs
+    n_counted = facts["n_selected"] + facts["n_excluded_pool"]
+    assert facts["n_pool"] == len(pool)
+    assert n_counted == len(pool)
+
+
+def test_excluding_images_keeps_the_columns_of_the_others(pool, table):
+    ids = pool.index["id"]
     excluded = Excluded(pool=frozenset(ids[::3]))
     manifest = preferential_manifest(table, pool, params_of(), excluded)
-    assert manifest["id"].tolist() == [each for each in ids if each not in excluded.pool]
-    assert manifest["sampling_probability"].sum() == pytest.approx(1)
-    facts = manifest.attrs
-    assert facts["n_pool"] == len(pool)
-    assert facts["n_selected"] + facts["n_excluded_pool"] == len(pool)
+
+    # A row that moved up by a gap would have the class of another image.
     whole = preferential_manifest(table, pool, params_of()).set_index("id")
     expected = whole.loc[manifest["id"]].reset_index()
     columns = ["id", "shard", "row", "teacher_class", "teacher_confidence"]
     pd.testing.assert_frame_equal(manifest[columns], expected[columns])
-    plot_relatedness(table, pool, manifest, indicator_auc(table, pool)).canvas.draw()
+
+    # The figure, too, must find the rows of those that are left.
+    auc = indicator_auc(table, pool)
+    figure = plot_relatedness(table, pool, manifest, auc)
+    figure.canvas.draw()
 
 
 def test_a_pool_of_which_all_images_are_excluded_is_refused(pool, table):
-    excluded = Excluded(pool=frozenset(pool.index["id"]))
+    every_id = frozenset(pool.index["id"])
+    excluded = Excluded(pool=every_id)
     with pytest.raises(InputError, match="every pool image is a copy of a test image"):
         preferential_manifest(table, pool, params_of(), excluded)

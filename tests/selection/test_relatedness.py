@@ -46,23 +46,39 @@ from tests.selection.builders import (
 
 @pytest.fixture
 def n_images_seen(teacher: Model) -> Iterator[Callable[[], int]]:
-    """Return a function that says how many images the teacher has seen since it was last asked."""
-    seen: list[int] = []
-    hook = teacher.network.register_forward_hook(
-        lambda _network, inputs, _output: seen.append(len(inputs[0]))
-    )
+    """Return a function that counts the images the teacher has seen since the previous call."""
+    batch_sizes: list[int] = []
+
+    def record(_network: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        images = inputs[0]
+        batch_sizes.append(len(images))
+
+    hook = teacher.network.register_forward_hook(record)
 
     def n_seen() -> int:
-        n = sum(seen)
-        seen.clear()
+        n = sum(batch_sizes)
+        batch_sizes.clear()
         return n
 
     yield n_seen
+    # The teacher is shared by all tests of the session.
     hook.remove()
 
 
-def test_shards_hold_what_the_teacher_says_of_each_image(
-    table: ShardedTable, pool: ImageStore, teacher: Model
+def indicator_values(table: ShardedTable) -> np.ndarray:
+    """Return the (N, indicators) stored values."""
+    columns = [table.arrays(name) for name in INDICATORS]
+    return np.stack(columns, axis=1)
+
+
+def normalized_images(pool: ImageStore) -> Tensor:
+    every_row = np.arange(len(pool))
+    pixels = torch.from_numpy(pool.read(every_row))
+    return Normalize(MEAN, STD)(pixels)
+
+
+def test_shards_have_one_column_per_indicator_and_one_row_per_image(
+    table: ShardedTable, pool: ImageStore
 ) -> None:
     schema = next(table.shards()).schema
     assert schema.names == [
@@ -72,29 +88,45 @@ def test_shards_hold_what_the_teacher_says_of_each_image(
         "teacher_class",
         "teacher_confidence",
     ]
-    assert {schema.field(name).type for name in INDICATORS} == {pa.float32()}
+    for name in INDICATORS:
+        assert schema.field(name).type == pa.float32(), name
     assert schema.field("one_class_sum").type == pa.float64()
-    assert table.arrays("id").tolist() == pool.index["id"].tolist()
-    images = Normalize(MEAN, STD)(torch.from_numpy(pool.read(np.arange(len(pool)))))
-    expected = RelatednessProbe(teacher.network, (1, 8, 8))(images)
-    found = np.stack([table.arrays(name) for name in INDICATORS], axis=1)
-    np.testing.assert_allclose(found, expected.numpy(), rtol=2e-3, atol=2e-5)
+    ids = table.arrays("id")
+    assert ids.tolist() == pool.index["id"].tolist()
+
+
+def test_shards_hold_what_the_teacher_computes_for_each_image(
+    table: ShardedTable, pool: ImageStore, teacher: Model
+) -> None:
+    # All images at once, while the shards were computed batch by batch.
+    images = normalized_images(pool)
     with torch.no_grad():
-        confidence, classes = teacher.network(images).softmax(dim=1).max(dim=1)
-    assert table.arrays("teacher_class").tolist() == classes.tolist()
-    np.testing.assert_allclose(table.arrays("teacher_confidence"), confidence.numpy(), rtol=1e-5)
+        logits = teacher.network(images)
+    probabilities = logits.softmax(dim=1)
+    confidence, classes = probabilities.max(dim=1)
+
+    stored_classes = table.arrays("teacher_class")
+    assert stored_classes.tolist() == classes.tolist()
+    stored_confidence = table.arrays("teacher_confidence")
+    np.testing.assert_allclose(stored_confidence, confidence.numpy(), rtol=1e-5)
 
 
 def test_the_sum_follows_from_the_indicators_and_the_stored_calibration(
     table: ShardedTable, teacher: Model
 ) -> None:
-    stored = {pq.read_schema(file).metadata[CALIBRATION.encode()] for file in files_of(table)}
-    assert len(stored) == 1  # the same in every shard
+    stored = set()
+    for file in files_of(table):
+        metadata = pq.read_schema(file).metadata
+        stored.add(metadata[CALIBRATION.encode()])
+    # With one calibration per shard the sums of two shards could not be compared.
+    assert len(stored) == 1
+
     facts = json.loads(table.facts[CALIBRATION])
     assert facts["seed"] == 0
     assert facts["n_noise_images"] == 500
     assert facts["clip"] == 10.0
-    values = torch.from_numpy(np.stack([table.arrays(name) for name in INDICATORS], axis=1))
+
+    values = torch.from_numpy(indicator_values(table))
     calibration = NoiseCalibration.from_dict(facts["noise"])
     expected = one_class_sum(values, calibration, clip=10.0)
     np.testing.assert_allclose(table.arrays("one_class_sum"), expected.numpy(), rtol=1e-12)
@@ -104,20 +136,27 @@ def test_the_sum_follows_from_the_indicators_and_the_stored_calibration(
 def test_shards_that_exist_cost_nothing_and_the_teacher_sees_the_noise_once(
     pool: ImageStore, teacher: Model, tmp_path: Path, n_images_seen: Callable[[], int]
 ) -> None:
-    table = ShardedTable.write(tmp_path, relatedness_shards(pool, teacher, params_of()))
+    makers = relatedness_shards(pool, teacher, params_of())
+    table = ShardedTable.write(tmp_path, makers)
     n_noise = 500
+    # The probe needs a few images, too, to find the layers of the network.
     n_for_the_probe = n_images_seen() - n_noise - len(pool)
     assert 0 < n_for_the_probe < 10
+
     times = {file: file.stat().st_mtime_ns for file in files_of(table)}
     # Sampling is no part of what was measured.
     other_sampling = params_of(temperature=2.0, sampling="uniform")
-    ShardedTable.write(tmp_path, relatedness_shards(pool, teacher, other_sampling))
+    makers = relatedness_shards(pool, teacher, other_sampling)
+    ShardedTable.write(tmp_path, makers)
     assert n_images_seen() == 0
+
     lost = files_of(table)[1]
     content = lost.read_bytes()
     lost.unlink()
-    again = ShardedTable.write(tmp_path, relatedness_shards(pool, teacher, params_of()))
-    assert n_images_seen() == n_for_the_probe + n_noise + pool.shards[1].n
+    makers = relatedness_shards(pool, teacher, params_of())
+    again = ShardedTable.write(tmp_path, makers)
+    n_lost = pool.shards[1].n
+    assert n_images_seen() == n_for_the_probe + n_noise + n_lost
     assert lost.read_bytes() == content
     for file in files_of(again):
         if file != lost:
@@ -125,24 +164,29 @@ def test_shards_that_exist_cost_nothing_and_the_teacher_sees_the_noise_once(
 
 
 def names_of(pool: ImageStore, teacher: Model, **changes: Any) -> tuple[str, ...]:
-    return tuple(relatedness_shards(pool, teacher, params_of(**changes)))
+    makers = relatedness_shards(pool, teacher, params_of(**changes))
+    return tuple(makers)
 
 
 def test_names_change_with_all_that_changes_the_numbers(pool: ImageStore, teacher: Model) -> None:
     with seeded(1):
         other_teacher = model_of(digits_cnn(10, width=8))
+    bf16 = {**COMPUTE, "precision": "bf16"}
     all_names = [
         names_of(pool, teacher),
         names_of(pool, teacher, seed=1),
         names_of(pool, teacher, n_noise_images=400),
         names_of(pool, teacher, clip=5.0),
-        names_of(pool, teacher, compute={**COMPUTE, "precision": "bf16"}),
+        names_of(pool, teacher, compute=bf16),
         names_of(pool, other_teacher),
     ]
     assert len(set(all_names)) == len(all_names)
-    shards = [shard.name for shard in pool.shards]
+
+    # A fingerprint follows the name of the image shard.
+    image_shards = [shard.name for shard in pool.shards]
     for names in all_names:
-        assert [name.rpartition("-")[0] for name in names] == shards
+        stems = [name.rpartition("-")[0] for name in names]
+        assert stems == image_shards
 
 
 @pytest.mark.parametrize(
@@ -160,17 +204,40 @@ def test_names_are_the_same_where_the_numbers_are(
     assert names_of(pool, teacher, **changes) == names_of(pool, teacher)
 
 
-def test_a_teacher_without_batchnorm_and_last_linear_layer_has_the_indicators_of_its_logits(
-    pool: ImageStore, tmp_path: Path
+def test_shards_hold_the_indicators_of_each_image(
+    table: ShardedTable, pool: ImageStore, teacher: Model
 ) -> None:
+    images = normalized_images(pool)
+    probe = RelatednessProbe(teacher.network, (1, 8, 8))
+    expected = probe(images).numpy()
+    # Stored as float32, and computed in batches of another size.
+    stored = indicator_values(table)
+    np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=2e-5)
+
+
+@pytest.fixture
+def plain_teacher() -> Model:
+    """A teacher without batch normalization and without a last linear layer."""
     with seeded(0):
-        network = nn.Sequential(nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    table = ShardedTable.write(tmp_path, relatedness_shards(pool, model_of(network), params_of()))
+        convolution = nn.Conv2d(1, 10, 3)
+    network = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return model_of(network)
+
+
+def test_a_teacher_without_batchnorm_and_last_linear_layer_has_the_indicators_of_its_logits(
+    pool: ImageStore, plain_teacher: Model, tmp_path: Path
+) -> None:
+    makers = relatedness_shards(pool, plain_teacher, params_of())
+    table = ShardedTable.write(tmp_path, makers)
     assert indicators_of(table) == list(LOGIT_INDICATORS)
+
+    # Everything later takes the shorter list of indicators.
     auc = indicator_auc(table, pool)
-    assert set(auc["indicator"]) == {*LOGIT_INDICATORS, "one_class_sum"}
+    measured = set(auc["indicator"])
+    assert measured == {*LOGIT_INDICATORS, "one_class_sum"}
     manifest = preferential_manifest(table, pool, params_of())
-    plot_relatedness(table, pool, manifest, auc).canvas.draw()
+    figure = plot_relatedness(table, pool, manifest, auc)
+    figure.canvas.draw()
 
 
 class Diverged(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pu_kd_pipeline.images.store import ImageStore
@@ -20,24 +21,24 @@ from tests.selection.builders import (
 )
 
 
-def test_the_figure_shows_what_is_drawn_and_which_indicator_ranks_best(
-    table: ShardedTable, pool: ImageStore
+@pytest.fixture
+def manifest(table: ShardedTable, pool: ImageStore) -> pd.DataFrame:
+    return preferential_manifest(table, pool, params_of())
+
+
+@pytest.fixture
+def auc(table: ShardedTable, pool: ImageStore) -> pd.DataFrame:
+    return indicator_auc(table, pool)
+
+
+def test_the_figure_shows_every_source_and_indicator(
+    table: ShardedTable, pool: ImageStore, manifest: pd.DataFrame, auc: pd.DataFrame
 ) -> None:
-    manifest = preferential_manifest(table, pool, params_of())
-    auc = indicator_auc(table, pool)
     figure = plot_relatedness(table, pool, manifest, auc)
     text = words(figure)
-    relevant = pool.index["relevant"].to_numpy(dtype=bool)
-    drawn_percent = 100 * manifest["sampling_probability"][relevant].sum()
-    finding = f"Preferential sampling draws {drawn_percent:.1f} % relevant images"
-    assert f"{finding} from a pool with 50.0 %" in text
-    whole = auc[auc["source"].isna()].set_index("indicator")["auc"]
-    best = whole.drop("one_class_sum").max()
-    assert f"AUC {whole['one_class_sum']:.3f} by 1C-Sum, {best:.3f} by the best" in text
-    size = manifest.attrs["effective_sample_size"]
-    assert f"effective sample size {size:.0f} of 600" in text
     indicators = ("1C-Sum", "ang++", "dms-aos", "last layer")
-    for name in (*indicators, "relevant", "shuffled", "noise", "33.3 % of pool"):
+    sources = ("relevant", "shuffled", "noise", "33.3 % of pool")
+    for name in (*indicators, *sources):
         assert name in text, name
     for value in auc["auc"]:
         assert f" {value:.2f} " in text
@@ -46,37 +47,87 @@ def test_the_figure_shows_what_is_drawn_and_which_indicator_ranks_best(
 
 
 def test_the_figure_of_the_control_says_that_it_draws_evenly(
-    table: ShardedTable, pool: ImageStore
+    table: ShardedTable, pool: ImageStore, auc: pd.DataFrame
 ) -> None:
     manifest = preferential_manifest(table, pool, params_of(sampling="uniform"))
-    text = words(plot_relatedness(table, pool, manifest, indicator_auc(table, pool)))
+    text = words(plot_relatedness(table, pool, manifest, auc))
     assert "Uniform sampling draws 50.0 % relevant images" in text
 
 
-def test_many_sources_are_shown_by_the_largest_and_add_up(
-    table: ShardedTable, pool: ImageStore
+def test_the_title_reports_the_share_of_relevant_draws(
+    table: ShardedTable, pool: ImageStore, manifest: pd.DataFrame, auc: pd.DataFrame
 ) -> None:
-    class ManySources:
-        index = pool.index.copy()
-        shards, fingerprint = pool.shards, pool.fingerprint
+    figure = plot_relatedness(table, pool, manifest, auc)
+    text = words(figure)
+    is_relevant = pool.index["relevant"].to_numpy(dtype=bool)
+    probabilities = manifest["sampling_probability"]
+    drawn_percent = 100 * probabilities[is_relevant].sum()
+    finding = f"Preferential sampling draws {drawn_percent:.1f} % relevant images"
+    assert f"{finding} from a pool with 50.0 %" in text
+    # Few images drawn again and again would be relevant, and of little use.
+    size = manifest.attrs["effective_sample_size"]
+    assert f"effective sample size {size:.0f} of 600" in text
 
-        def __len__(self) -> int:
-            return len(self.index)
 
-    many: Any = ManySources()
+def test_the_figure_reports_which_indicator_ranks_best(
+    table: ShardedTable, pool: ImageStore, manifest: pd.DataFrame, auc: pd.DataFrame
+) -> None:
+    figure = plot_relatedness(table, pool, manifest, auc)
+    text = words(figure)
+    is_whole_pool = auc["source"].isna()
+    by_indicator = auc[is_whole_pool].set_index("indicator")["auc"]
+    # The sum is compared with single indicators, not with itself.
+    of_sum = by_indicator["one_class_sum"]
+    of_single = by_indicator.drop("one_class_sum")
+    best = of_single.max()
+    assert f"AUC {of_sum:.3f} by 1C-Sum, {best:.3f} by the best" in text
+
+
+class ManySources:
+    """A pool whose irrelevant images come from more sources than a figure shows."""
+
     n_sources = MAX_SOURCES + 2
-    relevant = many.index["relevant"].to_numpy(dtype=bool)
-    names = np.array(
-        [f"a collection with the number {number % n_sources}" for number in range(len(pool))]
-    )
-    many.index["source"] = np.where(relevant, "digits", names)
+
+    def __init__(self, pool: ImageStore) -> None:
+        self.shards = pool.shards
+        self.fingerprint = pool.fingerprint
+        self.index = pool.index.copy()
+        names = []
+        for number in range(len(pool)):
+            source_number = number % self.n_sources
+            # Long names, because users give long ones.
+            names.append(f"a collection with the number {source_number}")
+        is_relevant = self.index["relevant"].to_numpy(dtype=bool)
+        sources = np.where(is_relevant, "digits", names)
+        self.index["source"] = sources
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def percent_before(text: str, word: str) -> float:
+    """Return the number in front of `% of` and the word."""
+    before, *_ = text.split(f" % of {word}")
+    number = before.rpartition(" ")[2]
+    return float(number)
+
+
+@pytest.mark.parametrize("word", ["pool", "draws"])
+def test_many_sources_are_shown_by_the_largest_and_add_up(
+    table: ShardedTable, pool: ImageStore, word: str
+) -> None:
+    many: Any = ManySources(pool)
+    manifest = preferential_manifest(table, many, params_of())
     auc = indicator_auc(table, many)
-    figure = plot_relatedness(table, many, preferential_manifest(table, many, params_of()), auc)
-    said = words(figure)
-    assert "2 others" in said
-    assert "2 sources not shown" in said
-    shares = [axes.get_title(loc="right") for axes in figure.axes if axes.get_title(loc="right")]
+
+    figure = plot_relatedness(table, many, manifest, auc)
+    text = words(figure)
+    assert "2 others" in text
+    assert "2 sources not shown" in text
+
+    titles = [axes.get_title(loc="right") for axes in figure.axes]
+    shares = [title for title in titles if title]
+    # The relevant images, the sources that are shown, and the others together.
     assert len(shares) == 1 + MAX_SOURCES + 1
-    for word in ("pool", "draws"):
-        of_word = [float(share.split(f" % of {word}")[0].rpartition(" ")[2]) for share in shares]
-        assert sum(of_word) == pytest.approx(100, abs=0.5)
+    percentages = [percent_before(share, word) for share in shares]
+    assert sum(percentages) == pytest.approx(100, abs=0.5)

@@ -24,8 +24,11 @@ SUBSET = {"seed": 0, "criterion": "quantile", "budget": 2, "target_precision": 0
 
 def least_confident(pool: PoolScores, options: SelectionOptions) -> Selection:
     """Keep the images of which the teacher is least sure: a rule that the package does not have."""
-    rows = np.argsort(pool.teacher_confidence, kind="stable")[: options.budget]
-    return Selection(rows, float(pool.teacher_confidence[rows[-1]]), None)
+    ranking = np.argsort(pool.teacher_confidence, kind="stable")
+    rows = ranking[: options.budget]
+    last = rows[-1]
+    threshold = float(pool.teacher_confidence[last])
+    return Selection(rows, threshold, None)
 
 
 NEW_RULE = Rule(
@@ -45,12 +48,15 @@ def new_rule(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def scored_pool() -> pd.DataFrame:
+    # The two orders differ, so that a figure that ranks by the wrong column is noticed.
+    pu_score = np.array([3, 2, 1, 0], dtype=np.float32)
+    confidence = np.array([0.5, 0.9, 0.6, 0.8], dtype=np.float32)
     return pd.DataFrame(
         {
             "id": ["a", "b", "c", "d"],
-            "pu_score": np.array([3, 2, 1, 0], dtype=np.float32),
+            "pu_score": pu_score,
             "teacher_class": [0, 1, 0, 1],
-            "teacher_confidence": np.array([0.5, 0.9, 0.6, 0.8], dtype=np.float32),
+            "teacher_confidence": confidence,
         }
     )
 
@@ -71,17 +77,8 @@ class Store:
 
 
 def test_a_new_rule_is_accepted_by_the_parameters(new_rule: str) -> None:
-    assert SubsetParams(**SUBSET, rule=new_rule).rule == new_rule
-    with pytest.raises(ValidationError, match="rule 'least_confident' needs a budget"):
-        SubsetParams(**{**SUBSET, "budget": None}, rule=new_rule)
-
-
-def test_an_unknown_rule_or_criterion_is_refused_with_all_names() -> None:
-    listed = ", ".join(repr(name) for name in list(RULES)[:-1])
-    with pytest.raises(ValidationError, match=rf"{listed} or 'all'"):
-        SubsetParams(**SUBSET, rule="randm")
-    with pytest.raises(ValidationError, match="or 'budget'"):
-        SubsetParams(**{**SUBSET, "criterion": "precison"}, rule="nnpu")
+    params = SubsetParams(**SUBSET, rule=new_rule)
+    assert params.rule == new_rule
 
 
 def words_of_sheet(manifest: pd.DataFrame) -> list[str]:
@@ -94,14 +91,40 @@ def words_of_sheet(manifest: pd.DataFrame) -> list[str]:
     return [text.get_text() for text in texts]
 
 
+def test_a_new_rule_that_needs_a_budget_is_refused_without_one(new_rule: str) -> None:
+    without_budget = {**SUBSET, "budget": None}
+    with pytest.raises(ValidationError, match="rule 'least_confident' needs a budget"):
+        SubsetParams(**without_budget, rule=new_rule)
+
+
+def test_an_unknown_rule_is_refused_with_all_names() -> None:
+    *all_but_last, last = RULES
+    assert last == "all"
+    listed = ", ".join(repr(name) for name in all_but_last)
+    with pytest.raises(ValidationError, match=rf"{listed} or 'all'"):
+        SubsetParams(**SUBSET, rule="randm")
+
+
+def test_an_unknown_criterion_is_refused_with_all_names() -> None:
+    misspelled = {**SUBSET, "criterion": "precison"}
+    with pytest.raises(ValidationError, match="or 'budget'"):
+        SubsetParams(**misspelled, rule="nnpu")
+
+
 def test_a_new_rule_has_its_captions(new_rule: str) -> None:
     manifest = manifest_of(new_rule, 0.8)
     assert score_threshold(manifest, "teacher_confidence") == 0.8
+    # The threshold is a confidence: a line in the histogram of PU scores would be wrong.
     assert score_threshold(manifest, "pu_score") is None
+
     words = words_of_sheet(manifest)
     assert "Borderline: the last that were selected" in words
     assert "here the teacher's confidence" in " ".join(words)
-    [row] = selection_rows({"selection": {"n_selected": 2, "n_pool": 4, "rule": new_rule}})
+
+
+def test_a_new_rule_has_its_note_in_the_summary(new_rule: str) -> None:
+    selection = {"n_selected": 2, "n_pool": 4, "rule": new_rule}
+    [row] = selection_rows({"selection": selection})
     assert row[1] == "2 of 4 (least_confident, least sure first)"
 
 
@@ -110,10 +133,13 @@ def test_a_new_rule_without_a_threshold_shows_the_middle_of_the_ranking(
 ) -> None:
     drawn = replace(NEW_RULE, ranked_by=None, has_threshold=False)
     monkeypatch.setitem(RULES, "drawn", drawn)
-    words = words_of_sheet(manifest_of("drawn", None))
+    manifest = manifest_of("drawn", None)
+    words = words_of_sheet(manifest)
     assert "Middle of the ranking (this rule has no cut)" in words
+
     # A threshold in the manifest of such a rule is none of its scores.
-    assert score_threshold(manifest_of("drawn", 0.8), "pu_score") is None
+    with_threshold = manifest_of("drawn", 0.8)
+    assert score_threshold(with_threshold, "pu_score") is None
 
 
 @pytest.mark.parametrize("column", ["pu_score", "teacher_confidence"])
@@ -123,7 +149,8 @@ def test_figures_of_a_rule_follow_its_record(name: str, column: str) -> None:
     expected = None
     if rule.has_threshold and rule.ranked_by == column:
         expected = 0.5
-    assert score_threshold(manifest_of(name, 0.5), column) == expected
+    manifest = manifest_of(name, 0.5)
+    assert score_threshold(manifest, column) == expected
 
 
 def test_every_rule_and_method_has_a_color_of_its_own() -> None:
@@ -133,8 +160,12 @@ def test_every_rule_and_method_has_a_color_of_its_own() -> None:
 
 
 def test_a_new_rule_takes_a_free_color(new_rule: str) -> None:
-    colors = role_colors([*RULES, *METHODS])
-    assert list(colors.values()).count(colors[new_rule]) == 1
+    roles = [*RULES, *METHODS]
+    colors = role_colors(roles)
+    used = list(colors.values())
+    color = colors[new_rule]
+    # Another role of the same color could not be told apart.
+    assert used.count(color) == 1
 
 
 @pytest.mark.parametrize("facts", [{"ranked_by": None}, {"ranked_by": "pu_score"}])

@@ -6,36 +6,14 @@ import json
 import shutil
 import signal
 import socket
-import sqlite3
 import time
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from pu_kd_pipeline.tracking import outbox
-from pu_kd_pipeline.tracking.client import Tracker
-from pu_kd_pipeline.tracking.config import TrackingConfig
-from pu_kd_pipeline.tracking.run import open_shared_run
-
-
-def rows(folder: Path, query: str, *values: str) -> list[Any]:
-    with closing(sqlite3.connect(folder / "mlflow" / "mlflow.db")) as store:
-        return store.execute(query, values).fetchall()
-
-
-def runs(folder: Path) -> dict[str, str]:
-    return dict(rows(folder, "SELECT run_uuid, status FROM runs"))
-
-
-def statuses(folder: Path) -> list[str]:
-    return list(runs(folder).values())
-
-
-def of_run(folder: Path, table: str, run_id: str) -> dict[str, str]:
-    return dict(rows(folder, f"SELECT key, value FROM {table} WHERE run_uuid = ?", run_id))
+from tests.tracking.stored_runs import of_run, rows, runs, statuses
 
 
 def wait_for(path: Path, text: str) -> None:
@@ -52,9 +30,11 @@ def test_a_finished_run_has_parameters_metrics_tags_and_files(kedro, folder):
     assert process.returncode == 0, out + err
     [(run_id, status)] = runs(folder).items()
     assert status == "FINISHED"
+
     parameters = of_run(folder, "params", run_id)
     assert parameters["training.optimizer.learning_rate"] == "0.1"
     assert parameters["training.epochs"] == "5"
+
     query = "SELECT step, value FROM metrics WHERE key = 'training/loss' ORDER BY step"
     losses = rows(folder, query)
     assert losses == [(epoch, pytest.approx(1 / epoch)) for epoch in range(1, 6)]
@@ -64,12 +44,14 @@ def test_a_finished_run_has_parameters_metrics_tags_and_files(kedro, folder):
     # The classes of a list are its steps.
     query = "SELECT value FROM metrics WHERE key = 'teacher/per_class_accuracy' AND step = 1"
     assert rows(folder, query) == [(0.98,)]
+
     tags = of_run(folder, "tags", run_id)
     assert tags["pipeline"] == "full"
     assert tags["env"] == "local"
     assert "| accuracy | 99.0 % | 95.5 % |" in tags["mlflow.note.content"]
     [artifact] = (folder / "mlflow").glob("artifacts/*/artifacts/08_reporting/*")
     assert artifact.name == "metrics.json"
+
     # The same numbers are printed, and nothing by MLflow itself.
     assert "95.5 %" in out
     assert "-1.2 points of accuracy over random images" in out
@@ -80,26 +62,35 @@ def test_a_finished_run_has_parameters_metrics_tags_and_files(kedro, folder):
 def test_errors_and_signals_end_the_run_with_their_status(kedro, empty_store, tmp_path):
     # All three at once, because starting a process takes seconds.
     processes = {}
-    for name, mode in (("fail", "fail"), ("interrupt", "wait"), ("terminate", "wait")):
+    modes = {"fail": "fail", "interrupt": "wait", "terminate": "wait"}
+    for name, mode in modes.items():
         folder = tmp_path / name
         (folder / "mlflow").mkdir(parents=True)
         shutil.copy(empty_store, folder / "mlflow")
         params = f"data={folder},training.diary={folder}.txt,training.mode={mode}"
         processes[name] = kedro("run", "--pipeline=pu_training", f"--params={params}")
-    for name, signal_number in (("interrupt", signal.SIGINT), ("terminate", signal.SIGTERM)):
+
+    signals = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
+    for name, signal_number in signals.items():
+        # A signal before the node runs would not reach its `finally` block.
         wait_for(tmp_path / f"{name}.txt", "started")
         processes[name].send_signal(signal_number)
+
     errors = {}
     exit_codes = {}
     for name, process in processes.items():
         _, errors[name] = process.communicate(timeout=120)
         exit_codes[name] = process.returncode
         # Also the code in `finally` blocks ran.
-        assert (tmp_path / f"{name}.txt").read_text() == "tidied up"
+        diary = tmp_path / f"{name}.txt"
+        assert diary.read_text() == "tidied up"
+
+    # 128 and the number of the signal, as shells expect.
     assert exit_codes == {"fail": 1, "interrupt": 130, "terminate": 143}
     assert statuses(tmp_path / "fail") == ["FAILED"]
     assert statuses(tmp_path / "interrupt") == ["KILLED"]
     assert statuses(tmp_path / "terminate") == ["KILLED"]
+
     kept = "what finished nodes wrote is kept.\n"
     assert errors["interrupt"] == f"Stopped by Ctrl-C; {kept}"
     assert errors["terminate"] == f"Stopped by SIGTERM; {kept}"
@@ -111,111 +102,19 @@ def test_errors_and_signals_end_the_run_with_their_status(kedro, empty_store, tm
 
 def test_an_unreachable_server_costs_one_warning(kedro, tmp_path):
     started = time.monotonic()
-    process = kedro(
-        "run",
-        f"--params=data={tmp_path},training.diary={tmp_path / 'diary'}",
-        MLFLOW_TRACKING_URI="http://127.0.0.1:9",
-    )
+    params = f"data={tmp_path},training.diary={tmp_path / 'diary'}"
+    # Nothing listens on port 9.
+    process = kedro("run", f"--params={params}", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert time.monotonic() - started < 60
+    # MLflow itself would retry for minutes.
+    seconds = time.monotonic() - started
+    assert seconds < 60
+
     metrics = json.loads((tmp_path / "08_reporting" / "metrics.json").read_text())
     assert metrics["student"]["accuracy"] == 0.955
     assert (out + err).count("WARNING") == 1
     assert "MLflow at http://127.0.0.1:9 failed; the run continues without tracking" in out
-
-
-@pytest.fixture
-def config():
-    return TrackingConfig(
-        enabled=True,
-        tracking_uri=None,
-        folder="mlflow",
-        experiment="tests",
-        registered_model="student",
-        system_metrics_interval_s=None,
-    )
-
-
-@pytest.fixture
-def new_tracker(config, folder):
-    """A function that makes the tracker of a stage."""
-
-    def make(stage: str = "full", **parameters: object) -> Tracker:
-        return Tracker(
-            config, project_path=folder, stage=stage, environment="base", parameters=parameters
-        )
-
-    return make
-
-
-def test_stages_share_a_run_whose_status_follows_from_all_of_them(new_tracker, folder, monkeypatch):
-    first = new_tracker("ingestion", seed=0)
-    first.end("FINISHED")
-    assert first.open_run_id is not None
-    monkeypatch.setenv("MLFLOW_RUN_ID", first.open_run_id)
-
-    training = new_tracker("pu_training", epochs=20)
-    training.flush()
-    scoring = new_tracker("pool_scoring")
-    scoring.flush()
-    assert statuses(folder) == ["RUNNING"]
-    training.end("FAILED")
-    # Scoring still runs.
-    assert statuses(folder) == ["RUNNING"]
-    scoring.end("FINISHED")
-    assert statuses(folder) == ["FAILED"]
-    again = new_tracker("pu_training", epochs=30)
-    again.flush()
-    assert statuses(folder) == ["RUNNING"]
-    again.end("FINISHED")
-    assert runs(folder) == {first.open_run_id: "FINISHED"}
-    assert of_run(folder, "params", first.open_run_id) == {"seed": "0", "epochs": "20"}
-    tags = of_run(folder, "tags", first.open_run_id)
-    assert tags["changed.epochs"] == "30"
-    for stage in ("ingestion", "pu_training", "pool_scoring"):
-        assert tags[f"stage.{stage}"] == "FINISHED"
-
-
-def test_stages_find_the_shared_run_in_a_file(config, new_tracker, folder, monkeypatch):
-    run_id = open_shared_run(config, project_path=folder, environment="base")
-    assert runs(folder) == {run_id: "RUNNING"}
-    assert of_run(folder, "tags", run_id)["mlflow.runName"] == "full (base)"
-    (folder / "run_id").write_text(f"{run_id}\n")
-    monkeypatch.setenv("PU_KD_RUN_ID_FILE", str(folder / "run_id"))
-    tracker = new_tracker("pu_training")
-    tracker.flush()
-    tracker.end("FINISHED")
-    assert runs(folder) == {run_id: "FINISHED"}
-
-
-@pytest.mark.parametrize("text", [None, "", "\n"])
-def test_without_a_shared_run_a_stage_has_its_own(text, new_tracker, folder, monkeypatch):
-    if text is not None:
-        (folder / "run_id").write_text(text)
-    monkeypatch.setenv("PU_KD_RUN_ID_FILE", str(folder / "run_id"))
-    tracker = new_tracker("pu_training")
-    tracker.flush()
-    tracker.end("FINISHED")
-    assert statuses(folder) == ["FINISHED"]
-
-
-def test_an_unreachable_server_costs_the_shared_run_and_one_warning(
-    config, folder, monkeypatch, caplog
-):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert open_shared_run(config, project_path=folder, environment="base") == ""
-    assert "MLflow at http://127.0.0.1:9 failed, there is no run to share" in caplog.text
-
-
-def test_the_command_that_opens_a_run_prints_its_identifier_alone(kedro, tmp_path):
-    store = tmp_path / "store.db"
-    process = kedro("containers", "open-run", MLFLOW_TRACKING_URI=f"sqlite:///{store}")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    with closing(sqlite3.connect(store)) as opened:
-        assert opened.execute("SELECT run_uuid FROM runs").fetchall() == [(out.splitlines()[-1],)]
-    assert len(out.split()) == 1
 
 
 class FakeStore:
@@ -225,37 +124,54 @@ class FakeStore:
         return 42
 
 
-def test_the_student_is_registered_without_a_pickle_and_accepts_any_batch(new_tracker, folder):
+@pytest.fixture
+def network():
+    import torch
+
+    # Batch normalization, because it behaves differently while a network is trained.
+    layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()]
+    return torch.nn.Sequential(*layers).train()
+
+
+def test_the_student_is_registered_without_a_pickle_and_accepts_any_batch(
+    new_tracker, folder, network
+):
     import mlflow
     import torch
 
-    layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()]
-    network = torch.nn.Sequential(*layers).train()
     tracker = new_tracker()
     tracker.log_model("student_model", network, (1, 5, 5))
-    for _ in range(2):
-        tracker.log_dataset("pool_images", FakeStore())
     tracker.end("FINISHED")
-
     # A copy was exported.
     assert network.training
     assert rows(folder, "SELECT name, version FROM model_versions") == [("student", 1)]
-    assert rows(folder, "SELECT name, digest, dataset_profile FROM datasets") == [
-        ("pool_images", "0123456789abcdef", '{"num_rows": 42}')
-    ]
+
     [description] = (folder / "mlflow").rglob("MLmodel")
     model_folder = description.parent
     names = {path.name for path in model_folder.rglob("*")}
     assert names >= {"MLmodel", "model.pt2", "requirements.txt"}
+    # Who loads a pickle runs whatever code is in it.
     for name in names:
         assert not name.endswith((".pkl", ".pth"))
-    images = np.random.default_rng(0).random((7, 1, 5, 5), dtype=np.float32)
+
     loaded = mlflow.pyfunc.load_model(str(model_folder))
-    assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 1, 5, 5)
+    [signature] = loaded.metadata.signature.inputs.inputs
+    assert signature.shape == (-1, 1, 5, 5)
+    rng = np.random.default_rng(0)
+    images = rng.random((7, 1, 5, 5), dtype=np.float32)
     network.eval()
     with torch.no_grad():
         expected = network(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(loaded.predict(images), expected, atol=1e-5)
+
+
+def test_a_data_set_that_two_nodes_read_is_logged_once(new_tracker, folder):
+    tracker = new_tracker()
+    for _ in range(2):
+        tracker.log_dataset("pool_images", FakeStore())
+    tracker.end("FINISHED")
+    logged = rows(folder, "SELECT name, digest, dataset_profile FROM datasets")
+    assert logged == [("pool_images", "0123456789abcdef", '{"num_rows": 42}')]
 
 
 def test_a_server_that_comes_back_gets_what_it_missed(new_tracker, folder, monkeypatch, caplog):
@@ -265,6 +181,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(new_tracker, folder, monke
     tracker = new_tracker(seed=1)
     tracker.log_record("training", 1, {"loss": 1.0})
     tracker.flush()
+
     working = tracker.client.log_batch
     call_times = []
 
@@ -280,28 +197,34 @@ def test_a_server_that_comes_back_gets_what_it_missed(new_tracker, folder, monke
         clock[0] += 5.0
     # After one failure, half a minute passes before the next try.
     assert call_times == [0.0]
+
     monkeypatch.setattr(tracker.client, "log_batch", working)
     clock[0] += 100.0
     tracker.log_record("training", 6, {"loss": 0.5})
     tracker.flush()
     tracker.end("FINISHED")
-    records = [record for record in caplog.records if "MLflow at" in record.message]
-    assert [record.levelname for record in records] == ["WARNING", "INFO"]
+
+    # One message when the server is lost, one when it is back.
+    messages = [record for record in caplog.records if "MLflow at" in record.message]
+    assert [message.levelname for message in messages] == ["WARNING", "INFO"]
     steps = rows(folder, "SELECT step FROM metrics WHERE key = 'training/loss' ORDER BY step")
     assert steps == [(1,), (2,), (3,), (4,), (5,), (6,)]
-    assert len(rows(folder, "SELECT value FROM metrics WHERE key = 'student/accuracy'")) == 4
+    accuracies = rows(folder, "SELECT value FROM metrics WHERE key = 'student/accuracy'")
+    assert len(accuracies) == 4
     assert statuses(folder) == ["FINISHED"]
 
 
 def test_a_call_that_always_fails_does_not_block_the_others(new_tracker, folder, monkeypatch):
     monkeypatch.setattr(outbox, "SECONDS_BEFORE_RETRY", 0.0)
     tracker = new_tracker()
+    # Queued before the records, and this file does not exist.
     tracker.log_file(folder / "nowhere.txt", "files")
     for step in range(4):
         tracker.log_record("training", step, {"loss": 1.0})
         tracker.flush()
     tracker.end("FINISHED")
-    assert len(rows(folder, "SELECT step FROM metrics")) == 4
+    steps = rows(folder, "SELECT step FROM metrics")
+    assert len(steps) == 4
     assert statuses(folder) == ["FINISHED"]
 
 

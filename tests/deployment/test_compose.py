@@ -1,0 +1,146 @@
+"""The stages as services of Docker Compose."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from pu_kd_pipeline.deployment.stages import Stage, compose_file
+from tests.deployment.builders import (
+    DOCKER,
+    PROJECT,
+    SERVERS,
+    SERVICES,
+    everything_before,
+    read_yaml,
+)
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return read_yaml("compose.yaml")
+
+
+def test_compose_has_one_service_per_stage(compose: dict[str, Any], survey: dict[str, Any]) -> None:
+    services = compose["services"]
+    stages = set(services) - SERVICES
+    assert stages == set(survey["needs"])
+    for name in stages:
+        command = services[name]["command"]
+        assert command.startswith(f"kedro run --pipeline={name} ")
+
+
+def test_a_service_waits_for_all_its_inputs(
+    compose: dict[str, Any], survey: dict[str, Any]
+) -> None:
+    services = compose["services"]
+    stages = set(services) - SERVICES
+    needs: dict[str, list[str]] = {"tracking_run": []}
+    for name in stages:
+        needs[name] = list(services[name]["depends_on"])
+
+    for name in stages:
+        for dependency in services[name]["depends_on"].values():
+            # A stage that only started has not written anything yet.
+            assert dependency["condition"] == "service_completed_successfully"
+        before = everything_before(needs, name)
+        # The MLflow run that all stages share is open.
+        assert "tracking_run" in before
+        needed = set(survey["needs"][name])
+        assert needed <= before
+
+    mlflow_is_healthy = {"mlflow": {"condition": "service_healthy"}}
+    assert services["tracking_run"]["depends_on"] == mlflow_is_healthy
+
+
+def test_every_service_is_confined(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        # A program that is taken over can neither change its files nor gain rights.
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+    assert compose["networks"]["database"] == {"internal": True}
+
+
+def test_no_service_is_reachable_from_other_machines_by_default(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        # An operator may set the address.
+        for port in service.get("ports", []):
+            assert port.startswith("${BIND_ADDRESS:-127.0.0.1}:"), name
+
+
+def test_every_service_has_a_fixed_version_and_restarts_as_fits_it(
+    compose: dict[str, Any],
+) -> None:
+    for name, service in compose["services"].items():
+        # Servers always run; a stage that failed is tried twice more.
+        expected = "on-failure:2"
+        if name in SERVERS:
+            expected = "unless-stopped"
+        assert service["restart"] == expected, name
+        # Without an init process a container may ignore the signal to stop.
+        assert service["init"], name
+        assert not service["image"].endswith(":latest"), name
+
+
+def test_stages_share_the_data_and_one_run(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    opening_command = services["tracking_run"]["command"]
+    stages = set(services) - SERVICES
+    for name in stages:
+        service = services[name]
+        assert "data:/app/data" in service["volumes"], name
+        run_id_file = service["environment"]["PU_KD_RUN_ID_FILE"]
+        assert run_id_file in opening_command
+
+
+def test_a_gpu_is_given_to_the_stages_tagged_gpu(survey: dict[str, Any]) -> None:
+    override = read_yaml("compose.gpu.yaml")
+    services = override["services"]
+    assert sorted(services) == survey["gpu"]
+    for service in services.values():
+        reservations = service["deploy"]["resources"]["reservations"]
+        [device] = reservations["devices"]
+        assert device["capabilities"] == ["gpu"]
+
+
+def test_the_mirror_changes_only_how_images_are_built(compose: dict[str, Any]) -> None:
+    override = read_yaml("compose.mirror.yaml")
+    built = set()
+    for name, service in compose["services"].items():
+        # The others are pulled as they are.
+        if "build" in service:
+            built.add(name)
+    assert set(override["services"]) == built
+    for service in override["services"].values():
+        assert list(service) == ["build"]
+
+
+def test_no_secret_is_in_the_files() -> None:
+    password = re.compile(r"password\s*[:=]\s*[\"']?\w", flags=re.IGNORECASE)
+    for path in DOCKER.glob("*.y*ml"):
+        content = path.read_text()
+        assert not password.search(content), path
+    # Git must not see the folder where operators put their secrets.
+    ignored = (PROJECT / ".gitignore").read_text()
+    assert "/docker/secrets/" in ignored
+
+
+def test_another_pipeline_makes_another_file(compose: dict[str, Any]) -> None:
+    first = Stage("one", ())
+    second = Stage("two", ("one",), frozenset({"gpu"}))
+    text = compose_file([first, second])
+    content = yaml.safe_load(text)
+    services = content["services"]
+    assert set(services) == {"one", "two", *SERVICES}
+    needed_by_first = services["one"]["depends_on"]
+    assert list(needed_by_first) == ["tracking_run"]
+
+    # What surrounds the stages does not depend on them.
+    committed = compose["services"]
+    for name in SERVICES:
+        assert services[name] == committed[name]

@@ -1,0 +1,92 @@
+"""One MLflow run that the stages of a pipeline share."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from pu_kd_pipeline.tracking.run import open_shared_run
+from tests.tracking.stored_runs import of_run, runs, statuses
+
+
+def test_stages_share_a_run_whose_status_follows_from_all_of_them(new_tracker, folder, monkeypatch):
+    first = new_tracker("ingestion", seed=0)
+    first.end("FINISHED")
+    assert first.open_run_id is not None
+    monkeypatch.setenv("MLFLOW_RUN_ID", first.open_run_id)
+
+    training = new_tracker("pu_training", epochs=20)
+    training.flush()
+    scoring = new_tracker("pool_scoring")
+    scoring.flush()
+    assert statuses(folder) == ["RUNNING"]
+    training.end("FAILED")
+    # Scoring still runs.
+    assert statuses(folder) == ["RUNNING"]
+    scoring.end("FINISHED")
+    assert statuses(folder) == ["FAILED"]
+
+    # A stage that is repeated makes up for its failure.
+    again = new_tracker("pu_training", epochs=30)
+    again.flush()
+    assert statuses(folder) == ["RUNNING"]
+    again.end("FINISHED")
+    assert runs(folder) == {first.open_run_id: "FINISHED"}
+
+    # MLflow does not let parameters change, so that a tag has the new value.
+    parameters = of_run(folder, "params", first.open_run_id)
+    assert parameters == {"seed": "0", "epochs": "20"}
+    tags = of_run(folder, "tags", first.open_run_id)
+    assert tags["changed.epochs"] == "30"
+    for stage in ("ingestion", "pu_training", "pool_scoring"):
+        assert tags[f"stage.{stage}"] == "FINISHED"
+
+
+def test_stages_find_the_shared_run_in_a_file(config, new_tracker, folder, monkeypatch):
+    run_id = open_shared_run(config, project_path=folder, environment="base")
+    assert runs(folder) == {run_id: "RUNNING"}
+    tags = of_run(folder, "tags", run_id)
+    assert tags["mlflow.runName"] == "full (base)"
+
+    run_id_file = folder / "run_id"
+    run_id_file.write_text(f"{run_id}\n")
+    monkeypatch.setenv("PU_KD_RUN_ID_FILE", str(run_id_file))
+    tracker = new_tracker("pu_training")
+    tracker.flush()
+    tracker.end("FINISHED")
+    assert runs(folder) == {run_id: "FINISHED"}
+
+
+@pytest.mark.parametrize("text", [None, "", "\n"])
+def test_without_a_shared_run_a_stage_has_its_own(text, new_tracker, folder, monkeypatch):
+    run_id_file = folder / "run_id"
+    # The file is empty where the shared run could not be opened.
+    if text is not None:
+        run_id_file.write_text(text)
+    monkeypatch.setenv("PU_KD_RUN_ID_FILE", str(run_id_file))
+    tracker = new_tracker("pu_training")
+    tracker.flush()
+    tracker.end("FINISHED")
+    assert statuses(folder) == ["FINISHED"]
+
+
+def test_an_unreachable_server_costs_the_shared_run_and_one_warning(
+    config, folder, monkeypatch, caplog
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert open_shared_run(config, project_path=folder, environment="base") == ""
+    assert "MLflow at http://127.0.0.1:9 failed, there is no run to share" in caplog.text
+
+
+def test_the_command_that_opens_a_run_prints_its_identifier_alone(kedro, tmp_path):
+    store = tmp_path / "store.db"
+    process = kedro("containers", "open-run", MLFLOW_TRACKING_URI=f"sqlite:///{store}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    with closing(sqlite3.connect(store)) as opened:
+        [(run_id,)] = opened.execute("SELECT run_uuid FROM runs").fetchall()
+    # A shell stores the output: another word would become part of the identifier.
+    assert out.splitlines()[-1] == run_id
+    assert len(out.split()) == 1
