@@ -51,7 +51,9 @@ def test_every_decision_is_listed_and_has_context_choice_and_cost() -> None:
     folder = PROJECT / "docs" / "decisions"
     decisions = sorted(folder.glob("[0-9]*.md"))
     listed = re.findall(r"- \[(.+)\]\((.+)\)", (folder / "README.md").read_text())
+
     assert [file for _, file in listed] == [path.name for path in decisions]
+
     for (title, _), path in zip(listed, decisions, strict=True):
         text = path.read_text()
         number = int(path.name[:4])
@@ -66,13 +68,16 @@ def test_the_worked_example_and_its_script_agree() -> None:
     teacher = yaml.safe_load(files["parameters_teacher.yml"])["teacher"]
     folder = PROJECT / "docs" / "examples"
     constants = _constants(folder / "make_stand_ins.py")
+
     assert constants["CLASSES"] == teacher["classes"]
     assert [constants["MEAN"]] == teacher["input"]["mean"]
     assert [constants["STD"]] == teacher["input"]["std"]
     assert constants["SIZE_PX"] == teacher["input"]["size_px"]
+
     module, _, function = teacher["architecture"].partition(":")
     script = ast.parse((folder / f"{module}.py").read_text())
     names = [node.name for node in script.body if hasattr(node, "name")]
+
     assert function in names
 
 
@@ -96,7 +101,9 @@ def test_python_blocks_compile_and_import_what_exists() -> None:
     blocks = []
     for path in GUIDES:
         blocks += fenced("python", path)
+
     assert blocks
+
     for block in blocks:
         for node in ast.walk(ast.parse(block)):
             if not isinstance(node, ast.ImportFrom):
@@ -118,6 +125,7 @@ def test_the_table_of_stages_is_what_kedro_knows() -> None:
     known = stages()
     for stage in known.values():
         del stage["nodes"]
+
     # In the same order, too.
     assert list(documented) == list(known)
     assert documented == known
@@ -157,6 +165,7 @@ def test_outputs_that_the_readme_lists_are_in_the_catalog() -> None:
             known.add(dataset_path(catalog, name).name)
     layouts = [block for block in fenced("text", README) if block.startswith("data/\n")]
     listed = set(re.findall(r"\w+\.(?:parquet|json|html)|(?<=[ /])[a-z]+_[a-z_]+(?=/)", layouts[0]))
+
     assert listed - known == {"card.json"}
     assert len(listed) > 15
 
@@ -164,7 +173,9 @@ def test_outputs_that_the_readme_lists_are_in_the_catalog() -> None:
 def test_every_test_that_a_page_names_exists() -> None:
     text = (PROJECT / "docs" / "reliability.md").read_text()
     named = re.findall(r"`((?:\w+/)*test_\w+\.py)(?:::(\w+))?`", text)
+
     assert len(named) > 50
+
     for file, name in named:
         path = PROJECT / "tests" / file
         if not path.is_file():

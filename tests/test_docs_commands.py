@@ -101,7 +101,9 @@ def test_kedro_runs_name_known_options_pipelines_environments_nodes_and_paramete
     for stage in stages().values():
         nodes.update(stage["nodes"])
     runs = kedro_runs()
+
     assert len(runs) > 10
+
     for page, options in runs:
         shown = (page, options)
         given = {}
@@ -138,7 +140,9 @@ def test_every_yaml_block_makes_an_environment_that_validates(conf: Path) -> Non
     shown = {}
     for path in GUIDES:
         shown.update(environments(path))
+
     assert shown
+
     for environment, files in shown.items():
         parameters = kedro_parameters(environment, conf)
         blocks = check_parameters(parameters, BLOCKS, files={}, given={})
@@ -160,6 +164,7 @@ def test_a_wrong_key_in_a_yaml_block_would_be_found(conf: Path, tmp_path: Path) 
     shutil.copytree(conf, copy)
     (copy / "mine" / "parameters_wrong.yml").write_text("distillation: {n_update: 5}\n")
     parameters = kedro_parameters("mine", copy)
+
     with pytest.raises(ValueError, match=r"distillation\.n_update"):
         check_parameters(parameters, BLOCKS, files={}, given={})
 
@@ -169,9 +174,12 @@ def test_the_variables_for_operators_are_those_of_the_compose_files() -> None:
     for name in ("compose.yaml", "compose.gpu.yaml"):
         text = (PROJECT / "docker" / name).read_text()
         used.update(re.findall(r"\${([A-Z_]+):-([^}]*)}", text))
+
     # A comment in the file explains the notation with this one.
     assert used.pop("LIKE_THIS") == "default"
+
     rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`)? ?\|", CONTAINERS.read_text(), re.MULTILINE)
+
     assert dict(rows) == used
 
 

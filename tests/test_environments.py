@@ -57,6 +57,7 @@ def test_parameters_validate_and_the_student_is_smaller_than_the_teacher(environ
     student_size = n_parameters(
         student.student_architecture, n_classes, channels, student.student_options
     )
+
     assert student_size < teacher_size
 
 
@@ -66,8 +67,10 @@ def test_grids_use_only_rules_and_methods_that_the_sources_allow(environment: st
     grid = blocks["comparison"]
     ingestion = blocks["data_ingestion"]
     grid_blocks = Blocks(**{field.name: blocks[field.name] for field in fields(Blocks)})
+
     assert make_cells(grid, grid_blocks)
     assert len(grid.seeds) >= 3
+
     # null removes a variant of conf/base.
     variants = [variant for variant in grid.variants.values() if variant is not None]
     if not all(source.labels == "truth" for source in ingestion.pool):
@@ -83,9 +86,12 @@ def test_grids_use_only_rules_and_methods_that_the_sources_allow(environment: st
 @each_environment
 def test_parameters_read_without_kedro_are_the_same(environment: str) -> None:
     expected = kedro_parameters(environment, CONF)
+
     assert read_parameters(CONF, environment) == expected
+
     given = {"distillation": {"n_updates": 7}}
     changed = read_parameters(CONF, environment, given)
+
     assert changed["distillation"] == {**expected["distillation"], "n_updates": 7}
 
 

@@ -43,6 +43,7 @@ def test_every_record_is_published_before_the_next_one_is_made(published):
     for count, record in enumerate(loop, start=1):
         assert record == {"epoch": count, "loss": 1 / count}
         assert len(published) == count
+
     assert published == [("training", 1, 1.0), ("training", 2, 0.5), ("training", 3, 1 / 3)]
 
 
@@ -60,6 +61,7 @@ def test_a_log_has_the_first_and_last_step_and_one_line_every_ten_seconds(lines,
         now[0] = next(clock)
     logged = lines()
     steps = [line.split(" ")[1] for line in logged]
+
     assert steps == ["1", "22", "42", "62", "82", "100"]
     assert logged[1] == "training: 22 of 100 loss 0.04545, about 37 s left"
 
@@ -71,6 +73,7 @@ def test_steps_that_a_resumed_loop_repeats_do_not_spoil_the_remaining_time(lines
         # The first 59 epochs come from a checkpoint and take no time.
         if record["epoch"] >= 60:
             now[0] += 5.0
+
     assert lines()[-2] == "training: 98 of 100 loss 0.0102, about 10 s left"
 
 
@@ -98,6 +101,7 @@ def test_a_terminal_shows_bars_and_nested_loops_share_the_screen(monkeypatch, li
     for _ in progress.watch(records(2), name="training", total=2):
         assert list(progress.track(range(3), name="batches")) == [0, 1, 2]
     shown = screen.getvalue()
+
     assert "training" in shown
     assert "batches" in shown
     assert "2/2" in shown

@@ -120,6 +120,7 @@ def test_no_dataset_leads_back_to_an_earlier_layer(survey):
             predecessors.setdefault(layers[target], set()).add(layers[source])
     # Raises for a cycle; kedro-viz would then draw no layers at all.
     order = list(TopologicalSorter(predecessors).static_order())
+
     assert order[0] == "intermediate"
 
 
@@ -144,6 +145,7 @@ def test_every_dependency_is_pinned():
     extras = project["optional-dependencies"]
     requirements = [*project["dependencies"], *extras["viz"], *extras["dev"]]
     required = {_package_name(requirement) for requirement in requirements}
+
     assert required - pinned == set()
     # A local version such as 2.9.1+cpu is on no public index.
     assert "+" not in "".join(sorted(pinned))
@@ -174,6 +176,7 @@ def test_an_old_python_is_refused_before_anything_is_made(tmp_path):
     result = subprocess.run(
         ["make", f"PYTHON={old}", "run"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
+
     assert result.returncode != 0
     assert "is Python 3.9, and 3.11 to 3.13 is needed" in result.stderr
     assert not (tmp_path / ".venv").exists()

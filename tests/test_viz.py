@@ -92,8 +92,11 @@ def node_ids(graph: dict, kind: str) -> set[str]:
 
 def test_the_page_has_every_pipeline(page, graph):
     assert "<html" in (page / "index.html").read_text()
+
     pipelines = {pipeline["id"] for pipeline in graph["pipelines"]}
+
     assert pipelines >= STAGES | {"__default__", "full"}
+
     for name in STAGES | {"full"}:
         pipeline = json.loads((page / "api" / "pipelines" / name).read_text())
         assert pipeline["nodes"], name
@@ -106,7 +109,9 @@ def test_every_dataset_has_a_layer_and_data_flows_down_through_them(graph):
         if node["type"] == "data":
             assert node["layer"] is not None, node
             position[node["id"]] = graph["layers"].index(node["layer"])
+
     assert len(position) >= 30
+
     # Task -> its inputs and outputs; parameters have no layer.
     inputs: dict[str, list[str]] = {task: [] for task in node_ids(graph, "task")}
     outputs: dict[str, list[str]] = {task: [] for task in inputs}
@@ -123,8 +128,10 @@ def test_every_dataset_has_a_layer_and_data_flows_down_through_them(graph):
 
 def test_each_stage_folds_into_one_box_and_no_node_is_outside(graph):
     assert set(graph["modular_pipelines"]) == STAGES | {"__root__"}
+
     children = graph["modular_pipelines"]["__root__"]["children"]
     boxes = {child["id"] for child in children}
+
     assert boxes >= STAGES
     assert not boxes & node_ids(graph, "task")
     assert {tag["id"] for tag in graph["tags"]} >= {"gpu", "data", "report"}

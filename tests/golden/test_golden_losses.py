@@ -39,6 +39,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyInputs:
 @pytest.mark.parametrize("run", RUNS)
 def test_a_seeded_run_gives_the_numbers_it_gave_before(toy: ToyInputs, run: str) -> None:
     assert run in GOLDEN, f"run {run!r} is not in {GOLDEN_FILE.name}: {UPDATE}"
+
     found = differences(run, GOLDEN[run], columns_of(run, toy), tolerance_of(run))
     if found:
         advice = f"If these numbers were meant to move: {UPDATE}"
@@ -83,6 +84,7 @@ def test_both_heads_of_latent_have_a_run() -> None:
     for params in DISTILLATION_RUNS.values():
         if params.objective == "latent" and params.latent is not None:
             shared_heads.add(params.latent.shared_head)
+
     assert shared_heads == {False, True}
 
 
@@ -113,5 +115,6 @@ def test_the_negative_risk_of_the_pu_critic_falls_below_zero_in_some_updates() -
         shares = GOLDEN[run]["clamped_share"]
         assert max(shares) > 0, run
         assert min(shares) < 1, run
+
     assert GOLDEN["pu_critic_clamp"]["loss"] != GOLDEN["pu_critic_ascent"]["loss"]
     assert max(GOLDEN["pu_critic_gan"]["clamped_share"]) == 0

@@ -63,9 +63,12 @@ def test_missing_sources_are_named_with_their_keys(blocks, tmp_path):
     ]
     remote = [{**source, "labels": "classes"} for source in remote]
     block = changed(blocks["data_ingestion"], pool=sources, test=remote)
+
     with pytest.raises(InputError) as error:
         check({"data_ingestion": block})
+
     hint = "(edit parameters_data_ingestion.yml)"
+
     assert str(error.value).splitlines() == [
         "2 faults:",
         f"- data_ingestion.pool[1].path: there is no no/such.parquet {hint}",
@@ -87,6 +90,7 @@ def test_checks_do_not_change_the_callers_random_numbers(blocks):
     expected = torch.rand(1)
     torch.manual_seed(3)
     check(blocks)
+
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -103,6 +107,7 @@ def test_an_unknown_kind_of_url_is_found_before_any_work(blocks):
     sources = [{"type": "parquet", "path": "cloud://bucket/a.parquet"}]
     block = changed(blocks["data_ingestion"], pool=sources)
     message = r"^data_ingestion.pool\[0\].path: cloud://bucket/a.parquet cannot be read"
+
     with pytest.raises(InputError, match=message):
         check({"data_ingestion": block})
 
@@ -226,6 +231,7 @@ def test_our_networks_and_devices_are_checked_without_torch():
         text=True,
         check=False,
     )
+
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -287,5 +293,6 @@ def test_weights_are_read_even_if_the_network_is_sure_to_build(blocks, tmp_path)
     wide = blocks["teacher"].model_copy(
         update={"weights": str(tmp_path / "narrow"), "architecture_options": {"width": 8}}
     )
+
     with pytest.raises(InputError, match=r"^teacher: .* the weights do not fit the architecture"):
         check({**blocks, "teacher": wide})

@@ -33,6 +33,7 @@ def test_broken_files_are_refused_or_set_aside_with_a_reason(name: str) -> None:
     if name == "image_folder" or name.startswith("ingest_over"):
         n_cases = N_INGESTION_CASES
     outcomes = run_many(TARGETS[name], n_cases)
+
     assert sum(outcomes.values()) >= n_cases
     assert outcomes.keys() <= KNOWN_OUTCOMES
 
@@ -41,6 +42,7 @@ def test_broken_files_are_refused_or_set_aside_with_a_reason(name: str) -> None:
 def test_the_files_are_valid_before_they_are_damaged(name: str) -> None:
     target = TARGETS[name]
     outcomes = {run_case(target, data) for data in target.valid_files()}
+
     # Among the TIFF files is one of float32 pixels.
     assert outcomes <= {"good", "unsupported pixel format"}
     assert "good" in outcomes

@@ -89,9 +89,12 @@ def test_a_malformed_file_is_one_message_and_exit_code_1(
     outcomes: dict[str, dict[str, Any]], case: str
 ) -> None:
     outcome = outcomes[case]
+
     assert outcome["code"] == 1, outcome["said"][-3_000:]
     assert "Traceback" not in outcome["said"]
+
     message = outcome["said"].partition("Error: ")[2]
     *_, expected = CASES[case]
+
     assert expected in message
     assert len(message) < 2_000

@@ -104,6 +104,7 @@ def test_metadata_that_unpacks_to_gigabytes_is_not_unpacked(kind: bytes, place: 
     else:
         data = png(8, 8, 8, RGB, rows, after=bomb)
     before = peak_bytes()
+
     # Pillow finds some of these chunks itself, and calls the file broken.
     assert DECODER.decode(data) in (
         Unusable(Reason.TOO_MUCH_METADATA),

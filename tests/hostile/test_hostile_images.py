@@ -54,6 +54,7 @@ def test_sixteen_bits_per_channel_keep_their_high_byte(n_channels: int, color: i
     found = pixels_of(png(8, 8, 16, color, find_rows(values.astype(">u2"))))
     n_colors = 3 if n_channels >= 3 else 1
     expected = values[:, :, :n_colors] >> 8
+
     np.testing.assert_array_equal(found, np.broadcast_to(expected, (8, 8, 3)))
 
 
@@ -75,6 +76,7 @@ def test_a_palette_with_transparency_is_blended_with_white() -> None:
     expected = []
     for color, alpha in zip(palette, [*alphas, 255], strict=True):
         expected.append(over_white(color, alpha))
+
     # Blending may round up or down.
     np.testing.assert_allclose(found, np.array(expected)[indices], atol=1)
 
@@ -95,6 +97,7 @@ def test_cmyk_is_converted_to_the_colors_that_it_prints(ink: tuple[int, int, int
     # An ink absorbs its share of a color, and black absorbs its share of all.
     expected = [255 * (1 - part / 255) * (1 - black / 255) for part in colored_inks]
     found = pixels_of(encoded(Image.new("CMYK", (8, 8), ink), "JPEG", quality=100))
+
     # JPEG is lossy even at its best quality.
     assert found[4, 4].tolist() == pytest.approx(expected, abs=6)
 
@@ -108,6 +111,7 @@ def test_the_first_frame_of_an_animation_is_used(kind: str) -> None:
     if kind == "WEBP":
         options["lossless"] = True
     data = encoded(red, kind, save_all=True, append_images=others, **options)
+
     assert getattr(Image.open(BytesIO(data)), "n_frames", 1) == 3
     assert (pixels_of(data) == [255, 0, 0]).all()
 
@@ -145,6 +149,7 @@ def test_every_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     found = pixels_of(encoded(Image.fromarray(pixels), exif=exif))
+
     np.testing.assert_array_equal(found, displayed(pixels, orientation))
 
 
@@ -155,10 +160,13 @@ def test_damaged_metadata_does_not_cost_the_pixels(damage: bytes) -> None:
     pixels = noise(8, 8, 3)
     rows = find_rows(pixels)
     found = pixels_of(png(8, 8, 8, RGB, rows, png_chunk(b"eXIf", damage)))
+
     np.testing.assert_array_equal(found, pixels)
+
     # An EXIF block with one entry, orientation 6, and damage after it: the entry is still read.
     entry = struct.pack(">2sHIHHHII", b"MM", 42, 8, 1, 0x0112, 3, 1, 6 << 16)
     found = pixels_of(png(8, 8, 8, RGB, rows, png_chunk(b"eXIf", entry + damage)))
+
     np.testing.assert_array_equal(found, displayed(pixels, 6))
 
 
@@ -188,6 +196,7 @@ def test_the_content_decides_and_not_the_file_name(tmp_path: Path) -> None:
         (folder / name).write_bytes(data)
     plan = plan_of({"type": "folder", "path": str(folder)})
     store = write_store(plan, tmp_path / "store")
+
     assert sorted(store.index["id"]) == ["is_gif.png", "is_png.jpg"]
     assert store.quarantine_counts == {"unreadable": 5, "empty": 1}
 
@@ -225,6 +234,7 @@ def test_any_error_of_a_decoder_costs_one_image(
     good = encoded(gray_image, "BMP")
     decoded = GRAY_DECODER.decode_all([bad, good, bad], n_workers=2)
     first, second, third = [pixels for _, pixels in decoded]
+
     assert first == Unusable(Reason.UNREADABLE)
     assert isinstance(second, np.ndarray)
     assert third == Unusable(Reason.UNREADABLE)
@@ -251,6 +261,7 @@ def test_broken_images_are_counted_in_the_report_by_reason(tmp_path: Path) -> No
     stores = {"labeled": other, "pool": pool, "test": other, "teacher_training": other}
     duplicates = find_duplicates(stores, None)
     report = report_ingestion(other, pool, other, duplicates)["pool_images"]
+
     assert report["n_images"] == 1
     assert report["n_quarantined"] == 7
     assert report["quarantined"] == {
@@ -293,16 +304,23 @@ def test_an_image_that_crashes_its_decoder_costs_the_next_run_one_image(
     parquet_with_a_crash: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "store"
+
     # Negative: a signal ended the process.
     assert ingest_in_process(parquet_with_a_crash, out).returncode < 0
     assert not (out / "store.json").exists()
+
     second = ingest_in_process(parquet_with_a_crash, out)
+
     assert second.returncode == 0, second.stderr
+
     store = ImageStore.open(out)
+
     assert len(store) == 18
     assert store.quarantine_counts == {"crashes its decoder": 2}
     assert sorted(store.quarantine["id"]) == ["a:13", "a:7"]
+
     first_image = store.read(np.array([0]))[0].transpose(1, 2, 0)
+
     np.testing.assert_array_equal(first_image, noise(8, 8, 3))
 
 
@@ -319,4 +337,5 @@ def test_decoding_in_other_processes_gives_the_same_pixels_in_the_same_order() -
         else:
             np.testing.assert_array_equal(found, expected)
         n_compared += 1
+
     assert n_compared == len(raws)

@@ -146,6 +146,7 @@ def checked(name: str, block: Any) -> BaseModel:
 
 def test_every_block_of_every_environment_is_accepted_as_given() -> None:
     assert set(MODELS) <= set(valid_blocks()[0])
+
     for blocks in valid_blocks():
         for name in MODELS:
             found = checked(name, blocks[name]).model_dump()
@@ -178,7 +179,9 @@ def test_one_hostile_value_is_taken_as_it_is_or_refused_by_its_key(data: st.Data
         assert_names_the_place(str(error), name, place)
         return
     found = value_at(block.model_dump(), place)
+
     assert means(value, found), (place, value, found)
+
     if name == "data_ingestion":
         # The checks before a run must not fail on it in any other way.
         with suppress(InputError):

@@ -107,6 +107,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     column = pa.array([noise_png(0)], pa.binary())
     table = pa.Table.from_arrays([column, column], names=["image", "image"])
     pq.write_table(table, file)
+
     assert "has more than one column 'image'" in error_of(file)
 
 
@@ -118,6 +119,7 @@ def test_nulls_are_images_without_bytes_ids_or_labels(tmp_path: Path) -> None:
     source = source_of(file, labels="truth")
     store = ingested(file, tmp_path / "store", source)
     index = store.index[["id", "label"]].astype("string").fillna("-")
+
     # An image without an id is named by file and row.
     assert index.values.tolist() == [["x", "-"], ["a:2", "-"]]
     assert store.quarantine.values.tolist() == [["a:1", "a", "empty"]]
@@ -139,6 +141,7 @@ def test_structs_and_plain_bytes_are_the_same_images(tmp_path: Path, with_path: 
     plain_store = ingested(plain_file, tmp_path / "plain")
     struct_store = ingested(struct_file, tmp_path / "struct")
     rows = np.arange(3)
+
     np.testing.assert_array_equal(plain_store.read(rows), struct_store.read(rows))
     assert plain_store.quarantine_counts == {"empty": 1}
     assert struct_store.quarantine_counts == {"empty": 1}
@@ -239,15 +242,22 @@ def test_ids_are_text_and_never_paths(tmp_path: Path, kind: str, pixel_suffix: s
     out = tmp_path / "out"
     # Small shards, so that several hold ids.
     store = ingested(file, out, kind=kind, shard_size=7)
+
     assert store.index["id"].tolist() == ODD_IDS
+
     ids_in_shards = []
     for shard in store.shards:
         ids_in_shards += store.shard_ids(shard).to_pylist()
+
     assert ids_in_shards == ODD_IDS
+
     # The order of the images is that of their ids.
     pixels = store.read(np.array([4]))[0].transpose(1, 2, 0)
+
     np.testing.assert_array_equal(pixels, noise(8, 8, 3, seed=4))
     # Nothing was written outside the store, and no file is named after an id.
     assert set(tmp_path.iterdir()) == {file, out}
+
     suffixes = {path.suffix for path in out.rglob("*")}
+
     assert suffixes == {pixel_suffix, ".parquet", ".json"}

@@ -187,9 +187,12 @@ def test_odd_data_that_can_be_learned_from_runs_to_its_report(
     outcomes: dict[str, dict[str, Any]], case: str
 ) -> None:
     outcome = outcomes[case]
+
     assert outcome["code"] in (0, None), outcome["said"][-3_000:]
+
     reporting = outcome["data"] / "08_reporting"
     metrics = json.loads((reporting / "metrics.json").read_text())
+
     assert 0 <= metrics["student"]["accuracy"] <= 1
     # Without its figures the report would be smaller.
     assert (reporting / "report.html").stat().st_size > 10_000
@@ -201,6 +204,7 @@ def test_data_that_cannot_be_learned_from_ends_with_one_message(
 ) -> None:
     outcome = outcomes[case]
     output = outcome["said"]
+
     assert outcome["code"] == 1, output[-3_000:]
     assert "Traceback" not in output
     assert MESSAGES[case] in output.partition("Error: ")[2]

@@ -96,6 +96,7 @@ def test_a_pickle_named_safetensors_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     canary = tmp_path / "canary"
     torch.save(Call(os.mkdir, str(canary)), file)
+
     assert "is not a readable safetensors file" in error_of(file)
     assert not canary.exists()
 
@@ -132,6 +133,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, case: str, suffix: st
     else:
         torch.save(changed_state(changes), file)
     message = error_of(file)
+
     assert expected in message
     assert "Check `architecture`, `architecture_options`, `classes`" in message
 
@@ -237,6 +239,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, how: str) -> None:
         bomb.write_bytes(b"#!/bin/sh\n" + bomb.read_bytes())
     message = error_of(bomb)
     expected = "is a packed archive, which torch never writes and which could unpack to any size"
+
     assert expected in message
 
 

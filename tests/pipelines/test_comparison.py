@@ -52,31 +52,43 @@ def test_a_killed_comparison_continues_with_what_is_left(data):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
+
     assert process.wait(timeout=30) == -signal.SIGKILL
+
     finished = cell_times(folder)
+
     assert not (data / "08_reporting").exists()
 
     result = run_kedro("--pipeline=comparison", data=data, params=GRID)
+
     assert result.returncode == 0, result.stdout + result.stderr
+
     times = cell_times(folder)
+
     assert len(times) == N_CELLS
     assert {path: times[path] for path in finished} == finished
+
     results = read_table(data / "08_reporting" / "comparison_results.parquet")
+
     assert len(finished) < len(results) == N_CELLS
     assert results["failure"].isna().all()
     assert f"cell {len(finished) + 1} of {N_CELLS}" in result.stdout
     assert f"cell {len(finished)} of {N_CELLS}" not in result.stdout
+
     page = (data / "08_reporting" / "comparison_table.md").read_text()
     # Without the asterisks of bold text.
     page = page.replace("*", "")
     for name in results["variant"]:
         assert f"| {name} | " in page
+
     assert (data / "08_reporting" / "comparison_plot.png").stat().st_size > 10_000
+
     with sqlite3.connect(data / "mlflow" / "mlflow.db") as store:
         runs = dict(store.execute("SELECT name, status FROM runs").fetchall())
         curves = store.execute(
             "SELECT DISTINCT key FROM metrics WHERE key LIKE 'distillation/%'"
         ).fetchall()
+
     assert runs.pop("comparison (local)") == "FINISHED"
     assert set(runs.values()) == {"FINISHED"}
     # The killed run was not tracked.

@@ -62,6 +62,7 @@ def test_the_demo_fills_four_stores(stores: dict[str, ImageStore]) -> None:
         "test_images": 500,
         "teacher_training_images": 497,
     }
+
     for store in stores.values():
         assert store.kind == "packed"
         assert store.image_shape == (1, 8, 8)
@@ -90,12 +91,14 @@ def report_of(stores: dict[str, ImageStore]) -> dict[str, Any]:
 
 def test_the_report_counts_images_by_source_and_class(stores: dict[str, ImageStore]) -> None:
     clean = report_of(stores)
+
     assert json.loads(json.dumps(clean)) == clean
     assert clean["test_images"]["n_images"] == 500
     assert clean["labeled_images"]["n_per_class"] == dict.fromkeys(DIGITS, 10)
     assert clean["pool_images"]["n_without_class"] == 2800
     assert clean["pool_images"]["n_per_source"] == {"demo": 3500}
     assert clean["pool_images"]["n_bytes"] >= 3500 * 64
+
     for counts in clean["duplicates"].values():
         assert not any(counts.values())
 
@@ -108,6 +111,7 @@ def test_the_report_counts_copies_between_stores(
     planted = parameters(pool=sources)
     pool = write_store(nodes.plan_pool_images(planted, teacher()), tmp_path / "planted")
     report = report_of({**stores, "pool_images": pool})
+
     assert report["duplicates"] == {
         "labeled and test": {"exact": 0, "near": 0},
         "pool and test": {"exact": 500, "near": 0},
@@ -129,6 +133,7 @@ def test_images_take_the_teachers_size_and_colors(tmp_path: Path) -> None:
     color = teacher(input={"size_px": 32, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3})
     store = write_store(nodes.plan_labeled_images(parameters(), color), tmp_path)
     images = store.read(np.arange(len(store)))
+
     assert images.shape == (100, 3, 32, 32)
     assert (images[:, 0] == images[:, 2]).all()
 
@@ -142,13 +147,17 @@ def test_a_plan_reads_nothing(tmp_path: Path) -> None:
 
 def test_the_stage_writes_six_entries_and_kedro_can_check_its_parameters() -> None:
     pipeline = create_pipeline()
+
     assert pipeline.outputs() == {"ingestion_report"}
     assert pipeline.all_outputs() == {*PLANS, "duplicates", "ingestion_report"}
     assert pipeline.inputs() == {"params:data_ingestion", "params:teacher"}
+
     expected = {"data_ingestion.find_duplicates", "data_ingestion.report_ingestion"}
     for name in PLANS:
         expected.add(f"data_ingestion.ingest_{name}")
+
     assert {node.name for node in pipeline.nodes} == expected
+
     # Kedro finds parameter blocks by the annotations; without them, nodes get raw mappings.
     for node in pipeline.nodes:
         assert node.tags == {"data"}
@@ -163,5 +172,6 @@ def test_ids_that_are_both_labeled_and_in_the_pool_are_refused(
     both = parameters(pool=[{"type": "demo", "part": part} for part in ("pool", "labeled")])
     pool = write_store(nodes.plan_pool_images(both, teacher()), tmp_path / "both")
     message = r"100 ids are in both labeled_images and pool_images, such as 'digits/"
+
     with pytest.raises(InputError, match=message):
         report_of({**stores, "pool_images": pool})

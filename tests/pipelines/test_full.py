@@ -34,12 +34,15 @@ def test_metrics_describe_teacher_students_and_selection(metrics):
         assert len(facts["per_class_accuracy"]) == 10
         for key in ("parameters", "flops", "size_bytes", "latency_ms"):
             assert facts[key] > 0
+
     assert metrics["teacher"]["agreement"] == 1
     assert metrics["student"]["parameters"] < metrics["teacher"]["parameters"] / 10
     # One of the teacher's convolutions: 2 x 64 pixels x 9 positions x 32 x 64 channels.
     assert metrics["teacher"]["flops"] > 2 * 64 * 9 * 32 * 64
+
     selection = metrics["selection"]
     expected = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
+
     assert selection["gain"] == pytest.approx(expected)
     assert selection["true_class_prior"] == pytest.approx(0.2)
     assert selection["class_prior_lower"] <= selection["class_prior"]
@@ -52,8 +55,11 @@ def test_metrics_describe_teacher_students_and_selection(metrics):
 def test_the_manifest_has_the_selected_images_and_the_rule(finished_run, metrics):
     manifest = read_table(finished_run / "05_model_input" / "manifest.parquet")
     columns = "id origin shard row pu_score teacher_class teacher_confidence"
+
     assert list(manifest.columns) == columns.split()
+
     n_per_origin = manifest["origin"].value_counts().to_dict()
+
     assert n_per_origin == {"labeled": 100, "pool": metrics["selection"]["n_selected"]}
     assert manifest["id"].is_unique
     assert set(manifest.attrs["fingerprints"]) == {"labeled_images", "pool_images", "pool_scores"}
@@ -64,15 +70,20 @@ def test_the_rule_disagreement_draws_half_at_random_and_half_likely_positives(
 ):
     manifest = read_table(finished_run / "05_model_input" / "manifest.parquet")
     pool = manifest[manifest["origin"] == "pool"]
+
     assert manifest.attrs["rule"] == "disagreement"
     assert manifest.attrs["threshold"] is None
+
     table = ShardedTable.open(finished_run / "07_model_output" / "pool_scores")
     scores = table.to_pandas()["pu_score"]
     n_likely = round(metrics["selection"]["class_prior"] * len(scores))
+
     assert len(pool) == n_likely
+
     half = round(n_likely / 2)
     random_half = pool["pu_score"].iloc[:half]
     likely_half = pool["pu_score"].iloc[half:]
+
     assert (likely_half >= scores.nlargest(n_likely).min()).all()
     assert random_half.min() < scores.median()
 
@@ -89,6 +100,7 @@ def test_shard_and_row_of_the_manifest_locate_its_images(finished_run):
     starts = {shard.name: shard.start for shard in store.shards}
     pool = manifest[manifest["origin"] == "pool"]
     rows = pool["shard"].map(starts) + pool["row"]
+
     assert store.index["id"].iloc[rows].tolist() == pool["id"].tolist()
 
 
@@ -96,6 +108,7 @@ def test_the_random_manifest_has_the_same_size_and_other_images(finished_run):
     folder = finished_run / "05_model_input"
     manifest = read_table(folder / "manifest.parquet")
     random_manifest = read_table(folder / "random_manifest.parquet")
+
     assert len(manifest) == len(random_manifest)
     assert set(manifest["id"]) != set(random_manifest["id"])
     assert random_manifest.attrs["rule"] == "random"
@@ -106,11 +119,16 @@ def test_features_have_the_stated_types_and_are_the_teachers(finished_run):
     teacher = load_model(finished_run / "06_models" / "teacher_model")
     schema = next(table.shards()).schema
     size = teacher.extractor().descriptor_size
+
     assert schema.field("descriptor").type == pa.list_(pa.float16(), size)
     assert schema.field("logits").type == pa.list_(pa.float32(), 10)
+
     store = ImageStore.open(finished_run / "02_intermediate" / "pool_images")
+
     assert table.arrays("id").tolist() == store.index["id"].tolist()
+
     scores = ShardedTable.open(finished_run / "07_model_output" / "pool_scores").to_pandas()
+
     assert (scores["teacher_class"] == table.arrays("logits").argmax(axis=1)).all()
 
 
@@ -118,6 +136,7 @@ def test_weights_and_weight_vectors_are_consistent(finished_run):
     folder = finished_run / "05_model_input"
     weights = read_table(folder / "class_weights.parquet")["weight"].to_numpy()
     vectors = read_table(folder / "weight_vectors.parquet").to_numpy()
+
     assert weights.sum() == pytest.approx(10, rel=1e-5)
     assert vectors.shape == (9, 10)
     np.testing.assert_allclose(vectors.sum(axis=1), 10, rtol=1e-5)
@@ -129,17 +148,21 @@ def test_models_are_folders_of_safetensors_and_a_card(finished_run):
         files = sorted(path.name for path in (finished_run / "06_models" / name).iterdir())
         assert files == ["card.json", "weights.safetensors"]
     classifier = load_pu_classifier(finished_run / "06_models" / "pu_classifier")
+
     assert classifier.card.backbone == "frozen"
 
 
 def test_the_run_prints_its_table_and_is_tracked(finished_run, metrics):
     output = (finished_run / "output.txt").read_text()
+
     assert "selection gain" in output.replace("selection.gain", "selection gain")
     assert "report.html" in output
+
     with sqlite3.connect(finished_run / "mlflow" / "mlflow.db") as store:
         [(status,)] = store.execute("select status from runs").fetchall()
         logged = dict(store.execute("select key, value from latest_metrics").fetchall())
         parameters = dict(store.execute("select key, value from params").fetchall())
+
     assert status == "FINISHED"
     assert logged["student/accuracy"] == pytest.approx(metrics["student"]["accuracy"])
     assert {"pu_training/risk", "distillation/loss", "teacher/loss"} <= set(logged)
@@ -200,6 +223,7 @@ def test_every_stage_runs_alone_from_saved_inputs_and_repeats_its_outputs(
     if stage == "feature_extraction":
         shutil.rmtree(copied_run / "04_feature")
     result = run_kedro(f"--pipeline={stage}", "--force", data=copied_run)
+
     assert result.returncode == 0, result.stdout + result.stderr
     assert _contents(copied_run) == _contents(finished_run)
 
@@ -207,9 +231,12 @@ def test_every_stage_runs_alone_from_saved_inputs_and_repeats_its_outputs(
 def test_another_seed_gives_another_run(finished_run, copied_run, tmp_path):
     shutil.copytree(copied_run, tmp_path / "run")
     result = run_kedro("--pipeline=distillation", data=tmp_path / "run", params=("seed=1",))
+
     assert result.returncode == 0, result.stderr
+
     changed = _weights(tmp_path / "run", "student_model")
     original = _weights(finished_run, "student_model")
+
     assert any(not np.array_equal(changed[name], original[name]) for name in changed)
 
 
@@ -246,7 +273,9 @@ def test_another_seed_gives_another_run(finished_run, copied_run, tmp_path):
 def test_variants_of_a_stage_run(stage, params, copied_run, tmp_path):
     shutil.copytree(copied_run, tmp_path / "run")
     result = run_kedro(f"--pipeline={stage}", data=tmp_path / "run", params=params)
+
     assert result.returncode == 0, result.stdout + result.stderr
+
     if stage == "subset_materialization":
         manifest = read_table(tmp_path / "run" / "05_model_input" / "manifest.parquet")
         pool = manifest[manifest["origin"] == "pool"]
@@ -295,11 +324,14 @@ def test_wrong_input_ends_at_once_with_one_message(
     data = copied_run if pipeline in ("teacher", "distillation") else tmp_path
     before = _contents(data)
     result = run_kedro(f"--pipeline={pipeline}", data=data, params=params)
+
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
+
     message = " ".join(result.stderr.split())
     for sentence in expected:
         assert sentence in message, result.stderr
+
     assert _contents(data) == before
 
 
@@ -310,8 +342,11 @@ def test_unknown_taps_in_an_environment_end_a_run_at_once(tmp_path):
     (conf / "mine" / "parameters_teacher.yml").write_text("teacher: {taps: [block1, blok2]}")
     options = ("--pipeline=full", f"--conf-source={conf}", "--env=mine")
     result = run_kedro(*options, data=tmp_path / "data")
+
     assert result.returncode == 1
+
     expected = "Error: teacher.taps: not a layer of the network: 'blok2' (did you mean"
+
     assert expected in " ".join(result.stderr.split())
     assert not (tmp_path / "data" / "02_intermediate").exists()
 

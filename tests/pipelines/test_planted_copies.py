@@ -98,6 +98,7 @@ def test_planted_copies_are_found_and_reported(run):
     table = read_table(run / "02_intermediate" / "duplicates.parquet")
     of_test = table[table["other_store"] == "test"]
     counts = of_test.groupby(["store", "kind"]).size().to_dict()
+
     assert counts == {
         ("labeled", "exact"): 1,
         ("labeled", "near"): 1,
@@ -105,7 +106,9 @@ def test_planted_copies_are_found_and_reported(run):
         ("pool", "near"): 4,
     }
     assert of_test["id"].str.startswith("planted/").all()
+
     printed = printed_by(run)
+
     assert "8 of 3508 pool images are copies of test" in printed
     assert "2 of 102 labeled images are copies of test" in printed
 
@@ -121,8 +124,11 @@ def test_no_manifest_has_them_and_metrics_report_and_output_say_so(run):
         assert facts["n_excluded_pool"] == 8
         assert facts["n_excluded_labeled"] == 2
     report = json.loads((run / "08_reporting" / "ingestion_report.json").read_text())
+
     assert report["duplicates"]["pool and test"] == {"exact": 4, "near": 4}
+
     page = (run / "08_reporting" / "report.html").read_text()
+
     assert "Copies of test images among the pool images: 4 exact, 4 near." in page
     assert "they were left out of what was selected" in page
     assert "8 of the pool images, 2 of the labeled images" in page
@@ -134,6 +140,7 @@ def test_without_exclusion_they_are_in_the_manifest(run, conf, tmp_path):
     off = (*GIVEN, "subset_materialization.exclude_test_duplicates=false")
     stage = ("--pipeline=subset_materialization", "--env=planted", f"--conf-source={conf}")
     done = run_kedro(*stage, data=data, params=off)
+
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(planted(data / "05_model_input" / "manifest.parquet")) == 10
 
@@ -143,8 +150,11 @@ def test_a_run_without_the_search_for_duplicates_names_the_stage_to_run(run, con
     (data / "02_intermediate" / "duplicates.parquet").unlink()
     stage = ("--pipeline=subset_materialization", "--env=planted", f"--conf-source={conf}")
     done = run_kedro(*stage, data=data, params=GIVEN)
+
     assert done.returncode == 1
+
     printed = " ".join((done.stdout + done.stderr).split())
+
     assert "Saved input of this run is missing. - `duplicates`" in printed
     assert "written by `kedro run --pipeline=data_ingestion`" in printed
 
@@ -153,6 +163,9 @@ def test_without_near_duplicates_only_equal_pixels_count(conf, tmp_path):
     params = ("tracking=false", "data_ingestion.near_duplicates=null")
     stage = ("--pipeline=data_ingestion", "--env=planted", f"--conf-source={conf}")
     done = run_kedro(*stage, data=tmp_path, params=params)
+
     assert done.returncode == 0, done.stdout + done.stderr
+
     report = json.loads((tmp_path / "08_reporting" / "ingestion_report.json").read_text())
+
     assert report["duplicates"]["pool and test"] == {"exact": 4, "near": None}

@@ -35,32 +35,46 @@ def shard_times(table: ShardedTable) -> dict[Path, int]:
 
 def test_digits_are_found_without_labeled_images_and_sampling_can_change(data: Path) -> None:
     result = run_kedro("--pipeline=relatedness", data=data, params=(N_NOISE,))
+
     assert result.returncode == 0, result.stdout + result.stderr
+
     relatedness = ShardedTable.open(data / "07_model_output" / "relatedness")
     store = ImageStore.open(data / "02_intermediate" / "pool_images")
+
     assert relatedness.arrays("id").tolist() == store.index["id"].tolist()
+
     auc = read_table(data / "08_reporting" / "relatedness_auc.parquet")
     of_all_sources = auc[auc["source"].isna()].set_index("indicator")
+
     assert of_all_sources["auc"]["one_class_sum"] > 0.85
+
     manifest = read_table(data / "05_model_input" / "preferential_manifest.parquet")
     probability = manifest["sampling_probability"]
+
     assert probability.sum() == pytest.approx(1)
+
     # They are a fifth of the pool.
     relevant = store.index["relevant"].to_numpy(dtype=bool)
+
     assert probability[relevant].sum() > 0.4
     assert (data / "08_reporting" / "relatedness_plot.png").stat().st_size > 10_000
     assert not (data / "04_feature").exists()
+
     with sqlite3.connect(data / "mlflow" / "mlflow.db") as mlflow:
         runs = mlflow.execute("SELECT name, status FROM runs").fetchall()
+
     assert runs == [("relatedness (local)", "FINISHED")]
 
     # Another way of sampling costs no pass over the images.
     times = shard_times(relatedness)
     changes = (N_NOISE, "relatedness.sampling=uniform")
     result = run_kedro("--pipeline=relatedness", data=data, params=changes)
+
     assert result.returncode == 0, result.stdout + result.stderr
     assert shard_times(relatedness) == times
+
     uniform = read_table(data / "05_model_input" / "preferential_manifest.parquet")
+
     assert uniform.attrs["rule"] == "uniform"
     assert uniform["sampling_probability"].nunique() == 1
 

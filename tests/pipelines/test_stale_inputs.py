@@ -47,9 +47,12 @@ def test_features_of_another_teacher_are_refused(made, other_teacher, tmp_path):
     params = made.blocks["pu_training"]
     features = features_of(pool, other_teacher, "features", tmp_path, made.blocks)
     message = r"pool_features: another network than the PU classifier's teacher made them"
+
     with pytest.raises(InputError, match=message):
         score_shards(features, pool, made.classifier, params.compute)
+
     message = r"pool_features: another network than teacher_model made them"
+
     with pytest.raises(InputError, match=message):
         train_head(made.labeled_features, features, made.teacher, 0.2, params)
 
@@ -62,13 +65,18 @@ def test_a_pool_that_grew_needs_new_features_and_scores_first(made, tmp_path):
     sources = [source.model_dump() for source in params.pool] + [more]
     grown = DataIngestionParams.model_validate(params.model_dump() | {"pool": sources})
     pool = ingest({**made.blocks, "data_ingestion": grown}, "pool", tmp_path)
+
     assert len(pool) == len(made.stores["pool"]) + 1
+
     compute = made.blocks["pu_training"].compute
     message = r"pool_features: pool_images changed since they were made"
+
     with pytest.raises(InputError, match=message):
         score_shards(made.pool_features, pool, made.classifier, compute)
+
     inputs = replace(made.subset_inputs, pool_images=pool)
     message = r"pool_scores: they cover 3,500 of the 3,501 pool images"
+
     with pytest.raises(InputError, match=message):
         choose_subset(inputs, made.blocks["subset_materialization"])
 
@@ -88,6 +96,7 @@ def distilled(made: Experiment, manifest: pd.DataFrame, teacher: Model) -> Any:
 def test_weight_vectors_of_another_manifest_or_teacher_are_refused(made, other_teacher):
     smaller = made.blocks["subset_materialization"].model_copy(update={"budget": 9})
     other = choose_subset(made.subset_inputs, smaller)
+
     with pytest.raises(InputError, match="weight_vectors: they were made for another manifest"):
         distilled(made, other, made.teacher)
     with pytest.raises(InputError, match="weight_vectors: another network than teacher_model"):
@@ -100,8 +109,11 @@ def test_a_student_of_another_teacher_is_reported(made, other_teacher, caplog):
     test_images = made.stores["test"]
     params = made.blocks["evaluation"]
     compare_models({"teacher": made.teacher, "student": student}, test_images, params)
+
     assert not caplog.records
+
     compare_models({"teacher": other_teacher, "student": student}, test_images, params)
+
     assert [record.getMessage() for record in caplog.records] == [
         "student_model learned from another teacher than teacher_model: distill it again"
     ]
