@@ -50,7 +50,8 @@ def test_a_seeded_run_gives_the_numbers_it_gave_before(toy: ToyInputs, run: str)
 
 
 def test_the_file_holds_no_run_that_is_gone() -> None:
-    gone = sorted(GOLDEN.keys() - RUNS.keys())
+    recorded = GOLDEN.keys()
+    gone = sorted(recorded - RUNS.keys())
     assert not gone, f"{GOLDEN_FILE.name} holds {gone}, which nothing runs: {UPDATE}"
 
 
@@ -66,7 +67,8 @@ def choices(block: type, field: str) -> set[str]:
 def check_all_have_a_run(what: str, known: set[str], used: Iterable[str]) -> None:
     """Fail with the names of the choices without a golden run."""
     assert known, f"the type of {what} lists no choices: has it moved?"
-    missing = sorted(known - set(used))
+    without_run = known - set(used)
+    missing = sorted(without_run)
     assert not missing, f"{what} {missing} have no golden run: add one in golden_runs.py"
 
 

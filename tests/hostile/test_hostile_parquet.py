@@ -103,7 +103,8 @@ def test_columns_of_the_wrong_type_are_named(
     tmp_path: Path, columns: dict[str, Any], message: str
 ) -> None:
     file = write_parquet(tmp_path / "a.parquet", **columns)
-    assert message in error_of(file)
+    found = error_of(file)
+    assert message in found
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -128,8 +129,10 @@ def test_nulls_are_images_without_bytes_ids_or_labels(tmp_path: Path) -> None:
     index = index.astype("string").fillna("-")
 
     # An image without an id is named by file and row.
-    assert index.values.tolist() == [["x", "-"], ["a:2", "-"]]
-    assert store.quarantine.values.tolist() == [["a:1", "a", "empty"]]
+    rows = index.values.tolist()
+    assert rows == [["x", "-"], ["a:2", "-"]]
+    quarantine = store.quarantine.values.tolist()
+    assert quarantine == [["a:1", "a", "empty"]]
 
 
 @pytest.mark.parametrize("with_path", [True, False])
@@ -226,8 +229,10 @@ def test_a_file_that_is_not_a_whole_parquet_file_is_refused(
 ) -> None:
     file = write_parquet(tmp_path / "a.parquet")
     whole = file.read_bytes()
-    file.write_bytes(damage(whole))
-    assert message in error_of(file)
+    damaged = damage(whole)
+    file.write_bytes(damaged)
+    found = error_of(file)
+    assert message in found
 
 
 def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
