@@ -83,8 +83,10 @@ def test_pieces_make_the_results_without_kedro_and_mlflow(
 ) -> None:
     settings = ["--set", *TINY, *sources(data_folder), *variants()]
     work = tmp_path / "work"
+    # Exit code 75: there is work left, and the same command does the next piece.
     codes = []
     while not codes or codes[-1] == 75:
+        # A piece that never finishes would repeat forever.
         assert len(codes) < 12
         done = experiment(work, data_folder, "--minutes=0.0001", *settings)
         codes.append(done.returncode)

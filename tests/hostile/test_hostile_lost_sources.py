@@ -120,6 +120,7 @@ def test_a_lost_parquet_file_ends_the_run_and_a_rerun_resumes(
         ids = [f"{name}{row}" for row in range(SHARD_SIZE)]
         table = pa.table({"image": images, "id": ids})
         pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
+    # A shard holds as many images as a file: the first is finished when the second file is read.
     second_file = tmp_path / "in" / "b.parquet"
     content = second_file.read_bytes()
     times = second_file.stat()

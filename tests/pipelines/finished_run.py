@@ -8,6 +8,7 @@ import pandas as pd
 
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
+# Layers of the data folder, as conf/base/catalog names them.
 IMAGES = "02_intermediate"
 FEATURES = "04_feature"
 MODEL_INPUT = "05_model_input"

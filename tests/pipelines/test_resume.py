@@ -76,6 +76,7 @@ def kill_in_the_middle(stage: str, data: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    # The previous checkpoint gets another time whenever a new one takes its place.
     times: set[int] = set()
     deadline = time.monotonic() + 120
     while len(times) < 8:
@@ -107,23 +108,27 @@ def test_a_stage_that_is_killed_and_run_again_writes_what_one_run_writes(
     assert re.search(r"resumes after update \d+, from", result.stdout)
 
     for file in ("weights.safetensors", "card.json"):
-        assert (data / model / file).read_bytes() == (finished_run / model / file).read_bytes()
+        resumed = (data / model / file).read_bytes()
+        uninterrupted = (finished_run / model / file).read_bytes()
+        assert resumed == uninterrupted, file
 
-    pd.testing.assert_frame_equal(
-        read_table(data / history), read_table(finished_run / history), check_exact=True
-    )
+    resumed_history = read_table(data / history)
+    uninterrupted_history = read_table(finished_run / history)
+    pd.testing.assert_frame_equal(resumed_history, uninterrupted_history, check_exact=True)
     # Checkpoints are removed after the outputs are saved.
     assert not (data / "checkpoints").exists()
 
 
 def test_what_was_trained_is_not_lost_where_saving_fails(data_of, finished_run):
     data = data_of("teacher")
-    (data / "06_models").write_text("a file where a folder should be")
+    obstacle = data / "06_models"
+    obstacle.write_text("a file where a folder should be")
     failed = run_kedro("--pipeline=teacher", data=data, params=("tracking=false",))
 
     assert failed.returncode == 1
 
-    (data / "06_models").unlink()
+    # The training was finished: the second run only has to save its result.
+    obstacle.unlink()
     result = run_kedro("--pipeline=teacher", data=data, params=("tracking=false",))
 
     assert "teacher: resumes after update 150" in result.stdout
