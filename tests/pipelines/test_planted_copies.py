@@ -153,7 +153,7 @@ def test_report_and_output_say_what_was_excluded(run):
 
     assert duplicates_with_test(run, "pool") == {"exact": 4, "near": 4}
     assert "Copies of test images among the pool images: 4 exact, 4 near." in page
-    assert "they were left out of what was selected" in page
+    assert "they were excluded from the selection" in page
     assert "8 of the pool images, 2 of the labeled images" in page
     assert "8 of the pool images, 2 of the labeled" in printed_by(run)
 
