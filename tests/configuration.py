@@ -42,6 +42,7 @@ def kedro_parameters(
     environment: str, folder: Path, given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the parameters that Kedro reads in an environment, with the product's settings."""
+    # Importing the settings imports Kedro, which most tests do not need.
     from pu_kd_pipeline.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 
     arguments: Any = CONFIG_LOADER_ARGS

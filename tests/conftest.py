@@ -200,6 +200,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = TrackingConfig(folder=".", system_metrics_interval_s=None, **settings)
     folder = tmp_path_factory.mktemp("store")
     tracker = Tracker(config, project_path=folder, stage="none", environment="none", parameters={})
+    # The first query creates the tables.
     assert tracker.client.search_registered_models() == []
     atexit.unregister(tracker.end)
     return folder / "mlflow.db"

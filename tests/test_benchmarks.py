@@ -81,6 +81,7 @@ def test_every_row_is_a_line_of_the_table():
     ]
     # Nine bars around eight cells.
     header, rule, *lines = markdown(rows).splitlines()
+
     assert header.count("|") == rule.count("|") == 9
     assert lines == [
         "| 1 | a against b | 5.00 x | 4.00 to 6.00 | ≥ 4 x | met |  | on one thread |",
@@ -112,6 +113,7 @@ def test_both_loops_have_the_same_losses(task, color_task):
     largest_difference = distillation_loops.largest_difference
     gray = largest_difference(task, n_updates=6, batch_size=16)
     color = largest_difference(color_task, n_updates=2, batch_size=4)
+
     assert gray < distillation.TOLERANCE
     assert color < distillation.TOLERANCE
 
@@ -126,6 +128,7 @@ def test_our_loop_is_that_of_the_stage(task):
         manifest, task.store, task.store, task.teacher, vectors, params, "benchmark"
     )
     losses = list(distillation_loops.our_losses(task, params, task.student()))
+
     assert losses == history["loss"].tolist()
 
 
@@ -144,9 +147,12 @@ def test_the_scripts_transforms_make_our_views(request, task_name):
 def test_both_loops_read_the_same_pixels(task):
     stored = {image.tobytes() for image in task.store.read(np.arange(len(task.store)))}
     in_files = {np.asarray(Image.open(file)).tobytes() for file in task.files.rglob("*.png")}
+
     assert in_files == stored
+
     # ImageFolder's own loader would make color images of gray ones.
     batch = next(distillation_loops.naive_batches(task))
+
     assert batch.shape == (16, 1, 32, 32)
     assert batch.dtype == torch.float32
 
@@ -166,9 +172,12 @@ def test_a_loop_over_weight_vectors_finds_the_same_worst_loss(
     student.requires_grad_()
     theirs = loss(student, teacher, vectors, 2.0)
     ours = robust_kd(student, teacher, vectors, 2.0)["loss"]
+
     torch.testing.assert_close(theirs, ours)
+
     (their_gradient,) = torch.autograd.grad(theirs, student)
     (our_gradient,) = torch.autograd.grad(ours, student)
+
     torch.testing.assert_close(their_gradient, our_gradient)
 
 
@@ -179,6 +188,7 @@ def test_rows_that_cannot_be_measured_here_give_the_reason(task, monkeypatch):
     # A goal of 0 is met on any machine.
     goals = {("views", "float32"): 0.0, ("off", "bf16"): 2.2}
     measured, unmeasured = distillation.pair_rows(quick, goals)
+
     assert measured.verdict == "met"
     assert "images are generated" in measured.note
     assert unmeasured.verdict == "-"
@@ -193,8 +203,10 @@ def test_both_stages_run_on_a_generated_pool_and_report_their_memory(tmp_path):
     shards = [scaling_pool.write_shard(tmp_path, number, 40) for number in range(3)]
     pool = tmp_path / "pool"
     store = scaling_pool.link_store(shards[:2], tmp_path, pool)
+
     assert len(store) == 80
     assert store.index["id"].is_unique
+
     # In order: scoring reads the features that extraction writes.
     for stage in STAGES:
         cost = run_stage(stage, pool, tmp_path)
@@ -202,8 +214,11 @@ def test_both_stages_run_on_a_generated_pool_and_report_their_memory(tmp_path):
         assert cost.n_images == 80
         assert 0 < cost.start_mb <= cost.peak_mb <= cost.peak_resident_mb
     scores = list((tmp_path / "scores_pool").glob("*.parquet"))
+
     assert len(scores) == 2
+
     grown = scaling_pool.link_store(shards, tmp_path, pool)
+
     assert len(grown) == 120
 
 

@@ -28,19 +28,25 @@ def test_a_figure_is_saved_in_the_format_of_its_suffix_with_the_arguments_of_the
     drawing = tmp_path / "curve.svg"
     FigureDataset(filepath=str(picture), save_args={"dpi": 30}).save(figure)
     FigureDataset(filepath=str(drawing)).save(figure)
+
     assert Image.open(picture).size == (60, 30)
     assert "<svg" in drawing.read_text()
+
     expected = io.BytesIO()
     figure.savefig(expected, dpi=30)
+
     assert picture.read_bytes() == expected.getvalue()
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_last_picture(figure, tmp_path):
     dataset = FigureDataset(filepath=str(tmp_path / "curve.png"))
+
     assert not dataset.exists()
+
     dataset.save(figure)
     before = dataset.filepath.read_bytes()
     figure.axes[0].set_title("$unfinished_{$")
+
     with pytest.raises(DatasetError, match="unfinished"):
         dataset.save(figure)
     # No temporary file is left either.
@@ -51,6 +57,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_last_picture(figure, tmp_path)
 def test_a_picture_cannot_be_loaded_as_a_figure(figure, tmp_path):
     dataset = FigureDataset(filepath=str(tmp_path / "curve.png"))
     dataset.save(figure)
+
     with pytest.raises(
         DatasetError, match=r"curve\.png is a picture and cannot be loaded as a figure again"
     ):
@@ -60,14 +67,18 @@ def test_a_picture_cannot_be_loaded_as_a_figure(figure, tmp_path):
 def test_kedro_viz_gets_the_picture(figure, tmp_path):
     dataset = FigureDataset(filepath=str(tmp_path / "curve.png"))
     dataset.save(figure)
+
     assert base64.b64decode(dataset.preview()) == dataset.filepath.read_bytes()
+
     # kedro-viz recognizes a preview by this annotation.
     signature = inspect.signature(dataset.preview)
+
     assert signature.return_annotation == "ImagePreview"
 
 
 def test_the_checkpoint_dataset_names_its_folder_and_cannot_be_saved(tmp_path):
     dataset = CheckpointsDataset(filepath=str(tmp_path / "checkpoints"), every_s=30)
+
     assert dataset.load() == tmp_path / "checkpoints"
     assert dataset.every_s == 30
     assert not dataset.exists()

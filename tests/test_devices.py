@@ -36,6 +36,7 @@ def test_cpus_multiply_bf16_only_if_it_is_asked_for(precision, is_native, monkey
     is_fastest = precision == "fastest" and is_native
     if precision == "bf16" or is_fastest:
         expected = torch.bfloat16
+
     assert product.dtype == expected
 
 
@@ -54,9 +55,12 @@ def test_inference_batches_suit_device_and_image(image_shape, on_cpu, on_gpu):
     # A large batch of large images leaves the caches of a CPU, and fills the memory of a GPU.
     cpu = torch.device("cpu")
     cpu_batch_size = devices.inference_batch_size(compute, cpu, image_shape)
+
     assert cpu_batch_size == on_cpu
+
     gpu = torch.device("cuda")
     gpu_batch_size = devices.inference_batch_size(compute, gpu, image_shape)
+
     assert gpu_batch_size == on_gpu
 
 

@@ -35,23 +35,30 @@ DECISION_SECTIONS = ["Context", "Choice", "Cost"]
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)
 def test_relative_links_lead_to_files(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+    targets = re.findall(r"\]\(([^)\s]+)\)", path.read_text())
+    for target in targets:
         if re.match(r"https?://|#", target):
             continue
-        file = path.parent / target.partition("#")[0]
+        name, _, _ = target.partition("#")
+        file = path.parent / name
         assert file.exists(), target
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)
 def test_no_page_has_placeholders_or_paths_of_one_machine(path: Path) -> None:
-    assert re.findall(r"@@|TODO|TBD|FIXME|/(?:home|root|tmp|work)/", path.read_text()) == []
+    text = path.read_text()
+    found = re.findall(r"@@|TODO|TBD|FIXME|/(?:home|root|tmp|work)/", text)
+    assert found == []
 
 
 def test_every_decision_is_listed_and_has_context_choice_and_cost() -> None:
     folder = PROJECT / "docs" / "decisions"
     decisions = sorted(folder.glob("[0-9]*.md"))
-    listed = re.findall(r"- \[(.+)\]\((.+)\)", (folder / "README.md").read_text())
+    list_of_decisions = (folder / "README.md").read_text()
+    listed = re.findall(r"- \[(.+)\]\((.+)\)", list_of_decisions)
+
     assert [file for _, file in listed] == [path.name for path in decisions]
+
     for (title, _), path in zip(listed, decisions, strict=True):
         text = path.read_text()
         number = int(path.name[:4])
@@ -66,20 +73,26 @@ def test_the_worked_example_and_its_script_agree() -> None:
     teacher = yaml.safe_load(files["parameters_teacher.yml"])["teacher"]
     folder = PROJECT / "docs" / "examples"
     constants = _constants(folder / "make_stand_ins.py")
+
     assert constants["CLASSES"] == teacher["classes"]
-    assert [constants["MEAN"]] == teacher["input"]["mean"]
-    assert [constants["STD"]] == teacher["input"]["std"]
-    assert constants["SIZE_PX"] == teacher["input"]["size_px"]
+    teacher_input = teacher["input"]
+    assert [constants["MEAN"]] == teacher_input["mean"]
+    assert [constants["STD"]] == teacher_input["std"]
+    assert constants["SIZE_PX"] == teacher_input["size_px"]
+
     module, _, function = teacher["architecture"].partition(":")
-    script = ast.parse((folder / f"{module}.py").read_text())
+    source = (folder / f"{module}.py").read_text()
+    script = ast.parse(source)
     names = [node.name for node in script.body if hasattr(node, "name")]
+
     assert function in names
 
 
 def _constants(path: Path) -> dict[str, Any]:
     """Return the literal assignments of a script, which is not run for this."""
     constants: dict[str, Any] = {}
-    for statement in ast.parse(path.read_text()).body:
+    script = ast.parse(path.read_text())
+    for statement in script.body:
         if not isinstance(statement, ast.Assign):
             continue
         target = statement.targets[0]
@@ -96,9 +109,12 @@ def test_python_blocks_compile_and_import_what_exists() -> None:
     blocks = []
     for path in GUIDES:
         blocks += fenced("python", path)
+    # Without a block, the loop below would check nothing.
     assert blocks
+
     for block in blocks:
-        for node in ast.walk(ast.parse(block)):
+        syntax_tree = ast.parse(block)
+        for node in ast.walk(syntax_tree):
             if not isinstance(node, ast.ImportFrom):
                 continue
             module = importlib.import_module(str(node.module))
@@ -108,8 +124,9 @@ def test_python_blocks_compile_and_import_what_exists() -> None:
 
 def test_the_table_of_stages_is_what_kedro_knows() -> None:
     row = re.compile(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", flags=re.MULTILINE)
+    rows = row.findall(README.read_text())
     documented = {}
-    for stage, reads, writes, parameters in row.findall(README.read_text()):
+    for stage, reads, writes, parameters in rows:
         documented[stage] = {
             "reads": _quoted(reads),
             "writes": _quoted(writes),
@@ -118,6 +135,7 @@ def test_the_table_of_stages_is_what_kedro_knows() -> None:
     known = stages()
     for stage in known.values():
         del stage["nodes"]
+
     # In the same order, too.
     assert list(documented) == list(known)
     assert documented == known
@@ -131,19 +149,27 @@ def test_the_tables_that_a_run_prints_have_the_rows_of_the_code() -> None:
     # The values do not matter here; every quantity makes a row.
     quantities = ("accuracy", "agreement", "parameters", "flops", "latency_ms", "size_bytes")
     model = dict.fromkeys(quantities, 0.5)
-    selection = dict.fromkeys(("class_prior", "precision", "recall", "auc", "gain"), 0.5)
+    shares = ("class_prior", "precision", "recall", "auc", "gain")
+    selection = dict.fromkeys(shares, 0.5)
     selection["n_selected"] = 1
-    rows = model_rows({"student": model})[1:] + selection_rows({"selection": selection})
+    _, *rows_of_models = model_rows({"student": model})
+    rows = rows_of_models + selection_rows({"selection": selection})
+
     printed = "\n".join(fenced("text", README))
     for title, *_ in rows:
         assert f"  {title}  " in printed
 
 
-def test_the_guide_lists_every_selection_rule_and_criterion() -> None:
-    text = (PROJECT / "docs" / "bring_your_own.md").read_text()
-    for heading, known in (("`rule`", RULES), ("`criterion` (rule `nnpu`)", CRITERIA)):
-        [table] = re.findall(rf"^\| {re.escape(heading)} \| \w+ \|\n(.*?)\n\n", text, re.M | re.S)
-        assert set(re.findall(r"^\| `(\w+)`", table, re.M)) == set(known)
+@pytest.mark.parametrize(
+    ("heading", "known"), [("`rule`", RULES), ("`criterion` (rule `nnpu`)", CRITERIA)]
+)
+def test_the_guide_lists_every_selection_rule_and_criterion(heading: str, known: Any) -> None:
+    text = BRING_YOUR_OWN.read_text()
+    first_row = rf"^\| {re.escape(heading)} \| \w+ \|\n"
+    # A table ends with an empty line.
+    [table] = re.findall(first_row + r"(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    listed = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+    assert set(listed) == set(known)
 
 
 def test_outputs_that_the_readme_lists_are_in_the_catalog() -> None:
@@ -154,9 +180,15 @@ def test_outputs_that_the_readme_lists_are_in_the_catalog() -> None:
     known = set()
     for pipeline in dict(pipelines).values():
         for name in pipeline.all_outputs():
-            known.add(dataset_path(catalog, name).name)
+            path = dataset_path(catalog, name)
+            known.add(path.name)
+
     layouts = [block for block in fenced("text", README) if block.startswith("data/\n")]
-    listed = set(re.findall(r"\w+\.(?:parquet|json|html)|(?<=[ /])[a-z]+_[a-z_]+(?=/)", layouts[0]))
+    file_name = r"\w+\.(?:parquet|json|html)"
+    folder_name = r"(?<=[ /])[a-z]+_[a-z_]+(?=/)"
+    listed = set(re.findall(f"{file_name}|{folder_name}", layouts[0]))
+
+    # Every model folder holds a card, which is not a dataset of its own.
     assert listed - known == {"card.json"}
     assert len(listed) > 15
 
@@ -164,11 +196,15 @@ def test_outputs_that_the_readme_lists_are_in_the_catalog() -> None:
 def test_every_test_that_a_page_names_exists() -> None:
     text = (PROJECT / "docs" / "reliability.md").read_text()
     named = re.findall(r"`((?:\w+/)*test_\w+\.py)(?:::(\w+))?`", text)
+
     assert len(named) > 50
+
+    tests = PROJECT / "tests"
     for file, name in named:
-        path = PROJECT / "tests" / file
+        path = tests / file
         if not path.is_file():
-            path = PROJECT / "tests" / "hostile" / file
+            # Pages leave out the folder of these tests.
+            path = tests / "hostile" / file
         assert path.is_file(), file
         if name:
             assert f"def {name}(" in path.read_text(), f"{file} has no {name}"

@@ -48,10 +48,12 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(PROJECT / "conf", folder)
     for path in GUIDES:
         for environment, files in environments(path).items():
+            # These would change what all other environments are merged with.
             assert environment not in {"base", "local"}
-            (folder / environment).mkdir(exist_ok=True)
+            target = folder / environment
+            target.mkdir(exist_ok=True)
             for file, text in files.items():
-                (folder / environment / file).write_text(text)
+                (target / file).write_text(text)
     return folder
 
 
@@ -75,15 +77,24 @@ def kedro_runs() -> list[tuple[str, list[str]]]:
     """Return (page, options) of every `kedro run`, also of those that `make run` starts."""
     runs = []
     for path in DOCS:
+        page = name_of(path)
         for words in commands(path):
-            if Path(words[0]).name == "kedro" and words[1:2] == ["run"]:
-                runs.append((name_of(path), words[2:]))
-            if words[:2] == ["make", "run"]:
-                given = dict(word.split("=", 1) for word in words[2:])
-                pipeline = given.get("PIPELINE", "full")
-                arguments = given.get("ARGS", "").split()
-                runs.append((name_of(path), [f"--pipeline={pipeline}", *arguments]))
+            program = Path(words[0]).name
+            command = [program, *words[1:2]]
+            rest = words[2:]
+            if command == ["kedro", "run"]:
+                runs.append((page, rest))
+            if command == ["make", "run"]:
+                runs.append((page, options_of_make_run(rest)))
     return runs
+
+
+def options_of_make_run(words: list[str]) -> list[str]:
+    """Return the options of the `kedro run` that `make run VARIABLE=value ...` starts."""
+    given = dict(word.split("=", 1) for word in words)
+    pipeline = given.get("PIPELINE", "full")
+    arguments = given.get("ARGS", "")
+    return [f"--pipeline={pipeline}", *arguments.split()]
 
 
 def test_kedro_runs_name_known_options_pipelines_environments_nodes_and_parameters(
@@ -100,8 +111,12 @@ def test_kedro_runs_name_known_options_pipelines_environments_nodes_and_paramete
     nodes = set()
     for stage in stages().values():
         nodes.update(stage["nodes"])
+    # The ellipsis stands for further names.
+    known_pipelines = {*registered_names(), "", "…"}
     runs = kedro_runs()
+
     assert len(runs) > 10
+
     for page, options in runs:
         shown = (page, options)
         given = {}
@@ -109,14 +124,20 @@ def test_kedro_runs_name_known_options_pipelines_environments_nodes_and_paramete
             name, _, value = option.partition("=")
             given[name] = value
         assert set(given) <= known_options, shown
-        pipelines = [given.get("--pipeline", ""), *given.get("--pipelines", "").split(",")]
-        assert set(pipelines) <= {*registered_names(), "", "…"}, shown
+
+        pipelines = given.get("--pipelines", "").split(",")
+        pipelines.append(given.get("--pipeline", ""))
+        assert set(pipelines) <= known_pipelines, shown
+
         environment = given.get("--env", "local")
         assert (conf / environment).is_dir(), shown
         if "--from-nodes" in given:
             assert given["--from-nodes"] in nodes, shown
-        if "--params" in given and "..." not in given["--params"]:
-            nested = _split_params(click.Context(run), run.params[0], given["--params"])
+
+        params = given.get("--params", "...")
+        # Three dots stand for any parameters.
+        if "..." not in params:
+            nested = _split_params(click.Context(run), run.params[0], params)
             assert set(nested) <= {*BLOCKS, *RUN_PARAMETERS}, shown
             parameters = kedro_parameters(environment, conf, nested)
             check_parameters(parameters, BLOCKS, files={}, given={})
@@ -138,7 +159,9 @@ def test_every_yaml_block_makes_an_environment_that_validates(conf: Path) -> Non
     shown = {}
     for path in GUIDES:
         shown.update(environments(path))
+
     assert shown
+
     for environment, files in shown.items():
         parameters = kedro_parameters(environment, conf)
         blocks = check_parameters(parameters, BLOCKS, files={}, given={})
@@ -160,6 +183,7 @@ def test_a_wrong_key_in_a_yaml_block_would_be_found(conf: Path, tmp_path: Path) 
     shutil.copytree(conf, copy)
     (copy / "mine" / "parameters_wrong.yml").write_text("distillation: {n_update: 5}\n")
     parameters = kedro_parameters("mine", copy)
+
     with pytest.raises(ValueError, match=r"distillation\.n_update"):
         check_parameters(parameters, BLOCKS, files={}, given={})
 
@@ -169,20 +193,27 @@ def test_the_variables_for_operators_are_those_of_the_compose_files() -> None:
     for name in ("compose.yaml", "compose.gpu.yaml"):
         text = (PROJECT / "docker" / name).read_text()
         used.update(re.findall(r"\${([A-Z_]+):-([^}]*)}", text))
+
     # A comment in the file explains the notation with this one.
     assert used.pop("LIKE_THIS") == "default"
-    rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`)? ?\|", CONTAINERS.read_text(), re.MULTILINE)
+
+    text = CONTAINERS.read_text()
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`)? ?\|", text, re.MULTILINE)
+
     assert dict(rows) == used
 
 
 def test_docker_commands_name_services_that_exist() -> None:
-    compose = yaml.safe_load((PROJECT / "docker" / "compose.yaml").read_text())
+    file = PROJECT / "docker" / "compose.yaml"
+    compose = yaml.safe_load(file.read_text())
     # `tar` is the archive that `docker compose cp` writes.
     known = {*compose["services"], "tar"}
     for path in GUIDES:
         for words in commands(path):
             if words[:2] != ["docker", "compose"] or words[2] not in COMPOSE_VERBS:
                 continue
+            # `docker compose cp` has a path of the service after a colon.
             named = [word for word in words[3:] if re.match(r"[a-z_]+(:|$)", word)]
             if named:
-                assert named[0].partition(":")[0] in known, words
+                service, _, _ = named[0].partition(":")
+                assert service in known, words

@@ -27,7 +27,9 @@ def code_cells(notebook: Any) -> list[Any]:
 
 def test_the_notebook_is_committed_without_outputs() -> None:
     cells = code_cells(nbformat.read(NOTEBOOK, as_version=4))
+
     assert cells
+
     for cell in cells:
         assert not cell.outputs
         assert cell.execution_count is None
@@ -51,8 +53,11 @@ def test_the_notebook_shows_a_finished_run(
             data = output.get("data", {})
             n_figures += "image/png" in data
             texts.append(data.get("text/plain", ""))
+
     assert n_figures == 4
+
     printed = " ".join(texts)
+
     assert "agreement with the teacher" in printed
     assert "pool images selected" in printed
     assert "'rule'" in printed

@@ -41,25 +41,31 @@ def published():
 def test_every_record_is_published_before_the_next_one_is_made(published):
     loop = progress.watch(records(3), name="training", total=3)
     for count, record in enumerate(loop, start=1):
-        assert record == {"epoch": count, "loss": 1 / count}
+        loss = 1 / count
+        assert record == {"epoch": count, "loss": loss}
         assert len(published) == count
+
     assert published == [("training", 1, 1.0), ("training", 2, 0.5), ("training", 3, 1 / 3)]
 
 
 def test_a_resumed_loop_keeps_its_own_steps(published):
     remaining = itertools.islice(records(5), 3, None)
     list(progress.watch(remaining, name="training", total=2))
-    assert [step for _, step, _ in published] == [4, 5]
+    steps = [step for _, step, _ in published]
+    assert steps == [4, 5]
 
 
 def test_a_log_has_the_first_and_last_step_and_one_line_every_ten_seconds(lines, monkeypatch):
+    # Half a second per epoch.
     clock = itertools.count(step=0.5)
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    for _ in progress.watch(records(100), name="training", total=100):
+    loop = progress.watch(records(100), name="training", total=100)
+    for _ in loop:
         now[0] = next(clock)
     logged = lines()
     steps = [line.split(" ")[1] for line in logged]
+
     assert steps == ["1", "22", "42", "62", "82", "100"]
     assert logged[1] == "training: 22 of 100 loss 0.04545, about 37 s left"
 
@@ -67,22 +73,27 @@ def test_a_log_has_the_first_and_last_step_and_one_line_every_ten_seconds(lines,
 def test_steps_that_a_resumed_loop_repeats_do_not_spoil_the_remaining_time(lines, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    for record in progress.watch(records(100), name="training", total=100):
+    loop = progress.watch(records(100), name="training", total=100)
+    for record in loop:
         # The first 59 epochs come from a checkpoint and take no time.
         if record["epoch"] >= 60:
             now[0] += 5.0
+
     assert lines()[-2] == "training: 98 of 100 loss 0.0102, about 10 s left"
 
 
 def test_a_loop_of_unknown_length_that_is_abandoned_still_logs_its_last_step(lines):
-    for item in progress.track(iter(range(1000)), name="shards", unit="images"):
+    # An iterator has no length.
+    numbers = iter(range(1000))
+    for item in progress.track(numbers, name="shards", unit="images"):
         if item == 4:
             break
     assert lines() == ["shards: 1 images", "shards: 5 images"]
 
 
 def test_tracking_a_plain_loop_publishes_nothing(published):
-    assert list(progress.track([1, 2, 3], name="shards")) == [1, 2, 3]
+    items = list(progress.track([1, 2, 3], name="shards"))
+    assert items == [1, 2, 3]
     assert published == []
 
 
@@ -96,8 +107,10 @@ def test_a_terminal_shows_bars_and_nested_loops_share_the_screen(monkeypatch, li
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "120")
     for _ in progress.watch(records(2), name="training", total=2):
-        assert list(progress.track(range(3), name="batches")) == [0, 1, 2]
+        batches = list(progress.track(range(3), name="batches"))
+        assert batches == [0, 1, 2]
     shown = screen.getvalue()
+
     assert "training" in shown
     assert "batches" in shown
     assert "2/2" in shown

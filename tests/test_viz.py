@@ -83,48 +83,77 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def graph(page: Path) -> dict:
-    return json.loads((page / "api" / "main").read_text())
+    """The graph of the pipeline that the page shows first."""
+    file = page / "api" / "main"
+    return json.loads(file.read_text())
 
 
-def node_ids(graph: dict, kind: str) -> set[str]:
-    return {node["id"] for node in graph["nodes"] if node["type"] == kind}
+def ids_of(records: list[dict]) -> set[str]:
+    return {record["id"] for record in records}
 
 
-def test_the_page_has_every_pipeline(page, graph):
-    assert "<html" in (page / "index.html").read_text()
-    pipelines = {pipeline["id"] for pipeline in graph["pipelines"]}
-    assert pipelines >= STAGES | {"__default__", "full"}
-    for name in STAGES | {"full"}:
-        pipeline = json.loads((page / "api" / "pipelines" / name).read_text())
-        assert pipeline["nodes"], name
+def nodes_of_type(graph: dict, kind: str) -> list[dict]:
+    """Return the nodes that are tasks, data or parameters."""
+    return [node for node in graph["nodes"] if node["type"] == kind]
 
 
-def test_every_dataset_has_a_layer_and_data_flows_down_through_them(graph):
-    # Dataset -> the position of its layer, from the top of the page.
-    position: dict[str, int] = {}
-    for node in graph["nodes"]:
-        if node["type"] == "data":
-            assert node["layer"] is not None, node
-            position[node["id"]] = graph["layers"].index(node["layer"])
-    assert len(position) >= 30
-    # Task -> its inputs and outputs; parameters have no layer.
-    inputs: dict[str, list[str]] = {task: [] for task in node_ids(graph, "task")}
-    outputs: dict[str, list[str]] = {task: [] for task in inputs}
+def test_the_page_lists_every_pipeline(page, graph):
+    front_page = (page / "index.html").read_text()
+    assert "<html" in front_page
+
+    listed = ids_of(graph["pipelines"])
+    assert listed >= STAGES | {"__default__", "full"}
+
+
+@pytest.mark.parametrize("name", sorted(STAGES | {"full"}))
+def test_every_pipeline_has_a_graph_with_nodes(page, name):
+    file = page / "api" / "pipelines" / name
+    pipeline = json.loads(file.read_text())
+    assert pipeline["nodes"]
+
+
+@pytest.fixture(scope="module")
+def layer_positions(graph: dict) -> dict[str, int]:
+    """Dataset -> the position of its layer, from the top of the page."""
+    positions = {}
+    for dataset in nodes_of_type(graph, "data"):
+        layer = dataset["layer"]
+        assert layer is not None, dataset
+        positions[dataset["id"]] = graph["layers"].index(layer)
+    return positions
+
+
+def test_data_flows_down_through_the_layers(graph, layer_positions):
+    assert len(layer_positions) >= 30
+
+    tasks = ids_of(nodes_of_type(graph, "task"))
+    inputs: dict[str, list[str]] = {task: [] for task in tasks}
+    outputs: dict[str, list[str]] = {task: [] for task in tasks}
     for edge in graph["edges"]:
-        if edge["target"] in inputs and edge["source"] in position:
-            inputs[edge["target"]].append(edge["source"])
-        if edge["source"] in outputs and edge["target"] in position:
-            outputs[edge["source"]].append(edge["target"])
-    for task in inputs:
+        source = edge["source"]
+        target = edge["target"]
+        # Parameters are sources, too, but have no layer.
+        if target in tasks and source in layer_positions:
+            inputs[target].append(source)
+        if source in tasks and target in layer_positions:
+            outputs[source].append(target)
+
+    for task in tasks:
         for source in inputs[task]:
             for target in outputs[task]:
-                assert position[source] <= position[target], (source, target)
+                assert layer_positions[source] <= layer_positions[target], (source, target)
 
 
 def test_each_stage_folds_into_one_box_and_no_node_is_outside(graph):
-    assert set(graph["modular_pipelines"]) == STAGES | {"__root__"}
-    children = graph["modular_pipelines"]["__root__"]["children"]
-    boxes = {child["id"] for child in children}
-    assert boxes >= STAGES
-    assert not boxes & node_ids(graph, "task")
-    assert {tag["id"] for tag in graph["tags"]} >= {"gpu", "data", "report"}
+    modular_pipelines = graph["modular_pipelines"]
+    assert set(modular_pipelines) == STAGES | {"__root__"}
+
+    # What is drawn at the top level: boxes, and nodes that belong to no stage.
+    top_level = ids_of(modular_pipelines["__root__"]["children"])
+    tasks = ids_of(nodes_of_type(graph, "task"))
+    assert top_level >= STAGES
+    assert not top_level & tasks
+
+
+def test_nodes_can_be_filtered_by_their_tags(graph):
+    assert ids_of(graph["tags"]) >= {"gpu", "data", "report"}

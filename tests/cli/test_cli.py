@@ -19,6 +19,7 @@ def error_of(kedro, *arguments: str) -> str:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, out + err
     assert "Traceback" not in out + err
+    # Kedro's own log of the failure would hide the message.
     assert "WARNING" not in out
     assert "ERROR" not in out
     assert err.startswith("Error: ")
@@ -43,6 +44,7 @@ def error_of(kedro, *arguments: str) -> str:
             ["--params=tracking=false,data=refused,training.mode=refuse"],
             "Error: images.parquet, row 3: there is no image. Remove the row.\n",
         ),
+        # Faults in files and on the command line, and all of them at once.
         (
             ["--env=odd", "--params=tracking=false,trainng.epochs=3,training.mode=dance"],
             "Error: The parameters cannot be used.\n"
@@ -103,6 +105,7 @@ GOOD = {"method": "nnpu", "optimizer": {"learning_rate": 0.1}}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        # A key that is similar to a known one, and a key that is similar to none.
         ({"metod": 1}, "stage.yml: the key `stage.metod` is not known; did you mean `method`?"),
         (
             {"zzz": 1},
@@ -148,6 +151,7 @@ def test_a_missing_block_and_an_unknown_block_are_reported_together():
             {},
             {"stage": Stage},
             files={},
+            # `data` is a parameter of the run and not a block.
             given={"stge": 1, "data": "x"},
             other_names=["data", "stage"],
         )
@@ -164,6 +168,7 @@ def test_good_parameters_come_back_as_their_types():
 
 
 def test_a_bug_keeps_its_traceback_also_while_a_users_fault_is_handled():
+    # Python then sets the user's fault as the context of the bug, which is not its cause.
     with pytest.raises(ZeroDivisionError) as fault:
         try:
             raise InputError("the file is odd")

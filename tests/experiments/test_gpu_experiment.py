@@ -83,31 +83,43 @@ def test_pieces_make_the_results_without_kedro_and_mlflow(
 ) -> None:
     settings = ["--set", *TINY, *sources(data_folder), *variants()]
     work = tmp_path / "work"
+    # Exit code 75: there is work left, and the same command does the next piece.
     codes = []
     while not codes or codes[-1] == 75:
+        # A piece that never finishes would repeat forever.
         assert len(codes) < 12
         done = experiment(work, data_folder, "--minutes=0.0001", *settings)
         codes.append(done.returncode)
         assert done.returncode in {0, 75}, done.stdout + done.stderr
+
     # With so little time, every call makes one piece.
     assert len(codes) > 4
+
     results = json.loads((work / "results.json").read_text())
+
     assert {row["variant"] for row in results["rows"]} == set(VARIANTS)
+
     for row in results["rows"]:
         assert 0 <= row["accuracy"] <= 1
         assert row["failure"] is None
+
     assert "2 of 2 students" in results["machine"]
     assert "| random |" in (work / "results.md").read_text()
     assert (work / "results.png").stat().st_size > 10_000
 
     other = experiment(work, data_folder, "--set", "teacher_training.n_updates=21")
+
     assert other.returncode == 1
     assert "was made with other parameters" in other.stderr
+
     work = tmp_path / "another"
     wrong = experiment(work, data_folder, "--set", "data_ingestion.pool.0.limit=1")
+
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("Error: the parameters of 'cifar10_small'")
+
     wrong = experiment(work, data_folder, "--set", "teacher.taps=7")
+
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("Error: 1 validation error for TeacherParams")
 

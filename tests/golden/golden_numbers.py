@@ -42,12 +42,18 @@ def model_columns(module: nn.Module, *probe_shape: int) -> Columns:
     The outputs show what sums cannot: BatchNorm's statistics, signs, permuted weights.
     """
     flat = [parameter.detach().flatten() for parameter in module.parameters()]
+    # Sums in float64, so that rounding errors do not add up over many parameters.
     weights = torch.cat(flat).double()
-    probes = torch.randn(*probe_shape, generator=torch.Generator().manual_seed(7))
+    weights_sum = weights.sum().item()
+    weights_norm = weights.norm().item()
+
+    generator = torch.Generator().manual_seed(7)
+    probes = torch.randn(*probe_shape, generator=generator)
+    module.eval()
     with torch.no_grad():
-        outputs = module.eval()(probes)
+        outputs = module(probes)
     return {
-        "weights (sum, norm)": [weights.sum().item(), weights.norm().item()],
+        "weights (sum, norm)": [weights_sum, weights_norm],
         "outputs": outputs.flatten().tolist(),
     }
 
@@ -59,7 +65,8 @@ def read_golden() -> dict[str, Columns]:
     """Return the numbers of all runs as they were recorded; none where there is no file."""
     if not GOLDEN_FILE.exists():
         return {}
-    golden: dict[str, Columns] = json.loads(GOLDEN_FILE.read_text(encoding="utf-8"))
+    text = GOLDEN_FILE.read_text(encoding="utf-8")
+    golden: dict[str, Columns] = json.loads(text)
     return golden
 
 
@@ -69,16 +76,22 @@ def write_golden(golden: Mapping[str, Columns]) -> None:
     for run, columns in golden.items():
         lines = []
         for name, values in columns.items():
-            lines.append(f"    {json.dumps(name)}: {json.dumps(values)}")
-        blocks.append(f"  {json.dumps(run)}: {{\n" + ",\n".join(lines) + "\n  }")
-    GOLDEN_FILE.write_text("{\n" + ",\n".join(blocks) + "\n}\n", encoding="utf-8")
+            key = json.dumps(name)
+            numbers = json.dumps(values)
+            lines.append(f"    {key}: {numbers}")
+        key = json.dumps(run)
+        body = ",\n".join(lines)
+        blocks.append(f"  {key}: {{\n{body}\n  }}")
+    text = ",\n".join(blocks)
+    GOLDEN_FILE.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
 
 
 def rounded(columns: Columns) -> Columns:
     """Return the columns with the digits that float32 has, and one more."""
     result: Columns = {}
     for name, values in columns.items():
-        result[name] = [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values]
+        texts = [f"{value:.{SIGNIFICANT_DIGITS}g}" for value in values]
+        result[name] = [float(text) for text in texts]
     return result
 
 
@@ -113,11 +126,14 @@ def record_differences(
         return [f"{where}: expected {len(expected)} records, got {len(actual)}"]
     # A loss close to zero is a difference of larger numbers and has their rounding error, so the
     # scale is the column's largest value and not its own.
-    allowed = tolerance * max(abs(value) for value in expected)
+    scale = max(abs(value) for value in expected)
+    allowed = tolerance * scale
     found = []
-    for record, (before, now) in enumerate(zip(expected, actual, strict=True), start=1):
+    pairs = zip(expected, actual, strict=True)
+    for record, (before, now) in enumerate(pairs, start=1):
+        error = abs(now - before)
         # False where a number is nan: a run that diverges is a difference.
-        is_close = abs(now - before) <= allowed
+        is_close = error <= allowed
         if not is_close:
             found.append(f"{where}, record {record}: expected {before:.8g}, got {now:.8g}")
     return found

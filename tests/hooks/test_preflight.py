@@ -19,7 +19,6 @@ from pu_kd_pipeline.hooks.preflight import DEVICES_ANYWHERE, check
 from pu_kd_pipeline.learning.networks.limits import IN_CHANNELS, LIMITS, N_CLASSES
 from pu_kd_pipeline.models.factory import is_known_to_build, new_teacher, teacher_card
 from pu_kd_pipeline.models.model import save_model
-from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.environment import read_parameters
@@ -40,7 +39,10 @@ def blocks():
         "distillation": DistillationParams,
     }
     parameters = read_parameters(PROJECT / "conf", "base")
-    return {name: model.model_validate(parameters[name]) for name, model in types.items()}
+    blocks = {}
+    for name, model in types.items():
+        blocks[name] = model.model_validate(parameters[name])
+    return blocks
 
 
 def changed(block, **changes):
@@ -58,14 +60,18 @@ def test_missing_sources_are_named_with_their_keys(blocks, tmp_path):
         {"type": "parquet", "path": "no/such.parquet"},
     ]
     remote = [
+        # Looking for remote files may take long, so the checks do not.
         {"type": "parquet", "path": "memory://pool/*.parquet"},
         {"type": "folder", "path": "no/folder"},
     ]
     remote = [{**source, "labels": "classes"} for source in remote]
     block = changed(blocks["data_ingestion"], pool=sources, test=remote)
+
     with pytest.raises(InputError) as error:
         check({"data_ingestion": block})
+
     hint = "(edit parameters_data_ingestion.yml)"
+
     assert str(error.value).splitlines() == [
         "2 faults:",
         f"- data_ingestion.pool[1].path: there is no no/such.parquet {hint}",
@@ -74,6 +80,7 @@ def test_missing_sources_are_named_with_their_keys(blocks, tmp_path):
 
 
 def test_a_student_that_does_not_fit_the_teachers_images_is_found(blocks):
+    # LeNet-5 needs larger images than the demo's digits of 8 x 8 pixels.
     student = changed(blocks["distillation"], student_architecture="lenet5", student_options={})
     message = r"^distillation: the network fails on an image of shape \(1, 8, 8\)"
     with pytest.raises(InputError, match=message):
@@ -86,7 +93,9 @@ def test_checks_do_not_change_the_callers_random_numbers(blocks):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
+    # Building a network to try it draws its first weights.
     check(blocks)
+
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -103,6 +112,7 @@ def test_an_unknown_kind_of_url_is_found_before_any_work(blocks):
     sources = [{"type": "parquet", "path": "cloud://bucket/a.parquet"}]
     block = changed(blocks["data_ingestion"], pool=sources)
     message = r"^data_ingestion.pool\[0\].path: cloud://bucket/a.parquet cannot be read"
+
     with pytest.raises(InputError, match=message):
         check({"data_ingestion": block})
 
@@ -183,8 +193,9 @@ def corners():
     for name, limits in LIMITS.items():
         axes = [N_CLASSES, IN_CHANNELS, limits.size_px, *limits.options.values()]
         ends = [(axis[0], axis[-1]) for axis in axes]
-        for values in itertools.product(*ends):
-            yield name, *values[:3], dict(zip(limits.options, values[3:], strict=True))
+        for n_classes, in_channels, size_px, *values in itertools.product(*ends):
+            options = dict(zip(limits.options, values, strict=True))
+            yield name, n_classes, in_channels, size_px, options
         # And once without options.
         if limits.options:
             yield name, N_CLASSES[0], IN_CHANNELS[0], limits.size_px[0], {}
@@ -213,8 +224,9 @@ def test_networks_that_are_not_built_would_build_between_the_limits(name, data):
 
 @pytest.mark.parametrize("device", sorted(DEVICES_ANYWHERE))
 def test_devices_that_are_not_tried_exist_on_every_machine(device, blocks):
-    values = blocks["distillation"].compute.model_dump() | {"device": device}
-    prepare_device(ComputeParams.model_validate(values))
+    compute = changed(blocks["distillation"].compute, device=device)
+    # Raises for a device that cannot be used.
+    prepare_device(compute)
 
 
 def test_our_networks_and_devices_are_checked_without_torch():
@@ -226,6 +238,7 @@ def test_our_networks_and_devices_are_checked_without_torch():
         text=True,
         check=False,
     )
+
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -270,8 +283,9 @@ def test_our_networks_and_devices_are_checked_without_torch():
     ],
 )
 def test_networks_that_cannot_be_used_are_reported(blocks, block, changes, message):
+    blocks[block] = changed(blocks[block], **changes)
     with pytest.raises(InputError, match=message):
-        check({**blocks, block: changed(blocks[block], **changes)})
+        check(blocks)
 
 
 def test_a_device_that_this_machine_lacks_is_found(blocks):
@@ -282,10 +296,13 @@ def test_a_device_that_this_machine_lacks_is_found(blocks):
 
 
 def test_weights_are_read_even_if_the_network_is_sure_to_build(blocks, tmp_path):
-    teacher = blocks["teacher"].model_copy(update={"architecture_options": {"width": 4}})
-    save_model(new_teacher(teacher), tmp_path / "narrow")
+    narrow = blocks["teacher"].model_copy(update={"architecture_options": {"width": 4}})
+    weights = tmp_path / "narrow"
+    save_model(new_teacher(narrow), weights)
+    # Both widths are within the limits, so only the weights show that they do not fit.
     wide = blocks["teacher"].model_copy(
-        update={"weights": str(tmp_path / "narrow"), "architecture_options": {"width": 8}}
+        update={"weights": str(weights), "architecture_options": {"width": 8}}
     )
+
     with pytest.raises(InputError, match=r"^teacher: .* the weights do not fit the architecture"):
         check({**blocks, "teacher": wide})

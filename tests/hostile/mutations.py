@@ -23,8 +23,10 @@ _BYTE_MUTATIONS = ["bits", "odd", "cut", "drop", "double", "swap", "text", "inse
 @st.composite
 def damaged_bytes(draw: st.DrawFn, valid_files: list[bytes]) -> bytes:
     """Draw one of the valid files and damage it in one to six places."""
-    data = bytearray(draw(st.sampled_from(valid_files)))
-    for _ in range(draw(st.integers(1, 6))):
+    valid = draw(st.sampled_from(valid_files))
+    data = bytearray(valid)
+    n_places = draw(st.integers(1, 6))
+    for _ in range(n_places):
         kind = draw(st.sampled_from(_BYTE_MUTATIONS))
         _damage_once(draw, data, kind)
     return bytes(data)
@@ -32,9 +34,12 @@ def damaged_bytes(draw: st.DrawFn, valid_files: list[bytes]) -> bytes:
 
 def _positions(size: int) -> st.SearchStrategy[int]:
     # Headers and footers sit at the ends, so positions near them come up as often as all others.
-    near_start = st.integers(0, min(64, size))
-    near_end = st.integers(max(0, size - 64), size)
-    return near_start | near_end | st.integers(0, size)
+    start_limit = min(64, size)
+    end_limit = max(0, size - 64)
+    near_start = st.integers(0, start_limit)
+    near_end = st.integers(end_limit, size)
+    anywhere = st.integers(0, size)
+    return near_start | near_end | anywhere
 
 
 def _damage_once(draw: st.DrawFn, data: bytearray, kind: str) -> None:
@@ -79,9 +84,12 @@ _ODD_VALUES += ["\ud800", "a" * 5_000, [], [None], [[]], {}, {"": 1}, {"a": {"b"
 @st.composite
 def damaged_json(draw: st.DrawFn, valid_files: list[bytes]) -> bytes:
     """Draw valid JSON with one to three values replaced, removed or added: it still parses."""
-    value = json.loads(draw(st.sampled_from(valid_files)))
-    for _ in range(draw(st.integers(1, 3))):
-        containers = [container for container in _containers(value) if len(container)]
+    valid = draw(st.sampled_from(valid_files))
+    value = json.loads(valid)
+    n_changes = draw(st.integers(1, 3))
+    for _ in range(n_changes):
+        # An empty container has no value to change.
+        containers = [container for container in _containers(value) if container]
         if not containers:
             break
         container = draw(st.sampled_from(containers))
@@ -94,7 +102,8 @@ def _change_one_value(draw: st.DrawFn, container: Any) -> None:
     # "replace" is listed twice, so that it is drawn twice as often.
     kind = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
     # A copy, since a later change may reach into a value that was put in.
-    new_value = copy.deepcopy(draw(st.sampled_from(_ODD_VALUES)))
+    odd_value = draw(st.sampled_from(_ODD_VALUES))
+    new_value = copy.deepcopy(odd_value)
     if kind == "replace":
         container[key] = new_value
     elif kind == "remove":
@@ -107,9 +116,11 @@ def _change_one_value(draw: st.DrawFn, container: Any) -> None:
 
 
 def _keys(container: Any) -> list[Any]:
+    """Return the keys of a dict, or the positions of a list."""
     if isinstance(container, dict):
         return sorted(container)
-    return list(range(len(container)))
+    positions = range(len(container))
+    return list(positions)
 
 
 def _containers(value: Any) -> Iterator[Any]:

@@ -15,8 +15,9 @@ RGBA = 6
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     """Return length, type, data and checksum."""
-    checksum = zlib.crc32(kind + data)
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+    length = struct.pack(">I", len(data))
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return length + kind + data + checksum
 
 
 def png(

@@ -71,11 +71,16 @@ def _ingest(source: dict[str, Any], folder: Path, **store: Any) -> ImageStore:
         # Temporary files are hidden; none may outlive the run, however it ends.
         hidden_files = list(out.glob(".*"))
         assert not hidden_files, hidden_files
+
     reopened = ImageStore.open(out)
-    n_images = len(reopened)
     assert reopened.fingerprint == written.fingerprint
-    assert reopened.read(np.arange(n_images)).shape == (n_images, 3, 8, 8)
-    assert len(reopened.quarantine) == sum(reopened.quarantine_counts.values())
+
+    n_images = len(reopened)
+    pixels = reopened.read(np.arange(n_images))
+    assert pixels.shape == (n_images, 3, 8, 8)
+
+    n_quarantined = sum(reopened.quarantine_counts.values())
+    assert len(reopened.quarantine) == n_quarantined
     return reopened
 
 
@@ -84,10 +89,15 @@ def ingest_folder(data: bytes, folder: Path) -> object:
     images = folder / "images"
     images.mkdir()
     for number in range(2):
-        (images / f"{number}.png").write_bytes(noise_png(number))
+        good_image = images / f"{number}.png"
+        good_image.write_bytes(noise_png(number))
     (images / "odd.tif").write_bytes(data)
-    store = _ingest({"type": "folder", "path": str(images)}, folder, kind="encoded")
-    assert len(store) + len(store.quarantine) == 3
+    source = {"type": "folder", "path": str(images)}
+    store = _ingest(source, folder, kind="encoded")
+
+    # No image is lost: each is in the store, or its reason is.
+    n_accounted_for = len(store) + len(store.quarantine)
+    assert n_accounted_for == 3
     return store
 
 
@@ -95,7 +105,8 @@ def ingest_parquet(data: bytes, folder: Path) -> object:
     """Ingest a damaged Parquet file."""
     file = folder / "a.parquet"
     file.write_bytes(data)
-    return _ingest({"type": "parquet", "path": str(file)}, folder)
+    source = {"type": "parquet", "path": str(file)}
+    return _ingest(source, folder)
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -110,7 +121,8 @@ def load_weights(name: str, data: bytes, folder: Path) -> object:
     file = folder / name
     file.write_bytes(data)
     block = {**valid_files.CARD, "classes": 3, "weights": str(file), "taps": None}
-    return new_teacher(TeacherParams.model_validate(block))
+    params = TeacherParams.model_validate(block)
+    return new_teacher(params)
 
 
 def load_card(data: bytes, folder: Path) -> object:
@@ -119,13 +131,17 @@ def load_card(data: bytes, folder: Path) -> object:
 
     # An architecture with a colon, `module:function`, is the user's own code and is imported.
     # Fuzzing must not import arbitrary modules.
-    before_options = data.partition(b"architecture_options")[0]
-    architecture = before_options.partition(b'"architecture"')[2].partition(b":")[2]
+    before_options, _, _ = data.partition(b"architecture_options")
+    _, _, after_key = before_options.partition(b'"architecture"')
+    _, _, architecture = after_key.partition(b":")
     if b":" in architecture:
         raise InputError("a factory")
-    (folder / "weights.safetensors").write_bytes(valid_files.safetensors_files()[0])
+
+    weights = valid_files.safetensors_files()[0]
+    (folder / "weights.safetensors").write_bytes(weights)
     (folder / "card.json").write_bytes(data)
-    return load_model(folder).extractor()
+    model = load_model(folder)
+    return model.extractor()
 
 
 # --- stores and tables ----------------------------------------------------------------------------
@@ -134,13 +150,16 @@ def load_card(data: bytes, folder: Path) -> object:
 def store_file(kind: str, ending: str) -> list[bytes]:
     """Return the valid content of the file of a store whose name ends so."""
     files = valid_files.store_files(kind)
-    return [files[file_ending_with(files, ending)]]
+    name = file_ending_with(files, ending)
+    return [files[name]]
 
 
 def _write_damaged_store(kind: str, ending: str, data: bytes, folder: Path) -> None:
     files = valid_files.store_files(kind)
     damaged_name = file_ending_with(files, ending)
-    for name, content in {**files, damaged_name: data}.items():
+    for name, content in files.items():
+        if name == damaged_name:
+            content = data
         (folder / name).write_bytes(content)
 
 
@@ -150,9 +169,11 @@ def read_store(kind: str, ending: str, data: bytes, folder: Path) -> object:
     store = ImageStore.open(folder)
     index = store.index
     quarantine = store.quarantine
-    assert len(index) == len(store)
-    images = store.read(np.arange(len(store)))
-    assert images.shape == (len(store), *store.image_shape)
+    n_images = len(store)
+    assert len(index) == n_images
+
+    images = store.read(np.arange(n_images))
+    assert images.shape == (n_images, *store.image_shape)
     ids = [store.shard_ids(shard) for shard in store.shards]
     return images, quarantine, ids
 
@@ -168,7 +189,8 @@ def ingest_over(ending: str, data: bytes, folder: Path) -> object:
     store = write_store(plan_of(source), out)
     # Whatever was damaged, the result is the store of the source.
     assert sorted(store.index["id"]) == ["a", "b", "c"]
-    assert store.read(np.arange(3)).shape == (3, 3, 8, 8)
+    pixels = store.read(np.arange(3))
+    assert pixels.shape == (3, 3, 8, 8)
     return store
 
 
@@ -179,8 +201,9 @@ def table_file(name: str) -> list[bytes]:
 
 def read_manifest(data: bytes, folder: Path) -> object:
     """Read a damaged manifest."""
-    (folder / "manifest.parquet").write_bytes(data)
-    return read_table(folder / "manifest.parquet")
+    file = folder / "manifest.parquet"
+    file.write_bytes(data)
+    return read_table(file)
 
 
 def read_shards(damaged_name: str, data: bytes, folder: Path) -> object:
@@ -191,7 +214,10 @@ def read_shards(damaged_name: str, data: bytes, folder: Path) -> object:
             content = data
         (folder / name).write_bytes(content)
     table = ShardedTable.open(folder)
-    return len(table), table.facts, table.to_pandas(), table.arrays("descriptor")
+    # Reading a part may fail where reading another does not.
+    rows = table.to_pandas()
+    descriptors = table.arrays("descriptor")
+    return len(table), table.facts, rows, descriptors
 
 
 # --- all targets ----------------------------------------------------------------------------------

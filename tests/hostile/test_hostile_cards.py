@@ -46,6 +46,7 @@ def test_a_card_with_wrong_entries_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     write_model(tmp_path, CARD | changes)
+
     with pytest.raises(InputError) as error:
         load_model(tmp_path)
     assert message in str(error.value)
@@ -64,9 +65,12 @@ def test_taps_that_are_not_layers_are_refused(
     tmp_path: Path, taps: list[str], message: str
 ) -> None:
     write_model(tmp_path, {**CARD, "taps": taps})
+
     with pytest.raises(InputError, match=message):
         load_model(tmp_path).extractor()
+
     block = {**CARD, "weights": str(tmp_path / "weights.safetensors"), "taps": taps}
+
     with pytest.raises(InputError, match=message):
         new_teacher(TeacherParams.model_validate(block))
 
@@ -103,6 +107,7 @@ def test_a_model_that_cannot_be_written_completely_is_not_written_at_all(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
+
     with pytest.raises(OSError, match="No space left"):
         save_model(model, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []

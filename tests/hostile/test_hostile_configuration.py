@@ -53,16 +53,20 @@ CASES: dict[str, tuple[str, bytes, str]] = {
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Case -> output and exit code of `kedro run`; one process runs all of them."""
     folder = tmp_path_factory.mktemp("configurations")
-    shutil.copytree(PROJECT / "conf" / "base", folder / "conf" / "base")
-    shutil.copy(PROJECT / "conf" / "logging.yml", folder / "conf")
+    conf = folder / "conf"
+    data = folder / "data"
+    shutil.copytree(PROJECT / "conf" / "base", conf / "base")
+    shutil.copy(PROJECT / "conf" / "logging.yml", conf)
     for name, (file, content, _) in CASES.items():
-        (folder / "conf" / name).mkdir()
-        (folder / "conf" / name / file).write_bytes(content)
-    params = f"--params=data={folder / 'data'},tracking=false"
-    cases = json.dumps({name: ["--pipeline=reporting", params] for name in CASES})
+        environment = conf / name
+        environment.mkdir()
+        (environment / file).write_bytes(content)
+
+    arguments = ["--pipeline=reporting", f"--params=data={data},tracking=false"]
+    cases = dict.fromkeys(CASES, arguments)
     script = Path(__file__).parent / "run_cases.py"
     result = subprocess.run(
-        [sys.executable, str(script), str(folder / "conf"), cases],
+        [sys.executable, str(script), str(conf), json.dumps(cases)],
         env={**os.environ, "COLUMNS": "250"},
         capture_output=True,
         text=True,
@@ -80,7 +84,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     # No code of the files ran, and nothing was written.
     assert not (folder / CANARY).exists()
     assert not (PROJECT / CANARY).exists()
-    assert not (folder / "data").exists()
+    assert not data.exists()
     return outcomes
 
 
@@ -89,9 +93,12 @@ def test_a_malformed_file_is_one_message_and_exit_code_1(
     outcomes: dict[str, dict[str, Any]], case: str
 ) -> None:
     outcome = outcomes[case]
+
     assert outcome["code"] == 1, outcome["said"][-3_000:]
     assert "Traceback" not in outcome["said"]
+
     message = outcome["said"].partition("Error: ")[2]
     *_, expected = CASES[case]
+
     assert expected in message
     assert len(message) < 2_000

@@ -42,9 +42,12 @@ def test_odd_file_names_are_kept_as_ids(folder: Path) -> None:
     for seed, name in enumerate([*ODD_NAMES, *HIDDEN_NAMES]):
         (folder / name).write_bytes(noise_png(seed))
     store = ingested(folder)
+
     assert sorted(store.index["id"]) == sorted(ODD_NAMES)
+
     # Two of the names are one in the composed form of Unicode; their images stay apart.
     composed = {unicodedata.normalize("NFC", name) for name in ODD_NAMES}
+
     assert len(composed) == len(ODD_NAMES) - 1
 
 
@@ -63,6 +66,7 @@ def test_names_that_are_not_utf8_are_set_aside_in_printable_form(folder: Path) -
     write_image(folder, b"class\xff/a.png", seed=1)
     write_image(folder, b"b\xfe.png", seed=2)
     store = ingested(folder)
+
     assert store.index["id"].tolist() == ["good.png"]
     assert sorted(store.quarantine["id"]) == ["b\\xfe.png", "class\\xff/a.png"]
     assert store.quarantine_counts == {"file name is not UTF-8": 2}
@@ -77,9 +81,12 @@ def test_names_that_are_not_utf8_are_set_aside_in_torchvisions_folders_too(
     write_image(folder, b"cat/b\xfe.png", seed=2)
     source = {"type": "torchvision", "dataset": "ImageFolder", "path": str(folder)}
     store = write_store(plan_of(source), tmp_path / "store")
+
     assert store.index["id"].tolist() == ["a.png"]
+
     # The other one is the dangling link.
     quarantined = store.quarantine["id"].tolist()
+
     assert "b\\xfe.png" in quarantined
     assert store.quarantine_counts == {"file name is not UTF-8": 1, "link out of the folder": 1}
 
@@ -109,6 +116,7 @@ def test_links_that_lead_out_or_nowhere_or_in_a_circle_are_not_followed(
     os.symlink("nothing.png", folder / "dangling.png")
     os.symlink("/proc/self/mem", folder / "device.png")
     store = ingested(folder)
+
     assert store.index["id"].tolist() == ["good.png"]
     # The link within the folder is the only one that is followed.
     assert store.quarantine_counts == {"link out of the folder": 9, "duplicate": 1}
@@ -126,6 +134,7 @@ def test_pipes_sockets_and_folders_named_like_images_are_not_opened(
     with socket.socket(socket.AF_UNIX) as opened:
         opened.bind("socket.png")
         store = ingested(folder)
+
     assert store.index["id"].tolist() == ["good.png"]
     assert store.quarantine_counts == {"unreadable": 2}
 
@@ -135,6 +144,7 @@ def test_a_file_of_terabytes_is_not_read(folder: Path) -> None:
     # A sparse file: it takes no space on the disk.
     with open(folder / "sparse.png", "wb") as file:
         file.truncate(2**40)
+
     assert ingested(folder).quarantine_counts == {"file too large": 1}
 
 
@@ -162,9 +172,12 @@ def test_files_and_folders_without_permission_are_counted(
     monkeypatch.setattr(os, "scandir", refuse_folder)
     monkeypatch.setattr(Path, "read_bytes", refuse_file)
     store = ingested(folder)
+
     assert store.index["id"].tolist() == ["good.png"]
+
     status_by_id = dict(store.quarantine[["id", "status"]].values)
     expected = {"closed": "could not be opened", "locked.png": "could not be opened"}
+
     assert status_by_id == expected
 
 
@@ -193,6 +206,7 @@ def test_invalid_paths_are_refused_with_a_message(
     source = {"type": kind, "path": path}
     if kind == "torchvision":
         source["dataset"] = "ImageFolder"
+
     with pytest.raises(InputError) as error:
         write_store(plan_of(source), tmp_path / "store")
     assert not (tmp_path / "store").exists()

@@ -37,7 +37,13 @@ def pixels_of(raw: bytes) -> np.ndarray:
 
 
 def find_rows(pixels: np.ndarray) -> list[bytes]:
+    """Return the bytes of each row, as `png` takes them."""
     return [row.tobytes() for row in pixels]
+
+
+def decoded_png(pixels: np.ndarray, *before: bytes) -> np.ndarray:
+    """Return what is decoded from a PNG file of 8 x 8 colors with these chunks before them."""
+    return pixels_of(png(8, 8, 8, RGB, find_rows(pixels), *before))
 
 
 # --- odd, and decoded to the right pixels
@@ -51,21 +57,29 @@ def test_sixteen_bits_per_channel_keep_their_high_byte(n_channels: int, color: i
         # Opaque: the color below must not show.
         values[:, :, -1] = 65535
     # PNG stores numbers of 16 bits with the high byte first.
-    found = pixels_of(png(8, 8, 16, color, find_rows(values.astype(">u2"))))
-    n_colors = 3 if n_channels >= 3 else 1
-    expected = values[:, :, :n_colors] >> 8
-    np.testing.assert_array_equal(found, np.broadcast_to(expected, (8, 8, 3)))
+    rows = find_rows(values.astype(">u2"))
+    found = pixels_of(png(8, 8, 16, color, rows))
+
+    n_colors = 1
+    if color in (RGB, RGBA):
+        n_colors = 3
+    high_bytes = values[:, :, :n_colors] >> 8
+    expected = np.broadcast_to(high_bytes, (8, 8, 3))
+    np.testing.assert_array_equal(found, expected)
 
 
 def over_white(color: tuple[int, ...], alpha: int) -> list[float]:
-    return [(part * alpha + 255 * (255 - alpha)) / 255 for part in color]
+    """Return a color of 8 bits per channel as it looks on white paper."""
+    white_share = 255 * (255 - alpha)
+    return [(part * alpha + white_share) / 255 for part in color]
 
 
 def test_a_palette_with_transparency_is_blended_with_white() -> None:
     palette = [(10, 20, 30), (200, 0, 100), (0, 255, 7), (90, 90, 90)]
     # The list may be shorter than the palette: the last color is opaque.
     alphas = [255, 0, 128]
-    indices = np.random.default_rng(0).integers(0, 4, (8, 8))
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, 4, (8, 8))
     palette_bytes = b"".join(bytes(color) for color in palette)
     colors = png_chunk(b"PLTE", palette_bytes)
     transparency = png_chunk(b"tRNS", bytes(alphas))
@@ -75,6 +89,7 @@ def test_a_palette_with_transparency_is_blended_with_white() -> None:
     expected = []
     for color, alpha in zip(palette, [*alphas, 255], strict=True):
         expected.append(over_white(color, alpha))
+
     # Blending may round up or down.
     np.testing.assert_allclose(found, np.array(expected)[indices], atol=1)
 
@@ -94,9 +109,12 @@ def test_cmyk_is_converted_to_the_colors_that_it_prints(ink: tuple[int, int, int
     *colored_inks, black = ink
     # An ink absorbs its share of a color, and black absorbs its share of all.
     expected = [255 * (1 - part / 255) * (1 - black / 255) for part in colored_inks]
-    found = pixels_of(encoded(Image.new("CMYK", (8, 8), ink), "JPEG", quality=100))
+    image = Image.new("CMYK", (8, 8), ink)
+    found = pixels_of(encoded(image, "JPEG", quality=100))
+
     # JPEG is lossy even at its best quality.
-    assert found[4, 4].tolist() == pytest.approx(expected, abs=6)
+    center = found[4, 4].tolist()
+    assert center == pytest.approx(expected, abs=6)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -108,8 +126,12 @@ def test_the_first_frame_of_an_animation_is_used(kind: str) -> None:
     if kind == "WEBP":
         options["lossless"] = True
     data = encoded(red, kind, save_all=True, append_images=others, **options)
-    assert getattr(Image.open(BytesIO(data)), "n_frames", 1) == 3
-    assert (pixels_of(data) == [255, 0, 0]).all()
+
+    image = Image.open(BytesIO(data))
+    assert getattr(image, "n_frames", 1) == 3
+
+    is_red = pixels_of(data) == [255, 0, 0]
+    assert is_red.all()
 
 
 def displayed(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -118,8 +140,10 @@ def displayed(pixels: np.ndarray, orientation: int) -> np.ndarray:
     The table says at which edge of the picture the file's first row and first column are.
     """
     height, width = pixels.shape[:2]
+    shape = (height, width, 3)
     is_transposed = orientation >= 5
-    shape = (width, height, 3) if is_transposed else (height, width, 3)
+    if is_transposed:
+        shape = (width, height, 3)
     shown = np.zeros(shape, dtype=pixels.dtype)
     for y in range(height):
         for x in range(width):
@@ -144,7 +168,9 @@ def test_every_exif_orientation_is_applied(orientation: int) -> None:
     pixels = noise(8, 8, 3)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = pixels_of(encoded(Image.fromarray(pixels), exif=exif))
+    image = Image.fromarray(pixels)
+    found = pixels_of(encoded(image, exif=exif))
+
     np.testing.assert_array_equal(found, displayed(pixels, orientation))
 
 
@@ -153,19 +179,23 @@ def test_every_exif_orientation_is_applied(orientation: int) -> None:
 )
 def test_damaged_metadata_does_not_cost_the_pixels(damage: bytes) -> None:
     pixels = noise(8, 8, 3)
-    rows = find_rows(pixels)
-    found = pixels_of(png(8, 8, 8, RGB, rows, png_chunk(b"eXIf", damage)))
+    found = decoded_png(pixels, png_chunk(b"eXIf", damage))
+
     np.testing.assert_array_equal(found, pixels)
+
     # An EXIF block with one entry, orientation 6, and damage after it: the entry is still read.
     entry = struct.pack(">2sHIHHHII", b"MM", 42, 8, 1, 0x0112, 3, 1, 6 << 16)
-    found = pixels_of(png(8, 8, 8, RGB, rows, png_chunk(b"eXIf", entry + damage)))
+    found = decoded_png(pixels, png_chunk(b"eXIf", entry + damage))
+
     np.testing.assert_array_equal(found, displayed(pixels, 6))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (65_000, 1), (1, 65_000), (3, 2)])
 def test_tiny_and_thin_images_are_resized(size: tuple[int, int]) -> None:
-    data = encoded(Image.new("RGB", size, (1, 2, 3)))
-    assert (pixels_of(data) == [1, 2, 3]).all()
+    # One color, so that resizing cannot change it.
+    image = Image.new("RGB", size, (1, 2, 3))
+    found = pixels_of(encoded(image))
+    assert (found == [1, 2, 3]).all()
 
 
 FILES_WITH_WRONG_NAMES = {
@@ -188,6 +218,7 @@ def test_the_content_decides_and_not_the_file_name(tmp_path: Path) -> None:
         (folder / name).write_bytes(data)
     plan = plan_of({"type": "folder", "path": str(folder)})
     store = write_store(plan, tmp_path / "store")
+
     assert sorted(store.index["id"]) == ["is_gif.png", "is_png.jpg"]
     assert store.quarantine_counts == {"unreadable": 5, "empty": 1}
 
@@ -225,32 +256,31 @@ def test_any_error_of_a_decoder_costs_one_image(
     good = encoded(gray_image, "BMP")
     decoded = GRAY_DECODER.decode_all([bad, good, bad], n_workers=2)
     first, second, third = [pixels for _, pixels in decoded]
+
     assert first == Unusable(Reason.UNREADABLE)
     assert isinstance(second, np.ndarray)
     assert third == Unusable(Reason.UNREADABLE)
 
 
 def test_broken_images_are_counted_in_the_report_by_reason(tmp_path: Path) -> None:
-    jpeg = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
     good = noise_png()
-    images = [
-        good,
-        jpeg[: len(jpeg) // 2],
-        b"",
-        b"text",
-        png(60_000, 60_000, 8, RGB, [b""]),
-        good,
-        None,
-        encoded(Image.new("F", (8, 8)), "TIFF"),
-    ]
+    jpeg = encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")
+    truncated = jpeg[: len(jpeg) // 2]
+    too_large = png(60_000, 60_000, 8, RGB, [b""])
+    # Numbers without a range, which cannot be shown as gray.
+    float_pixels = encoded(Image.new("F", (8, 8)), "TIFF")
+    images = [good, truncated, b"", b"text", too_large, good, None, float_pixels]
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": pa.array(images, pa.binary())}), file)
-    pool = write_store(plan_of({"type": "parquet", "path": str(file)}), tmp_path / "pool")
-    one_image = plan_of({"type": "demo", "part": "test", "limit": 1})
-    other = write_store(one_image, tmp_path / "other")
+    pool_plan = plan_of({"type": "parquet", "path": str(file)})
+    other_plan = plan_of({"type": "demo", "part": "test", "limit": 1})
+    pool = write_store(pool_plan, tmp_path / "pool")
+    other = write_store(other_plan, tmp_path / "other")
+
     stores = {"labeled": other, "pool": pool, "test": other, "teacher_training": other}
     duplicates = find_duplicates(stores, None)
     report = report_ingestion(other, pool, other, duplicates)["pool_images"]
+
     assert report["n_images"] == 1
     assert report["n_quarantined"] == 7
     assert report["quarantined"] == {
@@ -293,21 +323,33 @@ def test_an_image_that_crashes_its_decoder_costs_the_next_run_one_image(
     parquet_with_a_crash: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "store"
+
     # Negative: a signal ended the process.
     assert ingest_in_process(parquet_with_a_crash, out).returncode < 0
     assert not (out / "store.json").exists()
+
     second = ingest_in_process(parquet_with_a_crash, out)
+
     assert second.returncode == 0, second.stderr
+
     store = ImageStore.open(out)
+
     assert len(store) == 18
     assert store.quarantine_counts == {"crashes its decoder": 2}
     assert sorted(store.quarantine["id"]) == ["a:13", "a:7"]
-    first_image = store.read(np.array([0]))[0].transpose(1, 2, 0)
-    np.testing.assert_array_equal(first_image, noise(8, 8, 3))
+
+    # Leaving images out must not have shifted pixels against ids.
+    [first_image] = store.read(np.array([0]))
+    expected = noise(8, 8, 3)
+
+    np.testing.assert_array_equal(first_image.transpose(1, 2, 0), expected)
 
 
 def test_decoding_in_other_processes_gives_the_same_pixels_in_the_same_order() -> None:
-    raws: list[Any] = [encoded(Image.fromarray(noise(9, 7, 3, seed=s))) for s in range(70)]
+    raws: list[Any] = []
+    for seed in range(70):
+        image = Image.fromarray(noise(9, 7, 3, seed=seed))
+        raws.append(encoded(image))
     raws[3] = b""
     raws[5] = Unusable(Reason.LINK)
     in_process = COLOR_DECODER.decode_all(raws, 1)
@@ -319,4 +361,5 @@ def test_decoding_in_other_processes_gives_the_same_pixels_in_the_same_order() -
         else:
             np.testing.assert_array_equal(found, expected)
         n_compared += 1
+
     assert n_compared == len(raws)

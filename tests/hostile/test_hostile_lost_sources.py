@@ -81,9 +81,12 @@ def test_a_folder_that_vanishes_ends_the_run_and_a_rerun_resumes(
     message = "gone, or no longer mounted"
     if how == "emptied":
         message = "images could not be opened"
+
     with pytest.raises(SourceLostError, match=rf"{message}.*the same command"):
         write_store(plan, tmp_path / "store")
+
     first = finished_shards(tmp_path / "store")
+
     assert first
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -97,10 +100,13 @@ def test_a_folder_that_vanishes_ends_the_run_and_a_rerun_resumes(
 
     monkeypatch.setattr(FolderSource, "_fetch", counting_fetch)
     store = write_store(plan, tmp_path / "store")
+
     assert len(store) == N_IMAGES
     assert len(fetched) == N_IMAGES - SHARD_SIZE * len(first)
     assert f"{store.shards[0].name}.npy" == first[0]
+
     uninterrupted = write_store(plan, tmp_path / "uninterrupted")
+
     assert store.fingerprint == uninterrupted.fingerprint
 
 
@@ -114,6 +120,7 @@ def test_a_lost_parquet_file_ends_the_run_and_a_rerun_resumes(
         ids = [f"{name}{row}" for row in range(SHARD_SIZE)]
         table = pa.table({"image": images, "id": ids})
         pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
+    # A shard holds as many images as a file: the first is finished when the second file is read.
     second_file = tmp_path / "in" / "b.parquet"
     content = second_file.read_bytes()
     times = second_file.stat()
@@ -130,15 +137,19 @@ def test_a_lost_parquet_file_ends_the_run_and_a_rerun_resumes(
     source = {"type": "parquet", "path": str(tmp_path / "in")}
     plan = plan_of(source, shard_size=SHARD_SIZE)
     message = r"b\.parquet could not be read to its end .*the same command"
+
     with pytest.raises(SourceLostError, match=message):
         write_store(plan, tmp_path / "store")
+
     first = finished_shards(tmp_path / "store")
+
     assert len(first) == 1
 
     second_file.write_bytes(content)
     # The file as it was, times included: another time of change would be another source.
     os.utime(second_file, ns=(times.st_atime_ns, times.st_mtime_ns))
     store = write_store(plan, tmp_path / "store")
+
     assert len(store) == 3 * SHARD_SIZE
     assert f"{store.shards[0].name}.npy" == first[0]
 
@@ -171,10 +182,13 @@ def test_a_lost_remote_folder_keeps_its_finished_shards(
     source = {"type": "folder", "path": "memory://vanishing"}
     plan = plan_of(source, shard_size=SHARD_SIZE, max_quarantined_share=0.1)
     message = "of 30 images could not be opened, such as '10.png'"
+
     with pytest.raises(SourceLostError, match=message):
         write_store(plan, tmp_path / "store")
     assert finished_shards(tmp_path / "store")
+
     is_lost = False
+
     assert len(write_store(plan, tmp_path / "store")) == N_IMAGES
 
 
@@ -184,5 +198,6 @@ def test_a_few_images_that_could_not_be_opened_are_counted_and_the_run_continues
     call_after_first_shard(monkeypatch, (folder / "29.png").unlink)
     plan = plan_of({"type": "folder", "path": str(folder)}, shard_size=SHARD_SIZE)
     store = write_store(plan, tmp_path / "store")
+
     assert store.quarantine_counts == {str(Reason.NOT_OPENED): 1}
     assert len(store) == N_IMAGES - 1

@@ -45,10 +45,14 @@ def valid_blocks() -> list[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         # Some environments read their images from this folder; it need not exist.
         patch.setenv(IMAGES_VARIABLE, "/images")
-        for folder in sorted(CONF.iterdir()):
-            if folder.is_dir() and any(folder.glob("param*.yml")):
-                environments.append(read_parameters(CONF, folder.name))
+        for name in sorted(environment_names()):
+            environments.append(read_parameters(CONF, name))
     return environments
+
+
+def environment_names() -> set[str]:
+    """Return the folders of conf/ that hold parameters."""
+    return {file.parent.name for file in CONF.glob("*/param*.yml")}
 
 
 def places(value: Any, parents: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -106,7 +110,9 @@ def means(given: Any, found: Any) -> bool:
 
 
 def list_means(given: Sequence[Any], found: Sequence[Any]) -> bool:
-    return len(given) == len(found) and all(map(means, given, found))
+    if len(given) != len(found):
+        return False
+    return all(map(means, given, found))
 
 
 def text_means_number(given: str, found: float) -> bool:
@@ -141,25 +147,34 @@ def number_means(given: float, found: float) -> bool:
 
 
 def checked(name: str, block: Any) -> BaseModel:
-    return check_parameters({name: block}, {name: MODELS[name]}, files={}, given={})[name]
+    """Return the typed block of one name."""
+    models = {name: MODELS[name]}
+    blocks = check_parameters({name: block}, models, files={}, given={})
+    return blocks[name]
 
 
 def test_every_block_of_every_environment_is_accepted_as_given() -> None:
-    assert set(MODELS) <= set(valid_blocks()[0])
-    for blocks in valid_blocks():
+    environments = valid_blocks()
+    assert set(MODELS) <= set(environments[0])
+
+    for blocks in environments:
         for name in MODELS:
-            found = checked(name, blocks[name]).model_dump()
-            assert means(blocks[name], found), name
+            given_block = blocks[name]
+            found = checked(name, given_block).model_dump()
+            assert means(given_block, found), name
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-ANYTHING = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
+
+
+def containers_of(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Return a strategy for lists and dicts of what another one draws."""
+    lists = st.lists(inner, max_size=3)
+    dicts = st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    return lists | dicts
+
+
+ANYTHING = st.recursive(SCALARS, containers_of, max_leaves=6)
 
 
 @settings(max_examples=600, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -170,15 +185,20 @@ def test_one_hostile_value_is_taken_as_it_is_or_refused_by_its_key(data: st.Data
     number = data.draw(st.integers(0, len(environments) - 1))
     blocks = environments[number]
     name = data.draw(st.sampled_from(sorted(MODELS)))
-    place = data.draw(st.sampled_from(list(places(blocks[name]))))
+    valid_block = blocks[name]
+    all_places = list(places(valid_block))
+    place = data.draw(st.sampled_from(all_places))
     value = data.draw(st.sampled_from(HOSTILE_VALUES) | ANYTHING)
+    hostile_block = replaced(valid_block, place, value)
     try:
-        block = checked(name, replaced(blocks[name], place, value))
+        block = checked(name, hostile_block)
     except InputError as error:
         assert_names_the_place(str(error), name, place)
         return
     found = value_at(block.model_dump(), place)
+
     assert means(value, found), (place, value, found)
+
     if name == "data_ingestion":
         # The checks before a run must not fail on it in any other way.
         with suppress(InputError):
@@ -187,7 +207,9 @@ def test_one_hostile_value_is_taken_as_it_is_or_refused_by_its_key(data: st.Data
 
 def assert_names_the_place(message: str, name: str, place: tuple[Any, ...]) -> None:
     assert f"`{name}" in message
+    # Positions in lists need not be in the message.
     keys = [key for key in place if isinstance(key, str)]
-    assert any(key in message for key in keys), (message, place)
+    named_keys = [key for key in keys if key in message]
+    assert named_keys, (message, place)
     assert len(message) < 2_000
     message.encode()  # fails where the message cannot be printed

@@ -21,7 +21,9 @@ from tests.hostile.valid_files import noise, noise_png, plan_of
 
 def write_parquet(file: Path, n: int = 3, **columns: Any) -> Path:
     """Write a table with `n` images and further columns; `image=None` leaves the images out."""
-    images = pa.array([noise_png(seed) for seed in range(n)], pa.binary())
+    contents = [noise_png(seed) for seed in range(n)]
+    # The type is given, since a column without rows has none.
+    images = pa.array(contents, pa.binary())
     table = {"image": images, **columns}
     if table["image"] is None:
         del table["image"]
@@ -31,7 +33,8 @@ def write_parquet(file: Path, n: int = 3, **columns: Any) -> Path:
 
 def listed(file: Path, **source: Any) -> pd.DataFrame:
     """Return the table of images that ingestion finds in a Parquet file."""
-    table, _ = list_images(plan_of(source_of(file, **source)))
+    plan = plan_of(source_of(file, **source))
+    table, _ = list_images(plan)
     return table
 
 
@@ -50,8 +53,9 @@ def ingested(
 def error_of(file: Path, **source: Any) -> str:
     """Return the message with which ingestion refuses a file; it must leave nothing behind."""
     out = file.with_name("store")
+    given = source_of(file, **source)
     with pytest.raises(InputError) as error:
-        ingested(file, out, source_of(file, **source))
+        ingested(file, out, given)
     assert not out.exists()
     return str(error.value)
 
@@ -99,14 +103,17 @@ def test_columns_of_the_wrong_type_are_named(
     tmp_path: Path, columns: dict[str, Any], message: str
 ) -> None:
     file = write_parquet(tmp_path / "a.parquet", **columns)
-    assert message in error_of(file)
+    found = error_of(file)
+    assert message in found
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     column = pa.array([noise_png(0)], pa.binary())
+    # Parquet allows it, and pandas would return a table for the name instead of a column.
     table = pa.Table.from_arrays([column, column], names=["image", "image"])
     pq.write_table(table, file)
+
     assert "has more than one column 'image'" in error_of(file)
 
 
@@ -117,28 +124,39 @@ def test_nulls_are_images_without_bytes_ids_or_labels(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "a.parquet", image=images, id=ids, label=labels)
     source = source_of(file, labels="truth")
     store = ingested(file, tmp_path / "store", source)
-    index = store.index[["id", "label"]].astype("string").fillna("-")
+    index = store.index[["id", "label"]]
+    # nan is not equal to itself, so missing values become a text.
+    index = index.astype("string").fillna("-")
+
     # An image without an id is named by file and row.
-    assert index.values.tolist() == [["x", "-"], ["a:2", "-"]]
-    assert store.quarantine.values.tolist() == [["a:1", "a", "empty"]]
+    rows = index.values.tolist()
+    assert rows == [["x", "-"], ["a:2", "-"]]
+    quarantine = store.quarantine.values.tolist()
+    assert quarantine == [["a:1", "a", "empty"]]
 
 
 @pytest.mark.parametrize("with_path", [True, False])
 def test_structs_and_plain_bytes_are_the_same_images(tmp_path: Path, with_path: bool) -> None:
-    plain: list[Any] = [noise_png(seed) for seed in range(3)]
-    structs: list[Any] = [{"bytes": content} for content in plain]
-    if with_path:
-        # The format of Hugging Face data sets. The path must never be opened.
-        for struct in structs:
+    plain: list[Any] = []
+    structs: list[Any] = []
+    for seed in range(3):
+        content = noise_png(seed)
+        struct: dict[str, Any] = {"bytes": content}
+        if with_path:
+            # The format of Hugging Face data sets. The path must never be opened.
             struct["path"] = "../../etc/passwd"
+        plain.append(content)
+        structs.append(struct)
     # A fourth image without bytes, in both forms.
     plain.append(None)
     structs.append(None)
+
     plain_file = write_parquet(tmp_path / "plain.parquet", image=plain)
     struct_file = write_parquet(tmp_path / "struct.parquet", image=pa.array(structs))
     plain_store = ingested(plain_file, tmp_path / "plain")
     struct_store = ingested(struct_file, tmp_path / "struct")
     rows = np.arange(3)
+
     np.testing.assert_array_equal(plain_store.read(rows), struct_store.read(rows))
     assert plain_store.quarantine_counts == {"empty": 1}
     assert struct_store.quarantine_counts == {"empty": 1}
@@ -163,7 +181,8 @@ def test_labels_of_any_type_are_mapped_to_classes(
     tmp_path: Path, labels: Any, expected: list[int]
 ) -> None:
     file = write_parquet(tmp_path / "a.parquet", label=labels)
-    assert listed(file, labels="classes")["label"].tolist() == expected
+    images = listed(file, labels="classes")
+    assert images["label"].tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -209,8 +228,11 @@ def test_a_file_that_is_not_a_whole_parquet_file_is_refused(
     tmp_path: Path, damage: Any, message: str
 ) -> None:
     file = write_parquet(tmp_path / "a.parquet")
-    file.write_bytes(damage(file.read_bytes()))
-    assert message in error_of(file)
+    whole = file.read_bytes()
+    damaged = damage(whole)
+    file.write_bytes(damaged)
+    found = error_of(file)
+    assert message in found
 
 
 def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
@@ -219,9 +241,12 @@ def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_folders_named_like_parquet_files_are_skipped(tmp_path: Path) -> None:
-    (tmp_path / "in" / "b.parquet").mkdir(parents=True)
-    write_parquet(tmp_path / "in" / "a.parquet")
-    assert len(listed(tmp_path / "in")) == 3
+    folder = tmp_path / "in"
+    subfolder = folder / "b.parquet"
+    subfolder.mkdir(parents=True)
+    write_parquet(folder / "a.parquet")
+
+    assert len(listed(folder)) == 3
 
 
 # --- ids
@@ -239,14 +264,18 @@ def test_ids_are_text_and_never_paths(tmp_path: Path, kind: str, pixel_suffix: s
     out = tmp_path / "out"
     # Small shards, so that several hold ids.
     store = ingested(file, out, kind=kind, shard_size=7)
-    assert store.index["id"].tolist() == ODD_IDS
+
     ids_in_shards = []
     for shard in store.shards:
         ids_in_shards += store.shard_ids(shard).to_pylist()
+    assert store.index["id"].tolist() == ODD_IDS
     assert ids_in_shards == ODD_IDS
+
     # The order of the images is that of their ids.
-    pixels = store.read(np.array([4]))[0].transpose(1, 2, 0)
-    np.testing.assert_array_equal(pixels, noise(8, 8, 3, seed=4))
+    [fifth_image] = store.read(np.array([4]))
+    expected = noise(8, 8, 3, seed=4)
+    np.testing.assert_array_equal(fifth_image.transpose(1, 2, 0), expected)
+
     # Nothing was written outside the store, and no file is named after an id.
     assert set(tmp_path.iterdir()) == {file, out}
     suffixes = {path.suffix for path in out.rglob("*")}

@@ -87,6 +87,7 @@ def test_markup_in_data_is_text_on_the_page(text: str) -> None:
     content = page_with(text)
     harmless = Tags(page_with("harmless"))
     evil = Tags(content)
+
     assert evil.counts == harmless.counts
     assert evil.attributes == harmless.attributes
     assert "script" not in evil.counts

@@ -48,8 +48,10 @@ def image_source(
     """Write 8 x 8 images, which their numbers tell apart, and return the source that reads them."""
     images = []
     for number in numbers:
-        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
-        images.append(encoded(Image.fromarray(pixels)))
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+        image = Image.fromarray(pixels)
+        images.append(encoded(image))
     ids = [f"{name}-{position}" for position in range(len(numbers))]
     # The type is given, since a column without rows has none.
     table = {"id": ids, "image": pa.array(images, pa.binary())}
@@ -69,7 +71,10 @@ def labeled_source(folder: Path, name: str, labels: list[int]) -> Source:
 
 
 def demo(part: str, **more: Any) -> Source:
-    labels = "truth" if part == "pool" else "classes"
+    labels = "classes"
+    if part == "pool":
+        # The classes of its images count as unknown.
+        labels = "truth"
     return {"type": "demo", "part": part, "labels": labels, **more}
 
 
@@ -81,20 +86,28 @@ def data_of_cases(folder: Path) -> dict[str, dict[str, list[Source]]]:
     without_class_9 = labeled_source(folder, "nine", [0, 1, 2, 3, 4, 5, 6, 7, 8] * 4)
     # So small a share rounds to no image at all.
     nothing = [0.0, 1e-9]
-    all_positive = demo("teacher_training", limit=120, name="p") | {"labels": "truth"}
-    all_the_same = image_source(folder, "same", [5] * 40) | {"name": "s"}
+    all_positive = demo("teacher_training", limit=120, name="p")
+    all_positive["labels"] = "truth"
+    all_negative = image_source(folder, "noise", list(range(120)))
+    all_the_same = image_source(folder, "same", [5] * 40)
+    all_the_same["name"] = "s"
+    one_image = labeled_source(folder, "one", [3])
+    # The teacher has ten classes.
+    label_12 = labeled_source(folder, "range", [0, 1, 12])
+    no_rows = image_source(folder, "none", [])
+    single = image_source(folder, "single", [7])
     return {
         "a_class_without_images": {"labeled": [without_class_9]},
-        "one_image": {"labeled": [labeled_source(folder, "one", [3])]},
-        "label_out_of_range": {"labeled": [labeled_source(folder, "range", [0, 1, 12])]},
+        "one_image": {"labeled": [one_image]},
+        "label_out_of_range": {"labeled": [label_12]},
         "no_labeled": {"labeled": []},
-        "empty_pool": {"pool": [image_source(folder, "none", [])]},
+        "empty_pool": {"pool": [no_rows]},
         "empty_folder": {"pool": [nowhere]},
         "nothing_in_the_share": {"pool": [demo("pool", share=nothing)]},
         "all_positive": {"pool": [all_positive]},
-        "all_negative": {"pool": [image_source(folder, "noise", list(range(120)))]},
+        "all_negative": {"pool": [all_negative]},
         "pool_of_three": {"pool": [demo("pool", limit=3)]},
-        "pool_of_one": {"pool": [image_source(folder, "single", [7])]},
+        "pool_of_one": {"pool": [single]},
         "one_test_image": {"test": [demo("test", limit=1)]},
         "no_test_image": {"test": [demo("test", share=nothing)]},
         "all_the_same": {"pool": [all_the_same]},
@@ -110,7 +123,8 @@ def write_environment(folder: Path, blocks: dict[str, Any]) -> None:
     folder.mkdir()
     for name, block in blocks.items():
         file = folder / f"parameters_{name}.yml"
-        file.write_text(yaml.safe_dump({name: block}))
+        text = yaml.safe_dump({name: block})
+        file.write_text(text)
 
 
 def write_cases(folder: Path) -> dict[str, list[str]]:
@@ -125,27 +139,34 @@ def write_cases(folder: Path) -> dict[str, list[str]]:
         }
         blocks: dict[str, Any] = {"data_ingestion": ingestion}
         if name == "other_classes":
-            weights = folder / "w.safetensors"
-            network = build_network("digits_cnn", 7, 1, {"width": 4})
-            save_file(network.state_dict(), weights)
-            options = {"width": 4}
-            blocks["teacher"] = {"weights": str(weights), "architecture_options": options}
+            blocks["teacher"] = teacher_of_seven_classes(folder)
         write_environment(folder / "conf" / name, blocks)
-        params = ",".join((f"data={folder / 'data' / name}", *QUICK, *TINY))
+        data = folder / "data" / name
+        params = ",".join((f"data={data}", *QUICK, *TINY))
         cases[name] = ["--pipeline=full", f"--params={params}"]
     return cases
+
+
+def teacher_of_seven_classes(folder: Path) -> dict[str, Any]:
+    """Write weights for fewer classes than the images have, and return the teacher's block."""
+    options = {"width": 4}
+    network = build_network("digits_cnn", 7, 1, options)
+    weights = folder / "w.safetensors"
+    save_file(network.state_dict(), weights)
+    return {"weights": str(weights), "architecture_options": options}
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Exit code, output and data folder of `kedro run --pipeline=full` by case."""
     folder = tmp_path_factory.mktemp("runs")
-    shutil.copytree(PROJECT / "conf" / "base", folder / "conf" / "base")
-    shutil.copy(PROJECT / "conf" / "logging.yml", folder / "conf")
+    conf = folder / "conf"
+    shutil.copytree(PROJECT / "conf" / "base", conf / "base")
+    shutil.copy(PROJECT / "conf" / "logging.yml", conf)
     cases = write_cases(folder)
     script = Path(__file__).with_name("run_cases.py")
     result = subprocess.run(
-        [sys.executable, str(script), str(folder / "conf"), json.dumps(cases)],
+        [sys.executable, str(script), str(conf), json.dumps(cases)],
         # Wide enough that the log does not break the messages into lines.
         env={**os.environ, "COLUMNS": "250"},
         capture_output=True,
@@ -155,10 +176,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     )
     found = {}
     for line in result.stdout.splitlines():
-        if line.startswith('{"name"'):
-            outcome = json.loads(line)
-            name = outcome["name"]
-            found[name] = {**outcome, "data": folder / "data" / name}
+        # Kedro prints lines of its own between them.
+        if not line.startswith('{"name"'):
+            continue
+        outcome = json.loads(line)
+        name = outcome["name"]
+        outcome["data"] = folder / "data" / name
+        found[name] = outcome
     assert found.keys() == cases.keys(), result.stdout + result.stderr
     return found
 
@@ -187,9 +211,12 @@ def test_odd_data_that_can_be_learned_from_runs_to_its_report(
     outcomes: dict[str, dict[str, Any]], case: str
 ) -> None:
     outcome = outcomes[case]
+
     assert outcome["code"] in (0, None), outcome["said"][-3_000:]
+
     reporting = outcome["data"] / "08_reporting"
     metrics = json.loads((reporting / "metrics.json").read_text())
+
     assert 0 <= metrics["student"]["accuracy"] <= 1
     # Without its figures the report would be smaller.
     assert (reporting / "report.html").stat().st_size > 10_000
@@ -201,8 +228,11 @@ def test_data_that_cannot_be_learned_from_ends_with_one_message(
 ) -> None:
     outcome = outcomes[case]
     output = outcome["said"]
+
     assert outcome["code"] == 1, output[-3_000:]
     assert "Traceback" not in output
-    assert MESSAGES[case] in output.partition("Error: ")[2]
+    _, _, message = output.partition("Error: ")
+    assert MESSAGES[case] in message
     # Temporary names of files that were not finished.
-    assert not list(outcome["data"].rglob("*.tmp"))
+    unfinished = list(outcome["data"].rglob("*.tmp"))
+    assert not unfinished

@@ -29,7 +29,8 @@ _DESCRIPTION_TAG = 0x010E
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     """Return random uint8 pixels."""
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, shape, dtype=np.uint8)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -41,10 +42,13 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 def noise_png(seed: int = 0) -> bytes:
     """Return an 8 x 8 color PNG; the seed makes it different from the others."""
-    return encoded(Image.fromarray(noise(8, 8, 3, seed=seed)))
+    # PNG is lossless: tests compare decoded pixels with this noise.
+    image = Image.fromarray(noise(8, 8, 3, seed=seed))
+    return encoded(image)
 
 
 def _rgb(seed: int = 0) -> Image.Image:
+    # Height and width differ, so that swapping them shows.
     return Image.fromarray(noise(9, 7, 3, seed=seed))
 
 
@@ -53,7 +57,9 @@ def _gray() -> Image.Image:
 
 
 def _gray_16_bit() -> Image.Image:
-    return Image.fromarray(noise(9, 7).astype(np.uint16) * 257)
+    # 255 x 257 = 65535: the whole range of 16 bits is used.
+    pixels = noise(9, 7).astype(np.uint16) * 257
+    return Image.fromarray(pixels)
 
 
 def _rgba() -> Image.Image:
@@ -74,6 +80,7 @@ def _animation(kind: str) -> bytes:
 
 def _exif() -> Image.Exif:
     exif = Image.Exif()
+    # Turned by a quarter, so that height and width change places.
     exif[_ORIENTATION_TAG] = 6
     exif[_DESCRIPTION_TAG] = "a picture"
     return exif
@@ -194,6 +201,7 @@ def parquet_files() -> list[bytes]:
     nested = pa.table({"image": structs, "label": ["cat", "dog", "owl"]})
     named = pa.table({"image": images, "label_name": ["cat", None, "owl"]})
     numeric_ids = pa.table({"image": images, "id": [1, 2, 3], "label": [0.0, 1.0, None]})
+    # Several encodings, since damage reaches another part of the reader in each.
     return [
         parquet_bytes(numbered),
         parquet_bytes(nested, compression="none", row_group_size=1),
@@ -221,6 +229,7 @@ def state_dict() -> dict[str, Any]:
 
     from pu_kd_pipeline.learning.networks.build import build_network
 
+    # The caller's random numbers must not change.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build_network("digits_cnn", 3, 1, {"width": 2})

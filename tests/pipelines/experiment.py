@@ -64,6 +64,7 @@ QUICK = {
         "prior_estimation": {"n_folds": 2, "epochs": 2, "n_bootstrap": 20},
     },
     "distillation": {"n_updates": 10, "record_every": 5},
+    # One repeat measures nothing useful, but takes the same path.
     "evaluation": {"latency_repeats": 1},
 }
 
@@ -175,6 +176,7 @@ def run(blocks: dict[str, Any], folder: Path) -> Experiment:
         prior = estimate_prior(labeled_features, pool_features, params)
     else:
         prior = given_prior(params.class_prior, labeled_features, pool_features)
+    # With a frozen backbone, features are the same in every epoch: the head reads their tables.
     if params.backbone == "frozen":
         trained = train_head(labeled_features, pool_features, teacher, prior["value"], params)
     else:
@@ -205,6 +207,7 @@ def run(blocks: dict[str, Any], folder: Path) -> Experiment:
             each, labeled, pool, teacher, vectors[name], blocks["distillation"], name=name
         )
     metrics = compare_models({"teacher": teacher, **students}, stores["test"], blocks["evaluation"])
+    # Reporting needs a gain, whatever it is: these students are trained for a few updates only.
     metrics["selection"] = {**describe_selection(manifest, scores, pool, prior), "gain": 0.0}
     return Experiment(
         blocks=blocks,
@@ -230,5 +233,6 @@ def _teacher(blocks: dict[str, Any], images: ImageStore, folder: Path) -> Model:
         teacher, _ = train_classifier(blocks["teacher"], images, blocks["teacher_training"])
     else:
         teacher = new_teacher(blocks["teacher"])
+    # Read back, so that a card which leaves something out shows in the next stage.
     save_model(teacher, folder / "teacher")
     return load_model(folder / "teacher")

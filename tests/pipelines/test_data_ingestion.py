@@ -25,12 +25,14 @@ PLANS = {
     "teacher_training_images": nodes.plan_teacher_training_images,
 }
 DIGITS = [str(digit) for digit in range(10)]
+PROJECT = Path(__file__).parents[2]
+SHIPPED_PARAMETERS = PROJECT / "conf" / "base" / "parameters_data_ingestion.yml"
 
 
 def parameters(**changes: Any) -> DataIngestionParams:
     """The block as conf/base ships it."""
-    path = Path(__file__).parents[2] / "conf" / "base" / "parameters_data_ingestion.yml"
-    block = yaml.safe_load(path.read_text())["data_ingestion"]
+    text = SHIPPED_PARAMETERS.read_text()
+    block = yaml.safe_load(text)["data_ingestion"]
     return DataIngestionParams.model_validate({**block, "seed": 0, **changes})
 
 
@@ -51,52 +53,75 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageStore]:
     folder = tmp_path_factory.mktemp("stores")
     stores = {}
     for name, make_plan in PLANS.items():
-        stores[name] = write_store(make_plan(parameters(), teacher()), folder / name)
+        plan = make_plan(parameters(), teacher())
+        stores[name] = write_store(plan, folder / name)
     return stores
 
 
+def write_pool(folder: Path, **changes: Any) -> ImageStore:
+    """Ingest the pool with changed parameters."""
+    plan = nodes.plan_pool_images(parameters(**changes), teacher())
+    return write_store(plan, folder)
+
+
 def test_the_demo_fills_four_stores(stores: dict[str, ImageStore]) -> None:
-    assert {name: len(store) for name, store in stores.items()} == {
+    n_images = {name: len(store) for name, store in stores.items()}
+    assert n_images == {
         "labeled_images": 100,
         "pool_images": 3500,
         "test_images": 500,
         "teacher_training_images": 497,
     }
-    for store in stores.values():
-        assert store.kind == "packed"
-        assert store.image_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_stores_have_the_teachers_input(stores: dict[str, ImageStore], name: str) -> None:
+    store = stores[name]
+    assert store.kind == "packed"
+    assert store.image_shape == (1, 8, 8)
 
 
 def test_the_truth_of_the_pool_is_in_the_index(stores: dict[str, ImageStore]) -> None:
-    index = stores["pool_images"].index
-    assert index["relevant"].mean() == pytest.approx(0.2)
-    assert (index["relevant"] == index["id"].str.startswith("digits/")).all()
-    assert not stores["pool_images"].quarantine_counts
+    pool = stores["pool_images"]
+    is_relevant = pool.index["relevant"]
+    is_digit = pool.index["id"].str.startswith("digits/")
+
+    assert is_relevant.mean() == pytest.approx(0.2)
+    assert (is_relevant == is_digit).all()
+    assert not pool.quarantine_counts
 
 
 def test_the_same_seed_makes_the_same_store(stores: dict[str, ImageStore], tmp_path: Path) -> None:
-    again = write_store(nodes.plan_pool_images(parameters(), teacher()), tmp_path / "again")
-    assert again.fingerprint == stores["pool_images"].fingerprint
-    other = write_store(nodes.plan_pool_images(parameters(seed=1), teacher()), tmp_path / "other")
-    assert other.fingerprint != again.fingerprint
+    first = stores["pool_images"]
+    again = write_pool(tmp_path / "again")
+    other = write_pool(tmp_path / "other", seed=1)
+
+    assert again.fingerprint == first.fingerprint
+    assert other.fingerprint != first.fingerprint
 
 
 def report_of(stores: dict[str, ImageStore]) -> dict[str, Any]:
+    """Return the report of the stage, whose first node searches for duplicates."""
     duplicates = nodes.search_duplicates(**stores, params=parameters())
-    return nodes.report_ingestion(
-        stores["labeled_images"], stores["pool_images"], stores["test_images"], duplicates
-    )
+    labeled = stores["labeled_images"]
+    pool = stores["pool_images"]
+    test = stores["test_images"]
+    return nodes.report_ingestion(labeled, pool, test, duplicates)
 
 
 def test_the_report_counts_images_by_source_and_class(stores: dict[str, ImageStore]) -> None:
-    clean = report_of(stores)
-    assert json.loads(json.dumps(clean)) == clean
-    assert clean["test_images"]["n_images"] == 500
-    assert clean["labeled_images"]["n_per_class"] == dict.fromkeys(DIGITS, 10)
-    assert clean["pool_images"]["n_without_class"] == 2800
-    assert clean["pool_images"]["n_per_source"] == {"demo": 3500}
-    assert clean["pool_images"]["n_bytes"] >= 3500 * 64
-    for counts in clean["duplicates"].values():
+    report = report_of(stores)
+    pool = report["pool_images"]
+
+    # The catalog stores it as JSON, which would make texts of numbers as keys.
+    as_stored = json.loads(json.dumps(report))
+    assert as_stored == report
+    assert report["test_images"]["n_images"] == 500
+    assert report["labeled_images"]["n_per_class"] == dict.fromkeys(DIGITS, 10)
+    assert pool["n_without_class"] == 2800
+    assert pool["n_per_source"] == {"demo": 3500}
+    assert pool["n_bytes"] >= 3500 * 64
+    for counts in report["duplicates"].values():
         assert not any(counts.values())
 
 
@@ -104,10 +129,13 @@ def test_the_report_counts_copies_between_stores(
     stores: dict[str, ImageStore], tmp_path: Path
 ) -> None:
     # All test images are planted in the pool.
-    sources = [{"type": "demo", "part": part, "name": part} for part in ("pool", "test")]
-    planted = parameters(pool=sources)
-    pool = write_store(nodes.plan_pool_images(planted, teacher()), tmp_path / "planted")
+    sources = [
+        {"type": "demo", "part": "pool", "name": "pool"},
+        {"type": "demo", "part": "test", "name": "test"},
+    ]
+    pool = write_pool(tmp_path / "planted", pool=sources)
     report = report_of({**stores, "pool_images": pool})
+
     assert report["duplicates"] == {
         "labeled and test": {"exact": 0, "near": 0},
         "pool and test": {"exact": 500, "near": 0},
@@ -120,35 +148,50 @@ def test_the_report_counts_copies_between_stores(
 
 
 def test_a_users_own_teacher_needs_no_training_images(tmp_path: Path) -> None:
-    plan = nodes.plan_teacher_training_images(parameters(teacher_training=[]), teacher())
+    without_training_images = parameters(teacher_training=[])
+    plan = nodes.plan_teacher_training_images(without_training_images, teacher())
     store = write_store(plan, tmp_path)
-    assert len(ImageStore.open(store.folder)) == 0
+
+    # Later stages open the folder, also where it holds no image.
+    reopened = ImageStore.open(store.folder)
+    assert len(reopened) == 0
 
 
 def test_images_take_the_teachers_size_and_colors(tmp_path: Path) -> None:
-    color = teacher(input={"size_px": 32, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3})
-    store = write_store(nodes.plan_labeled_images(parameters(), color), tmp_path)
-    images = store.read(np.arange(len(store)))
+    color_input = {"size_px": 32, "channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3}
+    plan = nodes.plan_labeled_images(parameters(), teacher(input=color_input))
+    store = write_store(plan, tmp_path)
+    rows = np.arange(len(store))
+    images = store.read(rows)
+
     assert images.shape == (100, 3, 32, 32)
-    assert (images[:, 0] == images[:, 2]).all()
+    # The demo's images are gray: all channels are the same.
+    red = images[:, 0]
+    blue = images[:, 2]
+    assert (red == blue).all()
 
 
 def test_a_plan_reads_nothing(tmp_path: Path) -> None:
-    nowhere = [{"type": "parquet", "path": str(tmp_path / "nowhere.parquet")}]
-    plan = nodes.plan_pool_images(parameters(pool=nowhere), teacher(classes=10))
+    nowhere = {"type": "parquet", "path": str(tmp_path / "nowhere.parquet")}
+    ingestion = parameters(pool=[nowhere])
+    plan = nodes.plan_pool_images(ingestion, teacher(classes=10))
     assert isinstance(plan, IngestionPlan)
     assert plan.class_names == tuple(DIGITS)
 
 
 def test_the_stage_writes_six_entries_and_kedro_can_check_its_parameters() -> None:
     pipeline = create_pipeline()
+
     assert pipeline.outputs() == {"ingestion_report"}
     assert pipeline.all_outputs() == {*PLANS, "duplicates", "ingestion_report"}
     assert pipeline.inputs() == {"params:data_ingestion", "params:teacher"}
+
     expected = {"data_ingestion.find_duplicates", "data_ingestion.report_ingestion"}
     for name in PLANS:
         expected.add(f"data_ingestion.ingest_{name}")
+
     assert {node.name for node in pipeline.nodes} == expected
+
     # Kedro finds parameter blocks by the annotations; without them, nodes get raw mappings.
     for node in pipeline.nodes:
         assert node.tags == {"data"}
@@ -160,8 +203,9 @@ def test_the_stage_writes_six_entries_and_kedro_can_check_its_parameters() -> No
 def test_ids_that_are_both_labeled_and_in_the_pool_are_refused(
     stores: dict[str, ImageStore], tmp_path: Path
 ) -> None:
-    both = parameters(pool=[{"type": "demo", "part": part} for part in ("pool", "labeled")])
-    pool = write_store(nodes.plan_pool_images(both, teacher()), tmp_path / "both")
+    sources = [{"type": "demo", "part": "pool"}, {"type": "demo", "part": "labeled"}]
+    pool = write_pool(tmp_path / "both", pool=sources)
     message = r"100 ids are in both labeled_images and pool_images, such as 'digits/"
+
     with pytest.raises(InputError, match=message):
         report_of({**stores, "pool_images": pool})

@@ -50,8 +50,11 @@ def test_a_whole_experiment_runs_without_kedro_and_mlflow(tmp_path):
         text=True,
         check=False,
     )
+
     assert result.returncode == 0, result.stderr
+
     metrics = json.loads(result.stdout.rpartition("RESULT")[2])
+
     assert metrics["selection"]["true_class_prior"] == pytest.approx(0.2)
     assert 0 < metrics["student"]["accuracy"] <= 1
 
@@ -80,6 +83,7 @@ def test_two_classes_with_one_labeled_image_each_and_a_pool_smaller_than_a_batch
         "subset_materialization": {"criterion": "budget", "budget": 5000},
     }
     made = run(blocks_of(changes), tmp_path)
+
     assert len(made.manifest) == 2 + 12
     assert made.metrics["selection"]["n_selected"] == 12
     assert len(made.metrics["student"]["per_class_accuracy"]) == 2
@@ -149,14 +153,23 @@ def test_a_torchvision_teacher_with_encoded_images_and_a_pool_without_truth(
         },
     }
     made = run(blocks_of(changes), tmp_path)
-    assert made.stores["pool"].kind == "encoded"
-    assert len(made.stores["pool"].shards) == 3
-    assert made.stores["pool"].quarantine["id"].tolist() == ["broken.png"]
-    assert made.stores["pool"].read(np.arange(60)).shape == (60, 3, 32, 32)
+
+    pool = made.stores["pool"]
+    assert pool.kind == "encoded"
+    assert len(pool.shards) == 3
+    assert pool.quarantine["id"].tolist() == ["broken.png"]
+    # Photos of every size and color come out in the teacher's.
+    pixels = pool.read(np.arange(60))
+    assert pixels.shape == (60, 3, 32, 32)
+
     assert len(made.teacher.card.taps) == 4
-    assert made.scores.to_pandas()["pu_score"].std() > 0
+    scores = made.scores.to_pandas()
+    assert scores["pu_score"].std() > 0
+    # There are no held-out positives without folds.
     assert made.ranks.empty
-    assert not {"auc", "precision", "recall", "true_class_prior"} & set(made.metrics["selection"])
+    needs_truth = {"auc", "precision", "recall", "true_class_prior"}
+    assert not needs_truth & set(made.metrics["selection"])
+
     if backbone == "frozen":
         assert "by the hidden truth" not in made.page()
 
@@ -167,6 +180,7 @@ def test_a_pool_whose_truth_is_known_in_part_has_a_report_without_auc(photos, tm
         {"type": "demo", "part": "pool", "labels": "truth"},
     ]
     made = run(blocks_of({"data_ingestion": {"pool": sources}}), tmp_path)
+
     # Measured on the known part alone, it would be misleading.
     assert "auc" not in made.metrics["selection"]
     assert made.page().count("data:image/png;base64,") == 6
@@ -201,5 +215,6 @@ def test_a_users_network_with_a_state_dict_of_its_own(tmp_path, monkeypatch):
     }
     made = run(blocks_of(changes), tmp_path)
     loaded = made.teacher.network.state_dict()
+
     torch.testing.assert_close(loaded["0.weight"], state["module.0.weight"])
     assert made.metrics["student"]["parameters"] < made.metrics["teacher"]["parameters"]

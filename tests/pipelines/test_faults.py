@@ -74,6 +74,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_result(finished_
         n_kills += 1
     last = started(tmp_path)
     output, _ = last.communicate(timeout=300)
+
     assert last.returncode == 0, output
     assert reproducible(tmp_path) == reproducible(finished_run)
     assert unfinished_files(tmp_path) == []
@@ -85,17 +86,22 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_result(finished_
 def test_a_stopped_run_resumes_where_it_was(finished_run, tmp_path, number, exit_code, name):
     shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True, copy_function=shutil.copy2)
     process = started(tmp_path, "distillation.n_updates=100000", pipeline="distillation")
+
     assert process.stdout is not None
+
     for line in process.stdout:
         # The first line of progress: the training has started.
         if " distillation: " in line:
             break
     process.send_signal(getattr(signal, number))
     rest, _ = process.communicate(timeout=60)
+
     assert process.returncode == exit_code
     assert f"Stopped by {name}" in rest
     assert "Traceback" not in rest
+
     result = run_kedro("--pipeline=full", data=tmp_path, params=("tracking=false",))
+
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Up to date: pool_scoring.score_pool" in result.stdout
     assert reproducible(tmp_path) == reproducible(finished_run)
@@ -133,6 +139,7 @@ def test_a_full_disk_is_one_message_and_the_run_resumes_with_more_space(finished
         assert "Error: There is no space left on the disk" in output
         assert unfinished_files(small_disk) == []
     output = run_on_disk(small_disk, 64_000, exit_code=0)
+
     # What was finished on the full disk is not made again.
     assert "Up to date: data_ingestion.ingest_labeled_images" in output
     assert reproducible(small_disk) == reproducible(finished_run)

@@ -50,17 +50,20 @@ def contents(data: Path) -> dict[str, str]:
 def test_a_second_full_run_runs_nothing_and_reports_that(data):
     before = contents(data)
     result = run_kedro("--pipeline=full", data=data)
+
     assert result.returncode == 0, result.stdout + result.stderr
     assert nodes_that_ran(result.stdout) == {}
     assert "Nothing to do: all" in result.stdout
     # The results are printed all the same.
     assert "selection gain" in result.stdout
     assert contents(data) == before
+
     with sqlite3.connect(data / "mlflow" / "mlflow.db") as store:
         notes = store.execute(
             "SELECT value FROM tags JOIN runs USING (run_uuid) WHERE key = 'mlflow.note.content' "
             "ORDER BY start_time DESC"
         ).fetchall()
+
     assert "**Nothing to do:**" in notes[0][0]
     assert "**Nothing to do:**" not in notes[1][0]
 
@@ -81,8 +84,11 @@ def test_a_damaged_part_of_an_output_is_made_again_and_nothing_else(data, victim
     damaged[len(damaged) // 2] ^= 0xFF
     file.write_bytes(damaged)
     result = run_kedro("--pipeline=full", data=data)
+
     assert result.returncode == 0, result.stdout + result.stderr
+
     reasons = nodes_that_ran(result.stdout)
+
     assert list(reasons) == [node]
     assert "is not what was written" in reasons[node]
     assert contents(data) == before
@@ -107,22 +113,32 @@ def test_a_changed_parameter_runs_the_nodes_that_read_it_and_what_depends_on_the
     for name, reason in re.findall(r"^(\w+\.\w+) +(.*)$", explanation, flags=re.MULTILINE):
         if reason.strip() != "-":
             would_run.add(name)
+
     # The report reads all parameters.
     assert would_run == following | {"reporting.report_run"}
+
     result = run_kedro("--pipeline=full", data=data, params=("class_weighting.epsilon=0.3",))
+
     assert result.returncode == 0, result.stdout + result.stderr
+
     reasons = nodes_that_ran(result.stdout)
+
     assert readers <= set(reasons) <= would_run
+
     for name in readers:
         assert reasons[name] == "parameter class_weighting.epsilon 0.1 → 0.3"
+
     assert reasons["distillation.distill_student"] == "input weight_vectors changed"
 
 
 def test_force_runs_every_node(data):
     result = run_kedro("--pipeline=pool_scoring", "--force", data=data)
+
     assert result.returncode == 0, result.stdout + result.stderr
     assert nodes_that_ran(result.stdout) == {"pool_scoring.score_pool": "it was asked for (force)"}
+
     result = run_kedro("--pipeline=pool_scoring", "--force", "--runner=SequentialRunner", data=data)
+
     assert result.returncode == 1
     assert "leave one of them out" in result.stderr
 
@@ -157,4 +173,5 @@ def test_two_runs_at_once_on_one_folder_the_second_is_refused(data):
         if after.returncode == 0 or time.monotonic() > deadline:
             break
         time.sleep(0.2)
+
     assert after.returncode == 0

@@ -20,35 +20,54 @@ N_NOISE = "relatedness.n_noise_images=1000"
 @pytest.fixture
 def data(finished_run: Path, folder: Path) -> Path:
     """A data folder with the demo's images and teacher alone, and an empty MLflow store."""
-    (folder / "02_intermediate").mkdir()
-    for name in ("pool_images", "duplicates.parquet"):
-        (folder / "02_intermediate" / name).symlink_to(finished_run / "02_intermediate" / name)
-    (folder / "06_models").mkdir()
-    teacher = finished_run / "06_models" / "teacher_model"
-    (folder / "06_models" / "teacher_model").symlink_to(teacher)
+    inputs = (
+        "02_intermediate/pool_images",
+        "02_intermediate/duplicates.parquet",
+        "06_models/teacher_model",
+    )
+    for name in inputs:
+        link = folder / name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(finished_run / name)
     return folder
 
 
 def shard_times(table: ShardedTable) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in table.folder.glob("*.parquet")}
+    """Return when each shard was written."""
+    times = {}
+    for path in table.folder.glob("*.parquet"):
+        times[path] = path.stat().st_mtime_ns
+    return times
+
+
+def run_relatedness(data: Path, *params: str) -> None:
+    """Run the stage; it must succeed."""
+    result = run_kedro("--pipeline=relatedness", data=data, params=(N_NOISE, *params))
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_digits_are_found_without_labeled_images_and_sampling_can_change(data: Path) -> None:
-    result = run_kedro("--pipeline=relatedness", data=data, params=(N_NOISE,))
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_relatedness(data)
+
     relatedness = ShardedTable.open(data / "07_model_output" / "relatedness")
     store = ImageStore.open(data / "02_intermediate" / "pool_images")
-    assert relatedness.arrays("id").tolist() == store.index["id"].tolist()
+    ids = relatedness.arrays("id")
+    assert ids.tolist() == store.index["id"].tolist()
+
     auc = read_table(data / "08_reporting" / "relatedness_auc.parquet")
+    # The rows with a source are about that source alone.
     of_all_sources = auc[auc["source"].isna()].set_index("indicator")
     assert of_all_sources["auc"]["one_class_sum"] > 0.85
-    manifest = read_table(data / "05_model_input" / "preferential_manifest.parquet")
-    probability = manifest["sampling_probability"]
+
+    manifest_file = data / "05_model_input" / "preferential_manifest.parquet"
+    probability = read_table(manifest_file)["sampling_probability"]
     assert probability.sum() == pytest.approx(1)
-    # They are a fifth of the pool.
-    relevant = store.index["relevant"].to_numpy(dtype=bool)
-    assert probability[relevant].sum() > 0.4
-    assert (data / "08_reporting" / "relatedness_plot.png").stat().st_size > 10_000
+    # Digits are a fifth of the pool.
+    is_digit = store.index["relevant"].to_numpy(dtype=bool)
+    assert probability[is_digit].sum() > 0.4
+
+    plot = data / "08_reporting" / "relatedness_plot.png"
+    assert plot.stat().st_size > 10_000
     assert not (data / "04_feature").exists()
     with sqlite3.connect(data / "mlflow" / "mlflow.db") as mlflow:
         runs = mlflow.execute("SELECT name, status FROM runs").fetchall()
@@ -56,11 +75,10 @@ def test_digits_are_found_without_labeled_images_and_sampling_can_change(data: P
 
     # Another way of sampling costs no pass over the images.
     times = shard_times(relatedness)
-    changes = (N_NOISE, "relatedness.sampling=uniform")
-    result = run_kedro("--pipeline=relatedness", data=data, params=changes)
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_relatedness(data, "relatedness.sampling=uniform")
+
     assert shard_times(relatedness) == times
-    uniform = read_table(data / "05_model_input" / "preferential_manifest.parquet")
+    uniform = read_table(manifest_file)
     assert uniform.attrs["rule"] == "uniform"
     assert uniform["sampling_probability"].nunique() == 1
 

@@ -31,11 +31,13 @@ assert "matplotlib.pyplot" not in sys.modules
 
 def test_the_node_returns_every_output_of_the_pipeline() -> None:
     [node] = create_pipeline().nodes
+
     assert node.name == "reporting.report_run"
 
     # The page shows the figures, and both are outputs of one node.
     expected = [figure.name for figure in REPORT_FIGURES]
     expected.append("report")
+
     assert node.outputs == expected
     assert list(report()) == expected
 

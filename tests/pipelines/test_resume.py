@@ -76,6 +76,7 @@ def kill_in_the_middle(stage: str, data: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    # The previous checkpoint gets another time whenever a new one takes its place.
     times: set[int] = set()
     deadline = time.monotonic() + 120
     while len(times) < 8:
@@ -97,30 +98,43 @@ def test_a_stage_that_is_killed_and_run_again_writes_what_one_run_writes(
     model = STAGES[stage].model
     history = STAGES[stage].history
     kill_in_the_middle(stage, data)
+
     assert not (data / model).exists()
     assert list((data / "checkpoints" / STAGES[stage].node).glob("*.ckpt"))
 
     result = run_kedro(f"--pipeline={stage}", data=data, params=("tracking=false",))
+
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"resumes after update \d+, from", result.stdout)
+
     for file in ("weights.safetensors", "card.json"):
-        assert (data / model / file).read_bytes() == (finished_run / model / file).read_bytes()
-    pd.testing.assert_frame_equal(
-        read_table(data / history), read_table(finished_run / history), check_exact=True
-    )
+        resumed = (data / model / file).read_bytes()
+        uninterrupted = (finished_run / model / file).read_bytes()
+        assert resumed == uninterrupted, file
+
+    resumed_history = read_table(data / history)
+    uninterrupted_history = read_table(finished_run / history)
+    pd.testing.assert_frame_equal(resumed_history, uninterrupted_history, check_exact=True)
     # Checkpoints are removed after the outputs are saved.
     assert not (data / "checkpoints").exists()
 
 
 def test_what_was_trained_is_not_lost_where_saving_fails(data_of, finished_run):
     data = data_of("teacher")
-    (data / "06_models").write_text("a file where a folder should be")
+    obstacle = data / "06_models"
+    obstacle.write_text("a file where a folder should be")
     failed = run_kedro("--pipeline=teacher", data=data, params=("tracking=false",))
+
     assert failed.returncode == 1
-    (data / "06_models").unlink()
+
+    # The training was finished: the second run only has to save its result.
+    obstacle.unlink()
     result = run_kedro("--pipeline=teacher", data=data, params=("tracking=false",))
+
     assert "teacher: resumes after update 150" in result.stdout
+
     weights = "06_models/teacher_model/weights.safetensors"
+
     assert (data / weights).read_bytes() == (finished_run / weights).read_bytes()
     assert not (data / "checkpoints").exists()
 
@@ -130,9 +144,12 @@ def test_a_training_that_diverges_is_one_sentence_and_leaves_its_last_good_check
     # With `kd`, because the losses of other objectives stay finite for long after the logits.
     steep = ("distillation.optimizer.learning_rate=1e9", "distillation.objective=kd")
     result = run_kedro("--pipeline=distillation", data=data, params=(*OFTEN, *steep))
+
     assert result.returncode == 1
     assert "Traceback" not in result.stdout + result.stderr
+
     checkpoint = data / "checkpoints" / "distillation.distill_student" / "distillation.ckpt"
+
     assert re.fullmatch(
         r"Error: distillation: the loss is (nan|inf) between update \d+ and \d+ of 60: "
         r"lower the learning rate, or look for constant or corrupt images\. "
@@ -146,7 +163,10 @@ def test_a_training_that_diverges_is_one_sentence_and_leaves_its_last_good_check
 
     params = ("tracking=false", "distillation.objective=kd")
     fixed = run_kedro("--pipeline=distillation", data=data, params=params)
+
     assert fixed.returncode == 0, fixed.stdout + fixed.stderr
     assert "(optimizer.learning_rate 1000000000.0 → 0.1): training starts over" in fixed.stdout
+
     card = json.loads((data / "06_models" / "student_model" / "card.json").read_text())
+
     assert card["origin"]["n_updates"] == 60

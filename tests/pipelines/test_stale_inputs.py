@@ -37,9 +37,11 @@ def other_teacher(made: Experiment) -> Model:
 
 
 def test_selection_finds_the_digits(made):
-    relevant = made.stores["pool"].index["relevant"].to_numpy(dtype=bool)
-    scores = made.scores.to_pandas()["pu_score"].to_numpy()
-    assert area_under_roc(scores, relevant) > 0.6
+    pool = made.stores["pool"]
+    is_relevant = pool.index["relevant"].to_numpy(dtype=bool)
+    scores = made.scores.to_pandas()
+    auc = area_under_roc(scores["pu_score"].to_numpy(), is_relevant)
+    assert auc > 0.6
 
 
 def test_features_of_another_teacher_are_refused(made, other_teacher, tmp_path):
@@ -47,28 +49,37 @@ def test_features_of_another_teacher_are_refused(made, other_teacher, tmp_path):
     params = made.blocks["pu_training"]
     features = features_of(pool, other_teacher, "features", tmp_path, made.blocks)
     message = r"pool_features: another network than the PU classifier's teacher made them"
+
     with pytest.raises(InputError, match=message):
         score_shards(features, pool, made.classifier, params.compute)
+
     message = r"pool_features: another network than teacher_model made them"
+
     with pytest.raises(InputError, match=message):
         train_head(made.labeled_features, features, made.teacher, 0.2, params)
 
 
 def test_a_pool_that_grew_needs_new_features_and_scores_first(made, tmp_path):
-    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "one.png")
     # One image more in the pool, from a second source.
-    params = made.blocks["data_ingestion"]
-    more = {"type": "folder", "path": str(tmp_path), "name": "more"}
-    sources = [source.model_dump() for source in params.pool] + [more]
-    grown = DataIngestionParams.model_validate(params.model_dump() | {"pool": sources})
-    pool = ingest({**made.blocks, "data_ingestion": grown}, "pool", tmp_path)
+    pixels = np.eye(8, dtype=np.uint8) * 255
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    given = made.blocks["data_ingestion"].model_dump()
+    given["pool"] = [*given["pool"], {"type": "folder", "path": str(tmp_path), "name": "more"}]
+    grown = DataIngestionParams.model_validate(given)
+    blocks = {**made.blocks, "data_ingestion": grown}
+    pool = ingest(blocks, "pool", tmp_path)
+
     assert len(pool) == len(made.stores["pool"]) + 1
+
     compute = made.blocks["pu_training"].compute
     message = r"pool_features: pool_images changed since they were made"
+
     with pytest.raises(InputError, match=message):
         score_shards(made.pool_features, pool, made.classifier, compute)
+
     inputs = replace(made.subset_inputs, pool_images=pool)
     message = r"pool_scores: they cover 3,500 of the 3,501 pool images"
+
     with pytest.raises(InputError, match=message):
         choose_subset(inputs, made.blocks["subset_materialization"])
 
@@ -86,8 +97,11 @@ def distilled(made: Experiment, manifest: pd.DataFrame, teacher: Model) -> Any:
 
 
 def test_weight_vectors_of_another_manifest_or_teacher_are_refused(made, other_teacher):
-    smaller = made.blocks["subset_materialization"].model_copy(update={"budget": 9})
+    # Another number of images makes another manifest of the same stores.
+    params = made.blocks["subset_materialization"]
+    smaller = params.model_copy(update={"budget": 9})
     other = choose_subset(made.subset_inputs, smaller)
+
     with pytest.raises(InputError, match="weight_vectors: they were made for another manifest"):
         distilled(made, other, made.teacher)
     with pytest.raises(InputError, match="weight_vectors: another network than teacher_model"):
@@ -99,9 +113,13 @@ def test_a_student_of_another_teacher_is_reported(made, other_teacher, caplog):
     caplog.clear()
     test_images = made.stores["test"]
     params = made.blocks["evaluation"]
-    compare_models({"teacher": made.teacher, "student": student}, test_images, params)
+    matching = {"teacher": made.teacher, "student": student}
+    compare_models(matching, test_images, params)
     assert not caplog.records
-    compare_models({"teacher": other_teacher, "student": student}, test_images, params)
-    assert [record.getMessage() for record in caplog.records] == [
+
+    mixed = {"teacher": other_teacher, "student": student}
+    compare_models(mixed, test_images, params)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
         "student_model learned from another teacher than teacher_model: distill it again"
     ]

@@ -25,7 +25,8 @@ def quick(stage: str) -> list[str]:
 
 
 def _metrics(data: Path) -> dict:
-    return json.loads((data / "08_reporting" / "metrics.json").read_text())
+    file = data / "08_reporting" / "metrics.json"
+    return json.loads(file.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,9 @@ def without_labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = tmp_path_factory.mktemp("systems")
     conf = tmp_path_factory.mktemp("conf")
     shutil.copytree(PROJECT / "conf", conf, dirs_exist_ok=True)
-    (conf / "unlabeled").mkdir()
-    (conf / "unlabeled" / "parameters.yml").write_text("data_ingestion: { labeled: [] }\n")
+    environment = conf / "unlabeled"
+    environment.mkdir()
+    (environment / "parameters.yml").write_text("data_ingestion: { labeled: [] }\n")
     done = run_kedro(
         "--pipeline=full_unlabeled",
         "--env=unlabeled",
@@ -49,14 +51,19 @@ def without_labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_student_needs_no_original_image(without_labeled):
     labeled = ImageStore.open(without_labeled / "02_intermediate" / "labeled_images")
+
     assert len(labeled) == 0
+
     metrics = _metrics(without_labeled)
     accuracy = metrics["student"]["accuracy"]
     random_accuracy = metrics["random_student"]["accuracy"]
+
     # Chance is 0.1.
     assert accuracy > 0.7
     assert random_accuracy > 0.7
+
     selection = metrics["selection"]
+
     assert selection["rule"] == "preferential"
     assert selection["n_labeled"] == 0
     assert selection["n_selected"] == 3500
@@ -69,35 +76,52 @@ def test_both_students_learn_the_teachers_features(without_labeled):
         history = read_table(without_labeled / "07_model_output" / f"{name}.parquet")
         assert list(history["update"]) == [50, 100, 150, 200, 250, 300]
         for loss in ("logits_loss", "penultimate_loss"):
-            assert history[loss].iloc[-1] < history[loss].iloc[0]
+            values = history[loss].tolist()
+            assert values[-1] < values[0], loss
 
 
 def test_a_critic_is_trained_with_the_student_and_reported(without_labeled):
     params = (*GIVEN, *quick("critic_distillation"))
     done = run_kedro("--pipeline=critic_distillation", data=without_labeled, params=params)
+
     assert done.returncode == 0, done.stdout + done.stderr
+
     metrics = _metrics(without_labeled)
     accuracy = metrics["student"]["accuracy"]
+
     assert accuracy > 0.7
+
     gain = accuracy - metrics["student_without_critic"]["accuracy"]
+
     assert metrics["critic"]["gain"] == pytest.approx(gain)
+
     history = read_table(without_labeled / "07_model_output" / "distillation_history.parquet")
+
     assert {"critic_auc", "critic_accuracy", "clamped_share"} <= set(history.columns)
     assert {"label_loss", "attention_loss"} <= set(history.columns)
+
     student = load_model(without_labeled / "06_models" / "student_model")
+
     assert student.card.origin["critic_collapse"] == metrics["critic"]["collapse"]
+
     control = read_table(without_labeled / "07_model_output" / "history_without_critic.parquet")
+
     assert "critic_auc" not in control.columns
     pd.testing.assert_series_equal(history["update"], control["update"])
+
     for name in ("critic_curves", "per_class_accuracy_plot"):
         assert (without_labeled / "08_reporting" / f"{name}.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("pipeline", ["unlabeled_distillation", "critic_distillation"])
 def test_robust_distillation_is_refused_without_class_weights(without_labeled, pipeline):
+    # The objective weights classes by the selected images, and here nothing is selected.
     changes = (*GIVEN, f"{pipeline}.objective=robust_kd")
     done = run_kedro(f"--pipeline={pipeline}", data=without_labeled, params=changes)
+
     assert done.returncode == 1
+
     printed = " ".join((done.stdout + done.stderr).split())
+
     assert "objective: 'robust_kd' belongs to labeled and selected images" in printed
     assert "Traceback" not in printed
