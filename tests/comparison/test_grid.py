@@ -63,7 +63,7 @@ def test_overrides_merge_key_by_key_and_those_of_the_variant_win(blocks):
 
 
 @pytest.mark.parametrize(
-    ("variants", "sentences"),
+    ("variants", "fault_messages"),
     [
         (
             {"a": {"rule": "randm"}},
