@@ -61,7 +61,8 @@ def selected_manifest(
     )
     manifest = choose_subset(subset_inputs, params)
     facts = describe_selection(manifest, pool.scores, inputs.pool_images, pool.class_prior)
-    if RULES[cell.rule].ranked_by is None:
+    rule = RULES[cell.rule]
+    if rule.ranked_by is None:
         facts["auc"] = None  # the scores that it measures did not decide what was kept
     quality = {name: facts.get(name) for name in SELECTION_COLUMNS}
     return manifest, quality
@@ -90,7 +91,7 @@ class UnselectedManifests:
             makers = relatedness_shards(pool_images, self._inputs.teacher, params)
             names = tuple(makers)
             tables = tuple(make() for make in makers.values())
-            # No folder: the cells of a comparison share no files of a run.
+            # No folder: the table is not written.
             self._relatedness[key] = InMemoryTable(Path(), names, tables)
         relatedness = self._relatedness[key]
         excluded = self._inputs.excluded
