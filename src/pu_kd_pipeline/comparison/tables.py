@@ -46,6 +46,7 @@ def means_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     table["std"] = percents.std(ddof=1)
     table["n_seeds"] = percents.count()
     first = groups[["rule", "method", "is_reference"]].first()
+    # Methods that select nothing have no rule.
     table["role"] = first["rule"].fillna(first["method"])
     table["is_reference"] = first["is_reference"]
     table = table.reset_index()
@@ -152,10 +153,11 @@ def rivals(means: pd.DataFrame, column: float | None) -> pd.DataFrame:
 
 def seeds_text(means: pd.DataFrame) -> str:
     """Return the number of seeds as words, such as "3 seeds"."""
-    n = int(means["n_seeds"].max())
-    if n == 1:
+    # A variant whose cells failed for some seeds has fewer.
+    n_seeds = int(means["n_seeds"].max())
+    if n_seeds == 1:
         return "1 seed"
-    return f"{n} seeds"
+    return f"{n_seeds} seeds"
 
 
 def one_or_range(values: pd.Series) -> str:

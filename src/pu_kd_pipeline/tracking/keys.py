@@ -21,7 +21,8 @@ def mlflow_key(text: str) -> str:
 def mlflow_parameters(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (dotted key, shortened text of the value) of nested parameters."""
     for key, value in flatten(parameters):
-        yield mlflow_key(key), _shortened(str(value))
+        text = _shortened(str(value))
+        yield mlflow_key(key), text
 
 
 def _shortened(text: str) -> str:
