@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from pu_kd_pipeline.comparison.looks import (
+    CURVE_COLORS,
+    fill_color_of,
+    looks_by_row,
+    marker_of,
+    sweep_colors,
+)
 from pu_kd_pipeline.comparison.tables import (
     curve_table,
     means_over_seeds,
@@ -19,18 +23,7 @@ from pu_kd_pipeline.comparison.tables import (
     seeds_text,
     split_sweeps,
 )
-from pu_kd_pipeline.reporting.style import (
-    ALERT,
-    INK,
-    MUTED,
-    RANDOM,
-    RELEVANT,
-    STUDENT,
-    TEACHER,
-    new_figure,
-    set_title,
-    style_axes,
-)
+from pu_kd_pipeline.reporting.style import INK, MUTED, new_figure, set_title, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,26 +32,6 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.params.comparison import ComparisonParams
 
 
-# Fixed, so that a rule or method has the same color in every comparison. `role_colors` gives a free
-# one to those that are not listed.
-_COLORS = {
-    "nnpu": STUDENT,
-    "random": RANDOM,
-    "oracle": RELEVANT,
-    "original": TEACHER,
-    "confident": "#cc79a7",
-    "disagreement": "#6a3d9a",
-    "all": "#56b4e9",
-    "fitnet": ALERT,
-    "fskd": "#8c5a2b",
-    "labeled_only": "#9a9a9a",
-}
-_OTHER_COLORS = ("#b5a800", "#5f0f40", "#2f6f6f", "#7f9c3b")
-_SWEEP_COLORS = (STUDENT, RANDOM, RELEVANT, ALERT, *_OTHER_COLORS)
-# Curves cross each other, so that neighbors in this list differ more than those of the lines.
-_CURVE_COLORS = (STUDENT, RANDOM, RELEVANT, ALERT, "#6a3d9a", "#56b4e9", "#cc79a7", INK)
-
-_MARKERS = "osD^vP*X"
 _DASHED = (0, (4, 2))
 _DOTTED = (0, (1, 2))
 _LineStyle = str | tuple[int, tuple[int, int]]
@@ -70,13 +43,6 @@ _LEAST_BAR_END = 0.8 * _LEAST_ERROR  # bars may reach a little below it, and nev
 
 _GRID_HEIGHT_IN = 4.8
 _PANEL_HEIGHT_IN = 3.4
-
-
-@dataclass(frozen=True)
-class _Look:
-    color: str
-    marker: str
-    is_reference: bool
 
 
 def plot_comparison(results: pd.DataFrame, params: ComparisonParams) -> Figure:
@@ -157,58 +123,11 @@ def _finding(means: pd.DataFrame, columns: list[float]) -> str:
     return finding
 
 
-def role_colors(roles: Iterable[str]) -> dict[str, str]:
-    """Return the color of each rule or method.
-
-    Those without a color of their own take a free one each, in the order given, so that a new rule
-    or method needs no entry here. Free colors repeat after the fourth.
-    """
-    free = itertools.cycle(_OTHER_COLORS)
-    colors = {}
-    for role in roles:
-        if role in _COLORS:
-            colors[role] = _COLORS[role]
-        else:
-            colors[role] = next(free)
-    return colors
-
-
-def _looks(means: pd.DataFrame) -> dict[str, _Look]:
-    """Return the look of each row: the color of its role, and a marker that no other of it has."""
-    looks: dict[str, _Look] = {}
-    roles = means["role"].unique()
-    colors = role_colors(roles)
-    n_of_color: Counter[str] = Counter()
-    distinct_rows = means.drop_duplicates("row")
-    for _, row in distinct_rows.iterrows():
-        name = row["row"]
-        color = colors[row["role"]]
-        # Roles beyond the free colors share them, so that colors are counted and not roles.
-        marker = _marker(n_of_color[color])
-        n_of_color[color] += 1
-        is_reference = bool(row["is_reference"])
-        looks[name] = _Look(color, marker, is_reference)
-    return looks
-
-
-def _marker(number: int) -> str:
-    """Return one of the markers, which repeat after the last."""
-    position = number % len(_MARKERS)
-    return _MARKERS[position]
-
-
-def _fill_color(color: str, is_reference: bool) -> str:
-    """Return the color inside a marker: references are hollow."""
-    if is_reference:
-        return "white"
-    return color
-
-
 def _draw_lines(
     axes: Axes, means: pd.DataFrame, columns: list[float], teacher_percent: float
 ) -> None:
     """Draw a line per row over the numbers of labeled images, which stand at equal distances."""
-    looks = _looks(means)
+    looks = looks_by_row(means)
     place = {column: position for position, column in enumerate(columns)}
     names = _names_in_legend_order(means)
     _draw_teacher(axes, teacher_percent)
@@ -261,7 +180,7 @@ def _names_in_legend_order(means: pd.DataFrame) -> list[str]:
 
 def _draw_sweep(axes: Axes, means: pd.DataFrame, label: str, teacher_percent: float) -> None:
     """Draw accuracy over the sweep's axis: colors stand for lines, dashes for objectives."""
-    colors = _sweep_colors(means)
+    colors = sweep_colors(means)
     objectives = means["objective"].unique()
     linestyles = dict(zip(objectives, itertools.cycle(_SWEEP_LINESTYLES), strict=False))
     _draw_teacher(axes, teacher_percent)
@@ -272,13 +191,13 @@ def _draw_sweep(axes: Axes, means: pd.DataFrame, label: str, teacher_percent: fl
         color = colors[first_point["line"]]
         linestyle = linestyles[first_point["objective"]]
         is_reference = bool(of_row["is_reference"].all())
-        fill_color = _fill_color(color, is_reference)
+        fill_color = fill_color_of(color, is_reference)
         error, bars = _error_and_bars(of_row)
         axes.errorbar(
             of_row["at"],
             error,
             yerr=bars,
-            marker=_marker(number),
+            marker=marker_of(number),
             markersize=5,
             linewidth=1.5,
             elinewidth=1,
@@ -306,23 +225,10 @@ def _needs_log_axis(places: np.ndarray) -> bool:
     return bool(highest / lowest >= 10)
 
 
-def _sweep_colors(means: pd.DataFrame) -> dict[str, str]:
-    """Return the color of each line: of its role, if no other line has the same role."""
-    lines = means.groupby("line", sort=False)
-    roles = lines["role"].first()
-    cycled_colors = itertools.cycle(_SWEEP_COLORS)
-    colors = dict(zip(roles.index, cycled_colors, strict=False))
-    if roles.is_unique:
-        for line, role in roles.items():
-            if role in _COLORS:
-                colors[line] = _COLORS[role]
-    return colors
-
-
 def _draw_curves(axes: Axes, curves: pd.DataFrame, title: str) -> None:
     """Draw accuracy against updates, a line per row, with a band of one standard deviation."""
     rows = curves.groupby("row", sort=False)
-    colors = itertools.cycle(_CURVE_COLORS)
+    colors = itertools.cycle(CURVE_COLORS)
     for name, of_row in rows:
         color = next(colors)
         updates = of_row["updates"]
@@ -339,14 +245,14 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, title: str) -> None:
 
 def _draw_rows(axes: Axes, means: pd.DataFrame, teacher_percent: float) -> None:
     """Draw the rows below each other, the best on top."""
-    looks = _looks(means)
+    looks = looks_by_row(means)
     best_first = means.sort_values("mean", ascending=False)
     ordered = best_first.reset_index(drop=True)
     teacher_error = _error_percent(teacher_percent)
     axes.axvline(teacher_error, color=MUTED, linewidth=1, linestyle=_DOTTED)
     for place, name in enumerate(ordered["row"]):
         look = looks[name]
-        fill_color = _fill_color(look.color, look.is_reference)
+        fill_color = fill_color_of(look.color, look.is_reference)
         of_row = ordered[place : place + 1]
         error, bars = _error_and_bars(of_row)
         axes.errorbar(

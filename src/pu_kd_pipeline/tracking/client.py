@@ -7,19 +7,18 @@ import contextlib
 import functools
 import json
 import logging
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeGuard
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
 
 from pu_kd_pipeline import __version__
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.manifest import table_digest
-from pu_kd_pipeline.tracking.config import ENVIRONMENT, TrackingConfig
-from pu_kd_pipeline.tracking.keys import mlflow_key, mlflow_parameters
+from pu_kd_pipeline.tracking.config import ENVIRONMENT, TrackingConfig, shared_run_id
+from pu_kd_pipeline.tracking.keys import is_finite_number, mlflow_key, mlflow_parameters
 from pu_kd_pipeline.tracking.outbox import Outbox, quiet_mlflow
 from pu_kd_pipeline.tracking.run_metadata import git_commit, markdown_note, user_name
 
@@ -289,7 +288,7 @@ class Tracker:
         now_ms = int(time.time() * 1000)
         with self.outbox.lock:
             for key, value in values:
-                if _is_finite_number(value):
+                if is_finite_number(value):
                     metric = (mlflow_key(key), float(value), now_ms, step)
                     self.pending.append(metric)
 
@@ -332,7 +331,7 @@ class Tracker:
         child_id = child.info.run_id
         numbers = []
         for key, value in metrics.items():
-            if _is_finite_number(value):
+            if is_finite_number(value):
                 metric = Metric(mlflow_key(key), float(value), now_ms, 0)
                 numbers.append(metric)
         params = [Param(key, value) for key, value in mlflow_parameters(parameters)]
@@ -398,28 +397,3 @@ class Tracker:
             input_shape,
             registered_name=self.config.registered_model,
         )
-
-
-def shared_run_id() -> str | None:
-    """Return the run that this process shares with other stages, or None.
-
-    It is MLFLOW_RUN_ID, or else the content of the file that PU_KD_RUN_ID_FILE names.
-    """
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
-        return run_id
-    file_name = os.environ.get("PU_KD_RUN_ID_FILE")
-    if not file_name:
-        return None
-    path = Path(file_name)
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8")
-    # An empty file: the run could not be opened, so every stage has a run of its own.
-    return text.strip() or None
-
-
-def _is_finite_number(value: Any) -> TypeGuard[float]:
-    if not isinstance(value, int | float):
-        return False
-    return math.isfinite(value)
