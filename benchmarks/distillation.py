@@ -79,7 +79,9 @@ def pair_rows(task: Task, goals: Mapping[tuple[str, str], float]) -> Iterator[Me
         if precision != "bf16" or has_native_bf16():
             precisions.append(precision)
     # A precision has one goal per cache, and is timed once.
-    seconds = _rounds(_loops(task, tuple(dict.fromkeys(precisions))), pair.repeats)
+    distinct_precisions = tuple(dict.fromkeys(precisions))
+    loops = _loops(task, distinct_precisions)
+    seconds = _rounds(loops, pair.repeats)
     for (cache, precision), goal in goals.items():
         what = f"robust KD {pair.teacher} → {pair.student}, {precision}, "
         if cache == "off":
@@ -118,7 +120,8 @@ def _loop_row(
     else:
         limit = f"{least.median:.2f} x if both networks were all: no images, loss or optimizer"
         gain = _ratio(theirs, ours)
-        ms_per_image = 1e3 * statistics.median(theirs) / (pair.updates * pair.batch_size)
+        n_shown = pair.updates * pair.batch_size
+        ms_per_image = 1e3 * statistics.median(theirs) / n_shown
         note = f"batches of {pair.batch_size}; the script takes {ms_per_image:.2f} ms an image"
     if not task.is_real:
         note += "; images are generated"
@@ -132,17 +135,21 @@ def _rounds(works: Works, repeats: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            seconds[name].append(cpu_seconds(work))
+            of_call = cpu_seconds(work)
+            seconds[name].append(of_call)
     return seconds
 
 
 def _ratio(first: list[float], second: list[float]) -> Ratio:
-    return Ratio.of([a / b for a, b in zip(first, second, strict=True)])
+    # Round by round: what else the machine did in a round fell on both.
+    ratios = [a / b for a, b in zip(first, second, strict=True)]
+    return Ratio.of(ratios)
 
 
 def _loops(task: Task, precisions: tuple[str, ...]) -> Works:
     """Return what a round times; each call trains on or caches `updates` batches."""
-    script = naive_losses(task, naive_batches(task), task.student())
+    batches = naive_batches(task)
+    script = naive_losses(task, batches, task.student())
     works: Works = {"naive": repeated(script.__next__, task.pair.updates)}
     for precision in precisions:
         works |= _our_loops(task, precision)
@@ -156,7 +163,8 @@ def _our_loops(task: Task, precision: str) -> Works:
     fresh = our_losses(task, without_cache, task.student())
     cached = our_losses(task, with_cache, task.student())
     # So many images that their views are as many as the loops show in one call.
-    n_filled = pair.updates * pair.batch_size // pair.loop_views
+    n_shown = pair.updates * pair.batch_size
+    n_filled = n_shown // pair.loop_views
     rows = image_rows(task, with_cache, n_filled)
     normalize = normalize_of(task)
 
@@ -177,8 +185,10 @@ def _bare_networks(task: Task, precision: str) -> Works:
     pair = task.pair
     compute = task.params(precision=precision).compute
     student = task.student()
-    raw_images = image_rows(task, task.params()).batch(torch.arange(pair.batch_size))
-    images = normalize_of(task)(raw_images)
+    rows = image_rows(task, task.params())
+    raw_images = rows.batch(torch.arange(pair.batch_size))
+    normalize = normalize_of(task)
+    images = normalize(raw_images)
 
     def train() -> None:
         for parameter in student.parameters():
@@ -228,8 +238,9 @@ def _min_max_row(n_vectors: int, goal: float, repeats: int) -> Measurement:
     ours = repeated(lambda: gradient(our_robust_loss), n_ours)
     loop = repeated(lambda: gradient(naive_robust_loss), n_loop)
     shared_loop = repeated(lambda: gradient(shared_robust_loss), n_loop)
-    gain = ratio(loop, ours, repeats).over(n_loop / n_ours)
-    shared_gain = ratio(shared_loop, ours, repeats).over(n_loop / n_ours)
+    share_of_calls = n_loop / n_ours
+    gain = ratio(loop, ours, repeats).over(share_of_calls)
+    shared_gain = ratio(shared_loop, ours, repeats).over(share_of_calls)
     what = f"worst of {n_vectors} weighted losses and its gradient, batch of 128: "
     what += "a loop against one product"
     note = (

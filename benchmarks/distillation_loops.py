@@ -52,13 +52,16 @@ def our_losses(task: Task, params: DistillationParams, student: nn.Module) -> It
             student_logits = student(batch.images).float()
         values = robust_kd(student_logits, teacher_logits, task.vectors, params.temperature)
         # The stage records it, too: it is part of the cost.
-        is_same_class = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
+        student_classes = student_logits.argmax(dim=1)
+        teacher_classes = teacher_logits.argmax(dim=1)
+        is_same_class = student_classes == teacher_classes
         return {**values, "training_agreement": is_same_class.float().mean()}
 
     batches = augmented_batches(
         rows, normalize, params.augmentation, params.batch_size, params.seed, teacher_outputs.draw
     )
-    optimizer = make_optimizer(student, **params.optimizer.model_dump(exclude={"schedule"}))
+    settings = params.optimizer.model_dump(exclude={"schedule"})
+    optimizer = make_optimizer(student, **settings)
     records = fit(
         step,
         batches,
@@ -114,7 +117,8 @@ def naive_robust_loss(
     """Return the largest of the weighted losses, each computed separately."""
     losses = []
     for weights in vectors:
-        losses.append(weighted_loss(student_logits, teacher_logits, weights, temperature))
+        loss = weighted_loss(student_logits, teacher_logits, weights, temperature)
+        losses.append(loss)
     return torch.stack(losses).max()
 
 
@@ -135,7 +139,8 @@ def shared_robust_loss(
     classes = teacher_logits.argmax(dim=1)
     losses = []
     for weights in vectors:
-        losses.append((weights[classes] * sample_losses).mean())
+        weighted_losses = weights[classes] * sample_losses
+        losses.append(weighted_losses.mean())
     return torch.stack(losses).max()
 
 
@@ -143,7 +148,8 @@ def _sample_losses(student_logits: Tensor, teacher_logits: Tensor, temperature: 
     targets = functional.softmax(teacher_logits / temperature, dim=1)
     log_probabilities = functional.log_softmax(student_logits / temperature, dim=1)
     # Scaled by temperature**2, so that gradients keep their size (Hinton et al. 2015, sec. 2).
-    return -(targets * log_probabilities).sum(dim=1) * temperature**2
+    cross_entropy = -(targets * log_probabilities).sum(dim=1)
+    return cross_entropy * temperature**2
 
 
 def naive_losses(task: Task, batches: Iterator[Tensor], student: nn.Module) -> Iterator[float]:
@@ -158,8 +164,9 @@ def naive_losses(task: Task, batches: Iterator[Tensor], student: nn.Module) -> I
     for images in batches:
         with torch.no_grad():
             teacher_logits = teacher(images)
+        student_logits = student(images)
         # Temperature 1, as in `Task.params`.
-        loss = naive_robust_loss(student(images), teacher_logits, task.vectors, 1.0)
+        loss = naive_robust_loss(student_logits, teacher_logits, task.vectors, 1.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -175,7 +182,9 @@ def largest_difference(task: Task, n_updates: int, batch_size: int) -> float:
     rows = image_rows(task, params)
     batches = augmented_batches(rows, normalize_of(task), params.augmentation, batch_size, seed=0)
     ours = list(our_losses(task, params, task.student()))
-    theirs = naive_losses(task, (batch.images for batch in batches), task.student())
+    images = (batch.images for batch in batches)
+    theirs = naive_losses(task, images, task.student())
+    # The naive loop never ends: it is asked for as many updates as ours made.
     differences = [abs(loss - next(theirs)) for loss in ours]
     return max(differences)
 
@@ -195,7 +204,8 @@ def one_view(task: Task, row: int, view: int) -> tuple[Tensor, Tensor]:
     if flip:
         crop = view // 2
         is_flipped = view % 2 == 1
-    top, left = divmod(crop, 2 * padding + 1)
+    n_offsets = 2 * padding + 1  # of a crop in each direction
+    top, left = divmod(crop, n_offsets)
     transforms = torchvision.transforms.functional
     pixels_last = pixels[0].permute(1, 2, 0).numpy().squeeze()
     image = Image.fromarray(np.ascontiguousarray(pixels_last))

@@ -50,7 +50,9 @@ class Measurement:
             is_met = self.value >= self.goal
         else:
             is_met = self.value <= self.goal
-        return "met" if is_met else "missed"
+        if is_met:
+            return "met"
+        return "missed"
 
     def as_json(self) -> dict[str, Any]:
         """Return the row as a mapping, with its verdict."""
@@ -94,7 +96,8 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     # Not the time by the clock: other processes would count.
     start = time.process_time()
     work()
-    return time.process_time() - start
+    end = time.process_time()
+    return end - start
 
 
 def repeated(work: Callable[[], object], n_calls: int) -> Callable[[], None]:
@@ -157,25 +160,32 @@ def markdown(rows: list[Measurement]) -> str:
     rule = ["---", "---", "---:", "---:", "---:", "---", "---", "---"]
     lines = [_line(header), _line(rule)]
     for row in rows:
-        lines.append(_line(_cells(row)))
+        cells = _cells(row)
+        lines.append(_line(cells))
     return "\n".join(lines) + "\n"
 
 
 def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    joined = " | ".join(cells)
+    return f"| {joined} |"
 
 
 def _cells(row: Measurement) -> list[str]:
     # A row without a value stays in the table: its note gives the reason.
     measured = "–"
     if row.value is not None:
-        measured = f"{_formatted(row.value)} {row.unit}"
+        value = _formatted(row.value)
+        measured = f"{value} {row.unit}"
     spread = ""
     if row.low is not None and row.high is not None:
-        spread = f"{_formatted(row.low)} to {_formatted(row.high)}"
+        low = _formatted(row.low)
+        high = _formatted(row.high)
+        spread = f"{low} to {high}"
     goal = ""
     if row.goal is not None:
-        sign = "≥" if row.sense == ">=" else "≤"
+        sign = "≤"
+        if row.sense == ">=":
+            sign = "≥"
         goal = f"{sign} {row.goal:g} {row.unit}"
     return [row.target, row.what, measured, spread, goal, row.verdict, row.limit, row.note]
 

@@ -97,16 +97,20 @@ def _store(folder: Path, spec: InputSpec, out: Path, params: ImageStoreParams) -
 
 
 def _shuffled_rows(n: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(n, generator=generator)
 
 
 def _all_images(store: ImageStore, compute: ComputeParams) -> ImageRows:
-    return ImageRows([(store, np.arange(len(store)))], compute)
+    rows = np.arange(len(store))
+    return ImageRows([(store, rows)], compute)
 
 
 def _plain_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
     """Compare shuffled batches without augmentation, which both sides make of the same rows."""
-    indices = _shuffled_rows(len(store)).split(BATCH_SIZE)
+    n_images = len(store)
+    shuffled = _shuffled_rows(n_images)
+    indices = shuffled.split(BATCH_SIZE)
     transform = naive.transform_of(COLOR)
     dataset = naive.image_folder(folder, COLOR, transform)
     loader = _naive_loader(dataset, store, indices)
@@ -114,7 +118,8 @@ def _plain_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
     normalize = Normalize(COLOR.mean, COLOR.std)
     for how, compute in (("memory-mapped", MAPPED), ("held in memory", RESIDENT)):
         images = _all_images(store, compute)
-        yield _plain_row(how, len(store), loader, partial(_plain, images, indices, normalize))
+        batches = partial(_plain, images, indices, normalize)
+        yield _plain_row(how, n_images, loader, batches)
 
 
 def _naive_loader(
@@ -125,13 +130,16 @@ def _naive_loader(
     rows = naive.rows_of_ids(dataset, store.index["id"])
     batches = []
     for batch in indices:
-        batches.append([rows[row] for row in batch.tolist()])
+        of_store = batch.tolist()
+        of_folder = [rows[row] for row in of_store]
+        batches.append(of_folder)
     return naive.loader(dataset, batches)
 
 
 def _plain(images: ImageRows, indices: Sequence[Tensor], normalize: Normalize) -> Iterator[Tensor]:
     for batch in indices:
-        yield normalize(images.batch(batch))
+        raw_images = images.batch(batch)
+        yield normalize(raw_images)
 
 
 def _plain_row(
@@ -145,14 +153,10 @@ def _plain_row(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     what = f"shuffled batches of {BATCH_SIZE} at 32x32x3 from a packed store, {how}, "
     what += "against an image folder"
-    return speedup(
-        "1",
-        what,
-        _gain_per_pass(lambda: _drain(loader), batches),
-        40,
-        limit=_share_of_limit(batches),
-        note=f"{n_images:,} images; the batches are equal within 1e-5",
-    )
+    gain = _gain_per_pass(lambda: _drain(loader), batches)
+    limit = _share_of_limit(batches)
+    note = f"{n_images:,} images; the batches are equal within 1e-5"
+    return speedup("1", what, gain, 40, limit=limit, note=note)
 
 
 def _augmented_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
@@ -172,8 +176,10 @@ def _augmented_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
     dataset = naive.image_folder(folder, COLOR, transform)
     # As many images as ours shows: the last, smaller batch is left out.
     n_shown = n_batches * BATCH_SIZE
-    indices = _shuffled_rows(len(store))[:n_shown]
-    loader = _naive_loader(dataset, store, indices.split(BATCH_SIZE))
+    shuffled = _shuffled_rows(len(store))
+    shown = shuffled[:n_shown]
+    indices = shown.split(BATCH_SIZE)
+    loader = _naive_loader(dataset, store, indices)
     # The naive transforms draw from torch's global generator.
     with seeded(0):
         _check_views(dataset, store, normalize)
@@ -181,10 +187,13 @@ def _augmented_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
     what = "the same with random crops and flips, memory-mapped, "
     what += "against an image folder with per-sample transforms"
     note = "pad 4, crop, flip; each naive view is one of the 162 that ours draw from"
-    yield speedup("1", what, gain, None, limit=_share_of_limit(batches), note=note)
+    limit = _share_of_limit(batches)
+    yield speedup("1", what, gain, None, limit=limit, note=note)
 
     transform = naive.transform_of(COLOR, padding, flip, resize=False)
-    decoded = [naive.open_image(path, 3) for path, _ in dataset.samples[:n_shown]]
+    # In the folder's order: what is decoded already costs the same in any order.
+    samples = dataset.samples[:n_shown]
+    decoded = [naive.open_image(path, 3) for path, _ in samples]
     with seeded(0):
         gain = _gain_per_pass(lambda: _transform_all(transform, decoded), batches)
     what = "the same against the per-sample transforms alone, on images that are decoded already"
@@ -195,8 +204,10 @@ def _check_views(dataset: Any, store: ImageStore, normalize: Normalize) -> None:
     """Check a few images of the naive data set."""
     rows = naive.rows_of_ids(dataset, store.index["id"])
     for row in range(8):
-        view = dataset[rows[row]][0]
-        image = torch.from_numpy(store.read(np.array([row])))
+        position = rows[row]
+        view, _ = dataset[position]
+        pixels = store.read(np.array([row]))
+        image = torch.from_numpy(pixels)
         _check_is_a_view(view, image, normalize)
 
 
@@ -204,11 +215,14 @@ def _check_is_a_view(view: Tensor, image: Tensor, normalize: Normalize) -> None:
     """Check that a naive view is one of those that ours are drawn from."""
     padding = AUGMENTATION.padding_px
     flip = AUGMENTATION.horizontal_flip
-    numbers = torch.arange(n_views(padding, flip))
-    copies = image.expand(len(numbers), -1, -1, -1)
+    n = n_views(padding, flip)
+    numbers = torch.arange(n)
+    copies = image.expand(n, -1, -1, -1)
     # Both pad the raw pixels with zeros, before they normalize.
-    views = normalize(take_views(copies, numbers, padding=padding, flip=flip))
-    distances = (views - view).abs().flatten(1).amax(dim=1)
+    raw_views = take_views(copies, numbers, padding=padding, flip=flip)
+    views = normalize(raw_views)
+    differences = (views - view).abs()
+    distances = differences.flatten(1).amax(dim=1)
     distance = distances.min().item()
     assert distance < 1e-5, f"the naive view is none of ours, by {distance}"
 
@@ -221,17 +235,25 @@ def _transform_all(transform: naive.Transform, decoded: Sequence[Image.Image]) -
 
 def _gain_per_pass(theirs: Callable[[], object], ours: Callable[[], Iterator[Tensor]]) -> Ratio:
     our_passes = repeated(lambda: _drain(ours()), PASSES)
-    return ratio(theirs, our_passes, repeats=5).over(1 / PASSES)
+    of_passes = ratio(theirs, our_passes, repeats=5)
+    # Theirs made one pass, a fraction of the work.
+    return of_passes.over(1 / PASSES)
 
 
 def _share_of_limit(batches: Callable[[], Iterator[Tensor]]) -> str:
     """Return how near the batches are to the least work: turning as many pixels into floats."""
     # Their values do not matter for the speed.
     pixels = [torch.zeros_like(batch, dtype=torch.uint8) for batch in batches()]
-    least = ratio(
-        lambda: _drain(batch.float() for batch in pixels), lambda: _drain(batches()), repeats=5
-    )
-    return f"{100 * least.median:.0f} % of the speed of turning uint8 in memory into floats"
+
+    def least_work() -> None:
+        _drain(batch.float() for batch in pixels)
+
+    def our_work() -> None:
+        _drain(batches())
+
+    least = ratio(least_work, our_work, repeats=5)
+    percent = 100 * least.median
+    return f"{percent:.0f} % of the speed of turning uint8 in memory into floats"
 
 
 def _drain(iterable: Iterable[object]) -> None:
@@ -252,27 +274,34 @@ def _extraction_row(
     architecture: str, options: dict[str, int], spec: InputSpec, store: ImageStore
 ) -> Measurement:
     teacher = _teacher(architecture, options, spec)
+    # The store has a single shard.
     (make_features,) = feature_shards(store, teacher, RESIDENT).values()
     extractor = teacher.extractor()
+    n_images = len(store)
     size = inference_batch_size(RESIDENT, CPU, teacher.image_shape)
-    batches = torch.rand(len(store), *teacher.image_shape).split(size)
-    share = ratio(partial(_run, extractor, batches), make_features, repeats=3)
-    plain = ratio(partial(_run, teacher.network, batches), make_features, repeats=1)
+    images = torch.rand(n_images, *teacher.image_shape)
+    batches = images.split(size)
+    extract = partial(_run, extractor, batches)
+    share = ratio(extract, make_features, repeats=3)
+    infer = partial(_run, teacher.network, batches)
+    plain = ratio(infer, make_features, repeats=1)
     network = architecture
     for name, value in options.items():
         network += f", {name} {value}"
+    what = f"features of a packed store ({network}), against the same extractor "
+    what += "on random images in memory"
+    plain_percent = 100 * plain.median
     return Measurement(
         "1",
-        f"features of a packed store ({network}), against the same extractor "
-        "on random images in memory",
+        what,
         100 * share.median,
         100 * share.low,
         100 * share.high,
         "%",
         ">=",
         95,
-        limit=f"{100 * plain.median:.0f} % of the speed of the network alone, without descriptors",
-        note=f"{len(store):,} images in batches of {size}; ours makes the table, too",
+        limit=f"{plain_percent:.0f} % of the speed of the network alone, without descriptors",
+        note=f"{n_images:,} images in batches of {size}; ours makes the table, too",
     )
 
 
@@ -288,8 +317,10 @@ def _large_images_row(photos: Sequence[bytes], work: Path) -> Measurement:
     teacher = _teacher(LARGE_ARCHITECTURE, {}, LARGE)
     (make_features,) = feature_shards(store, teacher, RESIDENT).values()
     extractor = teacher.extractor()
+    n_images = len(store)
     size = inference_batch_size(RESIDENT, CPU, store.image_shape)
-    batches = torch.rand(len(store), *store.image_shape).split(size)
+    images = torch.rand(n_images, *store.image_shape)
+    batches = images.split(size)
     gains = []
     limits = []
     for number in range(4):
@@ -297,33 +328,34 @@ def _large_images_row(photos: Sequence[bytes], work: Path) -> Measurement:
         computing = _wall_seconds(lambda: _run(extractor, batches))
         ours = _wall_seconds(make_features)
         # The first round warms up.
-        if number:
-            gains.append((decoding + computing) / ours)
-            limits.append((decoding + computing) / max(decoding, computing))
+        if number == 0:
+            continue
+        one_after_the_other = decoding + computing
+        gains.append(one_after_the_other / ours)
+        limits.append(one_after_the_other / max(decoding, computing))
     what = f"features of JPEGs of {LARGE_FILE_PX} px at 224x224x3 ({LARGE_ARCHITECTURE}): "
     what += "decoding, then computing, over decoding ahead in threads, by the clock"
-    return speedup(
-        "1",
-        what,
-        Ratio.of(gains),
-        None,
-        limit=f"{Ratio.of(limits).median:.2f} x if the shorter of the two took no time",
-        note=f"{len(store)} images, {os.cpu_count()} cores; "
-        "decoding alone uses all of them, the network one",
-    )
+    most = Ratio.of(limits).median
+    limit = f"{most:.2f} x if the shorter of the two took no time"
+    n_cores = os.cpu_count()
+    note = f"{n_images} images, {n_cores} cores; decoding alone uses all of them, the network one"
+    return speedup("1", what, Ratio.of(gains), None, limit=limit, note=note)
 
 
 def _decode(store: ImageStore, batch_size: int) -> None:
-    for start in range(0, len(store), batch_size):
-        end = min(start + batch_size, len(store))
-        store.read(np.arange(start, end))
+    n_images = len(store)
+    for start in range(0, n_images, batch_size):
+        end = min(start + batch_size, n_images)
+        rows = np.arange(start, end)
+        store.read(rows)
 
 
 def _enlarged(photo: bytes) -> bytes:
     size_px = (LARGE_FILE_PX, LARGE_FILE_PX)
-    image = Image.open(io.BytesIO(photo)).resize(size_px, Image.Resampling.BICUBIC)
+    small = Image.open(io.BytesIO(photo))
+    large = small.resize(size_px, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG")
+    large.save(buffer, "JPEG")
     return buffer.getvalue()
 
 

@@ -57,15 +57,19 @@ def encoded_images(
     if images is None:
         file_format, channels, size_px = generated
         # Another seed per name, so that no two sets share images.
-        rng = np.random.default_rng(list(name.encode()))
+        seed = list(name.encode())
+        rng = np.random.default_rng(seed)
         return [_generated(rng, file_format, channels, size_px) for _ in range(n)]
     file = images / f"{name}.parquet"
-    column = pq.read_table(file, columns=["image"])["image"]
-    if len(column) < n:
-        raise ValueError(f"{file} has {len(column)} images, and {n} are needed")
+    table = pq.read_table(file, columns=["image"])
+    column = table["image"]
+    n_stored = len(column)
+    if n_stored < n:
+        raise ValueError(f"{file} has {n_stored} images, and {n} are needed")
     # Spread over the file, which may be sorted by class.
-    rows = np.linspace(0, len(column) - 1, n).astype(int)
-    return [column[row].as_py() for row in rows.tolist()]
+    positions = np.linspace(0, n_stored - 1, n)
+    rows = positions.astype(int).tolist()
+    return [column[row].as_py() for row in rows]
 
 
 def _generated(rng: np.random.Generator, file_format: str, channels: int, size_px: int) -> bytes:
@@ -73,13 +77,15 @@ def _generated(rng: np.random.Generator, file_format: str, channels: int, size_p
 
     Noise alone would take longer to decode than any photo.
     """
-    patches = rng.integers(0, 256, (8, 8, channels), dtype=np.uint8).squeeze()
+    patches = rng.integers(0, 256, (8, 8, channels), dtype=np.uint8)
+    tiny = Image.fromarray(patches.squeeze())  # gray images have no axis of channels
     size = (size_px, size_px)
-    coarse = Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC)
+    coarse = tiny.resize(size, Image.Resampling.BICUBIC)
     coarse_pixels = np.asarray(coarse)
     noise = rng.integers(-8, 9, coarse_pixels.shape)
-    pixels = (coarse_pixels + noise).clip(0, 255)
-    image = Image.fromarray(pixels.astype(np.uint8))
+    noisy = coarse_pixels + noise
+    pixels = noisy.clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, file_format)
     return buffer.getvalue()
@@ -92,8 +98,9 @@ def write_folder(folder: Path, encoded: Sequence[bytes]) -> Path:
     for row, content in enumerate(encoded):
         # ImageFolder finds images by their suffix.
         suffix = _SUFFIXES.get(content[:4], "jpg")
-        sub_folder = folder / str(row % _N_FOLDERS)
-        (sub_folder / f"{row:06d}.{suffix}").write_bytes(content)
+        number = row % _N_FOLDERS
+        file = folder / str(number) / f"{row:06d}.{suffix}"
+        file.write_bytes(content)
     return folder
 
 
@@ -121,7 +128,9 @@ def transform_of(
 
 def open_image(path: str, channels: int) -> Image.Image:
     """Return the decoded image in gray or in color."""
-    mode = "L" if channels == 1 else "RGB"
+    mode = "RGB"
+    if channels == 1:
+        mode = "L"
     with open(path, "rb") as file:
         return Image.open(file).convert(mode)
 
@@ -174,10 +183,12 @@ def nnpu_loss(scores: Tensor, is_positive: Tensor, class_prior: float) -> Tensor
     # A shuffled batch may hold no positives at all.
     n_positive = max(1, len(positive))
     n_unlabeled = max(1, len(unlabeled))
-    positive_risk = class_prior * torch.sigmoid(-positive).sum() / n_positive
+    loss_as_positive = torch.sigmoid(-positive).sum()
+    positive_risk = class_prior * loss_as_positive / n_positive
     # Positives among the unlabeled count as negatives there: their share is taken off.
-    negative_risk = torch.sigmoid(unlabeled).sum() / n_unlabeled
-    negative_risk = negative_risk - class_prior * torch.sigmoid(positive).sum() / n_positive
+    unlabeled_risk = torch.sigmoid(unlabeled).sum() / n_unlabeled
+    loss_as_negative = torch.sigmoid(positive).sum()
+    negative_risk = unlabeled_risk - class_prior * loss_as_negative / n_positive
     # Waits for the value, as scripts do.
     if negative_risk.item() < 0:
         return -negative_risk
@@ -201,7 +212,9 @@ def train_end_to_end(
     network.train()
     losses = []
     for images, labels in batches:
-        loss = nnpu_loss(network(images), labels == 1, class_prior)
+        scores = network(images)
+        is_positive = labels == 1
+        loss = nnpu_loss(scores, is_positive, class_prior)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -79,11 +79,15 @@ def make_setting(
     )
     with seeded(0):
         teacher = new_teacher(params)
-    positives = naive.write_folder(work / architecture / "positive", encoded[0])
-    pool = naive.write_folder(work / architecture / "pool", encoded[1])
-    positive_store = packed_store(positives, spec, positives.with_name("positive_store"))
-    pool_store = packed_store(pool, spec, pool.with_name("pool_store"))
-    return Setting(spec, teacher, (positives, pool), (positive_store, pool_store))
+    folder = work / architecture
+    encoded_positives, encoded_pool = encoded
+    positives = naive.write_folder(folder / "positive", encoded_positives)
+    pool = naive.write_folder(folder / "pool", encoded_pool)
+    positive_store = packed_store(positives, spec, folder / "positive_store")
+    pool_store = packed_store(pool, spec, folder / "pool_store")
+    folders = (positives, pool)
+    stores = (positive_store, pool_store)
+    return Setting(spec, teacher, folders, stores)
 
 
 def mnist_planted_parameters() -> PUTrainingParams:
@@ -92,7 +96,8 @@ def mnist_planted_parameters() -> PUTrainingParams:
 
     # The environment's values replace those of base.
     files = ("base/globals.yml", "base/parameters_pu_training.yml", "mnist_planted/parameters.yml")
-    merged = OmegaConf.merge(*[OmegaConf.load(CONF / file) for file in files])
+    configs = [OmegaConf.load(CONF / file) for file in files]
+    merged = OmegaConf.merge(*configs)
     block = OmegaConf.to_container(merged.pu_training, resolve=True)
     params = PUTrainingParams.model_validate(block)
     return params.model_copy(update={"compute": RESIDENT})
@@ -108,9 +113,12 @@ def new_module(setting: Setting) -> FullPUClassifier:
         module = FullPUClassifier(extractor, head)
     pool = setting.stores[1]
     n_images = min(N_STANDARDIZED, len(pool))
-    images = torch.from_numpy(pool.read(np.arange(n_images)))
+    rows = np.arange(n_images)
+    images = torch.from_numpy(pool.read(rows))
+    normalized = setting.normalize(images)
     with torch.inference_mode():
-        descriptor = extractor(setting.normalize(images))[0]
+        outputs = extractor(normalized)
+    descriptor = outputs[0]
     # A copy: tensors made in inference mode cannot take part in training.
     module.head.set_standardization(descriptor.clone())
     return module

@@ -61,8 +61,9 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
         # Twenty shards are the largest pool; the last one joins it later.
         shards = [write_shard(pool, number, SHARD_SIZE) for number in range(21)]
         costs = measure_costs(pool, shards[:-1], folder)
-        series = json.dumps([asdict(cost) for cost in costs], indent=1)
-        (work / "memory.json").write_text(series, encoding="utf-8")
+        series = [asdict(cost) for cost in costs]
+        text = json.dumps(series, indent=1)
+        (work / "memory.json").write_text(text, encoding="utf-8")
         for stage in STAGES:
             yield _memory_row(stage, costs)
         for stage in STAGES:
@@ -87,14 +88,17 @@ def measure_costs(pool: Path, shards: Sequence[Shard], work: Path) -> list[Stage
         store = work / f"pool_{size}"
         link_store(chosen, pool, store)
         # The smallest pool is repeated most: its run is short, and noise weighs most there.
-        for _ in range(REPEATS.get(size, 1)):
+        n_repeats = REPEATS.get(size, 1)
+        for _ in range(n_repeats):
             for stage in STAGES:
-                costs.append(run_in_process(stage, store, work))
+                cost = run_in_process(stage, store, work)
+                costs.append(cost)
     return costs
 
 
 def _costs_of(costs: Sequence[StageCost], stage: str, n_images: int) -> list[StageCost]:
-    return [cost for cost in costs if cost.stage == stage and cost.n_images == n_images]
+    of_stage = [cost for cost in costs if cost.stage == stage]
+    return [cost for cost in of_stage if cost.n_images == n_images]
 
 
 def _memory_row(stage: str, costs: Sequence[StageCost]) -> Measurement:
@@ -103,9 +107,11 @@ def _memory_row(stage: str, costs: Sequence[StageCost]) -> Measurement:
     growths = []
     for large_cost in large:
         for small_cost in small:
-            growths.append(100 * (large_cost.peak_mb / small_cost.peak_mb - 1))
+            growth = large_cost.peak_mb / small_cost.peak_mb - 1
+            growths.append(100 * growth)
     small_mb = statistics.median(cost.peak_mb for cost in small)
     large_mb = statistics.median(cost.peak_mb for cost in large)
+    start_mb = small[0].start_mb
     small_resident_mb = max(cost.peak_resident_mb for cost in small)
     large_resident_mb = max(cost.peak_resident_mb for cost in large)
     return Measurement(
@@ -118,14 +124,16 @@ def _memory_row(stage: str, costs: Sequence[StageCost]) -> Measurement:
         "<=",
         20.0,
         note=f"anonymous memory {small_mb:.0f} → {large_mb:.0f} MB, "
-        f"{small[0].start_mb:.0f} of them Python and libraries; with pages of mapped files "
+        f"{start_mb:.0f} of them Python and libraries; with pages of mapped files "
         f"{small_resident_mb:.0f} → {large_resident_mb:.0f} MB",
     )
 
 
 def _time_row(stage: str, costs: Sequence[StageCost]) -> Measurement:
-    small = _seconds_per_image(_costs_of(costs, stage, SIZES[0]))
-    large = _seconds_per_image(_costs_of(costs, stage, SIZES[-1]))
+    costs_of_small = _costs_of(costs, stage, SIZES[0])
+    costs_of_large = _costs_of(costs, stage, SIZES[-1])
+    small = _seconds_per_image(costs_of_small)
+    large = _seconds_per_image(costs_of_large)
     # Every run against every other: the sizes have different numbers of repeats.
     times = []
     for large_seconds in large:
@@ -154,11 +162,12 @@ def _new_shard_row(
 ) -> Measurement:
     """Return the cost of extraction after a shard joined twenty, over that of this shard alone."""
     # The twenty shards of the largest pool have been extracted by `measure_costs`.
+    new_shard = shards[-1]
     grown = f"pool_{SIZES[-1]}"
     link_store(shards, pool, work / grown)
-    link_store(shards[-1:], pool, work / "alone")
-    extract_grown = _extraction_of_new_shard(grown, shards[-1], work)
-    extract_alone = _extraction_of_new_shard("alone", shards[-1], work)
+    link_store([new_shard], pool, work / "alone")
+    extract_grown = _extraction_of_new_shard(grown, new_shard, work)
+    extract_alone = _extraction_of_new_shard("alone", new_shard, work)
     cost = ratio(extract_grown, extract_alone, repeats)
     what = "extraction after one shard joined twenty, over that of a pool of this shard alone "
     what += f"({SHARD_SIZE:,} images)"
@@ -179,15 +188,18 @@ def _extraction_of_new_shard(store: str, new_shard: Shard, work: Path) -> Callab
         return makers[name]()
 
     def extract() -> None:
-        for file in features.glob(f"{new_shard[0]}-*.parquet"):
+        shard_name = new_shard[0]
+        for file in features.glob(f"{shard_name}-*.parquet"):
             file.unlink()
         made.clear()
-        makers = feature_shards(ImageStore.open(work / store), teacher, COMPUTE)
+        images = ImageStore.open(work / store)
+        makers = feature_shards(images, teacher, COMPUTE)
         counted = {}
         for name in makers:
             counted[name] = partial(make, makers, name)
-        names = ShardedTable.write(features, counted).names
-        assert made == [names[-1]], f"{len(made)} shards were made for one that is new"
+        table = ShardedTable.write(features, counted)
+        last_name = table.names[-1]
+        assert made == [last_name], f"{len(made)} shards were made for one that is new"
 
     return extract
 
@@ -207,12 +219,14 @@ def plot(path: Path, series: Series) -> None:
     for stage in STAGES:
         anonymous = _median_by_size(series, stage, "peak_mb")
         resident = _median_by_size(series, stage, "peak_resident_mb")
-        _plot_curve(axes, anonymous, "o-", COLORS[stage], stage)
-        _plot_curve(axes, resident, ":", COLORS[stage], f"{stage}, with mapped files")
+        color = COLORS[stage]
+        _plot_curve(axes, anonymous, "o-", color, stage)
+        _plot_curve(axes, resident, ":", color, f"{stage}, with mapped files")
         highest_mb = max(highest_mb, *anonymous.values(), *resident.values())
     # What memory would hold if the stages loaded the whole pool.
     sizes = sorted({float(cost["n_images"]) for cost in series})
-    pixels_mb = [size * N_CHANNELS * SIZE_PX**2 / 1e6 for size in sizes]
+    n_bytes = N_CHANNELS * SIZE_PX**2  # of an image, a byte per pixel and channel
+    pixels_mb = [size * n_bytes / 1e6 for size in sizes]
     label = "the pool's pixels"
     axes.plot(sizes, pixels_mb, "--", color="#7f7f7f", linewidth=1.2, label=label)
     _decorate(axes, sizes, highest_mb)
@@ -225,10 +239,12 @@ def _median_by_size(series: Series, stage: str, key: str) -> dict[float, float]:
     for cost in series:
         if cost["stage"] == stage:
             n_images = float(cost["n_images"])
-            values.setdefault(n_images, []).append(float(cost[key]))
+            of_size = values.setdefault(n_images, [])
+            of_size.append(float(cost[key]))
     medians = {}
     for n_images in sorted(values):
-        medians[n_images] = statistics.median(values[n_images])
+        of_size = values[n_images]
+        medians[n_images] = statistics.median(of_size)
     return medians
 
 
@@ -242,7 +258,8 @@ def _plot_curve(
 
 def _decorate(axes: Axes, sizes: Sequence[float], highest_mb: float) -> None:
     axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes], minor=False)
+    tick_labels = [f"{size:,.0f}" for size in sizes]
+    axes.set_xticks(sizes, tick_labels, minor=False)
     axes.minorticks_off()
     # Room for the legend above the curves.
     axes.set_ylim(0, 1.35 * highest_mb)
@@ -275,7 +292,9 @@ def main() -> None:
                 line = f"{row.verdict:7} {row.what}: {row.value} {row.unit}"
                 print(line, file=sys.stderr, flush=True)
             file = work / "memory.json"
-        plot(options.plot, json.loads(file.read_text(encoding="utf-8")))
+        text = file.read_text(encoding="utf-8")
+        series = json.loads(text)
+        plot(options.plot, series)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,9 @@ class Clock:
             OutOfTime: too little time is left; the first piece of a call always starts.
         """
         start = time.monotonic()
+        expected_end = start + self._longest_s
         # Without this exception, a call with too little time would never make progress.
-        if self._has_worked and start + self._longest_s > self._end:
+        if self._has_worked and expected_end > self._end:
             raise OutOfTime
         result = work()
         seconds = time.monotonic() - start
@@ -111,7 +112,8 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
     if not duplicates.is_file():
 
         def search() -> None:
-            write_table(find_duplicates(stores, ingestion.near_duplicates), duplicates)
+            found = find_duplicates(stores, ingestion.near_duplicates)
+            write_table(found, duplicates)
 
         clock.run("duplicates", search)
     if not (work / "teacher" / "card.json").is_file():
@@ -128,6 +130,8 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
         DistillationParams.model_validate(parameters["distillation"]),
         RelatednessParams.model_validate(parameters["relatedness"]),
     )
+    found = read_table(duplicates)
+    excluded = excluded_images(found, blocks.subset_materialization)
     inputs = ComparisonInputs(
         teacher,
         stores["labeled"],
@@ -136,7 +140,7 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
         stores["teacher_training"],
         features["labeled"],
         features["pool"],
-        excluded=excluded_images(read_table(duplicates), blocks.subset_materialization),
+        excluded=excluded,
     )
     cells = comparison_shards(inputs, blocks, grid)
     try:
@@ -149,12 +153,16 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
 def _make_stores(parameters: Mapping[str, Any], work: Path, clock: Clock) -> dict[str, ImageStore]:
     ingestion = DataIngestionParams.model_validate(parameters["data_ingestion"])
     teacher = TeacherParams.model_validate(parameters["teacher"])
-    for name in STORES:
-        folder = work / f"{name}_images"
-        if not (folder / "store.json").is_file():
-            plan = plan_store(name, getattr(ingestion, name), ingestion, teacher)
-            clock.run(folder.name, partial(write_store, plan, folder))
-    return {name: ImageStore.open(work / f"{name}_images") for name in STORES}
+    folders = {name: work / f"{name}_images" for name in STORES}
+    for name, folder in folders.items():
+        # Written last: a store without it was interrupted.
+        description = folder / "store.json"
+        if not description.is_file():
+            source = getattr(ingestion, name)
+            plan = plan_store(name, source, ingestion, teacher)
+            write = partial(write_store, plan, folder)
+            clock.run(folder.name, write)
+    return {name: ImageStore.open(folder) for name, folder in folders.items()}
 
 
 def _make_features(
@@ -178,8 +186,10 @@ def _make_features(
 def _make_shards(folder: Path, shards: Mapping[str, Callable[[], Any]], clock: Clock) -> None:
     """Make the missing shards of a table, each as one piece of work."""
     for name, make in shards.items():
-        if not (folder / f"{name}.parquet").is_file():
-            clock.run(name, partial(ShardedTable.write, folder, {name: make}, keeps_others=True))
+        file = folder / f"{name}.parquet"
+        if not file.is_file():
+            write = partial(ShardedTable.write, folder, {name: make}, keeps_others=True)
+            clock.run(name, write)
 
 
 def _make_teacher(parameters: Mapping[str, Any], images: ImageStore, work: Path) -> None:
@@ -187,34 +197,48 @@ def _make_teacher(parameters: Mapping[str, Any], images: ImageStore, work: Path)
 
     teacher = TeacherParams.model_validate(parameters["teacher"])
     if teacher.weights is not None:
-        save_model(new_teacher(teacher), work / "teacher")
+        # Trained elsewhere: there is nothing to train.
+        given_teacher = new_teacher(teacher)
+        save_model(given_teacher, work / "teacher")
         return
     training = TeacherTrainingParams.model_validate(parameters["teacher_training"])
     start = time.monotonic()
     model, history = train_classifier(teacher, images, training)
     seconds = time.monotonic() - start
     n_images = training.n_updates * training.batch_size
+    last_accuracy = history["accuracy"].iloc[-1]
     facts = {
         "seconds": seconds,
         "images_per_s": n_images / seconds,
-        "accuracy": float(history["accuracy"].iloc[-1]),
+        "accuracy": float(last_accuracy),
     }
     save_model(model, work / "teacher")
-    (work / "teacher_training.json").write_text(json.dumps(facts, indent=1))
+    text = json.dumps(facts, indent=1)
+    (work / "teacher_training.json").write_text(text)
 
 
 def _report(cells: Mapping[str, Any], grid: ComparisonParams, work: Path) -> None:
-    finished = [name for name in cells if (work / CELLS / f"{name}.parquet").is_file()]
+    folder = work / CELLS
+    finished = []
+    for name in cells:
+        file = folder / f"{name}.parquet"
+        if file.is_file():
+            finished.append(name)
     if not finished:
         return
-    results = ShardedTable(work / CELLS, tuple(finished)).to_pandas()
-    about = f"{machine_name()}; {len(finished)} of {len(cells)} students"
-    page = f"{about}\n\n{comparison_page(results, grid)}"
-    (work / "results.md").write_text(page, encoding="utf-8")
-    rows = json.loads(results.to_json(orient="records"))
+    table = ShardedTable(folder, tuple(finished))
+    results = table.to_pandas()
+    machine = machine_name()
+    about = f"{machine}; {len(finished)} of {len(cells)} students"
+    page = comparison_page(results, grid)
+    (work / "results.md").write_text(f"{about}\n\n{page}", encoding="utf-8")
+    # By way of pandas, which writes missing values as null.
+    records = results.to_json(orient="records")
+    rows = json.loads(records)
     text = json.dumps({"machine": about, "rows": rows}, indent=1)
     (work / "results.json").write_text(text, encoding="utf-8")
-    plot_comparison(results, grid).savefig(work / "results.png", dpi=150)
+    figure = plot_comparison(results, grid)
+    figure.savefig(work / "results.png", dpi=150)
     print(about, flush=True)
 
 
@@ -222,7 +246,8 @@ def _given(settings: list[str]) -> dict[str, Any]:
     """Return `block.key=value` settings as a nested mapping; values are YAML."""
     from omegaconf import OmegaConf
 
-    given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(settings))
+    config = OmegaConf.from_dotlist(settings)
+    given: Any = OmegaConf.to_container(config)
     return given
 
 
@@ -251,9 +276,11 @@ def main(argv: list[str] | None = None) -> int:
     os.environ[IMAGES_VARIABLE] = str(options.images)
     options.work.mkdir(parents=True, exist_ok=True)
     try:
-        parameters = read_parameters(CONF, options.env, _given(options.set))
+        given = _given(options.set)
+        parameters = read_parameters(CONF, options.env, given)
         _refuse_other_parameters(parameters, options.work)
-        run(parameters, options.work, Clock(options.minutes))
+        clock = Clock(options.minutes)
+        run(parameters, options.work, clock)
     except OutOfTime:
         print(f"There is more to do: call it again with --work {options.work}", flush=True)
         return NOT_FINISHED
@@ -267,7 +294,8 @@ def _refuse_other_parameters(parameters: Mapping[str, Any], work: Path) -> None:
     """Refuse a work folder whose stores and teacher were made with other parameters."""
     # Not those of students: the names of their files depend on their parameters.
     names = ("data_ingestion", "teacher", "teacher_training")
-    text = json.dumps({name: parameters[name] for name in names}, indent=1, sort_keys=True)
+    deciding = {name: parameters[name] for name in names}
+    text = json.dumps(deciding, indent=1, sort_keys=True)
     file = work / "parameters.json"
     if file.is_file() and file.read_text(encoding="utf-8") != text:
         raise InputError(

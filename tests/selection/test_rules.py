@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from pu_kd_pipeline.comparison.figure import role_colors
+from pu_kd_pipeline.comparison.looks import role_colors
 from pu_kd_pipeline.learning.selection import RULES, PoolScores, Rule, Selection
 from pu_kd_pipeline.learning.selection_criteria import SelectionOptions
 from pu_kd_pipeline.params.comparison import METHODS

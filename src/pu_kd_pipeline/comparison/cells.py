@@ -17,6 +17,7 @@ from pu_kd_pipeline.comparison.grid import Blocks, Cell, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.starts import STARTS
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams
 
@@ -43,9 +44,11 @@ def comparison_shards(
     _check(inputs, cells, params)
     computation = CellComputation(inputs, params.hint_share)
     shards: dict[str, Callable[[], pa.Table]] = {}
+    n_cells = len(cells)
     for number, cell in enumerate(cells, start=1):
-        position = f"cell {number} of {len(cells)}"
-        shards[_shard_name(cell, inputs, params)] = partial(_compute, computation, cell, position)
+        position = f"cell {number} of {n_cells}"
+        name = _shard_name(cell, inputs, params)
+        shards[name] = partial(_compute, computation, cell, position)
     return shards
 
 
@@ -55,26 +58,33 @@ def _compute(computation: CellComputation, cell: Cell, position: str) -> pa.Tabl
     result = computation.result(cell)
     outcome = result["failure"]
     if not outcome:
-        outcome = f"accuracy {100 * result['accuracy']:.2f} %"
-    logger.info("%s: %s (%.0f s)", position, outcome, result["seconds"])
+        accuracy_percent = 100 * result["accuracy"]
+        outcome = f"accuracy {accuracy_percent:.2f} %"
+    seconds = result["seconds"]
+    logger.info("%s: %s (%.0f s)", position, outcome, seconds)
     progress.results.publish(str(cell), cell.identity(), result)
     return pa.Table.from_pylist([result], schema=RESULT)
 
 
 def _shard_name(cell: Cell, inputs: ComparisonInputs, params: ComparisonParams) -> str:
     """Return the name of a cell's file; another key here renames the files of finished cells."""
-    facts: dict[str, Any] = {"version": RESULTS_VERSION, **cell.identity(), **inputs.fingerprints}
+    facts: dict[str, Any] = {"version": RESULTS_VERSION}
+    facts.update(cell.identity())
+    facts.update(inputs.fingerprints)
+    # Only what this method reads: a change of the rest must not make its cells be computed again.
     method = METHODS[cell.method]
     if method.labeled_images == "original":
         facts["teacher_training_images"] = inputs.teacher_training_images.fingerprint
     if method.uses_hint_share:
         facts["hint_share"] = params.hint_share
     reads_pool = method.selects or method.samples_by_relatedness
-    if inputs.excluded.pool and reads_pool:
-        facts["excluded"] = sorted(inputs.excluded.pool)
+    excluded_ids = inputs.excluded.pool
+    if excluded_ids and reads_pool:
+        facts["excluded"] = sorted(excluded_ids)
     text = json.dumps(facts, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"{cell.file_name}-{digest}"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    short_digest = digest[:12]
+    return f"{cell.file_name}-{short_digest}"
 
 
 def _check(inputs: ComparisonInputs, cells: Sequence[Cell], params: ComparisonParams) -> None:
@@ -84,13 +94,8 @@ def _check(inputs: ComparisonInputs, cells: Sequence[Cell], params: ComparisonPa
         InputError: labels, labeled images or original images are missing, or a student cannot be
             built.
     """
-    for name, images in (("labeled", inputs.labeled_images), ("test", inputs.test_images)):
-        labels = images.index["label"]
-        if not len(labels) or labels.isna().any():
-            raise InputError(
-                f"comparison: the {name} images need labels: "
-                f"set `labels: classes` on data_ingestion.{name}"
-            )
+    _check_labels("labeled", inputs.labeled_images)
+    _check_labels("test", inputs.test_images)
     most = max(params.labeled_per_class)
     fewest = _smallest_class(inputs)
     if fewest < most:
@@ -99,8 +104,10 @@ def _check(inputs: ComparisonInputs, cells: Sequence[Cell], params: ComparisonPa
             f"and the labeled store has a class with {fewest}: "
             "raise per_class of data_ingestion.labeled, or ask for fewer"
         )
-    uses_original = any(METHODS[cell.method].labeled_images == "original" for cell in cells)
-    if uses_original and not len(inputs.teacher_training_images):
+    methods = [METHODS[cell.method] for cell in cells]
+    uses_original = any(method.labeled_images == "original" for method in methods)
+    has_original = len(inputs.teacher_training_images) > 0
+    if uses_original and not has_original:
         raise InputError(
             "comparison: a variant distills on the teacher's training images, and none exist: "
             "give data_ingestion.teacher_training a source, or set that variant to null"
@@ -111,9 +118,20 @@ def _check(inputs: ComparisonInputs, cells: Sequence[Cell], params: ComparisonPa
         _check_student(inputs, cell)
 
 
+def _check_labels(name: str, images: ImageStore) -> None:
+    labels = images.index["label"]
+    if not len(labels) or labels.isna().any():
+        raise InputError(
+            f"comparison: the {name} images need labels: "
+            f"set `labels: classes` on data_ingestion.{name}"
+        )
+
+
 def _smallest_class(inputs: ComparisonInputs) -> int:
     """Return the number of labeled images of the class that has the fewest."""
-    counts = inputs.labeled_images.index["label"].value_counts()
+    labels = inputs.labeled_images.index["label"]
+    counts = labels.value_counts()
+    # Classes without an image are not counted.
     if len(counts) != inputs.teacher.n_classes:
         return 0
     return int(counts.min())

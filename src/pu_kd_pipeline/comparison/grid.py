@@ -7,7 +7,7 @@ and a seed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -93,7 +93,9 @@ class Cell:
     @property
     def needs_pu(self) -> bool:
         """Whether a PU classifier is trained for it."""
-        return self.rule is not None and RULES[self.rule].reads_pu_score
+        if self.rule is None:
+            return False
+        return RULES[self.rule].reads_pu_score
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, and nothing that does not, such as the device.
@@ -107,8 +109,11 @@ class Cell:
             "labeled_per_class": self.labeled_per_class,
             "seed": self.seed,
         }
-        for name, block in self._deciding_blocks().items():
-            identity[name] = block.model_dump(mode="json", exclude=_keys_without_effect(block))
+        deciding_blocks = self._deciding_blocks()
+        for name, block in deciding_blocks.items():
+            left_out = _keys_without_effect(block)
+            identity[name] = block.model_dump(mode="json", exclude=left_out)
+        # Of the compute settings, precision alone changes results; `compute` itself is left out.
         identity["precision"] = self.blocks.distillation.compute.precision
         identity["like"] = None
         if self.like is not None:
@@ -131,12 +136,12 @@ class Cell:
 def _keys_without_effect(block: BaseModel) -> set[str]:
     """Return the keys of a block that do not decide a result."""
     if isinstance(block, SubsetParams):
-        return {
-            EXCLUSION_KEY
-        }  # the excluded images themselves are in the name, where there are any
+        # The excluded images themselves are in the name, where there are any.
+        return {EXCLUSION_KEY}
     if not isinstance(block, DistillationParams):
         return {"compute"}
-    return {"compute", *block.unread_option_blocks()}
+    unread = block.unread_option_blocks()
+    return {"compute", *unread}
 
 
 def make_cells(params: ComparisonParams, blocks: Blocks) -> list[Cell]:
@@ -164,7 +169,9 @@ def make_cells(params: ComparisonParams, blocks: Blocks) -> list[Cell]:
     grid = _Grid(params, variants, blocks_of)
     cells: list[Cell] = []
     for seed in params.seeds:
-        cells += [grid.cell(place, seed) for place in grid.places()]
+        for place in grid.places():
+            cell = grid.cell(place, seed)
+            cells.append(cell)
     return cells
 
 
@@ -187,10 +194,12 @@ class _Grid:
 
     def places(self) -> Iterator[_Place]:
         """Yield the places of the cells of one seed."""
-        for position, n_per_class in enumerate(self.params.labeled_per_class):
+        all_counts = self.params.labeled_per_class
+        for position, n_per_class in enumerate(all_counts):
             for name, variant in self.variants.items():
-                if METHODS[variant.method].labeled_images == "drawn":
-                    counts = variant.labeled_per_class or self.params.labeled_per_class
+                method = METHODS[variant.method]
+                if method.labeled_images == "drawn":
+                    counts = variant.labeled_per_class or all_counts
                     if n_per_class in counts:
                         yield from self._objectives_at(name, n_per_class)
                 elif position == 0:
@@ -237,35 +246,45 @@ def _blocks_by_objective(
     key = f"comparison.variants.{name}"
     faults += _forbidden_overrides("comparison.every_variant", params.every_variant)
     faults += _forbidden_overrides(key, variant)
-    objectives = variant.objectives
-    if not objectives:
-        objectives = params.objectives if METHODS[variant.method].selects else ("kd",)
+    names = [field.name for field in fields(Blocks)]
     result = {}
-    for objective in objectives:
+    for objective in _objectives_of(variant, params):
         implied = _implied_overrides(variant, objective)
         merged = {}
-        for block in (field.name for field in fields(Blocks)):
+        for block in names:
             base: BaseModel = getattr(blocks, block)
-            values = with_overrides(
-                base.model_dump(),
-                getattr(params.every_variant, block),
-                getattr(variant, block),
-                implied.get(block, {}),
-            )
+            model = type(base)
+            # The later layer wins.
+            of_every_variant = getattr(params.every_variant, block)
+            of_variant = getattr(variant, block)
+            implied_here = implied.get(block, {})
+            values = with_overrides(base.model_dump(), of_every_variant, of_variant, implied_here)
             try:
-                merged[block] = type(base).model_validate(values)
+                merged[block] = model.model_validate(values)
             except ValidationError as error:
                 where = "the block `comparison`"
-                faults += fault_messages(error, type(base), name=f"{key}.{block}", where=where)
-        if len(merged) == len(fields(Blocks)):
+                faults += fault_messages(error, model, name=f"{key}.{block}", where=where)
+        # A faulty block is missing; the faults are raised once all variants were looked at.
+        if len(merged) == len(names):
             result[objective] = Blocks(**merged)  # type: ignore[arg-type]
     return result
+
+
+def _objectives_of(variant: ComparisonVariant, params: ComparisonParams) -> Sequence[str]:
+    """Return a variant's own objectives, or those that its method has by default."""
+    if variant.objectives:
+        return variant.objectives
+    if METHODS[variant.method].selects:
+        return params.objectives
+    return ("kd",)
 
 
 def _forbidden_overrides(where: str, overrides: Overrides) -> Iterator[str]:
     """Yield a fault for each key that is overridden although all students share it."""
     fixes = {"objective": "list `objectives`", "seed": "list `seeds`"}
-    for name in sorted(set(SHARED_KEYS) & set(overrides.distillation)):
+    overridden = set(overrides.distillation)
+    forbidden = overridden.intersection(SHARED_KEYS)
+    for name in sorted(forbidden):
         fix = fixes.get(name, f"set distillation.{name} instead")
         yield f"{where}.distillation.{name}: every student of a comparison has the same; {fix}"
     if EXCLUSION_KEY in overrides.subset_materialization:
@@ -283,9 +302,12 @@ def _implied_overrides(variant: ComparisonVariant, objective: str) -> dict[str, 
         subset["budget"] = 1
     distillation: dict[str, Any] = {"objective": objective}
     if not METHODS[variant.method].has_held_out_images:
-        distillation |= {"held_out_share": 0.0, "keep": "last"}
+        distillation["held_out_share"] = 0.0
+        # Without held-out images, no epoch can be called the best.
+        distillation["keep"] = "last"
+    pu_training = {"features": variant.features}
     return {
-        "pu_training": _without_none({"features": variant.features}),
+        "pu_training": _without_none(pu_training),
         "subset_materialization": _without_none(subset),
         "distillation": distillation,
     }

@@ -46,8 +46,10 @@ class ComparisonInputs:
             InputError: there are not enough of them.
         """
         index = self.teacher_training_images.index
-        is_in_pool = index["sha256"].isin(self.pool_images.index["sha256"])
-        is_free = index["label"].notna() & ~is_in_pool
+        pool_hashes = self.pool_images.index["sha256"]
+        is_in_pool = index["sha256"].isin(pool_hashes)
+        has_label = index["label"].notna()
+        is_free = has_label & ~is_in_pool
         free = np.flatnonzero(is_free.to_numpy())
         if n_images >= len(free):
             raise InputError(
@@ -57,13 +59,17 @@ class ComparisonInputs:
             )
         # One seed for all comparisons: their curves are then of the same images.
         rng = np.random.default_rng(0)
-        rows = np.sort(rng.choice(free, n_images, replace=False))
+        drawn = rng.choice(free, n_images, replace=False)
+        rows = np.sort(drawn)
         watched = ImageSubset.of(self.teacher_training_images, rows)
+        # A student that learned from a watched image would show too good a curve.
+        labeled_images = without_images(self.labeled_images, watched)
+        teacher_training_images = without_images(self.teacher_training_images, watched)
         return replace(
             self,
             watched_images=watched,
-            labeled_images=without_images(self.labeled_images, watched),
-            teacher_training_images=without_images(self.teacher_training_images, watched),
+            labeled_images=labeled_images,
+            teacher_training_images=teacher_training_images,
         )
 
     def without_excluded(self) -> ComparisonInputs:
@@ -71,10 +77,12 @@ class ComparisonInputs:
 
         Excluded pool images stay: each selection leaves them out.
         """
-        is_excluded = self.labeled_images.index["id"].isin(self.excluded.labeled).to_numpy()
+        ids = self.labeled_images.index["id"]
+        is_excluded = ids.isin(self.excluded.labeled).to_numpy()
         if not is_excluded.any():
             return self  # a subset has another fingerprint, which would rename finished cells
-        kept = ImageSubset.of(self.labeled_images, np.flatnonzero(~is_excluded))
+        rows = np.flatnonzero(~is_excluded)
+        kept = ImageSubset.of(self.labeled_images, rows)
         return replace(self, labeled_images=kept)
 
     def cell_labeled_images(self, cell: Cell) -> ImageStore:
@@ -83,7 +91,8 @@ class ComparisonInputs:
         if source == "original":
             return self.teacher_training_images
         if source == "none":
-            return ImageSubset.of(self.labeled_images, np.empty(0, dtype=np.int64))
+            no_rows = np.empty(0, dtype=np.int64)
+            return ImageSubset.of(self.labeled_images, no_rows)
         assert cell.labeled_per_class is not None
         rows = labeled_rows(self.labeled_images, cell.labeled_per_class, cell.seed)
         return ImageSubset.of(self.labeled_images, rows)
@@ -114,6 +123,8 @@ def labeled_rows(images: ImageStore, n_per_class: int, seed: int) -> np.ndarray:
     for label in np.unique(labels):
         # A generator per class: the draw of one class does not depend on the size of another.
         rng = np.random.default_rng([seed, int(label)])
-        rows = rng.permutation(np.flatnonzero(labels == label))
+        of_class = np.flatnonzero(labels == label)
+        rows = rng.permutation(of_class)
         drawn.append(rows[:n_per_class])
-    return np.sort(np.concatenate(drawn)).astype(np.int64)
+    all_rows = np.concatenate(drawn)
+    return np.sort(all_rows).astype(np.int64)

@@ -24,7 +24,8 @@ SELECTION_COLUMNS = ("auc", "precision", "recall", "class_prior", "true_class_pr
 
 def n_pool_images(manifest: pd.DataFrame) -> int:
     """Return how many images of a manifest come from the pool."""
-    return int((manifest["origin"] == "pool").sum())
+    is_of_pool = manifest["origin"] == "pool"
+    return int(is_of_pool.sum())
 
 
 def selected_manifest(
@@ -60,9 +61,11 @@ def selected_manifest(
     )
     manifest = choose_subset(subset_inputs, params)
     facts = describe_selection(manifest, pool.scores, inputs.pool_images, pool.class_prior)
-    if RULES[cell.rule].ranked_by is None:
+    rule = RULES[cell.rule]
+    if rule.ranked_by is None:
         facts["auc"] = None  # the scores that it measures did not decide what was kept
-    return manifest, {name: facts.get(name) for name in SELECTION_COLUMNS}
+    quality = {name: facts.get(name) for name in SELECTION_COLUMNS}
+    return manifest, quality
 
 
 class UnselectedManifests:
@@ -77,7 +80,8 @@ class UnselectedManifests:
         if METHODS[cell.method].samples_by_relatedness:
             return self._by_relatedness(cell.blocks.relatedness)
         images = self._inputs.cell_labeled_images(cell)
-        return images.index[["id"]].assign(origin="labeled")
+        ids = images.index[["id"]]
+        return ids.assign(origin="labeled")
 
     def _by_relatedness(self, params: RelatednessParams) -> pd.DataFrame:
         pool_images = self._inputs.pool_images
@@ -85,8 +89,10 @@ class UnselectedManifests:
         key = params.model_dump_json(include={"seed", "n_noise_images", "clip"})
         if key not in self._relatedness:
             makers = relatedness_shards(pool_images, self._inputs.teacher, params)
+            names = tuple(makers)
             tables = tuple(make() for make in makers.values())
-            self._relatedness[key] = InMemoryTable(Path(), tuple(makers), tables)
-        return preferential_manifest(
-            self._relatedness[key], pool_images, params, self._inputs.excluded
-        )
+            # No folder: the table is not written.
+            self._relatedness[key] = InMemoryTable(Path(), names, tables)
+        relatedness = self._relatedness[key]
+        excluded = self._inputs.excluded
+        return preferential_manifest(relatedness, pool_images, params, excluded)

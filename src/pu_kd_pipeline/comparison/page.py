@@ -49,34 +49,48 @@ def comparison_page(results: pd.DataFrame, params: ComparisonParams) -> str:
     of_grid, sweeps = split_sweeps(means, params)
     parts = [f"# {params.title}", _facts(results, means)]
     if len(of_grid):
-        parts.append(_markdown(_accuracy_rows(of_grid)))
+        accuracies = _accuracy_rows(of_grid)
+        parts.append(_markdown(accuracies))
     for label, of_sweep in sweeps.items():
-        parts += [f"## By {label}", _markdown(_sweep_rows(of_sweep))]
-    for title, curves in curve_table(results, params).items():
-        heading = f"## Accuracy by updates: {title}"
-        parts += [heading, _CURVES_FACTS, _markdown(_curve_rows(curves))]
-    selections = means[means["n_selected"] > 0]
-    if len(selections):
-        parts += ["## What was selected", _markdown(_selection_rows(selections))]
+        parts.append(f"## By {label}")
+        points = _sweep_rows(of_sweep)
+        parts.append(_markdown(points))
+    curves_by_title = curve_table(results, params)
+    for title, curves in curves_by_title.items():
+        parts.append(f"## Accuracy by updates: {title}")
+        parts.append(_CURVES_FACTS)
+        updates = _curve_rows(curves)
+        parts.append(_markdown(updates))
+    # Methods that train on the labeled images alone select nothing.
+    has_selected = means["n_selected"] > 0
+    if has_selected.any():
+        parts.append("## What was selected")
+        selections = _selection_rows(means[has_selected])
+        parts.append(_markdown(selections))
     notes = _notes(results)
     if notes:
-        parts += ["## What to know of them", "\n".join(notes)]
+        parts.append("## What to know of them")
+        parts.append("\n".join(notes))
     failures = _failures(results)
     if failures:
-        again = "To try a cell again, delete its file in `comparison_cells`."
-        parts += ["## What could not be computed", "\n".join(failures), again]
+        parts.append("## What could not be computed")
+        parts.append("\n".join(failures))
+        parts.append("To try a cell again, delete its file in `comparison_cells`.")
     return "\n\n".join(parts) + "\n"
 
 
 def _facts(results: pd.DataFrame, means: pd.DataFrame) -> str:
+    seeds = seeds_text(means)
+    n_updates = one_or_range(results["n_updates"])
     facts = [
-        f"Test accuracy in percent, mean ± standard deviation over {seeds_text(means)}; "
+        f"Test accuracy in percent, mean ± standard deviation over {seeds}; "
         "columns: labeled images per class.",
-        f"Every student got {one_or_range(results['n_updates'])} updates.",
+        f"Every student got {n_updates} updates.",
     ]
     # Where every cell failed, no accuracy of the teacher is known.
-    if results["teacher_accuracy"].notna().any():
-        teacher_percent = 100 * results["teacher_accuracy"].max()
+    teacher_accuracies = results["teacher_accuracy"]
+    if teacher_accuracies.notna().any():
+        teacher_percent = 100 * teacher_accuracies.max()
         n_test = int(results["n_test"].max())
         facts.append(f"Teacher: {teacher_percent:.2f}; {n_test:,} test images.")
     facts.append("**Bold**: the best of a column.")
@@ -86,20 +100,26 @@ def _facts(results: pd.DataFrame, means: pd.DataFrame) -> str:
 
 
 def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
-    columns = sorted(means["labeled_per_class"].dropna().unique())
+    n_labeled = means["labeled_per_class"].dropna()
+    columns = sorted(n_labeled.unique())
     n_seeds = means["n_seeds"].max()
-    best = {column: rivals(means, column)["mean"].max() for column in columns}
+    best = {}
+    for column in columns:
+        competitors = rivals(means, column)
+        best[column] = competitors["mean"].max()
     header = [f"{column:.0f}" for column in columns]
     rows = [["", *header]]
     for name, of_row in means.groupby("row", sort=False):
         is_reference = bool(of_row["is_reference"].iloc[0])
-        cells = [_row_title(str(name), is_reference)]
+        title = _row_title(str(name), is_reference)
+        cells = [title]
         for column in columns:
-            here = of_row[is_in_column(of_row, column)]
+            is_here = is_in_column(of_row, column)
+            here = of_row[is_here]
             text = _accuracy_text(here, n_seeds)
+            may_be_best = len(here) > 0 and not is_reference
             # Exact: the best is one of these very numbers.
-            is_best = len(here) and not is_reference and here["mean"].iloc[0] == best[column]
-            if is_best:
+            if may_be_best and here["mean"].iloc[0] == best[column]:
                 text = f"**{text}**"
             cells.append(text)
         rows.append(cells)
@@ -112,8 +132,13 @@ def _sweep_rows(means: pd.DataFrame) -> list[list[str]]:
     header = [f"{place:,g}" for place in places]
     rows = [["", *header]]
     for name, of_row in means.groupby("row", sort=False):
-        cells = [_row_title(str(name), bool(of_row["is_reference"].all()))]
-        cells += [_accuracy_text(of_row[of_row["at"] == place], n_seeds) for place in places]
+        is_reference = bool(of_row["is_reference"].all())
+        title = _row_title(str(name), is_reference)
+        cells = [title]
+        for place in places:
+            is_here = of_row["at"] == place
+            text = _accuracy_text(of_row[is_here], n_seeds)
+            cells.append(text)
         rows.append(cells)
     return rows
 
@@ -123,10 +148,13 @@ def _curve_rows(curves: pd.DataFrame) -> list[list[str]]:
     header = [f"{update:,}" for update in updates]
     rows = [["", *header]]
     for name, of_row in curves.groupby("row", sort=False):
-        known = of_row.set_index("updates")["watched"]
+        by_updates = of_row.set_index("updates")
+        known = by_updates["watched"]
         cells = [str(name)]
         for update in updates:
-            cells.append(_fixed(known.get(update, np.nan), 2))
+            # Rows may have been recorded after different numbers of updates.
+            accuracy_percent = known.get(update, np.nan)
+            cells.append(_fixed(accuracy_percent, 2))
         rows.append(cells)
     return rows
 
@@ -163,14 +191,21 @@ def _accuracy_text(rows: pd.DataFrame, n_seeds: int) -> str:
         rows: the one row of the cell, or none where it was not computed.
         n_seeds: the seeds of the comparison; a cell with fewer shows how many.
     """
-    if not len(rows) or not rows.iloc[0]["n_seeds"]:
+    if not len(rows):
         return _UNKNOWN
     row = rows.iloc[0]
-    text = f"{row['mean']:.2f}"
-    if np.isfinite(row["std"]):
-        text += f" ± {row['std']:.2f}"
-    if row["n_seeds"] < n_seeds:
-        text += f" ({row['n_seeds']:.0f})"
+    n_finished = row["n_seeds"]
+    # No seed of the cell has a result.
+    if not n_finished:
+        return _UNKNOWN
+    mean = row["mean"]
+    deviation = row["std"]
+    text = f"{mean:.2f}"
+    # A single seed has no deviation.
+    if np.isfinite(deviation):
+        text += f" ± {deviation:.2f}"
+    if n_finished < n_seeds:
+        text += f" ({n_finished:.0f})"
     return text
 
 
@@ -183,29 +218,43 @@ def _fixed(value: float, n_decimals: int) -> str:
 def _notes(results: pd.DataFrame) -> list[str]:
     """Return a line per variant and objective with notes: the note of its first such seed."""
     lines = []
-    for (variant, objective), of_row in results.groupby(["variant", "objective"], sort=False):
+    groups = results.groupby(["variant", "objective"], sort=False)
+    for (variant, objective), of_row in groups:
         notes = of_row["note"].dropna()
         if len(notes):
-            students = f"{len(notes)} of {len(of_row)} students"
-            lines.append(f"- {variant}, {objective} ({students}): {notes.iloc[0]}")
+            n_noted = len(notes)
+            n_students = len(of_row)
+            students = f"{n_noted} of {n_students} students"
+            first_note = notes.iloc[0]
+            lines.append(f"- {variant}, {objective} ({students}): {first_note}")
     return lines
 
 
 def _failures(results: pd.DataFrame) -> list[str]:
     """Return a line per cell that has no result, with the reason."""
     lines = []
-    for _, row in results[results["failure"].notna()].iterrows():
+    has_failed = results["failure"].notna()
+    failed_cells = results[has_failed]
+    for _, row in failed_cells.iterrows():
+        variant = row["variant"]
+        objective = row["objective"]
+        seed = row["seed"]
+        reason = row["failure"]
+        n_per_class = row["labeled_per_class"]
         labeled = ""
-        if not pd.isna(row["labeled_per_class"]):
-            labeled = f", {row['labeled_per_class']:.0f} per class"
-        cell = f"{row['variant']}, {row['objective']}{labeled}, seed {row['seed']}"
-        lines.append(f"- {cell}: {row['failure']}")
+        if not pd.isna(n_per_class):
+            labeled = f", {n_per_class:.0f} per class"
+        lines.append(f"- {variant}, {objective}{labeled}, seed {seed}: {reason}")
     return lines
 
 
 def _markdown(rows: list[list[str]]) -> str:
     """Return a table whose first row is the header; all columns but the first align right."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines = []
+    for row in rows:
+        cells = " | ".join(row)
+        lines.append(f"| {cells} |")
     n_numbers = len(rows[0]) - 1
     separator = "| --- |" + " ---: |" * n_numbers
-    return "\n".join([lines[0], separator, *lines[1:]])
+    lines.insert(1, separator)
+    return "\n".join(lines)

@@ -63,22 +63,24 @@ class PoolScorer:
         tables = []
         for table in self._inputs.pool_features.shards(["id", "logits"]):
             # A copy: torch does not take the read-only memory of the table.
-            logits = torch.from_numpy(as_array(table["logits"]).copy())
-            confidence, classes = logits.softmax(dim=1).max(dim=1)
+            stored_logits = as_array(table["logits"]).copy()
+            logits = torch.from_numpy(stored_logits)
+            probabilities = logits.softmax(dim=1)
+            largest, classes = probabilities.max(dim=1)
+            confidence = largest.numpy()
             columns = {
                 "id": table["id"],
                 # Rules that read no PU score get a finite column: the schema has one.
-                "pu_score": confidence.numpy(),
+                "pu_score": confidence,
                 "teacher_class": classes.int().numpy(),
-                "teacher_confidence": confidence.numpy(),
+                "teacher_confidence": confidence,
             }
             tables.append(pa.table(columns))
-        return ScoredPool(
-            scores=InMemoryTable.of("confidence", tables),
-            class_prior=dict.fromkeys(("value", "lower", "upper", "method")),
-            held_out_ranks=pd.DataFrame({"rank": []}),
-            seconds=None,
-        )
+        scores = InMemoryTable.of("confidence", tables)
+        # Prior and ranks are unknown without a PU classifier.
+        unknown_prior = dict.fromkeys(("value", "lower", "upper", "method"))
+        no_ranks = pd.DataFrame({"rank": []})
+        return ScoredPool(scores, unknown_prior, no_ranks, seconds=None)
 
     def _by_classifier(self, cell: Cell) -> ScoredPool:
         started = time.perf_counter()
@@ -97,12 +99,9 @@ class PoolScorer:
         classifier, _, ranks = trained
         makers = score_shards(pool_features, pool_images, classifier, params.compute)
         tables = [make() for make in makers.values()]
-        return ScoredPool(
-            scores=InMemoryTable.of(classifier.fingerprint(), tables),
-            class_prior=prior,
-            held_out_ranks=ranks,
-            seconds=time.perf_counter() - started,
-        )
+        scores = InMemoryTable.of(classifier.fingerprint(), tables)
+        seconds = time.perf_counter() - started
+        return ScoredPool(scores, prior, ranks, seconds)
 
     def _class_prior(self, labeled: ShardedTable, params: PUTrainingParams) -> dict[str, Any]:
         pool = self._inputs.pool_features

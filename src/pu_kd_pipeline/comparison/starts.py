@@ -26,17 +26,22 @@ class Start:
 def _start_fitnet(
     teacher: Model, labeled: ImageStore, params: DistillationParams, hint_share: float
 ) -> tuple[State, DistillationParams]:
-    n_hints = min(max(1, round(hint_share * params.n_updates)), params.n_updates - 1)
+    n_updates = params.n_updates
+    # At least one update for each of the two phases.
+    n_hints = max(1, round(hint_share * n_updates))
+    n_hints = min(n_hints, n_updates - 1)
     state = fitnet_start(teacher, labeled, params, n_hints)
     # Both phases together get as many updates as every other student, or the comparison would
     # favor this one.
-    return state, params.model_copy(update={"n_updates": params.n_updates - n_hints})
+    n_left = n_updates - n_hints
+    return state, params.model_copy(update={"n_updates": n_left})
 
 
 def _start_fskd(
     teacher: Model, labeled: ImageStore, params: DistillationParams, _hint_share: float
 ) -> tuple[State, DistillationParams]:
-    return fskd_start(teacher, labeled, params), params
+    state = fskd_start(teacher, labeled, params)
+    return state, params
 
 
 STARTS: dict[str, Start] = {

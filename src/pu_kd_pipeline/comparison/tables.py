@@ -35,8 +35,10 @@ def means_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     Args:
         results: one row per cell, as `comparison.RESULT` has it.
     """
-    results = results.assign(percent=100 * results["accuracy"])
+    accuracy_percent = 100 * results["accuracy"]
+    results = results.assign(percent=accuracy_percent)
     keys = ["variant", "objective", "labeled_per_class"]
+    # Kept null: rows without labeled images are a group, too.
     groups = results.groupby(keys, dropna=False, sort=False)
     percents = groups["percent"]
     table = groups[_MEAN_COLUMNS].mean()
@@ -44,6 +46,7 @@ def means_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     table["std"] = percents.std(ddof=1)
     table["n_seeds"] = percents.count()
     first = groups[["rule", "method", "is_reference"]].first()
+    # Methods that select nothing have no rule.
     table["role"] = first["rule"].fillna(first["method"])
     table["is_reference"] = first["is_reference"]
     table = table.reset_index()
@@ -53,9 +56,12 @@ def means_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
 
 def _row_names(table: pd.DataFrame, name: str, keys: list[str]) -> pd.Series:
     """Return the names of a column, with the objective where rows of the same keys have several."""
-    n_objectives = table.groupby(keys)["objective"].transform("nunique")
-    with_objective = table[name] + " · " + table["objective"]
-    return table[name].where(n_objectives == 1, with_objective)
+    groups = table.groupby(keys)
+    n_objectives = groups["objective"].transform("nunique")
+    is_unique = n_objectives == 1
+    short_names = table[name]
+    long_names = short_names + " · " + table["objective"]
+    return short_names.where(is_unique, long_names)
 
 
 def split_sweeps(
@@ -70,24 +76,31 @@ def split_sweeps(
     line_of = {}
     place_of = {}
     for name, variant in params.variants.items():
-        if variant is not None and variant.sweep:
-            sweep_of[name] = variant.sweep.name
-            line_of[name] = variant.sweep.line
-            place_of[name] = variant.sweep.at
+        if variant is None or not variant.sweep:
+            continue
+        sweep = variant.sweep
+        sweep_of[name] = sweep.name
+        line_of[name] = sweep.line
+        place_of[name] = sweep.at
     if not sweep_of:
         return means, {}
     is_point = means["variant"].isin(list(sweep_of))
+    of_grid = means[~is_point]
     points = means[is_point].copy()
-    points["sweep"] = points["variant"].map(sweep_of)
-    points["line"] = points["variant"].map(line_of)
-    points["at"] = points["variant"].map(place_of)
+    variants = points["variant"]
+    points["sweep"] = variants.map(sweep_of)
+    points["line"] = variants.map(line_of)
+    points["at"] = variants.map(place_of)
+    # Two sweeps may have lines of the same name.
     points["row"] = _row_names(points, "line", ["sweep", "line"])
     by_label = {}
     for name, label in params.sweeps.items():
-        of_sweep = points[points["sweep"] == name]
+        is_of_sweep = points["sweep"] == name
+        of_sweep = points[is_of_sweep]
+        # Without points, the page would have an empty table and the figure an empty panel.
         if len(of_sweep):
             by_label[label] = of_sweep
-    return means[~is_point], by_label
+    return of_grid, by_label
 
 
 def curve_table(results: pd.DataFrame, params: ComparisonParams) -> dict[str, pd.DataFrame]:
@@ -98,17 +111,25 @@ def curve_table(results: pd.DataFrame, params: ComparisonParams) -> dict[str, pd
     if params.curves is None:
         return {}
     # Cells of earlier versions have no curve.
-    points = results.dropna(subset=["curve_updates"]).explode(["curve_updates", "curve_accuracy"])
+    with_curve = results.dropna(subset=["curve_updates"])
+    points = with_curve.explode(["curve_updates", "curve_accuracy"])
     panels = {}
     for title, variants in params.curves.panels.items():
-        of_panel = points[points["variant"].isin(variants)]
+        is_of_panel = points["variant"].isin(variants)
+        of_panel = points[is_of_panel]
         if of_panel.empty:
             continue
-        row = _row_names(of_panel, "variant", ["variant"]).rename("row")
-        updates = of_panel["curve_updates"].astype(int).rename("updates")
-        percents = 100 * of_panel["curve_accuracy"].astype(float)
-        groups = percents.groupby([row, updates], sort=False)
-        curves = pd.DataFrame({"watched": groups.mean(), "std": groups.std(ddof=1)})
+        names = _row_names(of_panel, "variant", ["variant"])
+        rows = names.rename("row")
+        # The columns held lists, so that their values are objects.
+        updates = of_panel["curve_updates"].astype(int)
+        updates = updates.rename("updates")
+        accuracy = of_panel["curve_accuracy"].astype(float)
+        percents = 100 * accuracy
+        groups = percents.groupby([rows, updates], sort=False)
+        mean = groups.mean()
+        std = groups.std(ddof=1)
+        curves = pd.DataFrame({"watched": mean, "std": std})
         panels[title] = curves.reset_index()
     return panels
 
@@ -118,24 +139,31 @@ def is_in_column(means: pd.DataFrame, column: float | None) -> pd.Series:
 
     A row without labeled images has the same result in every column.
     """
-    return means["labeled_per_class"].isna() | (means["labeled_per_class"] == column)
+    n_labeled = means["labeled_per_class"]
+    uses_no_labeled_images = n_labeled.isna()
+    has_that_number = n_labeled == column
+    return uses_no_labeled_images | has_that_number
 
 
 def rivals(means: pd.DataFrame, column: float | None) -> pd.DataFrame:
     """Return the rows that may be the best of a column: all but the references."""
-    return means[is_in_column(means, column) & ~means["is_reference"]]
+    is_in_race = ~means["is_reference"]
+    return means[is_in_column(means, column) & is_in_race]
 
 
 def seeds_text(means: pd.DataFrame) -> str:
     """Return the number of seeds as words, such as "3 seeds"."""
-    n = int(means["n_seeds"].max())
-    if n == 1:
+    # A variant whose cells failed for some seeds has fewer.
+    n_seeds = int(means["n_seeds"].max())
+    if n_seeds == 1:
         return "1 seed"
-    return f"{n} seeds"
+    return f"{n_seeds} seeds"
 
 
 def one_or_range(values: pd.Series) -> str:
     """Return the value that all have, or the lowest and the highest."""
+    lowest = values.min()
+    highest = values.max()
     if values.nunique() == 1:
-        return f"{values.min():,}"
-    return f"{values.min():,} to {values.max():,}"
+        return f"{lowest:,}"
+    return f"{lowest:,} to {highest:,}"

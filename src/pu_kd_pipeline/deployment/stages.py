@@ -49,8 +49,12 @@ def with_direct_needs(stages: Iterable[Stage]) -> list[Stage]:
     """
     from graphlib import TopologicalSorter
 
-    by_name = {stage.name: stage for stage in stages}
-    sorter = TopologicalSorter({name: stage.needs for name, stage in by_name.items()})
+    by_name = {}
+    needs_of = {}
+    for stage in stages:
+        by_name[stage.name] = stage
+        needs_of[stage.name] = stage.needs
+    sorter = TopologicalSorter(needs_of)
     order = list(sorter.static_order())
     # All stages that must have finished before one, however indirectly.
     predecessors: dict[str, set[str]] = {}
@@ -62,8 +66,10 @@ def with_direct_needs(stages: Iterable[Stage]) -> list[Stage]:
         for need in needs:
             indirect_needs |= predecessors[need]
         predecessors[name] = needs | indirect_needs
+        # Sorted, so that the same stages always give the same file.
         direct_needs = sorted(needs - indirect_needs)
-        reduced_stages.append(replace(stage, needs=tuple(direct_needs)))
+        reduced_stage = replace(stage, needs=tuple(direct_needs))
+        reduced_stages.append(reduced_stage)
     return reduced_stages
 
 
@@ -100,17 +106,29 @@ def argo_workflow(
         gpus: GPUs per stage tagged `gpu`; 0 on clusters without any.
         gpu_memory: like `memory`, for the stages tagged `gpu`.
     """
-    options = {"image": image, "mlflow": mlflow, "claim": claim, "cpus": cpus, "memory": memory}
-    return _rendered(ARGO, stages, **options, gpus=gpus, gpu_memory=gpu_memory)
+    return _rendered(
+        ARGO,
+        stages,
+        image=image,
+        mlflow=mlflow,
+        claim=claim,
+        cpus=cpus,
+        memory=memory,
+        gpus=gpus,
+        gpu_memory=gpu_memory,
+    )
 
 
 def _rendered(template: str, stages: Sequence[Stage], **values: Any) -> str:
     from jinja2 import Environment, StrictUndefined
 
+    # Strict: a misspelled name in a template is an error, not an empty text.
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    path = files(__package__).joinpath("templates", template)
+    package_files = files(__package__)
+    path = package_files.joinpath("templates", template)
     text = path.read_text(encoding="utf-8")
+    compiled = environment.from_string(text)
     # Each file names its template in its header.
-    return environment.from_string(text).render(stages=stages, template=template, **values)
+    return compiled.render(stages=stages, template=template, **values)

@@ -123,8 +123,9 @@ def _contradictions(blocks: Mapping[str, Any]) -> Iterator[str]:
     needs_held_out = rule.uses_criterion and CRITERIA[subset.criterion].needs_held_out_ranks
     if needs_held_out and training and not training.held_out_folds:
         yield (
-            f"subset_materialization.criterion: {subset.criterion!r} is read off held-out positives, and "
-            "pu_training.held_out_folds is 0: set it to 2 or more, or choose another criterion"
+            f"subset_materialization.criterion: {subset.criterion!r} is read off held-out "
+            "positives, and pu_training.held_out_folds is 0: set it to 2 or more, "
+            "or choose another criterion"
         )
     pool_labels = set()
     if ingestion:

@@ -1,10 +1,9 @@
 """Which pool images to keep: one record per rule, chosen by its key in `RULES`.
 
 A record holds the function of the rule and every fact about it that parameters, comparisons,
-figures and summaries
-need: no other module lists rules by name. Rules see the scores of the pool and return row numbers;
-they read no image and write no manifest. Only `oracle`, the control with the known truth, looks at
-`PoolScores.relevant`. NumPy only; ties keep the order of the rows.
+figures and summaries need: no other module lists rules by name. Rules see the scores of the pool
+and return row numbers; they read no image and write no manifest. Only `oracle`, the control with
+the known truth, looks at `PoolScores.relevant`. NumPy only; ties keep the order of the rows.
 """
 
 from __future__ import annotations
@@ -55,13 +54,17 @@ class PoolScores:
             raise ValueError("the pool holds no image: there is nothing to select from")
         for name in ("pu_score", "teacher_class", "teacher_confidence", "relevant"):
             values = getattr(self, name)
-            if values is not None and values.shape != (n,):
+            # The truth may be unknown.
+            if values is None:
+                continue
+            if values.shape != (n,):
                 raise ValueError(
                     f"{name} must have one value for each of the {n} pool images, "
                     f"got shape {values.shape}"
                 )
         for name in ("pu_score", "teacher_confidence"):
-            is_finite = np.isfinite(getattr(self, name))
+            scores = getattr(self, name)
+            is_finite = np.isfinite(scores)
             n_bad = n - int(is_finite.sum())
             if n_bad:
                 raise ValueError(
@@ -133,15 +136,20 @@ def nnpu(pool: PoolScores, options: SelectionOptions) -> Selection:
     criterion = CRITERIA[options.criterion]
     n_passing = criterion.n_passing(scores, options)
     precision = None
-    if options.class_prior is not None and options.held_out_ranks is not None:
-        precisions = estimated_precision(np.array([n_passing]), len(pool), options)
+    can_estimate = options.class_prior is not None and options.held_out_ranks is not None
+    if can_estimate:
+        counts = np.array([n_passing])
+        precisions = estimated_precision(counts, len(pool), options)
         precision = float(precisions[0])
     # Where the criterion cuts, which is not the lowest score of a random draw from what passes.
     threshold = criterion.strict_threshold
     if threshold is None:
-        threshold = float(scores[n_passing - 1])
+        lowest_passing = scores[n_passing - 1]
+        threshold = float(lowest_passing)
     rows = order[:n_passing]
-    budget = None if criterion.needs_budget else options.budget
+    budget = options.budget
+    if criterion.needs_budget:
+        budget = None  # the criterion has cut there already
     if budget is not None and budget < n_passing:
         who = f"rule 'nnpu' with criterion {options.criterion!r} and a budget"
         rng = required(options.rng, "rng", who)
@@ -161,8 +169,9 @@ def random(pool: PoolScores, options: SelectionOptions) -> Selection:
     budget = required(options.budget, "budget", "rule 'random'")
     rng = required(options.rng, "rng", "rule 'random'")
     # Always the whole permutation: its start does not depend on the budget.
-    order = rng.permutation(len(pool)).astype(np.int64)
-    return Selection(order[:budget], None, options.class_prior)
+    order = _random_order(pool, rng)
+    rows = order[:budget]
+    return Selection(rows, None, options.class_prior)
 
 
 def oracle(pool: PoolScores, options: SelectionOptions) -> Selection:
@@ -177,14 +186,18 @@ def oracle(pool: PoolScores, options: SelectionOptions) -> Selection:
             "say: give its sources labels with `labels: truth`, or choose another rule"
         )
     rows = np.flatnonzero(pool.relevant)
-    if len(rows) == 0:
+    n_relevant = len(rows)
+    if n_relevant == 0:
         raise ValueError(
             f"rule 'oracle' selects nothing: none of the {len(pool)} pool images is relevant; "
             "check the `label_map` of the pool's sources, or choose another rule"
         )
-    if options.budget is not None and options.budget < len(rows):
+    budget = options.budget
+    if budget is not None and budget < n_relevant:
         rng = required(options.rng, "rng", "rule 'oracle' with a budget")
-        rows = np.sort(rng.choice(rows, size=options.budget, replace=False))
+        drawn = rng.choice(rows, size=budget, replace=False)
+        rows = np.sort(drawn)
+    # By the truth, the precision is known: every image is relevant.
     return Selection(rows.astype(np.int64), None, 1.0)
 
 
@@ -195,8 +208,12 @@ def confident(pool: PoolScores, options: SelectionOptions) -> Selection:
         ValueError: no budget.
     """
     budget = required(options.budget, "budget", "rule 'confident'")
-    rows = _best_first(pool.teacher_confidence)[:budget]
-    return Selection(rows, float(pool.teacher_confidence[rows[-1]]), None)
+    confidence = pool.teacher_confidence
+    order = _best_first(confidence)
+    rows = order[:budget]
+    last = rows[-1]
+    threshold = float(confidence[last])
+    return Selection(rows, threshold, None)
 
 
 def stratified(pool: PoolScores, options: SelectionOptions) -> Selection:
@@ -212,13 +229,16 @@ def stratified(pool: PoolScores, options: SelectionOptions) -> Selection:
     """
     budget = required(options.budget, "budget", "rule 'stratified'")
     rng = required(options.rng, "rng", "rule 'stratified'")
-    order = rng.permutation(len(pool)).astype(np.int64)
-    bands = (pool.teacher_confidence * N_CONFIDENCE_BANDS).astype(np.int64)
+    order = _random_order(pool, rng)
+    position = pool.teacher_confidence * N_CONFIDENCE_BANDS
+    bands = position.astype(np.int64)
     bands = np.minimum(bands, N_CONFIDENCE_BANDS - 1)  # a confidence of 1 is in the highest band
-    strata = pool.teacher_class.astype(np.int64) * N_CONFIDENCE_BANDS + bands
+    classes = pool.teacher_class.astype(np.int64)
+    strata = classes * N_CONFIDENCE_BANDS + bands
     # Sorted by their place within the stratum, the first `budget` images visit the strata in turn.
     places = _places_within_groups(strata[order])
-    rows = order[np.argsort(places, kind="stable")]
+    by_place = np.argsort(places, kind="stable")
+    rows = order[by_place]
     return Selection(rows[:budget], None, None)
 
 
@@ -236,30 +256,39 @@ def disagreement(pool: PoolScores, options: SelectionOptions) -> Selection:
     who = "rule 'disagreement'"
     rng = required(options.rng, "rng", who)
     disagreement_of = required(options.disagreement_of, "disagreement_of", who)
+    n_pool = len(pool)
     n_likely = quantile_criterion(pool.pu_score, options, who)
-    budget = min(options.budget or n_likely, len(pool))
-    order = rng.permutation(len(pool)).astype(np.int64)
+    budget = options.budget or n_likely
+    budget = min(budget, n_pool)
+    order = _random_order(pool, rng)
     n_first = max(1, round(PROXY_SHARE * budget))
     first = order[:n_first]
     others = order[n_first:]
     divergence = np.asarray(disagreement_of(first), dtype=np.float64)
     is_valid = np.isfinite(divergence) & (divergence >= 0)
-    if divergence.shape != (len(pool),) or not is_valid.all():
+    if divergence.shape != (n_pool,) or not is_valid.all():
         raise ValueError(
-            f"{who} needs a finite divergence for each of the {len(pool)} pool images: "
+            f"{who} needs a finite divergence for each of the {n_pool} pool images: "
             "the proxy diverged"
         )
-    is_likely = np.zeros(len(pool), dtype=bool)
-    is_likely[_best_first(pool.pu_score)[:n_likely]] = True
+    best_first = _best_first(pool.pu_score)
+    top = best_first[:n_likely]
+    is_likely = np.zeros(n_pool, dtype=bool)
+    is_likely[top] = True
     is_likely[first] = False  # the student has these already
     likely = np.flatnonzero(is_likely)
     # Sorting exponential variables of these rates draws in proportion, without replacement. A rate
     # of zero would divide by zero; the smallest positive number puts that image last.
-    rates = np.maximum(divergence[likely], np.finfo(np.float64).tiny)
-    arrival_times = rng.exponential(size=len(likely)) / rates
+    smallest_rate = np.finfo(np.float64).tiny
+    rates = np.maximum(divergence[likely], smallest_rate)
+    unit_times = rng.exponential(size=len(likely))
+    arrival_times = unit_times / rates
     # The first arrivals are the draw.
-    second = likely[np.argsort(arrival_times, kind="stable")]
-    unlikely = others[~is_likely[others]]
+    by_arrival = np.argsort(arrival_times, kind="stable")
+    second = likely[by_arrival]
+    # More random images, for where the likely positives do not suffice.
+    is_other_likely = is_likely[others]
+    unlikely = others[~is_other_likely]
     rows = np.concatenate([first, second, unlikely])
     return Selection(rows[:budget], None, None)
 
@@ -269,7 +298,8 @@ def everything(pool: PoolScores, options: SelectionOptions) -> Selection:
 
     The precision is the class prior.
     """
-    return Selection(np.arange(len(pool), dtype=np.int64), None, options.class_prior)
+    rows = np.arange(len(pool), dtype=np.int64)
+    return Selection(rows, None, options.class_prior)
 
 
 RULES: dict[str, Rule] = {
@@ -331,11 +361,23 @@ RULES: dict[str, Rule] = {
 def needs_budget(rule: str, criterion: str) -> bool:
     """Return whether a rule cannot do without a budget, for checks before any work is done."""
     record = RULES[rule]
-    return record.needs_budget or (record.uses_criterion and CRITERIA[criterion].needs_budget)
+    if record.needs_budget:
+        return True
+    if not record.uses_criterion:
+        return False
+    return CRITERIA[criterion].needs_budget
+
+
+def _random_order(pool: PoolScores, rng: np.random.Generator) -> Rows:
+    """Return (n,) all rows of the pool, permuted."""
+    order = rng.permutation(len(pool))
+    return order.astype(np.int64)
 
 
 def _best_first(scores: NDArray[np.float32]) -> Rows:
-    return np.argsort(-scores, kind="stable").astype(np.int64)
+    # Stable, and of the negated scores: reversing an ascending order would reverse ties, too.
+    order = np.argsort(-scores, kind="stable")
+    return order.astype(np.int64)
 
 
 def _places_within_groups(groups: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -346,8 +388,11 @@ def _places_within_groups(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """
     by_group = np.argsort(groups, kind="stable")
     # Every group has a value of at least 0, so that -1 marks the first item as a start, too.
-    starts = np.flatnonzero(np.diff(groups[by_group], prepend=-1))
-    sizes = np.diff(starts, append=len(groups))
-    places = np.empty(len(groups), dtype=np.int64)
-    places[by_group] = np.arange(len(groups)) - np.repeat(starts, sizes)
+    n = len(groups)
+    steps = np.diff(groups[by_group], prepend=-1)
+    starts = np.flatnonzero(steps)
+    sizes = np.diff(starts, append=n)
+    start_of_each = np.repeat(starts, sizes)
+    places = np.empty(n, dtype=np.int64)
+    places[by_group] = np.arange(n) - start_of_each
     return places

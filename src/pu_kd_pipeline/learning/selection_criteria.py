@@ -77,7 +77,8 @@ def sign_criterion(scores: NDArray[np.float32], options: SelectionOptions) -> in
     Raises:
         ValueError: no score is.
     """
-    n_passing = int((scores > 0).sum())
+    is_passing = scores > 0
+    n_passing = int(is_passing.sum())
     if n_passing == 0:
         raise ValueError(
             "rule 'nnpu' with criterion 'sign' selects nothing: the best PU score of the pool is "
@@ -189,8 +190,11 @@ def estimated_precision(
     # Half an image of slack: a rank that was stored or computed with rounding still falls on its
     # own image.
     shares = (counts + 0.5) / n_pool
-    q_positive = np.searchsorted(ranks, shares, side="right") / len(ranks)
-    return np.minimum(1.0, options.class_prior * q_positive * n_pool / counts)
+    n_within = np.searchsorted(ranks, shares, side="right")
+    q_positive = n_within / len(ranks)
+    # With few held-out positives, the estimate may exceed 1.
+    precision = options.class_prior * q_positive * n_pool / counts
+    return np.minimum(1.0, precision)
 
 
 def required(value: Value | None, name: str, who: str) -> Value:
@@ -207,4 +211,6 @@ def required(value: Value | None, name: str, who: str) -> Value:
 def _are_shares(ranks: NDArray[np.floating[Any]]) -> bool:
     if ranks.ndim != 1 or len(ranks) == 0:
         return False
-    return bool(((ranks >= 0) & (ranks <= 1)).all())
+    # Written so that NaN, for which both are false, is refused.
+    is_share = (ranks >= 0) & (ranks <= 1)
+    return bool(is_share.all())

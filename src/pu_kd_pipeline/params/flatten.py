@@ -17,7 +17,8 @@ def flatten(
         tree: a mapping, a model, or a leaf.
         separator: text between two keys.
         prefix: key of the tree itself.
-        expand_lists: whether a list of mappings is expanded too, by position; otherwise it is a leaf.
+        expand_lists: whether a list of mappings is expanded by position, too; otherwise it is a
+            leaf.
     """
     if isinstance(tree, BaseModel):
         tree = tree.model_dump(mode="json")
@@ -32,7 +33,7 @@ def flatten(
     for key, value in tree.items():
         joined_key = str(key)
         if not is_root:
-            joined_key = f"{prefix}{separator}{key}"
+            joined_key = prefix + separator + joined_key
         yield from flatten(value, separator, joined_key, expand_lists=expand_lists)
 
 

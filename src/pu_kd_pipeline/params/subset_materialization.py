@@ -33,8 +33,10 @@ class SubsetParams(Block):
 
     @model_validator(mode="after")
     def _budget_where_it_is_needed(self) -> SubsetParams:
-        if self.budget is None and needs_budget(self.rule, self.criterion):
-            if RULES[self.rule].needs_budget:
-                raise ValueError(f"rule {self.rule!r} needs a budget")
-            raise ValueError(f"criterion {self.criterion!r} needs a budget")
-        return self
+        if self.budget is not None or not needs_budget(self.rule, self.criterion):
+            return self
+        # The message names the cause: the rule itself, or else its criterion.
+        rule = RULES[self.rule]
+        if rule.needs_budget:
+            raise ValueError(f"rule {self.rule!r} needs a budget")
+        raise ValueError(f"criterion {self.criterion!r} needs a budget")

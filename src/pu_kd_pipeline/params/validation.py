@@ -46,7 +46,8 @@ def check_parameters(
     faults = []
     for name in given:
         if name not in known_names:
-            faults.append(unknown_name(f"--params: the block `{name}`", name, known_names))
+            what = f"--params: the block `{name}`"
+            faults.append(unknown_name(what, name, known_names))
     blocks = {}
     given_keys = {key for key, _ in flatten(given)}
     for name, model in models.items():
@@ -57,11 +58,14 @@ def check_parameters(
         try:
             blocks[name] = model.model_validate(parameters[name])
         except ValidationError as error:
-            where = str(files.get(name, default_file))
-            faults += fault_messages(error, model, name=name, where=where, given=given_keys)
+            file = files.get(name, default_file)
+            faults += fault_messages(error, model, name=name, where=str(file), given=given_keys)
+    # All at once: otherwise each run would report only the next fault.
     if faults:
-        lines = [f"  - {fault}" for fault in faults]
-        raise InputError("\n".join(["The parameters cannot be used.", *lines]))
+        lines = ["The parameters cannot be used."]
+        for fault in faults:
+            lines.append(f"  - {fault}")
+        raise InputError("\n".join(lines))
     return blocks
 
 
@@ -88,55 +92,90 @@ def fault_messages(
     messages = []
     for fault in faults:
         # For a list with a faulty item, pydantic also reports the list itself as too short.
-        has_inner_fault = any(_is_inside(location, fault["loc"]) for location in locations)
+        outer = fault["loc"]
+        has_inner_fault = any(_is_inside(location, outer) for location in locations)
         if not has_inner_fault:
-            messages.append(_message(fault, model, name, where, given_keys))
+            message = _message(fault, model, name, where, given_keys)
+            messages.append(message)
     return messages
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """Return "`what` is not known; did you mean `x`?", or all known names if none is similar."""
     known_names = sorted(set(known))
-    similar = get_close_matches(_printable(name), known_names, n=1)
-    if similar:
-        return f"{what} is not known; did you mean `{similar[0]}`?"
+    suggestion = _nearest(name, known_names)
+    if suggestion is not None:
+        return f"{what} is not known; did you mean `{suggestion}`?"
     listed = ", ".join(f"`{each}`" for each in known_names)
     return f"{what} is not known; known are {listed}"
+
+
+def _nearest(text: str, choices: list[str]) -> str | None:
+    """Return the choice that is most similar to a text, if any is near enough."""
+    # Shortened: comparing a text of megabytes would take minutes.
+    short_text = _printable(text)
+    matches = get_close_matches(short_text, choices, n=1)
+    if not matches:
+        return None
+    return matches[0]
 
 
 def _message(
     fault: Any, model: type[BaseModel], name: str, where: str, given_keys: set[str]
 ) -> str:
     location = fault["loc"]
-    parts = [_printable(str(part)) for part in (name, *location) if part != ""]
-    key = ".".join(parts)
+    kind = fault["type"]
+    key = _dotted_key(name, location)
     source = where
     if key in given_keys:
         source = "--params"
-    if fault["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
+        unknown_key = str(location[-1])
         known = _field_names(model, location[:-1])
-        return f"{source}: " + unknown_name(f"the key `{key}`", str(location[-1]), known)
+        message = unknown_name(f"the key `{key}`", unknown_key, known)
+        return f"{source}: {message}"
     meaning = _meaning(model, location)
-    if fault["type"] == "missing":
+    if kind == "missing":
         return f"{source}: the key `{key}` is missing{meaning}"
-    complaint = _printable(fault["msg"].removeprefix("Value error, "), _MAX_COMPLAINT_LENGTH)
+    complaint = _complaint(fault)
+    value = fault["input"]
+    # A fault of a whole block is explained by the complaint alone; its value would fill the screen.
+    if isinstance(value, Mapping | BaseModel):
+        return f"{source}: `{key}`: {complaint}{meaning}"
+    value_text = _value_text(value)
+    return f"{source}: `{key}` is {value_text}: {complaint}{meaning}"
+
+
+def _dotted_key(name: str, location: tuple[Any, ...]) -> str:
+    """Return the key of a location in a block; a file that is one block has no name."""
+    parts = []
+    for part in (name, *location):
+        if part != "":
+            parts.append(_printable(str(part)))
+    return ".".join(parts)
+
+
+def _complaint(fault: Any) -> str:
+    """Return what pydantic says is wrong, to stand after a colon."""
+    # The prefix of errors that validators of this package raise.
+    text = fault["msg"].removeprefix("Value error, ")
+    complaint = _printable(text, _MAX_COMPLAINT_LENGTH)
     complaint = complaint[:1].lower() + complaint[1:]
     if fault["type"] == "literal_error":
         complaint += _nearest_choice(fault)
-    # A fault of a whole block is explained by the complaint alone; its value would fill the screen.
-    if isinstance(fault["input"], Mapping | BaseModel):
-        return f"{source}: `{key}`: {complaint}{meaning}"
-    return f"{source}: `{key}` is {_value_text(fault['input'])}: {complaint}{meaning}"
+    return complaint
 
 
 def _nearest_choice(fault: Any) -> str:
     """Return "; did you mean `x`?" for a value near one of the accepted ones, else nothing."""
     # pydantic gives the choices only as text: 'a', 'b' or 'c'
-    choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
-    near = get_close_matches(_printable(str(fault["input"])), choices, n=1)
-    if not near:
+    expected = fault["ctx"]["expected"]
+    choices = re.findall(r"'([^']*)'", expected)
+    value = str(fault["input"])
+    suggestion = _nearest(value, choices)
+    if suggestion is None:
         return ""
-    return f"; did you mean `{near[0]}`?"
+    return f"; did you mean `{suggestion}`?"
 
 
 def _value_text(value: object) -> str:
@@ -155,20 +194,24 @@ def _printable(text: str, max_length: int = _MAX_VALUE_LENGTH) -> str:
     characters = []
     for character in text:
         if not character.isprintable():
-            character = repr(character)[1:-1]
+            escaped = repr(character)
+            character = escaped[1:-1]  # without the quotes
         characters.append(character)
     return "".join(characters)
 
 
 def _is_inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
-    return len(inner) > len(outer) and inner[: len(outer)] == outer
+    depth = len(outer)
+    is_deeper = len(inner) > depth
+    return is_deeper and inner[:depth] == outer
 
 
 def _field_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Return the keys that the model at `location` knows."""
     for part in location:
         if part in model.model_fields:
-            model = _first_model(model.model_fields[part].annotation) or model
+            field = model.model_fields[part]
+            model = _first_model(field.annotation) or model
     return list(model.model_fields)
 
 

@@ -73,18 +73,23 @@ def plot_score_histogram(
 
     # Binned here: a million scores then take no more drawing than a hundred.
     edges = _bin_edges(scores[is_finite], threshold)
-    selected_counts = _count(scores[is_selected & is_finite], edges)
+    selected_scores = scores[is_selected & is_finite]
+    selected_counts = _count(selected_scores, edges)
 
     figure = new_figure(4.3)
     axes = figure.add_subplot()
     peaks = [selected_counts.max()]
     for population in _populations(relevant):
-        counts = _count(scores[population.mask & is_finite], edges)
+        population_scores = scores[population.mask & is_finite]
+        counts = _count(population_scores, edges)
         peaks.append(counts.max())
         _draw_population(axes, population, counts, edges)
 
-    margin = 0.5 * (edges[1] - edges[0])
-    axes.set_xlim(edges[0] - margin, edges[-1] + margin)
+    first_edge = edges[0]
+    last_edge = edges[-1]
+    bin_width = edges[1] - first_edge
+    margin = 0.5 * bin_width
+    axes.set_xlim(first_edge - margin, last_edge + margin)
 
     n_passing = None
     if threshold is not None:
@@ -120,8 +125,10 @@ def plot_score_histogram(
 
 def selection_mask(pool_scores: pd.DataFrame, manifest: pd.DataFrame) -> np.ndarray:
     """Return (n,) bool: which pool images the manifest holds."""
-    pool_ids = manifest.loc[manifest["origin"] == "pool", "id"]
-    return pool_scores["id"].isin(pool_ids).to_numpy(bool)
+    is_of_pool = manifest["origin"] == "pool"
+    pool_ids = manifest.loc[is_of_pool, "id"]
+    is_selected = pool_scores["id"].isin(pool_ids)
+    return is_selected.to_numpy(bool)
 
 
 def relevance(pool_scores: pd.DataFrame, pool_images: ImageStore) -> np.ndarray:
@@ -156,16 +163,17 @@ def score_threshold(manifest: pd.DataFrame, column: str) -> float | None:
 def ranked_by(rule: str | None) -> str:
     """Return the score column that the rule ranks by; the PU score if it ranks by none."""
     # A manifest may be of a rule that this version does not know.
-    record = RULES.get(rule) if rule else None
-    if record is None or record.ranked_by is None:
+    if rule not in RULES:
         return "pu_score"
-    return record.ranked_by
+    column = RULES[rule].ranked_by
+    return column or "pu_score"
 
 
 def has_threshold(rule: str | None) -> bool:
     """Return whether the rule cuts the scores; assumed of an unknown rule."""
-    record = RULES.get(rule) if rule else None
-    return record is None or record.has_threshold
+    if rule not in RULES:
+        return True
+    return RULES[rule].has_threshold
 
 
 def _is_strict(manifest: pd.DataFrame) -> bool:
@@ -242,10 +250,13 @@ def _bin_edges(scores: np.ndarray, threshold: float | None) -> np.ndarray:
     n_bins = int(np.clip(usual_n_bins, 10, 60))
     width = (high - low) / n_bins or 1.0  # equal scores still need a bin with a width
 
-    anchor = low if threshold is None else threshold
+    anchor = low
+    if threshold is not None:
+        anchor = threshold
     first = np.floor((low - anchor) / width)
     last = np.floor((high - anchor) / width) + 1
-    return anchor + width * np.arange(first, last + 1)
+    positions = np.arange(first, last + 1)
+    return anchor + width * positions
 
 
 def _draw_population(
@@ -273,9 +284,12 @@ def _mark_threshold(axes: Axes, threshold: float, *, is_strict: bool) -> None:
     if not has_room:
         offset = -6
         alignment = "right"
-    sign = ">" if is_strict else "≥"
+    sign = "≥"
+    if is_strict:
+        sign = ">"
+    condition = f"F {sign} {threshold:.3g} passes →"
     axes.annotate(
-        f"F {sign} {threshold:.3g} passes →".replace("-", "−"),
+        condition.replace("-", "−"),
         (threshold, 0.86),
         (offset, 0),
         xycoords=("data", "axes fraction"),

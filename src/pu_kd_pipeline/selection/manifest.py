@@ -51,15 +51,19 @@ class SubsetInputs:
             InputError: no image of a class is left.
         """
         index = self.labeled_images.index
-        is_kept = ~index["id"].isin(self.excluded.labeled).to_numpy()
-        labels = set(index["label"].dropna())
-        kept_labels = set(index["label"][is_kept].dropna())
-        emptied = sorted(labels - kept_labels)
+        is_excluded = index["id"].isin(self.excluded.labeled)
+        is_kept = ~is_excluded.to_numpy()
+        labels = index["label"]
+        all_classes = set(labels.dropna())
+        kept_classes = set(labels[is_kept].dropna())
+        emptied = sorted(all_classes - kept_classes)
+        is_all_excluded = len(index) > 0 and not is_kept.any()
         # The second condition is for images without labels.
-        if emptied or (len(index) and not is_kept.any()):
+        if emptied or is_all_excluded:
             which = ""
             if emptied:
-                which = f" of class {', '.join(map(str, emptied))}"
+                classes = ", ".join(map(str, emptied))
+                which = f" of class {classes}"
             raise InputError(
                 f"subset_materialization: every labeled image{which} is a copy of a test image, "
                 "so that none is left to learn from. Give data_ingestion.labeled other images, "
@@ -81,15 +85,15 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
             all labeled images of a class are excluded.
     """
     scores, rows = _selectable_scores(inputs)
-    relevant = inputs.pool_images.index["relevant"].iloc[rows]
-    is_truth_known = not relevant.isna().any()
     pool = PoolScores(
         pu_score=scores["pu_score"].to_numpy(),
         teacher_class=scores["teacher_class"].to_numpy(),
         teacher_confidence=scores["teacher_confidence"].to_numpy(),
-        relevant=relevant.to_numpy(dtype=bool) if is_truth_known else None,
+        relevant=_known_truth(inputs.pool_images, rows),
     )
-    ranks = inputs.held_out_ranks["rank"].to_numpy(dtype=float)
+    ranks: np.ndarray | None = inputs.held_out_ranks["rank"].to_numpy(dtype=float)
+    if not len(inputs.held_out_ranks):
+        ranks = None  # pu_training.held_out_folds is 0
     disagreement_of = None
     if inputs.proxy is not None:
         disagreement_of = partial(_divergence, inputs.proxy, inputs, scores, rows)
@@ -98,7 +102,7 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
         class_prior=inputs.class_prior["value"],
         budget=params.budget,
         target_precision=params.target_precision,
-        held_out_ranks=ranks if len(ranks) else None,  # none where pu_training.held_out_folds is 0
+        held_out_ranks=ranks,
         rng=np.random.default_rng(params.seed),
         disagreement_of=disagreement_of,
     )
@@ -106,9 +110,19 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
         selection = RULES[params.rule].select(pool, options)
     except ValueError as exc:
         raise InputError(f"subset_materialization: {exc}") from exc
-    manifest = _manifest(scores.iloc[selection.rows], inputs)
-    manifest.attrs.update(_facts(selection, inputs, params))
+    chosen = scores.iloc[selection.rows]
+    manifest = _manifest(chosen, inputs)
+    facts = _facts(selection, inputs, params)
+    manifest.attrs.update(facts)
     return manifest
+
+
+def _known_truth(pool_images: ImageStore, rows: np.ndarray) -> np.ndarray | None:
+    """Return (n,) bool, which images at these rows are relevant; None if any is unknown."""
+    relevant = pool_images.index["relevant"].iloc[rows]
+    if relevant.isna().any():
+        return None
+    return relevant.to_numpy(dtype=bool)
 
 
 def _selectable_scores(inputs: SubsetInputs) -> tuple[pd.DataFrame, np.ndarray]:
@@ -118,13 +132,17 @@ def _selectable_scores(inputs: SubsetInputs) -> tuple[pd.DataFrame, np.ndarray]:
         InputError: the scores do not cover the pool.
     """
     scores = inputs.pool_scores.to_pandas()
-    rows = find_rows(inputs.pool_images, scores["id"].to_numpy(), "pool_scores")
-    if len(rows) < len(inputs.pool_images):
+    ids = scores["id"]
+    rows = find_rows(inputs.pool_images, ids.to_numpy(), "pool_scores")
+    n_scored = len(rows)
+    n_pool = len(inputs.pool_images)
+    if n_scored < n_pool:
         raise InputError(
-            f"pool_scores: they cover {len(rows):,} of the {len(inputs.pool_images):,} pool "
+            f"pool_scores: they cover {n_scored:,} of the {n_pool:,} pool "
             "images. Run the stages from `feature_extraction` on again"
         )
-    is_selectable = ~scores["id"].isin(inputs.excluded.pool).to_numpy()
+    is_excluded = ids.isin(inputs.excluded.pool)
+    is_selectable = ~is_excluded.to_numpy()
     return scores[is_selectable], rows[is_selectable]
 
 
@@ -144,6 +162,7 @@ def _divergence(
         (n,) in the order of the scores.
     """
     manifest = _manifest(scores.iloc[chosen], inputs)
+    # Of all pool images, in the order of the store.
     divergence = proxy.divergence(manifest, inputs.labeled_images, inputs.pool_images)
     return divergence[rows]
 
@@ -152,19 +171,26 @@ def choose_random_subset(
     inputs: SubsetInputs, manifest: pd.DataFrame, params: SubsetParams
 ) -> pd.DataFrame:
     """Return a manifest of equal size whose pool images were drawn at random."""
-    n_pool = int((manifest["origin"] == "pool").sum())
-    return choose_subset(inputs, params.model_copy(update={"rule": "random", "budget": n_pool}))
+    is_of_pool = manifest["origin"] == "pool"
+    n_pool = int(is_of_pool.sum())
+    at_random = params.model_copy(update={"rule": "random", "budget": n_pool})
+    return choose_subset(inputs, at_random)
 
 
 def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
+    labeled = located(inputs.labeled_images, inputs.labeled_rows)
+    labeled["origin"] = "labeled"
     chosen_rows = find_rows(inputs.pool_images, chosen["id"].to_numpy(), "pool_scores")
-    labeled = located(inputs.labeled_images, inputs.labeled_rows).assign(origin="labeled")
-    pool = located(inputs.pool_images, chosen_rows).assign(origin="pool")
+    pool = located(inputs.pool_images, chosen_rows)
+    pool["origin"] = "pool"
     for column in ("pu_score", "teacher_class", "teacher_confidence"):
         pool[column] = chosen[column].to_numpy()
-    manifest = pd.concat([labeled, pool], ignore_index=True).reindex(columns=MANIFEST_COLUMNS)
+    joined = pd.concat([labeled, pool], ignore_index=True)
+    manifest = joined.reindex(columns=MANIFEST_COLUMNS)
+    # Nullable: the teacher's class of labeled images is not known here.
     manifest["teacher_class"] = manifest["teacher_class"].astype("Int32")
-    repeated = manifest["id"][manifest["id"].duplicated()]
+    ids = manifest["id"]
+    repeated = ids[ids.duplicated()]
     if len(repeated):
         raise InputError(
             f"{len(repeated)} ids are labeled and in the pool too, such as "
@@ -175,23 +201,28 @@ def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
 
 def located(store: ImageStore, rows: np.ndarray) -> pd.DataFrame:
     """Return `id`, `shard` and `row` of the images at (n,) rows of a store."""
-    return store.index[["id", "shard", "row"]].iloc[rows].reset_index(drop=True)
+    all_images = store.index[["id", "shard", "row"]]
+    return all_images.iloc[rows].reset_index(drop=True)
 
 
 def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> dict[str, Any]:
-    criterion = params.criterion if RULES[params.rule].uses_criterion else None
+    criterion = None
+    if RULES[params.rule].uses_criterion:
+        criterion = params.criterion
+    prior = inputs.class_prior
+    n_labeled = len(inputs.labeled_rows)
     return {
         **params.model_dump(mode="json"),
         "criterion": criterion,
-        "class_prior": inputs.class_prior["value"],
-        "class_prior_lower": inputs.class_prior["lower"],
-        "class_prior_upper": inputs.class_prior["upper"],
+        "class_prior": prior["value"],
+        "class_prior_lower": prior["lower"],
+        "class_prior_upper": prior["upper"],
         "threshold": selection.threshold,
         "estimated_precision": selection.estimated_precision,
-        "n_labeled": len(inputs.labeled_rows),
+        "n_labeled": n_labeled,
         "n_selected": len(selection.rows),
         "n_pool": len(inputs.pool_images),
-        "n_excluded_labeled": len(inputs.labeled_images) - len(inputs.labeled_rows),
+        "n_excluded_labeled": len(inputs.labeled_images) - n_labeled,
         "n_excluded_pool": len(inputs.excluded.pool),
         "fingerprints": {
             "labeled_images": inputs.labeled_images.fingerprint,

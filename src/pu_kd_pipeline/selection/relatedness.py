@@ -69,10 +69,12 @@ def relatedness_shards(
         )
     measurement = _Measurement(pool_images, teacher, params)
     settings = json.dumps(measurement.settings)
-    suffix = short_hash(measurement.teacher_fingerprint, params.compute.precision, settings)
+    precision = params.compute.precision
+    suffix = short_hash(measurement.teacher_fingerprint, precision, settings)
     makers: ShardMakers = {}
     for shard in pool_images.shards:
-        makers[f"{shard.name}-{suffix}"] = partial(measurement.table, shard)
+        name = f"{shard.name}-{suffix}"
+        makers[name] = partial(measurement.table, shard)
     return makers
 
 
@@ -84,7 +86,8 @@ class _Measurement:
         self._params = params
         self._device = prepare_device(params.compute)
         self._image_shape = teacher.image_shape
-        self._network = teacher.network.to(self._device).eval()
+        network = teacher.network.to(self._device)
+        self._network = network.eval()
         self._normalize = normalization(teacher, self._device)
         self.teacher_fingerprint = teacher.fingerprint()
         self.settings = params.model_dump(include={"seed", "n_noise_images", "clip"})
@@ -92,21 +95,32 @@ class _Measurement:
     def table(self, shard: Shard) -> pa.Table:
         """Return the table of a shard."""
         probe, calibration = self._calibrated
-        rows = np.arange(shard.start, shard.start + shard.n, dtype=np.int64)
+        end = shard.start + shard.n
+        rows = np.arange(shard.start, end, dtype=np.int64)
         compute = self._params.compute
         batches = map_images(self._measure, self._pool_images, rows, self._normalize, compute)
-        values, classes, confidence = (torch.cat(column) for column in zip(*batches, strict=True))
+        # From a triple per batch to a sequence per value.
+        of_values, of_classes, of_confidence = zip(*batches, strict=True)
+        values = torch.cat(of_values)
+        classes = torch.cat(of_classes)
+        confidence = torch.cat(of_confidence)
         with _as_input_error():
             sums = one_class_sum(values, calibration, clip=self._params.clip)
-        columns = {"id": self._pool_images.shard_ids(shard).cast(pa.string())}
-        for column, name in enumerate(probe.names):
-            columns[name] = values[:, column].numpy()
+        ids = self._pool_images.shard_ids(shard)
+        columns = {"id": ids.cast(pa.string())}
+        for position, name in enumerate(probe.names):
+            of_indicator = values[:, position]
+            columns[name] = of_indicator.numpy()
         columns[ONE_CLASS_SUM] = sums.numpy()
         columns["teacher_class"] = classes.numpy()
         columns["teacher_confidence"] = confidence.numpy()
-        noise = {**self.settings, "noise": calibration.to_dict()}
-        facts = {TEACHER: self.teacher_fingerprint, CALIBRATION: json.dumps(noise)}
-        return pa.table(columns).replace_schema_metadata(facts)
+        table = pa.table(columns)
+        calibration_facts = {**self.settings, "noise": calibration.to_dict()}
+        metadata = {
+            TEACHER: self.teacher_fingerprint,
+            CALIBRATION: json.dumps(calibration_facts),
+        }
+        return table.replace_schema_metadata(metadata)
 
     @cached_property
     def _calibrated(self) -> tuple[RelatednessProbe, NoiseCalibration]:
@@ -134,7 +148,8 @@ class _Measurement:
             lambda _network, _inputs, output: logits.append(output.float())
         ):
             values = probe(images)
-        confidence, classes = logits[-1].softmax(dim=1).max(dim=1)
+        probabilities = logits[-1].softmax(dim=1)
+        confidence, classes = probabilities.max(dim=1)
         return values, classes.int(), confidence
 
 
@@ -162,7 +177,8 @@ def preferential_manifest(
         InputError: the pool changed since it was measured, or all of it is excluded.
     """
     _check_pool(relatedness, pool_images)
-    is_excluded = pool_images.index["id"].isin(excluded.pool).to_numpy()
+    ids = pool_images.index["id"]
+    is_excluded = ids.isin(excluded.pool).to_numpy()
     rows = np.flatnonzero(~is_excluded)
     if not len(rows):
         raise InputError(
@@ -174,18 +190,21 @@ def preferential_manifest(
     share_of_uniform = params.floor
     if params.sampling == "uniform":
         share_of_uniform = 1.0
+        # Neither has an effect then, and the manifest must not claim one.
         temperature = None
         floor = None
-    sums = torch.tensor(relatedness.arrays(ONE_CLASS_SUM)[rows])
+    all_sums = relatedness.arrays(ONE_CLASS_SUM)
+    sums = torch.tensor(all_sums[rows])
     probabilities = sampling_probabilities(
         sums, temperature=params.temperature, floor=share_of_uniform
     )
     manifest = located(pool_images, rows)
     manifest["origin"] = "pool"
     manifest["pu_score"] = np.float32(np.nan)  # no PU classifier scores these images
-    teacher_classes = relatedness.arrays("teacher_class")[rows]
-    manifest["teacher_class"] = pd.array(teacher_classes, dtype="Int32")
-    manifest["teacher_confidence"] = relatedness.arrays("teacher_confidence")[rows]
+    classes = relatedness.arrays("teacher_class")
+    manifest["teacher_class"] = pd.array(classes[rows], dtype="Int32")
+    confidence = relatedness.arrays("teacher_confidence")
+    manifest["teacher_confidence"] = confidence[rows]
     manifest["sampling_probability"] = probabilities.numpy()
     manifest = manifest[[*MANIFEST_COLUMNS, "sampling_probability"]]
     manifest.attrs.update(
@@ -220,13 +239,17 @@ def indicator_auc(relatedness: ShardedTable, pool_images: ImageStore) -> pd.Data
     relevant = known_relevance(pool_images)
     rows: list[tuple[str | None, str, float, int, int]] = []
     if relevant is not None and 0 < relevant.sum() < len(relevant):
+        n_relevant = int(relevant.sum())
         scopes = _irrelevant_by_source(pool_images, relevant)
-        for name in (*indicators_of(relatedness), ONE_CLASS_SUM):
+        names = indicators_of(relatedness)
+        for name in (*names, ONE_CLASS_SUM):
             values = relatedness.arrays(name)
             for source, irrelevant in scopes:
+                n_irrelevant = int(irrelevant.sum())
+                # Irrelevant images of other sources are in neither class.
                 kept = relevant | irrelevant
                 auc = area_under_roc(values[kept], irrelevant[kept])
-                rows.append((source, name, auc, int(irrelevant.sum()), int(relevant.sum())))
+                rows.append((source, name, auc, n_irrelevant, n_relevant))
     columns = ["source", "indicator", "auc", "n_irrelevant", "n_relevant"]
     table = pd.DataFrame(rows, columns=columns)
     # Stated, because a table without rows has none.
@@ -241,13 +264,16 @@ def _irrelevant_by_source(
     irrelevant = ~relevant
     scopes: list[tuple[str | None, np.ndarray]] = [(None, irrelevant)]
     for source in pd.unique(sources[irrelevant]):
-        scopes.append((source, irrelevant & (sources == source)))
+        is_of_source = sources == source
+        scopes.append((source, irrelevant & is_of_source))
     return scopes
 
 
 def indicators_of(relatedness: ShardedTable) -> list[str]:
     """Return the indicators that apply to the teacher, in the order of the table."""
-    return [name for name in next(relatedness.shards()).column_names if name in INDICATORS]
+    # All shards have the same columns.
+    first_shard = next(relatedness.shards())
+    return [name for name in first_shard.column_names if name in INDICATORS]
 
 
 def known_relevance(pool_images: ImageStore) -> np.ndarray | None:
@@ -266,7 +292,8 @@ def _check_pool(relatedness: ShardedTable, pool_images: ImageStore) -> None:
     """
     # The part before the last dash is the shard's name, the rest a hash of teacher and settings.
     measured = [name.rpartition("-")[0] for name in relatedness.names]
-    if measured != [shard.name for shard in pool_images.shards]:
+    current = [shard.name for shard in pool_images.shards]
+    if measured != current:
         raise InputError(
             "relatedness: pool_images changed since they were measured. "
             "Run `kedro run --pipeline=relatedness` again"

@@ -7,19 +7,18 @@ import contextlib
 import functools
 import json
 import logging
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeGuard
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec
 
 from pu_kd_pipeline import __version__
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.manifest import table_digest
-from pu_kd_pipeline.tracking.config import ENVIRONMENT, TrackingConfig
-from pu_kd_pipeline.tracking.keys import mlflow_key, mlflow_parameters
+from pu_kd_pipeline.tracking.config import ENVIRONMENT, TrackingConfig, shared_run_id
+from pu_kd_pipeline.tracking.keys import is_finite_number, mlflow_key, mlflow_parameters
 from pu_kd_pipeline.tracking.outbox import Outbox, quiet_mlflow
 from pu_kd_pipeline.tracking.run_metadata import git_commit, markdown_note, user_name
 
@@ -88,8 +87,11 @@ class Tracker:
         self.stage = mlflow_key(stage)
         self.parameters = dict(mlflow_parameters(parameters))
         self.folder = (project_path / config.folder).resolve()
-        default_uri = f"{SQLITE_PREFIX}{self.folder / 'mlflow.db'}"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking_uri or default_uri
+        database = self.folder / "mlflow.db"
+        default_uri = f"{SQLITE_PREFIX}{database}"
+        # An empty variable counts as not set.
+        given_uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking_uri
+        self.uri = given_uri or default_uri
         self.shared_run_id = shared_run_id()
         self.outbox = Outbox(self.uri)
         self.process_id = os.getpid()
@@ -136,16 +138,18 @@ class Tracker:
                 self.client.update_run(self.open_run_id, status="RUNNING")
             else:
                 self.open_run_id = self.create_run()
-            self.client.set_tag(self.open_run_id, STAGE_TAG + self.stage, "RUNNING")
+            self._set_stage_status("RUNNING")
             self._log_parameters()
             self._start_system_metrics()
         return self.open_run_id
 
     def create_run(self) -> str:
         """Create a run in the store and return its identifier; most callers want `run_id`."""
+        experiment_id = self._experiment_id()
+        tags = self._tags()
         start_time_ms = int(self.started_at * 1000)
         name = f"{self.stage} ({self.environment})"
-        run = self.client.create_run(self._experiment_id(), start_time_ms, self._tags(), name)
+        run = self.client.create_run(experiment_id, start_time_ms, tags, name)
         return run.info.run_id
 
     def _experiment_id(self) -> str:
@@ -156,7 +160,8 @@ class Tracker:
         # A server decides itself where artifacts are stored.
         artifact_location = None
         if not self.uri.startswith(SERVER_PREFIXES):
-            artifact_location = (self.folder / "artifacts").as_uri()
+            artifacts = self.folder / "artifacts"
+            artifact_location = artifacts.as_uri()
         return self.client.create_experiment(name, artifact_location)
 
     def _tags(self) -> dict[str, str]:
@@ -171,10 +176,12 @@ class Tracker:
             "mlflow.user": user_name(),
             "mlflow.note.content": self._note(),
         }
+        # Outside a repository there is no commit, and in a container perhaps no user.
         return {key: value for key, value in tags.items() if value}
 
     def _note(self, *fault_messages: str) -> str:
-        command = " ".join(["kedro", *sys.argv[1:]])
+        arguments = sys.argv[1:]
+        command = " ".join(["kedro", *arguments])
         first_sentence = f"`{command}`, environment `{self.environment}`"
         return markdown_note(first_sentence, *fault_messages, metrics=self.metrics)
 
@@ -190,10 +197,15 @@ class Tracker:
             if key not in known:
                 new.append(Param(key, value))
             elif known[key] != value:
-                changed.append(RunTag(mlflow_key(f"changed.{key}"), value))
-        for start in range(0, max(len(new), len(changed)), MAX_PARAMETERS_PER_REQUEST):
-            batch = slice(start, start + MAX_PARAMETERS_PER_REQUEST)
-            self.client.log_batch(self.run_id, params=new[batch], tags=changed[batch])
+                tag_key = mlflow_key(f"changed.{key}")
+                changed.append(RunTag(tag_key, value))
+        # The limit is one for parameters and one for tags: a request may hold both.
+        n_longer = max(len(new), len(changed))
+        for start in range(0, n_longer, MAX_PARAMETERS_PER_REQUEST):
+            end = start + MAX_PARAMETERS_PER_REQUEST
+            params = new[start:end]
+            tags = changed[start:end]
+            self.client.log_batch(self.run_id, params=params, tags=tags)
 
     def _start_system_metrics(self) -> None:
         interval_s = self.config.system_metrics_interval_s
@@ -229,14 +241,21 @@ class Tracker:
             self.system_metrics.finish()
         # In a shared run, a stage without results must not overwrite the note of another one.
         if sentence or self.metrics or not self.shared_run_id:
-            self.client.set_tag(self.run_id, "mlflow.note.content", self._note(sentence))
+            note = self._note(sentence)
+            self.client.set_tag(self.run_id, "mlflow.note.content", note)
         self._set_status(status)
 
+    def _set_stage_status(self, status: str) -> None:
+        key = STAGE_TAG + self.stage
+        self.client.set_tag(self.run_id, key, status)
+
     def _set_status(self, status: Status) -> None:
-        self.client.set_tag(self.run_id, STAGE_TAG + self.stage, status)
+        self._set_stage_status(status)
         run = self.client.get_run(self.run_id)
-        tags = run.data.tags
-        stage_statuses = {value for key, value in tags.items() if key.startswith(STAGE_TAG)}
+        stage_statuses = set()
+        for key, value in run.data.tags.items():
+            if key.startswith(STAGE_TAG):
+                stage_statuses.add(value)
         overall = next(each for each in STATUSES_BY_PRIORITY if each in stage_statuses)
         # While another stage is running, it will close the run.
         if overall != "RUNNING":
@@ -246,8 +265,10 @@ class Tracker:
 
     def log_record(self, name: str, step: int, record: Mapping[str, Any]) -> None:
         """Log the numbers of one epoch as `<name>/<key>`; they are sent in batches."""
+        # Epoch and update are the step itself, or the order of the steps.
         numbers = {key: value for key, value in record.items() if key not in {"epoch", "update"}}
-        self._add_pending(flatten(numbers, "/", name), step)
+        values = flatten(numbers, "/", name)
+        self._add_pending(values, step)
         # An epoch may take only a millisecond, so not every record is sent at once.
         seconds_since_flush = time.time() - self.flushed_at
         if seconds_since_flush > self.seconds_between_flushes:
@@ -267,8 +288,9 @@ class Tracker:
         now_ms = int(time.time() * 1000)
         with self.outbox.lock:
             for key, value in values:
-                if _is_finite_number(value):
-                    self.pending.append((mlflow_key(key), float(value), now_ms, step))
+                if is_finite_number(value):
+                    metric = (mlflow_key(key), float(value), now_ms, step)
+                    self.pending.append(metric)
 
     @_never_fatal
     def flush(self) -> None:
@@ -281,13 +303,15 @@ class Tracker:
         start = time.time()
         run_id = self.run_id
         while self.pending:
-            metrics = [Metric(*values) for values in self.pending[:MAX_METRICS_PER_REQUEST]]
+            first = self.pending[:MAX_METRICS_PER_REQUEST]
+            metrics = [Metric(*values) for values in first]
             self.client.log_batch(run_id, metrics=metrics)
             # Deleted only after the request succeeded: what fails is sent again.
             del self.pending[: len(metrics)]
         self.flushed_at = time.time()
+        flush_seconds = self.flushed_at - start
         # A slow server may cost at most this share of the time.
-        pause = (self.flushed_at - start) / MAX_TIME_SHARE_OF_FLUSHES
+        pause = flush_seconds / MAX_TIME_SHARE_OF_FLUSHES
         self.seconds_between_flushes = max(SECONDS_BETWEEN_FLUSHES, pause)
 
     @_never_fatal
@@ -298,27 +322,32 @@ class Tracker:
         from mlflow.entities import Metric, Param
 
         parent = self.client.get_run(self.run_id)
-        user = parent.data.tags.get("mlflow.user", "")
+        experiment_id = parent.info.experiment_id
+        parent_tags = parent.data.tags
+        user = parent_tags.get("mlflow.user", "")
         tags = {"mlflow.parentRunId": parent.info.run_id, "mlflow.user": user}
         now_ms = int(time.time() * 1000)
-        child = self.client.create_run(parent.info.experiment_id, now_ms, tags, name)
+        child = self.client.create_run(experiment_id, now_ms, tags, name)
         child_id = child.info.run_id
         numbers = []
         for key, value in metrics.items():
-            if _is_finite_number(value):
-                numbers.append(Metric(mlflow_key(key), float(value), now_ms, 0))
+            if is_finite_number(value):
+                metric = Metric(mlflow_key(key), float(value), now_ms, 0)
+                numbers.append(metric)
         params = [Param(key, value) for key, value in mlflow_parameters(parameters)]
-        params = params[:MAX_PARAMETERS_PER_REQUEST]
-        self.client.log_batch(child_id, metrics=numbers, params=params)
+        first_params = params[:MAX_PARAMETERS_PER_REQUEST]
+        self.client.log_batch(child_id, metrics=numbers, params=first_params)
         self.client.set_terminated(child_id, "FINISHED")
 
     @_never_fatal
     def log_file(self, path: Path, folder: str) -> None:
         """Store a file, or all files of a folder, among the run's artifacts."""
+        source = str(path)
         if path.is_dir():
-            self.client.log_artifacts(self.run_id, str(path), f"{folder}/{path.name}")
+            target = f"{folder}/{path.name}"
+            self.client.log_artifacts(self.run_id, source, target)
         else:
-            self.client.log_artifact(self.run_id, str(path), folder)
+            self.client.log_artifact(self.run_id, source, folder)
 
     @_never_fatal
     def log_image(self, path: Path) -> None:
@@ -327,7 +356,8 @@ class Tracker:
 
         key = mlflow_key(path.stem)
         with Image.open(path) as image:
-            self.client.log_image(self.run_id, image.convert("RGB"), key=key, step=0)
+            rgb = image.convert("RGB")
+            self.client.log_image(self.run_id, rgb, key=key, step=0)
 
     @_never_fatal
     def log_dataset(self, name: str, data: Any) -> None:
@@ -337,13 +367,16 @@ class Tracker:
         if name in self.known_datasets:
             return
         self.known_datasets.add(name)
-        digest = str(getattr(data, "fingerprint", None) or table_digest(data))
+        # Stores and sharded tables have a fingerprint, other tables do not.
+        fingerprint = getattr(data, "fingerprint", None)
+        digest = str(fingerprint or table_digest(data))
         digest = digest[:MAX_DIGEST_LENGTH]
         source = json.dumps({"catalog": name})
         profile = json.dumps({"num_rows": len(data)})
         dataset = Dataset(name, digest, "local", source, profile=profile)
         tag = InputTag("mlflow.data.context", name)
-        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
+        dataset_input = DatasetInput(dataset, [tag])
+        self.client.log_inputs(self.run_id, [dataset_input])
 
     @_never_fatal
     def log_model(self, name: str, network: nn.Module, input_shape: tuple[int, int, int]) -> None:
@@ -364,22 +397,3 @@ class Tracker:
             input_shape,
             registered_name=self.config.registered_model,
         )
-
-
-def shared_run_id() -> str | None:
-    """Return the run that this process shares with other stages, or None.
-
-    It is MLFLOW_RUN_ID, or else the content of the file that PU_KD_RUN_ID_FILE names.
-    """
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
-        return run_id
-    path = os.environ.get("PU_KD_RUN_ID_FILE")
-    if not path or not Path(path).is_file():
-        return None
-    # An empty file: the run could not be opened, so every stage has a run of its own.
-    return Path(path).read_text(encoding="utf-8").strip() or None
-
-
-def _is_finite_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)

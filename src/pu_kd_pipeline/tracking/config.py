@@ -1,6 +1,9 @@
-"""The configuration of experiment tracking."""
+"""The configuration of experiment tracking: its file, and what the environment sets."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,3 +29,22 @@ class TrackingConfig(BaseModel):
         description="name in the model registry; null: the model is not registered"
     )
     system_metrics_interval_s: float | None = Field(gt=0, description="null: no system metrics")
+
+
+def shared_run_id() -> str | None:
+    """Return the run that this process shares with other stages, or None.
+
+    It is MLFLOW_RUN_ID, or else the content of the file that PU_KD_RUN_ID_FILE names.
+    """
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id:
+        return run_id
+    file_name = os.environ.get("PU_KD_RUN_ID_FILE")
+    if not file_name:
+        return None
+    path = Path(file_name)
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    # An empty file: the run could not be opened, so every stage has a run of its own.
+    return text.strip() or None

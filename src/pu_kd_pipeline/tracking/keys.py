@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from pu_kd_pipeline.params.flatten import flatten
 
@@ -21,7 +22,15 @@ def mlflow_key(text: str) -> str:
 def mlflow_parameters(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (dotted key, shortened text of the value) of nested parameters."""
     for key, value in flatten(parameters):
-        yield mlflow_key(key), _shortened(str(value))
+        text = _shortened(str(value))
+        yield mlflow_key(key), text
+
+
+def is_finite_number(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a number that every MLflow store takes as a metric."""
+    if not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def _shortened(text: str) -> str:

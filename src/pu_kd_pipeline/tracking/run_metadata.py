@@ -32,7 +32,8 @@ def user_name() -> str | None:
 
 def requirement(package: str) -> str:
     """Return "package==version", without a local part such as +cpu, which no index offers."""
-    public_version = version(package).split("+")[0]
+    installed_version = version(package)
+    public_version, _, _ = installed_version.partition("+")
     return f"{package}=={public_version}"
 
 
@@ -40,13 +41,19 @@ def markdown_note(*fault_messages: str, metrics: Mapping[str, Any]) -> str:
     """Return the sentences, one paragraph each, and tables of the metrics where there are any."""
     parts = [sentence for sentence in fault_messages if sentence]
     if metrics:
-        parts.append(_markdown_table(model_rows(metrics)))
-        parts.append(_markdown_table([["selection", ""], *selection_rows(metrics)]))
+        of_models = model_rows(metrics)
+        parts.append(_markdown_table(of_models))
+        # The first row of a Markdown table is its header, which these rows lack.
+        of_selection = [["selection", ""], *selection_rows(metrics)]
+        parts.append(_markdown_table(of_selection))
     return "\n\n".join(parts)
 
 
 def _markdown_table(rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines = []
+    for row in rows:
+        cells = " | ".join(row)
+        lines.append(f"| {cells} |")
     ruler = "|" + " --- |" * len(rows[0])
     lines.insert(1, ruler)
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Checkpoints: a training that was stopped resumes from the last one and ends in the same weights.
 
-Whether and where they are written is set from outside, by `set_checkpoint_folder`, as it is for every node of a
-Kedro run; without a call none are written or read. A checkpoint is a file that
+Whether and where they are written is set from outside, by `set_checkpoint_folder`, as it is for
+every node of a Kedro run; without a call none are written or read. A checkpoint is a file that
 `torch.load(weights_only=True)` reads, with a checksum. The last two are kept. The last state of a
 training is written, too: what was trained is not lost before it is saved.
 """
@@ -107,7 +107,8 @@ def checkpointing(
 
     Args:
         name: of the training, unique in the node.
-        about: returns what the result depends on, see `training_identity`; not called without checkpoints.
+        about: returns what the result depends on, see `training_identity`; not called without
+            checkpoints.
 
     Raises:
         InputError: the loss was not finite, or memory ran out (`MemoryShortage`).

@@ -24,8 +24,8 @@ def split_held_out(
     n_held_out = int(params.held_out_share * len(manifest))
     is_drawn = np.zeros(len(manifest), dtype=bool)
     is_drawn[order[:n_held_out]] = True
-    # `manifest_image_rows` puts the images of one store after those of the other: rows and images must be in
-    # the same order.
+    # `manifest_image_rows` puts the images of one store after those of the other: rows and images
+    # must be in the same order.
     labeled_first = manifest.assign(is_held_out=is_drawn).sort_values("origin", kind="stable")
     is_held_out = labeled_first["is_held_out"]
     return labeled_first[~is_held_out], labeled_first[is_held_out]
