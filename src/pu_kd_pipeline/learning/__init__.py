@@ -2,5 +2,5 @@
 
 Nothing here knows Kedro, MLflow, YAML, paths or environment variables. Import the module you need:
 this package imports none of them, so that `class_prior`, `selection`, `metrics` and
-`network_limits` stay free of torch.
+`networks.limits` stay free of torch.
 """
