@@ -32,7 +32,8 @@ def history_columns(history: pd.DataFrame) -> Columns:
     """Return every column of a history, truth values as 0 and 1."""
     columns: Columns = {}
     for name in history.columns:
-        columns[str(name)] = history[name].astype(float).tolist()
+        values = history[name].astype(float)
+        columns[str(name)] = values.tolist()
     return columns
 
 
@@ -41,7 +42,8 @@ def model_columns(module: nn.Module, *probe_shape: int) -> Columns:
 
     The outputs show what sums cannot: BatchNorm's statistics, signs, permuted weights.
     """
-    flat = [parameter.detach().flatten() for parameter in module.parameters()]
+    parameters = module.parameters()
+    flat = [parameter.detach().flatten() for parameter in parameters]
     # Sums in float64, so that rounding errors do not add up over many parameters.
     weights = torch.cat(flat).double()
     weights_sum = weights.sum().item()
@@ -52,6 +54,7 @@ def model_columns(module: nn.Module, *probe_shape: int) -> Columns:
     module.eval()
     with torch.no_grad():
         outputs = module(probes)
+
     return {
         "weights (sum, norm)": [weights_sum, weights_norm],
         "outputs": outputs.flatten().tolist(),
@@ -78,12 +81,17 @@ def write_golden(golden: Mapping[str, Columns]) -> None:
         for name, values in columns.items():
             key = json.dumps(name)
             numbers = json.dumps(values)
-            lines.append(f"    {key}: {numbers}")
+            line = f"    {key}: {numbers}"
+            lines.append(line)
+
         key = json.dumps(run)
         body = ",\n".join(lines)
-        blocks.append(f"  {key}: {{\n{body}\n  }}")
+        block = f"  {key}: {{\n{body}\n  }}"
+        blocks.append(block)
+
     text = ",\n".join(blocks)
-    GOLDEN_FILE.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+    document = f"{{\n{text}\n}}\n"
+    GOLDEN_FILE.write_text(document, encoding="utf-8")
 
 
 def rounded(columns: Columns) -> Columns:
@@ -104,14 +112,17 @@ def differences(run: str, expected: Columns, actual: Columns, tolerance: float) 
     `tolerance` is relative to the largest number of a column.
     """
     found: list[str] = []
-    for name in sorted(expected.keys() | actual.keys()):
+    names = expected.keys() | actual.keys()
+    for name in sorted(names):
         where = f"run {run!r}, column {name!r}"
         if name not in actual:
             found.append(f"{where}: the run no longer gives it")
         elif name not in expected:
             found.append(f"{where}: {GOLDEN_FILE.name} does not have it")
         else:
-            found += record_differences(where, expected[name], actual[name], tolerance)
+            before = expected[name]
+            now = actual[name]
+            found += record_differences(where, before, now, tolerance)
     return found
 
 
@@ -123,11 +134,15 @@ def record_differences(
 ) -> list[str]:
     """Return one sentence for each record of a column that is outside the tolerance."""
     if len(actual) != len(expected):
-        return [f"{where}: expected {len(expected)} records, got {len(actual)}"]
+        difference = f"{where}: expected {len(expected)} records, got {len(actual)}"
+        return [difference]
+
     # A loss close to zero is a difference of larger numbers and has their rounding error, so the
     # scale is the column's largest value and not its own.
-    scale = max(abs(value) for value in expected)
+    magnitudes = [abs(value) for value in expected]
+    scale = max(magnitudes)
     allowed = tolerance * scale
+
     found = []
     pairs = zip(expected, actual, strict=True)
     for record, (before, now) in enumerate(pairs, start=1):

@@ -13,18 +13,23 @@ BILINEAR = Image.Resampling.BILINEAR
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    return np.clip(images, 0, 255).astype(np.uint8)
+    clipped = np.clip(images, 0, 255)
+    return clipped.astype(np.uint8)
 
 
 def textures(n: int, seed: int = 0, size_px: int = 32) -> np.ndarray:
     """Return (n, 3, H, W) uint8 clouds of color, whose spectrum falls like a photo's."""
     rng = np.random.default_rng(seed)
     frequencies_1d = np.fft.fftfreq(size_px)
-    frequencies = np.hypot(frequencies_1d[:, None], frequencies_1d) + 1 / size_px
+    vertical = frequencies_1d[:, None]
+    radii = np.hypot(vertical, frequencies_1d)
+    # The offset keeps the frequency of the mean above zero.
+    frequencies = radii + 1 / size_px
     white_noise = rng.normal(size=(n, 3, size_px, size_px))
     white_spectrum = np.fft.fft2(white_noise)
     # The amplitudes of a photo fall about as 1 / frequency; a little steeper gives softer clouds.
-    spectrum = white_spectrum / frequencies**1.2
+    falloff = frequencies**1.2
+    spectrum = white_spectrum / falloff
     noise = np.fft.ifft2(spectrum).real
 
     # Centered, and with a part that all channels share, as in a photo.
@@ -34,7 +39,8 @@ def textures(n: int, seed: int = 0, size_px: int = 32) -> np.ndarray:
     clouds = centered + 0.5 * channel_mean
     spread = clouds.std(axis=(1, 2, 3), keepdims=True)
     contrast = 40 / spread
-    return to_uint8(128 + contrast * clouds)
+    contrasted = contrast * clouds
+    return to_uint8(128 + contrasted)
 
 
 def strokes(n: int, seed: int = 0) -> np.ndarray:
@@ -50,14 +56,15 @@ def strokes(n: int, seed: int = 0) -> np.ndarray:
     # Where the stroke is in each row of pixels.
     centers = np.zeros((n, 28, 28))
     for wave in [slope, *sines, *cosines]:
-        heights = rng.normal(scale=0.8, size=(n, 1, 1))
-        centers += heights * wave
+        amplitudes = rng.normal(scale=0.8, size=(n, 1, 1))
+        centers += amplitudes * wave
 
     half_widths = rng.uniform(1.2, 2.2, size=(n, 1, 1))
     distances = np.abs(x - centers)
     # Half a pixel of soft edge, as an antialiased pen leaves it.
     ink = np.clip(half_widths - distances + 0.5, 0, 1)
-    is_inside = np.abs(y) < 10
+    heights = np.abs(y)
+    is_inside = heights < 10
     images = to_uint8(255 * ink * is_inside)
     return images[:, None]
 
@@ -87,7 +94,8 @@ def as_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
     for picture in to_pictures(images):
         buffer = BytesIO()
         picture.save(buffer, "JPEG", quality=quality)
-        decoded.append(Image.open(buffer))
+        copy = Image.open(buffer)
+        decoded.append(copy)
     return to_array(decoded)
 
 
@@ -97,15 +105,20 @@ def resized(
     """Resize by a factor and back to the original size."""
     size_px = images.shape[-1]
     other_px = round(factor * size_px)
+    original_size = (size_px, size_px)
+    other_size = (other_px, other_px)
+
     results = []
     for picture in to_pictures(images):
-        other = picture.resize((other_px, other_px), there)
-        results.append(other.resize((size_px, size_px), back))
+        other = picture.resize(other_size, there)
+        restored = other.resize(original_size, back)
+        results.append(restored)
     return to_array(results)
 
 
 def lit(images: np.ndarray, contrast: float, brightness: float) -> np.ndarray:
-    scaled = contrast * images.astype(float)
+    values = images.astype(float)
+    scaled = contrast * values
     return to_uint8(scaled + brightness)
 
 
@@ -114,7 +127,8 @@ def gray(images: np.ndarray) -> np.ndarray:
     results = []
     for picture in to_pictures(images):
         without_color = picture.convert("L")
-        results.append(without_color.convert("RGB"))
+        with_channels = without_color.convert("RGB")
+        results.append(with_channels)
     return to_array(results)
 
 

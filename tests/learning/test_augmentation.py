@@ -20,27 +20,35 @@ from tests.learning.generators import seeded_generator
 
 
 def _random_images(*shape, lowest=0):
-    return torch.randint(lowest, 256, shape, dtype=torch.uint8, generator=seeded_generator())
+    generator = seeded_generator()
+    return torch.randint(lowest, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 def _all_views(image, padding, flip):
     """Return every view of an image, cropped one after the other."""
     height, width = image.shape[1:]
-    padded = functional.pad(image, (padding,) * 4)
-    offsets = range(2 * padding + 1)
+    n_offsets = 2 * padding + 1
+    offsets = range(n_offsets)
+    all_sides = (padding,) * 4
+    padded = functional.pad(image, all_sides)
+
     views = []
     for top in offsets:
         for left in offsets:
-            crop = padded[:, top : top + height, left : left + width]
+            bottom = top + height
+            right = left + width
+            crop = padded[:, top:bottom, left:right]
             views.append(crop)
             if flip:
-                views.append(crop.flip(2))
+                mirrored = crop.flip(2)
+                views.append(mirrored)
     return views
 
 
 def _distinct(images):
     """Return the set of different images, as tuples of their pixels."""
-    return {tuple(image.flatten().tolist()) for image in images}
+    pixels = [image.flatten().tolist() for image in images]
+    return set(map(tuple, pixels))
 
 
 @pytest.mark.parametrize(("padding", "flip"), [(2, True), (1, False), (0, True)])
@@ -52,7 +60,8 @@ def test_random_views_are_crops_and_mirror_images_and_all_occur(padding, flip):
 
     views = random_views(copies, padding=padding, flip=flip, generator=seeded_generator())
     found = _distinct(views)
-    expected = _distinct(_all_views(image, padding, flip))
+    expected_views = _all_views(image, padding, flip)
+    expected = _distinct(expected_views)
 
     assert found == expected
 
@@ -66,6 +75,7 @@ def test_the_numbered_views_are_all_views(padding, flip):
     n = n_views(padding, flip)
     numbers = torch.arange(n)
     copies = image.expand(n, -1, -1, -1)
+
     views = take_views(copies, numbers, padding=padding, flip=flip)
     expected = _all_views(image, padding, flip)
 
@@ -76,7 +86,10 @@ def test_the_numbered_views_are_all_views(padding, flip):
 @CASES
 def test_all_views_are_drawn_equally_often(padding, flip):
     n = n_views(padding, flip)
-    drawn = draw_views(200 * n, padding=padding, flip=flip, generator=seeded_generator())
+    n_draws = 200 * n
+    generator = seeded_generator()
+
+    drawn = draw_views(n_draws, padding=padding, flip=flip, generator=generator)
     counts = torch.bincount(drawn, minlength=n)
 
     assert len(counts) == n
@@ -90,7 +103,9 @@ def _slow_windows(padded, tops, lefts, is_flipped, size):
     height, width = size
     windows = []
     for image, top, left, flips in zip(padded, tops, lefts, is_flipped, strict=True):
-        window = image[:, top : top + height, left : left + width]
+        bottom = top + height
+        right = left + width
+        window = image[:, top:bottom, left:right]
         if flips:
             window = window.flip(2)
         windows.append(window)
@@ -103,7 +118,8 @@ def _draw_windows(n):
     # Offsets of a padding of two pixels on each side.
     tops = torch.randint(0, 5, (n,), generator=generator)
     lefts = torch.randint(0, 5, (n,), generator=generator)
-    is_flipped = torch.rand(n, generator=generator) < 0.5
+    uniform = torch.rand(n, generator=generator)
+    is_flipped = uniform < 0.5
     return tops, lefts, is_flipped
 
 
@@ -115,7 +131,8 @@ def test_windows_are_cropped_and_mirrored_as_asked(take, shape):
     padded = functional.pad(images, (2, 2, 2, 2))
     windows = _draw_windows(n)
 
-    views = take(padded, *windows, torch.Size(shape))
+    size_of_views = torch.Size(shape)
+    views = take(padded, *windows, size_of_views)
     expected = _slow_windows(padded, *windows, size)
 
     assert views.shape == shape
@@ -144,7 +161,8 @@ def test_images_of_a_batch_get_different_views():
 
 def _per_channel(values):
     """Return values that broadcast over the channels of (N, C, H, W)."""
-    return torch.as_tensor(values).view(1, -1, 1, 1)
+    vector = torch.as_tensor(values)
+    return vector.view(1, -1, 1, 1)
 
 
 def test_normalization_is_the_definition():
@@ -152,8 +170,10 @@ def test_normalization_is_the_definition():
     mean = [0.1, 0.5, 0.9]
     std = [0.2, 0.3, 0.4]
     normalize = Normalize(mean, std)
+
     normalized = normalize(images)
-    centered = images / 255 - _per_channel(mean)
+    unit_range = images / 255
+    centered = unit_range - _per_channel(mean)
     expected = centered / _per_channel(std)
 
     assert_close(normalized, expected, rtol=1e-5, atol=1e-5)
@@ -166,9 +186,11 @@ def test_normalization_is_one_multiply_add_to_the_last_bit(n, n_channels):
     mean = torch.rand(n_channels) + 0.1
     std = torch.rand(n_channels) + 0.1
     normalize = Normalize(mean.tolist(), std.tolist())
+
     normalized = normalize(images)
     # The mean and the division by 255 are folded into one scale and one shift.
-    scale = _per_channel(1.0 / (255.0 * std))
+    std_in_levels = 255.0 * std
+    scale = _per_channel(1.0 / std_in_levels)
     shift = _per_channel(-mean / std)
     expected = torch.addcmul(shift, images.float(), scale)
 
@@ -186,8 +208,10 @@ def test_gray_images_keep_their_memory_order():
 def test_color_images_come_with_channels_last():
     images = _random_images(2, 3, 5, 4)
     normalize = Normalize([0.5] * 3, [0.25] * 3)
+
     normalized = normalize(images)
-    expected = (images / 255 - 0.5) / 0.25
+    centered = images / 255 - 0.5
+    expected = centered / 0.25
 
     # The stride of the channels is 1: they are next to each other in memory.
     assert normalized.stride() == (60, 1, 12, 3)

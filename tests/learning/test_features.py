@@ -27,11 +27,15 @@ def _slow_average(maps):
 
 def _slow_resnet_descriptor(network, images):
     """Average the output of every stage of a ResNet, without the extractor's taps."""
-    maps = network.relu(network.bn1(network.conv1(images)))
+    maps = network.conv1(images)
+    normalized = network.bn1(maps)
+    maps = network.relu(normalized)
+
     averages = []
     for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
         maps = stage(maps)
-        averages.append(_slow_average(maps))
+        average = _slow_average(maps)
+        averages.append(average)
     return torch.cat(averages, dim=1)
 
 
@@ -40,6 +44,7 @@ def test_descriptor_is_the_average_of_each_stage_and_logits_are_the_networks():
     network = build_network("cifar_resnet18", 10, 3).eval()
     images = torch.rand(2, 3, 32, 32)
     extractor = FeatureExtractor(network, None, (3, 32, 32))
+
     descriptor, logits = extractor(images)
     expected_descriptor = _slow_resnet_descriptor(network, images)
     expected_logits = network(images)
@@ -60,6 +65,7 @@ def test_descriptor_size_is_known_before_any_image():
 def test_default_taps_of_a_plain_network_are_the_last_layers_before_each_change_of_resolution():
     vgg = build_network("vgg11", 10, 3)
     taps = default_taps(vgg, (3, 64, 64))
+
     modules = dict(vgg.named_modules())
     names = list(modules)
 
@@ -67,13 +73,15 @@ def test_default_taps_of_a_plain_network_are_the_last_layers_before_each_change_
 
     for tap in taps:
         position = names.index(tap)
-        following = modules[names[position + 1]]
+        following_name = names[position + 1]
+        following = modules[following_name]
         assert isinstance(following, nn.MaxPool2d)
 
 
 def test_taps_may_name_nodes_of_the_graph():
     network = build_network("cifar_resnet18", 10, 3)
-    extractor = FeatureExtractor(network, ["layer2.1.relu_1"], (3, 32, 32))
+    taps = ["layer2.1.relu_1"]
+    extractor = FeatureExtractor(network, taps, (3, 32, 32))
 
     assert extractor.descriptor_size == 128
 
@@ -81,8 +89,10 @@ def test_taps_may_name_nodes_of_the_graph():
 @pytest.mark.parametrize("tap", ["layr2", "fc.weight.x"])
 def test_a_tap_that_is_not_a_layer_is_refused_by_name(tap):
     network = build_network("cifar_resnet18", 10, 3)
-    with pytest.raises(ValueError, match=f"not a layer of the network: '{tap}'"):
-        FeatureExtractor(network, ["layer1", tap], (3, 32, 32))
+    taps = ["layer1", tap]
+    expected = f"not a layer of the network: '{tap}'"
+    with pytest.raises(ValueError, match=expected):
+        FeatureExtractor(network, taps, (3, 32, 32))
 
 
 def test_the_output_layer_cannot_be_tapped():
@@ -98,7 +108,8 @@ class _Untraceable(nn.Module):
         self.fc = nn.Linear(4, 3)
 
     def forward(self, images):
-        maps = self.conv(images).relu()
+        convolved = self.conv(images)
+        maps = convolved.relu()
         if maps.sum() > 1e9:  # torch.fx cannot follow a branch on values
             maps = maps * 0
         averages = maps.mean(dim=(2, 3))
@@ -110,19 +121,24 @@ def test_a_network_that_cannot_be_traced_is_tapped_by_hooks():
     network = _Untraceable().eval()
     images = torch.rand(3, 1, 8, 8)
     extractor = FeatureExtractor(network, ["conv"], (1, 8, 8))
+
     descriptor, logits = extractor(images)
     maps = network.conv(images)
+    expected_descriptor = maps.mean(dim=(2, 3))
+    expected_logits = network(images)
 
-    assert_close(descriptor, maps.mean(dim=(2, 3)))
-    assert_close(logits, network(images))
+    assert_close(descriptor, expected_descriptor)
+    assert_close(logits, expected_logits)
 
 
 def test_an_extractor_shares_the_weights_of_its_network():
     network = build_network("digits_cnn", 10, 1).train()
     extractor = FeatureExtractor(network, None, (1, 8, 8))
     # By identity: equal values in other tensors would not be trained along.
-    shared_ids = set(map(id, extractor.parameters()))
-    network_ids = set(map(id, network.parameters()))
+    shared_parameters = extractor.parameters()
+    network_parameters = network.parameters()
+    shared_ids = set(map(id, shared_parameters))
+    network_ids = set(map(id, network_parameters))
 
     assert shared_ids == network_ids
 
@@ -133,9 +149,12 @@ def _slow_teacher_outputs(z):
     total = powers.sum()
     probabilities = powers / total
     confidence = probabilities.max()
-    entropy = -(probabilities * probabilities.log()).sum()
+    log_probabilities = probabilities.log()
+    products = probabilities * log_probabilities
+    entropy = -products.sum()
     energy = total.log()
-    largest, second, *_ = z.sort(descending=True).values
+    descending = z.sort(descending=True).values
+    largest, second, *_ = descending
     margin = largest - second
     return torch.stack([confidence, entropy, energy, margin])
 
@@ -144,7 +163,9 @@ def test_teacher_outputs_match_their_definitions():
     # The second row is a tie between all classes.
     logits = torch.tensor([[2.0, 1.0, -1.0], [0.0, 0.0, 0.0]])
     outputs = teacher_outputs(logits)
-    expected = torch.stack([_slow_teacher_outputs(z) for z in logits.double()])
+    rows = logits.double()
+    expected_rows = [_slow_teacher_outputs(z) for z in rows]
+    expected = torch.stack(expected_rows)
 
     assert_close(outputs.double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -164,6 +185,7 @@ def test_default_taps_reach_into_blocks_that_tracing_does_not_open(architecture)
     network = build_network(architecture, 5, 3)
     extractor = FeatureExtractor(network, None, (3, 64, 64))
     images = torch.rand(2, 3, 64, 64)
+
     descriptor, logits = extractor(images)
     network.eval()
     expected_logits = network(images)
@@ -190,7 +212,8 @@ class _ChannelsLast(nn.Module):
     def forward(self, images):
         maps = self.conv(images)
         channels_last = maps.permute(0, 2, 3, 1)
-        averages = self.last(channels_last).mean(dim=(1, 2))
+        maps_last = self.last(channels_last)
+        averages = maps_last.mean(dim=(1, 2))
         return self.fc(averages)
 
 
@@ -200,6 +223,7 @@ def test_maps_with_channels_last_are_averaged_over_places_not_over_channels():
     # Both taps see the same maps, in two orders.
     of_conv = FeatureExtractor(network, ["conv"], (1, 8, 8))
     of_last = FeatureExtractor(network, ["last"], (1, 8, 8))
+
     channels_first, _ = of_conv(images)
     channels_last, _ = of_last(images)
 

@@ -41,12 +41,16 @@ def test_areas_are_those_of_scikit_learn_over_the_pool_and_by_source(
     table: ShardedTable, pool: ImageStore
 ) -> None:
     auc = indicator_auc(table, pool)
-    is_irrelevant = ~pool.index["relevant"].to_numpy(dtype=bool)
+    is_relevant = pool.index["relevant"].to_numpy(dtype=bool)
+    is_irrelevant = ~is_relevant
+
     for _, row in auc.iterrows():
         in_scope = is_in_scope(pool, row["source"])
         truth = is_irrelevant[in_scope]
         values = table.arrays(row["indicator"])
-        expected = roc_auc_score(truth, values[in_scope])
+        scores = values[in_scope]
+        expected = roc_auc_score(truth, scores)
+
         assert row["auc"] == pytest.approx(expected)
         assert row["n_relevant"] == N_DIGITS
         assert row["n_irrelevant"] == truth.sum()
@@ -56,10 +60,12 @@ def test_every_indicator_and_the_sum_have_an_area_per_source(
     table: ShardedTable, pool: ImageStore
 ) -> None:
     auc = indicator_auc(table, pool)
+
     # The pool as a whole, and each of its two irrelevant sources.
     n_scopes = 3
     n_scores = len(INDICATORS) + 1
     assert len(auc) == n_scopes * n_scores
+
     # The digits are all relevant: their source has no irrelevant image to rank.
     sources = auc["source"].dropna().unique()
     assert sources.tolist() == ["shuffled", "noise"]
@@ -70,8 +76,10 @@ def test_the_one_class_sum_separates_digits_from_other_images(
 ) -> None:
     auc = indicator_auc(table, pool)
     is_whole_pool = auc["source"].isna()
-    by_indicator = auc[is_whole_pool].set_index("indicator")
+    whole_pool = auc[is_whole_pool]
+    by_indicator = whole_pool.set_index("indicator")
     area = by_indicator.loc["one_class_sum", "auc"]
+
     assert area > 0.85
 
 
@@ -94,18 +102,21 @@ def test_without_the_truth_or_with_one_kind_of_image_there_is_no_area(
 ) -> None:
     chosen = {name: files[name] for name in sources}
     store = store_of(chosen, tmp_path / "store", labels=labels)
-    makers = relatedness_shards(store, teacher, params_of())
+    params = params_of()
+    makers = relatedness_shards(store, teacher, params)
     measured = ShardedTable.write(tmp_path / "table", makers)
 
     auc = indicator_auc(measured, store)
     assert auc.empty
 
     # A table without rows keeps its columns in a file, too.
-    write_table(auc, tmp_path / "auc.parquet")
-    read = read_table(tmp_path / "auc.parquet")
-    assert list(read) == ["source", "indicator", "auc", "n_irrelevant", "n_relevant"]
+    auc_file = tmp_path / "auc.parquet"
+    write_table(auc, auc_file)
+    read = read_table(auc_file)
+    columns = list(read)
+    assert columns == ["source", "indicator", "auc", "n_irrelevant", "n_relevant"]
 
-    manifest = preferential_manifest(measured, store, params_of())
+    manifest = preferential_manifest(measured, store, params)
     figure = plot_relatedness(measured, store, manifest, auc)
     text = words(figure)
     assert expected in text

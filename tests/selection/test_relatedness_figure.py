@@ -23,7 +23,8 @@ from tests.selection.builders import (
 
 @pytest.fixture
 def manifest(table: ShardedTable, pool: ImageStore) -> pd.DataFrame:
-    return preferential_manifest(table, pool, params_of())
+    params = params_of()
+    return preferential_manifest(table, pool, params)
 
 
 @pytest.fixture
@@ -36,12 +37,16 @@ def test_the_figure_shows_every_source_and_indicator(
 ) -> None:
     figure = plot_relatedness(table, pool, manifest, auc)
     text = words(figure)
+
     indicators = ("1C-Sum", "ang++", "dms-aos", "last layer")
     sources = ("relevant", "shuffled", "noise", "33.3 % of pool")
     for name in (*indicators, *sources):
         assert name in text, name
+
     for value in auc["auc"]:
-        assert f" {value:.2f} " in text
+        area = f" {value:.2f} "
+        assert area in text
+
     # The sum, one panel per source, and the table of areas.
     assert len(figure.axes) == 1 + 3 + 1
 
@@ -49,8 +54,12 @@ def test_the_figure_shows_every_source_and_indicator(
 def test_the_figure_of_the_control_says_that_it_draws_evenly(
     table: ShardedTable, pool: ImageStore, auc: pd.DataFrame
 ) -> None:
-    manifest = preferential_manifest(table, pool, params_of(sampling="uniform"))
-    text = words(plot_relatedness(table, pool, manifest, auc))
+    params = params_of(sampling="uniform")
+    manifest = preferential_manifest(table, pool, params)
+
+    figure = plot_relatedness(table, pool, manifest, auc)
+    text = words(figure)
+
     assert "Uniform sampling draws 50.0 % relevant images" in text
 
 
@@ -59,11 +68,14 @@ def test_the_title_reports_the_share_of_relevant_draws(
 ) -> None:
     figure = plot_relatedness(table, pool, manifest, auc)
     text = words(figure)
+
     is_relevant = pool.index["relevant"].to_numpy(dtype=bool)
     probabilities = manifest["sampling_probability"]
-    drawn_percent = 100 * probabilities[is_relevant].sum()
+    relevant_share = probabilities[is_relevant].sum()
+    drawn_percent = 100 * relevant_share
     finding = f"Preferential sampling draws {drawn_percent:.1f} % relevant images"
     assert f"{finding} from a pool with 50.0 %" in text
+
     # Few images drawn again and again would be relevant, and of little use.
     size = manifest.attrs["effective_sample_size"]
     assert f"effective sample size {size:.0f} of 600" in text
@@ -74,12 +86,15 @@ def test_the_figure_reports_which_indicator_ranks_best(
 ) -> None:
     figure = plot_relatedness(table, pool, manifest, auc)
     text = words(figure)
+
     is_whole_pool = auc["source"].isna()
-    by_indicator = auc[is_whole_pool].set_index("indicator")["auc"]
+    whole_pool = auc[is_whole_pool]
+    by_indicator = whole_pool.set_index("indicator")["auc"]
     # The sum is compared with single indicators, not with itself.
     of_sum = by_indicator["one_class_sum"]
     of_single = by_indicator.drop("one_class_sum")
     best = of_single.max()
+
     assert f"AUC {of_sum:.3f} by 1C-Sum, {best:.3f} by the best" in text
 
 
@@ -92,11 +107,14 @@ class ManySources:
         self.shards = pool.shards
         self.fingerprint = pool.fingerprint
         self.index = pool.index.copy()
+
         names = []
         for number in range(len(pool)):
             source_number = number % self.n_sources
             # Long names, because users give long ones.
-            names.append(f"a collection with the number {source_number}")
+            name = f"a collection with the number {source_number}"
+            names.append(name)
+
         is_relevant = self.index["relevant"].to_numpy(dtype=bool)
         sources = np.where(is_relevant, "digits", names)
         self.index["source"] = sources
@@ -108,7 +126,7 @@ class ManySources:
 def percent_before(text: str, word: str) -> float:
     """Return the number in front of `% of` and the word."""
     before, *_ = text.split(f" % of {word}")
-    number = before.rpartition(" ")[2]
+    _, _, number = before.rpartition(" ")
     return float(number)
 
 
@@ -117,7 +135,8 @@ def test_many_sources_are_shown_by_the_largest_and_add_up(
     table: ShardedTable, pool: ImageStore, word: str
 ) -> None:
     many: Any = ManySources(pool)
-    manifest = preferential_manifest(table, many, params_of())
+    params = params_of()
+    manifest = preferential_manifest(table, many, params)
     auc = indicator_auc(table, many)
 
     figure = plot_relatedness(table, many, manifest, auc)
@@ -130,4 +149,5 @@ def test_many_sources_are_shown_by_the_largest_and_add_up(
     # The relevant images, the sources that are shown, and the others together.
     assert len(shares) == 1 + MAX_SOURCES + 1
     percentages = [percent_before(share, word) for share in shares]
-    assert sum(percentages) == pytest.approx(100, abs=0.5)
+    total_percent = sum(percentages)
+    assert total_percent == pytest.approx(100, abs=0.5)

@@ -56,12 +56,15 @@ def test_ranks_pool_folds_whose_scores_cannot_be_compared() -> None:
     assert len(unlabeled_ranks) == 15_000
     assert by_rank == pytest.approx(0.3, abs=0.04)
 
-    all_positive = np.concatenate([positive for positive, _ in folds])
-    all_unlabeled = np.concatenate([unlabeled for _, unlabeled in folds])
+    positive_scores = [positive for positive, _ in folds]
+    unlabeled_scores = [unlabeled for _, unlabeled in folds]
+    all_positive = np.concatenate(positive_scores)
+    all_unlabeled = np.concatenate(unlabeled_scores)
     by_score, _ = best_bin_estimate(all_positive, all_unlabeled)
 
     # Scale and offset separate the raw scores of each fold from those of the others.
-    assert abs(by_score - 0.3) > 0.1
+    error = abs(by_score - 0.3)
+    assert error > 0.1
 
 
 def test_a_rank_is_one_minus_the_share_of_the_fold_that_scores_at_least_as_high() -> None:
@@ -76,8 +79,11 @@ def test_a_rank_is_one_minus_the_share_of_the_fold_that_scores_at_least_as_high(
 
 def test_a_fold_may_lack_positives() -> None:
     none = np.array([])
-    first_fold = (np.array([2.0]), np.array([1.0, 3.0]))
-    second_fold = (none, np.array([5.0, 4.0]))
+    first_positive = np.array([2.0])
+    first_unlabeled = np.array([1.0, 3.0])
+    second_unlabeled = np.array([5.0, 4.0])
+    first_fold = (first_positive, first_unlabeled)
+    second_fold = (none, second_unlabeled)
 
     positive_ranks, unlabeled_ranks = pooled_ranks([first_fold, second_fold])
 
@@ -90,15 +96,21 @@ def width(estimate: ClassPriorEstimate) -> float:
 
 
 def test_interval_brackets_value_and_truth_and_shrinks_with_more_samples() -> None:
-    small = estimated(*mixture(0.2, 200, 800, seed=3))
-    large = estimated(*mixture(0.2, 5_000, 20_000, seed=3))
+    few_scores = mixture(0.2, 200, 800, seed=3)
+    many_scores = mixture(0.2, 5_000, 20_000, seed=3)
+    small = estimated(*few_scores)
+    large = estimated(*many_scores)
 
     for estimate in (small, large):
         assert estimate.lower <= estimate.value <= estimate.upper
         # One interval of ten may miss the truth, hence the margin.
-        assert estimate.lower - 0.02 <= 0.2 <= estimate.upper + 0.02
+        lowest = estimate.lower - 0.02
+        highest = estimate.upper + 0.02
+        assert lowest <= 0.2 <= highest
+
     # 25 times as many samples: a fifth of the width is expected.
-    assert width(large) < 0.5 * width(small)
+    half_width = 0.5 * width(small)
+    assert width(large) < half_width
     assert large.n_positive == 5_000
     assert large.n_unlabeled == 20_000
     assert large.method == "bbe"
@@ -124,7 +136,8 @@ def test_the_interval_holds_the_truth_as_often_as_its_level_promises() -> None:
     for seed in range(40):
         scores = mixture(0.1, 150, 2_000, seed)
         estimate = estimated(*scores, seed=seed, method="dedpul", n_bootstrap=40)
-        is_covered.append(estimate.lower <= 0.1 <= estimate.upper)
+        holds_truth = estimate.lower <= 0.1 <= estimate.upper
+        is_covered.append(holds_truth)
         widths.append(width(estimate))
 
     assert np.mean(is_covered) >= 0.9
@@ -133,16 +146,20 @@ def test_the_interval_holds_the_truth_as_often_as_its_level_promises() -> None:
 
 
 def test_an_interval_from_few_positives_has_a_note_that_it_is_too_narrow() -> None:
-    few = estimated(*mixture(0.2, 10, 500))
+    few_scores = mixture(0.2, 10, 500)
+    few = estimated(*few_scores)
     assert few.note is not None
     assert "with 10 positives the interval is too narrow" in few.note
 
-    many = estimated(*mixture(0.2, 100, 500))
+    many_scores = mixture(0.2, 100, 500)
+    many = estimated(*many_scores)
     assert many.note is None
 
 
 def test_an_interval_around_a_small_value_has_a_note_that_it_is_too_narrow() -> None:
-    small = estimated(*mixture(0.03, 100, 5_000), method="dedpul")
+    scores = mixture(0.03, 100, 5_000)
+    small = estimated(*scores, method="dedpul")
+
     assert small.note is not None
     assert "too narrow for so small a class prior" in small.note
 
@@ -163,8 +180,9 @@ def test_a_higher_level_widens_the_interval_and_the_same_seed_repeats_it() -> No
     wide = estimated(*scores, seed=1, level=0.99)
     again = estimated(*scores, seed=1, level=0.99)
 
-    assert width(narrow) > 0
-    assert width(wide) > width(narrow)
+    narrow_width = width(narrow)
+    assert narrow_width > 0
+    assert width(wide) > narrow_width
     assert again == wide
 
 
@@ -193,8 +211,11 @@ def test_unusable_options_are_refused(options, message) -> None:
 
 
 def test_a_fold_without_unlabeled_samples_is_refused() -> None:
-    with pytest.raises(ValueError, match="unlabeled scores of fold 1 must be a non-empty vector"):
-        pooled_ranks([(ONE, ONE), (ONE, NONE)])
+    complete_fold = (ONE, ONE)
+    fold_without_unlabeled = (ONE, NONE)
+    expected = "unlabeled scores of fold 1 must be a non-empty vector"
+    with pytest.raises(ValueError, match=expected):
+        pooled_ranks([complete_fold, fold_without_unlabeled])
 
 
 @pytest.mark.parametrize("folds", [[], [(NONE, ONE)]])

@@ -21,8 +21,10 @@ def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
         if not isinstance(module, _BatchNorm):
             continue
         n = module.num_features
-        mean = torch.randn(n, generator=generator) / 2
-        variance = torch.rand(n, generator=generator) + 0.2
+        normal = torch.randn(n, generator=generator)
+        mean = normal / 2
+        uniform = torch.rand(n, generator=generator)
+        variance = uniform + 0.2
         module.running_mean.copy_(mean)
         module.running_var.copy_(variance)
         if module.weight is not None:
@@ -57,15 +59,20 @@ def slow_logit_indicators(z: list[float]) -> list[float]:
         if p_k > 0:
             entropy -= p_k * math.log(p_k)
     hot = softmax(z, 1000.0)
-    return [1 - max(p), entropy, 1 - max(hot)]
+
+    missing = 1 - max(p)
+    missing_hot = 1 - max(hot)
+    return [missing, entropy, missing_hot]
 
 
 def dot(a: list[float], b: list[float]) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True))
+    pairs = zip(a, b, strict=True)
+    return sum(x * y for x, y in pairs)
 
 
 def length(a: list[float]) -> float:
-    return math.sqrt(dot(a, a))
+    squared_length = dot(a, a)
+    return math.sqrt(squared_length)
 
 
 def cosine(a: list[float], b: list[float]) -> float:
@@ -93,7 +100,8 @@ def slow_latent_indicators(u: list[float], row: list[float]) -> list[float]:
     norm_plus = -length(u_plus)
     act_plus = -dot(u_plus, row_plus)
     share_plus = act_plus / act
-    ang_plus = 1 - (1 - ang) * share_plus
+    cosine_all = 1 - ang
+    ang_plus = 1 - cosine_all * share_plus
     ang_plus_plus = 1 - cosine(u_plus, row_plus)
     return [norm, act, proj, ang, norm_plus, act_plus, ang_plus, ang_plus_plus]
 
@@ -121,7 +129,8 @@ def slow_channel_indicators(a: list[float]) -> dict[str, float]:
     n = len(a)
     m = math.fsum(a) / n
     square_sum = math.fsum(x**2 for x in a)
-    values = {"dms": m**2, "dms_aos": square_sum / n}
+    mean_of_squares = square_sum / n
+    values = {"dms": m**2, "dms_aos": mean_of_squares}
     # One position has no spread.
     if n == 1:
         return values
@@ -131,8 +140,10 @@ def slow_channel_indicators(a: list[float]) -> dict[str, float]:
     std = math.sqrt(variance)
     values["dss"] = (std - 1) ** 2
     # Of normal outputs, n - 1 times the variance follows a chi-square distribution.
-    level = stats.chi2.cdf((n - 1) * variance, n - 1)
-    values["dss_ext"] = not 0.05 <= level <= 0.95
+    degrees_of_freedom = n - 1
+    level = stats.chi2.cdf(degrees_of_freedom * variance, degrees_of_freedom)
+    is_in_range = 0.05 <= level <= 0.95
+    values["dss_ext"] = not is_in_range
     return values
 
 
@@ -148,13 +159,16 @@ def slow_batchnorm_indicators(calls: list[tuple[nn.Module, Tensor]]) -> list[flo
             if is_switched_off(layer, channel):
                 continue
             outputs = normalized_channel(layer, maps, channel)
-            for name, value in slow_channel_indicators(outputs).items():
-                values_of.setdefault(name, []).append(value)
+            indicators = slow_channel_indicators(outputs)
+            for name, value in indicators.items():
+                values = values_of.setdefault(name, [])
+                values.append(value)
 
     means = []
     for name in ("dms", "dms_aos", "dss", "dss_ext"):
         if name in values_of:
-            means.append(statistics.fmean(values_of[name]))
+            mean = statistics.fmean(values_of[name])
+            means.append(mean)
     return means
 
 
@@ -171,10 +185,14 @@ class Recorder:
                 module.register_forward_pre_hook(self._record_batchnorm)
 
     def _record_latents(self, _layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        self.latents.append(inputs[0][0])
+        batch = inputs[0]
+        self.latents.append(batch[0])
 
     def _record_batchnorm(self, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        self.batchnorm_calls.append((layer, inputs[0][0].clone()))
+        batch = inputs[0]
+        # A later layer may work in place.
+        maps = batch[0].clone()
+        self.batchnorm_calls.append((layer, maps))
 
 
 def slow_indicators(network: nn.Module, images: Tensor, head: str | None) -> Tensor:
@@ -192,14 +210,17 @@ def slow_indicators(network: nn.Module, images: Tensor, head: str | None) -> Ten
         recorder = Recorder(copied, head)
         with torch.no_grad():
             logits = copied(image[None])
+
         z = logits[0].tolist()
         row = slow_logit_indicators(z)
         if head is not None:
             layer = copied.get_submodule(head)
             predicted_class = z.index(max(z))
-            weight_row = layer.weight[predicted_class].tolist()
+            weight = layer.weight[predicted_class]
+            weight_row = weight.tolist()
             latents = recorder.latents[0].tolist()
             row += slow_latent_indicators(latents, weight_row)
+
         row += slow_batchnorm_indicators(recorder.batchnorm_calls)
         rows.append(row)
     return torch.tensor(rows, dtype=torch.float64)

@@ -49,28 +49,33 @@ def test_logit_indicators_are_bounded_and_do_not_see_a_constant(
     logits = torch.tensor(rows, dtype=torch.float64)
     values = logit_indicators(logits)
     expected = [slow_logit_indicators(row) for row in rows]
-    shifted_values = logit_indicators(logits + shift)
+    expected_values = torch.tensor(expected).double()
+    shifted_logits = logits + shift
+    shifted_values = logit_indicators(shifted_logits)
 
-    assert_close(values, torch.tensor(expected).double())
+    assert_close(values, expected_values)
     assert_close(shifted_values, values)
 
     # 1 - 1/K, ln K and 1 - 1/K for K = 4; the sums may round up.
     upper_bounds = torch.tensor([0.75, math.log(4), 0.75])
     assert (values >= 0).all()
-    assert (values <= upper_bounds + 1e-6).all()
+    rounded_up = upper_bounds + 1e-6
+    assert (values <= rounded_up).all()
 
 
 def test_confident_logits_stay_distinct_where_one_minus_the_maximum_is_zero():
     # In float32, 1 - exp(-20) is 1.
     logits = torch.tensor([[20.0, 0.0, 0.0], [40.0, 0.0, 0.0]])
-    largest = logits.softmax(dim=1).amax(dim=1)
+    probabilities = logits.softmax(dim=1)
+    largest = probabilities.amax(dim=1)
     naive = 1 - largest
 
     assert naive.tolist() == [0, 0]
 
     # Of the two other classes, each with probability exp(-z) to first order.
     expected = [2 * math.exp(-20), 2 * math.exp(-40)]
-    missing_probability = logit_indicators(logits)[:, 0]
+    indicators = logit_indicators(logits)
+    missing_probability = indicators[:, 0]
 
     assert missing_probability.tolist() == pytest.approx(expected, rel=1e-5)
 
@@ -91,14 +96,22 @@ def draw_latents(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 IS_ANGLE = torch.tensor([name.startswith("ang") for name in LATENT_INDICATORS])
 
 
+def angles_of(latents: Tensor, weight: Tensor, classes: Tensor) -> Tensor:
+    indicators = latent_indicators(latents, weight, classes)
+    return indicators[:, IS_ANGLE]
+
+
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100))
 def test_lengths_scale_with_the_latents_and_angles_do_not(seed: int, scale: float) -> None:
     latents, weight, classes = draw_latents(seed)
     values = latent_indicators(latents, weight, classes)
-    scaled = latent_indicators(scale * latents, weight, classes)
+    scaled_latents = scale * latents
+    scaled = latent_indicators(scaled_latents, weight, classes)
+
     # All others are lengths or products, linear in the latents.
-    expected = torch.where(IS_ANGLE, values, scale * values)
+    scaled_values = scale * values
+    expected = torch.where(IS_ANGLE, values, scaled_values)
     assert_close(scaled, expected)
 
 
@@ -106,9 +119,9 @@ def test_lengths_scale_with_the_latents_and_angles_do_not(seed: int, scale: floa
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100))
 def test_angles_do_not_depend_on_the_length_of_the_weights(seed: int, scale: float) -> None:
     latents, weight, classes = draw_latents(seed)
-    angles = latent_indicators(latents, weight, classes)[:, IS_ANGLE]
+    angles = angles_of(latents, weight, classes)
     scaled_weight = scale * weight
-    scaled_angles = latent_indicators(latents, scaled_weight, classes)[:, IS_ANGLE]
+    scaled_angles = angles_of(latents, scaled_weight, classes)
 
     assert_close(scaled_angles, angles)
     # One minus a cosine.
@@ -117,7 +130,9 @@ def test_angles_do_not_depend_on_the_length_of_the_weights(seed: int, scale: flo
 
 
 def assert_latent_indicators_equal(found: Tensor, u: Tensor, weight_row: Tensor) -> None:
-    slow = slow_latent_indicators(u.tolist(), weight_row.tolist())
+    u_list = u.tolist()
+    row_list = weight_row.tolist()
+    slow = slow_latent_indicators(u_list, row_list)
     expected = torch.tensor(slow, dtype=torch.float64)
     assert_close(found, expected)
 
@@ -128,14 +143,17 @@ def test_latent_indicators_equal_the_slow_ones(seed: int) -> None:
     latents, weight, classes = draw_latents(seed)
     values = latent_indicators(latents, weight, classes)
     for image, predicted_class in enumerate(classes):
+        found = values[image]
+        u = latents[image]
         weight_row = weight[predicted_class]
-        assert_latent_indicators_equal(values[image], latents[image], weight_row)
+        assert_latent_indicators_equal(found, u, weight_row)
 
 
 @pytest.fixture(scope="module")
 def normal_maps() -> Tensor:
     """Maps that follow the statistics of a fresh BatchNorm: mean 0 and variance 1."""
-    return torch.randn(20, 50, 16, 16, generator=seeded_generator())
+    generator = seeded_generator()
+    return torch.randn(20, 50, 16, 16, generator=generator)
 
 
 def test_maps_that_match_the_statistics_are_related(normal_maps: Tensor) -> None:
@@ -152,7 +170,8 @@ def test_maps_that_match_the_statistics_are_related(normal_maps: Tensor) -> None
 def test_shifted_maps_are_not_related_by_their_mean(normal_maps: Tensor) -> None:
     layer = nn.BatchNorm2d(50).eval()
     _, _, dss, dss_ext = mean_batchnorm_indicators(layer, normal_maps)
-    shifted = mean_batchnorm_indicators(layer, normal_maps + 3)
+    shifted_maps = normal_maps + 3
+    shifted = mean_batchnorm_indicators(layer, shifted_maps)
 
     # m^2 = 9, and 9 + 1 for the mean of squares.
     assert shifted[:2] == pytest.approx([9, 10], rel=0.02)
@@ -164,7 +183,9 @@ def test_maps_of_another_spread_are_not_related_by_it(
     normal_maps: Tensor, scale: int, rel: float
 ) -> None:
     layer = nn.BatchNorm2d(50).eval()
-    indicators = mean_batchnorm_indicators(layer, normal_maps * scale)
+    scaled_maps = normal_maps * scale
+    indicators = mean_batchnorm_indicators(layer, scaled_maps)
+
     # A spread of two or of zero is one away from that of the statistics.
     assert indicators[2:] == pytest.approx([1, 1], rel=rel)
 
@@ -175,6 +196,7 @@ def indicators_of_latents_along_their_row() -> dict[str, list[float]]:
     weight = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
     latents = 2 * weight
     classes = torch.arange(3)
+
     indicators = latent_indicators(latents, weight, classes)
     columns = indicators.T.tolist()
     return dict(zip(LATENT_INDICATORS, columns, strict=True))
@@ -217,7 +239,8 @@ def test_latents_whose_weight_is_zero_or_negative_are_masked():
     predicted_class = torch.tensor([0])
 
     indicators = latent_indicators(latents, weight, predicted_class)
-    values = dict(zip(LATENT_INDICATORS, indicators[0].tolist(), strict=True))
+    first_image = indicators[0].tolist()
+    values = dict(zip(LATENT_INDICATORS, first_image, strict=True))
 
     # Of the first latent alone: its length, and its product with the weight.
     assert values["norm_plus"] == -4
@@ -246,17 +269,21 @@ def test_channels_that_are_switched_off_do_not_count_however_large():
 
 def mean_batchnorm_indicators(layer: nn.BatchNorm2d, maps: Tensor) -> list[float]:
     sums, n_channels = batchnorm_sums(layer, maps)
-    indicators = sums / n_channels[:, None]
-    return indicators.mean(dim=1).tolist()
+    counts = n_channels[:, None]
+    indicators = sums / counts
+    means = indicators.mean(dim=1)
+    return means.tolist()
 
 
 @pytest.mark.parametrize("maps_dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_read_in_float32(maps_dtype: torch.dtype) -> None:
     layer = trained_looking(nn.BatchNorm2d(6))
-    maps = random_images(4, (6, 5, 5)).to(maps_dtype)
+    images = random_images(4, (6, 5, 5))
+    maps = images.to(maps_dtype)
+    single_maps = maps.float()
 
     half_sums, _ = batchnorm_sums(layer, maps)
-    single_sums, _ = batchnorm_sums(layer, maps.float())
+    single_sums, _ = batchnorm_sums(layer, single_maps)
     half_logits = maps[0, 0]
     logit_values = logit_indicators(half_logits)
 
@@ -266,13 +293,17 @@ def test_half_precision_is_read_in_float32(maps_dtype: torch.dtype) -> None:
 
 def test_far_from_zero_the_spread_keeps_its_digits():
     layer = nn.BatchNorm2d(3).eval()
-    maps = 2 * random_images(2, (3, 9, 9))
+    images = random_images(2, (3, 9, 9))
+    maps = 2 * images
+    far_maps = maps + 1000
 
     # E[x^2] - E[x]^2 would lose them.
     near, _ = batchnorm_sums(layer, maps)
-    far, _ = batchnorm_sums(layer, maps + 1000)
+    far, _ = batchnorm_sums(layer, far_maps)
+    near_spread = near[2]
+    far_spread = far[2]
 
-    assert_close(far[2], near[2], rtol=1e-3, atol=0)
+    assert_close(far_spread, near_spread, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("degrees_of_freedom", [1, 2, 3, 15, 255, 1023, 12_543, 50_175])
