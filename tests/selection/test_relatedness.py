@@ -127,7 +127,12 @@ def test_the_sum_follows_from_the_indicators_and_the_stored_calibration(
     assert facts["clip"] == 10.0
 
     values = torch.from_numpy(indicator_values(table))
-    calibration = NoiseCalibration.from_dict(facts["noise"])
+    noise = facts["noise"]
+    # Columns are matched by position, and JSON keeps the order of the names.
+    names = tuple(noise)
+    means = tuple(noise[name]["mean"] for name in names)
+    stds = tuple(noise[name]["std"] for name in names)
+    calibration = NoiseCalibration(names, means, stds)
     expected = one_class_sum(values, calibration, clip=10.0)
     np.testing.assert_allclose(table.arrays("one_class_sum"), expected.numpy(), rtol=1e-12)
     check_teacher(table, teacher.fingerprint(), "relatedness")

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pu_kd_pipeline.errors import InputError
+
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
 
 METRICS = "metrics"
 REPORT = "report"
+# What `metadata: {mlflow: ...}` of a catalog entry may be.
+TRACKING_KINDS = ("dataset", "metrics", "model", "file", "image")
 
 
 def dataset_path(catalog: DataCatalog, name: str) -> Path | None:
@@ -25,10 +29,20 @@ def dataset_path(catalog: DataCatalog, name: str) -> Path | None:
 
 
 def tracked_as(catalog: DataCatalog, name: str) -> str | None:
-    """Return how MLflow gets an entry, the `mlflow` of its metadata; None: it does not."""
+    """Return how MLflow gets an entry, one of `TRACKING_KINDS`; None: it does not.
+
+    Raises:
+        InputError: the metadata asks for something else.
+    """
     if name not in catalog:
         return None
     metadata: Any = getattr(catalog.get(name), "metadata", None)
-    if not isinstance(metadata, dict):
+    if not isinstance(metadata, dict) or "mlflow" not in metadata:
         return None
-    return metadata.get("mlflow")
+    kind = metadata["mlflow"]
+    if kind not in TRACKING_KINDS:
+        raise InputError(
+            f"catalog entry `{name}`: metadata.mlflow is {kind!r}, expected one of "
+            f"{', '.join(TRACKING_KINDS)}"
+        )
+    return str(kind)

@@ -67,6 +67,9 @@ class TrackingHooks:
         for name in sorted(pipeline.inputs()):
             if name.startswith("params:"):
                 parameters[name.removeprefix("params:")] = catalog.load(name)
+        # A wrong kind would otherwise stop the run after hours, when the entry is saved.
+        for name in sorted(pipeline.datasets()):
+            tracked_as(catalog, name)
         self._catalog = catalog
         self._tracker = Tracker(
             config,

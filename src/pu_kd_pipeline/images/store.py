@@ -216,18 +216,11 @@ class ImageStore:
 
         return images
 
-    def read_shard(self, shard: Shard) -> np.ndarray:
-        """Return the (N, C, H, W) uint8 images of a shard.
-
-        A packed store returns a read-only memory map, an encoded store decodes the images.
-        """
-        if self.kind == "packed":
-            return self._pixels(shard)
-        all_rows = np.arange(shard.n)
-        return self._read_rows(shard, all_rows)
-
     def iter_batches(self, shard: Shard, batch_size: int) -> Iterator[np.ndarray]:
-        """Yield the (n, C, H, W) uint8 images of a shard in order, n at most `batch_size`."""
+        """Yield the (n, C, H, W) uint8 images of a shard in order, n at most `batch_size`.
+
+        A packed store yields read-only views of a memory map, an encoded store decodes the images.
+        """
         for start in range(0, shard.n, batch_size):
             stop = min(start + batch_size, shard.n)
             if self.kind == "packed":

@@ -70,11 +70,6 @@ class TeacherOutputs:
         if logits is not None:
             self._logits = logits.to(images.device)
 
-    @property
-    def is_cached(self) -> bool:
-        """Whether the teacher is not run any more."""
-        return self._logits is not None
-
     def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return (N,) int64 random views for the images at (N,) positions."""
         if self._fixed_views is None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pu_kd_pipeline.learning.relatedness.indicators import INDICATORS
 from pu_kd_pipeline.learning.relatedness.probe import RelatednessProbe
 
 N_NOISE_IMAGES = 10_000
@@ -51,29 +50,6 @@ class NoiseCalibration:
         for name, mean, std in rows:
             content[name] = {"mean": mean, "std": std}
         return content
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Mapping[str, float]]) -> NoiseCalibration:
-        """Return the calibration that `to_dict` wrote; the order of the names does not matter.
-
-        Raises:
-            ValueError: a name is not an indicator.
-        """
-        unknown = set(content) - set(INDICATORS)
-        if unknown:
-            raise ValueError(
-                f"the calibration holds {', '.join(sorted(unknown))}; "
-                f"the indicators are {', '.join(INDICATORS)}"
-            )
-        # JSON writers may sort keys, but columns are matched by position: restore the order.
-        names = [name for name in INDICATORS if name in content]
-        means = []
-        stds = []
-        for name in names:
-            numbers = content[name]
-            means.append(float(numbers["mean"]))
-            stds.append(float(numbers["std"]))
-        return cls(tuple(names), tuple(means), tuple(stds))
 
 
 def uniform_noise(n: int, image_shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
