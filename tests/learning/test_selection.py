@@ -247,6 +247,7 @@ def test_a_proxy_that_diverged_chooses_nothing(bad: float) -> None:
 
 
 CASES_WITHOUT_TRUTH = [case for case in CASES if not RULES[case[0]].uses_truth]
+CASES_WITH_PU_SCORE = [case for case in CASES if RULES[case[0]].reads_pu_score]
 CASES_WITHOUT_PU_SCORE = [case for case in CASES if not RULES[case[0]].reads_pu_score]
 
 
@@ -267,7 +268,8 @@ def test_a_rule_reads_the_truth_only_where_its_record_says_so(rule: str, criteri
 
 @pytest.mark.parametrize(("rule", "criterion"), CASES_WITHOUT_PU_SCORE)
 def test_a_rule_reads_pu_scores_only_where_its_record_says_so(rule: str, criterion: str) -> None:
-    numbers = np.arange(50)
+    # In no order: sorting equal scores keeps the order of the rows, which must not pass for theirs.
+    numbers = np.random.default_rng(5).permutation(50)
     is_even = numbers % 2 == 0
     pool = make_pool(numbers, is_even)
     no_scores = np.zeros(50, dtype=np.float32)
@@ -277,6 +279,38 @@ def test_a_rule_reads_pu_scores_only_where_its_record_says_so(rule: str, criteri
     expected = select(rule, pool, make_options(criterion, 9))
     actual = select(rule, without_scores, make_options(criterion, 9))
     np.testing.assert_array_equal(actual.rows, expected.rows)
+
+
+@pytest.mark.parametrize(("rule", "criterion"), CASES_WITH_PU_SCORE)
+def test_a_rule_whose_record_says_so_reads_pu_scores(rule: str, criterion: str) -> None:
+    numbers = np.random.default_rng(5).permutation(50)
+    every_relevant = np.ones(50, dtype=bool)
+    pool = make_pool(numbers + 1, every_relevant)
+    reversed_scores = pool.pu_score[::-1].copy()
+    other = replace(pool, pu_score=reversed_scores)
+
+    rows = select(rule, pool, make_options(criterion, 9, disagreement_of=flat(50))).rows
+    other_rows = select(rule, other, make_options(criterion, 9, disagreement_of=flat(50))).rows
+    # Otherwise a PU classifier would be trained for nothing.
+    assert not np.array_equal(rows, other_rows)
+
+
+@pytest.mark.parametrize(("rule", "criterion"), CASES)
+def test_the_record_of_a_rule_describes_what_it_keeps(rule: str, criterion: str) -> None:
+    scores = np.random.default_rng(5).normal(size=50)
+    pool = make_pool(scores, scores > 0)
+    options = make_options(criterion, 9, disagreement_of=flat(50))
+    selection = select(rule, pool, options)
+    record = RULES[rule]
+
+    # Figures mark a cut exactly where the record promises one.
+    assert (selection.threshold is not None) == record.has_threshold
+
+    if record.ranked_by is not None:
+        ranking = getattr(pool, record.ranked_by)
+        is_kept = np.isin(np.arange(50), selection.rows)
+        # Figures and AUC take higher for better.
+        assert ranking[is_kept].mean() > ranking[~is_kept].mean()
 
 
 @pytest.mark.parametrize(("rule", "criterion"), CASES)

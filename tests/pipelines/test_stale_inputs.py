@@ -18,6 +18,7 @@ from pu_kd_pipeline.learning.metrics import area_under_roc
 from pu_kd_pipeline.models.factory import new_teacher
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.reporting.summary import MODEL_QUANTITIES
 from pu_kd_pipeline.selection.manifest import choose_subset
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.pu_classifier import train_head
@@ -106,6 +107,14 @@ def test_weight_vectors_of_another_manifest_or_teacher_are_refused(made, other_t
         distilled(made, other, made.teacher)
     with pytest.raises(InputError, match="weight_vectors: another network than teacher_model"):
         distilled(made, made.manifest, other_teacher)
+
+
+def test_every_number_of_a_student_has_a_row_for_people_and_every_row_a_number(made):
+    # `made` is the run of all stages, so that these are the numbers of metrics.json.
+    student = made.metrics["student"]
+    numbers = {key for key, value in student.items() if isinstance(value, int | float)}
+    shown = {quantity.key for quantity in MODEL_QUANTITIES}
+    assert numbers == shown
 
 
 def test_a_student_of_another_teacher_is_reported(made, other_teacher, caplog):

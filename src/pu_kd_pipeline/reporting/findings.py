@@ -13,11 +13,11 @@ CONFIDENCE_95 = 1.96  # standard errors on either side
 
 def findings(metrics: Mapping[str, Any]) -> list[str]:
     """Return two or three sentences: the student, the gain of the selection, its certainty."""
-    fault_messages = [_student_sentence(metrics), _selection_sentence(metrics)]
+    sentences = [_student_sentence(metrics), _selection_sentence(metrics)]
     certainty = _certainty_sentence(metrics)
     if certainty:
-        fault_messages.append(certainty)
-    return fault_messages
+        sentences.append(certainty)
+    return sentences
 
 
 def selection_gain(metrics: Mapping[str, Any]) -> float | None:

@@ -172,7 +172,7 @@ def _duplicates(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str
     found = report.get("duplicates")
     if not found:
         return []
-    fault_messages: list[str] = []
+    sentences: list[str] = []
     stores_with_test_images: set[str] = set()
     for names, counts in found.items():
         # A count is None where near-duplicates were not searched.
@@ -181,11 +181,11 @@ def _duplicates(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str
             continue
         store, _, other = names.partition(" and ")
         where = f"{_store_name(other)} images among the {_store_name(store)} images"
-        fault_messages.append(f"Copies of {where}: {', '.join(kinds)}.")
+        sentences.append(f"Copies of {where}: {', '.join(kinds)}.")
         if other == "test":
             stores_with_test_images.add(store)
     is_excluded = facts.get("exclude_test_duplicates") is True
-    return fault_messages + _consequences(stores_with_test_images, is_excluded)
+    return sentences + _consequences(stores_with_test_images, is_excluded)
 
 
 def _consequences(stores_with_test_images: set[str], is_excluded: bool) -> list[str]:
@@ -197,25 +197,25 @@ def _consequences(stores_with_test_images: set[str], is_excluded: bool) -> list[
     """
     if not stores_with_test_images:
         return ["No image is a copy of a test image."]
-    fault_messages = []
+    sentences = []
     # Students learn from the pool and the labeled images, the teacher from its own.
     if stores_with_test_images & {"pool", "labeled"}:
         if is_excluded:
-            fault_messages.append(
+            sentences.append(
                 "No student learned from these copies of test images: "
                 "they were excluded from the selection."
             )
         else:
-            fault_messages.append(
+            sentences.append(
                 "The students may have learned from copies of test images: "
                 "their test accuracy is unreliable."
             )
     if "teacher_training" in stores_with_test_images:
-        fault_messages.append(
+        sentences.append(
             "The teacher may have learned from copies of test images: "
             "its test accuracy may be too high."
         )
-    return fault_messages
+    return sentences
 
 
 def _store_name(store: str) -> str:

@@ -49,7 +49,7 @@ def model_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
         header.append(MODEL_TITLES.get(name, key_in_words))
 
     rows = [header]
-    for quantity in _MODEL_QUANTITIES:
+    for quantity in MODEL_QUANTITIES:
         cells = [_cell(quantity, name, metrics[name]) for name in names]
         if any(cell != _MISSING for cell in cells):
             rows.append([quantity.title, *cells])
@@ -103,7 +103,7 @@ def _in_units(*units: str) -> Callable[[float], str]:
 
 
 # A row appears where any model has the key, so one that evaluation stops writing just disappears.
-_MODEL_QUANTITIES = (
+MODEL_QUANTITIES = (
     _ModelQuantity("accuracy", "accuracy", _percent),
     _ModelQuantity(
         "agreement", "agreement with the teacher", _percent, is_relative_to_teacher=True

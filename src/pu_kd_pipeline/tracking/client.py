@@ -179,11 +179,11 @@ class Tracker:
         # Outside a repository there is no commit, and in a container perhaps no user.
         return {key: value for key, value in tags.items() if value}
 
-    def _note(self, *fault_messages: str) -> str:
+    def _note(self, *sentences: str) -> str:
         arguments = sys.argv[1:]
         command = " ".join(["kedro", *arguments])
         first_sentence = f"`{command}`, environment `{self.environment}`"
-        return markdown_note(first_sentence, *fault_messages, metrics=self.metrics)
+        return markdown_note(first_sentence, *sentences, metrics=self.metrics)
 
     def _log_parameters(self) -> None:
         """Log new parameters; a shared run cannot change one, so a changed value becomes a tag."""

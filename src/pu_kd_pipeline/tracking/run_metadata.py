@@ -37,9 +37,9 @@ def requirement(package: str) -> str:
     return f"{package}=={public_version}"
 
 
-def markdown_note(*fault_messages: str, metrics: Mapping[str, Any]) -> str:
+def markdown_note(*sentences: str, metrics: Mapping[str, Any]) -> str:
     """Return the sentences, one paragraph each, and tables of the metrics where there are any."""
-    parts = [sentence for sentence in fault_messages if sentence]
+    parts = [sentence for sentence in sentences if sentence]
     if metrics:
         of_models = model_rows(metrics)
         parts.append(_markdown_table(of_models))

@@ -72,6 +72,25 @@ def test_a_required_key_that_is_not_a_parameter_is_named_at_import() -> None:
         check_source_types(SOURCES_WITH_CAMERA, types)
 
 
+@pytest.mark.parametrize("method", ["state", "listing", "read"])
+def test_a_class_without_a_method_is_named_at_import(method: str) -> None:
+    methods = {"state": CameraSource.state, "listing": CameraSource.listing}
+    methods["read"] = CameraSource.read
+    del methods[method]
+    incomplete = type("IncompleteSource", (), methods)
+    sources = {**SOURCES, "camera": incomplete}
+    message = f"'camera' has a class without the method `{method}`"
+    with pytest.raises(RuntimeError, match=message):
+        check_source_types(sources, TYPES_WITH_CAMERA)
+
+
+def test_a_class_that_reads_two_types_is_named_at_import() -> None:
+    # As it happens where an entry is copied and its class forgotten.
+    sources = {**SOURCES, "camera": SOURCES["folder"]}
+    with pytest.raises(RuntimeError, match="'camera' has the class of 'folder'"):
+        check_source_types(sources, TYPES_WITH_CAMERA)
+
+
 def test_a_complete_type_passes_the_check() -> None:
     check_source_types(SOURCES_WITH_CAMERA, TYPES_WITH_CAMERA)
 
@@ -85,11 +104,41 @@ def test_the_required_key_of_every_type_is_asked_for(name: str) -> None:
 
 
 def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValidationError, match="'torchvision', 'folder', 'parquet' or 'demo'"):
+    known = ".*".join(repr(name) for name in SOURCE_TYPES)
+    with pytest.raises(ValidationError, match=known):
         ImageSource.model_validate({"type": "camera"})
 
 
 # --- states
+
+
+# An example of each type that has files; the demo's images are code.
+EXAMPLES = {
+    "folder": lambda folder: source_of("folder", path=folder),
+    "parquet": lambda folder: source_of("parquet", path=folder / "*.parquet"),
+    "torchvision": lambda folder: source_of("torchvision", dataset="MNIST", path=folder),
+}
+
+
+def test_every_type_with_files_has_an_example() -> None:
+    assert {*EXAMPLES, "demo"} == set(SOURCES)
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_state_follows_the_files_of_the_source_and_no_others(name: str, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    other = tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir()
+        (folder / "part.parquet").write_bytes(b"first")
+    source = EXAMPLES[name](own)
+    before = source_state(source)
+
+    (other / "part.parquet").write_bytes(b"another length")
+    assert source_state(source) == before
+
+    (own / "part.parquet").write_bytes(b"another length")
+    assert source_state(source) != before
 
 
 def test_a_type_without_a_path_has_its_own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

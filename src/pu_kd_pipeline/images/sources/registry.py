@@ -35,9 +35,15 @@ def check_source_types(sources: Mapping[str, Any], types: Mapping[str, SourceTyp
         RuntimeError: names each part that is missing, and where it belongs.
     """
     faults = []
-    for name in sources:
+    for name, source_class in sources.items():
         if name not in types:
             faults.append(f"{name!r} has no entry in SOURCE_TYPES of params/data_ingestion.py")
+        for method in ("state", "listing", "read"):
+            if not hasattr(source_class, method):
+                faults.append(f"{name!r} has a class without the method `{method}`")
+        same_class = [other for other in sources if sources[other] is source_class]
+        if same_class[0] != name:
+            faults.append(f"{name!r} has the class of {same_class[0]!r}")
     for name, source_type in types.items():
         if name not in sources:
             faults.append(f"{name!r} has no class in SOURCES of images/sources/registry.py")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from pu_kd_pipeline.errors import InputError
@@ -67,7 +67,35 @@ def check_objectives(implemented: Collection[str], configurable: Collection[str]
             )
 
 
+def check_logit_objectives(
+    objectives: Mapping[str, ObjectiveType], option_blocks: Mapping[str, Collection[str]]
+) -> None:
+    """Check that every objective on logits has a loss of its own, and no options it ignores.
+
+    Raises:
+        TypeError: two objectives train the same, or the options of one would not be read.
+    """
+    name_by_loss: dict[object, str] = {}
+    for name, objective in objectives.items():
+        make = objective.make
+        if not isinstance(make, partial) or make.func is not LogitObjective:
+            continue
+        (loss,) = make.args
+        if loss in name_by_loss:
+            raise TypeError(
+                f"the objectives {name_by_loss[loss]!r} and {name!r} train the same loss: give "
+                "one of them another in OBJECTIVES of training/objectives/factory.py"
+            )
+        name_by_loss[loss] = name
+        if option_blocks[name]:
+            raise TypeError(
+                f"the objective {name!r} has the options {', '.join(option_blocks[name])}, which "
+                "LogitObjective does not read: give it a class of its own in training/objectives"
+            )
+
+
 check_objectives(OBJECTIVES, OPTION_BLOCKS)
+check_logit_objectives(OBJECTIVES, OPTION_BLOCKS)
 
 
 def make_objective(context: ObjectiveContext) -> Objective:

@@ -1,4 +1,4 @@
-"""Objectives that read logits only: `kd` and `robust_kd`."""
+"""Objectives that read logits only and have no options of their own, such as `kd`."""
 
 from __future__ import annotations
 
