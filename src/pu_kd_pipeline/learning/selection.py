@@ -100,10 +100,7 @@ class Rule:
     reads_pu_score: bool
     """Whether a PU classifier has to be trained for it."""
     ranked_by: Literal["pu_score", "teacher_confidence"] | None
-    """The score whose highest values are kept; None: no score decides, or low values are kept.
-
-    Figures and AUC take higher for better.
-    """
+    """The score whose highest values are kept; None: no score decides, or low values are kept."""
     has_threshold: bool
     """Whether everything it keeps lies on one side of a cut in `ranked_by`."""
     needs_budget: bool
