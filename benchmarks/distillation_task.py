@@ -38,7 +38,7 @@ SGD = OptimizerParams(
 
 
 @dataclass(frozen=True)
-class LayerPair:
+class NetworkPair:
     """A teacher, its student, and the run whose cost is measured.
 
     Attributes:
@@ -71,7 +71,7 @@ class LayerPair:
     repeats: int
 
 
-LENET = LayerPair(
+LENET = NetworkPair(
     file="mnist_train.parquet",
     encoding="PNG",
     teacher="lenet5",
@@ -86,7 +86,7 @@ LENET = LayerPair(
     run="6,000 updates of 64 on 10,000 images",  # conf/mnist, S2
     repeats=7,
 )
-RESNET = LayerPair(
+RESNET = NetworkPair(
     file="cifar10_train.parquet",
     encoding="JPEG",
     teacher="cifar_resnet34",
@@ -110,7 +110,7 @@ RESNET = LayerPair(
 class Task:
     """The same images as files and as a store, and the networks and weights of both loops."""
 
-    pair: LayerPair
+    pair: NetworkPair
     files: Path
     store: ImageStore
     teacher: Model
@@ -152,7 +152,7 @@ class Task:
         return DistillationParams.model_validate(given | changes)
 
 
-def make_task(pair: LayerPair, images: Path | None, work: Path) -> Task:
+def make_task(pair: NetworkPair, images: Path | None, work: Path) -> Task:
     """Write the images as files and as a store, and make the networks.
 
     Args:
@@ -206,7 +206,7 @@ def _write_files(folder: Path, encoded: Iterator[tuple[bytes, int]], suffix: str
         file.write_bytes(image)
 
 
-def _from_parquet(file: Path, pair: LayerPair) -> Iterator[tuple[bytes, int]]:
+def _from_parquet(file: Path, pair: NetworkPair) -> Iterator[tuple[bytes, int]]:
     batches = pq.ParquetFile(file).iter_batches(pair.n_images, columns=["image", "label"])
     for row in next(batches).to_pylist():
         content = row["image"]
@@ -216,7 +216,7 @@ def _from_parquet(file: Path, pair: LayerPair) -> Iterator[tuple[bytes, int]]:
         yield content, row["label"]
 
 
-def _padded(image: Image.Image, pair: LayerPair) -> bytes:
+def _padded(image: Image.Image, pair: NetworkPair) -> bytes:
     # MNIST's 28 x 28 pixels, in the middle of a black square.
     square = Image.new(image.mode, (SIZE_PX, SIZE_PX))
     left = (SIZE_PX - image.width) // 2
@@ -225,7 +225,7 @@ def _padded(image: Image.Image, pair: LayerPair) -> bytes:
     return _encoded(square, pair)
 
 
-def _generated(pair: LayerPair) -> Iterator[tuple[bytes, int]]:
+def _generated(pair: NetworkPair) -> Iterator[tuple[bytes, int]]:
     """Yield smooth random images: noise of 8 x 8 pixels, enlarged."""
     rng = np.random.default_rng(0)
     for number in range(pair.n_images):
@@ -236,7 +236,7 @@ def _generated(pair: LayerPair) -> Iterator[tuple[bytes, int]]:
         yield _encoded(image, pair), number % len(CLASSES)
 
 
-def _encoded(image: Image.Image, pair: LayerPair) -> bytes:
+def _encoded(image: Image.Image, pair: NetworkPair) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, pair.encoding)
     return buffer.getvalue()

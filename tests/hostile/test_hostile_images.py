@@ -36,14 +36,14 @@ def pixels_of(raw: bytes) -> np.ndarray:
     return pixels.transpose(1, 2, 0).astype(int)
 
 
-def find_rows(pixels: np.ndarray) -> list[bytes]:
+def scan_lines(pixels: np.ndarray) -> list[bytes]:
     """Return the bytes of each row, as `png` takes them."""
     return [row.tobytes() for row in pixels]
 
 
 def decoded_png(pixels: np.ndarray, *before: bytes) -> np.ndarray:
     """Return what is decoded from a PNG file of 8 x 8 colors with these chunks before them."""
-    return pixels_of(png(8, 8, 8, RGB, find_rows(pixels), *before))
+    return pixels_of(png(8, 8, 8, RGB, scan_lines(pixels), *before))
 
 
 # --- odd, and decoded to the right pixels
@@ -57,7 +57,7 @@ def test_sixteen_bits_per_channel_keep_their_high_byte(n_channels: int, color: i
         # Opaque: the color below must not show.
         values[:, :, -1] = 65535
     # PNG stores numbers of 16 bits with the high byte first.
-    rows = find_rows(values.astype(">u2"))
+    rows = scan_lines(values.astype(">u2"))
     found = pixels_of(png(8, 8, 16, color, rows))
 
     n_colors = 1
@@ -83,7 +83,7 @@ def test_a_palette_with_transparency_is_blended_with_white() -> None:
     palette_bytes = b"".join(bytes(color) for color in palette)
     colors = png_chunk(b"PLTE", palette_bytes)
     transparency = png_chunk(b"tRNS", bytes(alphas))
-    rows = find_rows(indices.astype(np.uint8))
+    rows = scan_lines(indices.astype(np.uint8))
     found = pixels_of(png(8, 8, 8, PALETTE, rows, colors, transparency))
 
     expected = []

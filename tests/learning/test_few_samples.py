@@ -236,7 +236,7 @@ def test_an_absorbed_convolution_gives_the_same_function(layer, input_shape):
 
 
 @torch.no_grad()
-def iter_logits(network: nn.Module, images: Tensor) -> Tensor:
+def batch_logits(network: nn.Module, images: Tensor) -> Tensor:
     return network(images)
 
 
@@ -247,14 +247,14 @@ def test_pruning_to_the_teachers_own_widths_changes_nothing(name):
     student = build_network(name, 10, 1).eval()
     pairs = prune_teacher_into(student, teacher, shape)
     images = draw(5, *shape)
-    expected = iter_logits(teacher, images)
-    pruned_logits = iter_logits(student, images)
+    expected = batch_logits(teacher, images)
+    pruned_logits = batch_logits(student, images)
 
     assert_close(pruned_logits, expected)
 
     # There is nothing to align either: the least squares are solved by the identity.
     align(student, pairs, teacher, images, ridge=0.0)
-    aligned_logits = iter_logits(student, images)
+    aligned_logits = batch_logits(student, images)
 
     assert_close(aligned_logits, expected, atol=1e-4, rtol=1e-4)
 
@@ -288,8 +288,8 @@ def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
         silence(batchnorm, weak)
 
     images = draw(4, 1, 8, 8)
-    found = iter_logits(student, images)
-    expected = iter_logits(silenced, images)
+    found = batch_logits(student, images)
+    expected = batch_logits(silenced, images)
 
     assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -297,7 +297,7 @@ def test_a_pruned_network_is_the_teacher_with_its_weak_filters_silenced():
 def mean_squared_difference(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
     """Compare the logits of the student, in eval mode afterwards, with those of the teacher."""
     student.eval()
-    difference = iter_logits(student, images) - iter_logits(teacher, images)
+    difference = batch_logits(student, images) - batch_logits(teacher, images)
     return difference.square().mean().item()
 
 

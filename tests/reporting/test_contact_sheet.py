@@ -18,7 +18,7 @@ def sheet(n_images: int = 4, class_names: list[str] | None = None, **pool: Any) 
     return plot_contact_sheet(manifest, scores, store, n_images, class_names)
 
 
-def manifest_image_rows(figure: Any) -> list[Any]:
+def sheet_images(figure: Any) -> list[Any]:
     """Return the drawn images, in the order in which they are shown."""
     [axes] = figure.axes
     return list(axes.images)
@@ -43,7 +43,7 @@ def test_best_borderline_and_worst_images_are_shown_and_no_others_read(
 ) -> None:
     scores, manifest, store = scored_pool(n=60, shape=shape)
     figure = plot_contact_sheet(manifest, scores, store, 4)
-    shown = manifest_image_rows(figure)
+    shown = sheet_images(figure)
     assert len(shown) == 12
     # An image that is in two blocks is read once.
     assert store.n_rows_read <= 12
@@ -67,7 +67,7 @@ def test_best_borderline_and_worst_images_are_shown_and_no_others_read(
 )
 def test_only_large_images_are_smoothed(size_px: int, interpolation: str) -> None:
     figure = sheet(n=20, shape=(1, size_px, size_px))
-    for image in manifest_image_rows(figure):
+    for image in sheet_images(figure):
         assert image.get_interpolation() == interpolation
 
 
@@ -106,5 +106,5 @@ def test_a_pool_smaller_than_a_block_is_shown_whole_in_each() -> None:
     figure = sheet(n_images=20, n=n)
     # Best, borderline and worst.
     n_blocks = 3
-    shown = manifest_image_rows(figure)
+    shown = sheet_images(figure)
     assert len(shown) == n_blocks * n

@@ -42,9 +42,9 @@ def test_the_gain_of_the_selection_is_stated_for_either_sign(gain: float, beginn
 
 
 def test_a_run_without_a_random_student_states_no_gain() -> None:
-    fault_messages = findings(metrics_of(gain=None))
-    assert len(fault_messages) == 2
-    assert "No student was distilled from random images" in fault_messages[1]
+    sentences = findings(metrics_of(gain=None))
+    assert len(sentences) == 2
+    assert "No student was distilled from random images" in sentences[1]
 
 
 def test_the_gain_is_compared_with_chance() -> None:
