@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pu_kd_pipeline.incremental import staleness
-from pu_kd_pipeline.incremental.code_index import CodeIndex
+from pu_kd_pipeline.provenance.code_index import CodeIndex
+from pu_kd_pipeline.provenance.libraries import library_versions
 from tests.incremental.projects import ALL_NODES, HELPERS
 
 
@@ -104,7 +105,7 @@ def test_a_changed_catalog_entry_makes_its_data_set_again(project):
 
 def test_another_version_of_a_library_runs_everything(project, monkeypatch):
     project.run()
-    installed = staleness.library_versions()
+    installed = library_versions()
     upgraded = {**installed, "torch": "9.9"}
     monkeypatch.setattr(staleness, "library_versions", lambda: upgraded)
 

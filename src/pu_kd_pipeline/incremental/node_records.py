@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
 from pu_kd_pipeline.storage.digests import files_below, json_digest
 
 VERSION = 1  # with a higher version every node runs again
-# Libraries that may change a result with their version; others only store or pass it on.
-LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "pillow", "scikit-learn")
 _FACTORY = re.compile(r"[\w.]+:\w+")  # package.module:function
 _MAX_LISTED_CODE = 3  # changed definitions that a reason names
 _MAX_VALUE_CHARACTERS = 60  # of a parameter's value in a reason
@@ -89,17 +86,6 @@ class NodeRecords:
 
     def _file(self, node: str) -> Path:
         return self.folder / f"{safe_name(node)}.json"
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that results depend on."""
-    python = sys.version_info
-    # Without the patch level, which changes no result.
-    versions = {"python": f"{python.major}.{python.minor}"}
-    for name in LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
 
 
 def flat_parameters(name: str, value: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pu_kd_pipeline.incremental.code_index import CodeIndex
 from pu_kd_pipeline.incremental.file_states import FileStates, safe_name
 from pu_kd_pipeline.incremental.node_records import (
     NodeRecord,
@@ -18,8 +17,9 @@ from pu_kd_pipeline.incremental.node_records import (
     differences,
     external_states,
     flat_parameters,
-    library_versions,
 )
+from pu_kd_pipeline.provenance.code_index import CodeIndex
+from pu_kd_pipeline.provenance.libraries import library_versions
 from pu_kd_pipeline.storage.atomic import remove_leftovers
 from pu_kd_pipeline.storage.digests import files_below, json_digest
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pu_kd_pipeline.incremental.syntax import MODULE_LEVEL, Import, ModuleSyntax, mentions
+from pu_kd_pipeline.provenance.syntax import MODULE_LEVEL, Import, ModuleSyntax, mentions
 
 OWN_PACKAGE = __name__.partition(".")[0]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pu_kd_pipeline.incremental.code_index import CodeIndex
+from pu_kd_pipeline.provenance.code_index import CodeIndex
 
 FILES = {
     "__init__.py": "from {p}.deep.inner import exported\n",
