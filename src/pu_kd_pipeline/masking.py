@@ -73,24 +73,32 @@ def without_credentials(text: str, url: str | None = None) -> str:
     return _HEADER.sub(rf"\g<kind> {MASK}", text)
 
 
-def masked_values(value: Any) -> Any:
-    """Return a nested value of configuration with all credentials in it masked.
+def masked_urls(value: Any) -> Any:
+    """Return a nested value of configuration without the credentials of the URLs in it."""
+    return _masked(value, masks_keys=False)
 
-    Texts lose what `without_credentials` masks; below a key such as `password` or `token`, the
-    whole value is masked.
+
+def masked_values(value: Any) -> Any:
+    """Return a nested value of configuration as it may be shown.
+
+    URLs lose their credentials, and texts under a key such as `password` or `token` are masked.
     """
+    return _masked(value, masks_keys=True)
+
+
+def _masked(value: Any, masks_keys: bool) -> Any:
     if isinstance(value, str):
         return without_credentials(value)
     if isinstance(value, Mapping):
         masked: dict[Any, Any] = {}
         for key, inner in value.items():
-            if isinstance(inner, str) and is_secret_name(str(key)):
+            if masks_keys and isinstance(inner, str) and is_secret_name(str(key)):
                 masked[key] = MASK
             else:
-                masked[key] = masked_values(inner)
+                masked[key] = _masked(inner, masks_keys)
         return masked
     if isinstance(value, list | tuple):
-        return [masked_values(inner) for inner in value]
+        return [_masked(inner, masks_keys) for inner in value]
     return value
 
 
@@ -110,6 +118,11 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(map(_visible_character, text))
+
+
+def visible_name(name: str) -> str:
+    """Return a name from data as `visible`, with line breaks and tabs escaped as well."""
+    return visible(name).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def _visible_character(character: str) -> str:
