@@ -10,7 +10,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Unusable
-from pu_kd_pipeline.masking import without_credentials
+from pu_kd_pipeline.masking import MASK, without_credentials
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES
 
 if TYPE_CHECKING:
@@ -73,10 +73,7 @@ def default_name(source: ImageSource) -> str:
     if source.dataset:
         return source.dataset
 
-    # The name is written next to every image.
-    shown = without_credentials(str(source.path))
-    without_slash = shown.rstrip("/")
-    path = PurePosixPath(without_slash)
+    path = PurePosixPath(_address(str(source.path)))
     # A pattern such as `*.parquet` says nothing: its folder has the name.
     if not _has_wildcard(path.name):
         return path.stem or source.type
@@ -84,6 +81,15 @@ def default_name(source: ImageSource) -> str:
         if not _has_wildcard(folder.name):
             return folder.name or source.type
     return source.type
+
+
+def _address(path: str) -> str:
+    """Return a path or URL without credentials and query, as a name may be made of it."""
+    address = without_credentials(path).replace(f"{MASK}@", "")
+    if address.startswith(("http://", "https://")):
+        # elsewhere, a question mark is a wildcard
+        address, _, _ = address.partition("?")
+    return address.rstrip("/")
 
 
 def _has_wildcard(name: str) -> bool:

@@ -187,9 +187,9 @@ def _is_mark(key: str) -> bool:
 def unmarked_warning(path: str, n_unmarked: int, n_files: int) -> str:
     """Return the warning about remote files without a time or checksum."""
     return (
-        f"{without_credentials(path)}: of {n_unmarked:,} of {n_files:,} files neither a time nor a "
-        "checksum is known, so that a change is noticed only by another size: after a change, run "
-        "with --force"
+        f"{without_credentials(path)}: the server gives neither time nor checksum of "
+        f"{n_unmarked:,} of {n_files:,} files, so that a change may go unnoticed if the size stays "
+        "the same: run with --force after a change"
     )
 
 
