@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 
 import pytest
 
-from pu_kd_pipeline.masking import MASK, is_secret_name, masked_values, visible, without_credentials
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.masking import (
+    MASK,
+    is_secret_name,
+    masked_urls,
+    masked_values,
+    visible,
+    visible_name,
+    without_credentials,
+)
 
 MASKED = {
     "s3://AKIA:se/cr+et@bucket/x": "s3://***@bucket/x",
@@ -78,6 +88,8 @@ def test_nested_values_are_masked_by_their_key_or_their_url() -> None:
         "storage": [{"secret_key": MASK, "n": 1}],
         "key": 3,
     }
+    # What decides whether a node runs again keeps all values that are no credentials of a URL.
+    assert masked_urls(value) == {**value, "path": "https://***@h/x"}
 
 
 @pytest.mark.parametrize("name", ["X-Goog-Credential", "apiKey", "AWSAccessKeyId", "access_token"])
@@ -99,6 +111,16 @@ def test_control_characters_are_shown() -> None:
     shown = r"\x1b]8;;http://x\x07a\x1b[31m\r\x9b1m\u202egnp\u2066\u200b\udcff"
     assert visible(text) == shown
     assert visible(shown) == shown
+
+
+def test_line_breaks_of_a_name_are_shown() -> None:
+    assert visible_name("a\nERROR\tb") == r"a\nERROR\tb"
+
+
+def test_errors_for_users_have_no_credentials() -> None:
+    error = InputError("https://user:pass@host cannot be read")
+    assert str(error) == "https://***@host cannot be read"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_text_of_any_language_stays() -> None:

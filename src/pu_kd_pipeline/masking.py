@@ -31,6 +31,7 @@ _USER_INFO = re.compile(
 )
 _PORT = re.compile(r"[0-9]{0,5}(?:[/?#]|$)")
 _QUERY_VALUE = re.compile(r"(?P<start>[?&#;](?P<name>[\w.~%\[\]-]+)=)(?P<value>[^\s&#\"'<>]*)")
+_PUNCTUATION = ":,;.)]}"
 _HEADER = re.compile(r"\b(?P<kind>Bearer|Basic) +[\w.~+/=-]{8,}", re.IGNORECASE)
 # Query parameters and options whose values are secret, without what is between their words
 _SECRET_NAMES = frozenset(["auth", "code", "hmac", "jwt", "key", "pass", "pw", "pwd", "sas", "sig"])
@@ -159,7 +160,10 @@ def _without_value(match: re.Match[str], is_signed: bool) -> str:
     name = unquote(match["name"])
     is_term = is_signed and name.lower() in _SIGNED_NAMES
     if is_term or is_secret_name(name):
-        return f"{match['start']}{MASK}"
+        # What follows belongs to the sentence that the URL is in.
+        secret = match["value"].rstrip(_PUNCTUATION)
+        rest = match["value"].removeprefix(secret)
+        return f"{match['start']}{MASK}{rest}"
     return match[0]
 
 

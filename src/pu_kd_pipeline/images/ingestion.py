@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -250,13 +250,9 @@ def _write_missing(
             plan.name,
         )
 
-    # A new number for every new shard: the name of a file that is kept is never reused.
-    used_numbers = []
-    for shard in store.shards:
-        used_number, _, _ = shard.name.partition("-")
-        used_numbers.append(int(used_number))
-    number = 1 + max(used_numbers, default=-1)
-
+    # Images that are decoded again and turn out to be the same keep their place and shard name.
+    used_numbers = set(map(_number_of, store.shards))
+    numbers = (number for number in count() if number not in used_numbers)
     raw_images = track(
         _read_images(missing, readers),
         name=f"{plan.name} images",
@@ -268,10 +264,14 @@ def _write_missing(
         rows = missing.iloc[start : start + shard_size]
         raw_images_of_shard = islice(raw_images, len(rows))
         decoded = decode_all(raw_images_of_shard, plan.store.n_workers)
-        _write_shard(store, number, rows, decoded)
+        _write_shard(store, next(numbers), rows, decoded)
         # A hopeless pool is given up here, not after hours of decoding.
         check_quarantine(plan, store.quarantine, len(wanted))
-        number += 1
+    store.shards.sort(key=_number_of)
+
+
+def _number_of(shard: Shard) -> int:
+    return int(shard.name.split("-")[0])
 
 
 def _read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
