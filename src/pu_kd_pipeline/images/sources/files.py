@@ -68,7 +68,7 @@ def file_system(path: str) -> tuple[Any, str]:
         raise InputError(
             f"{path} cannot be read yet: {cause}, with pip in the environment of this project"
         ) from exc
-    except ValueError as exc:
+    except Exception as exc:  # each kind of file system raises errors of its own
         cause = without_credentials(str(exc), path)
         raise InputError(f"{path} cannot be read ({cause}): correct `path` of the source") from exc
     # fsspec shares file systems within a process, with what they listed before.

@@ -142,11 +142,14 @@ def _local_files(root: str) -> Iterator[SourceFile]:
     for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
         # Changed in place, which is how os.walk learns where not to go.
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
-        images = [name for name in names if _is_image(name)]
-        for name in links + images:
+        for name in subfolders:
             path = os.path.join(folder, name)
-            yield _local_file(path, root, real_root)
+            if os.path.islink(path):
+                yield _local_file(path, root, real_root)
+        for name in names:
+            if _is_image(name):
+                path = os.path.join(folder, name)
+                yield _local_file(path, root, real_root)
 
     for error in unreadable:
         relative = os.path.relpath(error.filename, root)
