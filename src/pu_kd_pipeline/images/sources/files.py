@@ -70,7 +70,10 @@ def file_system(path: str) -> tuple[Any, str]:
         ) from exc
     except Exception as exc:  # each kind of file system raises errors of its own
         cause = without_credentials(str(exc), path)
-        raise InputError(f"{path} cannot be read ({cause}): correct `path` of the source") from exc
+        fix = "correct `path` of the source"
+        if isinstance(exc, OSError):  # it was reached for
+            fix = "check the address, the network and your credentials"
+        raise InputError(f"{path} cannot be read ({cause}): {fix}") from exc
     # fsspec shares file systems within a process, with what they listed before.
     system.invalidate_cache()
     return system, str(root)
