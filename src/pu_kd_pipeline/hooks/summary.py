@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 
-from pu_kd_pipeline.hooks.catalog import METRICS, REPORT, dataset_path
+from pu_kd_pipeline.hooks.catalog import METRICS, REPORT, dataset_location, dataset_path
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class SummaryHooks:
             _print_metrics(catalog.load(METRICS))
         if COMPARISON in outputs:
             print(catalog.load(COMPARISON))
-        report_path = dataset_path(catalog, REPORT)
-        if REPORT in outputs and report_path:
-            print(f"Report: {report_path}")
+        report = dataset_location(catalog, REPORT)
+        if REPORT in outputs and report:
+            print(f"Report: {report}")
         metrics_path = dataset_path(catalog, METRICS)
         if outputs & {METRICS, REPORT} and metrics_path:
             data_folder = metrics_path.parents[1]
