@@ -7,6 +7,9 @@ MLFLOW_PORT ?= 5000
 VIZ_PORT ?= 4141
 WORK ?= data/gpu_experiment
 
+# Not every shell expands `~` in DATA=~/runs.
+DATA_FOLDER = $(abspath $(patsubst ~/%,$(HOME)/%,$(DATA)))
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -55,9 +58,9 @@ explain: $(READY) ## print which nodes would run, and why: make explain, or make
 	$(BIN)/kedro explain --pipeline=$(PIPELINE) $(ARGS)
 
 mlflow: $(READY) ## open MLflow on http://127.0.0.1:5000
-	@mkdir -p $(DATA)/mlflow
+	@mkdir -p $(DATA_FOLDER)/mlflow
 	@echo "Training runs: http://127.0.0.1:$(MLFLOW_PORT)/#/experiments/1?workflowType=machine_learning"
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 --backend-store-uri "sqlite:///$(abspath $(DATA))/mlflow/mlflow.db"
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 --backend-store-uri "sqlite:///$(DATA_FOLDER)/mlflow/mlflow.db"
 
 viz: $(READY) ## open the pipeline graph on http://127.0.0.1:4141
 	$(BIN)/kedro viz run --port $(VIZ_PORT)
@@ -90,7 +93,7 @@ constraints: $(READY) ## pin the installed versions
 	@mv constraints.new constraints.txt
 
 clean: ## remove outputs (data/02_* to data/08_*) and caches; keep raw data, MLflow and the environment
-	@find $(DATA)/0[2-8]_* -mindepth 1 ! -name .gitkeep -delete 2>/dev/null || true
-	@rm -rf $(DATA)/node_records $(DATA)/checkpoints
+	@find $(DATA_FOLDER)/0[2-8]_* -mindepth 1 ! -name .gitkeep -delete 2>/dev/null || true
+	@rm -rf $(DATA_FOLDER)/node_records $(DATA_FOLDER)/checkpoints
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist
 	@find src tests -name __pycache__ -prune -exec rm -rf {} +

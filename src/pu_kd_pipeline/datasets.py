@@ -1,17 +1,30 @@
 """The catalog's dataset types, one per kind of file; other packages read and write the files.
 
 A dataset that saves a plan (`IngestionPlan`, a mapping of functions that make one shard each) runs
-it shard by shard, in bounded memory.
+it shard by shard, in bounded memory. Tables, figures and models may also be on object storage, with
+`credentials`, `fs_args` and `versioned` as Kedro's own datasets take them.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NewType, NoReturn
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar, NewType, NoReturn
 
-from kedro.io.core import AbstractDataset, DatasetError
+from kedro.io.core import (
+    AbstractDataset,
+    AbstractVersionedDataset,
+    DatasetError,
+    Version,
+    get_filepath_str,
+    get_protocol_and_path,
+)
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.storage.remote import RemoteFiles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,11 +42,18 @@ TablePreview = NewType("TablePreview", dict[str, Any])
 ImagePreview = NewType("ImagePreview", str)
 
 
+class NotLocalError(InputError):
+    """The catalog places data on another machine that has to be on this one."""
+
+
 class _OnDisk:
-    """A dataset of one file or folder."""
+    """A dataset of one file or folder on this machine."""
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
-        self.filepath = Path(filepath)
+        protocol, path = get_protocol_and_path(filepath)
+        if protocol != "file":
+            raise NotLocalError(f"{filepath} is not on this machine")
+        self.filepath = Path(path)
         self.metadata = metadata
 
     def _describe(self) -> dict[str, Any]:
@@ -130,20 +150,121 @@ class ShardedTableDataset(
         return (self.filepath / "shards.json").is_file()
 
 
-class TableDataset(_OnDisk, AbstractDataset["pd.DataFrame", "pd.DataFrame"]):
+class _Stored(AbstractVersionedDataset[Any, Any]):
+    """A dataset of one file, or of a folder of a few files, on this machine or on object storage.
+
+    On this machine and without versions, `filepath` is its path; otherwise it is None.
+
+    Args:
+        filepath: a path, or a URL of any file system of fsspec, such as `s3://bucket/x.parquet`.
+        version: Kedro's version, for `versioned: true`.
+        credentials: further arguments of the file system, from credentials.yml.
+        fs_args: further arguments of the file system; `open_args_load` and `open_args_save` are
+            passed on when a file is read or written.
+        metadata: Kedro's metadata of the entry.
+    """
+
+    # Files of a folder, in the order in which they are written: the last one makes it complete.
+    _parts: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        version: Version | None = None,
+        credentials: dict[str, Any] | None = None,
+        fs_args: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        protocol, path = get_protocol_and_path(filepath, version)
+        options = {**(credentials or {}), **(fs_args or {})}
+        self._files = RemoteFiles(protocol, options, self._parts)
+        self._protocol = protocol
+        self.metadata = metadata
+        self.filepath: Path | None = None
+        if protocol == "file" and version is None:
+            self.filepath = Path(path)
+        super().__init__(
+            filepath=PurePosixPath(path),
+            version=version,
+            exists_function=self._files.is_complete,
+            glob_function=self._files.glob,
+        )
+
+    def remote_state(self) -> str | None:
+        """Return a checksum of what is stored on another machine, as its file system states it.
+
+        None: it is on this machine, it does not exist, or its file system states no checksum.
+        """
+        if self._protocol == "file":
+            return None
+        return self._files.checksum(self._location(self._get_load_path()))
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "filepath": str(self._filepath),
+            "protocol": self._protocol,
+            "version": self._version,
+        }
+
+    def _exists(self) -> bool:
+        if self.filepath is not None:
+            return self.filepath.exists()
+        return self._files.is_complete(self._location(self._get_load_path()))
+
+    def _release(self) -> None:
+        super()._release()
+        self._files.forget_lists()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Path]:
+        """Yield a path on this machine with the content."""
+        stored = self._location(self._get_load_path())
+        if self._protocol == "file":
+            yield Path(stored)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / PurePosixPath(stored).name
+            self._files.download(stored, local)
+            try:
+                yield local
+            except InputError as exc:
+                # The user knows the address and not the temporary copy.
+                message = str(exc).replace(str(local), self._files.url(stored))
+                raise InputError(message) from exc
+
+    @contextmanager
+    def _writing(self) -> Iterator[Path]:
+        """Yield a path on this machine; what is written there is then stored."""
+        stored = self._location(self._get_save_path())
+        if self._protocol == "file":
+            yield Path(stored)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / PurePosixPath(stored).name
+            yield local
+            self._files.upload(local, stored)
+
+    def _location(self, path: PurePosixPath) -> str:
+        return str(get_filepath_str(path, self._protocol))
+
+
+class TableDataset(_Stored):
     """A Parquet table; its `DataFrame.attrs` are stored in the file's metadata."""
 
     def save(self, data: pd.DataFrame) -> None:
         """Write the table."""
         from pu_kd_pipeline.storage.table import write_table
 
-        write_table(data, self.filepath)
+        with self._writing() as path:
+            write_table(data, path)
 
     def load(self) -> pd.DataFrame:
         """Read the table."""
         from pu_kd_pipeline.storage.table import read_table
 
-        return read_table(self.filepath)
+        with self._reading() as path:
+            return read_table(path)
 
     def preview(self, nrows: int = 5) -> TablePreview:
         """Return the first rows for kedro-viz."""
@@ -151,71 +272,76 @@ class TableDataset(_OnDisk, AbstractDataset["pd.DataFrame", "pd.DataFrame"]):
         return TablePreview(first_rows.to_dict(orient="split"))
 
 
-class FigureDataset(_OnDisk, AbstractDataset["Figure", NoReturn]):
+class FigureDataset(_Stored):
     """A picture of a Matplotlib figure; Matplotlib is imported only when a figure is made.
 
     Args:
         filepath: the picture; its suffix is the format.
         save_args: further arguments of `Figure.savefig`.
-        metadata: Kedro's metadata of the entry.
+        storage: further arguments of all stored datasets.
     """
 
     def __init__(
-        self,
-        *,
-        filepath: str,
-        save_args: dict[str, Any] | None = None,
-        metadata: dict[str, Any] | None = None,
+        self, *, filepath: str, save_args: dict[str, Any] | None = None, **storage: Any
     ) -> None:
-        super().__init__(filepath=filepath, metadata=metadata)
+        super().__init__(filepath=filepath, **storage)
         # Named explicitly, because `savefig` gets an open file, which has no suffix.
-        file_format = self.filepath.suffix.removeprefix(".") or None
+        file_format = PurePosixPath(filepath).suffix.removeprefix(".") or None
         self.save_args = {"format": file_format, **(save_args or {})}
 
     def save(self, data: Figure) -> None:
         """Write the picture."""
         from pu_kd_pipeline.storage.atomic import replacing_file
 
-        with replacing_file(self.filepath) as temporary, open(temporary, "wb") as file:
+        with (
+            self._writing() as path,
+            replacing_file(path) as temporary,
+            open(temporary, "wb") as file,
+        ):
             data.savefig(file, **self.save_args)
 
     def load(self) -> NoReturn:
         """Refuse: a picture cannot be turned back into a figure."""
-        raise DatasetError(f"{self.filepath} is a picture and cannot be loaded as a figure again")
+        raise DatasetError(f"{self._filepath} is a picture and cannot be loaded as a figure again")
 
     def preview(self) -> ImagePreview:
         """Return the picture for kedro-viz, as base64."""
-        encoded = base64.b64encode(self.filepath.read_bytes())
+        with self._reading() as path:
+            encoded = base64.b64encode(path.read_bytes())
         return ImagePreview(encoded.decode())
 
 
-class ModelDataset(_OnDisk, AbstractDataset["Model", "Model"]):
-    """A classifier: weights.safetensors and card.json in one folder."""
+class _ModelFolder(_Stored):
+    """A folder with the weights of a network and its card."""
 
-    def save(self, data: Model) -> None:
+    # A folder without a card is no model, so that the card is written last.
+    _parts = ("weights.safetensors", "card.json")
+
+    def save(self, data: Model | PUClassifier) -> None:
         """Write the folder."""
         from pu_kd_pipeline.models.model import save_model
 
-        save_model(data, self.filepath)
+        with self._writing() as path:
+            save_model(data, path)
+
+
+class ModelDataset(_ModelFolder):
+    """A classifier: weights.safetensors and card.json in one folder."""
 
     def load(self) -> Model:
         """Rebuild the network from its card and load its weights."""
         from pu_kd_pipeline.models.model import load_model
 
-        return load_model(self.filepath)
+        with self._reading() as path:
+            return load_model(path)
 
 
-class PUClassifierDataset(_OnDisk, AbstractDataset["PUClassifier", "PUClassifier"]):
+class PUClassifierDataset(_ModelFolder):
     """A PU classifier: weights.safetensors and card.json in one folder."""
-
-    def save(self, data: PUClassifier) -> None:
-        """Write the folder."""
-        from pu_kd_pipeline.models.model import save_model
-
-        save_model(data, self.filepath)
 
     def load(self) -> PUClassifier:
         """Rebuild the classifier from its card and load its weights."""
         from pu_kd_pipeline.models.model import load_pu_classifier
 
-        return load_pu_classifier(self.filepath)
+        with self._reading() as path:
+            return load_pu_classifier(path)

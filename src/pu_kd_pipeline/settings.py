@@ -1,8 +1,7 @@
 """Kedro's settings: where configuration comes from, and what happens around a run."""
 
-from kedro.config import OmegaConfigLoader
-
 from pu_kd_pipeline.hooks.checkpoints import CheckpointHooks
+from pu_kd_pipeline.hooks.configuration import ConfigLoader
 from pu_kd_pipeline.hooks.inputs import InputHooks
 from pu_kd_pipeline.hooks.preflight import PreflightHooks
 from pu_kd_pipeline.hooks.project import ProjectHooks
@@ -23,7 +22,7 @@ HOOKS = (
     ProjectHooks(),
 )
 
-CONFIG_LOADER_CLASS = OmegaConfigLoader
+CONFIG_LOADER_CLASS = ConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",

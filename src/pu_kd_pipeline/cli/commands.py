@@ -15,6 +15,7 @@ from kedro.framework.cli.project import run as kedro_run
 
 from pu_kd_pipeline.cli.containers import containers
 from pu_kd_pipeline.cli.errors import exit_with_message, user_message
+from pu_kd_pipeline.cli.options import command_options, with_pipeline
 from pu_kd_pipeline.errors import InputError
 
 RUNNERS = "pu_kd_pipeline.incremental.runner"
@@ -31,6 +32,7 @@ def _run(**options: Any) -> Any:
         handler.addFilter(_is_worth_logging)
     try:
         _refuse_unknown_pipelines(options)
+        options = with_pipeline(options)
         return kedro_run.callback(**_with_runner(**options))  # type: ignore[misc]
     except KeyboardInterrupt:
         click.echo("Stopped by Ctrl-C; what finished nodes wrote is kept.", err=True)
@@ -65,7 +67,7 @@ run.callback = _run
 force_option = click.Option(
     ["--force"], is_flag=True, help="Run every node, also those whose outputs are up to date."
 )
-run.params = [*kedro_run.params, force_option]
+run.params = [*command_options(), force_option]
 
 
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
@@ -78,6 +80,7 @@ def _explain(**options: Any) -> Any:
 
 explain = copy.copy(kedro_run)
 explain.callback = _explain
+explain.params = command_options()
 explain.name = "explain"
 explain.help = "Print which nodes a run with the same options would run, and why."
 

@@ -95,9 +95,11 @@ def _configuration_file(error: BaseException) -> str | None:
     """Return the configuration file that Kedro was reading when the error was raised, if any."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         # Kedro names no file for most errors; its local variables tell which one it was reading.
-        if frame.f_code.co_name != "_read_dir_configs":
+        # A method of ours around Kedro's has the same name and other variables.
+        is_kedros = "config_per_file" in frame.f_locals
+        if frame.f_code.co_name != "_read_dir_configs" or not is_kedros:
             continue
-        contents = frame.f_locals.get("config_per_file", {})
+        contents = frame.f_locals["config_per_file"]
         for file, content in contents.items():
             if not isinstance(content, DictConfig):
                 return str(file)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from kedro.io.core import DatasetError
 
 from pu_kd_pipeline.errors import InputError
 
@@ -17,15 +20,40 @@ TRACKING_KINDS = ("dataset", "metrics", "model", "file", "image")
 
 
 def dataset_path(catalog: DataCatalog, name: str) -> Path | None:
-    """Return the file or folder of a catalog entry; None for data in memory."""
+    """Return the file or folder of a catalog entry; None for data in memory or elsewhere."""
     if name not in catalog:
         return None
-    dataset = catalog.get(name)
+    dataset: Any = catalog.get(name)
+    if is_remote(dataset):
+        return None
+    # The file of the last version, of an entry with `versioned: true`.
+    if getattr(dataset, "_version", None) is not None:
+        with suppress(DatasetError):
+            return Path(dataset._get_load_path())
     # Our own datasets and Kedro's name the attribute differently.
     path = getattr(dataset, "filepath", None) or getattr(dataset, "_filepath", None)
     if path is None:
         return None
     return Path(path)
+
+
+def dataset_location(catalog: DataCatalog, name: str) -> str | None:
+    """Return the path or address of a catalog entry for the user; None for data in memory."""
+    path = dataset_path(catalog, name)
+    if path is not None:
+        return str(path)
+    if name not in catalog:
+        return None
+    dataset: Any = catalog.get(name)
+    if not is_remote(dataset):
+        return None
+    path_in_store = str(dataset._filepath).lstrip("/")
+    return f"{dataset._protocol}://{path_in_store}"
+
+
+def is_remote(dataset: Any) -> bool:
+    """Return whether a dataset is a file on another machine, such as an object store."""
+    return getattr(dataset, "_protocol", "file") != "file"
 
 
 def tracked_as(catalog: DataCatalog, name: str) -> str | None:
@@ -37,9 +65,12 @@ def tracked_as(catalog: DataCatalog, name: str) -> str | None:
     if name not in catalog:
         return None
     metadata: Any = getattr(catalog.get(name), "metadata", None)
-    if not isinstance(metadata, dict) or "mlflow" not in metadata:
+    if not isinstance(metadata, dict):
         return None
-    kind = metadata["mlflow"]
+    kind = metadata.get("mlflow")
+    # An environment removes a value of base with null.
+    if kind is None:
+        return None
     if kind not in TRACKING_KINDS:
         raise InputError(
             f"catalog entry `{name}`: metadata.mlflow is {kind!r}, expected one of "

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kedro.config import MissingConfigException
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.hooks.catalog import dataset_path
+from pu_kd_pipeline.hooks.catalog import dataset_location
+from pu_kd_pipeline.hooks.places import check_places, check_tracking_folder, check_versions
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -25,6 +27,9 @@ IN_MEMORY = re.compile(r"params:|parameters$")
 class InputHooks:
     """Refuses unusable parameters and stages whose input is missing, before anything runs."""
 
+    def __init__(self) -> None:
+        self._loader: Any = None
+
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Check every parameter block that the requested pipelines use."""
@@ -34,28 +39,43 @@ class InputHooks:
 
         from pu_kd_pipeline.params.validation import check_parameters
 
-        # Kedro reads the files first: its errors name the file that cannot be read.
-        parameters = context.config_loader["parameters"]
+        loader: Any = context.config_loader
+        self._loader = loader
         models = {}
         types = TypeExtractor(dict(pipelines)).extract_types_from_pipelines()
         for name, annotation in types.items():
             model = _unwrap_optional(annotation)
             if is_pydantic_class(model):
                 models[name] = model
-        texts = _configuration_texts(context)
-        # Names that only the configuration itself reads, such as `data`, are no unknown parameters.
-        runtime_names = re.findall(r"runtime_params:\s*(\w+)", "\n".join(texts.values()))
+        loader.use_texts(models)
+        # Kedro reads the files first: its errors name the file that cannot be read.
+        parameters = loader["parameters"]
+        files = {}
+        for block, file in loader.parameter_files.items():
+            files[block] = _shown_path(file, context.project_path)
+        given = loader.runtime_params
+        if not given.keys() <= files.keys():
+            _read_other_files(loader)
         check_parameters(
             parameters,
             models,
-            files=_files_of_blocks(texts, context.project_path),
-            given=context.config_loader.runtime_params or {},
-            other_names=runtime_names,
+            files=files,
+            given=given,
+            # Names that only the configuration itself reads, such as `data`, are no blocks.
+            other_names=loader.requested_names,
         )
 
     @hook_impl
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Refuse the run if saved inputs are missing, and name the stages that write them."""
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Refuse the run if its data cannot be stored where the catalog says, or is missing.
+
+        For missing inputs, the stages that write them are named.
+        """
+        check_places(pipeline, catalog)
+        check_tracking_folder(self._loader)
+        check_versions(run_params.get("load_versions") or {}, catalog)
         missing = []
         for name in sorted(pipeline.inputs()):
             if not IN_MEMORY.match(name) and name in catalog and not catalog.exists(name):
@@ -68,7 +88,7 @@ class InputHooks:
             origin = "no stage writes it"
             if name in writers:
                 origin = f"written by `kedro run --pipeline={writers[name]}`"
-            lines.append(f"  - `{name}` ({dataset_path(catalog, name)}): {origin}")
+            lines.append(f"  - `{name}` ({dataset_location(catalog, name)}): {origin}")
         lines.append("Run what writes it first, or everything with `kedro run --pipeline=full`.")
         raise InputError("\n".join(lines))
 
@@ -89,28 +109,14 @@ def _writing_stages(names: list[str]) -> dict[str, str]:
     return writers
 
 
-def _configuration_texts(context: KedroContext) -> dict[Path, str]:
-    """Return the configuration files of base and environment; later ones override earlier ones."""
-    loader: Any = context.config_loader
-    texts = {}
-    for environment in (loader.base_env, loader.env or loader.default_run_env):
-        folder = Path(loader.conf_source) / environment
-        if folder.is_dir():
-            for path in sorted(folder.rglob("*.yml")):
-                # Kedro reports files that are not UTF-8, when it reads them.
-                texts[path] = path.read_text(encoding="utf-8", errors="replace")
-    return texts
+def _read_other_files(loader: Any) -> None:
+    """Read the kinds of files that may ask for names of `--params`, next to parameters."""
+    for kind in ("catalog", "mlflow"):
+        with suppress(MissingConfigException):
+            loader[kind]
 
 
-def _files_of_blocks(texts: Mapping[Path, str], project_path: Path) -> dict[str, Path]:
-    """Return parameter block -> the last parameter file that sets it."""
-    files = {}
-    for path, text in texts.items():
-        if not path.name.startswith("parameters"):
-            continue
-        shown_path = path
-        if path.is_relative_to(project_path):
-            shown_path = path.relative_to(project_path)
-        for block in re.findall(r"^(\w+):", text, flags=re.MULTILINE):
-            files[block] = shown_path
-    return files
+def _shown_path(file: Path, project_path: Path) -> Path:
+    if file.is_relative_to(project_path):
+        return file.relative_to(project_path)
+    return file

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 
-from pu_kd_pipeline.hooks.catalog import METRICS, REPORT, dataset_path
+from pu_kd_pipeline.hooks.catalog import METRICS, REPORT, dataset_location, dataset_path
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 from pu_kd_pipeline.masking import visible, without_credentials
 from pu_kd_pipeline.params.paths import project_folder
@@ -37,9 +37,9 @@ class SummaryHooks:
         if COMPARISON in outputs:
             table = str(catalog.load(COMPARISON))
             print(visible(table))
-        report_path = dataset_path(catalog, REPORT)
-        if REPORT in outputs and report_path:
-            print(f"Report: {report_path}")
+        report = dataset_location(catalog, REPORT)
+        if REPORT in outputs and report:
+            print(f"Report: {report}")
         metrics_path = dataset_path(catalog, METRICS)
         if outputs & {METRICS, REPORT} and metrics_path:
             data_folder = metrics_path.parents[1]

@@ -42,7 +42,7 @@ class Block(BaseModel):
         items = _items(value)
         has_boolean = any(isinstance(item, bool) for item in items)
         if has_boolean and not _accepts_booleans(cls, str(info.field_name)):
-            raise ValueError("input should not be true or false (nor yes, no, on or off)")
+            raise ValueError(_boolean_fault(cls, str(info.field_name)))
         for item in items:
             if isinstance(item, int) and item.bit_length() > _MAX_BITS:
                 raise ValueError("input should be a number of at most 64 bits")
@@ -57,14 +57,22 @@ def _items(value: Any) -> list[Any]:
     return [value]
 
 
+def _boolean_fault(block: type[Block], field: str) -> str:
+    fault = "input should not be true or false (nor yes, no, on or off)"
+    if _contains(block.model_fields[field].annotation, (str,)):
+        fault += ": as texts, these words stand in quotes"
+    return fault
+
+
 def _accepts_booleans(block: type[Block], field: str) -> bool:
-    return _contains_booleans(block.model_fields[field].annotation)
+    return _contains(block.model_fields[field].annotation, (bool, Any))
 
 
-def _contains_booleans(annotation: Any) -> bool:
-    if annotation in (bool, Any):
+def _contains(annotation: Any, types: tuple[Any, ...]) -> bool:
+    """Return whether a value of one of the types may be anywhere in an annotated value."""
+    if annotation in types:
         return True
     # A nested block checks its own fields.
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return True
-    return any(_contains_booleans(argument) for argument in get_args(annotation))
+    return any(_contains(argument, types) for argument in get_args(annotation))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictInt, model_validator
 
 from pu_kd_pipeline.params.base import SEEDS, Block, Share
 
@@ -80,7 +80,8 @@ class ImageSource(Block):
         description="source label or class name -> class of the teacher; labels that are not "
         "listed are no class",
     )
-    exclude_labels: tuple[int | str, ...] = Field(
+    # Strict: YAML reads the class name 1e3 as a float, which would become the label 1000.
+    exclude_labels: tuple[StrictInt | str, ...] = Field(
         (), description="leave out images with these labels or class names"
     )
     per_class: int | None = Field(

@@ -161,6 +161,9 @@ def _complaint(fault: Any) -> str:
     text = fault["msg"].removeprefix("Value error, ")
     complaint = _printable(text, _MAX_COMPLAINT_LENGTH)
     complaint = complaint[:1].lower() + complaint[1:]
+    is_plain_value = isinstance(fault["input"], int | float)
+    if fault["type"] == "string_type" and is_plain_value:
+        complaint += ": a text that looks like a number stands in quotes"
     if fault["type"] == "literal_error":
         complaint += _nearest_choice(fault)
     return complaint
