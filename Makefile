@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run explain test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints clean
+.PHONY: help run explain test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints constraints-oldest constraints-newest versions clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ lint: $(READY) ## ruff, hadolint and shellcheck
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/hadolint docker/Dockerfile .ci/*.Dockerfile
-	$(BIN)/shellcheck docker/once .ci/run .ci/containers .ci/postgres-entrypoint
+	$(BIN)/shellcheck docker/once .ci/run .ci/versions .ci/containers .ci/postgres-entrypoint
 
 types: $(READY) ## mypy
 	$(BIN)/mypy
@@ -88,6 +88,13 @@ manifests: $(READY) ## generate docker/compose*.yaml and docker/argo-workflow.ya
 constraints: $(READY) ## pin the installed versions
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E '/ @ /d; s/\+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
+
+constraints-oldest constraints-newest: constraints-%: ## pin the oldest or newest versions that pyproject.toml allows
+	.ci/versions $* pin
+
+versions: ## test the oldest and the newest versions that pyproject.toml allows, each in an environment of 6 GB
+	.ci/versions oldest
+	.ci/versions newest
 
 clean: ## remove outputs (data/02_* to data/08_*) and caches; keep raw data, MLflow and the environment
 	@find $(DATA)/0[2-8]_* -mindepth 1 ! -name .gitkeep -delete 2>/dev/null || true

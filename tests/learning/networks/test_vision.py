@@ -32,6 +32,15 @@ try:
 except RuntimeError:
     os.abort()
 """
+# What another package or a user's own module may have tried first.
+FAILED_IMPORT = """
+try:
+    import torchvision
+except RuntimeError:
+    pass
+else:
+    raise AssertionError("torchvision can be imported")
+"""
 # Prints "imported" with the number of modules that are from an earlier, failed import.
 IMPORT = """
 import sys
@@ -99,10 +108,11 @@ def test_it_works_after_somebody_elses_import_has_failed():
     assert result.stdout.split() == ["1000"], result.stderr
 
 
-def test_missing_operators_are_defined_and_the_import_starts_anew(tmp_path):
+@pytest.mark.parametrize("before", ["", FAILED_IMPORT])
+def test_missing_operators_are_defined_and_the_import_starts_anew(tmp_path, before):
     _write_torchvision(tmp_path, UNLOADABLE)
 
-    result = _python(IMPORT, tmp_path)
+    result = _python(before + IMPORT, tmp_path)
 
     assert result.stdout.split() == ["imported", "0", "True"], result.stderr
 

@@ -10,6 +10,7 @@ exist already.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import sys
@@ -35,7 +36,7 @@ def _import_torchvision() -> ModuleType:
     defined: set[str] = set()
     while True:
         try:
-            return importlib.import_module("torchvision")
+            return _import_anew()
         except ModuleNotFoundError as error:
             if error.name != "torchvision":
                 raise
@@ -55,7 +56,6 @@ def _import_torchvision() -> ModuleType:
                 ) from error
         torch.library.define(name, _SCHEMAS[name])
         defined.add(name)
-        _forget_torchvision()
 
 
 def _missing_operator(error: RuntimeError) -> str | None:
@@ -66,11 +66,22 @@ def _missing_operator(error: RuntimeError) -> str | None:
     return match[1]
 
 
-def _forget_torchvision() -> None:
-    """Drop the modules that a failed import left behind, so that the next one starts anew."""
-    for name in list(sys.modules):
-        if name == "torchvision" or name.startswith("torchvision."):
-            del sys.modules[name]
+def _import_anew() -> ModuleType:
+    """Import torchvision as if no import of it had failed before, here or elsewhere."""
+    if "torchvision" not in sys.modules:
+        # Its modules that a failed import left behind would not be run again.
+        for name in list(sys.modules):
+            if name.startswith("torchvision."):
+                del sys.modules[name]
+
+    register_fake = torch.library.register_fake
+    # A failed import has registered its implementations with the missing operators, and torch up to
+    # 2.12 refuses to replace them.
+    torch.library.register_fake = functools.partial(register_fake, allow_override=True)
+    try:
+        return importlib.import_module("torchvision")
+    finally:
+        torch.library.register_fake = register_fake
 
 
 torchvision = _import_torchvision()
