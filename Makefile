@@ -14,10 +14,10 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run explain test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints constraints-oldest constraints-newest versions clean
+.PHONY: help run explain test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints constraints-ends versions clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The environment is created once, and updated when one of these files changes.
 $(READY): pyproject.toml constraints.txt
@@ -89,8 +89,9 @@ constraints: $(READY) ## pin the installed versions
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E '/ @ /d; s/\+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
 
-constraints-oldest constraints-newest: constraints-%: ## pin the oldest or newest versions that pyproject.toml allows
-	.ci/versions $* pin
+constraints-ends: ## pin the oldest and the newest versions that pyproject.toml allows
+	.ci/versions oldest pin
+	.ci/versions newest pin
 
 versions: ## test the oldest and the newest versions that pyproject.toml allows, each in an environment of 6 GB
 	.ci/versions oldest

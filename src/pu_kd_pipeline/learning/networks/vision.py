@@ -3,7 +3,7 @@
 A CPU build of torch with PyPI's torchvision wheel (linked against CUDA) cannot load the compiled
 operators, and `import torchvision` then fails because the schema of `nms` is missing. Models,
 transforms, data sets and feature extraction are pure Python and only need such schemas to exist, so
-they are defined here. That happens only after torchvision itself has said that one is missing:
+they are defined here. That happens only after torchvision itself has reported one as missing:
 where torch and torchvision match, its library defines the operators and aborts the process if they
 exist already.
 """
@@ -27,7 +27,7 @@ _MISSING_OPERATOR = re.compile(r"operator (torchvision::\w+) does not exist")
 
 
 def _import_torchvision() -> ModuleType:
-    """Return torchvision, imported with stand-ins for the operators that it says are missing.
+    """Return torchvision, imported with stand-ins for the operators that it reports as missing.
 
     Raises:
         ModuleNotFoundError: torchvision is not installed.
@@ -36,7 +36,7 @@ def _import_torchvision() -> ModuleType:
     defined: set[str] = set()
     while True:
         try:
-            return _import_anew()
+            return _fresh_import()
         except ModuleNotFoundError as error:
             if error.name != "torchvision":
                 raise
@@ -59,15 +59,15 @@ def _import_torchvision() -> ModuleType:
 
 
 def _missing_operator(error: RuntimeError) -> str | None:
-    """Return the operator that an error says is missing; None for any other error."""
+    """Return the operator that an error reports as missing; None for any other error."""
     match = _MISSING_OPERATOR.search(str(error))
     if match is None:
         return None
     return match[1]
 
 
-def _import_anew() -> ModuleType:
-    """Import torchvision as if no import of it had failed before, here or elsewhere."""
+def _fresh_import() -> ModuleType:
+    """Import torchvision as if no import of it had failed before, by this module or by another."""
     if "torchvision" not in sys.modules:
         # Its modules that a failed import left behind would not be run again.
         for name in list(sys.modules):
