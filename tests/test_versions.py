@@ -165,10 +165,13 @@ def project_with_python(tmp_path):
     "complaint",
     [
         "No matching distribution found for torch==2.11.0",
-        "HTTPSConnectionPool(host='index', port=443): Max retries exceeded with url: /simple",
+        "Could not install packages due to an OSError: HTTPSConnectionPool(host='index', "
+        "port=443): Max retries exceeded with url: /simple",
     ],
 )
-def test_versions_that_cannot_be_downloaded_are_skipped_with_a_message(project_with_python, complaint):
+def test_versions_that_cannot_be_downloaded_are_skipped_and_reported(
+    project_with_python, complaint
+):
     result = project_with_python(complaint)
 
     assert result.returncode == 0, result.stderr
