@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import platform
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -20,11 +22,15 @@ SOURCES = Path(__file__).resolve().parents[1] / "src" / "pu_kd_pipeline"
 # Private name -> where a library has it.
 PRIVATE_NAMES = {
     "_BatchNorm": "torch.nn.modules.batchnorm:_BatchNorm",
+    "_config_file_callback": "kedro.framework.cli.utils:_config_file_callback",
     "_describe": "kedro.io.core:AbstractDataset._describe",
     "_exists": "kedro.io.core:AbstractDataset._exists",
+    "_get_load_path": "kedro.io.core:AbstractVersionedDataset._get_load_path",
+    "_get_save_path": "kedro.io.core:AbstractVersionedDataset._get_save_path",
     "_is_amx_tile_supported": "torch.cpu:_is_amx_tile_supported",
     "_is_avx512_bf16_supported": "torch.cpu:_is_avx512_bf16_supported",
     "_load_obj": "kedro.io.core:_load_obj",
+    "_lru_cache_wrapper": "functools:_lru_cache_wrapper",
     "_read_dir_configs": "kedro.config:OmegaConfigLoader._read_dir_configs",
     "_release_datasets": "kedro.runner:SequentialRunner._release_datasets",
     "_resolve_credentials": (
@@ -39,6 +45,7 @@ PRIVATE_ATTRIBUTES = {
     "_filepath": ["JSONDataset", "TextDataset"],
     "_fs": ["JSONDataset", "TextDataset"],
     "_globals": ["OmegaConfigLoader"],
+    "_init_args": ["JSONDataset", "TextDataset"],
     "_is_async": ["SequentialRunner"],
     "_protocol": ["JSONDataset", "TextDataset", "OmegaConfigLoader"],
     "_version": ["JSONDataset", "TextDataset"],
@@ -88,10 +95,14 @@ def _complaint(path: str) -> str:
     """Return what to tell whoever updates a library that lacks a name, or has another one."""
     module, _, name = path.partition(":")
     package = module.partition(".")[0]
+    if package in sys.stdlib_module_names:
+        release = f"Python {platform.python_version()}"
+    else:
+        release = f"{package} {version(package)}"
     last = name.rpartition(".")[2]
     users = [file for file, used in _used_names() if used == last]
     return (
-        f"{package} {version(package)} has no {module}.{name} as it is used in "
+        f"{release} has no {module}.{name} as it is used in "
         f"{', '.join(sorted(set(users))) or 'src'}: find what replaces it, "
         f"or cap {package} in pyproject.toml"
     )
