@@ -17,10 +17,10 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run explain test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints clean
+.PHONY: help run explain test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints constraints-ends versions clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The environment is created once, and updated when one of these files changes.
 $(READY): pyproject.toml constraints.txt
@@ -39,7 +39,7 @@ lint: $(READY) ## ruff, hadolint and shellcheck
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/hadolint docker/Dockerfile .ci/*.Dockerfile
-	$(BIN)/shellcheck docker/once .ci/run .ci/containers .ci/postgres-entrypoint
+	$(BIN)/shellcheck docker/once .ci/run .ci/versions .ci/containers .ci/postgres-entrypoint
 
 types: $(READY) ## mypy
 	$(BIN)/mypy
@@ -91,6 +91,14 @@ manifests: $(READY) ## generate docker/compose*.yaml and docker/argo-workflow.ya
 constraints: $(READY) ## pin the installed versions
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E '/ @ /d; s/\+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
+
+constraints-ends: ## pin the oldest and the newest versions that pyproject.toml allows
+	.ci/versions oldest pin
+	.ci/versions newest pin
+
+versions: ## test the oldest and the newest versions that pyproject.toml allows, each in an environment of 6 GB
+	.ci/versions oldest
+	.ci/versions newest
 
 clean: ## remove outputs (data/02_* to data/08_*) and caches; keep raw data, MLflow and the environment
 	@find $(DATA_FOLDER)/0[2-8]_* -mindepth 1 ! -name .gitkeep -delete 2>/dev/null || true

@@ -84,7 +84,7 @@ def without_labels(listing: pd.DataFrame, labels: Sequence[int | str], where: st
         InputError: no image has one of these labels.
     """
     excluded = set(map(str, labels))
-    numbers = listing["label"].astype("str")
+    numbers = listing["label"].astype("string")
     names = listing["label_name"]
     found = _distinct_labels(listing)
     absent = sorted(excluded - found)
@@ -210,7 +210,7 @@ def _by_label_map(
         )
 
     names = listing["label_name"]
-    numbers = listing["label"].astype("str")
+    numbers = listing["label"].astype("string")
     found = _distinct_labels(listing)
     absent = [key for key in label_map if key not in found]
     if label_map and len(absent) == len(label_map):
@@ -295,14 +295,14 @@ def _unmatched_message(
 
 def _distinct_labels(listing: pd.DataFrame) -> set[str]:
     """Return all labels of a listing, numbers as text and names."""
-    numbers = listing["label"].astype("str").dropna()
+    numbers = listing["label"].astype("string").dropna()
     names = listing["label_name"].dropna()
     return set(numbers) | set(names)
 
 
 def _found_labels(listing: pd.DataFrame) -> str:
     """Return the labels of a listing with how many images have them, most first."""
-    numbers = listing["label"].astype("str")
+    numbers = listing["label"].astype("string")
     # A name says more than a number.
     labels = listing["label_name"].fillna(numbers)
     labels = labels.fillna("no label")
