@@ -21,7 +21,7 @@ from pu_kd_pipeline.models.model import (
     load_pu_classifier,
     save_model,
 )
-from pu_kd_pipeline.models.weights import read_state_dict
+from pu_kd_pipeline.models.weights import read_weights_file
 from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams
 
 INPUT = {"size_px": 8, "channels": 1, "mean": [0.3], "std": [0.4]}
@@ -190,7 +190,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monk
 
     for file in (plain, zipped):
         with pytest.raises(InputError, match="without running code from it, which is refused"):
-            read_state_dict(file)
+            read_weights_file(file)
     proof = tmp_path / "bomb-went-off"
     assert not proof.exists()
 
@@ -232,16 +232,16 @@ def test_files_that_are_not_weights_are_refused(tmp_path):
     text = tmp_path / "w.safetensors"
     text.write_bytes(b"not a tensor file")
     with pytest.raises(InputError, match="not a readable safetensors file"):
-        read_state_dict(text)
+        read_weights_file(text)
 
     numbers = tmp_path / "list.pt"
     torch.save([1, 2, 3], numbers)
     with pytest.raises(InputError, match="holds no state dict .* but list"):
-        read_state_dict(numbers)
+        new_teacher(_teacher(weights=str(numbers)))
 
     missing = tmp_path / "none.pt"
     with pytest.raises(InputError, match="there is no weights file"):
-        read_state_dict(missing)
+        read_weights_file(missing)
 
 
 def test_a_folder_without_a_card_is_refused(tmp_path):
