@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.params.teacher import InputSpec
+from pu_kd_pipeline.params.teacher import InputSpec, OutputSpec
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
@@ -25,6 +25,8 @@ class ModelCard(BaseModel):
     input: InputSpec
     taps: tuple[str, ...] | None = None  # None: the network's default layers
     origin: dict[str, Any] = {}
+    # None: logits. Left out then, so that cards and fingerprints without it stay what they were.
+    output: OutputSpec | None = Field(default=None, exclude_if=lambda output: output is None)
 
     @field_validator("classes")
     @classmethod

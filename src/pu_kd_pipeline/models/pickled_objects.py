@@ -10,7 +10,9 @@ from __future__ import annotations
 import pickletools
 import warnings
 import zipfile
-from collections import OrderedDict, deque
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,66 +28,100 @@ _NEVER_IN_CHECKPOINTS = frozenset(
         *("importlib", "io", "marshal", "multiprocessing", "nt", "os", "pdb", "pip", "pkgutil"),
         *("posix", "profile", "pty", "pydoc", "runpy", "shutil", "signal", "smtplib", "socket"),
         *("subprocess", "sys", "tempfile", "threading", "timeit", "trace", "urllib", "venv"),
-        *("webbrowser", "__builtin__"),
+        "webbrowser",
     }
 )
 _HARMLESS_BUILTINS = frozenset(
     f"builtins.{name}"
-    for name in ("bytearray", "complex", "frozenset", "getattr", "object", "range", "set", "slice")
+    for name in (
+        *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int"),
+        *("list", "object", "range", "set", "slice", "str", "tuple", "type"),
+    )
 )
-# Of the modules above, what the weights-only reader of torch never needs a stand-in for.
 NETWORK_MODULES = "torch.nn.modules."
 CLASS_NAME = "_name_of_pickled_class"  # attribute of a stand-in's instance
 
 
-def pickled_names(path: Path) -> set[str]:
-    """Return the classes and functions that the pickles of a PyTorch file name, as `module.name`.
+@dataclass
+class PickleFacts:
+    """What the pickles of a file name, found without importing or running anything.
 
-    Nothing is imported. A file that cannot be parsed has the names up to its fault.
+    Attributes:
+        names: classes and functions, as `module.name`.
+        protocol: of the last pickle; 0 if there is none.
     """
-    names: set[str] = set()
+
+    names: set[str] = field(default_factory=set)
+    protocol: int = 0
+
+    @property
+    def holds_network(self) -> bool:
+        """Whether layers of a network were pickled, and not only its weights."""
+        return any(name.startswith(NETWORK_MODULES) for name in self.names)
+
+    @property
+    def dangerous_names(self) -> list[str]:
+        """Those of the names that have no place in a checkpoint."""
+        dangerous = []
+        for name in sorted(self.names - _HARMLESS_BUILTINS):
+            root, _, _ = name.partition(".")
+            if root in _NEVER_IN_CHECKPOINTS:
+                dangerous.append(name)
+        return dangerous
+
+
+def read_pickle_facts(path: Path) -> PickleFacts:
+    """Return what the pickles of a PyTorch file name.
+
+    Of a file that cannot be parsed, the facts up to its fault are returned.
+    """
+    facts = PickleFacts()
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 for part in archive.namelist():
                     if part.endswith("data.pkl"):
                         with archive.open(part) as pickle_file:
-                            _add_names(pickle_file, names)
+                            _add_facts(pickle_file, facts)
         else:
             with open(path, "rb") as file:
                 for _ in range(_OLD_FORMAT_PICKLES):
-                    _add_names(file, names)
+                    _add_facts(file, facts)
     # pickletools raises what the damage leads to; the reader of torch reports such a file.
     except Exception:
-        return names
-    return names
+        return facts
+    return facts
 
 
-def _add_names(file: Any, names: set[str]) -> None:
-    """Add the names of one pickle, and leave the file behind its end."""
-    texts: deque[str] = deque(maxlen=2)
+def _add_facts(file: Any, facts: PickleFacts) -> None:
+    """Add the facts of one pickle, and leave the file behind its end."""
+    texts: list[str] = []
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL":
-            names.add(str(argument).replace(" ", "."))
-        elif opcode.name == "STACK_GLOBAL":
-            # Protocol 4 puts module and name on the stack, as the two texts before.
-            names.add(".".join(texts))
-        elif isinstance(argument, str):
-            texts.append(argument)
+            module, _, name = str(argument).partition(" ")
+            facts.names.add(_name_in_python_3(module, name))
+        # Protocol 4 puts module and name on the stack, usually as the two texts before.
+        elif opcode.name == "STACK_GLOBAL" and len(texts) == 2:
+            facts.names.add(".".join(texts))
+        elif opcode.name == "PROTO":
+            facts.protocol = int(argument or 0)
+        if isinstance(argument, str):
+            texts = [*texts[-1:], argument]
+        elif opcode.name != "MEMOIZE":
+            texts = []
 
 
-def dangerous_names(names: set[str]) -> list[str]:
-    """Return those of the names that have no place in a checkpoint."""
-    dangerous = []
-    for name in sorted(names - _HARMLESS_BUILTINS):
-        root, _, _ = name.partition(".")
-        if root in _NEVER_IN_CHECKPOINTS:
-            dangerous.append(name)
-    return dangerous
+def _name_in_python_3(module: str, name: str) -> str:
+    """Return `module.name`; pickles of protocol 2 write it as Python 2 called it."""
+    if (module, name) in NAME_MAPPING:
+        module, name = NAME_MAPPING[module, name]
+    else:
+        module = IMPORT_MAPPING.get(module, module)
+    return f"{module}.{name}"
 
 
 class _Ignored:
-    """Stands for a NumPy object, which is built from a tuple; takes any state and keeps nothing."""
+    """Takes any arguments and any state, such as the tuples of NumPy's objects; keeps nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -106,29 +142,45 @@ def _stand_in(name: str) -> tuple[Any, str]:
         made.__dict__[CLASS_NAME] = name
         return made
 
-    if name.startswith("numpy."):
-        return type("Ignored", (_Ignored,), {CLASS_NAME: name}), name
+    if name.startswith(("numpy.", "functools.")):
+        return _ignoring_stand_in(name)
     if name == "collections.deque":
         # Items are only ever appended to a list.
         return type("Deque", (), {"__new__": lambda _cls, *_arguments: []}), name
     return type("StandIn", (), {"__new__": create}), name
 
 
-def load_tensors(path: Path, names: set[str]) -> Any:
+def _ignoring_stand_in(name: str) -> tuple[Any, str]:
+    return type("Ignored", (_Ignored,), {CLASS_NAME: name}), name
+
+
+def load_tensors(path: Path, facts: PickleFacts) -> Any:
     """Return the content of a PyTorch file, with stand-ins for what is neither tensor nor plain.
 
     Args:
         path: a file of torch.save, of any version.
-        names: from `pickled_names`.
+        facts: from `read_pickle_facts`.
 
     Raises:
         Exception: of any type, as torch raises them for damaged files and for what
             `weights_only` refuses.
     """
+    names = sorted(facts.names)
+    try:
+        return _load(path, [_stand_in(name) for name in names])
+    except Exception:
+        if not names:
+            raise
+    # Objects with slots are built from a tuple, too, which ordered dicts do not take.
+    return _load(path, [_ignoring_stand_in(name) for name in names])
+
+
+def _load(path: Path, stand_ins: list[Any]) -> Any:
     import torch
 
-    stand_ins = [_stand_in(name) for name in sorted(names)]
     with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
         # About storages and protocols of older versions, which a user cannot act on.
         warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file: of a path, torch reads some formats by their suffix.
+        with open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)

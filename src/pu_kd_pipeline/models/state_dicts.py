@@ -41,6 +41,8 @@ _BATCH_COUNTER = "num_batches_tracked"
 _COUNTERS = frozenset({_BATCH_COUNTER, "n_averaged", "total_ops", "total_params", "num_updates"})
 # Of a loss or a metric, which take no part in classifying.
 _LOSS = re.compile(r"(^|_)(loss|losses|criterion|criteria|metric|metrics)(_|$)")
+# Functions that unpickle NumPy's objects -> what these are.
+_NUMPY_KINDS = {"_reconstruct": "NumPy array", "scalar": "NumPy number"}
 _EMA = re.compile(r"(^|[._/])(ema|swa)([._/]|$)")
 
 
@@ -323,7 +325,7 @@ def _kind(value: Any) -> str:
     if "_modules" in _attributes(value):
         return f"a pickled network, {_shown(class_name)}"
     if class_name is not None:
-        return _shown(class_name)
+        return _NUMPY_KINDS.get(class_name.rpartition(".")[2], _shown(class_name))
     if isinstance(value, torch.Tensor):
         return f"tensor {tuple(value.shape)}"
     if isinstance(value, Mapping):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.file_formats import is_safetensors, refuse_other_formats, start_of
 from pu_kd_pipeline.models.pickled_objects import (
-    NETWORK_MODULES,
-    dangerous_names,
+    PickleFacts,
     load_tensors,
-    pickled_names,
+    read_pickle_facts,
 )
 from pu_kd_pipeline.models.state_dicts import (
     AmbiguousWeightsError,
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_TORCH_PROTOCOL = 2  # of the pickles that torch.save writes by default
+_KNOWN_MODULES = ("torch.", "collections.")
 _SAVE_STATE_DICT = 'torch.save(model.state_dict(), "weights.pt")'
 
 
@@ -78,7 +79,7 @@ def _find_state(content: Any, expected: Mapping[str, Tensor], path: Path) -> Sta
         return chosen
     if found:
         return found[0]
-    if _holds_pickled_network(path):
+    if read_pickle_facts(path).holds_network:
         raise _no_state_dict(content, path)
     names = _first_names(content)
     raise InputError(
@@ -96,24 +97,19 @@ def _first_names(content: Any) -> str:
 
 
 def _no_state_dict(content: Any, path: Path) -> InputError:
-    if _holds_pickled_network(path):
+    if read_pickle_facts(path).holds_network:
         return InputError(
             f"{path} holds a pickled network ({describe_content(content)}), and no state dict. "
             "Loading it would run code of its own, which is refused: where that code is "
             f"installed, load it and save its weights, {_SAVE_STATE_DICT}"
         )
+    description = describe_content(content)
+    way_out = f"save the network's weights, {_SAVE_STATE_DICT}"
+    if "NumPy array" in description:
+        way_out = "convert its arrays by torch.from_numpy, and save them with torch.save"
     return InputError(
-        f"{path} holds no state dict (names with tensors), but {describe_content(content)}: save "
-        f"the network's weights, {_SAVE_STATE_DICT}"
+        f"{path} holds no state dict (names with tensors), but {description}: {way_out}"
     )
-
-
-def _holds_pickled_network(path: Path) -> bool:
-    return _names_network(pickled_names(path))
-
-
-def _names_network(names: Iterable[str]) -> bool:
-    return any(name.startswith(NETWORK_MODULES) for name in names)
 
 
 def _weight_faults(state: StateDict, expected: Mapping[str, Tensor]) -> list[str]:
@@ -231,23 +227,41 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch_file(path: Path) -> Any:
     _refuse_zip_bomb(path)
-    names = pickled_names(path)
-    dangerous = dangerous_names(names)
+    facts = read_pickle_facts(path)
+    dangerous = facts.dangerous_names
     if dangerous:
         raise _needs_code(path, f"it calls {_first_few(dangerous)}")
     try:
-        return load_tensors(path, names)
+        return load_tensors(path, facts)
     except Exception as exc:
-        foreign = sorted(name for name in names if not name.startswith(("torch._", "collections.")))
-        if _names_network(names):
-            what = "it holds a pickled network"
-        elif any(name.startswith("sklearn.") for name in names):
-            what = "it is a pickle of scikit-learn, which is no network of PyTorch"
-        elif foreign:
-            what = f"it holds {_first_few(foreign)}"
-        else:
-            what = "it is damaged or not a file of torch.save"
-        raise _needs_code(path, what) from exc
+        raise _unreadable(path, facts) from exc
+
+
+def _unreadable(path: Path, facts: PickleFacts) -> InputError:
+    """Return the error for a file that torch refuses, with the likely reason."""
+    if any(name.startswith("sklearn.") for name in facts.names):
+        return InputError(
+            f"{path} is a pickle of scikit-learn: a teacher is a network of PyTorch, with its "
+            "weights"
+        )
+    if facts.holds_network:
+        return _needs_code(path, "it holds a pickled network")
+    foreign = [name for name in sorted(facts.names) if not name.startswith(_KNOWN_MODULES)]
+    is_from_torch = any(name.startswith("torch.") for name in facts.names)
+    if foreign and not is_from_torch:
+        return _needs_code(path, f"it is a pickle without tensors of torch: {_first_few(foreign)}")
+    if facts.protocol > _TORCH_PROTOCOL:
+        return _needs_code(
+            path,
+            f"it is pickled with protocol {facts.protocol}, and torch.save writes protocol "
+            f"{_TORCH_PROTOCOL}",
+        )
+    if foreign:
+        return _needs_code(path, f"it holds {_first_few(foreign)}")
+    return InputError(
+        f"{path} is damaged, or neither a file of torch.save nor of safetensors: copy or download "
+        "it again"
+    )
 
 
 def _needs_code(path: Path, what: str) -> InputError:
@@ -270,7 +284,7 @@ def _refuse_zip_bomb(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
     except Exception as exc:
-        raise _needs_code(path, "it is a damaged archive") from exc
+        raise _unreadable(path, PickleFacts()) from exc
     is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
     unpacked_bytes = sum(part.file_size for part in parts)
     if is_packed or unpacked_bytes > path.stat().st_size:
