@@ -37,7 +37,12 @@ def new_network() -> nn.Module:
 
 def shifted(state: State, by: float) -> State:
     """Return other weights of the same shapes."""
-    return {name: value + by for name, value in state.items()}
+    changed = {}
+    for name, value in state.items():
+        changed[name] = value.clone()
+        if value.is_floating_point():
+            changed[name] += by
+    return changed
 
 
 def prefixed(prefix: str, state: State) -> State:
@@ -353,7 +358,7 @@ def test_a_file_without_tensors_lists_its_entries(tmp_path):
     message = error_of({"epoch": 3, "note": "x"}, tmp_path)
     assert "holds no state dict (names with tensors), but dict with the entries" in message
     assert "epoch (int), note (str)" in message
-    assert "fc.bias (NumPy array)" in error_of(arrays, tmp_path)
+    assert "block1.0.weight (NumPy array)" in error_of(arrays, tmp_path)
     assert "convert its arrays by torch.from_numpy" in error_of(arrays, tmp_path)
 
 
