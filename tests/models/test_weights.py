@@ -109,7 +109,9 @@ def test_weights_are_found_in_any_entry_and_behind_any_prefix(
     prefix = "".join(f"{part}." for part in parts)
     content: dict[str, Any] = prefixed(prefix, state)
     for key in keys:
-        content = {**{name: OTHER_ENTRIES[name] for name in others}, key: content}
+        outer = {name: OTHER_ENTRIES[name] for name in others}
+        outer[key] = content
+        content = outer
     with tempfile.TemporaryDirectory() as folder:
         found = loaded(content, Path(folder), old_format=old_format)
 
@@ -321,13 +323,18 @@ def test_other_tensors_next_to_the_network_are_refused(tmp_path, name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_types_are_converted_and_this_is_logged(tmp_path, dtype, caplog):
     state = {}
+    expected = {}
     for name, value in STATE.items():
-        state[name] = value.to(dtype) if value.is_floating_point() else value
+        state[name] = value
+        if value.is_floating_point():
+            state[name] = value.to(dtype)
+        expected[name] = state[name].to(value.dtype)
     with caplog.at_level(logging.INFO):
         found = loaded(state, tmp_path)
     assert found["fc.weight"].dtype == torch.float32
-    assert_equal(found, {name: value.float() for name, value in state.items()})
-    assert f"tensors are converted from {dtype}".replace("torch.", "") in caplog.text
+    assert_equal(found, expected)
+    type_name = str(dtype).removeprefix("torch.")
+    assert f"tensors are converted from {type_name}" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["int8", "float8"])
@@ -358,6 +365,7 @@ def test_a_file_without_tensors_lists_its_entries(tmp_path):
     message = error_of({"epoch": 3, "note": "x"}, tmp_path)
     assert "holds no state dict (names with tensors), but dict with the entries" in message
     assert "epoch (int), note (str)" in message
+    assert "but an empty dict" in error_of({}, tmp_path)
     assert "block1.0.weight (NumPy array)" in error_of(arrays, tmp_path)
     assert "convert its arrays by torch.from_numpy" in error_of(arrays, tmp_path)
 

@@ -7,7 +7,6 @@ does nothing, so that the tensors are read; all other limits of `weights_only` s
 
 from __future__ import annotations
 
-import pickletools
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -78,11 +77,7 @@ def read_pickle_facts(path: Path) -> PickleFacts:
     facts = PickleFacts()
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for part in archive.namelist():
-                    if part.endswith("data.pkl"):
-                        with archive.open(part) as pickle_file:
-                            _add_facts(pickle_file, facts)
+            _add_facts_of_archive(path, facts)
         else:
             with open(path, "rb") as file:
                 for _ in range(_OLD_FORMAT_PICKLES):
@@ -93,8 +88,18 @@ def read_pickle_facts(path: Path) -> PickleFacts:
     return facts
 
 
+def _add_facts_of_archive(path: Path, facts: PickleFacts) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.namelist():
+            if part.endswith("data.pkl"):
+                with archive.open(part) as file:
+                    _add_facts(file, facts)
+
+
 def _add_facts(file: Any, facts: PickleFacts) -> None:
     """Add the facts of one pickle, and leave the file behind its end."""
+    import pickletools  # only runs that read such weights need it
+
     texts: list[str] = []
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL":
@@ -165,14 +170,15 @@ def load_tensors(path: Path, facts: PickleFacts) -> Any:
         Exception: of any type, as torch raises them for damaged files and for what
             `weights_only` refuses.
     """
-    names = sorted(facts.names)
+    stand_ins = [_stand_in(name) for name in facts.names]
     try:
-        return _load(path, [_stand_in(name) for name in names])
+        return _load(path, stand_ins)
     except Exception:
-        if not names:
+        if not stand_ins:
             raise
     # Objects with slots are built from a tuple, too, which ordered dicts do not take.
-    return _load(path, [_ignoring_stand_in(name) for name in names])
+    stand_ins = [_ignoring_stand_in(name) for name in facts.names]
+    return _load(path, stand_ins)
 
 
 def _load(path: Path, stand_ins: list[Any]) -> Any:

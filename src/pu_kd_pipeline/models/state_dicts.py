@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _MAX_DEPTH = 6
 _MAX_CONTAINERS = 10_000
 _MAX_LISTED = 100  # entries of a list that are searched
+_MAX_PLACES = 4  # of weights that fit, in a message
+_MAX_ENTRIES = 12  # of a dict, in a message
 _MAX_NAME_LENGTH = 60  # of a foreign name in a message
 
 # Modules that wrap another one (compiled, data-parallel, sharded, checkpointed activations); each
@@ -73,10 +75,18 @@ class StateDict:
         """Where it was found, for messages; empty if that is the whole file."""
         parts = []
         if self.entry:
-            parts.append(f"entry {'.'.join(map(_shown, self.entry))}")
+            keys = ".".join(self.entry)
+            parts.append(f"entry {_shown(keys)}")
         if self.prefix:
             parts.append(f"prefix {_shown(self.prefix)}")
         return ", ".join(parts)
+
+    @property
+    def is_average(self) -> bool:
+        """Whether entry or prefix say that the weights are averages over the training."""
+        parts = [*self.entry, self.prefix]
+        place = ".".join(parts)
+        return _EMA.search(place.lower()) is not None
 
 
 def needed_names(expected: Mapping[str, Tensor]) -> list[str]:
@@ -107,22 +117,32 @@ def tensor_dicts(content: Any) -> list[tuple[tuple[str, ...], dict[str, Tensor]]
 
 def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
     """Yield all dicts of a file, outer ones first."""
-    queue: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    queue: list[tuple[tuple[str, ...], Any]] = []
+    if isinstance(content, Mapping | list | tuple):
+        queue.append(((), content))
     seen: set[int] = set()
+    # The queue grows while it is gone through.
     for entry, value in queue:
         if id(value) in seen or len(seen) > _MAX_CONTAINERS:
             continue
-        items: list[tuple[Any, Any]] = []
-        if isinstance(value, Mapping):
-            items = list(value.items())
-            yield entry, value
-        elif isinstance(value, list | tuple):
-            items = list(enumerate(value[:_MAX_LISTED]))
         seen.add(id(value))
+        if isinstance(value, Mapping):
+            yield entry, value
         if len(entry) < _MAX_DEPTH:
-            for key, item in items:
-                if isinstance(item, Mapping | list | tuple):
-                    queue.append(((*entry, str(key)), item))
+            for key, item in _containers_in(value):
+                queue.append(((*entry, key), item))
+
+
+def _containers_in(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the dicts and lists in a dict or list, with their key or index."""
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        items = value.items()
+    else:
+        items = enumerate(value[:_MAX_LISTED])
+    for key, item in items:
+        if isinstance(item, Mapping | list | tuple):
+            yield str(key), item
 
 
 def candidates(content: Any, expected: Mapping[str, Tensor]) -> list[StateDict]:
@@ -139,7 +159,10 @@ def _candidates_of_dict(
     entry: tuple[str, ...], tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> list[StateDict]:
     own_prefix = _common_prefix(list(expected))
-    short_names = {name.removeprefix(own_prefix): name for name in expected}
+    short_names = {}
+    for name in expected:
+        short = name.removeprefix(own_prefix)
+        short_names[short] = name
     cleaned = _without_wrappers(tensors, expected)
     counts = _prefix_counts(cleaned, short_names)
     if not counts:
@@ -153,8 +176,7 @@ def _candidates_of_dict(
         prefixes.insert(0, own_prefix)
     found = []
     for prefix in prefixes:
-        covered = [other for other in prefixes if other != prefix]
-        state = _at_prefix(entry, prefix, cleaned, short_names, expected, covered)
+        state = _at_prefix(entry, prefix, cleaned, short_names, expected, prefixes)
         found.append(state)
     if found[0].prefix == own_prefix and found[0].is_complete:
         return found[:1]
@@ -220,7 +242,7 @@ def _at_prefix(
     tensors: Mapping[str, Tensor],
     short_names: Mapping[str, str],
     expected: Mapping[str, Tensor],
-    other_prefixes: list[str],
+    all_prefixes: list[str],
 ) -> StateDict:
     """Return the tensors behind one prefix, and what becomes of the others in the same dict."""
     found: dict[str, Tensor] = {}
@@ -233,13 +255,13 @@ def _at_prefix(
             own_name = short_names[short]
             found[own_name] = tensor
             n_fitting += tensor.shape == expected[own_name].shape
-        elif _takes_no_part(name, tensor) or _belongs_to(name, other_prefixes, short_names):
+        elif _takes_no_part(name, tensor) or _belongs_to(name, all_prefixes, short_names):
             ignored.append(name)
         else:
             left_over.append(short)
 
-    needed = needed_names(expected)
-    is_complete = n_fitting == len(found) and all(name in found for name in needed)
+    needed = set(needed_names(expected))
+    is_complete = n_fitting == len(found) and found.keys() >= needed
     return StateDict(entry, prefix, found, tuple(left_over), tuple(ignored), n_fitting, is_complete)
 
 
@@ -254,7 +276,8 @@ def _takes_no_part(name: str, tensor: Tensor) -> bool:
 def _belongs_to(name: str, prefixes: list[str], short_names: Mapping[str, str]) -> bool:
     """Return whether a tensor is one of the network behind another prefix, such as its average."""
     for prefix in prefixes:
-        if name.startswith(prefix) and name.removeprefix(prefix) in short_names:
+        short = name.removeprefix(prefix)
+        if name.startswith(prefix) and short in short_names:
             return True
     return False
 
@@ -277,19 +300,17 @@ def choose(found: list[StateDict]) -> StateDict | None:
         return None
     different = [complete[0]]
     for state in complete[1:]:
-        if not any(_are_equal(state, other) for other in different):
+        copies = [other for other in different if _are_equal(state, other)]
+        if not copies:
             different.append(state)
     if len(different) == 1:
         return different[0]
-    averages = [state for state in different if _is_average(state)]
+
+    averages = [state for state in different if state.is_average]
     if len(averages) == 1:
         return averages[0]
-    places = " and ".join(state.place or "the file itself" for state in different[:4])
-    raise AmbiguousWeightsError(places)
-
-
-def _is_average(state: StateDict) -> bool:
-    return _EMA.search(".".join([*state.entry, state.prefix]).lower()) is not None
+    places = [state.place or "the file itself" for state in different[:_MAX_PLACES]]
+    raise AmbiguousWeightsError(" and ".join(places))
 
 
 def _are_equal(state: StateDict, other: StateDict) -> bool:
@@ -307,31 +328,36 @@ def _are_equal(state: StateDict, other: StateDict) -> bool:
 
 def describe_content(content: Any) -> str:
     """Return what a file holds: its type, and of a dict the entries with their kinds."""
-    if not isinstance(content, Mapping) or CLASS_NAME in _attributes(content):
+    is_stand_in = CLASS_NAME in _attributes(content)
+    if is_stand_in or not isinstance(content, Mapping):
         return _kind(content)
-    entries = []
-    for key, value in list(content.items())[:12]:
+    if not content:
+        return "an empty dict"
+    entries: list[str] = []
+    for key, value in content.items():
+        if len(entries) == _MAX_ENTRIES:
+            entries.append(f"and {len(content) - _MAX_ENTRIES} more")
+            break
         entries.append(f"{_shown(key)} ({_kind(value)})")
-    n_more = len(content) - len(entries)
-    if n_more:
-        entries.append(f"and {n_more} more")
-    return f"{type(content).__name__} with the entries {', '.join(entries) or 'none'}"
+    return f"{type(content).__name__} with the entries {', '.join(entries)}"
 
 
 def _kind(value: Any) -> str:
     import torch
 
-    class_name = _attributes(value).get(CLASS_NAME)
-    if "_modules" in _attributes(value):
+    attributes = _attributes(value)
+    class_name = attributes.get(CLASS_NAME)
+    if "_modules" in attributes:
         return f"a pickled network, {_shown(class_name)}"
     if class_name is not None:
-        return _NUMPY_KINDS.get(class_name.rpartition(".")[2], _shown(class_name))
+        _, _, function = str(class_name).rpartition(".")
+        return _NUMPY_KINDS.get(function, _shown(class_name))
     if isinstance(value, torch.Tensor):
         return f"tensor {tuple(value.shape)}"
     if isinstance(value, Mapping):
-        n_tensors = sum(isinstance(item, torch.Tensor) for item in value.values())
-        if n_tensors:
-            return f"dict of {n_tensors} tensors"
+        tensors = [item for item in value.values() if isinstance(item, torch.Tensor)]
+        if tensors:
+            return f"dict of {len(tensors)} tensors"
         return f"dict of {len(value)} entries"
     return type(value).__name__
 
