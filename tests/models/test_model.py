@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ from pu_kd_pipeline.models.model import (
     load_pu_classifier,
     save_model,
 )
-from pu_kd_pipeline.models.weights import read_state_dict
-from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams
+from pu_kd_pipeline.models.weights import read_weights_file
+from pu_kd_pipeline.params.teacher import InputSpec, OutputSpec, TeacherParams
 
 INPUT = {"size_px": 8, "channels": 1, "mean": [0.3], "std": [0.4]}
 
@@ -131,6 +132,24 @@ def test_a_saved_pu_classifier_comes_back_as_it_was(model, tmp_path, backbone):
     assert torch.equal(again.module(inputs), expected)
 
 
+def test_a_pu_classifier_without_a_descriptor_reads_the_teachers_outputs_only(model, tmp_path):
+    facts = {
+        "backbone": "frozen",
+        "descriptor_size": 0,
+        "attention_reduction": 2,
+        "class_prior": 0.3,
+        "teacher": model.card,
+        "teacher_fingerprint": "x",
+    }
+    card = PUClassifierCard(features="teacher_outputs", **facts)
+    save_model(PUClassifier(build_pu_module(card).eval(), card), tmp_path / "c")
+    assert load_pu_classifier(tmp_path / "c").card == card
+
+    # Any other one would read features of no width.
+    with pytest.raises(ValueError, match="descriptor_size must be positive"):
+        PUClassifierCard(features="descriptor", **facts)
+
+
 @pytest.fixture
 def state_dict_file(model, tmp_path):
     """Return a file with the model's weights, as data-parallel training saves them."""
@@ -190,7 +209,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monk
 
     for file in (plain, zipped):
         with pytest.raises(InputError, match="without running code from it, which is refused"):
-            read_state_dict(file)
+            read_weights_file(file)
     proof = tmp_path / "bomb-went-off"
     assert not proof.exists()
 
@@ -232,16 +251,16 @@ def test_files_that_are_not_weights_are_refused(tmp_path):
     text = tmp_path / "w.safetensors"
     text.write_bytes(b"not a tensor file")
     with pytest.raises(InputError, match="not a readable safetensors file"):
-        read_state_dict(text)
+        read_weights_file(text)
 
     numbers = tmp_path / "list.pt"
     torch.save([1, 2, 3], numbers)
     with pytest.raises(InputError, match="holds no state dict .* but list"):
-        read_state_dict(numbers)
+        new_teacher(_teacher(weights=str(numbers)))
 
     missing = tmp_path / "none.pt"
     with pytest.raises(InputError, match="there is no weights file"):
-        read_state_dict(missing)
+        read_weights_file(missing)
 
 
 def test_a_folder_without_a_card_is_refused(tmp_path):
@@ -297,3 +316,106 @@ def test_a_student_that_cannot_be_trained_is_refused_before_it_is(model):
     # GoogLeNet returns logits in evaluation mode, and those of three heads in training mode.
     with pytest.raises(InputError, match="in training mode the network returns GoogLeNetOutputs"):
         new_student(teacher, "googlenet", {"init_weights": False}, {})
+
+
+# --- what the network returns
+
+
+@pytest.fixture
+def networks(tmp_path, monkeypatch):
+    """A module of a user with networks that do not return logits as a tensor."""
+    (tmp_path / "networks_of_a_user.py").write_text(NETWORKS_OF_A_USER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "networks_of_a_user"
+    sys.modules.pop("networks_of_a_user", None)
+
+
+NETWORKS_OF_A_USER = """
+from torch import nn
+
+
+class Base(nn.Module):
+    def __init__(self, n_classes, in_channels):
+        super().__init__()
+        self.layer = nn.Conv2d(in_channels, 4, 3)
+        self.fc = nn.Linear(4, n_classes)
+
+    def logits(self, images):
+        return self.fc(self.layer(images).relu().mean((2, 3)))
+
+
+class Softmax(Base):
+    def forward(self, images):
+        return self.logits(images).softmax(1)
+
+
+class Outputs(Base):
+    def forward(self, images):
+        return {"features": images.mean(), "probs": self.logits(images).softmax(1)}
+"""
+PROBS = {"key": "probs", "kind": "probabilities"}
+
+
+def test_a_teacher_that_ends_in_softmax_is_refused_before_anything_runs(networks):
+    teacher = _teacher(architecture=f"{networks}:Softmax", architecture_options={})
+    message = r"the network returns probabilities .* set teacher\.output\.kind to probabilities"
+    with pytest.raises(InputError, match=message):
+        new_teacher(teacher)
+
+
+def test_a_student_that_ends_in_softmax_is_refused(model, networks):
+    with pytest.raises(InputError, match="of a student, leave out the last softmax"):
+        new_student(model, f"{networks}:Softmax", {}, {})
+
+
+def test_stated_outputs_are_converted_in_every_copy_of_the_teacher(networks, tmp_path):
+    params = _teacher(
+        architecture=f"{networks}:Outputs", architecture_options={}, output=PROBS, taps=["layer"]
+    )
+    teacher = new_teacher(params)
+    images = torch.randn(4, 1, 8, 8)
+    logits = teacher.network(images)
+    expected = teacher.network.logits(images).log_softmax(1)
+    torch.testing.assert_close(logits.log_softmax(1), expected)
+    _, of_features = teacher.extractor()(images)
+    torch.testing.assert_close(of_features, logits)
+
+    save_model(teacher, tmp_path / "m")
+    again = load_model(tmp_path / "m")
+    assert again.card == teacher.card
+    assert again.fingerprint() == teacher.fingerprint()
+    assert torch.equal(again.network(images), logits)
+    # The weights have the names of the network itself.
+    names = set(read_weights_file(tmp_path / "m" / "weights.safetensors"))
+    assert names == {"layer.weight", "layer.bias", "fc.weight", "fc.bias"}
+
+
+def test_the_output_of_a_teacher_is_read_from_its_card_and_not_given_to_students(
+    networks, tmp_path
+):
+    architecture = f"{networks}:Outputs"
+    params = _teacher(architecture=architecture, architecture_options={}, output=PROBS)
+    save_model(new_teacher(params), tmp_path / "m")
+    again = _teacher(
+        architecture=architecture, architecture_options={}, weights=str(tmp_path / "m")
+    )
+    teacher = new_teacher(again)
+    assert teacher.card.output == OutputSpec.model_validate(PROBS)
+
+    student = new_student(teacher, "digits_cnn", {"width": 2}, {})
+    assert student.card.output is None
+    assert student.network(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_cards_without_an_output_stay_as_they_were(model, saved):
+    # Features and scores of earlier runs are checked by a hash of the card.
+    assert "output" not in json.loads((saved / "card.json").read_text())
+    assert "output" not in model.card.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "output", [{"kind": "sigmoid"}, {"key": True}, {"key": 1.5}, {"keys": "x"}, "logits"]
+)
+def test_a_malformed_output_is_refused_by_the_parameters(output):
+    with pytest.raises(ValueError, match="output"):
+        _teacher(output=output)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.params.teacher import InputSpec
+from pu_kd_pipeline.params.teacher import InputSpec, OutputSpec
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
@@ -25,6 +25,8 @@ class ModelCard(BaseModel):
     input: InputSpec
     taps: tuple[str, ...] | None = None  # None: the network's default layers
     origin: dict[str, Any] = {}
+    # None: logits. Left out then, so that cards and fingerprints without it stay what they were.
+    output: OutputSpec | None = Field(default=None, exclude_if=lambda output: output is None)
 
     @field_validator("classes")
     @classmethod
@@ -44,11 +46,17 @@ class PUClassifierCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     backbone: Literal["frozen", "full"]
     features: Literal["descriptor", "last_layer", "teacher_outputs", "both"]
-    descriptor_size: int = Field(gt=0)
+    descriptor_size: int = Field(ge=0)  # 0: `teacher_outputs` reads none
     attention_reduction: int | None = Field(gt=0)
     class_prior: float = Field(ge=0, le=1)
     teacher: ModelCard
     teacher_fingerprint: str
+
+    @model_validator(mode="after")
+    def _a_descriptor_that_is_read_has_a_size(self) -> PUClassifierCard:
+        if self.features != "teacher_outputs" and not self.descriptor_size:
+            raise ValueError("descriptor_size must be positive unless features: teacher_outputs")
+        return self
 
 
 def read_card(folder: Path, kind: type[Card]) -> Card:

@@ -21,7 +21,7 @@ def is_known_to_build(card: ModelCard) -> bool:
 
     Torch is not imported to find out, so that most runs are checked without that cost.
     """
-    if card.taps is not None:
+    if card.taps is not None or card.output is not None:
         return False
     n_classes = len(card.classes)
     spec = card.input
@@ -151,6 +151,7 @@ def student_card(
             "architecture": architecture,
             "architecture_options": dict(options),
             "taps": None,
+            "output": None,
             "origin": dict(origin),
         }
     )

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.cards import CARD, WEIGHTS, ModelCard, PUClassifierCard, read_card
 from pu_kd_pipeline.models.weights import load_weights
+from pu_kd_pipeline.params.teacher import OutputSpec
 from pu_kd_pipeline.storage.atomic import replacing_folder
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def build_pu_module(card: PUClassifierCard) -> PUHead | FullPUClassifier:
 
 
 def build_from_card(card: ModelCard, *, is_trained_here: bool = False) -> nn.Module:
-    """Return the freshly initialized network that a card describes.
+    """Return the freshly initialized network that a card describes; it returns logits.
 
     Args:
         card: the description.
@@ -161,12 +162,17 @@ def build_from_card(card: ModelCard, *, is_trained_here: bool = False) -> nn.Mod
     """
     from pu_kd_pipeline.learning.networks.build import build_network
     from pu_kd_pipeline.learning.networks.checks import check_network, check_training
+    from pu_kd_pipeline.learning.networks.outputs import check_output_kind, convert_output
 
     n_classes = len(card.classes)
     channels = card.input.channels
     size_px = card.input.size_px
+    output = card.output or OutputSpec()
     try:
         network = build_network(card.architecture, n_classes, channels, card.architecture_options)
+        check_output_kind(network, output.key, output.kind, channels, size_px)
+        if card.output is not None:
+            convert_output(network, output.key, output.kind)
         check_network(network, n_classes, channels, size_px)
         if is_trained_here:
             check_training(network, n_classes, channels, size_px)

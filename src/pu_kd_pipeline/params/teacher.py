@@ -28,6 +28,20 @@ class InputSpec(Block):
         return self
 
 
+class OutputSpec(Block):
+    """What a network returns, where that is not simply a tensor of logits."""
+
+    key: str | int | None = Field(
+        default=None,
+        description="entry, attribute or index that holds the values, where the network returns a "
+        "dict, an object or a tuple; null: it returns a tensor",
+    )
+    kind: Literal["logits", "probabilities", "log_probabilities"] = Field(
+        default="logits",
+        description="probabilities (after a softmax) are converted to logits by their logarithm",
+    )
+
+
 class TeacherParams(Block):
     """The block `teacher`: which network is compressed, and which input it expects."""
 
@@ -49,6 +63,10 @@ class TeacherParams(Block):
     input: InputSpec | None = Field(description="null: read from the card")
     taps: tuple[str, ...] | None = Field(
         description="layers whose outputs make the descriptor; null: sensible defaults"
+    )
+    output: OutputSpec | None = Field(
+        default=None,
+        description="what the network returns; null: logits, or read from the card",
     )
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from pu_kd_pipeline.learning.networks.cifar_resnet import (
@@ -68,6 +69,12 @@ def build_network(
     if not isinstance(network, nn.Module):
         raise ValueError(
             f"{architecture!r} returned {type(network).__name__}, not a torch.nn.Module"
+        )
+    # Taps and objectives read inner layers by hooks, which TorchScript does not have.
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ValueError(
+            f"{architecture!r} returned a TorchScript program, whose layers cannot be read: return "
+            "the network that it was made from, with the state dict of the program"
         )
     return network
 
