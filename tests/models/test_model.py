@@ -13,7 +13,13 @@ from safetensors.torch import save_file
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.models.cards import ModelCard, PUClassifierCard
-from pu_kd_pipeline.models.factory import input_contract, new_student, new_teacher
+from pu_kd_pipeline.models.factory import (
+    input_contract,
+    is_known_to_build,
+    new_student,
+    new_teacher,
+    teacher_card,
+)
 from pu_kd_pipeline.models.model import (
     Model,
     PUClassifier,
@@ -405,6 +411,13 @@ def test_the_output_of_a_teacher_is_read_from_its_card_and_not_given_to_students
     student = new_student(teacher, "digits_cnn", {"width": 2}, {})
     assert student.card.output is None
     assert student.network(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_a_stated_output_is_checked_even_if_the_network_is_sure_to_build():
+    params = _teacher(output={"kind": "probabilities"})
+    assert not is_known_to_build(teacher_card(params))
+    with pytest.raises(InputError, match="is probabilities, and the network returns logits"):
+        new_teacher(params)
 
 
 def test_cards_without_an_output_stay_as_they_were(model, saved):
