@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params.teacher import InputSpec
+from pu_kd_pipeline.provenance.factories import factory_digest
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
@@ -25,6 +26,13 @@ class ModelCard(BaseModel):
     input: InputSpec
     taps: tuple[str, ...] | None = None  # None: the network's default layers
     origin: dict[str, Any] = {}
+    # Of a factory `package.module:function`: its code decides the outputs as much as the weights.
+    factory_code: str | None = None
+
+    def with_current_code(self) -> ModelCard:
+        """Return the card with the digest of the factory's code as it is now."""
+        code = factory_digest(self.architecture) or None
+        return self.model_copy(update={"factory_code": code})
 
     @field_validator("classes")
     @classmethod

@@ -81,7 +81,7 @@ def teacher_card(teacher: TeacherParams) -> ModelCard:
             f"teacher: {', '.join(missing)} not given, and there is no {CARD} next to {weights}: "
             "set them in parameters_teacher.yml"
         )
-    return ModelCard.model_validate(described)
+    return ModelCard.model_validate(described).with_current_code()
 
 
 def _card_next_to(weights: Path | None) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def student_card(
     teacher: ModelCard, architecture: str, options: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> ModelCard:
     """Return the card of a student with the teacher's classes and input."""
-    return teacher.model_copy(
+    card = teacher.model_copy(
         update={
             "architecture": architecture,
             "architecture_options": dict(options),
@@ -145,6 +145,7 @@ def student_card(
             "origin": dict(origin),
         }
     )
+    return card.with_current_code()
 
 
 def untrained(card: ModelCard) -> Model:
