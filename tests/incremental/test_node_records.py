@@ -17,7 +17,6 @@ from pu_kd_pipeline.incremental.node_records import (
     external_states,
 )
 from pu_kd_pipeline.params.data_ingestion import ImageSource
-from pu_kd_pipeline.params.teacher import InputSpec
 
 
 def states_of(tmp_path: Path, value: Any) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
+from functools import cache
 from importlib import metadata
 
 # Libraries that compute: each may change any result with its version, also through another one.
@@ -46,6 +46,16 @@ def library_versions(others: Iterable[str] = ()) -> dict[str, str]:
     versions = {"python": f"{python.major}.{python.minor}"}
     used = sorted(set(others) - {*versions, *LIBRARIES, *_WITHOUT_EFFECT})
     for name in (*LIBRARIES, *used):
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
+        version = _version(name)
+        if version is not None:
+            versions[name] = version
     return versions
+
+
+@cache
+def _version(name: str) -> str | None:
+    """Return the version of a distribution, which is loaded once in a process; None: no version."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
