@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import SOURCE_SUFFIXES
@@ -386,13 +386,13 @@ class CodeIndex:
         return "\n".join(lines)
 
 
-def why_unknown(keys: Iterable[str]) -> str:
+def why_unknown(digests: Mapping[str, str]) -> str:
     """Return why it is not known which code runs; empty if it is.
 
     Args:
-        keys: names of modules, or "module:name" of definitions in them.
+        digests: of modules, or of definitions "module:name"; those of other packages are empty.
     """
-    modules = {key.partition(":")[0] for key in keys}
+    modules = {key.partition(":")[0] for key, digest in digests.items() if digest}
     for name in sorted(modules):
         if name in recorder.reloaded:
             return f"{name}, which was changed and loaded again in this process"
