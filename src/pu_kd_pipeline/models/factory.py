@@ -118,7 +118,7 @@ def new_teacher(teacher: TeacherParams) -> Model:
     weights = _weights_path(teacher)
     if weights is not None:
         load_weights(model.network, weights)
-    card = card.model_copy(update={"taps": taps})
+    card = card.model_copy(update={"taps": taps}).with_current_code()
     return Model(model.network.eval(), card)
 
 
@@ -137,7 +137,7 @@ def student_card(
     teacher: ModelCard, architecture: str, options: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> ModelCard:
     """Return the card of a student with the teacher's classes and input."""
-    card = teacher.model_copy(
+    return teacher.model_copy(
         update={
             "architecture": architecture,
             "architecture_options": dict(options),
@@ -145,7 +145,6 @@ def student_card(
             "origin": dict(origin),
         }
     )
-    return card.with_current_code()
 
 
 def untrained(card: ModelCard) -> Model:
@@ -154,4 +153,5 @@ def untrained(card: ModelCard) -> Model:
     Raises:
         InputError: the architecture cannot be used.
     """
-    return Model(build_from_card(card, is_trained_here=True), card)
+    network = build_from_card(card, is_trained_here=True)
+    return Model(network, card.with_current_code())
