@@ -226,15 +226,15 @@ def test_an_empty_docstring_does_not_count(package):
 def test_the_stamp_changes_with_any_file_of_the_package(package):
     name, folder = package
     nodes = importlib.import_module(f"{name}.nodes")
-    before = CodeIndex().stamp(nodes.by_name)
+    before = CodeIndex().stamp([nodes.by_name])
     # An index remembers stamps: each of these is that of another process.
-    again = CodeIndex().stamp(nodes.by_name)
+    again = CodeIndex().stamp([nodes.by_name])
     assert again == before
 
     # The function does not use this file; the stamp only decides whether to look closer.
     file = folder / "tools.py"
     file.write_text("# empty\n")
-    after = CodeIndex().stamp(nodes.by_name)
+    after = CodeIndex().stamp([nodes.by_name])
     assert after != before
 
 

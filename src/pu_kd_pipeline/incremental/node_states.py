@@ -56,24 +56,29 @@ class NodeStates:
             UnknownStateError: it cannot be determined, so that the node has to run.
         """
         index = current_index()
-        stamp = index.stamp(node.func, _code_keys(recorded))
+        makers = self._makers(node)
+        stamp = index.stamp(makers, _code_keys(recorded))
         if recorded is not None and recorded.code_stamp == stamp:
             code = recorded.code  # no source file changed, so it need not be parsed
             libraries = library_versions(recorded.libraries)
         else:
-            code, distributions = self._code_of(node, index)
+            code, distributions = _code_of(makers, index)
             libraries = library_versions(distributions)
             # With the packages that were found, of which the first stamp knew nothing.
-            stamp = index.stamp(node.func, code)
-        parts = index.parts(node.func)
-        if parts.unknown:
-            raise UnknownStateError(f"its function is {parts.unknown}")
+            stamp = index.stamp(makers, code)
+        for maker in makers:
+            parts = index.parts(maker)
+            if parts.unknown:
+                what = "its function"
+                if maker is not node.func:
+                    what = "the type of a data set"
+                raise UnknownStateError(f"{what} is {parts.unknown}")
         unknown_code = why_unknown(code)
         if unknown_code:
             raise UnknownStateError(f"it uses {unknown_code}")
 
         try:
-            parameters, outside = self._parameters_of(node, parts.values)
+            parameters, outside = self._parameters_of(node, index.parts(node.func).values)
             entries = {name: json_digest(self._entry(name)) for name in datasets_of(node)}
         except NotComparableError as exc:
             raise UnknownStateError(str(exc)) from exc
@@ -149,22 +154,12 @@ class NodeStates:
             parameters.pop(key, None)
         return parameters
 
-    def _code_of(self, node: Node, index: CodeIndex) -> tuple[dict[str, str], set[str]]:
-        """Return the code of a node's function and of the types of its data sets.
-
-        With it come the distributions that the code uses.
-        """
+    def _makers(self, node: Node) -> list[Any]:
+        """Return whose code counts: the types of a node's data sets, and its function."""
         datasets = [self._catalog.get(name) for name in datasets_of(node)]
         # A dict and not a set, so that the order is the same in every process.
         dataset_types = dict.fromkeys(map(type, datasets))
-        digests: dict[str, str] = {}
-        distributions: set[str] = set()
-        for dataset_type in dataset_types:
-            code = index.code(dataset_type)
-            digests |= code.digests
-            distributions |= code.distributions
-        code = index.code(node.func)
-        return digests | code.digests, distributions | code.distributions
+        return [*dataset_types, node.func]
 
     def _factories_of_models(self, name: str) -> dict[str, str]:
         """Return factory -> digest of its code, of those that the card of a model names."""
@@ -230,6 +225,17 @@ def saved_datasets(names: Iterable[str]) -> list[str]:
 def datasets_of(node: Node) -> list[str]:
     """Return the data sets that a node reads and writes."""
     return [*saved_datasets(node.inputs), *node.outputs]
+
+
+def _code_of(makers: Iterable[Any], index: CodeIndex) -> tuple[dict[str, str], set[str]]:
+    """Return the digests of some code, and the distributions that it uses."""
+    digests: dict[str, str] = {}
+    distributions: set[str] = set()
+    for maker in makers:
+        code = index.code(maker)
+        digests |= code.digests
+        distributions |= code.distributions
+    return digests, distributions
 
 
 def _code_keys(recorded: NodeRecord | None) -> Iterable[str]:

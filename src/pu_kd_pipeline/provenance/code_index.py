@@ -120,22 +120,24 @@ class CodeIndex:
         """Return what a function holds and where it starts, without its code."""
         return function_parts(thing, self.finder)
 
-    def stamp(self, thing: Any, known: Iterable[str] = ()) -> str:
-        """Return a digest of all source files of this package and of those that a thing uses.
+    def stamp(self, things: Iterable[Any], known: Iterable[str] = ()) -> str:
+        """Return a digest of all source files of this package and of those that things use.
 
         While it stays the same, so does the code, which takes longer to find.
 
         Args:
-            thing: a function or class.
-            known: keys of the code that it had.
+            things: functions or classes.
+            known: keys of the code that they had.
         """
         packages = {OWN_PACKAGE}
-        for start, _ in self.parts(thing).starts:
-            packages.add(start.partition(".")[0])
+        lines = []
+        for thing in things:
+            for module, name in self.parts(thing).starts:
+                packages.add(module.partition(".")[0])
+                lines.append(f"{module}:{name}")
         for key in known:
             module = key.partition(":")[0]
             packages.add(module.partition(".")[0])
-        lines = []
         for package in sorted(packages):
             if package not in self._stamps:
                 self._stamps[package] = self._stamp_of_package(package)
