@@ -117,12 +117,7 @@ class ModuleFinder:
         spec = self.spec(name)
         if spec is None or spec.submodule_search_locations is None:
             return []
-        parent, _, last = name.rpartition(".")
-        if spec.origin is not None or not parent:
-            return list(spec.submodule_search_locations)
-        # Python computes these from the parent, which need not have been imported.
-        candidates = [os.path.join(folder, last) for folder in self.locations(parent)]
-        return [folder for folder in candidates if os.path.isdir(folder)]
+        return list(spec.submodule_search_locations)
 
     def _find_spec(self, name: str) -> ModuleSpec | None:
         loaded = sys.modules.get(name)
@@ -137,6 +132,11 @@ class ModuleFinder:
                 return None
         try:
             return recorder.find_without_recording(name, path)
+        except KeyError:  # a folder without `__init__` in a package that has not been imported
+            folders = [os.path.join(location, name.rpartition(".")[2]) for location in path or ()]
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [each for each in folders if os.path.isdir(each)]
+            return spec
         except (ImportError, ValueError):  # such as a name with a null character
             return None
 
