@@ -156,37 +156,21 @@ class CodeIndex:
         digests = self._data_digests.items()
         return all(_file_digest(file) == digest for file, digest in digests)
 
-    def modules_loaded_by(self, module: str) -> list[Module]:
-        """Return a module of the project and all others that it imports, now or later."""
-        found: dict[str, Module] = {}
-        to_visit = [module]
-        while to_visit:
-            name = to_visit.pop()
-            syntax = self._module(name)
-            if syntax is None or name in found:
-                continue
-            found[name] = syntax.module
-            nodes = ast.walk(syntax.tree)
-            for targets in syntax.imports_in(nodes).values():
-                for imported, attribute in targets:
-                    to_visit += [*_with_parents(imported), f"{imported}.{attribute}"]
-            to_visit += _with_parents(name)
-        return list(found.values())
-
-    def distributions_of(self, modules: Iterable[Module]) -> set[str]:
-        """Return the distributions that some modules import."""
-        owners = set()
-        for module in modules:
-            syntax = _parsed(module)
-            for targets in syntax.imports_in(ast.walk(syntax.tree)).values():
-                for imported, _ in targets:
-                    owners.add(self.finder.owner(imported.partition(".")[0]))
-        return owners - {PROJECT, PYTHON, MISSING}
+    def syntax(self, name: str) -> ModuleSyntax | None:
+        """Return the syntax of a module of the project; None for any other."""
+        if name not in self._modules:
+            module = self.finder.module(name)
+            syntax = None
+            if module is not None:
+                syntax = _parsed(module)
+            # None is remembered too: looking for a file takes long.
+            self._modules[name] = syntax
+        return self._modules[name]
 
     def _reached(self, starts: Iterable[Definition]) -> set[Definition]:
         to_visit: list[Definition] = []
         for module, name in starts:
-            syntax = self._module(module)
+            syntax = self.syntax(module)
             if syntax is not None and name not in syntax.definitions:
                 # One of a loop, a lambda, or a module that is passed on.
                 to_visit.extend(self._definitions_of(module))
@@ -209,7 +193,7 @@ class CodeIndex:
             if file not in self._data_digests:
                 self._data_digests[file] = _file_digest(file)
             return self._data_digests[file]
-        syntax = self._module(module)
+        syntax = self.syntax(module)
         if syntax is None:
             return ""
         is_empty = name == MODULE_LEVEL and MODULE_LEVEL not in syntax.definitions
@@ -217,18 +201,8 @@ class CodeIndex:
             return None
         return syntax.digest(name)
 
-    def _module(self, name: str) -> ModuleSyntax | None:
-        if name not in self._modules:
-            module = self.finder.module(name)
-            syntax = None
-            if module is not None:
-                syntax = _parsed(module)
-            # None is remembered too: looking for a file takes long.
-            self._modules[name] = syntax
-        return self._modules[name]
-
     def _definitions_of(self, module: str) -> Iterator[Definition]:
-        syntax = self._module(module)
+        syntax = self.syntax(module)
         if syntax is None:
             return
         yield module, MODULE_LEVEL
@@ -236,13 +210,13 @@ class CodeIndex:
             yield module, name
         # Names that a package only passes on.
         for source in syntax.star_imports:
-            if self._module(source) is not None:
+            if self.syntax(source) is not None:
                 yield source, MODULE_LEVEL
 
     def _mentioned_by(self, definition: Definition) -> frozenset[Definition]:
         if definition not in self._mentions:
             module, name = definition
-            syntax = self._module(module)
+            syntax = self.syntax(module)
             mentioned: frozenset[Definition] = frozenset()
             if syntax is not None:
                 mentioned = frozenset(self._resolved(syntax, name))
@@ -279,12 +253,12 @@ class CodeIndex:
 
     def _run_by_importing(self, syntax: ModuleSyntax) -> Iterator[Definition]:
         """Yield what runs when a module is imported, in the modules that it imports itself."""
-        for parent in _with_parents(syntax.name):
-            if parent != syntax.name and self._module(parent) is not None:
+        for parent in with_parents(syntax.name):
+            if parent != syntax.name and self.syntax(parent) is not None:
                 yield parent, MODULE_LEVEL
         for module, name in syntax.loaded_modules:
-            for imported in (*_with_parents(module), f"{module}.{name}"):
-                if self._module(imported) is not None:
+            for imported in (*with_parents(module), f"{module}.{name}"):
+                if self.syntax(imported) is not None:
                     yield imported, MODULE_LEVEL
         # A module that is imported and not used is imported for what it does, such as registering.
         for bound, targets in syntax.imports.items():
@@ -306,12 +280,12 @@ class CodeIndex:
         """
         module, name = target
         submodule = f"{module}.{name}"
-        if name not in (None, WHOLE_MODULE) and self._module(submodule) is not None:
+        if name not in (None, WHOLE_MODULE) and self.syntax(submodule) is not None:
             # a module that is imported from its package: `from package import module`
             module = submodule
             name = None
 
-        syntax = self._module(module)
+        syntax = self.syntax(module)
         if syntax is None:
             if self.finder.owner(module.partition(".")[0]) != PROJECT:
                 yield module, name or ""
@@ -357,7 +331,7 @@ class CodeIndex:
         """Return path in a package of the project -> file, of all files that are not code."""
         if package not in self._data_files:
             found = {}
-            root = self._module(package)
+            root = self.syntax(package)
             if root is not None and root.module.archive is not None:
                 found[root.module.archive.name] = root.module.archive
             for location in self.finder.locations(package):
@@ -416,7 +390,7 @@ def _differs_from_file(module: str) -> bool:
     return content != recorder.sources[module]
 
 
-def _with_parents(module: str) -> list[str]:
+def with_parents(module: str) -> list[str]:
     """Return a module and the packages around it, which are imported with it."""
     parts = module.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
