@@ -6,7 +6,11 @@ import subprocess
 import sys
 from typing import get_type_hints
 
+from kedro.io import DataCatalog, MemoryDataset
+
+from pu_kd_pipeline.hooks.preflight import PreflightHooks
 from pu_kd_pipeline.params.base import Block
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.reporting import ReportingParams
 from pu_kd_pipeline.pipelines import full
 from pu_kd_pipeline.pipelines.reporting.nodes import report_run
@@ -62,6 +66,19 @@ def test_the_report_shows_the_blocks_that_full_reads() -> None:
     for argument, name in zip(arguments, node.inputs[-len(shown) :], strict=True):
         assert name in (f"params:{argument}", "params:reporting")
         assert issubclass(types[argument], Block)
+
+
+def test_a_report_needs_neither_sources_nor_weights() -> None:
+    missing = ImageSource.model_validate({"type": "folder", "path": "/no/such/folder"})
+    ingestion = DataIngestionParams.model_construct(
+        labeled=(missing,), pool=(), test=(), teacher_training=()
+    )
+    catalog = DataCatalog()
+    stage = create_pipeline()
+    for name in stage.inputs():
+        catalog[name] = MemoryDataset(ingestion)
+    # It would be refused where a node opened the folder.
+    PreflightHooks().before_pipeline_run(stage, catalog)
 
 
 def test_importing_the_stage_loads_no_plotting_and_drawing_never_loads_pyplot() -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # Parameters that decide where a run writes and logs, and how often, but not what it makes.
 _PARAMETERS_WITHOUT_EFFECT = ("data", "tracking", "checkpoint_every_s")
 
+# Tag of nodes that show parameters, and open no file that these name.
+SHOWS_PARAMETERS = "shows_parameters"
+
 
 class UnknownStateError(Exception):
     """What a node is made from cannot be determined; the message says why."""
@@ -145,7 +148,8 @@ class NodeStates:
         outside: dict[str, str] = {}
         for name, value in values.items():
             texts |= parameter_texts(name, value)
-            outside |= external_states(name, value, self._files)
+            if SHOWS_PARAMETERS not in node.tags:
+                outside |= external_states(name, value, self._files)
         return texts, outside
 
     def _parameters_with_effect(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS
 from pu_kd_pipeline.pipelines.reporting.nodes import report_run
 from pu_kd_pipeline.reporting.figures import REPORT_FIGURES
 
@@ -42,6 +43,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                 ],
                 outputs={name: name for name in outputs},
                 name="report_run",
+                tags=[SHOWS_PARAMETERS],
             )
         ],
         namespace="reporting",
