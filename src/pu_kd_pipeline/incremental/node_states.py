@@ -11,10 +11,11 @@ from pu_kd_pipeline.incremental.file_states import FileStates
 from pu_kd_pipeline.incremental.node_records import NodeRecord, external_states
 from pu_kd_pipeline.incremental.parameter_texts import NotComparableError, parameter_texts
 from pu_kd_pipeline.models.cards import CARD
-from pu_kd_pipeline.provenance.code_index import CodeIndex, why_unknown
+from pu_kd_pipeline.provenance.code_index import CodeIndex
 from pu_kd_pipeline.provenance.factories import factory_digest
 from pu_kd_pipeline.provenance.fingerprint import current_index
 from pu_kd_pipeline.provenance.libraries import library_versions
+from pu_kd_pipeline.provenance.loaded_code import why_unknown
 from pu_kd_pipeline.storage.digests import files_below, json_digest
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import SOURCE_SUFFIXES
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pu_kd_pipeline.provenance.functions import FunctionParts, function_parts
-from pu_kd_pipeline.provenance.loaded_code import OWN_PACKAGE, recorder
+from pu_kd_pipeline.provenance.loaded_code import OWN_PACKAGE, recorder, why_unknown
 from pu_kd_pipeline.provenance.modules import (
     MISSING,
     PROJECT,
@@ -360,24 +360,6 @@ class CodeIndex:
                     loaded = content_digest(recorder.sources[name])
                     lines.append(f"{name} {loaded}")
         return "\n".join(lines)
-
-
-def why_unknown(digests: Mapping[str, str]) -> str:
-    """Return why it is not known which code runs; empty if it is.
-
-    Args:
-        digests: of modules, or of definitions "module:name"; those of other packages are empty.
-    """
-    modules = {key.partition(":")[0] for key, digest in digests.items() if digest}
-    for name in sorted(modules):
-        if name in recorder.reloaded:
-            return f"{name}, which was changed and loaded again in this process"
-        if name in recorder.loaded_before and name not in recorder.sources:
-            return (
-                f"{name}, which was imported before {OWN_PACKAGE}, so that its code may have "
-                f"changed since (import {OWN_PACKAGE} first)"
-            )
-    return ""
 
 
 def _differs_from_file(module: str) -> bool:

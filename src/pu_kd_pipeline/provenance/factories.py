@@ -9,8 +9,9 @@ import uuid
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 
-from pu_kd_pipeline.provenance.code_index import CodeIndex, why_unknown, with_parents
+from pu_kd_pipeline.provenance.code_index import CodeIndex, with_parents
 from pu_kd_pipeline.provenance.fingerprint import current_index
+from pu_kd_pipeline.provenance.loaded_code import why_unknown
 from pu_kd_pipeline.provenance.modules import MISSING, PROJECT, PYTHON, content_digest
 from pu_kd_pipeline.provenance.syntax import Import, ModuleSyntax
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -105,3 +105,21 @@ def _installed_recorder() -> CodeRecorder:
 
 
 recorder = _installed_recorder()
+
+
+def why_unknown(digests: Mapping[str, str]) -> str:
+    """Return why it is not known which code runs; empty if it is.
+
+    Args:
+        digests: of modules, or of definitions "module:name"; those of other packages are empty.
+    """
+    modules = {key.partition(":")[0] for key, digest in digests.items() if digest}
+    for name in sorted(modules):
+        if name in recorder.reloaded:
+            return f"{name}, which was changed and loaded again in this process"
+        if name in recorder.loaded_before and name not in recorder.sources:
+            return (
+                f"{name}, which was imported before {OWN_PACKAGE}, so that its code may have "
+                f"changed since (import {OWN_PACKAGE} first)"
+            )
+    return ""
