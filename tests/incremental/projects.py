@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from kedro.pipeline import Node, Pipeline
 from kedro.runner import SequentialRunner
 
 from pu_kd_pipeline import progress
-from pu_kd_pipeline.incremental.runner import IncrementalRunner
+from pu_kd_pipeline.incremental.runner import ExplainingRunner, IncrementalRunner
 
 HELPERS = '''
 def doubled(value):
@@ -78,16 +80,18 @@ class Project:
         importlib.invalidate_caches()
         # Its bytecode would hide a second change within the resolution of the file's time.
         sys.dont_write_bytecode = True
-        nodes = importlib.import_module(f"{self.package}.nodes")
-        return Pipeline(
-            [
-                Node(nodes.start, "params:first", "start_value", name="start"),
-                Node(nodes.left, ["start_value", "params:second"], "left_value", name="left"),
-                Node(nodes.right, "start_value", "right_value", name="right"),
-                Node(nodes.join, ["left_value", "right_value"], "joined", name="join"),
-                Node(nodes.name_parity, "right_value", "parity", name="parity"),
-            ]
-        )
+        functions = importlib.import_module(f"{self.package}.nodes")
+        return Pipeline(self.nodes(functions))
+
+    def nodes(self, functions: Any) -> list[Node]:
+        """Return the nodes of the pipeline, with the functions of the module of the nodes."""
+        return [
+            Node(functions.start, "params:first", "start_value", name="start"),
+            Node(functions.left, ["start_value", "params:second"], "left_value", name="left"),
+            Node(functions.right, "start_value", "right_value", name="right"),
+            Node(functions.join, ["left_value", "right_value"], "joined", name="join"),
+            Node(functions.name_parity, "right_value", "parity", name="parity"),
+        ]
 
     def forget_modules(self) -> None:
         prefix = f"{self.package}."
@@ -96,7 +100,8 @@ class Project:
             if name.startswith(prefix):
                 del sys.modules[name]
 
-    def catalog(self) -> DataCatalog:
+    def entries(self) -> dict[str, Any]:
+        """Return the catalog's entries, as its files would have them."""
         entries: dict[str, Any] = {}
         # One entry is a dataset factory, `{side}_value`, as in conf/base/catalog.
         for name in ("{side}_value", "joined", "parity"):
@@ -110,15 +115,27 @@ class Project:
                 "type": "pu_kd_pipeline.datasets.FolderDataset",
                 "filepath": str(self.data / folder),
             }
-        catalog = DataCatalog.from_config(entries)
+        return entries
+
+    def catalog(self) -> DataCatalog:
+        catalog = DataCatalog.from_config(self.entries())
         for name, value in self.params.items():
             catalog[f"params:{name}"] = MemoryDataset(value)
         return catalog
 
     def run(
-        self, runner: SequentialRunner | None = None, catalog: DataCatalog | None = None
+        self,
+        runner: SequentialRunner | None = None,
+        catalog: DataCatalog | None = None,
+        pipeline: Pipeline | None = None,
     ) -> dict[str, str]:
-        """Run, and return node -> reason of the nodes that ran."""
+        """Run, and return node -> reason of the nodes that ran.
+
+        Args:
+            runner: the runner; None: one that skips what is up to date.
+            catalog: the catalog; None: a new one, as in a new process.
+            pipeline: the pipeline; None: imported again, as in a new process.
+        """
         reasons: dict[str, str] = {}
 
         def listener(node: str, reason: str | None) -> None:
@@ -127,9 +144,25 @@ class Project:
 
         progress.decisions.add(listener)
         try:
-            (runner or IncrementalRunner()).run(self.pipeline(), catalog or self.catalog())
+            runner = runner or IncrementalRunner()
+            runner.run(pipeline or self.pipeline(), catalog or self.catalog())
         finally:
             progress.decisions.remove(listener)
+        return reasons
+
+    def explain(self, **options: Any) -> dict[str, str]:
+        """Return node -> reason of the nodes that a run would run, as `kedro explain` prints it."""
+        printed = io.StringIO()
+        runner = ExplainingRunner(**options)
+        with contextlib.redirect_stdout(printed):
+            # `run` would print the log of Kedro as well.
+            runner._run(self.pipeline(), self.catalog())
+        *lines, _ = printed.getvalue().splitlines()
+        reasons = {}
+        for line in lines:
+            node, _, reason = line.partition(" ")
+            if reason.strip() != "-":
+                reasons[node] = reason.strip()
         return reasons
 
     def files(self) -> list[Path]:
@@ -143,3 +176,90 @@ class Project:
             content = json.loads(file.read_text())
             found[file.stem] = content["value"]
         return found
+
+
+TABLE_NODES = """
+import pyarrow as pa
+from {package} import nets
+from {package}.nodes import *
+
+def build_net(params):
+    from pu_kd_pipeline.learning.loop import seeded
+    from pu_kd_pipeline.models.factory import untrained
+    from pu_kd_pipeline.models.cards import ModelCard
+
+    spec = {{"size_px": 8, "channels": 1, "mean": (0.5,), "std": (0.5,)}}
+    card = ModelCard(architecture=params["factory"], classes=("a", "b"), input=spec)
+    with seeded(params["seed"]):
+        return untrained(card)
+
+def make_table(start, net):
+    import torch
+    from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
+
+    image = torch.full((1, 1, 8, 8), float(start["value"]))
+    key = maker_fingerprint(make_part)
+    made = {{}}
+    for part in range(3):
+        name = f"part-{{part}}-{{start['value']}}-{{net.fingerprint()[:12]}}-{{key}}"
+        made[name] = lambda part=part: make_part(net.network, image, part)
+    return made
+
+def make_part(network, image, part):
+    logits = network(image + part).detach().numpy()[0]
+    return pa.table({{"logit": logits}})
+
+def sum_table(table):
+    return {{"value": float(table.to_pandas()["logit"].sum())}}
+"""
+NETS = """
+from torch import nn
+from {package}.layers import FACTOR
+
+class Net(nn.Module):
+    def __init__(self, n_classes):
+        super().__init__()
+        self.linear = nn.Linear(64, n_classes)
+
+    def forward(self, images):
+        return FACTOR * self.linear(images.flatten(1))
+
+def build(n_classes):
+    return Net(n_classes)
+"""
+LAYERS = "FACTOR = {factor}\n"
+TABLE_PROJECT_NODES = ALL_NODES | {"build", "table", "sum"}
+
+
+class TableProject(Project):
+    """In addition, a network of a factory, and a sharded table of its outputs."""
+
+    def __init__(self, folder: Path, package: str) -> None:
+        super().__init__(folder, package)
+        self.params["net"] = {"factory": f"{package}.nets:build", "seed": 0}
+        text = TABLE_NODES.format(package=package)
+        (self.code / "table_nodes.py").write_text(text)
+        (self.code / "nets.py").write_text(NETS.format(package=package))
+        self.write_layers(1)
+
+    def write_layers(self, factor: float) -> None:
+        """Write the module that the factory's module imports."""
+        (self.code / "layers.py").write_text(LAYERS.format(factor=factor))
+
+    def nodes(self, functions: Any) -> list[Node]:
+        more = importlib.import_module(f"{self.package}.table_nodes")
+        return [
+            *super().nodes(functions),
+            Node(more.build_net, "params:net", "net", name="build"),
+            Node(more.make_table, ["start_value", "net"], "table", name="table"),
+            Node(more.sum_table, "table", "sum_value", name="sum"),
+        ]
+
+    def entries(self) -> dict[str, Any]:
+        entries = super().entries()
+        for name, kind in (("net", "ModelDataset"), ("table", "ShardedTableDataset")):
+            entries[name] = {
+                "type": f"pu_kd_pipeline.datasets.{kind}",
+                "filepath": str(self.data / name),
+            }
+        return entries

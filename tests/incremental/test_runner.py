@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kedro.io import MemoryDataset
+from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 
+from pu_kd_pipeline.datasets import FolderDataset
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.incremental.locks import locked
 from pu_kd_pipeline.incremental.runner import ExplainingRunner, IncrementalRunner
@@ -251,3 +252,114 @@ def test_after_any_changes_the_results_are_those_of_running_all(tmp_path_factory
         assert project.results() == found
     finally:
         sys.path.remove(str(folder))
+
+
+# --- explaining
+
+
+def tree(project: Project) -> dict[str, tuple[int, int]]:
+    """Return path -> time and size of everything in the data folder."""
+    found = {}
+    for path in project.data.rglob("*"):
+        about = path.lstat()
+        found[str(path)] = (about.st_mtime_ns, about.st_size)
+    return found
+
+
+def break_nothing(project: Project) -> None:
+    """Leave the project as it is."""
+
+
+def remove_all_records(project: Project) -> None:
+    for file in (project.data / "records").glob("*.json"):
+        file.unlink()
+
+
+def edit_code(project: Project) -> None:
+    project.write_helpers("def doubled(value):\n    return 5 * value\n")
+
+
+def edit_first_parameter(project: Project) -> None:
+    project.params["first"] = {"number": 4}
+
+
+def touch_outputs(project: Project) -> None:
+    for file in project.files():
+        file.touch()
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [break_nothing, remove_all_records, edit_code, edit_first_parameter, touch_outputs],
+)
+def test_explaining_and_running_agree_and_explaining_writes_nothing(project, change, force: bool):
+    project.run()
+    change(project)
+    before = tree(project)
+    explained_reasons = project.explain(force=force)
+    assert tree(project) == before
+
+    ran = project.run(IncrementalRunner(force=force))
+    assert set(ran) <= set(explained_reasons)
+    for node, reason in explained_reasons.items():
+        if not reason.startswith("if input"):
+            # Of a node after others, the input may have changed in addition.
+            assert ran[node].endswith(reason)
+
+
+def test_explaining_kedros_own_runner_says_that_it_runs_everything(project):
+    project.run()
+    reasons = project.explain(instead_of="SequentialRunner")
+    assert reasons == dict.fromkeys(ALL_NODES, "SequentialRunner runs every node")
+
+
+def test_a_catalog_without_records_is_explained_as_it_runs(project):
+    entries = project.entries()
+    del entries["node_records"]
+    project.entries = lambda: entries
+    reason = "the catalog has no entry `node_records` in a folder on this machine"
+    assert project.explain() == dict.fromkeys(ALL_NODES, reason)
+    project.run()
+    assert set(project.results()) == set(DATASETS)
+
+
+# --- force
+
+
+class Remade(FolderDataset):
+    """A data set of parts that remembers whether it was asked to make all of them again."""
+
+    n_times = 0
+
+    def make_again(self) -> None:
+        type(self).n_times += 1
+
+    def save(self, data: dict[str, int]) -> None:
+        self.filepath.mkdir(parents=True, exist_ok=True)
+        (self.filepath / "part.json").write_text(str(data))
+
+
+@pytest.mark.parametrize("has_records", [True, False])
+def test_force_uses_nothing_that_was_made_before(project, has_records: bool):
+    entries = project.entries()
+    if not has_records:
+        del entries["node_records"]
+    project.entries = lambda: entries
+
+    def catalog() -> DataCatalog:
+        made = project.catalog()
+        made["parity"] = Remade(filepath=str(project.data / "parity"))
+        return made
+
+    project.run(catalog=catalog())
+    Remade.n_times = 0
+    project.run(catalog=catalog())
+    assert Remade.n_times == 0
+
+    checkpoint = project.data / "checkpoints" / "join" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    project.run(IncrementalRunner(force=True), catalog=catalog())
+    assert Remade.n_times == 1
+    assert not checkpoint.exists()

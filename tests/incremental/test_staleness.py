@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pu_kd_pipeline.incremental import staleness
+from pu_kd_pipeline.incremental import node_states
 from pu_kd_pipeline.provenance.code_index import CodeIndex
 from pu_kd_pipeline.provenance.libraries import library_versions
 from tests.incremental.projects import ALL_NODES, HELPERS
@@ -90,7 +90,7 @@ def test_code_that_turned_out_the_same_is_not_parsed_again(project, monkeypatch)
     ran = project.run()
     assert ran == {}
 
-    monkeypatch.setattr(CodeIndex, "code_digests", fail)
+    monkeypatch.setattr(CodeIndex, "code", fail)
     ran = project.run()
     assert ran == {}
 
@@ -106,8 +106,11 @@ def test_a_changed_catalog_entry_makes_its_data_set_again(project):
 def test_another_version_of_a_library_runs_everything(project, monkeypatch):
     project.run()
     installed = library_versions()
-    upgraded = {**installed, "torch": "9.9"}
-    monkeypatch.setattr(staleness, "library_versions", lambda: upgraded)
+
+    def upgraded(others: Iterable[str]) -> dict[str, str]:
+        return {**library_versions(others), "torch": "9.9"}
+
+    monkeypatch.setattr(node_states, "library_versions", upgraded)
 
     # Another version may compute other numbers from the same code.
     ran = project.run()

@@ -6,7 +6,13 @@ import subprocess
 import sys
 from typing import get_type_hints
 
+from kedro.io import DataCatalog, MemoryDataset
+
+from pu_kd_pipeline.hooks.preflight import PreflightHooks
+from pu_kd_pipeline.params.base import Block
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.reporting import ReportingParams
+from pu_kd_pipeline.pipelines import full
 from pu_kd_pipeline.pipelines.reporting.nodes import report_run
 from pu_kd_pipeline.pipelines.reporting.pipeline import create_pipeline
 from pu_kd_pipeline.reporting.figures import REPORT_FIGURES
@@ -45,6 +51,34 @@ def test_the_node_returns_every_output_of_the_pipeline() -> None:
 def test_the_node_names_the_type_of_its_parameters() -> None:
     # Kedro checks parameters by this annotation, and passes a plain dict without it.
     assert get_type_hints(report_run)["params"] is ReportingParams
+
+
+def test_the_report_shows_the_blocks_that_full_reads() -> None:
+    read = {name for name in full.create_pipeline().inputs() if name.startswith("param")}
+
+    [node] = create_pipeline().nodes
+    shown = {name for name in node.inputs if name.startswith("param")}
+    assert shown == read
+
+    # Each is checked here as in the stage that it belongs to, so that it has the same values.
+    types = get_type_hints(report_run)
+    arguments = list(types)[-len(shown) - 1 : -1]
+    for argument, name in zip(arguments, node.inputs[-len(shown) :], strict=True):
+        assert name in (f"params:{argument}", "params:reporting")
+        assert issubclass(types[argument], Block)
+
+
+def test_a_report_needs_neither_sources_nor_weights() -> None:
+    missing = ImageSource.model_validate({"type": "folder", "path": "/no/such/folder"})
+    ingestion = DataIngestionParams.model_construct(
+        labeled=(missing,), pool=(), test=(), teacher_training=()
+    )
+    catalog = DataCatalog()
+    stage = create_pipeline()
+    for name in stage.inputs():
+        catalog[name] = MemoryDataset(ingestion)
+    # It would be refused where a node opened the folder.
+    PreflightHooks().before_pipeline_run(stage, catalog)
 
 
 def test_importing_the_stage_loads_no_plotting_and_drawing_never_loads_pyplot() -> None:

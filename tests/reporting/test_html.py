@@ -90,10 +90,6 @@ def test_the_page_reports_selection_data_and_parameters(text: str) -> None:
     assert text in report()["report"]
 
 
-def test_the_page_does_not_show_where_the_files_are() -> None:
-    assert "/elsewhere" not in report()["report"]
-
-
 def test_a_title_is_escaped() -> None:
     assert "<script>" not in report(title="<script>alert(1)</script>")["report"]
 

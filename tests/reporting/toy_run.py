@@ -34,6 +34,19 @@ INGESTION = {
         "teacher_training and pool": {"exact": 0, "near": None},
     },
 }
+# Of the blocks of parameters, one has values; the page takes any mapping.
+BLOCKS: dict[str, Any] = {
+    "data_ingestion": {},
+    "teacher": {},
+    "teacher_training": {},
+    "feature_extraction": {},
+    "pu_training": {"epochs": 20, "note": "<b>"},
+    "pool_scoring": {},
+    "subset_materialization": {},
+    "class_weighting": {},
+    "distillation": {},
+    "evaluation": {},
+}
 
 
 class Store:
@@ -211,8 +224,8 @@ def report(title: str = "A run", gain: float | None = 0.02, **pool: Any) -> dict
         weights(10),
         history(20, held_out_agreement=0.9),
         history(n_random_epochs, held_out_agreement=0.8),
-        {"seed": 0, "data": "/elsewhere", "pu_training": {"epochs": 20, "note": "<b>"}},
-        ReportingParams(title=title, contact_sheet_images=4),
+        **BLOCKS,
+        params=ReportingParams(title=title, contact_sheet_images=4),
     )
 
 

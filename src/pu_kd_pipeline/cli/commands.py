@@ -47,7 +47,12 @@ def _run(**options: Any) -> Any:
 
 
 def _with_runner(
-    *, runner: str | None, runner_params: dict[str, Any], force: bool = False, **options: Any
+    *,
+    runner: str | None,
+    runner_params: dict[str, Any],
+    force: bool = False,
+    is_explained: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Return Kedro's options; the default runner is the one that skips up-to-date nodes."""
     if force and runner:
@@ -57,7 +62,13 @@ def _with_runner(
         )
     if force:
         runner_params = {**runner_params, "force": True}
-    runner = runner or f"{RUNNERS}.IncrementalRunner"
+    own_runner = f"{RUNNERS}.IncrementalRunner"
+    runner = runner or own_runner
+    if is_explained:
+        # Kedro looks for a name without a module among its own.
+        if runner != own_runner:
+            runner_params = {"instead_of": runner}
+        runner = f"{RUNNERS}.ExplainingRunner"
     return {**options, "runner": runner, "runner_params": runner_params}
 
 
@@ -74,8 +85,7 @@ run.params = [*command_options(), force_option]
 def _explain(**options: Any) -> Any:
     for name in ("kedro", "kedro_viz"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    options["runner"] = f"{RUNNERS}.ExplainingRunner"
-    return _run(**options)
+    return _run(**options, is_explained=True)
 
 
 explain = copy.copy(kedro_run)
@@ -83,6 +93,7 @@ explain.callback = _explain
 explain.params = command_options()
 explain.name = "explain"
 explain.help = "Print which nodes a run with the same options would run, and why."
+explain.params = run.params
 
 
 @click.group(name="pu_kd_pipeline")

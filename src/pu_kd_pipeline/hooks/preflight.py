@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS
 from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.compute import ComputeParams
@@ -198,8 +199,10 @@ class PreflightHooks:
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Check the blocks that the run reads."""
+        # A report on another machine needs no image, and no weights.
+        shown = pipeline.only_nodes_with_tags(SHOWS_PARAMETERS)
         blocks = {}
-        for name in sorted(pipeline.inputs()):
+        for name in sorted((pipeline - shown).inputs()):
             if name.startswith("params:"):
                 blocks[name.removeprefix("params:")] = catalog.load(name)
         check(blocks)

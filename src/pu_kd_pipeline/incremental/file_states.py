@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import time
@@ -12,7 +11,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
+from pu_kd_pipeline.incremental.checked_files import read_checked, write_checked
+from pu_kd_pipeline.storage.atomic import remove_leftovers
 from pu_kd_pipeline.storage.digests import DIGEST_BYTES
 
 # File systems count time in coarse steps: a file may change again within one, with the same time.
@@ -24,18 +24,18 @@ class FileStates:
 
     Args:
         cache_file: where digests are remembered between runs; it may be deleted at any time.
+        is_read_only: write nothing.
     """
 
-    def __init__(self, cache_file: Path) -> None:
+    def __init__(self, cache_file: Path, *, is_read_only: bool = False) -> None:
         self._cache_file = cache_file
+        self._is_read_only = is_read_only
         self._is_changed = False
         self._known: dict[str, list[str]] = {}  # path -> [signature, digest]
         # Without the cache, or with a damaged one, every digest is computed again.
-        with suppress(OSError, ValueError):
-            text = cache_file.read_text(encoding="utf-8")
-            known = json.loads(text)
-            if isinstance(known, dict):
-                self._known = known
+        known = read_checked(cache_file)
+        if isinstance(known, dict):
+            self._known = known
 
     def digest(self, file: Path) -> str:
         """Return the digest of a file's content.
@@ -49,9 +49,7 @@ class FileStates:
 
         path = str(file)
         known = self._known.get(path)
-        # The cache is a file that anything may have written, so its entries are checked.
-        is_entry = isinstance(known, list) and len(known) == 2
-        if known is not None and is_entry and known[0] == signature:
+        if isinstance(known, list) and len(known) == 2 and known[0] == signature:
             return known[1]
 
         digest = _digest_of_content(file)
@@ -60,7 +58,7 @@ class FileStates:
         return digest
 
     def digests(self, place: Path, files: Iterable[Path]) -> dict[str, str]:
-        """Return path -> digest, of those files that exist.
+        """Return path -> digest, of those files that exist; an error if one cannot be read.
 
         Args:
             place: a file, or the folder that paths are relative to; a file's own path is "".
@@ -71,8 +69,12 @@ class FileStates:
             path = ""
             if file != place:
                 path = file.relative_to(place).as_posix()
-            with suppress(FileNotFoundError):
+            try:
                 found[path] = self.digest(file)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as exc:
+                found[path] = f"cannot be read: {exc.strerror}"
         return found
 
     def save(self) -> None:
@@ -80,13 +82,12 @@ class FileStates:
 
         Another run may save at the same moment: one of the two files stays, and both are right.
         """
-        if not self._is_changed:
+        if not self._is_changed or self._is_read_only:
             return
         file = self._cache_file
         remove_leftovers(file.parent, file.name)
-        text = json.dumps(self._known)
-        with suppress(OSError), replacing_file(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with suppress(OSError):
+            write_checked(file, self._known)
         self._is_changed = False
 
 

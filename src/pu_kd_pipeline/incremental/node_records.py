@@ -6,9 +6,7 @@ record are complete.
 
 from __future__ import annotations
 
-import json
-import re
-import sys
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -17,15 +15,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pu_kd_pipeline.incremental.checked_files import read_checked, write_checked
 from pu_kd_pipeline.incremental.file_states import FileStates, safe_name
-from pu_kd_pipeline.masking import masked_urls
+from pu_kd_pipeline.models.cards import CARD, WEIGHTS
 from pu_kd_pipeline.params.data_ingestion import ImageSource
-from pu_kd_pipeline.params.flatten import flatten
-from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
+from pu_kd_pipeline.params.paths import resolved_path
+from pu_kd_pipeline.provenance.factories import factory_digest
+from pu_kd_pipeline.storage.atomic import remove_leftovers
 from pu_kd_pipeline.storage.digests import files_below, json_digest
 
-VERSION = 1  # with a higher version every node runs again
-_FACTORY = re.compile(r"[\w.]+:\w+")  # package.module:function
+VERSION = 2  # with a higher version every node runs again
 _MAX_LISTED_CODE = 3  # changed definitions that a reason names
 _MAX_VALUE_CHARACTERS = 60  # of a parameter's value in a reason
 
@@ -35,9 +34,11 @@ class NodeRecord:
     """What the outputs of a node depend on, and the outputs.
 
     Attributes:
-        parameters: dotted key -> value.
+        node: name of the node.
+        parameters: dotted key -> text of the value, in order.
         inputs: data set -> digest of its content.
-        outside: dotted key -> state of the files or code that a parameter names.
+        outside: dotted key -> state of the files or code that a parameter names; data set -> state
+            of the code that a model in it names.
         catalog: data set -> digest of its entry, without the place of the data folder.
         code: "module:name" -> digest, of the node's function and all that it mentions.
         code_stamp: digest of all source files; while it stays the same, so does `code`.
@@ -45,7 +46,8 @@ class NodeRecord:
         outputs: data set -> path of a file below it -> digest of its content.
     """
 
-    parameters: dict[str, Any] = field(default_factory=dict)
+    node: str = ""
+    parameters: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     outside: dict[str, str] = field(default_factory=dict)
     catalog: dict[str, str] = field(default_factory=dict)
@@ -63,40 +65,31 @@ class NodeRecords:
         self.folder = folder
 
     def read(self, node: str) -> NodeRecord | None:
-        """Return the record of a node; None if there is none, or none that can be read."""
-        # TypeError: valid JSON with other fields than a record has
-        with suppress(OSError, ValueError, TypeError):
-            text = self._file(node).read_text(encoding="utf-8")
-            found = json.loads(text)
-            if found["version"] == VERSION:
-                return NodeRecord(**found)
-        return None
+        """Return the record of a node; None if there is none, or none that can be trusted."""
+        found = read_checked(self._file(node))
+        try:
+            record = NodeRecord(**found)
+        except TypeError:  # None, or the fields of another version
+            return None
+        # A file may have been copied from another node.
+        if record.version != VERSION or record.node != node:
+            return None
+        return record
 
-    def write(self, node: str, record: NodeRecord) -> None:
+    def write(self, record: NodeRecord) -> None:
         """Write the record of a node whose outputs have been saved."""
-        file = self._file(node)
-        with replacing_file(file) as temporary:
-            text = json.dumps(asdict(record), indent=0)
-            temporary.write_text(text, encoding="utf-8")
+        write_checked(self._file(record.node), asdict(record))
 
     def remove(self, node: str) -> None:
         """Remove the record of a node whose outputs are about to be made."""
         file = self._file(node)
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
         file.unlink(missing_ok=True)
         remove_leftovers(self.folder, file.name)
 
     def _file(self, node: str) -> Path:
         return self.folder / f"{safe_name(node)}.json"
-
-
-def flat_parameters(name: str, value: Any) -> dict[str, Any]:
-    """Return dotted key -> what JSON can write, of a parameter or a block; a list is one value."""
-    found = {}
-    for key, leaf in flatten(value, prefix=name, expand_lists=False):
-        # as it will be read from the record, where a tuple is a list
-        text = json.dumps(masked_urls(leaf), default=str)
-        found[key] = json.loads(text)
-    return found
 
 
 def external_states(name: str, value: Any, files: FileStates) -> dict[str, str]:
@@ -128,33 +121,26 @@ def _external_states(name: str, value: Any, files: FileStates) -> Iterator[tuple
             inner_name = f"{name}[{position}]"
             yield from _external_states(inner_name, inner, files)
     elif isinstance(value, str) and value:
-        with suppress(OSError, ValueError):  # such as a text that is too long for a path
+        # Such as a text that is too long for a path, or the home folder of nobody.
+        with suppress(OSError, ValueError, RuntimeError):
             yield name, _state_of_text(value, files)
 
 
 def _state_of_text(text: str, files: FileStates) -> str:
     """Return the state of the factory, file or model that a text names; empty if it names none."""
-    if _FACTORY.fullmatch(text):
-        return _factory_state(text, files)
-    path = Path(text)
+    factory = factory_digest(text)
+    if factory:
+        return factory
+    path = resolved_path(text)
     if path.is_file():
-        return files.digest(path)
-    # A folder may hold anything, and may be large; only a model of this pipeline is an input.
-    card = path / "card.json"
-    if card.is_file():
-        digests = files.digests(path, files_below(path))
+        # The card next to weights describes the network that they belong to.
+        digests = files.digests(path.parent, [path, path.with_name(CARD)])
+        digests[""] = digests.pop(path.name)
         return json_digest(digests)
-    return ""
-
-
-def _factory_state(factory: str, files: FileStates) -> str:
-    """Return the state of the file of `package.module:function`, found where Python would look."""
-    module = factory.partition(":")[0]
-    for folder in sys.path:
-        path = Path(folder or ".").joinpath(*module.split("."))
-        for file in (path.with_suffix(".py"), path / "__init__.py"):
-            if file.is_file():
-                return files.digest(file)
+    # A folder may hold anything, and may be large; only a model is an input.
+    is_model = (path / CARD).is_file() or (path / WEIGHTS).is_file()
+    if is_model:
+        return json_digest(files.digests(path, files_below(path)))
     return ""
 
 
@@ -227,18 +213,22 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return changed
 
 
-def _changed_parameters(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _changed_parameters(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     reasons = []
     for name in _changed(old, new):
+        key = _shortened(name)
         if name not in new:
-            reasons.append(f"parameter {name} is gone")
+            reasons.append(f"parameter {key} is gone")
             continue
         now = _shortened(new[name])
         if name not in old:
-            reasons.append(f"parameter {name} is new: {now}")
+            reasons.append(f"parameter {key} is new: {now}")
             continue
         before = _shortened(old[name])
-        reasons.append(f"parameter {name} {before} → {now}")
+        reasons.append(f"parameter {key} {before} → {now}")
+    # A node may go through a mapping in its order.
+    if not reasons and list(old) != list(new):
+        reasons.append("the parameters are in another order")
     return reasons
 
 
@@ -262,10 +252,11 @@ def _changed_code(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     return [f"code changed: {listed}"]
 
 
-def _shortened(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    if len(text) <= _MAX_VALUE_CHARACTERS:
-        return text
+def _shortened(text: str) -> str:
+    """Return a text that can be printed in a line, whatever it holds."""
+    printable = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    if len(printable) <= _MAX_VALUE_CHARACTERS:
+        return printable
     dots = "..."
-    start = text[: _MAX_VALUE_CHARACTERS - len(dots)]
+    start = printable[: _MAX_VALUE_CHARACTERS - len(dots)]
     return start + dots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from kedro.runner.task import Task
 
 from pu_kd_pipeline import progress
 from pu_kd_pipeline.incremental.locks import locked
-from pu_kd_pipeline.incremental.staleness import RECORDS, StalenessTracker, saved_datasets
+from pu_kd_pipeline.incremental.node_states import local_path, saved_datasets
+from pu_kd_pipeline.incremental.staleness import RECORDS, StalenessTracker, make_everything_again
 from pu_kd_pipeline.masking import visible
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 EXPLAINING_RUNNER = "ExplainingRunner"
+FORCED = "it was asked for (force)"
+NO_RECORDS = f"the catalog has no entry `{RECORDS}` in a folder on this machine"
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,18 @@ class IncrementalRunner(SequentialRunner):
         hook_manager: PluginManager | None = None,
         run_id: str | None = None,
     ) -> None:
-        if RECORDS not in catalog:
-            logger.info("The catalog has no entry `%s`: every node runs.", RECORDS)
+        if not _has_records(catalog):
+            logger.info("Every node runs: %s.", NO_RECORDS)
+            if self._force:
+                for node in pipeline.nodes:
+                    make_everything_again(node, catalog)
             super()._run(pipeline, catalog, hook_manager, run_id)
             return
         run = _KedroRun(pipeline, catalog, hook_manager, run_id)
         tracker = StalenessTracker(catalog)
         folder = tracker.folder / "locks"
-        reads = saved_datasets(pipeline.inputs())
-        writes = pipeline.all_outputs()
+        reads = map(_stored_name, saved_datasets(pipeline.inputs()))
+        writes = map(_stored_name, pipeline.all_outputs())
         with locked(folder, writes=writes, reads=reads):
             self._run_stale_nodes(run, tracker)
 
@@ -86,7 +93,7 @@ class IncrementalRunner(SequentialRunner):
         n_run = 0
         for position, node in enumerate(nodes, start=1):
             if self._force:
-                reason: str | None = "it was asked for (force)"
+                reason: str | None = FORCED
             else:
                 reason = tracker.reason_to_run(node)
             progress.decisions.publish(node.name, reason)
@@ -96,7 +103,7 @@ class IncrementalRunner(SequentialRunner):
                 tracker.record_unchanged_code(node)
             else:
                 logger.info("%s runs: %s", node.name, reason)
-                tracker.prepare_run(node)
+                tracker.prepare_run(node, is_forced=self._force)
                 self._execute(node, run)
                 tracker.record_run(node)
                 n_run += 1
@@ -122,7 +129,19 @@ class IncrementalRunner(SequentialRunner):
 
 
 class ExplainingRunner(IncrementalRunner):
-    """Prints which nodes would run, and why; runs none."""
+    """Prints which nodes would run, and why; runs none and writes nothing.
+
+    Args:
+        is_async: accepted as by every runner.
+        force: explain a run that is forced.
+        instead_of: the runner that was asked for, if it is one that runs every node.
+    """
+
+    def __init__(
+        self, is_async: bool = False, force: bool = False, instead_of: str | None = None
+    ) -> None:
+        super().__init__(is_async=is_async, force=force)
+        self._instead_of = instead_of
 
     def __str__(self) -> str:
         """Return a name for which hooks do nothing."""
@@ -135,42 +154,62 @@ class ExplainingRunner(IncrementalRunner):
         hook_manager: PluginManager | None = None,
         run_id: str | None = None,
     ) -> None:
-        reasons = _planned_reasons(pipeline, catalog)
-        lengths = map(len, reasons)
-        width = max(lengths, default=0)
-        n_would_run = 0
-        for name, reason in reasons.items():
-            if reason is not None:
-                n_would_run += 1
-            print(visible(f"{name:<{width}}  {reason or '-'}"))
-        summary = _summary(n_would_run, len(reasons), "would run")
-        print(summary)
+        reason_for_all = None
+        if self._instead_of is not None:
+            reason_for_all = f"{self._instead_of} runs every node"
+        elif not _has_records(catalog):
+            reason_for_all = NO_RECORDS
+        elif self._force:
+            reason_for_all = FORCED
+
+        reasons: dict[str, str | None] = {}
+        if reason_for_all is not None:
+            for node in pipeline.nodes:
+                reasons[node.name] = reason_for_all
+        else:
+            reasons = _planned_reasons(pipeline, catalog)
+        _print_plan(reasons)
+
+
+def _print_plan(reasons: Mapping[str, str | None]) -> None:
+    lengths = map(len, reasons)
+    width = max(lengths, default=0)
+    n_would_run = 0
+    for name, reason in reasons.items():
+        if reason is not None:
+            n_would_run += 1
+        print(visible(f"{name:<{width}}  {reason or '-'}"))
+    summary = _summary(n_would_run, len(reasons), "would run")
+    print(summary)
 
 
 def _planned_reasons(
     pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
 ) -> dict[str, str | None]:
     """Return node name -> why it would run; None for a node that is up to date."""
-    tracker = None
-    if RECORDS in catalog:
-        tracker = StalenessTracker(catalog)
+    tracker = StalenessTracker(catalog, is_read_only=True)
     remade: set[str] = set()  # data sets that nodes before would make again
     reasons: dict[str, str | None] = {}
     for node in pipeline.nodes:
-        if tracker is None:
-            reason: str | None = f"the catalog has no entry `{RECORDS}`"
-        else:
-            reason = tracker.reason_to_run(node)
-
-        pending = [name for name in node.inputs if name in remade]
+        reason = tracker.reason_to_run(node)
+        pending = [name for name in node.inputs if _stored_name(name) in remade]
         if reason is None and pending:
             # The input may come out the same: then the node is skipped after all.
             inputs = " or ".join(pending)
             reason = f"if input {inputs} changes"
         if reason is not None:
-            remade.update(node.outputs)
+            remade.update(map(_stored_name, node.outputs))
         reasons[node.name] = reason
     return reasons
+
+
+def _has_records(catalog: CatalogProtocol[Any, Any]) -> bool:
+    return RECORDS in catalog and local_path(catalog, RECORDS) is not None
+
+
+def _stored_name(name: str) -> str:
+    """Return the name of what is stored: `x@pandas` and `x@spark` are two ways to read x."""
+    return name.partition("@")[0]
 
 
 def _summary(n_run: int, n_nodes: int, verb: str) -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params.teacher import InputSpec, OutputSpec
+from pu_kd_pipeline.provenance.factories import factory_digest
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
@@ -27,6 +28,13 @@ class ModelCard(BaseModel):
     origin: dict[str, Any] = {}
     # None: logits. Left out then, so that cards and fingerprints without it stay what they were.
     output: OutputSpec | None = Field(default=None, exclude_if=lambda output: output is None)
+    # Of a factory `package.module:function`: its code decides the outputs as much as the weights.
+    factory_code: str | None = Field(default=None, exclude_if=lambda code: code is None)
+
+    def with_current_code(self) -> ModelCard:
+        """Return the card with the digest of the factory's code as it is now."""
+        code = factory_digest(self.architecture) or None
+        return self.model_copy(update={"factory_code": code})
 
     @field_validator("classes")
     @classmethod

@@ -90,7 +90,7 @@ def teacher_card(teacher: TeacherParams) -> ModelCard:
             f"teacher: {', '.join(missing)} not given, and there is no {CARD} next to {weights}: "
             "set them in parameters_teacher.yml"
         )
-    return ModelCard.model_validate(described)
+    return ModelCard.model_validate(described).with_current_code()
 
 
 def _card_next_to(weights: Path | None) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def new_teacher(teacher: TeacherParams) -> Model:
     weights = _weights_path(teacher)
     if weights is not None:
         load_weights(model.network, weights)
-    card = card.model_copy(update={"taps": taps})
+    card = card.model_copy(update={"taps": taps}).with_current_code()
     return Model(model.network.eval(), card)
 
 
@@ -163,4 +163,5 @@ def untrained(card: ModelCard) -> Model:
     Raises:
         InputError: the architecture cannot be used.
     """
-    return Model(build_from_card(card, is_trained_here=True), card)
+    network = build_from_card(card, is_trained_here=True)
+    return Model(network, card.with_current_code())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from pu_kd_pipeline.learning.features import FeatureExtractor
     from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def load_model(folder: Path | str) -> Model:
         InputError: the folder does not hold a model, or the weights do not fit the card.
     """
     folder = Path(folder)
-    card = read_card(folder, ModelCard)
+    card = _with_current_code(read_card(folder, ModelCard), folder)
     network = build_from_card(card)
     load_weights(network, folder / WEIGHTS)
     return Model(network.eval(), card)
@@ -129,9 +132,27 @@ def load_pu_classifier(folder: Path | str) -> PUClassifier:
     """
     folder = Path(folder)
     card = read_card(folder, PUClassifierCard)
+    teacher = _with_current_code(card.teacher, folder)
+    card = card.model_copy(update={"teacher": teacher})
     module = build_pu_module(card)
     load_weights(module, folder / WEIGHTS)
     return PUClassifier(module.eval(), card)
+
+
+def _with_current_code(card: ModelCard, folder: Path) -> ModelCard:
+    """Return the card as it is with the factory's code of now, which makes the network.
+
+    So its fingerprint, and with it the names of features, tell of a changed forward pass.
+    """
+    current = card.with_current_code()
+    if card.factory_code not in (None, current.factory_code):
+        logger.warning(
+            "%s: the code of %s has changed since this model was saved, and may compute something "
+            "else from the same weights",
+            folder,
+            card.architecture,
+        )
+    return current
 
 
 def build_pu_module(card: PUClassifierCard) -> PUHead | FullPUClassifier:

@@ -3,19 +3,59 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 
-# Libraries that may change a result with their version; others only store or pass it on.
-LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "pillow", "scikit-learn")
+# Libraries that compute: each may change any result with its version, also through another one.
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "scikit-learn",
+)
+# Libraries that check, log, or store what was computed. Any other counts for the nodes that use it.
+_WITHOUT_EFFECT = (
+    "fsspec",
+    "kedro",
+    "mlflow",
+    "nvidia-ml-py",
+    "omegaconf",
+    "psutil",
+    "pydantic",
+    "pydantic_core",
+    "rich",
+    "safetensors",
+    "tqdm",
+    "typing_extensions",
+)
 
 
-def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that results depend on."""
+def library_versions(others: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions of Python and of the libraries that a result depends on.
+
+    Args:
+        others: distributions that the code of the result uses besides `LIBRARIES`.
+    """
     python = sys.version_info
     # Without the patch level, which changes no result.
     versions = {"python": f"{python.major}.{python.minor}"}
-    for name in LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
+    used = sorted(set(others) - {*versions, *LIBRARIES, *_WITHOUT_EFFECT})
+    for name in (*LIBRARIES, *used):
+        version = _version(name)
+        if version is not None:
+            versions[name] = version
     return versions
+
+
+@cache
+def _version(name: str) -> str | None:
+    """Return the version of a distribution, which is loaded once in a process; None: no version."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -7,10 +7,13 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+
+from pu_kd_pipeline.provenance.modules import Module
 
 # Statements between the definitions, which run when the module is imported.
 MODULE_LEVEL = "<module>"
+# As the name in an import: everything in the module may be used.
+WHOLE_MODULE = "*"
 
 Import = tuple[str, str | None]  # module, and the name in it; None: the module itself
 Mention = tuple[str, str | None]  # name, and the attribute that is taken of it, if any
@@ -25,21 +28,26 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 class ModuleSyntax:
     """What a module defines and imports at its top level.
 
-    Attributes:
-        name: dotted name of the module.
-        file: its source.
+    A module that is compiled, or cannot be parsed, counts as one statement that defines nothing.
     """
 
-    name: str
-    file: Path
+    module: Module
     _digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Dotted name of the module."""
+        return self.module.name
+
+    @cached_property
+    def is_parsed(self) -> bool:
+        """Whether the content is Python's source."""
+        return self._parsed is not None
 
     @cached_property
     def tree(self) -> ast.Module:
         """The syntax tree without docstrings."""
-        text = self.file.read_text(encoding="utf-8")
-        tree = ast.parse(text, str(self.file))
-        return _without_docstrings(tree)
+        return self._parsed or ast.Module(body=[], type_ignores=[])
 
     @cached_property
     def definitions(self) -> dict[str, list[ast.stmt]]:
@@ -52,42 +60,66 @@ class ModuleSyntax:
         return found
 
     @cached_property
-    def imports(self) -> dict[str, Import]:
-        """Name -> what it is imported from."""
+    def imports(self) -> dict[str, list[Import]]:
+        """Name -> what it is imported from; several where an import has an alternative."""
         nodes = _outside_of_definitions(self.tree.body)
         return self.imports_in(nodes)
 
-    @property
-    def package(self) -> str:
-        """The package that relative imports start from."""
-        if self.file.name == "__init__.py":
-            return self.name
-        return self.name.rpartition(".")[0]
+    @cached_property
+    def star_imports(self) -> list[str]:
+        """Modules of which all names are imported."""
+        targets = self.imports.get(WHOLE_MODULE, [])
+        return [module for module, _ in targets]
 
-    def imports_in(self, nodes: Iterable[ast.AST]) -> dict[str, Import]:
+    @cached_property
+    def loaded_modules(self) -> list[Import]:
+        """What importing this module imports, names as well as modules."""
+        nodes = _outside_of_definitions(self.tree.body, is_for_running=True)
+        return [target for targets in self.imports_in(nodes).values() for target in targets]
+
+    @cached_property
+    def mentioned_names(self) -> frozenset[str]:
+        """Every name that is read anywhere in the module."""
+        found = set()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Name):
+                found.add(node.id)
+        return frozenset(found)
+
+    @cached_property
+    def _parsed(self) -> ast.Module | None:
+        if not self.module.is_source:
+            return None
+        try:
+            tree = ast.parse(self.module.content, self.name)
+        except (SyntaxError, ValueError, RecursionError):
+            return None
+        return _without_docstrings(tree)
+
+    def imports_in(self, nodes: Iterable[ast.AST]) -> dict[str, list[Import]]:
         """Return name -> what it is imported from, of the import statements among some nodes."""
-        found: dict[str, Import] = {}
+        found: dict[str, list[Import]] = {}
         for node in nodes:
             if isinstance(node, ast.Import):
                 for alias in node.names:
-                    # `import a.b` binds the name a
-                    top_level, _, _ = alias.name.partition(".")
-                    bound = alias.asname or top_level
-                    found[bound] = (alias.name, None)
+                    bound, target = _plain_import(alias)
+                    found.setdefault(bound, []).append(target)
             elif isinstance(node, ast.ImportFrom):
                 source = self._absolute(node)
                 for alias in node.names:
                     bound = alias.asname or alias.name
-                    found[bound] = (source, alias.name)
+                    found.setdefault(bound, []).append((source, alias.name))
         return found
 
     def digest(self, name: str) -> str:
         """Return a digest of the definition of a name."""
+        if name == MODULE_LEVEL and not self.is_parsed:
+            return self.module.digest
         if name not in self._digests:
             statements = self.definitions.get(name, ())
             # A dump holds no positions, comments or blank lines, so they do not count.
             dumps = map(ast.dump, statements)
-            content = "\n".join(dumps).encode()
+            content = "\n".join(dumps).encode("utf-8", "surrogatepass")
             digest = hashlib.blake2b(content, digest_size=8)
             self._digests[name] = digest.hexdigest()
         return self._digests[name]
@@ -96,10 +128,28 @@ class ModuleSyntax:
         source = node.module or ""
         if not node.level:
             return source
-        package = self.package
+        package = self.module.package
         for _ in range(node.level - 1):
             package = package.rpartition(".")[0]
         return f"{package}.{source}".rstrip(".")
+
+
+def _plain_import(alias: ast.alias) -> tuple[str, Import]:
+    """Return the name that `import a.b` or `import a.b as c` binds, and what it stands for."""
+    if alias.asname:
+        return alias.asname, (alias.name, None)
+    top_level, _, rest = alias.name.partition(".")
+    if rest:  # binds `a`, through which all of `a.b` is used
+        return top_level, (alias.name, WHOLE_MODULE)
+    return top_level, (top_level, None)
+
+
+def strings(statements: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield the text constants in some statements."""
+    for statement in statements:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
 
 
 def mentions(
@@ -232,6 +282,8 @@ def _definitions(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
         elif isinstance(statement, _ASSIGNMENTS):
             for name in _target_names(statement):
                 yield name, statement
+            if _changes_something_else(statement):
+                yield MODULE_LEVEL, statement
         elif isinstance(statement, ast.Import | ast.ImportFrom):
             continue
         elif isinstance(statement, ast.If) and _is_for_type_checkers(statement):
@@ -243,8 +295,22 @@ def _definitions(body: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
                 if isinstance(child, ast.stmt):
                     inner.append(child)
             yield from _definitions(inner)
-        else:
+        elif not _is_text(statement):
             yield MODULE_LEVEL, statement
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Return whether a statement is only a text, such as the description of a variable."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _changes_something_else(statement: ast.stmt) -> bool:
+    """Return whether an assignment changes an attribute or an item, maybe of another module."""
+    for target in _targets(statement):
+        for node in ast.walk(target):
+            if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+                return True
+    return False
 
 
 def _is_for_type_checkers(statement: ast.If) -> bool:
@@ -253,24 +319,38 @@ def _is_for_type_checkers(statement: ast.If) -> bool:
     return "TYPE_CHECKING" in condition
 
 
-def _target_names(statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> Iterator[str]:
+def _targets(statement: ast.stmt) -> list[ast.expr]:
     targets: list[ast.expr] = []
     if isinstance(statement, ast.Assign):
         targets.extend(statement.targets)  # several in `a = b = 0`
-    else:
+    elif isinstance(statement, ast.AnnAssign | ast.AugAssign):
         targets.append(statement.target)
-    for target in targets:
+    return targets
+
+
+def _target_names(statement: ast.stmt) -> Iterator[str]:
+    for target in _targets(statement):
         for node in ast.walk(target):
             if isinstance(node, ast.Name):
                 yield node.id
 
 
-def _outside_of_definitions(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+def _outside_of_definitions(
+    body: Iterable[ast.AST], *, is_for_running: bool = False
+) -> Iterator[ast.AST]:
+    """Yield the nodes outside of functions and classes.
+
+    Args:
+        body: statements of a module.
+        is_for_running: leave out what only type checkers read.
+    """
     for node in body:
+        if is_for_running and isinstance(node, ast.If) and _is_for_type_checkers(node):
+            continue
         yield node
         if not isinstance(node, _NAMED):
             children = ast.iter_child_nodes(node)
-            yield from _outside_of_definitions(children)
+            yield from _outside_of_definitions(children, is_for_running=is_for_running)
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.jinja"
 FIGURE_DPI = 150
-# The page shows what was computed; where the files are does not change that.
-HIDDEN_PARAMETERS = ("data",)
 
 
 def render_report(
@@ -49,7 +47,7 @@ def render_report(
         class_prior: result of the stage `pu_training`.
         selection_facts: attrs of the manifest.
         figures: figures by catalog name; those of `REPORT_FIGURES` are shown, in its order.
-        parameters: all parameters of the run, nested.
+        parameters: blocks of parameters that the run used, by name.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -164,10 +162,9 @@ def _store_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _parameter_rows(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
-    shown = {key: value for key, value in parameters.items() if key not in HIDDEN_PARAMETERS}
     rows = []
     # `null` in YAML means "not set", which "None" would not tell a reader without Python.
-    for key, value in flatten(masked_values(shown)):
+    for key, value in flatten(masked_values(parameters)):
         text = "–" if value is None else str(value)
         rows.append((key, text))
     return rows

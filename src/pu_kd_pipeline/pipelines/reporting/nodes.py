@@ -7,7 +7,16 @@ from typing import Any
 import pandas as pd
 
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
+from pu_kd_pipeline.params.pool_scoring import PoolScoringParams
+from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.reporting import ReportingParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -22,10 +31,23 @@ def report_run(
     class_weights: pd.DataFrame,
     distillation_history: pd.DataFrame,
     random_distillation_history: pd.DataFrame,
-    parameters: dict[str, Any],
+    data_ingestion: DataIngestionParams,
+    teacher: TeacherParams,
+    teacher_training: TeacherTrainingParams,
+    feature_extraction: FeatureExtractionParams,
+    pu_training: PUTrainingParams,
+    pool_scoring: PoolScoringParams,
+    subset_materialization: SubsetParams,
+    class_weighting: ClassWeightingParams,
+    distillation: DistillationParams,
+    evaluation: EvaluationParams,
     params: ReportingParams,
 ) -> dict[str, Any]:
-    """Return the figures by catalog name, and under `report` the HTML page that shows them."""
+    """Return the figures by catalog name, and under `report` the HTML page that shows them.
+
+    The page lists the blocks of parameters that the run used. They are inputs one by one: all
+    parameters together differ between two commands that run the same.
+    """
     from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, RunResults
     from pu_kd_pipeline.reporting.html import render_report
 
@@ -44,8 +66,19 @@ def report_run(
     # One node for all: a saved PNG cannot be loaded as a figure again, so that a second node
     # that renders the page would have to draw each figure a second time.
     plots = {figure.name: figure.draw(results) for figure in REPORT_FIGURES}
+    blocks = {
+        "data_ingestion": data_ingestion,
+        "teacher": teacher,
+        "teacher_training": teacher_training,
+        "feature_extraction": feature_extraction,
+        "pu_training": pu_training,
+        "pool_scoring": pool_scoring,
+        "subset_materialization": subset_materialization,
+        "class_weighting": class_weighting,
+        "distillation": distillation,
+        "evaluation": evaluation,
+        "reporting": params,
+    }
     facts = {str(name): value for name, value in manifest.attrs.items()}
-    page = render_report(
-        params.title, metrics, ingestion_report, class_prior, facts, plots, parameters
-    )
+    page = render_report(params.title, metrics, ingestion_report, class_prior, facts, plots, blocks)
     return {**plots, "report": page}

@@ -6,6 +6,7 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS
 from pu_kd_pipeline.pipelines.reporting.nodes import report_run
 from pu_kd_pipeline.reporting.figures import REPORT_FIGURES
 
@@ -28,11 +29,21 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "class_weights",
                     "distillation_history",
                     "random_distillation_history",
-                    "parameters",
+                    "params:data_ingestion",
+                    "params:teacher",
+                    "params:teacher_training",
+                    "params:feature_extraction",
+                    "params:pu_training",
+                    "params:pool_scoring",
+                    "params:subset_materialization",
+                    "params:class_weighting",
+                    "params:distillation",
+                    "params:evaluation",
                     "params:reporting",
                 ],
                 outputs={name: name for name in outputs},
                 name="report_run",
+                tags=[SHOWS_PARAMETERS],
             )
         ],
         namespace="reporting",
