@@ -71,13 +71,25 @@ class CheckpointsDataset(FolderDataset):
 
 
 class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):
-    """An image store; saving an ingestion plan makes only the missing shards."""
+    """An image store; saving an ingestion plan makes only the missing and damaged shards."""
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        super().__init__(filepath=filepath, metadata=metadata)
+        self._makes_again = False
+
+    def make_again(self) -> None:
+        """Make the next save read and decode every image, also those that are stored or set aside.
+
+        Shards are replaced one by one: at any time each is either complete or absent.
+        """
+        self._makes_again = True
 
     def save(self, data: IngestionPlan) -> None:
         """Run the plan."""
         from pu_kd_pipeline.images.ingestion import write_store
 
-        write_store(data, self.filepath)
+        write_store(data, self.filepath, makes_again=self._makes_again)
+        self._makes_again = False
 
     def load(self) -> ImageStore:
         """Open the store; nothing is read yet."""
@@ -93,7 +105,7 @@ class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"])
 class ShardedTableDataset(
     _OnDisk, AbstractDataset["Mapping[str, Callable[[], pa.Table]]", "ShardedTable"]
 ):
-    """A table with one Parquet file per shard; saving makes only the missing shards.
+    """A table with one Parquet file per shard; saving makes only the missing and damaged shards.
 
     Args:
         filepath: the folder of the files.
@@ -106,12 +118,24 @@ class ShardedTableDataset(
     ) -> None:
         super().__init__(filepath=filepath, metadata=metadata)
         self.keeps_others = keeps_others
+        self._makes_again = False
+
+    def make_again(self) -> None:
+        """Make the next save make every shard that is saved, also those that exist.
+
+        Shards are replaced one by one: at any time each is either complete or absent. Shards that
+        are only kept because of `keeps_others` stay as they are.
+        """
+        self._makes_again = True
 
     def save(self, data: Mapping[str, Callable[[], pa.Table]]) -> None:
-        """Make the missing shards."""
+        """Make the missing and damaged shards."""
         from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
-        ShardedTable.write(self.filepath, data, keeps_others=self.keeps_others)
+        ShardedTable.write(
+            self.filepath, data, keeps_others=self.keeps_others, makes_again=self._makes_again
+        )
+        self._makes_again = False
 
     def load(self) -> ShardedTable:
         """Open the table; nothing is read yet."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.storage.checked_json import to_checked_json
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array, fixed_size_list
 from pu_kd_pipeline.storage.table import read_table, write_table
 
@@ -165,7 +166,15 @@ def test_the_facts_of_a_table_are_what_its_makers_wrote(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('["../a"]', "leads out of the table"), ("[", "is damaged"), ("3", "is damaged")],
+    [
+        (to_checked_json({"shards": ["../a"]}), "leads out of the table"),
+        (to_checked_json({"shards": ["a", "a"]}), "names a shard twice"),
+        (to_checked_json({}), "is not a list of names"),
+        ('{"shards": ["a"]}', "has no checksum"),
+        ('["a"]', "has no checksum"),  # as earlier versions wrote it
+        ("[", "cannot be used"),
+        ("3", "cannot be used"),
+    ],
 )
 def test_a_list_of_shards_that_was_tampered_with_is_refused(tmp_path, text, message):
     # The shard outside of the table exists, so that its name leads to a file.
