@@ -73,23 +73,27 @@ class CheckpointsDataset(FolderDataset):
 class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):
     """An image store; saving an ingestion plan makes only the missing and damaged shards."""
 
-    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
-        super().__init__(filepath=filepath, metadata=metadata)
-        self._makes_again = False
-
     def make_again(self) -> None:
         """Make the next save read and decode every image, also those that are stored or set aside.
 
-        Shards are replaced one by one: at any time each is either complete or absent.
+        It holds until a save has succeeded, also in later processes: if one is stopped in between,
+        it leaves the old store, whose images must not be kept then.
         """
-        self._makes_again = True
+        if self.filepath.is_dir():
+            self._make_again_file.touch()
 
     def save(self, data: IngestionPlan) -> None:
         """Run the plan."""
         from pu_kd_pipeline.images.ingestion import write_store
 
-        write_store(data, self.filepath, makes_again=self._makes_again)
-        self._makes_again = False
+        marker = self._make_again_file
+        write_store(data, self.filepath, makes_again=marker.exists())
+        marker.unlink(missing_ok=True)
+
+    @property
+    def _make_again_file(self) -> Path:
+        # Hidden files are not part of a data set.
+        return self.filepath / ".make_again"
 
     def load(self) -> ImageStore:
         """Open the store; nothing is read yet."""
@@ -123,8 +127,8 @@ class ShardedTableDataset(
     def make_again(self) -> None:
         """Make the next save make every shard that is saved, also those that exist.
 
-        Shards are replaced one by one: at any time each is either complete or absent. Shards that
-        are only kept because of `keeps_others` stay as they are.
+        These are removed before the first is made, so that a save that was stopped can be resumed
+        by another. Shards that are only kept because of `keeps_others` stay.
         """
         self._makes_again = True
 

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -201,12 +201,10 @@ def _write_missing(
             plan.name,
         )
 
-    # A new number for every new shard: the name of a file that is kept is never reused.
-    used_numbers = []
-    for shard in store.shards:
-        used_number, _, _ = shard.name.partition("-")
-        used_numbers.append(int(used_number))
-    number = 1 + max(used_numbers, default=-1)
+    # The lowest numbers that no kept shard has: a shard that is made again gets its place back, so
+    # that the rows keep their order.
+    used_numbers = {_number_of(shard) for shard in store.shards}
+    free_numbers = (number for number in count() if number not in used_numbers)
 
     raw_images = track(
         _read_images(missing, readers),
@@ -219,10 +217,15 @@ def _write_missing(
         rows = missing.iloc[start : start + shard_size]
         raw_images_of_shard = islice(raw_images, len(rows))
         decoded = decode_all(raw_images_of_shard, plan.store.n_workers)
-        _write_shard(store, number, rows, decoded)
+        _write_shard(store, next(free_numbers), rows, decoded)
         # A hopeless pool is given up here, not after hours of decoding.
         check_quarantine(plan, store.quarantine, len(wanted))
-        number += 1
+
+
+def _number_of(shard: Shard) -> int:
+    """Return the number that the name of a shard begins with."""
+    number, _, _ = shard.name.partition("-")
+    return int(number)
 
 
 def _read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
@@ -325,6 +328,7 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
 
     n_images = 0
     shards = []
+    store.shards.sort(key=_number_of)
     for shard in store.shards:
         n_images += shard.n
         shards.append({"name": shard.name, "n": shard.n})

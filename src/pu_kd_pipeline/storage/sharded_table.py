@@ -88,14 +88,15 @@ class ShardedTable:
                 as a file name.
             keeps_others: leave shards that no longer belong where they are, unlisted, because they
                 may be needed again.
-            makes_again: make all shards, also those that exist.
+            makes_again: remove those of the shards that exist first.
         """
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        missing = []
-        for name in shards:
-            if makes_again or not _is_intact(folder, name):
-                missing.append(name)
+        if makes_again:
+            # Before the first is made: who resumes after a kill must not find and keep old ones.
+            for name in shards:
+                _file(folder, name).unlink(missing_ok=True)
+        missing = [name for name in shards if not _is_intact(folder, name)]
         if missing:
             for name in track(missing, name=folder.name, unit="shards"):
                 write_parquet(shards[name](), _file(folder, name), name)
