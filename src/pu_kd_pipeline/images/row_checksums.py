@@ -27,7 +27,8 @@ class RowChecksums:
     def __init__(self, checksums: np.ndarray, file: Path) -> None:
         self._checksums = checksums
         self._file = file
-        self._is_verified = np.zeros(len(checksums), dtype=bool)
+        # None when all are, so that opened shards of a large store take no memory.
+        self._is_verified: np.ndarray | None = np.zeros(len(checksums), dtype=bool)
 
     def verify(self, rows: np.ndarray, images: Sequence[bytes] | np.ndarray) -> None:
         """Verify images that were just read, but those that were verified before.
@@ -39,17 +40,25 @@ class RowChecksums:
         Raises:
             InputError: the bytes of an image are not those that were written.
         """
-        is_new = ~self._is_verified[rows]
-        if not is_new.any():
+        # Taken once: another thread may finish in the meantime.
+        checksums = self._checksums
+        is_verified = self._is_verified
+        if is_verified is None:
             return
-        for place in np.flatnonzero(is_new).tolist():
+        new_places = np.flatnonzero(~is_verified[rows])
+        if not len(new_places):
+            return
+        for place in new_places.tolist():
             row = rows[place]
-            if checksum(images[place]) != self._checksums[row]:
+            if checksum(images[place]) != checksums[row]:
                 raise InputError(
                     f"{self._file} is damaged (row {row}: its checksum is wrong): "
                     f"delete it and {RUN_AGAIN}"
                 )
-        self._is_verified[rows] = True
+        is_verified[rows] = True
+        if is_verified.all():
+            self._is_verified = None
+            self._checksums = np.empty(0, dtype=checksums.dtype)
 
 
 def checksum(image: Any) -> int:
