@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from pu_kd_pipeline.params.paths import PROJECT_VARIABLE
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 # Read when torch is imported. Two threads are very slow on a machine that is busy.
@@ -35,6 +37,13 @@ def _one_torch_thread() -> None:
     """Set torch to one thread again if a test changed that; torch is not imported for this."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_project_folder() -> Iterator[None]:
+    """Forget the project whose folder a test has set: relative paths start where pytest does."""
+    yield
+    os.environ.pop(PROJECT_VARIABLE, None)
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,14 @@ from kedro.config import OmegaConfigLoader
 from pu_kd_pipeline.hooks.checkpoints import CheckpointHooks
 from pu_kd_pipeline.hooks.inputs import InputHooks
 from pu_kd_pipeline.hooks.preflight import PreflightHooks
+from pu_kd_pipeline.hooks.project import ProjectHooks
 from pu_kd_pipeline.hooks.signals import SignalHooks
 from pu_kd_pipeline.hooks.summary import SummaryHooks
 from pu_kd_pipeline.hooks.tracking import TrackingHooks
 from pu_kd_pipeline.params.environment import image_file
 
-# Kedro calls the last one first: input is checked before tracking starts, and the summary comes
-# after everything else.
+# Kedro calls the last one first: paths are set before anything reads them, input is checked before
+# tracking starts, and the summary comes after everything else.
 HOOKS = (
     SummaryHooks(),
     TrackingHooks(),
@@ -19,6 +20,7 @@ HOOKS = (
     SignalHooks(),
     PreflightHooks(),
     InputHooks(),
+    ProjectHooks(),
 )
 
 CONFIG_LOADER_CLASS = OmegaConfigLoader

@@ -22,6 +22,7 @@ from pu_kd_pipeline.models.model import save_model
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.environment import read_parameters
+from pu_kd_pipeline.params.paths import set_project_folder
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams
@@ -306,3 +307,45 @@ def test_weights_are_read_even_if_the_network_is_sure_to_build(blocks, tmp_path)
 
     with pytest.raises(InputError, match=r"^teacher: .* the weights do not fit the architecture"):
         check({**blocks, "teacher": wide})
+
+
+def pool_fault(blocks, kind: str, path: object) -> str:
+    """Return the fault of a pool with one source; empty if there is none."""
+    block = changed(blocks["data_ingestion"], pool=[{"type": kind, "path": str(path)}])
+    try:
+        check({"data_ingestion": block})
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_sources_of_the_wrong_kind_are_found(blocks, tmp_path):
+    file = tmp_path / "a.parquet"
+    file.write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
+    assert "is a file, and a source of type 'folder' reads a folder" in (
+        pool_fault(blocks, "folder", file)
+    )
+    assert "is neither a file nor a folder" in pool_fault(blocks, "parquet", tmp_path / "pipe")
+    assert "no file matches" in pool_fault(blocks, "parquet", tmp_path / "**" / "b*.parquet")
+    assert pool_fault(blocks, "parquet", tmp_path / "**" / "a*.parquet") == ""
+    assert pool_fault(blocks, "parquet", file) == ""
+
+
+def test_paths_are_resolved_as_they_are_read(blocks, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images[1]").mkdir()
+    set_project_folder(tmp_path)
+    for path in ("~/images[1]", "images[1]", f"file://{tmp_path}/images[1]"):
+        assert pool_fault(blocks, "folder", path) == ""
+        assert pool_fault(blocks, "parquet", path) == ""
+    assert "'~nobody-at-all' is not a path" in pool_fault(blocks, "folder", "~nobody-at-all")
+    for path in ("a" * 5_000, "a\0b"):
+        assert pool_fault(blocks, "folder", path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_sources_that_may_not_be_read_are_found(blocks, tmp_path):
+    tmp_path.chmod(0)
+    assert "cannot be read (Permission denied)" in pool_fault(blocks, "folder", tmp_path)
+    tmp_path.chmod(0o700)

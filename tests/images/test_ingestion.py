@@ -157,6 +157,17 @@ def test_a_changed_image_costs_its_shard(tmp_path: Path, n_decoded: Callable[[],
     assert left_files == []
 
 
+def test_touched_images_that_are_the_same_leave_the_store_as_it_was(tmp_path: Path) -> None:
+    images = folder_of(tmp_path / "images", 6)
+    plan = plan_of(images, source=FOLDER, shard_size=2)
+    before = write_store(plan, tmp_path / "store")
+    os.utime(images / "i01.png")
+    after = write_store(plan, tmp_path / "store")
+    # Nothing downstream has to run again.
+    assert after.shards == before.shards
+    assert after.fingerprint == before.fingerprint
+
+
 def test_removed_images_leave_the_store_and_free_their_duplicates(tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     removed = parquet_of(pool / "a.parquet", [1, 2])

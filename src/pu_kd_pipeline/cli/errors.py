@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.masking import visible, without_credentials
 
 # Errors of these types are about configuration files that the user wrote.
 CONFIGURATION_ERRORS = (
@@ -39,7 +40,9 @@ def exit_with_message(error: Exception) -> NoReturn:
     message = user_message(error)
     if message is None:
         raise error
-    click.echo(f"Error: {message}", err=True)
+    # Names in it come from data and files: none may hide, forge or give away anything.
+    shown = visible(without_credentials(message))
+    click.echo(f"Error: {shown}", err=True)
     sys.exit(1)
 
 

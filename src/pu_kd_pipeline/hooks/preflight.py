@@ -6,9 +6,10 @@ seconds to import, and otherwise the first node that needs it imports it.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
@@ -19,6 +20,7 @@ from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.paths import is_url, resolved_path
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams
@@ -143,33 +145,51 @@ def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
         for index, source in enumerate(sources):
             if source.path is None or not SOURCE_TYPES[source.type].path_must_exist:
                 continue
-            fault = _fault_of_path(source.path)
+            fault = _fault_of_path(source.path, SOURCE_TYPES[source.type].path_is_folder)
             if fault is not None:
                 yield f"{part}[{index}].path: {fault}"
 
 
-def _fault_of_path(path: str) -> str | None:
-    from pu_kd_pipeline.images.sources.files import file_system
+def _fault_of_path(path: str, is_folder: bool) -> str | None:
+    """Return why a source cannot be read from a path, or None; no image is opened."""
+    from pu_kd_pipeline.images.sources.files import file_system, local_matches
 
-    if "://" in path:
-        # Whether a remote file exists is not asked: that may take long, or need credentials.
-        try:
-            file_system(path)
-        except InputError as exc:
-            return str(exc)
-        return None
-    is_glob = bool(set(path) & set("*?["))
-    if is_glob or _is_there(path):
-        return None
-    return f"there is no {path} (edit parameters_data_ingestion.yml)"
-
-
-def _is_there(path: str) -> bool:
     try:
-        return Path(path).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):
-        # A name that is too long, a user that does not exist, a null character, …
-        return False
+        # Whether a remote file exists is not asked: that may take long, or need credentials.
+        if is_url(path):
+            file_system(path)
+            return None
+        matches = [str(resolved_path(path))]
+        if not is_folder:
+            matches = local_matches(matches[0])
+        if not matches:
+            return f"no file matches {path} (edit parameters_data_ingestion.yml)"
+        return _fault_of_file(matches[0], path, is_folder)
+    except InputError as exc:
+        return str(exc)
+    except (FileNotFoundError, ValueError):  # a null character
+        return f"there is no {path} (edit parameters_data_ingestion.yml)"
+    except OSError as exc:  # no permission, a name that is too long, links in a circle, …
+        return f"{path} cannot be read ({exc.strerror}): check that it may be read"
+
+
+def _fault_of_file(file: str, path: str, is_folder: bool) -> str | None:
+    """Return what is wrong with a file or folder that `path` stands for, or None.
+
+    Raises:
+        OSError: it is missing, or it may not be read.
+    """
+    mode = os.stat(file).st_mode
+    if stat.S_ISDIR(mode):
+        with os.scandir(file) as entries:
+            next(entries, None)
+        return None
+    if is_folder:
+        return f"{path} is a file, and a source of type 'folder' reads a folder: name its folder"
+    if not stat.S_ISREG(mode):
+        return f"{path} is neither a file nor a folder"
+    with open(file, "rb"):
+        return None
 
 
 class PreflightHooks:

@@ -11,6 +11,8 @@ from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.hooks.catalog import METRICS, REPORT, dataset_path
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
+from pu_kd_pipeline.masking import visible, without_credentials
+from pu_kd_pipeline.params.paths import project_folder
 
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
@@ -33,7 +35,8 @@ class SummaryHooks:
         if METRICS in outputs:
             _print_metrics(catalog.load(METRICS))
         if COMPARISON in outputs:
-            print(catalog.load(COMPARISON))
+            table = str(catalog.load(COMPARISON))
+            print(visible(table))
         report_path = dataset_path(catalog, REPORT)
         if REPORT in outputs and report_path:
             print(f"Report: {report_path}")
@@ -47,8 +50,9 @@ def _mlflow_hint(data_folder: Path) -> str:
     """Return the server's address, or the command that opens the tracking files of this run."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
-        return uri
-    if data_folder == Path.cwd() / "data":
+        return without_credentials(uri)
+    # make reads its Makefile in the project folder, wherever this command was started
+    if data_folder == project_folder() / "data":
         return "make mlflow"
     return f"make mlflow DATA={data_folder}"
 

@@ -201,9 +201,9 @@ def _write_missing(
             plan.name,
         )
 
-    # The lowest numbers that no kept shard has: a shard that is made again gets its place back, so
-    # that the rows keep their order.
-    used_numbers = {_number_of(shard) for shard in store.shards}
+    # The lowest numbers that no kept shard has: a shard that is made again, and images that are
+    # decoded again and turn out to be the same, keep their place and name.
+    used_numbers = set(map(_number_of, store.shards))
     free_numbers = (number for number in count() if number not in used_numbers)
 
     raw_images = track(
@@ -220,6 +220,7 @@ def _write_missing(
         _write_shard(store, next(free_numbers), rows, decoded)
         # A hopeless pool is given up here, not after hours of decoding.
         check_quarantine(plan, store.quarantine, len(wanted))
+    store.shards.sort(key=_number_of)
 
 
 def _number_of(shard: Shard) -> int:
@@ -328,7 +329,6 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
 
     n_images = 0
     shards = []
-    store.shards.sort(key=_number_of)
     for shard in store.shards:
         n_images += shard.n
         shards.append({"name": shard.name, "n": shard.n})

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.masking import visible_name
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
@@ -150,7 +151,7 @@ def check_all_classes_present(labels: pd.Series, class_names: Sequence[str], whe
     absent = []
     for number, name in enumerate(class_names):
         if number not in present:
-            absent.append(f"{number} ({name})")
+            absent.append(f"{number} ({visible_name(name)})")
     if absent:
         named = absent[:_MAX_NAMED]
         raise InputError(
@@ -313,7 +314,7 @@ def _found_labels(listing: pd.DataFrame) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    first_names = map(str, names[:_MAX_NAMED])
+    first_names = [visible_name(str(name)) for name in names[:_MAX_NAMED]]
     text = ", ".join(first_names)
     n_more = len(names) - _MAX_NAMED
     if n_more > 0:

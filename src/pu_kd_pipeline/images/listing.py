@@ -22,6 +22,8 @@ from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.shard_files import index_schema
 from pu_kd_pipeline.images.sources.base import Source, default_name
 from pu_kd_pipeline.images.sources.registry import open_source
+from pu_kd_pipeline.masking import visible_name, without_credentials
+from pu_kd_pipeline.params.paths import is_url
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
@@ -55,7 +57,7 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
     labels_drawn_per_class: list[pd.Series] = []
 
     for position, source in enumerate(plan.sources):
-        source_name = source.name or default_name(source)
+        source_name = visible_name(source.name or default_name(source))
         where = f"data_ingestion.{plan.name}[{position}] ({source.type} {source_name})"
         reader = _open_reader(source, plan.seed, where)
         readers.append(reader)
@@ -99,15 +101,14 @@ def _open_reader(source: ImageSource, seed: int, where: str) -> Reader:
         raise
     # Each kind of remote file system raises errors of its own.
     except Exception as exc:
-        is_remote = "://" in (source.path or "")
+        is_remote = is_url(source.path or "")
         if not is_remote and not isinstance(exc, OSError):
             raise
         fix = "check that it may be read"
         if is_remote:
             fix = "check the address, the network and your credentials"
-        raise InputError(
-            f"{where}: {source.path} cannot be read ({type(exc).__name__}: {exc}): {fix}"
-        ) from exc
+        cause = without_credentials(f"{type(exc).__name__}: {exc}", source.path)
+        raise InputError(f"{where}: {source.path} cannot be read ({cause}): {fix}") from exc
 
 
 def _select_rows(

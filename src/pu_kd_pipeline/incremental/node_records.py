@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pu_kd_pipeline.incremental.file_states import FileStates, safe_name
+from pu_kd_pipeline.masking import masked_urls
 from pu_kd_pipeline.params.data_ingestion import ImageSource
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
@@ -93,7 +94,7 @@ def flat_parameters(name: str, value: Any) -> dict[str, Any]:
     found = {}
     for key, leaf in flatten(value, prefix=name, expand_lists=False):
         # as it will be read from the record, where a tuple is a list
-        text = json.dumps(leaf, default=str)
+        text = json.dumps(masked_urls(leaf), default=str)
         found[key] = json.loads(text)
     return found
 

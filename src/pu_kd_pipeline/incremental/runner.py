@@ -13,6 +13,7 @@ from kedro.runner.task import Task
 from pu_kd_pipeline import progress
 from pu_kd_pipeline.incremental.locks import locked
 from pu_kd_pipeline.incremental.staleness import RECORDS, StalenessTracker, saved_datasets
+from pu_kd_pipeline.masking import visible
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -141,7 +142,7 @@ class ExplainingRunner(IncrementalRunner):
         for name, reason in reasons.items():
             if reason is not None:
                 n_would_run += 1
-            print(f"{name:<{width}}  {reason or '-'}")
+            print(visible(f"{name:<{width}}  {reason or '-'}"))
         summary = _summary(n_would_run, len(reasons), "would run")
         print(summary)
 

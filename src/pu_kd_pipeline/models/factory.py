@@ -12,6 +12,7 @@ from pu_kd_pipeline.learning.networks.limits import is_known_to_work
 from pu_kd_pipeline.models.cards import CARD, WEIGHTS, ModelCard, read_card
 from pu_kd_pipeline.models.model import Model, build_from_card
 from pu_kd_pipeline.models.weights import load_weights
+from pu_kd_pipeline.params.paths import project_folder, resolved_path
 from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams
 
 
@@ -33,12 +34,20 @@ def _weights_path(teacher: TeacherParams) -> Path | None:
     if teacher.weights is None:
         return None
     try:
-        path = Path(teacher.weights).expanduser()
+        path = resolved_path(teacher.weights)
         if path.is_dir():
             return path / WEIGHTS
-    except (OSError, RuntimeError, ValueError) as exc:  # no such user, a name that is too long, …
+    except (OSError, ValueError) as exc:  # no such user, a name that is too long, …
         raise InputError(f"teacher.weights: {teacher.weights!r} is not a path ({exc})") from exc
     return path
+
+
+def _shown_path(path: Path) -> str:
+    """Return a path below the project folder without it: a card may move with the project."""
+    project = project_folder()
+    if path.is_relative_to(project):
+        path = path.relative_to(project)
+    return str(path)
 
 
 def teacher_card(teacher: TeacherParams) -> ModelCard:
@@ -71,7 +80,7 @@ def teacher_card(teacher: TeacherParams) -> ModelCard:
         del given["architecture_options"]
     described = {**known, **given}
     if weights:
-        described["origin"] = {"weights": str(weights)}
+        described["origin"] = {"weights": _shown_path(weights)}
     else:
         described["origin"] = {"trained": "teacher_training"}
 

@@ -17,17 +17,19 @@ class SourceType:
     Attributes:
         required_key: key of `ImageSource` that a source of this type cannot do without.
         path_must_exist: whether a local `path` is checked before the first node runs.
+        path_is_folder: whether it must be a folder, and not one file or a pattern.
     """
 
     required_key: str
     path_must_exist: bool
+    path_is_folder: bool = False
 
 
 # Each type has a class in images/sources/registry.py, which checks on import that none is missing.
 SOURCE_TYPES = {
     # torchvision makes the folder itself where `download` is set
     "torchvision": SourceType(required_key="dataset", path_must_exist=False),
-    "folder": SourceType(required_key="path", path_must_exist=True),
+    "folder": SourceType(required_key="path", path_must_exist=True, path_is_folder=True),
     "parquet": SourceType(required_key="path", path_must_exist=True),
     "demo": SourceType(required_key="part", path_must_exist=False),
 }
@@ -51,7 +53,9 @@ class ImageSource(Block):
         None, description="prefix of the ids and value of the index column `source`"
     )
     path: str | None = Field(
-        None, description="folder, Parquet file or glob, or torchvision's root; fsspec URLs allowed"
+        None,
+        description="folder, Parquet file or glob, or torchvision's root; `~` is the home folder, "
+        "and relative paths start at the project; fsspec URLs allowed, except for torchvision",
     )
     dataset: str | None = Field(
         None, description="torchvision: class in torchvision.datasets, such as MNIST"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline import __version__
 from pu_kd_pipeline.learning.class_prior.methods import method_title
+from pu_kd_pipeline.masking import masked_values, visible
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, ReportFigure
 from pu_kd_pipeline.reporting.findings import findings, selection_gain
@@ -54,7 +55,11 @@ def render_report(
 
     # Autoescape: titles, class names and source names come from users' files.
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible_text,
     )
     source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     selection = selection_rows(metrics) + _selection_details(class_prior, selection_facts)
@@ -71,6 +76,14 @@ def render_report(
         fingerprints=selection_facts.get("fingerprints") or {},
         version=__version__,
     )
+
+
+def _visible_text(value: Any) -> Any:
+    """Return what the page shows of a value: names may hold signs that reorder or hide others."""
+    # Markup is a text that the template has made.
+    if type(value) is str:
+        return visible(value)
+    return value
 
 
 def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -154,7 +167,7 @@ def _parameter_rows(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     shown = {key: value for key, value in parameters.items() if key not in HIDDEN_PARAMETERS}
     rows = []
     # `null` in YAML means "not set", which "None" would not tell a reader without Python.
-    for key, value in flatten(shown):
+    for key, value in flatten(masked_values(shown)):
         text = "–" if value is None else str(value)
         rows.append((key, text))
     return rows

@@ -19,6 +19,7 @@ from pu_kd_pipeline.images.sources.registry import SOURCES, check_source_types, 
 from pu_kd_pipeline.incremental.file_states import FileStates
 from pu_kd_pipeline.incremental.node_records import external_states
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, ImageSource, SourceType
+from pu_kd_pipeline.params.paths import set_project_folder
 from tests.images.sources.examples import listed, source_of
 
 
@@ -118,6 +119,8 @@ EXAMPLES = {
     "parquet": lambda folder: source_of("parquet", path=folder / "*.parquet"),
     "torchvision": lambda folder: source_of("torchvision", dataset="MNIST", path=folder),
 }
+# One that each of them reads
+FILES_OF_EXAMPLES = ("part.parquet", "image.png")
 
 
 def test_every_type_with_files_has_an_example() -> None:
@@ -130,14 +133,17 @@ def test_the_state_follows_the_files_of_the_source_and_no_others(name: str, tmp_
     other = tmp_path / "other"
     for folder in (own, other):
         folder.mkdir()
-        (folder / "part.parquet").write_bytes(b"first")
+        for file in FILES_OF_EXAMPLES:
+            (folder / file).write_bytes(b"first")
     source = EXAMPLES[name](own)
     before = source_state(source)
 
-    (other / "part.parquet").write_bytes(b"another length")
+    for file in FILES_OF_EXAMPLES:
+        (other / file).write_bytes(b"another length")
     assert source_state(source) == before
 
-    (own / "part.parquet").write_bytes(b"another length")
+    for file in FILES_OF_EXAMPLES:
+        (own / file).write_bytes(b"another length")
     assert source_state(source) != before
 
 
@@ -147,7 +153,8 @@ def test_a_type_without_a_path_has_its_own_state(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setitem(registry.SOURCES, "camera", CameraSource)
     monkeypatch.setitem(SOURCE_TYPES, "camera", CAMERA)
-    monkeypatch.setattr(files, "path_state", fail)
+    for name in ("file_system", "file_state", "state_of"):
+        monkeypatch.setattr(files, name, fail)
 
     # Not validated: the type of a plug-in is none of those that pydantic knows here.
     source = ImageSource.model_construct(type="camera", part="pool")
@@ -166,10 +173,10 @@ def test_embedded_images_have_an_empty_state_whatever_path_is_given(tmp_path: Pa
 
 
 def test_torchvision_is_looked_for_where_it_keeps_its_data_sets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    # The default folder is relative to the project, in which Kedro runs.
-    monkeypatch.chdir(tmp_path)
+    # The default folder is relative to the project.
+    set_project_folder(tmp_path)
     folder = tmp_path / "data" / "01_raw"
     folder.mkdir(parents=True)
     images = folder / "images-ubyte"
@@ -177,12 +184,15 @@ def test_torchvision_is_looked_for_where_it_keeps_its_data_sets(
 
     source = source_of("torchvision", dataset="MNIST")
     before = source_state(source)
-    assert before == folder_state("data/01_raw")
     images.write_bytes(b"22")
-    assert source_state(source) != before
+    default = source_state(source)
+    assert default != before
 
+    for other_way in ({"path": "data/01_raw"}, {"options": {"root": str(folder)}}):
+        source = source_of("torchvision", dataset="MNIST", **other_way)
+        assert source_state(source) == default
     elsewhere = source_of("torchvision", dataset="MNIST", path="elsewhere")
-    assert source_state(elsewhere) == folder_state("elsewhere")
+    assert source_state(elsewhere) != default
 
 
 def test_a_state_changes_with_names_sizes_and_times_of_local_files(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pu_kd_pipeline.errors import InputError
-from tests.images.sources.examples import gray_levels, image_folder, listed, opened
+from pu_kd_pipeline.images.sources.registry import source_state
+from tests.images.sources.examples import gray_levels, image_folder, listed, opened, source_of
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -177,3 +178,44 @@ def test_errors_of_torchvision_say_how_to_fix_them(
 ) -> None:
     with pytest.raises(InputError, match=message):
         listed("torchvision", path=tmp_path, **parameters)
+
+
+@pytest.mark.usefixtures("mnist")
+def test_the_root_may_be_an_option_and_changes_no_id(tmp_path: Path) -> None:
+    by_path = listed("torchvision", dataset="MNIST", path=tmp_path)
+    by_option = listed("torchvision", dataset="MNIST", options={"root": str(tmp_path)})
+    assert by_option["id"].tolist() == by_path["id"].tolist()
+    without_download = {"root": str(tmp_path), "download": False}
+    by_options = listed("torchvision", dataset="MNIST", options=without_download)
+    assert by_options["id"].tolist() == by_path["id"].tolist()
+
+
+def test_two_places_of_one_data_set_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"MNIST has a `path` \(.*\) and an option `root` \(b\)"):
+        listed("torchvision", dataset="MNIST", path=tmp_path, options={"root": "b"})
+
+
+def test_a_remote_data_set_of_torchvision_is_refused() -> None:
+    with pytest.raises(InputError, match="reads local folders only, and s3://bucket is none"):
+        listed("torchvision", dataset="MNIST", path="s3://bucket")
+
+
+def test_another_file_of_the_data_set_makes_other_versions(
+    tmp_path: Path, mnist: np.ndarray
+) -> None:
+    before = listed("torchvision", dataset="MNIST", path=tmp_path)
+    write_idx_files(tmp_path / "MNIST" / "raw", 255 - mnist, "train")
+    after = listed("torchvision", dataset="MNIST", path=tmp_path)
+    assert (before["version"] != after["version"]).all()
+
+
+def test_links_to_folders_are_followed_as_torchvision_does(tmp_path: Path) -> None:
+    classes = image_folder(tmp_path / "elsewhere", a=1)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "cat").symlink_to(classes)
+    (root / "cat" / "circle").symlink_to(root)
+    source = source_of("torchvision", dataset="ImageFolder", path=root)
+    before = source_state(source)
+    image_folder(classes, a=2)
+    assert source_state(source) != before

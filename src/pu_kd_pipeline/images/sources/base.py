@@ -10,6 +10,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Unusable
+from pu_kd_pipeline.masking import MASK, without_credentials
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ class Source(Protocol):
     def state(source: ImageSource) -> str:
         """Return a digest of what the files of a source are called and when they changed.
 
-        The source is not opened, no image is read, and the files need not exist. Empty if there are
-        no files because the images come with installed code. Errors of a remote file system become
-        part of the digest and are not raised.
+        They are the files that `listing` lists, with the same versions, so that whatever is read
+        again changes the state. No file is opened, and none need exist. Empty if there are no files
+        because the images come with installed code. Errors become part of the digest and are not
+        raised.
         """
         ...
 
@@ -71,13 +73,27 @@ def default_name(source: ImageSource) -> str:
     if source.dataset:
         return source.dataset
 
-    without_slash = str(source.path).rstrip("/")
-    path = PurePosixPath(without_slash)
-    name = path.stem
+    path = PurePosixPath(_address(str(source.path)))
     # A pattern such as `*.parquet` says nothing: its folder has the name.
-    if any(wildcard in path.name for wildcard in "*?["):
-        name = path.parent.name
-    return name or source.type
+    if not _has_wildcard(path.name):
+        return path.stem or source.type
+    for folder in path.parents:
+        if not _has_wildcard(folder.name):
+            return folder.name or source.type
+    return source.type
+
+
+def _address(path: str) -> str:
+    """Return a path or URL without credentials and query, as a name may be made of it."""
+    address = without_credentials(path).replace(f"{MASK}@", "")
+    if address.startswith(("http://", "https://")):
+        # elsewhere, a question mark is a wildcard
+        address, _, _ = address.partition("?")
+    return address.rstrip("/")
+
+
+def _has_wildcard(name: str) -> bool:
+    return any(wildcard in name for wildcard in "*?[")
 
 
 def listing_table(

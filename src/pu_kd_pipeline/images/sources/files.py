@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
 from pu_kd_pipeline.images.sources.base import SourceLostError
-from pu_kd_pipeline.storage.digests import files_below, json_digest
+from pu_kd_pipeline.masking import without_credentials
+from pu_kd_pipeline.params.paths import is_url, resolved_location
+from pu_kd_pipeline.storage.digests import json_digest
 
 READ_THREADS = 8  # opening files waits for the disk or the network
 # Several files are in memory at a time; a hundred million pixels seldom need as much.
 MAX_FILE_BYTES = 2**28
-# What file systems call the time or the checksum of a file.
-_REMOTE_MARKS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "content_md5",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "created",
+# What file systems call the time or the checksum of a file, in lower case and without signs
+_REMOTE_MARKS = frozenset(
+    [
+        *("etag", "md5", "md5hash", "contentmd5", "crc", "crc32c", "sha", "sha256", "digest"),
+        *("blobid", "xethash", "generation", "versionid"),
+        *("created", "datetime", "lastmodified", "lastwritetime", "modified", "modify", "mtime"),
+        "updated",
+    ]
 )
+# The clock of a file system advances in steps. Two changes within one of them have the same time.
+_CLOCK_STEP_NS = 50 * 10**6
+_COARSE_CLOCK_STEP_NS = 2 * 10**9
+_WHOLE_SECOND_NS = 10**9
+
+
+class SourceFile(NamedTuple):
+    """A file that a source consists of.
+
+    Attributes:
+        path: below the folder of the source, with slashes; or the whole path.
+        version: changes whenever the file may have; empty if it cannot be known.
+        fault: why it cannot be used, or "".
+    """
+
+    path: str
+    version: str
+    fault: str
 
 
 def file_system(path: str) -> tuple[Any, str]:
@@ -35,16 +56,34 @@ def file_system(path: str) -> tuple[Any, str]:
         InputError: the kind of URL is unknown, or the package that reads it is not installed.
     """
     from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
 
+    location = resolved_location(path)
+    if not is_url(path):
+        return LocalFileSystem(), location
     try:
-        found: tuple[Any, str] = url_to_fs(path)
+        system, root = url_to_fs(location)
     except ImportError as exc:
+        cause = without_credentials(str(exc), path)
         raise InputError(
-            f"{path} cannot be read yet: {exc}, with pip in the environment of this project"
+            f"{path} cannot be read yet: {cause}, with pip in the environment of this project"
         ) from exc
-    except ValueError as exc:
-        raise InputError(f"{path} cannot be read ({exc}): correct `path` of the source") from exc
-    return found
+    except Exception as exc:  # each kind of file system raises errors of its own
+        cause = without_credentials(str(exc), path)
+        fix = "correct `path` of the source"
+        if isinstance(exc, OSError):  # it was reached for
+            fix = "check the address, the network and your credentials"
+        raise InputError(f"{path} cannot be read ({cause}): {fix}") from exc
+    # fsspec shares file systems within a process, with what they listed before.
+    system.invalidate_cache()
+    return system, str(root)
+
+
+def is_local(system: Any) -> bool:
+    """Return whether a file system of fsspec is that of this machine."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(system, LocalFileSystem)
 
 
 def is_printable(path: str) -> bool:
@@ -57,54 +96,142 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def file_state(path: Path, real_root: Path | None = None) -> tuple[str, str]:
-    """Return the version of a file, and why it may not be opened or "".
+# --- whether files have changed -------------------------------------------------------------------
+
+
+def file_state(path: str | Path, real_root: str | None = None) -> tuple[str, str]:
+    """Return the version of a local file, and why it may not be opened or "".
+
+    The version holds size, time of modification and time of change. The latter is set by the
+    kernel alone: it differs for a file that was replaced by one of the same size and time, as `cp
+    -p`, rsync and tar do.
 
     Args:
         path: the file, or a link.
-        real_root: folder that links may not lead out of; None: they may lead anywhere.
+        real_root: folder without links in its path, which links may not lead out of; None: they may
+            lead anywhere.
     """
     try:
-        about = path.stat()
-        leads_out = real_root is not None and _leads_out(path, about, real_root)
-    except (OSError, RuntimeError):  # RuntimeError: links in a circle
-        if path.is_symlink():
+        about = os.lstat(path)
+        is_link = stat.S_ISLNK(about.st_mode)
+        link_version = ""
+        if is_link:
+            # A link that was switched to another file is another link.
+            link_version = f"-{about.st_ctime_ns}"
+            about = os.stat(path)
+    except OSError:
+        if os.path.islink(path):
             return "", Reason.LINK
         return "", Reason.NOT_OPENED
-    if leads_out:
+    if is_link and real_root is not None and _leads_out(path, about, real_root):
         return "", Reason.LINK
     # Opening a pipe or a device might wait forever.
     if not stat.S_ISREG(about.st_mode):
         return "", Reason.UNREADABLE
-    version = f"{about.st_size}-{about.st_mtime_ns}"
+    try:
+        about = _settled(path, about)
+    except OSError:
+        return "", Reason.NOT_OPENED
+
+    version = f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}{link_version}"
     if about.st_size > MAX_FILE_BYTES:
         return version, Reason.TOO_LARGE
     return version, ""
 
 
-def _leads_out(path: Path, about: os.stat_result, real_root: Path) -> bool:
-    """Return whether a path is a link to a folder, or to a file outside of `real_root`."""
-    if not path.is_symlink():
-        return False
-    return stat.S_ISDIR(about.st_mode) or not path.resolve().is_relative_to(real_root)
+def _leads_out(path: str | Path, about: os.stat_result, real_root: str) -> bool:
+    """Return whether a link leads to a folder, or to a file outside of `real_root`."""
+    if stat.S_ISDIR(about.st_mode):
+        return True
+    real_path = os.path.realpath(path)
+    return os.path.commonpath([real_path, real_root]) != real_root
 
 
-def path_state(path: str) -> str:
-    """Return a digest of what files are called and when they changed, without reading one.
+def _settled(path: str | Path, about: os.stat_result) -> os.stat_result:
+    """Return what a file is like once any further change gives it another time.
+
+    A file that was changed just now may change again within the same step of the clock, which
+    nobody could see later.
+    """
+    step_ns = _CLOCK_STEP_NS
+    if about.st_ctime_ns % _WHOLE_SECOND_NS == 0:
+        step_ns = _COARSE_CLOCK_STEP_NS
+    age_ns = time.time_ns() - about.st_ctime_ns
+    # A time in the future is that of another machine's clock.
+    if not 0 <= age_ns < step_ns:
+        return about
+    time.sleep((step_ns - age_ns) / _WHOLE_SECOND_NS)
+    return os.stat(path)
+
+
+def remote_version(about: dict[str, Any]) -> str:
+    """Return a text that changes with the content of a remote file.
 
     Args:
-        path: a file, folder or pattern, local or as URL; it need not be there.
+        about: what fsspec knows of the file; the keys depend on the file system.
     """
-    if "://" in path:
-        return json_digest(_remote_listing(path))
-    local = Path(path)
-    if has_wildcard(local.as_posix()):
-        pattern = local.relative_to(local.anchor).as_posix()
-        files = sorted(Path(local.anchor or ".").glob(pattern))
-    else:
-        files = list(files_below(local))
-    stamps = [_stamp(file) for file in files]
-    return json_digest(stamps)
+    parts = [str(about.get("size"))]
+    for key, value in about.items():
+        if value is not None and _is_mark(key):
+            parts.append(str(value))
+    return "-".join(parts)
+
+
+def has_mark(about: dict[str, Any]) -> bool:
+    """Return whether a remote file has a time or checksum: else only its size tells of changes."""
+    return any(value is not None and _is_mark(key) for key, value in about.items())
+
+
+def _is_mark(key: str) -> bool:
+    plain = key.lower().replace("-", "").replace("_", "")
+    return plain in _REMOTE_MARKS
+
+
+def unmarked_warning(path: str, n_unmarked: int, n_files: int) -> str:
+    """Return the warning about remote files without a time or checksum."""
+    return (
+        f"{without_credentials(path)}: the server gives neither time nor checksum of "
+        f"{n_unmarked:,} of {n_files:,} files, so that a change may go unnoticed if the size stays "
+        "the same: run with --force after a change"
+    )
+
+
+def state_of(find: Callable[[], Iterable[SourceFile]]) -> str:
+    """Return a digest of the files that a function lists; of its error if it raises one.
+
+    Each kind of remote file system has errors of its own. The stage that reads the images reports
+    them; here a source that cannot be read only has to differ from one that can.
+    """
+    found: list[Any] = []
+    try:
+        for file in find():
+            path = file.path
+            if "://" in path:
+                path = without_credentials(path)
+            raw_path = os.fsencode(path)  # it need not be text
+            found.append([raw_path.hex(), file.version, file.fault])
+    except Exception as exc:
+        return json_digest(type(exc).__name__)
+    return json_digest(found)
+
+
+def tree(root: Path) -> Iterator[SourceFile]:
+    """Yield all files below a folder in order, also hidden ones and those that links lead to."""
+    visited: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real_folder = os.path.realpath(folder)
+        if real_folder in visited:  # links in a circle
+            subfolders.clear()
+            continue
+        visited.add(real_folder)
+        subfolders.sort()
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            version, fault = file_state(path)
+            yield SourceFile(os.path.relpath(path, root), version, fault)
+
+
+# --- patterns -------------------------------------------------------------------------------------
 
 
 def has_wildcard(path: str) -> bool:
@@ -112,27 +239,48 @@ def has_wildcard(path: str) -> bool:
     return any(mark in path for mark in "*?[")
 
 
-def _stamp(file: Path) -> list[Any]:
-    name = os.fsencode(file).hex()  # a name may hold bytes that are not text
-    try:
-        about = file.stat()
-    except OSError:  # such as a link that leads nowhere
-        return [name]
-    return [name, about.st_size, about.st_mtime_ns]
+def local_matches(path: str) -> list[str]:
+    """Return what a local path or pattern stands for, in order: one path, or all that match.
+
+    `**` stands for any folders, links to folders are followed by `*` but not by `**`, and hidden
+    files match only a pattern that begins with a dot. Folders that are called like a pattern, such
+    as `run[1]`, are taken as they are.
+    """
+    if not has_wildcard(path) or os.path.lexists(path):
+        return [path]
+    real = Path(path)
+    literal = Path(real.anchor)
+    parts = list(real.relative_to(literal).parts)
+    while parts and os.path.lexists(literal / parts[0]):
+        literal /= parts.pop(0)
+    matches = _matches([str(literal)], parts)
+    return sorted(set(matches))
 
 
-def _remote_listing(path: str) -> Any:
-    from fsspec.core import url_to_fs
+def _matches(folders: Iterable[str], parts: list[str]) -> Iterator[str]:
+    """Yield what matches the parts of a pattern below some folders."""
+    if not parts:
+        yield from folders
+        return
+    first, *others = parts
+    for folder in folders:
+        if first == "**":
+            below = _folders_below(folder)
+            yield from _matches(below, others or ["*"])
+        else:
+            escaped = glob.escape(folder)
+            found = glob.glob(os.path.join(escaped, first))
+            yield from _matches(found, others)
 
-    try:
-        system, root = url_to_fs(path)
-        if has_wildcard(root):
-            return system.glob(root, detail=True)
-        return system.find(root, detail=True) or system.info(root)
-    # Each kind of remote file system has errors of its own. The stage that reads the images reports
-    # them; here a source that cannot be reached only has to differ from one that can.
-    except Exception as exc:
-        return str(type(exc))
+
+def _folders_below(folder: str) -> Iterator[str]:
+    """Yield a folder and those below it, without hidden ones and links."""
+    for path, subfolders, _ in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        yield path
+
+
+# --- reading --------------------------------------------------------------------------------------
 
 
 def check_folder_exists(folder: str, name: str) -> None:
@@ -152,19 +300,6 @@ def lost_source_error(name: str, why: object) -> str:
         f"{name} could not be read to its end ({why}). Finished shards are kept: once the source "
         "is whole again, the same command resumes from there"
     )
-
-
-def remote_version(about: dict[str, Any]) -> str:
-    """Return a text that changes with the content of a remote file.
-
-    Args:
-        about: what fsspec knows of the file; the keys depend on the file system.
-    """
-    parts = [str(about.get("size"))]
-    for mark in _REMOTE_MARKS:
-        if about.get(mark) is not None:
-            parts.append(str(about[mark]))
-    return "-".join(parts)
 
 
 def read_file(file: str, root: str) -> bytes | Unusable:

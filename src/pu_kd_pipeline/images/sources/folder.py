@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -15,34 +16,26 @@ from pu_kd_pipeline.images.sources.base import listing_table
 from pu_kd_pipeline.images.sources.files import (
     MAX_FILE_BYTES,
     READ_THREADS,
+    SourceFile,
     check_folder_exists,
     file_state,
     file_system,
+    has_mark,
+    is_local,
     is_printable,
-    path_state,
     printable,
     remote_version,
+    state_of,
+    unmarked_warning,
 )
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
 
 
+logger = logging.getLogger(__name__)
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-
-
-class _File(NamedTuple):
-    """A file below the folder.
-
-    Attributes:
-        path: below the folder, with slashes.
-        version: changes whenever the file may have.
-        fault: why it cannot be used, or "".
-    """
-
-    path: str
-    version: str
-    fault: str
 
 
 class FolderSource:
@@ -53,24 +46,17 @@ class FolderSource:
     """
 
     def __init__(self, source: ImageSource, seed: int) -> None:
-        from fsspec.implementations.local import LocalFileSystem
-
         self._path = str(source.path)
         self._fs, self._root = file_system(self._path)
-        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._is_local = is_local(self._fs)
+        self._n_unmarked = 0  # remote files whose changes cannot be seen in full
 
     @staticmethod
     def state(source: ImageSource) -> str:
-        return path_state(str(source.path))
+        return state_of(lambda: FolderSource(source, seed=0)._files())
 
     def listing(self) -> pd.DataFrame:
-        if not self._fs.isdir(self._root):
-            raise InputError(f"there is no folder {self._path}: correct `path` of the source")
-        if self._is_local:
-            found = self._local_files()
-        else:
-            found = self._remote_files()
-        files = sorted(found)
+        files = self._files()
         if not files:
             extensions = ", ".join(EXTENSIONS)
             raise InputError(
@@ -87,6 +73,7 @@ class FolderSource:
             versions.append(file.version)
             faults.append(file.fault or None)
 
+        self._warn_of_unmarked(len(files))
         return listing_table(
             paths, label_names=classes, versions=versions, faults=faults, path=paths
         )
@@ -111,32 +98,23 @@ class FolderSource:
                 check_folder_exists(self._root, self._path)
             return Unusable(Reason.NOT_OPENED)
 
-    def _local_files(self) -> Iterator[_File]:
-        root = Path(self._root)
-        real_root = root.resolve()
-        unreadable: list[OSError] = []
-        # os.walk follows no links, and without `onerror` it would skip closed folders in silence.
-        for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
-            # Changed in place, which is how os.walk learns where not to go.
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for name in subfolders:
-                path = Path(folder, name)
-                if path.is_symlink():
-                    yield _local_file(path, root, real_root)
-            for name in names:
-                if _is_image(name):
-                    path = Path(folder, name)
-                    yield _local_file(path, root, real_root)
+    def _files(self) -> list[SourceFile]:
+        """Return every image of the folder, in a stable order; none is opened.
 
-        for error in unreadable:
-            relative = os.path.relpath(error.filename, root)
-            name = printable(relative)
-            yield _File(name, "", Reason.NOT_OPENED)
+        Raises:
+            InputError: there is no such folder.
+        """
+        if not self._fs.isdir(self._root):
+            raise InputError(f"there is no folder {self._path}: correct `path` of the source")
+        if self._is_local:
+            return sorted(_local_files(self._root))
+        return sorted(self._remote_files())
 
-    def _remote_files(self) -> Iterator[_File]:
+    def _remote_files(self) -> Iterator[SourceFile]:
         without_protocol = self._fs._strip_protocol(self._root)
         root = without_protocol.rstrip("/")
         found = self._fs.find(root, detail=True)
+        self._n_unmarked = 0
         for path, about in found.items():
             relative = path.removeprefix(root).lstrip("/")
             parts = relative.split("/")
@@ -144,21 +122,50 @@ class FolderSource:
             if is_hidden or not _is_image(relative):
                 continue
 
-            version = remote_version(about)
+            if not has_mark(about):
+                self._n_unmarked += 1
             size_bytes = about.get("size") or 0  # some file systems do not know it
             fault = ""
             if size_bytes > MAX_FILE_BYTES:
                 fault = Reason.TOO_LARGE
-            yield _File(relative, version, fault)
+            yield SourceFile(relative, remote_version(about), fault)
+
+    def _warn_of_unmarked(self, n_files: int) -> None:
+        if self._n_unmarked:
+            logger.warning(unmarked_warning(self._path, self._n_unmarked, n_files))
 
 
-def _local_file(path: Path, root: Path, real_root: Path) -> _File:
-    relative = path.relative_to(root).as_posix()
+def _local_files(root: str) -> Iterator[SourceFile]:
+    real_root = os.path.realpath(root)
+    unreadable: list[OSError] = []
+    # os.walk follows no links, and without `onerror` it would skip closed folders in silence.
+    for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
+        # Changed in place, which is how os.walk learns where not to go.
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in subfolders:
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
+                yield _local_file(path, root, real_root)
+        for name in names:
+            if _is_image(name):
+                path = os.path.join(folder, name)
+                yield _local_file(path, root, real_root)
+
+    for error in unreadable:
+        relative = os.path.relpath(error.filename, root)
+        name = printable(relative)
+        yield SourceFile(name, "", Reason.NOT_OPENED)
+
+
+def _local_file(path: str, root: str, real_root: str) -> SourceFile:
+    relative = path.removeprefix(root).lstrip(os.sep)
+    if os.sep != "/":
+        relative = relative.replace(os.sep, "/")
     if not is_printable(relative):
         name = printable(relative)
-        return _File(name, "", Reason.NAME)
+        return SourceFile(name, "", Reason.NAME)
     version, fault = file_state(path, real_root)
-    return _File(relative, version, fault)
+    return SourceFile(relative, version, fault)
 
 
 def _class_of(path: str) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -14,12 +17,19 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
 from pu_kd_pipeline.images.sources.base import SourceLostError, listing_table
 from pu_kd_pipeline.images.sources.files import (
+    SourceFile,
+    file_state,
     file_system,
+    has_mark,
     has_wildcard,
+    is_local,
+    local_matches,
     lost_source_error,
-    path_state,
     remote_version,
+    state_of,
+    unmarked_warning,
 )
+from pu_kd_pipeline.masking import without_credentials
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +37,8 @@ if TYPE_CHECKING:
 
     from pu_kd_pipeline.params.data_ingestion import ImageSource
 
+
+logger = logging.getLogger(__name__)
 
 _COLUMNS = ("id", "label", "label_name")  # next to the images; each of them may be missing
 _READ_ROWS = 1_000
@@ -43,30 +55,38 @@ class ParquetSource:
     def __init__(self, source: ImageSource, seed: int) -> None:
         self._path = str(source.path)
         self._fs, root = file_system(self._path)
-        if self._fs.isdir(root):
-            folder = root.rstrip("/")
-            root = f"{folder}/*.parquet"
-        self._files = self._find_files(root)
-        is_there = bool(self._files) and self._fs.exists(self._files[0])
-        if not is_there:
+        self._n_unmarked = 0  # remote files whose changes cannot be seen in full
+        if is_local(self._fs):
+            files = _local_files(root)
+        else:
+            files = self._remote_files(root)
+        self._files = sorted(files)
+        if not self._files:
             raise InputError(
                 f"there is no Parquet file at {self._path}: correct `path` of the source"
             )
 
-    def _find_files(self, path: str) -> list[str]:
-        if not has_wildcard(path):
-            return [path]
-        found: dict[str, dict[str, Any]] = self._fs.glob(path, detail=True)
-        files = []
+    def _remote_files(self, root: str) -> Iterator[SourceFile]:
+        if self._fs.isdir(root):
+            folder = root.rstrip("/")
+            root = f"{folder}/*.parquet"
+        if has_wildcard(root):
+            found: dict[str, dict[str, Any]] = self._fs.glob(root, detail=True)
+        elif self._fs.exists(root):
+            found = {root: self._fs.info(root)}
+        else:
+            found = {}
         for file, about in found.items():
             # Some writers make a folder that is called like a file.
-            if about.get("type") != "directory":
-                files.append(file)
-        return sorted(files)
+            if about.get("type") == "directory":
+                continue
+            if not has_mark(about):
+                self._n_unmarked += 1
+            yield SourceFile(file, remote_version(about), "")
 
     @staticmethod
     def state(source: ImageSource) -> str:
-        return path_state(str(source.path))
+        return state_of(lambda: ParquetSource(source, seed=0)._files)
 
     def listing(self) -> pd.DataFrame:
         tables = []
@@ -76,11 +96,13 @@ class ParquetSource:
         listing = pd.concat(tables, ignore_index=True)
         if listing.empty:
             raise InputError(f"{self._path} holds no image: it has no rows")
+        if self._n_unmarked:
+            logger.warning(unmarked_warning(self._path, self._n_unmarked, len(self._files)))
         return listing
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         for number in rows["file"].unique():
-            file = self._files[number]
+            file = self._files[number].path
             is_in_file = rows["file"] == number
             rows_of_file = rows.loc[is_in_file, "row"].to_numpy()
             try:
@@ -89,15 +111,18 @@ class ParquetSource:
                     yield from _read_images(parquet, rows_of_file)
             # A damaged file makes its reader raise nearly anything, and so does the network.
             except Exception as exc:
-                cause = f"{type(exc).__name__}: {exc}"
+                cause = without_credentials(f"{type(exc).__name__}: {exc}", self._path)
                 raise SourceLostError(lost_source_error(file, cause)) from exc
 
-    def _list_file(self, number: int, file: str) -> pd.DataFrame:
+    def _list_file(self, number: int, found: SourceFile) -> pd.DataFrame:
+        file = found.path
+        # A large file is no fault here: it is read in parts.
+        if found.fault not in ("", Reason.TOO_LARGE):
+            raise InputError(f"{file}: {found.fault}. Fix or remove it")
         with _errors_of_reader_explained(file), self._fs.open(file) as opened:
             parquet = _open(opened)
             _check_columns(parquet, file)
-            about = self._fs.info(file)
-            _check_row_count(parquet, about.get("size"))
+            _check_row_count(parquet, self._fs.info(file).get("size"))
             values = _read_columns(parquet, file)
 
         n_rows = parquet.metadata.num_rows
@@ -109,16 +134,29 @@ class ParquetSource:
             labels = None
 
         ids = _ids(values.get("id"), file, n_rows)
-        # A file is replaced as a whole: all its images share a version.
-        version = remote_version(about)
+        # A file is replaced as a whole: all its images share a version, of before it was read.
         return listing_table(
             ids,
             labels,
             label_names,
-            versions=[version] * n_rows,
+            versions=[found.version] * n_rows,
             file=np.full(n_rows, number),
             row=np.arange(n_rows),
         )
+
+
+def _local_files(path: str) -> Iterator[SourceFile]:
+    """Yield the files that a local path or pattern stands for; none is opened."""
+    if os.path.isdir(path):
+        pattern = f"{glob.escape(path)}/*.parquet"
+        matches = glob.glob(pattern)
+    else:
+        matches = local_matches(path)
+    for match in matches:
+        # Some writers make a folder that is called like a file.
+        if os.path.lexists(match) and not os.path.isdir(match):
+            version, fault = file_state(match)
+            yield SourceFile(match, version, fault)
 
 
 @contextmanager
@@ -129,8 +167,9 @@ def _errors_of_reader_explained(file: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as exc:
+        cause = without_credentials(f"{type(exc).__name__}: {exc}", file)
         raise InputError(
-            f"{file} is not a Parquet file that can be read ({type(exc).__name__}: {exc}): "
+            f"{file} is not a Parquet file that can be read ({cause}): "
             "correct `path`, or fix the file"
         ) from exc
 
@@ -200,7 +239,8 @@ def _ids(given: list[Any] | None, file: str, n_rows: int) -> list[str]:
     """Return the ids of a file's images: those given, or file and row for an image without id."""
     if given is None:
         given = [None] * n_rows
-    stem = PurePosixPath(file).stem
+    # Without credentials, which are no part of a name, and change.
+    stem = PurePosixPath(without_credentials(file)).stem
     ids = []
     for row, value in enumerate(given):
         image_id = str(value)

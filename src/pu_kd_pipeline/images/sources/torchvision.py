@@ -19,10 +19,12 @@ from pu_kd_pipeline.images.sources.files import (
     READ_THREADS,
     file_state,
     is_printable,
-    path_state,
     printable,
     read_file,
+    state_of,
+    tree,
 )
+from pu_kd_pipeline.params.paths import is_url, resolved_path
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.images.decoding import RawImage
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 
 DEFAULT_TORCHVISION_ROOT = "data/01_raw"
+# Where the files are and come from does not change the images.
+_PLACE_OPTIONS = ("root", "download")
 
 
 class TorchvisionSource:
@@ -42,9 +46,7 @@ class TorchvisionSource:
     @staticmethod
     def state(source: ImageSource) -> str:
         """Return the state of the folder that torchvision keeps the data set in."""
-        root = source.options.get("root")
-        folder = source.path or root or DEFAULT_TORCHVISION_ROOT
-        return path_state(str(folder))
+        return state_of(lambda: tree(_root_of(source)))
 
     def listing(self) -> pd.DataFrame:
         n = len(self._dataset)
@@ -65,8 +67,8 @@ class TorchvisionSource:
             prefix += f"/{key}={options[key]}"
         ids = [f"{prefix}/{position}" for position in range(n)]
 
-        # Always the same: a data set of torchvision is published once.
-        versions = ["1"] * n
+        # Which of the files make which image is known to torchvision alone.
+        versions = [self.state(self._source)] * n
         positions = np.arange(n)
         return listing_table(ids, labels, label_names, versions, position=positions)
 
@@ -142,7 +144,9 @@ class TorchvisionSource:
             default = accepted[name].default
             if default is not inspect.Parameter.empty:
                 options[name] = default
-        options.update(self._source.options)
+        for name, value in self._source.options.items():
+            if name not in _PLACE_OPTIONS:
+                options[name] = value
         return options
 
 
@@ -162,7 +166,7 @@ def _listing_of_files(
     for file in files:
         relative = os.path.relpath(file, root)
         ids.append(printable(relative))
-        version, fault = file_state(Path(file))
+        version, fault = file_state(file)
         if not is_printable(file):
             fault = str(Reason.NAME)
         versions.append(version)
@@ -183,28 +187,45 @@ def _open_dataset(source: ImageSource) -> Any:
     accepted = inspect.signature(dataset_class.__init__).parameters
     arguments: dict[str, Any] = {}
     if "root" in accepted:  # FakeData has no files
-        arguments["root"] = source.path or DEFAULT_TORCHVISION_ROOT
+        arguments["root"] = str(_root_of(source))
     # A class that takes any keyword passes it on to its parent, which may know it.
     kinds = [parameter.kind for parameter in accepted.values()]
     passes_more_on = inspect.Parameter.VAR_KEYWORD in kinds
     if "download" in accepted or passes_more_on:
-        arguments["download"] = source.download
+        arguments["download"] = source.download or source.options.get("download", False)
+    options = {**source.options, **arguments}
 
     try:
-        return dataset_class(**arguments, **source.options)
+        return dataset_class(**options)
     except TypeError as exc:
-        not_options = ("self", "root", "download")
-        options = [key for key in accepted if key not in not_options]
+        known = [key for key in accepted if key not in ("self", *_PLACE_OPTIONS)]
         raise InputError(
-            f"torchvision's {name} does not take these options ({exc}): "
-            f"it knows {', '.join(options)}"
+            f"torchvision's {name} does not take these options ({exc}): it knows {', '.join(known)}"
         ) from exc
     except Exception as exc:  # each data set reads files of its own, in its own way
         fix = "set `download: true`, or `path` to its folder"
-        if source.download:
+        if arguments.get("download"):
             fix = "check the network and `path`"
         root = arguments.get("root")
         raise InputError(f"torchvision's {name} at {root} cannot be opened ({exc}): {fix}") from exc
+
+
+def _root_of(source: ImageSource) -> Path:
+    """Return the folder that torchvision keeps the data set in.
+
+    Raises:
+        InputError: two are given, or it is on another machine.
+    """
+    given = source.options.get("root")
+    if source.path is not None and given is not None:
+        raise InputError(
+            f"torchvision's {source.dataset} has a `path` ({source.path}) and an option `root` "
+            f"({given}): leave one of them out"
+        )
+    folder = str(source.path or given or DEFAULT_TORCHVISION_ROOT)
+    if is_url(folder):
+        raise InputError(f"torchvision reads local folders only, and {folder} is none")
+    return resolved_path(folder)
 
 
 def _dataset_class(name: str) -> Any:
