@@ -130,7 +130,8 @@ def _without_checksum(table: pa.Table) -> pa.Table:
 def _seal(path: Path, identity: str) -> None:
     """Put the checksum of a file in its place."""
     with open(path, "r+b") as file:
-        position, _ = _checksum_entry(file)
+        position, unset = _checksum_entry(file)
+        assert unset == _UNSET
         checksum = _checksum(file, position, identity)
         file.seek(position)
         file.write(checksum)
