@@ -69,6 +69,7 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
     folder = naive.write_folder(work / "photos", photos)
     store = packed_store(folder, COLOR, work / "photos_store")
     yield from _plain_rows(folder, store)
+    yield _verification_row(folder, store)
     yield from _augmented_rows(folder, store)
 
     digits = naive.encoded_images(images, "mnist_train", N_LENET, ("PNG", 1, 28))
@@ -157,6 +158,31 @@ def _plain_row(
     limit = _share_of_limit(batches)
     note = f"{n_images:,} images; the batches are equal within 1e-5"
     return speedup("1", what, gain, 40, limit=limit, note=note)
+
+
+def _verification_row(folder: Path, store: ImageStore) -> Measurement:
+    """Compare a first pass over a store, which verifies each image, with the naive loop."""
+    shuffled = _shuffled_rows(len(store))
+    indices = shuffled.split(BATCH_SIZE)
+    dataset = naive.image_folder(folder, COLOR, naive.transform_of(COLOR))
+    loader = _naive_loader(dataset, store, indices)
+    normalize = Normalize(COLOR.mean, COLOR.std)
+    verified = _all_images(store, MAPPED)
+
+    def first_pass() -> None:
+        # A store that is opened again has verified nothing.
+        opened = ImageStore.open(store.folder)
+        _drain(_plain(_all_images(opened, MAPPED), indices, normalize))
+
+    def later_pass() -> None:
+        _drain(_plain(verified, indices, normalize))
+
+    gain = ratio(lambda: _drain(loader), first_pass, repeats=3)
+    cost = ratio(first_pass, later_pass, repeats=7)
+    what = "the first pass over a packed store, memory-mapped, which verifies the checksum of each "
+    what += "image, against an image folder"
+    note = f"{cost.median:.1f} times as long as later passes, which verify nothing"
+    return speedup("1", what, gain, None, note=note)
 
 
 def _augmented_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pu_kd_pipeline.images.row_checksums import checksum
 from pu_kd_pipeline.images.shard_files import index_file, index_schema, pixel_file
 from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore
-from pu_kd_pipeline.images.store_file import FORMAT, STORE_FILE
+from pu_kd_pipeline.images.store_file import STORE_FILE, Specification
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_classifier import make_head
 from pu_kd_pipeline.models.cards import PUClassifierCard
 from pu_kd_pipeline.models.factory import new_teacher
 from pu_kd_pipeline.models.model import PUClassifier, save_model
 from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams
+from pu_kd_pipeline.storage.checked_json import to_checked_json
+from pu_kd_pipeline.storage.parquet_files import write_parquet
 
 N_CHANNELS = 1
 SIZE_PX = 16
@@ -46,8 +48,10 @@ def write_shard(folder: Path, number: int, n: int) -> Shard:
         "status": ["ok"] * n,
         "version": [None] * n,
         "row": range(n),
+        "checksum": [checksum(image) for image in pixels],
     }
-    pq.write_table(pa.table(index, schema=index_schema()), index_file(folder, name))
+    table = pa.table(index, schema=index_schema())
+    write_parquet(table, index_file(folder, name), name)
     return name, n
 
 
@@ -59,22 +63,17 @@ def link_store(shards: Sequence[Shard], origin: Path, folder: Path) -> ImageStor
             # Hard links: a copy of each pool would take gigabytes.
             if not (folder / file.name).exists():
                 os.link(file, folder / file.name)
+    specification = Specification("packed", N_CHANNELS, SIZE_PX, 10**6, maker="benchmark")
     about = {
-        "specification": {
-            "kind": "packed",
-            "channels": N_CHANNELS,
-            "size_px": SIZE_PX,
-            "max_image_pixels": 10**6,
-            "format": FORMAT,
-        },
+        "specification": asdict(specification),
         "n_images": sum(n for _, n in shards),
         "shards": [{"name": name, "n": n} for name, n in shards],
         "quarantine": {},
         "class_names": list(CLASSES),
     }
     nothing = {name: pa.array([], pa.string()) for name in ("id", "source", "status", "version")}
-    pq.write_table(pa.table(nothing), folder / QUARANTINE_FILE)
-    (folder / STORE_FILE).write_text(json.dumps(about))
+    write_parquet(pa.table(nothing), folder / QUARANTINE_FILE, QUARANTINE_FILE)
+    (folder / STORE_FILE).write_text(to_checked_json(about))
     return ImageStore.open(folder)
 
 

@@ -91,13 +91,29 @@ class CheckpointsDataset(FolderDataset):
 
 
 class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):
-    """An image store; saving an ingestion plan makes only the missing shards."""
+    """An image store; saving an ingestion plan makes only the missing and damaged shards."""
+
+    def make_again(self) -> None:
+        """Make the next save read and decode every image, also those that are stored or set aside.
+
+        It holds until a save has succeeded, also in later processes: if one is stopped in between,
+        it leaves the old store, whose images must not be kept then.
+        """
+        if self.filepath.is_dir():
+            self._make_again_file.touch()
 
     def save(self, data: IngestionPlan) -> None:
         """Run the plan."""
         from pu_kd_pipeline.images.ingestion import write_store
 
-        write_store(data, self.filepath)
+        marker = self._make_again_file
+        write_store(data, self.filepath, makes_again=marker.exists())
+        marker.unlink(missing_ok=True)
+
+    @property
+    def _make_again_file(self) -> Path:
+        # Hidden files are not part of a data set.
+        return self.filepath / ".make_again"
 
     def load(self) -> ImageStore:
         """Open the store; nothing is read yet."""
@@ -113,7 +129,7 @@ class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"])
 class ShardedTableDataset(
     _OnDisk, AbstractDataset["Mapping[str, Callable[[], pa.Table]]", "ShardedTable"]
 ):
-    """A table with one Parquet file per shard; saving makes only the missing shards.
+    """A table with one Parquet file per shard; saving makes only the missing and damaged shards.
 
     Args:
         filepath: the folder of the files.
@@ -126,12 +142,24 @@ class ShardedTableDataset(
     ) -> None:
         super().__init__(filepath=filepath, metadata=metadata)
         self.keeps_others = keeps_others
+        self._makes_again = False
+
+    def make_again(self) -> None:
+        """Make the next save make every shard that is saved, also those that exist.
+
+        These are removed before the first is made, so that a save that was stopped can be resumed
+        by another. Shards that are only kept because of `keeps_others` stay.
+        """
+        self._makes_again = True
 
     def save(self, data: Mapping[str, Callable[[], pa.Table]]) -> None:
-        """Make the missing shards."""
+        """Make the missing and damaged shards."""
         from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
-        ShardedTable.write(self.filepath, data, keeps_others=self.keeps_others)
+        ShardedTable.write(
+            self.filepath, data, keeps_others=self.keeps_others, makes_again=self._makes_again
+        )
+        self._makes_again = False
 
     def load(self) -> ShardedTable:
         """Open the table; nothing is read yet."""

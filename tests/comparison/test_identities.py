@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pu_kd_pipeline.comparison import cells
 from pu_kd_pipeline.comparison.cells import comparison_shards
 from pu_kd_pipeline.comparison.grid import Blocks, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
@@ -33,6 +34,13 @@ def test_names_change_with_the_parameters_that_decide_a_result(inputs, blocks):
     longer = names_of(inputs, blocks, params, pu_training={"epochs": 3})
     # `random` is as large as the selection of `pu`, which follows from the PU training.
     assert set(longer[:2]).isdisjoint(before)
+
+
+def test_names_change_with_code_and_libraries(inputs, blocks, monkeypatch):
+    params = grid(seeds=[0])
+    before = names_of(inputs, blocks, params)
+    monkeypatch.setattr(cells, "maker_fingerprint", lambda *_: "0123456789ab")
+    assert set(names_of(inputs, blocks, params)).isdisjoint(before)
 
 
 def test_names_of_a_random_draw_do_not_follow_the_pu_training(inputs, blocks):
@@ -103,8 +111,7 @@ def test_an_identity_holds_what_its_objective_uses_and_nothing_of_the_others(
 
 
 @pytest.mark.parametrize("objective", ["kd", "robust_kd"])
-def test_cells_computed_before_later_objectives_existed_are_found_again(blocks, objective):
-    """Their files are named after an identity that holds these keys and no others."""
+def test_an_identity_holds_no_key_of_objectives_that_it_does_not_use(blocks, objective):
     without = dict.fromkeys(CHANGES_OF_OBJECTIVES)
     identity = identity_of(blocks, objective)
     assert identity == identity_of(blocks, objective, **without)

@@ -164,16 +164,19 @@ def _write_damaged_store(kind: str, ending: str, data: bytes, folder: Path) -> N
 
 
 def read_store(kind: str, ending: str, data: bytes, folder: Path) -> object:
-    """Read everything that a store with one damaged file holds."""
+    """Read everything that a store with one damaged file holds: it is what was written."""
     _write_damaged_store(kind, ending, data, folder)
     store = ImageStore.open(folder)
-    index = store.index
     quarantine = store.quarantine
     n_images = len(store)
-    assert len(index) == n_images
+    assert store.index["id"].tolist() == ["a", "b", "c"]
+    assert store.index["label"].tolist() == [0, 1, 2]
 
     images = store.read(np.arange(n_images))
     assert images.shape == (n_images, *store.image_shape)
+    for number, image in enumerate(images):
+        expected = DECODER.decode(noise_png(number))
+        np.testing.assert_array_equal(image, expected)
     ids = [store.shard_ids(shard) for shard in store.shards]
     return images, quarantine, ids
 
@@ -188,9 +191,11 @@ def ingest_over(ending: str, data: bytes, folder: Path) -> object:
     source = {"type": "parquet", "path": str(file), "labels": "classes"}
     store = write_store(plan_of(source), out)
     # Whatever was damaged, the result is the store of the source.
-    assert sorted(store.index["id"]) == ["a", "b", "c"]
+    assert store.index["id"].tolist() == ["a", "b", "c"]
     pixels = store.read(np.arange(3))
-    assert pixels.shape == (3, 3, 8, 8)
+    for number, image in enumerate(pixels):
+        expected = DECODER.decode(noise_png(number))
+        np.testing.assert_array_equal(image, expected)
     return store
 
 
@@ -200,14 +205,18 @@ def table_file(name: str) -> list[bytes]:
 
 
 def read_manifest(data: bytes, folder: Path) -> object:
-    """Read a damaged manifest."""
+    """Read a damaged manifest: it is what was written."""
     file = folder / "manifest.parquet"
     file.write_bytes(data)
-    return read_table(file)
+    manifest = read_table(file)
+    assert manifest["id"].tolist() == ["a", "b"]
+    assert manifest["origin"].tolist() == ["labeled", "pool"]
+    assert manifest.attrs == {"rule": "nnpu", "threshold": 0.0}
+    return manifest
 
 
 def read_shards(damaged_name: str, data: bytes, folder: Path) -> object:
-    """Read a sharded table with one damaged file."""
+    """Read a sharded table with one damaged file: it is what was written."""
     for name in ("s0.parquet", "s1.parquet", "shards.json"):
         content = valid_files.table_files()[name]
         if name == damaged_name:
@@ -217,6 +226,10 @@ def read_shards(damaged_name: str, data: bytes, folder: Path) -> object:
     # Reading a part may fail where reading another does not.
     rows = table.to_pandas()
     descriptors = table.arrays("descriptor")
+    assert table.names == ("s0", "s1")
+    assert rows["id"].tolist() == ["a", "b", "a", "b"]
+    expected = valid_files.noise(2, 4).astype(np.float16)
+    np.testing.assert_array_equal(descriptors, np.concatenate([expected, expected]))
     return len(table), table.facts, rows, descriptors
 
 

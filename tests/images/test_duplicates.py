@@ -224,7 +224,7 @@ def test_copies_of_test_images_are_logged(stores, caplog):
 
 
 def test_stores_of_different_shapes_are_refused(stores, tmp_path):
-    in_color = Specification("packed", channels=3, size_px=8, max_image_pixels=10)
+    in_color = Specification("packed", channels=3, size_px=8, max_image_pixels=10, maker="")
     other = ImageStore(tmp_path, in_color, (), {})
     message = "images of different forms: run `kedro run --pipeline=data_ingestion`"
     with pytest.raises(InputError, match=message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import pickle
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.storage.checked_json import from_checked_json, to_checked_json
 from tests.images.numbered_images import (
     KINDS,
     batch_of,
@@ -229,9 +229,10 @@ def test_importing_the_stores_needs_neither_pandas_nor_pyarrow_nor_torch() -> No
 def edited_description(store: ImageStore) -> Iterator[dict[str, Any]]:
     """Write a store's `store.json` again, with what the block changes in it."""
     file = store.folder / "store.json"
-    content = json.loads(file.read_text())
+    content = from_checked_json(file.read_text())
     yield content
-    file.write_text(json.dumps(content))
+    # With the right checksum: by somebody who tampers with it, and not by damage.
+    file.write_text(to_checked_json(content))
 
 
 @pytest.fixture

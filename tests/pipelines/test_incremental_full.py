@@ -94,6 +94,52 @@ def test_a_damaged_part_of_an_output_is_made_again_and_nothing_else(data, victim
     assert contents(data) == before
 
 
+@pytest.mark.parametrize(
+    ("victim", "list_of_shards", "node"),
+    [
+        ("04_feature/pool_features/*.parquet", "shards.json", "extract_pool_features"),
+        ("02_intermediate/pool_images/*.npy", "store.json", "ingest_pool_images"),
+    ],
+)
+def test_a_damaged_shard_is_made_again_where_its_list_and_its_record_are_gone(
+    data, victim, list_of_shards, node
+):
+    before = contents(data)
+    file = min(data.glob(victim))
+    damaged = bytearray(file.read_bytes())
+    middle = len(damaged) // 2
+    for position in range(middle, middle + 400):
+        damaged[position] ^= 0xFF
+    file.write_bytes(damaged)
+    # As after a kill between two writes: nothing else knows what the shard should be.
+    file.with_name(list_of_shards).unlink()
+    [record] = (data / "node_records").glob(f"*{node}*.json")
+    record.unlink()
+    result = run_kedro("--pipeline=full", data=data)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [name.partition(".")[2] for name in nodes_that_ran(result.stdout)] == [node]
+    assert contents(data) == before
+
+
+def test_a_stage_that_reads_a_damaged_shard_refuses_it(data):
+    file = min(data.glob("04_feature/pool_features/*.parquet"))
+    intact = file.read_bytes()
+    damaged = bytearray(intact)
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    try:
+        # Without the runner, which would notice it as well.
+        result = run_kedro("--pipeline=pool_scoring", "--runner=SequentialRunner", data=data)
+    finally:
+        file.write_bytes(intact)
+
+    assert result.returncode == 1
+    text = " ".join((result.stdout + result.stderr).split())
+    assert "its checksum is wrong): delete it, and run the stage that wrote it again" in text
+    assert "Traceback" not in text
+
+
 def test_a_changed_parameter_runs_the_nodes_that_read_it_and_what_depends_on_them(data):
     from kedro.framework.project import configure_project, pipelines
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pu_kd_pipeline.datasets import ShardedTableDataset
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.storage.checked_json import to_checked_json
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array, fixed_size_list
 from pu_kd_pipeline.storage.table import read_table, write_table
+from tests.hostile.mutations import damaged_bytes
 
 
 def _shard(name):
@@ -165,7 +171,15 @@ def test_the_facts_of_a_table_are_what_its_makers_wrote(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('["../a"]', "leads out of the table"), ("[", "is damaged"), ("3", "is damaged")],
+    [
+        (to_checked_json({"shards": ["../a"]}), "leads out of the table"),
+        (to_checked_json({"shards": ["a", "a"]}), "names a shard twice"),
+        (to_checked_json({}), "is not a list of names"),
+        ('{"shards": ["a"]}', "has no checksum"),
+        ('["a"]', "has no checksum"),  # as earlier versions wrote it
+        ("[", "cannot be used"),
+        ("3", "cannot be used"),
+    ],
 )
 def test_a_list_of_shards_that_was_tampered_with_is_refused(tmp_path, text, message):
     # The shard outside of the table exists, so that its name leads to a file.
@@ -187,3 +201,130 @@ def test_a_damaged_shard_is_named(tmp_path, read):
     message = r"a.parquet is damaged .*: delete it, and run the stage that wrote it again"
     with pytest.raises(InputError, match=message):
         read(table)
+
+
+# --- damage
+
+
+def _flip_bytes(file, n=400):
+    """Invert up to n bytes in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    start = max(0, len(content) // 2 - n // 2)
+    for position in range(start, min(len(content), start + n)):
+        content[position] ^= 0xFF
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("list_of_shards", ["kept", "damaged", "removed"])
+def test_a_damaged_shard_is_made_again_and_no_other(tmp_path, caplog, list_of_shards):
+    _write(tmp_path, "a", "b")
+    intact = (tmp_path / "a.parquet").read_bytes()
+    _flip_bytes(tmp_path / "a.parquet")
+    if list_of_shards == "damaged":
+        _flip_bytes(tmp_path / "shards.json")
+    elif list_of_shards == "removed":
+        (tmp_path / "shards.json").unlink()
+
+    made = []
+    table = _write(tmp_path, "a", "b", made=made)
+    assert made == ["a"]
+    assert "a.parquet is damaged" in caplog.text
+    assert table.arrays("id").tolist() == ["a", "b"]
+    assert (tmp_path / "a.parquet").read_bytes() == intact
+
+
+def test_exchanged_shards_are_refused_and_made_again(tmp_path):
+    table = _write(tmp_path, "a", "b")
+    first = tmp_path / "a.parquet"
+    second = tmp_path / "b.parquet"
+    first_content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(first_content)
+    with pytest.raises(InputError, match="its checksum is wrong"):
+        table.arrays("id")
+
+    made = []
+    table = _write(tmp_path, "a", "b", made=made)
+    assert made == ["a", "b"]
+    assert table.arrays("id").tolist() == ["a", "b"]
+
+
+def test_a_shard_of_an_earlier_version_is_made_again(tmp_path):
+    table = _write(tmp_path, "a")
+    pa.parquet.write_table(_shard("a"), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"has no checksum.*run the stage that wrote it again"):
+        table.arrays("id")
+    made = []
+    _write(tmp_path, "a", made=made)
+    assert made == ["a"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_whatever_is_damaged_the_table_is_refused_or_right_and_can_be_made_again(
+    tmp_path_factory, data
+):
+    folder = tmp_path_factory.mktemp("table")
+    intact = _write(folder, "a", "b").to_pandas()["id"].tolist()
+    files = sorted(folder.iterdir())
+    file = data.draw(st.sampled_from(files))
+    if data.draw(st.booleans()):
+        file.write_bytes(data.draw(damaged_bytes([file.read_bytes()])))
+    else:
+        other = data.draw(st.sampled_from([None, *files]))
+        if other is None:
+            file.unlink()
+        else:
+            file.write_bytes(other.read_bytes())
+
+    # Any other error than an InputError fails the test.
+    with suppress(InputError):
+        assert ShardedTable.open(folder).to_pandas()["id"].tolist() == intact
+    assert _write(folder, "a", "b").to_pandas()["id"].tolist() == intact
+
+
+# --- making everything again
+
+
+def test_all_shards_are_made_again_where_that_is_asked_for(tmp_path):
+    dataset = ShardedTableDataset(filepath=str(tmp_path))
+    made = []
+
+    def make(name):
+        made.append(name)
+        return _shard(name)
+
+    makers = {name: partial(make, name) for name in ("a", "b")}
+    dataset.save(makers)
+    dataset.make_again()
+    dataset.save(makers)
+    assert made == ["a", "b", "a", "b"]
+    # Once only.
+    dataset.save(makers)
+    assert len(made) == 4
+
+
+def test_a_forced_table_that_was_killed_keeps_no_shard_of_before(tmp_path):
+    _write(tmp_path, "a", "b")
+
+    def kill():
+        raise KeyboardInterrupt
+
+    makers = {"a": partial(_shard, "a"), "b": kill}
+    with pytest.raises(KeyboardInterrupt):
+        ShardedTable.write(tmp_path, makers, makes_again=True)
+    with pytest.raises(InputError, match="1 of 2 shards are missing, such as b"):
+        ShardedTable.open(tmp_path)
+    # The next run need not be forced: what is there is new.
+    made = []
+    _write(tmp_path, "a", "b", made=made)
+    assert made == ["b"]
+
+
+def test_a_forced_table_leaves_shards_that_it_only_keeps(tmp_path):
+    dataset = ShardedTableDataset(filepath=str(tmp_path), keeps_others=True)
+    dataset.save({"a": partial(_shard, "a"), "b": partial(_shard, "b")})
+    other = (tmp_path / "a.parquet").stat()
+    dataset.make_again()
+    dataset.save({"b": partial(_shard, "b")})
+    assert (tmp_path / "a.parquet").stat() == other

@@ -19,16 +19,19 @@ from pu_kd_pipeline.comparison.starts import STARTS
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.factory import new_student
+from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams
+from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 
 logger = logging.getLogger(__name__)
-RESULTS_VERSION = 1  # part of each cell's name: raising it makes all cells be computed again
 
 
 def comparison_shards(
     inputs: ComparisonInputs, blocks: Blocks, params: ComparisonParams
 ) -> dict[str, Callable[[], pa.Table]]:
     """Return one maker per cell, named after it and a fingerprint of all its result depends on.
+
+    Code and library versions count: with others, all cells are computed again.
 
     A cell that cannot be computed (a rule that selects nothing, a loss that is not finite) becomes
     a row with the reason, and the other cells are computed.
@@ -68,7 +71,7 @@ def _compute(computation: CellComputation, cell: Cell, position: str) -> pa.Tabl
 
 def _shard_name(cell: Cell, inputs: ComparisonInputs, params: ComparisonParams) -> str:
     """Return the name of a cell's file; another key here renames the files of finished cells."""
-    facts: dict[str, Any] = {"version": RESULTS_VERSION}
+    facts: dict[str, Any] = {"maker": maker_fingerprint(CellComputation, load_model)}
     facts.update(cell.identity())
     facts.update(inputs.fingerprints)
     # Only what this method reads: a change of the rest must not make its cells be computed again.

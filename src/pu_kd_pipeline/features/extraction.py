@@ -17,8 +17,9 @@ from pu_kd_pipeline.images.batches import map_images, normalization
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.store_file import Shard
 from pu_kd_pipeline.learning.features import to_float16
-from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.sharded_table import fixed_size_list
 
 ShardMakers = dict[str, Callable[[], pa.Table]]
@@ -31,7 +32,7 @@ LAST_TAP_SIZE = "last_tap_size"
 def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -> ShardMakers:
     """Return one function per shard of a store that computes the features of the shard.
 
-    The names consist of the shard's name and a hash of teacher and precision.
+    The names consist of the shard's name and a hash of teacher, precision, code and libraries.
     """
     if not len(images):
         raise InputError(
@@ -72,8 +73,10 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
         table = pa.table(columns)
         return table.replace_schema_metadata(metadata)
 
-    # In the name, so that another teacher or precision makes all shards again.
-    suffix = short_hash(fingerprint, compute.precision)
+    # In the name, so that another teacher, precision, code or library makes all shards again.
+    # `load_model` reaches the code of the networks, which nothing else here mentions.
+    maker = maker_fingerprint(feature_shards, load_model)
+    suffix = short_hash(fingerprint, compute.precision, maker)
     return {f"{shard.name}-{suffix}": partial(make, shard) for shard in images.shards}
 
 

@@ -17,8 +17,9 @@ from pu_kd_pipeline.images.batches import map_images
 from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, pu_features
-from pu_kd_pipeline.models.model import PUClassifier
+from pu_kd_pipeline.models.model import PUClassifier, load_pu_classifier
 from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -27,7 +28,7 @@ def score_shards(
 ) -> ShardMakers:
     """Return one function per shard of the pool's features that scores the shard.
 
-    The names consist of the shard's name and a hash of classifier and precision.
+    The names consist of the shard's name and a hash of classifier, precision, code and libraries.
     """
     check_teacher(
         features,
@@ -66,8 +67,10 @@ def score_shards(
         }
         return pa.table(columns)
 
-    # In the name, so that another classifier or precision scores all shards again.
-    suffix = short_hash(classifier.fingerprint(), compute.precision)
+    # In the name, so that another classifier, precision, code or library scores all shards again.
+    # `load_pu_classifier` reaches the code of the networks.
+    maker = maker_fingerprint(score_shards, load_pu_classifier)
+    suffix = short_hash(classifier.fingerprint(), compute.precision, maker)
     return {f"{name}-{suffix}": partial(make, name) for name in features.names}
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -24,11 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable
-from pu_kd_pipeline.images.listing import IDENTITY_COLUMNS, Reader, list_images
+from pu_kd_pipeline.images.listing import Reader, list_images
 from pu_kd_pipeline.images.plan import IngestionPlan, choose_specification
 from pu_kd_pipeline.images.quarantine import (
     DUPLICATE,
@@ -37,28 +35,28 @@ from pu_kd_pipeline.images.quarantine import (
     counts_by_reason,
     duplicate_of,
 )
+from pu_kd_pipeline.images.reusable_shards import reusable_shards, write_index
 from pu_kd_pipeline.images.shard_files import (
     index_file,
     index_schema,
-    index_to_pandas,
-    open_encoded,
-    open_packed,
     pixel_file,
 )
 from pu_kd_pipeline.images.shard_writers import shard_writer
 from pu_kd_pipeline.images.sources.base import SourceLostError
-from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore
+from pu_kd_pipeline.images.sources.registry import open_source
+from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore, read_quarantine
 from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification
 from pu_kd_pipeline.progress import track
+from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
+from pu_kd_pipeline.storage.checked_json import to_checked_json
+from pu_kd_pipeline.storage.parquet_files import write_parquet
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.images.decoding import RawImage
 
 logger = logging.getLogger(__name__)
 
-_SHARD_NAME = re.compile(r"[0-9]{5,9}-[0-9a-f]{12}")
-_METADATA_KEY = b"specification"
 # Begins the name of a shard that is being written; only a killed process leaves such a file behind.
 _UNFINISHED = ".shard-"
 
@@ -75,8 +73,15 @@ class _UnfinishedStore:
     new_files: list[Path] = field(default_factory=list)
 
 
-def write_store(plan: IngestionPlan, folder: Path | str) -> ImageStore:
+def write_store(
+    plan: IngestionPlan, folder: Path | str, *, makes_again: bool = False
+) -> ImageStore:
     """Make the folder hold what the plan asks for, reusing every shard that is still right.
+
+    Args:
+        plan: the images.
+        folder: of the store.
+        makes_again: read and decode every image, also those that are stored or quarantined.
 
     Raises:
         InputError: a source cannot be used, or more images than allowed are unusable; the folder is
@@ -84,12 +89,16 @@ def write_store(plan: IngestionPlan, folder: Path | str) -> ImageStore:
     """
     folder = Path(folder)
     wanted, readers = list_images(plan)
-    specification = choose_specification(plan, len(wanted))
+    # Not of `write_store` as a whole: an edited message must not make all shards again.
+    maker = maker_fingerprint(Decoder, open_source, shard_writer, _write_shard)
+    specification = choose_specification(plan, len(wanted), maker)
     folder.mkdir(parents=True, exist_ok=True)
     leftovers = remove_leftovers(folder)
     was_killed = any(leftover.name.startswith(_UNFINISHED) for leftover in leftovers)
 
-    store = _resume(folder, specification, wanted)
+    store = _new_store(folder, specification, wanted)
+    if not makes_again:
+        _keep_finished_work(store, wanted)
     accounted_for = [*store.id_by_digest.values(), *store.quarantine["id"]]
     is_accounted_for = wanted["id"].isin(accounted_for)
     is_missing = ~is_accounted_for.to_numpy()
@@ -112,10 +121,21 @@ def write_store(plan: IngestionPlan, folder: Path | str) -> ImageStore:
 # --- what an earlier run has done already
 
 
-def _resume(folder: Path, specification: Specification, wanted: pd.DataFrame) -> _UnfinishedStore:
-    """Return what need not be done again: shards that are still right, and known quarantine."""
+def _new_store(
+    folder: Path, specification: Specification, wanted: pd.DataFrame
+) -> _UnfinishedStore:
+    """Return a store without images, and with those quarantined that their source refuses."""
     store = _UnfinishedStore(folder, specification)
-    reusable = _reusable_shards(folder, specification, wanted)
+    faulty = wanted[wanted["fault"].notna()]
+    quarantine = faulty[["id", "source", "version"]]
+    store.quarantine = quarantine.assign(status=faulty["fault"])
+    return store
+
+
+def _keep_finished_work(store: _UnfinishedStore, wanted: pd.DataFrame) -> None:
+    """Add what an earlier run has done: shards that are still right, and known quarantine."""
+    specification = store.specification
+    reusable = reusable_shards(store.folder, specification, wanted)
     for name, index in reusable.items():
         # `start` is unknown before all shards are; readers compute it from `store.json`.
         shard = Shard(name, len(index), 0)
@@ -124,81 +144,12 @@ def _resume(folder: Path, specification: Specification, wanted: pd.DataFrame) ->
         ids_by_digest = zip(digests, index["id"], strict=True)
         store.id_by_digest.update(ids_by_digest)
 
-    faulty = wanted[wanted["fault"].notna()]
-    quarantine = faulty[["id", "source", "version"]]
-    store.quarantine = quarantine.assign(status=faulty["fault"])
-
     # Where the old store is damaged, its quarantined images are simply decoded again.
     with suppress(Exception):
-        old_store = ImageStore.open(folder)
+        old_store = ImageStore.open(store.folder)
         if old_store.specification == specification:
             known = _known_quarantine(store, wanted)
             store.quarantine = pd.concat([store.quarantine, known], ignore_index=True)
-    return store
-
-
-def _reusable_shards(
-    folder: Path, specification: Specification, wanted: pd.DataFrame
-) -> dict[str, pd.DataFrame]:
-    """Return the indexes of the shards that are whole, of this specification, and all wanted."""
-    wanted_hashes = _identity_hashes(wanted)
-    kept: dict[str, pd.DataFrame] = {}
-    taken_ids: set[str] = set()
-
-    for file in sorted(folder.glob("*.index.parquet")):
-        name = file.name.removesuffix(".index.parquet")
-        index = _read_index(folder, name, specification)
-        if index is None:
-            continue
-
-        is_wanted = _identity_hashes(index).isin(wanted_hashes)
-        # An interrupted run can leave two shards that hold the same image: the first one is kept.
-        if is_wanted.all() and taken_ids.isdisjoint(index["id"]):
-            kept[name] = index
-            taken_ids.update(index["id"])
-
-    return kept
-
-
-def _identity_hashes(table: pd.DataFrame) -> pd.Index:
-    """Return one hash per image of all that must be unchanged for a stored image to be right."""
-    identity = table[IDENTITY_COLUMNS].astype("str")
-    identity = identity.fillna("")
-    hashes = pd.util.hash_pandas_object(identity, index=False)
-    return pd.Index(hashes)
-
-
-def _read_index(folder: Path, name: str, specification: Specification) -> pd.DataFrame | None:
-    """Return the index of a shard, or None if the shard is damaged or of another specification."""
-    if not _SHARD_NAME.fullmatch(name):
-        return None
-    file = index_file(folder, name)
-    # A damaged file makes its reader raise nearly anything.
-    with suppress(Exception):
-        table = pq.read_table(file, page_checksum_verification=True)
-        metadata = table.schema.metadata or {}
-        own_specification = metadata.get(_METADATA_KEY)
-        is_index = table.schema.remove_metadata() == index_schema()
-        if is_index and own_specification == _encode(specification):
-            _check_pixels(folder, name, specification, table.num_rows)
-            return index_to_pandas(table)
-    return None
-
-
-def _check_pixels(folder: Path, name: str, specification: Specification, n_images: int) -> None:
-    """Raise an InputError if the pixels of a shard are damaged; only headers and sizes are read."""
-    if specification.kind == "packed":
-        size_px = specification.size_px
-        shape = (n_images, specification.channels, size_px, size_px)
-        open_packed(folder, name, shape)
-    else:
-        open_encoded(folder, name, n_images)
-
-
-def _encode(specification: Specification) -> bytes:
-    fields = asdict(specification)
-    text = json.dumps(fields, sort_keys=True)
-    return text.encode()
 
 
 def _known_quarantine(store: _UnfinishedStore, wanted: pd.DataFrame) -> pd.DataFrame:
@@ -206,7 +157,7 @@ def _known_quarantine(store: _UnfinishedStore, wanted: pd.DataFrame) -> pd.DataF
     keys = ["id", "version", "source"]
     is_usable = wanted["fault"].isna()
     usable = wanted.loc[is_usable, keys]
-    known = pd.read_parquet(store.folder / QUARANTINE_FILE)
+    known = read_quarantine(store.folder).to_pandas()
     known = known.merge(usable, on=keys)
     status = known["status"]
 
@@ -250,9 +201,11 @@ def _write_missing(
             plan.name,
         )
 
-    # Images that are decoded again and turn out to be the same keep their place and shard name.
+    # The lowest numbers that no kept shard has: a shard that is made again, and images that are
+    # decoded again and turn out to be the same, keep their place and name.
     used_numbers = set(map(_number_of, store.shards))
-    numbers = (number for number in count() if number not in used_numbers)
+    free_numbers = (number for number in count() if number not in used_numbers)
+
     raw_images = track(
         _read_images(missing, readers),
         name=f"{plan.name} images",
@@ -264,14 +217,16 @@ def _write_missing(
         rows = missing.iloc[start : start + shard_size]
         raw_images_of_shard = islice(raw_images, len(rows))
         decoded = decode_all(raw_images_of_shard, plan.store.n_workers)
-        _write_shard(store, next(numbers), rows, decoded)
+        _write_shard(store, next(free_numbers), rows, decoded)
         # A hopeless pool is given up here, not after hours of decoding.
         check_quarantine(plan, store.quarantine, len(wanted))
     store.shards.sort(key=_number_of)
 
 
 def _number_of(shard: Shard) -> int:
-    return int(shard.name.split("-")[0])
+    """Return the number that the name of a shard begins with."""
+    number, _, _ = shard.name.partition("-")
+    return int(number)
 
 
 def _read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
@@ -325,7 +280,7 @@ def _write_shard(
         if digests:
             stored = table[is_ok]
             row_numbers = np.arange(len(digests))
-            index = stored.assign(sha256=digests, row=row_numbers)
+            index = stored.assign(sha256=digests, row=row_numbers, checksum=writer.checksums)
             shard = _finish_shard(store, number, temporary, index)
             store.shards.append(shard)
     finally:
@@ -337,11 +292,12 @@ def _finish_shard(
 ) -> Shard:
     """Give the pixels their name, which depends on their content, and write the index."""
     folder = store.folder
-    encoded_specification = _encode(store.specification)
     table = pa.Table.from_pandas(index, schema=index_schema(), preserve_index=False)
 
-    # Without the versions: images that were only touched keep the store's fingerprint.
-    digest = hashlib.sha256(encoded_specification)
+    # Without versions and maker: images that were only touched, and another maker of the same
+    # pixels, keep the store's fingerprint.
+    about = json.dumps(store.specification.content_fields(), sort_keys=True)
+    digest = hashlib.sha256(about.encode())
     for column in ("id", "source", "label", "relevant", "sha256"):
         values = table[column].to_pylist()
         text = json.dumps(values)
@@ -357,9 +313,7 @@ def _finish_shard(
             store.new_files.append(file)
 
     os.replace(temporary, pixels)
-    with replacing_file(index_path) as path:
-        described = table.replace_schema_metadata({_METADATA_KEY: encoded_specification})
-        pq.write_table(described, path, write_page_checksum=True)
+    write_index(index_path, name, table, store.specification)
 
     return Shard(name, len(index), 0)
 
@@ -370,8 +324,8 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
     kind = store.specification.kind
     columns = ["id", "source", "status", "version"]
     quarantine = store.quarantine[columns].astype("str")
-    with replacing_file(folder / QUARANTINE_FILE) as path:
-        quarantine.to_parquet(path, index=False)
+    table = pa.Table.from_pandas(quarantine, preserve_index=False)
+    write_parquet(table, folder / QUARANTINE_FILE, QUARANTINE_FILE)
 
     n_images = 0
     shards = []
@@ -385,9 +339,8 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
         "quarantine": counts_by_reason(store.quarantine["status"]),
         "class_names": list(plan.class_names),
     }
-    text = json.dumps(about, indent=2) + "\n"
     with replacing_file(folder / STORE_FILE) as path:
-        path.write_text(text)
+        path.write_text(to_checked_json(about), encoding="utf-8")
 
     # Only after the new `store.json`: the old one must never name a file that is gone.
     current: set[Path] = set()

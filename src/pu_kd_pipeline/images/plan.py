@@ -57,8 +57,14 @@ def plan_store(
     )
 
 
-def choose_specification(plan: IngestionPlan, n_images: int) -> Specification:
-    """Return how a store of that many images keeps them: packed, or encoded."""
+def choose_specification(plan: IngestionPlan, n_images: int, maker: str) -> Specification:
+    """Return how a store of that many images keeps them: packed, or encoded.
+
+    Args:
+        plan: what the store should hold.
+        n_images: how many images the sources have.
+        maker: fingerprint of the code and the libraries that make shards.
+    """
     params = plan.store
     bytes_per_image = plan.channels * plan.size_px**2
     packed_bytes = n_images * bytes_per_image
@@ -71,4 +77,4 @@ def choose_specification(plan: IngestionPlan, n_images: int) -> Specification:
         kind = params.kind
     elif is_small_image or packed_bytes <= budget_bytes:
         kind = "packed"
-    return Specification(kind, plan.channels, plan.size_px, params.max_image_pixels)
+    return Specification(kind, plan.channels, plan.size_px, params.max_image_pixels, maker)

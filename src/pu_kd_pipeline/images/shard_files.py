@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ def index_file(folder: Path, shard_name: str) -> Path:
 def index_schema() -> pa.Schema:
     """Return the columns of a shard's index.
 
-    A changed `version` means that the image at the source may have changed.
+    A changed `version` means that the image at the source may have changed. `checksum` is that of
+    the image's bytes in the shard, `sha256` that of its pixels.
     """
     import pyarrow as pa
 
@@ -45,8 +47,33 @@ def index_schema() -> pa.Schema:
             ("status", pa.string()),
             ("version", pa.string()),
             ("row", pa.int64()),
+            ("checksum", pa.uint32()),
         ]
     )
+
+
+def read_index_table(
+    folder: Path, shard_name: str, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Return columns of the index of a shard; None: all.
+
+    Raises:
+        InputError: the file is damaged, or is not an index.
+    """
+    from pu_kd_pipeline.storage.parquet_files import read_parquet
+
+    file = index_file(folder, shard_name)
+    try:
+        table = read_parquet(file, shard_name, columns=columns)
+        schema = index_schema()
+        expected = [schema.field(name) for name in columns or schema.names]
+        if list(table.schema) != expected:
+            raise ValueError("it has other columns than an index")
+    except Exception as exc:  # a damaged file makes its reader raise nearly anything
+        raise InputError(
+            f"{file} is damaged ({type(exc).__name__}: {exc}): delete it and {RUN_AGAIN}"
+        ) from exc
+    return table
 
 
 def index_to_pandas(table: pa.Table) -> pd.DataFrame:
@@ -75,7 +102,7 @@ def open_packed(folder: Path, shard_name: str, shape: tuple[int, ...]) -> np.nda
     if pixels.shape != shape or pixels.dtype != np.uint8:
         raise InputError(
             f"{file} holds {pixels.dtype} {pixels.shape}, its store says uint8 {shape}: "
-            "ingest it again"
+            f"delete it and {RUN_AGAIN}"
         )
     # np.memmap's own indexing costs more than the read.
     return pixels.view(np.ndarray)

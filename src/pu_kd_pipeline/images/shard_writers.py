@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pu_kd_pipeline.images.decoding import Unusable, to_file_bytes
+from pu_kd_pipeline.images.row_checksums import checksum
 from pu_kd_pipeline.images.store_file import Specification
 
 if TYPE_CHECKING:
@@ -20,7 +21,12 @@ _ENCODED_BATCH_BYTES = 32 * 2**20  # of images in one Arrow record batch
 
 
 class ShardWriter(Protocol):
-    """Takes the images of a shard one by one; at the end of its context the file is on disk."""
+    """Takes the images of a shard one by one; at the end of its context the file is on disk.
+
+    `checksums` holds one per image, of its bytes in the file.
+    """
+
+    checksums: list[int]
 
     def __enter__(self) -> ShardWriter: ...
 
@@ -42,6 +48,7 @@ class PackedWriter:
     """Streams pixels into a `.npy` file whose length is known only at the end."""
 
     def __init__(self, file: Path, specification: Specification) -> None:
+        self.checksums: list[int] = []
         self._file = open(file, "wb")  # noqa: SIM115  (closed by __exit__)
         size_px = specification.size_px
         self._shape = (specification.channels, size_px, size_px)
@@ -56,6 +63,7 @@ class PackedWriter:
     def append(self, raw: RawImage | Unusable, pixels: np.ndarray) -> None:
         """Add the pixels of an image."""
         self._file.write(pixels.data)
+        self.checksums.append(checksum(pixels.data))
         self._n += 1
 
     def __exit__(self, *_: object) -> None:
@@ -81,6 +89,7 @@ class EncodedWriter:
     """
 
     def __init__(self, file: Path) -> None:
+        self.checksums: list[int] = []
         self._file = open(file, "wb")  # noqa: SIM115  (closed by __exit__)
         self._schema = pa.schema([("image", pa.large_binary())])
         self._writer = pa.ipc.new_file(self._file, self._schema)
@@ -94,6 +103,7 @@ class EncodedWriter:
         """Add an image as the source delivered it; an array of pixels becomes a PNG."""
         assert not isinstance(raw, Unusable)
         image = to_file_bytes(raw)
+        self.checksums.append(checksum(image))
         self._images.append(image)
         self._n_bytes += len(image)
         # One record batch per image would make the file slow to open, one per shard costs memory.

@@ -3,7 +3,8 @@
 There are two kinds with the same interface. A packed store keeps the pixels of a shard in one
 memory-mapped array `<shard>.npy` (N, C, H, W); an encoded store keeps the images' own bytes in an
 Arrow file `<shard>.images.arrow`, memory-mapped as well, and decodes the rows that are read. Each
-has an index `<shard>.index.parquet`, and `store.json` lists the shards.
+has an index `<shard>.index.parquet`, and `store.json` lists the shards. Every file is verified: the
+index and the lists as a whole, pixels and images one by one when they are first read.
 
 Writing a store is in `images.ingestion`; this module is what other stages see, and it is cheap to
 import: pandas, pyarrow and Pillow are imported where they are used.
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.row_checksums import RowChecksums
 from pu_kd_pipeline.images.shard_files import (
     RUN_AGAIN,
     index_file,
@@ -31,6 +33,7 @@ from pu_kd_pipeline.images.shard_files import (
     open_encoded,
     open_packed,
     pixel_file,
+    read_index_table,
 )
 from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification, read_store_file
 
@@ -107,9 +110,9 @@ class ImageStore:
         Each shard's name ends in a hash of its content, so that the names are enough.
         """
         names = [shard.name for shard in self.shards]
-        specification = asdict(self.specification)
         # A changed specification makes other pixels of the same files.
-        content = json.dumps([specification, names], sort_keys=True)
+        about = self.specification.content_fields()
+        content = json.dumps([about, names], sort_keys=True)
         digest = hashlib.sha256(content.encode())
         return digest.hexdigest()[:16]
 
@@ -165,12 +168,9 @@ class ImageStore:
         Raises:
             InputError: it is damaged.
         """
-        file = index_file(self.folder, shard.name)
-        table = _read_parquet(file, columns)
-        schema = index_schema()
-        types = [schema.field(name).type for name in columns]
-        has_columns = table.schema.types == types
-        if table.num_rows != shard.n or not has_columns:
+        table = read_index_table(self.folder, shard.name, columns)
+        if table.num_rows != shard.n:
+            file = index_file(self.folder, shard.name)
             raise InputError(
                 f"{file} is not the index of {shard.n:,} images: delete it and {RUN_AGAIN}"
             )
@@ -178,10 +178,22 @@ class ImageStore:
 
     @cached_property
     def quarantine(self) -> pd.DataFrame:
-        """The images that are not in the store: `id`, `source`, `status` (the reason)."""
-        table = _read_parquet(self.folder / QUARANTINE_FILE, ["id", "source", "status"])
-        # Without the metadata that pandas added to the file: it can be damaged on its own.
-        quarantine: pd.DataFrame = table.replace_schema_metadata().to_pandas()
+        """The images that are not in the store: `id`, `source`, `status` (the reason).
+
+        Raises:
+            InputError: the file is damaged, or is not the one of this store.
+        """
+        table = read_quarantine(self.folder)
+        n_quarantined = sum(self.quarantine_counts.values())
+        if table.num_rows != n_quarantined:
+            file = self.folder / QUARANTINE_FILE
+            raise InputError(
+                f"{file} lists {table.num_rows:,} images, its store says {n_quarantined:,}: "
+                f"delete it and {RUN_AGAIN}"
+            )
+        # Without the metadata that pandas added to the file.
+        described = table.select(["id", "source", "status"]).replace_schema_metadata()
+        quarantine: pd.DataFrame = described.to_pandas()
         return quarantine
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -223,11 +235,13 @@ class ImageStore:
         """
         for start in range(0, shard.n, batch_size):
             stop = min(start + batch_size, shard.n)
+            rows = np.arange(start, stop)
             if self.kind == "packed":
-                pixels = self._pixels(shard)
-                yield pixels[start:stop]
+                pixels, checksums = self._open(shard)
+                batch = pixels[start:stop]
+                checksums.verify(rows, batch)
+                yield batch
             else:
-                rows = np.arange(start, stop)
                 yield self._read_rows(shard, rows)
 
     def _empty_images(self, n: int) -> np.ndarray:
@@ -239,17 +253,24 @@ class ImageStore:
         return np.array(starts, dtype=np.int64)
 
     @cached_property
-    def _opened(self) -> dict[str, Any]:
+    def _opened(self) -> dict[str, tuple[Any, RowChecksums]]:
         """The memory-mapped shards by name, opened when they are first read."""
         return {}
 
-    def _pixels(self, shard: Shard) -> np.ndarray:
+    def _open(self, shard: Shard) -> tuple[Any, RowChecksums]:
+        """Return what holds the images of a shard, and their checksums."""
         name = shard.name
         if name not in self._opened:
-            shape = (shard.n, *self.image_shape)
-            self._opened[name] = open_packed(self.folder, name, shape)
-        pixels: np.ndarray = self._opened[name]
-        return pixels
+            if self.kind == "packed":
+                shape = (shard.n, *self.image_shape)
+                images: Any = open_packed(self.folder, name, shape)
+            else:
+                images = open_encoded(self.folder, name, shard.n)
+            index = self._index_of(shard, ["checksum"])
+            file = pixel_file(self.folder, name, self.kind)
+            checksums = RowChecksums(index["checksum"].to_numpy(), file)
+            self._opened[name] = (images, checksums)
+        return self._opened[name]
 
     def _read_rows(self, shard: Shard, rows: np.ndarray) -> np.ndarray:
         images = self._empty_images(len(rows))
@@ -258,24 +279,21 @@ class ImageStore:
 
     def _read_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
         if self.kind == "packed":
-            pixels = self._pixels(shard)
+            pixels, checksums = self._open(shard)
             # "clip" lets NumPy write straight into `images`; the rows were checked before.
             np.take(pixels, rows, axis=0, out=images, mode="clip")
+            checksums.verify(rows, images)
         else:
             self._decode_into(images, shard, rows)
 
     def _decode_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
         from pu_kd_pipeline.images.decoding import Decoder, Unusable
 
-        name = shard.name
-        if name not in self._opened:
-            self._opened[name] = open_encoded(self.folder, name, shard.n)
-        encoded = self._opened[name]
-
+        encoded, checksums = self._open(shard)
         about = self.specification
         decoder = Decoder(about.channels, about.size_px, about.max_image_pixels)
         # Fetched one at a time: the bytes of a whole batch need not be in memory at once.
-        raws = (encoded[int(row)].as_py() for row in rows)
+        raws = _verified_images(encoded, checksums, rows)
 
         # A thread costs more than it saves unless it has two images or more to decode.
         n_busy = max(1, len(rows) // 2)
@@ -285,12 +303,26 @@ class ImageStore:
         decoded = decoder.decode_all(raws, n_workers)
         for place, (_, pixels) in enumerate(decoded):
             if isinstance(pixels, Unusable):
-                file = pixel_file(self.folder, name, self.kind)
+                file = pixel_file(self.folder, shard.name, self.kind)
                 raise InputError(
                     f"{file}, row {rows[place]}: the image can no longer be decoded "
                     f"({pixels.reason}): delete the folder and {RUN_AGAIN}"
                 )
             images[place] = pixels
+
+
+def _verified_images(
+    encoded: pa.ChunkedArray, checksums: RowChecksums, rows: np.ndarray
+) -> Iterator[bytes]:
+    """Yield the bytes of the images of an encoded shard at (n,) rows of it.
+
+    Raises:
+        InputError: an image is damaged.
+    """
+    for row in rows:
+        image: bytes = encoded[int(row)].as_py()
+        checksums.verify(np.array([row]), [image])
+        yield image
 
 
 def find_rows(images: ImageStore, ids: np.ndarray, name: str) -> np.ndarray:
@@ -323,11 +355,17 @@ def find_rows(images: ImageStore, ids: np.ndarray, name: str) -> np.ndarray:
     return rows.astype(np.int64)
 
 
-def _read_parquet(file: Path, columns: list[str]) -> pa.Table:
-    import pyarrow.parquet as pq
+def read_quarantine(folder: Path) -> pa.Table:
+    """Return the images that a store quarantined: `id`, `source`, `status`, `version`.
 
+    Raises:
+        InputError: the file is damaged.
+    """
+    from pu_kd_pipeline.storage.parquet_files import read_parquet
+
+    file = folder / QUARANTINE_FILE
     try:
-        return pq.read_table(file, columns=columns, page_checksum_verification=True)
+        return read_parquet(file, QUARANTINE_FILE)
     except Exception as exc:  # a damaged file makes its reader raise nearly anything
         raise InputError(
             f"{file} is damaged ({type(exc).__name__}: {exc}): delete it and {RUN_AGAIN}"

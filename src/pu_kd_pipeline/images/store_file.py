@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.shard_files import RUN_AGAIN
+from pu_kd_pipeline.storage.checked_json import from_checked_json
 
-FORMAT = 1  # version of the files; also raised when decoding changes pixels
+FORMAT = 2  # version of the files
 STORE_FILE = "store.json"
 _SAFE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 _MAX_COUNT = 2**48  # larger numbers in store.json, of whatever kind, are damage
@@ -19,13 +20,24 @@ _MAX_COUNT = 2**48  # larger numbers in store.json, of whatever kind, are damage
 
 @dataclass(frozen=True)
 class Specification:
-    """What decides the content of a shard in addition to its images: any change makes it again."""
+    """What decides the content of a shard in addition to its images: any change makes it again.
+
+    `maker` is a fingerprint of the code and the libraries that make shards. A store of another
+    maker can be read, but its shards are not kept when images are ingested.
+    """
 
     kind: Literal["packed", "encoded"]
     channels: int
     size_px: int
     max_image_pixels: int
+    maker: str
     format: int = FORMAT
+
+    def content_fields(self) -> dict[str, Any]:
+        """Return all but the maker: two makers of the same pixels make the same content."""
+        fields = asdict(self)
+        del fields["maker"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -50,11 +62,13 @@ def read_store_file(folder: Path) -> tuple[Specification, tuple[Shard, ...], dic
     shards: list[Shard] = []
     quarantine_counts: dict[str, int] = {}
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        if about["specification"]["format"] != FORMAT:
+        text = file.read_text(encoding="utf-8")
+        # Before the checksum, which other versions may write differently.
+        if json.loads(text)["specification"]["format"] != FORMAT:
             raise InputError(
                 f"{folder} was written by another version of this program: {RUN_AGAIN}"
             )
+        about = from_checked_json(text)
         specification = _parse_specification(about["specification"])
 
         start = 0
@@ -70,7 +84,7 @@ def read_store_file(folder: Path) -> tuple[Specification, tuple[Shard, ...], dic
     except InputError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as exc:
-        raise InputError(f"{file} is damaged ({exc!r}): delete the folder and {RUN_AGAIN}") from exc
+        raise InputError(f"{file} is damaged ({exc!r}): delete it and {RUN_AGAIN}") from exc
 
     for shard in shards:
         # A tampered file must not make us read, or remove, what lies outside of the store.
@@ -91,7 +105,8 @@ def _parse_specification(about: dict[str, Any]) -> Specification:
     names = ("channels", "size_px", "max_image_pixels", "format")
     numbers = {name: _parse_count(about[name]) for name in names}
     kind = about["kind"]
-    expected_keys = {"kind", *names}
+    maker = about["maker"]
+    expected_keys = {"kind", "maker", *names}
     if set(about) != expected_keys or kind not in ("packed", "encoded"):
         raise ValueError(f"{about} is not a specification")
 
@@ -100,7 +115,7 @@ def _parse_specification(about: dict[str, Any]) -> Specification:
     # Checked here, because shapes made from other numbers fail in obscure ways later.
     if channels not in (1, 3) or not 0 < size_px < _MAX_COUNT:
         raise ValueError(f"there are no images of {channels} x {size_px} x {size_px}")
-    return Specification(kind, **numbers)
+    return Specification(kind, maker=str(maker), **numbers)
 
 
 def _parse_count(value: object) -> int:

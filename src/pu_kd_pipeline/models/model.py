@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.cards import CARD, WEIGHTS, ModelCard, PUClassifierCard, read_card
-from pu_kd_pipeline.models.weights import load_weights
+from pu_kd_pipeline.models.weights import load_weights, save_weights
 from pu_kd_pipeline.params.teacher import OutputSpec
 from pu_kd_pipeline.storage.atomic import replacing_folder
 
@@ -98,15 +98,13 @@ def _fingerprint(network: nn.Module, card: BaseModel) -> str:
 
 def save_model(model: Model | PUClassifier, folder: Path) -> None:
     """Write a model folder, completely or not at all."""
-    from safetensors.torch import save_file
-
     network = model.network if isinstance(model, Model) else model.module
     state = {}
     for name, tensor in network.state_dict().items():
         # Cloned: safetensors refuses tensors that share memory, as tied weights do.
         state[name] = tensor.detach().cpu().contiguous().clone()
     with replacing_folder(folder) as temporary:
-        save_file(state, temporary / WEIGHTS)
+        save_weights(state, temporary / WEIGHTS)
         card = model.card.model_dump_json(indent=2)
         (temporary / CARD).write_text(card + "\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import zipfile
 from collections import Counter
@@ -34,6 +35,23 @@ logger = logging.getLogger(__name__)
 _TORCH_PROTOCOL = 2  # of the pickles that torch.save writes by default
 _KNOWN_MODULES = ("torch.", "collections.")
 _SAVE_STATE_DICT = 'torch.save(model.state_dict(), "weights.pt")'
+# The entry of the metadata that holds the digest of the tensors. Key and value both tell that it is
+# there, so that weights in which one of them is damaged are not taken for those of other programs.
+# A single entry, because safetensors writes several in random order.
+_DIGEST_KEY = "pu_kd_pipeline.digest"
+_DIGEST_PREFIX = "pu_kd_pipeline.sha256:"
+
+
+def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a state dict as safetensors, with a digest that is verified when it is read.
+
+    Args:
+        state: tensors on the CPU that share no memory.
+        path: the file.
+    """
+    from safetensors.torch import save_file
+
+    save_file(dict(state), path, {_DIGEST_KEY: _tensors_digest(state)})
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -206,7 +224,7 @@ def read_weights_file(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     # Each of these has been raised for some damaged header.
@@ -220,9 +238,37 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         MemoryError,
     )
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        state = load_file(path)
     except known_errors as exc:
         raise InputError(f"{path} is not a readable safetensors file: {exc}") from exc
+    if _has_digest(metadata) and metadata.get(_DIGEST_KEY) != _tensors_digest(state):
+        raise InputError(
+            f"{path} is damaged or was edited (its digest is wrong): delete its folder, and run "
+            "the stage that wrote it again"
+        )
+    return state
+
+
+def _has_digest(metadata: Mapping[str, str]) -> bool:
+    """Return whether `save_weights` wrote weights with this metadata."""
+    is_value = any(value.startswith(_DIGEST_PREFIX) for value in metadata.values())
+    return is_value or _DIGEST_KEY in metadata
+
+
+def _tensors_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the digest of the names, types, shapes and values of tensors."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        about = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n"
+        digest.update(about.encode())
+        # As bytes: NumPy does not know all types of torch, such as bfloat16.
+        values = tensor.contiguous().reshape(-1).view(torch.uint8)
+        digest.update(values.numpy().data)
+    return _DIGEST_PREFIX + digest.hexdigest()
 
 
 def _read_torch_file(path: Path) -> Any:

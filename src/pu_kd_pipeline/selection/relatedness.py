@@ -35,8 +35,9 @@ from pu_kd_pipeline.learning.relatedness.sampling import (
     effective_sample_size,
     sampling_probabilities,
 )
-from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.relatedness import RelatednessParams
+from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.selection.manifest import MANIFEST_COLUMNS, located
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
@@ -49,10 +50,11 @@ def relatedness_shards(
 ) -> ShardMakers:
     """Return one maker per shard of the pool, named after what decides the content.
 
-    That is the shard, the teacher, the precision and the calibration. Columns: `id`, the indicators
-    that apply to the teacher (float32, higher is less related), `one_class_sum` (float64),
-    `teacher_class` and `teacher_confidence`, all from one forward pass. The teacher sees the noise
-    once, when the first missing shard is made.
+    That is the shard, the teacher, the precision, the calibration, code and libraries.
+
+    Columns: `id`, the indicators that apply to the teacher (float32, higher is less related),
+    `one_class_sum` (float64), `teacher_class` and `teacher_confidence`, all from one forward pass.
+    The teacher sees the noise once, when the first missing shard is made.
 
     Raises:
         InputError: the pool is empty or of another image size than the teacher's; from a maker: the
@@ -70,7 +72,9 @@ def relatedness_shards(
     measurement = _Measurement(pool_images, teacher, params)
     settings = json.dumps(measurement.settings)
     precision = params.compute.precision
-    suffix = short_hash(measurement.teacher_fingerprint, precision, settings)
+    # `load_model` reaches the code of the networks, which nothing else here mentions.
+    maker = maker_fingerprint(relatedness_shards, load_model)
+    suffix = short_hash(measurement.teacher_fingerprint, precision, settings, maker)
     makers: ShardMakers = {}
     for shard in pool_images.shards:
         name = f"{shard.name}-{suffix}"

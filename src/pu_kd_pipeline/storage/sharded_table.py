@@ -1,26 +1,36 @@
-"""Tables that are kept as one Parquet file per shard: made one at a time, and skipped when present.
+"""Tables that are kept as one Parquet file per shard: made one at a time, and kept while intact.
 
-A shard's file name contains the fingerprints of its inputs: a file that is present is up to date.
+A shard's file name contains the fingerprints of its inputs, and of the code and the libraries that
+make it: a file that is present and intact is up to date.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
+from pu_kd_pipeline.storage.checked_json import from_checked_json, to_checked_json
+from pu_kd_pipeline.storage.parquet_files import (
+    check_parquet,
+    read_n_rows,
+    read_parquet,
+    write_parquet,
+)
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _LIST = "shards.json"
 _MAX_NAME_LENGTH = 200  # file systems end at 255 bytes, of which temporary names take some
 
@@ -37,16 +47,17 @@ class ShardedTable:
         """Return the table of a folder.
 
         Raises:
-            InputError: it is not there, or not complete.
+            InputError: it is not there, not complete, or its list of shards is damaged.
         """
         list_file = folder / _LIST
         try:
-            names = _parse_names(json.loads(list_file.read_text(encoding="utf-8")))
+            names = _read_list(list_file)
         except FileNotFoundError as exc:
-            raise InputError(f"there is no table at {folder}") from exc
+            raise InputError(f"there is no table at {folder}: run the stage that makes it") from exc
         except (ValueError, RecursionError, OSError) as exc:
             raise InputError(
-                f"{list_file} is damaged ({exc}): delete the folder, and run what wrote it"
+                f"{list_file} cannot be used ({exc}): delete it, and run the stage that wrote it "
+                "again"
             ) from exc
         outside = [name for name in names if _file(folder, name).parent != folder]
         if outside:
@@ -56,15 +67,20 @@ class ShardedTable:
         missing = [name for name in names if not _file(folder, name).is_file()]
         if missing:
             raise InputError(
-                f"{folder}: {len(missing)} of {len(names)} shards are missing, such as {missing[0]}"
+                f"{folder}: {len(missing)} of {len(names)} shards are missing, such as "
+                f"{missing[0]}: run the stage that wrote it again"
             )
         return ShardedTable(folder, names)
 
     @staticmethod
     def write(
-        folder: Path, shards: Mapping[str, Callable[[], pa.Table]], *, keeps_others: bool = False
+        folder: Path,
+        shards: Mapping[str, Callable[[], pa.Table]],
+        *,
+        keeps_others: bool = False,
+        makes_again: bool = False,
     ) -> ShardedTable:
-        """Make the shards that do not exist yet, remove those that no longer belong, list them.
+        """Make the shards that are missing or damaged, remove others, and list them.
 
         Args:
             folder: where the shards live.
@@ -72,18 +88,22 @@ class ShardedTable:
                 as a file name.
             keeps_others: leave shards that no longer belong where they are, unlisted, because they
                 may be needed again.
+            makes_again: remove those of the shards that exist first.
         """
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        missing = [name for name in shards if not _file(folder, name).is_file()]
+        if makes_again:
+            # Before the first is made: who resumes after a kill must not find and keep old ones.
+            for name in shards:
+                _file(folder, name).unlink(missing_ok=True)
+        missing = [name for name in shards if not _is_intact(folder, name)]
         if missing:
             for name in track(missing, name=folder.name, unit="shards"):
-                with replacing_file(_file(folder, name)) as temporary:
-                    pq.write_table(shards[name](), temporary)
+                write_parquet(shards[name](), _file(folder, name), name)
                 # Otherwise the memory of all shards made so far adds up.
                 pa.default_memory_pool().release_unused()
         with replacing_file(folder / _LIST) as temporary:
-            temporary.write_text(json.dumps(list(shards), indent=0))
+            temporary.write_text(to_checked_json({"shards": list(shards)}), encoding="utf-8")
 
         # Only after the new list: the old one must never name a file that is gone.
         if not keeps_others:
@@ -93,15 +113,15 @@ class ShardedTable:
         return ShardedTable(folder, tuple(shards))
 
     def __len__(self) -> int:
-        return sum(_read(pq.read_metadata, self.folder, name).num_rows for name in self.names)
+        return sum(_read(read_n_rows, self.folder, name) for name in self.names)
 
     @property
     def facts(self) -> dict[str, str]:
         """The metadata that the first shard was made with."""
         if not self.names:
             return {}
-        schema = _read(pq.read_schema, self.folder, self.names[0])
-        return _decode_metadata(schema)
+        without_columns = _read(read_parquet, self.folder, self.names[0], columns=())
+        return _decode_metadata(without_columns.schema)
 
     @property
     def fingerprint(self) -> str:
@@ -111,9 +131,8 @@ class ShardedTable:
 
     def shards(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the shards in order."""
-        wanted = list(columns) if columns else None
         for name in self.names:
-            yield _read(pq.read_table, self.folder, name, columns=wanted, memory_map=True)
+            yield _read(read_parquet, self.folder, name, columns=columns or None)
 
     def arrays(self, column: str) -> np.ndarray:
         """Return a fixed-size-list column as one (N, D) array, or a plain column as (N,)."""
@@ -135,12 +154,15 @@ class ShardedTable:
         return pd.concat(tables, ignore_index=True)
 
 
-def _parse_names(listed: object) -> tuple[str, ...]:
+def _read_list(file: Path) -> tuple[str, ...]:
     """Return the shards that a list names.
 
     Raises:
-        ValueError: it is not a list of distinct names.
+        ValueError: it is damaged, or does not hold distinct names.
+        OSError: it cannot be read.
     """
+    content = from_checked_json(file.read_text(encoding="utf-8"))
+    listed = content.get("shards")
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         raise ValueError("it is not a list of names")
     if len(set(listed)) < len(listed):
@@ -152,18 +174,13 @@ def _parse_names(listed: object) -> tuple[str, ...]:
 
 
 def table_files(folder: Path) -> list[Path]:
-    """Return the list of shards and the shards on it.
-
-    Of a table that cannot be opened, those of them that exist are returned.
-    """
+    """Return the list of shards and the shards on it; of a damaged list, only the list."""
     list_file = folder / _LIST
-    try:
-        names = [str(name) for name in json.loads(list_file.read_text())]
-    except (OSError, ValueError, TypeError):
-        names = []
     files = [list_file]
-    for name in names:
-        files.append(_file(folder, name))
+    # Of a damaged list nothing is believed: the shards are checked when the table is written.
+    with suppress(OSError, ValueError, RecursionError):
+        for name in _read_list(list_file):
+            files.append(_file(folder, name))
     return [file for file in files if file.is_file()]
 
 
@@ -171,16 +188,29 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.parquet"
 
 
-def _read(reader: Callable[..., Any], folder: Path, name: str, **options: Any) -> Any:
-    """Return what a reader of pyarrow returns for a shard.
+def _is_intact(folder: Path, name: str) -> bool:
+    """Return whether a shard exists and its checksum is right."""
+    file = _file(folder, name)
+    try:
+        check_parquet(file, name)
+    except FileNotFoundError:
+        return False
+    except (ValueError, OSError) as exc:
+        logger.warning("%s is damaged (%s): it is made again", file, exc)
+        return False
+    return True
+
+
+def _read(reader: Callable[..., T], folder: Path, name: str, **options: Any) -> T:
+    """Return what a reader of a Parquet file returns for a shard.
 
     Raises:
-        InputError: the file is damaged. It has to be deleted, because a present file counts as
-            up to date.
+        InputError: the file is damaged. It has to be deleted, because the runner takes the stage
+            that wrote it for up to date while the file's size and times stay the same.
     """
     file = _file(folder, name)
     try:
-        return reader(file, **options)
+        return reader(file, name, **options)
     except Exception as exc:  # a damaged file makes its reader raise nearly anything
         raise InputError(
             f"{file} is damaged ({exc}): delete it, and run the stage that wrote it again"

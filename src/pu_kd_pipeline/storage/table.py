@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.storage.atomic import replacing_file
+from pu_kd_pipeline.storage.parquet_files import read_own_or_foreign_parquet, write_parquet
 
 METADATA_KEY = b"pu_kd_pipeline"
 
@@ -27,18 +26,19 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     metadata = dict(content.schema.metadata or {})
     metadata[METADATA_KEY] = json.dumps(dict(table.attrs)).encode()
     content = content.replace_schema_metadata(metadata)
-    with replacing_file(path) as temporary:
-        pq.write_table(content, temporary, write_page_checksum=True)
+    write_parquet(content, path)
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """Return a table that `write_table` wrote, with its facts in `attrs`.
 
+    A table that another program wrote, such as an edited manifest, is read as well.
+
     Raises:
-        InputError: the file is not there or is not a readable Parquet file.
+        InputError: the file is not there, is damaged, or is not a readable Parquet file.
     """
     try:
-        content = pq.read_table(path, page_checksum_verification=True)
+        content = read_own_or_foreign_parquet(path)
         table = content.to_pandas()
         metadata = content.schema.metadata or {}
         table.attrs = dict(json.loads(metadata.get(METADATA_KEY, b"{}")))

@@ -89,7 +89,7 @@ def training_identity(params: BaseModel, device: torch.device, **facts: Any) -> 
     Args:
         params: the block of the training, which has a block `compute`.
         device: of the training; only its type counts.
-        facts: such as fingerprints of images and networks.
+        facts: such as fingerprints of images, networks, and the code and libraries of the training.
     """
     block = params.model_dump(mode="json")
     for key in _KEYS_WITHOUT_EFFECT:

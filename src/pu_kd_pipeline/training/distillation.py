@@ -20,9 +20,10 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.loop import TrainingState, fit, make_optimizer, seeded
 from pu_kd_pipeline.models.factory import new_student
-from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.progress import watch
+from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.manifest import check_manifest, check_weights, table_digest
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
 from pu_kd_pipeline.training.checkpoints import (
@@ -299,6 +300,8 @@ def _identity(task: _Task) -> dict[str, Any]:
         **facts,
         manifest=table_digest(task.manifest),
         weights=table_digest(task.weight_vectors),
+        # `load_model` reaches the code of the teacher's network.
+        code=maker_fingerprint(distill, load_model),
     )
 
 

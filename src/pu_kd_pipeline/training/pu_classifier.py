@@ -20,9 +20,10 @@ from pu_kd_pipeline.learning.loop import Checkpointer, ExtendRecord, Record, Ste
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head
 from pu_kd_pipeline.learning.pu_training import cvir_step, fit_scores, pu_step
 from pu_kd_pipeline.models.cards import PUClassifierCard
-from pu_kd_pipeline.models.model import Model, PUClassifier
+from pu_kd_pipeline.models.model import Model, PUClassifier, load_model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.batches import augmented
 from pu_kd_pipeline.training.held_out_folds import PUSetup, train_with_held_out_folds
@@ -62,6 +63,7 @@ def train_head(
         "labeled": labeled.fingerprint,
         "pool": pool.fingerprint,
         "teacher": teacher_fingerprint,
+        "code": maker_fingerprint(train_head),
     }
     setup = PUSetup(class_prior, params, device, fingerprints)
 
@@ -89,6 +91,8 @@ def train_end_to_end(
         "labeled images": labeled_images.fingerprint,
         "pool images": pool_images.fingerprint,
         "teacher": teacher.fingerprint(),
+        # `load_model` reaches the code of the teacher's network.
+        "code": maker_fingerprint(train_end_to_end, load_model),
     }
     setup = PUSetup(class_prior, params, device, fingerprints)
 

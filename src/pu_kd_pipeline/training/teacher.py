@@ -20,6 +20,7 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
 from pu_kd_pipeline.progress import watch
+from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
 from pu_kd_pipeline.training.checkpoints import checkpointing, training_identity
 
@@ -35,7 +36,13 @@ def train_classifier(
     device = prepare_device(params.compute)
 
     def identity() -> dict[str, Any]:
-        return training_identity(params, device, teacher=teacher, images=images.fingerprint)
+        return training_identity(
+            params,
+            device,
+            teacher=teacher,
+            images=images.fingerprint,
+            code=maker_fingerprint(train_classifier),
+        )
 
     with checkpointing("teacher", identity) as checkpointer, seeded(params.seed):
         model = new_teacher(teacher)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from pu_kd_pipeline.learning.loop import TrainingState
+from pu_kd_pipeline.training import distillation as distillation_module
+from pu_kd_pipeline.training import teacher as teacher_module
 from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from tests.training.checkpoints.trainings import (
     MOMENTUM,
@@ -79,6 +81,25 @@ def test_another_version_of_torch_is_another_configuration(digits, tmp_path, cap
     with caplog.at_level(logging.INFO):
         train()
     assert "→ 1.0)" in caplog.text
+
+
+@pytest.mark.parametrize("training", ["teacher", "student"])
+def test_other_code_or_libraries_are_another_configuration(
+    digits, tmp_path, caplog, monkeypatch, training
+):
+    module = teacher_module
+    train = teacher_of(digits)
+    if training == "student":
+        module = distillation_module
+        train = student_of(digits, objective="kd", optimizer=MOMENTUM)
+    killed(train, tmp_path)
+
+    # Also without the runner, which removes checkpoints of other code.
+    monkeypatch.setattr(module, "maker_fingerprint", lambda *_: "0123456789ab")
+    set_checkpoint_folder(tmp_path, 1e9)
+    with caplog.at_level(logging.INFO):
+        train()
+    assert "another configuration (code " in caplog.text
 
 
 def test_another_network_is_another_configuration(digits, tmp_path, caplog, monkeypatch):
