@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
 
 from pu_kd_pipeline.tracking.client import Tracker
 from pu_kd_pipeline.tracking.config import TrackingConfig
+from pu_kd_pipeline.tracking.run_log import RunLog
+from pu_kd_pipeline.tracking.worker import Worker, result_of
+from pu_kd_pipeline.tracking.worker_loop import answer
+
+
+class LocalWorker(Worker):
+    """Makes the calls in this process, because starting another one takes seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: RunLog | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.log is not None
+
+    @property
+    def process_id(self) -> int | None:
+        if self.log is None:
+            return None
+        return id(self.log)
+
+    def call(
+        self, method: str, *args: Any, limit_s: float, **options: Any
+    ) -> tuple[Any, list[str]]:
+        if self.log is None:
+            self.log = RunLog(os.getpid())
+        return result_of(*answer(self.log, method, args, options))
+
+    def kill(self) -> None:
+        self.log = None
 
 
 @pytest.fixture
@@ -17,16 +51,22 @@ def config():
         experiment="tests",
         registered_model="student",
         system_metrics_interval_s=None,
+        max_wait_s=60,
     )
 
 
 @pytest.fixture
 def new_tracker(config, folder):
-    """A function that makes the tracker of a stage."""
+    """A function that makes the tracker of a stage, with calls made in this process."""
 
-    def make(stage: str = "full", **parameters: object) -> Tracker:
+    def make(stage: str = "full", *, worker: Worker | None = None, **parameters: object) -> Tracker:
         return Tracker(
-            config, project_path=folder, stage=stage, environment="base", parameters=parameters
+            config,
+            project_path=folder,
+            stage=stage,
+            environment="base",
+            parameters=parameters,
+            worker=worker or LocalWorker(),
         )
 
     return make
