@@ -21,25 +21,18 @@ class LocalWorker(Worker):
         super().__init__()
         self.log: RunLog | None = None
 
-    @property
-    def is_running(self) -> bool:
-        return self.log is not None
-
-    @property
-    def process_id(self) -> int | None:
-        if self.log is None:
-            return None
-        return id(self.log)
-
     def call(
         self, method: str, *args: Any, limit_s: float, **options: Any
     ) -> tuple[Any, list[str]]:
         if self.log is None:
             self.log = RunLog(os.getpid())
+            self.is_running = True
+            self.n_starts += 1
         return result_of(*answer(self.log, method, args, options))
 
     def kill(self) -> None:
         self.log = None
+        self.is_running = False
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from pu_kd_pipeline.tracking.keys import is_finite_number, mlflow_key, mlflow_pa
 from pu_kd_pipeline.tracking.outbox import Call, Outbox, UnreachableError
 from pu_kd_pipeline.tracking.run_log import RunSettings
 from pu_kd_pipeline.tracking.run_metadata import markdown_note
-from pu_kd_pipeline.tracking.stores import store_uri
+from pu_kd_pipeline.tracking.stores import check_store, store_uri
 from pu_kd_pipeline.tracking.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ SECONDS_BETWEEN_FLUSHES = 2.0
 MAX_TIME_SHARE = 1 / 20
 # Until MLflow is imported, also from a slow disk. No server is asked meanwhile.
 SECONDS_TO_LOAD = 120.0
+SECONDS_TO_LOAD_AT_END = 30.0
 # The most that one request to an MLflow server may hold.
 MAX_METRICS_PER_REQUEST = 1000
 MAX_PENDING_METRICS = 1_000_000
@@ -71,6 +73,9 @@ class Tracker:
         parameters: everything the run depends on; logged flat, with dotted keys.
         call_limit_s: the most that one call to MLflow may take; uploads get more, by their size.
         worker: makes the calls; None: a process of its own.
+
+    Raises:
+        InputError: the address of the store cannot be used.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Tracker:
         self.stage = mlflow_key(stage)
         folder = (project_path / config.folder).resolve()
         self.uri = store_uri(config, folder)
+        check_store(self.uri)
         self.address = without_credentials(self.uri)
         self.shared_run_id = shared_run_id()
         self.metrics: Mapping[str, Any] = {}
@@ -118,10 +124,12 @@ class Tracker:
         self._process_id = os.getpid()
         self._start = time.monotonic()
         self._is_ending = False
+        self._is_loaded = threading.Event()
         self._is_left_behind_closed = False
         self._n_openings = 0
-        self._opened_by: int | None = None
-        self._flushed_at = self._start
+        self._opened_start: int | None = None
+        # The first record is sent at once, so that the run is soon visible.
+        self._flushed_at = -math.inf
         self._seconds_between_flushes = SECONDS_BETWEEN_FLUSHES
         self._pending_lock = threading.Lock()
         self._pending: deque[tuple[str, float, int, int]] = deque()
@@ -260,6 +268,8 @@ class Tracker:
         self._send(close)
         limit_s = self._end_limit_s(status)
         self._is_ending = True
+        # Importing MLflow is not its server's fault: a run of a few seconds waits for that first.
+        self._is_loaded.wait(SECONDS_TO_LOAD_AT_END)
         # If Ctrl-C or a signal interrupts this, `atexit` calls `end` once more.
         n_left = self.outbox.wait(limit_s)
         if n_left:
@@ -317,7 +327,7 @@ class Tracker:
 
     def _perform(self, call: Call) -> None:
         if call.method == "load":
-            self.worker.call("load", limit_s=SECONDS_TO_LOAD)
+            self._load()
             return
         try:
             self._connect()
@@ -331,13 +341,19 @@ class Tracker:
             options["is_repeated"] = call.n_attempts > 1
         self._call(call.method, *call.args, limit_s=call.limit_s, **options)
 
+    def _load(self) -> None:
+        try:
+            self.worker.call("load", limit_s=SECONDS_TO_LOAD)
+        finally:
+            self._is_loaded.set()
+
     def _connect(self) -> None:
         """Make sure that there is a process in which the run is open, and that MLflow answers."""
-        if self.worker.is_running and self.worker.process_id == self._opened_by:
+        if self.worker.is_running and self._opened_start == self.worker.n_starts:
             if self.is_lost:
                 self._call("check", limit_s=self._call_limit_s)
             return
-        self.worker.call("load", limit_s=SECONDS_TO_LOAD)
+        self._load()
         is_repeated = self._n_openings > 0
         self._n_openings += 1
         self.open_run_id = self._call(
@@ -347,7 +363,7 @@ class Tracker:
             limit_s=self._call_limit_s,
             is_repeated=is_repeated,
         )
-        self._opened_by = self.worker.process_id
+        self._opened_start = self.worker.n_starts
         if not self._is_left_behind_closed:
             self._is_left_behind_closed = True
             # Nothing of this run depends on it.

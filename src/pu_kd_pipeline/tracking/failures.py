@@ -35,6 +35,6 @@ def explained(error: BaseException, uri: str) -> str:
     first_line = text.split("\n")[0] or type(error).__name__
     line = visible(without_credentials(first_line, uri))[:MAX_REASON_LENGTH]
     for part, remedy in REMEDIES.items():
-        if part in text:
+        if part in text and remedy not in text:
             return f"{line} ({remedy})"
     return line

@@ -55,7 +55,7 @@ class Outbox:
         self._waiting: deque[Call] = deque(maxlen=MAX_WAITING)
         self._retry_time = 0.0
         self._n_failures_in_a_row = 0
-        self._n_outages = 0
+        self._is_unreachable = False
         self._is_last_attempt = False
         self._refused_methods: set[str] = set()
         self._thread: threading.Thread | None = None
@@ -75,6 +75,7 @@ class Outbox:
         """Make every waiting call now, and once: there is no time left for another attempt."""
         with self._changed:
             self._is_last_attempt = True
+            self._is_unreachable = False
             self._retry_time = 0.0
             self._changed.notify_all()
 
@@ -82,8 +83,7 @@ class Outbox:
         """Wait until every call is made or MLflow cannot be reached; return how many are left."""
         deadline = time.monotonic() + limit_s
         with self._changed:
-            n_outages = self._n_outages
-            while self._waiting and self._n_outages == n_outages:
+            while self._waiting and not self._is_unreachable:
                 seconds_left = deadline - time.monotonic()
                 if seconds_left <= 0:
                     break
@@ -130,32 +130,38 @@ class Outbox:
                     timeout = seconds_left
                 self._changed.wait(timeout)
 
+    # Messages come before `wait` is woken: the process may end right after it.
+
     def _handle_success(self, call: Call) -> None:
+        if self.is_lost:
+            logger.info("MLflow at %s answers again", self._address)
         with self._changed:
             self._remove(call)
+            self._is_unreachable = False
             self._n_failures_in_a_row = 0
-            was_lost = self.is_lost
             self.is_lost = False
             self._changed.notify_all()
-        if was_lost:
-            logger.info("MLflow at %s answers again", self._address)
 
     def _handle_refusal(self, call: Call, error: Exception) -> None:
         """Drop the call; one warning for all calls of its kind."""
-        is_first = call.method not in self._refused_methods
+        if call.method not in self._refused_methods:
+            logger.warning("MLflow at %s refused `%s`: %s", self._address, call.method, error)
         self._refused_methods.add(call.method)
         self._handle_success(call)
-        if is_first:
-            logger.warning("MLflow at %s refused `%s`: %s", self._address, call.method, error)
 
     def _handle_failure(self, call: Call, error: Exception, *, seconds: float) -> None:
+        # One warning per outage, however many calls fail.
+        if not self.is_lost:
+            logger.warning(
+                "MLflow at %s failed; the run continues without tracking and retries later: %s",
+                self._address,
+                explained(error, ""),
+            )
         is_outage = isinstance(error, UnreachableError)
         with self._changed:
-            # One warning per outage, however many calls fail.
-            is_first = not self.is_lost
             self.is_lost = True
             if is_outage:
-                self._n_outages += 1
+                self._is_unreachable = True
                 call.n_attempts -= 1
             self._n_failures_in_a_row += 1
             is_hopeless = self._is_last_attempt or call.n_attempts >= MAX_FAILURES
@@ -167,12 +173,6 @@ class Outbox:
                 pause = SECONDS_BEFORE_RETRY * self._n_failures_in_a_row
                 self._retry_time = time.monotonic() + max(pause, seconds / MAX_TIME_SHARE)
             self._changed.notify_all()
-        if is_first:
-            logger.warning(
-                "MLflow at %s failed; the run continues without tracking and retries later: %s",
-                self._address,
-                explained(error, ""),
-            )
 
     def _remove(self, call: Call) -> None:
         # It may have been dropped meanwhile.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +16,8 @@ SERVER_SCHEMES = ("http", "https", "databricks", "databricks-uc", "uc")
 # What SQLAlchemy and MLflow call the databases that MLflow can use.
 DATABASE_SCHEMES = ("sqlite", "postgresql", "postgres", "mysql", "mssql")
 MAX_PATH_BYTES = 1000
+# SQLAlchemy decodes the path, from version 2.1 on.
+PERCENT_CODE = re.compile("%[0-9a-fA-F]{2}")
 
 
 def store_uri(config: TrackingConfig, folder: Path) -> str:
@@ -54,6 +57,16 @@ def check_store(uri: str) -> None:
         raise InputError(
             f"MLflow cannot open {shown!r}: what follows the question mark would not be part of "
             "the path. Choose a folder without one, or set `folder` in conf/base/mlflow.yml"
+        )
+    if PERCENT_CODE.search(path):
+        raise InputError(
+            f"MLflow cannot open {shown!r}: a percent sign and two digits would be read as another "
+            "character. Rename the folder, or set `folder` in conf/base/mlflow.yml"
+        )
+    if not path.isprintable():
+        raise InputError(
+            f"MLflow cannot open {shown!r}: rename the folder so that it has printable characters "
+            "only, or set `folder` in conf/base/mlflow.yml"
         )
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise InputError(f"MLflow cannot open {shown!r}: choose a folder with a shorter path")

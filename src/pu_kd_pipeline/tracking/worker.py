@@ -48,19 +48,10 @@ class Worker:
     """
 
     def __init__(self) -> None:
+        self.is_running = False
+        self.n_starts = 0
+        """How often a process was started: what earlier ones had opened is gone."""
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def is_running(self) -> bool:
-        """Whether there is a process, with whatever earlier calls opened in it."""
-        return self._process is not None
-
-    @property
-    def process_id(self) -> int | None:
-        """Number of the process; None if there is none."""
-        if self._process is None:
-            return None
-        return self._process.pid
 
     def call(
         self, method: str, *args: Any, limit_s: float, **options: Any
@@ -99,6 +90,7 @@ class Worker:
         """End the process, whatever it is doing; the next call starts another one."""
         process = self._process
         self._process = None
+        self.is_running = False
         if process is None:
             return
         process.kill()
@@ -122,6 +114,8 @@ class Worker:
             # The terminal's Ctrl-C is for the run.
             start_new_session=True,
         )
+        self.is_running = True
+        self.n_starts += 1
         return self._process
 
 

@@ -20,7 +20,7 @@ if sys.platform != "win32":
     import resource
 
 # MLflow needs 250 MB; an answer without an end must not take the memory of the training.
-MAX_MEMORY_BYTES = 2 << 30
+MAX_MEMORY_BYTES = 1 << 30
 SECONDS_BETWEEN_LOOKS = 1.0
 # Time for the last call and for the status of a run that was killed.
 SECONDS_ALONE = 30.0
