@@ -11,6 +11,7 @@ from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.hooks.catalog import METRICS, REPORT, dataset_path
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
+from pu_kd_pipeline.masking import without_credentials
 
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
@@ -47,7 +48,7 @@ def _mlflow_hint(data_folder: Path) -> str:
     """Return the server's address, or the command that opens the tracking files of this run."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
-        return uri
+        return without_credentials(uri)
     if data_folder == Path.cwd() / "data":
         return "make mlflow"
     return f"make mlflow DATA={data_folder}"

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pu_kd_pipeline.masking import without_credentials
+from pu_kd_pipeline.masking import visible, without_credentials
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.manifest import table_digest
 from pu_kd_pipeline.tracking.config import TrackingConfig, shared_run_id
@@ -396,6 +396,7 @@ class Tracker:
 
     def _note(self, *sentences: str) -> str:
         command = " ".join(["kedro", *sys.argv[1:]])
-        shown_command = without_credentials(command)
+        # A backtick would end the part of the note that is shown as code.
+        shown_command = visible(without_credentials(command)).replace("`", "'")
         first_sentence = f"`{shown_command}`, environment `{self.environment}`"
         return markdown_note(first_sentence, *sentences, metrics=self.metrics)
