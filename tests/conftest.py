@@ -4,7 +4,6 @@ hooks, and a finished run of the demo.
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import signal
@@ -202,16 +201,13 @@ def kedro(tiny_project: Path) -> KedroRun:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store with empty tables, because creating them takes longer than a tiny run."""
-    from pu_kd_pipeline.tracking.client import Tracker
-    from pu_kd_pipeline.tracking.config import TrackingConfig
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
 
-    settings = {"enabled": True, "tracking_uri": None, "experiment": "x", "registered_model": None}
-    config = TrackingConfig(folder=".", system_metrics_interval_s=None, **settings)
     folder = tmp_path_factory.mktemp("store")
-    tracker = Tracker(config, project_path=folder, stage="none", environment="none", parameters={})
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
     # The first query creates the tables.
-    assert tracker.client.search_registered_models() == []
-    atexit.unregister(tracker.end)
+    assert client.search_registered_models() == []
     return folder / "mlflow.db"
 
 

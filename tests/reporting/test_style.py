@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
+from pu_kd_pipeline.masking import visible
 from pu_kd_pipeline.reporting.style import (
     darker,
     log_scale_when_wide,
@@ -67,3 +70,47 @@ def test_a_second_line_of_the_title_makes_the_figure_higher() -> None:
     set_title(long, "finding " * 15, "evidence")
     assert short.get_figheight() == 2.0
     assert long.get_figheight() > 2.0
+
+
+ODD_NAMES = (
+    "$x$",
+    "a $b",
+    r"\$5 and \frac{1",
+    "$\\alpha_{",
+    "50 % of $10^{6}$",
+    "^_{}~#&",
+    "$" * 7,
+    "\x1b[31mred",
+    "a\x00b",
+    "\udcff",
+    "a\nb",
+    "long " * 200,
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_are_drawn_as_they_are(name: str) -> None:
+    figure = new_figure(3.0)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [1, 1000], label=name)
+    axes.set_yscale("log")
+    axes.set_xticks([0, 1], [shorten(name), "b"])
+    axes.set_xlabel(name)
+    axes.annotate(name, (0, 1))
+    axes.legend(title=name)
+    set_title(figure, name, name)
+    figure.savefig(io.BytesIO())
+    shown = visible(name)
+    label = axes.get_xticklabels()[0]
+    assert label.get_text() == shorten(name)
+    assert not label.get_parse_math()
+    drawn = [axes.xaxis.label, *axes.texts]
+    for text in [*drawn, *axes.get_legend().get_texts(), axes.get_legend().get_title()]:
+        assert text.get_text() == shown
+        assert text._preprocess_math(shown) == (shown, False)
+    # Powers of ten are still written as such.
+    assert axes.get_yticklabels()[0].get_parse_math()
+
+
+def test_a_short_name_is_one_line() -> None:
+    assert shorten("a\nb\tc") == "a b c"

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
 
 from pu_kd_pipeline.tracking.client import Tracker
 from pu_kd_pipeline.tracking.config import TrackingConfig
+from pu_kd_pipeline.tracking.run_log import RunLog
+from pu_kd_pipeline.tracking.worker import Worker, result_of
+from pu_kd_pipeline.tracking.worker_loop import answer
+
+
+class LocalWorker(Worker):
+    """Makes the calls in this process, because starting another one takes seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: RunLog | None = None
+
+    def call(
+        self, method: str, *args: Any, limit_s: float, **options: Any
+    ) -> tuple[Any, list[str]]:
+        if self.log is None:
+            self.log = RunLog(os.getpid())
+            self.is_running = True
+            self.n_starts += 1
+        return result_of(*answer(self.log, method, args, options))
+
+    def kill(self) -> None:
+        self.log = None
+        self.is_running = False
 
 
 @pytest.fixture
@@ -17,16 +44,22 @@ def config():
         experiment="tests",
         registered_model="student",
         system_metrics_interval_s=None,
+        max_wait_s=60,
     )
 
 
 @pytest.fixture
 def new_tracker(config, folder):
-    """A function that makes the tracker of a stage."""
+    """A function that makes the tracker of a stage, with calls made in this process."""
 
-    def make(stage: str = "full", **parameters: object) -> Tracker:
+    def make(stage: str = "full", *, worker: Worker | None = None, **parameters: object) -> Tracker:
         return Tracker(
-            config, project_path=folder, stage=stage, environment="base", parameters=parameters
+            config,
+            project_path=folder,
+            stage=stage,
+            environment="base",
+            parameters=parameters,
+            worker=worker or LocalWorker(),
         )
 
     return make

@@ -16,6 +16,7 @@ def test_each_cell_is_a_child_run_of_the_run(folder):
         registered_model=None,
         folder="mlflow",
         system_metrics_interval_s=None,
+        max_wait_s=60,
     )
     tracker = Tracker(
         config, project_path=folder, stage="comparison", environment="base", parameters={}

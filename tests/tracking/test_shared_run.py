@@ -19,8 +19,10 @@ def test_stages_share_a_run_whose_status_follows_from_all_of_them(new_tracker, f
 
     training = new_tracker("pu_training", epochs=20)
     training.flush()
+    assert training.outbox.wait(60) == 0
     scoring = new_tracker("pool_scoring")
     scoring.flush()
+    assert scoring.outbox.wait(60) == 0
     assert statuses(folder) == ["RUNNING"]
     training.end("FAILED")
     # Scoring still runs.
@@ -31,6 +33,7 @@ def test_stages_share_a_run_whose_status_follows_from_all_of_them(new_tracker, f
     # A stage that is repeated makes up for its failure.
     again = new_tracker("pu_training", epochs=30)
     again.flush()
+    assert again.outbox.wait(60) == 0
     assert statuses(folder) == ["RUNNING"]
     again.end("FINISHED")
     assert runs(folder) == {first.open_run_id: "FINISHED"}
@@ -55,6 +58,7 @@ def test_stages_find_the_shared_run_in_a_file(config, new_tracker, folder, monke
     monkeypatch.setenv("PU_KD_RUN_ID_FILE", str(run_id_file))
     tracker = new_tracker("pu_training")
     tracker.flush()
+    assert tracker.outbox.wait(60) == 0
     tracker.end("FINISHED")
     assert runs(folder) == {run_id: "FINISHED"}
 
@@ -68,6 +72,7 @@ def test_without_a_shared_run_a_stage_has_its_own(text, new_tracker, folder, mon
     monkeypatch.setenv("PU_KD_RUN_ID_FILE", str(run_id_file))
     tracker = new_tracker("pu_training")
     tracker.flush()
+    assert tracker.outbox.wait(60) == 0
     tracker.end("FINISHED")
     assert statuses(folder) == ["FINISHED"]
 

@@ -8,11 +8,14 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pu_kd_pipeline.tracking import outbox
+from pu_kd_pipeline.tracking.worker import WorkerError
+from tests.tracking.conftest import LocalWorker
 from tests.tracking.stored_runs import of_run, rows, runs, statuses
 
 
@@ -174,34 +177,48 @@ def test_a_data_set_that_two_nodes_read_is_logged_once(new_tracker, folder):
     assert logged == [("pool_images", "0123456789abcdef", '{"num_rows": 42}')]
 
 
+class FlakyWorker(LocalWorker):
+    """Fails while `is_down`, and notes the time of each call that failed."""
+
+    is_down = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure_times: list[float] = []
+
+    def call(self, method: str, *args: Any, limit_s: float, **options: Any) -> Any:
+        if self.is_down:
+            self.failure_times.append(time.monotonic())
+            raise WorkerError("connection refused")
+        return super().call(method, *args, limit_s=limit_s, **options)
+
+
 def test_a_server_that_comes_back_gets_what_it_missed(new_tracker, folder, monkeypatch, caplog):
     caplog.set_level("INFO")
-    clock = [0.0]
-    monkeypatch.setattr(outbox.time, "monotonic", lambda: clock[0])
-    tracker = new_tracker(seed=1)
+    monkeypatch.setattr(outbox, "SECONDS_BEFORE_RETRY", 1.0)
+    worker = FlakyWorker()
+    tracker = new_tracker(worker=worker, seed=1)
     tracker.log_record("training", 1, {"loss": 1.0})
     tracker.flush()
+    assert tracker.outbox.wait(60) == 0
 
-    working = tracker.client.log_batch
-    call_times = []
-
-    def failing(*args, **kwargs):
-        call_times.append(clock[0])
-        raise ConnectionError("connection refused")
-
-    monkeypatch.setattr(tracker.client, "log_batch", failing)
+    worker.is_down = True
     for step in range(2, 6):
         tracker.log_record("training", step, {"loss": 1.0 / step})
         tracker.flush()
         tracker.log_metrics({"student": {"accuracy": 0.1 * step}})
-        clock[0] += 5.0
-    # After one failure, half a minute passes before the next try.
-    assert call_times == [0.0]
+    time.sleep(2.0)
+    # One second passes before the second try, and two before the third.
+    assert len(worker.failure_times) == 2
+    assert worker.failure_times[1] - worker.failure_times[0] >= 1.0
 
-    monkeypatch.setattr(tracker.client, "log_batch", working)
-    clock[0] += 100.0
+    worker.is_down = False
     tracker.log_record("training", 6, {"loss": 0.5})
     tracker.flush()
+    deadline = time.monotonic() + 60
+    while tracker.is_lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     tracker.end("FINISHED")
 
     # One message when the server is lost, one when it is back.
@@ -214,8 +231,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(new_tracker, folder, monke
     assert statuses(folder) == ["FINISHED"]
 
 
-def test_a_call_that_always_fails_does_not_block_the_others(new_tracker, folder, monkeypatch):
-    monkeypatch.setattr(outbox, "SECONDS_BEFORE_RETRY", 0.0)
+def test_a_call_that_always_fails_does_not_block_the_others(new_tracker, folder):
     tracker = new_tracker()
     # Queued before the records, and this file does not exist.
     tracker.log_file(folder / "nowhere.txt", "files")
@@ -228,28 +244,29 @@ def test_a_call_that_always_fails_does_not_block_the_others(new_tracker, folder,
     assert statuses(folder) == ["FINISHED"]
 
 
-def test_a_slow_server_is_asked_less_often(new_tracker, folder, monkeypatch):
-    tracker = new_tracker()
+def test_a_slow_server_is_asked_less_often(new_tracker, folder):
+    class SlowWorker(LocalWorker):
+        n_calls = 0
+
+        def call(self, method: str, *args: Any, limit_s: float, **options: Any) -> Any:
+            if method == "log_metrics":
+                SlowWorker.n_calls += 1
+                time.sleep(0.2)
+            return super().call(method, *args, limit_s=limit_s, **options)
+
+    tracker = new_tracker(worker=SlowWorker())
     tracker.log_record("training", 0, {"loss": 1.0})
     tracker.flush()
-    log_batch = tracker.client.log_batch
-    n_calls = 0
-
-    def slow(*args, **kwargs):
-        nonlocal n_calls
-        n_calls += 1
-        time.sleep(0.2)
-        return log_batch(*args, **kwargs)
-
-    monkeypatch.setattr(tracker.client, "log_batch", slow)
-    started = time.monotonic()
-    tracker.flushed_at = 0.0
+    assert tracker.outbox.wait(60) == 0
+    tracker._flushed_at = 0.0
+    start = time.monotonic()
     for step in range(1, 1000):
         tracker.log_record("training", step, {"loss": 1.0})
-        if time.monotonic() - started > 1.5:
+        if time.monotonic() - start > 1.5:
             break
         time.sleep(0.01)
-    assert n_calls == 1
+    # Once more than the first time, and then not for twenty times as long as it took.
+    assert SlowWorker.n_calls == 2
     tracker.end("FINISHED")
     assert len(rows(folder, "SELECT step FROM metrics")) == step + 1
 

@@ -23,7 +23,7 @@ from pu_kd_pipeline.comparison.tables import (
     seeds_text,
     split_sweeps,
 )
-from pu_kd_pipeline.reporting.style import INK, MUTED, new_figure, set_title, style_axes
+from pu_kd_pipeline.reporting.style import INK, MUTED, new_figure, set_title, shorten, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +41,7 @@ _ACCURACY_TICKS = (0, 20, 50, 60, 70, 75, 80, 85, 90, 95, 97, 98, 99, 99.5, 99.8
 _LEAST_ERROR = 0.05  # percent: an accuracy of 100 has no place on a logarithmic axis
 _LEAST_BAR_END = 0.8 * _LEAST_ERROR  # bars may reach a little below it, and never to zero
 
+_NAME_CHARACTERS = 40  # more would leave no room for the axis
 _GRID_HEIGHT_IN = 4.8
 _PANEL_HEIGHT_IN = 3.4
 
@@ -267,7 +268,7 @@ def _draw_rows(axes: Axes, means: pd.DataFrame, teacher_percent: float) -> None:
             capsize=2.5,
         )
     n_rows = len(ordered)
-    names = ordered["row"].tolist()
+    names = [shorten(name, _NAME_CHARACTERS) for name in ordered["row"]]
     axes.set_yticks(range(n_rows), names, color=INK)
     # From the last row to the first: the best is on top.
     axes.set_ylim(n_rows - 0.4, -0.6)

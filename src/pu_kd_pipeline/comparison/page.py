@@ -16,6 +16,7 @@ from pu_kd_pipeline.comparison.tables import (
     seeds_text,
     split_sweeps,
 )
+from pu_kd_pipeline.reporting.markdown import markdown_text
 from pu_kd_pipeline.reporting.style import percent
 
 if TYPE_CHECKING:
@@ -47,17 +48,17 @@ def comparison_page(results: pd.DataFrame, params: ComparisonParams) -> str:
     """
     means = means_over_seeds(results)
     of_grid, sweeps = split_sweeps(means, params)
-    parts = [f"# {params.title}", _facts(results, means)]
+    parts = [f"# {markdown_text(params.title)}", _facts(results, means)]
     if len(of_grid):
         accuracies = _accuracy_rows(of_grid)
         parts.append(_markdown(accuracies))
     for label, of_sweep in sweeps.items():
-        parts.append(f"## By {label}")
+        parts.append(f"## By {markdown_text(label)}")
         points = _sweep_rows(of_sweep)
         parts.append(_markdown(points))
     curves_by_title = curve_table(results, params)
     for title, curves in curves_by_title.items():
-        parts.append(f"## Accuracy by updates: {title}")
+        parts.append(f"## Accuracy by updates: {markdown_text(title)}")
         parts.append(_CURVES_FACTS)
         updates = _curve_rows(curves)
         parts.append(_markdown(updates))
@@ -150,7 +151,7 @@ def _curve_rows(curves: pd.DataFrame) -> list[list[str]]:
     for name, of_row in curves.groupby("row", sort=False):
         by_updates = of_row.set_index("updates")
         known = by_updates["watched"]
-        cells = [str(name)]
+        cells = [markdown_text(str(name))]
         for update in updates:
             # Rows may have been recorded after different numbers of updates.
             accuracy_percent = known.get(update, np.nan)
@@ -164,7 +165,7 @@ def _selection_rows(means: pd.DataFrame) -> list[list[str]]:
     for _, row in means.iterrows():
         rows.append(
             [
-                row["row"],
+                markdown_text(row["row"]),
                 _fixed(row["labeled_per_class"], 0),
                 f"{row['n_selected']:,.0f}",
                 _fixed(row["auc"], 3),
@@ -179,9 +180,10 @@ def _selection_rows(means: pd.DataFrame) -> list[list[str]]:
 
 
 def _row_title(name: str, is_reference: bool) -> str:
+    title = markdown_text(name)
     if is_reference:
-        return f"*{name}*"
-    return name
+        return f"*{title}*"
+    return title
 
 
 def _accuracy_text(rows: pd.DataFrame, n_seeds: int) -> str:
@@ -225,8 +227,8 @@ def _notes(results: pd.DataFrame) -> list[str]:
             n_noted = len(notes)
             n_students = len(of_row)
             students = f"{n_noted} of {n_students} students"
-            first_note = notes.iloc[0]
-            lines.append(f"- {variant}, {objective} ({students}): {first_note}")
+            first_note = markdown_text(notes.iloc[0])
+            lines.append(f"- {markdown_text(str(variant))}, {objective} ({students}): {first_note}")
     return lines
 
 
@@ -236,10 +238,10 @@ def _failures(results: pd.DataFrame) -> list[str]:
     has_failed = results["failure"].notna()
     failed_cells = results[has_failed]
     for _, row in failed_cells.iterrows():
-        variant = row["variant"]
+        variant = markdown_text(row["variant"])
         objective = row["objective"]
         seed = row["seed"]
-        reason = row["failure"]
+        reason = markdown_text(row["failure"])
         n_per_class = row["labeled_per_class"]
         labeled = ""
         if not pd.isna(n_per_class):

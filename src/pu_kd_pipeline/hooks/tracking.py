@@ -71,15 +71,17 @@ class TrackingHooks:
         for name in sorted(pipeline.datasets()):
             tracked_as(catalog, name)
         self._catalog = catalog
-        self._tracker = Tracker(
+        tracker = Tracker(
             config,
             project_path=self._context.project_path,
             stage=_stage_name(run_params),
             environment=run_params["env"] or "local",
             parameters=parameters,
         )
-        progress.records.add(self._tracker.log_record)
-        progress.results.add(self._tracker.log_child)
+        tracker.load()
+        self._tracker = tracker
+        progress.records.add(tracker.log_record)
+        progress.results.add(tracker.log_child)
         progress.decisions.add(self._reasons_to_run.__setitem__)
 
     @hook_impl
@@ -117,9 +119,10 @@ class TrackingHooks:
     @hook_impl
     def after_pipeline_run(self) -> None:
         """Close the run."""
-        if self._tracker and not self._tracker.is_lost:
-            logger.info("MLflow run %s at %s", self._tracker.run_id, self._tracker.uri)
+        tracker = self._tracker
         self._end("FINISHED", self._nodes_note())
+        if tracker and tracker.open_run_id and not tracker.is_lost:
+            logger.info("MLflow run %s at %s", tracker.open_run_id, tracker.address)
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from pu_kd_pipeline.masking import visible
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -56,10 +58,10 @@ def points(difference: float) -> str:
 
 def new_figure(height_in: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """Return an empty figure of the common width, with room for `set_title` if it has a layout."""
-    # Figure and not pyplot: pyplot keeps every figure in a global list, and chooses a display.
-    from matplotlib.figure import Figure
+    # No pyplot, which keeps every figure in a global list, and chooses a display.
+    from pu_kd_pipeline.reporting.text_figure import TextFigure
 
-    figure = Figure(figsize=(WIDTH_IN, height_in), facecolor="white", layout=layout)
+    figure = TextFigure(figsize=(WIDTH_IN, height_in), facecolor="white", layout=layout)
     engine = figure.get_layout_engine()
     if engine:
         engine.set(w_pad=0.1, h_pad=0.08, wspace=0.03)  # type: ignore[call-arg]
@@ -138,7 +140,9 @@ def set_title(figure: Figure, finding: str, evidence: str) -> None:
 
 
 def shorten(name: str, n_characters: int = 22) -> str:
-    """Return the name, cut to that many characters with an ellipsis at the end if it is longer."""
+    """Return the name on one line, cut to that many characters with an ellipsis if it is longer."""
+    # Visible here already: what is a label of an axis is written when the figure is drawn.
+    name = visible(" ".join(name.split()))
     if len(name) <= n_characters:
         return name
     return name[: n_characters - 1] + "…"

@@ -7,11 +7,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# MLflow's own defaults wait for minutes, and send telemetry even where DO_NOT_TRACK=1.
+# MLflow's own defaults wait for minutes or as long as a server asks for, and send telemetry even
+# where DO_NOT_TRACK=1.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    # The worker computes nothing: more threads would only take memory.
+    "OMP_NUM_THREADS": "1",
 }
 
 
@@ -29,6 +33,11 @@ class TrackingConfig(BaseModel):
         description="name in the model registry; null: the model is not registered"
     )
     system_metrics_interval_s: float | None = Field(gt=0, description="null: no system metrics")
+    max_wait_s: float = Field(
+        gt=0,
+        description="the most that a run waits for MLflow at its end; long runs wait up to 5 % of "
+        "their time",
+    )
 
 
 def shared_run_id() -> str | None:

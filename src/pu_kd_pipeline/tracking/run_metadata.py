@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pu_kd_pipeline.reporting.markdown import markdown_text
 from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
 
@@ -52,7 +53,7 @@ def markdown_note(*sentences: str, metrics: Mapping[str, Any]) -> str:
 def _markdown_table(rows: list[list[str]]) -> str:
     lines = []
     for row in rows:
-        cells = " | ".join(row)
+        cells = " | ".join(markdown_text(cell) for cell in row)
         lines.append(f"| {cells} |")
     ruler = "|" + " --- |" * len(rows[0])
     lines.insert(1, ruler)

@@ -1,0 +1,374 @@
+"""One MLflow run, as the process that talks to MLflow writes it; the only user of MLflow's client.
+
+Every method can be called again with the same arguments after it failed half-way: what creates
+something first looks for what an earlier attempt may have created.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pu_kd_pipeline import __version__
+from pu_kd_pipeline.tracking.experiments import AskedExperiment, choose_experiment
+from pu_kd_pipeline.tracking.keys import mlflow_key
+from pu_kd_pipeline.tracking.left_behind import PROCESS_TAG, close_left_behind
+from pu_kd_pipeline.tracking.locations import follow_moved_folder
+from pu_kd_pipeline.tracking.processes import identity_of
+from pu_kd_pipeline.tracking.run_metadata import git_commit, user_name
+from pu_kd_pipeline.tracking.stages import STAGE_TAG, overall_status
+from pu_kd_pipeline.tracking.stores import is_server, sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+# The most that one request to an MLflow server may hold.
+MAX_PARAMETERS_PER_REQUEST = 100
+KEY_TAG = "key"
+CHILD_STAGE = "trial"
+SECONDS_FOR_MONITOR = 5.0
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What it takes to open a run."""
+
+    uri: str
+    folder: Path
+    """Of the default database and of artifacts."""
+    project_path: Path
+    asked_experiment: AskedExperiment
+    shared_run_id: str | None
+    stage: str
+    environment: str
+    note: str
+    parameters: Mapping[str, str]
+    started_at_ms: int
+    key: str
+    """Of this run, by which it is found again."""
+    system_metrics_interval_s: float | None
+
+
+class RunLog:
+    """Writes one run; `open` comes first.
+
+    Args:
+        run_process_id: process whose run this is.
+    """
+
+    client: MlflowClient
+    run_id: str
+    settings: RunSettings
+
+    def __init__(self, run_process_id: int) -> None:
+        self.run_process_id = run_process_id
+        self.uri = ""
+        self.warnings: list[str] = []
+        self.is_open = False
+        self._system_metrics: Any = None
+
+    # --- the run ----------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Import MLflow, which takes seconds."""
+        import_module("mlflow")
+
+    def open(self, settings: RunSettings, run_id: str | None, *, is_repeated: bool) -> str:
+        """Open the run and return its identifier.
+
+        Args:
+            settings: of the run.
+            run_id: of the run if it was opened before, by a process that has ended.
+            is_repeated: whether an earlier attempt may have created the run.
+        """
+        self._connect(settings)
+        run = None
+        if run_id:
+            run = self.client.get_run(run_id)
+        elif settings.shared_run_id:
+            run = self._shared_run(settings.shared_run_id)
+        if run is None:
+            run = self._own_run(self._stage_tags(), is_repeated=is_repeated)
+        self.run_id = run.info.run_id
+        if run.info.status != "RUNNING":
+            self.client.update_run(self.run_id, status="RUNNING")
+        for key, value in self._stage_tags().items():
+            if run.data.tags.get(key) != value:
+                self.client.set_tag(self.run_id, key, value)
+        self.is_open = True
+        self._log_parameters(run)
+        self._start_system_metrics(is_continued=bool(run_id or settings.shared_run_id))
+        return self.run_id
+
+    def open_shared(self, settings: RunSettings) -> str:
+        """Create a run that stages will share, and return its identifier."""
+        self._connect(settings)
+        # No process is its owner: its stages have not started yet.
+        run = self._own_run({}, is_repeated=False)
+        return str(run.info.run_id)
+
+    def check(self) -> None:
+        """Raise unless MLflow answers."""
+        self.client.get_run(self.run_id)
+
+    def close_left_behind(self) -> None:
+        """Close runs of processes that ended without closing them."""
+        experiment_id = self.client.get_run(self.run_id).info.experiment_id
+        close_left_behind(self.client, experiment_id)
+
+    def close(self, status: str, note: str | None) -> None:
+        """Close the run with a status and a note; None: the note stays."""
+        self._stop_system_metrics()
+        if note is not None:
+            self.client.set_tag(self.run_id, "mlflow.note.content", note)
+        self._set_stage_status(status)
+        tags = self.client.get_run(self.run_id).data.tags
+        # While another stage is running, it will close the run.
+        if overall_status(tags) != "RUNNING":
+            self.client.set_terminated(self.run_id, overall_status(tags))
+        self.is_open = False
+
+    def close_if_open(self, status: str) -> None:
+        """Close a run whose process has ended."""
+        if self.is_open:
+            self.close(status, None)
+
+    def _connect(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self.uri = settings.uri
+        self.load()
+        database = sqlite_file(settings.uri)
+        if database is not None:
+            _check_database(database)
+            if database == settings.folder / "mlflow.db":
+                follow_moved_folder(database, settings.folder / "artifacts")
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=settings.uri)
+
+    def _shared_run(self, run_id: str) -> Run | None:
+        """Return the run that stages share; None, with a warning, if it is gone."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.warnings.append(
+                f"MLFLOW_RUN_ID is {run_id}, and MLflow has no such run: "
+                "this stage is logged as a run of its own"
+            )
+            return None
+        if run.info.lifecycle_stage == "active":
+            return run
+        self.warnings.append(
+            f"the MLflow run {run_id} is deleted: this stage is logged as a run of its own. To "
+            f"have it back, set MLFLOW_TRACKING_URI and run `mlflow runs restore --run-id {run_id}`"
+        )
+        return None
+
+    def _own_run(self, stage_tags: Mapping[str, str], *, is_repeated: bool) -> Run:
+        artifact_location = None
+        if not is_server(self.uri):
+            artifact_location = (self.settings.folder / "artifacts").as_uri()
+        experiment_id = choose_experiment(
+            self.client, self.settings.asked_experiment, artifact_location, self.warnings
+        )
+        if is_repeated:
+            made_before = self._run_with_key(experiment_id, self.settings.key)
+            if made_before is not None:
+                return made_before
+        name = f"{self.settings.stage} ({self.settings.environment})"
+        tags = {**self._tags(), **stage_tags}
+        return self.client.create_run(experiment_id, self.settings.started_at_ms, tags, name)
+
+    def _run_with_key(self, experiment_id: str, key: str) -> Run | None:
+        found = self.client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
+        for run in found:
+            return run
+        return None
+
+    def _tags(self) -> dict[str, str]:
+        tags = {
+            "pipeline": self.settings.stage,
+            "env": self.settings.environment,
+            "version": __version__,
+            KEY_TAG: self.settings.key,
+            "mlflow.source.type": "LOCAL",
+            # The page shows only what follows the last slash, so the full command is in the note.
+            "mlflow.source.name": "kedro run",
+            "mlflow.source.git.commit": git_commit(self.settings.project_path),
+            "mlflow.user": user_name(),
+            "mlflow.note.content": self.settings.note,
+        }
+        # Outside a repository there is no commit, and in a container perhaps no user.
+        return {key: value for key, value in tags.items() if value}
+
+    def _stage_tags(self) -> dict[str, str]:
+        """Return the tags by which another run knows whether this one still runs."""
+        identity = identity_of(self.run_process_id)
+        return {
+            STAGE_TAG + self.settings.stage: "RUNNING",
+            PROCESS_TAG + self.settings.stage: identity.to_text(),
+        }
+
+    def _set_stage_status(self, status: str) -> None:
+        self.client.set_tag(self.run_id, STAGE_TAG + self.settings.stage, status)
+
+    def _log_parameters(self, run: Run) -> None:
+        """Log new parameters; a shared run cannot change one, so a changed value becomes a tag."""
+        from mlflow.entities import Param, RunTag
+
+        known = run.data.params
+        new = []
+        changed = []
+        for key, value in self.settings.parameters.items():
+            if key not in known:
+                new.append(Param(key, value))
+            elif known[key] != value:
+                tag_key = mlflow_key(f"changed.{key}")
+                changed.append(RunTag(tag_key, value))
+        # The limit is one for parameters and one for tags: a request may hold both.
+        n_longer = max(len(new), len(changed))
+        for start in range(0, n_longer, MAX_PARAMETERS_PER_REQUEST):
+            end = start + MAX_PARAMETERS_PER_REQUEST
+            self.client.log_batch(self.run_id, params=new[start:end], tags=changed[start:end])
+
+    def _start_system_metrics(self, *, is_continued: bool) -> None:
+        interval_s = self.settings.system_metrics_interval_s
+        if not interval_s:
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._system_metrics = SystemMetricsMonitor(
+            self.run_id, interval_s, resume_logging=is_continued, tracking_uri=self.uri
+        )
+        self._system_metrics.start()
+
+    def _stop_system_metrics(self) -> None:
+        monitor = self._system_metrics
+        self._system_metrics = None
+        if monitor is None:
+            return
+        # Its thread may hang in a request, and the status of the run matters more.
+        stopping = threading.Thread(target=monitor.finish, daemon=True)
+        stopping.start()
+        stopping.join(SECONDS_FOR_MONITOR)
+
+    # --- what is logged ---------------------------------------------------------------------------
+
+    def log_metrics(self, values: Iterable[tuple[str, float, int, int]]) -> None:
+        """Log (name, value, time in milliseconds, step); twice is the same as once."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(*value) for value in values]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def log_child(
+        self,
+        key: str,
+        name: str,
+        parameters: Mapping[str, str],
+        metrics: Mapping[str, float],
+        *,
+        is_repeated: bool = False,
+    ) -> None:
+        """Log one trial as a finished child run.
+
+        Args:
+            key: of the child run, by which it is found again.
+            name: shown as the run's name.
+            parameters: of the trial.
+            metrics: finite numbers.
+            is_repeated: whether an earlier attempt may have created the child run.
+        """
+        from mlflow.entities import Metric, Param
+
+        parent = self.client.get_run(self.run_id)
+        experiment_id = parent.info.experiment_id
+        child = None
+        if is_repeated:
+            child = self._run_with_key(experiment_id, key)
+        if child is None:
+            child = self._create_child(parent, key, name)
+        child_id = child.info.run_id
+        now_ms = int(time.time() * 1000)
+        numbers = []
+        for metric_key, value in metrics.items():
+            numbers.append(Metric(metric_key, value, now_ms, 0))
+        params = [Param(param_key, value) for param_key, value in parameters.items()]
+        first_params = params[:MAX_PARAMETERS_PER_REQUEST]
+        self.client.log_batch(child_id, metrics=numbers, params=first_params)
+        self.client.set_tag(child_id, STAGE_TAG + CHILD_STAGE, "FINISHED")
+        self.client.set_terminated(child_id, "FINISHED")
+
+    def _create_child(self, parent: Run, key: str, name: str) -> Run:
+        tags = {
+            "mlflow.parentRunId": parent.info.run_id,
+            "mlflow.user": parent.data.tags.get("mlflow.user", ""),
+            KEY_TAG: key,
+            # If this process ends here, the next run closes the child.
+            STAGE_TAG + CHILD_STAGE: "RUNNING",
+            PROCESS_TAG + CHILD_STAGE: identity_of(self.run_process_id).to_text(),
+        }
+        now_ms = int(time.time() * 1000)
+        return self.client.create_run(parent.info.experiment_id, now_ms, tags, name)
+
+    def log_file(self, path: str, folder: str) -> None:
+        """Store a file, or all files of a folder, among the run's artifacts."""
+        if Path(path).is_dir():
+            self.client.log_artifacts(self.run_id, path, f"{folder}/{Path(path).name}")
+        else:
+            self.client.log_artifact(self.run_id, path, folder)
+
+    def log_image(self, path: str, key: str) -> None:
+        """Add an image file to the run's image grid."""
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self.client.log_image(self.run_id, image.convert("RGB"), key=key, step=0)
+
+    def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
+        """Add a data set to the run; source and profile are JSON."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(name, digest, "local", source, profile=profile)
+        tag = InputTag("mlflow.data.context", name)
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
+
+    def log_model(
+        self, key: str, name: str, folder: str, registered_name: str | None, *, is_repeated: bool
+    ) -> None:
+        """Log the model that `export_model` wrote to a folder, and register it."""
+        from pu_kd_pipeline.tracking.logged_model import log_exported_model
+
+        log_exported_model(
+            self.client,
+            self.run_id,
+            name,
+            Path(folder),
+            key=key,
+            registered_name=registered_name,
+            is_repeated=is_repeated,
+        )
+
+
+def _check_database(database: Path) -> None:
+    """Raise if a SQLite file cannot be read or written; MLflow itself would try for 100 seconds."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(database, timeout=0.0)) as store:
+        # Reads the header, and creates the file if there is none. A lock is no fault of the file.
+        try:
+            store.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise

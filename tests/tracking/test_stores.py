@@ -1,0 +1,132 @@
+"""Stores: their addresses, and data folders that were moved or have odd names."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.tracking.client import Tracker
+from tests.tracking.conftest import LocalWorker
+from tests.tracking.stored_runs import rows, statuses
+
+REFUSED = {
+    "mlruns": "no longer logs to folders of files",
+    "/data/mlruns": "no longer logs to folders of files",
+    "file:///data/mlruns": "no longer logs to folders of files",
+    "ftp://user:secret@host/mlruns": r"ftp://\*\*\*@host/mlruns",
+    "sqlite:////data/a?b/mlflow.db": "Choose a folder without one",
+    "sqlite:////data/a%20b/mlflow.db": "Rename the folder",
+    "sqlite:////data/a\nb/mlflow.db": "printable characters",
+    "sqlite:////" + "a" * 2000: "a shorter path",
+}
+
+
+@pytest.mark.parametrize("uri", REFUSED)
+def test_an_address_that_mlflow_cannot_use_is_refused_before_the_run(uri, new_tracker, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError, match=REFUSED[uri]) as raised:
+        new_tracker()
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://host:5000",
+        "https://user:secret@host/mlflow",
+        "databricks",
+        "databricks://profile",
+        "postgresql+psycopg://user:secret@host/db",
+        "sqlite:///relative.db",
+    ],
+)
+def test_an_address_of_a_server_or_database_is_taken(uri, new_tracker, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracker = new_tracker()
+    assert "secret" not in tracker.address
+    tracker._finish()
+
+
+def log_file(config, project_path: Path, folder: Path) -> None:
+    """Log one file in a run of its own."""
+    tracker = Tracker(
+        config.model_copy(update={"folder": str(folder)}),
+        project_path=project_path,
+        stage="full",
+        environment="base",
+        parameters={},
+        worker=LocalWorker(),
+    )
+    source = project_path / "numbers.json"
+    source.write_text("{}")
+    tracker.log_file(source, "files")
+    tracker.end("FINISHED")
+
+
+def logged_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("artifacts/files/numbers.json"))
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "100%", "a#b", "it's", '"q"', "ü日本", "a;b&c=d+e:f@g", "a\\b", "$HOME{x}[y]|"]
+)
+def test_a_folder_with_odd_characters_is_used_as_it_is(name, config, folder, tmp_path):
+    data = tmp_path / name
+    (data / "mlflow").mkdir(parents=True)
+    shutil.copy(folder / "mlflow" / "mlflow.db", data / "mlflow")
+    log_file(config, tmp_path, data / "mlflow")
+    assert statuses(data) == ["FINISHED"]
+    assert len(logged_files(data)) == 1
+    assert len(logged_files(tmp_path)) == 1
+
+
+def test_after_a_data_folder_was_moved_new_files_are_in_the_new_place(config, folder, tmp_path):
+    log_file(config, tmp_path, folder / "mlflow")
+    moved = tmp_path / "else where"
+    moved.mkdir()
+    (folder / "mlflow").rename(moved / "mlflow")
+    log_file(config, tmp_path, moved / "mlflow")
+    assert len(logged_files(moved)) == 2
+    assert not (folder / "mlflow").exists()
+    # The files of earlier runs are found, too.
+    new = (moved / "mlflow" / "artifacts").as_uri()
+    for (uri,) in rows(moved, "SELECT artifact_uri FROM runs"):
+        assert uri.startswith(f"{new}/")
+
+
+def test_a_copied_data_folder_does_not_write_to_the_first_one(config, folder, tmp_path):
+    log_file(config, tmp_path, folder / "mlflow")
+    copy = tmp_path / "copy"
+    shutil.copytree(folder / "mlflow", copy / "mlflow")
+    log_file(config, tmp_path, copy / "mlflow")
+    assert len(logged_files(folder / "mlflow")) == 1
+    assert len(logged_files(copy)) == 2
+
+
+def test_files_of_an_experiment_with_a_place_of_its_own_stay_there(config, folder, tmp_path):
+    own = tmp_path / "own"
+    log_file(config, tmp_path, folder / "mlflow")
+    with closing(sqlite3.connect(folder / "mlflow" / "mlflow.db")) as store, store:
+        store.execute("UPDATE experiments SET artifact_location = ?", (own.as_uri(),))
+    log_file(config, tmp_path, folder / "mlflow")
+    assert len(logged_files(own)) == 1
+
+
+def test_a_database_of_another_mlflow_says_what_to_do(new_tracker, folder, caplog):
+    with closing(sqlite3.connect(folder / "mlflow" / "mlflow.db")) as store, store:
+        store.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    new_tracker().end("FINISHED")
+    assert "another version of MLflow wrote this database" in caplog.text
+    assert caplog.text.count("WARNING") == 1
+
+
+def test_a_damaged_database_says_what_to_do(new_tracker, folder, caplog):
+    (folder / "mlflow" / "mlflow.db").write_bytes(b"no database " * 1000)
+    new_tracker().end("FINISHED")
+    assert "move the damaged file away" in caplog.text
+    assert caplog.text.count("WARNING") == 1
