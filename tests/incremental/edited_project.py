@@ -220,7 +220,7 @@ def _run(
     decisions: dict[str, str | None] = {}
     progress.decisions.add(decisions.__setitem__)
     if request.kill_before is not None:
-        _kill_before_rename(request.kill_before)
+        kill_before_rename(request.kill_before)
     text = io.StringIO()
     runner = IncrementalRunner(force=request.kind == "force")
     if request.kind == "explain":
@@ -233,7 +233,7 @@ def _run(
         answers.write_text(json.dumps(answer))
 
 
-def _kill_before_rename(n: int) -> None:
+def kill_before_rename(n: int) -> None:
     """Kill this process before the n-th file that it renames: what is complete has its name."""
     n_renamed = 0
 

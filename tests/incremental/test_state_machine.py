@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from tests.incremental.damage import DAMAGES, damage
 from tests.incremental.edited_project import EditedProject, Request
 
 N_STEPS = int(os.environ.get("PU_KD_STEPS", "100"))
 POSITIONS = st.floats(0, 1, exclude_max=True)
-DAMAGES = ("flip", "cut", "extend", "empty", "remove", "swap", "folder")
 
 
 class Runs(RuleBasedStateMachine):
@@ -65,19 +65,16 @@ class Runs(RuleBasedStateMachine):
 
     # --- damage
 
-    @rule(where=POSITIONS, place=POSITIONS, damage=st.sampled_from(DAMAGES))
-    def damage_a_file(self, where, place, damage):
-        files = self._files()
-        if files:
-            _damage(files, where, place, damage)
+    @rule(where=POSITIONS, place=POSITIONS, kind=st.sampled_from(DAMAGES))
+    def damage_a_file(self, where, place, kind):
+        damage(self._files(), where, place, kind)
 
     @rule(where=POSITIONS)
     def damage_a_shard_and_lose_the_records(self, where):
         shards = [file for file in self._files() if file.parent.name == "shards"]
-        if shards:
-            _damage(shards, where, 0.5, "flip")
-            shutil.rmtree(self._project.data / "node_records", ignore_errors=True)
-            (self._project.data / "shards" / "shards.json").unlink(missing_ok=True)
+        damage(shards, where, 0.5, "flip")
+        shutil.rmtree(self._project.data / "node_records", ignore_errors=True)
+        (self._project.data / "shards" / "shards.json").unlink(missing_ok=True)
 
     @rule()
     def keep_a_copy_of_the_data_folder(self):
@@ -136,30 +133,6 @@ class Runs(RuleBasedStateMachine):
     def _files(self) -> list[Path]:
         found = self._project.data.rglob("*")
         return sorted(path for path in found if path.is_file() and path.suffix != ".lock")
-
-
-def _damage(files: list[Path], where: float, place: float, damage: str) -> None:
-    """Damage one of some files, at a place in it."""
-    file = files[int(where * len(files))]
-    content = bytearray(file.read_bytes())
-    position = int(place * len(content))
-    if damage == "flip" and content:
-        content[position] ^= 0xFF
-        file.write_bytes(content)
-    elif damage == "cut":
-        file.write_bytes(content[:position])
-    elif damage == "extend":
-        file.write_bytes(bytes(content) + b"\0")
-    elif damage == "empty":
-        file.write_bytes(b"")
-    elif damage == "swap":
-        other = files[int(place * len(files))]
-        file.write_bytes(other.read_bytes())
-    elif damage == "folder":
-        file.unlink()
-        file.mkdir()
-    else:
-        file.unlink()
 
 
 def _replace(source: Path, target: Path) -> None:
