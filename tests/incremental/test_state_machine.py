@@ -9,18 +9,35 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from tests.incremental.damage import DAMAGES, damage
 from tests.incremental.edited_project import EditedProject, Request
 
 N_STEPS = int(os.environ.get("PU_KD_STEPS", "100"))
+MAX_CHANGES_BETWEEN_RUNS = 4
 POSITIONS = st.floats(0, 1, exclude_max=True)
+
+
+def change(**arguments: Any) -> Callable[[Callable[..., None]], Any]:
+    """Make a method one of the things that may happen; after a few of them, a run has to follow."""
+
+    def decorate(method: Callable[..., None]) -> Any:
+        def counted(self: Runs, **values: Any) -> None:
+            self.n_changes += 1
+            method(self, **values)
+
+        counted.__name__ = method.__name__
+        is_allowed = precondition(lambda self: self.n_changes < MAX_CHANGES_BETWEEN_RUNS)
+        return is_allowed(rule(**arguments)(counted))
+
+    return decorate
 
 
 class Runs(RuleBasedStateMachine):
@@ -28,6 +45,7 @@ class Runs(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.n_changes = 0
         self._folder = Path(tempfile.mkdtemp())
         self._project = EditedProject(self._folder)
         self._backup = self._folder / "backup"
@@ -40,49 +58,49 @@ class Runs(RuleBasedStateMachine):
 
     # --- edits
 
-    @rule(number=st.integers(1, 3))
+    @change(number=st.integers(1, 3))
     def change_a_parameter(self, number):
         self._project.number = number
 
-    @rule(factor=st.sampled_from([1, 1.0, True, 2]))
+    @change(factor=st.sampled_from([1, 1.0, True, 2]))
     def change_the_type_of_a_parameter(self, factor):
         self._project.factor = factor
 
-    @rule(factor=st.integers(2, 4))
+    @change(factor=st.integers(2, 4))
     def edit_a_helper(self, factor):
         self._project.edit_helpers(factor)
         self._edits["helpers"] = factor
 
-    @rule(divisor=st.sampled_from([2, 3]), comment=st.sampled_from(["", "another comment"]))
+    @change(divisor=st.sampled_from([2, 3]), comment=st.sampled_from(["", "another comment"]))
     def edit_a_node(self, divisor, comment):
         self._project.edit_nodes(comment, divisor)
         self._edits["divisor"] = divisor
 
-    @rule(number=st.integers(5, 7))
+    @change(number=st.integers(5, 7))
     def edit_the_file_that_a_parameter_names(self, number):
         self._project.edit_file(number)
         self._edits["file"] = number
 
     # --- damage
 
-    @rule(where=POSITIONS, place=POSITIONS, kind=st.sampled_from(DAMAGES))
+    @change(where=POSITIONS, place=POSITIONS, kind=st.sampled_from(DAMAGES))
     def damage_a_file(self, where, place, kind):
         damage(self._files(), where, place, kind)
 
-    @rule(where=POSITIONS)
+    @change(where=POSITIONS)
     def damage_a_shard_and_lose_the_records(self, where):
         shards = [file for file in self._files() if file.parent.name == "shards"]
         damage(shards, where, 0.5, "flip")
         shutil.rmtree(self._project.data / "node_records", ignore_errors=True)
         (self._project.data / "shards" / "shards.json").unlink(missing_ok=True)
 
-    @rule()
+    @change()
     def keep_a_copy_of_the_data_folder(self):
         if self._project.data.is_dir():
             shutil.rmtree(self._backup, ignore_errors=True)
             shutil.copytree(self._project.data, self._backup)
 
-    @rule(parts=st.sampled_from(["all", "outputs", "records"]))
+    @change(parts=st.sampled_from(["all", "outputs", "records"]))
     def restore_a_copy(self, parts):
         if not self._backup.is_dir():
             return
@@ -92,13 +110,13 @@ class Runs(RuleBasedStateMachine):
             if parts == "all" or is_record == (parts == "records"):
                 _replace(source, self._project.data / source.name)
 
-    @rule()
+    @change()
     def delete_the_data_folder(self):
         shutil.rmtree(self._project.data, ignore_errors=True)
 
     # --- runs
 
-    @rule(n_renames=st.integers(1, 14), kind=st.sampled_from(["run", "force"]))
+    @change(n_renames=st.integers(1, 14), kind=st.sampled_from(["run", "force"]))
     def kill_a_run(self, n_renames, kind):
         request = Request(kind, self._project.data, kill_before=n_renames)
         outcome = self._project.start(request)
@@ -107,6 +125,7 @@ class Runs(RuleBasedStateMachine):
 
     @rule()
     def run(self):
+        self.n_changes = 0
         planned = self._project.start(Request("explain", self._project.data))
         outcome = self._project.start(Request("run", self._project.data))
         assert outcome.exit_code == 0, outcome
@@ -117,6 +136,7 @@ class Runs(RuleBasedStateMachine):
 
     @rule()
     def force(self):
+        self.n_changes = 0
         outcome = self._project.start(Request("force", self._project.data))
         assert outcome.exit_code == 0, outcome
         assert None not in outcome.decisions.values()
