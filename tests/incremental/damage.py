@@ -1,0 +1,41 @@
+"""Damage to files as broken disks, killed copies and foreign hands leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+DAMAGES = ("flip", "cut", "extend", "empty", "remove", "swap", "folder")
+
+
+def damage(files: Sequence[Path], where: float, place: float, kind: str) -> None:
+    """Damage one of some files.
+
+    Args:
+        files: those that may be damaged; without any, nothing happens.
+        where: in [0, 1), which of them.
+        place: in [0, 1), where in the file, or which other file it is swapped for.
+        kind: one of `DAMAGES`.
+    """
+    if not files:
+        return
+    file = files[int(where * len(files))]
+    content = bytearray(file.read_bytes())
+    position = int(place * len(content))
+    if kind == "flip" and content:
+        content[position] ^= 0xFF
+        file.write_bytes(content)
+    elif kind == "cut":
+        file.write_bytes(content[:position])
+    elif kind == "extend":
+        file.write_bytes(bytes(content) + b"\0")
+    elif kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "swap":
+        other = files[int(place * len(files))]
+        file.write_bytes(other.read_bytes())
+    elif kind == "folder":
+        file.unlink()
+        file.mkdir()
+    elif kind == "remove":
+        file.unlink()

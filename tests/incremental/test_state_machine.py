@@ -1,0 +1,193 @@
+"""Whatever happens between two runs, a finished run has the results of a run from nothing.
+
+Hypothesis edits parameters, code and files, damages outputs and records, restores old data folders
+and kills runs, in any order. PU_KD_STEPS sets how many things happen to one project.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from tests.incremental.damage import DAMAGES, damage
+from tests.incremental.edited_project import EditedProject, Request
+
+N_STEPS = int(os.environ.get("PU_KD_STEPS", "100"))
+MAX_CHANGES_BETWEEN_RUNS = 4
+POSITIONS = st.floats(0, 1, exclude_max=True)
+
+
+def change(**arguments: Any) -> Callable[[Callable[..., None]], Any]:
+    """Make a method one of the things that may happen; after a few of them, a run has to follow."""
+
+    def decorate(method: Callable[..., None]) -> Any:
+        def counted(self: Runs, **values: Any) -> None:
+            self.n_changes += 1
+            method(self, **values)
+
+        counted.__name__ = method.__name__
+        is_allowed = precondition(lambda self: self.n_changes < MAX_CHANGES_BETWEEN_RUNS)
+        return is_allowed(rule(**arguments)(counted))
+
+    return decorate
+
+
+class Runs(RuleBasedStateMachine):
+    """One project and its data folder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_changes = 0
+        self._folder = Path(tempfile.mkdtemp())
+        self._project = EditedProject(self._folder)
+        self._backup = self._folder / "backup"
+        # What an edit decides -> the results of a run from nothing.
+        self._expected: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._edits: dict[str, Any] = {"helpers": 2, "divisor": 2, "file": 5}
+
+    def teardown(self) -> None:
+        shutil.rmtree(self._folder)
+
+    # --- edits
+
+    @change(number=st.integers(1, 3))
+    def change_a_parameter(self, number):
+        self._project.number = number
+
+    @change(factor=st.sampled_from([1, 1.0, True, 2]))
+    def change_the_type_of_a_parameter(self, factor):
+        self._project.factor = factor
+
+    @change(factor=st.integers(2, 4))
+    def edit_a_helper(self, factor):
+        self._project.edit_helpers(factor)
+        self._edits["helpers"] = factor
+
+    @change(divisor=st.sampled_from([2, 3]), comment=st.sampled_from(["", "another comment"]))
+    def edit_a_node(self, divisor, comment):
+        self._project.edit_nodes(comment, divisor)
+        self._edits["divisor"] = divisor
+
+    @change(number=st.integers(5, 7))
+    def edit_the_file_that_a_parameter_names(self, number):
+        self._project.edit_file(number)
+        self._edits["file"] = number
+
+    # --- damage
+
+    @change(where=POSITIONS, place=POSITIONS, kind=st.sampled_from(DAMAGES))
+    def damage_a_file(self, where, place, kind):
+        damage(self._files(), where, place, kind)
+
+    @change(where=POSITIONS)
+    def damage_a_shard_and_lose_the_records(self, where):
+        shards = [file for file in self._files() if file.parent.name == "shards"]
+        damage(shards, where, 0.5, "flip")
+        shutil.rmtree(self._project.data / "node_records", ignore_errors=True)
+        (self._project.data / "shards" / "shards.json").unlink(missing_ok=True)
+
+    @change()
+    def keep_a_copy_of_the_data_folder(self):
+        if self._project.data.is_dir():
+            shutil.rmtree(self._backup, ignore_errors=True)
+            shutil.copytree(self._project.data, self._backup)
+
+    @change(parts=st.sampled_from(["all", "outputs", "records"]))
+    def restore_a_copy(self, parts):
+        if not self._backup.is_dir():
+            return
+        self._project.data.mkdir(exist_ok=True)
+        for source in self._backup.iterdir():
+            is_record = source.name == "node_records"
+            if parts == "all" or is_record == (parts == "records"):
+                _replace(source, self._project.data / source.name)
+
+    @change()
+    def delete_the_data_folder(self):
+        shutil.rmtree(self._project.data, ignore_errors=True)
+
+    # --- runs
+
+    @change(n_renames=st.integers(1, 14), kind=st.sampled_from(["run", "force"]))
+    def kill_a_run(self, n_renames, kind):
+        request = Request(kind, self._project.data, kill_before=n_renames)
+        outcome = self._project.start(request)
+        # A run that renames fewer files than that ends by itself.
+        assert outcome.exit_code in (0, -9), outcome
+
+    @rule()
+    def run(self):
+        self.n_changes = 0
+        planned = self._project.start(Request("explain", self._project.data))
+        outcome = self._project.start(Request("run", self._project.data))
+        assert outcome.exit_code == 0, outcome
+        _check_plan(planned.text, outcome.decisions)
+        self._check_results()
+        again = self._project.start(Request("run", self._project.data))
+        assert set(again.decisions.values()) == {None}, again.decisions
+
+    @rule()
+    def force(self):
+        self.n_changes = 0
+        outcome = self._project.start(Request("force", self._project.data))
+        assert outcome.exit_code == 0, outcome
+        assert None not in outcome.decisions.values()
+        self._check_results()
+
+    def _check_results(self) -> None:
+        project = self._project
+        # The type counts: 1 and True are equal, but not the same parameter.
+        state = (project.number, repr(project.factor), *self._edits.values())
+        if state not in self._expected:
+            self._expected[state] = project.results_from_nothing()
+        assert project.results(project.data) == self._expected[state]
+
+    def _files(self) -> list[Path]:
+        found = self._project.data.rglob("*")
+        return sorted(path for path in found if path.is_file() and path.suffix != ".lock")
+
+
+def _replace(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def _check_plan(text: str, decisions: dict[str, str | None]) -> None:
+    """Check that `explain` printed what the run then did."""
+    plan = {}
+    for line in text.splitlines():
+        name, _, planned = line.partition(" ")
+        if name in decisions:
+            plan[name] = planned.strip()
+    assert plan.keys() == decisions.keys(), text
+    for name, planned in plan.items():
+        reason = decisions[name]
+        # An input that is made again may come out the same, which only the run can know.
+        if planned.startswith("if input"):
+            continue
+        assert planned == (reason or "-"), (name, planned, reason)
+
+
+TestRuns = Runs.TestCase
+TestRuns.settings = settings(
+    max_examples=5,
+    stateful_step_count=N_STEPS,
+    # Shrinking would repeat the runs for minutes; the printed steps show the failure.
+    phases=[Phase.explicit, Phase.generate],
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
