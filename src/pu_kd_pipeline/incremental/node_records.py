@@ -7,7 +7,7 @@ record are complete.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -147,14 +147,23 @@ def _state_of_text(text: str, files: FileStates) -> str:
 # --- what differs ---------------------------------------------------------------------------------
 
 
-def differences(old: NodeRecord, new: NodeRecord) -> list[str]:
-    """Return the reasons why a node has to run again; outputs are not compared."""
+def differences(old: NodeRecord, new: NodeRecord, pending: Collection[str] = ()) -> list[str]:
+    """Return the reasons why a node has to run again; outputs are not compared.
+
+    Args:
+        old: what its outputs were made from.
+        new: what they would be made from now.
+        pending: inputs that are not compared.
+    """
     # In the order in which a reader would look for the cause
     reasons = _changed_parameters(old.parameters, new.parameters)
     for name in _changed(old.inputs, new.inputs):
-        reasons.append(f"input {name} changed")
+        if name not in pending:
+            reasons.append(f"input {name} changed")
     for name in _changed(old.outside, new.outside):
-        reasons.append(f"what {name} names changed")
+        # Also of an input that is a model, whose factory is outside of it.
+        if name not in pending:
+            reasons.append(f"what {name} names changed")
     for name in _changed(old.catalog, new.catalog):
         reasons.append(f"catalog entry {name} changed")
     reasons += _changed_code(old.code, new.code)

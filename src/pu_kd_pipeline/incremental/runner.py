@@ -191,8 +191,8 @@ def _planned_reasons(
     remade: set[str] = set()  # data sets that nodes before would make again
     reasons: dict[str, str | None] = {}
     for node in pipeline.nodes:
-        reason = tracker.reason_to_run(node)
         pending = [name for name in node.inputs if _stored_name(name) in remade]
+        reason = tracker.reason_to_run(node, pending)
         if reason is None and pending:
             # The input may come out the same: then the node is skipped after all.
             inputs = " or ".join(pending)

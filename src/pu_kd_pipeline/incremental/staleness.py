@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -58,8 +59,13 @@ class StalenessTracker:
         self._current: dict[str, NodeRecord] = {}
         self._recorded: dict[str, NodeRecord] = {}
 
-    def reason_to_run(self, node: Node) -> str | None:
-        """Return why a node has to run, or None if its outputs are still what it would make."""
+    def reason_to_run(self, node: Node, pending: Collection[str] = ()) -> str | None:
+        """Return why a node has to run, or None if its outputs are still what it would make.
+
+        Args:
+            node: the node.
+            pending: inputs that are going to be made again, so that their content does not matter.
+        """
         for name in datasets_of(node):
             if self._states.path(name) is None:
                 return f"`{name}` is not kept on this machine's disk"
@@ -73,7 +79,7 @@ class StalenessTracker:
         self._current[node.name] = current
         if record is None:
             return NO_RECORD
-        reasons = differences(record, current)
+        reasons = differences(record, current, pending)
         if not reasons:  # reading the outputs is the slow part, so it comes last
             outputs = self._states.outputs(node)
             reasons = damaged_outputs(record, outputs)
