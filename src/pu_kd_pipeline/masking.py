@@ -31,6 +31,7 @@ _USER_INFO = re.compile(
 )
 _PORT = re.compile(r"[0-9]{0,5}(?:[/?#]|$)")
 _QUERY_VALUE = re.compile(r"(?P<start>[?&#;](?P<name>[\w.~%\[\]-]+)=)(?P<value>[^\s&#\"'<>]*)")
+_PUNCTUATION = ":,;.)]}"
 _HEADER = re.compile(r"\b(?P<kind>Bearer|Basic) +[\w.~+/=-]{8,}", re.IGNORECASE)
 # Query parameters and options whose values are secret, without what is between their words
 _SECRET_NAMES = frozenset(["auth", "code", "hmac", "jwt", "key", "pass", "pw", "pwd", "sas", "sig"])
@@ -73,24 +74,32 @@ def without_credentials(text: str, url: str | None = None) -> str:
     return _HEADER.sub(rf"\g<kind> {MASK}", text)
 
 
-def masked_values(value: Any) -> Any:
-    """Return a nested value of configuration with all credentials in it masked.
+def masked_urls(value: Any) -> Any:
+    """Return a nested value of configuration without the credentials of the URLs in it."""
+    return _masked(value, masks_keys=False)
 
-    Texts lose what `without_credentials` masks; below a key such as `password` or `token`, the
-    whole value is masked.
+
+def masked_values(value: Any) -> Any:
+    """Return a nested value of configuration as it may be shown.
+
+    URLs lose their credentials, and texts under a key such as `password` or `token` are masked.
     """
+    return _masked(value, masks_keys=True)
+
+
+def _masked(value: Any, masks_keys: bool) -> Any:
     if isinstance(value, str):
         return without_credentials(value)
     if isinstance(value, Mapping):
         masked: dict[Any, Any] = {}
         for key, inner in value.items():
-            if isinstance(inner, str) and is_secret_name(str(key)):
+            if masks_keys and isinstance(inner, str) and is_secret_name(str(key)):
                 masked[key] = MASK
             else:
-                masked[key] = masked_values(inner)
+                masked[key] = _masked(inner, masks_keys)
         return masked
     if isinstance(value, list | tuple):
-        return [masked_values(inner) for inner in value]
+        return [_masked(inner, masks_keys) for inner in value]
     return value
 
 
@@ -110,6 +119,11 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(map(_visible_character, text))
+
+
+def visible_name(name: str) -> str:
+    """Return a name from data as `visible`, with line breaks and tabs escaped as well."""
+    return visible(name).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def _visible_character(character: str) -> str:
@@ -146,7 +160,10 @@ def _without_value(match: re.Match[str], is_signed: bool) -> str:
     name = unquote(match["name"])
     is_term = is_signed and name.lower() in _SIGNED_NAMES
     if is_term or is_secret_name(name):
-        return f"{match['start']}{MASK}"
+        # What follows belongs to the sentence that the URL is in.
+        secret = match["value"].rstrip(_PUNCTUATION)
+        rest = match["value"].removeprefix(secret)
+        return f"{match['start']}{MASK}{rest}"
     return match[0]
 
 
