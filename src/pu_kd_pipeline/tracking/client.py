@@ -26,7 +26,7 @@ from pu_kd_pipeline.masking import visible, without_credentials
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.manifest import table_digest
 from pu_kd_pipeline.tracking.config import TrackingConfig, shared_run_id
-from pu_kd_pipeline.tracking.experiments import AskedExperiment
+from pu_kd_pipeline.tracking.experiments import asked_experiment
 from pu_kd_pipeline.tracking.keys import is_finite_number, mlflow_key, mlflow_parameters
 from pu_kd_pipeline.tracking.outbox import Call, Outbox, UnreachableError
 from pu_kd_pipeline.tracking.run_log import RunSettings
@@ -102,11 +102,7 @@ class Tracker:
             uri=self.uri,
             folder=folder,
             project_path=project_path,
-            asked_experiment=AskedExperiment(
-                config.experiment,
-                os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
-                os.environ.get("MLFLOW_EXPERIMENT_ID") or None,
-            ),
+            asked_experiment=asked_experiment(config.experiment),
             shared_run_id=self.shared_run_id,
             stage=self.stage,
             environment=environment,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,15 @@ class AskedExperiment:
     """MLFLOW_EXPERIMENT_NAME, which counts more than the others."""
     experiment_id: str | None
     """MLFLOW_EXPERIMENT_ID."""
+
+
+def asked_experiment(configured_name: str) -> AskedExperiment:
+    """Return what MLflow's variables ask for; an empty one counts as not set."""
+    return AskedExperiment(
+        configured_name,
+        os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
+        os.environ.get("MLFLOW_EXPERIMENT_ID") or None,
+    )
 
 
 def choose_experiment(
