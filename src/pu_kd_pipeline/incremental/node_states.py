@@ -95,6 +95,7 @@ class NodeStates:
                 outside[name] = json_digest(factories)
         return NodeRecord(
             node=node.name,
+            wiring=json_digest([node._inputs, node._outputs]),
             parameters=parameters,
             inputs=inputs,
             outside=outside,
