@@ -28,9 +28,11 @@ import pyarrow.parquet as pq
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable
+from pu_kd_pipeline.images.label_conflicts import find_label_conflicts, warn_of_conflicts
 from pu_kd_pipeline.images.listing import IDENTITY_COLUMNS, Reader, list_images
 from pu_kd_pipeline.images.plan import IngestionPlan, choose_specification
 from pu_kd_pipeline.images.quarantine import (
+    CONFLICT,
     DUPLICATE,
     OK,
     check_quarantine,
@@ -46,6 +48,7 @@ from pu_kd_pipeline.images.shard_files import (
     pixel_file,
 )
 from pu_kd_pipeline.images.shard_writers import shard_writer
+from pu_kd_pipeline.images.source_reports import write_reports
 from pu_kd_pipeline.images.sources.base import SourceLostError
 from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore
 from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification
@@ -96,6 +99,10 @@ def write_store(plan: IngestionPlan, folder: Path | str) -> ImageStore:
 
     try:
         _write_missing(store, plan, wanted, is_missing, readers, was_killed)
+        conflicts = find_label_conflicts(store.quarantine, wanted, plan.class_names)
+        if len(conflicts):
+            warn_of_conflicts(conflicts, f"data_ingestion.{plan.name}")
+            _write_without(store, conflicts, plan, wanted, readers, was_killed)
         check_quarantine(plan, store.quarantine, len(wanted))
     except SourceLostError:
         raise
@@ -105,6 +112,7 @@ def write_store(plan: IngestionPlan, folder: Path | str) -> ImageStore:
             file.unlink(missing_ok=True)
         raise
 
+    write_reports(folder, [reader.report for reader in readers])
     _commit(store, plan)
     return ImageStore.open(folder)
 
@@ -210,8 +218,8 @@ def _known_quarantine(store: _UnfinishedStore, wanted: pd.DataFrame) -> pd.DataF
     known = known.merge(usable, on=keys)
     status = known["status"]
 
-    # A disk or a network that failed may work now.
-    is_worth_a_try = status == Reason.NOT_OPENED
+    # A disk or a network that failed may work now, and labels may agree now.
+    is_worth_a_try = (status == Reason.NOT_OPENED) | status.str.startswith(CONFLICT)
 
     # The image that a duplicate repeated may have left the store: the duplicate then joins it.
     is_duplicate = status.str.startswith(DUPLICATE)
@@ -272,6 +280,28 @@ def _write_missing(
         # A hopeless pool is given up here, not after hours of decoding.
         check_quarantine(plan, store.quarantine, len(wanted))
         number += 1
+
+
+def _write_without(
+    store: _UnfinishedStore,
+    conflicts: pd.DataFrame,
+    plan: IngestionPlan,
+    wanted: pd.DataFrame,
+    readers: list[Reader],
+    was_killed: bool,
+) -> None:
+    """Write the shards again that hold images with conflicting labels, which are quarantined."""
+    is_in_conflict = wanted["id"].isin(conflicts["id"]).to_numpy()
+    remaining = _resume(store.folder, store.specification, wanted[~is_in_conflict])
+    store.shards = remaining.shards
+    store.id_by_digest = remaining.id_by_digest
+    # The images of a shard that is written again are not among the known ones.
+    is_in_conflict_here = store.quarantine["id"].isin(conflicts["id"])
+    others = store.quarantine[~is_in_conflict_here]
+    store.quarantine = pd.concat([others, conflicts], ignore_index=True)
+    accounted_for = [*store.id_by_digest.values(), *store.quarantine["id"]]
+    is_missing = ~wanted["id"].isin(accounted_for).to_numpy()
+    _write_missing(store, plan, wanted, is_missing, readers, was_killed)
 
 
 def _read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
