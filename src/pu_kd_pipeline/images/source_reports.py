@@ -25,6 +25,7 @@ PASSED_OVER = "passed_over"  # in the `attrs` of a listing: reason -> number of 
 # A pool may have a caption per image instead of a label.
 _MAX_LABELS = 2_000
 _PHRASES = {
+    Rule.NAME: "its name",
     Rule.SPELLING: "but for its spelling",
     Rule.NUMBER: "its number",
     Rule.POSITION: "its position",
@@ -96,36 +97,42 @@ def report_source(
 
 
 def log_report(report: SourceReport, where: str) -> None:
-    """Log what was passed over and how labels were joined; names that are equal are only counted.
-
-    Labels that are no class are a warning where other labels of the source are classes: one of them
-    may be another name of a class.
-    """
+    """Log what was passed over, and how labels were joined; equal names are only counted."""
     if report.passed_over:
         reasons = [f"{reason} ({n:,})" for reason, n in report.passed_over.items()]
         logger.info("%s: passed over: %s", where, listed(reasons))
 
-    equal = [entry for entry in report.labels if entry["rule"] == Rule.NAME]
-    joined = []
-    if equal:
-        n_images = sum(entry["n_images"] for entry in equal)
-        joined.append(f"{len(equal)} labels are class names ({n_images:,} images)")
-    unjoined = []
-    for entry in report.labels:
-        if entry["rule"] in _PHRASES:
-            phrase = _PHRASES[entry["rule"]]
-            joined.append(
-                f"label {entry['label']!r} is read as class {entry['class_name']!r} ({phrase}; "
-                f"{entry['n_images']:,} images)"
-            )
-        elif entry["class"] is None:
-            label = entry["label"] or "no label"
-            unjoined.append(f"{label} ({entry['n_images']:,})")
+    joined = _joined_texts(report.labels)
     if joined:
         logger.info("%s: %s", where, listed(joined))
+    unjoined = []
+    for entry in report.labels:
+        if entry["class"] is None:
+            label = "no label" if entry["label"] is None else repr(entry["label"])
+            unjoined.append(f"{label} ({entry['n_images']:,})")
     if unjoined:
-        level = logging.WARNING if joined else logging.INFO
-        logger.log(level, "%s: no class of the teacher: %s", where, listed(unjoined))
+        logger.info("%s: no class of the teacher: %s", where, listed(unjoined))
+
+
+def _joined_texts(labels: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a text on the labels that are class names, and one on each other label of a class."""
+    n_equal = 0
+    n_images = 0
+    others = []
+    for entry in labels:
+        if entry["class"] is None:
+            continue
+        if entry["label"] == entry["class_name"]:
+            n_equal += 1
+            n_images += entry["n_images"]
+            continue
+        others.append(
+            f"label {entry['label']!r} is read as class {entry['class_name']!r} "
+            f"({_PHRASES[entry['rule']]}; {entry['n_images']:,} images)"
+        )
+    if n_equal:
+        return [f"{n_equal} labels are class names ({n_images:,} images)", *others]
+    return others
 
 
 def write_reports(folder: Path, reports: Sequence[SourceReport]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +12,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable, map_in_order
+from pu_kd_pipeline.images.source_reports import PASSED_OVER
 from pu_kd_pipeline.images.sources.base import listing_table
 from pu_kd_pipeline.images.sources.files import (
     MAX_FILE_BYTES,
@@ -58,6 +60,7 @@ class FolderSource:
         self._path = str(source.path)
         self._fs, self._root = file_system(self._path)
         self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._passed_over: Counter[str] = Counter()
 
     @staticmethod
     def state(source: ImageSource) -> str:
@@ -87,9 +90,11 @@ class FolderSource:
             versions.append(file.version)
             faults.append(file.fault or None)
 
-        return listing_table(
+        table = listing_table(
             paths, label_names=classes, versions=versions, faults=faults, path=paths
         )
+        table.attrs[PASSED_OVER] = dict(self._passed_over)
+        return table
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         paths = rows["path"].tolist()
@@ -118,15 +123,19 @@ class FolderSource:
         # os.walk follows no links, and without `onerror` it would skip closed folders in silence.
         for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
             # Changed in place, which is how os.walk learns where not to go.
+            hidden = [name for name in subfolders if name.startswith(".")]
+            self._passed_over.update(["hidden folder"] * len(hidden))
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             for name in subfolders:
                 path = Path(folder, name)
                 if path.is_symlink():
                     yield _local_file(path, root, real_root)
             for name in names:
-                if _is_image(name):
-                    path = Path(folder, name)
-                    yield _local_file(path, root, real_root)
+                if not _is_image(name):
+                    self._passed_over[_why_passed_over(name)] += 1
+                    continue
+                path = Path(folder, name)
+                yield _local_file(path, root, real_root)
 
         for error in unreadable:
             relative = os.path.relpath(error.filename, root)
@@ -142,6 +151,8 @@ class FolderSource:
             parts = relative.split("/")
             is_hidden = any(part.startswith(".") for part in parts)
             if is_hidden or not _is_image(relative):
+                hidden = ".hidden" if is_hidden else relative
+                self._passed_over[_why_passed_over(hidden)] += 1
                 continue
 
             version = remote_version(about)
@@ -167,6 +178,16 @@ def _class_of(path: str) -> str | None:
     if not slash:
         return None
     return folder
+
+
+def _why_passed_over(name: str) -> str:
+    """Return the reason why a file is not read as an image, for the counts of the report."""
+    if name.startswith("."):
+        return "hidden file"
+    extension = printable(os.path.splitext(name)[1].lower())
+    if not extension:
+        return "no extension"
+    return f"extension {extension}"
 
 
 def _is_image(name: str) -> bool:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
+from pu_kd_pipeline.images.source_reports import PASSED_OVER
 from pu_kd_pipeline.images.sources.base import SourceLostError, listing_table
 from pu_kd_pipeline.images.sources.files import (
     file_system,
@@ -20,6 +21,7 @@ from pu_kd_pipeline.images.sources.files import (
     path_state,
     remote_version,
 )
+from pu_kd_pipeline.images.sources.parquet_labels import labels_of_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +48,7 @@ class ParquetSource:
         if self._fs.isdir(root):
             folder = root.rstrip("/")
             root = f"{folder}/*.parquet"
+        self._n_hidden = 0
         self._files = self._find_files(root)
         is_there = bool(self._files) and self._fs.exists(self._files[0])
         if not is_there:
@@ -60,7 +63,12 @@ class ParquetSource:
         files = []
         for file, about in found.items():
             # Some writers make a folder that is called like a file.
-            if about.get("type") != "directory":
+            if about.get("type") == "directory":
+                continue
+            # macOS puts `._a.parquet` next to `a.parquet`.
+            if PurePosixPath(file).name.startswith("."):
+                self._n_hidden += 1
+            else:
                 files.append(file)
         return sorted(files)
 
@@ -76,6 +84,8 @@ class ParquetSource:
         listing = pd.concat(tables, ignore_index=True)
         if listing.empty:
             raise InputError(f"{self._path} holds no image: it has no rows")
+        if self._n_hidden:
+            listing.attrs[PASSED_OVER] = {"hidden file": self._n_hidden}
         return listing
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
@@ -101,13 +111,7 @@ class ParquetSource:
             values = _read_columns(parquet, file)
 
         n_rows = parquet.metadata.num_rows
-        labels = values.get("label")
-        label_names = values.get("label_name")
-        # A column `label` that holds text holds names.
-        if labels is not None and any(isinstance(label, str) for label in labels):
-            label_names = labels
-            labels = None
-
+        labels, label_names = labels_of_file(parquet.schema_arrow, values, file)
         ids = _ids(values.get("id"), file, n_rows)
         # A file is replaced as a whole: all its images share a version.
         version = remote_version(about)
@@ -273,6 +277,10 @@ def _plain_values(column: pa.ChunkedArray, name: str, file: str) -> list[Any]:
     if pa.types.is_floating(kind) and name == "label":
         nothing = pa.scalar(None, kind)
         column = pc.if_else(pc.is_nan(column), nothing, column)
+    # Whether `true` is class 1 nobody knows: it is a name.
+    if pa.types.is_boolean(kind) and name == "label":
+        column = column.cast(pa.string())
+        kind = column.type
     is_number = _holds_numbers(kind, name)
     if not (is_number or _holds_text(kind) or pa.types.is_null(kind)):
         raise InputError(
@@ -299,9 +307,7 @@ def _holds_numbers(kind: pa.DataType, name: str) -> bool:
     if pa.types.is_integer(kind):
         return True
     # An id such as 1.0 would be another one than 1; a label is a class in whatever type it comes.
-    is_like_a_number = (
-        pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
-    )
+    is_like_a_number = pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     return name == "label" and is_like_a_number
 
 
