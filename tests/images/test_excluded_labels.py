@@ -34,3 +34,9 @@ def test_excluded_labels_that_no_image_has_are_refused():
     expected = r"pool\[0\]: no image has the labels 7, four of exclude_labels; found: zero"
     with pytest.raises(InputError, match=expected):
         kept_rows(7, "four")
+
+
+def test_an_excluded_label_is_spelled_like_one_label():
+    assert kept_rows("Zero") == [1, 2, 3]
+    # A number and its text are the same label.
+    assert kept_rows(1, "1") == [0, 2, 3]

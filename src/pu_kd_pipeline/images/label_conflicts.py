@@ -32,13 +32,10 @@ def find_label_conflicts(
     duplicates = quarantine[is_duplicate]
     original_ids = duplicates["status"].str.removeprefix(duplicate_of(""))
 
-    # Rows of one picture: each duplicate, and once the image that was stored.
-    pictures = pd.concat(
-        [
-            pd.DataFrame({"id": duplicates["id"], "picture": original_ids}),
-            pd.DataFrame({"id": original_ids, "picture": original_ids}).drop_duplicates(),
-        ]
-    )
+    # Rows of one picture: the image that was stored, and then each duplicate.
+    stored = pd.DataFrame({"id": original_ids, "picture": original_ids}).drop_duplicates()
+    others = pd.DataFrame({"id": duplicates["id"], "picture": original_ids})
+    pictures = pd.concat([stored, others])
     columns = ["id", "source", "version", "label", "relevant"]
     table = pictures.merge(wanted[columns], on="id")
     table["class"] = _class_texts(table, class_names)
