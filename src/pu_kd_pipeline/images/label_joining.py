@@ -63,6 +63,8 @@ class JoinedLabel:
 
 
 NO_CLASS = JoinedLabel()
+_MAX_COMPARED = 2_000  # labels that a misspelled key is compared with
+_MAX_COMPARED_LENGTH = 200  # characters
 
 
 def join_labels(
@@ -428,9 +430,10 @@ def _absent_keys_message(
     distinct = list(dict.fromkeys(known))
     message = f"{where}: no image has the labels {listed(absent)} of {parameter}"
     suggestions = []
+    # Names of any number and length come from files: comparing all of them would take minutes.
+    candidates = [name[:_MAX_COMPARED_LENGTH] for name in distinct[:_MAX_COMPARED]]
     for key in absent:
-        # Names of any length come from files: comparing very long ones would take minutes.
-        near = get_close_matches(key[:200], [name[:200] for name in distinct], n=1)
+        near = get_close_matches(key[:_MAX_COMPARED_LENGTH], candidates, n=1)
         if near:
             suggestions.append(f"{near[0]!r} for {key!r}")
     if suggestions:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 # One separator between two other characters. At the edge of a name it may be a sign: "-1", "A-".
 _SEPARATOR = re.compile(r"(?<=[^\s_-])[ _-](?=[^\s_-])")
 _MAX_LISTED = 10
+_MAX_LISTED_LENGTH = 200  # characters of a name
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,12 @@ def are_positions(class_names: Sequence[str]) -> bool:
 
 def listed(names: Iterable[object], n_most: int = _MAX_LISTED) -> str:
     """Return names for a message: the first ones, and how many more there are."""
-    texts = [str(name) for name in names]
+    texts = []
+    for name in names:
+        text = str(name)
+        if len(text) > _MAX_LISTED_LENGTH:
+            text = f"{text[:_MAX_LISTED_LENGTH]}…"
+        texts.append(text)
     text = ", ".join(texts[:n_most])
     n_more = len(texts) - n_most
     if n_more > 0:
