@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -68,7 +68,11 @@ _MAX_COMPARED_LENGTH = 200  # characters
 
 
 def join_labels(
-    labels: Sequence[SourceLabel], source: ImageSource, class_names: Sequence[str], where: str
+    labels: Sequence[SourceLabel],
+    source: ImageSource,
+    class_names: Sequence[str],
+    where: str,
+    other_names: Iterable[str | None] = (),
 ) -> list[JoinedLabel]:
     """Return the class of each label of a source.
 
@@ -77,12 +81,14 @@ def join_labels(
         source: parameters of the source.
         class_names: names of the teacher's classes 0..K-1.
         where: name of the source, for messages.
+        other_names: further names of the source, which are not joined.
 
     Raises:
         InputError: a label may be one class or another, or one or none; or `label_map` does not
             fit.
     """
-    task = _Task(labels, class_names, source.labels == "truth", where)
+    is_truth = source.labels == "truth"
+    task = _Task(labels, class_names, is_truth, where, frozenset(other_names))
     if source.label_map is not None:
         return _by_label_map(task, source.label_map)
     if source.sorted_names:
@@ -145,6 +151,7 @@ class _Task:
     class_names: Sequence[str]
     is_truth: bool
     where: str
+    other_names: frozenset[str | None]
 
     @property
     def index_of_class(self) -> dict[str, int]:
@@ -175,8 +182,9 @@ class _Task:
 def _by_name(task: _Task) -> list[JoinedLabel]:
     """Join to classes that have names: a name decides, and a number alone is a position."""
     index_of_class = task.index_of_class
-    names = [label.name for label in task.labels if label.name is not None]
-    matches = match_names(names, task.class_names)
+    own_names = [label.name for label in task.labels if label.name is not None]
+    other_names = sorted(name for name in task.other_names if name is not None)
+    matches = match_names([*own_names, *other_names], task.class_names)
 
     joined = []
     for label in task.labels:
@@ -189,8 +197,9 @@ def _by_name(task: _Task) -> list[JoinedLabel]:
             rule = Rule.NAME
         joined.append(JoinedLabel(index_of_class[class_name], rule))
 
-    if matches.unclear:
-        name = min(matches.unclear)
+    unclear = [name for name in own_names if name in matches.unclear]
+    if unclear:
+        name = min(unclear)
         raise InputError(
             f"{task.where}: the label {name!r} is not spelled like a class of the teacher, and "
             f"without case and separators it cannot be distinguished from "

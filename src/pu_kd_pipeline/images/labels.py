@@ -6,7 +6,7 @@ Labels, shares and seeded draws: tables in, tables out; no image is read here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,29 +110,25 @@ def with_teacher_labels(
             one class or another.
     """
     codes, labels = _distinct_labels(rows, listing)
-    is_excluded = np.zeros(len(labels), dtype=bool)
-    if source.exclude_labels:
-        keys = list(dict.fromkeys(map(str, source.exclude_labels)))
-        keys_per_label = match_keys(labels, keys, "exclude_labels", where)
-        is_excluded = np.array([bool(found) for found in keys_per_label])
+    is_excluded = _are_excluded(labels, source, where)
+    joined = _joined_without(labels, is_excluded, source, class_names, where)
     is_kept = ~is_excluded[codes]
-    table = rows[is_kept].copy()
     codes = codes[is_kept]
+    table = rows[is_kept].copy()
 
-    joined = [NO_CLASS] * len(labels)
-    if source.labels != "ignore":
-        joined = _joined_without(labels, is_excluded, source, class_names, where)
-    table["source_label"] = _column_of(labels, codes, _label_text, "str")
-    table["rule"] = _column_of(joined, codes, lambda found: str(found.rule), "str")
-    indices = _column_of(joined, codes, lambda found: found.class_index, "Int32")
-    classes = pd.Series(indices, index=table.index)
-    if source.labels == "classes" and classes.isna().any():
-        unmatched = table[classes.isna().to_numpy()]
+    texts = [_label_text(label) for label in labels]
+    rules = [str(found.rule) for found in joined]
+    indices = [found.class_index for found in joined]
+    table["source_label"] = _taken(texts, codes, "str")
+    table["rule"] = _taken(rules, codes, "str")
+    table["label"] = _taken(indices, codes, "Int32")
+    is_unmatched = table["label"].isna()
+    if source.labels == "classes" and is_unmatched.any():
+        unmatched = table[is_unmatched.to_numpy()]
         raise InputError(_unmatched_message(unmatched, source, class_names, where))
 
-    table["label"] = classes
     # An image with a label of no class is irrelevant; without any label nobody knows.
-    is_relevant = classes.notna().astype("boolean")
+    is_relevant = (~is_unmatched).astype("boolean")
     is_labeled = table["source_label"].notna()
     if source.labels == "ignore":
         is_labeled[:] = False
@@ -165,11 +161,16 @@ def _distinct_labels(
         tables.append(listing)
     parts = []
     for table in tables:
+        names = table["label_name"]
         # A text without a character is how some writers of tables store a missing name.
-        is_blank = table["label_name"].str.strip() == ""
-        names = table["label_name"].mask(is_blank.fillna(False).astype(bool))
-        files = table.get("file", 0)
-        parts.append(pd.DataFrame({"number": table["label"], "name": names, "file": files}))
+        stripped = names.str.strip()
+        is_blank = stripped.fillna("") == ""
+        columns = {
+            "number": table["label"],
+            "name": names.mask(is_blank),
+            "file": table.get("file", 0),
+        }
+        parts.append(pd.DataFrame(columns))
     both = pd.concat(parts, ignore_index=True)
 
     groups = both.groupby(["number", "name", "file"], dropna=False, sort=False)
@@ -181,6 +182,16 @@ def _distinct_labels(
     return codes[: len(rows)], labels
 
 
+def _are_excluded(labels: list[SourceLabel], source: ImageSource, where: str) -> np.ndarray:
+    """Return (L,) bool: `exclude_labels` names the label."""
+    if not source.exclude_labels:
+        return np.zeros(len(labels), dtype=bool)
+    texts = map(str, source.exclude_labels)
+    keys = list(dict.fromkeys(texts))
+    keys_per_label = match_keys(labels, keys, "exclude_labels", where)
+    return np.array([bool(found) for found in keys_per_label])
+
+
 def _joined_without(
     labels: list[SourceLabel],
     is_excluded: np.ndarray,
@@ -188,18 +199,24 @@ def _joined_without(
     class_names: Sequence[str],
     where: str,
 ) -> list[JoinedLabel]:
-    """Return the classes of the labels; those that are excluded have none, and decide nothing."""
-    remaining = [label for label, is_out in zip(labels, is_excluded, strict=True) if not is_out]
-    joined = iter(join_labels(remaining, source, class_names, where))
-    return [NO_CLASS if is_out else next(joined) for is_out in is_excluded]
+    """Return the classes of the labels; those that are excluded, or not to be read, have none."""
+    joined = [NO_CLASS] * len(labels)
+    if source.labels == "ignore":
+        return joined
+    rows = np.flatnonzero(~is_excluded)
+    remaining = [labels[row] for row in rows]
+    # "a" does not become the class "A" because the label "A" was excluded.
+    excluded_names = {labels[row].name for row in np.flatnonzero(is_excluded)}
+    found = join_labels(remaining, source, class_names, where, excluded_names)
+    for row, each in zip(rows, found, strict=True):
+        joined[row] = each
+    return joined
 
 
-def _column_of(
-    values: Sequence[Any], codes: np.ndarray, content: Callable[[Any], Any], dtype: str
-) -> Any:
-    """Return the array of a column with the content of each row's value."""
-    contents = pd.Series([content(value) for value in values], dtype=dtype)
-    return contents.take(codes).array
+def _taken(values: Sequence[Any], codes: np.ndarray, dtype: str) -> Any:
+    """Return the array of a column that holds, in each row, the value of the row's label."""
+    column = pd.Series(values, dtype=dtype)
+    return column.take(codes).array
 
 
 def _label_text(label: SourceLabel) -> str | None:
@@ -219,8 +236,10 @@ def _unmatched_message(
             fix += (
                 ", or `sorted_names: true` if the teacher's classes are in the order of these names"
             )
-    counts = unmatched["source_label"].fillna("no label").value_counts()
-    found = [f"{label} ({count:,})" for label, count in counts.items()]
+    labels = unmatched["source_label"].fillna("no label")
+    found = []
+    for label, count in labels.value_counts().items():
+        found.append(f"{label} ({count:,})")
     return (
         f"{where}: the teacher has {len(class_names)} classes ({listed(class_names)}); the labels "
         f"of {len(unmatched):,} images {problem}: {listed(found)}. Correct the source, "
