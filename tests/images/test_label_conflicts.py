@@ -15,7 +15,9 @@ from tests.images.numbered_images import KINDS, contents, expected, parquet_of, 
 
 
 def statuses(store: ImageStore) -> dict[str, str]:
-    return store.quarantine.set_index("id")["status"].to_dict()
+    quarantine = store.quarantine.set_index("id")
+    by_id: dict[str, str] = quarantine["status"].to_dict()
+    return by_id
 
 
 @KINDS
@@ -36,7 +38,8 @@ def test_a_picture_in_two_classes_is_in_none(
         "i13": "duplicate of i4",
     }
     assert store.quarantine_counts == {"conflicting labels": 3, "duplicate": 1}
-    assert contents(store) == expected(set(range(25)) - {2, 12, 13, 23})
+    remaining = set(range(25)) - {2, 12, 13, 23}
+    assert contents(store) == expected(remaining)
     assert "3 images have pixels that also occur under another label" in caplog.text
 
     # Neither a second run nor one from the beginning finds anything else.
