@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.images.label_joining import Rule, SourceLabel, join_labels
+from pu_kd_pipeline.images.label_joining import Rule, join_labels
+from pu_kd_pipeline.images.label_keys import SourceLabel
 from pu_kd_pipeline.images.label_names import plain_spelling
 from tests.images.sources.examples import source_of
 

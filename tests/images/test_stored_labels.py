@@ -10,6 +10,7 @@ from pu_kd_pipeline.datasets import ImageStoreDataset
 from pu_kd_pipeline.images import labels
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.label_joining import JoinedLabel, Rule
+from pu_kd_pipeline.images.label_keys import SourceLabel
 from pu_kd_pipeline.provenance.code_index import CodeIndex
 from tests.images.numbered_images import KINDS, contents, parquet_of, plan_of
 
@@ -23,7 +24,7 @@ def test_a_store_of_other_label_rules_is_not_used_again(
     assert before.index["label"].tolist() == [0, 1, 2] * 4
     images = contents(before)
 
-    def in_reverse(found: list[labels.SourceLabel], *_: object) -> list[JoinedLabel]:
+    def in_reverse(found: list[SourceLabel], *_: object) -> list[JoinedLabel]:
         return [JoinedLabel(2 - int(str(label)), Rule.POSITION) for label in found]
 
     monkeypatch.setattr(labels, "join_labels", in_reverse)
@@ -39,6 +40,7 @@ def test_a_changed_label_rule_runs_ingestion_again() -> None:
     for rule in (
         "labels:with_teacher_labels",
         "label_joining:join_labels",
+        "label_keys:match_keys",
         "label_names:plain_spelling",
         "label_conflicts:find_label_conflicts",
         "sources.parquet_labels:labels_of_file",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pu_kd_pipeline.masking import visible_name
@@ -75,11 +75,6 @@ def whole_number(name: str) -> int | None:
     if str(number) != name:
         return None
     return number
-
-
-def are_positions(class_names: Sequence[str]) -> bool:
-    """Return whether classes have no names, only their numbers: "0", "1", "2"."""
-    return list(class_names) == [str(number) for number in range(len(class_names))]
 
 
 def listed(names: Iterable[object], n_most: int = _MAX_LISTED) -> str:

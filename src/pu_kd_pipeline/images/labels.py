@@ -13,13 +13,8 @@ import numpy as np
 import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.images.label_joining import (
-    NO_CLASS,
-    JoinedLabel,
-    SourceLabel,
-    join_labels,
-    match_keys,
-)
+from pu_kd_pipeline.images.label_joining import NO_CLASS, JoinedLabel, join_labels
+from pu_kd_pipeline.images.label_keys import SourceLabel, match_keys
 from pu_kd_pipeline.images.label_names import listed, whole_number
 from pu_kd_pipeline.masking import visible_name
 
