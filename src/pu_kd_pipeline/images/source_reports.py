@@ -19,10 +19,10 @@ from pu_kd_pipeline.images.label_joining import Rule
 from pu_kd_pipeline.images.label_names import listed
 from pu_kd_pipeline.images.shard_files import RUN_AGAIN
 from pu_kd_pipeline.images.sources.base import PASSED_OVER
+from pu_kd_pipeline.images.store_file import SOURCES_FILE
 from pu_kd_pipeline.storage.atomic import replacing_file
 from pu_kd_pipeline.storage.checked_json import from_checked_json, to_checked_json
 
-SOURCES_FILE = "sources.json"
 _MAX_REASONS = 50
 # A pool may have a caption per image instead of a label.
 _MAX_LABELS = 2_000
