@@ -147,7 +147,8 @@ def _select_rows(
     # After the labels: `per_class` counts classes of the teacher.
     n_classes = len(plan.class_names)
     drawn = draw(usable["label"], source.per_class, source.limit, rng, n_classes)
-    table = usable.iloc[drawn]
+    # A copy, which pandas 2 does not warn about when columns are set.
+    table = usable.iloc[drawn].copy()
     if len(faulty):
         # Faulty images are not drawn but must be accounted for; label and relevant become null.
         without_label = faulty.drop(columns="label")
