@@ -63,6 +63,12 @@ def names_of_copy(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             "features = 2 * self.conv1(images)",
             EVERYTHING - {"store"},
         ),
+        (
+            "storage/parquet_files.py",
+            "pq.write_table(described, temporary)",
+            'pq.write_table(described, temporary, compression="zstd")',
+            EVERYTHING,
+        ),
         # Encoded images are decoded when they are read.
         ("images/decoding.py", "Resampling.BILINEAR", "Resampling.BICUBIC", EVERYTHING),
     ],

@@ -20,6 +20,7 @@ from pu_kd_pipeline.learning.features import to_float16
 from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
+from pu_kd_pipeline.storage.parquet_files import write_parquet
 from pu_kd_pipeline.storage.sharded_table import fixed_size_list
 
 ShardMakers = dict[str, Callable[[], pa.Table]]
@@ -76,7 +77,7 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
 
     # In the name, so that another teacher, device, format, code or library makes all shards again.
     # `load_model` reaches the code of the networks, which nothing else here mentions.
-    maker = maker_fingerprint(feature_shards, load_model)
+    maker = maker_fingerprint(feature_shards, load_model, write_parquet)
     suffix = short_hash(fingerprint, arithmetic(compute, device), maker)
     return {f"{shard.name}-{suffix}": partial(make, shard) for shard in images.shards}
 

@@ -20,6 +20,7 @@ from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, pu_f
 from pu_kd_pipeline.models.model import PUClassifier, load_pu_classifier
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
+from pu_kd_pipeline.storage.parquet_files import write_parquet
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -71,7 +72,7 @@ def score_shards(
     # In the name, so that another classifier, device, precision, code or library scores all shards
     # again.
     # `load_pu_classifier` reaches the code of the networks.
-    maker = maker_fingerprint(score_shards, load_pu_classifier)
+    maker = maker_fingerprint(score_shards, load_pu_classifier, write_parquet)
     suffix = short_hash(classifier.fingerprint(), arithmetic(compute, device), maker)
     return {f"{name}-{suffix}": partial(make, name) for name in features.names}
 

@@ -94,7 +94,7 @@ def write_store(
     folder = Path(folder)
     wanted, readers = list_images(plan)
     # Not of `write_store` as a whole: an edited message must not make all shards again.
-    maker = maker_fingerprint(Decoder, open_source, shard_writer, _write_shard)
+    maker = maker_fingerprint(Decoder, open_source, shard_writer, _read_images, _write_shard)
     specification = choose_specification(plan, len(wanted), maker)
     folder.mkdir(parents=True, exist_ok=True)
     leftovers = remove_leftovers(folder)

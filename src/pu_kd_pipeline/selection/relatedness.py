@@ -39,6 +39,7 @@ from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.selection.manifest import MANIFEST_COLUMNS, located
+from pu_kd_pipeline.storage.parquet_files import write_parquet
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 ONE_CLASS_SUM = "one_class_sum"  # the column of the indicators' calibrated sum
@@ -73,7 +74,7 @@ def relatedness_shards(
     measurement = _Measurement(pool_images, teacher, params)
     settings = json.dumps(measurement.settings)
     # `load_model` reaches the code of the networks, which nothing else here mentions.
-    maker = maker_fingerprint(relatedness_shards, load_model)
+    maker = maker_fingerprint(relatedness_shards, load_model, write_parquet)
     suffix = short_hash(measurement.teacher_fingerprint, measurement.arithmetic, settings, maker)
     makers: ShardMakers = {}
     for shard in pool_images.shards:
