@@ -55,8 +55,19 @@ PRIVATE_ATTRIBUTES = {
 # Private attribute -> the classes that keep the labels of a torchvision data set in it. Their
 # objects need files, so their source tells.
 LABELS_OF_TORCHVISION = {"_labels": ["Flowers102", "Food101"], "_samples": ["GTSRB"]}
-# Text of ours that looks like a private name.
-NO_NAMES = {"_plus"}
+# Not private names: texts of ours, entries of file formats, and parts of tensors' names.
+NO_NAMES = {
+    "_plus",
+    "_2",
+    "_name_of_pickled_class",
+    "_asdict",  # documented, of named tuples
+    "_type",  # in the metadata of Hugging Face's Parquet files
+    "_reconstruct",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_forward_module",
+    "_checkpoint_wrapped_module",
+}
 
 # Public names without documentation.
 UNDOCUMENTED_NAMES = [

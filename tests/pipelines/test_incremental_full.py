@@ -171,7 +171,8 @@ def test_a_changed_parameter_runs_the_nodes_that_read_it_and_what_depends_on_the
     assert readers <= set(reasons) <= would_run
 
     for name in readers:
-        assert reasons[name] == "parameter class_weighting.epsilon 0.1 → 0.3"
+        # The report also reads what the others make.
+        assert reasons[name].startswith("parameter class_weighting.epsilon 0.1 → 0.3")
 
     assert reasons["distillation.distill_student"] == "input weight_vectors changed"
 

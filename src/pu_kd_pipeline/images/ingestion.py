@@ -52,7 +52,11 @@ from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore, read_quaran
 from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification
 from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
-from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
+from pu_kd_pipeline.storage.atomic import (
+    make_room_for_file,
+    remove_leftovers,
+    replacing_file,
+)
 from pu_kd_pipeline.storage.checked_json import to_checked_json
 from pu_kd_pipeline.storage.parquet_files import write_parquet
 
@@ -350,6 +354,7 @@ def _finish_shard(
         if not file.exists():
             store.new_files.append(file)
 
+    make_room_for_file(pixels)
     os.replace(temporary, pixels)
     write_index(index_path, name, table, store.specification)
 

@@ -23,7 +23,7 @@ from pu_kd_pipeline.incremental.node_states import (
     datasets_of,
     local_path,
 )
-from pu_kd_pipeline.storage.atomic import remove_leftovers
+from pu_kd_pipeline.storage.atomic import remove_empty_folder, remove_leftovers
 from pu_kd_pipeline.storage.digests import json_digest
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class StalenessTracker:
             path = self._states.path(output)
             if path is not None:
                 remove_leftovers(path.parent, path.name)
+                remove_empty_folder(path)
         if is_forced:
             make_everything_again(node, self._catalog)
 
