@@ -41,6 +41,8 @@ _SECRET_ENDINGS = (
     *("sharedkey", "sessionkey", "sessionid", "authorization", "credential", "credentials"),
     *("passphrase", "passwd", "password", "secret", "secretkey", "signature", "token"),
 )
+# Secret in a URL, but common names in configuration, such as `teacher.output.key`
+_OPEN_OPTIONS = frozenset(["code", "key"])
 _BETWEEN_WORDS = re.compile(r"[^a-z0-9]")
 # Next to a signature, these are the terms that it signs: they change with it.
 _SIGNATURE = re.compile(r"[?&;](?:sig|signature|[\w-]+-signature)=", re.IGNORECASE)
@@ -87,13 +89,19 @@ def masked_values(value: Any) -> Any:
     return _masked(value, masks_keys=True)
 
 
+def masked_option(key: str, value: Any) -> Any:
+    """Return the value of a dotted key as it may be shown, as `masked_values` does."""
+    name = key.rpartition(".")[2]
+    return masked_values({name: value})[name]
+
+
 def _masked(value: Any, masks_keys: bool) -> Any:
     if isinstance(value, str):
         return without_credentials(value)
     if isinstance(value, Mapping):
         masked: dict[Any, Any] = {}
         for key, inner in value.items():
-            if masks_keys and isinstance(inner, str) and is_secret_name(str(key)):
+            if masks_keys and isinstance(inner, str) and is_secret_option(str(key)):
                 masked[key] = MASK
             else:
                 masked[key] = _masked(inner, masks_keys)
@@ -101,6 +109,11 @@ def _masked(value: Any, masks_keys: bool) -> Any:
     if isinstance(value, list | tuple):
         return [_masked(inner, masks_keys) for inner in value]
     return value
+
+
+def is_secret_option(name: str) -> bool:
+    """Return whether the text under a key of configuration is secret."""
+    return name.lower() not in _OPEN_OPTIONS and is_secret_name(name)
 
 
 def is_secret_name(name: str) -> bool:
@@ -142,9 +155,11 @@ def _without_user_info(match: re.Match[str]) -> str:
 
 def _is_secret_user_info(match: re.Match[str]) -> bool:
     scheme = match["scheme"].lower()
-    if scheme in _LOCAL_SCHEMES:
-        return False
     plain = match["plain"]
+    if scheme in _LOCAL_SCHEMES:
+        # Of `file:///user:a@b`, all of it is a path.
+        has_host = match["slashes"].count("/") == 2
+        return has_host and plain is not None and ":" in plain
     if plain is not None:
         has_password = ":" in plain
         # Elsewhere a name alone may be a token.

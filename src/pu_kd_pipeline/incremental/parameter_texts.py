@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pu_kd_pipeline.masking import without_credentials
+from pu_kd_pipeline.masking import MASK, is_secret_option, without_credentials
 
 _PLAIN_KEY = re.compile(r"\w[\w -]*")
 # Types whose `str` says everything.
@@ -65,7 +65,17 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
         for position, inner in enumerate(value):
             yield from _leaves(f"{key}[{position}]", inner)
     else:
-        yield key, _text(key, value)
+        yield key, _leaf_text(key, value)
+
+
+def _leaf_text(key: str, value: Any) -> str:
+    text = _text(key, value)
+    name = key.rpartition(".")[2]
+    if isinstance(value, str) and is_secret_option(name):
+        # No record keeps a password. Another one counts, because its name may mean something else.
+        digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return f"{MASK} ({digest})"
+    return text
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:
