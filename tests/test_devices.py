@@ -41,6 +41,23 @@ def test_cpus_multiply_bf16_only_if_it_is_asked_for(precision, is_native, monkey
 
 
 @pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [
+        ("auto", "cpu", "cpu float32"),
+        ("auto", "cuda", "cuda bf16"),
+        ("float32", "cuda", "cuda float32"),
+        ("bf16", "cpu", "cpu bf16"),
+    ],
+)
+def test_what_decides_values_is_the_format_and_not_its_setting(
+    precision, device, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    compute = compute_params(precision, inference_batch_size=4)
+    assert devices.arithmetic(compute, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(
     ("image_shape", "on_cpu", "on_gpu"),
     [
         ((1, 8, 8), 1024, 1024),

@@ -53,10 +53,12 @@ PRIVATE_ATTRIBUTES = {
     "_fs": ["JSONDataset", "TextDataset"],
     "_globals": ["OmegaConfigLoader"],
     "_init_args": ["JSONDataset", "TextDataset"],
+    "_inputs": ["Node"],
     "_is_async": ["SequentialRunner"],
+    "_outputs": ["Node"],
+    "_protocol": ["JSONDataset", "TextDataset", "OmegaConfigLoader"],
     # Emptied, so that it is made again from other values.
     "_runtime_params_oc": ["OmegaConfigLoader"],
-    "_protocol": ["JSONDataset", "TextDataset", "OmegaConfigLoader"],
     "_version": ["JSONDataset", "TextDataset"],
 }
 # Private attribute -> the classes that keep the labels of a torchvision data set in it. Their
@@ -228,6 +230,7 @@ def test_the_function_still_has_the_parameters(path):
 def objects(tmp_path_factory) -> dict[str, Any]:
     """Class name -> an object of the class, for `PRIVATE_ATTRIBUTES`."""
     from kedro.config import OmegaConfigLoader
+    from kedro.pipeline import Node
     from kedro.runner import SequentialRunner
     from kedro_datasets.json import JSONDataset
     from kedro_datasets.text import TextDataset
@@ -237,6 +240,7 @@ def objects(tmp_path_factory) -> dict[str, Any]:
         "JSONDataset": JSONDataset(filepath=f"{folder}/file.json"),
         "TextDataset": TextDataset(filepath=f"{folder}/file.txt"),
         "OmegaConfigLoader": OmegaConfigLoader(conf_source=str(folder)),
+        "Node": Node(len, "text", "length"),
         "SequentialRunner": SequentialRunner(),
     }
 

@@ -115,6 +115,29 @@ class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"])
         # Hidden files are not part of a data set.
         return self.filepath / ".make_again"
 
+    def content_state(self) -> dict[str, Any] | None:
+        """Return what changes whenever a reader would see other images, ids, labels or reports.
+
+        The files also hold when each source file changed, which no reader looks at.
+
+        Returns:
+            Texts and numbers, or None for a store that is damaged or does not exist.
+        """
+        from pu_kd_pipeline.images.store_file import SOURCES_FILE, read_store_file
+
+        try:
+            specification, shards, quarantine_counts = read_store_file(self.filepath)
+            report = (self.filepath / SOURCES_FILE).read_text(encoding="utf-8")
+        except (InputError, OSError, UnicodeDecodeError):
+            return None
+        return {
+            "specification": specification.content_fields(),
+            # Each name ends in a fingerprint of the content.
+            "shards": [shard.name for shard in shards],
+            "quarantine": quarantine_counts,
+            "sources": report,
+        }
+
     def load(self) -> ImageStore:
         """Open the store; nothing is read yet."""
         from pu_kd_pipeline.images.store import ImageStore

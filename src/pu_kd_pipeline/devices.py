@@ -93,10 +93,25 @@ def autocast(compute: ComputeParams, device: torch.device) -> AbstractContextMan
     `auto` is bf16 on GPUs that have it; `fastest` also on CPUs that multiply bf16 natively, whose
     results then differ from those of other CPUs.
     """
-    is_bf16 = compute.precision == "bf16"
-    if not is_bf16 and device.type in _BF16_DEVICES[compute.precision]:
-        is_bf16 = _has_bf16(device)
+    is_bf16 = _computes_in_bf16(compute, device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16)
+
+
+def arithmetic(compute: ComputeParams, device: torch.device) -> str:
+    """Return the kind of device and the number format, with which the values of results change.
+
+    Names of what is stored contain it: `auto` and `fastest` mean another format elsewhere.
+    """
+    number_format = "float32"
+    if _computes_in_bf16(compute, device):
+        number_format = "bf16"
+    return f"{device.type} {number_format}"
+
+
+def _computes_in_bf16(compute: ComputeParams, device: torch.device) -> bool:
+    if compute.precision == "bf16":
+        return True
+    return device.type in _BF16_DEVICES[compute.precision] and _has_bf16(device)
 
 
 def _has_bf16(device: torch.device) -> bool:

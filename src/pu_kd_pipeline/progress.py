@@ -129,7 +129,8 @@ def _first_numbers(record: Mapping[str, Any]) -> str:
 @contextmanager
 def _display(name: str, total: int | None) -> Iterator[ShowProgress]:
     """Yield `show(count, text)`: a bar on a terminal, lines in the log elsewhere."""
-    if sys.stderr.isatty():
+    # While it shows bars, rich replaces stderr; before rich 15, by an object that is no terminal.
+    if _bars is not None or sys.stderr.isatty():
         with _bar(name, total) as show:
             yield show
     else:

@@ -84,6 +84,13 @@ def test_names_do_not_follow_the_device_or_the_title(inputs, blocks):
     assert after == before
 
 
+def test_names_follow_the_precision_of_the_pu_classifier(inputs, blocks):
+    before = names_of(inputs, blocks, grid(seeds=[0]))
+    compute = blocks.pu_training.compute.model_copy(update={"precision": "bf16"})
+    after = names_of(inputs, blocks, grid(seeds=[0]), pu_training={"compute": compute})
+    assert after != before
+
+
 def test_names_of_a_seed_do_not_follow_the_other_seeds(inputs, blocks):
     before = names_of(inputs, blocks, grid(seeds=[0]))
     with_another_seed = names_of(inputs, blocks, grid(seeds=[1, 0]))
@@ -137,7 +144,8 @@ def test_an_identity_holds_no_key_of_objectives_that_it_does_not_use(blocks, obj
         "method",
         "labeled_per_class",
         "seed",
-        "precision",
+        "precision of distillation",
+        "precision of pu_training",
         "like",
         "distillation",
         "pu_training",

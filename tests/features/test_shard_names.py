@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,23 +92,30 @@ def made(tmp_path: Path) -> MadeFiles:
     return MadeFiles.in_folder(tmp_path)
 
 
-@pytest.fixture
-def no_known_fingerprints() -> Iterator[None]:
-    """Let fingerprints be computed again, which a process does once."""
-    fingerprint.maker_fingerprint.cache_clear()
-    yield
-    fingerprint.maker_fingerprint.cache_clear()
-
-
 def test_names_follow_the_versions_of_libraries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_known_fingerprints: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = MadeFiles.in_folder(tmp_path / "before").names()
     versions = {**fingerprint.library_versions(), "pillow": "999"}
-    monkeypatch.setattr(fingerprint, "library_versions", lambda: versions)
-    fingerprint.maker_fingerprint.cache_clear()
+    monkeypatch.setattr(fingerprint, "library_versions", lambda _: versions)
     after = MadeFiles.in_folder(tmp_path / "after").names()
     assert {key for key in after if after[key] != before[key]} == EVERYTHING
+
+
+@pytest.mark.parametrize("module", [extraction, scoring, relatedness])
+def test_names_follow_the_device_and_the_number_format(
+    made: MadeFiles, monkeypatch: pytest.MonkeyPatch, module: object
+) -> None:
+    makers_of = {
+        extraction: made.feature_makers,
+        scoring: made.score_makers,
+        relatedness: made.relatedness_makers,
+    }[module]
+    before = list(makers_of())
+    assert list(makers_of()) == before
+
+    monkeypatch.setattr(module, "arithmetic", lambda *_: "cuda bf16")
+    assert not set(makers_of()) & set(before)
 
 
 @pytest.mark.parametrize("module", [extraction, scoring, relatedness])

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Decoder, Unusable
 from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.source_reports import read_reports
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.table import read_table
@@ -178,7 +179,9 @@ def read_store(kind: str, ending: str, data: bytes, folder: Path) -> object:
         expected = DECODER.decode(noise_png(number))
         np.testing.assert_array_equal(image, expected)
     ids = [store.shard_ids(shard) for shard in store.shards]
-    return images, quarantine, ids
+    (report,) = read_reports(folder, n_images)
+    assert report["n_selected"] == 3
+    return images, quarantine, ids, report
 
 
 def ingest_over(ending: str, data: bytes, folder: Path) -> object:
@@ -265,14 +268,15 @@ def _store_targets() -> Iterator[Target]:
         ("store", "packed", "store.json"),
         ("index", "packed", ".index.parquet"),
         ("quarantine", "packed", "quarantine.parquet"),
+        ("sources", "packed", "sources.json"),
         ("packed", "packed", ".npy"),
         ("encoded", "encoded", ".arrow"),
     ):
         files = partial(store_file, kind, ending)
         read = partial(read_store, kind, ending)
         yield Target(name, files, read)
-        if ending == "store.json":
-            yield Target("store_values", files, read, damaged_json)
+        if ending.endswith(".json"):
+            yield Target(f"{name}_values", files, read, damaged_json)
         if kind == "packed":
             yield Target(f"ingest_over_{name}", files, partial(ingest_over, ending))
 

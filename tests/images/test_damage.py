@@ -17,6 +17,7 @@ from pu_kd_pipeline.datasets import ImageStoreDataset
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images import ingestion, row_checksums
 from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.source_reports import read_reports
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.storage.checked_json import from_checked_json, to_checked_json
 from tests.hostile.mutations import damaged_bytes
@@ -165,6 +166,7 @@ def check_is_intact(store: ImageStore, intact: ImageStore) -> None:
     assert store.fingerprint == intact.fingerprint
     pd.testing.assert_frame_equal(store.index, intact.index)
     pd.testing.assert_frame_equal(store.quarantine, intact.quarantine)
+    assert read_reports(store.folder, 8) == read_reports(intact.folder, 8)
 
 
 # --- stores of other code, other libraries, and earlier versions

@@ -34,3 +34,22 @@ def test_excluded_labels_that_no_image_has_are_refused():
     expected = r"pool\[0\]: no image has the labels 7, four of exclude_labels; found: zero"
     with pytest.raises(InputError, match=expected):
         kept_rows(7, "four")
+
+
+def test_an_excluded_label_is_spelled_like_one_label():
+    assert kept_rows("Zero") == [1, 2, 3]
+    # A number and its text are the same label.
+    assert kept_rows(1, "1") == [0, 2, 3]
+
+
+def test_an_excluded_name_is_still_a_name_of_its_own():
+    # "ZERO" may be another class than "zero", which is excluded.
+    listing = pd.DataFrame(
+        {
+            "label": pd.array([None, None], dtype="Int64"),
+            "label_name": pd.Series(["zero", "ZERO"], dtype="str"),
+        }
+    )
+    source = ImageSource(type="folder", path="x", exclude_labels=("zero",), labels="truth")
+    with pytest.raises(InputError, match="the label 'ZERO' is not spelled like a class"):
+        with_teacher_labels(listing, source, ("zero", "one"), "pool[0]")

@@ -171,13 +171,13 @@ def test_touched_images_that_are_the_same_leave_the_store_as_it_was(tmp_path: Pa
 def test_removed_images_leave_the_store_and_free_their_duplicates(tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     removed = parquet_of(pool / "a.parquet", [1, 2])
-    parquet_of(pool / "b.parquet", [11, 12], i12=png(1))
+    parquet_of(pool / "b.parquet", [11, 13], i13=png(1))
     folder = tmp_path / "store"
     plan = plan_of(pool)
     store = write_store(plan, folder)
 
     duplicates = store.quarantine
-    assert duplicates["id"].tolist() == ["i12"]
+    assert duplicates["id"].tolist() == ["i13"]
     assert duplicates["source"].tolist() == ["pool"]
     assert duplicates["status"].tolist() == ["duplicate of i1"]
 
@@ -187,9 +187,9 @@ def test_removed_images_leave_the_store_and_free_their_duplicates(tmp_path: Path
 
     assert store.quarantine.empty
     found = contents(store)
-    assert set(found) == {"i11", "i12"}
+    assert set(found) == {"i11", "i13"}
     assert found["i11"] == pixels_of(11).tobytes()
-    assert found["i12"] == pixels_of(1).tobytes()
+    assert found["i13"] == pixels_of(1).tobytes()
 
 
 @pytest.mark.parametrize("change", [{"kind": "encoded"}, {"max_image_pixels": 9_999}])

@@ -90,7 +90,7 @@ def test_an_image_without_a_label_is_refused_where_labels_are_classes() -> None:
 def test_the_truth_is_whether_a_label_is_a_class_of_the_teacher() -> None:
     # A class of the teacher, another class, and an image that nobody labeled.
     listing = table([1, 7, None])
-    found = labeled(listing, labels="truth")
+    found = labeled(listing, NUMBERED_CLASSES, labels="truth")
 
     assert found.classes == [1, None, None]
     assert found.is_relevant == [True, False, None]
@@ -116,25 +116,29 @@ def test_an_image_whose_name_is_not_a_class_is_irrelevant() -> None:
     assert found.is_relevant == [True, False]
 
 
-def test_sorted_names_are_the_classes_of_a_teacher_that_has_only_numbers() -> None:
-    # As folders are numbered where a data set has no classes of its own.
+def test_sorted_names_are_numbers_only_where_the_source_says_so() -> None:
+    # As ImageFolder numbers folders. A teacher may just as well count zero, one, two.
     three_names = table(names=["b", "a", "c"])
-    found = labeled(three_names, NUMBERED_CLASSES, labels="classes")
-
+    found = labeled(three_names, NUMBERED_CLASSES, labels="classes", sorted_names=True)
     assert found.classes == [1, 0, 2]
 
-
-def test_names_cannot_be_classes_of_a_teacher_that_has_another_number_of_them() -> None:
+    with pytest.raises(InputError, match=r"or `sorted_names: true` if the teacher's classes are"):
+        labeled(three_names, NUMBERED_CLASSES, labels="classes")
     two_names = table(names=["b", "a"])
-    with pytest.raises(InputError, match="the teacher has 3 classes"):
-        labeled(two_names, NUMBERED_CLASSES, labels="classes")
+    with pytest.raises(InputError, match=r"one name for each of the teacher's 3 classes.* are 2"):
+        labeled(two_names, NUMBERED_CLASSES, labels="classes", sorted_names=True)
+    with pytest.raises(InputError, match="is for a teacher whose classes have only numbers"):
+        labeled(three_names, labels="classes", sorted_names=True)
+
+
+def test_names_cannot_be_the_truth_of_a_teacher_that_has_only_numbers() -> None:
     with pytest.raises(InputError, match="which images are relevant is unknown: give label_map"):
-        labeled(two_names, NUMBERED_CLASSES, labels="truth")
+        labeled(table(names=["b", "a"]), NUMBERED_CLASSES, labels="truth")
 
 
 def test_numbers_that_count_other_classes_are_refused() -> None:
     listing = table([0, 1], ["goldfish", "shark"])
-    message = "its label 0 is 'goldfish', the teacher's class 0 is 'cat'"
+    message = "its label 0 is 'goldfish', the teacher's class 0 is 'cat', and whether they are"
     with pytest.raises(InputError, match=message):
         labeled(listing, labels="truth")
 
@@ -164,7 +168,9 @@ def test_a_label_map_with_an_unknown_class_is_refused() -> None:
 def test_a_label_map_with_an_unknown_label_is_refused() -> None:
     # Most likely a typo, whose images would silently lose their class.
     tabby = table(names=["tabby"])
-    message = r"no key of label_map \(tabyb\) is a label there; found: tabby \(1\)"
+    message = (
+        r"has the labels tabyb of label_map \(did you mean 'tabby' for 'tabyb'\?\); found: tabby"
+    )
     with pytest.raises(InputError, match=message):
         labeled(tabby, labels="truth", label_map={"tabyb": 0})
 

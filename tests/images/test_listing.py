@@ -6,12 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import IngestionPlan
-from tests.images.numbered_images import parquet_of, plan_of, shard_ids
+from tests.images.numbered_images import parquet_of, plan_of, png, shard_ids
 
 
 @pytest.fixture
@@ -96,3 +98,24 @@ def test_a_remote_source_that_fails_is_reported_with_its_address(
     message = r"memory://secret cannot be read \(PermissionError: access denied\): check the"
     with pytest.raises(InputError, match=message):
         write_store(plan, tmp_path)
+
+
+def test_an_id_with_two_labels_is_refused_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    images = [png(0), png(1), png(2)]
+    pq.write_table(pa.table({"id": ["a", "b", "a"], "image": images, "label": [0, 1, 2]}), file)
+    message = r"1 ids occur more than once \(with different labels in 1 of them\), such as 'a'"
+    with pytest.raises(InputError, match=message):
+        write_store(plan_of(file), tmp_path / "store")
+
+
+def test_a_label_is_the_same_class_in_every_share(tmp_path: Path) -> None:
+    # Whether "CAT" is the class "cat" depends on whether "Cat" is there, too: in any share.
+    file = tmp_path / "a.parquet"
+    images = [png(number) for number in range(20)]
+    names = ["cat"] * 18 + ["Cat", "CAT"]
+    pq.write_table(pa.table({"image": images, "label": names}), file)
+    for start in (0.0, 0.5):
+        plan = plan_of(file, source={"share": (start, start + 0.5)})
+        with pytest.raises(InputError, match="the label 'CAT' is not spelled like a class"):
+            write_store(plan, tmp_path / "store")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kedro.pipeline import Node
 
 from pu_kd_pipeline.incremental import node_states
 from pu_kd_pipeline.provenance.code_index import CodeIndex
@@ -189,3 +190,56 @@ def test_a_record_that_cannot_be_read_counts_as_none(project):
 
     ran = project.run()
     assert set(ran) == {"left", "right"}
+
+
+def connect(project, inputs: Any, outputs: Any, function: Callable[..., Any]) -> None:
+    """Let the node `join` read and write other data sets; the others stay as they are."""
+    nodes = type(project).nodes
+
+    def connected(functions: Any) -> list[Node]:
+        kept = [node for node in nodes(project, functions) if node.name != "join"]
+        return [*kept, Node(function, inputs, outputs, name="join")]
+
+    project.nodes = connected
+
+
+def difference(a, b):
+    return {"value": a["value"] - b["value"]}
+
+
+def two_texts(value):
+    return {"first": {"value": value["value"]}, "second": {"value": -value["value"]}}
+
+
+@pytest.mark.parametrize(
+    ("function", "before", "after"),
+    [
+        (
+            difference,
+            (["left_value", "right_value"], "joined"),
+            (["right_value", "left_value"], "joined"),
+        ),
+        (
+            difference,
+            ({"a": "left_value", "b": "right_value"}, "joined"),
+            ({"b": "left_value", "a": "right_value"}, "joined"),
+        ),
+        (
+            two_texts,
+            ("start_value", {"first": "joined", "second": "other_value"}),
+            ("start_value", {"second": "joined", "first": "other_value"}),
+        ),
+    ],
+)
+def test_a_node_runs_again_where_the_pipeline_connects_it_in_another_way(
+    project, function: Callable[..., Any], before: tuple[Any, Any], after: tuple[Any, Any]
+):
+    connect(project, *before, function)
+    project.run()
+    first = project.results()
+    connect(project, *after, function)
+    reason = {"join": "the pipeline connects its inputs or outputs in another way"}
+    assert project.explain() == reason
+    assert project.run() == reason
+    assert project.results()["joined"] == -first["joined"]
+    assert project.run() == {}

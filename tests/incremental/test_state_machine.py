@@ -9,35 +9,24 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from tests.incremental.damage import DAMAGES, damage
+from tests.incremental.damage import DAMAGES, damage, is_change_allowed
 from tests.incremental.edited_project import EditedProject, Request
 
 N_STEPS = int(os.environ.get("PU_KD_STEPS", "60"))
-MAX_CHANGES_BETWEEN_RUNS = 4
 POSITIONS = st.floats(0, 1, exclude_max=True)
-
-
-def change(**arguments: Any) -> Callable[[Callable[..., None]], Any]:
-    """Make a method one of the things that may happen; after a few of them, a run has to follow."""
-
-    def decorate(method: Callable[..., None]) -> Any:
-        def counted(self: Runs, **values: Any) -> None:
-            self.n_changes += 1
-            method(self, **values)
-
-        counted.__name__ = method.__name__
-        is_allowed = precondition(lambda self: self.n_changes < MAX_CHANGES_BETWEEN_RUNS)
-        return is_allowed(rule(**arguments)(counted))
-
-    return decorate
 
 
 class Runs(RuleBasedStateMachine):
@@ -58,50 +47,68 @@ class Runs(RuleBasedStateMachine):
 
     # --- edits
 
-    @change(number=st.integers(1, 3))
+    @precondition(is_change_allowed)
+    @rule(number=st.integers(1, 3))
     def change_a_parameter(self, number):
+        self.n_changes += 1
         self._project.number = number
 
-    @change(factor=st.sampled_from([1, 1.0, True, 2]))
+    @precondition(is_change_allowed)
+    @rule(factor=st.sampled_from([1, 1.0, True, 2]))
     def change_the_type_of_a_parameter(self, factor):
+        self.n_changes += 1
         self._project.factor = factor
 
-    @change(factor=st.integers(2, 4))
+    @precondition(is_change_allowed)
+    @rule(factor=st.integers(2, 4))
     def edit_a_helper(self, factor):
+        self.n_changes += 1
         self._project.edit_helpers(factor)
         self._edits["helpers"] = factor
 
-    @change(divisor=st.sampled_from([2, 3]), comment=st.sampled_from(["", "another comment"]))
+    @precondition(is_change_allowed)
+    @rule(divisor=st.sampled_from([2, 3]), comment=st.sampled_from(["", "another comment"]))
     def edit_a_node(self, divisor, comment):
+        self.n_changes += 1
         self._project.edit_nodes(comment, divisor)
         self._edits["divisor"] = divisor
 
-    @change(number=st.integers(5, 7))
+    @precondition(is_change_allowed)
+    @rule(number=st.integers(5, 7))
     def edit_the_file_that_a_parameter_names(self, number):
+        self.n_changes += 1
         self._project.edit_file(number)
         self._edits["file"] = number
 
     # --- damage
 
-    @change(where=POSITIONS, place=POSITIONS, kind=st.sampled_from(DAMAGES))
+    @precondition(is_change_allowed)
+    @rule(where=POSITIONS, place=POSITIONS, kind=st.sampled_from(DAMAGES))
     def damage_a_file(self, where, place, kind):
+        self.n_changes += 1
         damage(self._files(), where, place, kind)
 
-    @change(where=POSITIONS)
+    @precondition(is_change_allowed)
+    @rule(where=POSITIONS)
     def damage_a_shard_and_lose_the_records(self, where):
+        self.n_changes += 1
         shards = [file for file in self._files() if file.parent.name == "shards"]
         damage(shards, where, 0.5, "flip")
         shutil.rmtree(self._project.data / "node_records", ignore_errors=True)
         (self._project.data / "shards" / "shards.json").unlink(missing_ok=True)
 
-    @change()
+    @precondition(is_change_allowed)
+    @rule()
     def keep_a_copy_of_the_data_folder(self):
+        self.n_changes += 1
         if self._project.data.is_dir():
             shutil.rmtree(self._backup, ignore_errors=True)
             shutil.copytree(self._project.data, self._backup)
 
-    @change(parts=st.sampled_from(["all", "outputs", "records"]))
+    @precondition(is_change_allowed)
+    @rule(parts=st.sampled_from(["all", "outputs", "records"]))
     def restore_a_copy(self, parts):
+        self.n_changes += 1
         if not self._backup.is_dir():
             return
         self._project.data.mkdir(exist_ok=True)
@@ -110,14 +117,18 @@ class Runs(RuleBasedStateMachine):
             if parts == "all" or is_record == (parts == "records"):
                 _replace(source, self._project.data / source.name)
 
-    @change()
+    @precondition(is_change_allowed)
+    @rule()
     def delete_the_data_folder(self):
+        self.n_changes += 1
         shutil.rmtree(self._project.data, ignore_errors=True)
 
     # --- runs
 
-    @change(n_renames=st.integers(1, 14), kind=st.sampled_from(["run", "force"]))
+    @precondition(is_change_allowed)
+    @rule(n_renames=st.integers(1, 14), kind=st.sampled_from(["run", "force"]))
     def kill_a_run(self, n_renames, kind):
+        self.n_changes += 1
         request = Request(kind, self._project.data, kill_before=n_renames)
         outcome = self._project.start(request)
         # A run that renames fewer files than that ends by itself.
@@ -184,12 +195,16 @@ def _check_plan(text: str, decisions: dict[str, str | None]) -> None:
         assert planned == reason or is_known_to_the_run_only, (name, planned, reason)
 
 
-TestRuns = Runs.TestCase
-TestRuns.settings = settings(
-    max_examples=3,
-    stateful_step_count=N_STEPS,
-    # Shrinking would repeat the runs for minutes; the printed steps show the failure.
-    phases=[Phase.explicit, Phase.generate],
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+@pytest.mark.slow
+def test_runs_never_reuse_a_wrong_result():
+    run_state_machine_as_test(
+        Runs,
+        settings=settings(
+            max_examples=3,
+            stateful_step_count=N_STEPS,
+            # Shrinking would repeat the runs for minutes; the printed steps show the failure.
+            phases=[Phase.explicit, Phase.generate],
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,4 +1,4 @@
-"""Checkpoints as training scripts write them: which tensors are taken, and what a miss says."""
+"""Checkpoints as training scripts write them: which tensors are taken."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import collections
 import dataclasses
 import datetime
-import enum
 import functools
 import logging
 import pathlib
@@ -22,61 +21,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.models.weights import load_weights
-
-State = dict[str, Tensor]
-
-
-def new_network() -> nn.Module:
-    return build_network("digits_cnn", 3, 1, {"width": 2})
-
-
-def shifted(state: State, by: float) -> State:
-    """Return other weights of the same shapes."""
-    changed = {}
-    for name, value in state.items():
-        changed[name] = value.clone()
-        if value.is_floating_point():
-            changed[name] += by
-    return changed
-
-
-def prefixed(prefix: str, state: State) -> State:
-    return {prefix + name: value for name, value in state.items()}
-
-
-def without_counters(state: State) -> State:
-    return {name: value for name, value in state.items() if "num_batches" not in name}
-
-
-STATE: State = shifted(new_network().state_dict(), 0.25)
-OTHER = shifted(STATE, 1)
-
-
-def loaded(content: Any, folder: Path, *, old_format: bool = False) -> State:
-    """Return the weights of a network after it has read what torch.save wrote."""
-    file = folder / "w.pt"
-    torch.save(content, file, _use_new_zipfile_serialization=not old_format)
-    network = new_network()
-    load_weights(network, file)
-    return dict(network.state_dict())
-
-
-def error_of(content: Any, folder: Path) -> str:
-    with pytest.raises(InputError) as error:
-        loaded(content, folder)
-    return str(error.value)
-
-
-def assert_equal(found: State, expected: State) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, check_dtype=False)
-
+from tests.models.checkpoints import (
+    OTHER,
+    STATE,
+    Mode,
+    assert_equal,
+    error_of,
+    loaded,
+    new_network,
+    prefixed,
+    without_counters,
+)
 
 # --- entries and prefixes
 
@@ -163,12 +121,6 @@ class WithSlots:
     """Is unpickled from a tuple."""
 
     rate: float = 0.1
-
-
-class Mode(enum.Enum):
-    """Is unpickled by a call."""
-
-    TRAIN = 1
 
 
 # What training scripts save next to the weights.
@@ -294,105 +246,6 @@ def test_equal_weights_twice_are_no_question(tmp_path):
 def test_weights_under_the_networks_own_names_come_before_others_in_one_dict(tmp_path):
     content = {**STATE, **prefixed("old.", OTHER)}
     assert_equal(loaded(content, tmp_path), STATE)
-
-
-# --- tensors that are left over, converted or missing
-
-
-def test_counters_and_losses_next_to_the_network_are_left_out_and_logged(tmp_path, caplog):
-    state = {
-        **prefixed("model.", STATE),
-        "criterion.weight": torch.ones(3),
-        "loss_fn.pos_weight": torch.ones(3),
-        "model.total_ops": torch.zeros(1),
-        "model.fc.num_batches_tracked": torch.tensor(1),
-    }
-    with caplog.at_level(logging.INFO):
-        assert_equal(loaded({"state_dict": state}, tmp_path), STATE)
-    assert "criterion.weight, loss_fn.pos_weight" in caplog.text
-
-
-@pytest.mark.parametrize("name", ["head.weight", "model.act.weight", "temperature"])
-def test_other_tensors_next_to_the_network_are_refused(tmp_path, name):
-    # A layer behind the network, a learned slope, a temperature: each changes the outputs.
-    state = {**prefixed("model.", STATE), name: torch.ones(1)}
-    message = error_of({"state_dict": state}, tmp_path)
-    assert f"not part of it: {name.removeprefix('model.')}" in message
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_float_types_are_converted_and_this_is_logged(tmp_path, dtype, caplog):
-    state = {}
-    expected = {}
-    for name, value in STATE.items():
-        state[name] = value
-        if value.is_floating_point():
-            state[name] = value.to(dtype)
-        expected[name] = state[name].to(value.dtype)
-    with caplog.at_level(logging.INFO):
-        found = loaded(state, tmp_path)
-    assert found["fc.weight"].dtype == torch.float32
-    assert_equal(found, expected)
-    type_name = str(dtype).removeprefix("torch.")
-    assert f"tensors are converted from {type_name}" in caplog.text
-
-
-@pytest.mark.parametrize("kind", ["int8", "float8"])
-def test_quantized_weights_are_refused(tmp_path, kind):
-    weight = STATE["fc.weight"]
-    quantized = weight.to(torch.float8_e4m3fn)
-    if kind == "int8":
-        quantized = torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
-    message = error_of({**STATE, "fc.weight": quantized}, tmp_path)
-    assert "quantized, which has lost digits: use the weights before: fc.weight" in message
-
-
-# --- misses
-
-
-def test_a_miss_lists_the_entries_and_the_names_on_both_sides(tmp_path):
-    content = {"weights": {"features.0.weight": torch.ones(3)}, "epoch": 3, "args": Mode.TRAIN}
-    message = error_of(content, tmp_path)
-    assert "the network expects block1.0.weight, " in message
-    assert "the file has features.0.weight" in message
-    assert "weights (dict of 1 tensors), epoch (int), args (tests.models.test_weights.Mode)" in (
-        message
-    )
-
-
-def test_a_file_without_tensors_lists_its_entries(tmp_path):
-    arrays = {name: value.numpy() for name, value in STATE.items()}
-    message = error_of({"epoch": 3, "note": "x"}, tmp_path)
-    assert "holds no state dict (names with tensors), but dict with the entries" in message
-    assert "epoch (int), note (str)" in message
-    assert "but an empty dict" in error_of({}, tmp_path)
-    assert "block1.0.weight (NumPy array)" in error_of(arrays, tmp_path)
-    assert "convert its arrays by torch.from_numpy" in error_of(arrays, tmp_path)
-
-
-@pytest.mark.parametrize("where", ["alone", "in an entry", "old format"])
-def test_a_pickled_network_is_refused_with_the_way_out(tmp_path, where):
-    content: Any = new_network()
-    if where == "in an entry":
-        content = {"model": content, "epoch": 3}
-    with pytest.raises(InputError) as error:
-        loaded(content, tmp_path, old_format=where == "old format")
-    message = str(error.value)
-    assert "holds a pickled network" in message
-    assert "run" in message
-    assert "model.state_dict()" in message
-
-
-def test_the_state_dict_next_to_a_pickled_network_is_taken(tmp_path):
-    assert_equal(loaded({"net": new_network(), "state_dict": STATE}, tmp_path), STATE)
-
-
-@pytest.mark.parametrize("protocol", [4, 5])
-def test_a_pickle_of_another_protocol_is_named(tmp_path, protocol):
-    file = tmp_path / "w.pt"
-    torch.save({"net": STATE, "args": argparse.Namespace()}, file, pickle_protocol=protocol)
-    with pytest.raises(InputError, match=f"pickled with protocol {protocol}"):
-        load_weights(new_network(), file)
 
 
 def test_the_content_decides_how_a_file_is_read(tmp_path):

@@ -147,6 +147,31 @@ def test_the_report_counts_copies_between_stores(
     assert report["pool_images"]["n_per_source"] == {"pool": 3500, "test": 500}
 
 
+def test_the_report_has_the_classes_of_the_labels(stores: dict[str, ImageStore]) -> None:
+    report = report_of(stores)
+    (source,) = report["pool_images"]["sources"]
+    by_label = {entry["label"]: entry for entry in source["labels"]}
+    assert by_label["3"]["class"] == 3
+    assert by_label["3"]["rule"] == "number"
+    assert by_label["letter A"]["class"] is None
+    assert report["conflicting_labels"] == {}
+    assert report["pool_images"]["conflicting_labels"] == {}
+
+
+def test_the_report_names_images_with_another_label_in_another_store(
+    stores: dict[str, ImageStore], tmp_path: Path
+) -> None:
+    # All test images are in the pool, and their digits are classes of other digits there.
+    shifted = {str(digit): (digit + 1) % 10 for digit in range(10)}
+    source = {"type": "demo", "part": "test", "labels": "truth", "label_map": shifted}
+    pool = write_pool(tmp_path / "planted", pool=[source])
+    report = report_of({**stores, "pool_images": pool})
+
+    (names,) = report["conflicting_labels"]
+    assert names == "pool_images and test_images"
+    assert report["conflicting_labels"][names]["n_images"] == 500
+
+
 def test_a_users_own_teacher_needs_no_training_images(tmp_path: Path) -> None:
     without_training_images = parameters(teacher_training=[])
     plan = nodes.plan_teacher_training_images(without_training_images, teacher())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from tests.incremental.damage import DAMAGES, damage
+from tests.incremental.damage import DAMAGES, damage, is_change_allowed
 from tests.pipelines.user_project import STAGES, StageRun, UserProject, contents
 
 N_STEPS = int(os.environ.get("PU_KD_STEPS", "20"))
-MAX_CHANGES_BETWEEN_RUNS = 4
 POSITIONS = st.floats(0, 1, exclude_max=True)
-
-
-def change(**arguments: Any) -> Callable[[Callable[..., None]], Any]:
-    """Make a method one of the things that may happen; after a few of them, a run has to follow."""
-
-    def decorate(method: Callable[..., None]) -> Any:
-        def counted(self: Stages, **values: Any) -> None:
-            self.n_changes += 1
-            method(self, **values)
-
-        counted.__name__ = method.__name__
-        is_allowed = precondition(lambda self: self.n_changes < MAX_CHANGES_BETWEEN_RUNS)
-        return is_allowed(rule(**arguments)(counted))
-
-    return decorate
 
 
 class Stages(RuleBasedStateMachine):
@@ -57,43 +40,59 @@ class Stages(RuleBasedStateMachine):
     def teardown(self) -> None:
         shutil.rmtree(self._folder)
 
-    @change(factor=st.integers(1, 2))
+    @precondition(is_change_allowed)
+    @rule(factor=st.integers(1, 2))
     def edit_a_module_of_the_network(self, factor):
+        self.n_changes += 1
         self._project.edit_layers(factor)
         self._state["layers"] = factor
 
-    @change(seed=st.integers(0, 1))
+    @precondition(is_change_allowed)
+    @rule(seed=st.integers(0, 1))
     def replace_the_weights(self, seed):
+        self.n_changes += 1
         self._project.write_weights(seed)
         self._state["weights"] = seed
 
-    @change(number=st.integers(0, 2), seed=st.integers(0, 1))
+    @precondition(is_change_allowed)
+    @rule(number=st.integers(0, 2), seed=st.integers(0, 1))
     def replace_an_image(self, number, seed):
+        self.n_changes += 1
         self._project.replace_image(number, seed)
         self._state[f"image {number}"] = seed
 
-    @change(seed=st.integers(0, 1))
+    @precondition(is_change_allowed)
+    @rule(seed=st.integers(0, 1))
     def change_the_seed(self, seed):
+        self.n_changes += 1
         self._project.seed = seed
         self._state["seed"] = seed
 
-    @change(where=POSITIONS, place=POSITIONS, kind=st.sampled_from(DAMAGES))
+    @precondition(is_change_allowed)
+    @rule(where=POSITIONS, place=POSITIONS, kind=st.sampled_from(DAMAGES))
     def damage_a_file(self, where, place, kind):
+        self.n_changes += 1
         damage(self._files(), where, place, kind)
 
-    @change(where=POSITIONS, place=POSITIONS)
+    @precondition(is_change_allowed)
+    @rule(where=POSITIONS, place=POSITIONS)
     def damage_a_file_and_lose_the_records(self, where, place):
+        self.n_changes += 1
         damage(self._files(), where, place, "flip")
         shutil.rmtree(self._project.data / "node_records", ignore_errors=True)
 
-    @change(n_renames=st.integers(1, 60), force=st.booleans())
+    @precondition(is_change_allowed)
+    @rule(n_renames=st.integers(1, 60), force=st.booleans())
     def kill_a_run(self, n_renames, force):
+        self.n_changes += 1
         run = StageRun(self._project.data, force=force, kill_before=n_renames)
         exit_code = self._project.start(run)
         assert exit_code in (0, -9), self._project.log()
 
-    @change(stage=st.sampled_from(STAGES))
+    @precondition(is_change_allowed)
+    @rule(stage=st.sampled_from(STAGES))
     def run_one_stage(self, stage):
+        self.n_changes += 1
         run = StageRun(self._project.data, stages=(stage,))
         exit_code = self._project.start(run)
         # Its inputs may be missing or damaged: then it has to report that in a message.

@@ -114,7 +114,10 @@ class Cell:
             left_out = _keys_without_effect(block)
             identity[name] = block.model_dump(mode="json", exclude=left_out)
         # Of the compute settings, precision alone changes results; `compute` itself is left out.
-        identity["precision"] = self.blocks.distillation.compute.precision
+        for name, block in deciding_blocks.items():
+            compute = getattr(block, "compute", None)
+            if compute is not None:
+                identity[f"precision of {name}"] = compute.precision
         identity["like"] = None
         if self.like is not None:
             identity["like"] = self.like.identity()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pu_kd_pipeline.devices import prepare_device
+from pu_kd_pipeline.devices import arithmetic, prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import map_images, normalization
 from pu_kd_pipeline.images.store import ImageStore
@@ -32,7 +32,8 @@ LAST_TAP_SIZE = "last_tap_size"
 def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -> ShardMakers:
     """Return one function per shard of a store that computes the features of the shard.
 
-    The names consist of the shard's name and a hash of teacher, precision, code and libraries.
+    The names consist of the shard's name and a hash of teacher, kind of device, number format,
+    code and libraries.
     """
     if not len(images):
         raise InputError(
@@ -73,10 +74,10 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
         table = pa.table(columns)
         return table.replace_schema_metadata(metadata)
 
-    # In the name, so that another teacher, precision, code or library makes all shards again.
+    # In the name, so that another teacher, device, format, code or library makes all shards again.
     # `load_model` reaches the code of the networks, which nothing else here mentions.
     maker = maker_fingerprint(feature_shards, load_model)
-    suffix = short_hash(fingerprint, compute.precision, maker)
+    suffix = short_hash(fingerprint, arithmetic(compute, device), maker)
     return {f"{shard.name}-{suffix}": partial(make, shard) for shard in images.shards}
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pu_kd_pipeline.devices import explain_memory_shortage, prepare_device
+from pu_kd_pipeline.devices import arithmetic, explain_memory_shortage, prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import TEACHER, ShardMakers, short_hash
 from pu_kd_pipeline.features.reading import as_tensor
@@ -28,7 +28,8 @@ def score_shards(
 ) -> ShardMakers:
     """Return one function per shard of the pool's features that scores the shard.
 
-    The names consist of the shard's name and a hash of classifier, precision, code and libraries.
+    The names consist of the shard's name and a hash of classifier, kind of device, number
+    format, code and libraries.
     """
     check_teacher(
         features,
@@ -67,10 +68,11 @@ def score_shards(
         }
         return pa.table(columns)
 
-    # In the name, so that another classifier, precision, code or library scores all shards again.
+    # In the name, so that another classifier, device, precision, code or library scores all shards
+    # again.
     # `load_pu_classifier` reaches the code of the networks.
     maker = maker_fingerprint(score_shards, load_pu_classifier)
-    suffix = short_hash(classifier.fingerprint(), compute.precision, maker)
+    suffix = short_hash(classifier.fingerprint(), arithmetic(compute, device), maker)
     return {f"{name}-{suffix}": partial(make, name) for name in features.names}
 
 

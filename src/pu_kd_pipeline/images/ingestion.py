@@ -26,9 +26,11 @@ import pyarrow as pa
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable
+from pu_kd_pipeline.images.label_conflicts import find_label_conflicts, warn_of_conflicts
 from pu_kd_pipeline.images.listing import Reader, list_images
 from pu_kd_pipeline.images.plan import IngestionPlan, choose_specification
 from pu_kd_pipeline.images.quarantine import (
+    CONFLICT,
     DUPLICATE,
     OK,
     check_quarantine,
@@ -40,8 +42,10 @@ from pu_kd_pipeline.images.shard_files import (
     index_file,
     index_schema,
     pixel_file,
+    read_index_table,
 )
 from pu_kd_pipeline.images.shard_writers import shard_writer
+from pu_kd_pipeline.images.source_reports import write_reports
 from pu_kd_pipeline.images.sources.base import SourceLostError
 from pu_kd_pipeline.images.sources.registry import open_source
 from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore, read_quarantine
@@ -99,12 +103,16 @@ def write_store(
     store = _new_store(folder, specification, wanted)
     if not makes_again:
         _keep_finished_work(store, wanted)
-    accounted_for = [*store.id_by_digest.values(), *store.quarantine["id"]]
-    is_accounted_for = wanted["id"].isin(accounted_for)
-    is_missing = ~is_accounted_for.to_numpy()
 
     try:
+        is_missing = _are_missing(store, wanted)
         _write_missing(store, plan, wanted, is_missing, readers, was_killed)
+        conflicts = find_label_conflicts(store.quarantine, wanted, plan.class_names)
+        if len(conflicts):
+            warn_of_conflicts(conflicts, f"data_ingestion.{plan.name}")
+            _set_aside(store, conflicts)
+            is_missing = _are_missing(store, wanted)
+            _write_missing(store, plan, wanted, is_missing, readers, was_killed)
         check_quarantine(plan, store.quarantine, len(wanted))
     except SourceLostError:
         raise
@@ -114,6 +122,7 @@ def write_store(
             file.unlink(missing_ok=True)
         raise
 
+    write_reports(folder, [reader.report for reader in readers])
     _commit(store, plan)
     return ImageStore.open(folder)
 
@@ -161,8 +170,8 @@ def _known_quarantine(store: _UnfinishedStore, wanted: pd.DataFrame) -> pd.DataF
     known = known.merge(usable, on=keys)
     status = known["status"]
 
-    # A disk or a network that failed may work now.
-    is_worth_a_try = status == Reason.NOT_OPENED
+    # A disk or a network that failed may work now, and labels may agree now.
+    is_worth_a_try = (status == Reason.NOT_OPENED) | status.str.startswith(CONFLICT)
 
     # The image that a duplicate repeated may have left the store: the duplicate then joins it.
     is_duplicate = status.str.startswith(DUPLICATE)
@@ -174,6 +183,13 @@ def _known_quarantine(store: _UnfinishedStore, wanted: pd.DataFrame) -> pd.DataF
 
 
 # --- what is missing
+
+
+def _are_missing(store: _UnfinishedStore, wanted: pd.DataFrame) -> np.ndarray:
+    """Return (N,) bool: the image is neither stored nor quarantined yet."""
+    accounted_for = [*store.id_by_digest.values(), *store.quarantine["id"]]
+    is_accounted_for = wanted["id"].isin(accounted_for)
+    return ~is_accounted_for.to_numpy()
 
 
 def _write_missing(
@@ -227,6 +243,28 @@ def _number_of(shard: Shard) -> int:
     """Return the number that the name of a shard begins with."""
     number, _, _ = shard.name.partition("-")
     return int(number)
+
+
+def _set_aside(store: _UnfinishedStore, conflicts: pd.DataFrame) -> None:
+    """Quarantine images with conflicting labels, and give up the shards that hold one of them."""
+    conflicting_ids = set(conflicts["id"])
+    kept_shards: list[Shard] = []
+    kept_ids: set[str] = set()
+    # Not all that lie in the folder: some may be there that must be made again.
+    for shard in store.shards:
+        index = read_index_table(store.folder, shard.name, ["id"])
+        ids = index["id"].to_pylist()
+        if conflicting_ids.isdisjoint(ids):
+            kept_shards.append(shard)
+            kept_ids.update(ids)
+    store.shards = kept_shards
+    for digest, image_id in list(store.id_by_digest.items()):
+        if image_id not in kept_ids:
+            del store.id_by_digest[digest]
+
+    is_conflict = store.quarantine["id"].isin(conflicting_ids)
+    others = store.quarantine[~is_conflict]
+    store.quarantine = pd.concat([others, conflicts], ignore_index=True)
 
 
 def _read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:

@@ -6,21 +6,22 @@ Labels, shares and seeded draws: tables in, tables out; no image is read here.
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.label_joining import NO_CLASS, JoinedLabel, join_labels
+from pu_kd_pipeline.images.label_keys import SourceLabel, match_keys
+from pu_kd_pipeline.images.label_names import listed, whole_number
 from pu_kd_pipeline.masking import visible_name
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
 
 _MAX_NAMED = 10  # offenders that a message lists
-logger = logging.getLogger(__name__)
 
 
 def in_share(ids: pd.Series, share: tuple[float, float]) -> np.ndarray:
@@ -77,70 +78,56 @@ def draw(
     return kept
 
 
-def without_labels(listing: pd.DataFrame, labels: Sequence[int | str], where: str) -> pd.DataFrame:
-    """Return the rows of a listing whose own label and class name are not among `labels`.
-
-    Raises:
-        InputError: no image has one of these labels.
-    """
-    excluded = set(map(str, labels))
-    numbers = listing["label"].astype("string")
-    names = listing["label_name"]
-    found = _distinct_labels(listing)
-    absent = sorted(excluded - found)
-    if absent:
-        raise InputError(
-            f"{where}: no image has the labels {_listed(absent)} of exclude_labels; "
-            f"found: {_found_labels(listing)}"
-        )
-
-    has_number = numbers.isin(excluded)
-    has_name = names.isin(excluded)
-    is_excluded = has_number | has_name
-    return listing[~is_excluded.to_numpy(dtype=bool)]
-
-
 def with_teacher_labels(
-    listing: pd.DataFrame, source: ImageSource, class_names: Sequence[str], where: str
+    rows: pd.DataFrame,
+    source: ImageSource,
+    class_names: Sequence[str],
+    where: str,
+    listing: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Return the listing with `label` (Int32, class of the teacher or null) and `relevant`.
+    """Return rows of a source with `label` (Int32, class of the teacher or null) and `relevant`.
 
     `relevant` (boolean or null) is whether the image belongs to a class of the teacher. Images that
-    `exclude_labels` names are left out.
+    `exclude_labels` names are left out. `source_label` (string or null) is the label in the source,
+    and `rule` (string) how it was joined to the class (`label_joining.Rule`).
 
     Args:
-        listing: rows of a source, with its own `label` (Int64 or null) and `label_name` (string or
-            null).
-        source: parameters of the source; `labels`, `label_map` and `exclude_labels` are used.
+        rows: the images to label, with their own `label` (Int64 or null) and `label_name` (string
+            or null). Images of the same `file` number their classes alike.
+        source: parameters of the source; `labels`, `label_map`, `sorted_names` and
+            `exclude_labels` are used.
         class_names: names of the teacher's classes 0..K-1.
         where: name of the source, for messages.
+        listing: all rows of the source, of which `rows` are a part; None: there are no others. The
+            labels of all are compared, so that a label is the same class in every share.
 
     Raises:
-        InputError: with `labels: classes`, an image has no class of the teacher; or the labels
-            cannot be understood.
+        InputError: with `labels: classes`, an image has no class of the teacher; or a label may be
+            one class or another.
     """
-    if source.exclude_labels:
-        listing = without_labels(listing, source.exclude_labels, where)
-    table = listing.copy()
+    codes, labels = _distinct_labels(rows, listing)
+    is_excluded = _are_excluded(labels, source, where)
+    joined = _joined_without(labels, is_excluded, source, class_names, where)
+    is_kept = ~is_excluded[codes]
+    codes = codes[is_kept]
+    table = rows[is_kept].copy()
 
-    if source.labels == "ignore":
-        nothing = [None] * len(table)
-        table["label"] = pd.array(nothing, dtype="Int32")
-        table["relevant"] = pd.array(nothing, dtype="boolean")
-        return table
-
-    classes = _teacher_classes(listing, source, class_names, where)
-    is_unmatched = classes.isna()
+    texts = [_label_text(label) for label in labels]
+    rules = [str(found.rule) for found in joined]
+    indices = [found.class_index for found in joined]
+    table["source_label"] = _taken(texts, codes, "str")
+    table["rule"] = _taken(rules, codes, "str")
+    table["label"] = _taken(indices, codes, "Int32")
+    is_unmatched = table["label"].isna()
     if source.labels == "classes" and is_unmatched.any():
-        unmatched = listing[is_unmatched.to_numpy()]
+        unmatched = table[is_unmatched.to_numpy()]
         raise InputError(_unmatched_message(unmatched, source, class_names, where))
 
-    table["label"] = classes.astype("Int32")
     # An image with a label of no class is irrelevant; without any label nobody knows.
-    has_number = listing["label"].notna()
-    has_name = listing["label_name"].notna()
-    is_labeled = has_number | has_name
-    is_relevant = classes.notna().astype("boolean")
+    is_relevant = (~is_unmatched).astype("boolean")
+    is_labeled = table["source_label"].notna()
+    if source.labels == "ignore":
+        is_labeled[:] = False
     table["relevant"] = is_relevant.where(is_labeled)
     return table
 
@@ -161,174 +148,96 @@ def check_all_classes_present(labels: pd.Series, class_names: Sequence[str], whe
         )
 
 
-def _teacher_classes(
-    listing: pd.DataFrame, source: ImageSource, class_names: Sequence[str], where: str
-) -> pd.Series:
-    """Return the teacher's class of every row, null where it has none (Int64)."""
-    n_classes = len(class_names)
-    if source.label_map is not None:
-        return _by_label_map(listing, source.label_map, n_classes, where)
-    numbers = listing["label"]
-    names = listing["label_name"]
-    class_by_name = _classes_by_name(names, class_names)
+def _distinct_labels(
+    rows: pd.DataFrame, listing: pd.DataFrame | None
+) -> tuple[np.ndarray, list[SourceLabel]]:
+    """Return the number of each row's label, and the labels of the whole source."""
+    tables = [rows]
+    if listing is not None:
+        tables.append(listing)
+    parts = []
+    for table in tables:
+        names = table["label_name"]
+        # A text without a character is how some writers of tables store a missing name.
+        stripped = names.str.strip()
+        is_blank = stripped.fillna("") == ""
+        columns = {
+            "number": table["label"],
+            "name": names.mask(is_blank),
+            "file": table.get("file", 0),
+        }
+        parts.append(pd.DataFrame(columns))
+    both = pd.concat(parts, ignore_index=True)
 
-    if numbers.isna().all():
-        return _by_name_alone(names, class_by_name, source, class_names, where)
-    if class_by_name.notna().all():
-        # The names are the teacher's, so its order holds, whatever the source's is.
-        return class_by_name
-
-    # Numbers outside of the teacher's classes are images of none of its classes.
-    is_in_range = (numbers >= 0) & (numbers < n_classes)
-    in_range = numbers.where(is_in_range)
-    _check_same_numbering(in_range, names, class_by_name, class_names, where)
-    return in_range
-
-
-def _classes_by_name(names: pd.Series, class_names: Sequence[str]) -> pd.Series:
-    """Return the class of each name, null for a name that no class has (Int64)."""
-    class_of_name = {_plain(name): number for number, name in enumerate(class_names)}
-
-    def class_of(name: str) -> int | None:
-        return class_of_name.get(_plain(name))
-
-    classes = names.map(class_of, na_action="ignore")
-    return classes.astype("Int64")
+    groups = both.groupby(["number", "name", "file"], dropna=False, sort=False)
+    codes = groups.ngroup().to_numpy()
+    _, first_positions = np.unique(codes, return_index=True)
+    first_rows = both.iloc[first_positions].astype(object)
+    known = first_rows.where(first_rows.notna(), None)
+    labels = [SourceLabel(*values) for values in known.itertuples(index=False)]
+    return codes[: len(rows)], labels
 
 
-def _by_label_map(
-    listing: pd.DataFrame, label_map: Mapping[str, int], n_classes: int, where: str
-) -> pd.Series:
-    outside = {}
-    for key, number in label_map.items():
-        if not 0 <= number < n_classes:
-            outside[key] = number
-    if outside:
-        raise InputError(
-            f"{where}: label_map leads to classes outside 0..{n_classes - 1} of the teacher: "
-            f"{outside}"
-        )
-
-    names = listing["label_name"]
-    numbers = listing["label"].astype("string")
-    found = _distinct_labels(listing)
-    absent = [key for key in label_map if key not in found]
-    if label_map and len(absent) == len(label_map):
-        raise InputError(
-            f"{where}: no key of label_map ({_listed(absent)}) is a label there; found: "
-            f"{_found_labels(listing)}"
-        )
-    # A part of a data set may lack some classes, so this is not an error.
-    if absent:
-        logger.warning("%s: no image has these labels of label_map: %s", where, _listed(absent))
-
-    class_by_number = numbers.map(label_map).astype("Int64")
-    class_by_name = names.map(label_map).astype("Int64")
-    return class_by_number.fillna(class_by_name)
+def _are_excluded(labels: list[SourceLabel], source: ImageSource, where: str) -> np.ndarray:
+    """Return (L,) bool: `exclude_labels` names the label."""
+    if not source.exclude_labels:
+        return np.zeros(len(labels), dtype=bool)
+    texts = map(str, source.exclude_labels)
+    keys = list(dict.fromkeys(texts))
+    keys_per_label = match_keys(labels, keys, "exclude_labels", where)
+    return np.array([bool(found) for found in keys_per_label])
 
 
-def _by_name_alone(
-    names: pd.Series,
-    class_by_name: pd.Series,
+def _joined_without(
+    labels: list[SourceLabel],
+    is_excluded: np.ndarray,
     source: ImageSource,
     class_names: Sequence[str],
     where: str,
-) -> pd.Series:
-    """Match by name; if the teacher's classes are only numbered, number the sorted names."""
-    if class_by_name.notna().any() or not _are_numbers(class_names):
-        return class_by_name
-
-    found = sorted(names.dropna().unique())
-    if len(found) == len(class_names):
-        class_of_name = {name: number for number, name in enumerate(found)}
-        return names.map(class_of_name).astype("Int64")
-    if source.labels == "truth" and found:
-        raise InputError(
-            f"{where}: its labels are names ({_listed(found)}) and the teacher's "
-            f"{len(class_names)} classes have only numbers, so which images are relevant is "
-            "unknown: give label_map, or the teacher's class names"
-        )
-    return class_by_name
+) -> list[JoinedLabel]:
+    """Return the classes of the labels; those that are excluded, or not to be read, have none."""
+    joined = [NO_CLASS] * len(labels)
+    if source.labels == "ignore":
+        return joined
+    rows = np.flatnonzero(~is_excluded)
+    remaining = [labels[row] for row in rows]
+    # "a" does not become the class "A" because the label "A" was excluded.
+    excluded_names = {labels[row].name for row in np.flatnonzero(is_excluded)}
+    found = join_labels(remaining, source, class_names, where, excluded_names)
+    for row, each in zip(rows, found, strict=True):
+        joined[row] = each
+    return joined
 
 
-def _check_same_numbering(
-    in_range: pd.Series,
-    names: pd.Series,
-    class_by_name: pd.Series,
-    class_names: Sequence[str],
-    where: str,
-) -> None:
-    """Refuse numbers that count other classes than the teacher's.
+def _taken(values: Sequence[Any], codes: np.ndarray, dtype: str) -> Any:
+    """Return the array of a column that holds, in each row, the value of the row's label."""
+    column = pd.Series(values, dtype=dtype)
+    return column.take(codes).array
 
-    They do if images have both a number and a name, and no name agrees with the teacher's name of
-    that number.
-    """
-    is_comparable = (in_range.notna() & names.notna()).to_numpy()
-    if _are_numbers(class_names) or not is_comparable.any():
-        return
-    numbers = in_range[is_comparable]
-    numbers_by_name = class_by_name[is_comparable]
-    # A name that no class has agrees with none.
-    agrees = (numbers == numbers_by_name).fillna(False)
-    if not agrees.any():
-        number = int(numbers.iloc[0])
-        name = names[is_comparable].iloc[0]
-        raise InputError(
-            f"{where}: its label {number} is {name!r}, the teacher's class {number} is "
-            f"{class_names[number]!r}, and no other name agrees either: give label_map (their "
-            "label -> class of the teacher), or set labels to 'ignore'"
-        )
+
+def _label_text(label: SourceLabel) -> str | None:
+    if label.number is None and label.name is None:
+        return None
+    return str(label)
 
 
 def _unmatched_message(
     unmatched: pd.DataFrame, source: ImageSource, class_names: Sequence[str], where: str
 ) -> str:
     problem = "label_map does not list"
+    fix = "give label_map (label: number of the class)"
     if source.label_map is None:
         problem = "are none of them"
+        if all(whole_number(name) is not None for name in class_names):
+            fix += (
+                ", or `sorted_names: true` if the teacher's classes are in the order of these names"
+            )
+    labels = unmatched["source_label"].fillna("no label")
+    found = []
+    for label, count in labels.value_counts().items():
+        found.append(f"{label} ({count:,})")
     return (
-        f"{where}: the teacher has {len(class_names)} classes ({_listed(class_names)}); the labels "
-        f"of {len(unmatched):,} images {problem}: {_found_labels(unmatched)}. Correct the source, "
-        "give label_map, or set labels to 'truth' or 'ignore'"
+        f"{where}: the teacher has {len(class_names)} classes ({listed(class_names)}); the labels "
+        f"of {len(unmatched):,} images {problem}: {listed(found)}. Correct the source, "
+        f"{fix}, or set labels to 'truth' or 'ignore'"
     )
-
-
-def _distinct_labels(listing: pd.DataFrame) -> set[str]:
-    """Return all labels of a listing, numbers as text and names."""
-    numbers = listing["label"].astype("string").dropna()
-    names = listing["label_name"].dropna()
-    return set(numbers) | set(names)
-
-
-def _found_labels(listing: pd.DataFrame) -> str:
-    """Return the labels of a listing with how many images have them, most first."""
-    numbers = listing["label"].astype("string")
-    # A name says more than a number.
-    labels = listing["label_name"].fillna(numbers)
-    labels = labels.fillna("no label")
-    counts = labels.value_counts()
-    described = []
-    for label, count in counts.items():
-        described.append(f"{label} ({count:,})")
-    return _listed(described)
-
-
-def _listed(names: Sequence[str]) -> str:
-    first_names = [visible_name(str(name)) for name in names[:_MAX_NAMED]]
-    text = ", ".join(first_names)
-    n_more = len(names) - _MAX_NAMED
-    if n_more > 0:
-        text += f" and {n_more} more"
-    return text
-
-
-def _plain(name: str) -> str:
-    """Return a class name without what differs between data sets: case, `_`, `-`, extra spaces."""
-    folded = name.casefold()
-    spaced = folded.replace("_", " ").replace("-", " ")
-    words = spaced.split()
-    return " ".join(words)
-
-
-def _are_numbers(class_names: Sequence[str]) -> bool:
-    return all(name.isdigit() for name in class_names)

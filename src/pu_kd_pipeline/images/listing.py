@@ -20,6 +20,7 @@ from pu_kd_pipeline.images.labels import (
 )
 from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.shard_files import index_schema
+from pu_kd_pipeline.images.source_reports import SourceReport, log_report, report_source
 from pu_kd_pipeline.images.sources.base import Source, default_name
 from pu_kd_pipeline.images.sources.registry import open_source
 from pu_kd_pipeline.masking import visible_name, without_credentials
@@ -34,10 +35,17 @@ IDENTITY_COLUMNS = ["id", "version", "source", "label", "relevant"]
 
 @dataclass(frozen=True)
 class Reader:
-    """A source with its listing, so that images can be read by their row in it."""
+    """A source with its listing, so that images can be read by their row in it.
+
+    Attributes:
+        source: the source.
+        listing: all its images.
+        report: what was selected of them.
+    """
 
     source: Source
     listing: pd.DataFrame
+    report: SourceReport
 
 
 def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
@@ -59,13 +67,15 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
     for position, source in enumerate(plan.sources):
         source_name = visible_name(source.name or default_name(source))
         where = f"data_ingestion.{plan.name}[{position}] ({source.type} {source_name})"
-        reader = _open_reader(source, plan.seed, where)
-        readers.append(reader)
+        opened, listing = _open_reader(source, plan.seed, where)
         # One generator per source: adding a source leaves the draws of the others as they were.
         rng = np.random.default_rng([plan.seed, position])
-        table = _select_rows(reader.listing, source, plan, rng, where)
+        table = _select_rows(listing, source, plan, rng, where)
         table["reader"] = position
-        tables.append(table)
+        report = report_source(source_name, listing, table, plan.class_names)
+        log_report(report, where)
+        readers.append(Reader(opened, listing, report))
+        tables.append(table.drop(columns=["source_label", "rule"]))
         if source.per_class is not None:
             labels_drawn_per_class.append(table["label"])
 
@@ -82,7 +92,7 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
             "`exclude_labels` and `per_class` of its sources"
         )
 
-    _check_ids(wanted["id"], plan)
+    _check_ids(wanted, plan)
     return wanted, readers
 
 
@@ -93,10 +103,10 @@ def _empty_table() -> pd.DataFrame:
     return identity.assign(fault="", reader=0, listing_row=0)
 
 
-def _open_reader(source: ImageSource, seed: int, where: str) -> Reader:
+def _open_reader(source: ImageSource, seed: int, where: str) -> tuple[Source, pd.DataFrame]:
     try:
         opened = open_source(source, seed)
-        return Reader(opened, opened.listing())
+        return opened, opened.listing()
     except InputError:
         raise
     # Each kind of remote file system raises errors of its own.
@@ -119,7 +129,9 @@ def _select_rows(
     where: str,
 ) -> pd.DataFrame:
     """Return the rows of a listing that the source's parameters select."""
-    columns = ["id", "label", "label_name", "version", "fault"]
+    # Images of one file number their classes alike.
+    columns = ["id", "label", "label_name", "version", "fault", "file"]
+    columns = [name for name in columns if name in listing]
     listing_rows = np.arange(len(listing))
     table = listing[columns].assign(listing_row=listing_rows)
     is_in_share = in_share(table["id"], source.share)
@@ -128,12 +140,15 @@ def _select_rows(
     is_faulty = table["fault"].notna()
     faulty = table[is_faulty]
     usable = table[~is_faulty]
-    usable = with_teacher_labels(usable, source, plan.class_names, where)
+    usable = with_teacher_labels(usable, source, plan.class_names, where, listing)
+    if source.labels == "ignore":
+        usable["rule"] = None
 
     # After the labels: `per_class` counts classes of the teacher.
     n_classes = len(plan.class_names)
     drawn = draw(usable["label"], source.per_class, source.limit, rng, n_classes)
-    table = usable.iloc[drawn]
+    # A copy, which pandas 2 does not warn about when columns are set.
+    table = usable.iloc[drawn].copy()
     if len(faulty):
         # Faulty images are not drawn but must be accounted for; label and relevant become null.
         without_label = faulty.drop(columns="label")
@@ -142,14 +157,23 @@ def _select_rows(
     if source.name is not None:
         table["id"] = f"{source.name}/" + table["id"]
     table["source"] = source.name or default_name(source)
-    return table.drop(columns="label_name")
+    return table.drop(columns=["label_name", "file"], errors="ignore")
 
 
-def _check_ids(ids: pd.Series, plan: IngestionPlan) -> None:
+def _check_ids(wanted: pd.DataFrame, plan: IngestionPlan) -> None:
+    ids = wanted["id"]
     repeated = ids[ids.duplicated()]
-    if len(repeated):
-        raise InputError(
-            f"data_ingestion.{plan.name}: {len(repeated):,} ids occur more than once, such as "
-            f"{repeated.iloc[0]!r}. Give each source a `name` of its own, which becomes the prefix "
-            "of its ids, or fix the column `id`"
-        )
+    if repeated.empty:
+        return
+    n_labels = wanted[ids.isin(repeated)].groupby("id")["label"].nunique()
+    is_conflict = n_labels > 1
+    example = repeated.iloc[0]
+    note = ""
+    if is_conflict.any():
+        example = n_labels.index[is_conflict][0]
+        note = f" (with different labels in {int(is_conflict.sum()):,} of them)"
+    raise InputError(
+        f"data_ingestion.{plan.name}: {len(repeated):,} ids occur more than once{note}, such as "
+        f"{example!r}. Give each source a `name` of its own, which becomes the prefix of its ids, "
+        "or fix the column `id`"
+    )

@@ -13,6 +13,7 @@ from pu_kd_pipeline.images.sources.base import SourceLostError
 
 OK = "ok"
 DUPLICATE = "duplicate"  # the status is "duplicate of <id>"
+CONFLICT = "conflicting labels"  # the status is "conflicting labels: <class> and <class>"
 
 
 def duplicate_of(image_id: str) -> str:
@@ -24,10 +25,11 @@ def counts_by_reason(statuses: pd.Series) -> dict[str, int]:
     """Return how many images are quarantined per reason, most first; all duplicates share one."""
     reasons: Counter[str] = Counter()
     for status in statuses:
-        if status.startswith(DUPLICATE):
-            reasons[DUPLICATE] += 1
-        else:
-            reasons[status] += 1
+        reason = status
+        for kind in (DUPLICATE, CONFLICT):
+            if status.startswith(kind):
+                reason = kind
+        reasons[reason] += 1
     return dict(reasons.most_common())
 
 

@@ -14,6 +14,7 @@ from pu_kd_pipeline.storage.checked_json import from_checked_json
 
 FORMAT = 2  # version of the files
 STORE_FILE = "store.json"
+SOURCES_FILE = "sources.json"  # what the sources held, for the ingestion report
 _SAFE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 _MAX_COUNT = 2**48  # larger numbers in store.json, of whatever kind, are damage
 

@@ -24,7 +24,7 @@ from pu_kd_pipeline.provenance.factories import factory_digest
 from pu_kd_pipeline.storage.atomic import remove_leftovers
 from pu_kd_pipeline.storage.digests import files_below, json_digest
 
-VERSION = 2  # with a higher version every node runs again
+VERSION = 3  # with a higher version every node runs again
 _MAX_LISTED_CODE = 3  # changed definitions that a reason names
 _MAX_VALUE_CHARACTERS = 60  # of a parameter's value in a reason
 
@@ -35,6 +35,7 @@ class NodeRecord:
 
     Attributes:
         node: name of the node.
+        wiring: digest of which data set or parameter is which argument and which result.
         parameters: dotted key -> text of the value, in order.
         inputs: data set -> digest of its content.
         outside: dotted key -> state of the files or code that a parameter names; data set -> state
@@ -47,6 +48,7 @@ class NodeRecord:
     """
 
     node: str = ""
+    wiring: str = ""
     parameters: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     outside: dict[str, str] = field(default_factory=dict)
@@ -168,6 +170,9 @@ def differences(old: NodeRecord, new: NodeRecord, pending: Collection[str] = ())
         reasons.append(f"catalog entry {name} changed")
     reasons += _changed_code(old.code, new.code)
     reasons += _changed_libraries(old.libraries, new.libraries)
+    # Two data sets may have changed places.
+    if not reasons and old.wiring != new.wiring:
+        reasons.append("the pipeline connects its inputs or outputs in another way")
     return reasons
 
 

@@ -89,12 +89,13 @@ class NodeStates:
 
         inputs = {}
         for name in saved_datasets(node.inputs):
-            inputs[name] = json_digest(self.content(name))
+            inputs[name] = json_digest(self._input_state(name))
             factories = self._factories_of_models(name)
             if factories:
                 outside[name] = json_digest(factories)
         return NodeRecord(
             node=node.name,
+            wiring=json_digest([node._inputs, node._outputs]),
             parameters=parameters,
             inputs=inputs,
             outside=outside,
@@ -121,6 +122,17 @@ class NodeStates:
         else:
             files = files_below(path)
         return self._files.digests(path, files)
+
+    def _input_state(self, name: str) -> Any:
+        """Return what a node that reads a data set depends on."""
+        # Files may hold more than what readers see, such as when a source was changed.
+        content_state = getattr(self._catalog.get(name), "content_state", None)
+        state = None
+        if content_state is not None:
+            state = content_state()
+        if state is None:
+            return self.content(name)
+        return state
 
     def path(self, name: str) -> Path | None:
         """Return where a data set is stored.

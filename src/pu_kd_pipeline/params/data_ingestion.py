@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, StrictInt, field_validator, model_validator
 
 from pu_kd_pipeline.params.base import SEEDS, Block, Share
 
@@ -80,6 +80,11 @@ class ImageSource(Block):
         description="source label or class name -> class of the teacher; labels that are not "
         "listed are no class",
     )
+    sorted_names: bool = Field(
+        False,
+        description="the teacher's classes have only numbers, and count the source's class names "
+        "in sorted order, as torchvision's ImageFolder does",
+    )
     # Strict: YAML reads the class name 1e3 as a float, which would become the label 1000.
     exclude_labels: tuple[StrictInt | str, ...] = Field(
         (), description="leave out images with these labels or class names"
@@ -96,6 +101,36 @@ class ImageSource(Block):
         "overlap",
     )
 
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _keys_are_texts(cls, label_map: Any) -> Any:
+        """Accept whole numbers as keys, and refuse what YAML makes of other unquoted keys."""
+        if not isinstance(label_map, dict):
+            return label_map
+        texts = {}
+        for key, index in label_map.items():
+            if isinstance(key, bool | float):
+                raise ValueError(
+                    f"YAML reads one of the keys as {key!r}: write the label in quotes"
+                )
+            text = key
+            if isinstance(key, int):
+                text = str(key)
+            if text in texts:
+                raise ValueError(f"the key {text} is there twice, as a number and in quotes")
+            texts[text] = index
+        return texts
+
+    @field_validator("exclude_labels", mode="before")
+    @classmethod
+    def _labels_are_whole(cls, labels: Any) -> Any:
+        """Refuse what YAML makes of unquoted labels such as 1e3."""
+        if isinstance(labels, list | tuple):
+            for label in labels:
+                if isinstance(label, float):
+                    raise ValueError(f"YAML reads {label!r}: write the label in quotes")
+        return labels
+
     @model_validator(mode="after")
     def _check_keys_fit_together(self) -> ImageSource:
         required_key = SOURCE_TYPES[self.type].required_key
@@ -103,6 +138,8 @@ class ImageSource(Block):
             raise ValueError(f"a source of type {self.type!r} needs the key {required_key!r}")
         if self.share[0] >= self.share[1]:
             raise ValueError(f"share must be [from, to) with from < to, got {list(self.share)}")
+        if self.sorted_names and self.label_map is not None:
+            raise ValueError("label_map and sorted_names exclude each other: remove one of them")
         if self.per_class is not None and self.labels == "ignore":
             raise ValueError("per_class needs labels: set labels to 'classes'")
         return self

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pu_kd_pipeline.devices import autocast, inference_batch_size, prepare_device
+from pu_kd_pipeline.devices import arithmetic, autocast, inference_batch_size, prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import TEACHER, ShardMakers, short_hash
 from pu_kd_pipeline.images.batches import map_images, normalization
@@ -50,7 +50,8 @@ def relatedness_shards(
 ) -> ShardMakers:
     """Return one maker per shard of the pool, named after what decides the content.
 
-    That is the shard, the teacher, the precision, the calibration, code and libraries.
+    That is the shard, the teacher, the kind of device, the number format, the calibration, code and
+    libraries.
 
     Columns: `id`, the indicators that apply to the teacher (float32, higher is less related),
     `one_class_sum` (float64), `teacher_class` and `teacher_confidence`, all from one forward pass.
@@ -71,10 +72,9 @@ def relatedness_shards(
         )
     measurement = _Measurement(pool_images, teacher, params)
     settings = json.dumps(measurement.settings)
-    precision = params.compute.precision
     # `load_model` reaches the code of the networks, which nothing else here mentions.
     maker = maker_fingerprint(relatedness_shards, load_model)
-    suffix = short_hash(measurement.teacher_fingerprint, precision, settings, maker)
+    suffix = short_hash(measurement.teacher_fingerprint, measurement.arithmetic, settings, maker)
     makers: ShardMakers = {}
     for shard in pool_images.shards:
         name = f"{shard.name}-{suffix}"
@@ -89,6 +89,7 @@ class _Measurement:
         self._pool_images = pool_images
         self._params = params
         self._device = prepare_device(params.compute)
+        self.arithmetic = arithmetic(params.compute, self._device)
         self._image_shape = teacher.image_shape
         network = teacher.network.to(self._device)
         self._network = network.eval()

@@ -56,8 +56,15 @@ def test_other_files_and_hidden_ones_are_not_images_of_a_folder(tmp_path: Path) 
     thumbnails = tmp_path / ".thumbnails"
     image_folder(thumbnails, x=9)
 
-    listing = listed("folder", path=tmp_path)
-    assert listing["id"].tolist() == ["cat/a.png"]
+    reader = opened("folder", path=tmp_path)
+    for _ in range(2):  # listed again, they are not counted twice
+        listing = reader.listing()
+        assert listing["id"].tolist() == ["cat/a.png"]
+        assert listing.attrs["passed_over"] == {
+            "hidden folder": 1,
+            "hidden file": 1,
+            "extension .txt": 1,
+        }
 
 
 def test_links_out_of_a_folder_are_listed_as_faults_and_links_inside_are_followed(
@@ -135,6 +142,7 @@ def test_a_folder_behind_a_url_is_read_like_a_local_one() -> None:
     listing = reader.listing()
     assert listing["id"].tolist() == ["cat/a.png", "dog/b.png"]
     assert listing["label_name"].tolist() == ["cat", "dog"]
+    assert listing.attrs["passed_over"] == {"extension .txt": 1, "hidden file": 1}
 
     found = gray_levels(reader.read(listing))
     assert found == [1, 2]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.labels import with_teacher_labels
 from pu_kd_pipeline.images.sources.registry import source_state
 from tests.images.sources.examples import gray_levels, image_folder, listed, opened, source_of
 
@@ -133,6 +134,36 @@ def test_cifar_is_read_from_its_batches(tmp_path: Path, monkeypatch: pytest.Monk
     planes = pixels[0].reshape(3, 32, 32)
     expected = planes.transpose(1, 2, 0)
     np.testing.assert_array_equal(np.asarray(first), expected)
+
+
+def test_the_classes_of_stl10_are_named_and_minus_one_is_no_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pu_kd_pipeline.learning.networks.vision import datasets
+
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    pixels = random_pixels(3, 3 * 96 * 96)
+    (folder / "class_names.txt").write_text("airplane\nbird\ncar\n")
+    # Its files count classes from one.
+    (folder / "train_y.bin").write_bytes(bytes([2, 3, 1]))
+    (folder / "train_X.bin").write_bytes(pixels.tobytes())
+    (folder / "unlabeled_X.bin").write_bytes(pixels[:1].tobytes())
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
+
+    options = {"split": "train+unlabeled"}
+    listing = listed("torchvision", dataset="STL10", path=tmp_path, options=options)
+    assert listing["label_name"].fillna("-").tolist() == ["bird", "car", "airplane", "-"]
+    assert listing["label"].isna().tolist() == [False, False, False, True]
+
+    # By name: its class 1 is the bird, which is 2 of CIFAR-10's classes.
+    source = source_of("torchvision", dataset="STL10", labels="truth")
+    classes = ["airplane", "automobile", "bird"]
+    joined = with_teacher_labels(listing, source, classes, "pool[0]")
+    assert joined["label"].fillna(-1).tolist() == [2, -1, 0, -1]
+    assert joined["relevant"].astype(object).where(joined["relevant"].notna(), None).tolist() == [
+        *(True, False, True, None),
+    ]
 
 
 def test_a_torchvision_folder_is_read_by_file(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_it_works_after_somebody_elses_import_has_failed():
     assert result.stdout.split() == ["1000"], result.stderr
 
 
-@pytest.mark.parametrize("before", ["", FAILED_IMPORT])
+@pytest.mark.parametrize("before", ["", FAILED_IMPORT], ids=["first", "second"])
 def test_missing_operators_are_defined_and_the_import_starts_anew(tmp_path, before):
     _write_torchvision(tmp_path, UNLOADABLE)
 

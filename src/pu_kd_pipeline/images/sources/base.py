@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
 
 
+PASSED_OVER = "passed_over"  # in the `attrs` of a listing: reason -> number of files
+
+
 class SourceLostError(InputError):
     """A source can no longer be read in the middle of a run; what is finished is worth keeping."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable, map_in_order
-from pu_kd_pipeline.images.sources.base import listing_table
+from pu_kd_pipeline.images.sources.base import PASSED_OVER, listing_table
 from pu_kd_pipeline.images.sources.files import (
     MAX_FILE_BYTES,
     READ_THREADS,
@@ -50,6 +51,7 @@ class FolderSource:
         self._fs, self._root = file_system(self._path)
         self._is_local = is_local(self._fs)
         self._n_unmarked = 0  # remote files whose changes cannot be seen in full
+        self._passed_over: Counter[str] = Counter()
 
     @staticmethod
     def state(source: ImageSource) -> str:
@@ -74,9 +76,11 @@ class FolderSource:
             faults.append(file.fault or None)
 
         self._warn_of_unmarked(len(files))
-        return listing_table(
+        table = listing_table(
             paths, label_names=classes, versions=versions, faults=faults, path=paths
         )
+        table.attrs[PASSED_OVER] = dict(self._passed_over)
+        return table
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         paths = rows["path"].tolist()
@@ -106,8 +110,9 @@ class FolderSource:
         """
         if not self._fs.isdir(self._root):
             raise InputError(f"there is no folder {self._path}: correct `path` of the source")
+        self._passed_over.clear()
         if self._is_local:
-            return sorted(_local_files(self._root))
+            return sorted(_local_files(self._root, self._passed_over))
         return sorted(self._remote_files())
 
     def _remote_files(self) -> Iterator[SourceFile]:
@@ -120,6 +125,8 @@ class FolderSource:
             parts = relative.split("/")
             is_hidden = any(part.startswith(".") for part in parts)
             if is_hidden or not _is_image(relative):
+                hidden = ".hidden" if is_hidden else relative
+                self._passed_over[_why_passed_over(hidden)] += 1
                 continue
 
             if not has_mark(about):
@@ -135,21 +142,28 @@ class FolderSource:
             logger.warning(unmarked_warning(self._path, self._n_unmarked, n_files))
 
 
-def _local_files(root: str) -> Iterator[SourceFile]:
+def _local_files(root: str, passed_over: Counter[str]) -> Iterator[SourceFile]:
+    """Yield the images below a local folder, and count the others by reason."""
     real_root = os.path.realpath(root)
     unreadable: list[OSError] = []
     # os.walk follows no links, and without `onerror` it would skip closed folders in silence.
     for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
+        visible = [name for name in subfolders if not name.startswith(".")]
+        n_hidden = len(subfolders) - len(visible)
+        if n_hidden:
+            passed_over["hidden folder"] += n_hidden
         # Changed in place, which is how os.walk learns where not to go.
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = visible
         for name in subfolders:
             path = os.path.join(folder, name)
             if os.path.islink(path):
                 yield _local_file(path, root, real_root)
         for name in names:
-            if _is_image(name):
-                path = os.path.join(folder, name)
-                yield _local_file(path, root, real_root)
+            if not _is_image(name):
+                passed_over[_why_passed_over(name)] += 1
+                continue
+            path = os.path.join(folder, name)
+            yield _local_file(path, root, real_root)
 
     for error in unreadable:
         relative = os.path.relpath(error.filename, root)
@@ -174,6 +188,16 @@ def _class_of(path: str) -> str | None:
     if not slash:
         return None
     return folder
+
+
+def _why_passed_over(name: str) -> str:
+    """Return the reason why a file is not read as an image, for the counts of the report."""
+    if name.startswith("."):
+        return "hidden file"
+    extension = printable(os.path.splitext(name)[1].lower())
+    if not extension:
+        return "no extension"
+    return f"extension {extension}"
 
 
 def _is_image(name: str) -> bool:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
-from pu_kd_pipeline.images.sources.base import SourceLostError, listing_table
+from pu_kd_pipeline.images.sources.base import PASSED_OVER, SourceLostError, listing_table
 from pu_kd_pipeline.images.sources.files import (
     SourceFile,
     file_state,
@@ -29,6 +29,7 @@ from pu_kd_pipeline.images.sources.files import (
     state_of,
     unmarked_warning,
 )
+from pu_kd_pipeline.images.sources.parquet_labels import labels_of_file
 from pu_kd_pipeline.masking import without_credentials
 
 if TYPE_CHECKING:
@@ -56,8 +57,10 @@ class ParquetSource:
         self._path = str(source.path)
         self._fs, root = file_system(self._path)
         self._n_unmarked = 0  # remote files whose changes cannot be seen in full
+        self._n_hidden = 0
         if is_local(self._fs):
             files = _local_files(root)
+            self._n_hidden = _count_hidden_files(root)
         else:
             files = self._remote_files(root)
         self._files = sorted(files)
@@ -80,6 +83,11 @@ class ParquetSource:
             # Some writers make a folder that is called like a file.
             if about.get("type") == "directory":
                 continue
+            # fsspec's patterns match hidden files.
+            is_hidden = PurePosixPath(file).name.startswith(".")
+            if is_hidden and _matches_any_name(root):
+                self._n_hidden += 1
+                continue
             if not has_mark(about):
                 self._n_unmarked += 1
             yield SourceFile(file, remote_version(about), "")
@@ -98,6 +106,8 @@ class ParquetSource:
             raise InputError(f"{self._path} holds no image: it has no rows")
         if self._n_unmarked:
             logger.warning(unmarked_warning(self._path, self._n_unmarked, len(self._files)))
+        if self._n_hidden:
+            listing.attrs[PASSED_OVER] = {"hidden file": self._n_hidden}
         return listing
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
@@ -126,13 +136,7 @@ class ParquetSource:
             values = _read_columns(parquet, file)
 
         n_rows = parquet.metadata.num_rows
-        labels = values.get("label")
-        label_names = values.get("label_name")
-        # A column `label` that holds text holds names.
-        if labels is not None and any(isinstance(label, str) for label in labels):
-            label_names = labels
-            labels = None
-
+        labels, label_names = labels_of_file(parquet.schema_arrow, values, file)
         ids = _ids(values.get("id"), file, n_rows)
         # A file is replaced as a whole: all its images share a version, of before it was read.
         return listing_table(
@@ -157,6 +161,26 @@ def _local_files(path: str) -> Iterator[SourceFile]:
         if os.path.lexists(match) and not os.path.isdir(match):
             version, fault = file_state(match)
             yield SourceFile(match, version, fault)
+
+
+def _count_hidden_files(path: str) -> int:
+    """Return how many files a local folder or pattern would stand for if they were not hidden.
+
+    macOS puts `._a.parquet` next to `a.parquet`.
+    """
+    pattern = path
+    if os.path.isdir(path):
+        pattern = f"{glob.escape(path)}/*.parquet"
+    if os.path.lexists(pattern) or not _matches_any_name(pattern):
+        return 0
+    folder, name = os.path.split(pattern)
+    matches = local_matches(os.path.join(folder, f".{name}"))
+    return sum(map(os.path.isfile, matches))
+
+
+def _matches_any_name(pattern: str) -> bool:
+    """Return whether the names that a pattern stands for may begin with any character."""
+    return PurePosixPath(pattern).name.startswith("*")
 
 
 @contextmanager
@@ -313,6 +337,10 @@ def _plain_values(column: pa.ChunkedArray, name: str, file: str) -> list[Any]:
     if pa.types.is_floating(kind) and name == "label":
         nothing = pa.scalar(None, kind)
         column = pc.if_else(pc.is_nan(column), nothing, column)
+    # Whether `true` is class 1 nobody knows: it is a name.
+    if pa.types.is_boolean(kind) and name == "label":
+        column = column.cast(pa.string())
+        kind = column.type
     is_number = _holds_numbers(kind, name)
     if not (is_number or _holds_text(kind) or pa.types.is_null(kind)):
         raise InputError(
@@ -339,9 +367,7 @@ def _holds_numbers(kind: pa.DataType, name: str) -> bool:
     if pa.types.is_integer(kind):
         return True
     # An id such as 1.0 would be another one than 1; a label is a class in whatever type it comes.
-    is_like_a_number = (
-        pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
-    )
+    is_like_a_number = pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     return name == "label" and is_like_a_number
 
 

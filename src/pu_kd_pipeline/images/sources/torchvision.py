@@ -54,7 +54,11 @@ class TorchvisionSource:
             raise InputError(
                 f"torchvision's {self._source.dataset} is empty with options {self._source.options}"
             )
-        labels = self._labels(n)
+        numbers = self._labels(n)
+        labels: list[int | None] | None = None
+        if numbers is not None:
+            # A negative number, as in the split `unlabeled` of STL10, is no class.
+            labels = [number if number >= 0 else None for number in numbers]
         label_names = self._label_names(labels)
         files = _sample_files(self._dataset)
         if files:
@@ -123,15 +127,15 @@ class TorchvisionSource:
             return None  # boxes, masks or several classes
         return [int(target) for target in targets]
 
-    def _label_names(self, labels: list[int] | None) -> list[str] | None:
+    def _label_names(self, labels: list[int | None] | None) -> list[str | None] | None:
         """Return the class name of every image; None where the data set has no names for them."""
         names = _class_names(self._dataset)
         if labels is None or not names:
             return None
-        is_negative = min(labels) < 0
-        if is_negative or max(labels) >= len(names):
+        known = [label for label in labels if label is not None]
+        if not known or max(known) >= len(names):
             return None
-        return [names[label] for label in labels]
+        return [None if label is None else names[label] for label in labels]
 
     def _options(self) -> dict[str, Any]:
         """Return the options that choose a part of the data set, with defaults filled in."""
@@ -151,14 +155,14 @@ class TorchvisionSource:
 
 
 def _listing_of_files(
-    files: list[str], labels: list[int] | None, label_names: list[str] | None
+    files: list[str], labels: list[int | None] | None, label_names: list[str | None] | None
 ) -> pd.DataFrame:
     """Return the listing of a data set that is a folder of image files."""
     folders = {os.path.dirname(file) for file in files}
     root = os.path.commonpath(folders)
     # The names are those of folders, which may hold bytes that are not text.
     if label_names:
-        label_names = [printable(name) for name in label_names]
+        label_names = [printable(name or "") for name in label_names]
 
     ids = []
     versions = []
@@ -247,7 +251,8 @@ def _dataset_class(name: str) -> Any:
 
 def _class_names(dataset: Any) -> list[str]:
     names = []
-    classes = getattr(dataset, "classes", None)
+    # Caltech101 and Caltech256 call them categories.
+    classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
     for name in classes or []:
         if isinstance(name, tuple):  # ImageNet has several names for a class
             name = name[0]

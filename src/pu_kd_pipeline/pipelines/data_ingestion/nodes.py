@@ -6,15 +6,24 @@ are not in the store yet.
 
 from __future__ import annotations
 
+import logging
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.plan import IngestionPlan, plan_store
+from pu_kd_pipeline.images.quarantine import CONFLICT
+from pu_kd_pipeline.images.source_reports import read_reports
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.masking import visible_name
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.teacher import TeacherParams
+
+logger = logging.getLogger(__name__)
+
+_MAX_EXAMPLES = 10
 
 
 def plan_labeled_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
@@ -88,11 +97,13 @@ def report_ingestion(
     return {
         **{name: _summary(store) for name, store in stores.items()},
         "duplicates": duplicates.attrs["counts"],
+        "conflicting_labels": _conflicts_between(stores),
     }
 
 
 def _summary(store: ImageStore) -> dict[str, Any]:
     index = store.index
+    n_quarantined = len(store.quarantine)
     return {
         "n_images": len(store),
         "kind": store.kind,
@@ -103,9 +114,50 @@ def _summary(store: ImageStore) -> dict[str, Any]:
         "n_per_source": _counts(index["source"]),
         "n_per_class": _counts(index["label"]),
         "n_without_class": int(index["label"].isna().sum()),
-        "n_quarantined": len(store.quarantine),
+        "n_quarantined": n_quarantined,
         "quarantined": store.quarantine_counts,
+        "conflicting_labels": _conflict_examples(store),
+        "sources": read_reports(store.folder, len(store) + n_quarantined),
     }
+
+
+def _conflict_examples(store: ImageStore) -> dict[str, str]:
+    """Return the first images whose pixels occur under several labels, and those labels."""
+    quarantine = store.quarantine
+    is_conflict = quarantine["status"].str.startswith(CONFLICT)
+    first = quarantine[is_conflict].head(_MAX_EXAMPLES)
+    return dict(zip(first["id"], first["status"], strict=True))
+
+
+def _conflicts_between(stores: dict[str, ImageStore]) -> dict[str, Any]:
+    """Return how many images have the pixels of an image in another store and another label.
+
+    Each store was joined to the teacher's classes on its own, so that nothing is left out here.
+    """
+    found = {}
+    for (name, store), (other_name, other) in combinations(stores.items(), 2):
+        columns = ["id", "sha256", "label", "relevant"]
+        both = store.index[columns].merge(other.index[columns], on="sha256", suffixes=("", "_2"))
+        # An image of no class counts as one of class -1; without a label nobody knows.
+        is_known = both["relevant"].notna() & both["relevant_2"].notna()
+        differs = both["label"].fillna(-1) != both["label_2"].fillna(-1)
+        conflicts = both[(is_known & differs).to_numpy(dtype=bool)]
+        if conflicts.empty:
+            continue
+        first = conflicts[["id", "id_2"]].head(_MAX_EXAMPLES)
+        found[f"{name} and {other_name}"] = {
+            "n_images": len(conflicts),
+            "examples": first.to_numpy().tolist(),
+        }
+        logger.warning(
+            "data_ingestion: %s images in %s have the pixels of an image in %s and another label, "
+            "such as %s",
+            f"{len(conflicts):,}",
+            name,
+            other_name,
+            visible_name(first["id"].iloc[0]),
+        )
+    return found
 
 
 def _counts(values: Any) -> dict[str, int]:
