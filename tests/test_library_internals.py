@@ -64,8 +64,9 @@ PRIVATE_ATTRIBUTES = {
 # Private attribute -> the classes that keep the labels of a torchvision data set in it. Their
 # objects need files, so their source tells.
 LABELS_OF_TORCHVISION = {"_labels": ["Flowers102", "Food101"], "_samples": ["GTSRB"]}
-# Text of ours that looks like a private name: parts of names in files of weights, which are data.
+# Text of ours that looks like a private name, such as parts of names in files of weights.
 NO_NAMES = {
+    "_2",
     "_checkpoint_wrapped_module",
     "_forward_module",
     "_fsdp_wrapped_module",
@@ -73,6 +74,7 @@ NO_NAMES = {
     "_orig_mod",
     "_plus",
     "_reconstruct",
+    "_type",
 }
 # Private in form only: the documented way of a named tuple.
 DOCUMENTED_NAMES = {"_asdict"}
