@@ -30,6 +30,7 @@ MASKED = {
     "https://token@host/x": "https://***@host/x",
     "ftp://user:pass@host": "ftp://***@host",
     "sftp://user:pass@host": "sftp://***@host",
+    "file://user:pass@host/x": "file://***@host/x",
     "simplecache::https://user:pass@host/x": "simplecache::https://***@host/x",
     "zip://a.csv::https://user:pass@host/x.zip": "zip://a.csv::https://***@host/x.zip",
     # as pathlib and JSON write them

@@ -41,6 +41,8 @@ _SECRET_ENDINGS = (
     *("sharedkey", "sessionkey", "sessionid", "authorization", "credential", "credentials"),
     *("passphrase", "passwd", "password", "secret", "secretkey", "signature", "token"),
 )
+# Secret in a URL, but common names in configuration, such as `teacher.output.key`
+_OPEN_OPTIONS = frozenset(["code", "key"])
 _BETWEEN_WORDS = re.compile(r"[^a-z0-9]")
 # Next to a signature, these are the terms that it signs: they change with it.
 _SIGNATURE = re.compile(r"[?&;](?:sig|signature|[\w-]+-signature)=", re.IGNORECASE)
@@ -87,20 +89,32 @@ def masked_values(value: Any) -> Any:
     return _masked(value, masks_keys=True)
 
 
+def masked_option(key: str, value: Any) -> Any:
+    """Return the value of a dotted key as it may be shown, as `masked_values` does."""
+    name = key.rpartition(".")[2]
+    return masked_values({name: value})[name]
+
+
 def _masked(value: Any, masks_keys: bool) -> Any:
     if isinstance(value, str):
         return without_credentials(value)
-    if isinstance(value, Mapping):
-        masked: dict[Any, Any] = {}
-        for key, inner in value.items():
-            if masks_keys and isinstance(inner, str) and is_secret_name(str(key)):
-                masked[key] = MASK
-            else:
-                masked[key] = _masked(inner, masks_keys)
-        return masked
     if isinstance(value, list | tuple):
         return [_masked(inner, masks_keys) for inner in value]
-    return value
+    if not isinstance(value, Mapping):
+        return value
+    masked: dict[Any, Any] = {}
+    for key, inner in value.items():
+        is_secret = masks_keys and is_secret_option(str(key))
+        if is_secret and isinstance(inner, str):
+            masked[key] = MASK
+        else:
+            masked[key] = _masked(inner, masks_keys)
+    return masked
+
+
+def is_secret_option(name: str) -> bool:
+    """Return whether the text under a key of configuration is secret."""
+    return name.lower() not in _OPEN_OPTIONS and is_secret_name(name)
 
 
 def is_secret_name(name: str) -> bool:
@@ -142,9 +156,11 @@ def _without_user_info(match: re.Match[str]) -> str:
 
 def _is_secret_user_info(match: re.Match[str]) -> bool:
     scheme = match["scheme"].lower()
-    if scheme in _LOCAL_SCHEMES:
-        return False
     plain = match["plain"]
+    if scheme in _LOCAL_SCHEMES:
+        # Of `file:///user:a@b`, all of it is a path.
+        has_host = match["slashes"].count("/") == 2
+        return has_host and plain is not None and ":" in plain
     if plain is not None:
         has_password = ":" in plain
         # Elsewhere a name alone may be a token.
@@ -169,19 +185,24 @@ def _without_value(match: re.Match[str], is_signed: bool) -> str:
 
 def _secrets(url: str) -> list[str]:
     """Return the credentials in a URL, as written and decoded; the longest first."""
-    written: list[str] = []
+    secrets: set[str] = set()
     for match in _USER_INFO.finditer(url):
         if not _is_secret_user_info(match):
             continue
         user_info = match["plain"]
         if user_info is None:
             user_info = f"{match['user']}:{match['password']}"
+        secrets.add(user_info)
         user, _, password = user_info.partition(":")
-        written += [user_info, password or user]
+        secrets.add(password or user)
     for match in _QUERY_VALUE.finditer(url):
-        if is_secret_name(unquote(match["name"])):
-            written.append(match["value"])
-    secrets = set(written) | {unquote(secret) for secret in written}
+        name = unquote(match["name"])
+        if is_secret_name(name):
+            secrets.add(match["value"])
+    # A library may show them decoded.
+    secrets |= set(map(unquote, secrets))
+    secrets.discard(MASK)
     # One or two characters would be found in every word.
-    long_enough = [secret for secret in secrets if len(secret) > 2 and secret != MASK]
-    return sorted(long_enough, key=len, reverse=True)
+    long_enough = [secret for secret in secrets if len(secret) > 2]
+    long_enough.sort(key=len, reverse=True)
+    return long_enough

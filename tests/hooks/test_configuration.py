@@ -96,6 +96,13 @@ def test_an_archive_is_read_as_the_folder_that_it_was_made_of(conf, tmp_path, na
     assert from_archive.parameter_files["teacher"].name == "parameters_teacher.yml"
 
 
+def test_an_archive_with_absolute_names_is_read(conf, tmp_path):
+    archive = tmp_path / "conf.tar.gz"
+    subprocess.run(["tar", "czPf", str(archive), str(conf)], check=True)
+
+    assert loader_of(archive, "")["parameters"] == loader_of(conf, "")["parameters"]
+
+
 @pytest.mark.parametrize("name", ["conf.tar.gz", "conf.tar", "conf.zip", "conf.tgz"])
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\x1f\x8b\x08\x00" + b"\x00" * 20])
 def test_a_broken_archive_is_one_message(tmp_path, name, content):

@@ -124,3 +124,13 @@ def test_an_object_whose_value_is_not_known_is_refused():
     endless.append(endless)
     with pytest.raises(NotComparableError):
         parameter_texts("p", endless)
+
+
+def test_no_record_keeps_a_password_and_another_one_is_seen():
+    first = parameter_texts("source", {"options": {"password": "hunter2"}})
+    second = parameter_texts("source", {"options": {"password": "hunter3"}})
+    assert "hunter" not in str([first, second])
+    assert first != second
+    assert parameter_texts("teacher", {"output": {"key": "logits"}}) == {
+        "teacher.output.key": '"logits"'
+    }

@@ -49,7 +49,7 @@ def test_class_names_without_quotes_are_refused(classes):
         check(TeacherParams, {**TEACHER, "classes": classes})
 
 
-@pytest.mark.parametrize("label_map", [{1e3: 0}, {3: 0}, {False: 0}])
+@pytest.mark.parametrize("label_map", [{1e3: 0}, {False: 0}])
 def test_source_labels_without_quotes_are_refused(label_map):
     with pytest.raises(InputError, match="in quotes"):
         check(ImageSource, {**SOURCE, "label_map": label_map})

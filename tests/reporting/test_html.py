@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from pu_kd_pipeline.params.data_ingestion import ImageSource
 from pu_kd_pipeline.reporting.figures import REPORT_FIGURES
-from pu_kd_pipeline.reporting.html import render_report
+from pu_kd_pipeline.reporting.html import _parameter_rows, render_report
 from tests.reporting.toy_run import PRIOR, metrics_of, report
 
 
@@ -92,6 +93,15 @@ def test_the_page_reports_selection_data_and_parameters(text: str) -> None:
 
 def test_a_title_is_escaped() -> None:
     assert "<script>" not in report(title="<script>alert(1)</script>")["report"]
+
+
+def test_no_credentials_of_titles_and_typed_parameters_are_on_the_page() -> None:
+    options = {"password": "hunter2", "url": "https://user:hunter3@host/x?token=hunter4"}
+    source = ImageSource(type="folder", path="s3://AKIA:hunter5@bucket", options=options)
+    rows = dict(_parameter_rows({"source": source, "teacher": {"output": {"key": "logits"}}}))
+    assert "hunter" not in str(rows)
+    assert rows["teacher.output.key"] == "logits"
+    assert "hunter" not in report(title="https://user:hunter6@host")["report"]
 
 
 def test_equal_runs_give_an_equal_page() -> None:

@@ -52,6 +52,10 @@ def test_a_process_from_before_a_restart_of_the_machine_is_dead(monkeypatch, tmp
     monkeypatch.setattr(processes, "_namespace", lambda: processes.OUTSIDE_OF_CONTAINERS)
     own = identity_of(os.getpid())
     assert own.host == socket.gethostname()
+    # The identifier of the machine is confidential.
+    assert "0123" not in own.machine
+    # The identifier of the machine is confidential.
+    assert "0123" not in own.machine
     before = replace(own, boot="another", started="1")
     assert is_known_dead(before)
     # Without an identifier, another machine may have the same name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -46,14 +47,19 @@ def test_what_is_created_late_is_not_created_twice(new_tracker, folder):
     tracker = new_tracker(worker=LateWorker(), seed=1)
     tracker.log_record("training", 1, {"loss": 1.0})
     tracker.log_child("cell", {"seed": 1}, {"accuracy": 1.0})
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    layers = [torch.nn.Flatten(), torch.nn.Linear(4, 2)]
+    network = torch.nn.Sequential(*layers)
     tracker.log_model("student_model", network, (1, 2, 2))
     wait_for_all(tracker)
     tracker.end("FINISHED")
     assert statuses(folder) == ["FINISHED", "FINISHED"]
-    assert len(rows(folder, "SELECT * FROM model_versions")) == 1
-    assert len(rows(folder, "SELECT * FROM logged_models")) == 1
-    assert rows(folder, "SELECT key, value FROM params") == [("seed", "1"), ("seed", "1")]
+    model_versions = rows(folder, "SELECT * FROM model_versions")
+    assert len(model_versions) == 1
+    logged_models = rows(folder, "SELECT * FROM logged_models")
+    assert len(logged_models) == 1
+    params = rows(folder, "SELECT key, value FROM params")
+    # Of the run and of its child.
+    assert params == [("seed", "1"), ("seed", "1")]
 
 
 def test_a_registered_name_that_mlflow_refuses_costs_only_the_registration(
@@ -64,20 +70,35 @@ def test_a_registered_name_that_mlflow_refuses_costs_only_the_registration(
     tracker = new_tracker()
     tracker.config = config.model_copy(update={"registered_model": "a/b:c"})
     tracker.log_model("student_model", torch.nn.Flatten(), (1, 2, 2))
-    tracker.log_metrics({"student": {"accuracy": 0.5}})
+    metrics = {"student": {"accuracy": 0.5}}
+    tracker.log_metrics(metrics)
     tracker.end("FINISHED")
     assert caplog.text.count("WARNING") == 1
     assert "refused `log_model`" in caplog.text
-    assert len(rows(folder, "SELECT * FROM logged_models")) == 1
-    assert rows(folder, "SELECT key FROM metrics") == [("student/accuracy",)]
+    logged_models = rows(folder, "SELECT * FROM logged_models")
+    assert len(logged_models) == 1
+    keys = rows(folder, "SELECT key FROM metrics")
+    assert keys == [("student/accuracy",)]
     assert statuses(folder) == ["FINISHED"]
 
 
 def test_many_and_long_parameters_are_logged(new_tracker, folder):
-    many = {f"key {number}": number for number in range(2500)}
-    tracker = new_tracker(many=many, long="x" * 1_000_000, odd={"a$b\n\x1b": "\x00 ü"})
-    tracker.log_metrics({"nan": float("nan"), "inf": float("inf"), "text": "x", "number": 1.0})
+    many = {}
+    for number in range(2500):
+        many[f"key {number}"] = number
+    long = "x" * 1_000_000
+    odd = {"a$b\n\x1b": "\x00 ü"}
+    tracker = new_tracker(many=many, long=long, odd=odd)
+    metrics = {
+        "nan": math.nan,
+        "inf": math.inf,
+        "text": "x",
+        "number": 1.0,
+    }
+    tracker.log_metrics(metrics)
     tracker.end("FINISHED")
-    assert rows(folder, "SELECT key FROM metrics") == [("number",)]
-    assert len(rows(folder, "SELECT * FROM params")) == 2502
+    keys = rows(folder, "SELECT key FROM metrics")
+    assert keys == [("number",)]
+    params = rows(folder, "SELECT * FROM params")
+    assert len(params) == 2502
     assert statuses(folder) == ["FINISHED"]

@@ -132,10 +132,10 @@ class ConfigLoader(OmegaConfigLoader):
             compression=_TAR_COMPRESSIONS.get(encoding or ""),
             skip_instance_cache=True,
         )
-        # `tar czf conf.tar.gz ./conf` writes names that fsspec does not find.
+        # `tar czf conf.tar.gz ./conf` and `tar -P` write names that fsspec does not find.
         plain_index = {}
         for name, (about, *place) in archive.index.items():
-            plain_name = name.removeprefix("./")
+            plain_name = name.removeprefix("./").lstrip("/")
             plain_index[plain_name] = ({**about, "name": plain_name}, *place)
         archive.index = plain_index
         return archive, "tar"

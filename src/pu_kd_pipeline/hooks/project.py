@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
 
 
+# Kedro logs each call of a hook here, with all arguments, if its level is DEBUG.
+HOOK_CALLS = ("kedro.framework.hooks.manager", "kedro.framework.cli.hooks.manager")
+
+
 class ProjectHooks:
     """Sets the project folder, and shows log messages without credentials or control characters."""
 
@@ -45,6 +49,10 @@ def make_logs_safe() -> None:
 
 
 def _make_safe(record: logging.LogRecord) -> None:
+    if record.name in HOOK_CALLS:
+        # The lines that follow hold credentials of the catalog, parameters and the command.
+        call, _, _ = str(record.msg).strip().partition("\n")
+        record.msg = _shown(call)
     if record.name.startswith("kedro."):
         # Kedro's handler puts colors into the arguments, which therefore stay apart.
         if isinstance(record.args, tuple):

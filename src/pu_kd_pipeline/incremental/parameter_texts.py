@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pu_kd_pipeline.masking import without_credentials
+from pu_kd_pipeline.masking import MASK, is_secret_option, without_credentials
 
 _PLAIN_KEY = re.compile(r"\w[\w -]*")
 # Types whose `str` says everything.
@@ -65,20 +65,34 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
         for position, inner in enumerate(value):
             yield from _leaves(f"{key}[{position}]", inner)
     else:
-        yield key, _text(key, value)
+        yield key, _leaf_text(key, value)
+
+
+def _leaf_text(key: str, value: Any) -> str:
+    text = _text(key, value)
+    name = key.rpartition(".")[2]
+    if isinstance(value, str) and is_secret_option(name):
+        # No record keeps a password. Another one counts, because its name may mean something else.
+        digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return f"{MASK} ({digest})"
+    return text
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:
     """Return (text of the key, value) of what a mapping or model holds."""
+    items = []
     if isinstance(value, BaseModel):
-        fields = dict.fromkeys(type(value).model_fields)
-        own = [(name, getattr(value, name)) for name in fields]
-        return own + list((value.model_extra or {}).items())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if isinstance(value, Mapping):
-        return [(_key_text(key), inner) for key, inner in value.items()]
-    return []
+        for name in type(value).model_fields:
+            items.append((name, getattr(value, name)))
+        extra = value.model_extra or {}
+        items.extend(extra.items())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            items.append((field.name, getattr(value, field.name)))
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            items.append((_key_text(key), inner))
+    return items
 
 
 def _key_text(key: Any) -> str:
@@ -94,39 +108,49 @@ def _text(key: str, value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, Enum):
         return f"{kind.__qualname__}.{value.name}"
-    if isinstance(value, int | float | str) and kind not in (int, float, str):
+    for base in (int, float, str):
         # Such as a number of NumPy, which computes in another way.
-        base = next(each for each in (int, float, str) if isinstance(value, each))
-        return f"{kind.__qualname__} {_text(key, base(value))}"
+        if isinstance(value, base) and kind is not base:
+            plain_text = _text(key, base(value))
+            return f"{kind.__qualname__} {plain_text}"
     if kind is int:
         return _integer_text(value)
     if kind is float:
         return repr(value)
     if kind is str:
         # A token that was renewed makes nothing stale, and no record keeps one.
-        return json.dumps(without_credentials(value), ensure_ascii=False)
+        shown = without_credentials(value)
+        return json.dumps(shown, ensure_ascii=False)
     if kind is bytes:
-        return f"bytes {hashlib.sha256(value).hexdigest()}"
+        digest = hashlib.sha256(value)
+        return f"bytes {digest.hexdigest()}"
     if isinstance(value, _PRINTABLE):
         return f"{kind.__qualname__} {value}"
     return _container_text(key, value)
 
 
 def _container_text(key: str, value: Any) -> str:
+    kind = type(value)
+    texts = []
     if isinstance(value, BaseModel | Mapping):
-        texts = [f"{step}: {_text(key, inner)}" for step, inner in _items(value)]
-        return f"{{{', '.join(texts)}}}"
-    if isinstance(value, list | tuple | set | frozenset):
-        texts = [_text(key, item) for item in value]
-        kind = type(value)
-        if kind is list:
-            return f"[{', '.join(texts)}]"
-        if kind is tuple:
-            return f"({', '.join(texts)})"
-        if not isinstance(value, list | tuple):
-            texts.sort()
-        return f"{kind.__qualname__}({', '.join(texts)})"
-    raise NotComparableError(key, value)
+        for step, inner in _items(value):
+            text = _text(key, inner)
+            texts.append(f"{step}: {text}")
+        joined = ", ".join(texts)
+        return f"{{{joined}}}"
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise NotComparableError(key, value)
+    for item in value:
+        texts.append(_text(key, item))
+    if isinstance(value, set | frozenset):
+        # They are in another order in every process.
+        texts.sort()
+    joined = ", ".join(texts)
+    if kind is list:
+        return f"[{joined}]"
+    if kind is tuple:
+        return f"({joined})"
+    return f"{kind.__qualname__}({joined})"
 
 
 def _integer_text(value: int) -> str:

@@ -49,14 +49,17 @@ def _add(thing: Any, parts: FunctionParts, finder: ModuleFinder, seen: set[int])
     seen.add(id(thing))
     if isinstance(thing, functools.partial):
         _add(thing.func, parts, finder, seen)
-        for name, value in (*enumerate(thing.args), *thing.keywords.items()):
+        for position, value in enumerate(thing.args):
+            _add_value(f"argument {position}", value, parts, finder, seen)
+        for name, value in thing.keywords.items():
             _add_value(f"argument {name}", value, parts, finder, seen)
     elif isinstance(thing, MethodType):
+        owner = thing.__self__
         _add(thing.__func__, parts, finder, seen)
-        if isinstance(thing.__self__, type):
-            _add(thing.__self__, parts, finder, seen)
+        if isinstance(owner, type):
+            _add(owner, parts, finder, seen)
         else:
-            kind = type(thing.__self__).__qualname__
+            kind = type(owner).__qualname__
             parts.unknown = f"a method of a {kind}, whose state is not known"
     elif isinstance(thing, FunctionType):
         _add_function(thing, parts, finder, seen)
@@ -78,7 +81,7 @@ def _add_function(
     # `functools.wraps` copies the name and module of another function.
     module = str(function.__globals__.get("__name__"))
     qualified_name = code.co_qualname
-    owner = finder.owner(module.partition(".")[0])
+    owner = finder.owner(_top_level(module))
     if owner != PROJECT:
         _add_definition(module, qualified_name, parts, finder)
     elif not _is_in_file(code, module, finder):
@@ -94,23 +97,28 @@ def _add_function(
 def _held_values(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield (name, value) of a function's closure and defaults."""
     code = function.__code__
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+    cells = function.__closure__ or ()
+    for name, cell in zip(code.co_freevars, cells, strict=True):
         try:
             yield name, cell.cell_contents
         except ValueError:  # it was never assigned
             continue
     defaults = function.__defaults__ or ()
-    positional = code.co_varnames[: code.co_argcount]
-    yield from zip(positional[len(positional) - len(defaults) :], defaults, strict=True)
-    yield from (function.__kwdefaults__ or {}).items()
+    # Defaults belong to the last of the positional parameters.
+    first_default = code.co_argcount - len(defaults)
+    names = code.co_varnames[first_default : code.co_argcount]
+    yield from zip(names, defaults, strict=True)
+    keyword_defaults = function.__kwdefaults__ or {}
+    yield from keyword_defaults.items()
 
 
 def _add_value(
     name: str, value: Any, parts: FunctionParts, finder: ModuleFinder, seen: set[int]
 ) -> None:
     if isinstance(value, ModuleType):
-        if finder.owner(value.__name__.partition(".")[0]) == PROJECT:
-            parts.starts.append((value.__name__, ""))
+        module = value.__name__
+        if finder.owner(_top_level(module)) == PROJECT:
+            parts.starts.append((module, ""))
     elif callable(value):
         _add(value, parts, finder, seen)
     else:
@@ -120,9 +128,9 @@ def _add_value(
 def _add_definition(
     module: str, qualified_name: str, parts: FunctionParts, finder: ModuleFinder
 ) -> None:
-    top_level = module.partition(".")[0]
+    top_level = _top_level(module)
     owner = finder.owner(top_level)
-    name = qualified_name.partition(".")[0]
+    name = _top_level(qualified_name)
     if owner == PROJECT:
         if name == "<lambda>":  # without a name to look for, its whole module counts
             name = ""
@@ -138,11 +146,18 @@ def _add_definition(
 
 def _is_in_file(code: CodeType, module: str, finder: ModuleFinder) -> bool:
     """Return whether code was read from the file of its module, and not made by `exec`."""
-    loaded = sys.modules.get(module)
     spec = finder.spec(module)
-    if loaded is None or module == "__main__" or spec is None or spec.origin is None:
+    if module not in sys.modules or module == "__main__":
         return False
-    return os.path.realpath(code.co_filename) == os.path.realpath(spec.origin)
+    if spec is None or spec.origin is None:
+        return False
+    own_file = os.path.realpath(code.co_filename)
+    return own_file == os.path.realpath(spec.origin)
+
+
+def _top_level(dotted_name: str) -> str:
+    first, _, _ = dotted_name.partition(".")
+    return first
 
 
 def _code_text(code: CodeType) -> str:
@@ -152,7 +167,8 @@ def _code_text(code: CodeType) -> str:
         if isinstance(constant, CodeType):
             constants.append(_code_text(constant))
         elif isinstance(constant, frozenset):  # in another order in every process
-            constants.extend(sorted(map(repr, constant)))
+            items = sorted(map(repr, constant))
+            constants.extend(items)
         else:
             constants.append(repr(constant))
-    return f"{code.co_code.hex()} {' '.join(constants)} {' '.join(code.co_names)}"
+    return " ".join([code.co_code.hex(), *constants, *code.co_names])

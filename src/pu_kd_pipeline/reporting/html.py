@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline import __version__
 from pu_kd_pipeline.learning.class_prior.methods import method_title
-from pu_kd_pipeline.masking import masked_values, visible
+from pu_kd_pipeline.masking import masked_option, visible, without_credentials
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, ReportFigure
 from pu_kd_pipeline.reporting.findings import findings, selection_gain
@@ -77,10 +77,10 @@ def render_report(
 
 
 def _visible_text(value: Any) -> Any:
-    """Return what the page shows of a value: names may hold signs that reorder or hide others."""
+    """Return what the page shows of a value: no credentials, and no sign that hides others."""
     # Markup is a text that the template has made.
     if type(value) is str:
-        return visible(value)
+        return visible(without_credentials(value))
     return value
 
 
@@ -164,8 +164,10 @@ def _store_rows(report: Mapping[str, Any]) -> list[list[str]]:
 def _parameter_rows(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     # `null` in YAML means "not set", which "None" would not tell a reader without Python.
-    for key, value in flatten(masked_values(parameters)):
-        text = "–" if value is None else str(value)
+    for key, value in flatten(parameters):
+        text = "–"
+        if value is not None:
+            text = str(masked_option(key, value))
         rows.append((key, text))
     return rows
 

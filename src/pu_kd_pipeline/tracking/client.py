@@ -55,7 +55,8 @@ MAX_DIGEST_LENGTH = 36
 MIN_BYTES_PER_SECOND = 200_000
 # A container that is stopped is killed ten seconds later.
 SECONDS_WHEN_KILLED = 8.0
-SECONDS_FOR_STATUS = 5.0
+SECONDS_FOR_STATUS = 10.0
+SECONDS_FOR_STATUS_OF_NEW_PROCESS = 5.0
 FLUSH = "log_metrics"
 
 
@@ -270,7 +271,7 @@ class Tracker:
         n_left = self.outbox.wait(limit_s)
         if n_left:
             was_lost = self.is_lost
-            self._store_status(close)
+            self._store_status(close, status)
         if n_left and not was_lost:
             logger.warning(
                 "MLflow at %s did not take everything within %.0f seconds: %d calls are lost "
@@ -287,14 +288,21 @@ class Tracker:
         share_s = MAX_TIME_SHARE * (time.monotonic() - self._start)
         return max(self.config.max_wait_s, share_s)
 
-    def _store_status(self, close: Call) -> None:
+    def _store_status(self, close: Call, status: Status) -> None:
         """Try once more for the status alone, which matters most."""
+        is_answering = self.open_run_id is not None and not self.is_lost
+        if is_answering and status != "KILLED":
+            # A slow server finishes the call in progress, and the status comes next.
+            self.outbox.clear()
+            self.outbox.send(close)
+            if not self.outbox.wait(SECONDS_FOR_STATUS):
+                return
         self.outbox.clear()
         self.worker.kill()
         if self.open_run_id:
             self.outbox.retry_at_once()
             self.outbox.send(close)
-            self.outbox.wait(SECONDS_FOR_STATUS)
+            self.outbox.wait(SECONDS_FOR_STATUS_OF_NEW_PROCESS)
 
     def _finish(self) -> None:
         atexit.unregister(self.end)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
-from pu_kd_pipeline.masking import masked_values
+from pu_kd_pipeline.masking import masked_option
 from pu_kd_pipeline.params.flatten import flatten
 
 MAX_KEY_LENGTH = 250
@@ -24,8 +24,7 @@ def mlflow_parameters(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]
     """Yield (dotted key, shortened text of the value) of nested parameters, credentials masked."""
     for key, value in flatten(parameters):
         # A list may hold addresses as well; a key such as `password` masks its whole value.
-        leaf_name = key.rpartition(".")[2]
-        text = str(masked_values({leaf_name: value})[leaf_name])
+        text = str(masked_option(key, value))
         yield mlflow_key(key), _shortened(text)
 
 

@@ -150,6 +150,11 @@ class Outbox:
         self._handle_success(call)
 
     def _handle_failure(self, call: Call, error: Exception, *, seconds: float) -> None:
+        with self._changed:
+            is_dropped = not self._waiting or self._waiting[0] is not call
+        # It failed because the run ended the process: that says nothing about MLflow.
+        if is_dropped:
+            return
         # One warning per outage, however many calls fail.
         if not self.is_lost:
             logger.warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import socket
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 STATES = Path("/proc")  # a folder for each process; only on Linux
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MACHINE_ID = Path("/etc/machine-id")
+# Makes the digest one of this program alone.
+MACHINE_ID_SALT = b"pu_kd_pipeline"
 # The namespace of processes outside of containers has this number on every Linux.
 OUTSIDE_OF_CONTAINERS = "pid:[4026531836]"
 ENDED_STATES = ("Z", "X")
@@ -48,7 +51,7 @@ def identity_of(process_id: int) -> ProcessIdentity:
     """Return the identity of a living process of this machine."""
     return ProcessIdentity(
         host=socket.gethostname(),
-        machine=_content(MACHINE_ID),
+        machine=_machine(),
         boot=_content(BOOT_ID),
         namespace=_namespace(),
         process_id=process_id,
@@ -67,7 +70,7 @@ def is_known_dead(identity: ProcessIdentity) -> bool:
     if boot and identity.boot == boot:
         # The same running system, so that numbers of processes can be compared.
         return identity.namespace == namespace and not _is_alive(identity)
-    machine = _content(MACHINE_ID)
+    machine = _machine()
     # It ran before the machine was started again. Two containers may have the same names.
     is_comparable = not boot or (bool(machine) and namespace == OUTSIDE_OF_CONTAINERS)
     here = (socket.gethostname(), machine, namespace)
@@ -86,6 +89,16 @@ def _content(path: Path) -> str:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return path.read_text(encoding="utf-8").strip()
     return ""
+
+
+def _machine() -> str:
+    """Return a digest of the machine's identifier; "" where the system has none."""
+    # The identifier itself must not leave the machine (see the manual page machine-id(5)).
+    identifier = _content(MACHINE_ID)
+    if not identifier:
+        return ""
+    digest = hashlib.blake2b(identifier.encode(), key=MACHINE_ID_SALT, digest_size=16)
+    return digest.hexdigest()
 
 
 def _namespace() -> str:

@@ -127,14 +127,15 @@ class RunLog:
     def close(self, status: str, note: str | None) -> None:
         """Close the run with a status and a note; None: the note stays."""
         self._stop_system_metrics()
-        if note is not None:
-            self.client.set_tag(self.run_id, "mlflow.note.content", note)
         self._set_stage_status(status)
         tags = self.client.get_run(self.run_id).data.tags
         # While another stage is running, it will close the run.
         if overall_status(tags) != "RUNNING":
             self.client.set_terminated(self.run_id, overall_status(tags))
         self.is_open = False
+        # Last: a slow server may have no time for it, and the status matters more.
+        if note is not None:
+            self.client.set_tag(self.run_id, "mlflow.note.content", note)
 
     def close_if_open(self, status: str) -> None:
         """Close a run whose process has ended."""

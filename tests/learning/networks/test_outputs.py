@@ -108,7 +108,8 @@ def test_converted_networks_return_logits_everywhere(kind):
     torch.testing.assert_close(of_extractor, logits)
     batches = {0: torch.export.Dim("n", min=2)}
     exported = torch.export.export(network, (images,), dynamic_shapes=(batches,))
-    torch.testing.assert_close(exported.module()(images), logits)
+    loaded = exported.module()
+    torch.testing.assert_close(loaded(images), logits)
 
 
 def test_the_logits_need_not_be_the_last_step_of_the_network():
@@ -225,8 +226,10 @@ def test_a_torchscript_program_is_refused_as_a_network(monkeypatch):
 
 
 def test_the_check_changes_neither_the_network_nor_the_random_state():
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3), nn.Dropout()).train()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+    layers = [nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3), nn.Dropout()]
+    network = nn.Sequential(*layers)
+    network.train()
+    before = copy.deepcopy(network.state_dict())
     state = torch.get_rng_state()
     check_output_kind(network, None, "logits", 1, 8)
     assert network.training
@@ -236,9 +239,9 @@ def test_the_check_changes_neither_the_network_nor_the_random_state():
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-rows_of_logits = st.lists(
-    st.lists(st.floats(-30, 30, width=32), min_size=4, max_size=4), min_size=1, max_size=4
-)
+numbers = st.floats(-30, 30, width=32)
+rows_of_numbers = st.lists(numbers, min_size=4, max_size=4)
+rows_of_logits = st.lists(rows_of_numbers, min_size=1, max_size=4)
 
 
 @given(rows=rows_of_logits)
@@ -254,6 +257,7 @@ def test_the_logarithm_of_probabilities_is_the_logits_up_to_a_constant(rows):
 
 
 def test_a_probability_of_zero_has_finite_logits():
-    logits = as_logits(torch.tensor([[1.0, 0.0]]), None, "probabilities")
+    probabilities = torch.tensor([[1.0, 0.0]])
+    logits = as_logits(probabilities, None, "probabilities")
     assert logits.isfinite().all()
-    torch.testing.assert_close(logits.softmax(1), torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(logits.softmax(1), probabilities)
