@@ -65,6 +65,12 @@ def _message_of(error: BaseException) -> str | None:
             "--params=data=/another/folder; the same command then resumes, and what finished nodes "
             "wrote is kept."
         )
+    if isinstance(error, IsADirectoryError) and error.filename2:
+        # What was about to replace it has the name of a file.
+        return _printable(
+            f"{error.filename2} is a folder, and a file of this name has to be written: move it "
+            "away, and run the same command again."
+        )
     file = _configuration_file(error)
     if file or isinstance(error, CONFIGURATION_ERRORS):
         return _printable(f"The configuration cannot be read.\n{_complaint(error, file)}")

@@ -53,7 +53,7 @@ from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification
 from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.atomic import (
-    make_room_for_file,
+    remove_empty_folder,
     remove_leftovers,
     replacing_file,
 )
@@ -354,7 +354,7 @@ def _finish_shard(
         if not file.exists():
             store.new_files.append(file)
 
-    make_room_for_file(pixels)
+    remove_empty_folder(pixels)
     os.replace(temporary, pixels)
     write_index(index_path, name, table, store.specification)
 

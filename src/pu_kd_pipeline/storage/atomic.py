@@ -12,18 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pu_kd_pipeline.errors import InputError
-
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; it replaces `path`, or is removed on an error.
 
     Raises:
-        InputError: a folder that is not empty has the name of the file.
+        IsADirectoryError: a folder that is not empty has the name of the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    make_room_for_file(path)
+    remove_empty_folder(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -33,19 +31,6 @@ def replacing_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def make_room_for_file(path: Path) -> None:
-    """Remove an empty folder where a file has to be written.
-
-    Raises:
-        InputError: the folder is not empty.
-    """
-    remove_empty_folder(path)
-    if path.is_dir() and not path.is_symlink():
-        raise InputError(
-            f"{path} is a folder, and a file of this name has to be written: move it away"
-        )
 
 
 def remove_empty_folder(path: Path) -> None:
