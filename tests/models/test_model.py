@@ -160,6 +160,15 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monk
     assert not proof.exists()
 
 
+@pytest.mark.parametrize("module", ["io", "_io", "posix", "_posixsubprocess", "os"])
+def test_a_name_in_a_pickle_is_refused_in_any_version_of_python(tmp_path, module):
+    file = tmp_path / "evil.pt"
+    # Of protocol 0: a name, its arguments, a call.
+    file.write_bytes(f"c{module}\nopen\n(S'x'\ntR.".encode())
+    with pytest.raises(InputError, match="without running code from it, which is refused"):
+        read_weights_file(file)
+
+
 def _altered(state, kind):
     state = {name: value.clone() for name, value in state.items()}
     if kind == "missing":

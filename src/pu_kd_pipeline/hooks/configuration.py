@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import mimetypes
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,8 +23,16 @@ from pu_kd_pipeline.params.given import with_texts
 
 # Folders in memory and in archives have the names of `--conf-source` and not of this machine.
 _ARCHIVES = ("tar", "zip")
-# The names of compressions: in Python -> in fsspec.
-_TAR_COMPRESSIONS = {"gzip": "gzip", "bzip2": "bz2", "xz": "xz"}
+# What the readers of archives raise for files that are none.
+_ARCHIVE_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    ImportError,
+)
 _URL = "://"
 # Keys of globals.yml that are parts of paths.
 _TEXTS = ("data", "comparison")
@@ -51,10 +63,11 @@ class ConfigLoader(OmegaConfigLoader):
             given["data"] = _path_text(data, "`data` in --params (or runtime_params)")
         try:
             super().__init__(conf_source, env, given, **arguments)
-        # What the readers of archives raise for files that are none.
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ImportError) as exc:
+        except _ARCHIVE_ERRORS as exc:
+            # In the lines after the first, tarfile lists every compression that it has tried.
+            reason = str(exc).partition(":\n")[0]
             raise InputError(
-                f"--conf-source: {conf_source} cannot be read ({exc}): name a folder, or an "
+                f"--conf-source: {conf_source} cannot be read ({reason}): name a folder, or an "
                 "archive made with `tar czf conf.tar.gz conf`"
             ) from exc
         for name in _TEXTS:
@@ -119,26 +132,15 @@ class ConfigLoader(OmegaConfigLoader):
     @staticmethod
     def _initialise_filesystem_and_protocol(conf_source: str) -> tuple[Any, str]:
         """Return the file system that reads `--conf-source`, and its name."""
-        file_type, encoding = mimetypes.guess_type(conf_source)
+        file_type, _ = mimetypes.guess_type(conf_source)
         if file_type != "application/x-tar":
             found: tuple[Any, str] = OmegaConfigLoader._initialise_filesystem_and_protocol(
                 conf_source
             )
             return found
-        # Not cached: a notebook may pack the archive again. fsspec does not know `.tgz`.
-        archive = fsspec.filesystem(
-            "tar",
-            fo=conf_source,
-            compression=_TAR_COMPRESSIONS.get(encoding or ""),
-            skip_instance_cache=True,
-        )
-        # `tar czf conf.tar.gz ./conf` and `tar -P` write names that fsspec does not find.
-        plain_index = {}
-        for name, (about, *place) in archive.index.items():
-            plain_name = name.removeprefix("./").lstrip("/")
-            plain_index[plain_name] = ({**about, "name": plain_name}, *place)
-        archive.index = plain_index
-        return archive, "tar"
+        # Not cached: a notebook may pack the archive again.
+        archive = fsspec.filesystem("zip", fo=_as_zip(conf_source), skip_instance_cache=True)
+        return archive, "zip"
 
     def _get_conf_env_path(self, env: str) -> str:
         """Return the folder of an environment, wherever in an archive it is."""
@@ -166,6 +168,32 @@ class ConfigLoader(OmegaConfigLoader):
             )
         # Archivers add folders of their own next to it, which repeat its names.
         return min(roots, key=lambda root: (len(root.parts), root))
+
+
+def _as_zip(tar_file: str) -> io.BytesIO:
+    """Return the files of a tar archive as a zip archive, in memory.
+
+    fsspec's reader of tar archives does not find the names that `tar czf conf.tar.gz ./conf` and
+    `tar -P` write, and does not know `.tgz`.
+    """
+    content = io.BytesIO()
+    with (
+        fsspec.open(tar_file, "rb") as file,
+        tarfile.open(fileobj=file) as packed,
+        zipfile.ZipFile(content, "w") as unpacked,
+    ):
+        for member in packed:
+            name = PurePosixPath("/", member.name).relative_to("/").as_posix()
+            # An environment may be an empty folder.
+            if member.isdir():
+                unpacked.writestr(f"{name}/", b"")
+                continue
+            # A link that leads nowhere is as good as a file that is not there.
+            with suppress(KeyError):
+                opened = packed.extractfile(member)
+                if opened is not None:  # a device or a pipe
+                    unpacked.writestr(name, opened.read())
+    return content
 
 
 def local_path(path: str, where: str) -> str:

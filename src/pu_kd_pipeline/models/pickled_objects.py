@@ -64,7 +64,8 @@ class PickleFacts:
         dangerous = []
         for name in sorted(self.names - _HARMLESS_BUILTINS):
             root, _, _ = name.partition(".")
-            if root in _NEVER_IN_CHECKPOINTS:
+            # Python keeps the code of `io`, which has `open`, in `_io`, and names that since 3.13.
+            if root.lstrip("_") in _NEVER_IN_CHECKPOINTS:
                 dangerous.append(name)
         return dangerous
 
