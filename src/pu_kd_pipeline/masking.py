@@ -1,7 +1,7 @@
 """Texts as they may be shown: without credentials, and without invisible control characters.
 
 What is secret is recognized by where it stands in a URL. A secret that is part of a URL's path
-cannot be told from a folder, and stays.
+cannot be distinguished from a folder, and stays.
 """
 
 from __future__ import annotations

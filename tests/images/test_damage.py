@@ -254,7 +254,7 @@ def test_a_forced_store_that_was_killed_is_forced_again_and_readable_meanwhile(
     assert contents(dataset.load()) == expected(range(25))
 
     n_decoded()
-    # As another process would, which was not told to force anything.
+    # As another process would, which was not asked to force anything.
     ImageStoreDataset(filepath=str(folder)).save(plan)
     assert n_decoded() == 25
     assert contents(dataset.load()) == expected(range(25))

@@ -46,10 +46,10 @@ def test_a_picture_in_two_classes_is_in_none(
 
     # Neither a second run nor one from the beginning finds anything else.
     again = write_store(plan, tmp_path / "store")
-    anew = write_store(plan, tmp_path / "anew")
+    from_nothing = write_store(plan, tmp_path / "from_nothing")
     assert again.fingerprint == store.fingerprint
-    assert statuses(again) == statuses(store) == statuses(anew)
-    assert contents(again) == contents(store) == contents(anew)
+    assert statuses(again) == statuses(store) == statuses(from_nothing)
+    assert contents(again) == contents(store) == contents(from_nothing)
 
 
 def test_a_store_that_is_made_again_keeps_none_of_its_old_shards(

@@ -153,7 +153,7 @@ def test_labels_that_may_be_one_class_or_another_are_refused(labels: Any, messag
 def test_every_file_counts_in_its_own_way() -> None:
     labels = [(0, "cat", 0), (1, "dog", 0), (0, "dog", 1), (1, "cat", 1)]
     assert joined(labels) == [0, 1, 1, 0]
-    # Where classes have only numbers, the two ways cannot be told apart.
+    # Where classes have only numbers, the two ways cannot be distinguished.
     assert "the number 0 is 'cat' in one file and 'dog' in another" in refusal(labels, ["0", "1"])
 
 

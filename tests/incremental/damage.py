@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+
 MAX_CHANGES_BETWEEN_RUNS = 4
+POSITIONS = st.floats(0, 1, exclude_max=True)
 DAMAGES = ("flip", "cut", "extend", "empty", "remove", "swap", "folder")
 
 
@@ -16,6 +20,24 @@ def is_change_allowed(machine: Any) -> bool:
     Hypothesis leaves out some rules in each example, and would otherwise often run nothing.
     """
     return bool(machine.n_changes < MAX_CHANGES_BETWEEN_RUNS)
+
+
+def random_runs(n_steps: int, n_examples: int) -> settings:
+    """Return the settings of a state machine, of which the first example is the simplest one."""
+    return settings(
+        max_examples=n_examples,
+        stateful_step_count=n_steps,
+        # Shrinking would repeat the runs for minutes; the printed steps show the failure.
+        phases=[Phase.explicit, Phase.generate],
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def files_to_damage(data: Path) -> list[Path]:
+    """Return the files of a data folder, without locks."""
+    found = data.rglob("*")
+    return sorted(path for path in found if path.is_file() and path.suffix != ".lock")
 
 
 def damage(files: Sequence[Path], where: float, place: float, kind: str) -> None:

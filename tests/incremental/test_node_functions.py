@@ -162,7 +162,7 @@ def test_the_code_of_a_decorator_counts(project, functions):
     )
 
 
-def test_functions_of_the_same_code_are_told_apart(project, functions):
+def test_functions_of_the_same_code_are_distinguished(project, functions):
     text = MORE + "\ndef first(value):\n    return NEITHER_2[0](value)\n"
     text += "\ndef second(value):\n    return NEITHER_2[1](value)\n"
     text += "\nNEITHER_2 = (plus_one, plus_two, first, second)\n"

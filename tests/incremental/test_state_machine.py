@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,11 +21,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.incremental.damage import DAMAGES, damage, is_change_allowed
+from tests.incremental.damage import (
+    DAMAGES,
+    POSITIONS,
+    damage,
+    files_to_damage,
+    is_change_allowed,
+    random_runs,
+)
 from tests.incremental.edited_project import EditedProject, Request
 
 N_STEPS = int(os.environ.get("PU_KD_STEPS", "60"))
-POSITIONS = st.floats(0, 1, exclude_max=True)
 
 
 class Runs(RuleBasedStateMachine):
@@ -86,13 +91,15 @@ class Runs(RuleBasedStateMachine):
     @rule(where=POSITIONS, place=POSITIONS, kind=st.sampled_from(DAMAGES))
     def damage_a_file(self, where, place, kind):
         self.n_changes += 1
-        damage(self._files(), where, place, kind)
+        damage(files_to_damage(self._project.data), where, place, kind)
 
     @precondition(is_change_allowed)
     @rule(where=POSITIONS)
     def damage_a_shard_and_lose_the_records(self, where):
         self.n_changes += 1
-        shards = [file for file in self._files() if file.parent.name == "shards"]
+        shards = [
+            file for file in files_to_damage(self._project.data) if file.parent.name == "shards"
+        ]
         damage(shards, where, 0.5, "flip")
         shutil.rmtree(self._project.data / "node_records", ignore_errors=True)
         (self._project.data / "shards" / "shards.json").unlink(missing_ok=True)
@@ -161,10 +168,6 @@ class Runs(RuleBasedStateMachine):
             self._expected[state] = project.results_from_nothing()
         assert project.results(project.data) == self._expected[state]
 
-    def _files(self) -> list[Path]:
-        found = self._project.data.rglob("*")
-        return sorted(path for path in found if path.is_file() and path.suffix != ".lock")
-
 
 def _replace(source: Path, target: Path) -> None:
     if target.is_dir():
@@ -199,14 +202,4 @@ def _check_plan(text: str, decisions: dict[str, str | None]) -> None:
 
 @pytest.mark.slow
 def test_runs_never_reuse_a_wrong_result():
-    run_state_machine_as_test(
-        Runs,
-        settings=settings(
-            max_examples=3,
-            stateful_step_count=N_STEPS,
-            # Shrinking would repeat the runs for minutes; the printed steps show the failure.
-            phases=[Phase.explicit, Phase.generate],
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_state_machine_as_test(Runs, settings=random_runs(N_STEPS, n_examples=3))

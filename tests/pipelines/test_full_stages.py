@@ -164,7 +164,7 @@ def test_a_pu_classifier_with_its_own_backbone_scores_the_pool(data):
         (
             "full",
             ("teacher.weights=no/such/weights.pt",),
-            ("teacher.weights: there is no file ", "no/such/weights.pt"),
+            (f"teacher.weights: there is no file {PROJECT}/no/such/weights.pt ",),
         ),
         ("data_ingestion", ("teacher.classes=5",), ("the teacher has 5 classes",)),
         (

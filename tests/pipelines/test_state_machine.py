@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from tests.incremental.damage import DAMAGES, damage, is_change_allowed
+from tests.incremental.damage import (
+    DAMAGES,
+    POSITIONS,
+    damage,
+    files_to_damage,
+    is_change_allowed,
+    random_runs,
+)
 from tests.pipelines.user_project import STAGES, StageRun, UserProject, contents
 
 N_STEPS = int(os.environ.get("PU_KD_STEPS", "20"))
-POSITIONS = st.floats(0, 1, exclude_max=True)
 
 
 class Stages(RuleBasedStateMachine):
@@ -72,13 +77,13 @@ class Stages(RuleBasedStateMachine):
     @rule(where=POSITIONS, place=POSITIONS, kind=st.sampled_from(DAMAGES))
     def damage_a_file(self, where, place, kind):
         self.n_changes += 1
-        damage(self._files(), where, place, kind)
+        damage(files_to_damage(self._project.data), where, place, kind)
 
     @precondition(is_change_allowed)
     @rule(where=POSITIONS, place=POSITIONS)
     def damage_a_file_and_lose_the_records(self, where, place):
         self.n_changes += 1
-        damage(self._files(), where, place, "flip")
+        damage(files_to_damage(self._project.data), where, place, "flip")
         shutil.rmtree(self._project.data / "node_records", ignore_errors=True)
 
     @precondition(is_change_allowed)
@@ -122,21 +127,7 @@ class Stages(RuleBasedStateMachine):
             self._expected[state] = contents(fresh)
         return self._expected[state]
 
-    def _files(self) -> list[Path]:
-        found = self._project.data.rglob("*")
-        return sorted(path for path in found if path.is_file() and path.suffix != ".lock")
-
 
 @pytest.mark.slow
 def test_stages_never_reuse_a_wrong_result():
-    run_state_machine_as_test(
-        Stages,
-        settings=settings(
-            max_examples=2,
-            stateful_step_count=N_STEPS,
-            # Shrinking would repeat the runs for minutes; the printed steps show the failure.
-            phases=[Phase.explicit, Phase.generate],
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_state_machine_as_test(Stages, settings=random_runs(N_STEPS, n_examples=2))

@@ -90,7 +90,7 @@ def test_this_package_and_that_of_the_kedro_project_count_wherever_they_are(inst
     assert ModuleFinder().owner(package) == PROJECT
 
 
-def test_modules_of_python_and_of_others_are_told_apart(install):
+def test_modules_of_python_and_of_others_are_distinguished(install):
     finder = ModuleFinder()
     assert [finder.owner(name) for name in ("json", "sys", "zlib")] == [PYTHON] * 3
     owners = {name: finder.owner(name) for name in ("torch", "PIL", "sklearn", "yaml", "kedro")}

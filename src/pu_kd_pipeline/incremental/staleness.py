@@ -202,7 +202,7 @@ def make_everything_again(node: Node, catalog: CatalogProtocol[Any, Any]) -> Non
     """Let a node that is about to run use nothing that it made before: no shard, no checkpoint."""
     remove_checkpoints(node, catalog)
     for name in node.outputs:
-        # Data sets of several parts make only those that are missing, unless they are told to.
+        # Data sets of several parts make only those that are missing, unless asked for all.
         make_again = getattr(catalog.get(name), "make_again", None)
         if make_again is not None:
             make_again()

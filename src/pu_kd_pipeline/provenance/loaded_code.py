@@ -1,6 +1,6 @@
 """The source of each module as it was when Python loaded it: the code that runs.
 
-A file may be edited while a process runs, and the process goes on with the code that it loaded. So
+A file may be edited while a process runs, and the process keeps the code that it loaded. So
 a finder in front of Python's own remembers the source of a module just before it is loaded.
 """
 

@@ -21,7 +21,7 @@ ENDED_STATES = ("Z", "X")
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process, told apart from every other one, also after its number is used again."""
+    """A process, distinct from every other one, also after its number is used again."""
 
     host: str
     machine: str

@@ -109,7 +109,7 @@ def test_it_works_after_somebody_elses_import_has_failed():
 
 
 @pytest.mark.parametrize("before", ["", FAILED_IMPORT], ids=["first", "second"])
-def test_missing_operators_are_defined_and_the_import_starts_anew(tmp_path, before):
+def test_missing_operators_are_defined_and_the_import_starts_again(tmp_path, before):
     _write_torchvision(tmp_path, UNLOADABLE)
 
     result = _python(before + IMPORT, tmp_path)
