@@ -328,3 +328,17 @@ def test_a_forced_table_leaves_shards_that_it_only_keeps(tmp_path):
     dataset.make_again()
     dataset.save({"b": partial(_shard, "b")})
     assert (tmp_path / "a.parquet").stat() == other
+
+
+@pytest.mark.parametrize("makes_again", [False, True])
+def test_an_empty_folder_in_the_place_of_a_shard_gives_way(tmp_path, makes_again):
+    shards = {"a": lambda: pa.table({"value": [1]})}
+    ShardedTable.write(tmp_path, shards)
+    for name in ("a", "no_longer_listed"):
+        file = tmp_path / f"{name}.parquet"
+        file.unlink(missing_ok=True)
+        file.mkdir()
+    table = ShardedTable.write(tmp_path, shards, makes_again=makes_again)
+
+    assert table.to_pandas()["value"].tolist() == [1]
+    assert not (tmp_path / "no_longer_listed.parquet").exists()

@@ -393,4 +393,5 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
     for pattern in ("*.npy", "*.images.arrow", "*.index.parquet"):
         found = set(folder.glob(pattern))
         for file in found - current:
-            file.unlink()
+            remove_empty_folder(file)
+            file.unlink(missing_ok=True)

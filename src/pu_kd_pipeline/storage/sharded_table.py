@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.progress import track
-from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_file
+from pu_kd_pipeline.storage.atomic import remove_empty_folder, remove_leftovers, replacing_file
 from pu_kd_pipeline.storage.checked_json import from_checked_json, to_checked_json
 from pu_kd_pipeline.storage.parquet_files import (
     check_parquet,
@@ -95,6 +95,7 @@ class ShardedTable:
         if makes_again:
             # Before the first is made: who resumes after a kill must not find and keep old ones.
             for name in shards:
+                remove_empty_folder(_file(folder, name))
                 _file(folder, name).unlink(missing_ok=True)
         missing = [name for name in shards if not _is_intact(folder, name)]
         if missing:
@@ -109,7 +110,8 @@ class ShardedTable:
         if not keeps_others:
             for file in folder.glob("*.parquet"):
                 if file.stem not in shards:
-                    file.unlink()
+                    remove_empty_folder(file)
+                    file.unlink(missing_ok=True)
         return ShardedTable(folder, tuple(shards))
 
     def __len__(self) -> int:
