@@ -289,7 +289,7 @@ def test_broken_images_are_counted_in_the_report_by_reason(tmp_path: Path) -> No
         "unreadable": 1,
         "too many pixels": 1,
         "duplicate": 1,
-        "unsupported pixel format": 1,
+        "floating-point pixels": 1,
     }
 
 

@@ -259,7 +259,7 @@ def test_floating_point_pixels_are_unsupported() -> None:
 
     for raw in (file, array):
         reason = reason_of_refusal(GRAY, raw)
-        assert reason == Reason.UNSUPPORTED
+        assert reason == Reason.FLOATING_POINT
 
 
 def test_formats_that_run_programs_are_not_opened() -> None:

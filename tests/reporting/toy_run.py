@@ -25,6 +25,8 @@ INGESTION = {
         "n_images": 300,
         "size_px": 8,
         "channels": 1,
+        "shorter_side_px": 9,
+        "interpolation": "bicubic",
         "n_per_source": {"demo": 300},
         "n_quarantined": 2,
         "quarantined": {"truncated": 2},

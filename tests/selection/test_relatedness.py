@@ -266,7 +266,7 @@ def test_a_pool_of_another_image_size_is_refused(
     teacher: Model, files: dict[str, Path], tmp_path: Path
 ) -> None:
     larger = store_of({"noise": files["noise"]}, tmp_path, size_px=16)
-    expected = r"pool images are \(1, 16, 16\), the teacher's \(1, 8, 8\): run `kedro run"
+    expected = r"images of 16 × 16 px, .* expects 8 × 8 px, .* run `kedro run"
     with pytest.raises(InputError, match=expected):
         relatedness_shards(larger, teacher, params_of())
 

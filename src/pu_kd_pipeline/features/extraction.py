@@ -43,7 +43,7 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
         )
     device = prepare_device(compute)
     extractor = teacher.extractor(device)
-    normalize = normalization(teacher, device)
+    normalize = normalization(teacher, device, images)
     fingerprint = teacher.fingerprint()
     last_tap_size = str(extractor.last_tap_size)
     metadata = {TEACHER: fingerprint, LAST_TAP_SIZE: last_tap_size}

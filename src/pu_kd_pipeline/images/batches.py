@@ -21,6 +21,8 @@ from pu_kd_pipeline.devices import (
     is_memory_error,
     prepare_device,
 )
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.resizing import input_text
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.models.model import Model
@@ -215,9 +217,38 @@ def read_ahead(items: Iterator[T], n_ahead: int = 2) -> Generator[T, None, None]
         thread.join()
 
 
-def normalization(model: Model, device: torch.device) -> Normalize:
-    """Return the input normalization that a model's card states."""
+def normalization(model: Model, device: torch.device, *stores: ImageStore) -> Normalize:
+    """Return the input normalization that a model's card states.
+
+    Args:
+        model: the model.
+        device: where the images are.
+        stores: those that the images are read from.
+
+    Raises:
+        InputError: the images of a store were not resized to what the model expects.
+    """
+    for store in stores:
+        check_images_fit(store, model.card.input)
     return input_normalization(model.card.input, device)
+
+
+def check_images_fit(store: ImageStore, spec: InputSpec) -> None:
+    """Check that the images of a store were resized to what a network expects.
+
+    Raises:
+        InputError: they were not; the store is older than the network, or the other way round.
+    """
+    about = store.specification
+    resize = (about.shorter_side_px, about.interpolation)
+    stored = (about.channels, about.size_px, *resize)
+    expected = (spec.channels, spec.size_px, spec.shorter_side_px, spec.interpolation)
+    if len(store) and stored != expected:
+        raise InputError(
+            f"{store.folder} holds images of {input_text(*stored)}, and the network expects "
+            f"{input_text(*expected)} (`input` in its card): run "
+            "`kedro run --pipeline=data_ingestion`, and the stages after it"
+        )
 
 
 def input_normalization(spec: InputSpec, device: torch.device) -> Normalize:
@@ -236,6 +267,9 @@ def predict_logits(
 ) -> Tensor:
     """Return the (N, K) float32 logits of every image of a store.
 
+    Raises:
+        InputError: the images were not resized to what the model expects.
+
     Args:
         model: the model, whose card gives the normalization.
         store: the images.
@@ -245,7 +279,7 @@ def predict_logits(
     device = prepare_device(compute)
     network = network or model.network
     network = network.to(device).eval()
-    normalize = normalization(model, device)
+    normalize = normalization(model, device, store)
     all_rows = np.arange(len(store), dtype=np.int64)
 
     batches = map_images(lambda images: (network(images),), store, all_rows, normalize, compute)

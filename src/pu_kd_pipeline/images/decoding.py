@@ -22,6 +22,15 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
+from pu_kd_pipeline.images import pixel_formats
+from pu_kd_pipeline.images.file_kinds import is_other_format, readable_formats
+from pu_kd_pipeline.images.pixel_formats import (
+    PixelFormat,
+    UnsupportedPixelsError,
+    fault_of_tiff,
+    pixel_format,
+    to_8_bits,
+)
 from pu_kd_pipeline.images.resizing import resized_size, to_square
 
 if TYPE_CHECKING:
@@ -36,12 +45,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# The formats behind the accepted extensions, and no others: Pillow's EPS reader starts Ghostscript.
-_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF", "TIFF")
 _ORIENTATION = 0x0112  # EXIF tag
-# Transparent images are mostly dark drawings and logos made for a white page. Dropping the alpha
-# channel instead would reveal colors that were never meant to be seen.
-_BACKGROUND = (255, 255, 255, 255)
 # Large enough to be worth a thread's task, small enough that a few of them fit into memory.
 _CHUNK_IMAGES = 64
 _CHUNK_BYTES = 16 * 2**20
@@ -58,7 +62,12 @@ class Reason(StrEnum):
     TOO_ELONGATED = "too elongated for a center crop"
     TOO_MUCH_METADATA = "compressed metadata too large"
     TOO_LARGE = "file too large"
-    UNSUPPORTED = "unsupported pixel format"
+    OTHER_FORMAT = "image format that is not read"
+    UNSUPPORTED = pixel_formats.OTHER_PIXELS
+    FLOATING_POINT = pixel_formats.FLOATING_POINT
+    WIDE_INTEGERS = pixel_formats.WIDE_INTEGERS
+    SIGNED_INTEGERS = pixel_formats.SIGNED_INTEGERS
+    EMPTY_HIGH_BYTES = pixel_formats.EMPTY_HIGH_BYTES
     CRASHED = "crashes its decoder"
     LINK = "link out of the folder"
     NAME = "file name is not UTF-8"
@@ -77,10 +86,6 @@ _REASON_BY_MESSAGE = {
     "truncated": Reason.TRUNCATED,
     "decompressed data too large": Reason.TOO_MUCH_METADATA,
 }
-
-
-class _UnsupportedPixelsError(Exception):
-    """Pixels without a fixed range, such as 32-bit floats."""
 
 
 @dataclass(frozen=True)
@@ -111,29 +116,33 @@ class Decoder:
     def decode(self, raw: RawImage) -> np.ndarray | Unusable:
         """Return the (channels, size_px, size_px) uint8 pixels of an image, or why there are none.
 
-        EXIF orientation is applied, the first frame of an animation is taken, 16-bit values are
-        reduced to their high byte, and transparent images are put on white (the transparency of
-        16-bit gray is ignored). The declared size is checked before any pixel is decoded.
+        EXIF orientation is applied, the first frame of an animation is taken, values are reduced to
+        8 bits (see `pixel_formats.to_8_bits`), and transparent images are put on white (the
+        transparency of 16-bit gray is ignored). The declared size is checked before any pixel is
+        decoded.
         """
         if isinstance(raw, np.ndarray):
             return self._from_array(raw)
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         if isinstance(raw, bytes) and not raw:
             return Unusable(Reason.EMPTY)
         try:
             if isinstance(raw, bytes):
-                image: Image.Image = Image.open(BytesIO(raw), formats=_FORMATS)
+                image: Image.Image = Image.open(BytesIO(raw), formats=readable_formats())
             else:
                 image = raw
             n_pixels = image.width * image.height
             if n_pixels > self.max_image_pixels:
                 return Unusable(Reason.TOO_MANY_PIXELS)
-            return self._pixels(_upright(image))
-        except _UnsupportedPixelsError:
-            return Unusable(Reason.UNSUPPORTED)
+            about = pixel_format(image)
+            return self._pixels(_upright(image), about)
+        except UnsupportedPixelsError as exc:
+            return Unusable(Reason(str(exc)))
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             return Unusable(Reason.TOO_MANY_PIXELS)
+        except UnidentifiedImageError:
+            return Unusable(_reason_of_unidentified(raw))
         except Exception as exc:  # a damaged file makes Pillow's readers raise nearly anything
             return Unusable(_reason_of(exc))
 
@@ -188,6 +197,8 @@ class Decoder:
 
         if pixels.size == 0:
             return Unusable(Reason.EMPTY)
+        if np.issubdtype(pixels.dtype, np.floating):
+            return Unusable(Reason.FLOATING_POINT)
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
             return Unusable(Reason.UNSUPPORTED)
         height, width = pixels.shape[:2]
@@ -201,16 +212,17 @@ class Decoder:
             # Pillow knows gray pixels as (H, W) only.
             if n_channels == 1:
                 pixels = pixels[:, :, 0]
-        return self._pixels(Image.fromarray(pixels))
+        return self._pixels(Image.fromarray(pixels), PixelFormat())
 
-    def _pixels(self, image: Image.Image) -> np.ndarray | Unusable:
+    def _pixels(self, image: Image.Image, about: PixelFormat) -> np.ndarray | Unusable:
         mode = "RGB"
         if self.channels == 1:
             mode = "L"
-        image = _convert(image, mode)
+        image = to_8_bits(image, about, mode)
         width, height = resized_size(*image.size, self.size_px, self.shorter_side_px)
         # A crop of a line of 10 x 100,000 pixels would be cut out of a resized image of gigabytes.
-        if width * height > max(self.max_image_pixels, self.size_px**2):
+        square = min(width, height) ** 2
+        if width * height > max(self.max_image_pixels, square):
             return Unusable(Reason.TOO_ELONGATED)
         image = to_square(image, self.size_px, self.shorter_side_px, self.interpolation)
         pixels = np.asarray(image)
@@ -255,6 +267,17 @@ class _DecoderProcess:
         return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
+def _reason_of_unidentified(raw: object) -> Reason:
+    if not isinstance(raw, bytes):
+        return Reason.UNREADABLE
+    if is_other_format(raw):
+        return Reason.OTHER_FORMAT
+    fault = fault_of_tiff(raw)
+    if fault is not None:
+        return Reason(fault)
+    return Reason.UNREADABLE
+
+
 def _reason_of(error: Exception) -> Reason:
     message = str(error).lower()
     for part, reason in _REASON_BY_MESSAGE.items():
@@ -286,25 +309,6 @@ def _upright(image: Image.Image) -> Image.Image:
     if not isinstance(orientation, int) or orientation not in turns:
         return image
     return image.transpose(turns[orientation])
-
-
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    """Return the image in mode `L` or `RGB`."""
-    from PIL import Image
-
-    if image.mode == "F":
-        raise _UnsupportedPixelsError
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # convert("L") would clip at 255 and turn all but the darkest pixels white.
-        values = np.asarray(image).clip(0, 2**16 - 1)
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, _BACKGROUND)
-        image = Image.alpha_composite(background, image).convert("RGB")
-    if image.mode == mode:
-        return image
-    return image.convert(mode)
 
 
 def to_file_bytes(raw: RawImage) -> bytes:

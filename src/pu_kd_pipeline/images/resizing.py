@@ -25,6 +25,15 @@ def resized_size(
     return int(shorter_side_px * width / height), shorter_side_px
 
 
+def input_text(channels: int, size_px: int, shorter_side_px: int | None, interpolation: str) -> str:
+    """Return the images of a store, or those that a network expects, in words."""
+    color = "gray" if channels == 1 else "color"
+    text = f"{size_px} × {size_px} px, {color}, {interpolation}"
+    if shorter_side_px is None:
+        return text
+    return f"{text}, center of {shorter_side_px} px"
+
+
 def to_square(
     image: Image.Image, size_px: int, shorter_side_px: int | None, interpolation: str
 ) -> Image.Image:

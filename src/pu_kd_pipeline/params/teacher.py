@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from pu_kd_pipeline.params.base import SEEDS, Block, Options
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
 
+_MAX_SIZE_PX = 16_384
 _DEFAULT_CROP_RATIO = 0.875  # 224 of 256 px, as in most recipes for ImageNet
 # So that five digits of a ratio suffice: 224 / 0.96552 is 231.9993, and meant is 224 / 232.
 _ROUNDING_PX = 0.005
@@ -21,7 +22,7 @@ class InputSpec(Block):
     A network reads (x * (high - low) / 255 + low - mean) / std of uint8 pixels x, per channel.
     """
 
-    size_px: int = Field(gt=0, le=16_384, description="images are resized to size_px x size_px")
+    size_px: int = Field(gt=0, le=_MAX_SIZE_PX, description="images are resized to size_px x size_px")
     channels: Literal[1, 3]
     mean: tuple[float, ...] = Field(
         description="per channel, in the network's order of channels, for pixels in value_range"
@@ -75,6 +76,12 @@ class InputSpec(Block):
         if "crop_ratio" in self.model_fields_set and self.resize != "crop":
             raise ValueError(
                 "crop_ratio has no effect with resize: squash: set resize: crop, or remove it"
+            )
+        shorter_side_px = self.shorter_side_px
+        if shorter_side_px is not None and shorter_side_px > _MAX_SIZE_PX:
+            raise ValueError(
+                f"size_px / crop_ratio asks for a shorter side of {shorter_side_px} px, above "
+                f"{_MAX_SIZE_PX}: raise crop_ratio"
             )
         if self.channel_order == "bgr" and self.channels == 1:
             raise ValueError("channel_order: bgr needs 3 channels, and channels is 1")

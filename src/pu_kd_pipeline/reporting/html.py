@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline import __version__
+from pu_kd_pipeline.images.resizing import input_text
 from pu_kd_pipeline.learning.class_prior.methods import method_title
 from pu_kd_pipeline.masking import masked_option, visible, without_credentials
 from pu_kd_pipeline.params.flatten import flatten
@@ -143,8 +144,6 @@ def _store_rows(report: Mapping[str, Any]) -> list[list[str]]:
         # The report also holds facts that are not about a store, such as duplicates.
         if not isinstance(facts, Mapping) or "n_images" not in facts:
             continue
-        size_px = facts["size_px"]
-        color = "gray" if facts["channels"] == 1 else "color"
         refused = f"{facts.get('n_quarantined', 0):,}"
         reasons = facts.get("quarantined")
         if reasons:
@@ -154,11 +153,19 @@ def _store_rows(report: Mapping[str, Any]) -> list[list[str]]:
                 name.replace("_", " "),
                 f"{facts['n_images']:,}",
                 _counted(facts.get("n_per_source") or {}),
-                f"{size_px} × {size_px} px, {color}",
+                _form(facts),
                 refused,
             ]
         )
     return rows
+
+
+def _form(facts: Mapping[str, Any]) -> str:
+    """Return size, colors and resize of the images of a store."""
+    # Reports of earlier versions state no resize: there was only one.
+    shorter_side_px = facts.get("shorter_side_px")
+    interpolation = facts.get("interpolation", "bilinear")
+    return input_text(facts["channels"], facts["size_px"], shorter_side_px, interpolation)
 
 
 def _parameter_rows(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -49,7 +49,7 @@ class Proxy:
         compute = self.params.compute
         device = prepare_device(compute)
         network = student.network.to(device).eval()
-        normalize = normalization(student, device)
+        normalize = normalization(student, device, pool_images)
 
         def predict(images: torch.Tensor) -> tuple[torch.Tensor]:
             return (network(images),)

@@ -66,11 +66,6 @@ def relatedness_shards(
         raise InputError(
             "relatedness: the pool is empty; check the sources in parameters_data_ingestion.yml"
         )
-    if pool_images.image_shape != teacher.image_shape:
-        raise InputError(
-            f"relatedness: pool images are {pool_images.image_shape}, the teacher's "
-            f"{teacher.image_shape}: run `kedro run --pipeline=data_ingestion` again"
-        )
     measurement = _Measurement(pool_images, teacher, params)
     settings = json.dumps(measurement.settings)
     # `load_model` reaches the code of the networks, which nothing else here mentions.
@@ -94,7 +89,7 @@ class _Measurement:
         self._image_shape = teacher.image_shape
         network = teacher.network.to(self._device)
         self._network = network.eval()
-        self._normalize = normalization(teacher, self._device)
+        self._normalize = normalization(teacher, self._device, pool_images)
         self.teacher_fingerprint = teacher.fingerprint()
         self.settings = params.model_dump(include={"seed", "n_noise_images", "clip"})
 

@@ -164,7 +164,10 @@ def _prepare(
     rows, held_out_rows = split_held_out(task.manifest, params)
     images = manifest_image_rows(rows, task.stores, params.compute)
     held_out = manifest_image_rows(held_out_rows, task.stores, params.compute)
-    normalize = normalization(task.teacher, task.device)
+    stores = [*task.stores.values()]
+    if task.watched is not None:
+        stores.append(task.watched)
+    normalize = normalization(task.teacher, task.device, *stores)
 
     model = _new_student(task)
     student = model.network.to(task.device).train()

@@ -59,7 +59,7 @@ def fitnet_start(
         teacher_network = teacher.network.to(device).eval()
         batches = augmented_batches(
             ImageRows([(images, np.arange(len(images)))], params.compute),
-            normalization(teacher, device),
+            normalization(teacher, device, images),
             params.augmentation,
             params.batch_size,
             params.seed,
@@ -129,7 +129,7 @@ def fskd_start(teacher: Model, images: ImageStore, params: DistillationParams) -
 
     # All images at once: FSKD solves a least-squares problem per layer, and labeled images are few.
     pixels = images.read(np.arange(len(images)))
-    normalize = normalization(teacher, device)
+    normalize = normalization(teacher, device, images)
     views = normalize(torch.from_numpy(pixels).to(device))
     align(student, pairs, teacher_network, views)
     return student.cpu().state_dict()

@@ -188,7 +188,7 @@ class _EndToEndTrainer:
         self._setup = setup
         self._positive = _all_rows(labeled_images, compute)
         self._unlabeled = _all_rows(pool_images, compute)
-        self._normalize = normalization(teacher, setup.device)
+        self._normalize = normalization(teacher, setup.device, labeled_images, pool_images)
         self.descriptor_size = teacher.extractor(setup.device).descriptor_size
 
     def new_module(self) -> FullPUClassifier:

@@ -58,7 +58,7 @@ def train_classifier(
         rows = np.arange(len(images))
         batches = augmented_batches(
             ImageRows([(images, rows)], params.compute),
-            normalization(model, device),
+            normalization(model, device, images),
             params.augmentation,
             params.batch_size,
             params.seed,

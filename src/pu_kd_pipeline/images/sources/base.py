@@ -39,10 +39,10 @@ class Source(Protocol):
     def state(source: ImageSource) -> str:
         """Return a digest of what the files of a source are called and when they changed.
 
-        They are the files that `listing` lists, with the same versions, so that whatever is read
-        again changes the state. No file is opened, and none need exist. Empty if there are no files
-        because the images come with installed code. Errors become part of the digest and are not
-        raised.
+        They are the files that `listing` lists, or lists if they turn out to be images, with the
+        same versions, so that whatever is read again changes the state. No file is opened, and none
+        need exist. Empty if there are no files because the images come with installed code. Errors
+        become part of the digest and are not raised.
         """
         ...
 

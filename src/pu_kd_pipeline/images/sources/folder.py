@@ -13,6 +13,13 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable, map_in_order
+from pu_kd_pipeline.images.file_kinds import (
+    EXTENSIONS,
+    N_FIRST_BYTES,
+    has_image_name,
+    has_no_extension,
+    is_image_content,
+)
 from pu_kd_pipeline.images.sources.base import PASSED_OVER, listing_table
 from pu_kd_pipeline.images.sources.files import (
     MAX_FILE_BYTES,
@@ -36,14 +43,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+NO_EXTENSION = "no extension"  # why a file was passed over
+_MAX_REASONS_SHOWN = 5
 
 
 class FolderSource:
     """Image files below a folder, local or at any fsspec URL.
 
-    The first folder in an image's path is its class. Hidden files are left out. Links to folders,
-    and to files outside of the folder, are listed with a fault.
+    The first folder in an image's path is its class. Images are known by their extension, and files
+    without one by their content. Hidden files are left out. Links to folders, and to files outside
+    of the folder, are listed with a fault.
     """
 
     def __init__(self, source: ImageSource, seed: int) -> None:
@@ -58,11 +67,12 @@ class FolderSource:
         return state_of(lambda: FolderSource(source, seed=0)._files())
 
     def listing(self) -> pd.DataFrame:
-        files = self._files()
+        files = self._without_other_contents(self._files())
         if not files:
             extensions = ", ".join(EXTENSIONS)
             raise InputError(
-                f"{self._path} holds no image: files ending in {extensions} are looked for"
+                f"{self._path} holds no image: files ending in {extensions} are looked for, and "
+                f"images without an extension.{self._passed_over_text()}"
             )
 
         paths: list[str] = []
@@ -105,6 +115,8 @@ class FolderSource:
     def _files(self) -> list[SourceFile]:
         """Return every image of the folder, in a stable order; none is opened.
 
+        Files without an extension are among them, whatever they are.
+
         Raises:
             InputError: there is no such folder.
         """
@@ -124,7 +136,7 @@ class FolderSource:
             relative = path.removeprefix(root).lstrip("/")
             parts = relative.split("/")
             is_hidden = any(part.startswith(".") for part in parts)
-            if is_hidden or not _is_image(relative):
+            if is_hidden or not _may_be_image(parts[-1]):
                 hidden = ".hidden" if is_hidden else relative
                 self._passed_over[_why_passed_over(hidden)] += 1
                 continue
@@ -135,7 +147,43 @@ class FolderSource:
             fault = ""
             if size_bytes > MAX_FILE_BYTES:
                 fault = Reason.TOO_LARGE
+            if fault and has_no_extension(relative):
+                self._passed_over[NO_EXTENSION] += 1
+                continue
             yield SourceFile(relative, remote_version(about), fault)
+
+    def _without_other_contents(self, files: list[SourceFile]) -> list[SourceFile]:
+        """Return the files without those that have no extension and are no images."""
+        nameless = []
+        for file in files:
+            if not file.fault and has_no_extension(file.path):
+                nameless.append(file.path)
+        others = set()
+        are_images = map_in_order(self._has_image_content, nameless, READ_THREADS)
+        for path, is_image in zip(nameless, are_images, strict=True):
+            if not is_image:
+                others.add(path)
+                self._passed_over[NO_EXTENSION] += 1
+        return [file for file in files if file.path not in others]
+
+    def _has_image_content(self, path: str) -> bool:
+        try:
+            if self._is_local:
+                with open(os.path.join(self._root, path), "rb") as file:
+                    return is_image_content(file.read(N_FIRST_BYTES))
+            root = self._root.rstrip("/")
+            first_bytes = self._fs.cat_file(f"{root}/{path}", start=0, end=N_FIRST_BYTES)
+        except Exception:  # of any kind; it is set aside with its reason when it is read
+            return True
+        return is_image_content(bytes(first_bytes))
+
+    def _passed_over_text(self) -> str:
+        """Return a sentence on the most common of the other files; empty if there are none."""
+        if not self._passed_over:
+            return ""
+        counts = self._passed_over.most_common(_MAX_REASONS_SHOWN)
+        texts = [f"{reason} ({n:,})" for reason, n in counts]
+        return f" Passed over: {', '.join(texts)}"
 
     def _warn_of_unmarked(self, n_files: int) -> None:
         if self._n_unmarked:
@@ -159,11 +207,16 @@ def _local_files(root: str, passed_over: Counter[str]) -> Iterator[SourceFile]:
             if os.path.islink(path):
                 yield _local_file(path, root, real_root)
         for name in names:
-            if not _is_image(name):
+            if not _may_be_image(name):
                 passed_over[_why_passed_over(name)] += 1
                 continue
             path = os.path.join(folder, name)
-            yield _local_file(path, root, real_root)
+            file = _local_file(path, root, real_root)
+            # A pipe, or a link out of the folder: nobody may look whether it is an image.
+            if file.fault and has_no_extension(name):
+                passed_over[NO_EXTENSION] += 1
+                continue
+            yield file
 
     for error in unreadable:
         relative = os.path.relpath(error.filename, root)
@@ -194,12 +247,12 @@ def _why_passed_over(name: str) -> str:
     """Return the reason why a file is not read as an image, for the counts of the report."""
     if name.startswith("."):
         return "hidden file"
+    if has_no_extension(name):
+        return NO_EXTENSION
     extension = printable(os.path.splitext(name)[1].lower())
-    if not extension:
-        return "no extension"
     return f"extension {extension}"
 
 
-def _is_image(name: str) -> bool:
+def _may_be_image(name: str) -> bool:
     is_hidden = name.startswith(".")
-    return name.lower().endswith(EXTENSIONS) and not is_hidden
+    return not is_hidden and (has_image_name(name) or has_no_extension(name))

@@ -111,6 +111,8 @@ def _summary(store: ImageStore) -> dict[str, Any]:
         "n_bytes": store.n_bytes,
         "size_px": store.size_px,
         "channels": store.n_channels,
+        "shorter_side_px": store.specification.shorter_side_px,
+        "interpolation": store.specification.interpolation,
         "n_per_source": _counts(index["source"]),
         "n_per_class": _counts(index["label"]),
         "n_without_class": int(index["label"].isna().sum()),
