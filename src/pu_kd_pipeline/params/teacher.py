@@ -22,7 +22,9 @@ class InputSpec(Block):
     A network reads (x * (high - low) / 255 + low - mean) / std of uint8 pixels x, per channel.
     """
 
-    size_px: int = Field(gt=0, le=_MAX_SIZE_PX, description="images are resized to size_px x size_px")
+    size_px: int = Field(
+        gt=0, le=_MAX_SIZE_PX, description="images are resized to size_px x size_px"
+    )
     channels: Literal[1, 3]
     mean: tuple[float, ...] = Field(
         description="per channel, in the network's order of channels, for pixels in value_range"

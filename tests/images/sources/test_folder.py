@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.images.decoding import Reason, Unusable
-from tests.images.sources.examples import gray_levels, image_folder, listed, opened, png
+from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable
+from pu_kd_pipeline.images.file_kinds import readable_formats
+from pu_kd_pipeline.images.sources.folder import FolderSource
+from tests.images.sources.examples import gray_levels, image_folder, listed, opened, png, source_of
 
 
 def faults_of(root: Path) -> pd.Series:
@@ -65,6 +69,93 @@ def test_other_files_and_hidden_ones_are_not_images_of_a_folder(tmp_path: Path) 
             "hidden file": 1,
             "extension .txt": 1,
         }
+
+
+NAMES_BY_FORMAT = {
+    "PNG": ["a.png", "a.apng", "UPPER.PNG", "two.dots.png", "nameless", "scan.000017"],
+    "JPEG": ["b.jpg", "b.jpeg", "b.jpe", "b.jfif", "B.JFIF", "jpeg_without_extension"],
+    "PPM": ["c.ppm", "c.pgm", "c.pnm", "C.PPM", "netpbm"],
+    "BMP": ["d.bmp", "bitmap"],
+    "GIF": ["e.gif", "e2"],
+    "TIFF": ["f.tif", "f.tiff", "f2"],
+    "WEBP": ["g.webp", "g2"],
+    "AVIF": ["h.avif", "h2"],
+}
+
+
+def test_images_of_every_kind_are_found_and_all_others_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "cat"
+    folder.mkdir()
+    names = []
+    for kind in readable_formats():
+        for name in NAMES_BY_FORMAT.get(kind, []):
+            names.append(f"cat/{name}")
+            Image.new("L", (8, 8), 90).save(folder / name, kind)
+    for name in ("README", "LICENSE.1", "notes.txt", "photo.HEIC", "photo.jpg.bak"):
+        (folder / name).write_text("no image")
+
+    reader = opened("folder", path=tmp_path)
+    for _ in range(2):  # listed again, they are not counted twice
+        listing = reader.listing()
+        assert listing["id"].tolist() == sorted(names)
+        assert listing.attrs["passed_over"] == {
+            "no extension": 2,
+            "extension .txt": 1,
+            "extension .heic": 1,
+            "extension .bak": 1,
+        }
+    decoder = Decoder(channels=1, size_px=8, max_image_pixels=100)
+    for raw in reader.read(listing):
+        pixels = decoder.decode(raw)
+        assert isinstance(pixels, np.ndarray)
+        assert abs(int(pixels[0, 0, 0]) - 90) <= 2
+
+
+def test_images_without_an_extension_are_found_behind_a_url() -> None:
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/nameless/dog/one", png(1))
+    system.pipe_file("/nameless/dog/two.png", png(2))
+    system.pipe_file("/nameless/README", b"no image")
+
+    reader = opened("folder", path="memory://nameless")
+    listing = reader.listing()
+    assert listing["id"].tolist() == ["dog/one", "dog/two.png"]
+    assert listing.attrs["passed_over"] == {"no extension": 1}
+    assert gray_levels(reader.read(listing)) == [1, 2]
+
+
+def test_a_file_without_an_extension_that_changes_is_another_state(tmp_path: Path) -> None:
+    image_folder(tmp_path, a=1)
+    nameless = tmp_path / "nameless"
+    nameless.write_text("no image yet")
+    source = source_of("folder", path=tmp_path)
+    before = FolderSource.state(source)
+    assert listed("folder", path=tmp_path)["id"].tolist() == ["a.png"]
+
+    nameless.write_bytes(png(2))
+    assert FolderSource.state(source) != before
+    assert listed("folder", path=tmp_path)["id"].tolist() == ["a.png", "nameless"]
+
+
+def test_nothing_without_an_extension_is_opened_outside_of_the_folder(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(png(9))
+    root = image_folder(tmp_path / "images", a=1)
+    (root / "leak").symlink_to(outside)
+    os.mkfifo(root / "pipe")
+
+    # Opening the pipe would wait forever.
+    listing = listed("folder", path=root)
+    assert listing["id"].tolist() == ["a.png"]
+    assert listing.attrs["passed_over"] == {"no extension": 2}
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "photo.heic").write_bytes(b"x")
+    (tmp_path / "README").write_bytes(b"x")
+    expected = r"without an extension. Passed over: extension .heic \(1\), no extension \(1\)"
+    with pytest.raises(InputError, match=expected):
+        listed("folder", path=tmp_path)
 
 
 def test_links_out_of_a_folder_are_listed_as_faults_and_links_inside_are_followed(
