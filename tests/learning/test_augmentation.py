@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
 from torch.testing import assert_close
 
@@ -216,3 +218,38 @@ def test_color_images_come_with_channels_last():
     # The stride of the channels is 1: they are next to each other in memory.
     assert normalized.stride() == (60, 1, 12, 3)
     assert_close(normalized, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_reversed_channels_equal_swapped_pixels():
+    images = _random_images(3, 3, 6, 5)
+    # Per channel of the network: blue, green, red.
+    mean = [0.1, 0.5, 0.9]
+    std = [0.2, 0.3, 0.4]
+    in_order = Normalize(mean, std)
+    is_reversed = Normalize(mean, std, is_reversed=True)
+
+    swapped = images[:, [2, 1, 0]]
+    assert torch.equal(is_reversed(images), in_order(swapped))
+    assert is_reversed(images).stride() == in_order(images).stride()
+
+
+@given(
+    low=st.floats(-300, 100),
+    width=st.floats(0.1, 500),
+    mean=st.floats(-1, 1),
+    std=st.floats(0.05, 2),
+)
+@settings(deadline=None, max_examples=30)
+def test_another_range_with_scaled_mean_and_std_is_the_same_input(low, width, mean, std):
+    images = _random_images(2, 3, 4, 4)
+    in_unit_range = Normalize([mean] * 3, [std] * 3)
+    # x in [0, 1] becomes low + x * width, and mean and std with it.
+    scaled = Normalize([low + width * mean] * 3, [width * std] * 3, value_range=(low, low + width))
+    tolerance = 1e-4 * (1 + (abs(low) + width) / width / std)
+    assert_close(scaled(images), in_unit_range(images), rtol=1e-3, atol=tolerance)
+
+
+def test_pixels_of_0_to_255_are_what_a_network_without_normalization_reads():
+    images = _random_images(2, 3, 4, 4)
+    normalize = Normalize([0.0] * 3, [1.0] * 3, value_range=(0.0, 255.0))
+    assert_close(normalize(images), images.float(), rtol=1e-6, atol=0.0)

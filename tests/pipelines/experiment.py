@@ -148,6 +148,8 @@ def ingest(blocks: dict[str, Any], name: str, folder: Path) -> ImageStore:
         class_names,
         params.store,
         params.seed,
+        expected.shorter_side_px,
+        expected.interpolation,
     )
     return write_store(plan, folder / name)
 

@@ -25,6 +25,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.dark_images import DarkImages
 from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable
 from pu_kd_pipeline.images.label_conflicts import find_label_conflicts, warn_of_conflicts
 from pu_kd_pipeline.images.listing import Reader, list_images
@@ -79,6 +80,7 @@ class _UnfinishedStore:
     quarantine: pd.DataFrame = field(default_factory=pd.DataFrame)
     shards: list[Shard] = field(default_factory=list)
     new_files: list[Path] = field(default_factory=list)
+    dark: DarkImages = field(default_factory=DarkImages)
 
 
 def write_store(
@@ -126,6 +128,7 @@ def write_store(
             file.unlink(missing_ok=True)
         raise
 
+    store.dark.warn(f"data_ingestion.{plan.name}")
     write_reports(folder, [reader.report for reader in readers])
     _commit(store, plan)
     return ImageStore.open(folder)
@@ -300,8 +303,7 @@ def _write_shard(
                     continue
 
                 # Of the decoded pixels: two files of one image may be compressed differently.
-                sha256 = hashlib.sha256(pixels.data)
-                digest = sha256.digest()
+                digest = hashlib.sha256(pixels.data).digest()
                 original_id = store.id_by_digest.get(digest)
                 if original_id is not None:
                     statuses.append(duplicate_of(original_id))
@@ -311,6 +313,7 @@ def _write_shard(
                 statuses.append(OK)
                 digests.append(digest.hex())
                 writer.append(raw, pixels)
+                store.dark.see(image_id, pixels)
 
         table = rows.assign(status=statuses)
         is_ok = table["status"] == OK
