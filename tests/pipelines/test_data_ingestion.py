@@ -100,6 +100,15 @@ def test_the_same_seed_makes_the_same_store(stores: dict[str, ImageStore], tmp_p
     assert other.fingerprint != first.fingerprint
 
 
+def test_stores_are_planned_with_the_resize_of_the_teachers_input(tmp_path: Path) -> None:
+    spec = {"size_px": 7, "channels": 1, "mean": [0.3], "std": [0.4]}
+    spec.update(resize="crop", interpolation="bicubic")
+    plan = nodes.plan_test_images(parameters(), teacher(input=spec))
+    store = write_store(plan, tmp_path / "store")
+    assert store.specification.shorter_side_px == 8
+    assert store.specification.interpolation == "bicubic"
+
+
 def report_of(stores: dict[str, ImageStore]) -> dict[str, Any]:
     """Return the report of the stage, whose first node searches for duplicates."""
     duplicates = nodes.search_duplicates(**stores, params=parameters())
@@ -117,6 +126,8 @@ def test_the_report_counts_images_by_source_and_class(stores: dict[str, ImageSto
     as_stored = json.loads(json.dumps(report))
     assert as_stored == report
     assert report["test_images"]["n_images"] == 500
+    assert report["test_images"]["shorter_side_px"] is None
+    assert report["test_images"]["interpolation"] == "bilinear"
     assert report["labeled_images"]["n_per_class"] == dict.fromkeys(DIGITS, 10)
     assert pool["n_without_class"] == 2800
     assert pool["n_per_source"] == {"demo": 3500}

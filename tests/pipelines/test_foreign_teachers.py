@@ -15,6 +15,8 @@ import pytest
 import torch
 import yaml
 
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.evaluation import compare_models
 from pu_kd_pipeline.learning.networks.build import build_network
 from tests.hostile.run_cases import PROJECT
 from tests.pipelines.experiment import blocks_of, run
@@ -97,6 +99,37 @@ def test_every_kind_of_features_is_trained_saved_loaded_and_scores_the_pool(feat
     scores = made.scores.to_pandas()["pu_score"]
     assert len(scores) == 150
     assert scores.std() > 0
+
+
+def test_a_teacher_of_another_input_is_used_with_it_in_all_stages(tmp_path):
+    torch.manual_seed(0)
+    plain = run(blocks_of(few_images()), tmp_path / "plain")
+    weights = tmp_path / "plain" / "teacher" / "weights.safetensors"
+    (tmp_path / "w").write_bytes(weights.read_bytes())
+    spec = plain.teacher.card.input
+
+    # The same network, described by levels of 0 to 255, on crops that keep the entire image.
+    levels = {
+        "size_px": 8,
+        "channels": 1,
+        "mean": [255 * value for value in spec.mean],
+        "std": [255 * value for value in spec.std],
+        "value_range": [0, 255],
+        "resize": "crop",
+        "crop_ratio": 1.0,
+    }
+    teacher = {"weights": str(tmp_path / "w"), "input": levels}
+    same = run(blocks_of(few_images(teacher=teacher)), tmp_path / "same")
+    assert same.metrics["teacher"]["accuracy"] == plain.metrics["teacher"]["accuracy"]
+    confidence = [made.scores.to_pandas()["teacher_confidence"] for made in (plain, same)]
+    np.testing.assert_allclose(*confidence, rtol=1e-3)
+    stored = same.stores["pool"].specification
+    assert (stored.shorter_side_px, stored.interpolation) == (8, "bilinear")
+
+    # Images of the other resize are refused, although they have the same size.
+    message = "holds images of 8 × 8 px, gray, bilinear, and the network expects"
+    with pytest.raises(InputError, match=message):
+        compare_models({"teacher": same.teacher}, plain.stores["test"], same.blocks["evaluation"])
 
 
 # --- from the command line

@@ -80,6 +80,7 @@ def test_only_photos_keep_their_colors_on_a_dark_page() -> None:
         "60 of 300",
         "BBE, 90 % interval, from 100 positives and 300 unlabeled",
         "truncated 2",
+        "8 × 8 px, gray, bicubic, center of 9 px",
         "Copies of test images among the pool images: 3 exact, 1 near.",
         "pu_training.epochs",
         "&lt;b&gt;",  # a parameter, escaped
