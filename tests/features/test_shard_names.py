@@ -70,7 +70,8 @@ def names_of_copy(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             EVERYTHING,
         ),
         # Encoded images are decoded when they are read.
-        ("images/decoding.py", "Resampling.BILINEAR", "Resampling.BICUBIC", EVERYTHING),
+        ("images/resizing.py", "image.resize(size, ", "image.resize(size[:], ", EVERYTHING),
+        ("images/pixel_formats.py", ">> (n_bits - 8)", ">> (n_bits - 9)", EVERYTHING),
     ],
 )
 def test_names_follow_the_code_that_makes_a_shard(

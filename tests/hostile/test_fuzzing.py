@@ -25,7 +25,7 @@ KNOWN_OUTCOMES = {
     "image format that is not read",
     "unsupported pixel format",
     "floating-point pixels",
-    "32-bit integer pixels",
+    "integer pixels of 32 bits or more",
     "signed integer pixels",
     "16-bit pixels without a value above 255",
     "compressed metadata too large",

@@ -144,14 +144,14 @@ def test_sixteen_bit_colors_keep_their_high_bytes() -> None:
 @pytest.mark.parametrize(
     ("dtype", "sample_format", "expected"),
     [
-        ("u4", 1, "32-bit integer pixels"),
-        ("i4", SIGNED, "signed integer pixels"),
+        ("u4", 1, "integer pixels of 32 bits or more"),
+        ("i4", SIGNED, "integer pixels of 32 bits or more"),
         ("i2", SIGNED, "signed integer pixels"),
         ("f4", FLOAT, "floating-point pixels"),
         # Pillow does not open these.
         ("f2", FLOAT, "floating-point pixels"),
         ("f8", FLOAT, "floating-point pixels"),
-        ("u8", 1, "32-bit integer pixels"),
+        ("u8", 1, "integer pixels of 32 bits or more"),
     ],
 )
 def test_values_without_a_range_are_set_aside_with_a_reason(
@@ -183,7 +183,7 @@ def test_pixels_that_pillow_does_not_know_are_not_called_damaged() -> None:
 
 def test_integers_in_memory_have_no_range() -> None:
     image = Image.fromarray(RAMP.astype(np.int32))
-    assert reason(image) == "32-bit integer pixels"
+    assert reason(image) == "integer pixels of 32 bits or more"
 
 
 # --- 8-bit values in 16 bits

@@ -111,7 +111,7 @@ def test_names_of_labels_cannot_forge_lines_of_the_log(
 def test_many_endings_are_counted_together(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "in", "cat")
     for number in range(100):
-        (root / f"scan.{number:06}").touch()
+        (root / f"scan.v{number:06}").touch()
         (root / f"{number}.txt").touch()
     (report,) = ingested(root, type="folder")
     assert report["passed_over"]["extension .txt"] == 100

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # What an `UnsupportedPixelsError` can say
 FLOATING_POINT = "floating-point pixels"
-WIDE_INTEGERS = "32-bit integer pixels"
+WIDE_INTEGERS = "integer pixels of 32 bits or more"
 SIGNED_INTEGERS = "signed integer pixels"
 EMPTY_HIGH_BYTES = "16-bit pixels without a value above 255"
 OTHER_PIXELS = "unsupported pixel format"
@@ -105,10 +105,10 @@ def fault_of_tiff(content: bytes) -> str | None:
         return None
     if _FLOATING_POINT in kinds:
         return FLOATING_POINT
-    if _SIGNED in kinds:
-        return SIGNED_INTEGERS
     if n_bits >= 32:
         return WIDE_INTEGERS
+    if _SIGNED in kinds:
+        return SIGNED_INTEGERS
     return OTHER_PIXELS
 
 
@@ -136,10 +136,10 @@ def _check_range(image: Image.Image, about: PixelFormat) -> None:
     """Raise an UnsupportedPixelsError if nobody knows which value is white."""
     if image.mode == "F":
         raise UnsupportedPixelsError(FLOATING_POINT)
-    if about.is_signed:
-        raise UnsupportedPixelsError(SIGNED_INTEGERS)
     if image.mode == "I" and about.n_bits != 16:
         raise UnsupportedPixelsError(WIDE_INTEGERS)
+    if about.is_signed:
+        raise UnsupportedPixelsError(SIGNED_INTEGERS)
 
 
 def _high_bytes(image: Image.Image, about: PixelFormat) -> Image.Image:

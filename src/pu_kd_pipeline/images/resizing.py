@@ -27,7 +27,9 @@ def resized_size(
 
 def input_text(channels: int, size_px: int, shorter_side_px: int | None, interpolation: str) -> str:
     """Return the images of a store, or those that a network expects, in words."""
-    color = "gray" if channels == 1 else "color"
+    color = "color"
+    if channels == 1:
+        color = "gray"
     text = f"{size_px} × {size_px} px, {color}, {interpolation}"
     if shorter_side_px is None:
         return text
