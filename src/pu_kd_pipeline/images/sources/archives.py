@@ -31,7 +31,7 @@ def archive_version(system: Any) -> str:
     for layer in _layers(system):
         if _open_file_of(layer) is None:
             continue
-        opened = getattr(layer, "of", None)
+        opened: Any = getattr(layer, "of", None)
         outer = getattr(opened, "fs", None)
         if outer is None:
             continue
