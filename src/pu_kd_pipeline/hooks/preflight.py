@@ -153,7 +153,7 @@ def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
 
 def _fault_of_path(path: str, is_folder: bool) -> str | None:
     """Return why a source cannot be read from a path, or None; no image is opened."""
-    from pu_kd_pipeline.images.sources.files import file_system, local_matches
+    from pu_kd_pipeline.images.sources.files import expanded_ranges, file_system, local_matches
 
     try:
         # Whether a remote file exists is not asked: that may take long, or need credentials.
@@ -162,7 +162,8 @@ def _fault_of_path(path: str, is_folder: bool) -> str | None:
             return None
         matches = [str(resolved_path(path))]
         if not is_folder:
-            matches = local_matches(matches[0])
+            first_pattern = expanded_ranges(matches[0])[0]
+            matches = local_matches(first_pattern)
         if not matches:
             return f"no file matches {path} (edit parameters_data_ingestion.yml)"
         return _fault_of_file(matches[0], path, is_folder)

@@ -71,6 +71,9 @@ class Reason(StrEnum):
     CRASHED = "crashes its decoder"
     LINK = "link out of the folder"
     NAME = "file name is not UTF-8"
+    REPEATED = "several files of one name"
+    ONLY_A_PATH = "only the path of a file"
+    SEVERAL_IMAGES = "several images in one row"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ SOURCE_TYPES = {
     "torchvision": SourceType(required_key="dataset", path_must_exist=False),
     "folder": SourceType(required_key="path", path_must_exist=True, path_is_folder=True),
     "parquet": SourceType(required_key="path", path_must_exist=True),
+    "webdataset": SourceType(required_key="path", path_must_exist=True),
     "demo": SourceType(required_key="part", path_must_exist=False),
 }
 
@@ -44,8 +45,8 @@ class ImageSource(Block):
     """One place that images come from.
 
     `type` picks the reader: `torchvision` (a data set by class name), `folder` (class sub-folders,
-    or flat and unlabeled), `parquet` (image bytes in a column; local or any fsspec URL) or `demo`
-    (the embedded digits).
+    or flat and unlabeled), `parquet` (image bytes in a column; local or any fsspec URL),
+    `webdataset` (tar archives of samples; local or any fsspec URL) or `demo` (the embedded digits).
     """
 
     type: SourceTypeName
@@ -54,8 +55,29 @@ class ImageSource(Block):
     )
     path: str | None = Field(
         None,
-        description="folder, Parquet file or glob, or torchvision's root; `~` is the home folder, "
-        "and relative paths start at the project; fsspec URLs allowed, except for torchvision",
+        description="folder, Parquet file, tar archive or glob, or torchvision's root; `~` is the "
+        "home folder, and relative paths start at the project; fsspec URLs allowed, except for "
+        "torchvision",
+    )
+    image_column: str | None = Field(
+        None,
+        description="parquet: column of the images; null: `image`, or else the only column with "
+        "bytes that has another common name. webdataset: extension of the images, such as jpg, or "
+        "jpg;png where the first that a sample has counts; null: a sample has one image",
+    )
+    label_column: str | None = Field(
+        None,
+        description="parquet: column of the class numbers or names; null: `label`, if there is "
+        "one. webdataset: extension such as cls, or entry of a JSON file such as json.label, which "
+        "are the default",
+    )
+    label_name_column: str | None = Field(
+        None,
+        description="names of the classes next to their numbers, as `label_column`; null: "
+        "`label_name` for parquet, if there is one",
+    )
+    id_column: str | None = Field(
+        None, description="parquet: column of the ids; null: `id`, if there is one"
     )
     dataset: str | None = Field(
         None, description="torchvision: class in torchvision.datasets, such as MNIST"

@@ -20,6 +20,7 @@ from pu_kd_pipeline.images.file_kinds import (
     has_no_extension,
     is_image_content,
 )
+from pu_kd_pipeline.images.sources.archives import archive_version, reads_one_file_at_a_time
 from pu_kd_pipeline.images.sources.base import PASSED_OVER, listing_table
 from pu_kd_pipeline.images.sources.files import (
     MAX_FILE_BYTES,
@@ -94,7 +95,10 @@ class FolderSource:
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         paths = rows["path"].tolist()
-        return map_in_order(self._fetch, paths, READ_THREADS)
+        n_threads = READ_THREADS
+        if reads_one_file_at_a_time(self._fs):
+            n_threads = 1
+        return map_in_order(self._fetch, paths, n_threads)
 
     def _fetch(self, path: str) -> bytes | Unusable:
         try:
@@ -132,6 +136,7 @@ class FolderSource:
         root = without_protocol.rstrip("/")
         found = self._fs.find(root, detail=True)
         self._n_unmarked = 0
+        version_of_archive = archive_version(self._fs)
         for path, about in found.items():
             relative = path.removeprefix(root).lstrip("/")
             parts = relative.split("/")
@@ -150,7 +155,8 @@ class FolderSource:
             if fault and has_no_extension(relative):
                 self._passed_over[NO_EXTENSION] += 1
                 continue
-            yield SourceFile(relative, remote_version(about), fault)
+            version = version_of_archive + remote_version(about)
+            yield SourceFile(relative, version, fault)
 
     def _without_other_contents(self, files: list[SourceFile]) -> list[SourceFile]:
         """Return the files without those that have no extension and are no images."""

@@ -15,12 +15,14 @@ from pu_kd_pipeline.images.sources.demo import DemoSource
 from pu_kd_pipeline.images.sources.folder import FolderSource
 from pu_kd_pipeline.images.sources.parquet import ParquetSource
 from pu_kd_pipeline.images.sources.torchvision import TorchvisionSource
+from pu_kd_pipeline.images.sources.webdataset import WebDatasetSource
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, ImageSource, SourceType
 
 SOURCES: dict[str, type[Source]] = {
     "torchvision": TorchvisionSource,
     "folder": FolderSource,
     "parquet": ParquetSource,
+    "webdataset": WebDatasetSource,
     "demo": DemoSource,
 }
 
