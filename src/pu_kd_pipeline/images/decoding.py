@@ -56,6 +56,7 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported pixel format"
     CRASHED = "crashes its decoder"
     LINK = "link out of the folder"
+    BROKEN_LINK = "broken link"
     NAME = "file name is not UTF-8"
 
 

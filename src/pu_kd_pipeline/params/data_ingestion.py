@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, StrictInt, field_validator, model_validator
 
 from pu_kd_pipeline.params.base import SEEDS, Block, Share
+from pu_kd_pipeline.params.paths import is_url
 
 
 @dataclass(frozen=True)
@@ -17,19 +19,38 @@ class SourceType:
     Attributes:
         required_key: key of `ImageSource` that a source of this type cannot do without.
         path_must_exist: whether a local `path` is checked before the first node runs.
-        path_is_folder: whether it must be a folder, and not one file or a pattern.
+        path_kind: what it leads to: "folder", "file", or "pattern" for one file, a folder or a
+            pattern of many files.
+        keys: further keys that only this type has, or some types. What no type lists here is a key
+            of every type.
     """
 
     required_key: str
     path_must_exist: bool
-    path_is_folder: bool = False
+    path_kind: Literal["folder", "file", "pattern"] = "pattern"
+    keys: tuple[str, ...] = ()
+
+    @property
+    def all_keys(self) -> tuple[str, ...]:
+        """The keys of this type that others need not have."""
+        return (self.required_key, *self.keys)
 
 
 # Each type has a class in images/sources/registry.py, which checks on import that none is missing.
 SOURCE_TYPES = {
     # torchvision makes the folder itself where `download` is set
-    "torchvision": SourceType(required_key="dataset", path_must_exist=False),
-    "folder": SourceType(required_key="path", path_must_exist=True, path_is_folder=True),
+    "torchvision": SourceType(
+        required_key="dataset",
+        path_must_exist=False,
+        path_kind="folder",
+        keys=("path", "options", "download"),
+    ),
+    "folder": SourceType(
+        required_key="path",
+        path_must_exist=True,
+        path_kind="folder",
+        keys=("follow_links", "class_pattern"),
+    ),
     "parquet": SourceType(required_key="path", path_must_exist=True),
     "demo": SourceType(required_key="part", path_must_exist=False),
 }
@@ -56,6 +77,17 @@ class ImageSource(Block):
         None,
         description="folder, Parquet file or glob, or torchvision's root; `~` is the home folder, "
         "and relative paths start at the project; fsspec URLs allowed, except for torchvision",
+    )
+    follow_links: bool = Field(
+        False,
+        description="folder: follow links to folders, and to files outside of it; local folders "
+        "only",
+    )
+    class_pattern: str | None = Field(
+        None,
+        description="folder: a regular expression with a group `label`, such as "
+        r"'(?P<label>[a-z]+)_\d+\.jpg', for the entire path of an image below the folder; other "
+        "images are left out",
     )
     dataset: str | None = Field(
         None, description="torchvision: class in torchvision.datasets, such as MNIST"
@@ -131,11 +163,46 @@ class ImageSource(Block):
                     raise ValueError(f"YAML reads {label!r}: write the label in quotes")
         return labels
 
+    @field_validator("class_pattern")
+    @classmethod
+    def _pattern_compiles(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            compiled = re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as exc:
+            raise ValueError(f"{pattern!r} is not a regular expression: {exc}") from exc
+        if "label" not in compiled.groupindex:
+            raise ValueError(
+                f"{pattern!r} has no group `label`: write (?P<label>…) around what names the class"
+            )
+        return pattern
+
+    @model_validator(mode="after")
+    def _check_keys_belong_to_the_type(self) -> ImageSource:
+        own_keys = SOURCE_TYPES[self.type].all_keys
+        for name, about in SOURCE_TYPES.items():
+            for key in about.all_keys:
+                if key not in own_keys and self._is_given(key):
+                    raise ValueError(
+                        f"{key} is no key of a source of type {self.type!r}, but of type "
+                        f"{name!r}: remove it, or correct `type`"
+                    )
+        return self
+
+    def _is_given(self, key: str) -> bool:
+        """Return whether a key has another value than if it were left out."""
+        field = type(self).model_fields[key]
+        default = field.get_default(call_default_factory=True)
+        return bool(getattr(self, key) != default)
+
     @model_validator(mode="after")
     def _check_keys_fit_together(self) -> ImageSource:
         required_key = SOURCE_TYPES[self.type].required_key
         if getattr(self, required_key) is None:
             raise ValueError(f"a source of type {self.type!r} needs the key {required_key!r}")
+        if self.follow_links and is_url(str(self.path)):
+            raise ValueError(f"follow_links is for local folders, and {self.path} is a URL")
         if self.share[0] >= self.share[1]:
             raise ValueError(f"share must be [from, to) with from < to, got {list(self.share)}")
         if self.sorted_names and self.label_map is not None:

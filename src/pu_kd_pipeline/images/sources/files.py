@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import stat
@@ -119,9 +120,9 @@ def file_state(path: str | Path, real_root: str | None = None) -> tuple[str, str
             # A link that was switched to another file is another link.
             link_version = f"-{about.st_ctime_ns}"
             about = os.stat(path)
-    except OSError:
-        if os.path.islink(path):
-            return "", Reason.LINK
+    except OSError as exc:
+        if os.path.islink(path) and leads_nowhere(exc):
+            return "", Reason.BROKEN_LINK
         return "", Reason.NOT_OPENED
     if is_link and real_root is not None and _leads_out(path, about, real_root):
         return "", Reason.LINK
@@ -137,6 +138,11 @@ def file_state(path: str | Path, real_root: str | None = None) -> tuple[str, str
     if about.st_size > MAX_FILE_BYTES:
         return version, Reason.TOO_LARGE
     return version, ""
+
+
+def leads_nowhere(error: OSError) -> bool:
+    """Return whether the error of a link means that there is nothing behind it, or a circle."""
+    return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def _leads_out(path: str | Path, about: os.stat_result, real_root: str) -> bool:
