@@ -57,6 +57,7 @@ class Reason(StrEnum):
     CRASHED = "crashes its decoder"
     LINK = "link out of the folder"
     BROKEN_LINK = "broken link"
+    MISSING = "file not found"  # of those that a list names
     NAME = "file name is not UTF-8"
 
 

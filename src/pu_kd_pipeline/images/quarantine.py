@@ -9,12 +9,12 @@ import pandas as pd
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason
 from pu_kd_pipeline.images.plan import IngestionPlan
-from pu_kd_pipeline.images.sources.base import SourceLostError
+from pu_kd_pipeline.images.sources.base import CONFLICTING_LABELS, SourceLostError
 from pu_kd_pipeline.images.sources.links import HOW_TO_FOLLOW
 
 OK = "ok"
 DUPLICATE = "duplicate"  # the status is "duplicate of <id>"
-CONFLICT = "conflicting labels"  # the status is "conflicting labels: <class> and <class>"
+CONFLICT = CONFLICTING_LABELS  # the status is "conflicting labels: <class> and <class>"
 
 
 def duplicate_of(image_id: str) -> str:

@@ -52,6 +52,15 @@ SOURCE_TYPES = {
         keys=("follow_links", "class_pattern"),
     ),
     "parquet": SourceType(required_key="path", path_must_exist=True),
+    "list": SourceType(
+        required_key="path",
+        path_must_exist=True,
+        path_kind="file",
+        keys=(
+            *("root", "separator", "encoding"),
+            *("path_column", "label_column", "label_name_column", "id_column"),
+        ),
+    ),
     "demo": SourceType(required_key="part", path_must_exist=False),
 }
 
@@ -65,8 +74,8 @@ class ImageSource(Block):
     """One place that images come from.
 
     `type` picks the reader: `torchvision` (a data set by class name), `folder` (class sub-folders,
-    or flat and unlabeled), `parquet` (image bytes in a column; local or any fsspec URL) or `demo`
-    (the embedded digits).
+    or flat), `parquet` (image bytes in a column; local or any fsspec URL), `list` (image files
+    whose paths and labels are in a CSV, TSV or Parquet file) or `demo` (the embedded digits).
     """
 
     type: SourceTypeName
@@ -88,6 +97,32 @@ class ImageSource(Block):
         description="folder: a regular expression with a group `label`, such as "
         r"'(?P<label>[a-z]+)_\d+\.jpg', for the entire path of an image below the folder; other "
         "images are left out",
+    )
+    root: str | None = Field(
+        None,
+        description="list: folder or URL where the paths in the list start; null: the folder of "
+        "the list",
+    )
+    path_column: str | None = Field(
+        None, description="list: column of the paths, such as file_name; null: `path`"
+    )
+    label_column: str | None = Field(
+        None,
+        description="list: column of the class numbers or names; null: `label`, if there is one",
+    )
+    label_name_column: str | None = Field(
+        None,
+        description="list: column of the names of the classes next to their numbers; null: "
+        "`label_name`, if there is one",
+    )
+    id_column: str | None = Field(
+        None, description="list: column of the ids; null: `id`, if there is one"
+    )
+    separator: str | None = Field(
+        None, description="list: between the fields of a text file; null: the one of its header"
+    )
+    encoding: str | None = Field(
+        None, description="list: of a text file, such as cp1252; null: UTF-8, or by its byte mark"
     )
     dataset: str | None = Field(
         None, description="torchvision: class in torchvision.datasets, such as MNIST"
@@ -177,6 +212,31 @@ class ImageSource(Block):
                 f"{pattern!r} has no group `label`: write (?P<label>…) around what names the class"
             )
         return pattern
+
+    @field_validator("separator")
+    @classmethod
+    def _separator_is_one_character(cls, separator: str | None) -> str | None:
+        if separator is None:
+            return None
+        if len(separator) != 1 or separator in '"\r\n':
+            raise ValueError(
+                f"{separator!r} is not one character between fields: write a tab in double "
+                'quotes, "\\t"'
+            )
+        return separator
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str | None) -> str | None:
+        if encoding is None:
+            return None
+        try:
+            b"a".decode(encoding)
+        except UnicodeError:
+            pass  # of an encoding that takes more than one byte for a character
+        except (LookupError, ValueError) as exc:
+            raise ValueError(f"{encoding!r} is no encoding that Python knows ({exc})") from exc
+        return encoding
 
     @model_validator(mode="after")
     def _check_keys_belong_to_the_type(self) -> ImageSource:

@@ -117,10 +117,11 @@ def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
 EXAMPLES = {
     "folder": lambda folder: source_of("folder", path=folder),
     "parquet": lambda folder: source_of("parquet", path=folder / "*.parquet"),
+    "list": lambda folder: source_of("list", path=folder / "list.csv"),
     "torchvision": lambda folder: source_of("torchvision", dataset="MNIST", path=folder),
 }
 # One that each of them reads
-FILES_OF_EXAMPLES = ("part.parquet", "image.png")
+FILES_OF_EXAMPLES = ("part.parquet", "image.png", "list.csv")
 
 
 def test_every_type_with_files_has_an_example() -> None:

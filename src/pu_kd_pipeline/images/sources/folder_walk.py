@@ -10,9 +10,9 @@ from collections.abc import Iterator
 class FolderWalk:
     """Walks through a local folder and remembers what it left out.
 
-    With `follow_links`, each folder is read once per class folder, whichever links lead to it: links
-    in a circle end, and a folder that two class folders link to is read for both. Real folders come
-    before links, so that a new link does not rename the images of real ones.
+    With `follow_links`, each folder is read once per class folder, whichever links lead to it.
+    Links in a circle end, and a folder that two class folders link to is read for both. Real
+    folders come before links, so that a new link does not rename the images of real ones.
 
     Attributes:
         n_hidden_folders: folders whose names begin with a dot.

@@ -255,7 +255,7 @@ def _read_columns(parquet: pq.ParquetFile, file: str) -> dict[str, list[Any]]:
 
     values = {}
     for name in table.column_names:
-        values[name] = _plain_values(table[name], name, file)
+        values[name] = plain_values(table[name], name, file)
     return values
 
 
@@ -320,7 +320,7 @@ def _image_bytes(image: Any) -> bytes | Unusable:
     return found
 
 
-def _plain_values(column: pa.ChunkedArray, name: str, file: str) -> list[Any]:
+def plain_values(column: pa.ChunkedArray, name: str, file: str) -> list[Any]:
     """Return a column of ids, labels or names as integers or strings.
 
     Labels may be floats that are whole; NaN is a missing label.
