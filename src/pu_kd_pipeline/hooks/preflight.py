@@ -153,7 +153,7 @@ def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
 
 def _fault_of_path(path: str, source: ImageSource) -> str | None:
     """Return why a source cannot be read from its path, or None; no image is opened."""
-    from pu_kd_pipeline.images.sources.files import file_system, local_matches
+    from pu_kd_pipeline.images.sources.files import expanded_ranges, file_system, local_matches
     from pu_kd_pipeline.images.sources.registry import open_source
 
     about = SOURCE_TYPES[source.type]
@@ -166,7 +166,8 @@ def _fault_of_path(path: str, source: ImageSource) -> str | None:
         if not about.path_must_exist and not os.path.lexists(matches[0]):
             return None
         if about.path_kind == "pattern":
-            matches = local_matches(matches[0])
+            first_pattern = expanded_ranges(matches[0])[0]
+            matches = local_matches(first_pattern)
         if not matches:
             return f"no file matches {path} (edit parameters_data_ingestion.yml)"
         fault = _fault_of_file(matches[0], path, source)

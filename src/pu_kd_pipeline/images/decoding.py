@@ -59,6 +59,9 @@ class Reason(StrEnum):
     BROKEN_LINK = "broken link"
     MISSING = "file not found"  # of those that a list names
     NAME = "file name is not UTF-8"
+    REPEATED = "several files of one name"
+    ONLY_A_PATH = "only the path of a file"
+    SEVERAL_IMAGES = "several images in one row"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,11 @@ SOURCE_TYPES = {
         path_kind="folder",
         keys=("follow_links", "class_pattern"),
     ),
-    "parquet": SourceType(required_key="path", path_must_exist=True),
+    "parquet": SourceType(
+        required_key="path",
+        path_must_exist=True,
+        keys=("image_column", "label_column", "label_name_column", "id_column"),
+    ),
     "list": SourceType(
         required_key="path",
         path_must_exist=True,
@@ -60,6 +64,11 @@ SOURCE_TYPES = {
             *("root", "separator", "encoding"),
             *("path_column", "label_column", "label_name_column", "id_column"),
         ),
+    ),
+    "webdataset": SourceType(
+        required_key="path",
+        path_must_exist=True,
+        keys=("image_column", "label_column", "label_name_column"),
     ),
     "demo": SourceType(required_key="part", path_must_exist=False),
 }
@@ -74,8 +83,9 @@ class ImageSource(Block):
     """One place that images come from.
 
     `type` picks the reader: `torchvision` (a data set by class name), `folder` (class sub-folders,
-    or flat), `parquet` (image bytes in a column; local or any fsspec URL), `list` (image files
-    whose paths and labels are in a CSV, TSV or Parquet file) or `demo` (the embedded digits).
+    or flat), `parquet` (image bytes in a column), `list` (image files whose paths and labels are in
+    a CSV, TSV or Parquet file), `webdataset` (tar archives of samples), all of them local or at any
+    fsspec URL, or `demo` (the embedded digits).
     """
 
     type: SourceTypeName
@@ -84,8 +94,29 @@ class ImageSource(Block):
     )
     path: str | None = Field(
         None,
-        description="folder, Parquet file or glob, or torchvision's root; `~` is the home folder, "
-        "and relative paths start at the project; fsspec URLs allowed, except for torchvision",
+        description="folder, Parquet file, list, tar archive or glob, or torchvision's root; `~` is "
+        "the home folder, and relative paths start at the project; fsspec URLs allowed, except for "
+        "torchvision",
+    )
+    image_column: str | None = Field(
+        None,
+        description="parquet: column of the images; null: `image`, or else the only column with "
+        "bytes that has another common name. webdataset: extension of the images, such as jpg, or "
+        "jpg;png where the first that a sample has counts; null: a sample has one image",
+    )
+    label_column: str | None = Field(
+        None,
+        description="parquet, list: column of the class numbers or names; null: `label`, if there "
+        "is one. webdataset: extension such as cls, or entry of a JSON file such as json.label, which "
+        "are the default",
+    )
+    label_name_column: str | None = Field(
+        None,
+        description="names of the classes next to their numbers, as `label_column`; null: "
+        "`label_name` for parquet and list, if there is one",
+    )
+    id_column: str | None = Field(
+        None, description="parquet, list: column of the ids; null: `id`, if there is one"
     )
     follow_links: bool = Field(
         False,
@@ -105,18 +136,6 @@ class ImageSource(Block):
     )
     path_column: str | None = Field(
         None, description="list: column of the paths, such as file_name; null: `path`"
-    )
-    label_column: str | None = Field(
-        None,
-        description="list: column of the class numbers or names; null: `label`, if there is one",
-    )
-    label_name_column: str | None = Field(
-        None,
-        description="list: column of the names of the classes next to their numbers; null: "
-        "`label_name`, if there is one",
-    )
-    id_column: str | None = Field(
-        None, description="list: column of the ids; null: `id`, if there is one"
     )
     separator: str | None = Field(
         None, description="list: between the fields of a text file; null: the one of its header"

@@ -13,6 +13,7 @@ import pandas as pd
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable, map_in_order
 from pu_kd_pipeline.images.label_names import listed
+from pu_kd_pipeline.images.sources.archives import archive_version, reads_one_file_at_a_time
 from pu_kd_pipeline.images.sources.base import CONFLICTING_LABELS, PASSED_OVER, listing_table
 from pu_kd_pipeline.images.sources.files import (
     MAX_FILE_BYTES,
@@ -104,7 +105,10 @@ class ListSource:
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         paths = rows["path"].tolist()
-        return map_in_order(self._fetch, paths, READ_THREADS)
+        n_threads = READ_THREADS
+        if reads_one_file_at_a_time(self._root_fs):
+            n_threads = 1
+        return map_in_order(self._fetch, paths, n_threads)
 
     def _fetch(self, path: str) -> bytes | Unusable:
         location = self._location(path)
@@ -143,7 +147,8 @@ class ListSource:
         if is_local(self._fs):
             version, fault = file_state(self._file)
         else:
-            version, fault = remote_version(self._fs.info(self._file)), ""
+            version = archive_version(self._fs) + remote_version(self._fs.info(self._file))
+            fault = ""
         return SourceFile(self._file, version, fault)
 
     def _read_list(self) -> ListTable:
@@ -242,6 +247,7 @@ class ListSource:
         # One request for a thousand files, where the file system can list them.
         found: dict[str, dict[str, Any]] = self._root_fs.find(self._root, detail=True)
         self._n_unmarked = 0
+        version_of_archive = archive_version(self._root_fs)
         states = []
         for path in paths:
             location = self._root_fs._strip_protocol(self._location(path))
@@ -255,7 +261,8 @@ class ListSource:
                 self._n_unmarked += 1
             is_large = (about.get("size") or 0) > MAX_FILE_BYTES  # some do not know the size
             fault = Reason.TOO_LARGE if is_large else ""
-            states.append(SourceFile(path, remote_version(about), fault))
+            version = version_of_archive + remote_version(about)
+            states.append(SourceFile(path, version, fault))
         return states
 
     def _about(self, location: str) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,9 @@ _REMOTE_MARKS = frozenset(
 _CLOCK_STEP_NS = 50 * 10**6
 _COARSE_CLOCK_STEP_NS = 2 * 10**9
 _WHOLE_SECOND_NS = 10**9
+# As shells and WebDataset write them
+_BRACES = re.compile(r"\{(?:(?P<first>\d{1,9})\.\.(?P<last>\d{1,9})|(?P<names>[^{}]*,[^{}]*))\}")
+_MAX_EXPANDED = 100_000
 
 
 class SourceFile(NamedTuple):
@@ -243,6 +247,50 @@ def tree(root: Path) -> Iterator[SourceFile]:
 def has_wildcard(path: str) -> bool:
     """Return whether a path is a pattern for many files."""
     return any(mark in path for mark in "*?[")
+
+
+def expanded_ranges(path: str) -> list[str]:
+    """Return the paths that `{000..127}` and `{train,val}` in a path stand for, in order.
+
+    A number has as many digits as the longer end of its range. A file or folder that is called like
+    a pattern is taken as it is.
+
+    Raises:
+        InputError: there are too many.
+    """
+    if os.path.lexists(path):
+        return [path]
+    paths = [""]
+    end = 0
+    for match in _BRACES.finditer(path):
+        plain = path[end : match.start()]
+        parts = _parts_of_range(match)
+        if len(paths) * len(parts) > _MAX_EXPANDED:
+            raise InputError(
+                f"{path} stands for more than {_MAX_EXPANDED:,} files: use a smaller range, or `*`"
+            )
+        paths = [f"{path_so_far}{plain}{part}" for path_so_far in paths for part in parts]
+        end = match.end()
+    return [f"{path_so_far}{path[end:]}" for path_so_far in paths]
+
+
+def _parts_of_range(match: re.Match[str]) -> list[str]:
+    first = match["first"]
+    if first is None:
+        return match["names"].split(",")
+    last = match["last"]
+    n_digits = max(len(first), len(last))
+    lower, upper = sorted([int(first), int(last)])
+    if upper - lower >= _MAX_EXPANDED:
+        upper = lower + _MAX_EXPANDED
+    is_padded = first.startswith("0") or last.startswith("0")
+    numbers = []
+    for number in range(lower, upper + 1):
+        text = str(number)
+        if is_padded:
+            text = text.zfill(n_digits)
+        numbers.append(text)
+    return numbers
 
 
 def local_matches(path: str) -> list[str]:

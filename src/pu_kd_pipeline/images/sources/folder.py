@@ -13,6 +13,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable, map_in_order
+from pu_kd_pipeline.images.sources.archives import archive_version, reads_one_file_at_a_time
 from pu_kd_pipeline.images.sources.base import PASSED_OVER, listing_table
 from pu_kd_pipeline.images.sources.class_patterns import labels_in_paths
 from pu_kd_pipeline.images.sources.files import (
@@ -95,7 +96,10 @@ class FolderSource:
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         paths = rows["path"].tolist()
-        return map_in_order(self._fetch, paths, READ_THREADS)
+        n_threads = READ_THREADS
+        if reads_one_file_at_a_time(self._fs):
+            n_threads = 1
+        return map_in_order(self._fetch, paths, n_threads)
 
     def _fetch(self, path: str) -> bytes | Unusable:
         try:
@@ -176,6 +180,7 @@ class FolderSource:
         root = without_protocol.rstrip("/")
         found = self._fs.find(root, detail=True)
         self._n_unmarked = 0
+        version_of_archive = archive_version(self._fs)
         for path, about in found.items():
             relative = path.removeprefix(root).lstrip("/")
             parts = relative.split("/")
@@ -191,7 +196,8 @@ class FolderSource:
             fault = ""
             if size_bytes > MAX_FILE_BYTES:
                 fault = Reason.TOO_LARGE
-            yield SourceFile(relative, remote_version(about), fault)
+            version = version_of_archive + remote_version(about)
+            yield SourceFile(relative, version, fault)
 
     def _warn_of_unmarked(self, n_files: int) -> None:
         if self._n_unmarked:

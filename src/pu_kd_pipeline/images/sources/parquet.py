@@ -15,6 +15,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
+from pu_kd_pipeline.images.sources.archives import archive_version
 from pu_kd_pipeline.images.sources.base import PASSED_OVER, SourceLostError, listing_table
 from pu_kd_pipeline.images.sources.files import (
     SourceFile,
@@ -79,6 +80,7 @@ class ParquetSource:
             found = {root: self._fs.info(root)}
         else:
             found = {}
+        version_of_archive = archive_version(self._fs)
         for file, about in found.items():
             # Some writers make a folder that is called like a file.
             if about.get("type") == "directory":
@@ -90,7 +92,8 @@ class ParquetSource:
                 continue
             if not has_mark(about):
                 self._n_unmarked += 1
-            yield SourceFile(file, remote_version(about), "")
+            version = version_of_archive + remote_version(about)
+            yield SourceFile(file, version, "")
 
     @staticmethod
     def state(source: ImageSource) -> str:

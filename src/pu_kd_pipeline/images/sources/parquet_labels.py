@@ -16,7 +16,7 @@ _UNLABELED = -1  # of Hugging Face's data sets
 
 
 def labels_of_file(
-    schema: pa.Schema, columns: Mapping[str, list[Any]], file: str
+    schema: pa.Schema, columns: Mapping[str, list[Any]], file: str, label_column: str = "label"
 ) -> tuple[list[Any] | None, list[Any] | None]:
     """Return the class numbers and the class names of a file's rows, None where it has none.
 
@@ -27,6 +27,7 @@ def labels_of_file(
         schema: of the file.
         columns: values of its columns `label` and `label_name`, as far as it has them.
         file: name of the file, for messages.
+        label_column: name of the column of labels in the file.
 
     Raises:
         InputError: the metadata has no name for a number, or another one than the column.
@@ -35,7 +36,7 @@ def labels_of_file(
     has_texts = labels is not None and any(isinstance(label, str) for label in labels)
     names = None
     if not has_texts:
-        names = class_label_names(schema, "label", file)
+        names = class_label_names(schema, label_column, file)
     return labels_of_columns(columns, names, file)
 
 

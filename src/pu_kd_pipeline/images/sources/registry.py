@@ -16,6 +16,7 @@ from pu_kd_pipeline.images.sources.file_list import ListSource
 from pu_kd_pipeline.images.sources.folder import FolderSource
 from pu_kd_pipeline.images.sources.parquet import ParquetSource
 from pu_kd_pipeline.images.sources.torchvision import TorchvisionSource
+from pu_kd_pipeline.images.sources.webdataset import WebDatasetSource
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, ImageSource, SourceType
 
 SOURCES: dict[str, type[Source]] = {
@@ -23,6 +24,7 @@ SOURCES: dict[str, type[Source]] = {
     "folder": FolderSource,
     "parquet": ParquetSource,
     "list": ListSource,
+    "webdataset": WebDatasetSource,
     "demo": DemoSource,
 }
 
