@@ -94,9 +94,9 @@ class ImageSource(Block):
     )
     path: str | None = Field(
         None,
-        description="folder, Parquet file, list, tar archive or glob, or torchvision's root; `~` is "
-        "the home folder, and relative paths start at the project; fsspec URLs allowed, except for "
-        "torchvision",
+        description="folder, Parquet file, list, tar archive or glob, or torchvision's root; `~` "
+        "is the home folder, and relative paths start at the project; fsspec URLs allowed, except "
+        "for torchvision",
     )
     image_column: str | None = Field(
         None,
@@ -107,8 +107,8 @@ class ImageSource(Block):
     label_column: str | None = Field(
         None,
         description="parquet, list: column of the class numbers or names; null: `label`, if there "
-        "is one. webdataset: extension such as cls, or entry of a JSON file such as json.label, which "
-        "are the default",
+        "is one. webdataset: extension such as cls, or entry of a JSON file such as json.label, "
+        "which are the default",
     )
     label_name_column: str | None = Field(
         None,

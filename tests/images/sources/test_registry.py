@@ -118,10 +118,11 @@ EXAMPLES = {
     "folder": lambda folder: source_of("folder", path=folder),
     "parquet": lambda folder: source_of("parquet", path=folder / "*.parquet"),
     "list": lambda folder: source_of("list", path=folder / "list.csv"),
+    "webdataset": lambda folder: source_of("webdataset", path=folder / "*.tar"),
     "torchvision": lambda folder: source_of("torchvision", dataset="MNIST", path=folder),
 }
 # One that each of them reads
-FILES_OF_EXAMPLES = ("part.parquet", "image.png")
+FILES_OF_EXAMPLES = ("part.parquet", "image.png", "part.tar")
 
 
 def test_every_type_with_files_has_an_example() -> None:

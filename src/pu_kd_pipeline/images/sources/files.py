@@ -302,13 +302,31 @@ def local_matches(path: str) -> list[str]:
     """
     if not has_wildcard(path) or os.path.lexists(path):
         return [path]
+    literal = literal_part(path)
+    parts = list(Path(path).relative_to(literal).parts)
+    matches = _matches([literal], parts)
+    return sorted(set(matches))
+
+
+def remote_literal_part(path: str) -> str:
+    """Return the folders in front of the first wildcard of a remote path."""
+    literal = []
+    for part in path.split("/"):
+        if has_wildcard(part):
+            break
+        literal.append(part)
+    return "/".join(literal)
+
+
+def literal_part(path: str) -> str:
+    """Return the folders at the beginning of a local path or pattern that exist."""
     real = Path(path)
     literal = Path(real.anchor)
-    parts = list(real.relative_to(literal).parts)
-    while parts and os.path.lexists(literal / parts[0]):
-        literal /= parts.pop(0)
-    matches = _matches([str(literal)], parts)
-    return sorted(set(matches))
+    for part in real.relative_to(literal).parts:
+        if not os.path.lexists(literal / part):
+            break
+        literal /= part
+    return str(literal)
 
 
 def _matches(folders: Iterable[str], parts: list[str]) -> Iterator[str]:
