@@ -67,7 +67,9 @@ def test_equal_ids_in_the_files_of_one_source_are_explained(tmp_path: Path) -> N
     for folder in ("train", "val"):
         parquet_of(tmp_path / folder / "0.parquet", range(3))
     plan = plan_of(tmp_path / "*" / "*.parquet", source={"name": "hub"})
-    with pytest.raises(InputError, match="3 ids occur more than once in one source, such as"):
+    with pytest.raises(
+        InputError, match="3 ids occur more than once, such as .* in one source: fix"
+    ):
         write_store(plan, tmp_path / "store")
 
 
@@ -145,10 +147,8 @@ def test_files_in_other_folders_are_pointed_out(tmp_path: Path) -> None:
 
 
 def test_labels_of_partitions_are_joined_like_others(tmp_path: Path) -> None:
-    for number, name in enumerate(["CAT", "dog", "junk"]):
-        file = tmp_path / f"class={name}" / "0.parquet"
-        parquet_of(file, range(3 * number, 3 * number + 3))
+    files_in(tmp_path, *[f"class={name}/0.parquet" for name in ("CAT", "dog", "junk")])
     source = {"label_column": "class", "labels": "truth", "exclude_labels": ["junk"]}
     store = write_store(plan_of(tmp_path, source=source), tmp_path / "store")
     labels = store.index.sort_values("id")["label"]
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert labels.tolist() == [0, 0, 1, 1]
