@@ -67,7 +67,10 @@ def resolved_path(text: str) -> Path:
     if _DRIVE.match(path) and os.name == "nt":
         path = path[1:]
     try:
-        expanded = Path(path).expanduser()
+        expanded = Path(path)
+        # Not for `./~a`, a file of that name, from which pathlib removes the dot.
+        if path.startswith("~"):
+            expanded = expanded.expanduser()
     except RuntimeError as exc:
         raise InputError(f"{text!r} is not a path ({exc}): write the folder itself") from exc
     return project_folder() / expanded
