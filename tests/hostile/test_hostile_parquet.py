@@ -84,7 +84,7 @@ TEXT_OR_NUMBERS = "it must hold text or whole numbers"
         ({"image": ["a", "b", "c"]}, f"{IMAGE_TYPE} string; it must hold the bytes of image files"),
         ({"image": [[1], [2], [3]]}, f"{IMAGE_TYPE} list<"),
         ({"image": pa.nulls(3)}, f"{IMAGE_TYPE} null"),
-        ({"image": ONLY_PATHS}, f"{IMAGE_TYPE} struct<path: string>"),
+        ({"image": ONLY_PATHS}, "the column 'image' holds only the paths of image files"),
         ({"label": [0.5, 1.0, 2.0]}, LABEL_VALUES),
         ({"label": TOO_LARGE}, LABEL_VALUES),
         ({"label": [float("inf"), 0.0, 1.0]}, LABEL_VALUES),

@@ -92,7 +92,7 @@ def test_images_as_hugging_face_writes_them_and_names_as_labels_are_read(tmp_pat
 
     # A path could lead anywhere, so it is never opened.
     found = gray_levels(reader.read(listing))
-    assert found == [5, Unusable(Reason.EMPTY)]
+    assert found == [5, Unusable(Reason.ONLY_A_PATH)]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.label_names import listed, whole_number
-from pu_kd_pipeline.images.sources.parquet import plain_values
+from pu_kd_pipeline.images.sources.parquet_columns import read_columns
 from pu_kd_pipeline.images.sources.parquet_labels import class_label_names, labels_of_columns
 
 # What a list has columns for; those but the first may be missing.
@@ -128,7 +128,7 @@ def _parquet_columns(
         if not 0 <= n_rows <= _MAX_ROWS_PER_BYTE * len(content):
             raise ValueError(f"it declares {n_rows:,} rows in {len(content):,} bytes")
         names = _columns_of_roles(parquet.schema_arrow.names, columns, file)
-        table = parquet.read(list(names.values()))
+        values = read_columns(parquet, names, file, len(content))
     except InputError:
         raise
     except Exception as exc:  # a damaged file makes its reader raise nearly anything
@@ -136,9 +136,6 @@ def _parquet_columns(
             f"{file} is not a Parquet file that can be read ({type(exc).__name__}: {exc}): fix it"
         ) from exc
 
-    values = {}
-    for role, name in names.items():
-        values[role] = plain_values(table[name], role, file)
     class_names = None
     if "label" in names:
         class_names = class_label_names(parquet.schema_arrow, names["label"], file)

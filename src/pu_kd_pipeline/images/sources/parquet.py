@@ -32,6 +32,13 @@ from pu_kd_pipeline.images.sources.files import (
     state_of,
     unmarked_warning,
 )
+from pu_kd_pipeline.images.sources.parquet_columns import (
+    choose_columns,
+    only_paths_error,
+    read_columns,
+    texts_to_read_as_dictionaries,
+)
+from pu_kd_pipeline.images.sources.parquet_images import holds_only_paths, read_images
 from pu_kd_pipeline.images.sources.parquet_labels import labels_of_file
 from pu_kd_pipeline.images.sources.path_names import (
     distinct_names,
@@ -44,7 +51,6 @@ from pu_kd_pipeline.images.sources.path_names import (
 from pu_kd_pipeline.masking import without_credentials
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from pu_kd_pipeline.params.data_ingestion import ImageSource
@@ -52,19 +58,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = ("id", "label", "label_name")  # next to the images; each of them may be missing
-_READ_ROWS = 1_000
 _READ_BYTES = 8 * 2**20  # read-ahead in a column, so that no row group is in memory as a whole
+# An image file has more bytes than this, but many rows of a small table may be empty.
+_MIN_BYTES_PER_ROW = 16
+_FEW_ROWS = 100_000
 
 
 class ParquetSource:
-    """Parquet files with the column `image` (bytes), which may have `id`, `label` and `label_name`.
+    """Parquet files with a column of images (bytes), which may have `id`, `label` and `label_name`.
 
-    One file, a folder or a glob; local or at any fsspec URL. `image` may be a struct with a field
-    `bytes`, as Hugging Face writes it. Without ids an image is called by its file and row.
+    One file, a folder or a glob; local or at any fsspec URL. The names of the columns are
+    parameters. An image may be a struct with a field `bytes`, as Hugging Face writes it, or a list
+    of one. Without ids an image is called by its file and row.
     """
 
     def __init__(self, source: ImageSource, seed: int) -> None:
+        self._source = source
         self._path = str(source.path)
         self._fs, root = file_system(self._path)
         self._n_unmarked = 0  # remote files whose changes cannot be seen in full
@@ -138,7 +147,10 @@ class ParquetSource:
             try:
                 with self._fs.open(file) as opened:
                     parquet = _open(opened)
-                    yield from _read_images(parquet, rows_of_file)
+                    columns = choose_columns(
+                        parquet.schema_arrow, self._source, file, self._partitions[number]
+                    )
+                    yield from read_images(parquet, opened, columns["image"], rows_of_file)
             # A damaged file makes its reader raise nearly anything, and so does the network.
             except Exception as exc:
                 cause = without_credentials(f"{type(exc).__name__}: {exc}", self._path)
@@ -151,13 +163,19 @@ class ParquetSource:
             raise InputError(f"{file}: {found.fault}. Fix or remove it")
         with _errors_of_reader_explained(file), self._fs.open(file) as opened:
             parquet = _open(opened)
-            _check_columns(parquet, file)
-            _check_row_count(parquet, self._fs.info(file).get("size"))
-            values = _read_columns(parquet, file)
+            schema = parquet.schema_arrow
+            columns = choose_columns(schema, self._source, file, self._partitions[number])
+            size_bytes = self._fs.info(file).get("size")
+            _check_row_count(parquet, size_bytes)
+            if holds_only_paths(parquet, columns["image"]):
+                raise InputError(only_paths_error(columns["image"], file))
+            texts = texts_to_read_as_dictionaries(schema, columns)
+            as_dictionaries = _open(opened, texts)
+            values = read_columns(as_dictionaries, columns, file, size_bytes)
 
         n_rows = parquet.metadata.num_rows
         values = with_partition(values, self._partitions[number], n_rows, file)
-        labels, label_names = labels_of_file(parquet.schema_arrow, values, file)
+        labels, label_names = labels_of_file(schema, values, file, columns.get("label", "label"))
         ids = _ids(values.get("id"), self._names[number], n_rows)
         # A file is replaced as a whole: all its images share a version, of before it was read.
         return listing_table(
@@ -221,65 +239,26 @@ def _errors_of_reader_explained(file: str) -> Iterator[None]:
         ) from exc
 
 
-def _open(opened: Any) -> pq.ParquetFile:
+def _open(opened: Any, read_dictionary: list[str] | None = None) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(opened, buffer_size=_READ_BYTES, pre_buffer=False)
-
-
-def _check_columns(parquet: pq.ParquetFile, file: str) -> None:
-    import pyarrow as pa
-
-    schema = parquet.schema_arrow
-    if "image" not in schema.names:
-        found = ", ".join(schema.names) or "none"
-        raise InputError(
-            f"{file} has no column 'image'; found: {found}. A source of type 'parquet' needs image "
-            "files' bytes in `image`, and may have `id`, `label` (int) and `label_name`: rename "
-            "columns"
-        )
-    for name in ("image", *_COLUMNS):
-        if schema.names.count(name) > 1:
-            raise InputError(f"{file} has more than one column {name!r}: rename all but one")
-
-    # The bytes themselves, or the field of that name in a struct
-    kind = schema.field("image").type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise InputError(
-            f"{file}: the column 'image' is {kind}; it must hold the bytes of image files (binary)"
-        )
+    return pq.ParquetFile(
+        opened, buffer_size=_READ_BYTES, pre_buffer=False, read_dictionary=read_dictionary
+    )
 
 
 def _check_row_count(parquet: pq.ParquetFile, size_bytes: int | None) -> None:
     """Refuse a count that cannot be true, before lists of that length are made.
 
     Raises:
-        ValueError: a damaged file declares more rows than it has bytes.
+        ValueError: a damaged file declares more rows than its bytes can hold images.
     """
     n_rows = parquet.metadata.num_rows
     if size_bytes is None:  # some file systems do not know it
         return
-    if not 0 <= n_rows <= size_bytes:
+    most = max(_FEW_ROWS, size_bytes // _MIN_BYTES_PER_ROW)
+    if not 0 <= n_rows <= min(size_bytes, most):
         raise ValueError(f"it declares {n_rows:,} rows in {size_bytes:,} bytes")
-
-
-def _read_columns(parquet: pq.ParquetFile, file: str) -> dict[str, list[Any]]:
-    """Return the columns next to the images that the file has."""
-    given = parquet.schema_arrow.names
-    names = [name for name in _COLUMNS if name in given]
-    table = parquet.read(names)
-
-    n_rows = parquet.metadata.num_rows
-    # A table without columns has no rows.
-    if table.num_columns and table.num_rows != n_rows:
-        raise ValueError(f"it declares {n_rows:,} rows and has {table.num_rows:,}")
-
-    values = {}
-    for name in table.column_names:
-        values[name] = plain_values(table[name], name, file)
-    return values
 
 
 def _ids(given: list[Any] | None, name: str, n_rows: int) -> list[str]:
@@ -293,108 +272,3 @@ def _ids(given: list[Any] | None, name: str, n_rows: int) -> list[str]:
             image_id = f"{name}:{row}"
         ids.append(image_id)
     return ids
-
-
-def _read_images(parquet: pq.ParquetFile, rows: np.ndarray) -> Iterator[bytes | Unusable]:
-    """Yield the images in some rows, reading only the row groups that hold them.
-
-    Args:
-        parquet: the open file.
-        rows: ascending row numbers.
-
-    Raises:
-        ValueError: the file has fewer rows than it had when it was listed.
-    """
-    starts = [0]  # row number of each group's first row, and the number of all rows
-    for group in range(parquet.num_row_groups):
-        about = parquet.metadata.row_group(group)
-        next_start = starts[-1] + about.num_rows
-        starts.append(next_start)
-    groups = np.searchsorted(starts, rows, side="right") - 1
-
-    n_read = 0
-    for group in np.unique(groups):
-        start = starts[group]  # and then of each of its batches
-        batches = parquet.iter_batches(_READ_ROWS, row_groups=[int(group)], columns=["image"])
-        for batch in batches:
-            stop = start + batch.num_rows
-            # The rows are ascending, so those of the batch are neighbors.
-            first, last = np.searchsorted(rows, [start, stop])
-            rows_in_batch = rows[first:last] - start
-            wanted = batch.column(0).take(rows_in_batch)
-            for image in wanted.to_pylist():
-                yield _image_bytes(image)
-            n_read += last - first
-            start = stop
-
-    if n_read != len(rows):
-        raise ValueError(f"of {len(rows):,} rows {n_read:,} are there")
-
-
-def _image_bytes(image: Any) -> bytes | Unusable:
-    """Return the bytes of an image file, or why there are none."""
-    if isinstance(image, dict):  # as Hugging Face writes it
-        image = image.get("bytes")
-    if image is None:
-        return Unusable(Reason.EMPTY)
-    found: bytes = image
-    return found
-
-
-def plain_values(column: pa.ChunkedArray, name: str, file: str) -> list[Any]:
-    """Return a column of ids, labels or names as integers or strings.
-
-    Labels may be floats that are whole; NaN is a missing label.
-
-    Raises:
-        InputError: it holds something else.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    if pa.types.is_floating(kind) and name == "label":
-        nothing = pa.scalar(None, kind)
-        column = pc.if_else(pc.is_nan(column), nothing, column)
-    # Whether `true` is class 1 nobody knows: it is a name.
-    if pa.types.is_boolean(kind) and name == "label":
-        column = column.cast(pa.string())
-        kind = column.type
-    is_number = _holds_numbers(kind, name)
-    if not (is_number or _holds_text(kind) or pa.types.is_null(kind)):
-        raise InputError(
-            f"{file}: the column {name!r} is {kind}; it must hold text or whole numbers"
-        )
-    try:
-        if is_number:
-            column = column.cast(pa.int64())
-        values: list[Any] = column.to_pylist()
-    except pa.ArrowInvalid as exc:
-        raise InputError(
-            f"{file}: the column {name!r} holds more than whole numbers of 64 bits ({exc})"
-        ) from exc
-    except UnicodeDecodeError as exc:
-        raise InputError(
-            f"{file}: the column {name!r} holds text that is not UTF-8 ({exc}): fix it"
-        ) from exc
-    return values
-
-
-def _holds_numbers(kind: pa.DataType, name: str) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_integer(kind):
-        return True
-    # An id such as 1.0 would be another one than 1; a label is a class in whatever type it comes.
-    is_like_a_number = pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    return name == "label" and is_like_a_number
-
-
-def _holds_text(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
