@@ -118,7 +118,7 @@ EXAMPLES = {
     "folder": lambda folder: source_of("folder", path=folder),
     "parquet": lambda folder: source_of("parquet", path=folder / "*.parquet"),
     "list": lambda folder: source_of("list", path=folder / "list.csv"),
-    "webdataset": lambda folder: source_of("webdataset", path=folder / "*.tar"),
+    "webdataset": lambda folder: source_of("webdataset", path=folder),
     "torchvision": lambda folder: source_of("torchvision", dataset="MNIST", path=folder),
 }
 # One that each of them reads

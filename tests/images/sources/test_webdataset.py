@@ -6,16 +6,30 @@ import io
 import json
 import os
 import tarfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.preflight import _fault_of_path
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.source_reports import read_reports
 from pu_kd_pipeline.images.sources.registry import source_state
+from tests.images.numbered_images import plan_of
 from tests.images.sources.examples import gray_levels, listed, opened, png, source_of
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
 
 Files = list[tuple[str, bytes]]
 
@@ -321,11 +335,56 @@ def test_folders_globs_ranges_and_urls_name_the_same_shards(tmp_path: Path) -> N
 
 
 def test_ranges_are_checked_before_a_run(tmp_path: Path) -> None:
-    shard(tmp_path / "s-00.tar", *sample("a", 1))
-    assert _fault_of_path(f"{tmp_path}/s-{{00..03}}.tar", is_folder=False) is None
-    fault = _fault_of_path(f"{tmp_path}/t-{{00..03}}.tar", is_folder=False)
+    for number in range(4):
+        shard(tmp_path / f"s-0{number}.tar", *sample("a", 1))
+    path = f"{tmp_path}/s-{{00..03}}.tar"
+    assert _fault_of_path(path, source_of("webdataset", path=path)) is None
+    path = f"{tmp_path}/t-{{00..03}}.tar"
+    fault = _fault_of_path(path, source_of("webdataset", path=path))
     assert fault is not None
     assert fault.startswith("there is no")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_shards_of_a_server_that_sends_only_whole_files_are_read(mode: str, tmp_path: Path) -> None:
+    files: Files = []
+    for gray in range(40):
+        files += sample(f"{gray:02}", gray, gray)
+    # Longer than what is read ahead
+    files.insert(40, ("x.bin", bytes(3 * 2**20)))
+    shard(tmp_path / "a.tar", *files, mode=mode)
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/a.tar?token=s3cret"
+        assert grays_of(url) == {f"a.tar/{gray:02}": gray for gray in range(40)}
+        assert rows_of(url, "label", labels="truth") == [(gray,) for gray in range(40)]
+    finally:
+        server.shutdown()
+
+
+def test_a_store_of_shards_has_their_labels_and_is_made_once(
+    tmp_path: Path, n_decoded: Callable[[], int]
+) -> None:
+    files = sample("0", 10, "cat") + sample("1", 20, "dog") + sample("2", 30, "owl")
+    file = shard(tmp_path / "a.tar", *files)
+    plan = plan_of(file, source={"type": "webdataset", "labels": "classes"})
+    store = write_store(plan, tmp_path / "store")
+    assert store.index["label"].tolist() == [0, 1, 2]
+    pixels = store.read(np.arange(3))
+    assert pixels[:, 0, 0, 0].tolist() == [10, 20, 30]
+    assert n_decoded() == 3
+
+    write_store(plan, tmp_path / "store")
+    assert n_decoded() == 0
+    # A shard is replaced as a whole.
+    shard(file, *files, *sample("3", 40, "cat"), ("4.txt", b"x"))
+    store = write_store(plan, tmp_path / "store")
+    assert n_decoded() == 4
+    assert store.index["id"].tolist() == [f"a.tar/{number}" for number in range(4)]
+    (report,) = read_reports(store.folder, len(store))
+    assert report["passed_over"] == {"sample without an image": 1}
 
 
 def test_a_shard_in_another_archive_is_read(tmp_path: Path) -> None:
