@@ -330,11 +330,28 @@ def test_sources_of_the_wrong_kind_are_found(blocks, tmp_path):
     assert "no file matches" in pool_fault(blocks, "parquet", tmp_path / "**" / "b*.parquet")
     assert pool_fault(blocks, "parquet", tmp_path / "**" / "a*.parquet") == ""
     assert pool_fault(blocks, "parquet", file) == ""
+    (tmp_path / "empty").mkdir()
+    assert "there is no Parquet file" in pool_fault(blocks, "parquet", tmp_path / "empty")
+    assert "is a folder, and a source of type 'list' reads" in pool_fault(blocks, "list", tmp_path)
+    assert "is neither a file nor" in pool_fault(blocks, "list", tmp_path / "pipe")
+    assert "has no column 'path'" in pool_fault(blocks, "list", file)
+
+
+def test_a_file_in_the_place_of_torchvisions_folder_is_found(blocks, tmp_path):
+    file = tmp_path / "mnist"
+    file.touch()
+    source = {"type": "torchvision", "dataset": "MNIST", "path": str(file)}
+    with pytest.raises(InputError, match="a source of type 'torchvision' reads a folder"):
+        check({"data_ingestion": changed(blocks["data_ingestion"], pool=[source])})
+    # It makes a folder that is missing itself.
+    source["path"] = str(tmp_path / "missing")
+    check({"data_ingestion": changed(blocks["data_ingestion"], pool=[source])})
 
 
 def test_paths_are_resolved_as_they_are_read(blocks, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "images[1]").mkdir()
+    (tmp_path / "images[1]" / "a.parquet").touch()
     set_project_folder(tmp_path)
     for path in ("~/images[1]", "images[1]", f"file://{tmp_path}/images[1]"):
         assert pool_fault(blocks, "folder", path) == ""

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pu_kd_pipeline.params.data_ingestion import ImageSource
+from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, ImageSource
 
 
 def source_of(text: str) -> ImageSource:
@@ -36,3 +36,51 @@ def test_numbers_may_be_keys_without_quotes() -> None:
 def test_what_yaml_makes_of_labels_without_quotes_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         source_of(text)
+
+
+COMMON_KEYS = frozenset(
+    [
+        *("type", "name", "labels", "label_map", "sorted_names", "exclude_labels"),
+        *("per_class", "limit", "share"),
+    ]
+)
+# A value of each key that only some types have
+EXAMPLES = {
+    "path": "x",
+    "dataset": "MNIST",
+    "options": {"train": True},
+    "download": True,
+    "part": "pool",
+    "follow_links": True,
+    "class_pattern": "(?P<label>a)",
+    "root": "x",
+    "separator": ";",
+    "encoding": "cp1252",
+    "path_column": "x",
+    "image_column": "x",
+    "label_column": "x",
+    "label_name_column": "x",
+    "id_column": "x",
+}
+
+
+def test_every_key_is_of_all_types_or_of_some() -> None:
+    # A new key belongs into `keys` of its types in SOURCE_TYPES, or here.
+    of_some = {key for about in SOURCE_TYPES.values() for key in about.all_keys}
+    assert of_some == set(EXAMPLES)
+    assert of_some | COMMON_KEYS == set(ImageSource.model_fields)
+
+
+@pytest.mark.parametrize("key", EXAMPLES)
+@pytest.mark.parametrize("name", SOURCE_TYPES)
+def test_a_key_of_another_type_is_refused(name: str, key: str) -> None:
+    about = SOURCE_TYPES[name]
+    block = {"type": name, about.required_key: EXAMPLES[about.required_key], key: EXAMPLES[key]}
+    if key in about.all_keys:
+        ImageSource.model_validate(block)
+        return
+    with pytest.raises(ValidationError, match=f"{key} is no key of a source of type '{name}', but"):
+        ImageSource.model_validate(block)
+    # The default is what it would be without the key.
+    block[key] = ImageSource.model_fields[key].get_default(call_default_factory=True)
+    ImageSource.model_validate(block)

@@ -81,3 +81,14 @@ def test_urls_stay_and_a_chain_may_end_in_a_local_path(project: Path) -> None:
     assert resolved_location("zip://*.png::a.zip") == f"zip://*.png::{project / 'a.zip'}"
     assert resolved_location("zip://*.png::file:///a.zip") == "zip://*.png::/a.zip"
     assert resolved_location("a::b/c") == str(project / "a::b" / "c")
+
+
+def test_a_chain_that_is_the_name_of_something_that_exists_is_a_path(project: Path) -> None:
+    folder = project / "run::1"
+    (folder / "zip::a").mkdir(parents=True)
+    texts = ["run::1", "run::1/*.parquet", "run::1/zip::a", f"file://{folder}", "./run::1"]
+    for text in texts:
+        assert not is_url(text)
+        assert resolved_path(text).is_relative_to(folder)
+    for text in ("run::2", "zip::a", "zip://*::run::1"):
+        assert is_url(text)

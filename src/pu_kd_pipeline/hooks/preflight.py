@@ -144,29 +144,37 @@ def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
     for part in ("labeled", "pool", "test", "teacher_training"):
         sources: tuple[ImageSource, ...] = getattr(block, part)
         for index, source in enumerate(sources):
-            if source.path is None or not SOURCE_TYPES[source.type].path_must_exist:
+            if source.path is None:
                 continue
-            fault = _fault_of_path(source.path, SOURCE_TYPES[source.type].path_is_folder)
+            fault = _fault_of_path(source.path, source)
             if fault is not None:
                 yield f"{part}[{index}].path: {fault}"
 
 
-def _fault_of_path(path: str, is_folder: bool) -> str | None:
-    """Return why a source cannot be read from a path, or None; no image is opened."""
+def _fault_of_path(path: str, source: ImageSource) -> str | None:
+    """Return why a source cannot be read from its path, or None; no image is opened."""
     from pu_kd_pipeline.images.sources.files import expanded_ranges, file_system, local_matches
+    from pu_kd_pipeline.images.sources.registry import open_source
 
+    about = SOURCE_TYPES[source.type]
     try:
         # Whether a remote file exists is not asked: that may take long, or need credentials.
         if is_url(path):
             file_system(path)
             return None
         matches = [str(resolved_path(path))]
-        if not is_folder:
+        if not about.path_must_exist and not os.path.lexists(matches[0]):
+            return None
+        if about.path_kind == "pattern":
             first_pattern = expanded_ranges(matches[0])[0]
             matches = local_matches(first_pattern)
         if not matches:
             return f"no file matches {path} (edit parameters_data_ingestion.yml)"
-        return _fault_of_file(matches[0], path, is_folder)
+        fault = _fault_of_file(matches[0], path, source)
+        if fault is None and about.path_must_exist:
+            # It looks for its files, and opens none but a list of them.
+            open_source(source, seed=0)
+        return fault
     except InputError as exc:
         return str(exc)
     except (FileNotFoundError, ValueError):  # a null character
@@ -175,19 +183,25 @@ def _fault_of_path(path: str, is_folder: bool) -> str | None:
         return f"{path} cannot be read ({exc.strerror}): check that it may be read"
 
 
-def _fault_of_file(file: str, path: str, is_folder: bool) -> str | None:
+def _fault_of_file(file: str, path: str, source: ImageSource) -> str | None:
     """Return what is wrong with a file or folder that `path` stands for, or None.
 
     Raises:
         OSError: it is missing, or it may not be read.
     """
+    kind = SOURCE_TYPES[source.type].path_kind
     mode = os.stat(file).st_mode
+    if stat.S_ISDIR(mode) and kind == "file":
+        return f"{path} is a folder, and a source of type {source.type!r} reads one file: name it"
     if stat.S_ISDIR(mode):
         with os.scandir(file) as entries:
             next(entries, None)
         return None
-    if is_folder:
-        return f"{path} is a file, and a source of type 'folder' reads a folder: name its folder"
+    if kind == "folder":
+        return (
+            f"{path} is a file, and a source of type {source.type!r} reads a folder: "
+            "name its folder"
+        )
     if not stat.S_ISREG(mode):
         return f"{path} is neither a file nor a folder"
     with open(file, "rb"):

@@ -70,6 +70,8 @@ class Reason(StrEnum):
     EMPTY_HIGH_BYTES = pixel_formats.EMPTY_HIGH_BYTES
     CRASHED = "crashes its decoder"
     LINK = "link out of the folder"
+    BROKEN_LINK = "broken link"
+    MISSING = "file not found"  # of those that a list names
     NAME = "file name is not UTF-8"
     REPEATED = "several files of one name"
     ONLY_A_PATH = "only the path of a file"

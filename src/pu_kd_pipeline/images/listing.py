@@ -172,8 +172,17 @@ def _check_ids(wanted: pd.DataFrame, plan: IngestionPlan) -> None:
     if is_conflict.any():
         example = n_labels.index[is_conflict][0]
         note = f" (with different labels in {int(is_conflict.sum()):,} of them)"
+    fix = (
+        "Give each source a `name` of its own, which becomes the prefix of its ids, or fix the "
+        "column `id`"
+    )
+    readers = wanted.loc[ids == example, "reader"]
+    if readers.duplicated().any():
+        fix = (
+            "It is more than once in one source: fix the column `id`, or list the files as sources "
+            "of their own, each with a `name`"
+        )
     raise InputError(
         f"data_ingestion.{plan.name}: {len(repeated):,} ids occur more than once{note}, such as "
-        f"{example!r}. Give each source a `name` of its own, which becomes the prefix of its ids, "
-        "or fix the column `id`"
+        f"{example!r}. {fix}"
     )

@@ -9,11 +9,12 @@ import pandas as pd
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason
 from pu_kd_pipeline.images.plan import IngestionPlan
-from pu_kd_pipeline.images.sources.base import SourceLostError
+from pu_kd_pipeline.images.sources.base import CONFLICTING_LABELS, SourceLostError
+from pu_kd_pipeline.images.sources.links import HOW_TO_FOLLOW
 
 OK = "ok"
 DUPLICATE = "duplicate"  # the status is "duplicate of <id>"
-CONFLICT = "conflicting labels"  # the status is "conflicting labels: <class> and <class>"
+CONFLICT = CONFLICTING_LABELS  # the status is "conflicting labels: <class> and <class>"
 
 
 def duplicate_of(image_id: str) -> str:
@@ -57,9 +58,12 @@ def check_quarantine(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: in
     counts = counts_by_reason(quarantine["status"])
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in counts.items())
     first = quarantine.iloc[0]
+    fix = "Fix the images, or raise the limit"
+    if Reason.LINK in counts:
+        fix = f"As for the links, {HOW_TO_FOLLOW}. Else fix the images, or raise the limit"
     raise InputError(
         f"{where}: {n_quarantined:,} of {n_images:,} images cannot be used ({reasons}; such as "
         f"{first['id']!r}: {first['status']}), more than the share "
         f"{plan.store.max_quarantined_share} that data_ingestion.store.max_quarantined_share "
-        "allows. Fix the images, or raise the limit; nothing was written"
+        f"allows. {fix}; nothing was written"
     )

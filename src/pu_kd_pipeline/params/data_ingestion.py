@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, StrictInt, field_validator, model_validator
 
 from pu_kd_pipeline.params.base import SEEDS, Block, Share
+from pu_kd_pipeline.params.paths import is_url
 
 
 @dataclass(frozen=True)
@@ -17,21 +19,57 @@ class SourceType:
     Attributes:
         required_key: key of `ImageSource` that a source of this type cannot do without.
         path_must_exist: whether a local `path` is checked before the first node runs.
-        path_is_folder: whether it must be a folder, and not one file or a pattern.
+        path_kind: what it leads to: "folder", "file", or "pattern" for one file, a folder or a
+            pattern of many files.
+        keys: further keys that only this type has, or some types. What no type lists here is a key
+            of every type.
     """
 
     required_key: str
     path_must_exist: bool
-    path_is_folder: bool = False
+    path_kind: Literal["folder", "file", "pattern"] = "pattern"
+    keys: tuple[str, ...] = ()
+
+    @property
+    def all_keys(self) -> tuple[str, ...]:
+        """The keys of this type that others need not have."""
+        return (self.required_key, *self.keys)
 
 
 # Each type has a class in images/sources/registry.py, which checks on import that none is missing.
 SOURCE_TYPES = {
     # torchvision makes the folder itself where `download` is set
-    "torchvision": SourceType(required_key="dataset", path_must_exist=False),
-    "folder": SourceType(required_key="path", path_must_exist=True, path_is_folder=True),
-    "parquet": SourceType(required_key="path", path_must_exist=True),
-    "webdataset": SourceType(required_key="path", path_must_exist=True),
+    "torchvision": SourceType(
+        required_key="dataset",
+        path_must_exist=False,
+        path_kind="folder",
+        keys=("path", "options", "download"),
+    ),
+    "folder": SourceType(
+        required_key="path",
+        path_must_exist=True,
+        path_kind="folder",
+        keys=("follow_links", "class_pattern"),
+    ),
+    "parquet": SourceType(
+        required_key="path",
+        path_must_exist=True,
+        keys=("image_column", "label_column", "label_name_column", "id_column"),
+    ),
+    "list": SourceType(
+        required_key="path",
+        path_must_exist=True,
+        path_kind="file",
+        keys=(
+            *("root", "separator", "encoding"),
+            *("path_column", "label_column", "label_name_column", "id_column"),
+        ),
+    ),
+    "webdataset": SourceType(
+        required_key="path",
+        path_must_exist=True,
+        keys=("image_column", "label_column", "label_name_column"),
+    ),
     "demo": SourceType(required_key="part", path_must_exist=False),
 }
 
@@ -45,8 +83,9 @@ class ImageSource(Block):
     """One place that images come from.
 
     `type` picks the reader: `torchvision` (a data set by class name), `folder` (class sub-folders,
-    or flat and unlabeled), `parquet` (image bytes in a column; local or any fsspec URL),
-    `webdataset` (tar archives of samples; local or any fsspec URL) or `demo` (the embedded digits).
+    or flat), `parquet` (image bytes in a column), `list` (image files whose paths and labels are in
+    a CSV, TSV or Parquet file), `webdataset` (tar archives of samples), all of them local or at any
+    fsspec URL, or `demo` (the embedded digits).
     """
 
     type: SourceTypeName
@@ -55,9 +94,9 @@ class ImageSource(Block):
     )
     path: str | None = Field(
         None,
-        description="folder, Parquet file, tar archive or glob, or torchvision's root; `~` is the "
-        "home folder, and relative paths start at the project; fsspec URLs allowed, except for "
-        "torchvision",
+        description="folder, Parquet file, list, tar archive or glob, or torchvision's root; `~` "
+        "is the home folder, and relative paths start at the project; fsspec URLs allowed, except "
+        "for torchvision",
     )
     image_column: str | None = Field(
         None,
@@ -67,17 +106,42 @@ class ImageSource(Block):
     )
     label_column: str | None = Field(
         None,
-        description="parquet: column of the class numbers or names; null: `label`, if there is "
-        "one. webdataset: extension such as cls, or entry of a JSON file such as json.label, which "
-        "are the default",
+        description="parquet, list: column of the class numbers or names; null: `label`, if there "
+        "is one. webdataset: extension such as cls, or entry of a JSON file such as json.label, "
+        "which are the default",
     )
     label_name_column: str | None = Field(
         None,
         description="names of the classes next to their numbers, as `label_column`; null: "
-        "`label_name` for parquet, if there is one",
+        "`label_name` for parquet and list, if there is one",
     )
     id_column: str | None = Field(
-        None, description="parquet: column of the ids; null: `id`, if there is one"
+        None, description="parquet, list: column of the ids; null: `id`, if there is one"
+    )
+    follow_links: bool = Field(
+        False,
+        description="folder: follow links to folders, and to files outside of it; local folders "
+        "only",
+    )
+    class_pattern: str | None = Field(
+        None,
+        description="folder: a regular expression with a group `label`, such as "
+        r"'(?P<label>[a-z]+)_\d+\.jpg', for the entire path of an image below the folder; other "
+        "images are left out",
+    )
+    root: str | None = Field(
+        None,
+        description="list: folder or URL where the paths in the list start; null: the folder of "
+        "the list",
+    )
+    path_column: str | None = Field(
+        None, description="list: column of the paths, such as file_name; null: `path`"
+    )
+    separator: str | None = Field(
+        None, description="list: between the fields of a text file; null: the one of its header"
+    )
+    encoding: str | None = Field(
+        None, description="list: of a text file, such as cp1252; null: UTF-8, or by its byte mark"
     )
     dataset: str | None = Field(
         None, description="torchvision: class in torchvision.datasets, such as MNIST"
@@ -153,11 +217,71 @@ class ImageSource(Block):
                     raise ValueError(f"YAML reads {label!r}: write the label in quotes")
         return labels
 
+    @field_validator("class_pattern")
+    @classmethod
+    def _pattern_compiles(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            compiled = re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as exc:
+            raise ValueError(f"{pattern!r} is not a regular expression: {exc}") from exc
+        if "label" not in compiled.groupindex:
+            raise ValueError(
+                f"{pattern!r} has no group `label`: write (?P<label>…) around what names the class"
+            )
+        return pattern
+
+    @field_validator("separator")
+    @classmethod
+    def _separator_is_one_character(cls, separator: str | None) -> str | None:
+        if separator is None:
+            return None
+        if len(separator) != 1 or separator in '"\r\n':
+            raise ValueError(
+                f"{separator!r} is not one character between fields: write a tab in double "
+                'quotes, "\\t"'
+            )
+        return separator
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str | None) -> str | None:
+        if encoding is None:
+            return None
+        try:
+            b"a".decode(encoding)
+        except UnicodeError:
+            pass  # of an encoding that takes more than one byte for a character
+        except (LookupError, ValueError) as exc:
+            raise ValueError(f"{encoding!r} is no encoding that Python knows ({exc})") from exc
+        return encoding
+
+    @model_validator(mode="after")
+    def _check_keys_belong_to_the_type(self) -> ImageSource:
+        own_keys = SOURCE_TYPES[self.type].all_keys
+        for name, about in SOURCE_TYPES.items():
+            for key in about.all_keys:
+                if key not in own_keys and self._is_given(key):
+                    raise ValueError(
+                        f"{key} is no key of a source of type {self.type!r}, but of type "
+                        f"{name!r}: remove it, or correct `type`"
+                    )
+        return self
+
+    def _is_given(self, key: str) -> bool:
+        """Return whether a key has another value than if it were left out."""
+        field = type(self).model_fields[key]
+        default = field.get_default(call_default_factory=True)
+        return bool(getattr(self, key) != default)
+
     @model_validator(mode="after")
     def _check_keys_fit_together(self) -> ImageSource:
         required_key = SOURCE_TYPES[self.type].required_key
         if getattr(self, required_key) is None:
             raise ValueError(f"a source of type {self.type!r} needs the key {required_key!r}")
+        if self.follow_links and is_url(str(self.path)):
+            raise ValueError(f"follow_links is for local folders, and {self.path} is a URL")
         if self.share[0] >= self.share[1]:
             raise ValueError(f"share must be [from, to) with from < to, got {list(self.share)}")
         if self.sorted_names and self.label_map is not None:

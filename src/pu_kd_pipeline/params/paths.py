@@ -35,10 +35,20 @@ def project_folder() -> Path:
 
 
 def is_url(text: str) -> bool:
-    """Return whether a path is a URL that fsspec opens; one of a local file is a path."""
+    """Return whether a path is a URL that fsspec opens; one of a local file is a path.
+
+    A path with `::` in the name of a file or folder that exists is a path, and no chain of URLs.
+    """
     if _CHAIN in text:
-        return _URL.match(text) is not None
+        return _URL.match(text) is not None and not _is_name_with_chain(text)
     return _FILE_SCHEME.match(text) is None and _URL.match(text) is not None
+
+
+def _is_name_with_chain(text: str) -> bool:
+    """Return whether the file or folder whose name has the first `::` exists."""
+    before, chain, after = text.partition(_CHAIN)
+    rest_of_name, _, _ = after.partition("/")
+    return os.path.lexists(resolved_path(f"{before}{chain}{rest_of_name}"))
 
 
 def resolved_path(text: str) -> Path:
@@ -57,7 +67,10 @@ def resolved_path(text: str) -> Path:
     if _DRIVE.match(path) and os.name == "nt":
         path = path[1:]
     try:
-        expanded = Path(path).expanduser()
+        expanded = Path(path)
+        # Not for `./~a`, a file of that name, from which pathlib removes the dot.
+        if path.startswith("~"):
+            expanded = expanded.expanduser()
     except RuntimeError as exc:
         raise InputError(f"{text!r} is not a path ({exc}): write the folder itself") from exc
     return project_folder() / expanded

@@ -335,9 +335,12 @@ def test_folders_globs_ranges_and_urls_name_the_same_shards(tmp_path: Path) -> N
 
 
 def test_ranges_are_checked_before_a_run(tmp_path: Path) -> None:
-    shard(tmp_path / "s-00.tar", *sample("a", 1))
-    assert _fault_of_path(f"{tmp_path}/s-{{00..03}}.tar", is_folder=False) is None
-    fault = _fault_of_path(f"{tmp_path}/t-{{00..03}}.tar", is_folder=False)
+    for number in range(4):
+        shard(tmp_path / f"s-0{number}.tar", *sample("a", 1))
+    path = f"{tmp_path}/s-{{00..03}}.tar"
+    assert _fault_of_path(path, source_of("webdataset", path=path)) is None
+    path = f"{tmp_path}/t-{{00..03}}.tar"
+    fault = _fault_of_path(path, source_of("webdataset", path=path))
     assert fault is not None
     assert fault.startswith("there is no")
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
 
 
+CONFLICTING_LABELS = "conflicting labels"  # the fault is "conflicting labels: <label> and <label>"
 PASSED_OVER = "passed_over"  # in the `attrs` of a listing: reason -> number of files
 
 

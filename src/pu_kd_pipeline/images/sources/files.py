@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
@@ -123,9 +124,9 @@ def file_state(path: str | Path, real_root: str | None = None) -> tuple[str, str
             # A link that was switched to another file is another link.
             link_version = f"-{about.st_ctime_ns}"
             about = os.stat(path)
-    except OSError:
-        if os.path.islink(path):
-            return "", Reason.LINK
+    except OSError as exc:
+        if os.path.islink(path) and leads_nowhere(exc):
+            return "", Reason.BROKEN_LINK
         return "", Reason.NOT_OPENED
     if is_link and real_root is not None and _leads_out(path, about, real_root):
         return "", Reason.LINK
@@ -141,6 +142,11 @@ def file_state(path: str | Path, real_root: str | None = None) -> tuple[str, str
     if about.st_size > MAX_FILE_BYTES:
         return version, Reason.TOO_LARGE
     return version, ""
+
+
+def leads_nowhere(error: OSError) -> bool:
+    """Return whether the error of a link means that there is nothing behind it, or a circle."""
+    return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def _leads_out(path: str | Path, about: os.stat_result, real_root: str) -> bool:
@@ -296,13 +302,31 @@ def local_matches(path: str) -> list[str]:
     """
     if not has_wildcard(path) or os.path.lexists(path):
         return [path]
+    literal = literal_part(path)
+    parts = list(Path(path).relative_to(literal).parts)
+    matches = _matches([literal], parts)
+    return sorted(set(matches))
+
+
+def remote_literal_part(path: str) -> str:
+    """Return the folders in front of the first wildcard of a remote path."""
+    literal = []
+    for part in path.split("/"):
+        if has_wildcard(part):
+            break
+        literal.append(part)
+    return "/".join(literal)
+
+
+def literal_part(path: str) -> str:
+    """Return the folders at the beginning of a local path or pattern that exist."""
     real = Path(path)
     literal = Path(real.anchor)
-    parts = list(real.relative_to(literal).parts)
-    while parts and os.path.lexists(literal / parts[0]):
-        literal /= parts.pop(0)
-    matches = _matches([str(literal)], parts)
-    return sorted(set(matches))
+    for part in real.relative_to(literal).parts:
+        if not os.path.lexists(literal / part):
+            break
+        literal /= part
+    return str(literal)
 
 
 def _matches(folders: Iterable[str], parts: list[str]) -> Iterator[str]:

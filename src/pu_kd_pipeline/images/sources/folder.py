@@ -22,6 +22,7 @@ from pu_kd_pipeline.images.file_kinds import (
 )
 from pu_kd_pipeline.images.sources.archives import archive_version, reads_one_file_at_a_time
 from pu_kd_pipeline.images.sources.base import PASSED_OVER, listing_table
+from pu_kd_pipeline.images.sources.class_patterns import labels_in_paths
 from pu_kd_pipeline.images.sources.files import (
     MAX_FILE_BYTES,
     READ_THREADS,
@@ -37,6 +38,9 @@ from pu_kd_pipeline.images.sources.files import (
     state_of,
     unmarked_warning,
 )
+from pu_kd_pipeline.images.sources.folder_walk import FolderWalk
+from pu_kd_pipeline.images.sources.links import check_links, is_broken_link
+from pu_kd_pipeline.masking import visible_name
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
@@ -51,15 +55,20 @@ _MAX_REASONS_SHOWN = 5
 class FolderSource:
     """Image files below a folder, local or at any fsspec URL.
 
-    The first folder in an image's path is its class. Images are known by their extension, and files
-    without one by their content. Hidden files are left out. Links to folders, and to files outside
-    of the folder, are listed with a fault.
+    The first folder in an image's path is its class, or what `class_pattern` finds in the path.
+    Images are known by their extension, and files without one by their content. Hidden files are
+    left out. Links to folders, and to files outside of the folder, are listed with a fault unless
+    `follow_links` is set.
     """
 
     def __init__(self, source: ImageSource, seed: int) -> None:
         self._path = str(source.path)
         self._fs, self._root = file_system(self._path)
         self._is_local = is_local(self._fs)
+        self._follow_links = source.follow_links
+        self._class_pattern = source.class_pattern
+        self._labels: dict[str, str | None] = {}  # path -> what the pattern finds in it
+        self._unmatched: list[str] = []
         self._n_unmarked = 0  # remote files whose changes cannot be seen in full
         self._passed_over: Counter[str] = Counter()
 
@@ -69,12 +78,14 @@ class FolderSource:
 
     def listing(self) -> pd.DataFrame:
         files = self._without_other_contents(self._files())
+        self._warn_of_unmatched(len(files))
         if not files:
             extensions = ", ".join(EXTENSIONS)
             raise InputError(
                 f"{self._path} holds no image: files ending in {extensions} are looked for, and "
                 f"images without an extension.{self._passed_over_text()}"
             )
+        check_links(files, self._path)
 
         paths: list[str] = []
         classes: list[str | None] = []
@@ -82,7 +93,7 @@ class FolderSource:
         faults: list[str | None] = []
         for file in files:
             paths.append(file.path)
-            classes.append(_class_of(file.path))
+            classes.append(self._class_of(file.path))
             versions.append(file.version)
             faults.append(file.fault or None)
 
@@ -95,10 +106,13 @@ class FolderSource:
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         paths = rows["path"].tolist()
-        n_threads = READ_THREADS
+        return map_in_order(self._fetch, paths, self._n_threads())
+
+    def _n_threads(self) -> int:
+        """Return how many threads may read at a time."""
         if reads_one_file_at_a_time(self._fs):
-            n_threads = 1
-        return map_in_order(self._fetch, paths, n_threads)
+            return 1
+        return READ_THREADS
 
     def _fetch(self, path: str) -> bytes | Unusable:
         try:
@@ -128,8 +142,53 @@ class FolderSource:
             raise InputError(f"there is no folder {self._path}: correct `path` of the source")
         self._passed_over.clear()
         if self._is_local:
-            return sorted(_local_files(self._root, self._passed_over))
-        return sorted(self._remote_files())
+            found = _local_files(self._root, self._follow_links, self._passed_over)
+        else:
+            found = self._remote_files()
+        files = sorted(found)
+        if self._class_pattern is None:
+            return files
+        return self._matched(files, self._class_pattern)
+
+    def _matched(self, files: list[SourceFile], pattern: str) -> list[SourceFile]:
+        """Return the files that the pattern matches, and those that cannot be used anyway."""
+        paths = [file.path for file in files]
+        self._labels = labels_in_paths(pattern, paths, self._path)
+        matched = []
+        self._unmatched = []
+        for file in files:
+            if file.path in self._labels or file.fault:
+                matched.append(file)
+            else:
+                self._unmatched.append(file.path)
+        if self._unmatched:
+            self._passed_over["name that class_pattern does not match"] = len(self._unmatched)
+        return matched
+
+    def _warn_of_unmatched(self, n_files: int) -> None:
+        """Warn of images that the pattern leaves out.
+
+        Raises:
+            InputError: it leaves out all.
+        """
+        if not self._unmatched:
+            return
+        problem = (
+            f"{self._path}: class_pattern {self._class_pattern!r} does not match the paths of "
+            f"{len(self._unmatched):,} images, such as {visible_name(self._unmatched[0])!r}"
+        )
+        if not n_files:
+            raise InputError(f"{problem}, and matches none: correct it")
+        logger.warning("%s: they are left out, and %s are read", problem, f"{n_files:,}")
+
+    def _class_of(self, path: str) -> str | None:
+        """Return the class that a path names: its first folder, or what the pattern finds."""
+        if self._class_pattern is not None:
+            return self._labels.get(path)
+        folder, slash, _ = path.partition("/")
+        if not slash:
+            return None  # a file at the top of the source
+        return folder
 
     def _remote_files(self) -> Iterator[SourceFile]:
         without_protocol = self._fs._strip_protocol(self._root)
@@ -165,7 +224,7 @@ class FolderSource:
             if not file.fault and has_no_extension(file.path):
                 nameless.append(file.path)
         others = set()
-        are_images = map_in_order(self._has_image_content, nameless, READ_THREADS)
+        are_images = map_in_order(self._has_image_content, nameless, self._n_threads())
         for path, is_image in zip(nameless, are_images, strict=True):
             if not is_image:
                 others.add(path)
@@ -196,41 +255,40 @@ class FolderSource:
             logger.warning(unmarked_warning(self._path, self._n_unmarked, n_files))
 
 
-def _local_files(root: str, passed_over: Counter[str]) -> Iterator[SourceFile]:
+def _local_files(root: str, follow_links: bool, passed_over: Counter[str]) -> Iterator[SourceFile]:
     """Yield the images below a local folder, and count the others by reason."""
-    real_root = os.path.realpath(root)
-    unreadable: list[OSError] = []
-    # os.walk follows no links, and without `onerror` it would skip closed folders in silence.
-    for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
-        visible = [name for name in subfolders if not name.startswith(".")]
-        n_hidden = len(subfolders) - len(visible)
-        if n_hidden:
-            passed_over["hidden folder"] += n_hidden
-        # Changed in place, which is how os.walk learns where not to go.
-        subfolders[:] = visible
-        for name in subfolders:
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                yield _local_file(path, root, real_root)
-        for name in names:
-            if not _may_be_image(name):
-                passed_over[_why_passed_over(name)] += 1
-                continue
-            path = os.path.join(folder, name)
-            file = _local_file(path, root, real_root)
-            # A pipe, or a link out of the folder: nobody may look whether it is an image.
-            if file.fault and has_no_extension(name):
-                passed_over[NO_EXTENSION] += 1
-                continue
-            yield file
+    real_root = None if follow_links else os.path.realpath(root)
+    walk = FolderWalk(root, follow_links)
+    for path in walk.files():
+        name = os.path.basename(path)
+        is_nameless_link = has_no_extension(name) and is_broken_link(path)
+        if is_nameless_link and not name.startswith("."):
+            # It may be the place of a class folder whose disk is not mounted.
+            relative = printable(os.path.relpath(path, root))
+            yield SourceFile(relative, "", Reason.BROKEN_LINK)
+            continue
+        if not _may_be_image(name):
+            passed_over[_why_passed_over(name)] += 1
+            continue
+        file = _local_file(path, root, real_root)
+        # A pipe, or a link out of the folder: nobody may look whether it is an image.
+        if file.fault and has_no_extension(name):
+            passed_over[NO_EXTENSION] += 1
+            continue
+        yield file
 
-    for error in unreadable:
+    for path in walk.unfollowed:
+        yield _local_file(path, root, real_root)
+    for error in walk.unreadable:
         relative = os.path.relpath(error.filename, root)
-        name = printable(relative)
-        yield SourceFile(name, "", Reason.NOT_OPENED)
+        yield SourceFile(printable(relative), "", Reason.NOT_OPENED)
+    if walk.n_hidden_folders:
+        passed_over["hidden folder"] += walk.n_hidden_folders
+    if walk.n_repeated_links:
+        passed_over["link to a folder that is read already"] += walk.n_repeated_links
 
 
-def _local_file(path: str, root: str, real_root: str) -> SourceFile:
+def _local_file(path: str, root: str, real_root: str | None) -> SourceFile:
     relative = path.removeprefix(root).lstrip(os.sep)
     if os.sep != "/":
         relative = relative.replace(os.sep, "/")
@@ -239,14 +297,6 @@ def _local_file(path: str, root: str, real_root: str) -> SourceFile:
         return SourceFile(name, "", Reason.NAME)
     version, fault = file_state(path, real_root)
     return SourceFile(relative, version, fault)
-
-
-def _class_of(path: str) -> str | None:
-    """Return the first folder of a path below the source; None for a file at its top."""
-    folder, slash, _ = path.partition("/")
-    if not slash:
-        return None
-    return folder
 
 
 def _why_passed_over(name: str) -> str:

@@ -24,8 +24,10 @@ from pu_kd_pipeline.images.sources.files import (
     has_mark,
     has_wildcard,
     is_local,
+    literal_part,
     local_matches,
     lost_source_error,
+    remote_literal_part,
     remote_version,
     state_of,
     unmarked_warning,
@@ -38,6 +40,14 @@ from pu_kd_pipeline.images.sources.parquet_columns import (
 )
 from pu_kd_pipeline.images.sources.parquet_images import holds_only_paths, read_images
 from pu_kd_pipeline.images.sources.parquet_labels import labels_of_file
+from pu_kd_pipeline.images.sources.path_names import (
+    distinct_names,
+    label_partitions,
+    no_file_message,
+    partition_folders,
+    remote_partition_folders,
+    with_partition,
+)
 from pu_kd_pipeline.masking import without_credentials
 
 if TYPE_CHECKING:
@@ -70,25 +80,32 @@ class ParquetSource:
         self._n_hidden = 0
         if is_local(self._fs):
             files = _local_files(root)
+            base = literal_part(root)
             self._n_hidden = _count_hidden_files(root)
         else:
             files = self._remote_files(root)
+            base = remote_literal_part(root)
         self._files = sorted(files)
         if not self._files:
-            raise InputError(
-                f"there is no Parquet file at {self._path}: correct `path` of the source"
-            )
+            raise InputError(no_file_message(self._path, root, self._fs))
+        paths = [file.path for file in self._files]
+        self._names = distinct_names(paths, base)
+        label_columns = {
+            "label": source.label_column or "label",
+            "label_name": source.label_name_column or "label_name",
+        }
+        self._partitions = label_partitions(paths, label_columns)
 
     def _remote_files(self, root: str) -> Iterator[SourceFile]:
+        found: dict[str, dict[str, Any]] = {}
         if self._fs.isdir(root):
-            folder = root.rstrip("/")
-            root = f"{folder}/*.parquet"
-        if has_wildcard(root):
-            found: dict[str, dict[str, Any]] = self._fs.glob(root, detail=True)
+            for folder in remote_partition_folders(self._fs, root.rstrip("/")):
+                found |= self._fs.glob(f"{folder}/*.parquet", detail=True)
+            root = "*.parquet"
+        elif has_wildcard(root):
+            found = self._fs.glob(root, detail=True)
         elif self._fs.exists(root):
             found = {root: self._fs.info(root)}
-        else:
-            found = {}
         version_of_archive = archive_version(self._fs)
         for file, about in found.items():
             # Some writers make a folder that is called like a file.
@@ -130,7 +147,9 @@ class ParquetSource:
             try:
                 with self._fs.open(file) as opened:
                     parquet = _open(opened)
-                    columns = choose_columns(parquet.schema_arrow, self._source, file)
+                    columns = choose_columns(
+                        parquet.schema_arrow, self._source, file, self._partitions[number]
+                    )
                     yield from read_images(parquet, opened, columns["image"], rows_of_file)
             # A damaged file makes its reader raise nearly anything, and so does the network.
             except Exception as exc:
@@ -145,7 +164,7 @@ class ParquetSource:
         with _errors_of_reader_explained(file), self._fs.open(file) as opened:
             parquet = _open(opened)
             schema = parquet.schema_arrow
-            columns = choose_columns(schema, self._source, file)
+            columns = choose_columns(schema, self._source, file, self._partitions[number])
             size_bytes = self._fs.info(file).get("size")
             _check_row_count(parquet, size_bytes)
             if holds_only_paths(parquet, columns["image"]):
@@ -155,8 +174,9 @@ class ParquetSource:
             values = read_columns(as_dictionaries, columns, file, size_bytes)
 
         n_rows = parquet.metadata.num_rows
+        values = with_partition(values, self._partitions[number], n_rows, file)
         labels, label_names = labels_of_file(schema, values, file, columns.get("label", "label"))
-        ids = _ids(values.get("id"), file, n_rows)
+        ids = _ids(values.get("id"), self._names[number], n_rows)
         # A file is replaced as a whole: all its images share a version, of before it was read.
         return listing_table(
             ids,
@@ -171,8 +191,10 @@ class ParquetSource:
 def _local_files(path: str) -> Iterator[SourceFile]:
     """Yield the files that a local path or pattern stands for; none is opened."""
     if os.path.isdir(path):
-        pattern = f"{glob.escape(path)}/*.parquet"
-        matches = glob.glob(pattern)
+        matches = []
+        for folder in partition_folders(path):
+            pattern = f"{glob.escape(folder)}/*.parquet"
+            matches += glob.glob(pattern)
     else:
         matches = local_matches(path)
     for match in matches:
@@ -239,16 +261,14 @@ def _check_row_count(parquet: pq.ParquetFile, size_bytes: int | None) -> None:
         raise ValueError(f"it declares {n_rows:,} rows in {size_bytes:,} bytes")
 
 
-def _ids(given: list[Any] | None, file: str, n_rows: int) -> list[str]:
-    """Return the ids of a file's images: those given, or file and row for an image without id."""
+def _ids(given: list[Any] | None, name: str, n_rows: int) -> list[str]:
+    """Return the ids of a file's images: those given, or its name and the row."""
     if given is None:
         given = [None] * n_rows
-    # Without credentials, which are no part of a name, and change.
-    stem = PurePosixPath(without_credentials(file)).stem
     ids = []
     for row, value in enumerate(given):
         image_id = str(value)
         if value is None:
-            image_id = f"{stem}:{row}"
+            image_id = f"{name}:{row}"
         ids.append(image_id)
     return ids

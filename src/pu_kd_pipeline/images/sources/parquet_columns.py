@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline.errors import InputError
@@ -28,8 +29,17 @@ _MAX_TEXT_BYTES = 2**28
 _MAX_TEXT_SHARE = 8
 
 
-def choose_columns(schema: pa.Schema, source: ImageSource, file: str) -> dict[str, str]:
+def choose_columns(
+    schema: pa.Schema, source: ImageSource, file: str, partition: Collection[str] = ()
+) -> dict[str, str]:
     """Return the names of the columns: `image`, and `id`, `label`, `label_name` if there are any.
+
+    Args:
+        schema: of the file.
+        source: parameters of the source.
+        file: its name, for messages.
+        partition: which of `label` and `label_name` the folder of the file has, so that they need
+            no column.
 
     Raises:
         InputError: a column that the source names is missing, it is not clear which one holds the
@@ -45,6 +55,8 @@ def choose_columns(schema: pa.Schema, source: ImageSource, file: str) -> dict[st
     columns = {}
     for role, name in given.items():
         if name is not None and name not in existing:
+            if role in partition:
+                continue
             raise InputError(
                 f"{file} has no column {name!r}, which `{role}_column` of the source names; found: "
                 f"{listed(schema.names)}"

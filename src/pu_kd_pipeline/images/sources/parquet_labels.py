@@ -33,14 +33,33 @@ def labels_of_file(
         InputError: the metadata has no name for a number, or another one than the column.
     """
     labels = columns.get("label")
+    has_texts = labels is not None and any(isinstance(label, str) for label in labels)
+    names = None
+    if not has_texts:
+        names = class_label_names(schema, label_column, file)
+    return labels_of_columns(columns, names, file)
+
+
+def labels_of_columns(
+    columns: Mapping[str, list[Any]], names: Sequence[str] | None, file: str
+) -> tuple[list[Any] | None, list[Any] | None]:
+    """Return the class numbers and the class names of rows, None where they have none.
+
+    Args:
+        columns: values of the columns `label` and `label_name`, as far as they are there.
+        names: of the numbers in the column `label`, None if they are not known.
+        file: name of the file, for messages.
+
+    Raises:
+        InputError: there is no name for a number, or another one than in the column.
+    """
+    labels = columns.get("label")
     label_names = columns.get("label_name")
     # A column `label` that holds text holds names.
     if labels is not None and any(isinstance(label, str) for label in labels):
         if label_names is not None:
             _check_equal_names(labels, label_names, file)
         return None, labels
-
-    names = class_label_names(schema, label_column, file)
     if labels is None or names is None:
         return labels, label_names
     known = [None if label == _UNLABELED else label for label in labels]

@@ -12,6 +12,7 @@ from typing import Any
 
 from pu_kd_pipeline.images.sources.base import Source
 from pu_kd_pipeline.images.sources.demo import DemoSource
+from pu_kd_pipeline.images.sources.file_list import ListSource
 from pu_kd_pipeline.images.sources.folder import FolderSource
 from pu_kd_pipeline.images.sources.parquet import ParquetSource
 from pu_kd_pipeline.images.sources.torchvision import TorchvisionSource
@@ -22,6 +23,7 @@ SOURCES: dict[str, type[Source]] = {
     "torchvision": TorchvisionSource,
     "folder": FolderSource,
     "parquet": ParquetSource,
+    "list": ListSource,
     "webdataset": WebDatasetSource,
     "demo": DemoSource,
 }
