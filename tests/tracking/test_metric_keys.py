@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 
@@ -62,7 +63,8 @@ def test_a_second_source_of_a_key_gets_another_one(caplog):
         pending.add("teacher/accuracy", 1.0, step, source="teacher")
     for step in (0, 1):
         pending.add("teacher/accuracy", 0.9, step, source="results")
-    keys = [(key, step) for key, _, _, step in pending.first(10)]
+    [metrics] = pending.taken_in_batches(10)
+    keys = [(key, step) for key, _, _, step in metrics]
     assert keys == [
         ("teacher/accuracy", 1),
         ("teacher/accuracy", 2),
@@ -73,16 +75,29 @@ def test_a_second_source_of_a_key_gets_another_one(caplog):
     assert "teacher/accuracy of results is logged to MLflow as results/teacher/accuracy" in message
 
 
+def test_metrics_of_a_failed_request_are_sent_again():
+    pending = PendingMetrics()
+    for step in range(5):
+        pending.add("loss", 1.0, step, source="training")
+    batches = pending.taken_in_batches(2)
+    assert [step for *_, step in next(batches)] == [0, 1]
+    assert [step for *_, step in next(batches)] == [2, 3]
+    # The request of the second batch failed.
+    batches.close()
+    steps = []
+    for batch in pending.taken_in_batches(10):
+        steps += [step for *_, step in batch]
+    assert steps == [2, 3, 4]
+    assert len(pending) == 0
+
+
 @pytest.mark.xdist_group("finished_run")
 def test_a_run_logs_the_results_that_its_file_has(finished_run):
-    import json
-
     metrics = json.loads((finished_run / REPORTING / "metrics.json").read_text())
     with closing(sqlite3.connect(finished_run / "mlflow" / "mlflow.db")) as store:
         logged = dict(store.execute("SELECT key, value FROM latest_metrics").fetchall())
     results = {}
-    for key, step, value in metric_values(metrics):
-        assert step == 0
+    for key, _, value in metric_values(metrics):
         if isinstance(value, int | float):
             results[key] = value
     assert {key: logged[key] for key in results} == pytest.approx(results)

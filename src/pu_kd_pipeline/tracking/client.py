@@ -31,6 +31,7 @@ from pu_kd_pipeline.tracking.keys import (
     mlflow_key,
     mlflow_parameters,
 )
+from pu_kd_pipeline.tracking.model_description import accuracies_of_models, model_record
 from pu_kd_pipeline.tracking.outbox import Call, Outbox, UnreachableError
 from pu_kd_pipeline.tracking.pending_metrics import PendingMetrics
 from pu_kd_pipeline.tracking.run_log import RunSettings
@@ -39,7 +40,9 @@ from pu_kd_pipeline.tracking.stores import check_store, store_uri
 from pu_kd_pipeline.tracking.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
-    from torch import nn
+    import numpy as np
+
+    from pu_kd_pipeline.models.model import Model
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -167,6 +170,9 @@ class Tracker:
             for key, step, value in metric_values(metrics):
                 self._pending.add(key, value, step, source=RESULTS)
         self.flush()
+        accuracies = accuracies_of_models(metrics)
+        if accuracies:
+            self._send(Call("tag_accuracies", (accuracies,)))
 
     def flush(self) -> None:
         """Send pending metrics; opens the run if it is not open yet."""
@@ -211,31 +217,32 @@ class Tracker:
         source = json.dumps({"catalog": name})
         self._send(Call("log_dataset", (name, digest, source, profile)))
 
-    def log_model(self, name: str, network: nn.Module, input_shape: tuple[int, int, int]) -> None:
-        """Log a classifier as an exported graph with its signature, and register it.
+    def log_model(self, name: str, model: Model, examples: np.ndarray | None) -> None:
+        """Log a classifier as an exported graph that takes pixels; `student_model` is registered.
 
-        A network that torch cannot export costs a warning and is not registered.
+        A network that torch cannot export costs a warning and is not logged.
 
         Args:
-            name: name of the logged model.
-            network: maps (N, C, H, W) float32 to (N, K) float32, on any device; left unchanged.
-            input_shape: C, H, W.
+            name: name of the logged model, that of its catalog entry.
+            model: on any device; left unchanged.
+            examples: (2, C, H, W) uint8 images for the input example; None: a pattern.
         """
         if not self._is_usable():
             return
-        from pu_kd_pipeline.tracking.logged_model import export_model
+        from pu_kd_pipeline.tracking.model_export import export_model
 
         key = uuid.uuid4().hex
         try:
             if self._exports is None:
                 self._exports = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             folder = Path(self._exports.name) / key
-            export_model(network, input_shape, folder)
+            export_model(model, examples, folder)
         # Any error: a user's network may do anything that torch.export cannot trace.
         except Exception as error:
             logger.warning("%s cannot be exported and is not registered in MLflow: %s", name, error)
             return
-        args = (key, name, str(folder), self.config.registered_model)
+        record = model_record(name, model.card, self.config.registered_model)
+        args = (key, record, str(folder))
         limit_s = self._upload_limit_s(folder)
         self._send(Call("log_model", args, creates=True, limit_s=limit_s))
 
@@ -251,7 +258,7 @@ class Tracker:
         self.outbox.retry_at_once()
         self.flush()
         note = None
-        # In a shared run, a stage without results must not overwrite the note of another one.
+        # In a shared run, a stage without results must not replace another one's note.
         if sentence or self.metrics or not self.shared_run_id:
             note = self._note(without_credentials(sentence, self.uri))
         close = Call("close", (status, note))
@@ -369,14 +376,8 @@ class Tracker:
 
     def _send_pending(self) -> None:
         start = time.monotonic()
-        # Not those that are added meanwhile, or a slow server would be asked without a pause.
-        n_left = len(self._pending)
-        while n_left:
-            metrics = self._pending.first(min(n_left, MAX_METRICS_PER_REQUEST))
+        for metrics in self._pending.taken_in_batches(MAX_METRICS_PER_REQUEST):
             self._call(FLUSH, metrics, limit_s=self._call_limit_s)
-            # Removed only after the request succeeded: what fails is sent again.
-            self._pending.remove_first(len(metrics))
-            n_left -= len(metrics)
         self._flushed_at = time.monotonic()
         # A slow server may be asked for at most this share of the time.
         pause = (time.monotonic() - start) / MAX_TIME_SHARE

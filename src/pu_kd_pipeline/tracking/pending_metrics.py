@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -49,16 +50,21 @@ class PendingMetrics:
             if len(self._metrics) < MAX_PENDING:
                 self._metrics.append((own_key, float(value), now_ms, step))
 
-    def first(self, n: int) -> list[Metric]:
-        """Return the first `n` metrics, which stay in the queue."""
-        with self._lock:
-            return list(islice(self._metrics, n))
+    def taken_in_batches(self, size: int) -> Iterator[list[Metric]]:
+        """Yield what is in the queue now, oldest first, at most `size` metrics at once.
 
-    def remove_first(self, n: int) -> None:
-        """Remove the first `n` metrics."""
-        with self._lock:
-            for _ in range(n):
-                self._metrics.popleft()
+        A batch is removed when the next one is asked for: if its request fails, it is sent again.
+        """
+        # Not what is added meanwhile, or a slow server would be asked without a pause.
+        n_left = len(self)
+        while n_left:
+            with self._lock:
+                batch = list(islice(self._metrics, min(n_left, size)))
+            yield batch
+            with self._lock:
+                for _ in batch:
+                    self._metrics.popleft()
+            n_left -= len(batch)
 
     def _own_key(self, key: str, source: str) -> str:
         owner = self._sources.setdefault(key, source)
