@@ -210,24 +210,24 @@ def test_other_inputs_are_refused_by_both_flavors(color_folder):
 
 
 def test_a_request_in_json_gets_probabilities_by_class(color_folder):
-    from fastapi.testclient import TestClient
     from mlflow.pyfunc import load_model
-    from mlflow.pyfunc.scoring_server import init
+    from mlflow.pyfunc.scoring_server import invocations
 
     _, folder = color_folder
     model = load_model(str(folder))
     request = json.loads((folder / "serving_input_example.json").read_text())
-    with TestClient(init(model)) as client:
-        answer = client.post("/invocations", json=request)
-        assert answer.status_code == 200, answer.text
-        rows_of_answer = answer.json()["predictions"]
-        assert set(rows_of_answer[0]) == {f"class {index}" for index in range(16)}
-        assert sum(rows_of_answer[0].values()) == pytest.approx(1, abs=1e-5)
 
-        request["params"] = {"output": "classes"}
-        answer = client.post("/invocations", json=request)
-        assert len(answer.json()["predictions"]) == 2
-        assert answer.json()["predictions"][0]["class"].startswith("class ")
+    def answer_to(request: dict) -> list[dict]:
+        schema = model.metadata.get_input_schema()
+        answer = invocations(json.dumps(request), "application/json", model, schema)
+        assert answer.status == 200
+        return json.loads(answer.response)["predictions"]
+
+    [first, _] = answer_to(request)
+    assert set(first) == {f"class {index}" for index in range(16)}
+    assert sum(first.values()) == pytest.approx(1, abs=1e-5)
+    named = answer_to({**request, "params": {"output": "classes"}})
+    assert named[0]["class"] == max(first, key=first.get)
 
 
 @pytest.mark.xdist_group("finished_run")
@@ -287,10 +287,14 @@ def test_the_code_of_the_description_reads_a_file_as_the_run_does(tmp_path, new_
     np.testing.assert_array_equal(variables["batch"], expected[None, None])
 
 
-def test_models_of_other_sizes_get_a_pattern_as_their_example(tmp_path, caplog):
+def test_models_of_other_sizes_get_a_pattern_as_their_example(monkeypatch):
     from kedro.io import DataCatalog, MemoryDataset
 
-    from pu_kd_pipeline.hooks.tracking import example_images
+    from pu_kd_pipeline.hooks import tracking
+
+    warnings = []
+    monkeypatch.setattr(tracking.logger, "warning", lambda text, *args: warnings.append(text % args))
+    example_images = tracking.example_images
 
     class Store:
         image_shape = (1, 5, 5)
@@ -309,9 +313,10 @@ def test_models_of_other_sizes_get_a_pattern_as_their_example(tmp_path, caplog):
     assert example_images(catalog, "pool_images", (1, 5, 5)).shape == (2, 1, 5, 5)
     assert example_images(catalog, "pool_images", (1, 6, 6)) is None
     assert example_images(catalog, None, (1, 5, 5)) is None
-    assert caplog.text == ""
+    assert warnings == []
     assert example_images(catalog, "broken", (1, 5, 5)) is None
-    assert "no image can be read from it (damaged)" in caplog.text
+    [warning] = warnings
+    assert "names broken, and no image can be read from it" in warning
 
 
 def test_exported_files_have_the_modes_of_the_umask(color_folder):

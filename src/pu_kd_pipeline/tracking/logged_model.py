@@ -62,7 +62,7 @@ def log_exported_model(
     client.finalize_logged_model(model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     name = record.registered_name
-    if name and not (is_repeated and _versions(client, run_id, model_id)):
+    if name and not (is_repeated and _versions(client, run_id, logged)):
         _register(client, name, run_id, logged, tags, description)
 
 
@@ -81,7 +81,7 @@ def tag_accuracies(client: MlflowClient, run_id: str, accuracies: Mapping[str, f
             continue
         text = f"{accuracies[logged.name]:.4f}"
         client.set_logged_model_tags(logged.model_id, {ACCURACY_TAG: text})
-        for name, version in _versions(client, run_id, logged.model_id):
+        for name, version in _versions(client, run_id, logged):
             client.set_model_version_tag(name, version, ACCURACY_TAG, text)
 
 
@@ -104,10 +104,12 @@ def _name_in_description(folder: Path, run_id: str, model_id: str) -> None:
     description.save(str(path))
 
 
-def _versions(client: MlflowClient, run_id: str, model_id: str) -> list[tuple[str, str]]:
+def _versions(client: MlflowClient, run_id: str, logged: LoggedModel) -> list[tuple[str, str]]:
     """Return (name, version) of the entries of a model in the registry."""
     found = client.search_model_versions(f"run_id = '{run_id}'")
-    return [(version.name, version.version) for version in found if version.model_id == model_id]
+    # By the place of its files: not every store returns the identifier of the model.
+    place = logged.artifact_location
+    return [(version.name, version.version) for version in found if version.source == place]
 
 
 def _register(
