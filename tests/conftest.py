@@ -123,6 +123,7 @@ def evaluate(history: dict) -> dict:
             "per_class_accuracy": [1.0, 0.98],
         },
         "student": {"accuracy": 0.955, "parameters": 100, "size_bytes": 400, "agreement": 0.97},
+        "classes": ["odd", "even/other"],
         "selection": {
             "n_selected": 700, "n_pool": 3500, "class_prior": 0.2, "rule": "nnpu", "gain": -0.012
         },

@@ -22,6 +22,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "src" / "pu_kd_pipeline"
 # Private name -> where a library has it.
 PRIVATE_NAMES = {
     "_BatchNorm": "torch.nn.modules.batchnorm:_BatchNorm",
+    "_assert_async": "torch:_assert_async",
     "_config_file_callback": "kedro.framework.cli.utils:_config_file_callback",
     "_describe": "kedro.io.core:AbstractDataset._describe",
     "_exists": "kedro.io.core:AbstractDataset._exists",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 import pytest
 
 from pu_kd_pipeline.cli.errors import user_message
-from pu_kd_pipeline.storage.atomic import replacing_file
+from pu_kd_pipeline.storage.atomic import replacing_file, replacing_folder
 
 
 def write(path):
@@ -34,3 +37,35 @@ def test_a_folder_with_files_is_kept_and_reported_to_the_user(tmp_path):
     message = user_message(caught.value)
     assert message is not None
     assert message.startswith(f"{path} is a folder, and a file of this name has to be written")
+
+
+@pytest.mark.parametrize(
+    ("umask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)]
+)
+def test_the_umask_alone_decides_who_may_read_models(tmp_path, umask, file_mode, folder_mode):
+    import torch
+
+    from pu_kd_pipeline.models.weights import save_weights
+
+    previous = os.umask(umask)
+    try:
+        with replacing_folder(tmp_path / "model") as temporary:
+            # safetensors writes a file that only its owner can read.
+            save_weights({"weight": torch.zeros(2)}, temporary / "weights.safetensors")
+            (temporary / "part").mkdir()
+            (temporary / "part" / "card.json").write_text("{}")
+        with replacing_file(tmp_path / "state.safetensors") as temporary:
+            save_weights({"weight": torch.zeros(2)}, temporary)
+    finally:
+        os.umask(previous)
+
+    modes = {}
+    for path in tmp_path.rglob("*"):
+        modes[path.name] = stat.S_IMODE(path.stat().st_mode)
+    assert modes == {
+        "model": folder_mode,
+        "part": folder_mode,
+        "weights.safetensors": file_mode,
+        "card.json": file_mode,
+        "state.safetensors": file_mode,
+    }

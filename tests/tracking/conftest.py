@@ -63,3 +63,23 @@ def new_tracker(config, folder):
         )
 
     return make
+
+
+@pytest.fixture
+def new_model():
+    """A function that makes a classifier of the given network, for gray square images."""
+    from pu_kd_pipeline.models.cards import ModelCard
+    from pu_kd_pipeline.models.model import Model
+    from pu_kd_pipeline.params.teacher import InputSpec
+
+    def make(network, size_px: int, n_classes: int, **spec: object) -> Model:
+        facts = {"size_px": size_px, "channels": 1, "mean": [0.3], "std": [0.4], **spec}
+        card = ModelCard(
+            architecture="toy",
+            classes=tuple(f"class {index}" for index in range(n_classes)),
+            input=InputSpec.model_validate(facts),
+            origin={"teacher": "0123", "weights": "/home/me/weights.pt"},
+        )
+        return Model(network, card)
+
+    return make

@@ -41,7 +41,7 @@ def wait_for_all(tracker) -> None:
         pass
 
 
-def test_what_is_created_late_is_not_created_twice(new_tracker, folder):
+def test_what_is_created_late_is_not_created_twice(new_tracker, new_model, folder):
     import torch
 
     tracker = new_tracker(worker=LateWorker(), seed=1)
@@ -49,7 +49,7 @@ def test_what_is_created_late_is_not_created_twice(new_tracker, folder):
     tracker.log_child("cell", {"seed": 1}, {"accuracy": 1.0})
     layers = [torch.nn.Flatten(), torch.nn.Linear(4, 2)]
     network = torch.nn.Sequential(*layers)
-    tracker.log_model("student_model", network, (1, 2, 2))
+    tracker.log_model("student_model", new_model(network, 2, 2), None)
     wait_for_all(tracker)
     tracker.end("FINISHED")
     assert statuses(folder) == ["FINISHED", "FINISHED"]
@@ -63,13 +63,13 @@ def test_what_is_created_late_is_not_created_twice(new_tracker, folder):
 
 
 def test_a_registered_name_that_mlflow_refuses_costs_only_the_registration(
-    config, new_tracker, folder, caplog
+    config, new_tracker, new_model, folder, caplog
 ):
     import torch
 
     tracker = new_tracker()
     tracker.config = config.model_copy(update={"registered_model": "a/b:c"})
-    tracker.log_model("student_model", torch.nn.Flatten(), (1, 2, 2))
+    tracker.log_model("student_model", new_model(torch.nn.Flatten(), 2, 4), None)
     metrics = {"student": {"accuracy": 0.5}}
     tracker.log_metrics(metrics)
     tracker.end("FINISHED")

@@ -18,6 +18,7 @@ from pu_kd_pipeline.hooks.catalog import dataset_path, tracked_as
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 
 if TYPE_CHECKING:
+    import numpy as np
     from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
@@ -101,7 +102,9 @@ class TrackingHooks:
         if kind == "metrics":
             self._tracker.log_metrics(data)
         if kind == "model":
-            self._tracker.log_model(dataset_name, data.network, data.image_shape)
+            entry = self._tracker.config.input_example
+            examples = example_images(self._catalog, entry, data.image_shape)
+            self._tracker.log_model(dataset_name, data, examples)
         path = dataset_path(self._catalog, dataset_name)
         if path is None or not path.exists():
             return
@@ -127,9 +130,7 @@ class TrackingHooks:
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
         """Close the run with the first line of the error."""
-        message = str(error) or type(error).__name__
-        first_line = message.strip().splitlines()[0]
-        self._end("FAILED", f"**Failed:** {first_line}")
+        self._end("FAILED", f"**Failed:** {first_line(error)}")
 
     def _end(self, status: Any, note: str = "") -> None:
         tracker = self._tracker
@@ -155,6 +156,45 @@ class TrackingHooks:
             return f"**Nothing to do:** all {n_nodes} nodes were up to date."
         header = f"**{len(reasons)} of {n_nodes} nodes ran**, the others were up to date."
         return f"{header}\n{''.join(reasons)}"
+
+
+def example_images(
+    catalog: DataCatalog, entry: str | None, image_shape: tuple[int, int, int]
+) -> np.ndarray | None:
+    """Return two images for the input example of a model, or None if there are none.
+
+    Args:
+        catalog: the catalog of the run.
+        entry: name of a catalog entry of images; None: no images are wanted.
+        image_shape: (C, H, W) that the model takes.
+
+    Returns:
+        (2, C, H, W) uint8.
+    """
+    import numpy as np
+
+    if entry is None:
+        return None
+    try:
+        store = catalog.load(entry)
+        if store.image_shape == image_shape and len(store) > 1:
+            images: np.ndarray = store.read(np.arange(2))
+            return images
+    # Of any kind: a stage alone may have no such file, and an entry of a user may hold anything.
+    except Exception as error:
+        logger.warning(
+            "the input example of the model in MLflow is a pattern: `input_example` in "
+            "conf/base/mlflow.yml names %s, and no image can be read from it (%s)",
+            entry,
+            first_line(error),
+        )
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if there is none."""
+    message = str(error) or type(error).__name__
+    return message.strip().splitlines()[0]
 
 
 def _stage_name(run_params: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Files and folders that are either complete or absent.
 
-They are written under a temporary name, flushed and renamed.
+They are written under a temporary name, flushed and renamed. Who may read them is decided by the
+user's umask alone.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +26,10 @@ def replacing_file(path: Path) -> Iterator[Path]:
     remove_empty_folder(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        _set_mode(temporary, mode)
         # Flushed before the rename: after a power cut the new name must not hold an empty file.
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -50,6 +55,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                # Files need no permission to be searched, which folders do.
+                _set_mode(path, mode & ~0o111)
         # A folder that is not empty cannot be replaced in one step.
         if folder.exists():
             os.replace(folder, previous)
@@ -57,6 +67,16 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Give a file the mode that a new one gets, which whoever wrote it may have changed.
+
+    Some libraries write to a temporary file of their own, which only its owner can read.
+    """
+    # Some network drives have modes that cannot be changed.
+    with suppress(OSError):
+        path.chmod(mode)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> list[Path]:

@@ -16,9 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,15 +25,24 @@ from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.manifest import table_digest
 from pu_kd_pipeline.tracking.config import TrackingConfig, shared_run_id
 from pu_kd_pipeline.tracking.experiments import asked_experiment
-from pu_kd_pipeline.tracking.keys import is_finite_number, mlflow_key, mlflow_parameters
+from pu_kd_pipeline.tracking.keys import (
+    is_finite_number,
+    metric_values,
+    mlflow_key,
+    mlflow_parameters,
+)
+from pu_kd_pipeline.tracking.model_description import accuracies_of_models, model_record
 from pu_kd_pipeline.tracking.outbox import Call, Outbox, UnreachableError
+from pu_kd_pipeline.tracking.pending_metrics import PendingMetrics
 from pu_kd_pipeline.tracking.run_log import RunSettings
 from pu_kd_pipeline.tracking.run_metadata import markdown_note
 from pu_kd_pipeline.tracking.stores import check_store, store_uri
 from pu_kd_pipeline.tracking.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
-    from torch import nn
+    import numpy as np
+
+    from pu_kd_pipeline.models.model import Model
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -49,7 +56,6 @@ SECONDS_TO_LOAD = 120.0
 SECONDS_TO_LOAD_AT_END = 30.0
 # The most that one request to an MLflow server may hold.
 MAX_METRICS_PER_REQUEST = 1000
-MAX_PENDING_METRICS = 1_000_000
 MAX_DIGEST_LENGTH = 36
 # Slower uploads are given up.
 MIN_BYTES_PER_SECOND = 200_000
@@ -58,6 +64,7 @@ SECONDS_WHEN_KILLED = 8.0
 SECONDS_FOR_STATUS = 10.0
 SECONDS_FOR_STATUS_OF_NEW_PROCESS = 5.0
 FLUSH = "log_metrics"
+RESULTS = "results"
 
 
 class Tracker:
@@ -128,8 +135,7 @@ class Tracker:
         # The first record is sent at once, so that the run is soon visible.
         self._flushed_at = -math.inf
         self._seconds_between_flushes = SECONDS_BETWEEN_FLUSHES
-        self._pending_lock = threading.Lock()
-        self._pending: deque[tuple[str, float, int, int]] = deque()
+        self._pending = PendingMetrics()
         self._known_datasets: set[str] = set()
         self._exports: tempfile.TemporaryDirectory[str] | None = None
         # A process that ends without calling `end` was interrupted.
@@ -150,30 +156,23 @@ class Tracker:
         """Log the numbers of one epoch as `<name>/<key>`; they are sent in batches."""
         # Epoch and update are the step itself, or the order of the steps.
         numbers = {key: value for key, value in record.items() if key not in {"epoch", "update"}}
-        self._add_pending(flatten(numbers, "/", name), step)
+        if self._is_usable():
+            for key, value in flatten(numbers, "/", name):
+                self._pending.add(mlflow_key(key), value, step, source=name)
         # An epoch may take only a millisecond, so not every record is sent at once.
         if time.monotonic() - self._flushed_at > self._seconds_between_flushes:
             self.flush()
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Log nested numbers as `teacher/accuracy`, lists as steps; the run's note shows them."""
+        """Log nested numbers as `teacher/accuracy`; the run's note shows them."""
         self.metrics = metrics
-        for key, value in flatten(metrics, "/"):
-            if not isinstance(value, list | tuple):
-                value = [value]
-            for step, number in enumerate(value):
-                self._add_pending([(key, number)], step)
+        if self._is_usable():
+            for key, step, value in metric_values(metrics):
+                self._pending.add(key, value, step, source=RESULTS)
         self.flush()
-
-    def _add_pending(self, values: Iterable[tuple[str, Any]], step: int) -> None:
-        if not self._is_usable():
-            return
-        now_ms = int(time.time() * 1000)
-        with self._pending_lock:
-            for key, value in values:
-                has_space = len(self._pending) < MAX_PENDING_METRICS
-                if has_space and is_finite_number(value):
-                    self._pending.append((mlflow_key(key), float(value), now_ms, step))
+        accuracies = accuracies_of_models(metrics)
+        if accuracies:
+            self._send(Call("tag_accuracies", (accuracies,)))
 
     def flush(self) -> None:
         """Send pending metrics; opens the run if it is not open yet."""
@@ -218,31 +217,32 @@ class Tracker:
         source = json.dumps({"catalog": name})
         self._send(Call("log_dataset", (name, digest, source, profile)))
 
-    def log_model(self, name: str, network: nn.Module, input_shape: tuple[int, int, int]) -> None:
-        """Log a classifier as an exported graph with its signature, and register it.
+    def log_model(self, name: str, model: Model, examples: np.ndarray | None) -> None:
+        """Log a classifier as an exported graph that takes pixels; `student_model` is registered.
 
-        A network that torch cannot export costs a warning and is not registered.
+        A network that torch cannot export costs a warning and is not logged.
 
         Args:
-            name: name of the logged model.
-            network: maps (N, C, H, W) float32 to (N, K) float32, on any device; left unchanged.
-            input_shape: C, H, W.
+            name: name of the logged model, that of its catalog entry.
+            model: on any device; left unchanged.
+            examples: (2, C, H, W) uint8 images for the input example; None: a pattern.
         """
         if not self._is_usable():
             return
-        from pu_kd_pipeline.tracking.logged_model import export_model
+        from pu_kd_pipeline.tracking.model_export import export_model
 
         key = uuid.uuid4().hex
         try:
             if self._exports is None:
                 self._exports = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             folder = Path(self._exports.name) / key
-            export_model(network, input_shape, folder)
+            export_model(model, examples, folder)
         # Any error: a user's network may do anything that torch.export cannot trace.
         except Exception as error:
             logger.warning("%s cannot be exported and is not registered in MLflow: %s", name, error)
             return
-        args = (key, name, str(folder), self.config.registered_model)
+        record = model_record(name, model.card, self.config.registered_model)
+        args = (key, record, str(folder))
         limit_s = self._upload_limit_s(folder)
         self._send(Call("log_model", args, creates=True, limit_s=limit_s))
 
@@ -258,7 +258,7 @@ class Tracker:
         self.outbox.retry_at_once()
         self.flush()
         note = None
-        # In a shared run, a stage without results must not overwrite the note of another one.
+        # In a shared run, a stage without results must not replace another one's note.
         if sentence or self.metrics or not self.shared_run_id:
             note = self._note(without_credentials(sentence, self.uri))
         close = Call("close", (status, note))
@@ -376,17 +376,8 @@ class Tracker:
 
     def _send_pending(self) -> None:
         start = time.monotonic()
-        # Not those that are added meanwhile, or a slow server would be asked without a pause.
-        n_left = len(self._pending)
-        while n_left:
-            with self._pending_lock:
-                metrics = list(islice(self._pending, min(n_left, MAX_METRICS_PER_REQUEST)))
+        for metrics in self._pending.taken_in_batches(MAX_METRICS_PER_REQUEST):
             self._call(FLUSH, metrics, limit_s=self._call_limit_s)
-            # Removed only after the request succeeded: what fails is sent again.
-            with self._pending_lock:
-                for _ in metrics:
-                    self._pending.popleft()
-            n_left -= len(metrics)
         self._flushed_at = time.monotonic()
         # A slow server may be asked for at most this share of the time.
         pause = (time.monotonic() - start) / MAX_TIME_SHARE

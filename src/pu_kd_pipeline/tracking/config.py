@@ -30,7 +30,12 @@ class TrackingConfig(BaseModel):
     )
     experiment: str = Field(min_length=1)
     registered_model: str | None = Field(
-        description="name in the model registry; null: the model is not registered"
+        description="name of `student_model` in the model registry; null: it is not registered"
+    )
+    input_example: str | None = Field(
+        default=None,
+        description="catalog entry of images of which two are stored with each model, as its input "
+        "example; null: a generated pattern",
     )
     system_metrics_interval_s: float | None = Field(gt=0, description="null: no system metrics")
     max_wait_s: float = Field(

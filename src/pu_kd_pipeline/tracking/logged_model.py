@@ -1,70 +1,35 @@
-"""Classifiers in MLflow: exported graphs with their signature, never pickles."""
+"""Exported classifiers in MLflow: as outputs of a run and in the model registry."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pu_kd_pipeline.tracking.config import ENVIRONMENT
-from pu_kd_pipeline.tracking.run_metadata import requirement
+from pu_kd_pipeline.tracking.model_description import (
+    MODEL_URI,
+    REGISTERED_DESCRIPTION,
+    ModelRecord,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
-    from torch import nn
 
-REQUIRED_PACKAGES = ("torch", "numpy", "mlflow")
 KEY_TAG = "key"
-
-
-def export_model(network: nn.Module, input_shape: tuple[int, int, int], folder: Path) -> None:
-    """Write an MLflow model folder that holds the traced graph of a copy of `network`.
-
-    It is computed where the network is, in the run; nothing is sent anywhere.
-
-    Args:
-        network: maps (N, C, H, W) float32 to (N, K) float32, on any device; it is left unchanged.
-        input_shape: C, H, W.
-        folder: created.
-    """
-    # Read when MLflow is imported: it sends telemetry otherwise.
-    for name in ("MLFLOW_DISABLE_TELEMETRY",):
-        os.environ.setdefault(name, ENVIRONMENT[name])
-    import numpy as np
-    import torch
-    from mlflow import pytorch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    # Two images: with a batch of one, the export would fix the batch size to one.
-    example = np.zeros((2, *input_shape), dtype=np.float32)
-    exported = copy.deepcopy(network).cpu().float().eval()
-    with torch.no_grad():
-        n_classes = exported(torch.from_numpy(example)).shape[1]
-    float32 = np.dtype(np.float32)
-    inputs = Schema([TensorSpec(float32, (-1, *input_shape))])
-    outputs = Schema([TensorSpec(float32, (-1, n_classes))])
-    pytorch.save_model(
-        exported,
-        str(folder),
-        signature=ModelSignature(inputs, outputs),
-        input_example=example,
-        pip_requirements=[requirement(package) for package in REQUIRED_PACKAGES],
-        serialization_format="pt2",
-    )
+ACCURACY_TAG = "accuracy"
+# Where MLflow's pages look for the description of a logged model.
+DESCRIPTION_TAG = "mlflow.note.content"
 
 
 def log_exported_model(
     client: MlflowClient,
     run_id: str,
-    name: str,
+    record: ModelRecord,
     folder: Path,
     *,
     key: str,
-    registered_name: str | None,
     is_repeated: bool,
 ) -> None:
     """Log an exported model as an output of the run, and register it.
@@ -72,28 +37,52 @@ def log_exported_model(
     Args:
         client: connection to the tracking store.
         run_id: the run that made the model.
-        name: name of the logged model.
+        record: its name, description and tags.
         folder: what `export_model` wrote.
         key: of the model, by which it is found again.
-        registered_name: name in the model registry; None: the model is not registered.
         is_repeated: whether an earlier attempt may have done a part of this.
     """
     from mlflow.entities import LoggedModelOutput
 
     experiment_id = client.get_run(run_id).info.experiment_id
+    tags = {**record.tags, "run": run_id}
     logged = None
     if is_repeated:
         logged = _model_with_key(client, experiment_id, key)
     if logged is None:
-        tags = {KEY_TAG: key}
-        logged = client.create_logged_model(experiment_id, name, source_run_id=run_id, tags=tags)
+        own_tags = {**tags, KEY_TAG: key}
+        logged = client.create_logged_model(
+            experiment_id, record.name, source_run_id=run_id, tags=own_tags
+        )
     model_id = logged.model_id
+    description = record.description.replace(MODEL_URI, f"models:/{model_id}")
     _name_in_description(folder, run_id, model_id)
+    client.set_logged_model_tags(model_id, {DESCRIPTION_TAG: description})
     client.log_model_artifacts(model_id, str(folder))
     client.finalize_logged_model(model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-    if registered_name:
-        _register(client, registered_name, run_id, logged, is_repeated=is_repeated)
+    name = record.registered_name
+    if name and not (is_repeated and _versions(client, run_id, logged)):
+        _register(client, name, run_id, logged, tags, description)
+
+
+def tag_accuracies(client: MlflowClient, run_id: str, accuracies: Mapping[str, float]) -> None:
+    """Store the test accuracy of the models that a run has logged, and of their versions.
+
+    Args:
+        client: connection to the tracking store.
+        run_id: the run that made the models.
+        accuracies: name of a model -> its accuracy; other models are ignored.
+    """
+    experiment_id = client.get_run(run_id).info.experiment_id
+    made_here = f"source_run_id = '{run_id}'"
+    for logged in client.search_logged_models([experiment_id], made_here):
+        if logged.name not in accuracies:
+            continue
+        text = f"{accuracies[logged.name]:.4f}"
+        client.set_logged_model_tags(logged.model_id, {ACCURACY_TAG: text})
+        for name, version in _versions(client, run_id, logged):
+            client.set_model_version_tag(name, version, ACCURACY_TAG, text)
 
 
 def _model_with_key(client: MlflowClient, experiment_id: str, key: str) -> LoggedModel | None:
@@ -115,18 +104,33 @@ def _name_in_description(folder: Path, run_id: str, model_id: str) -> None:
     description.save(str(path))
 
 
+def _versions(client: MlflowClient, run_id: str, logged: LoggedModel) -> list[tuple[str, str]]:
+    """Return (name, version) of the entries of a model in the registry."""
+    found = client.search_model_versions(f"run_id = '{run_id}'")
+    # By the place of its files: not every store returns the identifier of the model.
+    place = logged.artifact_location
+    return [(version.name, version.version) for version in found if version.source == place]
+
+
 def _register(
-    client: MlflowClient, name: str, run_id: str, logged: LoggedModel, *, is_repeated: bool
+    client: MlflowClient,
+    name: str,
+    run_id: str,
+    logged: LoggedModel,
+    tags: Mapping[str, str],
+    description: str,
 ) -> None:
     from mlflow.exceptions import MlflowException
 
-    if is_repeated:
-        versions = client.search_model_versions(f"run_id = '{run_id}'")
-        if any(version.model_id == logged.model_id for version in versions):
-            return
     # MLflow raises if the name exists already; the model then becomes its next version.
     with contextlib.suppress(MlflowException):
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=REGISTERED_DESCRIPTION)
     client.create_model_version(
-        name, logged.artifact_location, run_id, await_creation_for=0, model_id=logged.model_id
+        name,
+        logged.artifact_location,
+        run_id,
+        tags=dict(tags),
+        description=description,
+        await_creation_for=0,
+        model_id=logged.model_id,
     )

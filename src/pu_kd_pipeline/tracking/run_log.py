@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from pu_kd_pipeline.tracking.model_description import ModelRecord
+
 # The most that one request to an MLflow server may hold.
 MAX_PARAMETERS_PER_REQUEST = 100
 KEY_TAG = "key"
@@ -346,21 +348,19 @@ class RunLog:
         tag = InputTag("mlflow.data.context", name)
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
 
-    def log_model(
-        self, key: str, name: str, folder: str, registered_name: str | None, *, is_repeated: bool
-    ) -> None:
+    def log_model(self, key: str, record: ModelRecord, folder: str, *, is_repeated: bool) -> None:
         """Log the model that `export_model` wrote to a folder, and register it."""
         from pu_kd_pipeline.tracking.logged_model import log_exported_model
 
         log_exported_model(
-            self.client,
-            self.run_id,
-            name,
-            Path(folder),
-            key=key,
-            registered_name=registered_name,
-            is_repeated=is_repeated,
+            self.client, self.run_id, record, Path(folder), key=key, is_repeated=is_repeated
         )
+
+    def tag_accuracies(self, accuracies: Mapping[str, float]) -> None:
+        """Store the test accuracies of the run's models with them; twice is the same as once."""
+        from pu_kd_pipeline.tracking.logged_model import tag_accuracies
+
+        tag_accuracies(self.client, self.run_id, accuracies)
 
 
 def _check_database(database: Path) -> None:

@@ -76,7 +76,7 @@ def train_classifier(
             checkpointer=checkpointer,
         )
         n_records = -(-params.n_updates // params.record_every)
-        history = pd.DataFrame(list(watch(records, name="teacher", total=n_records)))
+        history = pd.DataFrame(list(watch(records, name="teacher_training", total=n_records)))
     return Model(network.cpu().eval(), model.card), history
 
 

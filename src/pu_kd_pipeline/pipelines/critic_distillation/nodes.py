@@ -57,6 +57,7 @@ def evaluate_critic(
         "critic": critic,
         "n_test": len(test_images),
         "n_copies_of_test_images": len(copies),
+        "classes": list(teacher.card.classes),
     }
 
 

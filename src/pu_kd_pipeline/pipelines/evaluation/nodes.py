@@ -34,4 +34,9 @@ def evaluate(
     metrics = compare_models(models, test_images, params)
     selection = describe_selection(manifest, pool_scores, pool_images, class_prior)
     gain = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
-    return {**metrics, "selection": {**selection, "gain": gain}, "n_test": len(test_images)}
+    return {
+        **metrics,
+        "selection": {**selection, "gain": gain},
+        "n_test": len(test_images),
+        "classes": list(teacher.card.classes),
+    }

@@ -57,7 +57,12 @@ def evaluate_unlabeled(
     )
     facts = {name: manifest.attrs.get(name) for name in names}
     gain = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
-    return {**metrics, "selection": {**facts, "gain": gain}, "n_test": len(test_images)}
+    return {
+        **metrics,
+        "selection": {**facts, "gain": gain},
+        "n_test": len(test_images),
+        "classes": list(teacher.card.classes),
+    }
 
 
 def plot_unlabeled_students(
