@@ -107,6 +107,11 @@ def test_a_block_has_a_readable_text_per_key():
         "input.channels": "1",
         "input.mean": "(0.5)",
         "input.std": "(1.0)",
+        "input.resize": '"squash"',
+        "input.crop_ratio": "0.875",
+        "input.interpolation": '"bilinear"',
+        "input.channel_order": '"rgb"',
+        "input.value_range": "(0.0, 1.0)",
     }
 
 

@@ -13,9 +13,8 @@ from pu_kd_pipeline.devices import arithmetic, explain_memory_shortage, prepare_
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import TEACHER, ShardMakers, short_hash
 from pu_kd_pipeline.features.reading import as_tensor
-from pu_kd_pipeline.images.batches import map_images
+from pu_kd_pipeline.images.batches import input_normalization, map_images
 from pu_kd_pipeline.images.store import ImageStore, find_rows
-from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, pu_features
 from pu_kd_pipeline.models.model import PUClassifier, load_pu_classifier
 from pu_kd_pipeline.params.compute import ComputeParams
@@ -91,7 +90,7 @@ def _scores_from_images(
     # Of the classifier's own backbone, whose input is the teacher's.
     spec = classifier.card.teacher.input
     device = prepare_device(compute)
-    normalize = Normalize(spec.mean, spec.std, device)
+    normalize = input_normalization(spec, device)
 
     batches = map_images(lambda batch: (module(batch),), images, rows, normalize, compute)
     scores = [batch.float() for (batch,) in batches]

@@ -25,6 +25,7 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.params.teacher import InputSpec
 
 logger = logging.getLogger(__name__)
 
@@ -216,8 +217,18 @@ def read_ahead(items: Iterator[T], n_ahead: int = 2) -> Generator[T, None, None]
 
 def normalization(model: Model, device: torch.device) -> Normalize:
     """Return the input normalization that a model's card states."""
-    spec = model.card.input
-    return Normalize(spec.mean, spec.std, device)
+    return input_normalization(model.card.input, device)
+
+
+def input_normalization(spec: InputSpec, device: torch.device) -> Normalize:
+    """Return what turns the uint8 images of a store into the input that a network expects."""
+    return Normalize(
+        spec.mean,
+        spec.std,
+        device,
+        value_range=spec.value_range,
+        is_reversed=spec.channel_order == "bgr",
+    )
 
 
 def predict_logits(

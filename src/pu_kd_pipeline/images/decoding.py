@@ -22,8 +22,12 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
+from pu_kd_pipeline.images.resizing import resized_size, to_square
+
 if TYPE_CHECKING:
     from PIL import Image
+
+    from pu_kd_pipeline.images.store_file import Specification
 
     # A file's bytes, uint8 (H, W) or (H, W, C) pixels, or an image that Pillow has opened.
     RawImage: TypeAlias = bytes | np.ndarray | Image.Image
@@ -51,6 +55,7 @@ class Reason(StrEnum):
     TRUNCATED = "truncated"
     NOT_OPENED = "could not be opened"  # the disk or network may recover: the next run tries again
     TOO_MANY_PIXELS = "too many pixels"
+    TOO_ELONGATED = "too elongated for a center crop"
     TOO_MUCH_METADATA = "compressed metadata too large"
     TOO_LARGE = "file too large"
     UNSUPPORTED = "unsupported pixel format"
@@ -82,14 +87,26 @@ class _UnsupportedPixelsError(Exception):
 class Decoder:
     """Turns raw images into (channels, size_px, size_px) uint8 arrays.
 
-    The image is resized straight to the square, as in the paper, with Pillow's antialiased bilinear
-    filter: the pixels equal those of `torchvision.transforms.Resize((size_px, size_px))` on an
-    opened image, which is what most teachers were trained on.
+    The resize is that of `resizing.to_square`. By default it is straight to the square, as in the
+    paper, with Pillow's antialiased bilinear filter.
     """
 
     channels: int
     size_px: int
     max_image_pixels: int
+    shorter_side_px: int | None = None
+    interpolation: str = "bilinear"
+
+    @classmethod
+    def of(cls, about: Specification) -> Decoder:
+        """Return the decoder that makes the pixels of a store."""
+        return cls(
+            about.channels,
+            about.size_px,
+            about.max_image_pixels,
+            about.shorter_side_px,
+            about.interpolation,
+        )
 
     def decode(self, raw: RawImage) -> np.ndarray | Unusable:
         """Return the (channels, size_px, size_px) uint8 pixels of an image, or why there are none.
@@ -186,16 +203,16 @@ class Decoder:
                 pixels = pixels[:, :, 0]
         return self._pixels(Image.fromarray(pixels))
 
-    def _pixels(self, image: Image.Image) -> np.ndarray:
-        from PIL import Image
-
+    def _pixels(self, image: Image.Image) -> np.ndarray | Unusable:
         mode = "RGB"
         if self.channels == 1:
             mode = "L"
         image = _convert(image, mode)
-        size = (self.size_px, self.size_px)
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
+        width, height = resized_size(*image.size, self.size_px, self.shorter_side_px)
+        # A crop of a line of 10 x 100,000 pixels would be cut out of a resized image of gigabytes.
+        if width * height > max(self.max_image_pixels, self.size_px**2):
+            return Unusable(Reason.TOO_ELONGATED)
+        image = to_square(image, self.size_px, self.shorter_side_px, self.interpolation)
         pixels = np.asarray(image)
         if pixels.ndim == 2:
             return np.ascontiguousarray(pixels[None])

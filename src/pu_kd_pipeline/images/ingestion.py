@@ -212,8 +212,7 @@ def _write_missing(
     process with it: the images are then decoded in other processes.
     """
     missing = wanted[is_missing]
-    about = store.specification
-    decoder = Decoder(about.channels, about.size_px, about.max_image_pixels)
+    decoder = Decoder.of(store.specification)
     decode_all = decoder.decode_all
     if was_killed and len(missing):
         decode_all = decoder.decode_all_in_processes

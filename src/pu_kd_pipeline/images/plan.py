@@ -24,6 +24,7 @@ class IngestionPlan:
         name: name of the store in messages, such as `pool`.
         sources: where the images come from; no source makes an empty store.
         size_px, channels: the teacher's input, (channels, size_px, size_px).
+        shorter_side_px, interpolation: how images are resized, see `resizing.to_square`.
         class_names: names of the teacher's classes 0..K-1.
         store: how the images are kept.
         seed: seeds the draws of samples, and the split of the demo.
@@ -36,6 +37,8 @@ class IngestionPlan:
     class_names: tuple[str, ...]
     store: ImageStoreParams
     seed: int
+    shorter_side_px: int | None = None
+    interpolation: str = "bilinear"
 
 
 def plan_store(
@@ -54,6 +57,8 @@ def plan_store(
         class_names=class_names,
         store=params.store,
         seed=params.seed,
+        shorter_side_px=expected.shorter_side_px,
+        interpolation=expected.interpolation,
     )
 
 
@@ -77,4 +82,12 @@ def choose_specification(plan: IngestionPlan, n_images: int, maker: str) -> Spec
         kind = params.kind
     elif is_small_image or packed_bytes <= budget_bytes:
         kind = "packed"
-    return Specification(kind, plan.channels, plan.size_px, params.max_image_pixels, maker)
+    return Specification(
+        kind,
+        plan.channels,
+        plan.size_px,
+        params.max_image_pixels,
+        maker,
+        shorter_side_px=plan.shorter_side_px,
+        interpolation=plan.interpolation,
+    )

@@ -290,8 +290,7 @@ class ImageStore:
         from pu_kd_pipeline.images.decoding import Decoder, Unusable
 
         encoded, checksums = self._open(shard)
-        about = self.specification
-        decoder = Decoder(about.channels, about.size_px, about.max_image_pixels)
+        decoder = Decoder.of(self.specification)
         # Fetched one at a time: the bytes of a whole batch need not be in memory at once.
         raws = _verified_images(encoded, checksums, rows)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.resizing import INTERPOLATIONS
 from pu_kd_pipeline.images.shard_files import RUN_AGAIN
 from pu_kd_pipeline.storage.checked_json import from_checked_json
 
@@ -16,12 +17,17 @@ FORMAT = 2  # version of the files
 STORE_FILE = "store.json"
 SOURCES_FILE = "sources.json"  # what the sources held, for the ingestion report
 _SAFE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
+# Of keys that store.json did not have from the start
+_DEFAULTS_OF_NEW_KEYS = {"shorter_side_px": None, "interpolation": "bilinear"}
 _MAX_COUNT = 2**48  # larger numbers in store.json, of whatever kind, are damage
 
 
 @dataclass(frozen=True)
 class Specification:
     """What decides the content of a shard in addition to its images: any change makes it again.
+
+    `shorter_side_px` and `interpolation` are those of `resizing.to_square`; stores that were
+    written before these keys existed were made with their defaults.
 
     `maker` is a fingerprint of the code and the libraries that make shards. A store of another
     maker can be read, but its shards are not kept when images are ingested.
@@ -33,11 +39,20 @@ class Specification:
     max_image_pixels: int
     maker: str
     format: int = FORMAT
+    shorter_side_px: int | None = None
+    interpolation: str = "bilinear"
 
     def content_fields(self) -> dict[str, Any]:
-        """Return all but the maker: two makers of the same pixels make the same content."""
+        """Return all but the maker: two makers of the same pixels make the same content.
+
+        Keys that were added later are left out at their default, so that the fingerprints of older
+        stores, which had that default, stay what they were.
+        """
         fields = asdict(self)
         del fields["maker"]
+        for name, default in _DEFAULTS_OF_NEW_KEYS.items():
+            if fields[name] == default:
+                del fields[name]
         return fields
 
 
@@ -107,8 +122,9 @@ def _parse_specification(about: dict[str, Any]) -> Specification:
     numbers = {name: _parse_count(about[name]) for name in names}
     kind = about["kind"]
     maker = about["maker"]
+    keys = set(about) - set(_DEFAULTS_OF_NEW_KEYS)
     expected_keys = {"kind", "maker", *names}
-    if set(about) != expected_keys or kind not in ("packed", "encoded"):
+    if keys != expected_keys or kind not in ("packed", "encoded"):
         raise ValueError(f"{about} is not a specification")
 
     channels = numbers["channels"]
@@ -116,7 +132,16 @@ def _parse_specification(about: dict[str, Any]) -> Specification:
     # Checked here, because shapes made from other numbers fail in obscure ways later.
     if channels not in (1, 3) or not 0 < size_px < _MAX_COUNT:
         raise ValueError(f"there are no images of {channels} x {size_px} x {size_px}")
-    return Specification(kind, maker=str(maker), **numbers)
+    resize: dict[str, Any] = {**_DEFAULTS_OF_NEW_KEYS}
+    for name in set(resize) & set(about):
+        resize[name] = about[name]
+    if resize["interpolation"] not in INTERPOLATIONS:
+        raise ValueError(f"there is no interpolation {resize['interpolation']!r}")
+    shorter_side_px = resize["shorter_side_px"]
+    if shorter_side_px is not None and _parse_count(shorter_side_px) < size_px:
+        raise ValueError(f"there is no square of {size_px} in images of {shorter_side_px}")
+    values: dict[str, Any] = {**numbers, **resize}
+    return Specification(kind, maker=str(maker), **values)
 
 
 def _parse_count(value: object) -> int:

@@ -143,7 +143,10 @@ def random_views(images: Tensor, *, padding: int, flip: bool, generator: torch.G
 
 
 class Normalize:
-    """Turn uint8 images into a network's float32 input: (x / 255 - mean) / std per channel.
+    """Turn uint8 RGB or gray images into a network's float32 input.
+
+    That is (x * (high - low) / 255 + low - mean) / std per channel, and (x / 255 - mean) / std with
+    the usual `value_range`.
 
     Computed as one multiply-add. Color images come out with their channels last in memory, and
     convolutions keep that order, which makes them faster on a CPU (docs/results/speed.md). Gray
@@ -151,14 +154,32 @@ class Normalize:
     """
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        *,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        is_reversed: bool = False,
     ) -> None:
+        """Set up the normalization.
+
+        Args:
+            mean: one per channel, in the order of the network's channels, of pixels in
+                `value_range`.
+            std: one per channel, as `mean`.
+            device: where the images are.
+            value_range: what 0 and 255 become before mean and std.
+            is_reversed: the network's channels are blue, green, red.
+        """
         device = torch.device(device)
         means = _per_channel(mean, device)
         stds = _per_channel(std, device)
-        # (x / 255 - mean) / std is x * scale + shift.
-        self._scale = 1.0 / (_LARGEST_PIXEL * stds)
-        self._shift = -means / stds
+        low, high = value_range
+        # (x * (high - low) / 255 + low - mean) / std is x * scale + shift.
+        self._scale = (high - low) / (_LARGEST_PIXEL * stds)
+        self._shift = (low - means) / stds
+        self._is_reversed = is_reversed
 
         is_color = len(mean) > 1
         self._order = torch.contiguous_format
@@ -167,6 +188,8 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) uint8 to float32."""
+        if self._is_reversed:
+            images = images.flip(1)
         if images.device.type == "cpu":
             return self._on_cpu(images)
 

@@ -2,21 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pu_kd_pipeline.params.base import SEEDS, Block, Options
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
 
+_DEFAULT_CROP_RATIO = 0.875  # 224 of 256 px, as in most recipes for ImageNet
+# So that five digits of a ratio suffice: 224 / 0.96552 is 231.9993, and meant is 224 / 232.
+_ROUNDING_PX = 0.005
+
 
 class InputSpec(Block):
-    """The input images of a network: their size, colors and normalization."""
+    """The input images of a network: how they are resized, and how their values are scaled.
+
+    A network reads (x * (high - low) / 255 + low - mean) / std of uint8 pixels x, per channel.
+    """
 
     size_px: int = Field(gt=0, le=16_384, description="images are resized to size_px x size_px")
     channels: Literal[1, 3]
-    mean: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
-    std: tuple[float, ...] = Field(description="per channel, for pixels scaled to [0, 1]")
+    mean: tuple[float, ...] = Field(
+        description="per channel, in the network's order of channels, for pixels in value_range"
+    )
+    std: tuple[float, ...] = Field(
+        description="per channel, in the network's order of channels, for pixels in value_range"
+    )
+    resize: Literal["squash", "crop"] = Field(
+        default="squash",
+        description="squash: straight to the square, whatever the shape; crop: the shorter side "
+        "becomes size_px / crop_ratio, and the square in the center is cut out",
+    )
+    crop_ratio: float = Field(
+        default=_DEFAULT_CROP_RATIO,
+        gt=0,
+        le=1,
+        description="with resize: crop; size of the crop as a share of the shorter side",
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = Field(
+        default="bilinear", description="Pillow's filter for the resize, with antialiasing"
+    )
+    channel_order: Literal["rgb", "bgr"] = Field(
+        default="rgb", description="bgr: as OpenCV and Caffe have the channels"
+    )
+    value_range: tuple[float, float] = Field(
+        default=(0.0, 1.0),
+        description="what black and white pixels become before mean and std, such as [0, 255]",
+    )
+
+    @property
+    def shorter_side_px(self) -> int | None:
+        """Shorter side of a resized image before its center is cut out; None: there is no crop.
+
+        Rounded down, as timm does.
+        """
+        if self.resize == "squash":
+            return None
+        return math.floor(self.size_px / self.crop_ratio + _ROUNDING_PX)
 
     @model_validator(mode="after")
     def _one_value_per_channel(self) -> InputSpec:
@@ -26,6 +69,35 @@ class InputSpec(Block):
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
         return self
+
+    @model_validator(mode="after")
+    def _keys_fit_each_other(self) -> InputSpec:
+        if "crop_ratio" in self.model_fields_set and self.resize != "crop":
+            raise ValueError(
+                "crop_ratio has no effect with resize: squash: set resize: crop, or remove it"
+            )
+        if self.channel_order == "bgr" and self.channels == 1:
+            raise ValueError("channel_order: bgr needs 3 channels, and channels is 1")
+        low, high = self.value_range
+        if low >= high:
+            raise ValueError(f"value_range is [black, white], and {low:g} is not below {high:g}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys at their default.
+
+        Cards and fingerprints of inputs without these keys then stay what they were.
+        """
+        content: dict[str, Any] = serialize(self)
+        for name, field in type(self).model_fields.items():
+            if field.is_required() or getattr(self, name) != field.default:
+                continue
+            # The crop is stated in full.
+            if name == "crop_ratio" and self.resize == "crop":
+                continue
+            content.pop(name, None)
+        return content
 
 
 class OutputSpec(Block):
