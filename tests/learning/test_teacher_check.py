@@ -55,7 +55,7 @@ def test_half_of_the_way_from_chance_is_not_refused():
     results = found(labels, 0.4, 10)
 
     assert not any(result.is_refused for result in results)
-    assert np.mean([result.verdict == Verdict.LOW for result in results]) > 0.3
+    assert np.mean([result.verdict == Verdict.LOW for result in results]) > 0.1
 
 
 def test_fewer_than_20_images_never_refuse_a_teacher():

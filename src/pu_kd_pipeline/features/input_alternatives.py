@@ -108,7 +108,9 @@ def _normalizations(spec: InputSpec, pixels: np.ndarray) -> Iterator[_Change]:
     else:
         yield _normalized("MNIST's mean and std", _MNIST_MEAN, _MNIST_STD)
     yield _normalized("mean 127/255 and std 128/255", (127 / 255,) * n, (128 / 255,) * n)
-    yield _normalized("mean 0.5 and std 0.5, as of 127.5 (values in [-1, 1])", (0.5,) * n, (0.5,) * n)
+    yield _normalized(
+        "mean 0.5 and std 0.5, as of 127.5 (values in [-1, 1])", (0.5,) * n, (0.5,) * n
+    )
     yield _normalized("no normalization (values in [0, 1])", (0.0,) * n, (1.0,) * n)
     yield _normalized("no normalization of values in [0, 255]", (0.0,) * n, (1.0,) * n, _BYTES)
     if n == 3:
@@ -126,7 +128,9 @@ def _normalizations(spec: InputSpec, pixels: np.ndarray) -> Iterator[_Change]:
         yield _normalized("the mean and std of the labeled images", own_mean, own_std)
 
 
-def _normalized(name: str, mean: Any, std: Any, value_range: tuple[float, float] = _UNIT) -> _Change:
+def _normalized(
+    name: str, mean: Any, std: Any, value_range: tuple[float, float] = _UNIT
+) -> _Change:
     means = tuple(round(float(value), _N_DIGITS) for value in mean)
     stds = tuple(max(round(float(value), _N_DIGITS), 10**-_N_DIGITS) for value in std)
     return _Change(name, {"mean": means, "std": stds, "value_range": value_range})
@@ -146,7 +150,9 @@ def _channel_orders(spec: InputSpec) -> Iterator[_Change]:
     name = f"channels in the order {other.upper()}"
     yield _Change(name, {"channel_order": other})
     reversed_fields = {"mean": spec.mean[::-1], "std": spec.std[::-1]}
-    yield _Change(f"{name}, and mean and std in that order", {"channel_order": other, **reversed_fields})
+    yield _Change(
+        f"{name}, and mean and std in that order", {"channel_order": other, **reversed_fields}
+    )
 
 
 def _geometries(spec: InputSpec) -> Iterator[_Change]:

@@ -152,6 +152,7 @@ def _class_order_fix(outputs: Mapping[str, int], class_names: Sequence[str]) -> 
         name = visible_name(class_names[int(number)])
         pairs.append(f"images of {name} get output {output} ({visible_name(class_names[output])})")
     text = "; ".join(pairs)
+    text = f"Now, {text}"
     n_more = len(outputs) - _MAX_NAMED
     if n_more > 0:
         text += f"; and {n_more} more classes"

@@ -18,9 +18,9 @@ from pu_kd_pipeline.features.input_alternatives import (
     input_alternatives,
     to_gray,
 )
-from pu_kd_pipeline.features.teacher_advice import CLASS_ORDER, advice_of
 from pu_kd_pipeline.features.reading import as_tensor
 from pu_kd_pipeline.features.scoring import check_teacher
+from pu_kd_pipeline.features.teacher_advice import CLASS_ORDER, advice_of
 from pu_kd_pipeline.images.batches import input_normalization
 from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.class_order import in_matched_order, outputs_of_classes
@@ -186,19 +186,25 @@ def better_alternatives(
     level = SIGNIFICANCE / n_alternatives
     was_correct = classes == sample.labels
     better = []
+    n_wrong = int((~was_correct).sum())
+    # Needs no forward pass; where it explains nearly every error, no input can explain more.
+    for entry in _class_orders(model, classes, sample.labels, was_correct):
+        if entry["p_value"] <= level:
+            better.append(entry)
+            n_wrong = round(len(classes) * (1 - entry["accuracy"]))
     # Not even an alternative without errors could be significantly better: nothing is measured.
-    if _may_be_significant(int((~was_correct).sum()), level):
+    if _may_be_significant(n_wrong, level):
         measure = _Measurement(model, sample, was_correct, level, compute)
         for alternative in alternatives:
             answers = measure.answers(alternative)
-            if answers is not None:
-                entry = _entry(alternative.name, answers, sample.labels, was_correct)
-                entry |= {"kind": INPUT, "changes": _changes(model.card.input, alternative)}
-                better.append(entry)
-        better += _class_orders(model, classes, sample.labels, was_correct)
-    significant = [entry for entry in better if entry["p_value"] <= level]
-    significant.sort(key=lambda entry: -entry["accuracy"])
-    return n_alternatives, significant
+            if answers is None:
+                continue
+            entry = _entry(alternative.name, answers, sample.labels, was_correct)
+            if entry["p_value"] <= level:
+                changes = _changes(model.card.input, alternative)
+                better.append({**entry, "kind": INPUT, "changes": changes})
+    better.sort(key=lambda entry: -entry["accuracy"])
+    return n_alternatives, better
 
 
 def _may_be_significant(n_gained: int, level: float) -> bool:

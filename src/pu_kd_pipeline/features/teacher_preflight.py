@@ -59,9 +59,7 @@ def check_on_sources(
     )
     # Whatever a user's network draws, the caller's random numbers stay the same.
     with seeded(0):
-        return check_on_images(
-            model, images, params, states_input=teacher.input is not None
-        )
+        return check_on_images(model, images, params, states_input=teacher.input is not None)
 
 
 def _decoded(sample: LabeledSample, spec: InputSpec) -> np.ndarray:

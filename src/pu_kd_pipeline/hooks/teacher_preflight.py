@@ -31,9 +31,7 @@ LABELED_STORE = "labeled_images"
 _BLOCK = "params:teacher_check"
 
 
-def preflight_teacher(
-    pipeline: Pipeline, catalog: DataCatalog, blocks: Mapping[str, Any]
-) -> None:
+def preflight_teacher(pipeline: Pipeline, catalog: DataCatalog, blocks: Mapping[str, Any]) -> None:
     """Test a teacher that comes with weights, in a run that ingests labeled images.
 
     A teacher that is trained in the run, and features that are made from stored images, are tested
@@ -49,10 +47,11 @@ def preflight_teacher(
     """
     teacher = blocks.get("teacher")
     ingestion = blocks.get("data_ingestion")
-    is_ingesting = LABELED_STORE in pipeline.all_outputs() and isinstance(
-        ingestion, DataIngestionParams
-    )
-    if not is_ingesting or not isinstance(teacher, TeacherParams) or teacher.weights is None:
+    if LABELED_STORE not in pipeline.all_outputs():
+        return
+    if not isinstance(teacher, TeacherParams) or teacher.weights is None:
+        return
+    if not isinstance(ingestion, DataIngestionParams):
         return
     params = _check_params(catalog)
     if params is None or params.mode == "off":
