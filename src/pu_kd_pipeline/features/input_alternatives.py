@@ -63,16 +63,17 @@ def input_alternatives(
         pixels: (N, C, H, W) uint8 images, whose mean and standard deviation are an alternative.
         has_files: the images can be resized in another way.
     """
-    changes = [*_normalizations(spec, pixels), *_value_ranges(spec)]
+    # Of two that are the same, the first one is kept: the smallest changes come first.
+    changes = [*_value_ranges()]
     if spec.channels == 3:
         changes += _channel_orders(spec)
+    changes += _normalizations(spec, pixels)
     if has_files:
         changes += _geometries(spec)
     found = []
     seen = [_key(spec)]
     for change in changes:
         changed = with_fields(spec, change.fields)
-        # Some are what is configured, and some are the same as another one.
         if _key(changed) in seen:
             continue
         seen.append(_key(changed))
@@ -136,7 +137,7 @@ def _normalized(
     return _Change(name, {"mean": means, "std": stds, "value_range": value_range})
 
 
-def _value_ranges(spec: InputSpec) -> Iterator[_Change]:
+def _value_ranges() -> Iterator[_Change]:
     """Yield the configured mean and std, for values in another range."""
     for low, high in (_UNIT, _BYTES, (-1.0, 1.0)):
         name = f"mean and std as they are, of values in [{low:g}, {high:g}]"
