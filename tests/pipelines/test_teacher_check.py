@@ -1,4 +1,4 @@
-"""`kedro run` with a user's teacher: it is tested before the pool is read, and the cause is named."""
+"""`kedro run` with a user's teacher: it is tested before the pool is read, and causes are named."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ _MNIST_MEAN = (0.1307,)
 _MNIST_STD = (0.3081,)
 _BYTES = (0.0, 255.0)
 _UNIT = (0.0, 1.0)
+_SYMMETRIC = (-1.0, 1.0)
 _CROP_RATIOS = (0.875, 1.0)
 
 
@@ -63,11 +64,12 @@ def input_alternatives(
         pixels: (N, C, H, W) uint8 images, whose mean and standard deviation are an alternative.
         has_files: the images can be resized in another way.
     """
-    # Of two that are the same, the first one is kept: the smallest changes come first.
-    changes = [*_value_ranges()]
+    # From usual to unusual: few images may not tell two of them apart.
+    changes = [_value_range(_UNIT), _value_range(_BYTES)]
     if spec.channels == 3:
         changes += _channel_orders(spec)
     changes += _normalizations(spec, pixels)
+    changes.append(_value_range(_SYMMETRIC))
     if has_files:
         changes += _geometries(spec)
     found = []
@@ -137,11 +139,11 @@ def _normalized(
     return _Change(name, {"mean": means, "std": stds, "value_range": value_range})
 
 
-def _value_ranges() -> Iterator[_Change]:
-    """Yield the configured mean and std, for values in another range."""
-    for low, high in (_UNIT, _BYTES, (-1.0, 1.0)):
-        name = f"mean and std as they are, of values in [{low:g}, {high:g}]"
-        yield _Change(name, {"value_range": (low, high)})
+def _value_range(value_range: tuple[float, float]) -> _Change:
+    """Return the configured mean and std, for values in another range."""
+    low, high = value_range
+    name = f"mean and std as they are, of values in [{low:g}, {high:g}]"
+    return _Change(name, {"value_range": value_range})
 
 
 def _channel_orders(spec: InputSpec) -> Iterator[_Change]:

@@ -203,8 +203,27 @@ def better_alternatives(
             if entry["p_value"] <= level:
                 changes = _changes(model.card.input, alternative)
                 better.append({**entry, "kind": INPUT, "changes": changes})
-    better.sort(key=lambda entry: -entry["accuracy"])
-    return n_alternatives, better
+    # A class order comes last among equals: it seldom explains what an input explains, too.
+    better.sort(key=lambda entry: entry["kind"] == CLASS_ORDER)
+    return n_alternatives, best_first(better)
+
+
+def best_first(alternatives: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the alternatives by accuracy; those that so few images cannot tell apart as they came.
+
+    They come in the order of how usual they are. Those are taken as equal whose accuracy is within
+    the interval of the highest one.
+    """
+    if not alternatives:
+        return []
+    highest = max(alternatives, key=lambda entry: entry["accuracy"])
+
+    def rank(entry: dict[str, Any]) -> float:
+        if entry["accuracy"] >= highest["lower"]:
+            return -float(highest["accuracy"])
+        return -float(entry["accuracy"])
+
+    return sorted(alternatives, key=rank)
 
 
 def _may_be_significant(n_gained: int, level: float) -> bool:
@@ -228,15 +247,15 @@ class _Measurement:
         """
         pixels = self._pixels(alternative)
         labels = self.sample.labels
-        answers = np.empty(len(labels), dtype=np.int64)
         is_wrong = ~self.was_correct
+        answers = np.empty(len(labels), dtype=np.int64)
         answers[is_wrong] = self._classes(pixels[is_wrong], alternative)
         n_gained = int((answers[is_wrong] == labels[is_wrong]).sum())
         if not _may_be_significant(n_gained, self.level):
             return None
         if self.was_correct.any():
-            right = pixels[self.was_correct]
-            answers[self.was_correct] = self._classes(right, alternative)
+            of_right = self._classes(pixels[self.was_correct], alternative)
+            answers[self.was_correct] = of_right
         return answers
 
     def _pixels(self, alternative: InputAlternative) -> np.ndarray:
@@ -278,7 +297,8 @@ def _class_orders(
     moved = {number: output for number, output in outputs.items() if number != output}
     if moved:
         entry = _entry("the classes in another order", answers, labels, was_correct)
-        yield {**entry, "kind": CLASS_ORDER, "outputs": {str(key): moved[key] for key in moved}}
+        moved_outputs = {str(number): output for number, output in moved.items()}
+        yield {**entry, "kind": CLASS_ORDER, "outputs": moved_outputs}
 
 
 def _entry(
