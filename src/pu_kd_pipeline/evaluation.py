@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,28 @@ def compare_models(
             **model_cost(model, params),
         }
     return metrics
+
+
+def labeled_metrics(teacher_check: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the teacher's accuracy on the labeled images with its interval, and what is wrong.
+
+    Args:
+        teacher_check: see `features.teacher_check.describe_check`.
+    """
+    if "untested" in teacher_check:
+        note = f"The teacher was not tested on labeled images: {teacher_check['untested']}."
+        return {"labeled_note": note}
+    facts = {
+        "labeled_accuracy": teacher_check["accuracy"],
+        "labeled_accuracy_lower": teacher_check["lower"],
+        "labeled_accuracy_upper": teacher_check["upper"],
+        "labeled_chance": teacher_check["chance"],
+        "n_labeled": teacher_check["n_images"],
+    }
+    if teacher_check["advice"]:
+        advice = ". ".join(teacher_check["advice"])
+        facts["labeled_note"] = f"The teacher on the labeled images: {advice}."
+    return facts
 
 
 def _null_if_nan(value: float) -> float | None:

@@ -40,6 +40,7 @@ INGESTION = {
 BLOCKS: dict[str, Any] = {
     "data_ingestion": {},
     "teacher": {},
+    "teacher_check": {},
     "teacher_training": {},
     "feature_extraction": {},
     "pu_training": {"epochs": 20, "note": "<b>"},

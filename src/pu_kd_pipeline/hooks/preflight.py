@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.hooks.teacher_preflight import preflight_teacher
 from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS
+from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.compute import ComputeParams
@@ -212,8 +214,10 @@ class PreflightHooks:
     """Tries what parameters name (files, networks, taps, devices) before the first node runs."""
 
     @hook_impl
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Check the blocks that the run reads."""
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Check the blocks that the run reads, and test a teacher that comes with weights."""
         # A report on another machine needs no image, and no weights.
         shown = pipeline.only_nodes_with_tags(SHOWS_PARAMETERS)
         blocks = {}
@@ -221,3 +225,5 @@ class PreflightHooks:
             if name.startswith("params:"):
                 blocks[name.removeprefix("params:")] = catalog.load(name)
         check(blocks)
+        if run_params["runner"] != EXPLAINING_RUNNER:
+            preflight_teacher(pipeline, catalog, blocks)

@@ -46,7 +46,7 @@ from pu_kd_pipeline.images.shard_files import (
     read_index_table,
 )
 from pu_kd_pipeline.images.shard_writers import shard_writer
-from pu_kd_pipeline.images.source_reports import write_reports
+from pu_kd_pipeline.images.source_reports import log_report, write_reports
 from pu_kd_pipeline.images.sources.base import SourceLostError
 from pu_kd_pipeline.images.sources.registry import open_source
 from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore, read_quarantine
@@ -99,8 +99,10 @@ def write_store(
     """
     folder = Path(folder)
     wanted, readers = list_images(plan)
+    for reader in readers:
+        log_report(reader.report, reader.where)
     # Not of `write_store` as a whole: an edited message must not make all shards again.
-    maker = maker_fingerprint(Decoder, open_source, shard_writer, _read_images, _write_shard)
+    maker = maker_fingerprint(Decoder, open_source, shard_writer, read_images, _write_shard)
     specification = choose_specification(plan, len(wanted), maker)
     folder.mkdir(parents=True, exist_ok=True)
     leftovers = remove_leftovers(folder)
@@ -229,7 +231,7 @@ def _write_missing(
     free_numbers = (number for number in count() if number not in used_numbers)
 
     raw_images = track(
-        _read_images(missing, readers),
+        read_images(missing, readers),
         name=f"{plan.name} images",
         total=len(missing),
         unit="images",
@@ -273,8 +275,8 @@ def _set_aside(store: _UnfinishedStore, conflicts: pd.DataFrame) -> None:
     store.quarantine = pd.concat([others, conflicts], ignore_index=True)
 
 
-def _read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
-    """Yield the raw images of some rows of `list_images`, in order."""
+def read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
+    """Yield the raw images of some rows of `list_images`, in their order."""
     # The rows are ordered by source, so that each is opened once.
     for position in rows["reader"].unique():
         reader = readers[position]

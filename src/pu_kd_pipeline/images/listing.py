@@ -20,7 +20,7 @@ from pu_kd_pipeline.images.labels import (
 )
 from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.shard_files import index_schema
-from pu_kd_pipeline.images.source_reports import SourceReport, log_report, report_source
+from pu_kd_pipeline.images.source_reports import SourceReport, report_source
 from pu_kd_pipeline.images.sources.base import Source, default_name
 from pu_kd_pipeline.images.sources.registry import open_source
 from pu_kd_pipeline.masking import visible_name, without_credentials
@@ -41,11 +41,13 @@ class Reader:
         source: the source.
         listing: all its images.
         report: what was selected of them.
+        where: the source's key and name, for messages.
     """
 
     source: Source
     listing: pd.DataFrame
     report: SourceReport
+    where: str
 
 
 def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
@@ -73,8 +75,7 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
         table = _select_rows(listing, source, plan, rng, where)
         table["reader"] = position
         report = report_source(source_name, listing, table, plan.class_names)
-        log_report(report, where)
-        readers.append(Reader(opened, listing, report))
+        readers.append(Reader(opened, listing, report, where))
         tables.append(table.drop(columns=["source_label", "rule"]))
         if source.per_class is not None:
             labels_drawn_per_class.append(table["label"])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 RECORDS = "node_records"  # the catalog entry
+FILE_STATES = "file_states.json"  # in the folder of RECORDS
 CHECKPOINTS = "checkpoints"  # the catalog entry of the folder that trainings resume from
 NO_RECORD = "there is no record that it finished here"
 _MAX_REASONS = 3  # reasons that are listed; the others are counted
@@ -53,7 +54,7 @@ class StalenessTracker:
         records: Any = catalog.get(RECORDS)
         self.folder = Path(records.filepath)
         self._records = NodeRecords(self.folder)
-        self._files = FileStates(self.folder / "file_states.json", is_read_only=is_read_only)
+        self._files = FileStates(self.folder / FILE_STATES, is_read_only=is_read_only)
         self._states = NodeStates(catalog, self.folder.parent, self._files)
         # node -> what it would be made from now, and what it was made from
         self._current: dict[str, NodeRecord] = {}

@@ -183,3 +183,21 @@ class TeacherTrainingParams(Block):
     optimizer: OptimizerParams
     augmentation: AugmentationParams
     compute: ComputeParams
+
+
+class TeacherCheckParams(Block):
+    """The block `teacher_check`: how the teacher is tested on labeled images before it is used."""
+
+    mode: Literal["stop", "warn", "off"] = Field(
+        default="stop",
+        description="stop: a teacher at chance level ends the run; warn: it is only reported; "
+        '"off", in quotes: the teacher is not tested',
+    )
+    max_images: int = Field(
+        default=200,
+        ge=1,
+        description="most images of the test before the first stage, and for measuring "
+        "alternatives; equally many of each class",
+    )
+    seed: int = Field(default=0, ge=0, lt=SEEDS, description="draws those images")
+    compute: ComputeParams

@@ -12,11 +12,17 @@ CONFIDENCE_95 = 1.96  # standard errors on either side
 
 
 def findings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return two or three sentences: the student, the gain of the selection, its certainty."""
+    """Return sentences: the student, the gain of the selection, its certainty, and the teacher.
+
+    The last one is there only if something is wrong with the teacher on the labeled images.
+    """
     sentences = [_student_sentence(metrics), _selection_sentence(metrics)]
     certainty = _certainty_sentence(metrics)
     if certainty:
         sentences.append(certainty)
+    teacher_note = metrics["teacher"].get("labeled_note")
+    if teacher_note:
+        sentences.append(teacher_note)
     return sentences
 
 

@@ -22,6 +22,7 @@ MODEL_TITLES = {
 """Column titles in the order of the table. Other models follow, titled by their key."""
 
 _MISSING = "-"
+_PERCENT = " %"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class _ModelQuantity:
     to_text: Callable[[float], str]
     is_relative_to_teacher: bool = False
     """Whether it compares a model with the teacher, so that the teacher has no value."""
+    bounds: tuple[str, str] | None = None
+    """Keys of the bounds of its interval."""
 
 
 def model_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -74,11 +77,16 @@ def _cell(quantity: _ModelQuantity, name: str, facts: Mapping[str, Any]) -> str:
         value = None
     if value is None:
         return _MISSING
-    return quantity.to_text(value)
+    text = quantity.to_text(value)
+    if quantity.bounds is None:
+        return text
+    lower, upper = (quantity.to_text(facts[key]) for key in quantity.bounds)
+    # The unit stands behind the value.
+    return f"{text} ({lower.removesuffix(_PERCENT)} to {upper.removesuffix(_PERCENT)})"
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}{_PERCENT}"
 
 
 def _in_units(*units: str) -> Callable[[float], str]:
@@ -105,6 +113,12 @@ def _in_units(*units: str) -> Callable[[float], str]:
 # A row appears where any model has the key, so one that evaluation stops writing just disappears.
 MODEL_QUANTITIES = (
     _ModelQuantity("accuracy", "accuracy", _percent),
+    _ModelQuantity(
+        "labeled_accuracy",
+        "accuracy on the labeled images",
+        _percent,
+        bounds=("labeled_accuracy_lower", "labeled_accuracy_upper"),
+    ),
     _ModelQuantity(
         "agreement", "agreement with the teacher", _percent, is_relative_to_teacher=True
     ),

@@ -21,17 +21,19 @@ def evaluate(
     pool_scores: ShardedTable,
     pool_images: ImageStore,
     class_prior: dict[str, Any],
+    teacher_check: dict[str, Any],
     params: EvaluationParams,
 ) -> dict[str, Any]:
     """Return the metrics of teacher, student and random student, and of the selection.
 
     `selection.gain` is the student's accuracy minus the random student's, which learns from as many
-    images.
+    images. The teacher's accuracy on the labeled images is that of `teacher_check`.
     """
-    from pu_kd_pipeline.evaluation import compare_models, describe_selection
+    from pu_kd_pipeline.evaluation import compare_models, describe_selection, labeled_metrics
 
     models = {"teacher": teacher, "student": student, "random_student": random_student}
     metrics = compare_models(models, test_images, params)
+    metrics["teacher"] |= labeled_metrics(teacher_check)
     selection = describe_selection(manifest, pool_scores, pool_images, class_prior)
     gain = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
     return {

@@ -24,6 +24,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "pool_scores",
                     "pool_images",
                     "class_prior",
+                    "teacher_check",
                     "params:evaluation",
                 ],
                 outputs="metrics",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
+from pu_kd_pipeline.params.teacher import TeacherCheckParams, TeacherParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def extract_features(
@@ -21,3 +24,38 @@ def extract_features(
     from pu_kd_pipeline.features.extraction import feature_shards
 
     return feature_shards(images, teacher, params.compute)
+
+
+def extract_pool_features(
+    images: ImageStore,
+    teacher: Model,
+    params: FeatureExtractionParams,
+    teacher_check: dict[str, Any],
+) -> dict[str, Callable[[], pa.Table]]:
+    """Return the functions of `extract_features`, once the teacher has passed its check."""
+    # An input only so that this long stage does not start with a teacher at chance level.
+    del teacher_check
+    return extract_features(images, teacher, params)
+
+
+def measure_teacher(
+    features: ShardedTable,
+    images: ImageStore,
+    model: Model,
+    teacher: TeacherParams,
+    params: TeacherCheckParams,
+) -> dict[str, Any]:
+    """Return the accuracy of the teacher on the labeled images, and what would improve it.
+
+    Raises:
+        InputError: the teacher is at chance level, and `teacher_check.mode` is `stop`.
+    """
+    from pu_kd_pipeline.features.teacher_advice import report_check
+    from pu_kd_pipeline.features.teacher_check import check_on_features
+
+    if params.mode == "off":
+        return {"untested": "teacher_check.mode is off"}
+    states_input = teacher.input is not None
+    check = check_on_features(model, features, images, params, states_input=states_input)
+    report_check(check, params.mode)
+    return check

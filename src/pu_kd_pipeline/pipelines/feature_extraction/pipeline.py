@@ -6,20 +6,38 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from pu_kd_pipeline.pipelines.feature_extraction.nodes import extract_features
+from pu_kd_pipeline.pipelines.feature_extraction import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: image stores and the teacher in, features out."""
+    """Return the stage: image stores and the teacher in, features and its test out."""
+    parameters = "params:feature_extraction"
     return Pipeline(
         [
             Node(
-                extract_features,
-                inputs=[f"{part}_images", "teacher_model", "params:feature_extraction"],
-                outputs=f"{part}_features",
-                name=f"extract_{part}_features",
-            )
-            for part in ("labeled", "pool")
+                nodes.extract_features,
+                inputs=["labeled_images", "teacher_model", parameters],
+                outputs="labeled_features",
+                name="extract_labeled_features",
+            ),
+            Node(
+                nodes.measure_teacher,
+                inputs=[
+                    "labeled_features",
+                    "labeled_images",
+                    "teacher_model",
+                    "params:teacher",
+                    "params:teacher_check",
+                ],
+                outputs="teacher_check",
+                name="measure_teacher",
+            ),
+            Node(
+                nodes.extract_pool_features,
+                inputs=["pool_images", "teacher_model", parameters, "teacher_check"],
+                outputs="pool_features",
+                name="extract_pool_features",
+            ),
         ],
         namespace="feature_extraction",
         prefix_datasets_with_namespace=False,

@@ -16,7 +16,11 @@ from pu_kd_pipeline.params.pool_scoring import PoolScoringParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.reporting import ReportingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
-from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
+from pu_kd_pipeline.params.teacher import (
+    TeacherCheckParams,
+    TeacherParams,
+    TeacherTrainingParams,
+)
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -33,6 +37,7 @@ def report_run(
     random_distillation_history: pd.DataFrame,
     data_ingestion: DataIngestionParams,
     teacher: TeacherParams,
+    teacher_check: TeacherCheckParams,
     teacher_training: TeacherTrainingParams,
     feature_extraction: FeatureExtractionParams,
     pu_training: PUTrainingParams,
@@ -69,6 +74,7 @@ def report_run(
     blocks = {
         "data_ingestion": data_ingestion,
         "teacher": teacher,
+        "teacher_check": teacher_check,
         "teacher_training": teacher_training,
         "feature_extraction": feature_extraction,
         "pu_training": pu_training,

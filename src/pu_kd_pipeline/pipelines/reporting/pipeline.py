@@ -31,6 +31,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "random_distillation_history",
                     "params:data_ingestion",
                     "params:teacher",
+                    "params:teacher_check",
                     "params:teacher_training",
                     "params:feature_extraction",
                     "params:pu_training",

@@ -1,0 +1,326 @@
+"""Testing a teacher on labeled images, and what it would be with another input or class order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pu_kd_pipeline.devices import autocast, inference_batch_size, prepare_device
+from pu_kd_pipeline.features.input_alternatives import (
+    InputAlternative,
+    geometry_of,
+    input_alternatives,
+    to_gray,
+)
+from pu_kd_pipeline.features.reading import as_tensor
+from pu_kd_pipeline.features.scoring import check_teacher
+from pu_kd_pipeline.features.teacher_advice import CLASS_ORDER, advice_of
+from pu_kd_pipeline.images.batches import input_normalization
+from pu_kd_pipeline.images.store import ImageStore, find_rows
+from pu_kd_pipeline.learning.class_order import in_matched_order, outputs_of_classes
+from pu_kd_pipeline.learning.metrics import accuracy
+from pu_kd_pipeline.learning.proportions import exact_interval, improvement_p_value, upper_tail
+from pu_kd_pipeline.learning.teacher_check import (
+    balanced_draw,
+    labeled_accuracy,
+    seems_softened_twice,
+)
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.params.teacher import InputSpec, TeacherCheckParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+
+NO_LABELS = (
+    "the labeled images have no class of the teacher (set `labels: classes` on the sources of "
+    "data_ingestion.labeled, if their classes are known)"
+)
+_MAX_BYTES = 2**28  # of the sample
+SIGNIFICANCE = 0.05  # of all alternatives together
+INPUT = "input"  # kind of an alternative, next to CLASS_ORDER
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """A few labeled images in the teacher's size.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8.
+        labels: (N,) int64 classes of the teacher.
+        decode: returns the same images as another input asks for them; None: the files are not at
+            hand.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    decode: Callable[[InputSpec], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class LabeledLogits:
+    """A teacher's outputs for labeled images.
+
+    Attributes:
+        logits: (N, K) float32.
+        labels: (N,) int64 classes of the teacher.
+        rows: (n,) which of the N images are the sample.
+        sample: the n images on which alternatives are measured.
+    """
+
+    logits: Tensor
+    labels: np.ndarray
+    rows: np.ndarray
+    sample: LabeledImages
+
+
+def check_on_images(
+    model: Model, images: LabeledImages, params: TeacherCheckParams, *, states_input: bool
+) -> dict[str, Any]:
+    """Return what `describe_check` returns, of a few labeled images."""
+    configured = InputAlternative("", model.card.input)
+    logits = _logits(model, images.pixels, configured, params.compute)
+    rows = np.arange(len(images.labels))
+    labeled = LabeledLogits(logits, images.labels, rows, images)
+    return describe_check(model, labeled, params, states_input=states_input)
+
+
+def check_on_features(
+    model: Model,
+    features: ShardedTable,
+    images: ImageStore,
+    params: TeacherCheckParams,
+    *,
+    states_input: bool,
+) -> dict[str, Any]:
+    """Return what `describe_check` returns, of all labeled images of a store.
+
+    Args:
+        model: the teacher.
+        features: of the images.
+        images: the store.
+        params: of the check.
+        states_input: see `teacher_advice.advice_of`.
+    """
+    check_teacher(features, model.fingerprint(), "labeled_features")
+    ids = []
+    parts = []
+    for table in features.shards(["id", "logits"]):
+        ids.append(table["id"].to_pandas().to_numpy())
+        parts.append(as_tensor(table["logits"]))
+    store_rows = find_rows(images, np.concatenate(ids), "labeled_features")
+    labels = images.index["label"].iloc[store_rows]
+    is_labeled = labels.notna().to_numpy()
+    if not is_labeled.any():
+        return {"untested": NO_LABELS}
+    classes = labels[is_labeled].to_numpy(dtype=np.int64)
+    logits = torch.cat(parts)[torch.from_numpy(is_labeled)]
+    drawn = balanced_draw(classes, sample_size(params, model.image_shape), params.seed)
+    pixels = images.read(store_rows[is_labeled][drawn])
+    labeled = LabeledLogits(logits, classes, drawn, LabeledImages(pixels, classes[drawn]))
+    return describe_check(model, labeled, params, states_input=states_input)
+
+
+def describe_check(
+    model: Model, labeled: LabeledLogits, params: TeacherCheckParams, *, states_input: bool
+) -> dict[str, Any]:
+    """Return what the labeled images say about a teacher, as JSON can hold it.
+
+    `accuracy`, `lower`, `upper`, `chance`, `verdict` and `is_refused` are those of
+    `learning.teacher_check.LabeledAccuracy`; `better_alternatives` those of `better_alternatives`;
+    `advice` those of `teacher_advice.advice_of`.
+    """
+    classes = labeled.logits.argmax(dim=1).numpy()
+    found = labeled_accuracy(classes, labeled.labels, model.n_classes)
+    of_sample = classes[labeled.rows]
+    sample = labeled.sample
+    n_alternatives, better = better_alternatives(model, of_sample, sample, params.compute)
+    check = {
+        "accuracy": found.accuracy,
+        "lower": found.interval.lower,
+        "upper": found.interval.upper,
+        "chance": found.chance,
+        "n_images": found.n_images,
+        "n_classes": found.n_classes,
+        "verdict": str(found.verdict),
+        "is_refused": found.is_refused,
+        "is_softened_twice": seems_softened_twice(labeled.logits.numpy()),
+        "n_alternatives": n_alternatives,
+        "n_sample": len(labeled.rows),
+        "sample_accuracy": accuracy(of_sample, sample.labels),
+        "better_alternatives": better,
+    }
+    check["advice"] = advice_of(check, model.card, states_input=states_input)
+    return check
+
+
+def sample_size(params: TeacherCheckParams, image_shape: tuple[int, int, int]) -> int:
+    """Return the most images that alternatives are measured on; fewer if they are very large."""
+    return min(params.max_images, max(1, _MAX_BYTES // math.prod(image_shape)))
+
+
+# --- alternatives ---------------------------------------------------------------------------------
+
+
+def better_alternatives(
+    model: Model, classes: np.ndarray, sample: LabeledImages, compute: ComputeParams
+) -> tuple[int, list[dict[str, Any]]]:
+    """Return how many alternatives there are, and those that are significantly better, best first.
+
+    Significant: McNemar's exact test on the same images, with the level divided by the number of
+    alternatives (Bonferroni).
+
+    Args:
+        model: the teacher.
+        classes: (n,) its answers on the sample as it is configured.
+        sample: the images.
+        compute: device, precision and batch size.
+    """
+    has_files = sample.decode is not None
+    alternatives = input_alternatives(model.card.input, sample.pixels, has_files=has_files)
+    n_alternatives = len(alternatives) + 1  # and the order of the classes
+    level = SIGNIFICANCE / n_alternatives
+    was_correct = classes == sample.labels
+    better = []
+    n_wrong = int((~was_correct).sum())
+    # Needs no forward pass; where it explains nearly every error, no input can explain more.
+    for entry in _class_orders(model, classes, sample.labels, was_correct):
+        if entry["p_value"] <= level:
+            better.append(entry)
+            n_wrong = round(len(classes) * (1 - entry["accuracy"]))
+    # Not even an alternative without errors could be significantly better: nothing is measured.
+    if _may_be_significant(n_wrong, level):
+        measure = _Measurement(model, sample, was_correct, level, compute)
+        for alternative in alternatives:
+            answers = measure.answers(alternative)
+            if answers is None:
+                continue
+            entry = _entry(alternative.name, answers, sample.labels, was_correct)
+            if entry["p_value"] <= level:
+                changes = _changes(model.card.input, alternative)
+                better.append({**entry, "kind": INPUT, "changes": changes})
+    # A class order comes last among equals: it seldom explains what an input explains, too.
+    better.sort(key=lambda entry: entry["kind"] == CLASS_ORDER)
+    return n_alternatives, best_first(better)
+
+
+def best_first(alternatives: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the alternatives by accuracy; those that so few images cannot tell apart as they came.
+
+    They come in the order of how usual they are. Those are taken as equal whose accuracy is within
+    the interval of the highest one.
+    """
+    if not alternatives:
+        return []
+    highest = max(alternatives, key=lambda entry: entry["accuracy"])
+
+    def rank(entry: dict[str, Any]) -> float:
+        if entry["accuracy"] >= highest["lower"]:
+            return -float(highest["accuracy"])
+        return -float(entry["accuracy"])
+
+    return sorted(alternatives, key=rank)
+
+
+def _may_be_significant(n_gained: int, level: float) -> bool:
+    return upper_tail(n_gained, n_gained, 0.5) <= level
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What alternatives are compared with."""
+
+    model: Model
+    sample: LabeledImages
+    was_correct: np.ndarray
+    level: float
+    compute: ComputeParams
+
+    def answers(self, alternative: InputAlternative) -> np.ndarray | None:
+        """Return the (n,) answers with another input; None if it cannot be significantly better.
+
+        The images that are wrong now come first: they decide which alternatives are hopeless.
+        """
+        pixels = self._pixels(alternative)
+        labels = self.sample.labels
+        is_wrong = ~self.was_correct
+        answers = np.empty(len(labels), dtype=np.int64)
+        answers[is_wrong] = self._classes(pixels[is_wrong], alternative)
+        n_gained = int((answers[is_wrong] == labels[is_wrong]).sum())
+        if not _may_be_significant(n_gained, self.level):
+            return None
+        if self.was_correct.any():
+            of_right = self._classes(pixels[self.was_correct], alternative)
+            answers[self.was_correct] = of_right
+        return answers
+
+    def _pixels(self, alternative: InputAlternative) -> np.ndarray:
+        if alternative.is_gray:
+            return to_gray(self.sample.pixels)
+        if alternative.geometry != geometry_of(self.model.card.input):
+            assert self.sample.decode is not None
+            return self.sample.decode(alternative.spec)
+        return self.sample.pixels
+
+    def _classes(self, pixels: np.ndarray, alternative: InputAlternative) -> np.ndarray:
+        logits = _logits(self.model, pixels, alternative, self.compute)
+        return logits.argmax(dim=1).numpy()
+
+
+def _logits(
+    model: Model, pixels: np.ndarray, alternative: InputAlternative, compute: ComputeParams
+) -> Tensor:
+    """Return the (n, K) float32 logits of uint8 images, on the CPU."""
+    device = prepare_device(compute)
+    network = model.network.to(device).eval()
+    normalize = input_normalization(alternative.spec, device)
+    size = inference_batch_size(compute, device, model.image_shape)
+    parts = []
+    with torch.inference_mode(), autocast(compute, device):
+        for start in range(0, len(pixels), size):
+            batch = np.ascontiguousarray(pixels[start : start + size])
+            images = torch.from_numpy(batch).to(device)
+            parts.append(network(normalize(images)).float().cpu())
+    return torch.cat(parts)
+
+
+def _class_orders(
+    model: Model, classes: np.ndarray, labels: np.ndarray, was_correct: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """Yield the order of classes that matches best, if it differs from the configured one."""
+    answers = in_matched_order(classes, labels, model.n_classes)
+    outputs = outputs_of_classes(classes, labels, model.n_classes)
+    moved = {number: output for number, output in outputs.items() if number != output}
+    if moved:
+        entry = _entry("the classes in another order", answers, labels, was_correct)
+        moved_outputs = {str(number): output for number, output in moved.items()}
+        yield {**entry, "kind": CLASS_ORDER, "outputs": moved_outputs}
+
+
+def _entry(
+    name: str, answers: np.ndarray, labels: np.ndarray, was_correct: np.ndarray
+) -> dict[str, Any]:
+    is_correct = answers == labels
+    interval = exact_interval(int(is_correct.sum()), len(labels))
+    return {
+        "name": name,
+        "accuracy": accuracy(answers, labels),
+        "lower": interval.lower,
+        "upper": interval.upper,
+        "p_value": improvement_p_value(is_correct, was_correct),
+    }
+
+
+def _changes(spec: InputSpec, alternative: InputAlternative) -> dict[str, Any]:
+    """Return the fields of the input that differ."""
+    changes = {}
+    content = alternative.spec.model_dump(mode="json")
+    for name in type(spec).model_fields:
+        value = getattr(alternative.spec, name)
+        if value != getattr(spec, name) and not (name == "crop_ratio" and name not in content):
+            changes[name] = list(value) if isinstance(value, tuple) else value
+    return changes
