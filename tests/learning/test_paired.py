@@ -97,8 +97,8 @@ def test_pairs_show_what_two_independent_samples_hide() -> None:
 
 
 def test_interval_and_test_never_contradict_each_other() -> None:
-    for n_first in range(0, 60):
-        for n_second in range(0, 60):
+    for n_first in range(60):
+        for n_second in range(60):
             n_both = 200 - n_first - n_second
             found = paired_difference(*correct(n_both, n_first, n_second, 0))
             excludes_zero = found.lower > 0 or found.upper < 0
