@@ -42,7 +42,11 @@ CASES: list[tuple[str, Any, str]] = [
     ("selection.n_selected", 0, "No pool image was selected: student and control learned from the"),
     ("selection.n_selected", 300, "All 300 pool images were selected: student and control"),
     ("selection.n_selected", 31, "Only 31 pool images were selected, fewer than one batch (32)"),
-    ("checks.n_shared_with_random", 30, "learned from 30 of the 60 selected images (50.0 %), too"),
+    (
+        "checks.n_shared_with_random",
+        30,
+        "learned from 30 of the 60 images that the rule chose (50.0 %)",
+    ),
     ("checks.classes_without_selected_images", ["seven"], "No selected image is of class 'seven'"),
     (
         "checks.classes_without_selected_images",
@@ -80,6 +84,17 @@ def test_a_degenerate_run_says_so_in_one_sentence(key: str, value: Any, text: st
     assert text in sentence
     # What to do ends it.
     assert sentence.count(". ") >= 1
+
+
+@pytest.mark.parametrize(("n_shared", "n_doubts"), [(44, 0), (45, 1), (10, 0)])
+def test_images_that_a_rule_draws_at_random_on_purpose_may_be_shared(
+    n_shared: int, n_doubts: int
+) -> None:
+    metrics = sound()
+    # It draws 30 of the 60 images at random, and the random student draws the same.
+    metrics["selection"]["rule"] = "disagreement"
+    metrics["checks"]["n_shared_with_random"] = n_shared
+    assert len(degenerate_findings(metrics)) == n_doubts
 
 
 def test_excluded_images_do_not_count_as_left_over() -> None:

@@ -9,11 +9,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.reporting.style import percent
 from pu_kd_pipeline.reporting.summary import MODEL_QUANTITIES, MODEL_TITLES
 
 SMALL_TEST_SET = 100  # images; the 95 % interval of an accuracy is up to 10 points wide to a side
-LARGE_OVERLAP = 0.5  # share of the selected images that the random student learns from, too
+LARGE_OVERLAP = 0.5  # share of the chosen images that the random student learns from, too
 SLOWER = 1.05  # times the teacher's latency: less is within the error of the measurement
 ONE_SIDED_95 = 1.645  # standard errors above chance
 _MAX_NAMED = 5  # classes in a sentence
@@ -74,12 +75,18 @@ def _overlap(metrics: Metrics) -> list[str]:
     # All of the pool has a sentence of its own.
     if not n_selected or n_shared is None or _is_entire_pool(selection):
         return []
-    share = n_shared / n_selected
-    if share < LARGE_OVERLAP:
+    # Metrics are read from a file: a rule in it may come from a newer version.
+    rule = RULES.get(str(selection.get("rule")))
+    n_by_chance = round(n_selected * rule.random_share) if rule else 0
+    # The random part is the same in both on purpose, so that it does not blur the difference.
+    n_chosen = n_selected - n_by_chance
+    n_shared_chosen = max(n_shared - n_by_chance, 0)
+    if n_shared_chosen < LARGE_OVERLAP * n_chosen:
         return []
+    share = percent(n_shared_chosen / n_chosen)
     return [
-        f"The random student learned from {n_shared:,} of the {n_selected:,} selected images "
-        f"({percent(share)}), too: the gain shows only what the others do. Select a smaller share "
+        f"The random student learned from {n_shared_chosen:,} of the {n_chosen:,} images that the "
+        f"rule chose ({share}), too: the gain shows only what the others do. Select a smaller share "
         "of the pool, or give data_ingestion.pool more images."
     ]
 
