@@ -86,8 +86,8 @@ def _overlap(metrics: Metrics) -> list[str]:
     share = percent(n_shared_chosen / n_chosen)
     return [
         f"The random student learned from {n_shared_chosen:,} of the {n_chosen:,} images that the "
-        f"rule chose ({share}), too: the gain shows only what the others do. Select a smaller share "
-        "of the pool, or give data_ingestion.pool more images."
+        f"rule chose ({share}), too: the gain shows only what the others do. Select a smaller "
+        "share of the pool, or give data_ingestion.pool more images."
     ]
 
 
