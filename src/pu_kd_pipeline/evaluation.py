@@ -37,8 +37,12 @@ logger = logging.getLogger(__name__)
 
 def compare_models(
     models: dict[str, Model], test_images: ImageStore, params: EvaluationParams
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """Return for each model its accuracy, agreement with `models["teacher"]`, and cost.
+
+    Returns:
+        The metrics by model, and the predictions: one row per test image with `id`, `label`, and
+        the class that each model predicts, in a column named after the model.
 
     Raises:
         InputError: there are no test images, or some have no label.
@@ -73,7 +77,14 @@ def compare_models(
             "per_class_accuracy": [_null_if_nan(value) for value in per_class],
             **model_cost(model, params),
         }
-    return metrics
+    predictions = pd.DataFrame(
+        {"id": test_images.index["id"].to_numpy(), "label": truth, **predicted}
+    )
+    predictions = predictions.astype(dict.fromkeys(("label", *models), "int32"))
+    # With the same fingerprint, tables of several runs are of the same images.
+    predictions.attrs["test_images"] = test_images.fingerprint
+    predictions.attrs["classes"] = list(models["teacher"].card.classes)
+    return metrics, predictions
 
 
 def labeled_metrics(teacher_check: Mapping[str, Any]) -> dict[str, Any]:

@@ -208,7 +208,9 @@ def run(blocks: dict[str, Any], folder: Path) -> Experiment:
         students[name], histories[name] = distill(
             each, labeled, pool, teacher, vectors[name], blocks["distillation"], name=name
         )
-    metrics = compare_models({"teacher": teacher, **students}, stores["test"], blocks["evaluation"])
+    metrics, _ = compare_models(
+        {"teacher": teacher, **students}, stores["test"], blocks["evaluation"]
+    )
     # Reporting needs a gain, whatever it is: these students are trained for a few updates only.
     metrics["selection"] = {**describe_selection(manifest, scores, pool, prior), "gain": 0.0}
     return Experiment(

@@ -16,10 +16,12 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import load_model, load_pu_classifier
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.table import read_table
+from pu_kd_pipeline.verdicts import difference_of
 from tests.pipelines.finished_run import (
     FEATURES,
     IMAGES,
     MODEL_INPUT,
+    MODEL_OUTPUT,
     MODELS,
     REPORTING,
     pool_scores,
@@ -90,6 +92,36 @@ def test_metrics_describe_the_selection(metrics):
     assert selection["precision"] <= 1
     assert selection["recall"] > 0
     assert selection["recall"] <= 1
+
+
+def test_the_gain_is_tested_on_the_kept_predictions(finished_run, metrics):
+    predictions = read_table(finished_run / MODEL_OUTPUT / "test_predictions.parquet")
+    models = ["teacher", "student", "random_student"]
+    # Ids and classes alone: nothing that shows an image.
+    assert list(predictions.columns) == ["id", "label", *models]
+    assert len(predictions) == metrics["n_test"]
+    for name in models:
+        accuracy = (predictions[name] == predictions["label"]).mean()
+        assert metrics[name]["accuracy"] == pytest.approx(accuracy)
+
+    found = difference_of(predictions, "student", "random_student")
+    selection = metrics["selection"]
+    assert selection["gain_reason"] is None
+    assert selection["is_control_verified"]
+    values = [selection[f"gain{key}"] for key in ("", "_lower", "_upper", "_p_value")]
+    assert values == pytest.approx(list(found))
+
+
+def test_the_sentences_of_the_metrics_are_those_of_log_and_page(finished_run, metrics):
+    page = (finished_run / REPORTING / "report.html").read_text()
+    page = page.replace("\u00a0", " ").replace("&lt;", "<")
+    output = " ".join((finished_run / "output.txt").read_text().split())
+    sentences = metrics["findings"] + metrics["doubts"]
+    assert len(metrics["findings"]) == 3
+    for sentence in sentences:
+        assert sentence in page
+        # In the log, and in the summary at the end.
+        assert output.count(sentence) >= 1
 
 
 def test_the_manifest_has_the_selected_images_and_the_rule(manifest, metrics):

@@ -82,3 +82,13 @@ def test_a_student_that_lost_nothing_is_reported_as_such(difference: float, find
     text = words(plot_per_class_accuracy(metrics))
     assert finding in text
     assert "no class loses" in text
+
+
+def test_the_control_has_the_name_that_tables_use() -> None:
+    figure = plot_per_class_accuracy(metrics_of(), class_names(10))
+    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        if legend is not None:
+            labels += [text.get_text() for text in legend.get_texts()]
+    assert "student of random images" in labels

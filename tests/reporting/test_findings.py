@@ -1,11 +1,25 @@
-"""The sentences at the top of the report."""
+"""The sentences on a run: the student, and its gain over its control."""
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import pytest
 
-from pu_kd_pipeline.reporting.findings import findings
+from pu_kd_pipeline.reporting.findings import doubts_of, findings, findings_of, with_findings
+from pu_kd_pipeline.reporting.gains import gain_text, gain_title
+from pu_kd_pipeline.reporting.html import render_report
+from pu_kd_pipeline.reporting.summary import selection_rows
+from pu_kd_pipeline.tracking.run_metadata import markdown_note
 from tests.reporting.toy_run import metrics_of
+
+
+def with_gain(gain: float, lower: float, upper: float, p_value: float) -> dict[str, Any]:
+    """Return the metrics of a run whose gain was tested."""
+    metrics = metrics_of(gain)
+    metrics["selection"].update(gain_lower=lower, gain_upper=upper, gain_p_value=p_value)
+    return metrics
 
 
 def test_the_first_sentence_compares_student_and_teacher() -> None:
@@ -14,6 +28,14 @@ def test_the_first_sentence_compares_student_and_teacher() -> None:
         "The student classifies 95.0 % of the test images correctly, 3.0 points below its teacher "
         "(98.0 %), with 6.0 times fewer parameters. It agrees with its teacher on 97.0 % of them."
     )
+
+
+def test_the_difference_to_the_teacher_has_its_interval() -> None:
+    metrics = metrics_of()
+    found = {"difference": -0.03, "lower": -0.05, "upper": -0.01, "p_value": 0.0123}
+    metrics["difference_to_teacher"] = {"student": found}
+    sentence = findings(metrics)[0]
+    assert "(98.0 %; difference 95 %: −5.0 to −1.0, p = 0.012)" in sentence
 
 
 def test_equal_models_are_reported_as_equal() -> None:
@@ -38,7 +60,7 @@ def test_the_gain_of_the_selection_is_stated_for_either_sign(gain: float, beginn
     _, sentence, *_ = findings(metrics)
     random_accuracy = 100 * (0.95 - gain)
     assert sentence.startswith(beginning)
-    assert sentence.endswith(f"random pool images reaches {random_accuracy:.1f} %.")
+    assert f"random pool images reaches {random_accuracy:.1f} %." in sentence
 
 
 def test_a_run_without_a_random_student_states_no_gain() -> None:
@@ -47,12 +69,98 @@ def test_a_run_without_a_random_student_states_no_gain() -> None:
     assert "No student was distilled from random images" in sentences[1]
 
 
-def test_the_gain_is_compared_with_chance() -> None:
-    # The same gain on few and on many test images.
-    small_test_set = findings(metrics_of(gain=0.02, n_test=100))[2]
-    assert "no more than chance explains" in small_test_set
-    # 1.96 * sqrt((0.95 * 0.05 + 0.93 * 0.07) / 100)
-    assert "±6.6 points" in small_test_set
-    assert "is more than chance explains" in findings(metrics_of(n_test=100_000))[2]
-    # No gain is not compared with chance, only the width of chance is stated.
-    assert "Note that drawing 400 test images" in findings(metrics_of(gain=0.0))[2]
+def test_the_gain_is_stated_with_its_paired_test() -> None:
+    significant = findings(with_gain(0.022, 0.004, 0.041, 0.0192))[1]
+    assert significant.endswith(
+        "reaches 92.8 %; chance does not explain the difference "
+        "(95 %: +0.4 to +4.1, p = 0.019, paired on the same 400 test images)."
+    )
+    by_chance = findings(with_gain(0.01, -0.01, 0.03, 0.4))[1]
+    assert "; chance can explain the difference (95 %: −1.0 to +3.0, p = 0.4," in by_chance
+
+
+@pytest.mark.parametrize(
+    ("lower", "p_value", "text"),
+    [
+        # Neither a bound nor a p value is rounded to the limit that decides.
+        (0.0003, 0.04961, "95 %: +0.03 to +4.00, p = 0.0496"),
+        (0.0, 0.05, "95 %: 0.0 to +4.0, p = 0.0500"),
+        (0.02, 1e-9, "95 %: +2.0 to +4.0, p < 0.001"),
+    ],
+)
+def test_rounding_never_contradicts_the_verdict(lower: float, p_value: float, text: str) -> None:
+    assert text in findings(with_gain(0.02, lower, 0.04, p_value))[1]
+
+
+def test_a_gain_of_earlier_metrics_is_reported_as_not_tested() -> None:
+    metrics = metrics_of(0.02)
+    assert "was not tested. Run the stage that evaluates again" in findings(metrics)[1]
+    assert selection_rows(metrics)[-1] == ["selection gain", "+2.0 points (not tested)"]
+
+
+def test_students_without_a_recipe_have_a_gain_with_a_caveat() -> None:
+    metrics = with_gain(0.022, 0.004, 0.041, 0.019)
+    metrics["selection"]["is_control_verified"] = False
+    assert "do not say whether both were trained with the same" in findings(metrics)[1]
+
+
+def not_comparable() -> dict[str, Any]:
+    metrics = metrics_of(0.02)
+    reason = "student and control were trained differently: optimizer.learning_rate 0.001 and 0.1"
+    metrics["selection"].update(gain=None, gain_reason=reason)
+    return metrics
+
+
+def test_where_there_is_no_gain_its_reason_stands_in_its_place() -> None:
+    metrics = not_comparable()
+    reason = metrics["selection"]["gain_reason"]
+    sentences = findings(metrics)
+    assert sentences[1].startswith(f"No selection gain is given: {reason}. Train both students")
+    # Nothing is said about the certainty of a number that is not there.
+    assert len(sentences) == 2
+    assert selection_rows(metrics)[-1] == ["selection gain", f"none: {reason}"]
+
+
+def test_the_critic_has_a_gain_of_its_own() -> None:
+    metrics = metrics_of(gain=None)
+    metrics["student_without_critic"] = metrics["teacher"]
+    metrics["critic"] = {
+        "gain": -0.03,
+        "gain_lower": -0.05,
+        "gain_upper": -0.01,
+        "gain_p_value": 0.004,
+    }
+    assert findings(metrics)[1].startswith(
+        "The critic cost 3.0 points here: a student distilled in the same way without the critic"
+    )
+    assert gain_title(metrics) == "gain of the critic"
+    assert gain_text(metrics) == "−3.0 points (95 %: −5.0 to −1.0, p = 0.004)"
+
+
+def test_samples_by_relatedness_are_compared_with_uniform_ones() -> None:
+    metrics = with_gain(0.022, 0.004, 0.041, 0.019)
+    metrics["selection"]["effective_sample_size"] = 700.0
+    assert "the same way from uniform samples of the same images reaches" in findings(metrics)[1]
+
+
+@pytest.mark.parametrize("metrics", [with_gain(0.022, 0.004, 0.041, 0.0192), not_comparable()])
+def test_all_readers_get_the_same_sentences(
+    metrics: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics["n_test"] = 40
+    with caplog.at_level(logging.INFO):
+        written = with_findings(metrics)
+    sentences = written["findings"] + written["doubts"]
+    assert len(written["doubts"]) == 1
+    assert caplog.messages == sentences
+
+    # A page made elsewhere shows the stored sentences, also if other code would write others.
+    stored = {**written, "findings": ["Stored."], "doubts": ["Doubt."]}
+    assert findings_of(stored) == ["Stored."]
+    assert doubts_of(stored) == ["Doubt."]
+
+    page = render_report("A run", written, {}, {}, {}, {}, {}).replace("\u00a0", " ")
+    note = markdown_note("made by", metrics=written)
+    for sentence in sentences:
+        assert sentence.replace("<", "&lt;") in page
+        assert sentence.replace("<", "\\<") in note

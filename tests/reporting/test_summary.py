@@ -22,7 +22,7 @@ def test_models_without_a_title_follow_under_their_key() -> None:
 def test_only_students_have_an_agreement_with_the_teacher() -> None:
     rows = model_rows(metrics_of(gain=None))
     # The teacher would agree with itself on all images.
-    assert ["agreement with the teacher", "-", "97.0 %"] in rows
+    assert ["agreement with the teacher", "–", "97.0 %"] in rows
 
 
 def test_a_quantity_that_no_model_has_is_left_out() -> None:

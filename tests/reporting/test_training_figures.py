@@ -39,7 +39,7 @@ def test_distillation_history_compares_both_students_on_held_out_images() -> Non
     random_student = history(5, held_out_agreement=0.8)
     text = words(plot_distillation_history(student, random_student))
     assert "agree on 90.0 % of the held-out images" in text
-    assert "random student on 80.0 % of its own" in text
+    assert "the student of random images on 80.0 % of its own" in text
 
 
 @pytest.mark.parametrize("random_history", [None, history(0)])

@@ -62,6 +62,9 @@ RESULT = pa.schema(
         ("note", pa.string()),
         ("curve_updates", pa.list_(pa.int64())),
         ("curve_accuracy", pa.list_(pa.float64())),
+        # In the order of the test images, of which the second column is the fingerprint.
+        ("is_correct", pa.list_(pa.bool_())),
+        ("test_images", pa.string()),
     ]
 )
 
@@ -96,6 +99,7 @@ class CellComputation:
             n_updates=cell.blocks.distillation.n_updates,
             n_pool=len(self._inputs.pool_images),
             n_test=len(self._inputs.test_images),
+            test_images=self._inputs.test_images.fingerprint,
             seconds=0.0,
         )
         if cell.needs_pu:
@@ -131,6 +135,7 @@ class CellComputation:
         return {
             **selection,
             "accuracy": accuracy(classes, self._truth),
+            "is_correct": (classes == self._truth).tolist(),
             "agreement": agreement(classes, teacher_classes),
             "held_out_agreement": kept.get("held_out_agreement"),
             "teacher_accuracy": accuracy(teacher_classes, self._truth),

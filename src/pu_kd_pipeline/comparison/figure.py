@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pu_kd_pipeline.comparison.differences import differences_to_best
 from pu_kd_pipeline.comparison.looks import (
     CURVE_COLORS,
     fill_color_of,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from pu_kd_pipeline.learning.paired import PairedDifference
     from pu_kd_pipeline.params.comparison import ComparisonParams
 
 
@@ -82,7 +84,7 @@ def plot_comparison(results: pd.DataFrame, params: ComparisonParams) -> Figure:
     for title, of_panel in curves.items():
         _draw_curves(next(panels), of_panel, title)
     if len(of_grid):
-        finding = _finding(of_grid, columns)
+        finding = _finding(results, of_grid, columns)
     else:
         axis_labels = " and by ".join(sweeps)
         finding = f"Accuracy by {axis_labels}"
@@ -101,7 +103,7 @@ def _grid_height(means: pd.DataFrame, columns: list[float]) -> float:
     return 1.6 + 0.27 * n_rows
 
 
-def _finding(means: pd.DataFrame, columns: list[float]) -> str:
+def _finding(results: pd.DataFrame, means: pd.DataFrame, columns: list[float]) -> str:
     last_column = None
     if columns:
         last_column = columns[-1]
@@ -121,7 +123,18 @@ def _finding(means: pd.DataFrame, columns: list[float]) -> str:
         second_name = second["row"]
         lead_points = best_percent - second["mean"]
         finding += f", {lead_points:.2f} points before {second_name}"
+        tested = differences_to_best(results, means, last_column).get(second_name)
+        finding += f" ({_verdict(tested)})"
     return finding
+
+
+def _verdict(difference: PairedDifference | None) -> str:
+    """Return whether chance explains the lead of the best row."""
+    if difference is None:
+        return "not tested"
+    if difference.is_significant:
+        return "chance does not explain it"
+    return "chance can explain it"
 
 
 def _draw_lines(

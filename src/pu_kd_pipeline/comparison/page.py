@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from pu_kd_pipeline.comparison.differences import best_row, differences_to_best
 from pu_kd_pipeline.comparison.tables import (
     curve_table,
     is_in_column,
@@ -17,14 +18,24 @@ from pu_kd_pipeline.comparison.tables import (
     split_sweeps,
 )
 from pu_kd_pipeline.reporting.markdown import markdown_text
-from pu_kd_pipeline.reporting.style import percent
+from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
 if TYPE_CHECKING:
+    from pu_kd_pipeline.learning.paired import PairedDifference
     from pu_kd_pipeline.params.comparison import ComparisonParams
 
-_UNKNOWN = "–"
 _CURVES_FACTS = (
     "In percent, of training images of the teacher that no student sees; columns: updates so far."
+)
+_CERTAINTY_FACTS = (
+    "Points of accuracy to the best row of the column, and the 95 % interval, from pairs of "
+    "students of one seed on the same test images. **Bold**: chance does not explain the "
+    "difference, neither that of the test images nor that of the seeds. Each row is tested alone: "
+    "of twenty equally good rows, one is bold by chance."
+)
+_NOT_TESTED = (
+    "Whether chance explains a difference is not known: an earlier version wrote these results, "
+    "without its students' answers to single test images. Compute them again to have it tested."
 )
 _SELECTION_HEADER = [
     "",
@@ -52,6 +63,7 @@ def comparison_page(results: pd.DataFrame, params: ComparisonParams) -> str:
     if len(of_grid):
         accuracies = _accuracy_rows(of_grid)
         parts.append(_markdown(accuracies))
+        parts += _certainty(results, of_grid)
     for label, of_sweep in sweeps.items():
         parts.append(f"## By {markdown_text(label)}")
         points = _sweep_rows(of_sweep)
@@ -101,8 +113,7 @@ def _facts(results: pd.DataFrame, means: pd.DataFrame) -> str:
 
 
 def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
-    n_labeled = means["labeled_per_class"].dropna()
-    columns = sorted(n_labeled.unique())
+    columns = _columns(means)
     n_seeds = means["n_seeds"].max()
     best = {}
     for column in columns:
@@ -125,6 +136,53 @@ def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
             cells.append(text)
         rows.append(cells)
     return rows
+
+
+def _certainty(results: pd.DataFrame, means: pd.DataFrame) -> list[str]:
+    """Return the section on how certain the order of the rows is; empty for a single row."""
+    columns = _columns(means)
+    by_column = {}
+    for column in columns:
+        by_column[column] = differences_to_best(results, means, column)
+    all_differences = [value for column in by_column.values() for value in column.values()]
+    if not all_differences:
+        return []
+    title = "## How certain the order is"
+    if all(value is None for value in all_differences):
+        return [title, _NOT_TESTED]
+    rows = [["", *(f"{column:.0f}" for column in columns)]]
+    for name in means["row"].unique():
+        cells = [markdown_text(str(name))]
+        for column in columns:
+            best = best_row(means, column)
+            is_best = best is not None and best["row"] == name
+            text = "best" if is_best else _difference_text(by_column[column].get(name))
+            cells.append(text)
+        rows.append(cells)
+    return [title, _CERTAINTY_FACTS, _markdown(rows)]
+
+
+def _columns(means: pd.DataFrame) -> list[float]:
+    """Return the numbers of labeled images of a table, without those that no row has."""
+    n_labeled = means["labeled_per_class"].dropna()
+    return sorted(n_labeled.unique())
+
+
+def _difference_text(found: PairedDifference | None) -> str:
+    if found is None:
+        return UNKNOWN
+    lower = _signed(100 * found.lower)
+    upper = _signed(100 * found.upper)
+    text = f"{_signed(100 * found.difference)} ({lower} to {upper})"
+    if found.is_significant:
+        return f"**{text}**"
+    return text
+
+
+def _signed(points: float) -> str:
+    if round(points, 2) == 0:
+        return "0.00"
+    return f"{points:+.2f}".replace("-", "−")
 
 
 def _sweep_rows(means: pd.DataFrame) -> list[list[str]]:
@@ -194,12 +252,12 @@ def _accuracy_text(rows: pd.DataFrame, n_seeds: int) -> str:
         n_seeds: the seeds of the comparison; a cell with fewer shows how many.
     """
     if not len(rows):
-        return _UNKNOWN
+        return UNKNOWN
     row = rows.iloc[0]
     n_finished = row["n_seeds"]
     # No seed of the cell has a result.
     if not n_finished:
-        return _UNKNOWN
+        return UNKNOWN
     mean = row["mean"]
     deviation = row["std"]
     text = f"{mean:.2f}"
@@ -213,7 +271,7 @@ def _accuracy_text(rows: pd.DataFrame, n_seeds: int) -> str:
 
 def _fixed(value: float, n_decimals: int) -> str:
     if np.isnan(value):
-        return _UNKNOWN
+        return UNKNOWN
     return f"{value:.{n_decimals}f}"
 
 

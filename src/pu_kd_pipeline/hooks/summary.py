@@ -17,6 +17,7 @@ from pu_kd_pipeline.params.paths import project_folder
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
+    from rich.console import Console
 
 COMPARISON = "comparison_table"
 
@@ -62,6 +63,7 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pu_kd_pipeline.reporting.findings import doubts_of, findings_of
     from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
     console = Console()
@@ -77,3 +79,13 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
         selection.add_row(*row)
     if selection.row_count:
         console.print(selection)
+    for sentence in findings_of(metrics):
+        _print_sentence(console, sentence)
+    for sentence in doubts_of(metrics):
+        _print_sentence(console, f"Doubtful: {sentence}")
+
+
+def _print_sentence(console: Console, sentence: str) -> None:
+    """Print a sentence as it is: class names in it may look like markup."""
+    console.print(visible(sentence), markup=False, highlight=False)
+    console.print()

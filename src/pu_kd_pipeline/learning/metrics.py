@@ -44,6 +44,26 @@ def agreement(student_classes: Classes, teacher_classes: Classes) -> float:
     return accuracy(student_classes, teacher_classes)
 
 
+def chance_agreement(first: Classes, second: Classes) -> float:
+    """Return the share of equal classes that two unrelated vectors of classes would have.
+
+    Both keep their own class frequencies, as in Cohen's kappa (1960): a model that always predicts
+    one class is as accurate as that class is frequent, and knows nothing.
+
+    Args:
+        first: (N,) classes, at least 0; N > 0.
+        second: (N,) classes, at least 0.
+
+    Raises:
+        ValueError: the shapes differ or N is 0.
+    """
+    _check_vectors(first, second)
+    n_classes = 1 + int(max(first.max(), second.max()))
+    first_shares = np.bincount(first, minlength=n_classes) / len(first)
+    second_shares = np.bincount(second, minlength=n_classes) / len(second)
+    return float(first_shares @ second_shares)
+
+
 def per_class_accuracy(predicted: Classes, labels: Classes, n_classes: int) -> NDArray[np.float64]:
     """Return for each class the share of its samples that are predicted correctly (its recall).
 

@@ -111,6 +111,8 @@ class Rule:
     """Whether it reads `PoolScores.relevant`, which users do not have."""
     note: str = ""
     """Added to the rule's name in the summary of a run."""
+    random_share: float = 0.0
+    """Share of the images that it draws at random on purpose; a random control draws the same."""
 
     def __post_init__(self) -> None:
         name = self.select.__name__
@@ -347,6 +349,7 @@ RULES: dict[str, Rule] = {
         has_threshold=False,
         needs_budget=False,
         note="half of them at random",
+        random_share=0.5,
     ),
     "all": Rule(
         select=everything,

@@ -25,6 +25,7 @@ from pu_kd_pipeline.reporting.style import (
     shorten,
     style_axes,
 )
+from pu_kd_pipeline.reporting.summary import MODEL_TITLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,7 @@ _MARKERS: dict[str, dict[str, Any]] = {
 
 # Key in the metrics, label, color, marker. Later ones are drawn on top, so the student comes last.
 _MODELS = (
-    ("random_student", "random student", RANDOM, "s"),
+    ("random_student", MODEL_TITLES["random_student"], RANDOM, "s"),
     ("teacher", "teacher", TEACHER, "|"),
     ("student", "student", STUDENT, "o"),
 )

@@ -1,36 +1,70 @@
-"""What a run found, in sentences: the student, the gain of the selection, and how certain it is."""
+"""What a run found, in sentences: the student, the gain over its control, and what to doubt.
+
+The sentences are written once, by `with_findings`, into the metrics. Log, terminal, report and
+MLflow show those.
+"""
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from pu_kd_pipeline.reporting.degenerate import degenerate_findings
+from pu_kd_pipeline.reporting.gains import gain_of, gain_sentence, interval_text
 from pu_kd_pipeline.reporting.style import percent
 
-CONFIDENCE_95 = 1.96  # standard errors on either side
+logger = logging.getLogger(__name__)
+
+
+def with_findings(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics with their `findings` and `doubts` in sentences, and log these."""
+    found = findings(metrics)
+    doubts = _doubts(metrics)
+    for sentence in found:
+        logger.info(sentence)
+    for sentence in doubts:
+        logger.warning(sentence)
+    return {**metrics, "findings": found, "doubts": doubts}
+
+
+def findings_of(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the sentences that an evaluation wrote, or those of the numbers of an older one."""
+    stored = metrics.get("findings")
+    if stored is None:
+        return findings(metrics)
+    return [str(sentence) for sentence in stored]
+
+
+def doubts_of(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what makes the numbers doubtful; see `findings_of`."""
+    stored = metrics.get("doubts")
+    if stored is None:
+        return _doubts(metrics)
+    return [str(sentence) for sentence in stored]
+
+
+def _doubts(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the teacher on the labeled images, and what is degenerate."""
+    doubts = degenerate_findings(metrics)
+    teacher_note = metrics.get("teacher", {}).get("labeled_note")
+    if teacher_note:
+        doubts.insert(0, teacher_note)
+    return doubts
 
 
 def findings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return sentences: the student, the gain of the selection, its certainty, and the teacher.
-
-    The last one is there only if something is wrong with the teacher on the labeled images.
-    """
-    sentences = [_student_sentence(metrics), _selection_sentence(metrics)]
-    certainty = _certainty_sentence(metrics)
-    if certainty:
-        sentences.append(certainty)
-    teacher_note = metrics["teacher"].get("labeled_note")
-    if teacher_note:
-        sentences.append(teacher_note)
+    """Return two or three sentences: the student, the gain over its control, its certainty."""
+    if "student" not in metrics or "teacher" not in metrics:
+        return []
+    sentences = [_student_sentence(metrics), gain_sentence(metrics)]
+    if gain_of(metrics) is not None:
+        sentences.append(
+            "This is one run: the test covers which images are in the test set, "
+            "and not how the random numbers of a training fall. "
+            "Repeat the run with other seeds before relying on it."
+        )
     return sentences
-
-
-def selection_gain(metrics: Mapping[str, Any]) -> float | None:
-    """Return the accuracy of the student minus that of the random student; None if unknown."""
-    if not metrics.get("random_student"):
-        return None
-    return metrics.get("selection", {}).get("gain")
 
 
 def _student_sentence(metrics: Mapping[str, Any]) -> str:
@@ -42,68 +76,22 @@ def _student_sentence(metrics: Mapping[str, Any]) -> str:
     if not round(difference, 1):
         comparison = "as many as"
     elif difference < 0:
-        comparison = f"{_size(difference)} below"
+        comparison = f"{abs(difference):.1f} points below"
     else:
-        comparison = f"{_size(difference)} above"
+        comparison = f"{abs(difference):.1f} points above"
+    in_brackets = percent(teacher["accuracy"])
+    tested = (metrics.get("difference_to_teacher") or {}).get("student")
+    if tested:
+        in_brackets += f"; difference {interval_text(tested)}"
     ratio = _fewer(teacher["parameters"], student["parameters"])
     sentence = (
         f"The student classifies {accuracy} of the test images correctly, {comparison} its teacher "
-        f"({percent(teacher['accuracy'])}), with {ratio} parameters."
+        f"({in_brackets}), with {ratio} parameters."
     )
     agreement = student.get("agreement")
     if agreement is not None:
         sentence += f" It agrees with its teacher on {percent(agreement)} of them."
     return sentence
-
-
-def _selection_sentence(metrics: Mapping[str, Any]) -> str:
-    gain = selection_gain(metrics)
-    if gain is None:
-        return (
-            "No student was distilled from random images in this run, "
-            "so it does not show what the selection gained."
-        )
-    accuracy = percent(metrics["random_student"]["accuracy"])
-    control = (
-        f"a student distilled in the same way from as many random pool images reaches {accuracy}."
-    )
-    if round(100 * gain, 1) == 0:
-        return f"The selection gained nothing here: {control}"
-    if gain < 0:
-        return f"The selection cost {_size(100 * gain)} here: {control}"
-    return f"The selection gained {_size(100 * gain)}: {control}"
-
-
-def _certainty_sentence(metrics: Mapping[str, Any]) -> str | None:
-    """Return how far chance alone moves the gain; None where there is no gain or no test set size.
-
-    The interval is that of a difference of two independent shares, each with the standard error
-    sqrt(p (1 - p) / n). Both students see the same test images, which makes it rather too wide.
-    """
-    n_test = metrics.get("n_test")
-    gain = selection_gain(metrics)
-    if not n_test or gain is None:
-        return None
-    student = metrics["student"]["accuracy"]
-    control = metrics["random_student"]["accuracy"]
-    # Var(a - b) = Var(a) + Var(b) for independent shares.
-    variance = sum(share * (1 - share) for share in (student, control)) / n_test
-    chance = 100 * CONFIDENCE_95 * math.sqrt(variance)
-    scatter = (
-        f"drawing {n_test:,} test images moves such a difference "
-        f"by up to ±{chance:.1f} points (95 %)"
-    )
-    if round(100 * gain, 1) == 0:
-        verdict = f"Note that {scatter}."
-    elif abs(100 * gain) > chance:
-        verdict = f"That is more than chance explains: {scatter}."
-    else:
-        verdict = f"That is no more than chance explains: {scatter}."
-    return f"{verdict} It is also one run: repeat it with other seeds before relying on it."
-
-
-def _size(difference_points: float) -> str:
-    return f"{abs(difference_points):.1f} points"
 
 
 def _fewer(larger: float, smaller: float) -> str:

@@ -18,8 +18,9 @@ from pu_kd_pipeline.learning.class_prior.methods import method_title
 from pu_kd_pipeline.masking import masked_option, visible, without_credentials
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, ReportFigure
-from pu_kd_pipeline.reporting.findings import findings, selection_gain
-from pu_kd_pipeline.reporting.style import percent, points
+from pu_kd_pipeline.reporting.findings import doubts_of, findings_of
+from pu_kd_pipeline.reporting.gains import gain_of, gain_text, gain_title
+from pu_kd_pipeline.reporting.style import UNKNOWN, percent, points
 from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def render_report(
     selection = selection_rows(metrics) + _selection_details(class_prior, selection_facts)
     return environment.from_string(source).render(
         title=title,
-        findings=findings(metrics),
+        findings=findings_of(metrics),
+        doubts=doubts_of(metrics),
         tiles=_tiles(metrics),
         models=model_rows(metrics),
         selection=selection,
@@ -93,9 +95,13 @@ def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
         {"name": "student accuracy", "value": percent(student["accuracy"]), "role": "student"},
         {"name": "teacher accuracy", "value": percent(teacher["accuracy"]), "role": "teacher"},
     ]
-    gain = selection_gain(metrics)
-    if gain is not None:
-        tiles.append({"name": "selection gain", "value": points(100 * gain), "role": "random"})
+    gain = gain_of(metrics)
+    title = gain_title(metrics)
+    if title is not None and gain is not None:
+        tiles.append({"name": title, "value": points(100 * gain), "role": "random"})
+    elif title is not None and gain_text(metrics) is not None:
+        # The first sentences of the page give the reason.
+        tiles.append({"name": title, "value": "none", "role": "random"})
     size_ratio = teacher["size_bytes"] / student["size_bytes"]
     tiles.append({"name": "smaller weights", "value": f"{size_ratio:.1f} ×", "role": "teacher"})
     return tiles
@@ -172,7 +178,7 @@ def _parameter_rows(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     # `null` in YAML means "not set", which "None" would not tell a reader without Python.
     for key, value in flatten(parameters):
-        text = "–"
+        text = UNKNOWN
         if value is not None:
             text = str(masked_option(key, value))
         rows.append((key, text))

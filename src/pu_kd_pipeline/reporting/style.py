@@ -36,10 +36,13 @@ _FINDING_LINE_IN = 0.19
 _EVIDENCE_LINE_IN = 0.17
 
 
+UNKNOWN = "–"  # stands for a number that is not known, in every table
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share in [0, 1] as text in percent, and a dash for None, NaN and infinity."""
     if share is None or not np.isfinite(share):
-        return "–"
+        return UNKNOWN
     return f"{100 * share:.{digits}f} %"
 
 

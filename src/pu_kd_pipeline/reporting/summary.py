@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.reporting.gains import gain_text, gain_title
+from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
 # --- models ---
 
@@ -21,8 +23,7 @@ MODEL_TITLES = {
 }
 """Column titles in the order of the table. Other models follow, titled by their key."""
 
-_MISSING = "-"
-_PERCENT = " %"
+_PERCENT_SIGN = " %"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class _ModelQuantity:
 
 
 def model_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Return a header and one row per quantity that any model has; "-" where a model lacks it.
+    """Return a header and one row per quantity that any model has; "–" where a model lacks it.
 
     Args:
         metrics: every top-level entry with an `accuracy` is a model.
@@ -54,7 +55,7 @@ def model_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     rows = [header]
     for quantity in MODEL_QUANTITIES:
         cells = [_cell(quantity, name, metrics[name]) for name in names]
-        if any(cell != _MISSING for cell in cells):
+        if any(cell != UNKNOWN for cell in cells):
             rows.append([quantity.title, *cells])
     return rows
 
@@ -76,17 +77,13 @@ def _cell(quantity: _ModelQuantity, name: str, facts: Mapping[str, Any]) -> str:
     if quantity.is_relative_to_teacher and name == "teacher":
         value = None
     if value is None:
-        return _MISSING
+        return UNKNOWN
     text = quantity.to_text(value)
     if quantity.bounds is None:
         return text
     lower, upper = (quantity.to_text(facts[key]) for key in quantity.bounds)
     # The unit stands behind the value.
-    return f"{text} ({lower.removesuffix(_PERCENT)} to {upper.removesuffix(_PERCENT)})"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}{_PERCENT}"
+    return f"{text} ({lower.removesuffix(_PERCENT_SIGN)} to {upper.removesuffix(_PERCENT_SIGN)})"
 
 
 def _in_units(*units: str) -> Callable[[float], str]:
@@ -112,16 +109,14 @@ def _in_units(*units: str) -> Callable[[float], str]:
 
 # A row appears where any model has the key, so one that evaluation stops writing just disappears.
 MODEL_QUANTITIES = (
-    _ModelQuantity("accuracy", "accuracy", _percent),
+    _ModelQuantity("accuracy", "accuracy", percent),
     _ModelQuantity(
         "labeled_accuracy",
         "accuracy on the labeled images",
-        _percent,
+        percent,
         bounds=("labeled_accuracy_lower", "labeled_accuracy_upper"),
     ),
-    _ModelQuantity(
-        "agreement", "agreement with the teacher", _percent, is_relative_to_teacher=True
-    ),
+    _ModelQuantity("agreement", "agreement with the teacher", percent, is_relative_to_teacher=True),
     _ModelQuantity("parameters", "parameters", _in_units("", "k", "M", "G")),
     _ModelQuantity("flops", "FLOPs per image", _in_units("", "k", "M", "G", "T")),
     _ModelQuantity("latency_ms", "latency, one image", _in_units("ms")),
@@ -140,6 +135,10 @@ def selection_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
         text = to_text(selection)
         if text is not None:
             rows.append([title, text])
+    title_of_gain = gain_title(metrics)
+    gain = gain_text(metrics)
+    if title_of_gain is not None and gain is not None:
+        rows.append([title_of_gain, gain])
     return rows
 
 
@@ -191,10 +190,6 @@ def _class_prior(selection: Mapping[str, Any]) -> str | None:
     return text
 
 
-def _gain(gain: float) -> str:
-    return f"{100 * gain:+.1f} points of accuracy over random images"
-
-
 def _value(key: str, to_text: Callable[[float], str]) -> Callable[[Mapping[str, Any]], str | None]:
     """Return a function that writes the number under this key, and None where it is missing."""
 
@@ -212,8 +207,7 @@ _SELECTION_QUANTITIES: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "excluded, copies of test images": _excluded,
     "class prior": _class_prior,
     # Known only where the pool's truth is, and used for the report alone.
-    "precision": _value("precision", _percent),
-    "recall": _value("recall", _percent),
+    "precision": _value("precision", percent),
+    "recall": _value("recall", percent),
     "AUC": _value("auc", "{:.3f}".format),
-    "selection gain": _value("gain", _gain),
 }

@@ -22,6 +22,7 @@ from pu_kd_pipeline.reporting.style import (
     set_title,
     style_axes,
 )
+from pu_kd_pipeline.reporting.summary import MODEL_TITLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_MARKED_POINTS = 16  # a curve with fewer points shows each of them
 _NEGATIVE_PART = "#8a8a8a"
+_CONTROL = MODEL_TITLES["random_student"]
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,10 @@ def plot_distillation_history(
             same form; None or empty without such a student.
     """
     runs = {"student": distillation_history}
-    colors = {"student": STUDENT, "random student": RANDOM}
+    colors = {"student": STUDENT, _CONTROL: RANDOM}
     if random_distillation_history is not None and len(random_distillation_history):
         # First, so that the line of the student is drawn on top.
-        runs = {"random student": random_distillation_history, **runs}
+        runs = {_CONTROL: random_distillation_history, **runs}
     kind = "training"
     if np.isfinite(_column(distillation_history, "held_out_agreement")).any():
         kind = "held_out"
@@ -199,9 +201,9 @@ def plot_distillation_history(
 
     finding = f"Student and teacher agree on {percent(last_agreement)} of the {kind_text} images"
     evidence = f"after {n_updates:,} updates"
-    if "random student" in runs:
-        random_agreement = _last(_column(runs["random student"], agreement))
-        evidence += f"; the random student on {percent(random_agreement)} of its own images"
+    if _CONTROL in runs:
+        random_agreement = _last(_column(runs[_CONTROL], agreement))
+        evidence += f"; the {_CONTROL} on {percent(random_agreement)} of its own images"
     set_title(figure, finding, evidence)
     return figure
 

@@ -17,7 +17,7 @@ from pu_kd_pipeline.learning.class_weights import (
     weight_vectors,
 )
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
-from pu_kd_pipeline.storage.manifest import check_manifest, manifest_digest
+from pu_kd_pipeline.storage.manifest import WEIGHTING, check_manifest, manifest_digest
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -32,7 +32,7 @@ def compute_class_weights(
 
     Returns:
         One row per class: the teacher's mass, raw and clipped weight. One row per weight vector:
-        a column per class. The `attrs` of both name the manifest and the teachers.
+        a column per class. The `attrs` of both name the manifest, the teachers and the parameters.
 
     Raises:
         InputError: the features lack images of the manifest, or it is not a manifest.
@@ -51,6 +51,7 @@ def compute_class_weights(
         }
     )
     table.attrs["manifest"] = manifest_digest(manifest)
+    table.attrs[WEIGHTING] = params.model_dump(mode="json")
     teachers: set[str] = set()
     for features in (labeled_features, pool_features):
         if TEACHER in features.facts:

@@ -9,6 +9,7 @@ import pandas as pd
 from pu_kd_pipeline.errors import InputError
 
 ORIGINS = ("labeled", "pool")
+WEIGHTING = "class_weighting"  # in the attrs of weight vectors: the parameters they were made with
 _FIX = "write it again with `kedro run --pipeline=subset_materialization`, or correct it"
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pu_kd_pipeline.reporting.findings import doubts_of, findings_of
 from pu_kd_pipeline.reporting.markdown import markdown_text
 from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
@@ -39,9 +40,11 @@ def requirement(package: str) -> str:
 
 
 def markdown_note(*sentences: str, metrics: Mapping[str, Any]) -> str:
-    """Return the sentences, one paragraph each, and tables of the metrics where there are any."""
+    """Return the sentences, then what the metrics say in sentences and tables, if there are any."""
     parts = [sentence for sentence in sentences if sentence]
     if metrics:
+        parts += [markdown_text(sentence) for sentence in findings_of(metrics)]
+        parts += [f"**Doubtful:** {markdown_text(sentence)}" for sentence in doubts_of(metrics)]
         of_models = model_rows(metrics)
         parts.append(_markdown_table(of_models))
         # The first row of a Markdown table is its header, which these rows lack.

@@ -24,7 +24,12 @@ from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
-from pu_kd_pipeline.storage.manifest import check_manifest, check_weights, table_digest
+from pu_kd_pipeline.storage.manifest import (
+    WEIGHTING,
+    check_manifest,
+    check_weights,
+    table_digest,
+)
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
 from pu_kd_pipeline.training.checkpoints import (
     Checkpoints,
@@ -46,6 +51,7 @@ from pu_kd_pipeline.training.monitor import (
 )
 from pu_kd_pipeline.training.objectives.base import Objective, ObjectiveContext
 from pu_kd_pipeline.training.objectives.factory import OBJECTIVES, make_objective
+from pu_kd_pipeline.training.recipes import TRAINING, training_recipe
 from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
 
 
@@ -316,11 +322,29 @@ def _new_student(task: _Task) -> Model:
         "rule": task.manifest.attrs.get("rule"),
         "n_updates": params.n_updates,
         "teacher": task.teacher.fingerprint(),
+        TRAINING: _recipe(task),
     }
     model = new_student(task.teacher, params.student_architecture, params.student_options, origin)
     if task.start is not None:
         model.network.load_state_dict(task.start)
     return model
+
+
+def _recipe(task: _Task) -> dict[str, Any]:
+    """Return how the student is trained, for its card."""
+    weight_facts = None
+    if OBJECTIVES[task.params.objective].needs_class_weights:
+        # Vectors of a caller, or of an earlier version, do not say how they were made.
+        weight_facts = task.weight_vectors.attrs.get(WEIGHTING, {})
+    facts = {f"{origin}_images": store.fingerprint for origin, store in task.stores.items()}
+    return training_recipe(
+        task.manifest,
+        task.params,
+        weight_facts,
+        task.start,
+        **facts,
+        code=maker_fingerprint(distill, load_model),
+    )
 
 
 def _cache_params(params: DistillationParams) -> DistillationParams:

@@ -14,8 +14,8 @@ from typing import Any
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason
-from pu_kd_pipeline.images.sources.files import MAX_FILE_BYTES, is_printable
 from pu_kd_pipeline.images.file_kinds import EXTENSIONS
+from pu_kd_pipeline.images.sources.files import MAX_FILE_BYTES, is_printable
 from pu_kd_pipeline.images.sources.limits import MAX_TEXT_CHARACTERS
 from pu_kd_pipeline.images.sources.tar_members import (
     DamagedArchiveError,

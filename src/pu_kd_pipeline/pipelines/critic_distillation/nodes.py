@@ -38,27 +38,32 @@ def evaluate_critic(
     test_images: ImageStore,
     duplicates: pd.DataFrame,
     params: EvaluationParams,
-) -> dict[str, Any]:
-    """Return the metrics of teacher, student and control, and whether the critic collapsed.
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return the metrics of teacher, student, control and critic, and the predictions.
 
-    `n_copies_of_test_images` counts copies among the original images: all three models learn from
-    these, so copies favor all three.
+    `critic.gain` is the student's accuracy minus the control's; None with a `gain_reason` where the
+    two differ in more than the critic. `n_copies_of_test_images` counts copies among the original
+    images: all three models learn from these, so copies favor all three.
     """
     from pu_kd_pipeline.evaluation import compare_models
     from pu_kd_pipeline.images.duplicates import TEACHER_TRAINING, test_image_copies
+    from pu_kd_pipeline.reporting.findings import with_findings
+    from pu_kd_pipeline.verdicts import checks_of_models, differences_to_teacher, gain_over
 
-    models = {"teacher": teacher, "student": student, "student_without_critic": control}
-    metrics = compare_models(models, test_images, params)
-    gain = metrics["student"]["accuracy"] - metrics["student_without_critic"]["accuracy"]
-    critic = {"gain": gain, "collapse": student.card.origin.get("critic_collapse")}
-    copies = test_image_copies(duplicates, TEACHER_TRAINING)
-    return {
-        **metrics,
-        "critic": critic,
-        "n_test": len(test_images),
-        "n_copies_of_test_images": len(copies),
-        "classes": list(teacher.card.classes),
-    }
+    name = "student_without_critic"
+    models = {"teacher": teacher, "student": student, name: control}
+    metrics, predictions = compare_models(models, test_images, params)
+    critic = {"collapse": student.card.origin.get("critic_collapse")}
+    # What the control leaves out on purpose.
+    allowed = ("distillation.objective", "distillation.critic", "distilled_by")
+    critic.update(gain_over(name, models, predictions, {}, allowed))
+    metrics["critic"] = critic
+    metrics["difference_to_teacher"] = differences_to_teacher(predictions, ("student", name))
+    metrics["n_test"] = len(test_images)
+    metrics["n_copies_of_test_images"] = len(test_image_copies(duplicates, TEACHER_TRAINING))
+    metrics["classes"] = list(teacher.card.classes)
+    metrics["checks"] = checks_of_models(models, predictions)
+    return with_findings(metrics), predictions
 
 
 def plot_critic(metrics: dict[str, Any], history: pd.DataFrame, teacher: Model) -> tuple[Any, Any]:

@@ -28,7 +28,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "duplicates",
                     "params:evaluation",
                 ],
-                outputs="metrics",
+                outputs=["metrics", "test_predictions"],
                 name="evaluate_critic",
                 tags=["gpu"],
             ),

@@ -17,28 +17,43 @@ def evaluate(
     student: Model,
     random_student: Model,
     test_images: ImageStore,
+    labeled_images: ImageStore,
     manifest: pd.DataFrame,
+    random_manifest: pd.DataFrame,
     pool_scores: ShardedTable,
     pool_images: ImageStore,
     class_prior: dict[str, Any],
     teacher_check: dict[str, Any],
     params: EvaluationParams,
-) -> dict[str, Any]:
-    """Return the metrics of teacher, student and random student, and of the selection.
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return the metrics of teacher, student, random student and selection, and the predictions.
 
     `selection.gain` is the student's accuracy minus the random student's, which learns from as many
-    images. The teacher's accuracy on the labeled images is that of `teacher_check`.
+    images in the same way; None with a `gain_reason` where it was trained differently.
+    The teacher's accuracy on the labeled images is that of `teacher_check`.
     """
     from pu_kd_pipeline.evaluation import compare_models, describe_selection, labeled_metrics
+    from pu_kd_pipeline.reporting.findings import with_findings
+    from pu_kd_pipeline.verdicts import (
+        checks_of_models,
+        checks_of_selection,
+        differences_to_teacher,
+        gain_over,
+    )
 
-    models = {"teacher": teacher, "student": student, "random_student": random_student}
-    metrics = compare_models(models, test_images, params)
+    control = "random_student"
+    models = {"teacher": teacher, "student": student, control: random_student}
+    metrics, predictions = compare_models(models, test_images, params)
     metrics["teacher"] |= labeled_metrics(teacher_check)
     selection = describe_selection(manifest, pool_scores, pool_images, class_prior)
-    gain = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
-    return {
-        **metrics,
-        "selection": {**selection, "gain": gain},
-        "n_test": len(test_images),
-        "classes": list(teacher.card.classes),
+    manifests = {"student": manifest, control: random_manifest}
+    selection.update(gain_over(control, models, predictions, manifests))
+    metrics["selection"] = selection
+    metrics["difference_to_teacher"] = differences_to_teacher(predictions, ("student", control))
+    metrics["n_test"] = len(test_images)
+    metrics["classes"] = list(teacher.card.classes)
+    metrics["checks"] = {
+        **checks_of_models(models, predictions),
+        **checks_of_selection(models, manifest, random_manifest, labeled_images),
     }
+    return with_findings(metrics), predictions

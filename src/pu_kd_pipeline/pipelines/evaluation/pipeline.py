@@ -10,7 +10,7 @@ from pu_kd_pipeline.pipelines.evaluation.nodes import evaluate
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: models, test images and the selection in, the metrics out."""
+    """Return the stage: models, test images and the selection in, metrics and predictions out."""
     return Pipeline(
         [
             Node(
@@ -20,14 +20,16 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "student_model",
                     "random_student_model",
                     "test_images",
+                    "labeled_images",
                     "manifest",
+                    "random_manifest",
                     "pool_scores",
                     "pool_images",
                     "class_prior",
                     "teacher_check",
                     "params:evaluation",
                 ],
-                outputs="metrics",
+                outputs=["metrics", "test_predictions"],
                 name="evaluate",
             )
         ],

@@ -38,15 +38,19 @@ def evaluate_unlabeled(
     test_images: ImageStore,
     manifest: pd.DataFrame,
     params: EvaluationParams,
-) -> dict[str, Any]:
-    """Return the metrics of teacher, student and uniform control, and of the sampling.
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return the metrics of teacher, student, uniform control and sampling, and the predictions.
 
-    `selection.gain` is the student's accuracy minus the control's.
+    `selection.gain` is the student's accuracy minus the control's; None with a `gain_reason` where
+    the two were trained differently.
     """
     from pu_kd_pipeline.evaluation import compare_models
+    from pu_kd_pipeline.reporting.findings import with_findings
+    from pu_kd_pipeline.verdicts import checks_of_models, differences_to_teacher, gain_over
 
-    models = {"teacher": teacher, "student": student, "random_student": random_student}
-    metrics = compare_models(models, test_images, params)
+    control = "random_student"
+    models = {"teacher": teacher, "student": student, control: random_student}
+    metrics, predictions = compare_models(models, test_images, params)
     names = (
         "rule",
         "n_pool",
@@ -56,13 +60,15 @@ def evaluate_unlabeled(
         "effective_sample_size",
     )
     facts = {name: manifest.attrs.get(name) for name in names}
-    gain = metrics["student"]["accuracy"] - metrics["random_student"]["accuracy"]
-    return {
-        **metrics,
-        "selection": {**facts, "gain": gain},
-        "n_test": len(test_images),
-        "classes": list(teacher.card.classes),
-    }
+    # The control learns from the same images, drawn with other probabilities.
+    manifests = {"student": manifest, control: manifest}
+    facts.update(gain_over(control, models, predictions, manifests))
+    metrics["selection"] = facts
+    metrics["difference_to_teacher"] = differences_to_teacher(predictions, ("student", control))
+    metrics["n_test"] = len(test_images)
+    metrics["classes"] = list(teacher.card.classes)
+    metrics["checks"] = checks_of_models(models, predictions)
+    return with_findings(metrics), predictions
 
 
 def plot_unlabeled_students(

@@ -43,7 +43,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "preferential_manifest",
                     "params:evaluation",
                 ],
-                outputs="metrics",
+                outputs=["metrics", "test_predictions"],
                 name="evaluate_unlabeled",
                 tags=["gpu"],
             ),

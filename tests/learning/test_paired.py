@@ -1,0 +1,207 @@
+"""Paired statistics, against slow references, simulations and limits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pu_kd_pipeline.learning.paired import (
+    PairedDifference,
+    mcnemar_p_value,
+    paired_difference,
+    paired_mean_difference,
+    t_quantile,
+    t_tail,
+)
+
+
+def correct(n_both: int, n_first: int, n_second: int, n_none: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images two models classify correctly, by the four counts."""
+    counts = [n_both, n_first, n_second, n_none]
+    first = np.repeat([True, True, False, False], counts)
+    second = np.repeat([True, False, True, False], counts)
+    return first, second
+
+
+@pytest.mark.parametrize("n_first", range(0, 15, 2))
+@pytest.mark.parametrize("n_second", range(0, 15, 3))
+def test_the_exact_test_is_an_enumeration_of_all_outcomes(n_first: int, n_second: int) -> None:
+    n = n_first + n_second
+    fewer = min(n_first, n_second)
+    # All outcomes at least as far from the middle as this one, by brute force.
+    extreme = sum(math.comb(n, k) for k in range(n + 1) if min(k, n - k) <= fewer)
+    assert mcnemar_p_value(n_first, n_second) == pytest.approx(extreme / 2**n)
+
+
+@pytest.mark.parametrize(
+    ("n_first", "n_second"), [(1, 0), (17, 6), (40, 60), (700, 801), (3000, 5)]
+)
+def test_the_exact_test_is_the_binomial_test_of_scipy(n_first: int, n_second: int) -> None:
+    expected = stats.binomtest(n_first, n_first + n_second, 0.5).pvalue
+    assert mcnemar_p_value(n_first, n_second) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+def test_tens_of_thousands_of_discordant_images_are_counted_exactly() -> None:
+    n_first, n_second = 10_100, 9_900
+    expected = stats.binomtest(n_first, n_first + n_second, 0.5).pvalue
+    assert mcnemar_p_value(n_first, n_second) == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_discordant_images_the_difference_is_zero_and_its_interval_is_not() -> None:
+    few = paired_difference(*correct(9, 0, 0, 1))
+    many = paired_difference(*correct(900, 0, 0, 100))
+    assert few.difference == many.difference == 0
+    assert few.p_value == many.p_value == 1
+    # Ten images cannot exclude a difference of 10 points; a thousand exclude one of 1 point.
+    assert few.lower < -0.1 < 0.1 < few.upper
+    assert -0.01 < many.lower < 0 < many.upper < 0.01
+
+
+def test_negative_counts_and_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        mcnemar_p_value(-1, 3)
+    with pytest.raises(ValueError, match="one length above 0"):
+        paired_difference(np.ones(3, bool), np.ones(2, bool))
+    with pytest.raises(ValueError, match="one length above 0"):
+        paired_difference(np.ones(0, bool), np.ones(0, bool))
+    with pytest.raises(ValueError, match="one shape"):
+        paired_mean_difference(np.ones((2, 3), bool), np.ones((3, 3), bool))
+
+
+@pytest.mark.parametrize("counts", [(450, 17, 6, 27), (5, 3, 0, 2), (0, 9, 0, 0)])
+def test_exchanging_the_models_changes_the_sign_alone(counts: tuple[int, ...]) -> None:
+    first, second = correct(*counts)
+    one = paired_difference(first, second)
+    other = paired_difference(second, first)
+    reversed_other = (-other.difference, -other.upper, -other.lower, other.p_value)
+    assert reversed_other == pytest.approx(one)
+
+
+def test_the_order_of_the_images_does_not_matter() -> None:
+    first, second = correct(450, 17, 6, 27)
+    order = np.random.default_rng(0).permutation(500)
+    assert paired_difference(first[order], second[order]) == paired_difference(first, second)
+
+
+def test_pairs_show_what_two_independent_samples_hide() -> None:
+    # 97.6 % against 95.4 % of 500 images, as in the demo. Two independent shares differ so much by
+    # chance: their standard errors add up to 1.2 points, times 1.96.
+    found = paired_difference(*correct(473, 15, 4, 8))
+    assert found.difference == pytest.approx(0.022)
+    assert found.p_value == pytest.approx(stats.binomtest(4, 19, 0.5).pvalue)
+    assert found.is_significant
+    assert found.lower > 0
+
+
+def test_interval_and_test_never_contradict_each_other() -> None:
+    for n_first in range(60):
+        for n_second in range(60):
+            n_both = 200 - n_first - n_second
+            found = paired_difference(*correct(n_both, n_first, n_second, 0))
+            excludes_zero = found.lower > 0 or found.upper < 0
+            assert excludes_zero == found.is_significant, (n_first, n_second)
+            assert found.lower <= found.difference <= found.upper
+
+
+@pytest.mark.parametrize(
+    ("n", "n_first_share", "n_second_share"),
+    [(30, 0.1, 0.1), (100, 0.02, 0.02), (500, 0.03, 0.008), (200, 0.2, 0.05), (500, 0.3, 0.3)],
+)
+def test_the_interval_covers_the_true_difference_as_often_as_it_says(
+    n: int, n_first_share: float, n_second_share: float
+) -> None:
+    rng = np.random.default_rng(0)
+    shares = [n_first_share, n_second_share, 1 - n_first_share - n_second_share]
+    truth = n_first_share - n_second_share
+    n_covered = 0
+    n_trials = 1000
+    for n_first, n_second, n_same in rng.multinomial(n, shares, size=n_trials):
+        found = paired_difference(*correct(n_same, n_first, n_second, 0))
+        n_covered += found.lower <= truth <= found.upper
+    # 2.5 standard errors of the simulation below 95 %.
+    assert n_covered / n_trials >= 0.95 - 2.5 * math.sqrt(0.95 * 0.05 / n_trials)
+
+
+def test_equally_good_models_are_rarely_called_different() -> None:
+    rng = np.random.default_rng(1)
+    outcomes = rng.binomial(25, 0.5, size=2000)
+    p_values = [mcnemar_p_value(int(k), 25 - int(k)) for k in outcomes]
+    # An exact test holds its level.
+    assert np.mean(np.array(p_values) < 0.05) <= 0.05
+
+
+# --- several seeds ---
+
+
+def students(
+    rng: np.random.Generator, n_seeds: int, n_images: int, quality: float, seed_noise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (S, N) twice: two methods on images that are easy or hard for both."""
+    difficulty = rng.normal(0, 1.5, n_images)
+    matrices = []
+    for strength in (quality, 0.0):
+        of_seeds = rng.normal(strength, seed_noise, (n_seeds, 1))
+        noise = rng.normal(0, 0.5, (n_seeds, n_images))
+        matrices.append(of_seeds + 1.5 - difficulty + noise > 0)
+    return matrices[0], matrices[1]
+
+
+def test_one_seed_is_tested_exactly() -> None:
+    first, second = correct(450, 17, 6, 27)
+    several = paired_mean_difference(first[None], second[None])
+    assert several == paired_difference(first, second)
+
+
+def test_methods_that_do_not_differ_are_rarely_called_different() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        paired_mean_difference(*students(rng, 3, 200, quality=0.0, seed_noise=0.3))
+        for _ in range(150)
+    ]
+    # 5 % and two standard errors of this simulation.
+    assert np.mean([one.is_significant for one in found]) <= 0.086
+
+
+def test_a_clear_difference_is_found_over_seeds() -> None:
+    rng = np.random.default_rng(0)
+    found = paired_mean_difference(*students(rng, 3, 500, quality=1.0, seed_noise=0.05))
+    assert found.is_significant
+    assert 0 < found.lower < found.difference < found.upper
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    first, second = correct(400, 40, 10, 50)
+    agreeing = paired_mean_difference(np.stack([first] * 3), np.stack([second] * 3))
+    # The same mean over seeds, from one seed that gains much and one that loses.
+    mixed_first = np.stack([first, first | second, second])
+    mixed_second = np.stack([second, second & first, first])
+    disagreeing = paired_mean_difference(mixed_first, mixed_second)
+    assert agreeing.is_significant
+    assert not disagreeing.is_significant
+
+
+def test_equal_students_of_all_seeds_do_not_differ() -> None:
+    first, _ = correct(90, 0, 0, 10)
+    found = paired_mean_difference(np.stack([first] * 3), np.stack([first] * 3))
+    assert (found.difference, found.p_value) == (0, 1)
+    assert found.lower < 0 < found.upper
+
+
+def test_exchanging_the_methods_changes_the_sign_alone() -> None:
+    rng = np.random.default_rng(3)
+    first, second = students(rng, 4, 100, quality=0.3, seed_noise=0.1)
+    one = paired_mean_difference(first, second)
+    other = paired_mean_difference(second, first)
+    assert other == pytest.approx(
+        PairedDifference(-one.difference, -one.upper, -one.lower, one.p_value)
+    )
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 2.7, 10, 499, 20_000])
+def test_the_t_distribution_is_that_of_scipy(freedom: float) -> None:
+    assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-6)
+    for value in (0.0, 0.5, 3.0):
+        assert t_tail(value, freedom) == pytest.approx(stats.t.sf(value, freedom), rel=1e-5)
