@@ -136,6 +136,7 @@ def describe_selection(
         "criterion",
         "threshold",
         "estimated_precision",
+        "n_tied_at_cut",
         "n_selected",
         "n_pool",
         "n_labeled",
@@ -176,8 +177,11 @@ def _selection_truth(
     scores = pool_scores.to_pandas()
     scored_ids = scores["id"].to_numpy()
     score_rows = find_rows(pool_images, scored_ids, "pool_scores")
-    pu_scores = scores["pu_score"].to_numpy()
-    auc = area_under_roc(pu_scores, is_relevant[score_rows])
+    # A comparison ranks by the teacher where it trains no PU classifier.
+    column = "teacher_log_odds"
+    if "pu_score" in scores:
+        column = "pu_score"
+    auc = area_under_roc(scores[column].to_numpy(), is_relevant[score_rows])
     return {
         "precision": precision,
         "recall": recall,
