@@ -34,6 +34,8 @@ class _ModelQuantity:
     to_text: Callable[[float], str]
     is_relative_to_teacher: bool = False
     """Whether it compares a model with the teacher, so that the teacher has no value."""
+    spread_key: str | None = None
+    """Key of how much the measurement varies, in the same unit."""
 
 
 def model_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -74,7 +76,11 @@ def _cell(quantity: _ModelQuantity, name: str, facts: Mapping[str, Any]) -> str:
         value = None
     if value is None:
         return _MISSING
-    return quantity.to_text(value)
+    text = quantity.to_text(value)
+    if quantity.spread_key is None or facts.get(quantity.spread_key) is None:
+        return text
+    spread = quantity.to_text(facts[quantity.spread_key])
+    return f"{text} (spread {spread})"
 
 
 def _percent(share: float) -> str:
@@ -110,7 +116,9 @@ MODEL_QUANTITIES = (
     ),
     _ModelQuantity("parameters", "parameters", _in_units("", "k", "M", "G")),
     _ModelQuantity("flops", "FLOPs per image", _in_units("", "k", "M", "G", "T")),
-    _ModelQuantity("latency_ms", "latency, one image", _in_units("ms")),
+    _ModelQuantity(
+        "latency_ms", "latency, one image", _in_units("ms"), spread_key="latency_spread_ms"
+    ),
     _ModelQuantity("size_bytes", "size of the weights", _in_units("B", "kB", "MB", "GB")),
 )
 
