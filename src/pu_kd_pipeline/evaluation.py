@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import statistics
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.store import ImageStore, find_rows
+from pu_kd_pipeline.learning.latency import network_latencies
 from pu_kd_pipeline.learning.metrics import (
     accuracy,
     agreement,
@@ -67,6 +65,7 @@ def compare_models(
         logits = predict_logits(model, test_images, params.compute)
         predicted[name] = logits.argmax(dim=1).numpy()
 
+    costs = model_costs(models, params)
     metrics: dict[str, Any] = {}
     for name, model in models.items():
         of_model = predicted[name]
@@ -75,7 +74,7 @@ def compare_models(
             "accuracy": accuracy(of_model, truth),
             "agreement": agreement(of_model, predicted["teacher"]),
             "per_class_accuracy": [_null_if_nan(value) for value in per_class],
-            **model_cost(model, params),
+            **costs[name],
         }
     predictions = pd.DataFrame(
         {"id": test_images.index["id"].to_numpy(), "label": truth, **predicted}
@@ -116,45 +115,42 @@ def _null_if_nan(value: float) -> float | None:
     return float(value)
 
 
-def model_cost(model: Model, params: EvaluationParams) -> dict[str, float | int]:
-    """Return a model's number of parameters, FLOPs and latency per image, and size of its weights.
+def model_costs(
+    models: dict[str, Model], params: EvaluationParams
+) -> dict[str, dict[str, float | int]]:
+    """Return each model's number of parameters, FLOPs and latency per image, and size of weights.
 
-    FLOPs count a multiply-add as two. Latency is the median on the CPU: one thread, float32, batch
-    size 1. Size is that of the safetensors file.
+    FLOPs count a multiply-add as two. Latencies are those of the CPU (one thread, float32, batch
+    size 1), measured in turns; a difference between models within `latency_spread_ms` means
+    nothing. Size is that of the safetensors file.
     """
     from safetensors.torch import save
 
-    network = model.network.cpu().eval()
-    image = torch.zeros(1, *model.image_shape)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(image)
-    n_parameters = sum(parameter.numel() for parameter in network.parameters())
+    costs: dict[str, dict[str, float | int]] = {}
+    networks = {}
+    image_shapes = {}
+    for name, model in models.items():
+        network = model.network.cpu().eval()
+        networks[name] = network
+        image_shapes[name] = model.image_shape
+        image = torch.zeros(1, *model.image_shape)
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            network(image)
+        n_parameters = sum(parameter.numel() for parameter in network.parameters())
 
-    # safetensors refuses tensors that are not contiguous, such as channels-last weights.
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    content = save(state)
-    return {
-        "parameters": n_parameters,
-        "flops": int(counter.get_total_flops()),
-        "size_bytes": len(content),
-        "latency_ms": _median_latency_ms(network, image, params.latency_repeats),
-    }
-
-
-def _median_latency_ms(network: torch.nn.Module, image: Tensor, repeats: int) -> float:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times_s = []
-        with torch.inference_mode():
-            for _ in range(repeats + 1):
-                start_s = time.perf_counter()
-                network(image)
-                end_s = time.perf_counter()
-                times_s.append(end_s - start_s)
-        return 1000 * statistics.median(times_s[1:])  # the first call warms up
-    finally:
-        torch.set_num_threads(n_threads)
+        # safetensors refuses tensors that are not contiguous, such as channels-last weights.
+        state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+        content = save(state)
+        costs[name] = {
+            "parameters": n_parameters,
+            "flops": int(counter.get_total_flops()),
+            "size_bytes": len(content),
+        }
+    latencies = network_latencies(networks, image_shapes, params.latency_repeats)
+    for name, latency in latencies.items():
+        costs[name]["latency_ms"] = latency.ms
+        costs[name]["latency_spread_ms"] = latency.spread_ms
+    return costs
 
 
 def describe_selection(
@@ -170,6 +166,7 @@ def describe_selection(
         "criterion",
         "threshold",
         "estimated_precision",
+        "n_tied_at_cut",
         "n_selected",
         "n_pool",
         "n_labeled",
@@ -210,8 +207,11 @@ def _selection_truth(
     scores = pool_scores.to_pandas()
     scored_ids = scores["id"].to_numpy()
     score_rows = find_rows(pool_images, scored_ids, "pool_scores")
-    pu_scores = scores["pu_score"].to_numpy()
-    auc = area_under_roc(pu_scores, is_relevant[score_rows])
+    # A comparison ranks by the teacher where it trains no PU classifier.
+    column = "teacher_log_odds"
+    if "pu_score" in scores:
+        column = "pu_score"
+    auc = area_under_roc(scores[column].to_numpy(), is_relevant[score_rows])
     return {
         "precision": precision,
         "recall": recall,

@@ -264,6 +264,7 @@ def inputs_of(stores: dict[str, ImageStore], excluded: Excluded, folder: Path) -
         "pu_score": pu_scores,
         "teacher_class": np.zeros(n, dtype=np.int32),
         "teacher_confidence": confidences.astype(np.float32),
+        "teacher_log_odds": np.log(confidences / (1 - confidences)),
     }
     table = pa.table(columns)
     scores = ShardedTable.write(folder, {"one": lambda: table})

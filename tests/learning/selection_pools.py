@@ -26,12 +26,22 @@ def make_pool(
 ) -> PoolScores:
     n = len(pu_score)
     rng = np.random.default_rng(seed)
+    classes = rng.integers(10, size=n)
+    confidence = rng.random(n, dtype=np.float32)
     return PoolScores(
         pu_score=np.asarray(pu_score, dtype=np.float32),
-        teacher_class=rng.integers(10, size=n),
-        teacher_confidence=rng.random(n, dtype=np.float32),
+        teacher_class=classes,
+        teacher_confidence=confidence,
+        teacher_log_odds=log_odds(confidence),
+        tie_break=rng.permutation(n).astype(np.uint64),
         relevant=relevant,
     )
+
+
+def log_odds(confidence: np.ndarray) -> np.ndarray:
+    """Return log p - log(1 - p) of probabilities below 1."""
+    exact = confidence.astype(np.float64)
+    return np.log(exact) - np.log1p(-exact)
 
 
 def make_options(

@@ -100,15 +100,84 @@ def test_oracle_keeps_the_relevant_and_only_them() -> None:
 
 
 def test_confident_ranks_by_the_teacher() -> None:
-    # Rows 1 and 3 tie: the earlier row comes first.
-    confidence = np.array([0.2, 0.9, 0.5, 0.9], dtype=np.float32)
+    # Exactly 1 in float32: the log odds alone tell rows 1 and 3 apart.
+    confidence = np.array([0.2, 1, 0.5, 1], dtype=np.float32)
+    log_odds = np.array([-1.4, 20, 0, 90])
     pool = make_pool([0, 0, 0, 0])
-    pool = replace(pool, teacher_confidence=confidence)
+    pool = replace(pool, teacher_confidence=confidence, teacher_log_odds=log_odds)
     options = make_options(budget=3)
 
     selection = select("confident", pool, options)
-    assert selection.rows.tolist() == [1, 3, 2]
-    assert selection.threshold == 0.5
+    assert selection.rows.tolist() == [3, 1, 2]
+    assert selection.threshold == 0
+    assert selection.n_tied_at_cut == 0
+
+
+TIED_CASES = [
+    ("nnpu", "quantile"),
+    ("nnpu", "budget"),
+    ("confident", "sign"),
+    ("disagreement", "sign"),
+]
+
+
+def ranked_part(rule: str, criterion: str, pool: PoolScores, n_kept: int) -> Selection:
+    """Return what a rule keeps because of its ranking, of a pool of 100 images."""
+    options = make_options(criterion, n_kept, class_prior=n_kept / 100)
+    if rule == "disagreement":
+        options = make_options(
+            budget=100, class_prior=n_kept / 100, disagreement_of=lambda _: np.arange(100.0)
+        )
+    return select(rule, pool, options)
+
+
+@pytest.mark.parametrize(("rule", "criterion"), TIED_CASES)
+def test_equal_scores_are_ordered_by_the_tie_break_and_counted(rule: str, criterion: str) -> None:
+    # 10 images are better than the 90 others, which tie.
+    is_better = np.arange(100) % 10 == 0
+    pool = make_pool(is_better.astype(np.float32))
+    pool = replace(pool, teacher_log_odds=is_better.astype(np.float64))
+    selection = ranked_part(rule, criterion, pool, n_kept=30)
+    assert selection.n_tied_at_cut == 90
+    assert ranked_part(rule, criterion, pool, n_kept=10).n_tied_at_cut == 0
+    if rule == "disagreement":
+        return  # draws from the top images, and fills up with others
+
+    others = np.flatnonzero(~is_better)
+    by_tie_break = others[np.argsort(pool.tie_break[others])]
+    assert sorted(selection.rows[:10]) == np.flatnonzero(is_better).tolist()
+    assert selection.rows[10:].tolist() == by_tie_break[:20].tolist()
+
+
+def test_the_likely_positives_of_disagreement_are_cut_by_the_tie_break() -> None:
+    pool = make_pool(np.zeros(1_000))
+    rng = np.random.default_rng(0)
+    options = make_options(
+        budget=400, class_prior=0.2, rng=rng, disagreement_of=lambda _: np.ones(1_000)
+    )
+    rows = select("disagreement", pool, options).rows
+    # 200 at random, then likely positives: all of those that are not among the 200.
+    is_likely = pool.tie_break < 200
+    n_likely_left = int(is_likely.sum() - is_likely[rows[:200]].sum())
+    assert is_likely[rows[200 : 200 + n_likely_left]].all()
+
+
+def test_images_without_any_disagreement_are_drawn_at_random() -> None:
+    # Their times until the draw would all be infinite, and the order of the rows would decide.
+    pool = make_pool(np.arange(1_000))
+    options = make_options(budget=500, class_prior=1.0, disagreement_of=lambda _: np.zeros(1_000))
+    rows = select("disagreement", pool, options).rows
+    drawn = rows[250:]
+    assert 400 < drawn.mean() < 600
+    assert not (np.diff(drawn) > 0).all()
+
+
+@pytest.mark.parametrize("rule", ["nnpu", "disagreement"])
+def test_a_rule_that_ranks_by_a_missing_score_says_so(rule: str) -> None:
+    pool = replace(make_pool([1, 2, 3]), pu_score=None)
+    options = make_options("quantile", disagreement_of=flat(3))
+    with pytest.raises(ValueError, match=f"rule '{rule}'.* needs `pu_score`"):
+        select(rule, pool, options)
 
 
 def test_all_keeps_everything_whatever_the_budget() -> None:
@@ -129,9 +198,11 @@ def pool_of_strata(strata: list[tuple[int, int]]) -> PoolScores:
     # The middle of each band, so that rounding moves none into the next.
     confidence = (bands + 0.5) / 10
     return PoolScores(
-        pu_score=np.zeros(len(strata), dtype=np.float32),
+        pu_score=None,
         teacher_class=classes,
         teacher_confidence=confidence.astype(np.float32),
+        teacher_log_odds=None,
+        tie_break=np.arange(len(strata), dtype=np.uint64),
     )
 
 
@@ -268,7 +339,7 @@ def test_a_rule_reads_the_truth_only_where_its_record_says_so(rule: str, criteri
 
 @pytest.mark.parametrize(("rule", "criterion"), CASES_WITHOUT_PU_SCORE)
 def test_a_rule_reads_pu_scores_only_where_its_record_says_so(rule: str, criterion: str) -> None:
-    # In no order: sorting equal scores keeps the order of the rows, which must not pass for theirs.
+    # In no order: that of equal scores must not pass for theirs.
     numbers = np.random.default_rng(5).permutation(50)
     is_even = numbers % 2 == 0
     pool = make_pool(numbers, is_even)

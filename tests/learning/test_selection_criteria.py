@@ -44,9 +44,10 @@ def test_nnpu_keeps_the_best_first_and_everything_above_its_threshold(
         best_left_out = pool.pu_score[left_out].max()
         assert best_left_out <= kept.min()
 
-    # Ties keep the order of the rows.
-    row_step_of_ties = np.diff(rows)[step == 0]
-    assert (row_step_of_ties > 0).all()
+    # Ties are in the order of the tie break.
+    tie_break = pool.tie_break[rows].astype(np.int64)
+    step_of_ties = np.diff(tie_break)[step == 0]
+    assert (step_of_ties > 0).all()
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -54,7 +55,7 @@ def test_nnpu_keeps_the_best_first_and_everything_above_its_threshold(
 @given(seed=st.integers(0, 10_000), n=st.integers(5, 50))
 def test_permuting_the_pool_permutes_the_selection(criterion: str, seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
-    # Distinct scores: ties are broken by row, which a permutation changes.
+    # Distinct scores: the tie break of `make_pool` is one of rows, which a permutation changes.
     scores = rng.permutation(n) - 2.5
     order = rng.permutation(n)
     options = make_options(criterion, budget_for(criterion, 3))
@@ -77,12 +78,14 @@ def test_sign_keeps_what_scores_above_zero() -> None:
     assert selection.threshold == 0
 
 
-def test_quantile_keeps_the_rounded_share_and_breaks_ties_by_row() -> None:
-    # 0.55 of 5 images is 2.75, rounded to 3: the best, and the first two of the three ties.
+def test_quantile_keeps_the_rounded_share_and_breaks_ties_by_the_tie_break() -> None:
+    # 0.55 of 5 images is 2.75, rounded to 3: the best, and two of the three ties.
     pool = make_pool([1, 3, 1, 1, 0])
+    pool = replace(pool, tie_break=np.array([2, 9, 1, 0, 5], dtype=np.uint64))
     options = make_options("quantile", class_prior=0.55)
     selection = select("nnpu", pool, options)
-    assert selection.rows.tolist() == [1, 0, 2]
+    assert selection.rows.tolist() == [1, 3, 2]
+    assert selection.n_tied_at_cut == 3
     assert selection.threshold == 1
 
 

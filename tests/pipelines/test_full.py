@@ -60,6 +60,7 @@ def test_metrics_describe_every_model(metrics, model):
     assert len(facts["per_class_accuracy"]) == 10
     for key in ("parameters", "flops", "size_bytes", "latency_ms"):
         assert facts[key] > 0
+    assert facts["latency_spread_ms"] >= 0
 
 
 def test_the_student_is_ten_times_smaller_than_the_teacher(metrics):

@@ -74,8 +74,9 @@ def test_only_large_images_are_smoothed(size_px: int, interpolation: str) -> Non
 def test_images_are_ranked_by_the_score_of_the_rule() -> None:
     figure = sheet(rule="confident")
     text = words(figure)
-    # The threshold is one of the confidence.
-    assert "0.80" in text
+    # The cut is one of the log odds, 1.4.
+    assert "log odds of the teacher's class" in text
+    assert "1.4" in text
     assert "the last that were selected" in text
 
 

@@ -54,6 +54,12 @@ def test_numbers_have_the_largest_unit_that_fits(key: str, value: float, text: s
     assert cell == text
 
 
+def test_a_latency_has_its_spread() -> None:
+    latency = {"accuracy": 0.5, "latency_ms": 1.234, "latency_spread_ms": 0.056}
+    _header, _accuracy, row = model_rows({"student": latency})
+    assert row == ["latency, one image", "1.23 ms (spread 0.056 ms)"]
+
+
 @pytest.mark.parametrize(
     ("facts", "text"),
     [

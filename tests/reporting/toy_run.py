@@ -96,12 +96,15 @@ def scored_pool(
     relevant_score = rng.normal(2, 1.5, n)
     other_score = rng.normal(-3, 1.5, n)
     score = np.where(is_relevant, relevant_score, other_score)
+    classes = rng.integers(0, n_classes, n).astype(np.int32)
+    confidence = rng.uniform(0.3, 1, n)
     table = pd.DataFrame(
         {
             "id": ids,
             "pu_score": score.astype(np.float32),
-            "teacher_class": rng.integers(0, n_classes, n).astype(np.int32),
-            "teacher_confidence": rng.uniform(0.3, 1, n).astype(np.float32),
+            "teacher_class": classes,
+            "teacher_confidence": confidence.astype(np.float32),
+            "teacher_log_odds": np.log(confidence / (1 - confidence)),
         }
     )
     # Shuffled: figures have to match scores and images by id, not by row.
@@ -120,8 +123,8 @@ def manifest_of(scores: pd.DataFrame, rule: str) -> pd.DataFrame:
         threshold = 0.0
         kept = scores[scores["pu_score"] > threshold]
     elif rule == "confident":
-        threshold = 0.8
-        kept = scores[scores["teacher_confidence"] >= threshold]
+        threshold = 1.4  # a confidence of 0.8
+        kept = scores[scores["teacher_log_odds"] >= threshold]
     elif rule == "all":
         kept = scores
     else:

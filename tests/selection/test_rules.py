@@ -24,17 +24,18 @@ SUBSET = {"seed": 0, "criterion": "quantile", "budget": 2, "target_precision": 0
 
 def least_confident(pool: PoolScores, options: SelectionOptions) -> Selection:
     """Keep the images of which the teacher is least sure: a rule that the package does not have."""
-    ranking = np.argsort(pool.teacher_confidence, kind="stable")
+    assert pool.teacher_log_odds is not None
+    ranking = np.argsort(pool.teacher_log_odds, kind="stable")
     rows = ranking[: options.budget]
     last = rows[-1]
-    threshold = float(pool.teacher_confidence[last])
+    threshold = float(pool.teacher_log_odds[last])
     return Selection(rows, threshold, None)
 
 
 NEW_RULE = Rule(
     select=least_confident,
     reads_pu_score=False,
-    ranked_by="teacher_confidence",
+    ranked_by="teacher_log_odds",
     has_threshold=True,
     needs_budget=True,
     note="least sure first",
@@ -57,6 +58,7 @@ def scored_pool() -> pd.DataFrame:
             "pu_score": pu_score,
             "teacher_class": [0, 1, 0, 1],
             "teacher_confidence": confidence,
+            "teacher_log_odds": np.log(confidence / (1 - confidence)),
         }
     )
 
@@ -113,13 +115,13 @@ def test_an_unknown_criterion_is_refused_with_all_names() -> None:
 
 def test_a_new_rule_has_its_captions(new_rule: str) -> None:
     manifest = manifest_of(new_rule, 0.8)
-    assert score_threshold(manifest, "teacher_confidence") == 0.8
-    # The threshold is a confidence: a line in the histogram of PU scores would be wrong.
+    assert score_threshold(manifest, "teacher_log_odds") == 0.8
+    # The threshold is one of log odds: a line in the histogram of PU scores would be wrong.
     assert score_threshold(manifest, "pu_score") is None
 
     words = words_of_sheet(manifest)
     assert "Borderline: the last that were selected" in words
-    assert "here the teacher's confidence" in " ".join(words)
+    assert "here the log odds of the teacher's class" in " ".join(words)
 
 
 def test_a_new_rule_has_its_note_in_the_summary(new_rule: str) -> None:
@@ -142,7 +144,7 @@ def test_a_new_rule_without_a_threshold_shows_the_middle_of_the_ranking(
     assert score_threshold(with_threshold, "pu_score") is None
 
 
-@pytest.mark.parametrize("column", ["pu_score", "teacher_confidence"])
+@pytest.mark.parametrize("column", ["pu_score", "teacher_log_odds"])
 @pytest.mark.parametrize("name", RULES)
 def test_figures_of_a_rule_follow_its_record(name: str, column: str) -> None:
     rule = RULES[name]

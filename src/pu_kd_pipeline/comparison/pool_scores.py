@@ -15,6 +15,7 @@ from pu_kd_pipeline.comparison.grid import Cell
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.features.scoring import score_shards
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.learning.confidence import class_confidence
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.storage.sharded_table import InMemoryTable, ShardedTable, as_array
 from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
@@ -65,15 +66,13 @@ class PoolScorer:
             # A copy: torch does not take the read-only memory of the table.
             stored_logits = as_array(table["logits"]).copy()
             logits = torch.from_numpy(stored_logits)
-            probabilities = logits.softmax(dim=1)
-            largest, classes = probabilities.max(dim=1)
-            confidence = largest.numpy()
+            teacher = class_confidence(logits)
+            # Without `pu_score`: no PU classifier was trained.
             columns = {
                 "id": table["id"],
-                # Rules that read no PU score get a finite column: the schema has one.
-                "pu_score": confidence,
-                "teacher_class": classes.int().numpy(),
-                "teacher_confidence": confidence,
+                "teacher_class": teacher.classes.numpy(),
+                "teacher_confidence": teacher.confidence.numpy(),
+                "teacher_log_odds": teacher.log_odds.numpy(),
             }
             tables.append(pa.table(columns))
         scores = InMemoryTable.of("confidence", tables)

@@ -15,6 +15,7 @@ from pu_kd_pipeline.features.extraction import TEACHER, ShardMakers, short_hash
 from pu_kd_pipeline.features.reading import as_tensor
 from pu_kd_pipeline.images.batches import check_images_fit, input_normalization, map_images
 from pu_kd_pipeline.images.store import ImageStore, find_rows
+from pu_kd_pipeline.learning.confidence import class_confidence
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, pu_features
 from pu_kd_pipeline.models.model import PUClassifier, load_pu_classifier
 from pu_kd_pipeline.params.compute import ComputeParams
@@ -57,14 +58,13 @@ def score_shards(
         else:
             scores = _scores_from_features(module, table, logits, classifier, device)
 
-        classes = logits.argmax(dim=1).int()
-        probabilities = logits.softmax(dim=1)
-        confidence = probabilities.amax(dim=1)
+        teacher = class_confidence(logits)
         columns = {
             "id": table["id"].combine_chunks(),
             "pu_score": pa.array(scores),
-            "teacher_class": pa.array(classes.numpy()),
-            "teacher_confidence": pa.array(confidence.numpy()),
+            "teacher_class": pa.array(teacher.classes.numpy()),
+            "teacher_confidence": pa.array(teacher.confidence.numpy()),
+            "teacher_log_odds": pa.array(teacher.log_odds.numpy()),
         }
         return pa.table(columns)
 

@@ -3,18 +3,25 @@
 A record holds the function of the rule and every fact about it that parameters, comparisons,
 figures and summaries need: no other module lists rules by name. Rules see the scores of the pool
 and return row numbers; they read no image and write no manifest. Only `oracle`, the control with
-the known truth, looks at `PoolScores.relevant`. NumPy only; ties keep the order of the rows.
+the known truth, looks at `PoolScores.relevant`. NumPy only. Equal scores are ordered by
+`PoolScores.tie_break`, never by the order of the rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pu_kd_pipeline.learning.ranking import (
+    best_first,
+    n_tied_at_cut,
+    places_within_groups,
+    random_order,
+)
 from pu_kd_pipeline.learning.selection_criteria import (
     CRITERIA,
     Rows,
@@ -39,41 +46,44 @@ class PoolScores:
         ValueError: the pool is empty, a length differs, or a score is not finite.
     """
 
-    pu_score: NDArray[np.float32]
-    """(n,) finite, the PU classifier's F, larger means more like the positives."""
+    pu_score: NDArray[np.float32] | None
+    """(n,) finite, the PU classifier's F, larger means more like the positives; None: untrained."""
     teacher_class: NDArray[np.integer[Any]]
     """(n,) the teacher's argmax."""
     teacher_confidence: NDArray[np.float32]
-    """(n,) the teacher's largest softmax probability, in [0, 1]."""
+    """(n,) the teacher's largest softmax probability p, in [0, 1]."""
+    teacher_log_odds: NDArray[np.float64] | None
+    """(n,) finite, log p - log(1 - p), which still differs where p is rounded to 1; None: unknown.
+    """
+    tie_break: NDArray[np.uint64]
+    """(n,) order of images with equal scores: of the image and a seed, not of its row."""
     relevant: NDArray[np.bool_] | None = None
     """(n,) the truth, or None where it is unknown for any image."""
 
     def __post_init__(self) -> None:
-        n = len(self.pu_score)
+        n = len(self.teacher_class)
         if n == 0:
             raise ValueError("the pool holds no image: there is nothing to select from")
-        for name in ("pu_score", "teacher_class", "teacher_confidence", "relevant"):
-            values = getattr(self, name)
-            # The truth may be unknown.
+        for field in fields(self):
+            values = getattr(self, field.name)
+            # The truth may be unknown, and a classifier untrained.
             if values is None:
                 continue
             if values.shape != (n,):
                 raise ValueError(
-                    f"{name} must have one value for each of the {n} pool images, "
+                    f"{field.name} must have one value for each of the {n} pool images, "
                     f"got shape {values.shape}"
                 )
-        for name in ("pu_score", "teacher_confidence"):
-            scores = getattr(self, name)
-            is_finite = np.isfinite(scores)
+            is_finite = np.isfinite(values)
             n_bad = n - int(is_finite.sum())
             if n_bad:
                 raise ValueError(
-                    f"{name} of {n_bad} of the {n} pool images is not finite: "
+                    f"{field.name} of {n_bad} of the {n} pool images is not finite: "
                     "the classifier diverged"
                 )
 
     def __len__(self) -> int:
-        return len(self.pu_score)
+        return len(self.teacher_class)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +93,11 @@ class Selection:
     rows: Rows
     """(m,) int64 distinct pool rows, m > 0, in the rule's own order: best first where it ranks."""
     threshold: float | None
-    """The score at which the rule cut (F, or the confidence); None for a rule without a cut."""
+    """The score at which the rule cut (F, or log odds); None for a rule without a cut."""
     estimated_precision: float | None
     """Estimated share of positives among the kept images; None where only the truth gives it."""
+    n_tied_at_cut: int = 0
+    """How many images have the score at which a ranking was cut, if the cut separates them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +111,7 @@ class Rule:
     select: Callable[[PoolScores, SelectionOptions], Selection]
     reads_pu_score: bool
     """Whether a PU classifier has to be trained for it."""
-    ranked_by: Literal["pu_score", "teacher_confidence"] | None
+    ranked_by: Literal["pu_score", "teacher_log_odds"] | None
     """The score whose highest values are kept; None: no score decides, or low values are kept."""
     has_threshold: bool
     """Whether everything it keeps lies on one side of a cut in `ranked_by`."""
@@ -133,8 +145,9 @@ def nnpu(pool: PoolScores, options: SelectionOptions) -> Selection:
     Raises:
         ValueError: nothing passes, or an option that the criterion needs is missing.
     """
-    order = _best_first(pool.pu_score)
-    scores = pool.pu_score[order]
+    pu_score = required(pool.pu_score, "pu_score", "rule 'nnpu'")
+    order = best_first(pu_score, pool.tie_break)
+    scores = pu_score[order]
     criterion = CRITERIA[options.criterion]
     n_passing = criterion.n_passing(scores, options)
     precision = None
@@ -157,7 +170,8 @@ def nnpu(pool: PoolScores, options: SelectionOptions) -> Selection:
         rng = required(options.rng, "rng", who)
         drawn = rng.choice(n_passing, size=budget, replace=False)
         rows = rows[np.sort(drawn)]  # sorted: best first, as without a budget
-    return Selection(rows, threshold, precision)
+    n_tied = n_tied_at_cut(scores, n_passing)
+    return Selection(rows, threshold, precision, n_tied)
 
 
 def random(pool: PoolScores, options: SelectionOptions) -> Selection:
@@ -171,7 +185,7 @@ def random(pool: PoolScores, options: SelectionOptions) -> Selection:
     budget = required(options.budget, "budget", "rule 'random'")
     rng = required(options.rng, "rng", "rule 'random'")
     # Always the whole permutation: its start does not depend on the budget.
-    order = _random_order(pool, rng)
+    order = random_order(len(pool), rng)
     rows = order[:budget]
     return Selection(rows, None, options.class_prior)
 
@@ -206,22 +220,27 @@ def oracle(pool: PoolScores, options: SelectionOptions) -> Selection:
 def confident(pool: PoolScores, options: SelectionOptions) -> Selection:
     """Keep the `budget` images of which the teacher is surest (DFND: Chen et al., CVPR 2021).
 
+    By the log odds of its class, which order the images as its probability does. That one is
+    exactly 1 in float32 for thousands of images.
+
     Raises:
         ValueError: no budget.
     """
     budget = required(options.budget, "budget", "rule 'confident'")
-    confidence = pool.teacher_confidence
-    order = _best_first(confidence)
+    log_odds = required(pool.teacher_log_odds, "teacher_log_odds", "rule 'confident'")
+    order = best_first(log_odds, pool.tie_break)
     rows = order[:budget]
     last = rows[-1]
-    threshold = float(confidence[last])
-    return Selection(rows, threshold, None)
+    threshold = float(log_odds[last])
+    n_tied = n_tied_at_cut(log_odds[order], len(rows))
+    return Selection(rows, threshold, None, n_tied)
 
 
 def stratified(pool: PoolScores, options: SelectionOptions) -> Selection:
     """Keep `budget` images drawn evenly over strata of the teacher's class and confidence.
 
-    Each class has `N_CONFIDENCE_BANDS` bands of equal width. Each stratum gives the same number of
+    Each class has `N_CONFIDENCE_BANDS` bands of equal width in the probability: one that is
+    rounded to 1 is in the highest band, where it belongs. Each stratum gives the same number of
     images, and one that has fewer gives all it has (coverage-centric selection: Zheng et al., ICLR
     2023, arXiv:2210.15809, whose strata are those of the score alone). A larger budget extends a
     smaller one.
@@ -231,14 +250,14 @@ def stratified(pool: PoolScores, options: SelectionOptions) -> Selection:
     """
     budget = required(options.budget, "budget", "rule 'stratified'")
     rng = required(options.rng, "rng", "rule 'stratified'")
-    order = _random_order(pool, rng)
+    order = random_order(len(pool), rng)
     position = pool.teacher_confidence * N_CONFIDENCE_BANDS
     bands = position.astype(np.int64)
     bands = np.minimum(bands, N_CONFIDENCE_BANDS - 1)  # a confidence of 1 is in the highest band
     classes = pool.teacher_class.astype(np.int64)
     strata = classes * N_CONFIDENCE_BANDS + bands
     # Sorted by their place within the stratum, the first `budget` images visit the strata in turn.
-    places = _places_within_groups(strata[order])
+    places = places_within_groups(strata[order])
     by_place = np.argsort(places, kind="stable")
     rows = order[by_place]
     return Selection(rows[:budget], None, None)
@@ -259,10 +278,11 @@ def disagreement(pool: PoolScores, options: SelectionOptions) -> Selection:
     rng = required(options.rng, "rng", who)
     disagreement_of = required(options.disagreement_of, "disagreement_of", who)
     n_pool = len(pool)
-    n_likely = quantile_criterion(pool.pu_score, options, who)
+    pu_score = required(pool.pu_score, "pu_score", who)
+    n_likely = quantile_criterion(pu_score, options, who)
     budget = options.budget or n_likely
     budget = min(budget, n_pool)
-    order = _random_order(pool, rng)
+    order = random_order(len(pool), rng)
     n_first = max(1, round(PROXY_SHARE * budget))
     first = order[:n_first]
     others = order[n_first:]
@@ -273,26 +293,28 @@ def disagreement(pool: PoolScores, options: SelectionOptions) -> Selection:
             f"{who} needs a finite divergence for each of the {n_pool} pool images: "
             "the proxy diverged"
         )
-    best_first = _best_first(pool.pu_score)
-    top = best_first[:n_likely]
+    ranking = best_first(pu_score, pool.tie_break)
+    top = ranking[:n_likely]
+    n_tied = n_tied_at_cut(pu_score[ranking], n_likely)
     is_likely = np.zeros(n_pool, dtype=bool)
     is_likely[top] = True
     is_likely[first] = False  # the student has these already
     likely = np.flatnonzero(is_likely)
     # Sorting exponential variables of these rates draws in proportion, without replacement. A rate
-    # of zero would divide by zero; the smallest positive number puts that image last.
+    # of zero has no logarithm; the smallest positive number puts that image last. Logarithms,
+    # because the times of such images would all be infinite, and tie.
     smallest_rate = np.finfo(np.float64).tiny
     rates = np.maximum(divergence[likely], smallest_rate)
     unit_times = rng.exponential(size=len(likely))
-    arrival_times = unit_times / rates
+    log_arrival_times = np.log(unit_times) - np.log(rates)
     # The first arrivals are the draw.
-    by_arrival = np.argsort(arrival_times, kind="stable")
+    by_arrival = np.argsort(log_arrival_times, kind="stable")
     second = likely[by_arrival]
     # More random images, for where the likely positives do not suffice.
     is_other_likely = is_likely[others]
     unlikely = others[~is_other_likely]
     rows = np.concatenate([first, second, unlikely])
-    return Selection(rows[:budget], None, None)
+    return Selection(rows[:budget], None, None, n_tied)
 
 
 def everything(pool: PoolScores, options: SelectionOptions) -> Selection:
@@ -331,7 +353,7 @@ RULES: dict[str, Rule] = {
     "confident": Rule(
         select=confident,
         reads_pu_score=False,
-        ranked_by="teacher_confidence",
+        ranked_by="teacher_log_odds",
         has_threshold=True,
         needs_budget=True,
     ),
@@ -369,33 +391,3 @@ def needs_budget(rule: str, criterion: str) -> bool:
     if not record.uses_criterion:
         return False
     return CRITERIA[criterion].needs_budget
-
-
-def _random_order(pool: PoolScores, rng: np.random.Generator) -> Rows:
-    """Return (n,) all rows of the pool, permuted."""
-    order = rng.permutation(len(pool))
-    return order.astype(np.int64)
-
-
-def _best_first(scores: NDArray[np.float32]) -> Rows:
-    # Stable, and of the negated scores: reversing an ascending order would reverse ties, too.
-    order = np.argsort(-scores, kind="stable")
-    return order.astype(np.int64)
-
-
-def _places_within_groups(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each item its place, from 0, among the items of its group.
-
-    Args:
-        groups: (n,) number of the group of each item, at least 0.
-    """
-    by_group = np.argsort(groups, kind="stable")
-    # Every group has a value of at least 0, so that -1 marks the first item as a start, too.
-    n = len(groups)
-    steps = np.diff(groups[by_group], prepend=-1)
-    starts = np.flatnonzero(steps)
-    sizes = np.diff(starts, append=n)
-    start_of_each = np.repeat(starts, sizes)
-    places = np.empty(n, dtype=np.int64)
-    places[by_group] = np.arange(n) - start_of_each
-    return places

@@ -12,6 +12,8 @@ class EvaluationParams(Block):
     """The block `evaluation`: the only use of the test images."""
 
     latency_repeats: int = Field(
-        gt=0, description="single-image forward passes; the median is reported"
+        gt=0,
+        description="forward passes of one image by each network, which take turns in blocks; "
+        "the fastest block is reported",
     )
     compute: ComputeParams

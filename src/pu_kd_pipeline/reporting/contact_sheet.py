@@ -92,7 +92,8 @@ def plot_contact_sheet(
 
     Args:
         manifest: the selected images, `id` and `origin`; attrs `rule`.
-        pool_scores: `id`, `pu_score`, `teacher_class`, `teacher_confidence`.
+        pool_scores: `id`, `pu_score`, `teacher_class`, `teacher_confidence`,
+            `teacher_log_odds`.
         pool_images: (n, C, H, W) uint8 by row; its index has `id` and, where known, `relevant`.
         n_images: number of images in each block, >= 1.
         class_names: names of the teacher's classes; without them, classes are numbered.
@@ -112,8 +113,8 @@ def plot_contact_sheet(
     figure = _draw_strips(strips, tile_of_row, n_text_lines)
 
     score = "PU score"
-    if column == "teacher_confidence":
-        score = "score (here the teacher's confidence)"
+    if column == "teacher_log_odds":
+        score = "score (here the log odds of the teacher's class)"
     legend = f"below each image: {score}, the teacher's confidence and class"
     if n_text_lines > 2:
         legend += ", the hidden truth"

@@ -38,6 +38,8 @@ class _ModelQuantity:
     """Whether it compares a model with the teacher, so that the teacher has no value."""
     bounds: tuple[str, str] | None = None
     """Keys of the bounds of its interval."""
+    spread_key: str | None = None
+    """Key of how much the measurement varies, in the same unit."""
 
 
 def model_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
@@ -79,6 +81,11 @@ def _cell(quantity: _ModelQuantity, name: str, facts: Mapping[str, Any]) -> str:
     if value is None:
         return UNKNOWN
     text = quantity.to_text(value)
+    spread = None
+    if quantity.spread_key is not None:
+        spread = facts.get(quantity.spread_key)
+    if spread is not None:
+        return f"{text} (spread {quantity.to_text(spread)})"
     if quantity.bounds is None:
         return text
     lower, upper = (quantity.to_text(facts[key]) for key in quantity.bounds)
@@ -119,7 +126,9 @@ MODEL_QUANTITIES = (
     _ModelQuantity("agreement", "agreement with the teacher", percent, is_relative_to_teacher=True),
     _ModelQuantity("parameters", "parameters", _in_units("", "k", "M", "G")),
     _ModelQuantity("flops", "FLOPs per image", _in_units("", "k", "M", "G", "T")),
-    _ModelQuantity("latency_ms", "latency, one image", _in_units("ms")),
+    _ModelQuantity(
+        "latency_ms", "latency, one image", _in_units("ms"), spread_key="latency_spread_ms"
+    ),
     _ModelQuantity("size_bytes", "size of the weights", _in_units("B", "kB", "MB", "GB")),
 )
 

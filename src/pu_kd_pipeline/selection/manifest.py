@@ -15,6 +15,7 @@ from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection
 from pu_kd_pipeline.learning.selection_criteria import SelectionOptions
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.selection.tie_breaks import report_ties, tie_breaks
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 if TYPE_CHECKING:
@@ -86,9 +87,11 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     """
     scores, rows = _selectable_scores(inputs)
     pool = PoolScores(
-        pu_score=scores["pu_score"].to_numpy(),
+        pu_score=_scores_of(scores, "pu_score", params.rule),
         teacher_class=scores["teacher_class"].to_numpy(),
         teacher_confidence=scores["teacher_confidence"].to_numpy(),
+        teacher_log_odds=_scores_of(scores, "teacher_log_odds", params.rule),
+        tie_break=tie_breaks(scores["id"], params.seed),
         relevant=_known_truth(inputs.pool_images, rows),
     )
     ranks: np.ndarray | None = inputs.held_out_ranks["rank"].to_numpy(dtype=float)
@@ -110,6 +113,7 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
         selection = RULES[params.rule].select(pool, options)
     except ValueError as exc:
         raise InputError(f"subset_materialization: {exc}") from exc
+    report_ties(selection, params.rule)
     chosen = scores.iloc[selection.rows]
     manifest = _manifest(chosen, inputs)
     facts = _facts(selection, inputs, params)
@@ -144,6 +148,22 @@ def _selectable_scores(inputs: SubsetInputs) -> tuple[pd.DataFrame, np.ndarray]:
     is_excluded = ids.isin(inputs.excluded.pool)
     is_selectable = ~is_excluded.to_numpy()
     return scores[is_selectable], rows[is_selectable]
+
+
+def _scores_of(scores: pd.DataFrame, column: str, rule: str) -> np.ndarray | None:
+    """Return a column of the scores; None where it is missing and the rule does not rank by it.
+
+    Raises:
+        InputError: the rule ranks by it.
+    """
+    if column in scores:
+        return scores[column].to_numpy()
+    if RULES[rule].ranked_by == column:
+        raise InputError(
+            f"pool_scores: the column {column} is missing, by which rule {rule!r} ranks: another "
+            "version wrote the table. Run `kedro run --pipeline=pool_scoring` again"
+        )
+    return None
 
 
 def _divergence(
@@ -183,8 +203,12 @@ def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
     chosen_rows = find_rows(inputs.pool_images, chosen["id"].to_numpy(), "pool_scores")
     pool = located(inputs.pool_images, chosen_rows)
     pool["origin"] = "pool"
-    for column in ("pu_score", "teacher_class", "teacher_confidence"):
+    for column in ("teacher_class", "teacher_confidence"):
         pool[column] = chosen[column].to_numpy()
+    pool["pu_score"] = np.float32(np.nan)
+    # Without a PU classifier there is no such score.
+    if "pu_score" in chosen:
+        pool["pu_score"] = chosen["pu_score"].to_numpy()
     joined = pd.concat([labeled, pool], ignore_index=True)
     manifest = joined.reindex(columns=MANIFEST_COLUMNS)
     # Nullable: the teacher's class of labeled images is not known here.
@@ -219,6 +243,7 @@ def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> 
         "class_prior_upper": prior["upper"],
         "threshold": selection.threshold,
         "estimated_precision": selection.estimated_precision,
+        "n_tied_at_cut": selection.n_tied_at_cut,
         "n_labeled": n_labeled,
         "n_selected": len(selection.rows),
         "n_pool": len(inputs.pool_images),

@@ -15,6 +15,11 @@ BBE_GAMMA = 0.01  # Garg et al. 2021, sec. 6: slack on the bound
 DEDPUL_STEP = 0.001  # Ivanov 2020, Algorithm 2: step of the grid of class priors
 # Ivanov 2020: only class priors whose mean posterior is this close to them can be the bend.
 DEDPUL_LARGEST_GAP = 0.05
+# The share of the positives, those with the largest density ratio, that the second reading is
+# taken at. Of the shares tried, this one had the smallest error together with the first reading:
+# see docs/decisions/0036.
+DEDPUL_TOP_SHARE = 0.05
+DEDPUL_SMALLEST_MEAN_RATIO = 0.5  # below it, the second reading is not used
 
 _N_GRID_POINTS = 1024
 # In logits of ranks. Without it, positives that all have the same rank would have no density.
@@ -86,19 +91,23 @@ def best_bin_estimate(
 
 
 def density_ratio_estimate(positive_scores: Scores, unlabeled_scores: Scores) -> tuple[float, None]:
-    """Return the class prior by DEDPUL: a monotone ratio of score densities, then EM.
+    """Return the class prior by DEDPUL: the mean of two readings of a monotone density ratio.
 
-    With r(s) = f_P(s) / f_U(s) the posterior of a score is min(class_prior * r, 1), and EM repeats
-    class_prior <- mean_U min(class_prior * r, 1) from 1 (Ivanov 2020, arXiv:1902.06965,
-    Algorithm 2). That map is concave, so EM ends at its largest fixed point, which is read off a
-    grid instead. As in the paper, the sharpest bend of the gap
+    The first is that of the paper (Ivanov 2020, arXiv:1902.06965, Algorithm 2). With
+    r(s) = f_P(s) / f_U(s) the posterior of a score is min(class_prior * r, 1), and EM repeats
+    class_prior <- mean_U min(class_prior * r, 1) from 1. That map is concave, so EM ends at its
+    largest fixed point, which is read off a grid instead. The sharpest bend of the gap
     mean_U min(class_prior * r, 1) - class_prior is used where it lies above the fixed point: noise
     in r makes the mean of r less than 1, and EM then sinks to zero.
 
-    Departures: densities are kernel estimates on the logits of ranks among the unlabeled, with one
-    bandwidth (Scott's rule on the positives) for both so that its blur cancels in the ratio, and
-    isotonic regression replaces the paper's rolling median and partial monotony. Only the order of
-    the scores matters.
+    The second is 1/r at the score that `DEDPUL_TOP_SHARE` of the positives reach: a region of
+    positives alone has r = 1 / class_prior. The two err for different reasons, and their geometric
+    mean errs less than either (benchmarks/class_prior_simulated.py).
+
+    Departures: the second reading; densities are kernel estimates on the logits of ranks among the
+    unlabeled, with one bandwidth (Scott's rule on the positives) for both so that its blur cancels
+    in the ratio; isotonic regression replaces the paper's rolling median and partial monotony. Only
+    the order of the scores matters.
 
     Args:
         positive_scores: (n_P,) finite scores of positives the classifier was not trained on;
@@ -114,7 +123,19 @@ def density_ratio_estimate(positive_scores: Scores, unlabeled_scores: Scores) ->
     positive_scores = check_scores(positive_scores, "positive_scores")
     unlabeled_scores = check_scores(unlabeled_scores, "unlabeled_scores")
     ratio, weight = _monotone_density_ratio(positive_scores, unlabeled_scores)
+    by_posteriors = _prior_of_posteriors(ratio, weight)
+    # The mean of r is 1 but for noise. Where it is far less, the positives lie beyond the scores of
+    # the unlabeled, and no ratio there is one of a region of positives.
+    mean_ratio = float(np.sum(weight * ratio))
+    if mean_ratio < DEDPUL_SMALLEST_MEAN_RATIO:
+        return by_posteriors, None
+    by_top_ratio = _prior_of_top_ratio(ratio, weight)
+    class_prior = np.sqrt(by_posteriors * by_top_ratio)
+    return float(class_prior), None
 
+
+def _prior_of_posteriors(ratio: Floats, weight: Floats) -> float:
+    """Return the largest fixed point of EM, or the sharpest bend of the gap where it is larger."""
     # Half a step more, so that the grid ends with 1 whatever the rounding.
     end = 1.0 + DEDPUL_STEP / 2
     class_priors = np.arange(DEDPUL_STEP, end, DEDPUL_STEP)
@@ -134,8 +155,18 @@ def density_ratio_estimate(positive_scores: Scores, unlabeled_scores: Scores) ->
     sharpest_bend = class_priors[sharpest]
 
     class_prior = max(largest_fixed_point, sharpest_bend)
-    class_prior = min(class_prior, 1.0)
-    return float(class_prior), None
+    return float(min(class_prior, 1.0))
+
+
+def _prior_of_top_ratio(ratio: Floats, weight: Floats) -> float:
+    """Return 1/r where the positives with a larger ratio r are `DEDPUL_TOP_SHARE` of all."""
+    positive_shares = weight * ratio
+    # The ratio ascends: from its end, the shares of the positives add up.
+    shares_above = np.cumsum(positive_shares[::-1])
+    total_share = shares_above[-1]
+    from_end = int(np.searchsorted(shares_above, DEDPUL_TOP_SHARE * total_share))
+    top_ratio = ratio[::-1][from_end]
+    return float(min(1.0 / top_ratio, 1.0))
 
 
 def _monotone_density_ratio(

@@ -20,7 +20,8 @@ def score_pool(
 ) -> dict[str, Callable[[], pa.Table]]:
     """Return one function per shard that scores its images, without augmentation.
 
-    The columns are `id`, `pu_score`, `teacher_class` and `teacher_confidence`.
+    The columns are `id`, `pu_score`, `teacher_class`, `teacher_confidence` and `teacher_log_odds`,
+    which orders images as the confidence does and does not saturate.
     """
     from pu_kd_pipeline.features.scoring import score_shards
 
