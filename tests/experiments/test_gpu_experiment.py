@@ -24,7 +24,6 @@ sys.exit(main(sys.argv[1:]))
 TINY = [
     "teacher.architecture_options={depth: 8, width: 4}",
     "teacher_training.n_updates=20",
-    "teacher_check.mode=warn",  # that teacher hardly knows anything
     "pu_training.epochs=2",
     "pu_training.class_prior=0.12",
     "distillation.student_options={depth: 8, width: 2}",
