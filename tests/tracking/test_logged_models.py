@@ -293,9 +293,11 @@ def test_models_of_other_sizes_get_a_pattern_as_their_example(monkeypatch):
     from pu_kd_pipeline.hooks import tracking
 
     warnings = []
-    monkeypatch.setattr(
-        tracking.logger, "warning", lambda text, *args: warnings.append(text % args)
-    )
+
+    def warn(text, *args):
+        warnings.append(text % args)
+
+    monkeypatch.setattr(tracking.logger, "warning", warn)
     example_images = tracking.example_images
 
     class Store:
