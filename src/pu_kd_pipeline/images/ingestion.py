@@ -98,7 +98,7 @@ def write_store(
     folder = Path(folder)
     wanted, readers = list_images(plan)
     # Not of `write_store` as a whole: an edited message must not make all shards again.
-    maker = maker_fingerprint(Decoder, open_source, shard_writer, _read_images, _write_shard)
+    maker = maker_fingerprint(Decoder, open_source, shard_writer, read_images, _write_shard)
     specification = choose_specification(plan, len(wanted), maker)
     folder.mkdir(parents=True, exist_ok=True)
     leftovers = remove_leftovers(folder)
@@ -227,7 +227,7 @@ def _write_missing(
     free_numbers = (number for number in count() if number not in used_numbers)
 
     raw_images = track(
-        _read_images(missing, readers),
+        read_images(missing, readers),
         name=f"{plan.name} images",
         total=len(missing),
         unit="images",
@@ -271,7 +271,7 @@ def _set_aside(store: _UnfinishedStore, conflicts: pd.DataFrame) -> None:
     store.quarantine = pd.concat([others, conflicts], ignore_index=True)
 
 
-def _read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
+def read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
     """Yield the raw images of some rows of `list_images`, in order."""
     # The rows are ordered by source, so that each is opened once.
     for position in rows["reader"].unique():
