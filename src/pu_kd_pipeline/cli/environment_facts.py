@@ -86,7 +86,7 @@ def labels_of(sources: Sequence[dict[str, Any]]) -> list[str] | int | None:
     return None
 
 
-def uses_truth(
+def why_no_truth(
     block: dict[str, Any], ingestion: DataIngestionParams, teacher: TeacherParams
 ) -> str:
     """Return why the labels of a pool cannot tell which images are relevant; empty if they can."""
@@ -153,8 +153,7 @@ def _decode(
     decoder = Decoder(plan.channels, plan.size_px, plan.store.max_image_pixels)
     raws = read_images(sample, readers)
     found = []
-    # In other processes, because an image may crash its decoder.
-    for raw, pixels in decoder.decode_all_in_processes(raws, plan.store.n_workers):
+    for raw, pixels in decoder.decode_all(raws, plan.store.n_workers):
         found.append(pixels)
         if isinstance(pixels, Unusable):
             facts.unusable[str(pixels.reason)] += 1

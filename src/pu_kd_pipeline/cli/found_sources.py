@@ -91,7 +91,7 @@ def find_source(given: str, option: str, paths: GivenPaths) -> dict[str, Any]:
         source_type, inner = _look_into_folder(path, option)
         return _source(source_type, paths.written(path / inner), option)
     matches = local_matches(str(path))
-    if not matches:
+    if not matches or not os.path.lexists(matches[0]):
         raise InputError(f"{option}: there is no file or folder {given} (looked for {path})")
     types = {_type_of_file(Path(match), option) for match in matches}
     if len(types) > 1:

@@ -14,7 +14,7 @@ from pu_kd_pipeline.cli.environment_facts import (
     PARTS,
     labels_of,
     look_at_images,
-    uses_truth,
+    why_no_truth,
 )
 from pu_kd_pipeline.cli.environment_files import check_name, staged_environment, write_yaml
 from pu_kd_pipeline.cli.environment_table import print_facts
@@ -142,6 +142,9 @@ def _sources(request: Request, paths: GivenPaths) -> dict[str, list[dict[str, An
             source["labels"] = "classes"
             if request.leave_out_other_labels:
                 source["other_labels"] = "leave_out"
+    for source in found["pool"]:
+        # Until it is known whether its labels are of any use.
+        source["labels"] = "truth"
     _split(found, request)
     return found
 
@@ -265,10 +268,9 @@ def _choose_labels_of_pool(
     teacher: TeacherParams,
     notes: list[str],
 ) -> None:
-    """Use the labels of a pool for the evaluation, if it has some that name classes."""
-    reason = uses_truth(source, ingestion, teacher)
+    """Ignore the labels of a pool unless some of them name classes."""
+    reason = why_no_truth(source, ingestion, teacher)
     if not reason:
-        source["labels"] = "truth"
         return
     if "label_ranks" in source:
         raise InputError(f"--pool: {source['path']} cannot be split: {reason}")
