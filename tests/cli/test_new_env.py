@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +208,33 @@ def test_classes_are_the_sorted_labels_unless_others_are_given(project: Path) ->
     (project / "my files" / "classes.txt").write_text("dark\nlight\n\n")
     new_env("third", *INPUT, *STUDENT, "--classes=classes.txt")
     assert written(project, "third", "teacher")["classes"] == ["dark", "light"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "classes"),
+    [
+        ([1, 0, 1], ["b", "z", "b"], ["z", "b"]),
+        # Numbers of more classes than there are images of.
+        ([7, 0, 7], ["b", "z", "b"], ["b", "z"]),
+        ([0, 0, 1], ["b", "z", "b"], ["b", "z"]),
+        (None, ["b", "z", " "], ["b", "z"]),
+        ([2, 0, None], None, 3),
+        (None, None, None),
+    ],
+)
+def test_classes_have_the_order_of_their_numbers_if_they_are_counted(
+    tmp_path: Path, labels: Any, names: Any, classes: Any
+) -> None:
+    from pu_kd_pipeline.cli.environment_facts import labels_of
+
+    columns: dict[str, Any] = {"image": [b"x"] * 3}
+    if labels:
+        columns["label"] = labels
+    if names:
+        columns["label_name"] = names
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = labels_of([{"type": "parquet", "path": str(tmp_path / "a.parquet")}])
+    assert (found.classes if found else None) == classes
 
 
 @pytest.mark.parametrize("name", ["base", "local", "Base", "a/b", "../a", "", ".a", "a b", "-a"])
@@ -433,3 +463,27 @@ def test_images_that_cannot_be_used_and_missing_classes_are_listed(project: Path
     assert "few: less than 5 labeled images of dark, light" in result.output
     assert "pool: 1 images cannot be used: unreadable" in result.output
     assert "pool: files that are no images: extension .txt (1)" in result.output
+
+
+@pytest.mark.slow
+def test_an_environment_runs(project: Path) -> None:
+    files = project / "my files"
+    # Kedro adds it to the path; the package itself is installed.
+    (project / "src").mkdir()
+    shutil.copy(PROJECT / "conf" / "logging.yml", project / "conf")
+    made = new_env("mine", *INPUT, *STUDENT)
+    assert made.exit_code == 0, made.output
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "kedro", "run", "--env=mine", "--params=tracking=false"),
+            "--pipelines=data_ingestion,teacher,feature_extraction",
+        ],
+        cwd=files,
+        env={**os.environ, "PYTHONPATH": f"{files}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (project / "data/mine/04_feature/pool_features").is_dir()

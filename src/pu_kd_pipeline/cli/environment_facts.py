@@ -59,6 +59,19 @@ class PartFacts:
 
 
 @dataclass(frozen=True)
+class FoundLabels:
+    """The classes that the labels of images suggest.
+
+    Attributes:
+        classes: their names in order, or their number.
+        order: how they are ordered, for the user.
+    """
+
+    classes: list[str] | int
+    order: str
+
+
+@dataclass(frozen=True)
 class TeacherFacts:
     """How many of some labeled images the teacher classifies as they are labeled."""
 
@@ -66,23 +79,32 @@ class TeacherFacts:
     n_images: int
 
 
-def labels_of(sources: Sequence[dict[str, Any]]) -> list[str] | int | None:
-    """Return the sorted class names of sources, or the number of classes if they have no names.
+def labels_of(sources: Sequence[dict[str, Any]]) -> FoundLabels | None:
+    """Return the labels of sources in the order of a teacher that was trained on such files.
+
+    Names next to numbers that count them from 0 are in the order of the numbers, others are sorted.
 
     Raises:
         InputError: a source cannot be listed.
     """
-    names: set[str] = set()
-    numbers: set[int] = set()
+    listings = []
     for block in sources:
         source = ImageSource.model_validate({**block, "labels": "ignore"})
         listing = open_source(source, seed=0).listing()
-        names |= {name for name in listing["label_name"].dropna() if name.strip()}
-        numbers |= {int(number) for number in listing["label"].dropna()}
+        listings.append(listing[["label", "label_name"]])
+    labels = pd.concat(listings).drop_duplicates()
+    labels["label_name"] = labels["label_name"].where(labels["label_name"].str.strip() != "")
+    numbers = sorted(labels["label"].dropna().unique().tolist())
+    names = sorted(labels["label_name"].dropna().unique().tolist())
     if names:
-        return sorted(names)
-    if numbers and min(numbers) >= 0:
-        return max(numbers) + 1
+        numbered = labels.dropna().drop_duplicates().sort_values("label")
+        in_order = numbered["label_name"].tolist()
+        is_count = numbered["label"].tolist() == list(range(len(names)))
+        if is_count and sorted(in_order) == names:
+            return FoundLabels(in_order, "in the order of their numbers")
+        return FoundLabels(names, "in sorted order, as torchvision's ImageFolder counts them")
+    if numbers and numbers[0] >= 0:
+        return FoundLabels(numbers[-1] + 1, "which have no names, only numbers")
     return None
 
 

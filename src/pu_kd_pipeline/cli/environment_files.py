@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.storage.atomic import replacing_folder
+from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_folder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # What Kedro merges every environment with, and its default one.
@@ -52,6 +52,8 @@ def staged_environment(folder: Path, overwrite: bool) -> Iterator[Path]:
             f"there is an environment {folder.name} already ({folder}): choose another name, or "
             "replace its files with --overwrite"
         )
+    # Of a command that was killed.
+    remove_leftovers(folder.parent, folder.name)
     with replacing_folder(folder) as staged:
         if folder.is_dir():
             shutil.copytree(folder, staged, dirs_exist_ok=True, symlinks=True)

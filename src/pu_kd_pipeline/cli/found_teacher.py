@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pu_kd_pipeline.cli.environment_facts import FoundLabels
 from pu_kd_pipeline.cli.found_sources import GivenPaths
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.cards import CARD, WEIGHTS
@@ -61,15 +62,14 @@ class FoundTeacher:
 
 
 def find_teacher(
-    options: TeacherOptions, name: str, labels: Sequence[str] | int | None, paths: GivenPaths
+    options: TeacherOptions, name: str, labels: FoundLabels | None, paths: GivenPaths
 ) -> FoundTeacher:
     """Return the teacher that the options describe.
 
     Args:
         options: of the command line.
         name: of the environment.
-        labels: sorted names of the labels of the labeled images, or their number; these are the
-            classes if no others are known.
+        labels: of the labeled images, which are the classes if no others are known.
         paths: how paths are read and written.
 
     Raises:
@@ -103,11 +103,11 @@ def find_teacher(
         "taps": None,
         "output": key_values(options.output_keys, "--output") or None,
     }
-    if found.block["classes"] is None and not has_card and labels:
-        found.block["classes"] = labels
+    if found.block["classes"] is None and not has_card and labels is not None:
+        found.block["classes"] = labels.classes
         found.notes.append(
-            "the classes are the labels of the labeled images in sorted order, as torchvision's "
-            "ImageFolder counts them: give --classes if the teacher's outputs have another order"
+            f"the classes are the labels of the labeled images {labels.order}: give --classes if "
+            "the teacher's outputs have another order"
         )
     if not has_card:
         _check_complete(found.block, options, is_factory=bool(is_factory))
