@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_kedro
+from tests.conftest import PROJECT, run_kedro
 
-# With these, a run takes seconds of computing: 440 labeled and test images, 300 of the pool.
+# With these, a run takes seconds of computing: 440 labeled and test images, 150 of the pool.
 FEW = (
     "pu_training.held_out_folds=2",
     "distillation.n_updates=4",
     "distillation.record_every=2",
     "distillation.batch_size=8",
     "distillation.teacher_cache='off'",
-    "subset_materialization.budget=40",
+    "subset_materialization.budget=20",
 )
 
 
@@ -41,23 +42,20 @@ def test_the_environment_runs_to_the_end_and_its_teacher_is_right(
     assert metrics["teacher"]["accuracy"] == pytest.approx(272 / 280, abs=0.005)
     assert metrics["student"]["flops"] < metrics["teacher"]["flops"] / 5
     selection = metrics["selection"]
-    assert selection["n_pool"] == 300
+    assert selection["n_pool"] == 150
     assert selection["auc"] > 0.85
     assert 0 <= selection["precision"] <= 1
 
 
 def few_images(folder: Path) -> Path:
-    """Return a copy of conf/ in which the pool of the environment has 300 images."""
-    import shutil
-
+    """Return a copy of conf/ in which the pool of the environment has 150 images."""
     conf = folder / "conf"
-    project = Path(__file__).resolve().parents[2]
     for name in ("base", "caltech"):
-        shutil.copytree(project / "conf" / name, conf / name)
-    shutil.copy(project / "conf" / "logging.yml", conf)
+        shutil.copytree(PROJECT / "conf" / name, conf / name)
+    shutil.copy(PROJECT / "conf" / "logging.yml", conf)
     file = conf / "caltech" / "parameters.yml"
     text = file.read_text()
     whole = "      label_ranks: [22, null]\n"
     assert text.count(whole) == 1
-    file.write_text(text.replace(whole, f"{whole}      limit: 300\n"))
+    file.write_text(text.replace(whole, f"{whole}      limit: 150\n"))
     return conf

@@ -97,7 +97,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"'
+    style: str | None = '"'
     if _PLAIN_TEXT.fullmatch(text) and text.lower() not in _YAML_WORDS:
         style = None
     node: yaml.ScalarNode = dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)

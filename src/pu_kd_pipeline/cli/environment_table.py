@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pu_kd_pipeline.cli.environment_facts import PARTS, PartFacts, TeacherFacts
-from pu_kd_pipeline.masking import visible_name
+from pu_kd_pipeline.masking import visible, visible_name
 from pu_kd_pipeline.params.teacher import InputSpec
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def print_facts(
     console.print(_images(model, parts, box.SIMPLE_HEAD))
     lines = [*notes, *missing_lines(model, parts, known)]
     for line in lines:
-        # Names of classes and files are no markup.
-        console.print(f"- {line}", markup=False, highlight=False)
+        # Names of classes and files are no markup, and may hold control characters.
+        console.print(f"- {visible(line)}", markup=False, highlight=False)
 
 
 def _networks(

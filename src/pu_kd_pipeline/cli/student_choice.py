@@ -10,16 +10,17 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
 
+_Candidate = tuple[str, dict[str, Any]]  # architecture and its options
 # From large to small. Those for 32x32 images keep their resolution in the first layers, which costs
 # too much on large ones.
-_SMALL_IMAGES = (
+_SMALL_IMAGES: tuple[_Candidate, ...] = (
     ("cifar_resnet", {"depth": 20, "width": 16}),
     ("cifar_resnet", {"depth": 8, "width": 16}),
     ("cifar_resnet", {"depth": 8, "width": 8}),
     ("cifar_resnet", {"depth": 8, "width": 4}),
     ("digits_cnn", {"width": 4}),
 )
-_LARGE_IMAGES = (
+_LARGE_IMAGES: tuple[_Candidate, ...] = (
     ("resnet18", {}),
     ("shufflenet_v2_x1_0", {}),
     ("shufflenet_v2_x0_5", {}),
@@ -34,7 +35,7 @@ def choose_student(teacher: Model) -> tuple[str, dict[str, Any]] | None:
     None if there is none.
     """
     size_px = teacher.card.input.size_px
-    candidates: tuple[tuple[str, dict[str, Any]], ...] = _LARGE_IMAGES
+    candidates = _LARGE_IMAGES
     if size_px <= _SMALL_PX or teacher.card.input.channels == 1:
         candidates = _SMALL_IMAGES
     teacher_parameters = n_parameters(teacher)
