@@ -143,6 +143,22 @@ def test_kedro_runs_name_known_options_pipelines_environments_nodes_and_paramete
             check_parameters(parameters, BLOCKS, files={}, given={})
 
 
+def test_new_environments_are_made_with_known_options() -> None:
+    from pu_kd_pipeline.cli.new_env import new_env
+
+    known = {option for parameter in new_env.params for option in parameter.opts}
+    needed = {"--teacher", "--labeled", "--pool", "--test"}
+    n_shown = 0
+    for path in GUIDES:
+        for words in commands(path):
+            if Path(words[0]).name != "kedro" or words[1] != "new-env":
+                continue
+            options = {word for word in words[3:] if word.startswith("--")}
+            assert needed <= options <= known, words
+            n_shown += 1
+    assert n_shown >= 2
+
+
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
 def test_console_blocks_contain_only_commands_of_known_programs(path: Path) -> None:
     for block in fenced("console", path):

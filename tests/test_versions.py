@@ -19,7 +19,12 @@ PROJECT = Path(__file__).resolve().parents[1]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 EXTRAS = METADATA["optional-dependencies"]
 TESTED_AT_BOTH_ENDS = [*METADATA["dependencies"], *EXTRAS["test"]]
-TESTED_AT_ONE_VERSION = [*EXTRAS["viz"], *EXTRAS["server"], *EXTRAS["dev"]]
+TESTED_AT_ONE_VERSION = [
+    *EXTRAS["viz"],
+    *EXTRAS["caltech"],
+    *EXTRAS["server"],
+    *EXTRAS["dev"],
+]
 # The version of Python that .ci/versions looks for at each end.
 ENDS = re.compile(r"^ *(oldest|newest)\) python_version=([\d.]+)", flags=re.MULTILINE)
 

@@ -8,7 +8,7 @@ from pu_kd_pipeline.hooks.project import ProjectHooks
 from pu_kd_pipeline.hooks.signals import SignalHooks
 from pu_kd_pipeline.hooks.summary import SummaryHooks
 from pu_kd_pipeline.hooks.tracking import TrackingHooks
-from pu_kd_pipeline.params.environment import image_file
+from pu_kd_pipeline.params.environment import RESOLVERS
 
 # Kedro calls the last one first: paths are set before anything reads them, input is checked before
 # tracking starts, and the summary comes after everything else.
@@ -26,7 +26,7 @@ CONFIG_LOADER_CLASS = ConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",
-    "custom_resolvers": {"images": image_file},
+    "custom_resolvers": RESOLVERS,
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
     # An environment lists only what differs from base, down to a single key.
     "merge_strategy": {"parameters": "soft", "globals": "soft", "mlflow": "soft"},

@@ -15,6 +15,7 @@ from kedro.framework.cli.project import run as kedro_run
 
 from pu_kd_pipeline.cli.containers import containers
 from pu_kd_pipeline.cli.errors import exit_with_message, user_message
+from pu_kd_pipeline.cli.new_env import new_env
 from pu_kd_pipeline.cli.options import command_options, with_pipeline
 from pu_kd_pipeline.errors import InputError
 
@@ -104,6 +105,7 @@ def cli() -> None:
 cli.add_command(run)
 cli.add_command(explain)
 cli.add_command(containers)
+cli.add_command(new_env)
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:

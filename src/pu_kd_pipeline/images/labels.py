@@ -6,6 +6,7 @@ Labels, shares and seeded draws: tables in, tables out; no image is read here.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from pu_kd_pipeline.masking import visible_name
 if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
 
+logger = logging.getLogger(__name__)
+
 _MAX_NAMED = 10  # offenders that a message lists
 
 
@@ -33,17 +36,98 @@ def in_share(ids: pd.Series, share: tuple[float, float]) -> np.ndarray:
     if share == (0.0, 1.0):
         return np.ones(len(ids), dtype=bool)
 
+    hashes = _hashes(ids)
+    # 53 bits are what a float64 holds: more would round the largest hash up to 1.
+    high_bits = hashes >> np.uint64(11)
+    position = high_bits.astype(np.float64) / 2**53
+    return (position >= start) & (position < end)
+
+
+def _hashes(ids: pd.Series) -> np.ndarray:
+    """Return (N,) uint64 hashes, which depend only on the ids."""
     digests = []
     for image_id in ids:
         content = image_id.encode()
         digest = hashlib.blake2b(content, digest_size=8)
         digests.append(digest.digest())
-    # Big-endian on every machine: the share must not depend on where it is computed.
+    # Big-endian on every machine: the hash must not depend on where it is computed.
     hashes = np.frombuffer(b"".join(digests), dtype=">u8")
-    # 53 bits are what a float64 holds: more would round the largest hash up to 1.
-    high_bits = hashes >> np.uint64(11)
-    position = high_bits.astype(np.float64) / 2**53
-    return (position >= start) & (position < end)
+    return hashes.astype(np.uint64)
+
+
+def rank_in_label(listing: pd.DataFrame) -> np.ndarray:
+    """Return (N,) int64: the position of each image among those of its label, from 0.
+
+    The order is that of a hash of the id. Only ids and labels of the listing matter: sources of the
+    same files with disjoint ranges of ranks never overlap, whatever their other parameters are.
+
+    Args:
+        listing: all images of a source with `id`, `label` and `label_name`.
+    """
+    names = listing["label_name"].str.strip()
+    is_blank = names.fillna("") == ""
+    numbers = listing["label"].astype("object")
+    # A number next to a name is not read, as where labels are joined to classes.
+    keys = pd.DataFrame(
+        {
+            "name": names.mask(is_blank),
+            "number": numbers.where(is_blank, None),
+            "hash": _hashes(listing["id"]),
+            "id": listing["id"].to_numpy(),
+        }
+    )
+    # Two ids may have the same hash.
+    ordered = keys.sort_values(["hash", "id"], kind="stable")
+    ranks = ordered.groupby(["name", "number"], dropna=False, sort=False).cumcount()
+    return ranks.sort_index().to_numpy(dtype=np.int64)
+
+
+def is_in_label_ranks(
+    rows: pd.DataFrame, listing: pd.DataFrame, source: ImageSource, where: str
+) -> np.ndarray:
+    """Return (N,) bool: the image has no class, or a rank in its label within `label_ranks`.
+
+    A label with fewer images than the range asks for is logged as a warning.
+
+    Args:
+        rows: some images of a source, labeled by `with_teacher_labels`, with `listing_row`.
+        listing: all images of the source.
+        source: its parameters.
+        where: name of the source, for messages.
+
+    Raises:
+        InputError: no image has a class, so that there is nothing to split.
+    """
+    assert source.label_ranks is not None
+    start, end = source.label_ranks
+    has_class = rows["label"].notna().to_numpy()
+    if not has_class.any():
+        raise InputError(
+            f"{where}: label_ranks splits the images of each class of the teacher, and no image "
+            "has one: correct the labels or label_map, or use `share`, which needs no labels"
+        )
+    ranks = rank_in_label(listing)[rows["listing_row"]]
+    is_in_range = ranks >= start
+    if end is not None:
+        is_in_range &= ranks < end
+        _warn_of_short_labels(rows[has_class], is_in_range[has_class], end - start, where)
+    return is_in_range | ~has_class
+
+
+def _warn_of_short_labels(
+    rows: pd.DataFrame, is_in_range: np.ndarray, n_wanted: int, where: str
+) -> None:
+    # Summed, and not only counted where true: a label may have no image in the range.
+    n_found = pd.Series(is_in_range).groupby(rows["source_label"].to_numpy()).sum()
+    short = n_found[n_found < n_wanted]
+    if len(short):
+        found = [f"{label} ({count})" for label, count in short.items()]
+        logger.warning(
+            "%s: label_ranks asks for %d images of each label, and these have fewer: %s",
+            where,
+            n_wanted,
+            listed(found),
+        )
 
 
 def draw(
@@ -95,15 +179,15 @@ def with_teacher_labels(
         rows: the images to label, with their own `label` (Int64 or null) and `label_name` (string
             or null). Images of the same `file` number their classes alike.
         source: parameters of the source; `labels`, `label_map`, `sorted_names` and
-            `exclude_labels` are used.
+            `exclude_labels` and `other_labels` are used.
         class_names: names of the teacher's classes 0..K-1.
         where: name of the source, for messages.
         listing: all rows of the source, of which `rows` are a part; None: there are no others. The
             labels of all are compared, so that a label is the same class in every share.
 
     Raises:
-        InputError: with `labels: classes`, an image has no class of the teacher; or a label may be
-            one class or another.
+        InputError: with `labels: classes`, an image has no class of the teacher and
+            `other_labels` does not leave it out; or a label may be one class or another.
     """
     codes, labels = _distinct_labels(rows, listing)
     is_excluded = _are_excluded(labels, source, where)
@@ -121,7 +205,11 @@ def with_teacher_labels(
     is_unmatched = table["label"].isna()
     if source.labels == "classes" and is_unmatched.any():
         unmatched = table[is_unmatched.to_numpy()]
-        raise InputError(_unmatched_message(unmatched, source, class_names, where))
+        if source.other_labels == "refuse":
+            raise InputError(_unmatched_message(unmatched, source, class_names, where))
+        _log_left_out(unmatched, where)
+        table = table[~is_unmatched.to_numpy()].copy()
+        is_unmatched = table["label"].isna()
 
     # An image with a label of no class is irrelevant; without any label nobody knows.
     is_relevant = (~is_unmatched).astype("boolean")
@@ -132,8 +220,17 @@ def with_teacher_labels(
     return table
 
 
-def check_all_classes_present(labels: pd.Series, class_names: Sequence[str], where: str) -> None:
-    """Raise an InputError that names the classes without a single image."""
+def check_all_classes_present(
+    labels: pd.Series, class_names: Sequence[str], where: str, key: str
+) -> None:
+    """Raise an InputError that names the classes without a single image.
+
+    Args:
+        labels: classes of the images that were selected.
+        class_names: names of the teacher's classes.
+        where: name of the store, for the message.
+        key: of the source, which selected images of each class.
+    """
     present = set(labels.dropna().astype(int))
     absent = []
     for number, name in enumerate(class_names):
@@ -142,8 +239,8 @@ def check_all_classes_present(labels: pd.Series, class_names: Sequence[str], whe
     if absent:
         named = absent[:_MAX_NAMED]
         raise InputError(
-            f"{where}: `per_class` asks for images of every class of the teacher, and there are "
-            f"none of class {', '.join(named)}. Add images of it, or correct `label_map` or the "
+            f"{where}: {key} asks for images of every class of the teacher, and there are none of "
+            f"class {', '.join(named)}. Add images of it, or correct `label_map` or the "
             "teacher's `classes`"
         )
 
@@ -232,12 +329,25 @@ def _unmatched_message(
             fix += (
                 ", or `sorted_names: true` if the teacher's classes are in the order of these names"
             )
-    labels = unmatched["source_label"].fillna("no label")
-    found = []
-    for label, count in labels.value_counts().items():
-        found.append(f"{label} ({count:,})")
+    found = _counted_labels(unmatched)
     return (
         f"{where}: the teacher has {len(class_names)} classes ({listed(class_names)}); the labels "
         f"of {len(unmatched):,} images {problem}: {listed(found)}. Correct the source, "
-        f"{fix}, or set labels to 'truth' or 'ignore'"
+        f"{fix}, set `other_labels: leave_out`, or set labels to 'truth' or 'ignore'"
     )
+
+
+def _log_left_out(unmatched: pd.DataFrame, where: str) -> None:
+    found = listed(_counted_labels(unmatched))
+    logger.info(
+        "%s: left out, because their labels are no class: %d images: %s",
+        where,
+        len(unmatched),
+        found,
+    )
+
+
+def _counted_labels(rows: pd.DataFrame) -> list[str]:
+    """Return the labels of some rows with the number of images, most first."""
+    labels = rows["source_label"].fillna("no label")
+    return [f"{label} ({count:,})" for label, count in labels.value_counts().items()]

@@ -16,6 +16,7 @@ from pu_kd_pipeline.images.labels import (
     check_all_classes_present,
     draw,
     in_share,
+    is_in_label_ranks,
     with_teacher_labels,
 )
 from pu_kd_pipeline.images.plan import IngestionPlan
@@ -64,7 +65,8 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
         return _empty_table(), []
     tables: list[pd.DataFrame] = []
     readers: list[Reader] = []
-    labels_drawn_per_class: list[pd.Series] = []
+    # The parameter that selects images of each class -> the classes of what its sources selected.
+    labels_by_key: dict[str, list[pd.Series]] = {}
 
     for position, source in enumerate(plan.sources):
         source_name = visible_name(source.name or default_name(source))
@@ -77,24 +79,35 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
         report = report_source(source_name, listing, table, plan.class_names)
         readers.append(Reader(opened, listing, report, where))
         tables.append(table.drop(columns=["source_label", "rule"]))
-        if source.per_class is not None:
-            labels_drawn_per_class.append(table["label"])
+        key = _key_that_needs_every_class(source)
+        if key is not None:
+            labels_by_key.setdefault(key, []).append(table["label"])
 
-    if labels_drawn_per_class:
+    for key, parts in labels_by_key.items():
         # Over all sources together: one may hold the classes that another one lacks.
-        labels = pd.concat(labels_drawn_per_class)
-        check_all_classes_present(labels, plan.class_names, f"data_ingestion.{plan.name}")
+        labels = pd.concat(parts)
+        check_all_classes_present(labels, plan.class_names, f"data_ingestion.{plan.name}", key)
 
     wanted = pd.concat(tables, ignore_index=True)
     if wanted.empty:
         n_listed = sum(len(reader.listing) for reader in readers)
         raise InputError(
             f"data_ingestion.{plan.name}: no image is left of {n_listed:,}: check `share`, "
-            "`exclude_labels` and `per_class` of its sources"
+            "`exclude_labels`, `label_ranks` and `per_class` of its sources"
         )
 
     _check_ids(wanted, plan)
     return wanted, readers
+
+
+def _key_that_needs_every_class(source: ImageSource) -> str | None:
+    """Return the parameter of a source that asks for images of each class, or None."""
+    if source.per_class is not None:
+        return "per_class"
+    # In a pool with `labels: truth`, a class may be missing.
+    if source.label_ranks is not None and source.labels == "classes":
+        return "label_ranks"
+    return None
 
 
 def _empty_table() -> pd.DataFrame:
@@ -144,6 +157,8 @@ def _select_rows(
     usable = with_teacher_labels(usable, source, plan.class_names, where, listing)
     if source.labels == "ignore":
         usable["rule"] = None
+    if source.label_ranks is not None:
+        usable = usable[is_in_label_ranks(usable, listing, source, where)]
 
     # After the labels: `per_class` counts classes of the teacher.
     n_classes = len(plan.class_names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, StrictInt, field_validator, model_validator
 
@@ -186,6 +186,19 @@ class ImageSource(Block):
         description="keep ids whose hash falls in [from, to): disjoint shares of one source never "
         "overlap",
     )
+    label_ranks: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)] | None] | None = (
+        Field(
+            None,
+            description="of each label of the source, keep the images with the ranks [from, to), "
+            "counted from 0 in an order that only the ids decide; to: null for all the others. "
+            "Images whose label is no class of the teacher are all kept",
+        )
+    )
+    other_labels: Literal["refuse", "leave_out"] = Field(
+        "refuse",
+        description="with labels: classes, what becomes of images whose label is no class of the "
+        "teacher, or that have none",
+    )
 
     @field_validator("label_map", mode="before")
     @classmethod
@@ -288,6 +301,27 @@ class ImageSource(Block):
             raise ValueError("label_map and sorted_names exclude each other: remove one of them")
         if self.per_class is not None and self.labels == "ignore":
             raise ValueError("per_class needs labels: set labels to 'classes'")
+        if self.other_labels == "leave_out" and self.labels != "classes":
+            raise ValueError(
+                "other_labels: leave_out is for `labels: classes`, where every image needs a "
+                "class; remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_label_ranks(self) -> ImageSource:
+        if self.label_ranks is None:
+            return self
+        start, end = self.label_ranks
+        if end is not None and start >= end:
+            raise ValueError(
+                f"label_ranks must be [from, to) with from < to, got {list(self.label_ranks)}"
+            )
+        if self.labels == "ignore":
+            raise ValueError(
+                "label_ranks needs labels: set labels to 'classes', or to 'truth' for a pool, "
+                "where labels are only used for this and for the evaluation"
+            )
         return self
 
 

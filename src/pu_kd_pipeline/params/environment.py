@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,35 @@ def image_file(name: str) -> str:
             f"{name}, such as {IMAGES_VARIABLE}=/data/images kedro run …"
         )
     return str(Path(folder) / name)
+
+
+def package_file(name: str) -> str:
+    """Return the path of `${package_file:package/folder/file}`: in an installed package.
+
+    The package is not imported.
+
+    Raises:
+        InputError: the package is not installed, or has no such file.
+    """
+    package, _, inner = name.partition("/")
+    try:
+        found = find_spec(package)
+    except (ImportError, ValueError):  # a name with dots or other characters
+        found = None
+    if found is None or not found.submodule_search_locations or not inner:
+        raise InputError(
+            f"${{package_file:{name}}}: there is no installed package {package!r}: install it, or "
+            "write package/file"
+        )
+    for folder in found.submodule_search_locations:
+        path = Path(folder) / inner
+        if path.is_file():
+            return str(path)
+    raise InputError(f"${{package_file:{name}}}: the package {package!r} has no file {inner!r}")
+
+
+# Names in `${name:...}` of configuration files -> what they stand for.
+RESOLVERS = {"images": image_file, "package_file": package_file}
 
 
 def read_parameters(
@@ -58,7 +88,8 @@ def read_parameters(
         return OmegaConf.select(global_values, key)
 
     OmegaConf.register_new_resolver("globals", globals_resolver, replace=True)
-    OmegaConf.register_new_resolver("images", image_file, replace=True)
+    for name, function in RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, function, replace=True)
     try:
         parts: list[Any] = []
         for layer in layers:
@@ -73,8 +104,8 @@ def read_parameters(
             f"the parameters of {environment!r} in {folder} cannot be read: {error}"
         ) from error
     finally:
-        OmegaConf.clear_resolver("globals")
-        OmegaConf.clear_resolver("images")
+        for name in ("globals", *RESOLVERS):
+            OmegaConf.clear_resolver(name)
     return dict(parameters)
 
 

@@ -1,0 +1,339 @@
+"""Makes an environment: finds sources, teacher and student, checks them, and writes the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import BaseModel
+
+from pu_kd_pipeline.cli.environment_facts import (
+    PARTS,
+    labels_of,
+    look_at_images,
+    why_no_truth,
+)
+from pu_kd_pipeline.cli.environment_files import check_name, staged_environment, write_yaml
+from pu_kd_pipeline.cli.environment_table import print_facts
+from pu_kd_pipeline.cli.found_sources import GivenPaths, find_source, with_names
+from pu_kd_pipeline.cli.found_teacher import (
+    FoundTeacher,
+    TeacherOptions,
+    find_teacher,
+    key_values,
+)
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.environment import read_parameters
+from pu_kd_pipeline.params.paths import set_project_folder
+from pu_kd_pipeline.params.teacher import TeacherParams
+from pu_kd_pipeline.params.validation import check_parameters
+
+_SMALL_PX = 64  # networks for images of up to this size run faster with one CPU thread
+_MODELS: dict[str, type[BaseModel]] = {
+    "teacher": TeacherParams,
+    "data_ingestion": DataIngestionParams,
+    "distillation": DistillationParams,
+}
+_COMMENTS = {
+    "globals": "Values for all stages, next to those of conf/base/globals.yml.\n"
+    "data: the folder of all outputs of this environment.",
+    "teacher": "The teacher. null: read from the card next to its weights.\n"
+    "classes: in the order of the network's outputs. mean, std: of pixels in [0, 1], per color.\n"
+    "taps: layers that form the descriptor; null: sensible defaults.",
+    "data_ingestion": "Where the images come from. All keys of a source are explained in\n"
+    "conf/base/parameters_data_ingestion.yml, labels in docs/bring_your_own.md.\n"
+    "labels: truth means that labels of the pool are used for the evaluation only.",
+    "distillation": "The student, and how it is trained; other keys are those of conf/base.\n"
+    "null removes an option of the demo's student. More updates make a better student.",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `kedro new-env`; see `cli.new_env`."""
+
+    teacher: str
+    labeled: Sequence[str]
+    pool: Sequence[str]
+    test: Sequence[str]
+    architecture: str | None = None
+    architecture_option: Sequence[str] = ()
+    classes: str | None = None
+    size_px: int | None = None
+    mean: str | None = None
+    std: str | None = None
+    input: Sequence[str] = ()
+    output: Sequence[str] = ()
+    student: str | None = None
+    student_option: Sequence[str] = ()
+    labeled_per_class: int | None = None
+    test_per_class: int | None = None
+    leave_out_other_labels: bool = False
+
+    @property
+    def teacher_options(self) -> TeacherOptions:
+        """What they say of the teacher."""
+        return TeacherOptions(
+            teacher=self.teacher,
+            architecture=self.architecture,
+            architecture_options=self.architecture_option,
+            classes=self.classes,
+            size_px=self.size_px,
+            mean=self.mean,
+            std=self.std,
+            input_keys=self.input,
+            output_keys=self.output,
+        )
+
+
+def make_environment(
+    name: str, request: Request, project: Path, working: Path, *, overwrite: bool
+) -> None:
+    """Write conf/NAME and print what was found; on an error, nothing is left behind.
+
+    Args:
+        name: of the environment.
+        request: what the user has.
+        project: folder of the project.
+        working: where relative paths of the request start.
+        overwrite: replace the files of an environment that exists.
+
+    Raises:
+        InputError: the name cannot be used or is taken, or something of the request cannot be used.
+    """
+    check_name(name)
+    set_project_folder(project)
+    paths = GivenPaths(project, working)
+    with staged_environment(project / "conf" / name, overwrite) as staged:
+        sources = _sources(request, paths)
+        labels = None
+        if request.classes is None:
+            labels = labels_of(sources["labeled"])
+        teacher = find_teacher(request.teacher_options, name, labels, paths)
+        try:
+            _finish(name, request, teacher, sources, project, staged)
+        except BaseException:  # also if the user stops it
+            _remove(teacher.new_file)
+            raise
+
+
+def _remove(file: Path | None) -> None:
+    if file is None:
+        return
+    file.unlink(missing_ok=True)
+    if not any(file.parent.iterdir()):
+        file.parent.rmdir()
+
+
+def _sources(request: Request, paths: GivenPaths) -> dict[str, list[dict[str, Any]]]:
+    """Return part -> its sources, with labels and the split of sources that occur twice."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for part in PARTS:
+        given: Sequence[str] = getattr(request, part)
+        sources = [find_source(each, f"--{part}", paths) for each in given]
+        found[part] = with_names(sources, part)
+    for part in ("labeled", "test"):
+        for source in found[part]:
+            source["labels"] = "classes"
+            if request.leave_out_other_labels:
+                source["other_labels"] = "leave_out"
+    for source in found["pool"]:
+        # Until it is known whether its labels are of any use.
+        source["labels"] = "truth"
+    _split(found, request)
+    return found
+
+
+def _split(found: dict[str, list[dict[str, Any]]], request: Request) -> None:
+    """Give ranges of images to sources that several parts share."""
+    parts_by_path: dict[str, list[str]] = {}
+    for part, sources in found.items():
+        for source in sources:
+            parts_by_path.setdefault(source["path"], []).append(part)
+    n_labeled = request.labeled_per_class or 0
+    n_test = request.test_per_class or 0
+    ranges = {
+        "labeled": [0, n_labeled],
+        "test": [n_labeled, n_labeled + n_test],
+        "pool": [n_labeled + n_test, None],
+    }
+    n_split = 0
+    for path, parts in parts_by_path.items():
+        if len(parts) == 1:
+            continue
+        if len(set(parts)) < len(parts):
+            raise InputError(f"{path} is given twice for the same images: leave one of them out")
+        needed = [part for part in parts if part != "pool"]
+        missing = [part for part in needed if not getattr(request, f"{part}_per_class")]
+        # Labeled and test images alone: the latter are all others.
+        if "pool" not in parts and missing == ["test"]:
+            ranges["test"] = [n_labeled, None]
+            missing = []
+        if missing:
+            options = " and ".join(f"--{part}-per-class" for part in missing)
+            raise InputError(
+                f"{path} holds the images of {' and '.join(parts)}, which would be the same: give "
+                f"{options} to split it, or other files"
+            )
+        n_split += 1
+        for part in parts:
+            for source in found[part]:
+                if source["path"] == path:
+                    source["label_ranks"] = ranges[part]
+    if not n_split and (n_labeled or n_test):
+        raise InputError(
+            "--labeled-per-class and --test-per-class split one source that is given for several "
+            "parts, and none is: leave them out (for fewer labeled images, set `per_class` in the "
+            "environment)"
+        )
+
+
+def _finish(
+    name: str,
+    request: Request,
+    teacher: FoundTeacher,
+    sources: dict[str, list[dict[str, Any]]],
+    project: Path,
+    staged: Path,
+) -> None:
+    """Check everything, write the files into `staged`, and print the tables."""
+    from pu_kd_pipeline.cli.student_choice import n_parameters
+    from pu_kd_pipeline.hooks.preflight import check
+    from pu_kd_pipeline.models.factory import new_student, new_teacher
+
+    conf = project / "conf"
+    base = read_parameters(conf, "base")
+    notes = list(teacher.notes)
+    teacher_params = cast(TeacherParams, _typed("teacher", base, teacher.block, name))
+    ingestion_block: dict[str, Any] = {**sources, "teacher_training": []}
+    ingestion = cast(DataIngestionParams, _typed("data_ingestion", base, ingestion_block, name))
+    # Before any image is read: the missing files and what is wrong with the network.
+    check({"teacher": teacher_params, "data_ingestion": ingestion})
+    model = new_teacher(teacher_params)
+
+    for source in sources["pool"]:
+        _choose_labels_of_pool(source, ingestion, teacher_params, notes)
+    student_block = _student(request, model, base, notes)
+    blocks = {
+        "teacher": teacher.block,
+        "data_ingestion": ingestion_block,
+        "distillation": student_block,
+    }
+    typed = {block: _typed(block, base, content, name) for block, content in blocks.items()}
+    ingestion = cast(DataIngestionParams, typed["data_ingestion"])
+    check(typed)
+
+    parts = {}
+    known = None
+    for part in PARTS:
+        parts[part], known_of_part = look_at_images(part, ingestion, teacher_params, model)
+        known = known or known_of_part
+    _write(name, blocks, model.card.input.size_px, staged)
+    _check_files(staged, conf, typed)
+
+    distillation = cast(DistillationParams, typed["distillation"])
+    architecture = distillation.student_architecture
+    student = new_student(model, architecture, distillation.student_options, {})
+    parameters = {"teacher": n_parameters(model), f"student, {architecture}": n_parameters(student)}
+    print_facts(model, parameters, parts, known, notes)
+
+
+def _typed(block: str, base: Mapping[str, Any], content: Mapping[str, Any], name: str) -> BaseModel:
+    """Return the block as a run will read it: the keys of base, and those of the environment."""
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.merge(OmegaConf.create(base[block]), _unresolved(content))
+    values = OmegaConf.to_container(merged, resolve=False)
+    file = Path("conf", name, f"parameters_{block}.yml")
+    checked = check_parameters(
+        {block: values}, {block: _MODELS[block]}, files={block: file}, given={}
+    )
+    return checked[block]
+
+
+def _unresolved(content: Mapping[str, Any]) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.create(dict(content))
+
+
+def _choose_labels_of_pool(
+    source: dict[str, Any],
+    ingestion: DataIngestionParams,
+    teacher: TeacherParams,
+    notes: list[str],
+) -> None:
+    """Ignore the labels of a pool unless some of them name classes."""
+    reason = why_no_truth(source, ingestion, teacher)
+    if not reason:
+        return
+    if "label_ranks" in source:
+        raise InputError(f"--pool: {source['path']} cannot be split: {reason}")
+    source["labels"] = "ignore"
+    notes.append(
+        f"pool: which images of {source['path']} are relevant is not known, so that there will be "
+        f"no precision, recall and AUC ({reason})"
+    )
+
+
+def _student(
+    request: Request, model: Any, base: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    """Return the block `distillation`: the student that was given, or one that is chosen."""
+    from pu_kd_pipeline.cli.student_choice import choose_student
+
+    options = key_values(request.student_option, "--student-option")
+    architecture = request.student
+    if architecture is None:
+        chosen = choose_student(model)
+        if chosen is None:
+            raise InputError(
+                "none of the usual students costs half of this teacher or less: name one with "
+                "--student (a classifier of torchvision, one of ours, or package.module:function)"
+            )
+        architecture, chosen_options = chosen
+        options = {**chosen_options, **options}
+        notes.append(
+            f"the student is {architecture}, chosen by its size: name another one with --student"
+        )
+    # Null removes an option of the demo's student.
+    removed = dict.fromkeys(base["distillation"]["student_options"])
+    return {"student_architecture": architecture, "student_options": {**removed, **options}}
+
+
+def _write(name: str, blocks: Mapping[str, Any], size_px: int, staged: Path) -> None:
+    values: dict[str, Any] = {"data": f"data/{name}"}
+    if size_px > _SMALL_PX:
+        values["compute"] = {"n_threads": None}
+    write_yaml(staged / "globals.yml", _COMMENTS["globals"], values)
+    for block, content in blocks.items():
+        write_yaml(staged / f"parameters_{block}.yml", _COMMENTS[block], {block: content})
+
+
+def _check_files(staged: Path, conf: Path, expected: Mapping[str, BaseModel]) -> None:
+    """Check that a run reads from the files what was checked.
+
+    Raises:
+        InputError: a file that was there before sets one of the blocks.
+        RuntimeError: a value is read as another one, which is a bug.
+    """
+    own = {f"parameters_{block}.yml" for block in expected}
+    for file in sorted(staged.rglob("*.yml")):
+        if file.name in own or not file.name.startswith("parameters"):
+            continue
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        repeated = sorted(set(content) & set(expected))
+        if repeated:
+            raise InputError(
+                f"{file.name} of the existing environment sets {', '.join(repeated)}, too: remove "
+                "that file, or choose another name"
+            )
+    read = read_parameters(conf, staged.name)
+    for block, typed in expected.items():
+        if _MODELS[block].model_validate(read[block]) != typed:
+            raise RuntimeError(f"{block} is read from its file as something else")

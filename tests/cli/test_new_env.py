@@ -1,0 +1,489 @@
+"""`kedro new-env`: environments from the files that users have."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from pu_kd_pipeline.cli import cli
+from pu_kd_pipeline.learning.networks.build import build_network
+from pu_kd_pipeline.models.cards import ModelCard
+from pu_kd_pipeline.models.model import Model, save_model
+from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES
+from pu_kd_pipeline.params.environment import read_parameters
+from pu_kd_pipeline.params.teacher import InputSpec
+
+PROJECT = Path(__file__).resolve().parents[2]
+# The images are dark or light, and the network knows which: class 0 is dark.
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, n_classes):
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 1)
+        self.last = nn.Linear(2, n_classes)
+
+    def forward(self, images):
+        return self.last(self.first(images).relu().mean(dim=(2, 3)))
+
+def untrained(n_classes):
+    return Net(n_classes)
+
+def trained(n_classes):
+    network = Net(n_classes)
+    weights = {
+        "first.weight": torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1),
+        "first.bias": torch.zeros(2),
+        "last.weight": torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
+        "last.bias": torch.zeros(2),
+    }
+    network.load_state_dict(weights)
+    return network
+"""
+MODULE = "networks_of_new_env"
+CLASSES = ("dark", "light")
+INPUT = ("--size=8", "--mean=0.5", "--std=0.5")
+STUDENT = ("--student=digits_cnn", "--student-option=width=2")
+N_LABELED = 4
+N_TEST = 3
+N_POOL = 20
+
+
+def picture(class_number: int, seed: int) -> Image.Image:
+    low = 150 * class_number
+    pixels = np.random.default_rng(seed).integers(low, low + 100, (8, 8), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def image_folders(folder: Path, n: int, first: int, names: tuple[str, str] = CLASSES) -> Path:
+    """Write n images of each class into sub-folders."""
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for row in range(n):
+            picture(number, 100 * number + first + row).save(folder / name / f"{row}.png")
+    return folder
+
+
+def parquet_file(file: Path, n: int, **columns: Any) -> Path:
+    """Write n images of each class, and an image of neither."""
+    images = []
+    names = []
+    for row in range(2 * n):
+        images.append(_png(picture(row % 2, 1000 + row)))
+        names.append(CLASSES[row % 2])
+    images.append(_png(picture(0, 5000)))
+    names.append("gray")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": images, "label_name": names, **columns}), file)
+    return file
+
+
+def _png(image: Image.Image) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project with the parameters of conf/base, and a user's files in `my files`."""
+    folder = tmp_path / "project"
+    shutil.copytree(PROJECT / "conf" / "base", folder / "conf" / "base")
+    shutil.copy(PROJECT / "pyproject.toml", folder)
+    files = folder / "my files"
+    image_folders(files / "labeled", N_LABELED, 0)
+    image_folders(files / "test", N_TEST, 20)
+    (files / "pool").mkdir()
+    for row in range(N_POOL):
+        picture(row % 2, 2000 + row).save(files / "pool" / f"{row}.png")
+    (files / f"{MODULE}.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(str(files))
+    monkeypatch.chdir(files)
+    network = build_network(f"{MODULE}:trained", 2, 1)
+    torch.save({"model": network.state_dict()}, files / "teacher.pt")
+    return folder
+
+
+def new_env(name: str, *options: str, **replaced: str | None) -> Result:
+    """Run the command with the files of `project`; None leaves an option out."""
+    given: dict[str, str | None] = {
+        "teacher": "teacher.pt",
+        "architecture": f"{MODULE}:untrained",
+        "labeled": "labeled",
+        "pool": "pool",
+        "test": "test",
+        **replaced,
+    }
+    texts = [f"--{key}={value}" for key, value in given.items() if value is not None]
+    arguments = ["new-env", name, *texts, *options]
+    return CliRunner().invoke(cli, arguments, env={"COLUMNS": "250"})
+
+
+def files_of(project: Path) -> set[str]:
+    """Return every file of a project but those that it had."""
+    found = {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
+    return {name for name in found if not name.startswith(("conf/base/", "my files/"))}
+
+
+def written(project: Path, name: str, block: str) -> dict[str, Any]:
+    text = (project / "conf" / name / f"parameters_{block}.yml").read_text()
+    content: dict[str, Any] = yaml.safe_load(text)[block]
+    return content
+
+
+def assert_refused(result: Result, message: str, project: Path) -> None:
+    """Check an error, and that nothing was left behind."""
+    output = " ".join(result.output.split())
+    assert result.exit_code == 1, output
+    assert message in output
+    assert "Traceback" not in output
+    assert files_of(project) == {"pyproject.toml"}
+    assert [path.name for path in (project / "conf").iterdir()] == ["base"]
+    assert not (project / "data").exists()
+
+
+def test_an_environment_is_written_and_what_was_found_is_printed(project: Path) -> None:
+    result = new_env("mine", *INPUT, *STUDENT, "--classes=dark,light")
+
+    assert result.exit_code == 0, result.output
+    assert "accuracy on labeled images 100.0 % (8 of 8)" in " ".join(result.output.split())
+    assert "2: dark, light" in result.output
+    assert "8 x 8, gray, mean [0.5], std [0.5]" in result.output
+    rows = [line.split() for line in result.output.splitlines()]
+    assert ["used", "8", "20", "6"] in rows
+    assert ["dark", "4", "?", "3"] in rows
+    assert ["width", "x", "height", "8x8", "8x8", "8x8"] in rows
+    assert ["format", "PNG", "PNG", "PNG"] in rows
+    assert "Next: kedro run --pipeline=full --env=mine" in result.output
+
+    assert files_of(project) == {
+        "pyproject.toml",
+        "conf/mine/globals.yml",
+        "conf/mine/parameters_data_ingestion.yml",
+        "conf/mine/parameters_distillation.yml",
+        "conf/mine/parameters_teacher.yml",
+    }
+    assert yaml.safe_load((project / "conf/mine/globals.yml").read_text()) == {"data": "data/mine"}
+    teacher = written(project, "mine", "teacher")
+    assert teacher["weights"] == "my files/teacher.pt"
+    assert teacher["classes"] == ["dark", "light"]
+    assert teacher["input"] == {"size_px": 8, "channels": 1, "mean": [0.5], "std": [0.5]}
+    ingestion = written(project, "mine", "data_ingestion")
+    folder = {"type": "folder", "path": "my files/pool", "name": "pool", "labels": "ignore"}
+    assert ingestion["pool"] == [folder]
+    assert ingestion["teacher_training"] == []
+    read = read_parameters(project / "conf", "mine")
+    assert read["distillation"]["student_options"] == {"width": 2}
+    assert read["pu_training"] == read_parameters(project / "conf", "base")["pu_training"]
+
+
+def test_classes_are_the_sorted_labels_unless_others_are_given(project: Path) -> None:
+    result = new_env("mine", *INPUT, *STUDENT)
+    assert "the classes are the labels of the labeled images in sorted order" in result.output
+    assert written(project, "mine", "teacher")["classes"] == ["dark", "light"]
+    assert "WARNING" not in result.output
+
+    reversed_classes = new_env("other", *INPUT, *STUDENT, "--classes=light,dark")
+    assert reversed_classes.exit_code == 0
+    assert "WARNING: the teacher classifies 0.0 % of the labeled images" in reversed_classes.output
+    assert "50.0 % is chance: check --classes" in reversed_classes.output
+
+    (project / "my files" / "classes.txt").write_text("dark\nlight\n\n")
+    new_env("third", *INPUT, *STUDENT, "--classes=classes.txt")
+    assert written(project, "third", "teacher")["classes"] == ["dark", "light"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "classes"),
+    [
+        ([1, 0, 1], ["b", "z", "b"], ["z", "b"]),
+        # Numbers of more classes than there are images of.
+        ([7, 0, 7], ["b", "z", "b"], ["b", "z"]),
+        ([0, 0, 1], ["b", "z", "b"], ["b", "z"]),
+        (None, ["b", "z", " "], ["b", "z"]),
+        ([2, 0, None], None, 3),
+        (None, None, None),
+    ],
+)
+def test_classes_have_the_order_of_their_numbers_if_they_are_counted(
+    tmp_path: Path, labels: Any, names: Any, classes: Any
+) -> None:
+    from pu_kd_pipeline.cli.environment_facts import labels_of
+
+    columns: dict[str, Any] = {"image": [b"x"] * 3}
+    if labels:
+        columns["label"] = labels
+    if names:
+        columns["label_name"] = names
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = labels_of([{"type": "parquet", "path": str(tmp_path / "a.parquet")}])
+    assert (found.classes if found else None) == classes
+
+
+@pytest.mark.parametrize("name", ["base", "local", "Base", "a/b", "../a", "", ".a", "a b", "-a"])
+def test_names_that_are_no_environments_are_refused(project: Path, name: str) -> None:
+    # Behind two dashes, a name is no option.
+    result = CliRunner().invoke(
+        cli,
+        ["new-env", "--teacher=a", "--labeled=b", "--pool=c", "--test=d", "--", name],
+    )
+    assert_refused(result, f"an environment cannot be called {name!r}", project)
+
+
+def test_an_existing_environment_is_only_replaced_with_overwrite(project: Path) -> None:
+    folder = project / "conf" / "mine"
+    folder.mkdir()
+    (folder / "parameters_teacher.yml").write_text("teacher: {}\n")
+    (folder / "catalog.yml").write_text("# my own\n")
+
+    refused = new_env("mine", *INPUT, *STUDENT)
+    assert refused.exit_code == 1
+    assert "there is an environment mine already" in refused.output
+    assert (folder / "parameters_teacher.yml").read_text() == "teacher: {}\n"
+
+    # A second file with the same block would make the environment unreadable.
+    (folder / "parameters.yml").write_text("teacher: {taps: null}\n")
+    repeated = new_env("mine", *INPUT, *STUDENT, "--overwrite")
+    assert repeated.exit_code == 1
+    assert "parameters.yml of the existing environment sets teacher, too" in repeated.output
+    assert (folder / "parameters_teacher.yml").read_text() == "teacher: {}\n"
+    assert {path.name for path in (project / "conf").iterdir()} == {"base", "mine"}
+
+    (folder / "parameters.yml").unlink()
+    replaced = new_env("mine", *INPUT, *STUDENT, "--overwrite")
+    assert replaced.exit_code == 0, replaced.output
+    assert written(project, "mine", "teacher")["weights"] == "my files/teacher.pt"
+    assert (folder / "catalog.yml").read_text() == "# my own\n"
+
+
+def test_everything_that_cannot_be_found_is_named_at_once(project: Path) -> None:
+    result = new_env("mine", architecture=None)
+    assert_refused(result, "--architecture (a classifier of torchvision", project)
+    for option in ("--size", "--mean", "--std"):
+        assert f"{option} (of the images that it was trained on)" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher": "nothing.pt"}, "--teacher: there is no file or folder nothing.pt"),
+        ({"teacher": "labeled"}, "has no weights.safetensors: give the weights file itself"),
+        ({"labeled": "nothing"}, "--labeled: there is no file or folder nothing"),
+        ({"pool": "labeled/dark/0.png"}, "is a single image: give the folder that holds it"),
+        ({"architecture": "resnet18"}, "'resnet18' is a torchvision model and reads three"),
+        ({"architecture": "digits_cnn"}, "the file has first.weight, first.bias"),
+        ({"classes": "light,bright"}, "the teacher has 2 classes (light, bright)"),
+        ({"classes": "a,b,c"}, "last.weight (2, 2) instead of (3, 2)"),
+        ({"mean": "half"}, "--mean: 'half' is not one number"),
+        ({"std": "0"}, "std must be positive"),
+        ({"input": "sizes=3"}, "the key `teacher.input.sizes` is not known"),
+        ({"input": "channels"}, "--input: 'channels' is not KEY=VALUE"),
+        ({"student": "digits_cmn"}, "did you mean 'digits_cnn'"),
+        ({"pool": "labeled"}, "give --labeled-per-class to split it, or other files"),
+        ({"labeled-per-class": "2"}, "split one source that is given for several parts"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_and_leaves_nothing(
+    project: Path, options: dict[str, str], message: str
+) -> None:
+    given = {"size": "8", "mean": "0.5", "std": "0.5", "student": "digits_cnn", **options}
+    assert_refused(new_env("mine", **given), message, project)
+
+
+def test_a_factory_may_bring_its_weights(project: Path) -> None:
+    refused = new_env("mine", *INPUT, *STUDENT, teacher=f"{MODULE}:untrained", architecture=None)
+    assert_refused(refused, "returns a network with random weights (such as first.weight)", project)
+
+    result = new_env("mine", *INPUT, *STUDENT, teacher=f"{MODULE}:trained", architecture=None)
+    assert result.exit_code == 0, result.output
+    assert "100.0 % (8 of 8)" in result.output
+    weights = written(project, "mine", "teacher")["weights"]
+    assert weights.startswith("data/01_raw/mine/teacher-")
+    assert (project / weights).is_file()
+
+    # An environment that fails leaves no weights, but does not take those of another one.
+    failed = new_env("mine", *INPUT, "--overwrite", teacher=f"{MODULE}:trained", architecture=None)
+    assert "none of the usual students costs half of this teacher" in failed.output
+    assert (project / weights).is_file()
+    other = new_env("other", *INPUT, teacher=f"{MODULE}:trained", architecture=None)
+    assert other.exit_code == 1
+    assert not (project / "data/01_raw/other").exists()
+
+
+def test_a_model_folder_says_everything_and_a_student_is_chosen(project: Path) -> None:
+    spec = InputSpec(size_px=8, channels=1, mean=(0.3,), std=(0.4,))
+    card = ModelCard(architecture="digits_cnn", classes=CLASSES, input=spec)
+    save_model(Model(build_network("digits_cnn", 2, 1), card), project / "my files" / "model")
+    result = new_env("mine", teacher="model", architecture=None)
+
+    assert result.exit_code == 0, result.output
+    teacher = written(project, "mine", "teacher")
+    assert teacher["weights"] == "my files/model"
+    assert teacher["input"] is teacher["classes"] is teacher["architecture"] is None
+    # The largest with half of the teacher's parameters and FLOPs.
+    student = written(project, "mine", "distillation")
+    assert student["student_architecture"] == "cifar_resnet"
+    assert "the student is cifar_resnet, chosen by its size" in result.output
+
+    # What is given replaces that of the card.
+    result = new_env("other", "--mean=0.25", teacher="model", architecture=None)
+    assert result.exit_code == 0, result.output
+    expected = {"size_px": 8, "channels": 1, "mean": [0.25], "std": [0.4]}
+    assert written(project, "other", "teacher")["input"] == expected
+
+
+def test_one_file_is_split_and_its_labels_are_the_truth(project: Path) -> None:
+    file = str(parquet_file(project / "my files" / "all.parquet", 10))
+    split = {"labeled": file, "pool": file, "test": file}
+    without = new_env("mine", *INPUT, *STUDENT, "--classes=dark,light", **split)
+    assert_refused(without, "give --labeled-per-class and --test-per-class to split it", project)
+
+    result = new_env(
+        "mine",
+        *(*INPUT, *STUDENT, "--classes=dark,light", "--leave-out-other-labels"),
+        *("--labeled-per-class=3", "--test-per-class=2"),
+        **split,
+    )
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.output.splitlines()]
+    assert ["used", "6", "11", "4"] in rows
+    assert ["light", "3", "5", "2"] in rows
+    assert ["no", "class,", "or", "unknown", "0", "1", "0"] in rows
+    [pool] = written(project, "mine", "data_ingestion")["pool"]
+    assert pool["labels"] == "truth"
+    assert pool["label_ranks"] == [5, None]
+
+
+def test_paths_and_names_that_yaml_or_omegaconf_would_change_are_kept(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = project.parent / "out ${side} #1"
+    names = ("1e3", "no ${x}")
+    image_folders(outside / "labeled", 3, 0, names)
+    image_folders(outside / "test", 3, 10, names)
+    monkeypatch.chdir(outside)
+    result = new_env(
+        "mine",
+        *(*INPUT, *STUDENT, "--classes=1e3,no ${x}"),
+        # Below the project, which is where paths of the guide start.
+        teacher="my files/teacher.pt",
+        pool="my files/pool",
+        labeled="labeled",
+    )
+    # Kedro's commands are those of the project that the working folder is in.
+    assert result.exit_code != 0
+    monkeypatch.chdir(project / "my files" / "pool")
+    result = new_env(
+        "mine",
+        *(*INPUT, *STUDENT, "--classes=1e3,no ${x}"),
+        teacher="../teacher.pt",
+        pool=".",
+        labeled=f"../../../{outside.name}/labeled",
+        test=str(outside / "test"),
+    )
+    assert result.exit_code == 0, result.output
+    read = read_parameters(project / "conf", "mine")
+    assert read["teacher"]["weights"] == "my files/teacher.pt"
+    assert read["teacher"]["classes"] == ["1e3", "no ${x}"]
+    assert read["data_ingestion"]["labeled"][0]["path"] == str(outside / "labeled")
+    assert read["data_ingestion"]["pool"][0]["path"] == "my files/pool"
+
+
+def test_types_of_sources_are_found_by_looking(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pu_kd_pipeline.cli.found_sources import GivenPaths, find_source
+    from pu_kd_pipeline.errors import InputError
+
+    files = project / "my files"
+    paths = GivenPaths(project, files)
+    parquet_file(files / "flat" / "a.parquet", 1)
+    parquet_file(files / "deep" / "x" / "a.parquet", 1)
+    (files / "nameless").write_bytes((files / "flat" / "a.parquet").read_bytes())
+    (files / "photos.zip").write_bytes(b"PK")
+    image_folders(files / "mixed", 1, 0)
+    parquet_file(files / "mixed" / "a.parquet", 1)
+    (files / "texts").mkdir()
+    (files / "texts" / "a.txt").write_text("a")
+
+    def found(given: str) -> tuple[str, str]:
+        source = find_source(given, "--pool", paths)
+        return source["type"], source["path"]
+
+    assert found("pool") == ("folder", "my files/pool")
+    assert found("flat") == ("parquet", "my files/flat/*.parquet")
+    assert found("deep") == ("parquet", "my files/deep/**/*.parquet")
+    assert found("flat/*.parquet") == ("parquet", "my files/flat/*.parquet")
+    assert found("nameless") == ("parquet", "my files/nameless")
+    assert found("s3://bucket/a/*.parquet") == ("parquet", "s3://bucket/a/*.parquet")
+    refused = {
+        "mixed": "holds files of several kinds (2 of type folder, 1 of type parquet)",
+        "texts": "holds no images: .*found: .txt (1)",
+        "photos.zip": "unpack an archive first",
+        "flat/*": None,
+        "https://user:secret@host/a.parquet": "has credentials",
+    }
+    for given, message in refused.items():
+        if message is not None:
+            with pytest.raises(InputError) as error:
+                find_source(given, "--pool", paths)
+            assert all(part in str(error.value) for part in message.split(".*"))
+            assert "secret" not in str(error.value)
+    # A type that this version does not have.
+    monkeypatch.delitem(SOURCE_TYPES, "parquet")
+    with pytest.raises(InputError, match="a source of type 'parquet', which this version cannot"):
+        find_source("flat", "--pool", paths)
+
+
+def test_images_that_cannot_be_used_and_missing_classes_are_listed(project: Path) -> None:
+    files = project / "my files"
+    (files / "pool" / "broken.png").write_bytes(b"no image")
+    (files / "pool" / "notes.txt").write_text("text")
+    shutil.rmtree(files / "test" / "light")
+    result = new_env("mine", *INPUT, *STUDENT)
+    assert result.exit_code == 0, result.output
+    assert "missing: no test image of 1 classes: light" in result.output
+    assert "few: less than 5 labeled images of dark, light" in result.output
+    assert "pool: 1 images cannot be used: unreadable" in result.output
+    assert "pool: files that are no images: extension .txt (1)" in result.output
+
+
+@pytest.mark.slow
+def test_an_environment_runs(project: Path) -> None:
+    files = project / "my files"
+    # Kedro adds it to the path; the package itself is installed.
+    (project / "src").mkdir()
+    shutil.copy(PROJECT / "conf" / "logging.yml", project / "conf")
+    made = new_env("mine", *INPUT, *STUDENT)
+    assert made.exit_code == 0, made.output
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "kedro", "run", "--env=mine", "--params=tracking=false"),
+            "--pipelines=data_ingestion,teacher,feature_extraction",
+        ],
+        cwd=files,
+        env={**os.environ, "PYTHONPATH": f"{files}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (project / "data/mine/04_feature/pool_features").is_dir()
