@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.file_kinds import EXTENSIONS
 from pu_kd_pipeline.images.sources.files import has_wildcard, local_matches
-from pu_kd_pipeline.images.sources.folder import EXTENSIONS
 from pu_kd_pipeline.masking import without_credentials
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES
 from pu_kd_pipeline.params.paths import is_url
