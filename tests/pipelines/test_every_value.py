@@ -121,7 +121,7 @@ def _needs(item: Documented, files: Path) -> dict[str, Any]:
         needs[objective] = "latent"
     elif key.startswith("critic."):
         needs[objective] = "pu_critic"
-    elif key in OPTIONS or key == "teacher_cache":
+    elif block != "critic_distillation" and (key in OPTIONS or key == "teacher_cache"):
         needs[objective] = "kd"
     elif item.path == "pu_training.backbone" and item.value == "full":
         needs["pu_training.features"] = "descriptor"
@@ -201,6 +201,21 @@ def packed(
     return runs
 
 
+def _is_refused(item: Documented) -> bool:
+    """Return whether a stage cannot use a value, whatever the other parameters are."""
+    if item.path == "unlabeled_distillation.objective":
+        # Nothing is selected, so that there are no class weights.
+        return bool(item.value == "robust_kd")
+    if item.path == "critic_distillation.objective":
+        return bool(item.value != "pu_critic")
+    return item.path in ("critic_distillation.attention", "critic_distillation.critic")
+
+
+def _is_unread(item: Documented) -> bool:
+    """Return whether a value belongs to an objective that its stage refuses."""
+    return item.path.startswith(("critic_distillation.noise_matrix", "critic_distillation.latent"))
+
+
 class Runs:
     """Commands of one group, with a configuration folder and a data folder of their own."""
 
@@ -215,13 +230,30 @@ class Runs:
             copied.write_bytes(file.read_bytes())
         (folder / "users_output.py").write_text(NETWORK)
 
-    def run(self, parameters: dict[str, Any], *pipelines: str) -> str:
+    def run(self, parameters: dict[str, Any], *pipelines: str) -> None:
         """Run pipelines with parameters that override conf/base; they must succeed."""
-        text = yaml.safe_dump(parameters)
-        (self.conf / "values" / "parameters.yml").write_text(text)
+        result = self._result(parameters, *pipelines)
+        output = result.stdout + result.stderr
+        changed = {key: value for key, value in flatten(parameters) if value != _tiny(key)}
+        assert result.returncode == 0, f"{pipelines} with {changed}:\n{output[-6000:]}"
+
+    def refuse(self, parameters: dict[str, Any], *pipelines: str) -> None:
+        """Run pipelines that must be refused, in one sentence and before the first node."""
+        result = self._result(parameters, *pipelines)
+        output = result.stdout + result.stderr
+
+        assert result.returncode == 1, output
+        assert "Running node" not in output
+        assert "Traceback" not in output
+        assert "Error: " in output
+
+    def _result(
+        self, parameters: dict[str, Any], *pipelines: str
+    ) -> subprocess.CompletedProcess[str]:
+        (self.conf / "values" / "parameters.yml").write_text(yaml.safe_dump(parameters))
         command = [sys.executable, "-m", "kedro", "run", f"--pipelines={','.join(pipelines)}"]
         given = f"--params=data={self.folder / 'data'},tracking=false"
-        result = subprocess.run(
+        return subprocess.run(
             [*command, f"--conf-source={self.conf}", "--env=values", given],
             cwd=PROJECT,
             env={**os.environ, "COLUMNS": "250", "PYTHONPATH": self._path()},
@@ -230,10 +262,6 @@ class Runs:
             check=False,
             timeout=300,
         )
-        output = result.stdout + result.stderr
-        changed = {key: value for key, value in flatten(parameters) if value != _tiny(key)}
-        assert result.returncode == 0, f"{pipelines} with {changed}:\n{output[-6000:]}"
-        return output
 
     def _path(self) -> str:
         """Return PYTHONPATH with the folder of the user's network."""
@@ -282,7 +310,9 @@ def test_every_value_of_the_blocks_of_full_runs(models, runs):
 @pytest.mark.xdist_group("every_value_unlabeled")
 def test_every_value_of_the_system_without_original_images_runs_stage_by_stage(models, runs):
     stages = ("data_ingestion", "teacher", "relatedness", "unlabeled_distillation")
-    for assigned in packed(_values(models, stages[2:]), models, runs.folder):
+    values = _values(models, stages[2:])
+    usable = [item for item in values if not _is_refused(item)]
+    for assigned in packed(usable, models, runs.folder):
         for stage in stages:
             runs.run(_nested(assigned), stage)
         # The first two have no value of their own here.
@@ -291,10 +321,45 @@ def test_every_value_of_the_system_without_original_images_runs_stage_by_stage(m
 
 @pytest.mark.xdist_group("every_value_critic")
 def test_every_value_of_critic_distillation_runs(models, runs):
-    blocks = ("critic_distillation",)
+    values = _values(models, ["critic_distillation"])
+    usable = [item for item in values if not (_is_refused(item) or _is_unread(item))]
     runs.run(TINY, "data_ingestion", "teacher")
-    for assigned in packed(_values(models, blocks), models, runs.folder):
-        runs.run(_nested(assigned), *blocks)
+    for assigned in packed(usable, models, runs.folder):
+        runs.run(_nested(assigned), "critic_distillation")
+
+
+@pytest.mark.xdist_group("every_value_critic")
+def test_what_a_stage_cannot_use_is_refused_before_anything_runs(models, runs):
+    blocks = ("unlabeled_distillation", "critic_distillation")
+    for item in _values(models, blocks):
+        if _is_refused(item):
+            block = item.path.partition(".")[0]
+            stages = ("data_ingestion", "teacher", "relatedness", block)
+            runs.refuse(_nested({item.path: item.value}), *stages)
+
+
+REFUSED = {
+    "no labeled image": ("full", {"data_ingestion.labeled": []}),
+    "no teacher": ("full", {"data_ingestion.teacher_training": []}),
+    "labels of the pool": (
+        "full",
+        {"distillation.objective": "attention", "distillation.attention.label_weight": 0.1},
+    ),
+    "a variant's rule": (
+        "data_ingestion,teacher,feature_extraction,comparison",
+        {"comparison.variants.confident.rule": "surest"},
+    ),
+    "a variant's parameter": (
+        "data_ingestion,teacher,feature_extraction,comparison",
+        {"comparison.variants.confident.distillation.temperature": -1},
+    ),
+}
+
+
+@pytest.mark.xdist_group("every_value_critic")
+@pytest.mark.parametrize(("pipelines", "changes"), REFUSED.values(), ids=REFUSED)
+def test_a_contradiction_is_found_before_anything_runs(pipelines, changes, runs):
+    runs.refuse(_nested(changes), pipelines)
 
 
 def _variants() -> dict[str, dict[str, Any] | None]:
