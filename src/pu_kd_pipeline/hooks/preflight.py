@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Any
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.hooks.contradictions import contradictions
 from pu_kd_pipeline.hooks.teacher_preflight import preflight_teacher
 from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
-from pu_kd_pipeline.learning.selection import RULES
-from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.paths import is_url, resolved_path
-from pu_kd_pipeline.params.pu_training import PUTrainingParams
-from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams
 
 if TYPE_CHECKING:
@@ -65,7 +62,7 @@ def check(blocks: Mapping[str, Any]) -> None:
     for name, block in blocks.items():
         if isinstance(block, DistillationParams) and teacher is not None:
             _try(faults, name, partial(_check_student, block, teacher))
-    faults.extend(_contradictions(blocks))
+    faults.extend(contradictions(blocks))
     if len(faults) == 1:
         raise InputError(faults[0])
     if faults:
@@ -114,32 +111,6 @@ def _check_device(compute: ComputeParams) -> None:
     from pu_kd_pipeline.devices import prepare_device
 
     prepare_device(compute)
-
-
-def _contradictions(blocks: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what one block asks for and another one makes impossible."""
-    by_type = {type(block): block for block in blocks.values()}
-    subset: SubsetParams | None = by_type.get(SubsetParams)
-    training: PUTrainingParams | None = by_type.get(PUTrainingParams)
-    ingestion: DataIngestionParams | None = by_type.get(DataIngestionParams)
-    if subset is None:
-        return
-    rule = RULES[subset.rule]
-    needs_held_out = rule.uses_criterion and CRITERIA[subset.criterion].needs_held_out_ranks
-    if needs_held_out and training and not training.held_out_folds:
-        yield (
-            f"subset_materialization.criterion: {subset.criterion!r} is read off held-out "
-            "positives, and pu_training.held_out_folds is 0: set it to 2 or more, "
-            "or choose another criterion"
-        )
-    pool_labels = set()
-    if ingestion:
-        pool_labels = {source.labels for source in ingestion.pool}
-    if rule.uses_truth and "ignore" in pool_labels:
-        yield (
-            f"subset_materialization.rule: {subset.rule!r} needs the truth of every pool image: "
-            "set `labels: truth` on each source of data_ingestion.pool, or choose another rule"
-        )
 
 
 def _missing_paths(block: DataIngestionParams) -> Iterator[str]:

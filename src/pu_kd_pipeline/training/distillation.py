@@ -50,7 +50,11 @@ from pu_kd_pipeline.training.monitor import (
     predicted_classes,
 )
 from pu_kd_pipeline.training.objectives.base import Objective, ObjectiveContext
-from pu_kd_pipeline.training.objectives.factory import OBJECTIVES, make_objective
+from pu_kd_pipeline.training.objectives.factory import (
+    OBJECTIVES,
+    check_without_class_weights,
+    make_objective,
+)
 from pu_kd_pipeline.training.recipes import TRAINING, training_recipe
 from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
 
@@ -255,7 +259,7 @@ def distill_from_pool(
     Raises:
         InputError: the objective needs class weights, which are estimated with labeled images.
     """
-    _check_objective(params, name)
+    check_without_class_weights(params, name)
     weights = _even_weights(teacher)
     return distill(manifest, pool_images, pool_images, teacher, weights, params, name)
 
@@ -273,19 +277,11 @@ def distill_original(
             f"{name}: there are no teacher_training_images: give data_ingestion.teacher_training "
             "a source"
         )
-    _check_objective(params, name)
+    check_without_class_weights(params, name)
     # Their labels may be used: they are the ones that the teacher was trained with.
     manifest = images.index[["id"]].assign(origin="labeled")
     weights = _even_weights(teacher)
     return distill(manifest, images, images, teacher, weights, params, name)
-
-
-def _check_objective(params: DistillationParams, name: str) -> None:
-    if OBJECTIVES[params.objective].needs_class_weights:
-        raise InputError(
-            f"{name}.objective: {params.objective!r} belongs to labeled and selected images; "
-            "choose another one"
-        )
 
 
 def _even_weights(teacher: Model) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from functools import partial
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd
-from pu_kd_pipeline.params.distillation import OPTION_BLOCKS
+from pu_kd_pipeline.params.distillation import OPTION_BLOCKS, DistillationParams
 from pu_kd_pipeline.training.objectives.base import Objective, ObjectiveContext, ObjectiveType
 from pu_kd_pipeline.training.objectives.feature_matching import FeatureMatchingObjective
 from pu_kd_pipeline.training.objectives.latent import LatentObjective
@@ -96,6 +96,23 @@ def check_logit_objectives(
 
 check_objectives(OBJECTIVES, OPTION_BLOCKS)
 check_logit_objectives(OBJECTIVES, OPTION_BLOCKS)
+
+
+def check_without_class_weights(params: DistillationParams, block: str) -> None:
+    """Check that the chosen objective can do without class weights.
+
+    Args:
+        params: the block's values.
+        block: the name of the block, for the message.
+
+    Raises:
+        InputError: it needs them.
+    """
+    if OBJECTIVES[params.objective].needs_class_weights:
+        raise InputError(
+            f"{block}.objective: {params.objective!r} belongs to labeled and selected images; "
+            "choose another one"
+        )
 
 
 def make_objective(context: ObjectiveContext) -> Objective:
