@@ -41,7 +41,7 @@ def test_what_yaml_makes_of_labels_without_quotes_is_refused(text: str, message:
 COMMON_KEYS = frozenset(
     [
         *("type", "name", "labels", "label_map", "sorted_names", "exclude_labels"),
-        *("per_class", "limit", "share"),
+        *("label_ranks", "other_labels", "per_class", "limit", "share"),
     ]
 )
 # A value of each key that only some types have

@@ -11,6 +11,7 @@ import copy
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ TINY: dict[str, Any] = {
         "test": [_demo("test", 40)],
         "teacher_training": [_demo("teacher_training", 200)],
     },
+    # Some of the values make teachers that learn next to nothing in so few updates.
+    "teacher_check": {"mode": "warn"},
     "teacher_training": {"n_updates": 40, "record_every": 20, "batch_size": 32},
     "pu_training": {
         "epochs": 2,
@@ -136,6 +139,12 @@ def _needs(item: Documented, files: Path) -> dict[str, Any]:
         needs["teacher.architecture_options.width"] = None
         needs["teacher.taps"] = ["features"]
         needs["pu_training.backbone"] = "frozen"
+    elif item.path == "teacher.input.channel_order" and item.value == "bgr":
+        needs["teacher.input.channels"] = 3
+        needs["teacher.input.mean"] = [0.1] * 3
+        needs["teacher.input.std"] = [0.3] * 3
+    elif item.path == "teacher_check.mode" and item.value == "stop":
+        needs["teacher.architecture"] = "digits_cnn"
     elif block == "teacher" and item.value is None and key in ("architecture", "classes", "input"):
         # Read from the card of a teacher that an earlier run trained.
         needs["teacher.weights"] = str(files / "data" / "06_models" / "teacher_model")
@@ -420,6 +429,13 @@ def _sources(folder: Path) -> list[dict[str, Any]]:
     _draw(tables / "image.png", 6)
     rows = {"image": [(tables / "image.png").read_bytes()]}
     pd.DataFrame(rows).to_parquet(tables / "images.parquet")
+    lists = folder / "lists"
+    _draw(lists / "image.png", 7)
+    (lists / "images.csv").write_text("path,label\nimage.png,1\n")
+    shards = folder / "shards"
+    _draw(shards / "image.png", 8)
+    with tarfile.open(shards / "0.tar", "w") as shard:
+        shard.add(shards / "image.png", "image.png")
     downloads = folder / "downloads"
     downloads.mkdir()
     fake = {"size": 6, "image_size": [3, 28, 28], "num_classes": 10}
@@ -427,6 +443,8 @@ def _sources(folder: Path) -> list[dict[str, Any]]:
         {"type": "demo", "part": "pool", "labels": "truth", "limit": 40},
         {"type": "folder", "path": str(images), "labels": "truth", "label_map": {"0": 0}},
         {"type": "parquet", "path": str(tables / "images.parquet"), "labels": "ignore"},
+        {"type": "list", "path": str(lists / "images.csv"), "labels": "truth"},
+        {"type": "webdataset", "path": str(shards / "0.tar")},
         {"type": "torchvision", "dataset": "FakeData", "options": fake, "path": str(downloads)},
     ]
 
@@ -438,6 +456,8 @@ def test_every_value_of_a_source_runs(runs):
     for number, source in enumerate(pool):
         source["name"] = f"source_{number}"
     parameters["data_ingestion"]["pool"] = pool
+    for part, choice in (("labeled", "refuse"), ("test", "leave_out")):
+        parameters["data_ingestion"][part][0]["other_labels"] = choice
     parts = ("labeled", "pool", "test", "teacher_training")
     used = set()
     for part in parts:
