@@ -483,7 +483,7 @@ def test_an_environment_runs(project: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert (project / "data/mine/04_feature/pool_features").is_dir()

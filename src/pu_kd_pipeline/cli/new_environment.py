@@ -157,6 +157,7 @@ def _split(found: dict[str, list[dict[str, Any]]], request: Request) -> None:
             parts_by_path.setdefault(source["path"], []).append(part)
     n_labeled = request.labeled_per_class or 0
     n_test = request.test_per_class or 0
+    n_wanted = {"labeled": n_labeled, "test": n_test}
     ranges = {
         "labeled": [0, n_labeled],
         "test": [n_labeled, n_labeled + n_test],
@@ -168,8 +169,7 @@ def _split(found: dict[str, list[dict[str, Any]]], request: Request) -> None:
             continue
         if len(set(parts)) < len(parts):
             raise InputError(f"{path} is given twice for the same images: leave one of them out")
-        needed = [part for part in parts if part != "pool"]
-        missing = [part for part in needed if not getattr(request, f"{part}_per_class")]
+        missing = [part for part in parts if part in n_wanted and not n_wanted[part]]
         # Labeled and test images alone: the latter are all others.
         if "pool" not in parts and missing == ["test"]:
             ranges["test"] = [n_labeled, None]
