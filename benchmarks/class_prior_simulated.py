@@ -1,6 +1,7 @@
 """Class prior estimates from simulated scores, where the truth is exact: errors per estimator.
 
-    python -m benchmarks.class_prior_simulated --out FILE.md [--seeds 10] [--estimators dedpul,bbe]
+    python -m benchmarks.class_prior_simulated --out FILE.md [--estimators dedpul,bbe]
+        [--seeds 10] [--first-seed 0]
 
 The scores of positives follow N(separation, 1), those of negatives N(0, 1). A pool has 5,000 of
 them, of which exactly the class prior is positive. With 10 seeds there are 360 draws: three
@@ -59,9 +60,9 @@ def draw_scores(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
     return positive, unlabeled
 
 
-def settings(n_seeds: int) -> Iterator[Setting]:
+def settings(first_seed: int, n_seeds: int) -> Iterator[Setting]:
     """Yield all settings; seeds outermost, so that a stopped run leaves whole repetitions."""
-    for seed in range(n_seeds):
+    for seed in range(first_seed, first_seed + n_seeds):
         for separation in SEPARATIONS:
             for class_prior in CLASS_PRIORS:
                 for n_positive in N_POSITIVES:
@@ -111,6 +112,7 @@ def _parse_arguments() -> argparse.Namespace:
         "--out", type=Path, required=True, help="file for the table; runs are kept in FILE.jsonl"
     )
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--estimators", default=",".join(ESTIMATORS), help="separated by commas")
     arguments = parser.parse_args()
     arguments.estimators = arguments.estimators.split(",")
@@ -129,7 +131,7 @@ def main() -> None:
         results = [json.loads(line) for line in results_path.read_text().splitlines()]
     known_keys = ("estimator", *Setting.__dataclass_fields__)
     finished = {tuple(result[key] for key in known_keys) for result in results}
-    for setting in settings(arguments.seeds):
+    for setting in settings(arguments.first_seed, arguments.seeds):
         for name in arguments.estimators:
             if (name, *asdict(setting).values()) in finished:
                 continue
