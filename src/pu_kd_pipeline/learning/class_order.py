@@ -30,7 +30,8 @@ def outputs_of_classes(predicted: Classes, labels: Classes, n_classes: int) -> d
     np.add.at(counts, (row_of_label, predicted), 1)
     # A single image outweighs all classes that stay in their place.
     gains = counts * (n_present + 1)
-    gains[np.arange(n_present), present] += 1
+    rows = np.arange(n_present)
+    gains[rows, present] += 1
     # Every row has a column, because no more classes are present than there are.
     _, outputs = linear_sum_assignment(gains, maximize=True)
     return dict(zip(present.tolist(), outputs.tolist(), strict=True))
@@ -50,11 +51,14 @@ def in_matched_order(predicted: Classes, labels: Classes, n_classes: int) -> Cla
         others = ~is_in_fold
         if not others.any():
             continue
-        outputs = outputs_of_classes(predicted[others], labels[others], n_classes)
+        other_outputs = predicted[others]
+        other_labels = labels[others]
+        outputs = outputs_of_classes(other_outputs, other_labels, n_classes)
         class_of_output = np.full(n_classes, NO_CLASS, dtype=np.int64)
         for number, output in outputs.items():
             class_of_output[output] = number
-        translated[is_in_fold] = class_of_output[predicted[is_in_fold]]
+        in_fold = predicted[is_in_fold]
+        translated[is_in_fold] = class_of_output[in_fold]
     return translated
 
 
@@ -63,5 +67,6 @@ def _folds(labels: Classes) -> Classes:
     folds = np.empty(len(labels), dtype=np.int64)
     for number in np.unique(labels):
         places = np.flatnonzero(labels == number)
-        folds[places] = np.arange(len(places)) % _N_FOLDS
+        turns = np.arange(len(places))
+        folds[places] = turns % _N_FOLDS
     return folds

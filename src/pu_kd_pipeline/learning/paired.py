@@ -22,6 +22,7 @@ from pu_kd_pipeline.learning.proportions import (
 )
 
 SIGNIFICANT = 1 - LEVEL  # p values below it
+_UPPER_SHARE = (1 + LEVEL) / 2  # of a distribution below the upper bound
 
 
 class PairedDifference(NamedTuple):
@@ -68,7 +69,8 @@ def paired_difference(first: Correct, second: Correct) -> PairedDifference:
     second_only = (n_second_only + 1) / (n + 2)
     center = first_only - second_only
     variance = (first_only + second_only - center**2) / (n + 2)
-    margin = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(variance)
+    quantile = NormalDist().inv_cdf(_UPPER_SHARE)
+    margin = quantile * math.sqrt(variance)
     interval = (center - margin, center + margin)
     return _consistent(difference, interval, p_value)
 
@@ -110,9 +112,11 @@ def paired_mean_difference(first: Correct, second: Correct) -> PairedDifference:
         # test of one seed is the most that can be said.
         return paired_difference(first[0], second[0])
     freedom = variance**2 / _per_freedom((of_seeds, n_seeds), (of_images, n_images))
-    error = math.sqrt(variance)
-    margin = error * float(stats.t.ppf((1 + LEVEL) / 2, freedom))
-    p_value = 2 * float(stats.t.sf(abs(difference) / error, freedom))
+    standard_error = math.sqrt(variance)
+    t = abs(difference) / standard_error
+    p_value = 2 * float(stats.t.sf(t, freedom))
+    quantile = float(stats.t.ppf(_UPPER_SHARE, freedom))
+    margin = quantile * standard_error
     interval = (difference - margin, difference + margin)
     return _consistent(difference, interval, p_value)
 
