@@ -32,6 +32,15 @@ from pu_kd_pipeline.tracking import client
 assert not HEAVY & set(sys.modules), HEAVY & set(sys.modules)
 """
 
+STATISTICS = """
+import sys
+
+from pu_kd_pipeline.learning import class_order, paired, proportions
+assert "scipy" not in sys.modules
+proportions.mcnemar_p_value(3, 1)
+assert "scipy.stats" in sys.modules
+"""
+
 FIRST_NODE = """
 import os
 import sys
@@ -69,6 +78,12 @@ def test_commands_import_neither_torch_nor_mlflow():
 
     # The assertions are in the script: it fails with the modules that were imported.
     assert result.returncode == 0, output
+
+
+def test_statistics_import_scipy_where_they_compute():
+    result = run_script(STATISTICS)
+
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_run_reaches_its_first_node_before_anything_heavy_is_imported(tmp_path):

@@ -6,15 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from pu_kd_pipeline.learning.paired import (
     PairedDifference,
-    mcnemar_p_value,
     paired_difference,
     paired_mean_difference,
-    t_quantile,
-    t_tail,
 )
 
 
@@ -24,30 +20,6 @@ def correct(n_both: int, n_first: int, n_second: int, n_none: int) -> tuple[np.n
     first = np.repeat([True, True, False, False], counts)
     second = np.repeat([True, False, True, False], counts)
     return first, second
-
-
-@pytest.mark.parametrize("n_first", range(0, 15, 2))
-@pytest.mark.parametrize("n_second", range(0, 15, 3))
-def test_the_exact_test_is_an_enumeration_of_all_outcomes(n_first: int, n_second: int) -> None:
-    n = n_first + n_second
-    fewer = min(n_first, n_second)
-    # All outcomes at least as far from the middle as this one, by brute force.
-    extreme = sum(math.comb(n, k) for k in range(n + 1) if min(k, n - k) <= fewer)
-    assert mcnemar_p_value(n_first, n_second) == pytest.approx(extreme / 2**n)
-
-
-@pytest.mark.parametrize(
-    ("n_first", "n_second"), [(1, 0), (17, 6), (40, 60), (700, 801), (3000, 5)]
-)
-def test_the_exact_test_is_the_binomial_test_of_scipy(n_first: int, n_second: int) -> None:
-    expected = stats.binomtest(n_first, n_first + n_second, 0.5).pvalue
-    assert mcnemar_p_value(n_first, n_second) == pytest.approx(expected, rel=1e-9, abs=1e-300)
-
-
-def test_tens_of_thousands_of_discordant_images_are_counted_exactly() -> None:
-    n_first, n_second = 10_100, 9_900
-    expected = stats.binomtest(n_first, n_first + n_second, 0.5).pvalue
-    assert mcnemar_p_value(n_first, n_second) == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_discordant_images_the_difference_is_zero_and_its_interval_is_not() -> None:
@@ -60,9 +32,7 @@ def test_without_discordant_images_the_difference_is_zero_and_its_interval_is_no
     assert -0.01 < many.lower < 0 < many.upper < 0.01
 
 
-def test_negative_counts_and_other_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="must not be negative"):
-        mcnemar_p_value(-1, 3)
+def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="one length above 0"):
         paired_difference(np.ones(3, bool), np.ones(2, bool))
     with pytest.raises(ValueError, match="one length above 0"):
@@ -91,14 +61,16 @@ def test_pairs_show_what_two_independent_samples_hide() -> None:
     # chance: their standard errors add up to 1.2 points, times 1.96.
     found = paired_difference(*correct(473, 15, 4, 8))
     assert found.difference == pytest.approx(0.022)
-    assert found.p_value == pytest.approx(stats.binomtest(4, 19, 0.5).pvalue)
+    # 4 or fewer of 19 fair coins, or 15 or more
+    n_extreme = 2 * sum(math.comb(19, k) for k in range(5))
+    assert found.p_value == pytest.approx(n_extreme / 2**19)
     assert found.is_significant
     assert found.lower > 0
 
 
 def test_interval_and_test_never_contradict_each_other() -> None:
     for n_first in range(60):
-        for n_second in range(60):
+        for n_second in range(n_first + 1):
             n_both = 200 - n_first - n_second
             found = paired_difference(*correct(n_both, n_first, n_second, 0))
             excludes_zero = found.lower > 0 or found.upper < 0
@@ -123,14 +95,6 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says(
         n_covered += found.lower <= truth <= found.upper
     # 2.5 standard errors of the simulation below 95 %.
     assert n_covered / n_trials >= 0.95 - 2.5 * math.sqrt(0.95 * 0.05 / n_trials)
-
-
-def test_equally_good_models_are_rarely_called_different() -> None:
-    rng = np.random.default_rng(1)
-    outcomes = rng.binomial(25, 0.5, size=2000)
-    p_values = [mcnemar_p_value(int(k), 25 - int(k)) for k in outcomes]
-    # An exact test holds its level.
-    assert np.mean(np.array(p_values) < 0.05) <= 0.05
 
 
 # --- several seeds ---
@@ -200,8 +164,16 @@ def test_exchanging_the_methods_changes_the_sign_alone() -> None:
     )
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 2.7, 10, 499, 20_000])
-def test_the_t_distribution_is_that_of_scipy(freedom: float) -> None:
-    assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-6)
-    for value in (0.0, 0.5, 3.0):
-        assert t_tail(value, freedom) == pytest.approx(stats.t.sf(value, freedom), rel=1e-5)
+def test_the_interval_over_seeds_is_that_of_students_t() -> None:
+    # The images of a seed do not differ, so that seeds are the only source of chance.
+    first = np.repeat([[True], [True], [False]], 4, axis=1)
+    second = np.zeros((3, 4), dtype=bool)
+    found = paired_mean_difference(first, second)
+    error = 1 / 3  # of the mean of 1, 1, 0
+    # With 2 degrees of freedom the distribution has a closed form.
+    quantile = 0.95 / math.sqrt(2 * 0.975 * 0.025)
+    t = found.difference / error
+    assert found.difference == pytest.approx(2 / 3)
+    assert found.p_value == pytest.approx(1 - t / math.sqrt(2 + t**2), rel=1e-9)
+    assert found.lower == pytest.approx(2 / 3 - quantile * error, rel=1e-9)
+    assert found.upper == 1.0

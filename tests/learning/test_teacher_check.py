@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pu_kd_pipeline.learning.proportions import exact_interval
+from pu_kd_pipeline.learning.proportions import clopper_pearson_interval
 from pu_kd_pipeline.learning.teacher_check import (
     Verdict,
     balanced_draw,
@@ -64,7 +64,7 @@ def test_fewer_than_20_images_never_refuse_a_teacher():
 
     assert result.verdict == Verdict.CHANCE
     assert not result.is_refused
-    assert result.interval == exact_interval(0, 19)
+    assert result.interval == clopper_pearson_interval(0, 19)
 
 
 def test_two_right_answers_are_no_evidence():

@@ -25,7 +25,11 @@ from pu_kd_pipeline.images.batches import input_normalization
 from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.class_order import in_matched_order, outputs_of_classes
 from pu_kd_pipeline.learning.metrics import accuracy
-from pu_kd_pipeline.learning.proportions import exact_interval, improvement_p_value, upper_tail
+from pu_kd_pipeline.learning.proportions import (
+    clopper_pearson_interval,
+    count_discordant,
+    mcnemar_p_value,
+)
 from pu_kd_pipeline.learning.teacher_check import (
     balanced_draw,
     labeled_accuracy,
@@ -227,7 +231,8 @@ def best_first(alternatives: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _may_be_significant(n_gained: int, level: float) -> bool:
-    return upper_tail(n_gained, n_gained, 0.5) <= level
+    """Return whether so many gained images are significant if no other image is lost."""
+    return mcnemar_p_value(n_gained, 0, alternative="greater") <= level
 
 
 @dataclass(frozen=True)
@@ -305,13 +310,15 @@ def _entry(
     name: str, answers: np.ndarray, labels: np.ndarray, was_correct: np.ndarray
 ) -> dict[str, Any]:
     is_correct = answers == labels
-    interval = exact_interval(int(is_correct.sum()), len(labels))
+    n_correct = int(is_correct.sum())
+    interval = clopper_pearson_interval(n_correct, len(labels))
+    n_gained, n_lost = count_discordant(is_correct, was_correct)
     return {
         "name": name,
         "accuracy": accuracy(answers, labels),
         "lower": interval.lower,
         "upper": interval.upper,
-        "p_value": improvement_p_value(is_correct, was_correct),
+        "p_value": mcnemar_p_value(n_gained, n_lost, alternative="greater"),
     }
 
 

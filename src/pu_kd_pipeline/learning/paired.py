@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Correct = NDArray[np.bool_]
+from pu_kd_pipeline.learning.proportions import (
+    LEVEL,
+    Correct,
+    count_discordant,
+    mcnemar_p_value,
+)
 
-LEVEL = 0.95  # of every interval
 SIGNIFICANT = 1 - LEVEL  # p values below it
-
-_STEPS = 4000  # of the integration of Student's t density
+_UPPER_SHARE = (1 + LEVEL) / 2  # of a distribution below the upper bound
 
 
 class PairedDifference(NamedTuple):
@@ -36,36 +39,6 @@ class PairedDifference(NamedTuple):
     def is_significant(self) -> bool:
         """Whether chance does not explain the difference; the interval then leaves out 0."""
         return self.p_value < SIGNIFICANT
-
-
-def mcnemar_p_value(n_first_only: int, n_second_only: int) -> float:
-    """Return the two-sided p value of McNemar's exact test (McNemar 1947).
-
-    Between equally good models, each discordant image favors either with probability 1/2.
-
-    Args:
-        n_first_only: images that only the first model classifies correctly.
-        n_second_only: images that only the second model classifies correctly.
-
-    Returns:
-        In (0, 1]; 1 without discordant images.
-
-    Raises:
-        ValueError: a count is negative.
-    """
-    if n_first_only < 0 or n_second_only < 0:
-        raise ValueError(f"counts must not be negative, got {n_first_only} and {n_second_only}")
-    n = n_first_only + n_second_only
-    fewer = min(n_first_only, n_second_only)
-    # Integers, so that the sum is exact for any number of images.
-    ways = 1
-    n_ways = 1
-    for k in range(1, fewer + 1):
-        ways = ways * (n - k + 1) // k
-        n_ways += ways
-    p_value = 2 * n_ways / 2**n
-    # Where both counts are equal, both tails hold the middle.
-    return min(p_value, 1.0)
 
 
 def paired_difference(first: Correct, second: Correct) -> PairedDifference:
@@ -88,8 +61,7 @@ def paired_difference(first: Correct, second: Correct) -> PairedDifference:
             f"got shapes {first.shape} and {second.shape}"
         )
     n = len(first)
-    n_first_only = int((first & ~second).sum())
-    n_second_only = int((second & ~first).sum())
+    n_first_only, n_second_only = count_discordant(first, second)
     difference = (n_first_only - n_second_only) / n
     p_value = mcnemar_p_value(n_first_only, n_second_only)
 
@@ -97,7 +69,8 @@ def paired_difference(first: Correct, second: Correct) -> PairedDifference:
     second_only = (n_second_only + 1) / (n + 2)
     center = first_only - second_only
     variance = (first_only + second_only - center**2) / (n + 2)
-    margin = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt(variance)
+    quantile = NormalDist().inv_cdf(_UPPER_SHARE)
+    margin = quantile * math.sqrt(variance)
     interval = (center - margin, center + margin)
     return _consistent(difference, interval, p_value)
 
@@ -118,6 +91,9 @@ def paired_mean_difference(first: Correct, second: Correct) -> PairedDifference:
     Raises:
         ValueError: the shapes differ, S or N is 0.
     """
+    # imported late: it takes a second
+    from scipy import stats
+
     if first.shape != second.shape or first.ndim != 2 or first.size == 0:
         raise ValueError(
             "expected two matrices of one shape without a side of 0, "
@@ -136,10 +112,13 @@ def paired_mean_difference(first: Correct, second: Correct) -> PairedDifference:
         # test of one seed is the most that can be said.
         return paired_difference(first[0], second[0])
     freedom = variance**2 / _per_freedom((of_seeds, n_seeds), (of_images, n_images))
-    margin = t_quantile((1 + LEVEL) / 2, freedom) * math.sqrt(variance)
-    p_value = 2 * t_tail(abs(difference) / math.sqrt(variance), freedom)
+    standard_error = math.sqrt(variance)
+    t = abs(difference) / standard_error
+    p_value = 2 * float(stats.t.sf(t, freedom))
+    quantile = float(stats.t.ppf(_UPPER_SHARE, freedom))
+    margin = quantile * standard_error
     interval = (difference - margin, difference + margin)
-    return _consistent(difference, interval, min(p_value, 1.0))
+    return _consistent(difference, interval, p_value)
 
 
 def _squared_error(values: NDArray[np.float64]) -> float:
@@ -169,47 +148,3 @@ def _consistent(
     lower = max(min(lower, difference), -1.0)
     upper = min(max(upper, difference), 1.0)
     return PairedDifference(difference, lower, upper, p_value)
-
-
-def t_tail(t: float, freedom: float) -> float:
-    """Return the probability that Student's t exceeds a value.
-
-    Args:
-        t: at least 0.
-        freedom: degrees of freedom, at least 1; need not be an integer.
-    """
-    # With t = sqrt(freedom) tan(angle), the density becomes a power of the cosine, which is smooth
-    # and has a finite range.
-    start = math.atan(t / math.sqrt(freedom))
-    angles = np.linspace(start, math.pi / 2, _STEPS + 1)
-    density = np.cos(angles) ** (freedom - 1)
-    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
-    scale = math.exp(log_scale) / math.sqrt(math.pi)
-    return scale * _simpson(density, angles[1] - angles[0])
-
-
-def t_quantile(share: float, freedom: float) -> float:
-    """Return the value that Student's t stays below with a probability.
-
-    Args:
-        share: the probability, in [0.5, 1).
-        freedom: degrees of freedom, at least 1.
-    """
-    low = 0.0
-    high = 1.0
-    while t_tail(high, freedom) > 1 - share:
-        high = 2 * high
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        if t_tail(middle, freedom) > 1 - share:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
-def _simpson(values: NDArray[np.float64], step: Any) -> float:
-    """Return the integral of values at an odd number of equal steps, by Simpson's rule."""
-    odd = values[1:-1:2].sum()
-    even = values[2:-1:2].sum()
-    return float(step / 3 * (values[0] + 4 * odd + 2 * even + values[-1]))

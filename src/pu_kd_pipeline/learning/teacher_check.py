@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pu_kd_pipeline.learning.metrics import accuracy
-from pu_kd_pipeline.learning.proportions import Interval, exact_interval
+from pu_kd_pipeline.learning.proportions import Interval, clopper_pearson_interval
 
 Classes = NDArray[np.integer[Any]]
 
@@ -82,7 +82,7 @@ def labeled_accuracy(predicted: Classes, labels: Classes, n_outputs: int) -> Lab
     n_correct = int((predicted == labels).sum())
     return LabeledAccuracy(
         accuracy=share,
-        interval=exact_interval(n_correct, len(labels)),
+        interval=clopper_pearson_interval(n_correct, len(labels)),
         chance=chance_accuracy(predicted, labels, n_outputs),
         n_images=len(labels),
         n_classes=len(np.unique(labels)),
