@@ -101,7 +101,7 @@ def _distinct_labels(sources: Sequence[dict[str, Any]]) -> pd.DataFrame:
     listings = []
     for block in sources:
         # All its images: keys that select some of them by their class need the classes.
-        source = ImageSource(type=block["type"], path=block["path"])
+        source = ImageSource(type=block["type"], path=block["path"], labels="classes")
         listing = open_source(source, seed=0).listing()
         listings.append(listing[["label", "label_name"]])
     labels = pd.concat(listings).drop_duplicates()

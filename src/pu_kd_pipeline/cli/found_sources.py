@@ -201,7 +201,9 @@ def _look_into_folder(folder: Path, option: str) -> tuple[str, str]:
             files_by_type.setdefault(source_type, []).append(path)
 
     if len(files_by_type) > 1:
-        counts = [f"{len(files):,} of type {name}" for name, files in files_by_type.items()]
+        counts = []
+        for name in sorted(files_by_type):
+            counts.append(f"{len(files_by_type[name]):,} of type {name}")
         raise InputError(
             f"{option}: {folder} holds files of several kinds ({', '.join(counts)}): give the "
             "option once for each, with a folder or a pattern such as folder/*.parquet"

@@ -31,7 +31,9 @@ def _pairs_option(name: str, help_text: str) -> Any:
     metavar="PATH|MODULE:FUNCTION",
     help="Weights file, model folder, or factory of a network with its weights.",
 )
-@_sources_option("labeled", "Labeled images: folder, Parquet file or pattern.")
+@_sources_option(
+    "labeled", "Labeled images: folder, Parquet file, tar archive, CSV or TSV list, or pattern."
+)
 @_sources_option("pool", "Unlabeled images.")
 @_sources_option("test", "Labeled images for the final evaluation.")
 @click.option("--architecture", help="Network of the weights: a name, or package.module:function.")
