@@ -248,7 +248,7 @@ def run_kedro(
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
 
 

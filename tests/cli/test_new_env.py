@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pu_kd_pipeline.cli import cli
+from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.models.cards import ModelCard
 from pu_kd_pipeline.models.model import Model, save_model
-from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES
 from pu_kd_pipeline.params.environment import read_parameters
 from pu_kd_pipeline.params.teacher import InputSpec
 
@@ -94,11 +97,34 @@ def parquet_file(file: Path, n: int, **columns: Any) -> Path:
 
 
 def _png(image: Image.Image) -> bytes:
-    from io import BytesIO
-
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def tar_file(file: Path, n: int, mode: str, *, has_labels: bool) -> Path:
+    """Write n images of each class as WebDataset does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, mode) as archive:
+        for row in range(2 * n):
+            members = {"png": _png(picture(row % 2, 3000 + row))}
+            if has_labels:
+                members["cls"] = CLASSES[row % 2].encode()
+            for extension, content in members.items():
+                about = tarfile.TarInfo(f"{row:04d}.{extension}")
+                about.size = len(content)
+                archive.addfile(about, BytesIO(content))
+    return file
+
+
+def list_of(folder: Path, file: Path, separator: str) -> Path:
+    """Write a list of the images in class folders, with their labels."""
+    lines = [separator.join(("path", "label_name"))]
+    for path in sorted(folder.rglob("*.png")):
+        name = path.relative_to(file.parent).as_posix()
+        lines.append(separator.join((name, path.parent.name)))
+    file.write_text("\n".join(lines))
+    return file
 
 
 @pytest.fixture
@@ -163,7 +189,10 @@ def test_an_environment_is_written_and_what_was_found_is_printed(project: Path) 
     result = new_env("mine", *INPUT, *STUDENT, "--classes=dark,light")
 
     assert result.exit_code == 0, result.output
-    assert "accuracy on labeled images 100.0 % (8 of 8)" in " ".join(result.output.split())
+    output = " ".join(result.output.split())
+    # Clopper and Pearson: the lower bound is 0.025 ** (1 / 8).
+    accuracy = "accuracy on labeled images 100.0 % of 8 (95 % interval: 63.1 to 100.0 %)"
+    assert f"{accuracy} accuracy by chance 50.0 %" in output
     assert "2: dark, light" in result.output
     assert "8 x 8, gray, mean [0.5], std [0.5]" in result.output
     rows = [line.split() for line in result.output.splitlines()]
@@ -200,14 +229,65 @@ def test_classes_are_the_sorted_labels_unless_others_are_given(project: Path) ->
     assert written(project, "mine", "teacher")["classes"] == ["dark", "light"]
     assert "WARNING" not in result.output
 
-    reversed_classes = new_env("other", *INPUT, *STUDENT, "--classes=light,dark")
-    assert reversed_classes.exit_code == 0
-    assert "WARNING: the teacher classifies 0.0 % of the labeled images" in reversed_classes.output
-    assert "50.0 % is chance: check --classes" in reversed_classes.output
-
     (project / "my files" / "classes.txt").write_text("dark\nlight\n\n")
     new_env("third", *INPUT, *STUDENT, "--classes=classes.txt")
     assert written(project, "third", "teacher")["classes"] == ["dark", "light"]
+
+
+def test_a_teacher_at_chance_level_is_reported_with_its_cause(project: Path) -> None:
+    image_folders(project / "my files" / "labeled", 12, 0)
+    result = new_env("mine", *INPUT, *STUDENT, "--classes=light,dark")
+    output = " ".join(result.output.split())
+    assert result.exit_code == 0, output
+    assert "WARNING: a run will stop. teacher: 0.0 % of 24 labeled images" in output
+    assert "0.0 to 14.2 %; chance 50.0 %). That is no better than chance" in output
+    assert "Likely cause: with the classes in another order, it would be 100.0 %" in output
+    assert "Set teacher.classes: [dark, light] (parameters_teacher.yml)" in output
+    assert "set teacher_check.mode: warn" in output
+    assert "Next: correct the teacher in conf/mine (see WARNING), then kedro run" in output
+
+    # The same as a run does, with what the environment had before.
+    (project / "conf/mine/parameters_check.yml").write_text("teacher_check: {mode: warn}\n")
+    result = new_env("mine", *INPUT, *STUDENT, "--classes=light,dark", "--overwrite")
+    output = " ".join(result.output.split())
+    assert "WARNING: teacher: 0.0 % of 24 labeled images" in output
+    assert "Set teacher.classes: [dark, light]" in output
+    assert "Next: kedro run" in output
+
+
+def test_a_wrong_normalization_is_reported_with_the_right_one(project: Path) -> None:
+    image_folders(project / "my files" / "labeled", 12, 0)
+    # Every image seems to be dark.
+    result = new_env("mine", *STUDENT, "--size=8", "--mean=0.97", "--std=0.5")
+    output = " ".join(result.output.split())
+    assert "a run will stop. teacher: 50.0 % of 24 labeled images" in output
+    assert "Likely cause: with mean" in output
+    assert "Set teacher.input: {mean: [0.49804], std: [0.50196]}" in output
+
+
+def test_images_are_decoded_as_a_run_does(project: Path) -> None:
+    files = project / "my files"
+    shutil.rmtree(files / "labeled")
+    for number, name in enumerate(CLASSES):
+        folder = files / "labeled" / name
+        folder.mkdir(parents=True)
+        for row in range(12):
+            # Only the center is of the class.
+            wide = Image.new("L", (60, 8), 255 * (1 - number))
+            wide.paste(picture(number, row), (26, 0))
+            wide.save(folder / f"{row}.png")
+    Image.new("L", (2, 300)).save(files / "pool" / "line.png")
+    parameters = project / "conf" / "base" / "parameters_data_ingestion.yml"
+    text = parameters.read_text().replace("max_image_pixels: 100000000", "max_image_pixels: 1000")
+    parameters.write_text(text)
+
+    result = new_env("mine", *INPUT, *STUDENT, "--input=resize=crop", "--input=crop_ratio=1.0")
+    assert "100.0 % of 24" in result.output
+    assert "pool: 1 images cannot be used: too elongated for a center crop" in result.output
+    squashed = new_env("other", *INPUT, *STUDENT)
+    output = " ".join(squashed.output.split())
+    assert "a run will stop. teacher: 0.0 % of 24 labeled images" in output
+    assert "cannot be used" not in output
 
 
 @pytest.mark.parametrize(
@@ -313,7 +393,7 @@ def test_a_factory_may_bring_its_weights(project: Path) -> None:
 
     result = new_env("mine", *INPUT, *STUDENT, teacher=f"{MODULE}:trained", architecture=None)
     assert result.exit_code == 0, result.output
-    assert "100.0 % (8 of 8)" in result.output
+    assert "100.0 % of 8" in result.output
     weights = written(project, "mine", "teacher")["weights"]
     assert weights.startswith("data/01_raw/mine/teacher-")
     assert (project / weights).is_file()
@@ -406,9 +486,7 @@ def test_paths_and_names_that_yaml_or_omegaconf_would_change_are_kept(
     assert read["data_ingestion"]["pool"][0]["path"] == "my files/pool"
 
 
-def test_types_of_sources_are_found_by_looking(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_types_of_sources_are_found_by_looking(project: Path) -> None:
     from pu_kd_pipeline.cli.found_sources import GivenPaths, find_source
     from pu_kd_pipeline.errors import InputError
 
@@ -420,6 +498,13 @@ def test_types_of_sources_are_found_by_looking(
     (files / "photos.zip").write_bytes(b"PK")
     image_folders(files / "mixed", 1, 0)
     parquet_file(files / "mixed" / "a.parquet", 1)
+    for name in ("a.tar", "b.tar"):
+        tar_file(files / "shards" / "x" / name, 1, "w", has_labels=False)
+    (files / "upper").mkdir()
+    (files / "upper" / "a.PARQUET").write_bytes((files / "flat" / "a.parquet").read_bytes())
+    for name in ("lists/a.TSV", "lists/b.csv", "lists/c.csv"):
+        (files / name).parent.mkdir(exist_ok=True)
+        (files / name).write_text("path\n")
     (files / "texts").mkdir()
     (files / "texts" / "a.txt").write_text("a")
 
@@ -428,28 +513,86 @@ def test_types_of_sources_are_found_by_looking(
         return source["type"], source["path"]
 
     assert found("pool") == ("folder", "my files/pool")
-    assert found("flat") == ("parquet", "my files/flat/*.parquet")
+    assert found("flat") == ("parquet", "my files/flat")
     assert found("deep") == ("parquet", "my files/deep/**/*.parquet")
     assert found("flat/*.parquet") == ("parquet", "my files/flat/*.parquet")
     assert found("nameless") == ("parquet", "my files/nameless")
     assert found("s3://bucket/a/*.parquet") == ("parquet", "s3://bucket/a/*.parquet")
+    assert found("shards") == ("webdataset", "my files/shards/**/*.tar")
+    assert found("upper") == ("parquet", "my files/upper/*.PARQUET")
+    assert found("shards/x/{a,b}.tar") == ("webdataset", "my files/shards/x/{a,b}.tar")
+    assert found("lists/a.*") == ("list", "my files/lists/a.TSV")
+    # An address in a chain decides, not the archive that it is in.
+    types = {
+        "https://host/a.TAR.GZ?x=.csv": "webdataset",
+        "simplecache::s3://bucket/a-{000..127}.tar": "webdataset",
+        "tar://::s3://bucket/a.tar": "folder",
+        "zip://inner/a.csv::a.zip": "list",
+        "s3://bucket/photos": "folder",
+    }
+    for url, source_type in types.items():
+        assert found(url) == (source_type, url)
     refused = {
         "mixed": "holds files of several kinds (2 of type folder, 1 of type parquet)",
         "texts": "holds no images: .*found: .txt (1)",
-        "photos.zip": "unpack an archive first",
-        "flat/*": None,
+        "lists": "holds no images: .*Give a list of images (.csv, .tsv) by its own name",
+        "lists/*.csv": "matches 2 files of type list: give the option once for each file",
+        "photos.zip": "unpack other archives first",
         "https://user:secret@host/a.parquet": "has credentials",
     }
     for given, message in refused.items():
-        if message is not None:
-            with pytest.raises(InputError) as error:
-                find_source(given, "--pool", paths)
-            assert all(part in str(error.value) for part in message.split(".*"))
-            assert "secret" not in str(error.value)
-    # A type that this version does not have.
-    monkeypatch.delitem(SOURCE_TYPES, "parquet")
-    with pytest.raises(InputError, match="a source of type 'parquet', which this version cannot"):
-        find_source("flat", "--pool", paths)
+        with pytest.raises(InputError) as error:
+            find_source(given, "--pool", paths)
+        assert all(part in str(error.value) for part in message.split(".*"))
+        assert "secret" not in str(error.value)
+
+
+def test_lists_and_archives_are_sources_like_others(project: Path) -> None:
+    files = project / "my files"
+    list_of(files / "labeled", files / "labeled.csv", ",")
+    list_of(files / "test", files / "tests.tsv", "\t")
+    tar_file(files / "shards" / "pool-000.tar.gz", 3, "w:gz", has_labels=True)
+    tar_file(files / "shards" / "pool-001.tar.gz", 2, "w:gz", has_labels=False)
+    given = {"labeled": "labeled.csv", "test": "tests.tsv", "pool": "shards"}
+    result = new_env("mine", *INPUT, *STUDENT, **given)
+
+    assert result.exit_code == 0, result.output
+    assert "100.0 % of 8" in result.output
+    rows = [line.split() for line in result.output.splitlines()]
+    assert ["used", "8", "10", "6"] in rows
+    ingestion = written(project, "mine", "data_ingestion")
+    found = {}
+    for part in ("labeled", "pool", "test"):
+        [source] = ingestion[part]
+        found[part] = (source["type"], source["path"])
+    assert found == {
+        "labeled": ("list", "my files/labeled.csv"),
+        "pool": ("webdataset", "my files/shards"),
+        "test": ("list", "my files/tests.tsv"),
+    }
+
+
+def test_an_archive_is_split_like_a_file(project: Path) -> None:
+    tar_file(project / "my files" / "all-00.tar", 6, "w", has_labels=True)
+    tar_file(project / "my files" / "all-01.tar", 4, "w", has_labels=True)
+    archives = "all-{00..01}.tar"
+    result = new_env(
+        "mine",
+        *(*INPUT, *STUDENT, "--labeled-per-class=3", "--test-per-class=2"),
+        labeled=archives,
+        pool=archives,
+        test=archives,
+    )
+    assert result.exit_code == 0, result.output
+    assert "100.0 % of 6" in result.output
+    rows = [line.split() for line in result.output.splitlines()]
+    assert ["light", "3", "5", "2"] in rows
+
+
+def test_a_list_without_paths_is_refused(project: Path) -> None:
+    (project / "my files" / "names.csv").write_text("file,label_name\na.png,dark\n")
+    result = new_env("mine", *INPUT, *STUDENT, labeled="names.csv")
+    assert_refused(result, "names.csv has no column 'path'; found: 'file'", project)
 
 
 def test_images_that_cannot_be_used_and_missing_classes_are_listed(project: Path) -> None:
@@ -476,14 +619,19 @@ def test_an_environment_runs(project: Path) -> None:
     result = subprocess.run(
         [
             *(sys.executable, "-m", "kedro", "run", "--env=mine", "--params=tracking=false"),
-            "--pipelines=data_ingestion,teacher,feature_extraction",
+            "--pipelines=data_ingestion,teacher",
         ],
         cwd=files,
         env={**os.environ, "PYTHONPATH": f"{files}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=900,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert (project / "data/mine/04_feature/pool_features").is_dir()
+    # The files that were found, tested with the teacher, and its weights.
+    assert "100.0 % of 8 labeled images" in " ".join(result.stdout.split())
+    [pool] = (project / "data" / "mine").rglob("pool_images")
+    assert len(ImageStore.open(pool)) == N_POOL
+    [card] = (project / "data" / "mine").rglob("card.json")
+    assert json.loads(card.read_text())["classes"] == ["dark", "light"]

@@ -1,4 +1,4 @@
-"""What a new environment's images and teacher are like, as far as a quick look shows."""
+"""What a new environment's images are like, as far as a quick look shows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Decoder, Unusable
 from pu_kd_pipeline.images.ingestion import read_images
 from pu_kd_pipeline.images.listing import Reader, list_images
-from pu_kd_pipeline.images.plan import IngestionPlan, plan_store
+from pu_kd_pipeline.images.plan import IngestionPlan, choose_specification, plan_store
 from pu_kd_pipeline.images.sources.registry import open_source
-from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.teacher import TeacherParams
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 PARTS = ("labeled", "pool", "test")
 _MAX_SAMPLE = 200  # images of each part that are decoded
-_BATCH = 32
 
 
 @dataclass
@@ -39,11 +37,11 @@ class PartFacts:
         n_per_class: images of each class of the teacher, by its number.
         n_other: images that are of none.
         faults: reason -> images that cannot be used, of all that can be listed.
+        passed_over: reason -> files that are no images of the sources.
         n_sampled: images that were decoded.
         unusable: reason -> images of the sample that cannot be decoded.
         sizes: (width, height) of the images of the sample.
         formats: format -> images of the sample.
-        passed_over: reason -> files that are no images of the sources.
     """
 
     n_images: int
@@ -51,11 +49,11 @@ class PartFacts:
     n_per_class: Counter[int]
     n_other: int
     faults: Counter[str]
+    passed_over: Counter[str]
     n_sampled: int = 0
     unusable: Counter[str] = field(default_factory=Counter)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
-    passed_over: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,7 @@ class FoundLabels:
     order: str
 
 
-@dataclass(frozen=True)
-class TeacherFacts:
-    """How many of some labeled images the teacher classifies as they are labeled."""
-
-    n_correct: int
-    n_images: int
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def labels_of(sources: Sequence[dict[str, Any]]) -> FoundLabels | None:
@@ -87,25 +80,43 @@ def labels_of(sources: Sequence[dict[str, Any]]) -> FoundLabels | None:
     Raises:
         InputError: a source cannot be listed.
     """
+    labels = _distinct_labels(sources)
+    names = labels["label_name"].dropna().unique().tolist()
+    if names:
+        counted = _names_in_order_of_numbers(labels)
+        if sorted(counted) == sorted(names):
+            return FoundLabels(counted, "in the order of their numbers")
+        order = "in sorted order, as torchvision's ImageFolder counts them"
+        return FoundLabels(sorted(names), order)
+
+    numbers = labels["label"].dropna()
+    if len(numbers) and numbers.min() >= 0:
+        n_classes = int(numbers.max()) + 1
+        return FoundLabels(n_classes, "which have no names, only numbers")
+    return None
+
+
+def _distinct_labels(sources: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return every pair of `label` and `label_name` that images have; blank names are missing."""
     listings = []
     for block in sources:
-        source = ImageSource.model_validate({**block, "labels": "ignore"})
+        # All its images: keys that select some of them by their class need the classes.
+        source = ImageSource(type=block["type"], path=block["path"], labels="classes")
         listing = open_source(source, seed=0).listing()
         listings.append(listing[["label", "label_name"]])
     labels = pd.concat(listings).drop_duplicates()
-    labels["label_name"] = labels["label_name"].where(labels["label_name"].str.strip() != "")
-    numbers = sorted(labels["label"].dropna().unique().tolist())
-    names = sorted(labels["label_name"].dropna().unique().tolist())
-    if names:
-        numbered = labels.dropna().drop_duplicates().sort_values("label")
-        in_order = numbered["label_name"].tolist()
-        is_count = numbered["label"].tolist() == list(range(len(names)))
-        if is_count and sorted(in_order) == names:
-            return FoundLabels(in_order, "in the order of their numbers")
-        return FoundLabels(names, "in sorted order, as torchvision's ImageFolder counts them")
-    if numbers and numbers[0] >= 0:
-        return FoundLabels(numbers[-1] + 1, "which have no names, only numbers")
-    return None
+    names = labels["label_name"]
+    is_blank = names.fillna("").str.strip() == ""
+    return labels.assign(label_name=names.mask(is_blank))
+
+
+def _names_in_order_of_numbers(labels: pd.DataFrame) -> list[str]:
+    """Return the names by their numbers, if these count 0, 1, 2, …; otherwise none."""
+    pairs = labels.dropna().drop_duplicates().sort_values("label")
+    if pairs["label"].tolist() != list(range(len(pairs))):
+        return []
+    names: list[str] = pairs["label_name"].tolist()
+    return names
 
 
 def why_no_truth(
@@ -118,17 +129,17 @@ def why_no_truth(
         table, _ = list_images(plan)
     except InputError as exc:
         return str(exc)
-    if not (table["relevant"].fillna(False)).any():
+    is_relevant = table["relevant"].fillna(False)
+    if not is_relevant.any():
         return "no image has a label that is a class of the teacher"
     return ""
 
 
-def look_at_images(
-    part: str, ingestion: DataIngestionParams, teacher: TeacherParams, model: Model
-) -> tuple[PartFacts, TeacherFacts | None]:
-    """Return what the images of a part are like, and how well the teacher knows them.
+# --- images ---------------------------------------------------------------------------------------
 
-    A sample is decoded. The second value is None for a pool, and without labels.
+
+def look_at_images(part: str, ingestion: DataIngestionParams, teacher: TeacherParams) -> PartFacts:
+    """Return what the images of a part are like; a sample of them is decoded as a run does.
 
     Raises:
         InputError: a source cannot be used.
@@ -137,26 +148,26 @@ def look_at_images(
     table, readers = list_images(plan)
     facts = _counted(table, readers)
     usable = table[table["fault"].isna()]
-    sample = _sample(usable)
-    pixels = _decode(sample, readers, plan, facts)
-    known = None
-    if part == "labeled":
-        known = _accuracy(model, sample, pixels)
-    return facts, known
+    _decode(_sample(usable), readers, _decoder(plan, len(table)), plan.store.n_workers, facts)
+    return facts
 
 
 def _counted(table: pd.DataFrame, readers: Sequence[Reader]) -> PartFacts:
     is_faulty = table["fault"].notna()
-    usable = table[~is_faulty]
-    labels = usable["label"].dropna().astype(int)
+    labels = table.loc[~is_faulty, "label"]
+    is_of_no_class = labels.isna()
+    classes = labels[~is_of_no_class].astype(int)
+
+    n_listed = 0
     passed_over: Counter[str] = Counter()
     for reader in readers:
+        n_listed += len(reader.listing)
         passed_over.update(reader.report.passed_over)
     return PartFacts(
-        n_images=len(usable),
-        n_listed=sum(len(reader.listing) for reader in readers),
-        n_per_class=Counter(labels.tolist()),
-        n_other=int(usable["label"].isna().sum()),
+        n_images=len(labels),
+        n_listed=n_listed,
+        n_per_class=Counter(classes.tolist()),
+        n_other=int(is_of_no_class.sum()),
         faults=Counter(table.loc[is_faulty, "fault"]),
         passed_over=passed_over,
     )
@@ -165,26 +176,36 @@ def _counted(table: pd.DataFrame, readers: Sequence[Reader]) -> PartFacts:
 def _sample(usable: pd.DataFrame) -> pd.DataFrame:
     """Return rows that are spread over a part, in order: sources often are sorted by class."""
     n_sampled = min(_MAX_SAMPLE, len(usable))
-    positions = np.linspace(0, len(usable) - 1, n_sampled).round().astype(int)
+    places = np.linspace(0, len(usable) - 1, n_sampled)
+    positions = places.round().astype(int)
     return usable.iloc[positions]
 
 
+def _decoder(plan: IngestionPlan, n_images: int) -> Decoder:
+    """Return the decoder of a store that a run makes of the plan."""
+    # The maker decides which finished shards are kept, and has no effect on pixels.
+    specification = choose_specification(plan, n_images, maker="")
+    return Decoder.of(specification)
+
+
 def _decode(
-    sample: pd.DataFrame, readers: list[Reader], plan: IngestionPlan, facts: PartFacts
-) -> list[np.ndarray | Unusable]:
-    decoder = Decoder(plan.channels, plan.size_px, plan.store.max_image_pixels)
+    sample: pd.DataFrame,
+    readers: list[Reader],
+    decoder: Decoder,
+    n_workers: int,
+    facts: PartFacts,
+) -> None:
+    """Decode a sample, and add to the facts what it shows."""
+    facts.n_sampled = len(sample)
     raws = read_images(sample, readers)
-    found = []
-    for raw, pixels in decoder.decode_all(raws, plan.store.n_workers):
-        found.append(pixels)
+    for raw, pixels in decoder.decode_all(raws, n_workers):
         if isinstance(pixels, Unusable):
-            facts.unusable[str(pixels.reason)] += 1
-        else:
-            image_format, size = _format_and_size(raw)
-            facts.formats[image_format] += 1
-            facts.sizes.append(size)
-    facts.n_sampled = len(found)
-    return found
+            reason = str(pixels.reason)
+            facts.unusable[reason] += 1
+            continue
+        image_format, size = _format_and_size(raw)
+        facts.formats[image_format] += 1
+        facts.sizes.append(size)
 
 
 def _format_and_size(raw: RawImage | Unusable) -> tuple[str, tuple[int, int]]:
@@ -195,32 +216,7 @@ def _format_and_size(raw: RawImage | Unusable) -> tuple[str, tuple[int, int]]:
         with Image.open(BytesIO(raw)) as image:
             return str(image.format), image.size
     if isinstance(raw, np.ndarray):
-        return "array", (raw.shape[1], raw.shape[0])
+        height, width = raw.shape[:2]
+        return "array", (width, height)
     assert isinstance(raw, Image.Image)
     return str(raw.format or "array"), raw.size
-
-
-def _accuracy(
-    model: Model, sample: pd.DataFrame, pixels: Sequence[np.ndarray | Unusable]
-) -> TeacherFacts | None:
-    import torch
-
-    from pu_kd_pipeline.images.batches import normalization
-
-    images = []
-    labels = []
-    for label, decoded in zip(sample["label"], pixels, strict=True):
-        if not isinstance(decoded, Unusable) and pd.notna(label):
-            images.append(decoded)
-            labels.append(int(label))
-    if not images:
-        return None
-    normalize = normalization(model, torch.device("cpu"))
-    n_correct = 0
-    for start in range(0, len(images), _BATCH):
-        batch = torch.from_numpy(np.stack(images[start : start + _BATCH]))
-        with torch.inference_mode():
-            predicted = model.network(normalize(batch)).argmax(dim=1)
-        expected = torch.tensor(labels[start : start + _BATCH])
-        n_correct += int((predicted == expected).sum())
-    return TeacherFacts(n_correct, len(images))

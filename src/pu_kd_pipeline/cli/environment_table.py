@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pu_kd_pipeline.cli.environment_facts import PARTS, PartFacts, TeacherFacts
+from pu_kd_pipeline.cli.environment_facts import PARTS, PartFacts
+from pu_kd_pipeline.features.teacher_advice import (
+    findings_text,
+    interval_text,
+    percent_text,
+    refusal_text,
+    stops_run,
+)
 from pu_kd_pipeline.masking import visible, visible_name
 from pu_kd_pipeline.params.teacher import InputSpec
 
@@ -15,95 +22,98 @@ if TYPE_CHECKING:
 
     from pu_kd_pipeline.models.model import Model
 
-_MAX_CLASSES = 40  # rows of a table; of more classes, only the extremes are shown
+_MAX_CLASSES = 40  # rows of a table
 _MAX_NAMED = 8
 _FEW_IMAGES = 5  # labeled images of a class, with which its estimates mean little
-_MUCH_BETTER_THAN_CHANCE = 1.5
 
 
 def print_facts(
     model: Model,
     parameters: Mapping[str, int],
     parts: Mapping[str, PartFacts],
-    known: TeacherFacts | None,
-    notes: Sequence[str],
+    check: Mapping[str, Any],
+    lines: Sequence[str],
 ) -> None:
-    """Print the tables, and a line for all that is missing or was decided.
+    """Print the tables, and lines below them.
 
     Args:
         model: the teacher.
         parameters: number of parameters of teacher and student, with their names.
         parts: part -> what its images are like.
-        known: accuracy of the teacher on labeled images.
-        notes: further lines.
+        check: of the teacher on labeled images, see `teacher_check.describe_check`.
+        lines: what is missing or was decided.
     """
-    from rich import box
     from rich.console import Console
 
     console = Console()
-    console.print(_networks(model, parameters, known, box.SIMPLE_HEAD))
-    console.print(_images(model, parts, box.SIMPLE_HEAD))
-    lines = [*notes, *missing_lines(model, parts, known)]
+    console.print(_networks(model, parameters, check))
+    console.print(_images(model, parts))
     for line in lines:
         # Names of classes and files are no markup, and may hold control characters.
         console.print(f"- {visible(line)}", markup=False, highlight=False)
 
 
-def _networks(
-    model: Model, parameters: Mapping[str, int], known: TeacherFacts | None, box: object
-) -> Table:
-    from rich.table import Table
+# --- tables ---------------------------------------------------------------------------------------
 
-    table = Table("teacher", "", box=box)  # type: ignore[arg-type]
+
+def _networks(model: Model, parameters: Mapping[str, int], check: Mapping[str, Any]) -> Table:
     card = model.card
+    table = _table("teacher", "")
     table.add_row("architecture", _plain(card.architecture))
     table.add_row("classes", _plain(f"{len(card.classes)}: {_listed(card.classes)}"))
     for name, n in parameters.items():
         table.add_row(_plain(f"parameters ({name})"), _in_units(n))
     table.add_row("input", _plain(_input_text(card.input)))
-    table.add_row("accuracy on labeled images", accuracy_text(known))
+    if "untested" in check:
+        table.add_row("accuracy on labeled images", "unknown")
+        return table
+    accuracy = percent_text(check["accuracy"])
+    interval = interval_text(check)
+    counted = f"{accuracy} of {check['n_images']} (95 % interval: {interval})"
+    table.add_row("accuracy on labeled images", counted)
+    table.add_row("accuracy by chance", percent_text(check["chance"]))
     return table
 
 
 def _input_text(spec: InputSpec) -> str:
+    """Return the size, the colors, and the keys that are not at their default."""
     colors = "RGB"
     if spec.channels == 1:
         colors = "gray"
+    parts = [f"{spec.size_px} x {spec.size_px}", colors]
     stated = spec.model_dump(mode="json", exclude={"size_px", "channels"}, exclude_defaults=True)
-    text = f"{spec.size_px} x {spec.size_px}, {colors}"
     for key, value in stated.items():
-        text += f", {key} {value}"
-    return text
+        parts.append(f"{key} {value}")
+    return ", ".join(parts)
 
 
-def accuracy_text(known: TeacherFacts | None) -> str:
-    """Return the accuracy with its counts."""
-    if known is None:
-        return "unknown: there are no labels"
-    share = known.n_correct / known.n_images
-    return f"{100 * share:.1f} % ({known.n_correct} of {known.n_images})"
-
-
-def _images(model: Model, parts: Mapping[str, PartFacts], box: object) -> Table:
-    from rich.table import Table
-
-    table = Table("images", box=box)  # type: ignore[arg-type]
+def _images(model: Model, parts: Mapping[str, PartFacts]) -> Table:
+    table = _table("images")
     for part in parts:
         table.add_column(part, justify="right")
+
     facts = list(parts.values())
     table.add_row("in the sources", *[f"{each.n_listed:,}" for each in facts])
     table.add_row("used", *[f"{each.n_images:,}" for each in facts])
-    for number, name in enumerate(model.card.classes[:_MAX_CLASSES]):
+    classes = model.card.classes
+    for number, name in enumerate(classes[:_MAX_CLASSES]):
         counts = [_count(each, number) for each in facts]
         table.add_row(_plain(f"  {visible_name(name)}"), *counts)
-    if len(model.card.classes) > _MAX_CLASSES:
-        table.add_row(f"  {len(model.card.classes) - _MAX_CLASSES} more classes")
+    n_more = len(classes) - _MAX_CLASSES
+    if n_more > 0:
+        table.add_row(f"  {n_more} more classes")
     table.add_row("  no class, or unknown", *[f"{each.n_other:,}" for each in facts])
-    table.add_row("width x height", *[_sizes(each) for each in facts])
-    table.add_row("format", *[_formats(each) for each in facts])
-    unusable = [f"{each.unusable.total()} of {each.n_sampled}" for each in facts]
-    table.add_row("unusable, of a sample", *unusable)
+    table.add_row("width x height", *map(_sizes, facts))
+    table.add_row("format", *map(_formats, facts))
+    table.add_row("unusable, of a sample", *map(_unusable, facts))
     return table
+
+
+def _table(*headers: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(*headers, box=box.SIMPLE_HEAD)
 
 
 def _count(facts: PartFacts, number: int) -> str:
@@ -115,61 +125,94 @@ def _count(facts: PartFacts, number: int) -> str:
 def _sizes(facts: PartFacts) -> str:
     if not facts.sizes:
         return "-"
-    smallest = min(facts.sizes, key=lambda size: size[0] * size[1])
-    largest = max(facts.sizes, key=lambda size: size[0] * size[1])
+    smallest = min(facts.sizes, key=_area)
+    largest = max(facts.sizes, key=_area)
     if smallest == largest:
-        return f"{largest[0]}x{largest[1]}"
-    return f"{smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]}"
+        return _size_text(largest)
+    return f"{_size_text(smallest)} to {_size_text(largest)}"
+
+
+def _area(size: tuple[int, int]) -> int:
+    width, height = size
+    return width * height
+
+
+def _size_text(size: tuple[int, int]) -> str:
+    width, height = size
+    return f"{width}x{height}"
 
 
 def _formats(facts: PartFacts) -> str:
-    return ", ".join(name for name, _ in facts.formats.most_common()) or "-"
+    names = [name for name, _ in facts.formats.most_common()]
+    return ", ".join(names) or "-"
 
 
-def missing_lines(
-    model: Model, parts: Mapping[str, PartFacts], known: TeacherFacts | None
-) -> list[str]:
-    """Return a line for everything that is missing or unusual."""
-    lines = []
+def _unusable(facts: PartFacts) -> str:
+    return f"{facts.unusable.total()} of {facts.n_sampled}"
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+def teacher_lines(check: Mapping[str, Any], mode: str) -> list[str]:
+    """Return what a run will log about the teacher, unless all is well.
+
+    Args:
+        check: see `teacher_check.describe_check`.
+        mode: of the block `teacher_check`, which a run will have.
+    """
+    if "untested" in check:
+        return [f"the teacher was not tested on labeled images: {check['untested']}"]
+    if stops_run(check, mode):
+        return [f"WARNING: a run will stop. {refusal_text(check)}"]
+    if check["advice"]:
+        return [f"WARNING: {findings_text(check)}"]
+    return []
+
+
+def missing_lines(model: Model, parts: Mapping[str, PartFacts]) -> list[str]:
+    """Return a line for everything about the images that is missing or unusual."""
     classes = model.card.classes
+    lines = []
     for part in PARTS:
         facts = parts[part]
+        # Nobody knows the classes of a pool.
         if part != "pool":
-            absent = [name for number, name in enumerate(classes) if not facts.n_per_class[number]]
-            if absent:
-                lines.append(
-                    f"missing: no {part} image of {len(absent)} classes: {_listed(absent)}"
-                )
-        for reason, n in (facts.faults + facts.unusable).most_common():
+            lines += _absent_lines(part, facts, classes)
+        faults = facts.faults + facts.unusable
+        for reason, n in faults.most_common():
             lines.append(f"{part}: {n:,} images cannot be used: {reason}")
         if facts.passed_over:
             lines.append(f"{part}: files that are no images: {_counted(facts.passed_over)}")
-    few = [
-        name
-        for number, name in enumerate(classes)
-        if 0 < parts["labeled"].n_per_class[number] < _FEW_IMAGES
-    ]
-    if few:
-        lines.append(f"few: less than {_FEW_IMAGES} labeled images of {_listed(few)}")
-    lines += _accuracy_lines(known, len(classes))
+    lines += _few_lines(parts["labeled"], classes)
     return lines
 
 
-def _accuracy_lines(known: TeacherFacts | None, n_classes: int) -> list[str]:
-    if known is None:
+def _absent_lines(part: str, facts: PartFacts, classes: Sequence[str]) -> list[str]:
+    absent = []
+    for number, name in enumerate(classes):
+        if facts.n_per_class[number] == 0:
+            absent.append(name)
+    if not absent:
         return []
-    share = known.n_correct / known.n_images
-    if share * n_classes > _MUCH_BETTER_THAN_CHANCE:
+    return [f"missing: no {part} image of {len(absent)} classes: {_listed(absent)}"]
+
+
+def _few_lines(labeled: PartFacts, classes: Sequence[str]) -> list[str]:
+    few = []
+    for number, name in enumerate(classes):
+        if 0 < labeled.n_per_class[number] < _FEW_IMAGES:
+            few.append(name)
+    if not few:
         return []
-    return [
-        f"WARNING: the teacher classifies {100 * share:.1f} % of the labeled images as they are "
-        f"labeled, and {100 / n_classes:.1f} % is chance: check --classes (the order of the "
-        "network's outputs), --mean, --std and --architecture"
-    ]
+    return [f"few: less than {_FEW_IMAGES} labeled images of {_listed(few)}"]
+
+
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def _counted(counts: Counter[str]) -> str:
-    named = [f"{reason} ({n:,})" for reason, n in counts.most_common(_MAX_NAMED)]
+    named = [f"{reason} ({n:,})" for reason, n in counts.most_common()]
     return _listed(named)
 
 

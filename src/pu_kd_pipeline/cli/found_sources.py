@@ -1,8 +1,4 @@
-"""Image sources from the paths that a user gives: their type, and how a path is written.
-
-Types are those of `params.data_ingestion.SOURCE_TYPES`; of what this version cannot read, a message
-says so.
-"""
+"""Image sources from the paths that a user gives: their type, and how a path is written."""
 
 from __future__ import annotations
 
@@ -12,21 +8,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.images.file_kinds import EXTENSIONS
-from pu_kd_pipeline.images.sources.files import has_wildcard, local_matches
+from pu_kd_pipeline.images.file_kinds import EXTENSIONS as IMAGE_EXTENSIONS
+from pu_kd_pipeline.images.sources.files import expanded_ranges, local_matches
+from pu_kd_pipeline.images.sources.webdataset import SHARD_EXTENSIONS
 from pu_kd_pipeline.masking import without_credentials
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES
 from pu_kd_pipeline.params.paths import is_url
 
-# What a file is by its name; images lie in folders.
-_TYPES_BY_EXTENSION = {
-    ".parquet": "parquet",
-    ".tar": "webdataset",
-    ".csv": "list",
-    ".tsv": "list",
+_FOLDER = "folder"
+_LIST = "list"
+# Type of source -> how the names of its files end; images lie in folders.
+_ENDINGS = {
+    "parquet": (".parquet",),
+    "webdataset": SHARD_EXTENSIONS,
+    _LIST: (".csv", ".tsv"),
 }
 _PARQUET_MAGIC = b"PAR1"
-_IMAGE = "folder"
 _MAX_FILES = 20_000  # of a folder, that are looked at to find out what it holds
 _MAX_NAMED = 5
 
@@ -63,14 +60,22 @@ class GivenPaths:
 
 
 def _exists(path: Path) -> bool:
-    return os.path.lexists(path) or bool(has_wildcard(str(path)) and local_matches(str(path)))
+    return os.path.lexists(path) or bool(_matches(path))
+
+
+def _matches(path: Path) -> list[str]:
+    """Return the files and folders that a path, pattern or range stands for, and that exist."""
+    found = []
+    for pattern in expanded_ranges(str(path)):
+        found += local_matches(pattern)
+    return [match for match in found if os.path.lexists(match)]
 
 
 def find_source(given: str, option: str, paths: GivenPaths) -> dict[str, Any]:
     """Return `type` and `path` of the source that a path or URL stands for.
 
     Args:
-        given: folder, file, pattern or URL.
+        given: folder, file, pattern, range or URL.
         option: that gave it, for messages.
         paths: how paths are read and written.
 
@@ -78,20 +83,13 @@ def find_source(given: str, option: str, paths: GivenPaths) -> dict[str, Any]:
         InputError: there is nothing, or nothing that can be read.
     """
     if is_url(given):
-        if without_credentials(given) != given:
-            raise InputError(
-                f"{option}: the URL {without_credentials(given)} has credentials, which do not "
-                "belong into a configuration file: use the environment variables or profiles of "
-                "its file system"
-            )
-        name = PurePosixPath(given).suffix.lower()
-        return _source(_TYPES_BY_EXTENSION.get(name, _IMAGE), given, option)
+        return _remote_source(given, option)
     path = paths.absolute(given)
     if path.is_dir():
-        source_type, inner = _look_into_folder(path, option)
-        return _source(source_type, paths.written(path / inner), option)
-    matches = local_matches(str(path))
-    if not matches or not os.path.lexists(matches[0]):
+        source_type, pattern = _look_into_folder(path, option)
+        return {"type": source_type, "path": paths.written(path / pattern)}
+    matches = _matches(path)
+    if not matches:
         raise InputError(f"{option}: there is no file or folder {given} (looked for {path})")
     types = {_type_of_file(Path(match), option) for match in matches}
     if len(types) > 1:
@@ -99,27 +97,70 @@ def find_source(given: str, option: str, paths: GivenPaths) -> dict[str, Any]:
             f"{option}: {given} matches files of several kinds ({', '.join(sorted(types))}): give "
             "the option once for each kind"
         )
-    return _source(types.pop(), paths.written(path), option)
+    [source_type] = types
+    # Its path is that of one file.
+    if SOURCE_TYPES[source_type].path_kind == "file":
+        if len(matches) > 1:
+            raise InputError(
+                f"{option}: {given} matches {len(matches)} files of type {source_type}: give the "
+                "option once for each file"
+            )
+        path = Path(matches[0])
+    return {"type": source_type, "path": paths.written(path)}
 
 
-def _source(source_type: str, path: str, option: str) -> dict[str, Any]:
-    if source_type not in SOURCE_TYPES:
-        known = ", ".join(SOURCE_TYPES)
+def _remote_source(url: str, option: str) -> dict[str, Any]:
+    """Return the source of a URL by its name; nothing is opened."""
+    if without_credentials(url) != url:
         raise InputError(
-            f"{option}: {path} would be a source of type {source_type!r}, which this version "
-            f"cannot read (it knows {known})"
+            f"{option}: the URL {without_credentials(url)} has credentials, which do not belong "
+            "into a configuration file: use the environment variables or profiles of its file "
+            "system"
         )
-    return {"type": source_type, "path": path}
+    source_type = _type_of_name(_name_in_url(url)) or _FOLDER
+    return {"type": source_type, "path": url}
+
+
+def _name_in_url(url: str) -> str:
+    """Return the name of the file or folder that a URL of fsspec names.
+
+    In a chain, `tar://photos::a.tar` is the folder `photos` in an archive; a part without an
+    address, as in `simplecache::s3://bucket/a.tar`, only says how the next one is read.
+    """
+    parts = url.split("::")
+    addresses = [part for part in parts if "://" in part]
+    address = addresses[0] if addresses else parts[-1]
+    if address.startswith(("http://", "https://")):
+        address, _, _ = address.partition("?")
+    _, _, path = address.partition("://")
+    return PurePosixPath(path).name
+
+
+def _type_of_name(name: str) -> str | None:
+    """Return the type of source that a file is by the end of its name, if that says so."""
+    for source_type, endings in _ENDINGS.items():
+        if name.lower().endswith(endings):
+            return source_type
+    return None
+
+
+def _ending_of_name(name: str) -> str:
+    """Return the known end of a name, as it is written."""
+    for endings in _ENDINGS.values():
+        for ending in endings:
+            if name.lower().endswith(ending):
+                return name[-len(ending) :]
+    return ""
 
 
 def _type_of_file(path: Path, option: str) -> str:
-    extension = path.suffix.lower()
     if path.is_dir():
         raise InputError(
             f"{option}: the pattern matches the folder {path}: name files, or it alone"
         )
-    if extension in _TYPES_BY_EXTENSION:
-        return _TYPES_BY_EXTENSION[extension]
+    source_type = _type_of_name(path.name)
+    if source_type is not None:
+        return source_type
     try:
         with path.open("rb") as file:
             start = file.read(len(_PARQUET_MAGIC))
@@ -127,48 +168,75 @@ def _type_of_file(path: Path, option: str) -> str:
         raise InputError(f"{option}: {path} cannot be read ({exc.strerror})") from exc
     if start == _PARQUET_MAGIC:
         return "parquet"
-    if extension in EXTENSIONS:
+    if path.name.lower().endswith(IMAGE_EXTENSIONS):
         raise InputError(f"{option}: {path} is a single image: give the folder that holds it")
     raise InputError(
         f"{option}: {path} is neither a folder of images nor a file with images: known are "
-        f"{', '.join(_TYPES_BY_EXTENSION)}; unpack an archive first"
+        f"{_known_endings()}; unpack other archives first"
     )
+
+
+def _known_endings() -> str:
+    endings = []
+    for of_type in _ENDINGS.values():
+        endings += of_type
+    return ", ".join(endings)
+
+
+# --- folders --------------------------------------------------------------------------------------
 
 
 def _look_into_folder(folder: Path, option: str) -> tuple[str, str]:
     """Return the type of source that a folder is, and the pattern of its files; empty: all."""
-    counts: Counter[str] = Counter()
+    files_by_type: dict[str, list[Path]] = {}
     others: Counter[str] = Counter()
-    is_nested: dict[str, bool] = {}
     for path in _files_below(folder):
-        extension = path.suffix.lower()
-        if extension in EXTENSIONS:
-            counts[_IMAGE] += 1
-        elif extension in (".parquet", ".tar"):
-            source_type = _TYPES_BY_EXTENSION[extension]
-            counts[source_type] += 1
-            is_nested[extension] = is_nested.get(extension, False) or path.parent != folder
+        source_type = _type_of_name(path.name)
+        if path.name.lower().endswith(IMAGE_EXTENSIONS):
+            source_type = _FOLDER
+        # A list next to images may be about anything.
+        if source_type in (None, _LIST):
+            others[path.suffix.lower() or "without extension"] += 1
         else:
-            others[extension or "without extension"] += 1
-    if len(counts) > 1:
-        found = ", ".join(f"{n:,} of type {name}" for name, n in counts.most_common())
+            files_by_type.setdefault(source_type, []).append(path)
+
+    if len(files_by_type) > 1:
+        counts = []
+        for name in sorted(files_by_type):
+            counts.append(f"{len(files_by_type[name]):,} of type {name}")
         raise InputError(
-            f"{option}: {folder} holds files of several kinds ({found}): give the option once for "
-            "each, with a folder or a pattern such as folder/*.parquet"
+            f"{option}: {folder} holds files of several kinds ({', '.join(counts)}): give the "
+            "option once for each, with a folder or a pattern such as folder/*.parquet"
         )
-    if not counts:
+    if not files_by_type:
         found = ", ".join(f"{name} ({n:,})" for name, n in others.most_common(_MAX_NAMED))
         raise InputError(
-            f"{option}: {folder} holds no images: files ending in {', '.join(EXTENSIONS)}, "
-            f".parquet or .tar are looked for; found: {found or 'nothing'}"
+            f"{option}: {folder} holds no images: files ending in {', '.join(IMAGE_EXTENSIONS)}, "
+            f".parquet or .tar are looked for; found: {found or 'nothing'}. Give a list of images "
+            "(.csv, .tsv) by its own name"
         )
-    [source_type] = counts
-    if source_type == _IMAGE:
-        return _IMAGE, ""
-    [extension] = is_nested
-    if is_nested[extension]:
-        return source_type, f"**/*{extension}"
-    return source_type, f"*{extension}"
+    [(source_type, files)] = files_by_type.items()
+    if source_type == _FOLDER:
+        return _FOLDER, ""
+    return source_type, _pattern(files, folder, option)
+
+
+def _pattern(files: list[Path], folder: Path, option: str) -> str:
+    """Return the pattern of files of one type below a folder; empty: its reader finds them."""
+    endings = {_ending_of_name(path.name) for path in files}
+    is_nested = any(path.parent != folder for path in files)
+    is_usual = all(ending.islower() for ending in endings)
+    if not is_nested and is_usual:
+        return ""
+    if len(endings) > 1:
+        raise InputError(
+            f"{option}: {folder} holds files that end in {', '.join(sorted(endings))}: give the "
+            "option once for each, with a pattern such as folder/**/*.tar"
+        )
+    [ending] = endings
+    if is_nested:
+        return f"**/*{ending}"
+    return f"*{ending}"
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -31,7 +31,9 @@ def _pairs_option(name: str, help_text: str) -> Any:
     metavar="PATH|MODULE:FUNCTION",
     help="Weights file, model folder, or factory of a network with its weights.",
 )
-@_sources_option("labeled", "Labeled images: folder, Parquet file or pattern.")
+@_sources_option(
+    "labeled", "Labeled images: folder, Parquet file, tar archive, CSV or TSV list, or pattern."
+)
 @_sources_option("pool", "Unlabeled images.")
 @_sources_option("test", "Labeled images for the final evaluation.")
 @click.option("--architecture", help="Network of the weights: a name, or package.module:function.")
@@ -66,10 +68,15 @@ def new_env(name: str, overwrite: bool, **options: Any) -> None:
     try:
         # The tables show what the log lines of these modules say.
         with _only_warnings("pu_kd_pipeline.images", "pu_kd_pipeline.models"):
-            make_environment(name, Request(**options), _project(), Path.cwd(), overwrite=overwrite)
+            request = Request(**options)
+            is_ready = make_environment(name, request, _project(), Path.cwd(), overwrite=overwrite)
     except Exception as error:
         exit_with_message(error)
-    click.echo(f"\nNext: kedro run --pipeline=full --env={name}")
+    command = f"kedro run --pipeline=full --env={name}"
+    if is_ready:
+        click.echo(f"\nNext: {command}")
+    else:
+        click.echo(f"\nNext: correct the teacher in conf/{name} (see WARNING), then {command}")
 
 
 def _project() -> Path:

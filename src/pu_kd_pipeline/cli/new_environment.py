@@ -17,7 +17,7 @@ from pu_kd_pipeline.cli.environment_facts import (
     why_no_truth,
 )
 from pu_kd_pipeline.cli.environment_files import check_name, staged_environment, write_yaml
-from pu_kd_pipeline.cli.environment_table import print_facts
+from pu_kd_pipeline.cli.environment_table import missing_lines, print_facts, teacher_lines
 from pu_kd_pipeline.cli.found_sources import GivenPaths, find_source, with_names
 from pu_kd_pipeline.cli.found_teacher import (
     FoundTeacher,
@@ -30,7 +30,7 @@ from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.environment import read_parameters
 from pu_kd_pipeline.params.paths import set_project_folder
-from pu_kd_pipeline.params.teacher import TeacherParams
+from pu_kd_pipeline.params.teacher import TeacherCheckParams, TeacherParams
 from pu_kd_pipeline.params.validation import check_parameters
 
 _SMALL_PX = 64  # networks for images of up to this size run faster with one CPU thread
@@ -93,8 +93,10 @@ class Request:
 
 def make_environment(
     name: str, request: Request, project: Path, working: Path, *, overwrite: bool
-) -> None:
+) -> bool:
     """Write conf/NAME and print what was found; on an error, nothing is left behind.
+
+    Returns whether a run would work; False if it would stop because of the teacher.
 
     Args:
         name: of the environment.
@@ -116,7 +118,7 @@ def make_environment(
             labels = labels_of(sources["labeled"])
         teacher = find_teacher(request.teacher_options, name, labels, paths)
         try:
-            _finish(name, request, teacher, sources, project, staged)
+            return _finish(name, request, teacher, sources, project, staged)
         except BaseException:  # also if the user stops it
             _remove(teacher.new_file)
             raise
@@ -200,9 +202,14 @@ def _finish(
     sources: dict[str, list[dict[str, Any]]],
     project: Path,
     staged: Path,
-) -> None:
-    """Check everything, write the files into `staged`, and print the tables."""
+) -> bool:
+    """Check everything, write the files into `staged`, and print the tables.
+
+    Returns whether a run would accept the teacher.
+    """
     from pu_kd_pipeline.cli.student_choice import n_parameters
+    from pu_kd_pipeline.features.teacher_advice import stops_run
+    from pu_kd_pipeline.features.teacher_preflight import check_on_sources
     from pu_kd_pipeline.hooks.preflight import check
     from pu_kd_pipeline.models.factory import new_student, new_teacher
 
@@ -228,19 +235,23 @@ def _finish(
     ingestion = cast(DataIngestionParams, typed["data_ingestion"])
     check(typed)
 
-    parts = {}
-    known = None
-    for part in PARTS:
-        parts[part], known_of_part = look_at_images(part, ingestion, teacher_params, model)
-        known = known or known_of_part
+    parts = {part: look_at_images(part, ingestion, teacher_params) for part in PARTS}
     _write(name, blocks, model.card.input.size_px, staged)
-    _check_files(staged, conf, typed)
+    read = _check_files(staged, conf, typed)
 
     distillation = cast(DistillationParams, typed["distillation"])
     architecture = distillation.student_architecture
     student = new_student(model, architecture, distillation.student_options, {})
     parameters = {"teacher": n_parameters(model), f"student, {architecture}": n_parameters(student)}
-    print_facts(model, parameters, parts, known, notes)
+    check_params = TeacherCheckParams.model_validate(read["teacher_check"])
+    teacher_check = check_on_sources(model, ingestion, teacher_params, check_params)
+    lines = [
+        *notes,
+        *missing_lines(model, parts),
+        *teacher_lines(teacher_check, check_params.mode),
+    ]
+    print_facts(model, parameters, parts, teacher_check, lines)
+    return not stops_run(teacher_check, check_params.mode)
 
 
 def _typed(block: str, base: Mapping[str, Any], content: Mapping[str, Any], name: str) -> BaseModel:
@@ -315,8 +326,8 @@ def _write(name: str, blocks: Mapping[str, Any], size_px: int, staged: Path) -> 
         write_yaml(staged / f"parameters_{block}.yml", _COMMENTS[block], {block: content})
 
 
-def _check_files(staged: Path, conf: Path, expected: Mapping[str, BaseModel]) -> None:
-    """Check that a run reads from the files what was checked.
+def _check_files(staged: Path, conf: Path, expected: Mapping[str, BaseModel]) -> dict[str, Any]:
+    """Check that a run reads from the files what was checked; return all that it reads.
 
     Raises:
         InputError: a file that was there before sets one of the blocks.
@@ -337,3 +348,4 @@ def _check_files(staged: Path, conf: Path, expected: Mapping[str, BaseModel]) ->
     for block, typed in expected.items():
         if _MODELS[block].model_validate(read[block]) != typed:
             raise RuntimeError(f"{block} is read from its file as something else")
+    return read

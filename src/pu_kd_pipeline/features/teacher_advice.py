@@ -29,10 +29,25 @@ def accuracy_text(check: Mapping[str, Any]) -> str:
     if "untested" in check:
         return f"not tested: {check['untested']}"
     return (
-        f"{_percent(check['accuracy'])} of {check['n_images']:,} labeled images are classified as "
-        f"labeled (95 % interval by Clopper-Pearson {_range(check)}; chance "
-        f"{_percent(check['chance'])})"
+        f"{percent_text(check['accuracy'])} of {check['n_images']:,} labeled images are classified "
+        f"as labeled (95 % interval by Clopper-Pearson {interval_text(check)}; chance "
+        f"{percent_text(check['chance'])})"
     )
+
+
+def stops_run(check: Mapping[str, Any], mode: str) -> bool:
+    """Return whether a run stops: the teacher is at chance level, and `mode` is `stop`."""
+    return mode == "stop" and "untested" not in check and bool(check["is_refused"])
+
+
+def refusal_text(check: Mapping[str, Any]) -> str:
+    """Return the message of a run that stops: the accuracy, what it means, and how to fix it."""
+    return f"{findings_text(check)}. {_RUN_ANYWAY}"
+
+
+def findings_text(check: Mapping[str, Any]) -> str:
+    """Return the accuracy and what it means, of a teacher that was tested."""
+    return ". ".join([f"teacher: {accuracy_text(check)}", *check["advice"]])
 
 
 def report_check(check: Mapping[str, Any], mode: str) -> None:
@@ -48,14 +63,12 @@ def report_check(check: Mapping[str, Any], mode: str) -> None:
     if "untested" in check:
         logger.warning("The teacher was not tested on labeled images: %s", check["untested"])
         return
-    text = f"teacher: {accuracy_text(check)}"
-    if check["is_refused"] and mode == "stop":
-        message = ". ".join([text, *check["advice"], _RUN_ANYWAY])
-        raise InputError(message)
+    if stops_run(check, mode):
+        raise InputError(refusal_text(check))
     if check["advice"]:
-        logger.warning("%s", ". ".join([text, *check["advice"]]))
+        logger.warning("%s", findings_text(check))
     else:
-        logger.info("%s", text)
+        logger.info("%s", findings_text(check))
 
 
 def advice_of(check: Mapping[str, Any], card: ModelCard, *, states_input: bool) -> list[str]:
@@ -104,8 +117,8 @@ def _alternative_sentences(
 ) -> list[str]:
     best = check["better_alternatives"][0]
     text = (
-        f"Likely cause: with {best['name']}, it would be {_percent(best['accuracy'])} "
-        f"({_range(best)}) instead of {_percent(check['sample_accuracy'])} on the same "
+        f"Likely cause: with {best['name']}, it would be {percent_text(best['accuracy'])} "
+        f"({interval_text(best)}) instead of {percent_text(check['sample_accuracy'])} on the same "
         f"{check['n_sample']:,} images (McNemar's exact test: p = {best['p_value']:.1g}, of "
         f"{check['n_alternatives']} alternatives)"
     )
@@ -115,7 +128,7 @@ def _alternative_sentences(
         # Indistinguishable on so few images: which one is right is for the user to know.
         if other["kind"] != CLASS_ORDER and other["accuracy"] >= best["lower"]:
             fix = input_text(other, card, states_input=states_input)
-            similar.append(f"{other['name']} ({_percent(other['accuracy'])}; {fix})")
+            similar.append(f"{other['name']} ({percent_text(other['accuracy'])}; {fix})")
     if similar:
         listed = "; ".join(similar[:_MAX_NAMED])
         sentences.append(f"Of similar accuracy on these images: {listed}")
@@ -186,11 +199,13 @@ def _yaml(value: Any) -> str:
 _YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null", "none")
 
 
-def _range(entry: Mapping[str, Any]) -> str:
+def interval_text(entry: Mapping[str, Any]) -> str:
+    """Return the bounds `lower` and `upper` of an accuracy in percent."""
     lower = 100 * entry["lower"]
     upper = 100 * entry["upper"]
     return f"{lower:.1f} to {upper:.1f} %"
 
 
-def _percent(share: float) -> str:
+def percent_text(share: float) -> str:
+    """Return a share in percent."""
     return f"{100 * share:.1f} %"

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Of the files in a folder; a file that is named itself may have any.
-_SHARD_EXTENSIONS = (
+SHARD_EXTENSIONS = (
     *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
     *(".tar.zst", ".tar.lz4"),
 )
@@ -226,7 +226,7 @@ class WebDatasetSource:
         if name.startswith("."):
             self._passed_over["hidden file"] += 1
             return True
-        return not name.lower().endswith(_SHARD_EXTENSIONS)
+        return not name.lower().endswith(SHARD_EXTENSIONS)
 
 
 def _images(stream: ForwardStream, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
