@@ -50,7 +50,7 @@ def test_the_environment_runs_to_the_end_and_its_teacher_is_right(
 
 
 def few_images(folder: Path) -> Path:
-    """Return a copy of conf/ in which the environment has 40 labeled, 80 test and 60 pool images."""
+    """Return a copy of conf/ in which the environment has few labeled, test and pool images."""
     conf = folder / "conf"
     for name in ("base", "caltech"):
         shutil.copytree(PROJECT / "conf" / name, conf / name)

@@ -177,7 +177,7 @@ def _type_of_file(path: Path, option: str) -> str:
 
 
 def _known_endings() -> str:
-    endings = []
+    endings: list[str] = []
     for of_type in _ENDINGS.values():
         endings += of_type
     return ", ".join(endings)
