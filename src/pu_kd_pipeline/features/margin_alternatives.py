@@ -23,7 +23,7 @@ from pu_kd_pipeline.learning.teacher_check import MIN_IMAGES
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
 
-MIN_GAIN = 0.05  # of the mean margin; less is of no practical importance
+MIN_GAIN = 0.03  # of the mean margin; less is of no practical importance
 _EVERY = 4  # of the images come first, and decide which alternatives are hopeless
 
 

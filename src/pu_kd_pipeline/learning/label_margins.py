@@ -27,11 +27,15 @@ class MarginGain(NamedTuple):
 
 
 def label_margins(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> Margins:
-    """Return the (N,) margins of the labels, in standard deviations of the logits.
+    """Return (N,) terms whose mean is the mean margin, in standard deviations of the logits.
 
     The margin is the logit of the label minus the largest one of another class: below zero where
-    the answer is wrong. The standard deviation is that of all logits around the mean of their
-    image, so that neither the scale of the logits nor a constant changes a margin.
+    the answer is wrong. The standard deviation s is that of all logits around the mean of their
+    image, so that neither the scale of the logits nor a constant changes the result.
+
+    As s is estimated on the same images, the spread of the margins alone is not the error of their
+    mean. A term m / s - M (v / s^2 - 1) / 2, with the variance v of the image's logits and the mean
+    margin M in units of s, has the spread that is (the delta method for a ratio).
 
     Args:
         logits: (N, K) with K > 1; N > 0.
@@ -39,16 +43,18 @@ def label_margins(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[
     """
     values = logits.astype(np.float64)
     centered = values - values.mean(axis=1, keepdims=True)
-    scale = centered.std()
+    variances = (centered**2).mean(axis=1)
+    total_variance = variances.mean()
+    # Logits that are all equal have no margin.
+    if total_variance == 0:
+        return np.zeros(len(labels))
     images = np.arange(len(labels))
     of_labels = centered[images, labels]
     others = centered.copy()
     others[images, labels] = -np.inf
-    margins: Margins = of_labels - others.max(axis=1)
-    # Logits that are all equal have no margin.
-    if scale == 0:
-        return np.zeros(len(labels))
-    return margins / scale
+    margins = (of_labels - others.max(axis=1)) / np.sqrt(total_variance)
+    terms: Margins = margins - margins.mean() * (variances / total_variance - 1) / 2
+    return terms
 
 
 def margin_gain(margins: Margins, before: Margins) -> MarginGain:
