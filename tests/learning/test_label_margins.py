@@ -48,17 +48,17 @@ def test_equal_logits_have_no_margin_and_equal_margins_no_gain():
 
 def test_the_gain_is_a_share_of_the_mean_margin_with_the_p_value_of_the_paired_test():
     before = np.array([1.0, 2.0, 3.0, 2.0])
-    gain = margin_gain(before + [0.1, 0.3, 0.2, 0.2], before)
+    gain = margin_gain(before + np.array([0.1, 0.3, 0.2, 0.2]), before)
 
     assert gain.share == pytest.approx(0.1)
     # t = 0.2 / (0.0816 / 2) = 4.899 with 3 degrees of freedom.
     assert gain.p_value == pytest.approx(0.00813, abs=2e-5)
-    assert margin_gain(before, before + [0.1, 0.3, 0.2, 0.2]).p_value > 0.99
+    assert margin_gain(before, before + np.array([0.1, 0.3, 0.2, 0.2])).p_value > 0.99
 
 
 def test_a_classifier_that_is_wrong_on_average_is_nothing_to_compare_with():
     before = np.array([-1.0, -2.0, 0.5])
-    assert margin_gain(before + [1.0, 2.0, 1.5], before) == (0.0, 1.0)
+    assert margin_gain(before + np.array([1.0, 2.0, 1.5]), before) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("n", [20, 160])
