@@ -616,13 +616,15 @@ def test_an_environment_runs(project: Path) -> None:
     shutil.copy(PROJECT / "conf" / "logging.yml", project / "conf")
     made = new_env("mine", *INPUT, *STUDENT)
     assert made.exit_code == 0, made.output
+    python_path = os.pathsep.join([str(files), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [
             *(sys.executable, "-m", "kedro", "run", "--env=mine", "--params=tracking=false"),
             "--pipelines=data_ingestion,teacher",
         ],
         cwd=files,
-        env={**os.environ, "PYTHONPATH": f"{files}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        # Wide, so that no line of the log is broken.
+        env={**os.environ, "COLUMNS": "250", "PYTHONPATH": python_path},
         capture_output=True,
         text=True,
         check=False,

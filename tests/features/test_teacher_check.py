@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.features import teacher_check as module
 from pu_kd_pipeline.features.input_alternatives import input_alternatives, to_gray
+from pu_kd_pipeline.features.labeled_images import LabeledImages
 from pu_kd_pipeline.features.teacher_advice import report_check
-from pu_kd_pipeline.features.teacher_check import LabeledImages, check_on_images
+from pu_kd_pipeline.features.teacher_check import check_on_images
 from pu_kd_pipeline.models.cards import ModelCard
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
@@ -60,16 +62,24 @@ def check(network, images, classes=CLASSES, **changes):
     return check_on_images(model, images, PARAMS, states_input=True)
 
 
-def test_a_right_teacher_gets_no_advice_and_costs_one_forward_pass(network, images, monkeypatch):
+def counted(network):
+    """Return a list to which each forward pass appends its number of images."""
     passes = []
-    predict = module._logits
-    monkeypatch.setattr(module, "_logits", lambda *a: passes.append(1) or predict(*a))
+    network.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    return passes
+
+
+def test_a_right_teacher_gets_no_advice_and_costs_few_forward_passes(network, images):
+    network = copy.deepcopy(network)
+    passes = counted(network)
     found = check(network, images)
 
     assert found["accuracy"] > 0.95
     assert found["verdict"] == "usable"
-    assert found["advice"] == found["better_alternatives"] == []
-    assert len(passes) == 1
+    assert found["advice"] == found["better_alternatives"] == found["larger_margins"] == []
+    # All images once, and a quarter of them with nearly every one of the other inputs.
+    assert passes[0] == len(images.labels)
+    assert sum(passes[1:]) < 0.5 * len(images.labels) * (found["n_alternatives"] - 1)
 
 
 # What is configured -> the name of the cause, and the YAML that the advice has to contain
@@ -110,12 +120,11 @@ def test_a_wrong_input_is_named_with_the_yaml_that_fixes_it(network, images, cha
         assert fixed["accuracy"] == entry["accuracy"], entry["name"]
 
 
-def test_reversed_classes_are_named_without_measuring_any_input(network, images, monkeypatch):
+def test_reversed_classes_are_named_without_measuring_any_input(network, images):
+    network = copy.deepcopy(network)
+    passes = counted(network)
     labels = len(CLASSES) - 1 - images.labels
     reversed_images = LabeledImages(images.pixels, labels)
-    passes = []
-    predict = module._logits
-    monkeypatch.setattr(module, "_logits", lambda *a: passes.append(1) or predict(*a))
     found = check(network, reversed_images, CLASSES[::-1])
 
     assert found["is_refused"]

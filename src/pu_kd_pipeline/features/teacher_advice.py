@@ -97,6 +97,8 @@ def advice_of(check: Mapping[str, Any], card: ModelCard, *, states_input: bool) 
         n = check["n_alternatives"]
         sentences.append(f"None of {n} other inputs and class orders is significantly better")
         sentences.append(_WEIGHTS_AND_LABELS)
+    if check["larger_margins"]:
+        sentences += _margin_sentences(check, card, states_input=states_input)
     if check["is_softened_twice"]:
         sentences.append(
             "Its outputs look like probabilities of which a softmax is taken again: leave out the "
@@ -132,6 +134,32 @@ def _alternative_sentences(
     if similar:
         listed = "; ".join(similar[:_MAX_NAMED])
         sentences.append(f"Of similar accuracy on these images: {listed}")
+    return sentences
+
+
+def _margin_sentences(
+    check: Mapping[str, Any], card: ModelCard, *, states_input: bool
+) -> list[str]:
+    """Return what to check if another input gives the same labels with a larger distance."""
+    best = check["larger_margins"][0]
+    text = (
+        f"The input may be wrong, in a way that changes few answers: with {best['name']}, the "
+        f"labels stand out more clearly from the other classes on the same {check['n_sample']:,} "
+        f"images (the logit of the label has a lead that is {_percent(best['gain'])} larger, "
+        f"relative to the spread of the logits; paired t-test: p = {best['p_value']:.1g}, of "
+        f"{check['n_alternatives']} alternatives; {_percent(best['accuracy'])} instead of "
+        f"{_percent(check['sample_accuracy'])} are classified as labeled)"
+    )
+    fix = input_text(best, card, states_input=states_input)
+    sentences = [text, f"Check how the network was trained; if so, set {fix}"]
+    if not best["changes"]:
+        sentences[1] = f"The teacher seems to expect {fix}"
+    similar = []
+    for other in check["larger_margins"][1:]:
+        fix = input_text(other, card, states_input=states_input)
+        similar.append(f"{other['name']} ({_percent(other['gain'])} larger; {fix})")
+    if similar:
+        sentences.append(f"Not distinguishable from it on these images: {'; '.join(similar)}")
     return sentences
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pu_kd_pipeline.devices import autocast, inference_batch_size, prepare_device
-from pu_kd_pipeline.features.input_alternatives import (
-    InputAlternative,
-    geometry_of,
-    input_alternatives,
-    to_gray,
+from pu_kd_pipeline.features.input_alternatives import InputAlternative, input_alternatives
+from pu_kd_pipeline.features.labeled_images import (
+    LabeledImages,
+    changed_fields,
+    logits_with,
+    pixels_with,
 )
+from pu_kd_pipeline.features.margin_alternatives import larger_margins
 from pu_kd_pipeline.features.reading import as_tensor
 from pu_kd_pipeline.features.scoring import check_teacher
 from pu_kd_pipeline.features.teacher_advice import CLASS_ORDER, advice_of
-from pu_kd_pipeline.images.batches import input_normalization
 from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.class_order import in_matched_order, outputs_of_classes
 from pu_kd_pipeline.learning.metrics import accuracy
@@ -31,13 +31,14 @@ from pu_kd_pipeline.learning.proportions import (
     mcnemar_p_value,
 )
 from pu_kd_pipeline.learning.teacher_check import (
+    Verdict,
     balanced_draw,
     labeled_accuracy,
     seems_softened_twice,
 )
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
-from pu_kd_pipeline.params.teacher import InputSpec, TeacherCheckParams
+from pu_kd_pipeline.params.teacher import TeacherCheckParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 NO_LABELS = (
@@ -47,22 +48,6 @@ NO_LABELS = (
 _MAX_BYTES = 2**28  # of the sample
 SIGNIFICANCE = 0.05  # of all alternatives together
 INPUT = "input"  # kind of an alternative, next to CLASS_ORDER
-
-
-@dataclass(frozen=True)
-class LabeledImages:
-    """A few labeled images in the teacher's size.
-
-    Attributes:
-        pixels: (N, C, H, W) uint8.
-        labels: (N,) int64 classes of the teacher.
-        decode: returns the same images as another input asks for them; None: the files are not at
-            hand.
-    """
-
-    pixels: np.ndarray
-    labels: np.ndarray
-    decode: Callable[[InputSpec], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +72,7 @@ def check_on_images(
 ) -> dict[str, Any]:
     """Return what `describe_check` returns, of a few labeled images."""
     configured = InputAlternative("", model.card.input)
-    logits = _logits(model, images.pixels, configured, params.compute)
+    logits = logits_with(model, images.pixels, configured, params.compute)
     rows = np.arange(len(images.labels))
     labeled = LabeledLogits(logits, images.labels, rows, images)
     return describe_check(model, labeled, params, states_input=states_input)
@@ -136,13 +121,19 @@ def describe_check(
 
     `accuracy`, `lower`, `upper`, `chance`, `verdict` and `is_refused` are those of
     `learning.teacher_check.LabeledAccuracy`; `better_alternatives` those of `better_alternatives`;
-    `advice` those of `teacher_advice.advice_of`.
+    `larger_margins` those of `margin_alternatives.larger_margins`, which are measured for a usable
+    teacher without better alternatives; `advice` those of `teacher_advice.advice_of`.
     """
     classes = labeled.logits.argmax(dim=1).numpy()
     found = labeled_accuracy(classes, labeled.labels, model.n_classes)
     of_sample = classes[labeled.rows]
     sample = labeled.sample
     n_alternatives, better = better_alternatives(model, of_sample, sample, params.compute)
+    margins = []
+    if found.verdict == Verdict.USABLE and not better:
+        logits = labeled.logits[torch.from_numpy(labeled.rows)].numpy()
+        level = SIGNIFICANCE / n_alternatives
+        margins = larger_margins(model, logits, sample, level, params.compute)
     check = {
         "accuracy": found.accuracy,
         "lower": found.interval.lower,
@@ -157,6 +148,7 @@ def describe_check(
         "n_sample": len(labeled.rows),
         "sample_accuracy": accuracy(of_sample, sample.labels),
         "better_alternatives": better,
+        "larger_margins": margins,
     }
     check["advice"] = advice_of(check, model.card, states_input=states_input)
     return check
@@ -205,7 +197,7 @@ def better_alternatives(
                 continue
             entry = _entry(alternative.name, answers, sample.labels, was_correct)
             if entry["p_value"] <= level:
-                changes = _changes(model.card.input, alternative)
+                changes = changed_fields(model.card.input, alternative)
                 better.append({**entry, "kind": INPUT, "changes": changes})
     # A class order comes last among equals: it seldom explains what an input explains, too.
     better.sort(key=lambda entry: entry["kind"] == CLASS_ORDER)
@@ -250,7 +242,7 @@ class _Measurement:
 
         The images that are wrong now come first: they decide which alternatives are hopeless.
         """
-        pixels = self._pixels(alternative)
+        pixels = pixels_with(self.sample, self.model.card.input, alternative)
         labels = self.sample.labels
         is_wrong = ~self.was_correct
         answers = np.empty(len(labels), dtype=np.int64)
@@ -263,34 +255,9 @@ class _Measurement:
             answers[self.was_correct] = of_right
         return answers
 
-    def _pixels(self, alternative: InputAlternative) -> np.ndarray:
-        if alternative.is_gray:
-            return to_gray(self.sample.pixels)
-        if alternative.geometry != geometry_of(self.model.card.input):
-            assert self.sample.decode is not None
-            return self.sample.decode(alternative.spec)
-        return self.sample.pixels
-
     def _classes(self, pixels: np.ndarray, alternative: InputAlternative) -> np.ndarray:
-        logits = _logits(self.model, pixels, alternative, self.compute)
+        logits = logits_with(self.model, pixels, alternative, self.compute)
         return logits.argmax(dim=1).numpy()
-
-
-def _logits(
-    model: Model, pixels: np.ndarray, alternative: InputAlternative, compute: ComputeParams
-) -> Tensor:
-    """Return the (n, K) float32 logits of uint8 images, on the CPU."""
-    device = prepare_device(compute)
-    network = model.network.to(device).eval()
-    normalize = input_normalization(alternative.spec, device)
-    size = inference_batch_size(compute, device, model.image_shape)
-    parts = []
-    with torch.inference_mode(), autocast(compute, device):
-        for start in range(0, len(pixels), size):
-            batch = np.ascontiguousarray(pixels[start : start + size])
-            images = torch.from_numpy(batch).to(device)
-            parts.append(network(normalize(images)).float().cpu())
-    return torch.cat(parts)
 
 
 def _class_orders(
@@ -320,14 +287,3 @@ def _entry(
         "upper": interval.upper,
         "p_value": mcnemar_p_value(n_gained, n_lost, alternative="greater"),
     }
-
-
-def _changes(spec: InputSpec, alternative: InputAlternative) -> dict[str, Any]:
-    """Return the fields of the input that differ."""
-    changes = {}
-    content = alternative.spec.model_dump(mode="json")
-    for name in type(spec).model_fields:
-        value = getattr(alternative.spec, name)
-        if value != getattr(spec, name) and not (name == "crop_ratio" and name not in content):
-            changes[name] = list(value) if isinstance(value, tuple) else value
-    return changes

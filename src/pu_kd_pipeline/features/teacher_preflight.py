@@ -7,12 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pu_kd_pipeline.features.teacher_check import (
-    NO_LABELS,
-    LabeledImages,
-    check_on_images,
-    sample_size,
-)
+from pu_kd_pipeline.features.labeled_images import LabeledImages
+from pu_kd_pipeline.features.teacher_check import NO_LABELS, check_on_images, sample_size
 from pu_kd_pipeline.images.decoding import Unusable
 from pu_kd_pipeline.images.labeled_sample import LabeledSample, draw_labeled
 from pu_kd_pipeline.images.plan import plan_store
