@@ -145,10 +145,10 @@ def _margin_sentences(
     text = (
         f"The input may be wrong, in a way that changes few answers: with {best['name']}, the "
         f"labels stand out more clearly from the other classes on the same {check['n_sample']:,} "
-        f"images (the logit of the label has a lead that is {_percent(best['gain'])} larger, "
+        f"images (the logit of the label has a lead that is {percent_text(best['gain'])} larger, "
         f"relative to the spread of the logits; paired t-test: p = {best['p_value']:.1g}, of "
-        f"{check['n_alternatives']} alternatives; {_percent(best['accuracy'])} instead of "
-        f"{_percent(check['sample_accuracy'])} are classified as labeled)"
+        f"{check['n_alternatives']} alternatives; {percent_text(best['accuracy'])} instead of "
+        f"{percent_text(check['sample_accuracy'])} are classified as labeled)"
     )
     fix = input_text(best, card, states_input=states_input)
     sentences = [text, f"Check how the network was trained; if so, set {fix}"]
@@ -157,7 +157,7 @@ def _margin_sentences(
     similar = []
     for other in check["larger_margins"][1:]:
         fix = input_text(other, card, states_input=states_input)
-        similar.append(f"{other['name']} ({_percent(other['gain'])} larger; {fix})")
+        similar.append(f"{other['name']} ({percent_text(other['gain'])} larger; {fix})")
     if similar:
         sentences.append(f"Not distinguishable from it on these images: {'; '.join(similar)}")
     return sentences
