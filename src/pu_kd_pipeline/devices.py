@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.learning.networks.strided_pointwise import restore_contiguous_weights
 from pu_kd_pipeline.params.compute import ComputeParams
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -73,7 +74,10 @@ def channels_last(network: Network, device: torch.device) -> Network:
     if device.type == "mps":
         # Normalize makes the same exception for Apple's GPUs.
         return network
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        restore_contiguous_weights(network)
+    return network
 
 
 def inference_batch_size(

@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hostile_runs")]
 Source = dict[str, Any]
 
 TINY = (
+    "teacher_check.mode=warn",  # the teacher is hardly trained
     "teacher_training.n_updates=40",
     "teacher_training.record_every=40",
     "pu_training.epochs=2",
@@ -193,7 +194,7 @@ LEARNABLE = ["a_class_without_images", "all_positive", "all_negative", "one_test
 MESSAGES = {
     "one_image": "1 labeled images cannot be cross-fitted; label at least two, or set class_prior",
     "label_out_of_range": "the labels of 1 images are none of them: 12 (1)",
-    "no_labeled": "feature_extraction: the image store is empty",
+    "no_labeled": "data_ingestion.labeled: there is no source, and a PU classifier learns from",
     "empty_pool": "none.parquet holds no image: it has no rows",
     "empty_folder": "holds no image: files ending in .jpg",
     "nothing_in_the_share": "data_ingestion.pool: no image is left of 3,500: check `share`",

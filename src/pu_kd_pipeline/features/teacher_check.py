@@ -107,7 +107,8 @@ def check_on_features(
     if not is_labeled.any():
         return {"untested": NO_LABELS}
     classes = labels[is_labeled].to_numpy(dtype=np.int64)
-    logits = torch.cat(parts)[torch.from_numpy(is_labeled)]
+    # A copy: torch takes no memory that is read-only.
+    logits = torch.cat(parts)[torch.from_numpy(is_labeled.copy())]
     drawn = balanced_draw(classes, sample_size(params, model.image_shape), params.seed)
     pixels = images.read(store_rows[is_labeled][drawn])
     labeled = LabeledLogits(logits, classes, drawn, LabeledImages(pixels, classes[drawn]))

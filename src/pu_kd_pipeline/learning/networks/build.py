@@ -18,6 +18,7 @@ from pu_kd_pipeline.learning.networks.cifar_resnet import (
 )
 from pu_kd_pipeline.learning.networks.cifar_vgg import cifar_vgg13, cifar_vgg19
 from pu_kd_pipeline.learning.networks.lenet import digits_cnn, lenet5, lenet5_half
+from pu_kd_pipeline.learning.networks.strided_pointwise import guard
 
 Factory = Callable[..., nn.Module]
 
@@ -76,7 +77,7 @@ def build_network(
             f"{architecture!r} returned a TorchScript program, whose layers cannot be read: return "
             "the network that it was made from, with the state dict of the program"
         )
-    return network
+    return guard(network)
 
 
 def _find_factory(

@@ -1,0 +1,49 @@
+"""A way around a fault of oneDNN that writes beyond a tensor.
+
+On CPUs with AVX2 and without AVX-512, the gradient of a 1x1 convolution with stride 2 and fewer
+than 8 input channels in channels-last order damages memory (torch 2.13): the process crashes, or
+computes with what was overwritten. The same convolution of tensors in contiguous order is right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_VECTOR = 8  # float32 values in an AVX2 register
+
+
+def faulty_convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    """Return the convolutions of a network that have the fault in channels-last order."""
+    found = []
+    for layer in network.modules():
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        is_strided = max(layer.stride) > 1
+        is_pointwise = max(layer.kernel_size) == 1
+        if is_strided and is_pointwise and layer.in_channels < _VECTOR:
+            found.append(layer)
+    return found
+
+
+def guard(network: nn.Module) -> nn.Module:
+    """Let the faulty convolutions read contiguous tensors on a CPU; return the network."""
+    for layer in faulty_convolutions(network):
+        layer.register_forward_pre_hook(_make_contiguous)
+    return network
+
+
+def _make_contiguous(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    images, *others = inputs
+    if images.device.type == "cpu":
+        images = images.contiguous()
+    return (images, *others)
+
+
+def restore_contiguous_weights(network: nn.Module) -> None:
+    """Put the weights of the faulty convolutions into contiguous order again."""
+    for layer in faulty_convolutions(network):
+        # `contiguous` would do nothing: 1x1 kernels are in both orders, and strides decide.
+        layer.weight.data = layer.weight.data.clone(memory_format=torch.contiguous_format)
