@@ -38,9 +38,8 @@ def test_the_environment_runs_to_the_end_and_its_teacher_is_right(
     )
     assert result.returncode == 0, result.stdout + result.stderr
     metrics = json.loads((tmp_path / "data/08_reporting/metrics.json").read_text())
-    print("METRICS", metrics["teacher"], metrics["selection"])
-    # 97.1 % with the right normalization, 92.9 % with ImageNet's.
-    assert metrics["teacher"]["accuracy"] == pytest.approx(272 / 280, abs=0.005)
+    # With other weights, outputs, labels or pixels, it would be another number.
+    assert metrics["teacher"]["accuracy"] == pytest.approx(77 / 80, abs=0.005)
     assert metrics["student"]["flops"] < metrics["teacher"]["flops"] / 5
     selection = metrics["selection"]
     assert selection["n_pool"] == 60
@@ -50,7 +49,7 @@ def test_the_environment_runs_to_the_end_and_its_teacher_is_right(
 
 
 def few_images(folder: Path) -> Path:
-    """Return a copy of conf/ in which the environment has 40 labeled, 80 test and 60 pool images."""
+    """Return a copy of conf/ in which there are 40 labeled, 80 test and 60 pool images."""
     conf = folder / "conf"
     for name in ("base", "caltech"):
         shutil.copytree(PROJECT / "conf" / name, conf / name)
