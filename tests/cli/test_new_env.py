@@ -616,13 +616,14 @@ def test_an_environment_runs(project: Path) -> None:
     shutil.copy(PROJECT / "conf" / "logging.yml", project / "conf")
     made = new_env("mine", *INPUT, *STUDENT)
     assert made.exit_code == 0, made.output
+    search_path = f"{files}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     result = subprocess.run(
         [
             *(sys.executable, "-m", "kedro", "run", "--env=mine", "--params=tracking=false"),
             "--pipelines=data_ingestion,teacher",
         ],
         cwd=files,
-        env={**os.environ, "PYTHONPATH": f"{files}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        env={**os.environ, "PYTHONPATH": search_path, "COLUMNS": "250"},
         capture_output=True,
         text=True,
         check=False,
