@@ -78,7 +78,7 @@ def test_a_report_needs_neither_sources_nor_weights() -> None:
     for name in stage.inputs():
         catalog[name] = MemoryDataset(ingestion)
     # It would be refused where a node opened the folder.
-    PreflightHooks().before_pipeline_run(stage, catalog)
+    PreflightHooks().before_pipeline_run({"runner": "SequentialRunner"}, stage, catalog)
 
 
 def test_importing_the_stage_loads_no_plotting_and_drawing_never_loads_pyplot() -> None:

@@ -98,8 +98,13 @@ def test_a_title_is_escaped() -> None:
 
 def test_no_credentials_of_titles_and_typed_parameters_are_on_the_page() -> None:
     options = {"password": "hunter2", "url": "https://user:hunter3@host/x?token=hunter4"}
-    source = ImageSource(type="folder", path="s3://AKIA:hunter5@bucket", options=options)
-    rows = dict(_parameter_rows({"source": source, "teacher": {"output": {"key": "logits"}}}))
+    source = ImageSource(type="torchvision", dataset="MNIST", options=options)
+    folder = ImageSource(type="folder", path="s3://AKIA:hunter5@bucket")
+    rows = dict(
+        _parameter_rows(
+            {"source": source, "folder": folder, "teacher": {"output": {"key": "logits"}}}
+        )
+    )
     assert "hunter" not in str(rows)
     assert rows["teacher.output.key"] == "logits"
     assert "hunter" not in report(title="https://user:hunter6@host")["report"]
