@@ -93,9 +93,9 @@ from torch import nn
 
 
 class Net(nn.Module):
-    def __init__(self, n_classes, output):
+    def __init__(self, n_classes, in_channels, output):
         super().__init__()
-        self.features = nn.Conv2d(1, 4, 5, stride=4)
+        self.features = nn.Conv2d(in_channels, 4, 5, stride=4)
         self.last = nn.Linear(4, n_classes)
         self.output = output
 
@@ -108,8 +108,8 @@ class Net(nn.Module):
         return logits
 
 
-def build(n_classes, output="logits"):
-    return Net(n_classes, output)
+def build(n_classes, in_channels, output="logits"):
+    return Net(n_classes, in_channels, output)
 """
 
 
