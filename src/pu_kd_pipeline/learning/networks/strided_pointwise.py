@@ -31,11 +31,12 @@ def faulty_convolutions(network: nn.Module) -> list[nn.Conv2d]:
 def guard(network: nn.Module) -> nn.Module:
     """Let the faulty convolutions read contiguous tensors on a CPU; return the network."""
     for layer in faulty_convolutions(network):
-        layer.register_forward_pre_hook(_make_contiguous)
+        layer.register_forward_pre_hook(make_contiguous)
     return network
 
 
-def _make_contiguous(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def make_contiguous(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the inputs of a layer with the images in contiguous order, on a CPU."""
     images, *others = inputs
     if images.device.type == "cpu":
         images = images.contiguous()
