@@ -257,7 +257,7 @@ def test_the_run_is_tracked(finished_run, metrics):
     # One run: the stages of a full run share it.
     assert runs == [("FINISHED",)]
     assert logged["student/accuracy"] == pytest.approx(metrics["student"]["accuracy"])
-    assert {"pu_training/risk", "distillation/loss", "teacher/loss"} <= set(logged)
+    assert {"pu_training/risk", "distillation/loss", "teacher_training/loss"} <= set(logged)
     assert parameters["distillation.n_updates"] == "60"
 
 
