@@ -137,24 +137,14 @@ def _used_names() -> Iterator[tuple[str, str]]:
     for path in sorted(SOURCES.rglob("*.py")):
         file = path.relative_to(SOURCES).as_posix()
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        parts = _parts_of_f_strings(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     yield file, alias.name
             elif isinstance(node, ast.Attribute):
                 yield file, node.attr
-            elif isinstance(node, ast.Constant) and node not in parts:
+            elif isinstance(node, ast.Constant):
                 yield file, str(node.value)
-
-
-def _parts_of_f_strings(tree: ast.AST) -> set[ast.AST]:
-    """Return the texts between the braces of f-strings: no name stands alone there."""
-    parts: set[ast.AST] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            parts.update(node.values)
-    return parts
 
 
 def _own_names() -> set[str]:

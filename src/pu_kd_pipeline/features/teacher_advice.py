@@ -90,7 +90,7 @@ def advice_of(check: Mapping[str, Any], card: ModelCard, *, states_input: bool) 
     elif verdict == Verdict.UNKNOWN and check["n_images"] < MIN_IMAGES:
         sentences.append("These are too few images to tell it from chance")
     elif verdict == Verdict.UNKNOWN:
-        sentences.append("That cannot be told from chance")
+        sentences.append("That cannot be distinguished from chance")
     if better:
         sentences += _alternative_sentences(check, card, states_input=states_input)
     elif verdict in (Verdict.CHANCE, Verdict.LOW):

@@ -1,6 +1,6 @@
 """How long forward passes take, so that one network gives one number.
 
-Speed drifts while a run goes on (other processes, clock rates, caches), and networks measured one
+Speed drifts during a run (other processes, clock rates, caches), and networks measured one
 after another then differ by when they were measured. Here they take turns, in short blocks.
 """
 

@@ -153,12 +153,15 @@ def example_code(spec: InputSpec) -> str:
     return "\n".join(lines)
 
 
+_KIND = "model"  # ends the names of models in the catalog
+
+
 def accuracies_of_models(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the accuracy of each model in a run's metrics, by its name in the catalog."""
     accuracies = {}
     for name, facts in metrics.items():
         if isinstance(facts, Mapping) and isinstance(facts.get("accuracy"), int | float):
-            accuracies[f"{name}_model"] = float(facts["accuracy"])
+            accuracies[f"{name}_{_KIND}"] = float(facts["accuracy"])
     return accuracies
 
 
