@@ -1,8 +1,8 @@
 """The samples in a WebDataset shard: files whose names are equal up to the first dot.
 
 A sample is `a/0001.jpg` with `a/0001.cls` and `a/0001.json`: its key is `a/0001`, and its files are
-distinguished by their extension, which is all that follows the first dot of the file name. They need
-not be neighbors in the shard.
+distinguished by their extension, which is all that follows the first dot of the file name. They
+need not be neighbors in the shard.
 """
 
 from __future__ import annotations
