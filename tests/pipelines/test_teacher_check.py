@@ -78,7 +78,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 def _write_configuration(folder: Path, files: Path, changes: dict[str, Any]) -> None:
     def source(part: str, labels: str) -> list[dict[str, Any]]:
-        return [{"type": "folder", "path": str(files / part), "labels": labels}]
+        # The parts have the same file names: the name keeps their ids apart.
+        return [{"type": "folder", "name": part, "path": str(files / part), "labels": labels}]
 
     blocks: dict[str, dict[str, Any]] = {
         "data_ingestion": {
