@@ -63,6 +63,7 @@ class TrackingHooks:
         self._reasons_to_run = {}
         if not config.enabled or run_params["runner"] == EXPLAINING_RUNNER:
             return
+        _check_input_example(config.input_example, catalog)
         # Only the blocks that this run reads.
         parameters = {}
         for name in sorted(pipeline.inputs()):
@@ -156,6 +157,19 @@ class TrackingHooks:
             return f"**Nothing to do:** all {n_nodes} nodes were up to date."
         header = f"**{len(reasons)} of {n_nodes} nodes ran**, the others were up to date."
         return f"{header}\n{''.join(reasons)}"
+
+
+def _check_input_example(entry: str | None, catalog: DataCatalog) -> None:
+    """Check that the catalog has the entry of `input_example`.
+
+    Raises:
+        InputError: it does not.
+    """
+    if entry is not None and entry not in catalog:
+        raise InputError(
+            f"input_example in conf/base/mlflow.yml: the catalog has no entry {entry!r}: name an "
+            "entry of images, or null for a generated pattern"
+        )
 
 
 def example_images(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # MLflow's own defaults wait for minutes or as long as a server asks for, and send telemetry even
 # where DO_NOT_TRACK=1.
@@ -43,6 +43,17 @@ class TrackingConfig(BaseModel):
         description="the most that a run waits for MLflow at its end; long runs wait up to 5 % of "
         "their time",
     )
+
+    @field_validator("registered_model")
+    @classmethod
+    def _is_a_name_of_mlflow(cls, name: str | None) -> str | None:
+        # MLflow itself refuses it only when the student exists, at the end of the run.
+        if name is not None and (not name.strip(". ") or set(name) & {"/", ":"}):
+            raise ValueError(
+                f"{name!r} is no name of a registered model: it needs a letter or digit, and no "
+                "'/' or ':'"
+            )
+        return name
 
 
 def shared_run_id() -> str | None:
