@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pu_kd_pipeline.comparison.differences import best_row, differences_to_best
+from pu_kd_pipeline.comparison.differences import RowDifference, best_row, differences_to_best
 from pu_kd_pipeline.comparison.figure import plot_comparison
 from pu_kd_pipeline.comparison.page import comparison_page
 from pu_kd_pipeline.comparison.tables import means_over_seeds
@@ -50,22 +50,22 @@ def found_in(table: pd.DataFrame) -> dict[str, Any]:
 
 def test_rows_of_one_seed_are_tested_exactly() -> None:
     found = found_in(results({"best": [BETTER], "other": [BASE]}))
-    assert found == {"other": paired_difference(BASE, BETTER)}
-    assert found["other"].is_significant
+    assert found == {"other": RowDifference(paired_difference(BASE, BETTER), 1)}
+    assert found["other"].accuracy.is_significant
 
 
 def test_rows_of_several_seeds_are_tested_over_images_and_seeds() -> None:
     flipped = np.roll(BETTER, 3)
     found = found_in(results({"best": [BETTER, BETTER], "other": [BASE, flipped]}))
     expected = paired_mean_difference(np.stack([BASE, flipped]), np.stack([BETTER, BETTER]))
-    assert found == {"other": expected}
+    assert found == {"other": RowDifference(expected, 2)}
 
 
 def test_only_students_of_the_same_seed_and_test_images_are_paired() -> None:
     # The other row lacks a seed, and its second student saw other test images.
     table = results({"best": [BETTER] * 3, "other": [BASE, BASE]})
     table.loc[(table["variant"] == "other") & (table["seed"] == 1), "test_images"] = "u"
-    assert found_in(table) == {"other": paired_difference(BASE, BETTER)}
+    assert found_in(table) == {"other": RowDifference(paired_difference(BASE, BETTER), 1)}
     table.loc[table["variant"] == "other", "test_images"] = "u"
     assert found_in(table) == {"other": None}
 
@@ -88,7 +88,10 @@ def test_a_column_without_results_has_no_best_row() -> None:
 
 @pytest.mark.parametrize(
     ("other", "verdict"),
-    [(BASE, "(chance does not explain it)"), (EQUAL, "(chance can explain it)")],
+    [
+        (BASE, "(chance in the test images does not explain it; one seed)"),
+        (EQUAL, "(chance can explain it)"),
+    ],
 )
 def test_the_title_says_whether_chance_explains_the_lead(other: np.ndarray, verdict: str) -> None:
     best = BETTER if other is BASE else BASE | (np.arange(N_TEST) == 465)
@@ -103,10 +106,19 @@ def test_the_page_lists_the_differences_to_the_best_row() -> None:
     assert "## How certain the order is" in page
     clear = paired_difference(BASE, BETTER)
     interval = f"({100 * clear.lower:+.2f} to {100 * clear.upper:+.2f})".replace("-", "−")
-    assert f"| clear | **−4.00 {interval}** |" in page
+    assert f"| clear | **−4.00 {interval}**, one seed |" in page
+    assert "other seeds may turn the order around" in page
     assert "| best | best |" in page
     [close] = [line for line in page.splitlines() if line.startswith("| close | −0.20 (")]
     assert "**" not in close
+
+
+def test_several_seeds_are_covered_by_the_test() -> None:
+    page = comparison_page(
+        results({"best": [BETTER] * 3, "other": [BASE] * 3}), grid(title="MNIST", seeds=(0, 1, 2))
+    )
+    assert "How certain" in page
+    assert "other seeds may turn" not in page
 
 
 def test_a_single_row_has_no_order() -> None:

@@ -117,6 +117,32 @@ def test_a_latency_within_the_error_of_the_clock_is_no_doubt() -> None:
     assert degenerate_findings(metrics) == []
 
 
+def test_a_latency_within_the_spread_of_its_measurement_is_no_doubt() -> None:
+    metrics = sound()
+    for name, latency_ms in (("teacher", 1.0), ("student", 1.3)):
+        metrics[name].update(latency_ms=latency_ms, latency_spread_ms=0.1)
+    assert len(degenerate_findings(metrics)) == 1
+    metrics["teacher"]["latency_spread_ms"] = 0.4
+    assert degenerate_findings(metrics) == []
+
+
+@pytest.mark.parametrize(("key", "kind"), [("accuracy", "accuracy"), ("agreement", "agreement")])
+def test_few_images_do_not_show_that_a_student_is_useless(key: str, kind: str) -> None:
+    metrics = sound()
+    metrics["n_test"] = 20
+    metrics["checks"][f"chance_{kind}"]["student"] = 0.5
+    metrics["student"][key] = 0.65
+    few, unknown = degenerate_findings(metrics)
+    assert few.startswith("There are only 20 test images")
+    assert unknown.startswith("Chance can explain")
+    assert unknown.endswith("Give data_ingestion.test more images.")
+    # As many hundreds show it.
+    metrics["n_test"] = 2000
+    metrics["student"][key] = 0.505
+    [sentence] = degenerate_findings(metrics)
+    assert "no better than chance" in sentence or "no more than by chance" in sentence
+
+
 def test_several_costs_are_one_sentence() -> None:
     metrics = sound()
     metrics["student"].update(parameters=7000, flops=70_000)

@@ -92,6 +92,16 @@ def test_rounding_never_contradicts_the_verdict(lower: float, p_value: float, te
     assert text in findings(with_gain(0.02, lower, 0.04, p_value))[1]
 
 
+def test_a_small_difference_has_a_size_if_chance_does_not_explain_it() -> None:
+    assert "The selection gained 0.04 points: " in findings(with_gain(4e-4, 1e-4, 7e-4, 2e-3))[1]
+    assert "The selection gained nothing here: " in findings(with_gain(4e-4, -1e-4, 9e-4, 0.3))[1]
+    metrics = metrics_of(0.0)
+    metrics["student"]["accuracy"] = metrics["teacher"]["accuracy"] - 4e-4
+    tested = {"difference": -4e-4, "lower": -7e-4, "upper": -1e-4, "p_value": 2e-3}
+    metrics["difference_to_teacher"] = {"student": tested}
+    assert "correctly, 0.04 points below its teacher" in findings(metrics)[0]
+
+
 def test_a_gain_of_earlier_metrics_is_reported_as_not_tested() -> None:
     metrics = metrics_of(0.02)
     assert "was not tested. Run the stage that evaluates again" in findings(metrics)[1]
@@ -101,7 +111,7 @@ def test_a_gain_of_earlier_metrics_is_reported_as_not_tested() -> None:
 def test_students_without_a_recipe_have_a_gain_with_a_caveat() -> None:
     metrics = with_gain(0.022, 0.004, 0.041, 0.019)
     metrics["selection"]["is_control_verified"] = False
-    assert "do not say whether both were trained with the same" in findings(metrics)[1]
+    assert "Whether both were trained with the same parameters is not known" in findings(metrics)[1]
 
 
 def not_comparable() -> dict[str, Any]:

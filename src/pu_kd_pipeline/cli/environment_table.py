@@ -176,7 +176,7 @@ def missing_lines(model: Model, parts: Mapping[str, PartFacts]) -> list[str]:
     lines = []
     for part in PARTS:
         facts = parts[part]
-        # Nobody knows the classes of a pool.
+        # The classes of a pool are not known.
         if part != "pool":
             lines += _absent_lines(part, facts, classes)
         faults = facts.faults + facts.unusable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
@@ -10,6 +12,14 @@ from pu_kd_pipeline.learning.paired import PairedDifference, paired_mean_differe
 
 _KEYS = ["variant", "objective", "labeled_per_class"]
 _Student = tuple[int, str]  # seed, fingerprint of the test images
+
+
+class RowDifference(NamedTuple):
+    """The accuracy of a row minus that of the best row."""
+
+    accuracy: PairedDifference
+    n_seeds: int
+    """Number of seeds whose students were compared; with one, the test leaves out their chance."""
 
 
 def best_row(means: pd.DataFrame, column: float | None) -> pd.Series | None:
@@ -22,7 +32,7 @@ def best_row(means: pd.DataFrame, column: float | None) -> pd.Series | None:
 
 def differences_to_best(
     results: pd.DataFrame, means: pd.DataFrame, column: float | None
-) -> dict[str, PairedDifference | None]:
+) -> dict[str, RowDifference | None]:
     """Return, by the name of a row, its accuracy minus that of the best row of a column.
 
     Only students of the same seed that were tested on the same images are compared. The value is
@@ -63,7 +73,7 @@ def _students(results: pd.DataFrame, row: pd.Series) -> dict[_Student, np.ndarra
 
 def _paired(
     first: dict[_Student, np.ndarray], second: dict[_Student, np.ndarray]
-) -> PairedDifference | None:
+) -> RowDifference | None:
     # Students of another test set cannot be paired with these.
     common = sorted(first.keys() & second.keys())
     if not common:
@@ -72,4 +82,4 @@ def _paired(
     pairs = [student for student in common if student[1] == last_test_images]
     first_correct = np.stack([first[student] for student in pairs])
     second_correct = np.stack([second[student] for student in pairs])
-    return paired_mean_difference(first_correct, second_correct)
+    return RowDifference(paired_mean_difference(first_correct, second_correct), len(pairs))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pu_kd_pipeline.learning.paired import PairedDifference
+    from pu_kd_pipeline.comparison.differences import RowDifference
     from pu_kd_pipeline.params.comparison import ComparisonParams
 
 
@@ -128,13 +128,15 @@ def _finding(results: pd.DataFrame, means: pd.DataFrame, columns: list[float]) -
     return finding
 
 
-def _verdict(difference: PairedDifference | None) -> str:
+def _verdict(difference: RowDifference | None) -> str:
     """Return whether chance explains the lead of the best row."""
     if difference is None:
         return "not tested"
-    if difference.is_significant:
-        return "chance does not explain it"
-    return "chance can explain it"
+    if not difference.accuracy.is_significant:
+        return "chance can explain it"
+    if difference.n_seeds == 1:
+        return "chance in the test images does not explain it; one seed"
+    return "chance does not explain it"
 
 
 def _draw_lines(

@@ -21,7 +21,7 @@ from pu_kd_pipeline.reporting.markdown import markdown_text
 from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
 if TYPE_CHECKING:
-    from pu_kd_pipeline.learning.paired import PairedDifference
+    from pu_kd_pipeline.comparison.differences import RowDifference
     from pu_kd_pipeline.params.comparison import ComparisonParams
 
 _CURVES_FACTS = (
@@ -32,6 +32,10 @@ _CERTAINTY_FACTS = (
     "students of one seed on the same test images. **Bold**: chance does not explain the "
     "difference, neither that of the test images nor that of the seeds. Each row is tested alone: "
     "of twenty equally good rows, one is bold by chance."
+)
+_ONE_SEED_FACTS = (
+    "Where one seed was compared, the test covers the chance of the test images alone: other seeds "
+    "may turn the order around."
 )
 _NOT_TESTED = (
     "Whether chance explains a difference is not known: an earlier version wrote these results, "
@@ -159,7 +163,10 @@ def _certainty(results: pd.DataFrame, means: pd.DataFrame) -> list[str]:
             text = "best" if is_best else _difference_text(by_column[column].get(name))
             cells.append(text)
         rows.append(cells)
-    return [title, _CERTAINTY_FACTS, _markdown(rows)]
+    facts = _CERTAINTY_FACTS
+    if any(value is not None and value.n_seeds == 1 for value in all_differences):
+        facts += f" {_ONE_SEED_FACTS}"
+    return [title, facts, _markdown(rows)]
 
 
 def _columns(means: pd.DataFrame) -> list[float]:
@@ -168,14 +175,17 @@ def _columns(means: pd.DataFrame) -> list[float]:
     return sorted(n_labeled.unique())
 
 
-def _difference_text(found: PairedDifference | None) -> str:
+def _difference_text(found: RowDifference | None) -> str:
     if found is None:
         return UNKNOWN
-    lower = _signed(100 * found.lower)
-    upper = _signed(100 * found.upper)
-    text = f"{_signed(100 * found.difference)} ({lower} to {upper})"
-    if found.is_significant:
-        return f"**{text}**"
+    accuracy = found.accuracy
+    lower = _signed(100 * accuracy.lower)
+    upper = _signed(100 * accuracy.upper)
+    text = f"{_signed(100 * accuracy.difference)} ({lower} to {upper})"
+    if accuracy.is_significant:
+        text = f"**{text}**"
+    if found.n_seeds == 1:
+        text += ", one seed"
     return text
 
 

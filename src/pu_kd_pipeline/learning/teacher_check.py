@@ -121,7 +121,7 @@ def balanced_draw(labels: Classes, n: int, seed: int) -> NDArray[np.int64]:
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     shuffled = labels[order]
-    # The how-manieth image of its class each one is: first the first of every class, and so on.
+    # The rank of each image within its class: first the first of every class, and so on.
     turns = np.empty(len(labels), dtype=np.int64)
     for number in np.unique(labels):
         places = np.flatnonzero(shuffled == number)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pu_kd_pipeline.learning.proportions import clopper_pearson_interval
 from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.reporting.style import percent
 from pu_kd_pipeline.reporting.summary import MODEL_QUANTITIES, MODEL_TITLES
@@ -153,6 +154,13 @@ def _chance_level(metrics: Metrics) -> list[str]:
         accuracy = (metrics.get(name) or {}).get("accuracy")
         if accuracy is None or _is_above(accuracy, chance, n_test):
             continue
+        if _may_be_good(accuracy, chance, n_test):
+            sentences.append(
+                f"Chance can explain the accuracy of the {_title(name)}, {percent(accuracy)} of "
+                f"{n_test:,} test images: guessing as it does would reach {percent(chance)}. Give "
+                "data_ingestion.test more images."
+            )
+            continue
         fix = "check its weights, teacher.input and the order of teacher.classes"
         if name != "teacher":
             fix = (
@@ -177,6 +185,13 @@ def _agreement(metrics: Metrics) -> list[str]:
             continue
         if agreement > 0 and _is_above(agreement, chance, n_test):
             continue
+        if agreement > 0 and _may_be_good(agreement, chance, n_test):
+            sentences.append(
+                f"Chance can explain that the {_title(name)} agrees with the teacher on "
+                f"{percent(agreement)} of {n_test:,} test images: it would on {percent(chance)}. "
+                "Give data_ingestion.test more images."
+            )
+            continue
         sentences.append(
             f"The {_title(name)} agrees with the teacher on {percent(agreement)} of the test "
             "images, no more than by chance: it did not learn from this teacher, or counts the "
@@ -191,6 +206,15 @@ def _is_above(share: float, chance: float, n: int) -> bool:
     return share > chance + ONE_SIDED_95 * standard_error
 
 
+def _may_be_good(share: float, chance: float, n: int) -> bool:
+    """Return whether the share may be in the upper half between chance and 1.
+
+    The interval of few images holds both: nothing is known then.
+    """
+    interval = clopper_pearson_interval(round(share * n), n)
+    return interval.upper >= (1 + chance) / 2
+
+
 def _costs(metrics: Metrics) -> list[str]:
     student = metrics.get("student") or {}
     teacher = metrics.get("teacher") or {}
@@ -201,7 +225,12 @@ def _costs(metrics: Metrics) -> list[str]:
         limit = _COST_LIMITS.get(quantity.key)
         if limit is None or not of_student or not of_teacher:
             continue
-        if of_student > limit * of_teacher:
+        spread = 0.0
+        if quantity.spread_key is not None:
+            spreads = [model.get(quantity.spread_key) or 0.0 for model in (student, teacher)]
+            spread = max(spreads)
+        is_noise = of_student - of_teacher <= spread
+        if of_student > limit * of_teacher and not is_noise:
             values = f"{quantity.to_text(of_student)} against {quantity.to_text(of_teacher)}"
             larger.append(f"{quantity.title} ({values})")
     if not larger:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pu_kd_pipeline.reporting.degenerate import degenerate_findings
-from pu_kd_pipeline.reporting.gains import gain_of, gain_sentence, interval_text
+from pu_kd_pipeline.reporting.gains import gain_of, gain_sentence, interval_text, size_text
 from pu_kd_pipeline.reporting.style import percent
 
 logger = logging.getLogger(__name__)
@@ -71,16 +71,17 @@ def _student_sentence(metrics: Mapping[str, Any]) -> str:
     student = metrics["student"]
     teacher = metrics["teacher"]
     accuracy = percent(student["accuracy"])
-    difference = 100 * (student["accuracy"] - teacher["accuracy"])
+    tested = (metrics.get("difference_to_teacher") or {}).get("student")
+    difference = student["accuracy"] - teacher["accuracy"]
+    size = size_text(difference, tested["p_value"] if tested else None)
     # "0.0 points below" would contradict the two equal numbers around it.
-    if not round(difference, 1):
+    if size is None:
         comparison = "as many as"
     elif difference < 0:
-        comparison = f"{abs(difference):.1f} points below"
+        comparison = f"{size} below"
     else:
-        comparison = f"{abs(difference):.1f} points above"
+        comparison = f"{size} above"
     in_brackets = percent(teacher["accuracy"])
-    tested = (metrics.get("difference_to_teacher") or {}).get("student")
     if tested:
         in_brackets += f"; difference {interval_text(tested)}"
     ratio = _fewer(teacher["parameters"], student["parameters"])

@@ -107,7 +107,8 @@ def gain_sentence(metrics: Mapping[str, Any]) -> str:
     if facts.get("effective_sample_size") is not None:
         description = "from uniform samples of the same images"
     reached = f"a student distilled in the same way {description} reaches {accuracy}"
-    return f"{control.subject} {_gained(gain)}: {reached}{_certainty(metrics, facts)}"
+    gained = _gained(gain, facts.get("gain_p_value"))
+    return f"{control.subject} {gained}: {reached}{_certainty(metrics, facts)}"
 
 
 def _no_gain_sentence(control: _Control, facts: Mapping[str, Any]) -> str:
@@ -118,13 +119,31 @@ def _no_gain_sentence(control: _Control, facts: Mapping[str, Any]) -> str:
     )
 
 
-def _gained(gain: float) -> str:
-    size = f"{abs(100 * gain):.1f} points"
-    if round(100 * gain, 1) == 0:
+def _gained(gain: float, p_value: float | None) -> str:
+    size = size_text(gain, p_value)
+    if size is None:
         return "gained nothing here"
     if gain < 0:
         return f"cost {size} here"
     return f"gained {size}"
+
+
+def size_text(difference: float, p_value: float | None) -> str | None:
+    """Return the size of a difference in points, without its sign; None where there is none.
+
+    A significant difference has a size, however small.
+
+    Args:
+        difference: in [-1, 1].
+        p_value: of the difference; None: it was not tested.
+    """
+    size = abs(100 * difference)
+    if size >= 0.05:
+        return f"{size:.1f} points"
+    is_significant = p_value is not None and p_value < SIGNIFICANT
+    if not is_significant or difference == 0:
+        return None
+    return f"{size:.2g} points"
 
 
 def _certainty(metrics: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -139,8 +158,8 @@ def _certainty(metrics: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     tested = f"; {verdict} the difference ({interval_text(facts, 'gain_')}, paired{on_images})."
     if facts.get("is_control_verified") is False:
         tested += (
-            " The cards of these students, of an earlier version, do not say whether both were "
-            "trained with the same parameters."
+            " Whether both were trained with the same parameters is not known: an earlier version "
+            "wrote the cards of these students."
         )
     return tested
 

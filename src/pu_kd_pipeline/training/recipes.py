@@ -92,7 +92,7 @@ def recipe_differences(
     is_student_known = has_recipe(student)
     if is_student_known != has_recipe(control):
         older = "control" if is_student_known else "student"
-        return [f"only the card of the {older} does not say how it was trained"]
+        return [f"the card of the {older} has no record of its training, and the other one has"]
     first = _facts(student)
     second = _facts(control)
     differences = []
