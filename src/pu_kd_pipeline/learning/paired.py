@@ -81,8 +81,10 @@ def paired_mean_difference(first: Correct, second: Correct) -> PairedDifference:
     Both sources of chance count: which images are in the test set, and the seeds of the trainings.
     The variance is the sum of that of the means over images and that of the means over seeds. This
     counts their interaction twice, so that the interval is rather too wide (as that of Owen's 2007
-    bootstrap of rows and columns). Its degrees of freedom are Satterthwaite's (1946). With one
-    seed it is `paired_difference`.
+    bootstrap of rows and columns). Its degrees of freedom are Satterthwaite's (1946). The images
+    have the same adjustment as in `paired_difference`: one more image that only the first method
+    gets right and one that only the second does, because a few discordant images show little,
+    however many seeds agree on them. With one seed it is `paired_difference`.
 
     Args:
         first: (S, N) whether the first method's student of a seed classifies an image correctly.
@@ -99,32 +101,28 @@ def paired_mean_difference(first: Correct, second: Correct) -> PairedDifference:
             "expected two matrices of one shape without a side of 0, "
             f"got shapes {first.shape} and {second.shape}"
         )
-    n_seeds, n_images = first.shape
+    n_seeds = len(first)
     if n_seeds == 1:
         return paired_difference(first[0], second[0])
     differences = first.astype(float) - second.astype(float)
     difference = float(differences.mean())
     of_seeds = _squared_error(differences.mean(axis=1))
-    of_images = _squared_error(differences.mean(axis=0))
+    adjusted = np.append(differences.mean(axis=0), [1.0, -1.0])
+    of_images = _squared_error(adjusted)
     variance = of_seeds + of_images
-    if variance == 0:
-        # Every seed and image has the same difference. Nothing shows how it varies, and the exact
-        # test of one seed is the most that can be said.
-        return paired_difference(first[0], second[0])
-    freedom = variance**2 / _per_freedom((of_seeds, n_seeds), (of_images, n_images))
+    freedom = variance**2 / _per_freedom((of_seeds, n_seeds), (of_images, len(adjusted)))
     standard_error = math.sqrt(variance)
-    t = abs(difference) / standard_error
+    center = float(adjusted.mean())
+    t = abs(center) / standard_error
     p_value = 2 * float(stats.t.sf(t, freedom))
     quantile = float(stats.t.ppf(_UPPER_SHARE, freedom))
     margin = quantile * standard_error
-    interval = (difference - margin, difference + margin)
+    interval = (center - margin, center + margin)
     return _consistent(difference, interval, p_value)
 
 
 def _squared_error(values: NDArray[np.float64]) -> float:
-    """Return the squared standard error of the mean of values; 0 for a single one."""
-    if len(values) < 2:
-        return 0.0
+    """Return the squared standard error of the mean of values, at least two."""
     return float(values.var(ddof=1)) / len(values)
 
 
