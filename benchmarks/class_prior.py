@@ -22,13 +22,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import naive
+from benchmarks.kept_runs import Result, add_run, read_runs
 from pu_kd_pipeline.features.extraction import feature_shards
 from pu_kd_pipeline.features.reading import feature_tensors
 from pu_kd_pipeline.images.ingestion import write_store
@@ -81,8 +81,6 @@ TEACHER_TRAINING = TeacherTrainingParams(
     augmentation=AugmentationParams(padding_px=2, horizontal_flip=False),
     compute=COMPUTE,
 )
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -313,18 +311,12 @@ def _settings(n_seeds: int) -> Iterator[Setting]:
                 yield Setting(class_prior, n_positive, seed)
 
 
-def _read_results(path: Path) -> list[Result]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def main() -> None:
     """Run what is missing and print the table."""
     arguments = _parse_arguments()
     torch.set_num_threads(1)
     results_path = arguments.out.with_suffix(".jsonl")
-    results = _read_results(results_path)
+    results = read_runs(results_path)
     features = None
     for setting in _settings(arguments.seeds):
         finished = _matching(results, **asdict(setting))
@@ -336,10 +328,8 @@ def main() -> None:
             features = prepared_features(Path(arguments.images), arguments.work)
         for result in run(features, missing, setting):
             results.append(result)
-            line = json.dumps(result)
-            print(line, flush=True)
-            with results_path.open("a") as file:
-                file.write(line + "\n")
+            print(json.dumps(result), flush=True)
+            add_run(results_path, result)
     table = format_table(results)
     print(table)
     arguments.out.write_text(table + "\n")

@@ -15,7 +15,6 @@ of an estimator.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.kept_runs import Result, add_run, read_runs
 from pu_kd_pipeline.learning.class_prior.estimators import (
     best_bin_estimate,
     density_ratio_estimate,
@@ -33,8 +33,6 @@ CLASS_PRIORS = (0.05, 0.12, 0.25, 0.5)
 N_POSITIVES = (50, 200, 1000)
 N_UNLABELED = 5_000
 ESTIMATORS = {"dedpul": density_ratio_estimate, "bbe": best_bin_estimate}
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -126,9 +124,7 @@ def main() -> None:
     """Run what is missing and print the table."""
     arguments = _parse_arguments()
     results_path = arguments.out.with_suffix(".jsonl")
-    results: list[Result] = []
-    if results_path.exists():
-        results = [json.loads(line) for line in results_path.read_text().splitlines()]
+    results = read_runs(results_path)
     known_keys = ("estimator", *Setting.__dataclass_fields__)
     finished = {tuple(result[key] for key in known_keys) for result in results}
     for setting in settings(arguments.first_seed, arguments.seeds):
@@ -137,8 +133,7 @@ def main() -> None:
                 continue
             result = estimate(name, setting)
             results.append(result)
-            with results_path.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+            add_run(results_path, result)
     table = format_table(results)
     print(table)
     arguments.out.write_text(table + "\n")

@@ -23,7 +23,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -31,6 +31,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.kept_runs import Result, add_run, read_runs
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_training import ScoreTraining, fit_scores, pu_step
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Estimator = Literal["nnpu", "upu"]
-Result = dict[str, Any]
 Digits = tuple[Tensor, np.ndarray]
 """(N, 784) float32 images in [0, 1], and whether each digit is even."""
 
@@ -243,17 +243,11 @@ def _plot_errors(axes: Axes, estimator: Estimator, group: list[Result]) -> None:
 # --- all runs -------------------------------------------------------------------------------------
 
 
-def _read_runs(file: Path) -> list[Result]:
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 def run_missing(images: Path, n_seeds: int, file: Path) -> list[Result]:
     """Run what a JSON lines file lacks, add it there, and return all results."""
     train = read_mnist(images / "mnist_train.parquet")
     test = read_mnist(images / "mnist_test.parquet")
-    results = _read_runs(file)
+    results = read_runs(file)
     done = {(r["estimator"], r["n_positive"], r["seed"], r["epochs"]) for r in results}
     for seed, setting, estimator in itertools.product(range(n_seeds), SETTINGS, ESTIMATORS):
         if (estimator, setting.n_positive, seed, setting.epochs) in done:
@@ -262,8 +256,7 @@ def run_missing(images: Path, n_seeds: int, file: Path) -> list[Result]:
         results.append(result)
         print(json.dumps(result), flush=True)
         # Written after every run: one takes minutes, and an interrupted command resumes.
-        with file.open("a") as runs:
-            runs.write(json.dumps(result) + "\n")
+        add_run(file, result)
     return results
 
 

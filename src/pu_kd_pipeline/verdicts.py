@@ -75,9 +75,14 @@ def gain_over(
     student_card = models[STUDENT].card
     control_card = models[control].card
     reason = _reason_against_gain(control, models, manifests, allowed)
-    facts: dict[str, Any] = dict.fromkeys(("gain", "gain_lower", "gain_upper", "gain_p_value"))
-    facts["gain_reason"] = reason
-    facts["is_control_verified"] = has_recipe(student_card) and has_recipe(control_card)
+    facts: dict[str, Any] = {
+        "gain": None,
+        "gain_lower": None,
+        "gain_upper": None,
+        "gain_p_value": None,
+        "gain_reason": reason,
+        "is_control_verified": has_recipe(student_card) and has_recipe(control_card),
+    }
     if reason is None:
         found = difference_of(predictions, STUDENT, control)
         facts["gain"] = found.difference
@@ -98,9 +103,12 @@ def _reason_against_gain(
         return f"student and control were trained differently: {differences_text(differences)}"
     for name, manifest in manifests.items():
         learned = learned_manifest(models[name].card)
-        if learned not in (None, manifest_digest(manifest)):
-            in_words = "student" if name == STUDENT else "control"
-            return f"the {in_words} learned from another manifest than the one of this evaluation"
+        if learned is None or learned == manifest_digest(manifest):
+            continue
+        in_words = "control"
+        if name == STUDENT:
+            in_words = "student"
+        return f"the {in_words} learned from another manifest than the one of this evaluation"
     return None
 
 
@@ -133,15 +141,20 @@ def _names_without(classes: tuple[str, ...], found: np.ndarray) -> list[str]:
 
 def _equal_students(models: Mapping[str, Model]) -> list[str]:
     """Return the names of the models that are the same network as the student."""
-    student = models[STUDENT].network.state_dict()
+    student = models[STUDENT]
     equal = []
     for name, model in models.items():
-        state = model.network.state_dict()
-        if name == STUDENT or state.keys() != student.keys():
-            continue
-        if all(torch.equal(value, student[key]) for key, value in state.items()):
+        if name != STUDENT and _have_equal_weights(model, student):
             equal.append(name)
     return equal
+
+
+def _have_equal_weights(model: Model, other: Model) -> bool:
+    state = model.network.state_dict()
+    other_state = other.network.state_dict()
+    if state.keys() != other_state.keys():
+        return False
+    return all(torch.equal(value, other_state[key]) for key, value in state.items())
 
 
 def checks_of_selection(
@@ -153,23 +166,28 @@ def checks_of_selection(
     """Return what shows that a selection decides little: its overlap with chance, and gaps."""
     is_labeled = manifest["origin"] == "labeled"
     selected = manifest[~is_labeled]
-    random_ids = random_manifest["id"][random_manifest["origin"] == "pool"]
+    is_random = random_manifest["origin"] == "pool"
+    is_shared = selected["id"].isin(random_manifest["id"][is_random])
+
     classes = models[TEACHER].card.classes
     # The truth is not known: the classes are those that the teacher sees.
     teacher_classes = _column(selected, "teacher_class")
-    is_used = labeled_images.index["id"].isin(manifest["id"][is_labeled])
-    labels = labeled_images.index["label"][is_used].dropna()
+    index = labeled_images.index
+    is_used = index["id"].isin(manifest["id"][is_labeled])
+    labels = _column(index[is_used], "label")
     recipe = models[STUDENT].card.origin.get(TRAINING) or {}
+    distillation = recipe.get("distillation", {})
     return {
-        "batch_size": recipe.get("distillation", {}).get("batch_size"),
-        "n_shared_with_random": int(selected["id"].isin(random_ids).sum()),
+        "batch_size": distillation.get("batch_size"),
+        "n_shared_with_random": int(is_shared.sum()),
         "classes_without_selected_images": _names_without(classes, teacher_classes),
-        "classes_without_labeled_images": _names_without(classes, labels.to_numpy(dtype=int)),
+        "classes_without_labeled_images": _names_without(classes, labels),
     }
 
 
 def _column(table: pd.DataFrame, name: str) -> np.ndarray:
-    """Return the known values of a column that a manifest may lack, as integers."""
+    """Return the known values of a column that a table may lack, as integers."""
     if name not in table:
         return np.zeros(0, dtype=int)
-    return table[name].dropna().to_numpy(dtype=int)
+    known = table[name].dropna()
+    return known.to_numpy(dtype=int)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import PROJECT
+from tests.hostile.case_runs import outcomes_of
 
 CANARY = "canary"
 PARAMETERS = "parameters_odd.yml"
@@ -64,23 +60,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
     arguments = ["--pipeline=reporting", f"--params=data={data},tracking=false"]
     cases = dict.fromkeys(CASES, arguments)
-    script = Path(__file__).parent / "run_cases.py"
-    result = subprocess.run(
-        [sys.executable, str(script), str(conf), json.dumps(cases)],
-        env={**os.environ, "COLUMNS": "250"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        cwd=folder,
-    )
-    outcomes = {}
-    for line in result.stdout.splitlines():
-        # Kedro prints lines of its own between them.
-        if line.startswith('{"name"'):
-            outcome = json.loads(line)
-            outcomes[outcome["name"]] = outcome
-    assert outcomes.keys() == CASES.keys(), result.stdout + result.stderr
+    outcomes = outcomes_of(cases, conf, timeout_s=300, working=folder)
     # No code of the files ran, and nothing was written.
     assert not (folder / CANARY).exists()
     assert not (PROJECT / CANARY).exists()

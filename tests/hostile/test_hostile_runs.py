@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from safetensors.torch import save_file
 
 from pu_kd_pipeline.learning.networks.build import build_network
 from tests.conftest import PROJECT, QUICK
+from tests.hostile.case_runs import outcomes_of
 from tests.hostile.valid_files import encoded
 
 # All cases run in one process, so all tests of this file must run on one worker.
@@ -165,26 +163,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     shutil.copytree(PROJECT / "conf" / "base", conf / "base")
     shutil.copy(PROJECT / "conf" / "logging.yml", conf)
     cases = write_cases(folder)
-    script = Path(__file__).with_name("run_cases.py")
-    result = subprocess.run(
-        [sys.executable, str(script), str(conf), json.dumps(cases)],
-        # Wide enough that the log does not break the messages into lines.
-        env={**os.environ, "COLUMNS": "250"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    found = {}
-    for line in result.stdout.splitlines():
-        # Kedro prints lines of its own between them.
-        if not line.startswith('{"name"'):
-            continue
-        outcome = json.loads(line)
-        name = outcome["name"]
+    found = outcomes_of(cases, conf, timeout_s=900)
+    for name, outcome in found.items():
         outcome["data"] = folder / "data" / name
-        found[name] = outcome
-    assert found.keys() == cases.keys(), result.stdout + result.stderr
     return found
 
 

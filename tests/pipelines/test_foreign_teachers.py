@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import yaml
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.evaluation import compare_models
 from pu_kd_pipeline.learning.networks.build import build_network
+from tests.hostile.case_runs import outcomes_of
 from tests.hostile.run_cases import PROJECT
 from tests.pipelines.experiment import blocks_of, run
 
@@ -182,23 +179,7 @@ def outcomes(networks: str, tmp_path: Path) -> dict[str, dict[str, Any]]:
         cases[name] = ["--pipelines=data_ingestion,teacher,feature_extraction", params]
     (conf / "base").symlink_to(PROJECT / "conf" / "base")
     (conf / "logging.yml").symlink_to(PROJECT / "conf" / "logging.yml")
-    script = PROJECT / "tests" / "hostile" / "run_cases.py"
-    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, str(script), str(conf), json.dumps(cases)],
-        env={**os.environ, "COLUMNS": "400", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    found = {}
-    for line in result.stdout.splitlines():
-        if line.startswith('{"name"'):
-            outcome = json.loads(line)
-            found[outcome["name"]] = outcome
-    assert found.keys() == cases.keys(), result.stdout + result.stderr
-    return found
+    return outcomes_of(cases, conf, timeout_s=600, columns=400, modules=tmp_path)
 
 
 @pytest.mark.slow

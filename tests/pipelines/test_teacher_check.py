@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from tests.features.striped_images import (
     trained_network,
     write_images,
 )
+from tests.hostile.case_runs import outcomes_of
 from tests.hostile.run_cases import PROJECT
 
 INPUT = {"size_px": SIZE_PX, "channels": 3, "mean": list(MEAN), "std": list(STD)}
@@ -70,7 +68,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     for name in ("base", "logging.yml"):
         (conf / name).symlink_to(PROJECT / "conf" / name)
     (conf / "right again").symlink_to(conf / "right")
-    found = _run(conf, commands)
+    found = outcomes_of(commands, conf, timeout_s=900, columns=4000, modules=PROJECT)
     for name, outcome in found.items():
         outcome["data"] = folder / "data" / name
     return found
@@ -100,26 +98,6 @@ def _write_configuration(folder: Path, files: Path, changes: dict[str, Any]) -> 
     folder.mkdir(parents=True)
     text = yaml.safe_dump(blocks)
     (folder / "parameters.yml").write_text(text)
-
-
-def _run(conf: Path, commands: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    script = PROJECT / "tests" / "hostile" / "run_cases.py"
-    paths = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, str(script), str(conf), json.dumps(commands)],
-        env={**os.environ, "COLUMNS": "4000", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    found = {}
-    for line in result.stdout.splitlines():
-        if line.startswith('{"name"'):
-            outcome = json.loads(line)
-            found[outcome["name"]] = outcome
-    assert found.keys() == commands.keys(), result.stdout + result.stderr
-    return found
 
 
 REFUSED = {

@@ -106,14 +106,16 @@ def _distinct_labels(sources: Sequence[dict[str, Any]]) -> pd.DataFrame:
         listings.append(listing[["label", "label_name"]])
     labels = pd.concat(listings).drop_duplicates()
     names = labels["label_name"]
-    is_blank = names.fillna("").str.strip() == ""
+    stripped = names.fillna("").str.strip()
+    is_blank = stripped == ""
     return labels.assign(label_name=names.mask(is_blank))
 
 
 def _names_in_order_of_numbers(labels: pd.DataFrame) -> list[str]:
     """Return the names by their numbers, if these count 0, 1, 2, …; otherwise none."""
     pairs = labels.dropna().drop_duplicates().sort_values("label")
-    if pairs["label"].tolist() != list(range(len(pairs))):
+    numbers = pairs["label"].tolist()
+    if numbers != list(range(len(pairs))):
         return []
     names: list[str] = pairs["label_name"].tolist()
     return names
@@ -148,7 +150,9 @@ def look_at_images(part: str, ingestion: DataIngestionParams, teacher: TeacherPa
     table, readers = list_images(plan)
     facts = _counted(table, readers)
     usable = table[table["fault"].isna()]
-    _decode(_sample(usable), readers, _decoder(plan, len(table)), plan.store.n_workers, facts)
+    sample = _sample(usable)
+    decoder = _decoder(plan, len(table))
+    _decode(sample, readers, decoder, plan.store.n_workers, facts)
     return facts
 
 
@@ -175,8 +179,9 @@ def _counted(table: pd.DataFrame, readers: Sequence[Reader]) -> PartFacts:
 
 def _sample(usable: pd.DataFrame) -> pd.DataFrame:
     """Return rows that are spread over a part, in order: sources often are sorted by class."""
-    n_sampled = min(_MAX_SAMPLE, len(usable))
-    places = np.linspace(0, len(usable) - 1, n_sampled)
+    n_usable = len(usable)
+    n_sampled = min(_MAX_SAMPLE, n_usable)
+    places = np.linspace(0, n_usable - 1, n_sampled)
     positions = places.round().astype(int)
     return usable.iloc[positions]
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _MAX_CLASSES = 40  # rows of a table
 _MAX_NAMED = 8
 _FEW_IMAGES = 5  # labeled images of a class, with which its estimates mean little
+_UNITS = {"G": 1e9, "M": 1e6, "k": 1e3}
 
 
 def print_facts(
@@ -58,9 +59,10 @@ def print_facts(
 
 def _networks(model: Model, parameters: Mapping[str, int], check: Mapping[str, Any]) -> Table:
     card = model.card
+    classes = f"{len(card.classes)}: {_listed(card.classes)}"
     table = _table("teacher", "")
     table.add_row("architecture", _plain(card.architecture))
-    table.add_row("classes", _plain(f"{len(card.classes)}: {_listed(card.classes)}"))
+    table.add_row("classes", _plain(classes))
     for name, n in parameters.items():
         table.add_row(_plain(f"parameters ({name})"), _in_units(n))
     table.add_row("input", _plain(_input_text(card.input)))
@@ -93,8 +95,11 @@ def _images(model: Model, parts: Mapping[str, PartFacts]) -> Table:
         table.add_column(part, justify="right")
 
     facts = list(parts.values())
-    table.add_row("in the sources", *[f"{each.n_listed:,}" for each in facts])
-    table.add_row("used", *[f"{each.n_images:,}" for each in facts])
+    n_listed = [f"{each.n_listed:,}" for each in facts]
+    n_images = [f"{each.n_images:,}" for each in facts]
+    n_other = [f"{each.n_other:,}" for each in facts]
+    table.add_row("in the sources", *n_listed)
+    table.add_row("used", *n_images)
     classes = model.card.classes
     for number, name in enumerate(classes[:_MAX_CLASSES]):
         counts = [_count(each, number) for each in facts]
@@ -102,7 +107,7 @@ def _images(model: Model, parts: Mapping[str, PartFacts]) -> Table:
     n_more = len(classes) - _MAX_CLASSES
     if n_more > 0:
         table.add_row(f"  {n_more} more classes")
-    table.add_row("  no class, or unknown", *[f"{each.n_other:,}" for each in facts])
+    table.add_row("  no class, or unknown", *n_other)
     table.add_row("width x height", *map(_sizes, facts))
     table.add_row("format", *map(_formats, facts))
     table.add_row("unusable, of a sample", *map(_unusable, facts))
@@ -143,12 +148,15 @@ def _size_text(size: tuple[int, int]) -> str:
 
 
 def _formats(facts: PartFacts) -> str:
+    if not facts.formats:
+        return "-"
     names = [name for name, _ in facts.formats.most_common()]
-    return ", ".join(names) or "-"
+    return ", ".join(names)
 
 
 def _unusable(facts: PartFacts) -> str:
-    return f"{facts.unusable.total()} of {facts.n_sampled}"
+    n_unusable = facts.unusable.total()
+    return f"{n_unusable} of {facts.n_sampled}"
 
 
 # --- lines ----------------------------------------------------------------------------------------
@@ -219,8 +227,9 @@ def _counted(counts: Counter[str]) -> str:
 def _listed(names: Sequence[str]) -> str:
     shown = [visible_name(name) for name in names[:_MAX_NAMED]]
     text = ", ".join(shown)
-    if len(names) > _MAX_NAMED:
-        text += f" and {len(names) - _MAX_NAMED} more"
+    n_more = len(names) - _MAX_NAMED
+    if n_more > 0:
+        text += f" and {n_more} more"
     return text
 
 
@@ -232,7 +241,7 @@ def _plain(text: str) -> str:
 
 
 def _in_units(n: int) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in _UNITS.items():
         if n >= size:
             return f"{n / size:.3g} {unit}"
     return str(n)

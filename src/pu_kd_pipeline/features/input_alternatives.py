@@ -11,6 +11,7 @@ import numpy as np
 from pu_kd_pipeline.params.teacher import InputSpec
 
 _N_DIGITS = 5
+_SMALLEST_STD = 10**-_N_DIGITS
 # https://pytorch.org/vision/stable/models.html; the mean in BGR is that of Caffe's VGG.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -76,9 +77,10 @@ def input_alternatives(
     seen = [_key(spec)]
     for change in changes:
         changed = with_fields(spec, change.fields)
-        if _key(changed) in seen:
+        key = _key(changed)
+        if key in seen:
             continue
-        seen.append(_key(changed))
+        seen.append(key)
         found.append(InputAlternative(change.name, changed))
     if spec.channels == 3 and _has_color(pixels):
         found.append(InputAlternative("gray images", spec, is_gray=True))
@@ -96,47 +98,57 @@ def with_fields(spec: InputSpec, fields: dict[str, Any]) -> InputSpec:
 def _key(spec: InputSpec) -> tuple[Any, ...]:
     """Return what a network sees of an input: scale and shift of every color, and the geometry."""
     low, high = spec.value_range
-    values = []
+    colors = []
     for mean, std in zip(spec.mean, spec.std, strict=True):
-        scale = (high - low) / std
-        shift = (low - mean) / std
-        values.append((round(scale, _N_DIGITS), round(shift, _N_DIGITS)))
-    return tuple(values), spec.channel_order, geometry_of(spec)
+        scale = _rounded((high - low) / std)
+        shift = _rounded((low - mean) / std)
+        colors.append((scale, shift))
+    return tuple(colors), spec.channel_order, geometry_of(spec)
 
 
 def _normalizations(spec: InputSpec, pixels: np.ndarray) -> Iterator[_Change]:
     n = spec.channels
+    zeros = (0.0,) * n
+    halves = (0.5,) * n
+    ones = (1.0,) * n
     if n == 3:
         yield _normalized("ImageNet's mean and std", _IMAGENET_MEAN, _IMAGENET_STD)
     else:
         yield _normalized("MNIST's mean and std", _MNIST_MEAN, _MNIST_STD)
     yield _normalized("mean 127/255 and std 128/255", (127 / 255,) * n, (128 / 255,) * n)
-    yield _normalized(
-        "mean 0.5 and std 0.5, as of 127.5 (values in [-1, 1])", (0.5,) * n, (0.5,) * n
-    )
-    yield _normalized("no normalization (values in [0, 1])", (0.0,) * n, (1.0,) * n)
-    yield _normalized("no normalization of values in [0, 255]", (0.0,) * n, (1.0,) * n, _BYTES)
+    yield _normalized("mean 0.5 and std 0.5, as of 127.5 (values in [-1, 1])", halves, halves)
+    yield _normalized("no normalization (values in [0, 1])", zeros, ones)
+    yield _normalized("no normalization of values in [0, 255]", zeros, ones, _BYTES)
     if n == 3:
-        means = tuple(255 * mean for mean in _IMAGENET_MEAN)
-        yield _normalized("ImageNet's mean of values in [0, 255]", means, (1.0,) * n, _BYTES)
-        caffe = _normalized("Caffe's input (BGR in [0, 255])", _CAFFE_MEAN, (1.0,) * n, _BYTES)
+        means = [255 * mean for mean in _IMAGENET_MEAN]
+        yield _normalized("ImageNet's mean of values in [0, 255]", means, ones, _BYTES)
+        caffe = _normalized("Caffe's input (BGR in [0, 255])", _CAFFE_MEAN, ones, _BYTES)
         yield _Change(caffe.name, {**caffe.fields, "channel_order": "bgr"})
-    own_mean = pixels.mean(axis=(0, 2, 3)) / 255
-    own_std = pixels.std(axis=(0, 2, 3)) / 255
+    yield from _own_normalization(spec, pixels)
+
+
+def _own_normalization(spec: InputSpec, pixels: np.ndarray) -> Iterator[_Change]:
+    means = pixels.mean(axis=(0, 2, 3)) / 255
+    stds = pixels.std(axis=(0, 2, 3)) / 255
     if spec.channel_order == "bgr":
-        own_mean = own_mean[::-1]
-        own_std = own_std[::-1]
+        means = means[::-1]
+        stds = stds[::-1]
     # Images of a single value have no standard deviation.
-    if own_std.min() > 0:
-        yield _normalized("the mean and std of the labeled images", own_mean, own_std)
+    if stds.min() > 0:
+        yield _normalized("the mean and std of the labeled images", means, stds)
 
 
 def _normalized(
     name: str, mean: Any, std: Any, value_range: tuple[float, float] = _UNIT
 ) -> _Change:
-    means = tuple(round(float(value), _N_DIGITS) for value in mean)
-    stds = tuple(max(round(float(value), _N_DIGITS), 10**-_N_DIGITS) for value in std)
-    return _Change(name, {"mean": means, "std": stds, "value_range": value_range})
+    means = [_rounded(value) for value in mean]
+    stds = [max(_rounded(value), _SMALLEST_STD) for value in std]
+    fields = {"mean": tuple(means), "std": tuple(stds), "value_range": value_range}
+    return _Change(name, fields)
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), _N_DIGITS)
 
 
 def _value_range(value_range: tuple[float, float]) -> _Change:
@@ -152,10 +164,8 @@ def _channel_orders(spec: InputSpec) -> Iterator[_Change]:
         other = "bgr"
     name = f"channels in the order {other.upper()}"
     yield _Change(name, {"channel_order": other})
-    reversed_fields = {"mean": spec.mean[::-1], "std": spec.std[::-1]}
-    yield _Change(
-        f"{name}, and mean and std in that order", {"channel_order": other, **reversed_fields}
-    )
+    fields = {"channel_order": other, "mean": spec.mean[::-1], "std": spec.std[::-1]}
+    yield _Change(f"{name}, and mean and std in that order", fields)
 
 
 def _geometries(spec: InputSpec) -> Iterator[_Change]:
@@ -166,12 +176,17 @@ def _geometries(spec: InputSpec) -> Iterator[_Change]:
 
 
 def _has_color(pixels: np.ndarray) -> bool:
-    return bool((pixels != pixels[:, :1]).any())
+    first_channel = pixels[:, :1]
+    is_other_value = pixels != first_channel
+    return bool(is_other_value.any())
 
 
 def to_gray(pixels: np.ndarray) -> np.ndarray:
     """Return (N, 3, H, W) uint8 RGB images with their luma in every channel, as Pillow converts."""
-    red, green, blue = (pixels[:, channel].astype(np.uint32) for channel in range(3))
+    red = pixels[:, 0].astype(np.uint32)
+    green = pixels[:, 1].astype(np.uint32)
+    blue = pixels[:, 2].astype(np.uint32)
     # The weights of ITU-R 601 with 16 bits, and rounding.
-    luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
-    return np.repeat(luma.astype(np.uint8)[:, None], 3, axis=1)
+    weighted = 19595 * red + 38470 * green + 7471 * blue
+    luma = ((weighted + 0x8000) >> 16).astype(np.uint8)
+    return np.stack([luma, luma, luma], axis=1)

@@ -129,8 +129,8 @@ def _alternative_sentences(
     for other in check["better_alternatives"][1:]:
         # Indistinguishable on so few images: which one is right is for the user to know.
         if other["kind"] != CLASS_ORDER and other["accuracy"] >= best["lower"]:
-            fix = input_text(other, card, states_input=states_input)
-            similar.append(f"{other['name']} ({percent_text(other['accuracy'])}; {fix})")
+            measured = percent_text(other["accuracy"])
+            similar.append(_named_with_fix(other, measured, card, states_input=states_input))
     if similar:
         listed = "; ".join(similar[:_MAX_NAMED])
         sentences.append(f"Of similar accuracy on these images: {listed}")
@@ -156,11 +156,19 @@ def _margin_sentences(
         sentences[1] = f"The teacher seems to expect {fix}"
     similar = []
     for other in check["larger_margins"][1:]:
-        fix = input_text(other, card, states_input=states_input)
-        similar.append(f"{other['name']} ({percent_text(other['gain'])} larger; {fix})")
+        measured = f"{percent_text(other['gain'])} larger"
+        similar.append(_named_with_fix(other, measured, card, states_input=states_input))
     if similar:
         sentences.append(f"Not distinguishable from it on these images: {'; '.join(similar)}")
     return sentences
+
+
+def _named_with_fix(
+    entry: Mapping[str, Any], measured: str, card: ModelCard, *, states_input: bool
+) -> str:
+    """Return the name of an alternative input with what was measured, and the YAML for it."""
+    fix = input_text(entry, card, states_input=states_input)
+    return f"{entry['name']} ({measured}; {fix})"
 
 
 def _fix(entry: Mapping[str, Any], card: ModelCard, *, states_input: bool) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,12 +105,17 @@ def check_on_features(
     is_labeled = labels.notna().to_numpy()
     if not is_labeled.any():
         return {"untested": NO_LABELS}
+    labeled_rows = store_rows[is_labeled]
     classes = labels[is_labeled].to_numpy(dtype=np.int64)
     # A copy: torch takes no memory that is read-only.
-    logits = torch.cat(parts)[torch.from_numpy(is_labeled.copy())]
-    drawn = balanced_draw(classes, sample_size(params, model.image_shape), params.seed)
-    pixels = images.read(store_rows[is_labeled][drawn])
-    labeled = LabeledLogits(logits, classes, drawn, LabeledImages(pixels, classes[drawn]))
+    mask = torch.from_numpy(is_labeled.copy())
+    logits = torch.cat(parts)[mask]
+
+    n_drawn = sample_size(params, model.image_shape)
+    drawn = balanced_draw(classes, n_drawn, params.seed)
+    pixels = images.read(labeled_rows[drawn])
+    sample = LabeledImages(pixels, classes[drawn])
+    labeled = LabeledLogits(logits, classes, drawn, sample)
     return describe_check(model, labeled, params, states_input=states_input)
 
 
@@ -157,7 +161,8 @@ def describe_check(
 
 def sample_size(params: TeacherCheckParams, image_shape: tuple[int, int, int]) -> int:
     """Return the most images that alternatives are measured on; fewer if they are very large."""
-    return min(params.max_images, max(1, _MAX_BYTES // math.prod(image_shape)))
+    n_fitting = _MAX_BYTES // math.prod(image_shape)
+    return min(params.max_images, max(1, n_fitting))
 
 
 # --- alternatives ---------------------------------------------------------------------------------
@@ -185,21 +190,14 @@ def better_alternatives(
     better = []
     n_wrong = int((~was_correct).sum())
     # Needs no forward pass; where it explains nearly every error, no input can explain more.
-    for entry in _class_orders(model, classes, sample.labels, was_correct):
-        if entry["p_value"] <= level:
-            better.append(entry)
-            n_wrong = round(len(classes) * (1 - entry["accuracy"]))
+    class_order = _class_order(model, classes, sample.labels, was_correct)
+    if class_order is not None and class_order["p_value"] <= level:
+        better.append(class_order)
+        n_wrong = round(len(classes) * (1 - class_order["accuracy"]))
     # Not even an alternative without errors could be significantly better: nothing is measured.
     if _may_be_significant(n_wrong, level):
-        measure = _Measurement(model, sample, was_correct, level, compute)
-        for alternative in alternatives:
-            answers = measure.answers(alternative)
-            if answers is None:
-                continue
-            entry = _entry(alternative.name, answers, sample.labels, was_correct)
-            if entry["p_value"] <= level:
-                changes = changed_fields(model.card.input, alternative)
-                better.append({**entry, "kind": INPUT, "changes": changes})
+        measurement = _Measurement(model, sample, was_correct, level, compute)
+        better += measurement.better_inputs(alternatives)
     # A class order comes last among equals: it seldom explains what an input explains, too.
     better.sort(key=lambda entry: entry["kind"] == CLASS_ORDER)
     return n_alternatives, best_first(better)
@@ -238,22 +236,36 @@ class _Measurement:
     level: float
     compute: ComputeParams
 
-    def answers(self, alternative: InputAlternative) -> np.ndarray | None:
+    def better_inputs(self, alternatives: list[InputAlternative]) -> list[dict[str, Any]]:
+        """Return the inputs that are significantly better."""
+        better = []
+        for alternative in alternatives:
+            answers = self._answers(alternative)
+            if answers is None:
+                continue
+            entry = _entry(alternative.name, answers, self.sample.labels, self.was_correct)
+            if entry["p_value"] <= self.level:
+                changes = changed_fields(self.model.card.input, alternative)
+                better.append({**entry, "kind": INPUT, "changes": changes})
+        return better
+
+    def _answers(self, alternative: InputAlternative) -> np.ndarray | None:
         """Return the (n,) answers with another input; None if it cannot be significantly better.
 
         The images that are wrong now come first: they decide which alternatives are hopeless.
         """
         pixels = pixels_with(self.sample, self.model.card.input, alternative)
         labels = self.sample.labels
-        is_wrong = ~self.was_correct
-        answers = np.empty(len(labels), dtype=np.int64)
-        answers[is_wrong] = self._classes(pixels[is_wrong], alternative)
-        n_gained = int((answers[is_wrong] == labels[is_wrong]).sum())
+        was_wrong = ~self.was_correct
+        new_answers = self._classes(pixels[was_wrong], alternative)
+        is_gained = new_answers == labels[was_wrong]
+        n_gained = int(is_gained.sum())
         if not _may_be_significant(n_gained, self.level):
             return None
+        answers = np.empty(len(labels), dtype=np.int64)
+        answers[was_wrong] = new_answers
         if self.was_correct.any():
-            of_right = self._classes(pixels[self.was_correct], alternative)
-            answers[self.was_correct] = of_right
+            answers[self.was_correct] = self._classes(pixels[self.was_correct], alternative)
         return answers
 
     def _classes(self, pixels: np.ndarray, alternative: InputAlternative) -> np.ndarray:
@@ -261,17 +273,20 @@ class _Measurement:
         return logits.argmax(dim=1).numpy()
 
 
-def _class_orders(
+def _class_order(
     model: Model, classes: np.ndarray, labels: np.ndarray, was_correct: np.ndarray
-) -> Iterator[dict[str, Any]]:
-    """Yield the order of classes that matches best, if it differs from the configured one."""
+) -> dict[str, Any] | None:
+    """Return the order of classes that matches best; None if it is the configured one."""
     answers = in_matched_order(classes, labels, model.n_classes)
     outputs = outputs_of_classes(classes, labels, model.n_classes)
-    moved = {number: output for number, output in outputs.items() if number != output}
-    if moved:
-        entry = _entry("the classes in another order", answers, labels, was_correct)
-        moved_outputs = {str(number): output for number, output in moved.items()}
-        yield {**entry, "kind": CLASS_ORDER, "outputs": moved_outputs}
+    moved = {}
+    for number, output in outputs.items():
+        if number != output:
+            moved[str(number)] = output
+    if not moved:
+        return None
+    entry = _entry("the classes in another order", answers, labels, was_correct)
+    return {**entry, "kind": CLASS_ORDER, "outputs": moved}
 
 
 def _entry(

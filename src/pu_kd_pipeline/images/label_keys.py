@@ -47,16 +47,17 @@ def match_keys(
     names = [label.name for label in labels if label.name is not None]
     numbers = {str(label.number) for label in labels if label.number is not None}
     matches = match_names(keys, names)
-    unclear = {key: found for key, found in matches.unclear.items() if key not in numbers}
-    if unclear:
-        key = min(unclear)
+    for key in sorted(matches.unclear):
+        if key in numbers:
+            continue
         raise InputError(
             f"{where}: the key {key!r} of {parameter} may mean more than one of "
-            f"{listed(unclear[key])}: write each label exactly as the source has it"
+            f"{listed(matches.unclear[key])}: write each label exactly as the source has it"
         )
     absent = [key for key in keys if key not in numbers and key not in matches.known]
     if absent:
-        raise InputError(_absent_keys_message(absent, [*names, *sorted(numbers)], parameter, where))
+        known = [*names, *sorted(numbers)]
+        raise InputError(_absent_keys_message(absent, known, parameter, where))
 
     key_of_name = {name: key for key, name in matches.known.items()}
     known_keys = set(keys)
@@ -75,7 +76,8 @@ def match_keys(
                 f"{where}: the key {number_key!r} of {parameter} is the number of {label.name!r} "
                 f"and the name of other images: remove the column of numbers or of names"
             )
-        keys_per_label.append(list(dict.fromkeys(found)))
+        distinct = list(dict.fromkeys(found))
+        keys_per_label.append(distinct)
     return keys_per_label
 
 
@@ -84,13 +86,19 @@ def _absent_keys_message(
 ) -> str:
     distinct = list(dict.fromkeys(known))
     message = f"{where}: no image has the labels {listed(absent)} of {parameter}"
-    suggestions = []
+    suggestions = _suggestions(absent, distinct)
+    if suggestions:
+        message += f" (did you mean {listed(suggestions)}?)"
+    return f"{message}; found: {listed(distinct)}. Correct or remove them"
+
+
+def _suggestions(absent: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the nearest label for each key that has one, as text."""
     # Names of any number and length come from files: comparing all of them would take minutes.
-    candidates = [name[:_MAX_COMPARED_LENGTH] for name in distinct[:_MAX_COMPARED]]
+    candidates = [name[:_MAX_COMPARED_LENGTH] for name in known[:_MAX_COMPARED]]
+    suggestions = []
     for key in absent:
         near = get_close_matches(key[:_MAX_COMPARED_LENGTH], candidates, n=1)
         if near:
             suggestions.append(f"{near[0]!r} for {key!r}")
-    if suggestions:
-        message += f" (did you mean {listed(suggestions)}?)"
-    return f"{message}; found: {listed(distinct)}. Correct or remove them"
+    return suggestions

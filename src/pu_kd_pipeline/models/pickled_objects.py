@@ -174,6 +174,8 @@ def load_tensors(path: Path, facts: PickleFacts) -> Any:
     stand_ins = [_stand_in(name) for name in facts.names]
     try:
         return _load(path, stand_ins)
+    # A stand-in that does not fit fails in different ways, depending on how its object is rebuilt.
+    # Nothing is hidden: errors with another cause are raised again by the second attempt.
     except Exception:
         if not stand_ins:
             raise

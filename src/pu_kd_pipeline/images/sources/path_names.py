@@ -40,7 +40,10 @@ def distinct_names(paths: Sequence[str], base: str) -> list[str]:
 def is_partition_folder(name: str) -> bool:
     """Return whether a folder is called `column=value`, as Hive and Spark do."""
     key, equals, _ = name.partition("=")
-    return bool(key and equals) and not key.startswith((".", "_"))
+    if not key or not equals:
+        return False
+    is_hidden = key.startswith((".", "_"))
+    return not is_hidden
 
 
 def partition_folders(root: str) -> Iterator[str]:
@@ -55,7 +58,8 @@ def remote_partition_folders(system: Any, root: str) -> Iterator[str]:
     yield root
     for about in system.ls(root, detail=True):
         path = str(about["name"]).rstrip("/")
-        if about.get("type") == "directory" and is_partition_folder(PurePosixPath(path).name):
+        name = PurePosixPath(path).name
+        if about.get("type") == "directory" and is_partition_folder(name):
             yield from remote_partition_folders(system, path)
 
 
@@ -65,12 +69,16 @@ def partition_of(path: str) -> Partition:
     Values are decoded as URLs, as Spark encodes them; None where the value is missing.
     """
     partition: Partition = {}
-    for folder in reversed(PurePosixPath(path.replace(os.sep, "/")).parts[:-1]):
+    file = PurePosixPath(path.replace(os.sep, "/"))
+    for folder in reversed(file.parent.parts):
         if not is_partition_folder(folder):
             break
-        key, _, value = folder.partition("=")
+        key, _, encoded = folder.partition("=")
+        value = None
+        if encoded != _NULL:
+            value = _decoded(encoded)
         # The innermost one counts.
-        partition.setdefault(_decoded(key), None if value == _NULL else _decoded(value))
+        partition.setdefault(_decoded(key), value)
     return partition
 
 
@@ -93,9 +101,7 @@ def label_partitions(paths: Sequence[str], columns: Mapping[str, str]) -> list[d
     partitions = [partition_of(path) for path in paths]
     found: list[dict[str, Any]] = [{} for _ in paths]
     for role, column in columns.items():
-        values = [partition[column] for partition in partitions if column in partition]
-        known = [value for value in values if value]
-        are_numbers = role == "label" and all(whole_number(value) is not None for value in known)
+        are_numbers = role == "label" and _are_whole_numbers(partitions, column)
         for partition, labels in zip(partitions, found, strict=True):
             if column not in partition:
                 continue
@@ -104,6 +110,15 @@ def label_partitions(paths: Sequence[str], columns: Mapping[str, str]) -> list[d
             if are_numbers and value is not None:
                 labels[role] = whole_number(value)
     return found
+
+
+def _are_whole_numbers(partitions: Sequence[Partition], column: str) -> bool:
+    """Return whether all values of a column that are not missing are whole numbers."""
+    for partition in partitions:
+        value = partition.get(column)
+        if value and whole_number(value) is None:
+            return False
+    return True
 
 
 def with_partition(
@@ -138,6 +153,7 @@ def no_file_message(path: str, root: str, system: Any) -> str:
         problem = f"there is no Parquet file directly in {path}"
         below = system.glob(f"{folder}/*/*.parquet")
         if below:
-            folders = sorted({PurePosixPath(file).parent.name for file in below})
-            fix = f"there are some in its folders {listed(folders)}: write `{path}/*/*.parquet`"
+            folders = {PurePosixPath(file).parent.name for file in below}
+            names = listed(sorted(folders))
+            fix = f"there are some in its folders {names}: write `{path}/*/*.parquet`"
     return f"{problem}: {fix}"
