@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.label_keys import SourceLabel, match_keys
 from pu_kd_pipeline.images.labels import with_teacher_labels
 from pu_kd_pipeline.params.data_ingestion import ImageSource
 
@@ -53,3 +54,8 @@ def test_an_excluded_name_is_still_a_name_of_its_own():
     source = ImageSource(type="folder", path="x", exclude_labels=("zero",), labels="truth")
     with pytest.raises(InputError, match="the label 'ZERO' is not spelled like a class"):
         with_teacher_labels(listing, source, ("zero", "one"), "pool[0]")
+
+
+def test_a_label_without_a_number_does_not_have_the_number_none():
+    labels = [SourceLabel(None, "none"), SourceLabel(None, "one")]
+    assert match_keys(labels, ["None"], "label_map", "pool[0]") == [["None"], []]

@@ -8,9 +8,6 @@ change.
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +29,7 @@ from pu_kd_pipeline.params.environment import read_parameters
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from tests.conftest import PROJECT
+from tests.hostile.case_runs import outcomes_of
 from tests.params.documented_values import Documented, documented_values
 
 OPTIONS = {
@@ -226,55 +224,48 @@ def _is_unread(item: Documented) -> bool:
 
 
 class Runs:
-    """Commands of one group, with a configuration folder and a data folder of their own."""
+    """Commands of one group, with a configuration folder and a data folder of their own.
+
+    They are collected, and run one after the other in one process.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.conf = folder / "conf"
-        for name in ("base", "local", "values"):
-            (self.conf / name).mkdir(parents=True)
-        for file in (PROJECT / "conf" / "base").rglob("*.yml"):
-            copied = self.conf / "base" / file.relative_to(PROJECT / "conf" / "base")
-            copied.parent.mkdir(exist_ok=True)
-            copied.write_bytes(file.read_bytes())
+        self._commands: dict[str, list[str]] = {}
+        self._parameters: dict[str, dict[str, Any]] = {}
+        self._refused: set[str] = set()
+        (self.conf / "local").mkdir(parents=True)
+        (self.conf / "base").symlink_to(PROJECT / "conf" / "base")
         (folder / "users_output.py").write_text(NETWORK)
 
-    def run(self, parameters: dict[str, Any], *pipelines: str) -> None:
-        """Run pipelines with parameters that override conf/base; they must succeed."""
-        result = self._result(parameters, *pipelines)
-        output = result.stdout + result.stderr
-        changed = {key: value for key, value in flatten(parameters) if value != _tiny(key)}
-        assert result.returncode == 0, f"{pipelines} with {changed}:\n{output[-6000:]}"
+    def add(self, parameters: dict[str, Any], *pipelines: str, is_refused: bool = False) -> None:
+        """Add a run of pipelines with parameters that override conf/base."""
+        name = f"run_{len(self._commands)}"
+        (self.conf / name).mkdir()
+        (self.conf / name / "parameters.yml").write_text(yaml.safe_dump(parameters))
+        self._parameters[name] = parameters
+        self._commands[name] = [
+            f"--pipelines={','.join(pipelines)}",
+            f"--params=data={self.folder / 'data'},tracking=false",
+        ]
+        if is_refused:
+            self._refused.add(name)
 
-    def refuse(self, parameters: dict[str, Any], *pipelines: str) -> None:
-        """Run pipelines that must be refused, in one sentence and before the first node."""
-        result = self._result(parameters, *pipelines)
-        output = result.stdout + result.stderr
-
-        assert result.returncode == 1, output
-        assert "Running node" not in output
-        assert "Traceback" not in output
-        assert "Error: " in output
-
-    def _result(
-        self, parameters: dict[str, Any], *pipelines: str
-    ) -> subprocess.CompletedProcess[str]:
-        (self.conf / "values" / "parameters.yml").write_text(yaml.safe_dump(parameters))
-        command = [sys.executable, "-m", "kedro", "run", f"--pipelines={','.join(pipelines)}"]
-        given = f"--params=data={self.folder / 'data'},tracking=false"
-        return subprocess.run(
-            [*command, f"--conf-source={self.conf}", "--env=values", given],
-            cwd=PROJECT,
-            env={**os.environ, "COLUMNS": "250", "PYTHONPATH": self._path()},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
-    def _path(self) -> str:
-        """Return PYTHONPATH with the folder of the user's network."""
-        return os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")])
+    def finish(self) -> None:
+        """Run all; those that are refused must be so in one sentence, before the first node."""
+        outcomes = outcomes_of(self._commands, self.conf, timeout_s=1200, modules=self.folder)
+        for name, outcome in outcomes.items():
+            output = outcome["said"]
+            flat = flatten(self._parameters[name])
+            changed = {key: value for key, value in flat if value != _tiny(key)}
+            shown = f"{self._commands[name]} with {changed}:\n{output[-6000:]}"
+            is_refused = name in self._refused
+            assert outcome["code"] == int(is_refused), shown
+            if is_refused:
+                assert "Running node" not in output, shown
+                assert "Traceback" not in output, shown
+                assert "Error: " in output, shown
 
 
 def _tiny(key: str) -> Any:
@@ -311,9 +302,10 @@ OTHER_SYSTEMS = ("relatedness", "unlabeled_distillation", "critic_distillation",
 def test_every_value_of_the_blocks_of_full_runs(models, runs):
     blocks = [name for name in models if name not in OTHER_SYSTEMS]
     # Trains the teacher that some of the values read.
-    runs.run(TINY, "full")
+    runs.add(TINY, "full")
     for assigned in packed(_values(models, blocks), models, runs.folder):
-        runs.run(_nested(assigned), "full")
+        runs.add(_nested(assigned), "full")
+    runs.finish()
 
 
 @pytest.mark.xdist_group("every_value_unlabeled")
@@ -323,18 +315,20 @@ def test_every_value_of_the_system_without_original_images_runs_stage_by_stage(m
     usable = [item for item in values if not _is_refused(item)]
     for assigned in packed(usable, models, runs.folder):
         for stage in stages:
-            runs.run(_nested(assigned), stage)
+            runs.add(_nested(assigned), stage)
         # The first two have no value of their own here.
         stages = stages[-2:]
+    runs.finish()
 
 
 @pytest.mark.xdist_group("every_value_critic")
 def test_every_value_of_critic_distillation_runs(models, runs):
     values = _values(models, ["critic_distillation"])
     usable = [item for item in values if not (_is_refused(item) or _is_unread(item))]
-    runs.run(TINY, "data_ingestion", "teacher")
+    runs.add(TINY, "data_ingestion", "teacher")
     for assigned in packed(usable, models, runs.folder):
-        runs.run(_nested(assigned), "critic_distillation")
+        runs.add(_nested(assigned), "critic_distillation")
+    runs.finish()
 
 
 @pytest.mark.xdist_group("every_value_critic")
@@ -344,7 +338,8 @@ def test_what_a_stage_cannot_use_is_refused_before_anything_runs(models, runs):
         if _is_refused(item):
             block = item.path.partition(".")[0]
             stages = ("data_ingestion", "teacher", "relatedness", block)
-            runs.refuse(_nested({item.path: item.value}), *stages)
+            runs.add(_nested({item.path: item.value}), *stages, is_refused=True)
+    runs.finish()
 
 
 REFUSED = {
@@ -366,9 +361,10 @@ REFUSED = {
 
 
 @pytest.mark.xdist_group("every_value_critic")
-@pytest.mark.parametrize(("pipelines", "changes"), REFUSED.values(), ids=REFUSED)
-def test_a_contradiction_is_found_before_anything_runs(pipelines, changes, runs):
-    runs.refuse(_nested(changes), pipelines)
+def test_a_contradiction_is_found_before_anything_runs(runs):
+    for pipelines, changes in REFUSED.values():
+        runs.add(_nested(changes), pipelines, is_refused=True)
+    runs.finish()
 
 
 def _variants() -> dict[str, dict[str, Any] | None]:
@@ -410,8 +406,9 @@ def test_every_value_of_a_comparison_runs(runs):
         "curves": None,
         "variants": _variants(),
     }
-    runs.run(parameters, "data_ingestion", "teacher", "feature_extraction")
-    runs.run(parameters, "comparison")
+    runs.add(parameters, "data_ingestion", "teacher", "feature_extraction")
+    runs.add(parameters, "comparison")
+    runs.finish()
 
 
 def _draw(file: Path, seed: int) -> None:
@@ -467,4 +464,5 @@ def test_every_value_of_a_source_runs(runs):
     for item in documented_values(ImageSource, "source"):
         if isinstance(item.value, str):
             assert (item.path, item.value) in used
-    runs.run(parameters, "data_ingestion")
+    runs.add(parameters, "data_ingestion")
+    runs.finish()

@@ -63,15 +63,17 @@ def match_keys(
     known_keys = set(keys)
     keys_per_label = []
     for label in labels:
-        number_key = str(label.number)
         found = []
-        if label.number is not None and number_key in known_keys:
+        number_key = None
+        if label.number is not None:
+            number_key = str(label.number)
+        if number_key in known_keys:
             found.append(number_key)
         if label.name in key_of_name:
             found.append(key_of_name[label.name])
         # Under both, a key such as "1" could be meant as either.
         is_name_of_another = number_key in matches.known and label.name != number_key
-        if number_key in found and is_name_of_another and label.name is not None:
+        if number_key in known_keys and is_name_of_another and label.name is not None:
             raise InputError(
                 f"{where}: the key {number_key!r} of {parameter} is the number of {label.name!r} "
                 f"and the name of other images: remove the column of numbers or of names"
