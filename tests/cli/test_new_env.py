@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -22,6 +24,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pu_kd_pipeline.cli import cli
+from pu_kd_pipeline.cli.new_environment import Request, _parameter_files, _split
+from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.models.cards import ModelCard
@@ -46,6 +50,9 @@ class Net(nn.Module):
 
 def untrained(n_classes):
     return Net(n_classes)
+
+def trained_in_bfloat16(n_classes):
+    return trained(n_classes).bfloat16()
 
 def trained(n_classes):
     network = Net(n_classes)
@@ -339,18 +346,74 @@ def test_an_existing_environment_is_only_replaced_with_overwrite(project: Path) 
     assert (folder / "parameters_teacher.yml").read_text() == "teacher: {}\n"
 
     # A second file with the same block would make the environment unreadable.
-    (folder / "parameters.yml").write_text("teacher: {taps: null}\n")
+    own = folder / "parameters" / "own.json"
+    own.parent.mkdir()
+    own.write_text('{"teacher": {"taps": null}}')
     repeated = new_env("mine", *INPUT, *STUDENT, "--overwrite")
     assert repeated.exit_code == 1
-    assert "parameters.yml of the existing environment sets teacher, too" in repeated.output
+    assert "parameters/own.json of the existing environment sets teacher, too" in repeated.output
     assert (folder / "parameters_teacher.yml").read_text() == "teacher: {}\n"
     assert {path.name for path in (project / "conf").iterdir()} == {"base", "mine"}
+    own.unlink()
 
-    (folder / "parameters.yml").unlink()
+    # Files that links lead to are somebody else's.
+    outside = []
+    for name in ("credentials.yml", "parameters_distillation.yml"):
+        target = project.parent / name
+        target.write_text("{}")
+        target.chmod(0o600)
+        (folder / name).symlink_to(target)
+        outside.append(target)
+    (folder / "catalog.yml").chmod(0o600)
     replaced = new_env("mine", *INPUT, *STUDENT, "--overwrite")
     assert replaced.exit_code == 0, replaced.output
     assert written(project, "mine", "teacher")["weights"] == "my files/teacher.pt"
     assert (folder / "catalog.yml").read_text() == "# my own\n"
+    for file in (*outside, folder / "catalog.yml"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [file.read_text() for file in outside] == ["{}", "{}"]
+
+
+def test_parameters_are_found_wherever_kedro_reads_them(tmp_path: Path) -> None:
+    folder = tmp_path / ".mine[1].tmp"
+    names = ["parameters.yml", "parameters/a/b.json", "parameters_own.yaml", "x/parameters.yml"]
+    others = ["parameters.txt", ".old/parameters.yml", "x/.parameters.yml", "catalog.yml"]
+    for name in (*names, *others):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert _parameter_files(folder) == sorted(folder / name for name in names)
+
+
+def test_an_environment_that_is_a_link_is_not_replaced(project: Path) -> None:
+    target = project.parent / "elsewhere"
+    target.mkdir()
+    (project / "conf" / "mine").symlink_to(target)
+    result = new_env("mine", *INPUT, *STUDENT, "--overwrite")
+
+    assert result.exit_code == 1
+    assert "the environment mine is a link" in result.output
+    assert (project / "conf" / "mine").readlink() == target
+    assert list(target.iterdir()) == []
+
+
+def test_the_folder_of_outputs_is_not_that_of_the_images(project: Path) -> None:
+    image_folders(project / "data" / "mine", N_LABELED, 0)
+    result = new_env("mine", *INPUT, *STUDENT, labeled="../data/mine")
+
+    assert result.exit_code == 1
+    message = "data_ingestion.labeled[0].path: data/mine contains the folder"
+    assert message in result.output
+    assert not (project / "conf" / "mine").exists()
+
+
+def test_a_very_long_name_is_refused(project: Path) -> None:
+    assert_refused(new_env("a" * 300, *INPUT), "has 300 characters, and may have 100", project)
+
+
+def test_a_file_of_classes_in_another_encoding_is_refused(project: Path) -> None:
+    (project / "my files" / "classes.txt").write_bytes("hell\nf\xfcr".encode("latin-1"))
+    result = new_env("mine", *INPUT, *STUDENT, classes="classes.txt")
+    assert_refused(result, "classes.txt is no text in UTF-8 (byte 6): save it as UTF-8", project)
 
 
 def test_everything_that_cannot_be_found_is_named_at_once(project: Path) -> None:
@@ -378,6 +441,12 @@ def test_everything_that_cannot_be_found_is_named_at_once(project: Path) -> None
         ({"student": "digits_cmn"}, "did you mean 'digits_cnn'"),
         ({"pool": "labeled"}, "give --labeled-per-class to split it, or other files"),
         ({"labeled-per-class": "2"}, "split one source that is given for several parts"),
+        ({"pool": "~nobody-at-all/a"}, "'~nobody-at-all/a' is not a path"),
+        ({"teacher": "a" * 300}, "--teacher: there is no file or folder aaa"),
+        ({"classes": ",".join(f"class{n}" for n in range(90))}, "instead of (90, 2)"),
+        ({"input": "mean=[half]"}, "--input mean: ['half'] is not one number, or a list"),
+        ({"input": "mean=half"}, "--input mean: 'half' is not one number"),
+        ({"input": "channels=2"}, "--input channels: 2 is neither 1 (gray) nor 3 (color)"),
     ],
 )
 def test_what_cannot_be_used_is_refused_and_leaves_nothing(
@@ -391,9 +460,12 @@ def test_a_factory_may_bring_its_weights(project: Path) -> None:
     refused = new_env("mine", *INPUT, *STUDENT, teacher=f"{MODULE}:untrained", architecture=None)
     assert_refused(refused, "returns a network with random weights (such as first.weight)", project)
 
-    result = new_env("mine", *INPUT, *STUDENT, teacher=f"{MODULE}:trained", architecture=None)
+    # A single number as a key of the input, too.
+    given = ("--size=8", "--input=mean=0.5", "--input=std=0.5")
+    result = new_env("mine", *given, *STUDENT, teacher=f"{MODULE}:trained", architecture=None)
     assert result.exit_code == 0, result.output
     assert "100.0 % of 8" in result.output
+    assert written(project, "mine", "teacher")["input"]["mean"] == [0.5]
     weights = written(project, "mine", "teacher")["weights"]
     assert weights.startswith("data/01_raw/mine/teacher-")
     assert (project / weights).is_file()
@@ -405,6 +477,27 @@ def test_a_factory_may_bring_its_weights(project: Path) -> None:
     other = new_env("other", *INPUT, teacher=f"{MODULE}:trained", architecture=None)
     assert other.exit_code == 1
     assert not (project / "data/01_raw/other").exists()
+
+
+def test_weights_that_cannot_be_stored_leave_no_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pu_kd_pipeline.models.weights.save_weights", full)
+    result = new_env("mine", *INPUT, *STUDENT, teacher=f"{MODULE}:trained", architecture=None)
+    assert result.exit_code == 1
+    assert "There is no space left on the disk" in result.output
+    assert list((project / "data" / "01_raw").iterdir()) == []
+
+
+def test_a_factory_of_bfloat16_weights_is_one_message(project: Path) -> None:
+    factory = f"{MODULE}:trained_in_bfloat16"
+    result = new_env("mine", *INPUT, *STUDENT, teacher=factory, architecture=None)
+    assert result.exit_code == 1
+    assert "Error: teacher: the network fails on an image of shape (1, 8, 8)" in result.output
+    assert list((project / "data" / "01_raw").iterdir()) == []
 
 
 def test_a_model_folder_says_everything_and_a_student_is_chosen(project: Path) -> None:
@@ -449,6 +542,37 @@ def test_one_file_is_split_and_its_labels_are_the_truth(project: Path) -> None:
     [pool] = written(project, "mine", "data_ingestion")["pool"]
     assert pool["labels"] == "truth"
     assert pool["label_ranks"] == [5, None]
+
+
+def split_of(n_labeled: int | None, n_test: int | None, **paths: str) -> dict[str, Any]:
+    """Return part -> range of its sources, by the letters of their paths; None: all images."""
+    found = {}
+    for part in ("labeled", "pool", "test"):
+        found[part] = [{"path": path} for path in paths[part]]
+    request = Request("t", [], [], [], labeled_per_class=n_labeled, test_per_class=n_test)
+    _split(found, request)
+    return {part: [each.get("label_ranks") for each in found[part]] for part in found}
+
+
+def test_a_source_is_split_among_the_parts_that_share_it() -> None:
+    all_three = split_of(10, 20, labeled="a", pool="a", test="a")
+    assert all_three == {"labeled": [[0, 10]], "pool": [[30, None]], "test": [[10, 30]]}
+    # No image is lost to a part that has another source.
+    pool = split_of(10, None, labeled="a", pool="a", test="b")
+    assert pool == {"labeled": [[0, 10]], "pool": [[10, None]], "test": [None]}
+    pairs = split_of(10, 20, labeled="a", pool="ab", test="b")
+    assert pairs == {"labeled": [[0, 10]], "pool": [[10, None], [20, None]], "test": [[0, 20]]}
+    labeled = split_of(10, None, labeled="a", pool="b", test="a")
+    assert labeled == {"labeled": [[0, 10]], "pool": [None], "test": [[10, None]]}
+
+
+def test_an_option_for_a_part_that_shares_no_source_is_refused() -> None:
+    with pytest.raises(InputError, match="--test-per-class .* no source of --test is"):
+        split_of(10, 20, labeled="a", pool="a", test="b")
+    with pytest.raises(InputError, match="--labeled-per-class .* no source of --labeled is"):
+        split_of(10, 20, labeled="b", pool="a", test="a")
+    with pytest.raises(InputError, match="give --test-per-class to split it"):
+        split_of(None, None, labeled="b", pool="a", test="a")
 
 
 def test_paths_and_names_that_yaml_or_omegaconf_would_change_are_kept(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ import yaml
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.configuration import ConfigLoader
+from pu_kd_pipeline.hooks.inputs import InputHooks
 from pu_kd_pipeline.params.given import parse_given
+from pu_kd_pipeline.pipelines.data_ingestion import create_pipeline
 from pu_kd_pipeline.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -343,6 +346,28 @@ def test_a_comma_outside_of_quotes_is_one_message(kedro):
 
     assert code == 2
     assert "`b` is no `key=value`. A value that holds a comma stands in quotes" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "content", "message"),
+    [
+        ("teacher_check.mode=never", "", "--params: `teacher_check.mode` is 'never'"),
+        ("", "teacher_check: {mode: no one}", "parameters.yml: `teacher_check.mode` is 'no one'"),
+        ("", "teacher_check: {mode: off}", ""),
+    ],
+)
+def test_the_test_before_a_run_is_checked_where_no_node_reads_it(
+    conf, monkeypatch, given, content, message
+):
+    pipelines = {"data_ingestion": create_pipeline()}
+    monkeypatch.setattr("kedro.framework.project.pipelines", pipelines)
+    loader = loader_of(conf, given, environment(conf, "checked", parameters=content))
+    context: Any = SimpleNamespace(config_loader=loader, project_path=conf.parent)
+    if not message:
+        InputHooks().after_context_created(context)
+        return
+    with pytest.raises(InputError, match=message):
+        InputHooks().after_context_created(context)
 
 
 def test_a_relative_data_folder_starts_at_the_project_also_from_a_folder_in_it(tiny_project):

@@ -366,3 +366,39 @@ def test_sources_that_may_not_be_read_are_found(blocks, tmp_path):
     tmp_path.chmod(0)
     assert "cannot be read (Permission denied)" in pool_fault(blocks, "folder", tmp_path)
     tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "fault"),
+    [
+        ("folder", "data/mine", "contains the folder"),
+        ("folder", "data", "contains the folder"),
+        ("folder", ".", "contains the folder"),
+        ("folder", "link", "contains the folder"),
+        ("parquet", "data/**/*.parquet", "contains the folder"),
+        ("folder", "data/mine/08_reporting", "is in 08_reporting of the folder"),
+        ("parquet", "data/mine/02_intermediate/*.parquet", "is in 02_intermediate of the folder"),
+        ("folder", "data/mine/01_raw", ""),
+        ("folder", "data/mine/01_raw/photos", ""),
+        ("folder", "data/01_raw", ""),
+        ("folder", "data/mine/photos", ""),
+        ("folder", "data/mine2", ""),
+        ("parquet", "data/*.parquet", ""),
+    ],
+)
+def test_sources_among_the_outputs_are_refused(blocks, tmp_path, kind, path, fault):
+    set_project_folder(tmp_path)
+    outputs = tmp_path / "data" / "mine"
+    folders = ("01_raw/photos", "photos", "02_intermediate", "08_reporting")
+    for folder in (*(outputs / name for name in folders), tmp_path / "data" / "mine2"):
+        folder.mkdir(parents=True)
+        (folder / "a.parquet").touch()
+    (tmp_path / "data" / "01_raw").mkdir()
+    (tmp_path / "data" / "a.parquet").touch()
+    (tmp_path / "link").symlink_to(outputs)
+    block = changed(blocks["data_ingestion"], pool=[{"type": kind, "path": path}])
+    if not fault:
+        check({"data_ingestion": block}, outputs)
+        return
+    with pytest.raises(InputError, match=f"data_ingestion.pool.* {fault}"):
+        check({"data_ingestion": block}, outputs)

@@ -121,8 +121,10 @@ def test_a_kept_result_still_stops_the_run_and_the_mode_is_not_part_of_it(run, c
 
 
 def test_nothing_is_tested_if_that_is_turned_off(run):
-    run.params["mode"] = "off"
-    assert run() == 0
+    # YAML reads `off` without quotes as false.
+    for mode in ("off", False):
+        run.params["mode"] = mode
+        assert run() == 0
 
 
 def test_a_teacher_that_is_trained_in_the_run_is_not_tested_before(run):
@@ -137,6 +139,7 @@ def test_a_stage_that_ingests_no_labeled_image_does_not_test(run):
 
 def test_the_block_is_typed_also_where_no_node_reads_it(run):
     run.params["mode"] = "sometimes"
-    with pytest.raises(ValueError, match="mode"):
+    message = "parameters_teacher.yml: `teacher_check.mode` is 'sometimes'"
+    with pytest.raises(InputError, match=message):
         run()
     assert TeacherCheckParams.model_fields["mode"].default == "stop"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.params.base import Block
 from pu_kd_pipeline.params.data_ingestion import ImageSource
 from pu_kd_pipeline.params.teacher import TeacherParams
 from pu_kd_pipeline.params.validation import check_parameters
@@ -69,3 +70,14 @@ def test_quoted_texts_are_taken_as_they_are():
     teacher = check(TeacherParams, {**TEACHER, **yaml.safe_load(text)})
 
     assert teacher.classes == ("no", "1e3", "007")
+
+
+def test_off_without_quotes_is_the_choice_off():
+    class Cached(Block):
+        cache: Literal["off", "views"] | None = None
+        mode: Literal["on", "auto"] = "auto"
+
+    assert Cached.model_validate({"cache": False}) == Cached(cache="off")
+    for values in ({"cache": True}, {"mode": False}):
+        with pytest.raises(InputError, match="input should not be true or false"):
+            check(Cached, values)

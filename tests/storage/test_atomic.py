@@ -69,3 +69,44 @@ def test_the_umask_alone_decides_who_may_read_models(tmp_path, umask, file_mode,
         "card.json": file_mode,
         "state.safetensors": file_mode,
     }
+
+
+def test_files_that_are_kept_and_those_behind_links_have_their_own_modes(tmp_path):
+    outside = tmp_path / "secret.yml"
+    outside.write_text("mine")
+    outside.chmod(0o600)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "plain.yml").write_text("mine")
+    (folder / "plain.yml").chmod(0o600)
+    (folder / "link.yml").symlink_to(outside)
+    with replacing_folder(folder, keeps_files=True) as temporary:
+        (temporary / "new.yml").write_text("new")
+        (temporary / "new_link.yml").symlink_to(outside)
+
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / "plain.yml").stat().st_mode) == 0o600
+    assert (folder / "link.yml").readlink() == outside
+    assert (folder / "new.yml").read_text() == "new"
+
+
+def test_a_folder_with_the_setgid_bit_gives_it_to_no_file(tmp_path):
+    with replacing_folder(tmp_path / "model") as temporary:
+        temporary.chmod(0o2770)
+        (temporary / "card.json").write_text("{}")
+
+    assert stat.S_IMODE((tmp_path / "model" / "card.json").stat().st_mode) == 0o660
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    target = tmp_path / "disk" / "model"
+    target.mkdir(parents=True)
+    link = tmp_path / "model"
+    link.symlink_to(target)
+    with replacing_folder(link) as temporary:
+        (temporary / "card.json").write_text("{}")
+
+    assert link.readlink() == target
+    assert (target / "card.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "model"]
+    assert list(target.parent.iterdir()) == [target]

@@ -38,6 +38,7 @@ def card_of(
     weight_facts: dict[str, Any] | None = WEIGHTS,
     start: dict[str, torch.Tensor] | None = None,
     code: str = "c0de",
+    device: str = "cpu",
     card: dict[str, Any] | None = None,
     **changes: Any,
 ) -> ModelCard:
@@ -45,7 +46,9 @@ def card_of(
     if manifest is None:
         manifest = manifest_of("abc")
     params = params_with(**changes)
-    recipe = training_recipe(manifest, params, weight_facts, start, code=code, pool_images="p")
+    recipe = training_recipe(
+        manifest, params, weight_facts, start, code=code, pool_images="p", device=device
+    )
     origin = {
         "distilled_by": params.objective,
         "rule": "nnpu",
@@ -99,6 +102,7 @@ def test_students_of_other_images_alone_do_not_differ() -> None:
         ({"weight_facts": {**WEIGHTS, "epsilon": 0.3}}, "class_weighting.epsilon 0.1 and 0.3"),
         ({"start": {"fc.weight": torch.ones(2)}}, "start differs"),
         ({"code": "other"}, "code differs"),
+        ({"device": "cuda"}, "device cpu and cuda"),
         ({"manifest": manifest_of("abcd")}, "n_pool 3 and 4"),
         ({"manifest": manifest_of("abc", labeled_ids="x")}, "n_labeled 2 and 1"),
         ({"manifest": manifest_of("abc", labeled_ids="xz")}, "labeled differs"),
@@ -181,6 +185,7 @@ def test_a_distilled_student_has_its_recipe_also_after_it_was_saved(
     student, _ = digits.distill(n_updates=2)
     other, _ = digits.distill(digits.manifest.iloc[::-1], n_updates=2)
     slower, _ = digits.distill(n_updates=3)
+    assert student.card.origin[TRAINING]["device"] == "cpu"
     save_model(student, tmp_path / "student")
     loaded = load_model(tmp_path / "student")
     assert recipe_differences(loaded.card, student.card) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.storage.atomic import remove_leftovers, replacing_folder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# Folders and temporary files are named after it, and file systems take 255.
+_MAX_NAME_LENGTH = 100
 # What Kedro merges every environment with, and its default one.
 _RESERVED = ("base", "local")
 # What is a text for every reader of YAML, without quotes. OmegaConf reads 1e3 as a number, which
@@ -36,6 +37,11 @@ def check_name(name: str) -> None:
             f"an environment cannot be called {name!r}: a name has letters, digits, - and _, and "
             "is that of a folder of conf/"
         )
+    if len(name) > _MAX_NAME_LENGTH:
+        raise InputError(
+            f"the name of the environment has {len(name)} characters, and may have "
+            f"{_MAX_NAME_LENGTH}: choose a shorter one"
+        )
 
 
 @contextmanager
@@ -45,8 +51,13 @@ def staged_environment(folder: Path, overwrite: bool) -> Iterator[Path]:
     With `overwrite`, it has the files of the existing environment.
 
     Raises:
-        InputError: the environment exists, and `overwrite` is not set.
+        InputError: the environment exists, and `overwrite` is not set; or it is a link.
     """
+    if folder.is_symlink():
+        raise InputError(
+            f"the environment {folder.name} is a link ({folder} -> {folder.readlink()}), which "
+            "would be replaced by a folder: choose another name, or remove the link"
+        )
     if folder.exists() and not overwrite:
         raise InputError(
             f"there is an environment {folder.name} already ({folder}): choose another name, or "
@@ -54,14 +65,12 @@ def staged_environment(folder: Path, overwrite: bool) -> Iterator[Path]:
         )
     # Of a command that was killed.
     remove_leftovers(folder.parent, folder.name)
-    with replacing_folder(folder) as staged:
-        if folder.is_dir():
-            shutil.copytree(folder, staged, dirs_exist_ok=True, symlinks=True)
+    with replacing_folder(folder, keeps_files=True) as staged:
         yield staged
 
 
 def write_yaml(file: Path, comment: str, content: Mapping[str, Any]) -> None:
-    """Write a configuration file with a comment at its top."""
+    """Write a configuration file with a comment at its top; one that is a link is replaced."""
     # Nested lists and mappings without others inside stand on one line.
     has_nested = any(isinstance(value, dict | list) for value in content.values())
     flow_style = None if has_nested else False
@@ -74,6 +83,9 @@ def write_yaml(file: Path, comment: str, content: Mapping[str, Any]) -> None:
         default_flow_style=flow_style,
         width=_WIDTH,
     )
+    # Otherwise the file that it leads to would be written, which is not in the environment.
+    if file.is_symlink():
+        file.unlink()
     file.write_text("\n".join([*lines, text]), encoding="utf-8")
 
 

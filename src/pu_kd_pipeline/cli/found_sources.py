@@ -44,8 +44,14 @@ class GivenPaths:
         """Return the path that was meant; it may be a pattern, and need not exist.
 
         A path that exists only below the project is one, too, because the guide shows those.
+
+        Raises:
+            InputError: it starts with `~user`, and there is no such user.
         """
-        expanded = Path(given).expanduser()
+        try:
+            expanded = Path(given).expanduser()
+        except RuntimeError as exc:
+            raise InputError(f"{given!r} is not a path ({exc}): write the folder itself") from exc
         here = Path(os.path.abspath(self._working / expanded))
         in_project = Path(os.path.abspath(self.project / expanded))
         if not _exists(here) and _exists(in_project):
@@ -85,7 +91,7 @@ def find_source(given: str, option: str, paths: GivenPaths) -> dict[str, Any]:
     if is_url(given):
         return _remote_source(given, option)
     path = paths.absolute(given)
-    if path.is_dir():
+    if os.path.isdir(path):  # False for a name that is too long
         source_type, pattern = _look_into_folder(path, option)
         return {"type": source_type, "path": paths.written(path / pattern)}
     matches = _matches(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pu_kd_pipeline.cli.environment_facts import FoundLabels
 from pu_kd_pipeline.cli.found_sources import GivenPaths
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.cards import CARD, WEIGHTS
+from pu_kd_pipeline.storage.atomic import remove_empty_folder
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:\w+")
 _WEIGHTS_FOLDER = Path("data", "01_raw")
@@ -60,6 +62,13 @@ class FoundTeacher:
     notes: list[str] = field(default_factory=list)
     new_file: Path | None = None
 
+    def remove_new_file(self) -> None:
+        """Remove the weights that were written, and their folder if nothing else is in it."""
+        if self.new_file is None:
+            return
+        self.new_file.unlink(missing_ok=True)
+        remove_empty_folder(self.new_file.parent)
+
 
 def find_teacher(
     options: TeacherOptions, name: str, labels: FoundLabels | None, paths: GivenPaths
@@ -75,8 +84,8 @@ def find_teacher(
     Raises:
         InputError: what is needed can neither be found nor was given; all of it is named.
     """
-    is_factory = (
-        _FACTORY.fullmatch(options.teacher) and not paths.absolute(options.teacher).exists()
+    is_factory = bool(_FACTORY.fullmatch(options.teacher)) and not os.path.exists(
+        paths.absolute(options.teacher)
     )
     folder = None
     weights = None
@@ -110,7 +119,7 @@ def find_teacher(
             "the teacher's outputs have another order"
         )
     if not has_card:
-        _check_complete(found.block, options, is_factory=bool(is_factory))
+        _check_complete(found.block, options, is_factory=is_factory)
     if is_factory:
         _write_factory_weights(found, name, paths)
     return found
@@ -119,9 +128,10 @@ def find_teacher(
 def _weights_of(given: str, paths: GivenPaths) -> tuple[Path, str]:
     """Return the folder of the weights, and the parameter `weights`."""
     path = paths.absolute(given)
-    if path.is_file():
+    # These functions take a name that is too long for one of no file.
+    if os.path.isfile(path):
         return path.parent, paths.written(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(
             f"--teacher: there is no file or folder {given} (looked for {path}), and it is no "
             "factory `package.module:function`. Give the weights to --teacher and the name of the "
@@ -157,13 +167,10 @@ def _check_complete(block: dict[str, Any], options: TeacherOptions, *, is_factor
 def _classes(given: str | None, paths: GivenPaths) -> list[str] | int | None:
     if given is None:
         return None
-    path = paths.absolute(given)
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
-    elif given.isdecimal():
+    names = _classes_of_file(given, paths)
+    if names is None and given.isdecimal():
         return int(given)
-    else:
+    if names is None:
         names = [name.strip() for name in given.split(",")]
     if len(names) < 2 or "" in names:
         raise InputError(
@@ -171,6 +178,26 @@ def _classes(given: str | None, paths: GivenPaths) -> list[str] | int | None:
             "number, or a text file with a name on each line"
         )
     return names
+
+
+def _classes_of_file(given: str, paths: GivenPaths) -> list[str] | None:
+    """Return the lines of a text file; None: the text that was given names no file."""
+    try:
+        path = paths.absolute(given)
+    except InputError:  # a class may be called `~a`
+        return None
+    # A list of many names is too long for the name of a file, which this function accepts.
+    if not os.path.isfile(path):
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as exc:
+        raise InputError(
+            f"--classes: {path} is no text in UTF-8 (byte {exc.start}): save it as UTF-8"
+        ) from exc
+    except OSError as exc:
+        raise InputError(f"--classes: {path} cannot be read ({exc.strerror})") from exc
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _input(options: TeacherOptions, card_folder: Path | None) -> dict[str, Any] | None:
@@ -185,6 +212,13 @@ def _input(options: TeacherOptions, card_folder: Path | None) -> dict[str, Any] 
     given |= key_values(options.input_keys, "--input")
     if not given:
         return None
+    for key in ("mean", "std"):
+        if key in given:
+            given[key] = _number_list(given[key], f"--input {key}")
+    if "channels" in given and given["channels"] not in _COLORS:
+        raise InputError(
+            f"--input channels: {given['channels']!r} is neither 1 (gray) nor 3 (color)"
+        )
     if card_folder is not None:
         from pu_kd_pipeline.models.cards import ModelCard, read_card
 
@@ -198,6 +232,17 @@ def _input(options: TeacherOptions, card_folder: Path | None) -> dict[str, Any] 
                 given[key] = given[key] * given["channels"]
     order = ("size_px", "channels", "mean", "std")
     return {key: given[key] for key in (*order, *given) if key in given}
+
+
+def _number_list(value: Any, option: str) -> list[float]:
+    """Return the numbers per color that a value of YAML stands for."""
+    if isinstance(value, str):
+        return _numbers(value, option)
+    numbers = value if isinstance(value, list) else [value]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise InputError(f"{option}: {value!r} is not one number, or a list of numbers")
+    return [float(number) for number in numbers]
 
 
 def _numbers(text: str, option: str) -> list[float]:
@@ -223,7 +268,8 @@ def key_values(texts: Sequence[str], option: str) -> dict[str, Any]:
             raise InputError(f"{option}: {text!r} is not KEY=VALUE")
         try:
             found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as exc:
+        # The others: a date that does not exist, and a value that is nested too deeply.
+        except (yaml.YAMLError, ValueError, RecursionError) as exc:
             raise InputError(f"{option}: the value of {text!r} is not YAML") from exc
     return found
 
@@ -232,7 +278,7 @@ def _write_factory_weights(found: FoundTeacher, name: str, paths: GivenPaths) ->
     """Store the weights that a factory's network has, so that runs depend on a file."""
     from pu_kd_pipeline.learning.loop import seeded
     from pu_kd_pipeline.learning.networks.build import build_network
-    from pu_kd_pipeline.models.weights import save_weights
+    from pu_kd_pipeline.models.weights import save_weights, tensor_bytes
 
     block = found.block
     factory = block["architecture"]
@@ -258,16 +304,20 @@ def _write_factory_weights(found: FoundTeacher, name: str, paths: GivenPaths) ->
             f"{random[0]}): give the weights file to --teacher and the factory to --architecture"
         )
     folder = paths.project / _WEIGHTS_FOLDER / name
-    folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     for key, tensor in first.items():
         digest.update(key.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     # Named after its content: it never replaces the weights of another environment.
     file = folder / f"teacher-{digest.hexdigest()[:_DIGEST_LENGTH]}.safetensors"
     if not file.exists():
         found.new_file = file
-        save_weights({key: tensor.contiguous() for key, tensor in first.items()}, file)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            save_weights({key: tensor.contiguous() for key, tensor in first.items()}, file)
+        except BaseException:  # also if the user stops it
+            found.remove_new_file()
+            raise
     block["weights"] = paths.written(file)
     found.notes.append(
         f"the weights that the factory loads are stored in {paths.written(file)}: run this command "

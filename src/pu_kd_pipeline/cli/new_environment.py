@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,11 @@ from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.environment import read_parameters
 from pu_kd_pipeline.params.paths import set_project_folder
-from pu_kd_pipeline.params.teacher import TeacherCheckParams, TeacherParams
+from pu_kd_pipeline.params.teacher import TeacherParams
 from pu_kd_pipeline.params.validation import check_parameters
 
 _SMALL_PX = 64  # networks for images of up to this size run faster with one CPU thread
+_CONFIGURATION_SUFFIXES = (".yml", ".yaml", ".json")  # of Kedro
 _MODELS: dict[str, type[BaseModel]] = {
     "teacher": TeacherParams,
     "data_ingestion": DataIngestionParams,
@@ -120,16 +122,8 @@ def make_environment(
         try:
             return _finish(name, request, teacher, sources, project, staged)
         except BaseException:  # also if the user stops it
-            _remove(teacher.new_file)
+            teacher.remove_new_file()
             raise
-
-
-def _remove(file: Path | None) -> None:
-    if file is None:
-        return
-    file.unlink(missing_ok=True)
-    if not any(file.parent.iterdir()):
-        file.parent.rmdir()
 
 
 def _sources(request: Request, paths: GivenPaths) -> dict[str, list[dict[str, Any]]]:
@@ -157,42 +151,61 @@ def _split(found: dict[str, list[dict[str, Any]]], request: Request) -> None:
     for part, sources in found.items():
         for source in sources:
             parts_by_path.setdefault(source["path"], []).append(part)
-    n_labeled = request.labeled_per_class or 0
-    n_test = request.test_per_class or 0
-    n_wanted = {"labeled": n_labeled, "test": n_test}
-    ranges = {
-        "labeled": [0, n_labeled],
-        "test": [n_labeled, n_labeled + n_test],
-        "pool": [n_labeled + n_test, None],
-    }
-    n_split = 0
+    n_wanted = {"labeled": request.labeled_per_class, "test": request.test_per_class}
+    split_parts: set[str] = set()
     for path, parts in parts_by_path.items():
         if len(parts) == 1:
             continue
         if len(set(parts)) < len(parts):
             raise InputError(f"{path} is given twice for the same images: leave one of them out")
-        missing = [part for part in parts if part in n_wanted and not n_wanted[part]]
-        # Labeled and test images alone: the latter are all others.
-        if "pool" not in parts and missing == ["test"]:
-            ranges["test"] = [n_labeled, None]
-            missing = []
-        if missing:
-            options = " and ".join(f"--{part}-per-class" for part in missing)
-            raise InputError(
-                f"{path} holds the images of {' and '.join(parts)}, which would be the same: give "
-                f"{options} to split it, or other files"
-            )
-        n_split += 1
-        for part in parts:
+        ranges = _ranges(path, parts, n_wanted)
+        split_parts |= ranges.keys()
+        for part, label_ranks in ranges.items():
             for source in found[part]:
                 if source["path"] == path:
-                    source["label_ranks"] = ranges[part]
-    if not n_split and (n_labeled or n_test):
+                    source["label_ranks"] = label_ranks
+    unused = [part for part, n in n_wanted.items() if n and part not in split_parts]
+    if unused:
+        options = " and ".join(f"--{part}-per-class" for part in unused)
+        parts_text = " and ".join(f"--{part}" for part in unused)
         raise InputError(
-            "--labeled-per-class and --test-per-class split one source that is given for several "
-            "parts, and none is: leave them out (for fewer labeled images, set `per_class` in the "
-            "environment)"
+            f"{options} would split one source that is given for several parts, and no source of "
+            f"{parts_text} is: leave it out (for fewer images, set `per_class` in the environment)"
         )
+
+
+def _ranges(
+    path: str, parts: Sequence[str], n_wanted: Mapping[str, int | None]
+) -> dict[str, list[int | None]]:
+    """Return part -> its range of the images of each label, for the parts that share a path.
+
+    Raises:
+        InputError: the number of images of a part is needed and was not given.
+    """
+    ranges: dict[str, list[int | None]] = {}
+    missing = []
+    first = 0
+    for part in ("labeled", "test"):
+        if part not in parts:
+            continue
+        n_images = n_wanted[part]
+        if n_images:
+            ranges[part] = [first, first + n_images]
+            first += n_images
+        # Labeled and test images alone: the latter are all others.
+        elif part == "test" and "pool" not in parts:
+            ranges[part] = [first, None]
+        else:
+            missing.append(part)
+    if missing:
+        options = " and ".join(f"--{part}-per-class" for part in missing)
+        raise InputError(
+            f"{path} holds the images of {' and '.join(parts)}, which would be the same: give "
+            f"{options} to split it, or other files"
+        )
+    if "pool" in parts:
+        ranges["pool"] = [first, None]
+    return ranges
 
 
 def _finish(
@@ -211,16 +224,18 @@ def _finish(
     from pu_kd_pipeline.features.teacher_advice import stops_run
     from pu_kd_pipeline.features.teacher_preflight import check_on_sources
     from pu_kd_pipeline.hooks.preflight import check
+    from pu_kd_pipeline.hooks.teacher_preflight import typed_check_params
     from pu_kd_pipeline.models.factory import new_student, new_teacher
 
     conf = project / "conf"
+    data_folder = project / _data_folder(name)
     base = read_parameters(conf, "base")
     notes = list(teacher.notes)
     teacher_params = cast(TeacherParams, _typed("teacher", base, teacher.block, name))
     ingestion_block: dict[str, Any] = {**sources, "teacher_training": []}
     ingestion = cast(DataIngestionParams, _typed("data_ingestion", base, ingestion_block, name))
     # Before any image is read: the missing files and what is wrong with the network.
-    check({"teacher": teacher_params, "data_ingestion": ingestion})
+    check({"teacher": teacher_params, "data_ingestion": ingestion}, data_folder)
     model = new_teacher(teacher_params)
 
     for source in sources["pool"]:
@@ -233,7 +248,7 @@ def _finish(
     }
     typed = {block: _typed(block, base, content, name) for block, content in blocks.items()}
     ingestion = cast(DataIngestionParams, typed["data_ingestion"])
-    check(typed)
+    check(typed, data_folder)
 
     parts = {part: look_at_images(part, ingestion, teacher_params) for part in PARTS}
     _write(name, blocks, model.card.input.size_px, staged)
@@ -243,7 +258,7 @@ def _finish(
     architecture = distillation.student_architecture
     student = new_student(model, architecture, distillation.student_options, {})
     parameters = {"teacher": n_parameters(model), f"student, {architecture}": n_parameters(student)}
-    check_params = TeacherCheckParams.model_validate(read["teacher_check"])
+    check_params = typed_check_params(read["teacher_check"])
     teacher_check = check_on_sources(model, ingestion, teacher_params, check_params)
     lines = [
         *notes,
@@ -317,8 +332,12 @@ def _student(
     return {"student_architecture": architecture, "student_options": {**removed, **options}}
 
 
+def _data_folder(name: str) -> str:
+    return f"data/{name}"
+
+
 def _write(name: str, blocks: Mapping[str, Any], size_px: int, staged: Path) -> None:
-    values: dict[str, Any] = {"data": f"data/{name}"}
+    values: dict[str, Any] = {"data": _data_folder(name)}
     if size_px > _SMALL_PX:
         values["compute"] = {"n_threads": None}
     write_yaml(staged / "globals.yml", _COMMENTS["globals"], values)
@@ -333,15 +352,22 @@ def _check_files(staged: Path, conf: Path, expected: Mapping[str, BaseModel]) ->
         InputError: a file that was there before sets one of the blocks.
         RuntimeError: a value is read as another one, which is a bug.
     """
-    own = {f"parameters_{block}.yml" for block in expected}
-    for file in sorted(staged.rglob("*.yml")):
-        if file.name in own or not file.name.startswith("parameters"):
+    own = {staged / f"parameters_{block}.yml" for block in expected}
+    for file in _parameter_files(staged):
+        if file in own:
             continue
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        shown = file.relative_to(staged)
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as exc:
+            raise InputError(
+                f"{shown} of the existing environment cannot be read: {exc}: correct or remove "
+                "that file, or choose another name"
+            ) from exc
         repeated = sorted(set(content) & set(expected))
         if repeated:
             raise InputError(
-                f"{file.name} of the existing environment sets {', '.join(repeated)}, too: remove "
+                f"{shown} of the existing environment sets {', '.join(repeated)}, too: remove "
                 "that file, or choose another name"
             )
     read = read_parameters(conf, staged.name)
@@ -349,3 +375,19 @@ def _check_files(staged: Path, conf: Path, expected: Mapping[str, BaseModel]) ->
         if _MODELS[block].model_validate(read[block]) != typed:
             raise RuntimeError(f"{block} is read from its file as something else")
     return read
+
+
+def _parameter_files(folder: Path) -> list[Path]:
+    """Return the files of an environment from which Kedro reads parameters."""
+    from fsspec.implementations.local import LocalFileSystem
+    from kedro.config import OmegaConfigLoader
+
+    loader = OmegaConfigLoader(str(folder), base_env="", default_run_env="")
+    files = set()
+    for pattern in loader.config_patterns["parameters"]:
+        for match in LocalFileSystem().glob(f"{glob.escape(str(folder))}/{pattern}"):
+            file = Path(match)
+            is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+            if file.suffix in _CONFIGURATION_SUFFIXES and not is_hidden and file.is_file():
+                files.add(file)
+    return sorted(files)

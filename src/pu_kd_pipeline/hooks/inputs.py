@@ -13,6 +13,8 @@ from kedro.framework.hooks import hook_impl
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.catalog import dataset_location
 from pu_kd_pipeline.hooks.places import check_places, check_tracking_folder, check_versions
+from pu_kd_pipeline.hooks.teacher_preflight import CHECK_BLOCK
+from pu_kd_pipeline.params.teacher import TeacherCheckParams
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -47,9 +49,14 @@ class InputHooks:
             model = _unwrap_optional(annotation)
             if is_pydantic_class(model):
                 models[name] = model
+        # A test before the first node reads it, also where no node does.
+        if "data_ingestion" in models:
+            models.setdefault(CHECK_BLOCK, TeacherCheckParams)
         loader.use_texts(models)
         # Kedro reads the files first: its errors name the file that cannot be read.
         parameters = loader["parameters"]
+        if CHECK_BLOCK not in parameters and CHECK_BLOCK not in types:
+            models.pop(CHECK_BLOCK, None)
         files = {}
         for block, file in loader.parameter_files.items():
             files[block] = _shown_path(file, context.project_path)

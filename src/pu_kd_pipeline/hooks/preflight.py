@@ -7,9 +7,11 @@ seconds to import, and otherwise the first node that needs it imports it.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
@@ -17,8 +19,9 @@ from kedro.framework.hooks import hook_impl
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.contradictions import contradictions
 from pu_kd_pipeline.hooks.teacher_preflight import preflight_teacher
-from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS
+from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS, local_path
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
+from pu_kd_pipeline.incremental.staleness import RECORDS
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.distillation import DistillationParams
@@ -34,13 +37,17 @@ if TYPE_CHECKING:
 
 # `devices.prepare_device` never refuses these.
 DEVICES_ANYWHERE = frozenset({"auto", "cpu"})
+# Folders in the data folder, as Kedro numbers them; the first one is the user's.
+_LAYER = re.compile(r"\d\d_")
+_RAW_DATA = "01_raw"
 
 
-def check(blocks: Mapping[str, Any]) -> None:
+def check(blocks: Mapping[str, Any], data_folder: Path | None = None) -> None:
     """Check the typed parameter blocks that a run reads.
 
     Args:
         blocks: block name -> typed block; blocks of other types are ignored.
+        data_folder: where the run writes; None: that is not checked against the sources.
 
     Raises:
         InputError: names every fault with its block.
@@ -52,7 +59,7 @@ def check(blocks: Mapping[str, Any]) -> None:
         if isinstance(block, TeacherParams):
             teacher = _try(faults, name, partial(_teacher_card, block))
         if isinstance(block, DataIngestionParams):
-            faults.extend(f"{name}.{fault}" for fault in _missing_paths(block))
+            faults.extend(f"{name}.{fault}" for fault in _unusable_paths(block, data_folder))
         if hasattr(block, "compute"):
             # Most blocks share a device, which is tried once.
             devices[block.compute.device] = block.compute
@@ -113,13 +120,15 @@ def _check_device(compute: ComputeParams) -> None:
     prepare_device(compute)
 
 
-def _missing_paths(block: DataIngestionParams) -> Iterator[str]:
+def _unusable_paths(block: DataIngestionParams, data_folder: Path | None) -> Iterator[str]:
     for part in ("labeled", "pool", "test", "teacher_training"):
         sources: tuple[ImageSource, ...] = getattr(block, part)
         for index, source in enumerate(sources):
             if source.path is None:
                 continue
             fault = _fault_of_path(source.path, source)
+            if fault is None and data_folder is not None:
+                fault = _fault_of_place(source.path, source, data_folder)
             if fault is not None:
                 yield f"{part}[{index}].path: {fault}"
 
@@ -154,6 +163,36 @@ def _fault_of_path(path: str, source: ImageSource) -> str | None:
         return f"there is no {path} (edit parameters_data_ingestion.yml)"
     except OSError as exc:  # no permission, a name that is too long, links in a circle, …
         return f"{path} cannot be read ({exc.strerror}): check that it may be read"
+
+
+def _fault_of_place(path: str, source: ImageSource, data_folder: Path) -> str | None:
+    """Return why a source mixes with what a run writes, or None.
+
+    The user's images may be in the data folder, such as in its `01_raw`, where no stage writes.
+    """
+    from pu_kd_pipeline.images.sources.files import has_wildcard, literal_part
+
+    if is_url(path):
+        return None
+    pattern = resolved_path(path)
+    place = Path(os.path.realpath(literal_part(str(pattern))))
+    outputs = Path(os.path.realpath(data_folder))
+    fix = (
+        "name another folder of outputs with `data` in conf/<environment>/globals.yml (for "
+        "`kedro new-env`, choose another name), or move the images"
+    )
+    # Other types read only the files of one folder, or those that a list names.
+    is_recursive = source.type == "folder" or (has_wildcard(path) and "**" in pattern.parts)
+    if is_recursive and outputs.is_relative_to(place):
+        return (
+            f"{path} contains the folder {data_folder} of all outputs, so that the run would write "
+            f"among these images: {fix}"
+        )
+    if place != outputs and place.is_relative_to(outputs):
+        layer = place.relative_to(outputs).parts[0]
+        if _LAYER.match(layer) and layer != _RAW_DATA:
+            return f"{path} is in {layer} of the folder {data_folder} of all outputs: {fix}"
+    return None
 
 
 def _fault_of_file(file: str, path: str, source: ImageSource) -> str | None:
@@ -195,6 +234,10 @@ class PreflightHooks:
         for name in sorted((pipeline - shown).inputs()):
             if name.startswith("params:"):
                 blocks[name.removeprefix("params:")] = catalog.load(name)
-        check(blocks)
+        data_folder = None
+        if RECORDS in catalog:
+            records = local_path(catalog, RECORDS)
+            data_folder = records.parent if records is not None else None
+        check(blocks, data_folder)
         if run_params["runner"] != EXPLAINING_RUNNER:
             preflight_teacher(pipeline, catalog, blocks)

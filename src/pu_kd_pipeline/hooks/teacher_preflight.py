@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pu_kd_pipeline.incremental.checked_files import read_checked, write_checked
 from pu_kd_pipeline.incremental.file_states import FileStates
@@ -18,6 +18,7 @@ from pu_kd_pipeline.incremental.parameter_texts import parameter_texts
 from pu_kd_pipeline.incremental.staleness import FILE_STATES, RECORDS
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.teacher import TeacherCheckParams, TeacherParams
+from pu_kd_pipeline.params.validation import check_parameters
 from pu_kd_pipeline.provenance.fingerprint import current_index
 from pu_kd_pipeline.provenance.libraries import library_versions
 from pu_kd_pipeline.storage.digests import json_digest
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 RESULT = "teacher_preflight.json"
 LABELED_STORE = "labeled_images"
-_BLOCK = "params:teacher_check"
+CHECK_BLOCK = "teacher_check"
+# The block is next to that of the teacher.
+_FILE = Path("conf/base/parameters_teacher.yml")
 
 
 def preflight_teacher(pipeline: Pipeline, catalog: DataCatalog, blocks: Mapping[str, Any]) -> None:
@@ -69,12 +72,27 @@ def preflight_teacher(pipeline: Pipeline, catalog: DataCatalog, blocks: Mapping[
 
 def _check_params(catalog: DataCatalog) -> TeacherCheckParams | None:
     """Return the block, which not every pipeline reads; None if the configuration has none."""
-    if _BLOCK not in catalog:
+    entry = f"params:{CHECK_BLOCK}"
+    if entry not in catalog:
         return None
-    block = catalog.load(_BLOCK)
+    return typed_check_params(catalog.load(entry))
+
+
+def typed_check_params(block: Any) -> TeacherCheckParams:
+    """Return the block `teacher_check` with its type.
+
+    Raises:
+        InputError: a key of it cannot be used.
+    """
     if isinstance(block, TeacherCheckParams):
         return block
-    return TeacherCheckParams.model_validate(block)
+    checked = check_parameters(
+        {CHECK_BLOCK: block},
+        {CHECK_BLOCK: TeacherCheckParams},
+        files={CHECK_BLOCK: _FILE},
+        given={},
+    )
+    return cast(TeacherCheckParams, checked[CHECK_BLOCK])
 
 
 def _check(

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.cards import CARD, WEIGHTS, ModelCard, PUClassifierCard, read_card
-from pu_kd_pipeline.models.weights import load_weights, save_weights
+from pu_kd_pipeline.models.weights import load_weights, save_weights, tensor_bytes
 from pu_kd_pipeline.params.teacher import OutputSpec
 from pu_kd_pipeline.storage.atomic import replacing_folder
 
@@ -90,9 +90,8 @@ def _fingerprint(network: nn.Module, card: BaseModel) -> str:
     digest = hashlib.sha256(card.model_dump_json().encode())
     # Sorted: the hash must not depend on the order in which a network registers its layers.
     for name, tensor in sorted(network.state_dict().items()):
-        values = tensor.detach().cpu().contiguous().numpy()
         digest.update(name.encode())
-        digest.update(values.tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -259,16 +259,21 @@ def _has_digest(metadata: Mapping[str, str]) -> bool:
 
 def _tensors_digest(state: Mapping[str, Tensor]) -> str:
     """Return the digest of the names, types, shapes and values of tensors."""
-    import torch
-
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         about = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n"
         digest.update(about.encode())
-        # As bytes: NumPy does not know all types of torch, such as bfloat16.
-        values = tensor.contiguous().reshape(-1).view(torch.uint8)
-        digest.update(values.numpy().data)
+        digest.update(tensor_bytes(tensor))
     return _DIGEST_PREFIX + digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the values of a tensor, for a digest; of any type, on any device."""
+    import torch
+
+    # NumPy does not know all types of torch, such as bfloat16.
+    values = tensor.detach().cpu().contiguous().reshape(-1)
+    return values.view(torch.uint8).numpy().data
 
 
 def _read_torch_file(path: Path) -> Any:

@@ -15,6 +15,7 @@ from pydantic import (
 
 SEEDS = 2**32  # number of seeds that every random generator accepts
 _MAX_BITS = 63  # of an integer next to its sign: torch and NumPy compute with 64 bits
+OFF = "off"  # a choice of some fields
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
@@ -37,8 +38,11 @@ class Block(BaseModel):
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse integers too large to compute with, and true and false where a number is expected.
 
-        YAML reads `yes`, `no`, `on` and `off` as true and false, too.
+        YAML reads `yes`, `no`, `on` and `off` as true and false, too. False is the choice "off" of
+        a field that has it.
         """
+        if value is False and _has_choice(cls.model_fields[str(info.field_name)].annotation, OFF):
+            return OFF
         items = _items(value)
         has_boolean = any(isinstance(item, bool) for item in items)
         if has_boolean and not _accepts_booleans(cls, str(info.field_name)):
@@ -66,6 +70,12 @@ def _boolean_fault(block: type[Block], field: str) -> str:
 
 def _accepts_booleans(block: type[Block], field: str) -> bool:
     return _contains(block.model_fields[field].annotation, (bool, Any))
+
+
+def _has_choice(annotation: Any, choice: str) -> bool:
+    """Return whether an annotation has a `Literal` with this choice."""
+    arguments = get_args(annotation)
+    return choice in arguments or any(_has_choice(each, choice) for each in arguments)
 
 
 def _contains(annotation: Any, types: tuple[Any, ...]) -> bool:

@@ -191,7 +191,7 @@ class TeacherCheckParams(Block):
     mode: Literal["stop", "warn", "off"] = Field(
         default="stop",
         description="stop: a teacher at chance level ends the run; warn: it is only reported; "
-        '"off", in quotes: the teacher is not tested',
+        "off: the teacher is not tested",
     )
     max_images: int = Field(
         default=200,

@@ -46,20 +46,32 @@ def remove_empty_folder(path: Path) -> None:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `folder`; it replaces that, or is removed on an error."""
+def replacing_folder(folder: Path, *, keeps_files: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder next to `folder`; it replaces that, or is removed on an error.
+
+    Args:
+        folder: the folder, or a link to it, which is kept.
+        keeps_files: the temporary folder starts with copies of the files of `folder`. Copies have
+            the modes of their originals, and links are links.
+    """
+    if folder.is_symlink():
+        folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     previous = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
+        if keeps_files and folder.is_dir():
+            shutil.copytree(folder, temporary, dirs_exist_ok=True, symlinks=True)
+        copies = set(temporary.rglob("*"))
         yield temporary
-        mode = stat.S_IMODE(temporary.stat().st_mode)
+        # Files have no use for the bits of folders: search, setgid and sticky.
+        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
         for path in temporary.rglob("*"):
-            if path.is_file():
-                # Files need no permission to be searched, which folders do.
-                _set_mode(path, mode & ~0o111)
+            # What a link leads to may be anybody's.
+            if path not in copies and path.is_file() and not path.is_symlink():
+                _set_mode(path, mode)
         # A folder that is not empty cannot be replaced in one step.
         if folder.exists():
             os.replace(folder, previous)

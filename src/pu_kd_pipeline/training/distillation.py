@@ -339,6 +339,7 @@ def _recipe(task: _Task) -> dict[str, Any]:
         weight_facts,
         task.start,
         **facts,
+        device=task.device.type,
         code=maker_fingerprint(distill, load_model),
     )
 

@@ -13,6 +13,7 @@ import pandas as pd
 from torch import Tensor
 
 from pu_kd_pipeline.models.cards import ModelCard
+from pu_kd_pipeline.models.weights import tensor_bytes
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.manifest import manifest_digest
@@ -70,9 +71,8 @@ def _state_digest(state: Mapping[str, Tensor] | None) -> str | None:
         return None
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        values = tensor.detach().cpu().contiguous().numpy()
         digest.update(name.encode())
-        digest.update(values.tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
