@@ -27,6 +27,7 @@ _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
 _SAMPLE_FORMAT = 339
 _WHITE_IS_ZERO = 0
+_YCBCR = 6
 _SIGNED = 2
 _FLOATING_POINT = 3
 _WHITE_OF_16_BITS = 2**16 - 1
@@ -59,11 +60,20 @@ class PixelFormat:
 
 
 def pixel_format(image: Image.Image) -> PixelFormat:
-    """Return what is known of an opened image; Pillow forgets a part of it when it loads pixels."""
+    """Return what is known of an opened image; Pillow forgets a part of it when it loads pixels.
+
+    Raises:
+        UnsupportedPixelsError: Pillow would read other colors.
+    """
     # Of an image in memory, nothing but the mode is known.
     kind = getattr(image, "format", None)
+    codecs = [codec for codec, *_ in getattr(image, "tile", ())]
     if kind == "TIFF":
-        return _tiff_format(image.tag_v2)  # type: ignore[attr-defined]
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        # Pillow before 13 takes uncompressed luma and chroma for colors and a fourth byte.
+        if tags.get(_PHOTOMETRIC) == _YCBCR and image.mode == "RGB" and "raw" in codecs:
+            raise UnsupportedPixelsError(OTHER_PIXELS)
+        return _tiff_format(tags)
     is_wide = image.mode == "I" and kind in _SCALED_TO_16_BITS
     if is_wide or image.mode.startswith("I;16"):
         return PixelFormat(n_bits=16)

@@ -19,6 +19,17 @@ STRUCTS = [{"bytes": image, "path": f"/data/{gray}.png"} for gray, image in enum
 WITH_PATH = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
+def writes_views() -> bool:
+    """Return whether this version of pyarrow can make the file of a test."""
+    try:
+        pq.write_table(
+            pa.table({"image": pa.array([b""], pa.binary_view())}), pa.BufferOutputStream()
+        )
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
+
+
 def written(folder: Path, **columns: Any) -> Path:
     file = folder / "a.parquet"
     pq.write_table(pa.table(columns), file)
@@ -107,7 +118,12 @@ def test_class_names_of_a_column_with_another_name_are_used(tmp_path: Path) -> N
     [
         pa.array(IMAGES, pa.binary()),
         pa.array(IMAGES, pa.large_binary()),
-        pa.array(IMAGES, pa.binary_view()),
+        pytest.param(
+            pa.array(IMAGES, pa.binary_view()),
+            marks=pytest.mark.skipif(
+                not writes_views(), reason="this pyarrow does not write views to Parquet"
+            ),
+        ),
         pa.array(IMAGES, pa.binary()).dictionary_encode(),
         pa.array(STRUCTS, WITH_PATH),
         pa.array([{"bytes": image} for image in IMAGES]),

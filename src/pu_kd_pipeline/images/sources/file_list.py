@@ -23,6 +23,7 @@ from pu_kd_pipeline.images.sources.files import (
     file_system,
     has_mark,
     is_local,
+    joined,
     read_file,
     remote_version,
     state_of,
@@ -228,8 +229,7 @@ class ListSource:
     def _location(self, path: str) -> str:
         if self._is_local:
             return os.path.join(self._root, path)
-        root = self._root.rstrip("/")
-        return f"{root}/{path.lstrip('/')}"
+        return joined(self._root, path.lstrip("/"))
 
     def _states(self, paths: Sequence[str]) -> list[SourceFile]:
         if self._is_local:

@@ -91,6 +91,14 @@ def is_local(system: Any) -> bool:
     return isinstance(system, LocalFileSystem)
 
 
+def joined(root: str, path: str) -> str:
+    """Return the address of a file below the root of a remote file system."""
+    # The root of an archive is empty, and the names in it have no slash in front of them.
+    if not root:
+        return path
+    return f"{root.rstrip('/')}/{path}"
+
+
 def is_printable(path: str) -> bool:
     """Return whether a path that was found on disk is valid UTF-8."""
     return path == printable(path)

@@ -33,6 +33,7 @@ from pu_kd_pipeline.images.sources.files import (
     has_mark,
     is_local,
     is_printable,
+    joined,
     printable,
     remote_version,
     state_of,
@@ -118,8 +119,7 @@ class FolderSource:
         try:
             if self._is_local:
                 return Path(self._root, path).read_bytes()
-            root = self._root.rstrip("/")
-            return bytes(self._fs.cat_file(f"{root}/{path}"))
+            return bytes(self._fs.cat_file(joined(self._root, path)))
         except MemoryError:
             return Unusable(Reason.TOO_LARGE)
         except Exception as exc:  # each kind of remote file system has errors of its own
@@ -236,8 +236,8 @@ class FolderSource:
             if self._is_local:
                 with open(os.path.join(self._root, path), "rb") as file:
                     return is_image_content(file.read(N_FIRST_BYTES))
-            root = self._root.rstrip("/")
-            first_bytes = self._fs.cat_file(f"{root}/{path}", start=0, end=N_FIRST_BYTES)
+            location = joined(self._root, path)
+            first_bytes = self._fs.cat_file(location, start=0, end=N_FIRST_BYTES)
         except Exception:  # of any kind; it is set aside with its reason when it is read
             return True
         return is_image_content(bytes(first_bytes))
