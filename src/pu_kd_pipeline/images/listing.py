@@ -125,7 +125,7 @@ def _open_reader(source: ImageSource, seed: int, where: str) -> tuple[Source, pd
         raise
     # Each kind of remote file system raises errors of its own.
     except Exception as exc:
-        is_remote = is_url(source.path or "")
+        is_remote = is_url(source.path or "") or is_url(source.root or "")
         if not is_remote and not isinstance(exc, OSError):
             raise
         fix = "check that it may be read"

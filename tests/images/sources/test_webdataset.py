@@ -6,16 +6,14 @@ import io
 import json
 import os
 import tarfile
-import threading
 from collections.abc import Callable
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.http import HTTPFileSystem
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.preflight import _fault_of_path
@@ -23,12 +21,7 @@ from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.source_reports import read_reports
 from pu_kd_pipeline.images.sources.registry import source_state
 from tests.images.numbered_images import plan_of
-from tests.images.sources.examples import gray_levels, listed, opened, png, source_of
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: Any) -> None:
-        pass
+from tests.images.sources.examples import gray_levels, listed, opened, parquet_file, png, served, source_of
 
 
 Files = list[tuple[str, bytes]]
@@ -353,15 +346,37 @@ def test_shards_of_a_server_that_sends_only_whole_files_are_read(mode: str, tmp_
     # Longer than what is read ahead
     files.insert(40, ("x.bin", bytes(3 * 2**20)))
     shard(tmp_path / "a.tar", *files, mode=mode)
-    handler = partial(QuietHandler, directory=str(tmp_path))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/a.tar?token=s3cret"
+    with served(tmp_path) as address:
+        url = f"{address}/a.tar?token=s3cret"
         assert grays_of(url) == {f"a.tar/{gray:02}": gray for gray in range(40)}
         assert rows_of(url, "label", labels="truth") == [(gray,) for gray in range(40)]
-    finally:
-        server.shutdown()
+
+
+def test_no_shard_is_read_to_find_out_whether_it_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        shard(tmp_path / f"s-{number}.tar", *sample("a", number))
+        shard(tmp_path / f"s-{number}.wds", *sample("a", number))
+        parquet_file(tmp_path / f"{number}.parquet", 1)
+
+    # Old versions of fsspec look for links in the whole file.
+    def read_as_a_whole(_: Any, path: str) -> bool:
+        raise AssertionError(path)
+
+    with served(tmp_path) as url:
+        assert grays_of(f"{url}/") == {"s-0.tar/a": 0, "s-1.tar/a": 1}
+        monkeypatch.setattr(HTTPFileSystem, "isdir", read_as_a_whole)
+        assert grays_of(f"{url}/s-{{0..1}}.tar") == {"s-0.tar/a": 0, "s-1.tar/a": 1}
+        assert grays_of(f"{url}/s-{{0..1}}.wds") == {"s-0.wds/a": 0, "s-1.wds/a": 1}
+        assert grays_of(f"{url}/s-1.tar?key=1") == {"s-1.tar/a": 1}
+        assert listed("parquet", path=f"{url}/1.parquet")["id"].tolist() == ["1:0"]
+
+
+def test_a_remote_folder_called_like_a_shard_is_a_folder(tmp_path: Path) -> None:
+    file = shard(tmp_path / "a.tar", *sample("a", 1))
+    fsspec.filesystem("memory").pipe("/called/like.tar/a.tar", file.read_bytes())
+    assert grays_of("memory://called/like.tar") == {"a.tar/a": 1}
 
 
 def test_a_store_of_shards_has_their_labels_and_is_made_once(
