@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Callable
@@ -218,10 +220,18 @@ def test_links_are_followed_within_the_shard(tmp_path: Path) -> None:
         "a.tar/y/3": 11,
     }
     by_id = dict(rows_of(file, "id", "fault"))
-    assert by_id["a.tar/out"] == by_id["a.tar/circle"] == "link out of the folder"
+    assert by_id["a.tar/out"] == by_id["a.tar/circle"] == "broken link"
     assert "a.tar/pipe" not in by_id
     labels = dict(rows_of(file, "id", "label", labels="truth"))
     assert labels["a.tar/x/2"] == 4
+
+    # The parameter that follows the links of a folder is none of this type of source.
+    plan = plan_of(file, source={"type": "webdataset", "labels": "ignore"})
+    plan = dataclasses.replace(
+        plan, store=plan.store.model_copy(update={"max_quarantined_share": 0.0})
+    )
+    with pytest.raises(InputError, match=r"broken link 2.* allows\. Fix the images, or raise"):
+        write_store(plan, tmp_path / "store")
 
 
 # --- labels
@@ -232,10 +242,15 @@ def test_links_are_followed_within_the_shard(tmp_path: Path) -> None:
     [
         ([1, "2\n", " -3 "], {}, [(1, None), (2, None), (-3, None)]),
         (["cat", "dog"], {}, [(None, "cat"), (None, "dog")]),
+        # Leading zeros are part of a name, such as that of a folder.
+        (["001", "100"], {}, [(None, "001"), (None, "100")]),
+        ([2**63 - 1, -(2**63)], {}, [(2**63 - 1, None), (-(2**63), None)]),
         # One name makes names of all, as in a column of a table.
         ([1, "cat"], {}, [(None, "1"), (None, "cat")]),
         ([{"label": 3}, {"label": 4.0}, {"label": None}], {}, [(3, None), (4, None), (None, None)]),
         ([{"label": "cat"}, {"label": True}], {}, [(None, "cat"), (None, "true")]),
+        ([{"label": 3}, {"label": math.nan}], {}, [(3, None), (None, None)]),
+        ([{"label": " cat\n"}, {"label": " "}], {}, [(None, "cat"), (None, None)]),
         ([{"a": {"b": 1}}, {"a.b": 2}], {"label_column": "json.a.b"}, [(1, None), (2, None)]),
         (
             [{"label": 1, "name": "cat"}],
@@ -273,6 +288,7 @@ def test_labels_are_read_from_the_field_that_the_parameters_name(
         ([("0.png", png(0)), ("0.json", b"[" * 10**5)], {}, "its JSON cannot be read"),
         ([("0.png", png(0)), ("0.cls", b"\xff")], {}, "its label is not UTF-8"),
         (sample("0", 0, "9" * 5_000), {}, "its label has more than 64 bits"),
+        (sample("0", 0, 2**63), {}, "its label has more than 64 bits"),
         (sample("0", 0, "x" * 10_001), {}, "its label has 10,001 characters"),
         (sample("0", 0, "x" * 2_000_000), {}, "its cls is larger than 1,048,576 bytes"),
         (
