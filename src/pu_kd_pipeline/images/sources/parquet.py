@@ -97,7 +97,7 @@ class ParquetSource:
             "label": source.label_column or "label",
             "label_name": source.label_name_column or "label_name",
         }
-        self._partitions = label_partitions(paths, label_columns)
+        self._partitions = label_partitions(paths, base, label_columns)
 
     def _remote_files(self, root: str) -> Iterator[SourceFile]:
         found: dict[str, dict[str, Any]] = {}
