@@ -130,6 +130,12 @@ def test_labels_of_a_text_are_numbers_if_all_of_them_are(
     assert labels_of(listing) == names
 
 
+def test_blank_lines_are_skipped(tmp_path: Path) -> None:
+    text = "  \npath,label\n \t \ncat/a.png,cat\n,\n , \n\ndog/c.png,dog\n   \n"
+    listing = listed("list", path=list_of(tmp_path, text))
+    assert listing["id"].tolist() == ["cat/a.png", "dog/c.png"]
+
+
 def test_a_parquet_list_has_types_and_hugging_faces_class_names(tmp_path: Path) -> None:
     list_of(tmp_path, "")
     features = {"y": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
@@ -219,6 +225,14 @@ def test_a_repeated_row_counts_once_and_contradicting_labels_are_set_aside(
     assert counts_by_reason(listing["fault"].dropna()) == {"conflicting labels": 1}
     assert listing.attrs["passed_over"] == {"row of the list that repeats another one": 3}
     assert "1 files are listed with different labels, and are left out, such as" in caplog.text
+    # Spaces around a label are no part of it, also where it is blank.
+    spaced = tmp_path / "spaced.csv"
+    spaced.write_text('path,label\ncat/a.png,cat\ncat/a.png," cat "\n')
+    assert listed("list", path=spaced, labels="truth")["fault"].isna().all()
+    pq.write_table(
+        pa.table({"path": ["cat/a.png"] * 2, "label_name": [" ", "cat"]}), tmp_path / "a.parquet"
+    )
+    assert labels_of(listed("list", path=tmp_path / "a.parquet", labels="truth")) == ["cat"]
     # Labels that are not read cannot contradict each other.
     ignored = listed("list", path=file, labels="ignore")
     assert ignored["fault"].isna().all()

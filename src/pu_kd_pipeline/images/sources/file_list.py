@@ -325,10 +325,13 @@ class ListSource:
 
 
 def _label_of(table: ListTable, row: int) -> Any:
-    """Return the label of a row: its name, or else its number, or None."""
-    for column in (table.label_names, table.labels):
-        if column is not None and column[row] is not None:
-            return column[row]
+    """Return the label of a row: its name without spaces around it, or its number, or None."""
+    if table.label_names is not None and table.label_names[row] is not None:
+        name = str(table.label_names[row]).strip()
+        if name:
+            return name
+    if table.labels is not None:
+        return table.labels[row]
     return None
 
 
