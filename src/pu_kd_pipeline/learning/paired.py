@@ -109,7 +109,7 @@ def paired_mean_difference(first: Correct, second: Correct) -> PairedDifference:
     variance = of_seeds + of_images
     if variance == 0:
         # Every seed and image has the same difference. Nothing shows how it varies, and the exact
-        # test of one seed is the most that can be said.
+        # test of one seed is all that is left.
         return paired_difference(first[0], second[0])
     freedom = variance**2 / _per_freedom((of_seeds, n_seeds), (of_images, n_images))
     standard_error = math.sqrt(variance)

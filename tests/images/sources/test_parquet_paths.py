@@ -118,7 +118,9 @@ def test_a_partition_that_contradicts_the_file_is_refused(tmp_path: Path) -> Non
     files_in(tmp_path / "same", "label=cat/a.parquet", label=["cat", None])
     assert labels_of(listed("parquet", path=tmp_path / "same")) == ["cat", "cat"]
     files_in(tmp_path / "other", "label=cat/a.parquet", label=["cat", "dog"])
-    with pytest.raises(InputError, match="row 1: the label is 'cat' in its folder's name, and 'dog'"):
+    with pytest.raises(
+        InputError, match="row 1: the label is 'cat' in its folder's name, and 'dog'"
+    ):
         listed("parquet", path=tmp_path / "other")
 
 

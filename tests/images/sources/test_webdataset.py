@@ -23,8 +23,15 @@ from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.source_reports import read_reports
 from pu_kd_pipeline.images.sources.registry import source_state
 from tests.images.numbered_images import plan_of
-from tests.images.sources.examples import gray_levels, listed, opened, parquet_file, png, served, source_of
-
+from tests.images.sources.examples import (
+    gray_levels,
+    listed,
+    opened,
+    parquet_file,
+    png,
+    served,
+    source_of,
+)
 
 Files = list[tuple[str, bytes]]
 
