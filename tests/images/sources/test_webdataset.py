@@ -383,13 +383,13 @@ def test_no_shard_is_read_to_find_out_whether_it_is_a_folder(
         shard(tmp_path / f"s-{number}.wds", *sample("a", number))
         parquet_file(tmp_path / f"{number}.parquet", 1)
 
-    # Old versions of fsspec look for links in the whole file.
-    def read_as_a_whole(_: Any, path: str) -> bool:
+    # `isdir` lists the links in a file, and old versions of fsspec read all of it.
+    async def read_as_a_whole(_: Any, path: str, **__: Any) -> bool:
         raise AssertionError(path)
 
     with served(tmp_path) as url:
         assert grays_of(f"{url}/") == {"s-0.tar/a": 0, "s-1.tar/a": 1}
-        monkeypatch.setattr(HTTPFileSystem, "isdir", read_as_a_whole)
+        monkeypatch.setattr(HTTPFileSystem, "_ls", read_as_a_whole)
         assert grays_of(f"{url}/s-{{0..1}}.tar") == {"s-0.tar/a": 0, "s-1.tar/a": 1}
         assert grays_of(f"{url}/s-{{0..1}}.wds") == {"s-0.wds/a": 0, "s-1.wds/a": 1}
         assert grays_of(f"{url}/s-1.tar?key=1") == {"s-1.tar/a": 1}

@@ -186,7 +186,7 @@ class WebDatasetSource:
     def _is_folder(self, path: str) -> bool:
         if is_local(self._fs):
             return os.path.isdir(path)
-        extensions = SHARD_EXTENSIONS
+        extensions: tuple[str, ...] = SHARD_EXTENSIONS
         address, _, _ = path.partition("?")
         suffix = PurePosixPath(address).suffix.lower()
         # A range stands for shards of any extension.
