@@ -146,7 +146,7 @@ def _high_bytes(image: Image.Image, about: PixelFormat) -> Image.Image:
     """Return an image of 9 to 16 bits in mode `L`."""
     from PIL import Image
 
-    # In memory, mode "I;16" says 16 bits.
+    # In memory, mode "I;16" means 16 bits.
     n_bits = about.n_bits
     if n_bits <= 8:
         n_bits = 16
