@@ -168,6 +168,9 @@ def test_a_number_is_the_class_that_is_called_so() -> None:
     assert joined(numbers, ["1", "2", "3"]) == [0, 2]
     mixed = [(1, None), (0, None)]
     assert joined(mixed, ["cat", "1"], labels="classes") == [1, None]
+    # Sources have read "1.0" as 1.
+    assert joined(numbers, ["1.0", "2.0", "3.0"]) == [0, 2]
+    assert "1 may be the teacher's class '1' or '1.0'" in refusal(numbers, ["1.0", "1", "3.0"])
     # Padded names are names. 1 may be the first or the second of them.
     one = [(1, None)]
     assert joined(one, ["01", "02"], labels="classes") == [None]

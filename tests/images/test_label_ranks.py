@@ -134,6 +134,13 @@ def test_ranks_without_any_class_are_refused(tmp_path: Path) -> None:
         selected(file, labels="truth", label_ranks=[1, None])
 
 
+@pytest.mark.parametrize("labels", ["truth", "classes"])
+def test_ranks_of_an_empty_share_are_reported_as_no_image(file: Path, labels: str) -> None:
+    split = {"share": [0.0, 1e-9], "label_ranks": [0, 2]}
+    with pytest.raises(InputError, match="no image is left of 30: check `share`"):
+        selected(file, labels=labels, **split)
+
+
 def test_labels_that_are_left_out_are_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InputError, match="set `other_labels: leave_out`, or set labels to"):
         selected(file, labels="classes")

@@ -253,12 +253,12 @@ def test_gray_with_transparency_is_put_on_white() -> None:
     values = np.stack([0 * RAMP, half], axis=2).astype(np.uint8)
     # Extra sample 2: transparency; 1: the color is multiplied by it already; 0: something else
     assert gray_row(tiff(values, extra_sample=2)) == [127] * 8
-    assert gray_row(tiff(values, extra_sample=0)) == [0] * 8
-    multiplied = tiff(values, extra_sample=1)
-    if PILLOW_VERSION < 13:
-        assert GRAY.decode(multiplied) == Unusable(Reason.UNSUPPORTED)
-    else:
-        assert gray_row(multiplied) == [127] * 8
+    for extra_sample, value in ((1, 127), (0, 0)):
+        file = tiff(values, extra_sample=extra_sample)
+        if PILLOW_VERSION < 13:
+            assert GRAY.decode(file) == Unusable(Reason.UNSUPPORTED)
+        else:
+            assert gray_row(file) == [value] * 8
 
 
 def test_palettes_with_transparency_are_put_on_white() -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -122,3 +123,43 @@ def test_an_image_that_could_not_be_opened_is_tried_again(
     # Other faults stay with the image, but a network comes back.
     again = write_store(plan, tmp_path / "store")
     assert len(again) == 4
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [{"per_class": 2}, {"limit": 6}, {"label_ranks": [0, 2]}],
+    ids=lambda draw: next(iter(draw)),
+)
+def test_missing_files_of_a_list_are_compared_with_the_whole_list(
+    tmp_path: Path, draw: dict[str, Any]
+) -> None:
+    lines = ["path,label"]
+    for number in range(100):
+        # Four of a hundred files are missing, and more than five percent of ten.
+        if number >= 4:
+            (tmp_path / f"{number}.png").write_bytes(png(number))
+        lines.append(f"{number}.png,{number % 3}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    source = {"type": "list", **draw}
+    plan = plan_of(tmp_path / "list.csv", source=source, max_quarantined_share=0.05)
+    store = write_store(plan, tmp_path / "store")
+    assert len(store) == 6
+    assert store.quarantine_counts == {"file not found": 4}
+
+    strict = plan_of(tmp_path / "list.csv", source=source, max_quarantined_share=0.03)
+    with pytest.raises(InputError, match="4 of 100 images cannot be used .file not found 4"):
+        write_store(strict, tmp_path / "store")
+
+
+def test_unreadable_images_of_a_draw_are_compared_with_the_draw(tmp_path: Path) -> None:
+    lines = ["path,label"]
+    for number in range(60):
+        content = b"text" if number % 3 == 0 else png(number)
+        (tmp_path / f"{number}.png").write_bytes(content)
+        lines.append(f"{number}.png,{number % 3}")
+    lines.append("gone.png,1")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    source = {"type": "list", "per_class": 1}
+    plan = plan_of(tmp_path / "list.csv", source=source, max_quarantined_share=0.3)
+    with pytest.raises(InputError, match="1 of 3 images cannot be used .unreadable 1"):
+        write_store(plan, tmp_path / "store")

@@ -109,3 +109,8 @@ def test_networks_run_with_one_thread_and_the_number_of_threads_is_restored():
         torch.set_num_threads(before)
     assert set(threads) == {1}
     assert latencies["a"].ms > 0
+
+
+def test_a_network_without_parameters_is_measured():
+    latencies = network_latencies({"a": nn.Flatten()}, {"a": (1, 2, 2)}, n_repeats=1)
+    assert latencies["a"].ms > 0

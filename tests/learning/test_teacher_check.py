@@ -128,7 +128,7 @@ def softmax(values):
     return exponents / exponents.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("n_classes", [2, 10, 1000])
+@pytest.mark.parametrize("n_classes", [3, 10, 1000])
 def test_a_softmax_of_a_softmax_is_recognized(n_classes):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50, n_classes))
@@ -141,3 +141,10 @@ def test_a_softmax_of_a_softmax_is_recognized(n_classes):
     assert not seems_softened_twice(np.log(once))
     # An untrained network
     assert not seems_softened_twice(0.01 * rng.normal(size=(50, n_classes)))
+
+
+def test_small_logits_of_two_classes_are_no_sign_of_a_softmax():
+    # Within 0.5 of their mean, as a network with strong weight decay gives them
+    signs = np.where(np.arange(50) % 2 == 0, 1, -1)
+    logits = 0.49 * np.stack([signs, -signs], axis=1)
+    assert not seems_softened_twice(logits)

@@ -151,7 +151,7 @@ def map_images(
                     continue
                 is_halved = True
                 logger.warning(
-                    "memory is not enough for %d images at once: going on with half of them",
+                    "memory is not enough for %d images at once: continuing with half as many",
                     len(batch),
                 )
 

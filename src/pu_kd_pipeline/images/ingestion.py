@@ -121,7 +121,7 @@ def write_store(
             _set_aside(store, conflicts)
             is_missing = _are_missing(store, wanted)
             _write_missing(store, plan, wanted, is_missing, readers, was_killed)
-        check_quarantine(plan, store.quarantine, len(wanted))
+        check_quarantine(plan, store.quarantine, wanted, _n_before_draws(readers))
     except SourceLostError:
         raise
     except InputError:
@@ -243,7 +243,7 @@ def _write_missing(
         decoded = decode_all(raw_images_of_shard, plan.store.n_workers)
         _write_shard(store, next(free_numbers), rows, decoded)
         # A hopeless pool is given up here, not after hours of decoding.
-        check_quarantine(plan, store.quarantine, len(wanted))
+        check_quarantine(plan, store.quarantine, wanted, _n_before_draws(readers))
     store.shards.sort(key=_number_of)
 
 
@@ -273,6 +273,10 @@ def _set_aside(store: _UnfinishedStore, conflicts: pd.DataFrame) -> None:
     is_conflict = store.quarantine["id"].isin(conflicting_ids)
     others = store.quarantine[~is_conflict]
     store.quarantine = pd.concat([others, conflicts], ignore_index=True)
+
+
+def _n_before_draws(readers: list[Reader]) -> int:
+    return sum(reader.n_before_draw for reader in readers)
 
 
 def read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:

@@ -67,7 +67,7 @@ def warn_of_conflicts(conflicts: pd.DataFrame, where: str) -> None:
 
 
 def _class_texts(table: pd.DataFrame, class_names: Sequence[str]) -> list[Any]:
-    """Return the class of each image as text, None where nobody knows."""
+    """Return the class of each image as text, None where it is unknown."""
     texts: list[Any] = []
     for label, is_relevant in zip(table["label"], table["relevant"], strict=True):
         text = None

@@ -159,7 +159,7 @@ def _join_lone_numbers(task: _Task, joined: list[JoinedLabel]) -> None:
 
     if any(_looks_like_a_number(name) for name in task.class_names):
         for row in lone:
-            index = task.index_of_class.get(str(task.labels[row].number))
+            index = _class_called_like_number(task, task.labels[row].number)
             if index is not None:
                 joined[row] = JoinedLabel(index, Rule.NUMBER)
         return
@@ -185,6 +185,23 @@ def _join_lone_numbers(task: _Task, joined: list[JoinedLabel]) -> None:
             f"positions among the teacher's {n_classes} classes ({listed(task.class_names)}), so "
             f"that the others may count other classes as well: set {task.template(joined)}"
         )
+
+
+def _class_called_like_number(task: _Task, number: int | None) -> int | None:
+    """Return the class with the name of a number, such as "1" or "1.0"; None if there is none.
+
+    Sources have read "1.0" as a number, as pandas writes whole numbers next to missing ones.
+
+    Raises:
+        InputError: there are both.
+    """
+    found = [name for name in (f"{number}", f"{number}.0") if name in task.index_of_class]
+    if len(found) > 1:
+        raise InputError(
+            f"{task.where}: its label {number} may be the teacher's class {found[0]!r} or "
+            f"{found[1]!r}: give label_map (label: number of the class)"
+        )
+    return task.index_of_class[found[0]] if found else None
 
 
 def _by_number(task: _Task) -> list[JoinedLabel]:

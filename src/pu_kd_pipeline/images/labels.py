@@ -99,6 +99,8 @@ def is_in_label_ranks(
         InputError: no image has a class, so that there is nothing to split.
     """
     assert source.label_ranks is not None
+    if rows.empty:  # as of a small share; that no image is left is reported later
+        return np.zeros(0, dtype=bool)
     start, end = source.label_ranks
     has_class = rows["label"].notna().to_numpy()
     if not has_class.any():
@@ -211,7 +213,7 @@ def with_teacher_labels(
         table = table[~is_unmatched.to_numpy()].copy()
         is_unmatched = table["label"].isna()
 
-    # An image with a label of no class is irrelevant; without any label nobody knows.
+    # An image with a label of no class is irrelevant; without any label it is unknown.
     is_relevant = (~is_unmatched).astype("boolean")
     is_labeled = table["source_label"].notna()
     if source.labels == "ignore":

@@ -43,19 +43,23 @@ class Reader:
         listing: all its images.
         report: what was selected of them.
         where: the source's key and name, for messages.
+        n_before_draw: images of a source of which some are drawn or split by rank, without those
+            outside of its `share`; 0 for a source that is used as a whole.
     """
 
     source: Source
     listing: pd.DataFrame
     report: SourceReport
     where: str
+    n_before_draw: int
 
 
 def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
     """Return every image that the store must hold or account for, and the readers of the sources.
 
     The table has `id`, `source`, `label`, `relevant`, `version`, `fault`, `reader` (position of
-    the source) and `listing_row`.
+    the source), `listing_row` and `is_outside_draw`: the image has a fault in the listing, and
+    other images of its source are drawn or split by rank.
 
     Raises:
         InputError: a source cannot be used, its labels are not the teacher's, or two images have
@@ -77,16 +81,14 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
         table = _select_rows(listing, source, plan, rng, where)
         table["reader"] = position
         report = report_source(source_name, listing, table, plan.class_names)
-        readers.append(Reader(opened, listing, report, where))
+        n_before_draw = 0
+        if _draws(source):
+            n_before_draw = int(in_share(listing["id"], source.share).sum())
+        readers.append(Reader(opened, listing, report, where, n_before_draw))
         tables.append(table.drop(columns=["source_label", "rule"]))
         key = _key_that_needs_every_class(source)
         if key is not None:
             labels_by_key.setdefault(key, []).append(table["label"])
-
-    for key, parts in labels_by_key.items():
-        # Over all sources together: one may hold the classes that another one lacks.
-        labels = pd.concat(parts)
-        check_all_classes_present(labels, plan.class_names, f"data_ingestion.{plan.name}", key)
 
     wanted = pd.concat(tables, ignore_index=True)
     if wanted.empty:
@@ -95,6 +97,11 @@ def list_images(plan: IngestionPlan) -> tuple[pd.DataFrame, list[Reader]]:
             f"data_ingestion.{plan.name}: no image is left of {n_listed:,}: check `share`, "
             "`exclude_labels`, `label_ranks` and `per_class` of its sources"
         )
+
+    for key, parts in labels_by_key.items():
+        # Over all sources together: one may hold the classes that another one lacks.
+        labels = pd.concat(parts)
+        check_all_classes_present(labels, plan.class_names, f"data_ingestion.{plan.name}", key)
 
     _check_ids(wanted, plan)
     return wanted, readers
@@ -114,7 +121,7 @@ def _empty_table() -> pd.DataFrame:
     empty = index_schema().empty_table()
     index = empty.to_pandas()
     identity = index[IDENTITY_COLUMNS]
-    return identity.assign(fault="", reader=0, listing_row=0)
+    return identity.assign(fault="", reader=0, listing_row=0, is_outside_draw=False)
 
 
 def _open_reader(source: ImageSource, seed: int, where: str) -> tuple[Source, pd.DataFrame]:
@@ -125,7 +132,7 @@ def _open_reader(source: ImageSource, seed: int, where: str) -> tuple[Source, pd
         raise
     # Each kind of remote file system raises errors of its own.
     except Exception as exc:
-        is_remote = is_url(source.path or "")
+        is_remote = is_url(source.path or "") or is_url(source.root or "")
         if not is_remote and not isinstance(exc, OSError):
             raise
         fix = "check that it may be read"
@@ -165,15 +172,23 @@ def _select_rows(
     drawn = draw(usable["label"], source.per_class, source.limit, rng, n_classes)
     # A copy, which pandas 2 does not warn about when columns are set.
     table = usable.iloc[drawn].copy()
+    table["is_outside_draw"] = False
     if len(faulty):
         # Faulty images are not drawn but must be accounted for; label and relevant become null.
         without_label = faulty.drop(columns="label")
+        without_label["is_outside_draw"] = _draws(source)
         table = pd.concat([table, without_label])
 
     if source.name is not None:
         table["id"] = f"{source.name}/" + table["id"]
     table["source"] = source.name or default_name(source)
     return table.drop(columns=["label_name", "file"], errors="ignore")
+
+
+def _draws(source: ImageSource) -> bool:
+    """Return whether a source's parameters select a part of its images, other than by `share`."""
+    keys = (source.per_class, source.limit, source.label_ranks)
+    return any(key is not None for key in keys)
 
 
 def _check_ids(wanted: pd.DataFrame, plan: IngestionPlan) -> None:

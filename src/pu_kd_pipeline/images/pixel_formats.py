@@ -1,7 +1,7 @@
 """From the pixels of any image file to 8-bit gray or RGB, with black and white where they belong.
 
 Pillow's own conversions clip wide integers at 255 and keep the polarity of the file for some kinds
-of TIFF. Values without a known range are refused: nobody can say which of them is white.
+of TIFF. Values without a known range are refused: it is unknown which of them is white.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-# What an `UnsupportedPixelsError` can say
+# Messages of an `UnsupportedPixelsError`
 FLOATING_POINT = "floating-point pixels"
 WIDE_INTEGERS = "integer pixels of 32 bits or more"
 SIGNED_INTEGERS = "signed integer pixels"
@@ -44,10 +44,10 @@ class UnsupportedPixelsError(Exception):
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """What a file says about its values in addition to Pillow's mode.
+    """How a file stores its values, in addition to Pillow's mode.
 
     Attributes:
-        n_bits: per value, 8 where nothing is said.
+        n_bits: per value, 8 where the file does not state it.
         is_signed: whether values may be negative.
         is_inverted: whether white is 0 and Pillow leaves it so.
         highest_of_low_byte: what Pillow makes of 255 where it reduces 16 bits to 8.
@@ -143,7 +143,7 @@ def to_8_bits(image: Image.Image, about: PixelFormat, mode: str) -> Image.Image:
 
 
 def _check_range(image: Image.Image, about: PixelFormat) -> None:
-    """Raise an UnsupportedPixelsError if nobody knows which value is white."""
+    """Raise an UnsupportedPixelsError if it is unknown which value is white."""
     if image.mode == "F":
         raise UnsupportedPixelsError(FLOATING_POINT)
     if image.mode == "I" and about.n_bits != 16:
@@ -156,7 +156,7 @@ def _high_bytes(image: Image.Image, about: PixelFormat) -> Image.Image:
     """Return an image of 9 to 16 bits in mode `L`."""
     from PIL import Image
 
-    # In memory, mode "I;16" says 16 bits.
+    # In memory, mode "I;16" means 16 bits.
     n_bits = about.n_bits
     if n_bits <= 8:
         n_bits = 16

@@ -34,8 +34,36 @@ def counts_by_reason(statuses: pd.Series) -> dict[str, int]:
     return dict(reasons.most_common())
 
 
-def check_quarantine(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: int) -> None:
+def check_quarantine(
+    plan: IngestionPlan, quarantine: pd.DataFrame, wanted: pd.DataFrame, n_before_draws: int
+) -> None:
     """Check that no more images are quarantined than the plan allows.
+
+    A source lists faults of all its images, of which it may draw a few: the faults are compared
+    with the images before the draw, and only those of drawn images with their number.
+
+    Args:
+        plan: of the store.
+        quarantine: `id` and `status` of the images that are quarantined so far.
+        wanted: `id` and `is_outside_draw` of all images, as `list_images` returns them.
+        n_before_draws: images of the sources with a draw before it, including those with faults.
+
+    Raises:
+        SourceLostError: there are too many, but only because of those that could not be opened.
+        InputError: there are too many.
+    """
+    is_outside = wanted["is_outside_draw"].to_numpy(dtype=bool)
+    if not is_outside.any():
+        _check_share(plan, quarantine, len(wanted))
+        return
+    ids_outside = wanted.loc[is_outside, "id"]
+    is_listed_fault = quarantine["id"].isin(ids_outside)
+    _check_share(plan, quarantine[is_listed_fault], n_before_draws)
+    _check_share(plan, quarantine[~is_listed_fault], int((~is_outside).sum()))
+
+
+def _check_share(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: int) -> None:
+    """Check that the share of quarantined images is at most the one that the plan allows.
 
     Raises:
         SourceLostError: there are too many, but only because of those that could not be opened.

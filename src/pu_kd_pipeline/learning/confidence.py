@@ -24,7 +24,7 @@ def class_confidence(logits: Tensor) -> ClassConfidence:
 
     The log odds of the largest logit z_c are z_c - log(sum over the other classes of exp z_k).
     They order images as p = max softmax(z) does, but p rounds to 1 and the log odds do not: they
-    also order images of which the classifier is surer than float32 can say.
+    also order images whose probability rounds to 1 in float32.
 
     Args:
         logits: (N, K) any float dtype on the CPU, K >= 2, up to a constant in each row: log

@@ -102,7 +102,8 @@ def network_latencies(
 
 def _forward_pass(network: nn.Module, image_shape: tuple[int, ...]) -> Callable[[], Any]:
     """Return a function that runs the network on one image and waits for the result."""
-    device = next(network.parameters()).device
+    parameter = next(network.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
     image = torch.zeros(1, *image_shape, device=device)
 
     def run_pass() -> None:

@@ -16,6 +16,7 @@ Classes = NDArray[np.integer[Any]]
 
 _CONFIDENT = 0.75  # a probability that a trained teacher gives to one of the images at least
 _TOLERANCE = 1e-3
+_N_CLASSES_WITHOUT_SIGN = 2  # centered logits of two classes are z and -z, whatever they are
 MIN_IMAGES = 20  # with fewer, nothing is concluded that stops a run
 
 
@@ -137,9 +138,13 @@ def seems_softened_twice(logits: NDArray[np.floating[Any]]) -> bool:
     z = q + c with q >= 0 and sum(q) = 1, no value lies more than 1 / K below the mean of its row.
     Logits of a trained network do, and those of an untrained one do not reach far above it.
 
+    With two classes the answer is always no: those of a regularized network may be as small.
+
     Args:
         logits: (N, K), N > 0.
     """
+    if logits.shape[1] <= _N_CLASSES_WITHOUT_SIGN:
+        return False
     values = logits.astype(np.float64)
     centered = values - values.mean(axis=1, keepdims=True)
     n_outputs = values.shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pu_kd_pipeline.errors import InputError
@@ -34,12 +34,19 @@ def package_file(name: str) -> str:
     The package is not imported.
 
     Raises:
-        InputError: the package is not installed, or has no such file.
+        InputError: the package is not installed or is a part of one, or it has no such file.
     """
     package, _, inner = name.partition("/")
+    parts = PurePosixPath(inner).parts
+    if ".." in parts or inner.startswith("/"):
+        raise InputError(
+            f"${{package_file:{name}}}: {inner!r} leads out of the package {package!r}: write "
+            "package/file, with a path below the folder of the package"
+        )
     try:
-        found = find_spec(package)
-    except (ImportError, ValueError):  # a name with dots or other characters
+        # Of a name with dots, Python would import the package in front of the last one.
+        found = find_spec(package) if package.isidentifier() else None
+    except (ImportError, ValueError):
         found = None
     if found is None or not found.submodule_search_locations or not inner:
         raise InputError(

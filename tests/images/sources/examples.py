@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +23,32 @@ from pu_kd_pipeline.images.decoding import Unusable
 from pu_kd_pipeline.images.sources.base import Source
 from pu_kd_pipeline.images.sources.registry import open_source
 from pu_kd_pipeline.params.data_ingestion import ImageSource
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files and listings of folders, and logs nothing."""
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+class FilesOnlyHandler(QuietHandler):
+    """Serves files, and refuses to list folders, as most servers do."""
+
+    def list_directory(self, path: Any) -> None:
+        self.send_error(HTTPStatus.FORBIDDEN)
+
+
+@contextmanager
+def served(folder: Path, handler: type[QuietHandler] = QuietHandler) -> Iterator[str]:
+    """Serve a folder over HTTP; yields its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def png(gray: int, size_px: int = 8) -> bytes:

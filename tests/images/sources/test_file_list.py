@@ -18,15 +18,18 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.quarantine import counts_by_reason
+from pu_kd_pipeline.images.sources import file_list
 from pu_kd_pipeline.images.sources.registry import source_state
 from tests.images.numbered_images import plan_of
 from tests.images.numbered_images import png as colored_png
 from tests.images.sources.examples import (
+    FilesOnlyHandler,
     gray_levels,
     image_folder,
     listed,
     opened,
     png,
+    served,
     source_of,
 )
 
@@ -127,6 +130,12 @@ def test_labels_of_a_text_are_numbers_if_all_of_them_are(
     assert labels_of(listing) == names
 
 
+def test_blank_lines_are_skipped(tmp_path: Path) -> None:
+    text = "  \npath,label\n \t \ncat/a.png,cat\n,\n , \n\ndog/c.png,dog\n   \n"
+    listing = listed("list", path=list_of(tmp_path, text))
+    assert listing["id"].tolist() == ["cat/a.png", "dog/c.png"]
+
+
 def test_a_parquet_list_has_types_and_hugging_faces_class_names(tmp_path: Path) -> None:
     list_of(tmp_path, "")
     features = {"y": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
@@ -216,6 +225,14 @@ def test_a_repeated_row_counts_once_and_contradicting_labels_are_set_aside(
     assert counts_by_reason(listing["fault"].dropna()) == {"conflicting labels": 1}
     assert listing.attrs["passed_over"] == {"row of the list that repeats another one": 3}
     assert "1 files are listed with different labels, and are left out, such as" in caplog.text
+    # Spaces around a label are no part of it, also where it is blank.
+    spaced = tmp_path / "spaced.csv"
+    spaced.write_text('path,label\ncat/a.png,cat\ncat/a.png," cat "\n')
+    assert listed("list", path=spaced, labels="truth")["fault"].isna().all()
+    pq.write_table(
+        pa.table({"path": ["cat/a.png"] * 2, "label_name": [" ", "cat"]}), tmp_path / "a.parquet"
+    )
+    assert labels_of(listed("list", path=tmp_path / "a.parquet", labels="truth")) == ["cat"]
     # Labels that are not read cannot contradict each other.
     ignored = listed("list", path=file, labels="ignore")
     assert ignored["fault"].isna().all()
@@ -322,6 +339,41 @@ def test_a_remote_list_is_read_like_a_local_one(tmp_path: Path) -> None:
     file.write_text("path\na.png\n")
     reader = opened("list", path=file, root="memory://lists/images")
     assert gray_levels(reader.read(reader.listing())) == [2]
+
+
+@pytest.mark.parametrize("n_few", [100, 0])
+def test_a_server_that_lists_no_folders_is_read(
+    n_few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_list, "_FEW_FILES", n_few)
+    list_of(tmp_path, ROWS + "cat/gone.png,cat\n")
+    with served(tmp_path, FilesOnlyHandler) as url:
+        reader = opened("list", path=f"{url}/list.csv")
+        listing = reader.listing()
+        assert listing["fault"].fillna("-").tolist() == ["-", "-", Reason.MISSING]
+        assert gray_levels(reader.read(listing.iloc[:2])) == [1, 3]
+
+
+def test_a_short_list_does_not_list_what_is_below_its_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crawl(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.find", crawl)
+    fsspec.filesystem("memory").pipe("/short/a.png", png(1))
+    file = tmp_path / "list.csv"
+    file.write_text("path\na.png\n")
+    assert listed("list", path=file, root="memory://short")["fault"].isna().all()
+
+
+def test_a_server_that_is_down_has_no_missing_files(tmp_path: Path) -> None:
+    list_of(tmp_path, ROWS)
+    with served(tmp_path) as url:
+        pass
+    plan = plan_of(tmp_path / "list.csv", source={"type": "list", "root": url})
+    with pytest.raises(InputError, match="check the address, the network and your credentials"):
+        write_store(plan, tmp_path / "store")
 
 
 def test_labels_of_a_list_are_joined_drawn_and_shared_like_others(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import fsspec
 import pytest
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.images.sources import files
+from pu_kd_pipeline.images.sources import file_list, files
 from pu_kd_pipeline.images.sources.files import (
     file_state,
     local_matches,
@@ -27,6 +28,7 @@ from tests.images.sources.examples import (
     opened,
     parquet_file,
     png,
+    served,
     source_of,
 )
 
@@ -249,4 +251,35 @@ def test_remote_files_without_time_or_checksum_are_warned_of(
     monkeypatch.setattr(files, "_REMOTE_MARKS", frozenset())
     listed("folder", path=url)
     assert "1 of 1 files" in caplog.text
+    assert "go unnoticed, at least if the size stays the same" in caplog.text
     assert "run with --force after a change" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset", "list"])
+def test_a_replaced_file_of_a_web_server_is_noticed(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that the folder of the list is asked for what is in it
+    monkeypatch.setattr(file_list, "_FEW_FILES", 0)
+    root = image_folder(tmp_path / "images", cat__a=1)
+    parquet_file(root / "a.parquet", 1)
+    (root / "list.csv").write_text("path\ncat/a.png\n")
+    with tarfile.open(root / "a.tar", "w") as archive:
+        archive.add(root / "cat" / "a.png", "a.png")
+    replaced = {"folder": "cat/a.png", "list": "cat/a.png"}
+    replaced |= {"parquet": "a.parquet", "webdataset": "a.tar"}
+    file = root / replaced[kind]
+
+    with served(root) as url:
+        path = f"{url}/list.csv" if kind == "list" else f"{url}/"
+        source = source_of(kind, path=path)
+        before = source_state(source)
+        (version,) = set(listed(kind, path=path)["version"])
+        assert source_state(source) == before
+
+        # A listing over HTTP has neither size nor time.
+        about = file.stat()
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns + 10**10))
+        assert source_state(source) != before
+        assert set(listed(kind, path=path)["version"]).isdisjoint({version})
+    assert "neither time nor checksum" not in caplog.text

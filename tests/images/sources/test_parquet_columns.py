@@ -170,7 +170,7 @@ def test_single_images_that_are_only_paths_are_set_aside(tmp_path: Path) -> None
     file = written(tmp_path, image=pa.array(structs, WITH_PATH))
     assert grays_of(file) == [1, Unusable(Reason.ONLY_A_PATH), Unusable(Reason.EMPTY)]
 
-    # Without statistics nobody knows before the images are read.
+    # Without statistics it is unknown before the images are read.
     file = tmp_path / "b.parquet"
     images = pa.array([{"bytes": None, "path": "/a.png"}] * 2, WITH_PATH)
     pq.write_table(pa.table({"image": images}), file, write_statistics=False)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -106,6 +108,22 @@ def test_minus_one_is_no_label_where_the_metadata_names_the_classes(tmp_path: Pa
     assert label_names.tolist() == ["dog", "-", "-"]
     is_null = listing["label"].isna()
     assert is_null.tolist() == [False, True, True]
+
+
+def test_labels_of_16_bit_floats_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_nan = pc.is_nan
+
+    def is_nan_of_old_versions(column: pa.Array) -> Any:
+        if pa.types.is_float16(column.type):
+            raise pa.ArrowNotImplementedError("no kernel matching input types (halffloat)")
+        return is_nan(column)
+
+    monkeypatch.setattr(pc, "is_nan", is_nan_of_old_versions)
+    values = [np.float16(value) if value is not None else None for value in (2, np.nan, None)]
+    labels = pa.array(values, pa.float16())
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [b"x"] * 3, "label": labels}), file)
+    assert listed("parquet", path=file)["label"].fillna(-1).tolist() == [2, -1, -1]
 
 
 def test_true_and_false_are_names(tmp_path: Path) -> None:

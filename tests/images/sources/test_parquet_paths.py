@@ -118,8 +118,19 @@ def test_a_partition_that_contradicts_the_file_is_refused(tmp_path: Path) -> Non
     files_in(tmp_path / "same", "label=cat/a.parquet", label=["cat", None])
     assert labels_of(listed("parquet", path=tmp_path / "same")) == ["cat", "cat"]
     files_in(tmp_path / "other", "label=cat/a.parquet", label=["cat", "dog"])
-    with pytest.raises(InputError, match="row 1: its folder says that the label is 'cat', and its"):
+    with pytest.raises(
+        InputError, match="row 1: the label is 'cat' in its folder's name, and 'dog'"
+    ):
         listed("parquet", path=tmp_path / "other")
+
+
+@pytest.mark.parametrize("scheme", ["", "memory:/"])
+@pytest.mark.parametrize("path", ["a.parquet", "", "/", "*.parquet", "**/*.parquet"])
+def test_folders_above_a_source_are_no_partitions(tmp_path: Path, scheme: str, path: str) -> None:
+    folder = tmp_path / "label=smooth"
+    files_in(folder if not scheme else f"{scheme}{folder}", "a.parquet", label=[0, 1])
+    listing = listed("parquet", path=f"{scheme}{folder}/{path}")
+    assert listing["label"].tolist() == [0, 1]
 
 
 def test_hidden_and_temporary_folders_are_no_partitions(tmp_path: Path) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import math
 import os
 import tarfile
-import threading
 from collections.abc import Callable
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.http import HTTPFileSystem
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.preflight import _fault_of_path
@@ -23,13 +23,15 @@ from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.source_reports import read_reports
 from pu_kd_pipeline.images.sources.registry import source_state
 from tests.images.numbered_images import plan_of
-from tests.images.sources.examples import gray_levels, listed, opened, png, source_of
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
+from tests.images.sources.examples import (
+    gray_levels,
+    listed,
+    opened,
+    parquet_file,
+    png,
+    served,
+    source_of,
+)
 
 Files = list[tuple[str, bytes]]
 
@@ -225,10 +227,18 @@ def test_links_are_followed_within_the_shard(tmp_path: Path) -> None:
         "a.tar/y/3": 11,
     }
     by_id = dict(rows_of(file, "id", "fault"))
-    assert by_id["a.tar/out"] == by_id["a.tar/circle"] == "link out of the folder"
+    assert by_id["a.tar/out"] == by_id["a.tar/circle"] == "broken link"
     assert "a.tar/pipe" not in by_id
     labels = dict(rows_of(file, "id", "label", labels="truth"))
     assert labels["a.tar/x/2"] == 4
+
+    # The parameter that follows the links of a folder is none of this type of source.
+    plan = plan_of(file, source={"type": "webdataset", "labels": "ignore"})
+    plan = dataclasses.replace(
+        plan, store=plan.store.model_copy(update={"max_quarantined_share": 0.0})
+    )
+    with pytest.raises(InputError, match=r"broken link 2.* allows\. Fix the images, or raise"):
+        write_store(plan, tmp_path / "store")
 
 
 # --- labels
@@ -239,10 +249,15 @@ def test_links_are_followed_within_the_shard(tmp_path: Path) -> None:
     [
         ([1, "2\n", " -3 "], {}, [(1, None), (2, None), (-3, None)]),
         (["cat", "dog"], {}, [(None, "cat"), (None, "dog")]),
+        # Leading zeros are part of a name, such as that of a folder.
+        (["001", "100"], {}, [(None, "001"), (None, "100")]),
+        ([2**63 - 1, -(2**63)], {}, [(2**63 - 1, None), (-(2**63), None)]),
         # One name makes names of all, as in a column of a table.
         ([1, "cat"], {}, [(None, "1"), (None, "cat")]),
         ([{"label": 3}, {"label": 4.0}, {"label": None}], {}, [(3, None), (4, None), (None, None)]),
         ([{"label": "cat"}, {"label": True}], {}, [(None, "cat"), (None, "true")]),
+        ([{"label": 3}, {"label": math.nan}], {}, [(3, None), (None, None)]),
+        ([{"label": " cat\n"}, {"label": " "}], {}, [(None, "cat"), (None, None)]),
         ([{"a": {"b": 1}}, {"a.b": 2}], {"label_column": "json.a.b"}, [(1, None), (2, None)]),
         (
             [{"label": 1, "name": "cat"}],
@@ -280,6 +295,7 @@ def test_labels_are_read_from_the_field_that_the_parameters_name(
         ([("0.png", png(0)), ("0.json", b"[" * 10**5)], {}, "its JSON cannot be read"),
         ([("0.png", png(0)), ("0.cls", b"\xff")], {}, "its label is not UTF-8"),
         (sample("0", 0, "9" * 5_000), {}, "its label has more than 64 bits"),
+        (sample("0", 0, 2**63), {}, "its label has more than 64 bits"),
         (sample("0", 0, "x" * 10_001), {}, "its label has 10,001 characters"),
         (sample("0", 0, "x" * 2_000_000), {}, "its cls is larger than 1,048,576 bytes"),
         (
@@ -353,15 +369,37 @@ def test_shards_of_a_server_that_sends_only_whole_files_are_read(mode: str, tmp_
     # Longer than what is read ahead
     files.insert(40, ("x.bin", bytes(3 * 2**20)))
     shard(tmp_path / "a.tar", *files, mode=mode)
-    handler = partial(QuietHandler, directory=str(tmp_path))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/a.tar?token=s3cret"
+    with served(tmp_path) as address:
+        url = f"{address}/a.tar?token=s3cret"
         assert grays_of(url) == {f"a.tar/{gray:02}": gray for gray in range(40)}
         assert rows_of(url, "label", labels="truth") == [(gray,) for gray in range(40)]
-    finally:
-        server.shutdown()
+
+
+def test_no_shard_is_read_to_find_out_whether_it_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        shard(tmp_path / f"s-{number}.tar", *sample("a", number))
+        shard(tmp_path / f"s-{number}.wds", *sample("a", number))
+        parquet_file(tmp_path / f"{number}.parquet", 1)
+
+    # `isdir` lists the links in a file, and old versions of fsspec read all of it.
+    async def read_as_a_whole(_: Any, path: str, **__: Any) -> bool:
+        raise AssertionError(path)
+
+    with served(tmp_path) as url:
+        assert grays_of(f"{url}/") == {"s-0.tar/a": 0, "s-1.tar/a": 1}
+        monkeypatch.setattr(HTTPFileSystem, "_ls", read_as_a_whole)
+        assert grays_of(f"{url}/s-{{0..1}}.tar") == {"s-0.tar/a": 0, "s-1.tar/a": 1}
+        assert grays_of(f"{url}/s-{{0..1}}.wds") == {"s-0.wds/a": 0, "s-1.wds/a": 1}
+        assert grays_of(f"{url}/s-1.tar?key=1") == {"s-1.tar/a": 1}
+        assert listed("parquet", path=f"{url}/1.parquet")["id"].tolist() == ["1:0"]
+
+
+def test_a_remote_folder_called_like_a_shard_is_a_folder(tmp_path: Path) -> None:
+    file = shard(tmp_path / "a.tar", *sample("a", 1))
+    fsspec.filesystem("memory").pipe("/called/like.tar/a.tar", file.read_bytes())
+    assert grays_of("memory://called/like.tar") == {"a.tar/a": 1}
 
 
 def test_a_store_of_shards_has_their_labels_and_is_made_once(

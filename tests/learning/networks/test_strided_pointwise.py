@@ -10,7 +10,7 @@ from torch import nn
 
 from pu_kd_pipeline.devices import channels_last
 from pu_kd_pipeline.learning.networks.build import build_network
-from pu_kd_pipeline.learning.networks.strided_pointwise import faulty_convolutions
+from pu_kd_pipeline.learning.networks.strided_pointwise import faulty_convolutions, guard
 
 TRAINING = """
 import torch
@@ -58,6 +58,29 @@ def test_they_read_contiguous_tensors_and_weights():
     out_channels, in_channels = layer.weight.shape[:2]
     assert layer.weight.stride() == (in_channels, 1, 1, 1)
     assert out_channels == 2 * in_channels
+
+
+def test_images_may_be_given_by_the_name_of_the_argument():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1, stride=2)
+
+        def forward(self, images):
+            return self.conv(input=images)
+
+    network = Network().eval()
+    images = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    expected = network(images)
+    orders = []
+
+    def note_order(_layer, _inputs, named, _output):
+        orders.append(named["input"].is_contiguous())
+
+    guard(network)
+    network.conv.register_forward_hook(note_order, with_kwargs=True)
+    torch.testing.assert_close(network(images), expected)
+    assert orders == [True]
 
 
 def test_the_order_does_not_change_the_result():

@@ -23,11 +23,14 @@ from pu_kd_pipeline.images.sources.files import (
     file_system,
     has_mark,
     is_local,
+    is_remote_folder,
     joined,
     read_file,
+    remote_info,
     remote_version,
     state_of,
     unmarked_warning,
+    with_marks,
 )
 from pu_kd_pipeline.images.sources.list_tables import ROLES, ListTable, read_list
 from pu_kd_pipeline.masking import visible_name, without_credentials
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_NAMED = 5  # missing files that a message lists
+_LIST_EXTENSIONS = (".csv", ".tsv", ".txt", ".parquet")
+# So many files are asked for one by one. A listing of `root` may have a million others.
+_FEW_FILES = 100
 
 
 class ListSource:
@@ -106,10 +112,13 @@ class ListSource:
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         paths = rows["path"].tolist()
-        n_threads = READ_THREADS
+        return map_in_order(self._fetch, paths, self._n_threads())
+
+    def _n_threads(self) -> int:
+        """Return how many threads may read at a time."""
         if reads_one_file_at_a_time(self._root_fs):
-            n_threads = 1
-        return map_in_order(self._fetch, paths, n_threads)
+            return 1
+        return READ_THREADS
 
     def _fetch(self, path: str) -> bytes | Unusable:
         location = self._location(path)
@@ -137,7 +146,11 @@ class ListSource:
         Raises:
             InputError: there is no such file.
         """
-        if self._fs.isdir(self._file):
+        if is_local(self._fs):
+            is_folder = os.path.isdir(self._file)
+        else:
+            is_folder = is_remote_folder(self._fs, self._file, _LIST_EXTENSIONS)
+        if is_folder:
             raise InputError(
                 f"{self._path} is a folder, and a source of type 'list' reads one file: name it"
             )
@@ -244,16 +257,17 @@ class ListSource:
         return SourceFile(path, version, fault)
 
     def _remote_states(self, paths: Sequence[str]) -> list[SourceFile]:
-        # One request for a thousand files, where the file system can list them.
-        found: dict[str, dict[str, Any]] = self._root_fs.find(self._root, detail=True)
+        listed_below_root = self._listing_of_root(len(paths))
         self._n_unmarked = 0
         version_of_archive = archive_version(self._root_fs)
-        states = []
-        for path in paths:
+
+        def about_file(path: str) -> dict[str, Any] | None:
             location = self._root_fs._strip_protocol(self._location(path))
-            about = found.get(location)
-            if about is None:
-                about = self._about(location)
+            return self._about(location, listed_below_root.get(location))
+
+        all_about = map_in_order(about_file, paths, self._n_threads())
+        states = []
+        for path, about in zip(paths, all_about, strict=True):
             if about is None:
                 states.append(SourceFile(path, "", Reason.MISSING))
                 continue
@@ -265,13 +279,27 @@ class ListSource:
             states.append(SourceFile(path, version, fault))
         return states
 
-    def _about(self, location: str) -> dict[str, Any] | None:
-        """Return what a file system knows of a file; None if there is none."""
+    def _listing_of_root(self, n_files: int) -> dict[str, dict[str, Any]]:
+        """Return what the file system lists below `root`; empty where it does not list folders.
+
+        It is one request for a thousand files.
+        """
+        if n_files <= _FEW_FILES:
+            return {}
         try:
-            about: dict[str, Any] = self._root_fs.info(location)
-        except FileNotFoundError:
-            return None
-        if about.get("type") == "directory":
+            found: dict[str, dict[str, Any]] = self._root_fs.find(self._root, detail=True)
+        except Exception:  # of any kind: many servers give files, and refuse to list them
+            return {}
+        return found
+
+    def _about(
+        self, location: str, about_in_listing: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """Return what the file system knows of a file; None if there is none."""
+        if about_in_listing is not None:
+            return with_marks(self._root_fs, location, about_in_listing)
+        about = remote_info(self._root_fs, location)
+        if about is None or about.get("type") == "directory":
             return None
         return about
 
@@ -297,10 +325,13 @@ class ListSource:
 
 
 def _label_of(table: ListTable, row: int) -> Any:
-    """Return the label of a row: its name, or else its number, or None."""
-    for column in (table.label_names, table.labels):
-        if column is not None and column[row] is not None:
-            return column[row]
+    """Return the label of a row: its name without spaces around it, or its number, or None."""
+    if table.label_names is not None and table.label_names[row] is not None:
+        name = str(table.label_names[row]).strip()
+        if name:
+            return name
+    if table.labels is not None:
+        return table.labels[row]
     return None
 
 

@@ -31,6 +31,7 @@ _REMOTE_MARKS = frozenset(
         "updated",
     ]
 )
+_SERVER_FAILED = 500  # and above: status of HTTP
 # The clock of a file system advances in steps. Two changes within one of them have the same time.
 _CLOCK_STEP_NS = 50 * 10**6
 _COARSE_CLOCK_STEP_NS = 2 * 10**9
@@ -169,7 +170,7 @@ def _settled(path: str | Path, about: os.stat_result) -> os.stat_result:
     """Return what a file is like once any further change gives it another time.
 
     A file that was changed just now may change again within the same step of the clock, which
-    nobody could see later.
+    would not show later.
     """
     step_ns = _CLOCK_STEP_NS
     if about.st_ctime_ns % _WHOLE_SECOND_NS == 0:
@@ -195,6 +196,61 @@ def remote_version(about: dict[str, Any]) -> str:
     return "-".join(parts)
 
 
+def remote_info(system: Any, location: str) -> dict[str, Any] | None:
+    """Return what a remote file system knows of a file or folder; None if there is none.
+
+    Raises:
+        Exception: of any kind: the server cannot be reached, or fails.
+    """
+    try:
+        about: dict[str, Any] = system.info(location)
+    except FileNotFoundError as exc:
+        # fsspec raises this for whatever goes wrong over HTTP.
+        cause = exc.__cause__
+        if cause is not None and _is_failure_of_server(cause):
+            raise cause from None
+        return None
+    return about
+
+
+def _is_failure_of_server(error: BaseException) -> bool:
+    """Return whether the cause of a missing file is that the server was not reached, or failed."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return status >= _SERVER_FAILED
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+
+
+def with_marks(system: Any, location: str, about: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of a remote file, with its time or checksum if the server has one.
+
+    Args:
+        system: file system of fsspec.
+        location: of the file.
+        about: what a listing of its folder says. Over HTTP that is only the name, and the file
+            itself is asked for.
+    """
+    if has_mark(about):
+        return about
+    return remote_info(system, location) or about
+
+
+def is_remote_folder(system: Any, path: str, extensions: tuple[str, ...]) -> bool:
+    """Return whether a remote path is a folder, without reading a file to find out.
+
+    Args:
+        system: file system of fsspec.
+        path: of a file or folder.
+        extensions: in lower case, of files. Old versions of fsspec read a file over HTTP as a whole
+            to answer `isdir`.
+    """
+    address, _, _ = path.partition("?")
+    if not address.lower().endswith(extensions):
+        return bool(system.isdir(path))
+    about = remote_info(system, path)
+    return about is not None and about.get("type") == "directory"
+
+
 def has_mark(about: dict[str, Any]) -> bool:
     """Return whether a remote file has a time or checksum: else only its size tells of changes."""
     return any(value is not None and _is_mark(key) for key, value in about.items())
@@ -209,8 +265,8 @@ def unmarked_warning(path: str, n_unmarked: int, n_files: int) -> str:
     """Return the warning about remote files without a time or checksum."""
     return (
         f"{without_credentials(path)}: the server gives neither time nor checksum of "
-        f"{n_unmarked:,} of {n_files:,} files, so that a change may go unnoticed if the size stays "
-        "the same: run with --force after a change"
+        f"{n_unmarked:,} of {n_files:,} files, so that a change may go unnoticed, at least if the "
+        "size stays the same: run with --force after a change"
     )
 
 

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -38,6 +38,7 @@ from pu_kd_pipeline.images.sources.files import (
     remote_version,
     state_of,
     unmarked_warning,
+    with_marks,
 )
 from pu_kd_pipeline.images.sources.folder_walk import FolderWalk
 from pu_kd_pipeline.images.sources.links import check_links, is_broken_link
@@ -194,9 +195,8 @@ class FolderSource:
         without_protocol = self._fs._strip_protocol(self._root)
         root = without_protocol.rstrip("/")
         found = self._fs.find(root, detail=True)
-        self._n_unmarked = 0
-        version_of_archive = archive_version(self._fs)
-        for path, about in found.items():
+        candidates = []
+        for path in found:
             relative = path.removeprefix(root).lstrip("/")
             parts = relative.split("/")
             is_hidden = any(part.startswith(".") for part in parts)
@@ -204,7 +204,16 @@ class FolderSource:
                 hidden = ".hidden" if is_hidden else relative
                 self._passed_over[_why_passed_over(hidden)] += 1
                 continue
+            candidates.append((path, relative))
 
+        def about_file(candidate: tuple[str, str]) -> dict[str, Any]:
+            path, _ = candidate
+            return with_marks(self._fs, path, found[path])
+
+        self._n_unmarked = 0
+        version_of_archive = archive_version(self._fs)
+        all_about = map_in_order(about_file, candidates, self._n_threads())
+        for (_, relative), about in zip(candidates, all_about, strict=True):
             if not has_mark(about):
                 self._n_unmarked += 1
             size_bytes = about.get("size") or 0  # some file systems do not know it
@@ -271,7 +280,7 @@ def _local_files(root: str, follow_links: bool, passed_over: Counter[str]) -> It
             passed_over[_why_passed_over(name)] += 1
             continue
         file = _local_file(path, root, real_root)
-        # A pipe, or a link out of the folder: nobody may look whether it is an image.
+        # A pipe, or a link out of the folder: it is not opened to find an image.
         if file.fault and has_no_extension(name):
             passed_over[NO_EXTENSION] += 1
             continue

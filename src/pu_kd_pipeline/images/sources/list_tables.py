@@ -182,7 +182,7 @@ def _text_columns(
         names = _columns_of_roles(header, columns, file)
         rows = []
         for row in reader:
-            if not row:
+            if _is_blank(row):
                 continue
             if len(row) != len(header):
                 raise InputError(
@@ -209,11 +209,16 @@ def _text_columns(
 
 
 def _header_of(reader: Any) -> list[str]:
-    """Return the first row that is not empty, without spaces around the names."""
+    """Return the first row that is not blank, without spaces around the names."""
     for row in reader:
-        if row:
+        if not _is_blank(row):
             return [name.strip() for name in row]
     return []
+
+
+def _is_blank(row: Sequence[str]) -> bool:
+    """Return whether a row has no field with any text, as spreadsheets write them at the end."""
+    return not any(field.strip() for field in row)
 
 
 def _separator_of(text: str, path_column: str) -> str:

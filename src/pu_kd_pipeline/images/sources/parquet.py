@@ -24,6 +24,7 @@ from pu_kd_pipeline.images.sources.files import (
     has_mark,
     has_wildcard,
     is_local,
+    is_remote_folder,
     literal_part,
     local_matches,
     lost_source_error,
@@ -31,6 +32,7 @@ from pu_kd_pipeline.images.sources.files import (
     remote_version,
     state_of,
     unmarked_warning,
+    with_marks,
 )
 from pu_kd_pipeline.images.sources.parquet_columns import (
     choose_columns,
@@ -62,6 +64,7 @@ _READ_BYTES = 8 * 2**20  # read-ahead in a column, so that no row group is in me
 # An image file has more bytes than this, but many rows of a small table may be empty.
 _MIN_BYTES_PER_ROW = 16
 _FEW_ROWS = 100_000
+_FILE_EXTENSIONS = (".parquet", ".parq", ".pq")
 
 
 class ParquetSource:
@@ -94,11 +97,11 @@ class ParquetSource:
             "label": source.label_column or "label",
             "label_name": source.label_name_column or "label_name",
         }
-        self._partitions = label_partitions(paths, label_columns)
+        self._partitions = label_partitions(paths, base, label_columns)
 
     def _remote_files(self, root: str) -> Iterator[SourceFile]:
         found: dict[str, dict[str, Any]] = {}
-        if self._fs.isdir(root):
+        if is_remote_folder(self._fs, root, _FILE_EXTENSIONS):
             for folder in remote_partition_folders(self._fs, root.rstrip("/")):
                 found |= self._fs.glob(f"{folder}/*.parquet", detail=True)
             root = "*.parquet"
@@ -116,9 +119,10 @@ class ParquetSource:
             if is_hidden and _matches_any_name(root):
                 self._n_hidden += 1
                 continue
-            if not has_mark(about):
+            marked = with_marks(self._fs, file, about)
+            if not has_mark(marked):
                 self._n_unmarked += 1
-            version = version_of_archive + remote_version(about)
+            version = version_of_archive + remote_version(marked)
             yield SourceFile(file, version, "")
 
     @staticmethod

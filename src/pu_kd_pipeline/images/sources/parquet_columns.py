@@ -228,10 +228,13 @@ def _plain_values(column: pa.Array, role: str, name: str, file: str) -> list[Any
         _check_lengths(column.dictionary, name, file)
         column = column.cast(kind.value_type)
         kind = column.type
+    if pa.types.is_float16(kind) and role == "label":
+        column = _as_float32(column)
+        kind = column.type
     if pa.types.is_floating(kind) and role == "label":
         nothing = pa.scalar(None, kind)
         column = pc.if_else(pc.is_nan(column), nothing, column)
-    # Whether `true` is class 1 nobody knows: it is a name.
+    # `true` need not be class 1: it is a name.
     if pa.types.is_boolean(kind) and role == "label":
         column = column.cast(pa.string())
         kind = column.type
@@ -255,6 +258,16 @@ def _plain_values(column: pa.Array, role: str, name: str, file: str) -> list[Any
             f"{file}: the column {name!r} holds text that is not UTF-8 ({exc}): fix it"
         ) from exc
     return values
+
+
+def _as_float32(column: pa.Array) -> pa.Array:
+    """Return a column of 16-bit floats in 32 bits; many versions of pyarrow cannot cast them."""
+    import pyarrow as pa
+
+    values = []
+    for value in column.to_pylist():
+        values.append(None if value is None else float(value))
+    return pa.array(values, pa.float32())
 
 
 def _check_lengths(texts: pa.Array, name: str, file: str) -> None:

@@ -1,4 +1,4 @@
-"""What the paths of a source's files say: names that tell them apart, and Hive's partitions."""
+"""What is read from the paths of a source's files: distinct names, and Hive's partitions."""
 
 from __future__ import annotations
 
@@ -63,14 +63,19 @@ def remote_partition_folders(system: Any, root: str) -> Iterator[str]:
             yield from remote_partition_folders(system, path)
 
 
-def partition_of(path: str) -> Partition:
+def partition_of(path: str, base: str) -> Partition:
     """Return column -> value of the partition folders directly above a file.
 
     Values are decoded as URLs, as Spark encodes them; None where the value is missing.
+
+    Args:
+        path: of the file.
+        base: folder of the source, or the file itself. Its own name and the folders above it are
+            no partitions: `runs/label=smooth` may be the run of an experiment.
     """
     partition: Partition = {}
-    file = PurePosixPath(path.replace(os.sep, "/"))
-    for folder in reversed(file.parent.parts):
+    below = path.removeprefix(base).replace(os.sep, "/")
+    for folder in reversed(PurePosixPath(below).parts[:-1]):
         if not is_partition_folder(folder):
             break
         key, _, encoded = folder.partition("=")
@@ -89,16 +94,19 @@ def _decoded(text: str) -> str:
         return text
 
 
-def label_partitions(paths: Sequence[str], columns: Mapping[str, str]) -> list[dict[str, Any]]:
+def label_partitions(
+    paths: Sequence[str], base: str, columns: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """Return `label` and `label_name` of each file, as far as its partition has them.
 
     Labels are numbers if all of the source are: folder names have no types.
 
     Args:
         paths: of the files.
+        base: see `partition_of`.
         columns: `label` and `label_name` -> key of the partition.
     """
-    partitions = [partition_of(path) for path in paths]
+    partitions = [partition_of(path, base) for path in paths]
     found: list[dict[str, Any]] = [{} for _ in paths]
     for role, column in columns.items():
         are_numbers = role == "label" and _are_whole_numbers(partitions, column)
@@ -137,8 +145,8 @@ def with_partition(
         for row, own in enumerate(column):
             if own is not None and str(own) != str(value):
                 raise InputError(
-                    f"{file}, row {row}: its folder says that the {role} is {value!r}, and its "
-                    f"column {own!r}: correct one of them, or rename the column"
+                    f"{file}, row {row}: the {role} is {value!r} in its folder's name, and "
+                    f"{own!r} in its column: correct one of them, or rename the column"
                 )
         merged[role] = [value] * n_rows
     return merged

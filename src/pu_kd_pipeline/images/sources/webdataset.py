@@ -24,12 +24,14 @@ from pu_kd_pipeline.images.sources.files import (
     has_mark,
     has_wildcard,
     is_local,
+    is_remote_folder,
     local_matches,
     lost_source_error,
     printable,
     remote_version,
     state_of,
     unmarked_warning,
+    with_marks,
 )
 from pu_kd_pipeline.images.sources.tar_members import Member, open_archive
 from pu_kd_pipeline.images.sources.webdataset_labels import LabelReader
@@ -68,9 +70,11 @@ class WebDatasetSource:
         self._wanted = tuple(name.strip(" .") for name in names if name.strip(" ."))
         self._n_unmarked = 0  # remote files whose changes cannot be seen in full
         self._passed_over: Counter[str] = Counter()
-        self._folder = _named_folder(self._root, self._fs.isdir(self._root))
+        patterns = expanded_ranges(self._root)
+        is_folder = patterns == [self._root] and self._is_folder(self._root)
+        self._folder = _named_folder(self._root, is_folder)
         found = []
-        for pattern in expanded_ranges(self._root):
+        for pattern in patterns:
             found += self._files_at(pattern)
         # Without those that two patterns match.
         self._files = sorted(set(found))
@@ -179,6 +183,17 @@ class WebDatasetSource:
             raise InputError(f"there is no tar archive at {shown}: correct `path` of the source")
         return files
 
+    def _is_folder(self, path: str) -> bool:
+        if is_local(self._fs):
+            return os.path.isdir(path)
+        extensions: tuple[str, ...] = SHARD_EXTENSIONS
+        address, _, _ = path.partition("?")
+        suffix = PurePosixPath(address).suffix.lower()
+        # A range stands for shards of any extension.
+        if suffix and path != self._root:
+            extensions += (suffix,)
+        return is_remote_folder(self._fs, path, extensions)
+
     def _local_files(self, pattern: str) -> Iterator[SourceFile]:
         is_folder = os.path.isdir(pattern)
         if is_folder:
@@ -197,7 +212,7 @@ class WebDatasetSource:
             yield SourceFile(match, version, "")
 
     def _remote_files(self, pattern: str) -> Iterator[SourceFile]:
-        is_folder = self._fs.isdir(pattern)
+        is_folder = self._is_folder(pattern)
         if is_folder:
             pattern = _named_folder(pattern, is_folder) + "*"
         found: dict[str, dict[str, Any]] = {}
@@ -215,9 +230,10 @@ class WebDatasetSource:
             is_in_question = is_folder or (is_pattern and is_hidden)
             if is_in_question and self._is_no_shard(file):
                 continue
-            if not has_mark(about):
+            marked = with_marks(self._fs, file, about)
+            if not has_mark(marked):
                 self._n_unmarked += 1
-            version = version_of_archive + remote_version(about)
+            version = version_of_archive + remote_version(marked)
             yield SourceFile(file, version, "")
 
     def _is_no_shard(self, file: str) -> bool:

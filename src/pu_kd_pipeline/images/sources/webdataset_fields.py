@@ -6,16 +6,19 @@ A field is a file of the sample, such as `cls`, or an entry of a JSON file, such
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.label_names import whole_number
 from pu_kd_pipeline.images.sources.limits import MAX_TEXT_CHARACTERS
 from pu_kd_pipeline.masking import visible_name
 
 MAX_FIELD_BYTES = 2**20  # of a file that labels are read from
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+", re.ASCII)
+# More digits than `whole_number` reads; 19 of them may still be 64 bits.
+_LONG_NUMBER = re.compile(r"-?[1-9][0-9]{17,}", re.ASCII)
 _LARGEST = 2**63 - 1
 
 
@@ -63,9 +66,13 @@ def read_field(field: Field, content: bytes, where: str) -> tuple[int | str | No
         value, is_there = _entry(_parsed(content, where), field.keys)
         return _plain_value(value, field, where), is_there
     text = _decoded(content, where).strip()
-    if _WHOLE_NUMBER.fullmatch(text):
+    number = whole_number(text)
+    if _LONG_NUMBER.fullmatch(text):
         # 30 digits are too many, too, and Python refuses to read thousands.
-        return _checked_number(int(text[:30]), where), True
+        number = _checked_number(int(text[:30]), where)
+    if number is not None:
+        return number, True
+    # Also "001", which may be the name of a folder.
     return _checked_text(text, where) or None, True
 
 
@@ -81,8 +88,11 @@ def _plain_value(value: Any, field: Field, where: str) -> int | str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return _checked_text(value, where) or None
-    # Whether `true` is class 1 nobody knows: it is a name.
+        return _checked_text(value.strip(), where) or None
+    # As in a column of a Parquet file, where pandas writes a missing label so.
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    # `true` need not be class 1: it is a name.
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():

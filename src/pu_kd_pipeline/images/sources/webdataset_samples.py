@@ -199,7 +199,7 @@ def _image_extension(shard: Shard, sample: Sample, wanted: tuple[str, ...]) -> s
 def _image(shard: Shard, sample: Sample, candidates: list[Member]) -> SampleImage:
     member = followed(candidates[0], shard.by_name)
     if member is None:
-        return SampleImage(sample, 0, 0, Reason.LINK)
+        return SampleImage(sample, 0, 0, Reason.BROKEN_LINK)
     fault = ""
     if len(candidates) > 1:
         fault = Reason.REPEATED

@@ -76,7 +76,7 @@ def _has_shape(output: object, shape: tuple[int, ...]) -> bool:
 
 
 def _hint(output: object, expected: tuple[int, int]) -> str:
-    """Return how to get logits from what a network returned; empty if nobody knows."""
+    """Return how to get logits from what a network returned; empty if it is unknown."""
     if isinstance(output, Tensor):
         if output.ndim == 4 and output.shape[:2] == expected:
             return ": use a factory (package.module:function) whose network flattens its output"

@@ -31,16 +31,28 @@ def faulty_convolutions(network: nn.Module) -> list[nn.Conv2d]:
 def guard(network: nn.Module) -> nn.Module:
     """Let the faulty convolutions read contiguous tensors on a CPU; return the network."""
     for layer in faulty_convolutions(network):
-        layer.register_forward_pre_hook(make_contiguous)
+        layer.register_forward_pre_hook(make_contiguous, with_kwargs=True)
     return network
 
 
-def make_contiguous(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the inputs of a layer with the images in contiguous order, on a CPU."""
-    images, *others = inputs
-    if images.device.type == "cpu":
-        images = images.contiguous()
-    return (images, *others)
+def make_contiguous(
+    _layer: nn.Module, inputs: tuple[Any, ...], named_inputs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs of a layer with the images in contiguous order, on a CPU.
+
+    Args:
+        inputs: images, as in `layer(images)`; or nothing.
+        named_inputs: as in `layer(input=images)`.
+    """
+    positional = tuple(_contiguous_on_cpu(value) for value in inputs)
+    named = {name: _contiguous_on_cpu(value) for name, value in named_inputs.items()}
+    return positional, named
+
+
+def _contiguous_on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.device.type == "cpu":
+        return value.contiguous()
+    return value
 
 
 def restore_contiguous_weights(network: nn.Module) -> None:

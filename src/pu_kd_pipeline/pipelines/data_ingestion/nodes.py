@@ -140,7 +140,7 @@ def _conflicts_between(stores: dict[str, ImageStore]) -> dict[str, Any]:
     for (name, store), (other_name, other) in combinations(stores.items(), 2):
         columns = ["id", "sha256", "label", "relevant"]
         both = store.index[columns].merge(other.index[columns], on="sha256", suffixes=("", "_2"))
-        # An image of no class counts as one of class -1; without a label nobody knows.
+        # An image of no class counts as one of class -1; without a label it is unknown.
         is_known = both["relevant"].notna() & both["relevant_2"].notna()
         differs = both["label"].fillna(-1) != both["label_2"].fillna(-1)
         conflicts = both[(is_known & differs).to_numpy(dtype=bool)]
