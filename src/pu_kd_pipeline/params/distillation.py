@@ -100,6 +100,18 @@ class RobustKDParams(_Objective):
     name: Literal["robust_kd"]
 
 
+class StandardizedKDParams(_Objective):
+    """The objective `standardized_kd`: `kd` of standardized logits (Sun et al. 2024)."""
+
+    name: Literal["standardized_kd"]
+
+
+class LogitMSEParams(_Objective):
+    """The objective `logit_mse`: the squared error of the logits (Kim et al. 2021)."""
+
+    name: Literal["logit_mse"]
+
+
 class NoisyKDParams(_Objective):
     """The objective `noisy_kd`: `kd`, and noisy pseudo-labels (DFND, Chen et al. 2021)."""
 
@@ -130,7 +142,14 @@ class PUCriticParams(_Objective):
 
 
 ObjectiveParams = Annotated[
-    KDParams | RobustKDParams | NoisyKDParams | LatentKDParams | AttentionKDParams | PUCriticParams,
+    KDParams
+    | RobustKDParams
+    | StandardizedKDParams
+    | LogitMSEParams
+    | NoisyKDParams
+    | LatentKDParams
+    | AttentionKDParams
+    | PUCriticParams,
     Field(discriminator="name"),
 ]
 _OBJECTIVE_PARAMS: TypeAdapter[ObjectiveParams] = TypeAdapter(ObjectiveParams)
