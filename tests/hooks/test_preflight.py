@@ -366,3 +366,12 @@ def test_sources_that_may_not_be_read_are_found(blocks, tmp_path):
     tmp_path.chmod(0)
     assert "cannot be read (Permission denied)" in pool_fault(blocks, "folder", tmp_path)
     tmp_path.chmod(0o700)
+
+
+def test_a_stage_without_labeled_images_has_no_phase_to_end_on(blocks):
+    block = changed(blocks["distillation"], objective="kd", final_phase={"share": 0.1})
+    check({"distillation": block})
+    with pytest.raises(
+        InputError, match=r"final_phase.share is 0.1, and this stage has no labeled"
+    ):
+        check({"unlabeled_distillation": block})
