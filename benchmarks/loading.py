@@ -31,7 +31,7 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams
 from pu_kd_pipeline.params.data_ingestion import ImageSource, ImageStoreParams
 from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams
-from pu_kd_pipeline.training.batches import augmented_batches
+from pu_kd_pipeline.training.batches import augmented, augmented_batches
 
 COLOR = InputSpec(
     size_px=32, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
@@ -48,6 +48,17 @@ RESIDENT = ComputeParams(
 )
 MAPPED = RESIDENT.model_copy(update={"resident_limit_gb": 1e-9})
 CPU = torch.device("cpu")
+
+PHOTO_VIEWS = AugmentationParams(
+    padding_px=0,
+    horizontal_flip=True,
+    resized_crop_scale=(0.3, 1.0),
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+)
+PHOTO_SIZES_PX = (32, 64, 128, 224)
+PHOTO_BATCH_SIZE = 64
 
 N_IMAGES = 8192
 BATCH_SIZE = 256
@@ -71,6 +82,8 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
     yield from _plain_rows(folder, store)
     yield _verification_row(folder, store)
     yield from _augmented_rows(folder, store)
+    for size_px in PHOTO_SIZES_PX:
+        yield _photo_views_row(size_px)
 
     digits = naive.encoded_images(images, "mnist_train", N_LENET, ("PNG", 1, 28))
     digit_folder = naive.write_folder(work / "digits", digits)
@@ -224,6 +237,33 @@ def _augmented_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
         gain = _gain_per_pass(lambda: _transform_all(transform, decoded), batches)
     what = "the same against the per-sample transforms alone, on images that are decoded already"
     yield speedup("1", what, gain, 13, note="ours reads the store, too")
+
+
+def _photo_views_row(size_px: int) -> Measurement:
+    """Compare resized crops, flips and color jitter with torchvision's, image by image.
+
+    Both start from the same uint8 tensors in memory and end in normalized floats.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (PHOTO_BATCH_SIZE, 3, size_px, size_px)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    normalize = Normalize(COLOR.mean, COLOR.std)
+    transform = naive.photo_transform(COLOR, PHOTO_VIEWS, size_px)
+
+    def ours() -> Tensor:
+        return augmented(images, normalize, PHOTO_VIEWS, generator)
+
+    def image_by_image() -> Tensor:
+        return torch.stack([transform(image) for image in images])
+
+    # torchvision draws from torch's global generator.
+    with seeded(0):
+        gain = ratio(image_by_image, ours)
+    what = f"random resized crops, flips and color jitter at {size_px}x{size_px}x3, "
+    what += "against torchvision's transforms (v2) image by image"
+    note = f"batches of {PHOTO_BATCH_SIZE} uint8 tensors in memory; "
+    note += "torchvision resizes in uint8, ours in float32"
+    return speedup("1", what, gain, None, note=note)
 
 
 def _check_views(dataset: Any, store: ImageStore, normalize: Normalize) -> None:

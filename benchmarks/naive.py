@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from pu_kd_pipeline.learning.networks.vision import datasets, torchvision
+from pu_kd_pipeline.params.compute import AugmentationParams
 from pu_kd_pipeline.params.data_ingestion import ImageStoreParams
 from pu_kd_pipeline.params.teacher import InputSpec
 
@@ -124,6 +126,22 @@ def transform_of(
     steps.append(transforms.Normalize(spec.mean, spec.std))
     composed: Transform = transforms.Compose(steps)
     return composed
+
+
+def photo_transform(
+    spec: InputSpec, views: AugmentationParams, size_px: int
+) -> Callable[[Tensor], Tensor]:
+    """Return torchvision's transforms (v2) of one uint8 image with the parameters of our views."""
+    v2 = import_module(f"{torchvision.__name__}.transforms.v2")
+    steps = [
+        v2.RandomResizedCrop(size_px, views.resized_crop_scale, views.resized_crop_ratio),
+        v2.RandomHorizontalFlip(),
+        v2.ColorJitter(views.brightness, views.contrast, views.saturation),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(spec.mean, spec.std),
+    ]
+    transform: Callable[[Tensor], Tensor] = v2.Compose(steps)
+    return transform
 
 
 def open_image(path: str, channels: int) -> Image.Image:

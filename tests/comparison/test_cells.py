@@ -352,6 +352,17 @@ def fskd_with(**distillation: Any) -> dict[str, Any]:
             {"labeled_per_class": [11]},
             "asks for 11 images of each class, and the labeled store has a class with 10",
         ),
+        (
+            {
+                "variants": {
+                    "a": {
+                        "method": "preferential",
+                        "distillation": {"final_phase": {"share": 0.5}},
+                    }
+                }
+            },
+            "variants.a.distillation.final_phase.share is 0.5, and the method 'preferential' has",
+        ),
         (fskd_with(student_architecture="lenet5"), "comparison.variants.a: "),
         (fskd_with(student_options={"width": 9}), "narrower copy"),
     ],

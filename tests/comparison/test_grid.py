@@ -224,3 +224,29 @@ def test_a_start_without_its_method_is_refused_by_name(monkeypatch):
     starts = {*STARTS, "added", "other"}
     with pytest.raises(RuntimeError, match="STARTS has entries for other"):
         check_starts(starts)
+
+
+def test_points_of_a_sweep_may_differ_in_learning_rate_and_number_of_updates(blocks):
+    variants = {}
+    for n_updates in (400, 1200):
+        for rate in (0.1, 0.3):
+            variants[f"at_{n_updates}_{rate}"] = {
+                "rule": "nnpu",
+                "labeled_per_class": [2],
+                "distillation": {"n_updates": n_updates, "optimizer": {"learning_rate": rate}},
+                "sweep": {"name": "length", "line": f"learning rate {rate}", "at": n_updates},
+            }
+    params = grid(seeds=[0], labeled_per_class=[2], sweeps={"length": "updates"}, variants=variants)
+    cells = make_cells(params, blocks)
+    found = []
+    for cell in cells:
+        params_of_cell = cell.blocks.distillation
+        found.append((params_of_cell.n_updates, params_of_cell.optimizer.learning_rate))
+    assert found == [(400, 0.1), (400, 0.3), (1200, 0.1), (1200, 0.3)]
+    identities = {str(cell.identity()) for cell in cells}
+    assert len(identities) == 4
+
+    # In a row of the table, other updates would make its accuracy incomparable.
+    row = {**variants["at_400_0.1"], "sweep": None}
+    with pytest.raises(InputError, match="n_updates: every student of a comparison has the same"):
+        make_cells(grid(variants={"row": row}), blocks)

@@ -137,6 +137,9 @@ def test_an_identity_holds_no_key_of_objectives_that_it_does_not_use(blocks, obj
         "keep",
         "optimizer",
         "augmentation",
+        "mixing",
+        "final_phase",
+        "weight_averaging",
     }
 
     expected_blocks = {

@@ -56,6 +56,13 @@ SGD = OptimizerParams(
 PLAIN_VIEWS = AugmentationParams(padding_px=0, horizontal_flip=False)
 FLIPPED_VIEWS = AugmentationParams(padding_px=0, horizontal_flip=True)
 SHIFTED_VIEWS = AugmentationParams(padding_px=1, horizontal_flip=True)
+PHOTO_VIEWS = AugmentationParams(
+    padding_px=0,
+    horizontal_flip=True,
+    resized_crop_scale=(0.5, 1.0),
+    brightness=0.4,
+    contrast=0.4,
+)
 
 
 def encoded_image(number: int, *, is_relevant: bool) -> bytes:

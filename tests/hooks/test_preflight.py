@@ -402,3 +402,12 @@ def test_sources_among_the_outputs_are_refused(blocks, tmp_path, kind, path, fau
         return
     with pytest.raises(InputError, match=f"data_ingestion.pool.* {fault}"):
         check({"data_ingestion": block}, outputs)
+
+
+def test_a_stage_without_labeled_images_has_no_phase_to_end_on(blocks):
+    block = changed(blocks["distillation"], objective="kd", final_phase={"share": 0.1})
+    check({"distillation": block})
+    with pytest.raises(
+        InputError, match=r"final_phase.share is 0.1, and this stage has no labeled"
+    ):
+        check({"unlabeled_distillation": block})

@@ -15,7 +15,6 @@ from pu_kd_pipeline.learning.augmentation import (
     draw_views,
     gathered,
     n_views,
-    random_views,
     take_views,
 )
 from tests.learning.generators import seeded_generator
@@ -60,7 +59,8 @@ def test_random_views_are_crops_and_mirror_images_and_all_occur(padding, flip):
     # 2,000 draws of at most 50 views: none is missed.
     copies = image.expand(2000, -1, -1, -1)
 
-    views = random_views(copies, padding=padding, flip=flip, generator=seeded_generator())
+    numbers = draw_views(len(copies), padding=padding, flip=flip, generator=seeded_generator())
+    views = take_views(copies, numbers, padding=padding, flip=flip)
     found = _distinct(views)
     expected_views = _all_views(image, padding, flip)
     expected = _distinct(expected_views)
@@ -144,7 +144,7 @@ def test_windows_are_cropped_and_mirrored_as_asked(take, shape):
 
 def test_images_with_a_single_view_are_returned_as_they_are():
     images = _random_images(4, 1, 8, 8)
-    views = random_views(images, padding=0, flip=False, generator=torch.Generator())
+    views = take_views(images, torch.zeros(4, dtype=torch.int64), padding=0, flip=False)
 
     # Not even a copy is made.
     assert views is images
@@ -154,7 +154,8 @@ def test_images_of_a_batch_get_different_views():
     image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
     images = image.expand(64, 1, 8, 8)
 
-    views = random_views(images, padding=2, flip=True, generator=seeded_generator(1))
+    numbers = draw_views(64, padding=2, flip=True, generator=seeded_generator(1))
+    views = take_views(images, numbers, padding=2, flip=True)
     distinct_views = _distinct(views)
 
     # Of 50 that are possible.

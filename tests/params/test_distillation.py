@@ -12,7 +12,7 @@ from pu_kd_pipeline.params.distillation import (
     PUCriticParams,
     check_option_blocks,
 )
-from tests.training.scene import params_with
+from tests.training.scene import ATTENTION, params_with
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,8 @@ def test_a_copy_with_another_objective_has_the_params_of_that_one():
     copy = params.model_copy(update={"objective": "pu_critic"})
 
     assert isinstance(copy.objective_params, PUCriticParams)
-    assert copy.unread_option_blocks() == {"noise_matrix", "latent"}
+    unread_blocks = copy.unread_keys() & {"noise_matrix", "latent", "attention", "critic"}
+    assert unread_blocks == {"noise_matrix", "latent"}
 
 
 def test_a_copy_with_an_unknown_objective_has_no_params():
@@ -81,3 +82,42 @@ def test_an_option_block_without_a_key_is_refused_with_the_place_to_add_it():
     message = "'new' reads the option block 'gate', .*DistillationParams"
     with pytest.raises(TypeError, match=message):
         check_option_blocks({"new": ("gate",)}, DistillationParams.model_fields)
+
+
+def test_mixed_images_have_no_label_to_learn():
+    labels = ATTENTION | {"label_weight": 0.1}
+    with pytest.raises(ValidationError, match="set it to 0, or mixing to none"):
+        params_with(objective="attention", attention=labels, mixing="mixup")
+
+    # Objectives that do not read labels may be mixed.
+    params_with(objective="kd", attention=labels, mixing="mixup")
+
+
+def test_options_of_a_mixing_that_is_off_are_not_read():
+    off = params_with().unread_keys()
+    on = params_with(mixing="cutmix").unread_keys()
+    assert off - on == {"mixing_alpha", "mixing_share"}
+    averaged = params_with(weight_averaging="ema").unread_keys()
+    assert off - averaged == {"ema_decay"}
+
+
+def test_an_average_over_the_final_phase_needs_one():
+    with pytest.raises(ValidationError, match=r"needs a final_phase.share above 0"):
+        params_with(weight_averaging="final_phase")
+    params_with(weight_averaging="final_phase", final_phase={"share": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"resized_crop_scale": [0.8, 0.3]}, "resized_crop_scale is .smallest, largest., and 0.8"),
+        ({"resized_crop_scale": [0.3, 1.5]}, "share of the image's area, at most 1"),
+        ({"resized_crop_scale": [0.0, 1.0]}, "greater than 0"),
+        ({"resized_crop_scale": [0.3, 1.0], "padding_px": 2}, "set padding_px to 0"),
+        ({"brightness": -0.1}, "greater than or equal to 0"),
+    ],
+)
+def test_views_of_photos_that_make_no_sense_are_refused(changes, sentence):
+    given = {"padding_px": 0, "horizontal_flip": True, **changes}
+    with pytest.raises(ValidationError, match=sentence):
+        params_with(augmentation=given)

@@ -122,6 +122,8 @@ def _needs(item: Documented, files: Path) -> dict[str, Any]:
         needs[objective] = "latent"
     elif key.startswith("critic."):
         needs[objective] = "pu_critic"
+    elif key in ("weight_averaging", "final_phase.images") and block != "unlabeled_distillation":
+        needs[f"{block}.final_phase.share"] = 0.5
     elif block != "critic_distillation" and (key in OPTIONS or key == "teacher_cache"):
         needs[objective] = "kd"
     elif item.path == "pu_training.backbone" and item.value == "full":
@@ -213,6 +215,9 @@ def _is_refused(item: Documented) -> bool:
     if item.path == "unlabeled_distillation.objective":
         # Nothing is selected, so that there are no class weights.
         return bool(item.value == "robust_kd")
+    if item.path == "unlabeled_distillation.weight_averaging":
+        # Without labeled images there is no final phase.
+        return bool(item.value == "final_phase")
     if item.path == "critic_distillation.objective":
         return bool(item.value != "pu_critic")
     return item.path in ("critic_distillation.attention", "critic_distillation.critic")

@@ -67,6 +67,8 @@ SHARED_HEAD = LATENT | {"kl_weight": 0.5, "shared_head": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "kd": {"objective": "kd"},
     "robust_kd": {"objective": "robust_kd"},
+    "standardized_kd": {"objective": "standardized_kd"},
+    "logit_mse": {"objective": "logit_mse"},
     "noisy_kd": {"objective": "noisy_kd"},
     "latent": {"objective": "latent"},
     "shared head": {"objective": "latent", "latent": SHARED_HEAD, "keep": "best"},

@@ -10,6 +10,7 @@ import torch
 
 from pu_kd_pipeline.images.batches import ImageRows, normalization
 from pu_kd_pipeline.learning.augmentation import Normalize
+from pu_kd_pipeline.learning.mixing import Mixing
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams
 from pu_kd_pipeline.training.batches import augmented_batches
 from tests.training.scene import COMPUTE, PLAIN, Scene
@@ -95,3 +96,36 @@ def test_without_probabilities_each_pass_shows_every_image_once(digits):
             shown += batch.rows.tolist()
         shown.sort()
         assert shown == list(range(N_IMAGES))
+
+
+SHIFTED = AugmentationParams(padding_px=1, horizontal_flip=True)
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "mixup"])
+def test_mixing_changes_neither_the_images_nor_the_views_that_are_drawn(digits, kind):
+    normalize = normalization_of(digits)
+    mixing = Mixing(kind, alpha=1.0, share=0.5, seed=0)
+
+    def first_batches(**options):
+        batches = augmented_batches(
+            image_rows(digits), normalize, SHIFTED, batch_size=32, seed=0, **options
+        )
+        return list(itertools.islice(batches, 12))
+
+    plain = first_batches()
+    mixed = first_batches(mixing=mixing)
+    for one, other, mixture in zip(plain, mixed, mixing.mixtures(32), strict=False):
+        assert torch.equal(one.rows, other.rows)
+        assert torch.equal(one.views, other.views)
+        assert other.is_mixed == (mixture is not None)
+        expected = one.images
+        if mixture is not None:
+            expected = mixing.mix(one.images, mixture)
+        assert torch.equal(other.images, expected)
+    assert {batch.is_mixed for batch in mixed} == {True, False}
+
+    # A resumed training sees the batches that follow.
+    resumed = first_batches(mixing=mixing, n_passed=5)
+    for one, other in zip(mixed[5:], resumed, strict=False):
+        assert torch.equal(one.images, other.images)
+        assert one.is_mixed == other.is_mixed

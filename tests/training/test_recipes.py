@@ -94,6 +94,13 @@ def test_students_of_other_images_alone_do_not_differ() -> None:
             {"augmentation": PLAIN.model_copy(update={"horizontal_flip": True})},
             "augmentation.horizontal_flip False and True",
         ),
+        ({"mixing": "cutmix"}, "mixing none and cutmix"),
+        ({"final_phase": {"share": 0.2}}, "final_phase.share 0.0 and 0.2"),
+        ({"weight_averaging": "ema"}, "weight_averaging none and ema"),
+        (
+            {"augmentation": PLAIN.model_copy(update={"brightness": 0.4})},
+            "augmentation.brightness 0.0 and 0.4",
+        ),
         ({"student_options": {"width": 8}}, "student_options.width 4 and 8"),
         (
             {"compute": COMPUTE.model_copy(update={"precision": "bfloat16"})},
@@ -126,6 +133,8 @@ def test_everything_that_decides_a_student_is_compared(
         {"noise_matrix": None},
         {"compute": COMPUTE.model_copy(update={"n_threads": 2, "inference_batch_size": 8})},
         {"record_every": 20},
+        {"mixing_alpha": 0.3, "mixing_share": 0.5},
+        {"ema_decay": 0.9},
     ],
 )
 def test_what_does_not_decide_a_student_may_differ(changes: dict[str, Any]) -> None:

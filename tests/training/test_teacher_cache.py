@@ -13,6 +13,7 @@ from torch import nn
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.learning.augmentation import Normalize
+from pu_kd_pipeline.learning.mixing import Mixing
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
 from pu_kd_pipeline.params.distillation import DistillationParams
@@ -81,7 +82,7 @@ def params_with(**changes: Any) -> DistillationParams:
 
 
 def record_outputs(
-    params: DistillationParams, n: int = 21
+    params: DistillationParams, n: int = 21, mixing: Mixing | None = None
 ) -> tuple[TeacherOutputs, Counting, list[Any]]:
     """Return the cache of n images, its teacher, and 40 batches of training."""
     images = Images(n)
@@ -95,6 +96,7 @@ def record_outputs(
         params.batch_size,
         params.seed,
         outputs.draw,
+        mixing=mixing,
     )
     return outputs, teacher, list(itertools.islice(batches, 40))
 
@@ -197,3 +199,71 @@ def test_logits_that_do_not_fit_switch_exact_off_and_are_refused_for_views():
     views = params_with(compute=tiny, teacher_cache="views")
     with pytest.raises(InputError, match="lower cached_views, or set teacher_cache to off"):
         record_outputs(views)
+
+
+@pytest.mark.parametrize("cache", ["exact", "views"])
+def test_mixed_batches_run_the_teacher_and_the_others_read_the_cache(cache):
+    params = params_with(teacher_cache=cache, mixing="cutmix", mixing_share=0.5)
+    mixing = Mixing("cutmix", alpha=1.0, share=0.5, seed=0)
+    outputs, teacher, batches = record_outputs(params, mixing=mixing)
+    n_asked = teacher.n_images
+    assert n_asked > 0
+    for batch in batches:
+        expected = teacher.network(batch.images)
+        assert torch.equal(outputs(batch), expected)
+        if batch.is_mixed:
+            n_asked += 16
+        assert teacher.n_images == n_asked
+    assert outputs.note == (
+        "mixed images cannot be cached, so that the teacher runs for 50% of the batches, which "
+        "are mixed"
+    )
+
+
+@pytest.mark.parametrize("cache", ["exact", "views"])
+def test_nothing_is_cached_if_every_batch_is_mixed(cache, caplog):
+    params = params_with(teacher_cache=cache, mixing="mixup")
+    with caplog.at_level("INFO"):
+        outputs, teacher, _ = record_outputs(params)
+    assert teacher.n_images == 0
+    assert outputs.note is not None
+    assert outputs.note in caplog.text
+    without_cache = params_with(teacher_cache="off", mixing="mixup")
+    assert record_outputs(without_cache)[0].note is None
+
+
+PHOTOS = AugmentationParams(
+    padding_px=0, horizontal_flip=True, resized_crop_scale=(0.3, 1.0), brightness=0.4
+)
+
+
+def test_a_few_continuous_views_are_cached_and_shown_again():
+    params = params_with(teacher_cache="views", augmentation=PHOTOS)
+    outputs, teacher, batches = record_outputs(params)
+    assert outputs.note is None
+    assert teacher.n_images == n_in_full_batches(4)
+    shown = set()
+    for batch in batches:
+        assert torch.equal(outputs(batch), teacher.network(batch.images))
+        rows = batch.rows.tolist()
+        shown.update(zip(rows, batch.views.tolist(), strict=True))
+    # Four of each of 21 images; 640 draws miss hardly any.
+    assert 80 <= len(shown) <= 4 * 21
+    assert teacher.n_images == n_in_full_batches(4)
+
+
+def test_continuous_views_cannot_all_be_cached_and_exact_says_so(caplog):
+    params = params_with(teacher_cache="exact", augmentation=PHOTOS)
+    with caplog.at_level("INFO"):
+        outputs, teacher, batches = record_outputs(params)
+    assert outputs.note is not None
+    assert outputs.note in caplog.text
+    assert "exact cannot hold views that are continuous" in outputs.note
+    assert teacher.n_images == 0
+
+    # The same batches as without a cache.
+    without_cache = params_with(teacher_cache="off", augmentation=PHOTOS)
+    _, _, fresh = record_outputs(without_cache)
+    for one, other in zip(fresh, batches, strict=True):
+        assert torch.equal(one.images, other.images)
+    assert torch.equal(outputs(batches[0]), teacher.network(batches[0].images))

@@ -142,6 +142,12 @@ def _smallest_class(inputs: ComparisonInputs) -> int:
 
 def _check_student(inputs: ComparisonInputs, cell: Cell) -> None:
     params = cell.blocks.distillation
+    if METHODS[cell.method].labeled_images == "none" and params.final_phase.share > 0:
+        raise InputError(
+            f"comparison.variants.{cell.variant}.distillation.final_phase.share is "
+            f"{params.final_phase.share}, and the method {cell.method!r} has no labeled images to "
+            "end on: set it to 0 for this variant"
+        )
     start = STARTS.get(cell.method)
     try:
         new_student(inputs.teacher, params.student_architecture, params.student_options, {})

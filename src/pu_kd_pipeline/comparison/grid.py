@@ -31,7 +31,8 @@ from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
 
 EXCLUSION_KEY = "exclude_test_duplicates"
 
-# Keys of `distillation` that every student shares, or their accuracies could not be compared.
+# Keys of `distillation` that every student shares, or their accuracies could not be compared; only
+# points of a sweep may have different `n_updates`.
 SHARED_KEYS = ("seed", "objective", "n_updates", "batch_size")
 
 
@@ -143,7 +144,7 @@ def _keys_without_effect(block: BaseModel) -> set[str]:
         return {EXCLUSION_KEY}
     if not isinstance(block, DistillationParams):
         return {"compute"}
-    unread = block.unread_option_blocks()
+    unread = block.unread_keys()
     return {"compute", *unread}
 
 
@@ -287,6 +288,9 @@ def _forbidden_overrides(where: str, overrides: Overrides) -> Iterator[str]:
     fixes = {"objective": "list `objectives`", "seed": "list `seeds`"}
     overridden = set(overrides.distillation)
     forbidden = overridden.intersection(SHARED_KEYS)
+    # Points of a sweep stand on an axis, which may be the length of training.
+    if isinstance(overrides, ComparisonVariant) and overrides.sweep is not None:
+        forbidden.discard("n_updates")
     for name in sorted(forbidden):
         fix = fixes.get(name, f"set distillation.{name} instead")
         yield f"{where}.distillation.{name}: every student of a comparison has the same; {fix}"

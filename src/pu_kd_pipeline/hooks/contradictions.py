@@ -95,6 +95,11 @@ def _faults_of_objective(name: str, block: DistillationParams) -> Iterator[str]:
         except InputError as error:
             yield str(error)
             return
+    if name == "unlabeled_distillation" and block.final_phase.share > 0:
+        yield (
+            f"unlabeled_distillation.final_phase.share is {block.final_phase.share}, and this "
+            "stage has no labeled images to end on: set it to 0"
+        )
     if name == "critic_distillation" and "critic" not in option_blocks:
         yield (
             f"critic_distillation.objective: {block.objective!r} has no critic, and this stage "

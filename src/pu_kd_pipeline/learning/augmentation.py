@@ -132,16 +132,6 @@ def copied(
     return torch.from_numpy(views)
 
 
-def random_views(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Return one random view of each of (N, C, H, W) uint8 images; see `take_views`."""
-    # Where an image has a single view, the generator must not advance.
-    if padding == 0 and not flip:
-        return images
-    n_images = len(images)
-    views = draw_views(n_images, padding=padding, flip=flip, generator=generator)
-    return take_views(images, views, padding=padding, flip=flip)
-
-
 class Normalize:
     """Turn uint8 RGB or gray images into a network's float32 input.
 

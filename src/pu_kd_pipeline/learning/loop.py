@@ -242,6 +242,7 @@ def fit(
     state: TrainingState | None = None,
     checkpointer: Checkpointer | None = None,
     extend_record: ExtendRecord | None = None,
+    after_update: Callable[[], None] | None = None,
 ) -> Iterator[Record]:
     """Yield one record every `record_every` updates: the step's mean values and the learning rate.
 
@@ -256,8 +257,9 @@ def fit(
         state: a state to resume from; the records that it has are yielded first. None: from the
             beginning. Its parts must be everything that the steps change.
         checkpointer: called after every update.
-        examine: maps each new record to the record with further values, such as an accuracy on
-            held-out images. It may only change what belongs to the state.
+        extend_record: maps each new record to the record with further values, such as an accuracy
+            on held-out images. It may only change what belongs to the state.
+        after_update: called after every step of the optimizer, before the record.
 
     Raises:
         FloatingPointError: the loss is not finite at a record.
@@ -274,6 +276,8 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
         optimizer.step()
+        if after_update is not None:
+            after_update()
 
         _add(values, state.sums)
         state.update = update

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pu_kd_pipeline.params.base import Block
 
@@ -21,6 +21,9 @@ class OptimizerParams(Block):
     )
 
 
+_Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
 class AugmentationParams(Block):
     """Random views of a training batch."""
 
@@ -28,6 +31,40 @@ class AugmentationParams(Block):
         ge=0, description="crops are shifted by up to this many pixels, zeros beyond the edge"
     )
     horizontal_flip: bool
+    resized_crop_scale: _Range | None = Field(
+        None,
+        description="smallest and largest share of the area that a random crop shows, resized to "
+        "the whole image; for photos, and instead of padding_px. null: no resized crops",
+    )
+    resized_crop_ratio: _Range = Field(
+        (3 / 4, 4 / 3), description="smallest and largest width / height of these crops"
+    )
+    brightness: float = Field(
+        0.0,
+        ge=0,
+        description="b: each image times a factor between max(0, 1 - b) and 1 + b, as "
+        "torchvision's ColorJitter; for photos",
+    )
+    contrast: float = Field(0.0, ge=0, description="as brightness, around the image's mean gray")
+    saturation: float = Field(0.0, ge=0, description="as brightness, around the gray image")
+
+    @model_validator(mode="after")
+    def _crops_make_sense(self) -> AugmentationParams:
+        scale = self.resized_crop_scale
+        for name, bounds in (
+            ("resized_crop_scale", scale),
+            ("resized_crop_ratio", self.resized_crop_ratio),
+        ):
+            if bounds is not None and bounds[0] > bounds[1]:
+                raise ValueError(f"{name} is [smallest, largest], and {bounds[0]:g} is above")
+        if scale is not None and scale[1] > 1:
+            raise ValueError("resized_crop_scale is a share of the image's area, at most 1")
+        if scale is not None and self.padding_px > 0:
+            raise ValueError(
+                "resized_crop_scale and padding_px both crop: set padding_px to 0, or "
+                "resized_crop_scale to null"
+            )
+        return self
 
 
 class ComputeParams(Block):

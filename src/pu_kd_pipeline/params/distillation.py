@@ -100,6 +100,18 @@ class RobustKDParams(_Objective):
     name: Literal["robust_kd"]
 
 
+class StandardizedKDParams(_Objective):
+    """The objective `standardized_kd`: `kd` of standardized logits (Sun et al. 2024)."""
+
+    name: Literal["standardized_kd"]
+
+
+class LogitMSEParams(_Objective):
+    """The objective `logit_mse`: the squared error of the logits (Kim et al. 2021)."""
+
+    name: Literal["logit_mse"]
+
+
 class NoisyKDParams(_Objective):
     """The objective `noisy_kd`: `kd`, and noisy pseudo-labels (DFND, Chen et al. 2021)."""
 
@@ -130,7 +142,14 @@ class PUCriticParams(_Objective):
 
 
 ObjectiveParams = Annotated[
-    KDParams | RobustKDParams | NoisyKDParams | LatentKDParams | AttentionKDParams | PUCriticParams,
+    KDParams
+    | RobustKDParams
+    | StandardizedKDParams
+    | LogitMSEParams
+    | NoisyKDParams
+    | LatentKDParams
+    | AttentionKDParams
+    | PUCriticParams,
     Field(discriminator="name"),
 ]
 _OBJECTIVE_PARAMS: TypeAdapter[ObjectiveParams] = TypeAdapter(ObjectiveParams)
@@ -157,6 +176,17 @@ if TYPE_CHECKING:
     ObjectiveName = str
 else:
     ObjectiveName = Literal[tuple(OPTION_BLOCKS)]
+
+
+class FinalPhaseParams(Block):
+    """The last updates of a training, on the images that matter most."""
+
+    share: float = Field(0.0, ge=0, lt=1, description="of the updates; 0: there is no final phase")
+    images: Literal["labeled", "labeled_and_related"] = Field(
+        "labeled",
+        description="labeled: the labeled images alone; labeled_and_related: and the pool images "
+        "that the manifest's column `reason` calls related",
+    )
 
 
 class DistillationParams(Block):
@@ -190,6 +220,29 @@ class DistillationParams(Block):
     cached_views: int = Field(gt=0, description="of each image, where teacher_cache is views")
     optimizer: OptimizerParams
     augmentation: AugmentationParams
+    mixing: Literal["none", "cutmix", "mixup"] = Field(
+        "none",
+        description="mixes the images of a batch, the same ones for teacher and student; cutmix: "
+        "a box comes from another image (Yun et al. 2019); mixup: weighted means of two images "
+        "(Zhang et al. 2018). For long trainings on few images; the teacher runs at every step",
+    )
+    mixing_alpha: float = Field(
+        1.0, gt=0, description="the image's own share is drawn from Beta(alpha, alpha)"
+    )
+    mixing_share: float = Field(1.0, gt=0, le=1, description="share of the batches that are mixed")
+    final_phase: FinalPhaseParams = Field(
+        default_factory=FinalPhaseParams,
+        description="last updates on the images that matter most, when the pool is broad",
+    )
+    weight_averaging: Literal["none", "final_phase", "ema"] = Field(
+        "none",
+        description="final_phase: the mean of the student's weights over the final phase "
+        "(Izmailov et al. 2018), for a learning rate that does not fall to zero; ema: an "
+        "exponential moving average over the training",
+    )
+    ema_decay: float = Field(
+        0.999, gt=0, lt=1, description="of the moving average, which covers 1 / (1 - decay) updates"
+    )
     compute: ComputeParams
 
     @model_validator(mode="after")
@@ -202,7 +255,27 @@ class DistillationParams(Block):
         # The best record is chosen by the agreement on held-out images.
         if self.keep == "best" and self.held_out_share == 0:
             raise ValueError("keep 'best' needs a held_out_share above 0")
+        if self.weight_averaging == "final_phase" and self.final_phase.share == 0:
+            raise ValueError("weight_averaging 'final_phase' needs a final_phase.share above 0")
+        self._check_labels_of_mixed_images()
         return self
+
+    def _check_labels_of_mixed_images(self) -> None:
+        reads_labels = "attention" in OPTION_BLOCKS[self.objective] and (
+            self.attention is not None and self.attention.label_weight > 0
+        )
+        if self.mixing != "none" and reads_labels:
+            raise ValueError(
+                f"mixing {self.mixing!r} makes images without a label of their own, and "
+                "attention.label_weight learns labels: set it to 0, or mixing to none"
+            )
+
+    @property
+    def mixed_share(self) -> float:
+        """Share of the batches that are mixed; 0 without mixing."""
+        if self.mixing == "none":
+            return 0.0
+        return self.mixing_share
 
     # Not a cached property: `model_copy` would carry the cached value to another objective.
     @property
@@ -218,12 +291,20 @@ class DistillationParams(Block):
             values[block] = getattr(self, block)
         return _OBJECTIVE_PARAMS.validate_python(values)
 
-    def unread_option_blocks(self) -> set[str]:
-        """Return the option blocks that only other objectives read."""
+    def unread_keys(self) -> set[str]:
+        """Return the keys that have no effect.
+
+        These are the option blocks of other objectives, and options of what is switched off.
+        """
         all_blocks: set[str] = set()
         for blocks in OPTION_BLOCKS.values():
             all_blocks.update(blocks)
-        return all_blocks.difference(OPTION_BLOCKS[self.objective])
+        unread = all_blocks.difference(OPTION_BLOCKS[self.objective])
+        if self.mixing == "none":
+            unread |= {"mixing_alpha", "mixing_share"}
+        if self.weight_averaging != "ema":
+            unread.add("ema_decay")
+        return unread
 
 
 def check_option_blocks(

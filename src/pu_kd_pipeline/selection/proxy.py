@@ -13,7 +13,7 @@ from pu_kd_pipeline.images.batches import map_images, normalization
 from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.losses.distillation import kl_divergence
 from pu_kd_pipeline.models.model import Model
-from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.distillation import DistillationParams, FinalPhaseParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array
 from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
 from pu_kd_pipeline.training.distillation import distill
@@ -75,6 +75,9 @@ class Proxy:
             "n_updates": n_updates,
             "held_out_share": 0.0,
             "keep": "last",
+            # A last phase on labeled images would hide what there is to learn in the pool.
+            "final_phase": FinalPhaseParams(),
+            "weight_averaging": "none",
         }
         params = self.params.model_copy(update=changes)
         weights = pd.DataFrame(np.ones((1, self.teacher.n_classes)))

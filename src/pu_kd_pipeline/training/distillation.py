@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,14 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows, normalization
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import Normalize
-from pu_kd_pipeline.learning.loop import TrainingState, fit, make_optimizer, seeded
+from pu_kd_pipeline.learning.loop import (
+    Stateful,
+    TrainingState,
+    fit,
+    make_optimizer,
+    seeded,
+)
+from pu_kd_pipeline.learning.mixing import Mixing
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.distillation import DistillationParams
@@ -30,12 +37,18 @@ from pu_kd_pipeline.storage.manifest import (
     check_weights,
     table_digest,
 )
-from pu_kd_pipeline.training.batches import Batch, augmented_batches
+from pu_kd_pipeline.training.batches import Batch, Draw, augmented_batches
 from pu_kd_pipeline.training.checkpoints import (
     Checkpoints,
     DisabledCheckpoints,
     checkpointing,
     training_identity,
+)
+from pu_kd_pipeline.training.final_phase import (
+    AveragedStudent,
+    FinalPhase,
+    final_phase_of,
+    weight_average,
 )
 from pu_kd_pipeline.training.manifest_images import (
     manifest_image_rows,
@@ -75,28 +88,75 @@ class _Task:
 
 
 @dataclass(frozen=True)
+class _Batches:
+    """The batches of one training.
+
+    Attributes:
+        images: the training images.
+        probabilities: with which they are drawn; None: each pass shows every image once.
+        final_phase: the images of the last updates; None: they are the same.
+        normalize: of the networks' images.
+        draw: chooses views.
+        params: the block.
+    """
+
+    images: ImageRows
+    probabilities: Tensor | None
+    final_phase: FinalPhase | None
+    normalize: Normalize
+    draw: Draw
+    params: DistillationParams
+
+    def after(self, n_updates: int) -> Iterator[Batch]:
+        """Return the batches of the updates after the first ones."""
+        return self._made(self.final_phase, n_updates)
+
+    def like_those_of(self, n_updates: int) -> Iterator[Tensor]:
+        """Yield the images of the first batches of the phase that an update belongs to."""
+        phase = self.final_phase
+        if phase is not None:
+            is_final = n_updates > phase.n_before
+            phase = replace(phase, n_before=0) if is_final else None
+        for batch in self._made(phase, 0):
+            yield batch.images
+
+    def _made(self, final_phase: FinalPhase | None, n_passed: int) -> Iterator[Batch]:
+        params = self.params
+        return augmented_batches(
+            self.images,
+            self.normalize,
+            params.augmentation,
+            params.batch_size,
+            params.seed,
+            self.draw,
+            probabilities=self.probabilities,
+            n_passed=n_passed,
+            mixing=_mixing(params),
+            final_phase=final_phase,
+        )
+
+
+@dataclass(frozen=True)
 class _Setup:
     """The networks and images of one training.
 
     Attributes:
         model: the student, its network on the device.
-        images: the training images.
-        probabilities: with which they are drawn; None: each pass shows every image once.
-        normalize: of the networks' images.
+        batches: the training images, batch by batch.
         teacher_outputs: the teacher's logits for the training images.
         objective: the loss, and what else it trains.
         best: the student's best weights so far.
         monitor: measures the student at every record.
+        averaged: the student with averaged weights; None: they are not averaged.
     """
 
     model: Model
-    images: ImageRows
-    probabilities: Tensor | None
-    normalize: Normalize
+    batches: _Batches
     teacher_outputs: TeacherOutputs
     objective: Objective
     best: BestStudent
     monitor: StudentMonitor
+    averaged: AveragedStudent | None
 
 
 def distill(
@@ -153,7 +213,14 @@ def distill(
         # The best weights are those of the network in training: they are restored before the
         # objective restores the student's own architecture.
         setup.best.restore()
+        if setup.averaged is not None and not setup.best.keeps_best:
+            setup.averaged.apply()
         card_entries = setup.objective.finish(history)
+        if setup.teacher_outputs.note is not None:
+            card_entries["teacher_cache"] = setup.teacher_outputs.note
+        final_phase = setup.batches.final_phase
+        if final_phase is not None:
+            card_entries["n_final_phase_images"] = len(final_phase.rows)
 
     # Readers find the update whose weights were kept in the history itself.
     kept_update = history["update"].max()
@@ -172,6 +239,8 @@ def _prepare(
     """Read the images and make the student, the teacher's outputs and the objective."""
     params = task.params
     rows, held_out_rows = split_held_out(task.manifest, params)
+    # First, because it may be refused.
+    final_phase = final_phase_of(rows, params, task.name)
     images = manifest_image_rows(rows, task.stores, params.compute)
     held_out = manifest_image_rows(held_out_rows, task.stores, params.compute)
     stores = [*task.stores.values()]
@@ -193,16 +262,27 @@ def _prepare(
 
     best = BestStudent(student, keeps_best=params.keep == "best")
     eval_sets = _eval_sets(task, held_out, normalize)
-    monitor = StudentMonitor(student, eval_sets, best, normalize, params.compute)
-    return _Setup(
-        model=model,
+    batches = _Batches(
         images=images,
         probabilities=manifest_probabilities(rows),
+        final_phase=final_phase,
         normalize=normalize,
+        draw=teacher_outputs.draw,
+        params=params,
+    )
+    averaged = None
+    average = weight_average(student, params)
+    if average is not None:
+        averaged = AveragedStudent(student, average, batches.like_those_of, params)
+    monitor = StudentMonitor(student, eval_sets, best, normalize, params.compute, averaged)
+    return _Setup(
+        model=model,
+        batches=batches,
         teacher_outputs=teacher_outputs,
         objective=objective,
         best=best,
         monitor=monitor,
+        averaged=averaged,
     )
 
 
@@ -215,25 +295,18 @@ def _train(
     trained = nn.ModuleList([setup.model.network, objective.trainable])
     optimizer = make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"}))
     # The names of the parts are the keys of a checkpoint.
-    state = TrainingState(
-        trained=trained, optimizer=optimizer, best=setup.best, **objective.checkpointed
-    )
+    parts: dict[str, Stateful] = dict(objective.checkpointed)
+    after_update = None
+    if setup.averaged is not None:
+        parts["average"] = setup.averaged.average
+        after_update = setup.averaged.average.after_update
+    state = TrainingState(trained=trained, optimizer=optimizer, best=setup.best, **parts)
     checkpointer.restore(state)
 
-    # Made after the state is restored: batches of updates that are done are skipped.
-    batches = augmented_batches(
-        setup.images,
-        setup.normalize,
-        params.augmentation,
-        params.batch_size,
-        params.seed,
-        setup.teacher_outputs.draw,
-        probabilities=setup.probabilities,
-        n_passed=state.update,
-    )
     records = fit(
         partial(_step, objective),
-        batches,
+        # Made after the state is restored: batches of updates that are done are skipped.
+        setup.batches.after(state.update),
         optimizer,
         n_updates=params.n_updates,
         record_every=params.record_every,
@@ -241,6 +314,7 @@ def _train(
         state=state,
         checkpointer=checkpointer,
         extend_record=setup.monitor,
+        after_update=after_update,
     )
     # Rounded up: the last record may cover fewer updates.
     n_records = -(-params.n_updates // params.record_every)
@@ -342,6 +416,12 @@ def _recipe(task: _Task) -> dict[str, Any]:
         device=task.device.type,
         code=maker_fingerprint(distill, load_model),
     )
+
+
+def _mixing(params: DistillationParams) -> Mixing | None:
+    if params.mixing == "none":
+        return None
+    return Mixing(params.mixing, params.mixing_alpha, params.mixing_share, params.seed)
 
 
 def _cache_params(params: DistillationParams) -> DistillationParams:

@@ -14,6 +14,7 @@ from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.loop import Record
 from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.training.final_phase import AveragedStudent
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ class BestStudent:
 
 @dataclass(frozen=True)
 class StudentMonitor:
-    """Adds a student's accuracy on each eval set to its records; the `examine` of `fit`.
+    """Adds a student's accuracy on each eval set to its records; the `extend_record` of `fit`.
+
+    Where weights are averaged, the averaged ones are measured: they are those that would be kept.
 
     Attributes:
         student: the network in training.
@@ -105,6 +108,7 @@ class StudentMonitor:
         best: compared with every record.
         normalize: of the network's images, on the device.
         compute: precision and batch size.
+        averaged: the student with averaged weights; None: they are not averaged.
     """
 
     student: nn.Module
@@ -112,8 +116,15 @@ class StudentMonitor:
     best: BestStudent
     normalize: Normalize
     compute: ComputeParams
+    averaged: AveragedStudent | None = None
 
     def __call__(self, record: Record) -> Record:
+        if self.averaged is None or not self.eval_sets:
+            return self._measured(record)
+        with self.averaged.applied():
+            return self._measured(record)
+
+    def _measured(self, record: Record) -> Record:
         for column, eval_set in self.eval_sets.items():
             record[column] = self._accuracy(eval_set)
         self.best.compare(record)

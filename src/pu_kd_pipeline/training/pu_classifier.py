@@ -15,7 +15,7 @@ from pu_kd_pipeline.features.reading import feature_tensors
 from pu_kd_pipeline.features.scoring import check_teacher
 from pu_kd_pipeline.images.batches import ImageRows, map_images, normalization
 from pu_kd_pipeline.images.store import ImageStore
-from pu_kd_pipeline.learning.augmentation import Normalize, draw_views, n_views
+from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.loop import Checkpointer, ExtendRecord, Record, Step
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head
 from pu_kd_pipeline.learning.pu_training import cvir_step, fit_scores, pu_step
@@ -25,7 +25,7 @@ from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
-from pu_kd_pipeline.training.batches import augmented
+from pu_kd_pipeline.training.batches import augmented, draw_numbers
 from pu_kd_pipeline.training.held_out_folds import PUSetup, train_with_held_out_folds
 from pu_kd_pipeline.training.pu_steps import new_head, score_training
 
@@ -295,11 +295,7 @@ class _RandomViews:
 
     def skip(self, rows: Tensor) -> None:
         """Advance the generator as drawing views of these rows would, without reading an image."""
-        padding = self._augmentation.padding_px
-        flip = self._augmentation.horizontal_flip
-        # With a single view nothing is drawn.
-        if n_views(padding, flip) > 1:
-            draw_views(len(rows), padding=padding, flip=flip, generator=self._generator)
+        draw_numbers(len(rows), self._augmentation, self._generator)
 
 
 def _all_rows(store: ImageStore, compute: ComputeParams) -> ImageRows:

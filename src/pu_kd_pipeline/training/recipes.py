@@ -46,7 +46,7 @@ def training_recipe(
         start: the state that the student started from; None: freshly initialized.
         facts: further ones, such as fingerprints and the kind of device.
     """
-    unread = params.unread_option_blocks()
+    unread = params.unread_keys()
     block = params.model_dump(mode="json", exclude={"compute", *unread})
     if params.keep == "last":
         # Only the choice of the best record depends on how many there are.

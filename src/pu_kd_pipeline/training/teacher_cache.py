@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from pu_kd_pipeline.devices import autocast
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows
-from pu_kd_pipeline.learning.augmentation import Normalize, draw_views, n_views, take_views
+from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.params.distillation import DistillationParams
-from pu_kd_pipeline.training.batches import Batch
+from pu_kd_pipeline.training.batches import Batch, views_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class TeacherOutputs:
     views are drawn as with `off`, and batches of the same size make the logits the same to the last
     bit on a CPU. `views` runs it once for `cached_views` random views of each image, and training
     draws from these: less work, and less variety. Both are `off` where they would take more views
-    than training shows, and `exact` also where the logits do not fit.
+    than training shows, and `exact` also where the logits do not fit, or where views are
+    continuous. A batch that is mixed always runs the teacher.
 
     Args:
         images: the training images.
@@ -41,6 +42,10 @@ class TeacherOutputs:
         normalize: on the images' device.
         params: the block `distillation`.
         remember: returns the result of its argument, from this run or from an interrupted one.
+
+    Attributes:
+        note: why the teacher runs although `teacher_cache` asks for a cache, for the student's
+            card; None where it does not, or where a cache would be more work or does not fit.
 
     Raises:
         InputError: the logits of `views` do not fit `compute.resident_limit_gb`.
@@ -58,8 +63,10 @@ class TeacherOutputs:
         self._teacher = teacher
         self._normalize = normalize
         self._params = params
-        self._padding = params.augmentation.padding_px
-        self._flip = params.augmentation.horizontal_flip
+        self._views = views_of(params.augmentation)
+        self.note = self._reason_to_ask()
+        if self.note is not None:
+            logger.info("distillation: teacher_cache: %s", self.note)
         self._fixed_views: Tensor | None = None  # (N, cached_views) int64, the views of each image
         self._logits: Tensor | None = None  # (N, views, K) float32
         n_cached = self._n_views_to_cache()
@@ -73,9 +80,7 @@ class TeacherOutputs:
     def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Return (N,) int64 random views for the images at (N,) positions."""
         if self._fixed_views is None:
-            return draw_views(
-                len(rows), padding=self._padding, flip=self._flip, generator=generator
-            )
+            return self._views.draw(len(rows), generator)
         n_views_each = self._fixed_views.shape[1]
         which = torch.randint(
             n_views_each, (len(rows),), generator=generator, device=generator.device
@@ -84,7 +89,7 @@ class TeacherOutputs:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return (N, K) float32 logits."""
-        if self._logits is None:
+        if self._logits is None or batch.is_mixed:
             return self._compute(batch.images)
         if self._fixed_views is None:
             return self._logits[batch.rows, batch.views]
@@ -93,15 +98,36 @@ class TeacherOutputs:
         which = is_match.int().argmax(dim=1)
         return self._logits[batch.rows, which]
 
+    def _reason_to_ask(self) -> str | None:
+        """Return why the teacher runs for all or some batches in spite of a cache, in words."""
+        params = self._params
+        if params.teacher_cache == "off":
+            return None
+        if params.teacher_cache == "exact" and self._views.n_views is None:
+            return (
+                "exact cannot hold views that are continuous (resized crops, changed colors), so "
+                "that the teacher runs at every step; views would hold cached_views of each image"
+            )
+        if params.mixed_share > 0:
+            batches = "every batch"
+            if params.mixed_share < 1:
+                batches = f"{params.mixed_share:.0%} of the batches, which are mixed"
+            return f"mixed images cannot be cached, so that the teacher runs for {batches}"
+        return None
+
     def _n_views_to_cache(self) -> int | None:
         """Return the number of views of each image to cache; None where caching does not pay."""
         params = self._params
-        n_cached = n_views(self._padding, self._flip)
         if params.teacher_cache == "off":
             return None
+        n_cached = self._views.n_views
         if params.teacher_cache == "views":
-            n_cached = min(n_cached, params.cached_views)
-        n_shown = params.n_updates * params.batch_size
+            n_cached = min(n_cached or params.cached_views, params.cached_views)
+        # Continuous views cannot all be cached.
+        if n_cached is None:
+            return None
+        # Mixed batches do not read the cache.
+        n_shown = (1.0 - params.mixed_share) * params.n_updates * params.batch_size
         if len(self._images) * n_cached >= n_shown:
             return None
         return n_cached
@@ -110,16 +136,11 @@ class TeacherOutputs:
         """Return (N, n_cached) int64 views; random ones become those that training draws from."""
         n = len(self._images)
         device = self._images.device
-        if n_cached == n_views(self._padding, self._flip):
+        if n_cached == self._views.n_views:
             return torch.arange(n_cached, device=device).expand(n, n_cached)
         # A generator of its own, so that the batches of `views` start like those of `off`.
         generator = torch.Generator(device).manual_seed(self._params.seed)
-        drawn = draw_views(
-            n * n_cached,
-            padding=self._padding,
-            flip=self._flip,
-            generator=generator,
-        )
+        drawn = self._views.draw(n * n_cached, generator)
         self._fixed_views = drawn.view(n, n_cached)
         return self._fixed_views
 
@@ -174,10 +195,5 @@ class TeacherOutputs:
         return False
 
     def _batch(self, rows: Tensor, views: Tensor) -> Tensor:
-        images = take_views(
-            self._images.batch(rows),
-            views,
-            padding=self._padding,
-            flip=self._flip,
-        )
-        return self._normalize(images)
+        pixels = self._images.batch(rows)
+        return self._normalize(self._views.take(pixels, views))

@@ -17,8 +17,13 @@ from pu_kd_pipeline.learning.losses.distillation import (
     kd,
     kd_loss,
     kl_divergence,
+    logit_mse,
+    logit_mse_loss,
     robust_kd,
     soft_cross_entropy,
+    standardized,
+    standardized_kd,
+    standardized_kd_loss,
 )
 from tests.learning.generators import seeded_generator
 
@@ -342,3 +347,79 @@ def test_weight_vectors_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> N
 
     with pytest.raises(ValueError, match=message):
         robust_kd(student, teacher, vectors, 1.0)
+
+
+def slow_standardized(logits: Tensor) -> Tensor:
+    """Return the z-scores of the logits, sample by sample as the paper defines them."""
+    rows = []
+    for row in logits:
+        mean = sum(row) / len(row)
+        variance = sum((z - mean) ** 2 for z in row) / len(row)
+        rows.append((row - mean) / variance**0.5)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_standardized_kd_is_its_definition_with_the_same_gradient(temperature):
+    student, teacher, _ = batch(0)
+    student.requires_grad_()
+    loss = standardized_kd_loss(student, teacher, temperature)
+    slow = slow_cross_entropies(slow_standardized(student), slow_standardized(teacher), temperature)
+    expected = temperature**2 * slow.mean()
+    assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    [gradient] = torch.autograd.grad(loss, student)
+    [expected_gradient] = torch.autograd.grad(expected, student)
+    assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
+
+
+@given(scale=st.floats(0.1, 100.0), shift=st.floats(-50.0, 50.0))
+@settings(deadline=None, max_examples=30)
+def test_standardized_kd_does_not_see_scale_and_shift_of_the_logits(scale, shift):
+    student, teacher, _ = batch(1)
+    expected = standardized_kd_loss(student, teacher, 2.0)
+    assert_close(standardized_kd_loss(scale * student + shift, teacher, 2.0), expected)
+    assert_close(standardized_kd_loss(student, scale * teacher + shift, 2.0), expected)
+    # An affine copy of the teacher is the minimum.
+    least = standardized_kd_loss(teacher, teacher, 2.0)
+    assert least <= expected
+
+
+def test_equal_logits_of_a_sample_are_standardized_to_zero():
+    constant = torch.full((3, 5), 2.5, requires_grad=True)
+    assert torch.equal(standardized(constant), torch.zeros(3, 5))
+    _, teacher, _ = batch(2, n=3)
+    loss = standardized_kd_loss(constant, teacher.float(), 2.0)
+    [gradient] = torch.autograd.grad(loss, constant)
+    assert gradient.isfinite().all()
+
+
+def test_logit_mse_is_half_the_mean_square_and_the_limit_of_kd():
+    student, teacher, _ = batch(3)
+    student.requires_grad_()
+    loss = logit_mse_loss(student, teacher)
+    slow = 0.0
+    for student_i, teacher_i in zip(student.tolist(), teacher.tolist(), strict=True):
+        squares = [(z_s - z_t) ** 2 for z_s, z_t in zip(student_i, teacher_i, strict=True)]
+        slow += sum(squares) / (2 * len(squares))
+    assert loss.item() == pytest.approx(slow / len(student))
+
+    # Hinton et al. 2015, sec. 2.1: the gradients agree for large T where logits are centered.
+    centered_student = (student - student.mean(dim=1, keepdim=True)).detach().requires_grad_()
+    centered_teacher = teacher - teacher.mean(dim=1, keepdim=True)
+    [limit] = torch.autograd.grad(
+        logit_mse_loss(centered_student, centered_teacher), centered_student
+    )
+    hot = kd_loss(centered_student, centered_teacher, 1e4)
+    [of_kd] = torch.autograd.grad(hot, centered_student)
+    assert_close(of_kd, limit, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [standardized_kd, logit_mse])
+def test_logits_of_other_shapes_are_refused_and_the_teacher_gets_no_gradient(loss):
+    student, teacher, vectors = batch(4)
+    teacher.requires_grad_()
+    student.requires_grad_()
+    result = loss(student, teacher, vectors, 2.0)["loss"]
+    assert torch.autograd.grad(result, teacher, allow_unused=True, retain_graph=True) == (None,)
+    with pytest.raises(ValueError, match="must have one shape"):
+        loss(student[:, :3], teacher, vectors, 2.0)

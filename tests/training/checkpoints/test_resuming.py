@@ -12,12 +12,14 @@ import pytest
 from pu_kd_pipeline import progress
 from pu_kd_pipeline.features.extraction import feature_shards
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.params.compute import AugmentationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.selection.proxy import Proxy
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.checkpoints import checkpoints_disabled, set_checkpoint_folder
 from pu_kd_pipeline.training.class_prior import estimate_prior
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
+from tests.training.checkpoints import trainings
 from tests.training.checkpoints.trainings import (
     COMPUTE,
     MOMENTUM,
@@ -55,6 +57,34 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "pu_critic": {"objective": "pu_critic"},
     "streamed": {"objective": "kd", "augmentation": SHIFTED, "compute": STREAMED},
     "drawn": {"objective": "kd", "augmentation": SHIFTED},
+    "averaged, best": {
+        "objective": "kd",
+        "keep": "best",
+        "student_architecture": f"{trainings.__name__}:Dropping",
+        "student_options": {},
+        "final_phase": {"share": 0.5},
+        "weight_averaging": "final_phase",
+    },
+    "ema": {
+        "objective": "kd",
+        "keep": "last",
+        "student_architecture": "cifar_resnet",
+        "student_options": {"depth": 8, "width": 4},
+        "final_phase": {"share": 0.3},
+        "weight_averaging": "ema",
+        "ema_decay": 0.7,
+    },
+    "photos, mixed": {
+        "objective": "kd",
+        "augmentation": AugmentationParams(
+            padding_px=0, horizontal_flip=True, resized_crop_scale=(0.3, 1.0), contrast=0.4
+        ),
+        "mixing": "cutmix",
+        "mixing_share": 0.5,
+        "teacher_cache": "views",
+        "cached_views": 1,
+        "batch_size": 64,
+    },
 }
 
 

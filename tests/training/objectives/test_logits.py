@@ -11,12 +11,25 @@ import torch
 from pu_kd_pipeline.images.batches import ImageRows, normalization
 from pu_kd_pipeline.images.store import find_rows
 from pu_kd_pipeline.learning.loop import make_optimizer
-from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd
+from pu_kd_pipeline.learning.losses.distillation import (
+    kd,
+    logit_mse,
+    robust_kd,
+    standardized_kd,
+)
 from pu_kd_pipeline.training.batches import augmented_batches
 from tests.training.scene import COMPUTE, OPTIMIZER, PLAIN, are_equal, three_weight_vectors
 
 
-@pytest.mark.parametrize(("objective", "loss"), [("kd", kd), ("robust_kd", robust_kd)])
+@pytest.mark.parametrize(
+    ("objective", "loss"),
+    [
+        ("kd", kd),
+        ("robust_kd", robust_kd),
+        ("standardized_kd", standardized_kd),
+        ("logit_mse", logit_mse),
+    ],
+)
 def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
     """To the last bit, though the teacher's logits are computed before training."""
     params = digits.params(objective=objective, n_updates=12, held_out_share=0.0)

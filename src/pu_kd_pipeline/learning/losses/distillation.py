@@ -1,7 +1,11 @@
 """Losses of logits that make a student follow its teacher.
 
-Holds plain knowledge distillation and the robust distillation of Xu et al. 2019 (arXiv:1909.09757,
-Eq. 8-10). No function here makes the host wait for the device.
+Holds plain knowledge distillation, the same with standardized logits, the squared error of logits,
+and the robust distillation of Xu et al. 2019 (arXiv:1909.09757, Eq. 8-10). No function here makes
+the host wait for the device.
+
+The gradient of a cross-entropy at temperature T shrinks as 1 / T^2. Every loss with a temperature
+is multiplied by T^2, so that one learning rate suits all temperatures.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+_SMALLEST_STD = 1e-7  # of the logits of a sample, as in the released code of Sun et al. 2024
 
 
 class LogitLoss(Protocol):
@@ -47,11 +53,7 @@ def soft_cross_entropy(
     Raises:
         ValueError: the shapes differ or temperature is not positive.
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student and teacher logits must have one shape, got {tuple(student_logits.shape)} "
-            f"and {tuple(teacher_logits.shape)}"
-        )
+    _check_shapes(student_logits, teacher_logits)
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive, got {temperature!r}")
 
@@ -65,6 +67,14 @@ def soft_cross_entropy(
     log_probabilities = torch.log_softmax(student_logits / temperature, dim=1)
     weighted_logs = targets * log_probabilities
     return -weighted_logs.sum(dim=1)
+
+
+def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student and teacher logits must have one shape, got {tuple(student_logits.shape)} "
+            f"and {tuple(teacher_logits.shape)}"
+        )
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -97,6 +107,67 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     losses = soft_cross_entropy(student_logits, teacher_logits, temperature)
     # T^2 keeps the size of the gradient when T changes (Hinton et al. 2015, sec. 2).
     return temperature**2 * losses.mean()
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Return (z - mean_k z_k) / std_k z_k of each sample (Sun et al. 2024, arXiv:2403.01427).
+
+    The standard deviation is that of the K logits, with 1/K under the root as in the paper; the
+    released code has 1/(K-1), which is the same at a temperature that is sqrt(K/(K-1)) times as
+    large.
+
+    Args:
+        logits: (N, K) any float dtype; K > 1.
+
+    Returns:
+        (N, K), at least float32: zero where all logits of a sample are equal.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    values = logits.to(dtype)
+    centered = values - values.mean(dim=1, keepdim=True)
+    variance = centered.square().mean(dim=1, keepdim=True)
+    # Added under the root, where it also keeps the gradient finite if all logits are equal.
+    return centered * torch.rsqrt(variance + _SMALLEST_STD**2)
+
+
+def standardized_kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> Tensor:
+    """Return `kd_loss` of standardized logits, () float32 (Sun et al. 2024).
+
+    The student is free in the mean and the scale of its logits: it has the teacher's classes and
+    their order, but not its confidence.
+
+    Args:
+        student_logits: (N, K) any float dtype.
+        teacher_logits: (N, K) any float dtype.
+        temperature: the base temperature, > 0; 2 in the paper.
+
+    Raises:
+        ValueError: as `soft_cross_entropy`.
+    """
+    return kd_loss(standardized(student_logits), standardized(teacher_logits), temperature)
+
+
+def logit_mse_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return mean_i 1/(2K) sum_k (z_s,ik - z_t,ik)^2, () float32 (Kim et al. 2021).
+
+    As in Kim et al. (arXiv:2105.08919), logits are raw: a constant that softmax does not see
+    counts. For centered ones T^2 KL tends to this loss when T grows. The factor 1/(2K), instead of
+    their 1, gives both the same gradient: a learning rate that suits `kd` at a high temperature
+    suits this loss. No gradient flows to the teacher.
+
+    Args:
+        student_logits: (N, K) any float dtype; N > 0.
+        teacher_logits: (N, K) any float dtype.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_shapes(student_logits, teacher_logits)
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    difference = student_logits.to(dtype) - teacher_logits.detach().to(dtype)
+    return 0.5 * difference.square().mean()
 
 
 def class_loss_mass(losses: Tensor, teacher_classes: Tensor, n_classes: int) -> Tensor:
@@ -153,6 +224,21 @@ def kd(
     """Return `kd_loss` as "loss"; the weight vectors are not used."""
     loss = kd_loss(student_logits, teacher_logits, temperature)
     return {"loss": loss}
+
+
+def standardized_kd(
+    student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, temperature: float
+) -> dict[str, Tensor]:
+    """Return `standardized_kd_loss` as "loss"; the weight vectors are not used."""
+    loss = standardized_kd_loss(student_logits, teacher_logits, temperature)
+    return {"loss": loss}
+
+
+def logit_mse(
+    student_logits: Tensor, teacher_logits: Tensor, weight_vectors: Tensor, temperature: float
+) -> dict[str, Tensor]:
+    """Return `logit_mse_loss` as "loss"; neither weight vectors nor temperature are used."""
+    return {"loss": logit_mse_loss(student_logits, teacher_logits)}
 
 
 def robust_kd(

@@ -6,7 +6,12 @@ from collections.abc import Collection, Mapping
 from functools import partial
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd
+from pu_kd_pipeline.learning.losses.distillation import (
+    kd,
+    logit_mse,
+    robust_kd,
+    standardized_kd,
+)
 from pu_kd_pipeline.params.distillation import OPTION_BLOCKS, DistillationParams
 from pu_kd_pipeline.training.objectives.base import Objective, ObjectiveContext, ObjectiveType
 from pu_kd_pipeline.training.objectives.feature_matching import FeatureMatchingObjective
@@ -22,6 +27,16 @@ OBJECTIVES: dict[str, ObjectiveType] = {
     ),
     "robust_kd": ObjectiveType(
         partial(LogitObjective, robust_kd), reads_teacher_logits_only=True, needs_class_weights=True
+    ),
+    "standardized_kd": ObjectiveType(
+        partial(LogitObjective, standardized_kd),
+        reads_teacher_logits_only=True,
+        needs_class_weights=False,
+    ),
+    "logit_mse": ObjectiveType(
+        partial(LogitObjective, logit_mse),
+        reads_teacher_logits_only=True,
+        needs_class_weights=False,
     ),
     "noisy_kd": ObjectiveType(
         NoisyKDObjective, reads_teacher_logits_only=True, needs_class_weights=False

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from pu_kd_pipeline.learning.loop import Stateful
 from pu_kd_pipeline.learning.losses.distillation import LogitLoss
-from pu_kd_pipeline.params.distillation import KDParams, RobustKDParams
+from pu_kd_pipeline.params.distillation import (
+    KDParams,
+    LogitMSEParams,
+    RobustKDParams,
+    StandardizedKDParams,
+)
 from pu_kd_pipeline.training.batches import Batch
 from pu_kd_pipeline.training.objectives.base import ObjectiveContext, student_and_teacher_logits
 
@@ -18,7 +23,10 @@ class LogitObjective:
     """A loss of logits, weight vectors and temperature; nothing but the student is trained."""
 
     def __init__(
-        self, loss: LogitLoss, context: ObjectiveContext, options: KDParams | RobustKDParams
+        self,
+        loss: LogitLoss,
+        context: ObjectiveContext,
+        options: KDParams | RobustKDParams | StandardizedKDParams | LogitMSEParams,
     ) -> None:
         self._loss = loss
         self._context = context
