@@ -19,7 +19,9 @@ from pu_kd_pipeline.learning.augmentation import (
 )
 from pu_kd_pipeline.learning.loop import shuffled_batches
 from pu_kd_pipeline.learning.relatedness.sampling import preferential_batches
+from pu_kd_pipeline.learning.strata import stratified_batches
 from pu_kd_pipeline.params.compute import AugmentationParams
+from pu_kd_pipeline.training.sampling import Strata
 
 
 class Batch(NamedTuple):
@@ -45,8 +47,9 @@ def augmented_batches(
     draw: Draw | None = None,
     probabilities: Tensor | None = None,
     n_passed: int = 0,
+    strata: Strata | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches forever.
+    """Yield batches forever; with strata, those of a training.
 
     Images that are not resident are read, and decoded where they are encoded, while the network
     computes.
@@ -62,9 +65,12 @@ def augmented_batches(
             None: each pass shows every image once.
         n_passed: batches at the start to skip, because an interrupted training has used them. Their
             random numbers are drawn, which takes some 40 µs per batch; no image is read for them.
+        strata: of every batch; None: all images are drawn in the same way.
     """
     generator = torch.Generator(rows.device).manual_seed(seed)
-    if probabilities is None:
+    if strata is not None:
+        positions = stratified_batches(strata.strata, strata.counts, generator)
+    elif probabilities is None:
         positions = shuffled_batches(len(rows), batch_size, generator)
     else:
         positions = preferential_batches(probabilities, batch_size, generator)

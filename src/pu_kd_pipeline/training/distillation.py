@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,16 +18,18 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows, normalization
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import Normalize
-from pu_kd_pipeline.learning.loop import TrainingState, fit, make_optimizer, seeded
+from pu_kd_pipeline.learning.loop import Stateful, TrainingState, fit, make_optimizer, seeded
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.manifest import (
+    ROLLING,
     WEIGHTING,
     check_manifest,
     check_weights,
+    sampling_options,
     table_digest,
 )
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
@@ -40,7 +42,6 @@ from pu_kd_pipeline.training.checkpoints import (
 from pu_kd_pipeline.training.manifest_images import (
     manifest_image_rows,
     manifest_labels,
-    manifest_probabilities,
     split_held_out,
 )
 from pu_kd_pipeline.training.monitor import (
@@ -55,7 +56,9 @@ from pu_kd_pipeline.training.objectives.factory import (
     check_without_class_weights,
     make_objective,
 )
-from pu_kd_pipeline.training.recipes import TRAINING, training_recipe
+from pu_kd_pipeline.training.recipes import SAMPLING, TRAINING, training_recipe
+from pu_kd_pipeline.training.rolling import RollingDraws, rolling_batches
+from pu_kd_pipeline.training.sampling import Sampling, Strata, manifest_sampling
 from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
 
 
@@ -81,7 +84,8 @@ class _Setup:
     Attributes:
         model: the student, its network on the device.
         images: the training images.
-        probabilities: with which they are drawn; None: each pass shows every image once.
+        sampling: how they are drawn into batches.
+        rolling: measures how pool images are drawn, for the rule of that name.
         normalize: of the networks' images.
         teacher_outputs: the teacher's logits for the training images.
         objective: the loss, and what else it trains.
@@ -91,7 +95,8 @@ class _Setup:
 
     model: Model
     images: ImageRows
-    probabilities: Tensor | None
+    sampling: Sampling
+    rolling: RollingDraws | None
     normalize: Normalize
     teacher_outputs: TeacherOutputs
     objective: Objective
@@ -117,8 +122,8 @@ def distill(
     with the teacher on it is recorded, and picks the student where `keep` is `best`.
 
     Args:
-        manifest: rows of `choose_subset`; its column `sampling_probability`, if there is one, is
-            the probability with which an image is drawn.
+        manifest: rows of `choose_subset`; `sampling.manifest_sampling` describes how its images
+            are drawn.
         labeled_images: the store of the manifest's labeled images.
         pool_images: the store of its pool images.
         teacher: the network to compress.
@@ -161,7 +166,7 @@ def distill(
         kept_update = setup.best.update
     history["is_kept"] = history["update"] == kept_update
     model = setup.model
-    origin = {**model.card.origin, **card_entries}
+    origin = {**model.card.origin, **card_entries, SAMPLING: setup.sampling.facts}
     card = model.card.model_copy(update={"origin": origin})
     return Model(model.network.cpu().eval(), card), history
 
@@ -194,10 +199,18 @@ def _prepare(
     best = BestStudent(student, keeps_best=params.keep == "best")
     eval_sets = _eval_sets(task, held_out, normalize)
     monitor = StudentMonitor(student, eval_sets, best, normalize, params.compute)
+    sampling = manifest_sampling(rows, task.manifest.attrs, params)
+    rolling = None
+    if ROLLING in sampling.facts:
+        n_labeled = int((rows["origin"] == "labeled").sum())
+        networks = (student, teacher_network)
+        options = sampling.facts[ROLLING]
+        rolling = RollingDraws(options, images, n_labeled, networks, normalize, params)
     return _Setup(
         model=model,
         images=images,
-        probabilities=manifest_probabilities(rows),
+        sampling=sampling,
+        rolling=rolling,
         normalize=normalize,
         teacher_outputs=teacher_outputs,
         objective=objective,
@@ -215,22 +228,14 @@ def _train(
     trained = nn.ModuleList([setup.model.network, objective.trainable])
     optimizer = make_optimizer(trained, **params.optimizer.model_dump(exclude={"schedule"}))
     # The names of the parts are the keys of a checkpoint.
-    state = TrainingState(
-        trained=trained, optimizer=optimizer, best=setup.best, **objective.checkpointed
-    )
+    parts: dict[str, Stateful] = {"trained": trained, "optimizer": optimizer, "best": setup.best}
+    if setup.rolling is not None:
+        parts[ROLLING] = setup.rolling
+    state = TrainingState(**parts, **objective.checkpointed)
     checkpointer.restore(state)
 
     # Made after the state is restored: batches of updates that are done are skipped.
-    batches = augmented_batches(
-        setup.images,
-        setup.normalize,
-        params.augmentation,
-        params.batch_size,
-        params.seed,
-        setup.teacher_outputs.draw,
-        probabilities=setup.probabilities,
-        n_passed=state.update,
-    )
+    batches = _batches(task, setup, n_passed=state.update)
     records = fit(
         partial(_step, objective),
         batches,
@@ -245,6 +250,29 @@ def _train(
     # Rounded up: the last record may cover fewer updates.
     n_records = -(-params.n_updates // params.record_every)
     return pd.DataFrame(list(watch(records, name=task.name, total=n_records)))
+
+
+def _batches(task: _Task, setup: _Setup, n_passed: int) -> Iterator[Batch]:
+    """Return the batches of the training that follow the first `n_passed` ones."""
+    params = task.params
+
+    def make(strata: Strata | None, n_skipped: int) -> Iterator[Batch]:
+        return augmented_batches(
+            setup.images,
+            setup.normalize,
+            params.augmentation,
+            params.batch_size,
+            params.seed,
+            setup.teacher_outputs.draw,
+            probabilities=setup.sampling.probabilities,
+            n_passed=n_skipped,
+            strata=strata,
+        )
+
+    strata = setup.sampling.strata
+    if setup.rolling is None or strata is None:
+        return make(strata, n_passed)
+    return rolling_batches(setup.rolling, strata, make, params.n_updates, n_passed)
 
 
 def distill_from_pool(
@@ -304,6 +332,8 @@ def _identity(task: _Task) -> dict[str, Any]:
         is_watched=task.watched is not None,
         **facts,
         manifest=table_digest(task.manifest),
+        # The table does not hold them.
+        **sampling_options(task.manifest),
         weights=table_digest(task.weight_vectors),
         # `load_model` reaches the code of the teacher's network.
         code=maker_fingerprint(distill, load_model),

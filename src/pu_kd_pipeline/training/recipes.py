@@ -18,6 +18,7 @@ from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.manifest import manifest_digest
 
 TRAINING = "training"  # key of the recipe in `origin` of a card
+SAMPLING = "sampling"  # key of the facts about batches in it, see `training.sampling`
 MANIFEST = "manifest"
 
 # What a control differs in, and must.

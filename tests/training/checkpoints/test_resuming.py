@@ -55,6 +55,10 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "pu_critic": {"objective": "pu_critic"},
     "streamed": {"objective": "kd", "augmentation": SHIFTED, "compute": STREAMED},
     "drawn": {"objective": "kd", "augmentation": SHIFTED},
+    "labeled share": {"objective": "kd", "augmentation": SHIFTED, "labeled_share": 0.25},
+    "mixture": {"objective": "kd", "labeled_share": 0.25, "mixture": True},
+    "rolling": {"objective": "kd", "augmentation": SHIFTED, "rolling": True},
+    "rolling, streamed": {"objective": "kd", "compute": STREAMED, "rolling": True},
 }
 
 
