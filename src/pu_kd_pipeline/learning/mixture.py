@@ -179,7 +179,7 @@ def batch_counts(
     return np.stack([labeled, related, pool - related], axis=1)
 
 
-def _whole_images(cumulative: NDArray[np.float64]) -> NDArray[np.int64]:
+def _whole_images(cumulative: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     """Return the counts whose cumulative sums are the given ones, rounded down."""
     whole = np.floor(cumulative + _ROUNDING).astype(np.int64)
     return np.diff(whole, prepend=0)

@@ -89,7 +89,7 @@ class Neighbors:
         found_for: list[int] = []
         is_open = np.ones(n_queries, dtype=bool)
         while len(found) < n and is_open.any():
-            for query in np.flatnonzero(is_open):
+            for query in np.flatnonzero(is_open).tolist():
                 row = self._next(query, next_place, is_taken, taken_by[query])
                 if row < 0:
                     is_open[query] = False
@@ -97,7 +97,7 @@ class Neighbors:
                 is_taken.add(row)
                 taken_by[query].append(row)
                 found.append(row)
-                found_for.append(int(query))
+                found_for.append(query)
                 if len(found) == n:
                     break
         return np.array(found, dtype=np.int64), np.array(found_for, dtype=np.int64)

@@ -33,8 +33,8 @@ class FeatureSpace:
 
     def __init__(self, space: str, pool_features: ShardedTable) -> None:
         self._space = space
-        self._mean = np.float32(0.0)
-        self._scale = np.float32(1.0)
+        self._mean: np.ndarray = np.zeros(1, dtype=np.float32)
+        self._scale: np.ndarray = np.ones(1, dtype=np.float32)
         if space == "descriptor":
             self._mean, self._scale = _moments(pool_features)
 

@@ -62,7 +62,7 @@ class Sampling:
 
 
 def manifest_sampling(
-    rows: pd.DataFrame, attrs: Mapping[str, Any], params: DistillationParams
+    rows: pd.DataFrame, attrs: Mapping[Any, Any], params: DistillationParams
 ) -> Sampling:
     """Return how the images of a manifest are drawn.
 
