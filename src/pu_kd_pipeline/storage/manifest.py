@@ -88,10 +88,20 @@ def reason_counts(manifest: pd.DataFrame) -> dict[str, int] | None:
     return {str(kind): int(count) for kind, count in counts.items()}
 
 
-def manifest_digest(manifest: pd.DataFrame) -> str:
-    """Return a hash of which images a manifest holds, and of a schedule by which they are drawn."""
+def images_digest(manifest: pd.DataFrame) -> str:
+    """Return a hash of which images a manifest holds."""
     lines = manifest["origin"] + " " + manifest["id"]
-    digest = hashlib.sha256("\n".join(lines).encode())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def manifest_digest(manifest: pd.DataFrame) -> str:
+    """Return a hash of which images a manifest holds, and of a schedule by which they are drawn.
+
+    Without such a schedule it is that of the images.
+    """
+    if RELATED_PROBABILITY not in manifest and not sampling_options(manifest):
+        return images_digest(manifest)
+    digest = hashlib.sha256(images_digest(manifest).encode())
     if RELATED_PROBABILITY in manifest:
         # Labeled images have none, and there are several NaN.
         probabilities = manifest[RELATED_PROBABILITY].fillna(-1.0)

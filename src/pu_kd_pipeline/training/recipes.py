@@ -15,7 +15,7 @@ from torch import Tensor
 from pu_kd_pipeline.models.cards import ModelCard
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.flatten import flatten
-from pu_kd_pipeline.storage.manifest import manifest_digest
+from pu_kd_pipeline.storage.manifest import images_digest, manifest_digest
 
 TRAINING = "training"  # key of the recipe in `origin` of a card
 SAMPLING = "sampling"  # key of the facts about batches in it, see `training.sampling`
@@ -60,7 +60,7 @@ def training_recipe(
         "start": _state_digest(start),
         "n_labeled": int(is_labeled.sum()),
         "n_pool": int((~is_labeled).sum()),
-        "labeled": manifest_digest(manifest[is_labeled]),
+        "labeled": images_digest(manifest[is_labeled]),
         MANIFEST: manifest_digest(manifest),
         **facts,
     }
