@@ -121,7 +121,7 @@ def test_a_longer_training_never_has_a_larger_share_at_any_point(
 
 
 def test_a_short_training_is_purely_related_and_a_long_one_ends_uniform() -> None:
-    # The pool of Caltech with temperature 0.05: 827 images are drawn often, 54 of 64 from the pool.
+    # 827 images are drawn often: 0.1 of a pool of 8,270; 54 of 64 images come from the pool.
     facts = {"first": 1.0, "max_repeats": 150.0, "n_effective": 827.0}
     few = related_schedule(**facts, n_draws=1_200 * 54.4)
     assert (few.first, few.last, few.end) == (1.0, 1.0, 1.0)
