@@ -15,6 +15,7 @@ from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
 from pu_kd_pipeline.params.pool_scoring import PoolScoringParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.random_baseline import RandomBaselineParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.reporting import ReportingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
@@ -33,6 +34,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "subset_materialization": SubsetParams,
     "class_weighting": ClassWeightingParams,
     "distillation": DistillationParams,
+    "random_baseline": RandomBaselineParams,
     "evaluation": EvaluationParams,
     "reporting": ReportingParams,
 }

@@ -24,7 +24,7 @@ from pu_kd_pipeline.learning.metrics import (
 )
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.evaluation import EvaluationParams
-from pu_kd_pipeline.storage.manifest import check_manifest
+from pu_kd_pipeline.storage.manifest import check_manifest, reason_counts
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 # Numbers of copies of test images that the manifest leaves out.
@@ -173,6 +173,7 @@ def describe_selection(
         *EXCLUDED,
     )
     facts = {name: manifest.attrs.get(name) for name in names}
+    facts["reasons"] = reason_counts(manifest)
     facts["class_prior"] = class_prior["value"]
     facts["class_prior_lower"] = class_prior["lower"]
     facts["class_prior_upper"] = class_prior["upper"]

@@ -27,6 +27,10 @@ from pu_kd_pipeline.training.recipes import (
 
 TEACHER = "teacher"
 STUDENT = "student"
+WHOLE_POOL = "whole_pool_student"
+# In what the student of the whole pool differs on purpose: its pool images, and a labeled share
+# that is given, where the student has the same from its manifest.
+OF_THE_WHOLE_POOL = ("n_pool", "distillation.labeled_share")
 
 
 def difference_of(predictions: pd.DataFrame, first: str, second: str) -> PairedDifference:

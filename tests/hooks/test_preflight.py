@@ -135,11 +135,17 @@ def test_an_unknown_kind_of_url_is_found_before_any_work(blocks):
             },
             r"^subset_materialization.rule: 'oracle' needs the truth of every pool image: set ",
         ),
+        (
+            {"critic_distillation": {"labeled_share": 0.25}},
+            r"^critic_distillation.labeled_share is 0.25, and this stage learns from images ",
+        ),
     ],
 )
 def test_blocks_that_contradict_each_other_are_found_before_any_work(blocks, changes, message):
     for name, values in changes.items():
-        blocks[name] = changed(blocks[name], **values)
+        # The other stages that distill have a block of the same type.
+        block = blocks.get(name, blocks["distillation"])
+        blocks[name] = changed(block, **values)
     with pytest.raises(InputError, match=message):
         check(blocks)
 

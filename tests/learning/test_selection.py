@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection, needs_budget
+from pu_kd_pipeline.learning.selection_criteria import MixtureOptions
 from tests.learning.selection_pools import CASES, flat, make_options, make_pool, select
 
 # The highest score is positive, so that every criterion passes something.
@@ -456,3 +457,57 @@ def test_a_ragged_pool_is_refused() -> None:
 def test_a_pool_with_a_score_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="pu_score of 1 of the 2 pool images is not finite"):
         make_pool([1, np.nan])
+
+
+def test_mixture_keeps_the_whole_pool_and_prefers_the_best() -> None:
+    pool = make_pool(np.arange(200))
+    selection = select("mixture", pool, make_options())
+    related = selection.related_probability
+    assert related is not None
+    assert selection.reasons is not None
+    # Best first, and no class prior, rng or threshold.
+    assert selection.rows.tolist() == list(range(199, -1, -1))
+    assert related.sum() == pytest.approx(1.0)
+    is_related = selection.reasons == "related"
+    assert related[is_related].min() > 1 / 200 >= related[~is_related].max()
+
+
+def test_mixture_ranks_by_the_teacher_where_it_is_told_to() -> None:
+    pool = replace(make_pool(np.arange(50)), pu_score=None)
+    by_teacher = MixtureOptions(score="teacher_log_odds")
+    selection = select("mixture", pool, make_options(mixture=by_teacher))
+    assert pool.teacher_log_odds is not None
+    ranked = pool.teacher_log_odds[selection.rows]
+    assert (np.diff(ranked) <= 0).all()
+    with pytest.raises(ValueError, match="needs `pu_score`"):
+        select("mixture", pool, make_options())
+
+
+def test_a_budget_of_a_mixture_is_half_random_and_half_related() -> None:
+    pool = make_pool(np.arange(400))
+    selection = select("mixture", pool, make_options(budget=40))
+    random = select("random", pool, make_options(budget=20))
+    np.testing.assert_array_equal(selection.rows[:20], random.rows)
+    others = selection.rows[20:]
+    assert others.mean() > 300  # of 0 to 399, the best are last
+    assert selection.related_probability is not None
+    assert selection.related_probability.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("rule", "criterion"), CASES)
+def test_every_kept_image_has_a_reason(rule: str, criterion: str) -> None:
+    pool = make_pool(np.arange(40), np.arange(40) > 5)
+    options = make_options(criterion, budget=12, disagreement_of=flat(40))
+    selection = select(rule, pool, options)
+    if selection.reasons is not None:
+        assert len(selection.reasons) == len(selection.rows)
+        assert all(selection.reasons)
+    assert RULES[rule].reason
+
+
+def test_disagreement_says_which_half_is_random() -> None:
+    pool = make_pool(np.arange(40))
+    options = make_options(budget=12, disagreement_of=flat(40))
+    selection = select("disagreement", pool, options)
+    assert selection.reasons is not None
+    assert selection.reasons.tolist() == ["random"] * 6 + ["disagreement"] * 6

@@ -174,3 +174,43 @@ def test_all_readers_get_the_same_sentences(
     for sentence in sentences:
         assert sentence.replace("<", "&lt;") in page
         assert sentence.replace("<", "\\<") in note
+
+
+def with_whole_pool(**facts: Any) -> dict[str, Any]:
+    """Return the metrics of a run that has the second control, too."""
+    metrics = with_gain(0.02, 0.01, 0.03, 0.0004)
+    metrics["whole_pool_student"] = {**metrics["student"], "accuracy": 0.96}
+    tested = {"gain": -0.01, "gain_lower": -0.03, "gain_upper": 0.01, "gain_p_value": 0.3}
+    metrics["selection"]["whole_pool"] = {**tested, **facts}
+    return metrics
+
+
+def test_both_controls_are_stated_where_both_were_trained() -> None:
+    metrics = with_whole_pool()
+    _, first, second, *_ = findings(metrics)
+    assert first.startswith("The selection gained 2.0 points")
+    assert second == (
+        "Against all pool images, with as many updates and the same share of labeled images per "
+        "batch (96.0 %), the selection cost 1.0 points here; chance can explain the difference "
+        "(95 %: \u22123.0 to +1.0, p = 0.3, paired on the same 400 test images)."
+    )
+    rows = dict(selection_rows(metrics))
+    assert rows["selection gain"].startswith("+2.0 points")
+    assert rows["gain over the whole pool"].startswith("\u22121.0 points")
+
+
+def test_a_control_of_the_whole_pool_that_was_trained_differently_has_its_reason() -> None:
+    metrics = with_whole_pool(gain=None, gain_reason="seed 0 and 1")
+    assert "No gain over the student of the whole pool is given: seed 0 and 1." in findings(metrics)
+
+
+@pytest.mark.parametrize(("rule", "is_same_pool"), [("mixture", True), ("nnpu", False)])
+def test_draws_from_the_whole_pool_are_compared_with_uniform_draws(
+    rule: str, is_same_pool: bool
+) -> None:
+    metrics = metrics_of()
+    metrics["selection"].update(rule=rule, n_selected=300, n_pool=300)
+    sentence = findings(metrics)[1]
+    assert ("from uniform samples of the same images" in sentence) == is_same_pool
+    doubts = " ".join(doubts_of(metrics))
+    assert ("All 300 pool images were selected" in doubts) != is_same_pool

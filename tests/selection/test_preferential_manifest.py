@@ -40,7 +40,7 @@ def test_the_manifest_holds_every_pool_image_with_its_teacher_class(
     table: ShardedTable, pool: ImageStore, manifest_read_back: pd.DataFrame
 ) -> None:
     manifest = manifest_read_back
-    expected_columns = [*MANIFEST_COLUMNS, "sampling_probability"]
+    expected_columns = MANIFEST_COLUMNS
     assert list(manifest.columns) == expected_columns
     place = ["id", "shard", "row"]
     pd.testing.assert_frame_equal(manifest[place], pool.index[place])

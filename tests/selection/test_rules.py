@@ -34,6 +34,7 @@ def least_confident(pool: PoolScores, options: SelectionOptions) -> Selection:
 
 NEW_RULE = Rule(
     select=least_confident,
+    reason="least confident",
     reads_pu_score=False,
     ranked_by="teacher_log_odds",
     has_threshold=True,

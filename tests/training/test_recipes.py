@@ -201,3 +201,12 @@ def test_a_distilled_student_has_its_recipe_also_after_it_was_saved(
     assert recipe_differences(loaded.card, slower.card) == ["n_updates 2 and 3"]
     assert learned_manifest(loaded.card) == manifest_digest(digits.manifest)
     assert learned_manifest(other.card) != manifest_digest(digits.manifest)
+
+
+def test_a_mixture_differs_from_its_control_in_the_images_alone() -> None:
+    manifest = pd.DataFrame({"id": ["a", "b", "c"], "origin": ["labeled", "pool", "pool"]})
+    mixture = manifest.assign(related_probability=[None, 0.9, 0.1])
+    mixture.attrs["mixture"] = {"first": 1.0, "max_repeats": 5.0}
+    recipe = training_recipe(mixture, params_with(), None, None)
+    control = training_recipe(manifest, params_with(), None, None)
+    assert {key for key in recipe if recipe[key] != control[key]} == {"manifest"}

@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.comparison import (
     METHODS,
@@ -96,7 +95,7 @@ class Cell:
         """Whether a PU classifier is trained for it."""
         if self.rule is None:
             return False
-        return RULES[self.rule].reads_pu_score
+        return self.blocks.subset_materialization.reads_pu_score
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, and nothing that does not, such as the device.
@@ -141,7 +140,7 @@ def _keys_without_effect(block: BaseModel) -> set[str]:
     """Return the keys of a block that do not decide a result."""
     if isinstance(block, SubsetParams):
         # The excluded images themselves are in the name, where there are any.
-        return {EXCLUSION_KEY}
+        return {EXCLUSION_KEY, *block.unread_option_blocks()}
     if not isinstance(block, DistillationParams):
         return {"compute"}
     unread = block.unread_keys()

@@ -11,7 +11,6 @@ from pu_kd_pipeline.comparison.grid import Cell
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.pool_scores import ScoredPool
 from pu_kd_pipeline.evaluation import describe_selection
-from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset
@@ -58,11 +57,12 @@ def selected_manifest(
         held_out_ranks=pool.held_out_ranks,
         proxy=proxy,
         excluded=inputs.excluded,
+        student=cell.blocks.distillation,
+        features=(inputs.labeled_features, inputs.pool_features),
     )
     manifest = choose_subset(subset_inputs, params)
     facts = describe_selection(manifest, pool.scores, inputs.pool_images, pool.class_prior)
-    rule = RULES[cell.rule]
-    if rule.ranked_by is None:
+    if params.ranked_by is None:
         facts["auc"] = None  # the scores that it measures did not decide what was kept
     quality = {name: facts.get(name) for name in SELECTION_COLUMNS}
     return manifest, quality

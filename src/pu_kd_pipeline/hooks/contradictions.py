@@ -21,6 +21,8 @@ from pu_kd_pipeline.params.teacher import TeacherParams
 
 # Stages whose student learns from all images of a store, so that no classes are weighted.
 STAGES_WITHOUT_CLASS_WEIGHTS = ("unlabeled_distillation", "critic_distillation")
+# Stages whose student learns from labeled images or from the pool, not from both.
+STAGES_ON_ONE_STORE = ("unlabeled_distillation", "critic_distillation")
 # Stages that train on images of the pool, which have no labels.
 STAGES_ON_THE_POOL = ("distillation", "unlabeled_distillation")
 
@@ -85,6 +87,11 @@ def _missing_images(ingestion: DataIngestionParams, blocks: Mapping[str, Any]) -
 
 
 def _faults_of_objective(name: str, block: DistillationParams) -> Iterator[str]:
+    if block.labeled_share is not None and name in STAGES_ON_ONE_STORE:
+        yield (
+            f"{name}.labeled_share is {block.labeled_share}, and this stage learns from images of "
+            "one store, not from labeled images and a pool: set it to null"
+        )
     option_blocks = OPTION_BLOCKS[block.objective]
     if name in STAGES_WITHOUT_CLASS_WEIGHTS:
         # torch is imported only where these stages are part of the run.

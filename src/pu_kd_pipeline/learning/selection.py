@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pu_kd_pipeline.learning.mixture import related_probabilities
 from pu_kd_pipeline.learning.ranking import (
     best_first,
     n_tied_at_cut,
@@ -33,6 +34,15 @@ from pu_kd_pipeline.learning.selection_criteria import (
 
 PROXY_SHARE = 0.5
 """Share of the budget that the rule `disagreement` draws at random for its proxy to learn from."""
+
+MIXTURE_RANDOM_SHARE = 0.5
+"""Share of a budget that the rule `mixture` draws at random, for the broad part of its batches."""
+
+RETRIEVED_SHARE = 0.5
+"""Share of the budget that the rule `retrieved` retrieves; the rest is drawn per cluster."""
+
+RANDOM = "random"
+RELATED = "related"
 
 N_CONFIDENCE_BANDS = 10
 """Strata per class of the rule `stratified`."""
@@ -98,6 +108,10 @@ class Selection:
     """Estimated share of positives among the kept images; None where only the truth gives it."""
     n_tied_at_cut: int = 0
     """How many images have the score at which a ranking was cut, if the cut separates them."""
+    reasons: NDArray[np.str_] | None = None
+    """(m,) why each image is kept, such as "random"; None: for the rule's only reason."""
+    related_probability: NDArray[np.float64] | None = None
+    """(m,) summing to one, how the related part of a batch is drawn; None: no such part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +123,8 @@ class Rule:
     """
 
     select: Callable[[PoolScores, SelectionOptions], Selection]
+    reason: str
+    """Why an image is kept, where the selection does not say so image by image."""
     reads_pu_score: bool
     """Whether a PU classifier has to be trained for it."""
     ranked_by: Literal["pu_score", "teacher_log_odds"] | None
@@ -125,6 +141,11 @@ class Rule:
     """Added to the rule's name in the summary of a run."""
     random_share: float = 0.0
     """Share of the images that it draws at random on purpose; a random control draws the same."""
+    options: str | None = None
+    """Name of the option block that it reads: a key of `subset_materialization`."""
+    draws_unevenly: bool = False
+    """Whether some kept images are shown more often than others, so that the whole pool is a
+    selection, too."""
 
     def __post_init__(self) -> None:
         name = self.select.__name__
@@ -300,21 +321,129 @@ def disagreement(pool: PoolScores, options: SelectionOptions) -> Selection:
     is_likely[top] = True
     is_likely[first] = False  # the student has these already
     likely = np.flatnonzero(is_likely)
-    # Sorting exponential variables of these rates draws in proportion, without replacement. A rate
-    # of zero has no logarithm; the smallest positive number puts that image last. Logarithms,
-    # because the times of such images would all be infinite, and tie.
-    smallest_rate = np.finfo(np.float64).tiny
-    rates = np.maximum(divergence[likely], smallest_rate)
-    unit_times = rng.exponential(size=len(likely))
-    log_arrival_times = np.log(unit_times) - np.log(rates)
-    # The first arrivals are the draw.
-    by_arrival = np.argsort(log_arrival_times, kind="stable")
-    second = likely[by_arrival]
+    second = _in_proportion(likely, divergence[likely], rng)
     # More random images, for where the likely positives do not suffice.
     is_other_likely = is_likely[others]
     unlikely = others[~is_other_likely]
     rows = np.concatenate([first, second, unlikely])
-    return Selection(rows[:budget], None, None, n_tied)
+    reasons = np.repeat([RANDOM, "disagreement", RANDOM], [len(first), len(second), len(unlikely)])
+    return Selection(rows[:budget], None, None, n_tied, reasons[:budget])
+
+
+def mixture(pool: PoolScores, options: SelectionOptions) -> Selection:
+    """Keep the whole pool, with the probability of each image in the related part of a batch.
+
+    See `mixture.related_probabilities`; no class prior and no threshold decides anything. The
+    images come best first. An image is "related" where related draws show it more often than
+    uniform ones do, else "random".
+
+    A budget keeps that many images: half at random, the same ones as `random`, and half drawn from
+    the others without replacement, with these probabilities. Uniform draws are then those of the
+    kept images, and the probabilities are those of the kept images, summing to one.
+
+    Raises:
+        ValueError: the score that it ranks by is missing, or a budget comes without rng.
+    """
+    who = "rule 'mixture'"
+    score_name = options.mixture.score
+    scores = required(getattr(pool, score_name), score_name, who)
+    probabilities = related_probabilities(
+        scores,
+        pool.teacher_class,
+        pool.tie_break,
+        temperature=options.mixture.temperature,
+    )
+    n_pool = len(pool)
+    rows = best_first(scores, pool.tie_break)
+    budget = options.budget
+    if budget is not None and budget < n_pool:
+        rng = required(options.rng, "rng", f"{who} with a budget")
+        order = random_order(n_pool, rng)
+        n_first = max(1, round(MIXTURE_RANDOM_SHARE * budget))
+        first = order[:n_first]
+        others = order[n_first:]
+        drawn = _in_proportion(others, probabilities[others], rng)
+        rows = np.concatenate([first, drawn])[:budget]
+    is_related = probabilities[rows] > 1.0 / n_pool
+    reasons = np.where(is_related, RELATED, RANDOM)
+    kept = probabilities[rows]
+    total = kept.sum()
+    # Where only the worst images of a small pool are kept, their probabilities may round to zero.
+    kept = np.full(len(rows), 1.0 / len(rows)) if total == 0 else kept / total
+    return Selection(rows, None, None, reasons=reasons, related_probability=kept)
+
+
+def retrieved(pool: PoolScores, options: SelectionOptions) -> Selection:
+    """Keep `budget` images: half retrieved for the labeled images, half spread over clusters.
+
+    The labeled images take turns; each takes the nearest pool image that is not taken yet and is
+    no copy of one of its own (`retrieval.Neighbors.in_turn`). The other half are equal draws from
+    each cluster of the pool; a cluster that has fewer gives all it has. Where the neighbors do not
+    suffice, more are drawn from the clusters. Class-balanced by the labeled images, and needs
+    neither PU classifier nor class prior (balanced retrieval, with clusters in the space of the
+    teacher: PCoreSet 2025). Our proposal.
+
+    Raises:
+        ValueError: no budget, rng or neighbors.
+    """
+    who = "rule 'retrieved'"
+    budget = required(options.budget, "budget", who)
+    rng = required(options.rng, "rng", who)
+    neighbors_of = required(options.neighbors, "neighbors", who)
+    n_pool = len(pool)
+    budget = min(budget, n_pool)
+    n_first = max(1, round(RETRIEVED_SHARE * budget))
+    neighbors = neighbors_of(n_first)
+    first, found_for = neighbors.in_turn(n_first)
+    is_taken = np.zeros(n_pool, dtype=bool)
+    is_taken[first] = True
+    order = random_order(n_pool, rng)
+    others = order[~is_taken[order]]
+    # Sorted by their place within the cluster, the first images visit the clusters in turn.
+    places = places_within_groups(neighbors.clusters[others])
+    second = others[np.argsort(places, kind="stable")][: budget - len(first)]
+    for_each = [f"retrieved for {name}" for name in neighbors.names[found_for]]
+    reasons = np.array([*for_each, *["cluster"] * len(second)])
+    return Selection(np.concatenate([first, second]), None, None, reasons=reasons)
+
+
+def rolling(pool: PoolScores, options: SelectionOptions) -> Selection:
+    """Keep the whole pool, or `budget` random images of it: the student chooses while it trains.
+
+    Distillation measures several times on which of a fresh random sample the student disagrees
+    with the teacher, and draws these more often until it measures again
+    (`training.rolling.RollingDraws`).
+
+    Raises:
+        ValueError: a budget comes without rng.
+    """
+    rows = np.arange(len(pool), dtype=np.int64)
+    if options.budget is not None and options.budget < len(pool):
+        rng = required(options.rng, "rng", "rule 'rolling' with a budget")
+        rows = random_order(len(pool), rng)[: options.budget]
+    return Selection(rows, None, options.class_prior)
+
+
+def _in_proportion(
+    rows: Rows, weights: NDArray[np.floating[Any]], rng: np.random.Generator
+) -> Rows:
+    """Return the rows in the order of draws in proportion to their weights, without replacement.
+
+    Args:
+        rows: (m,) rows.
+        weights: (m,) non-negative.
+        rng: fixes the draws.
+    """
+    # Sorting exponential variables of these rates draws in proportion, without replacement. A rate
+    # of zero has no logarithm; the smallest positive number puts that image last. Logarithms,
+    # because the times of such images would all be infinite, and tie.
+    smallest_rate = np.finfo(np.float64).tiny
+    rates = np.maximum(weights, smallest_rate)
+    unit_times = rng.exponential(size=len(rows))
+    log_arrival_times = np.log(unit_times) - np.log(rates)
+    # The first arrivals are the draw.
+    by_arrival = np.argsort(log_arrival_times, kind="stable")
+    return rows[by_arrival]
 
 
 def everything(pool: PoolScores, options: SelectionOptions) -> Selection:
@@ -329,6 +458,7 @@ def everything(pool: PoolScores, options: SelectionOptions) -> Selection:
 RULES: dict[str, Rule] = {
     "nnpu": Rule(
         select=nnpu,
+        reason=RELATED,
         reads_pu_score=True,
         ranked_by="pu_score",
         has_threshold=True,
@@ -337,6 +467,7 @@ RULES: dict[str, Rule] = {
     ),
     "random": Rule(
         select=random,
+        reason=RANDOM,
         reads_pu_score=False,
         ranked_by=None,
         has_threshold=False,
@@ -344,6 +475,7 @@ RULES: dict[str, Rule] = {
     ),
     "oracle": Rule(
         select=oracle,
+        reason="relevant",
         reads_pu_score=False,
         ranked_by=None,
         has_threshold=False,
@@ -352,6 +484,7 @@ RULES: dict[str, Rule] = {
     ),
     "confident": Rule(
         select=confident,
+        reason="confident",
         reads_pu_score=False,
         ranked_by="teacher_log_odds",
         has_threshold=True,
@@ -359,6 +492,7 @@ RULES: dict[str, Rule] = {
     ),
     "stratified": Rule(
         select=stratified,
+        reason="stratum",
         reads_pu_score=False,
         ranked_by=None,
         has_threshold=False,
@@ -366,6 +500,7 @@ RULES: dict[str, Rule] = {
     ),
     "disagreement": Rule(
         select=disagreement,
+        reason="disagreement",
         reads_pu_score=True,
         ranked_by="pu_score",
         has_threshold=False,
@@ -373,8 +508,43 @@ RULES: dict[str, Rule] = {
         note="half of them at random",
         random_share=0.5,
     ),
+    "mixture": Rule(
+        select=mixture,
+        reason=RELATED,
+        reads_pu_score=True,
+        ranked_by="pu_score",
+        has_threshold=False,
+        needs_budget=False,
+        note="drawn by relatedness",
+        random_share=MIXTURE_RANDOM_SHARE,
+        options="mixture",
+        draws_unevenly=True,
+    ),
+    "retrieved": Rule(
+        select=retrieved,
+        reason="retrieved",
+        reads_pu_score=False,
+        ranked_by=None,
+        has_threshold=False,
+        needs_budget=True,
+        note="half of them spread over clusters",
+        options="retrieved",
+    ),
+    "rolling": Rule(
+        select=rolling,
+        reason="candidate of rolling disagreement",
+        reads_pu_score=False,
+        ranked_by=None,
+        has_threshold=False,
+        needs_budget=False,
+        note="drawn by disagreement",
+        random_share=1.0,
+        options="rolling",
+        draws_unevenly=True,
+    ),
     "all": Rule(
         select=everything,
+        reason="whole pool",
         reads_pu_score=False,
         ranked_by=None,
         has_threshold=False,

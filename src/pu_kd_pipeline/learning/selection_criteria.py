@@ -12,8 +12,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pu_kd_pipeline.learning.retrieval import Neighbors
+
 Rows = NDArray[np.int64]
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOptions:
+    """Options of the rule `mixture`."""
+
+    score: str = "pu_score"
+    """By which images are related: `pu_score` or `teacher_log_odds`."""
+    temperature: float = 0.05
+    """Share of the pool in which the probability of a related draw falls by a factor of e, > 0."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -37,6 +49,9 @@ class SelectionOptions:
 
     The proxy is a student that was distilled on those rows.
     """
+    mixture: MixtureOptions = MixtureOptions()
+    neighbors: Callable[[int], Neighbors] | None = None
+    """Number of images to retrieve -> the pool's neighbors of the labeled images, and clusters."""
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:

@@ -206,6 +206,11 @@ class DistillationParams(Block):
     n_updates: int = Field(gt=0, description="equal for every student that is compared")
     record_every: int = Field(gt=0, description="updates per record of the history")
     batch_size: int = Field(gt=1)
+    labeled_share: OpenShare | None = Field(
+        None,
+        description="share of labeled images in every batch, on average; null: as the manifest "
+        "gives, which falls as more pool images are selected",
+    )
     held_out_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
         description="share of the manifest kept out of training, to watch the agreement with the "
         "teacher"

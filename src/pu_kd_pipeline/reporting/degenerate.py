@@ -45,7 +45,10 @@ def _selection_size(metrics: Metrics) -> list[str]:
             "No pool image was selected: student and control learned from the labeled images "
             "alone. Choose another subset_materialization.rule, or a larger budget."
         ]
-    if _is_entire_pool(selection):
+    # Rules that draw some images more often than others select on purpose from the entire pool.
+    rule = RULES.get(str(selection.get("rule")))
+    draws_unevenly = rule is not None and rule.draws_unevenly
+    if _is_entire_pool(selection) and not draws_unevenly:
         return [
             f"All {n_selected:,} pool images were selected: student and control learned from the "
             "same images, so that their difference shows chance alone. Set "

@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pu_kd_pipeline.reporting.degenerate import degenerate_findings
-from pu_kd_pipeline.reporting.gains import gain_of, gain_sentence, interval_text, size_text
+from pu_kd_pipeline.reporting.gains import (
+    gain_of,
+    gain_sentence,
+    interval_text,
+    size_text,
+    whole_pool_sentence,
+)
 from pu_kd_pipeline.reporting.style import percent
 
 logger = logging.getLogger(__name__)
@@ -54,10 +60,13 @@ def _doubts(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def findings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return two or three sentences: the student, the gain over its control, its certainty."""
+    """Return two to four sentences: the student, its gain over each control, the certainty."""
     if "student" not in metrics or "teacher" not in metrics:
         return []
     sentences = [_student_sentence(metrics), gain_sentence(metrics)]
+    over_whole_pool = whole_pool_sentence(metrics)
+    if over_whole_pool is not None:
+        sentences.append(over_whole_pool)
     if gain_of(metrics) is not None:
         sentences.append(
             "This is one run: the test covers which images are in the test set, "

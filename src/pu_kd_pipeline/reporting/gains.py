@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pu_kd_pipeline.learning.paired import SIGNIFICANT
+from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.reporting.style import percent, points
 
+_WHOLE_POOL = "whole_pool_student"
 _AGAIN = "Run the stage that evaluates again to have it tested."
 
 
@@ -62,7 +64,18 @@ def gain_text(metrics: Mapping[str, Any]) -> str | None:
     control = _control(metrics)
     if control is None:
         return None
-    facts = _facts_of_gain(metrics, control)
+    return _text_of_gain(_facts_of_gain(metrics, control))
+
+
+def whole_pool_gain_text(metrics: Mapping[str, Any]) -> str | None:
+    """Return the gain over the student of the whole pool; None where none was trained."""
+    facts = _whole_pool_facts(metrics)
+    if facts is None:
+        return None
+    return _text_of_gain(facts)
+
+
+def _text_of_gain(facts: Mapping[str, Any]) -> str | None:
     gain = facts.get("gain")
     reason = facts.get("gain_reason")
     if gain is None:
@@ -104,11 +117,47 @@ def gain_sentence(metrics: Mapping[str, Any]) -> str:
     accuracy = percent(metrics[control.model]["accuracy"])
     description = control.description
     # Samples by relatedness come from the same images as the control's.
-    if facts.get("effective_sample_size") is not None:
+    if facts.get("effective_sample_size") is not None or _draws_from_entire_pool(facts):
         description = "from uniform samples of the same images"
     reached = f"a student distilled in the same way {description} reaches {accuracy}"
     gained = _gained(gain, facts.get("gain_p_value"))
     return f"{control.subject} {gained}: {reached}{_certainty(metrics, facts)}"
+
+
+def whole_pool_sentence(metrics: Mapping[str, Any]) -> str | None:
+    """Return what the student gains over the student of the whole pool; None where none was
+    trained.
+    """
+    facts = _whole_pool_facts(metrics)
+    if facts is None:
+        return None
+    gain = facts.get("gain")
+    if gain is None:
+        reason = facts.get("gain_reason") or "it was not computed"
+        return f"No gain over the student of the whole pool is given: {reason}."
+    accuracy = percent(metrics[_WHOLE_POOL]["accuracy"])
+    return (
+        f"Against all pool images, with as many updates and the same share of labeled images per "
+        f"batch ({accuracy}), the selection {_gained(gain)}{_certainty(metrics, facts)}"
+    )
+
+
+def _whole_pool_facts(metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    selection = metrics.get("selection") or {}
+    facts: Mapping[str, Any] | None = selection.get("whole_pool")
+    if facts is None or _WHOLE_POOL not in metrics:
+        return None
+    return facts
+
+
+def _draws_from_entire_pool(facts: Mapping[str, Any]) -> bool:
+    """Return whether student and control learned from the same images, drawn differently."""
+    rule = RULES.get(str(facts.get("rule")))
+    n_pool = facts.get("n_pool")
+    if rule is None or not rule.draws_unevenly or n_pool is None:
+        return False
+    n_excluded = facts.get("n_excluded_pool") or 0
+    return bool((facts.get("n_selected") or 0) >= n_pool - n_excluded)
 
 
 def _no_gain_sentence(control: _Control, facts: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, ReportFigure
 from pu_kd_pipeline.reporting.findings import doubts_of, findings_of
 from pu_kd_pipeline.reporting.gains import gain_of, gain_text, gain_title
+from pu_kd_pipeline.reporting.sampling_rows import draw_rows, reason_rows
 from pu_kd_pipeline.reporting.style import UNKNOWN, percent, points
 from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
@@ -63,6 +64,7 @@ def render_report(
     )
     source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     selection = selection_rows(metrics) + _selection_details(class_prior, selection_facts)
+    selection += draw_rows(metrics) + reason_rows(metrics)
     return environment.from_string(source).render(
         title=title,
         findings=findings_of(metrics),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pu_kd_pipeline.learning.selection import RULES
-from pu_kd_pipeline.reporting.gains import gain_text, gain_title
+from pu_kd_pipeline.reporting.gains import gain_text, gain_title, whole_pool_gain_text
 from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
 # --- models ---
@@ -19,6 +19,7 @@ MODEL_TITLES = {
     "teacher": "teacher",
     "student": "student",
     "random_student": "student of random images",
+    "whole_pool_student": "student of the whole pool",
     "student_without_critic": "student without the critic",
 }
 """Column titles in the order of the table. Other models follow, titled by their key."""
@@ -148,6 +149,9 @@ def selection_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     gain = gain_text(metrics)
     if title_of_gain is not None and gain is not None:
         rows.append([title_of_gain, gain])
+    over_whole_pool = whole_pool_gain_text(metrics)
+    if over_whole_pool is not None:
+        rows.append(["gain over the whole pool", over_whole_pool])
     return rows
 
 

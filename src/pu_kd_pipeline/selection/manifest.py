@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.images.store import ImageStore, find_rows
+from pu_kd_pipeline.learning.retrieval import Neighbors
 from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection
-from pu_kd_pipeline.learning.selection_criteria import SelectionOptions
+from pu_kd_pipeline.learning.selection_criteria import MixtureOptions, SelectionOptions
+from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.selection.tie_breaks import report_ties, tie_breaks
+from pu_kd_pipeline.storage.manifest import (
+    REASON,
+    RELATED_PROBABILITY,
+    SAMPLING_PROBABILITY,
+)
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.training.sampling import mixture_schedule
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.selection.proxy import Proxy
@@ -29,7 +39,12 @@ MANIFEST_COLUMNS = [
     "pu_score",
     "teacher_class",
     "teacher_confidence",
+    # How the pool part of a batch is drawn, on average over the training; it sums to one over the
+    # pool images. Labeled images have none.
+    SAMPLING_PROBABILITY,
+    REASON,
 ]
+LABELED = "labeled"  # reason of labeled images
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,9 @@ class SubsetInputs:
     held_out_ranks: pd.DataFrame
     proxy: Proxy | None = None  # read by the rule `disagreement`
     excluded: Excluded = NOTHING_EXCLUDED
+    student: DistillationParams | None = None  # read by the rule `mixture`
+    # Of labeled and pool images; read by the rule `retrieved`.
+    features: tuple[ShardedTable, ShardedTable] | None = None
 
     @cached_property
     def labeled_rows(self) -> np.ndarray:
@@ -78,8 +96,9 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     """Return the manifest by the rule of the parameters.
 
     It holds all labeled images, then the chosen pool images, best first; excluded images are in
-    neither. Its `attrs` hold how it was chosen: rule, criterion, budget, class prior, threshold,
-    how many images were excluded, fingerprints of the inputs.
+    neither. `reason` says why an image is there; the rule `mixture` adds `related_probability`,
+    how the related part of a batch is drawn. Its `attrs` hold how it was chosen: rule, criterion,
+    budget, class prior, threshold, how many images were excluded, fingerprints of the inputs.
 
     Raises:
         InputError: the rule cannot choose from this pool, its scores are older than its images, or
@@ -87,10 +106,10 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     """
     scores, rows = _selectable_scores(inputs)
     pool = PoolScores(
-        pu_score=_scores_of(scores, "pu_score", params.rule),
+        pu_score=_scores_of(scores, "pu_score", params),
         teacher_class=scores["teacher_class"].to_numpy(),
         teacher_confidence=scores["teacher_confidence"].to_numpy(),
-        teacher_log_odds=_scores_of(scores, "teacher_log_odds", params.rule),
+        teacher_log_odds=_scores_of(scores, "teacher_log_odds", params),
         tie_break=tie_breaks(scores["id"], params.seed),
         relevant=_known_truth(inputs.pool_images, rows),
     )
@@ -108,6 +127,8 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
         held_out_ranks=ranks,
         rng=np.random.default_rng(params.seed),
         disagreement_of=disagreement_of,
+        neighbors=_neighbors_of(inputs, rows, params),
+        mixture=MixtureOptions(score=params.mixture.score, temperature=params.mixture.temperature),
     )
     try:
         selection = RULES[params.rule].select(pool, options)
@@ -116,9 +137,71 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     report_ties(selection, params.rule)
     chosen = scores.iloc[selection.rows]
     manifest = _manifest(chosen, inputs)
+    _describe_draws(manifest, selection, inputs, params)
     facts = _facts(selection, inputs, params)
     manifest.attrs.update(facts)
     return manifest
+
+
+def _neighbors_of(
+    inputs: SubsetInputs, rows: np.ndarray, params: SubsetParams
+) -> Callable[[int], Neighbors] | None:
+    """Return a function that finds the neighbors of the labeled images; None without features."""
+    features = inputs.features
+    if features is None:
+        return None
+    labeled_features, pool_features = features
+
+    def neighbors_of(n_retrieved: int) -> Neighbors:
+        from pu_kd_pipeline.selection.retrieval import find_neighbors
+
+        return find_neighbors(
+            inputs.labeled_images.index["id"].to_numpy()[inputs.labeled_rows],
+            labeled_features,
+            pool_features,
+            inputs.pool_images,
+            rows,
+            n_retrieved,
+            params.retrieved,
+            params.seed,
+        )
+
+    return neighbors_of
+
+
+def _describe_draws(
+    manifest: pd.DataFrame, selection: Selection, inputs: SubsetInputs, params: SubsetParams
+) -> None:
+    """Add to a manifest why each image is in it, and how its pool images are drawn."""
+    is_of_pool = (manifest["origin"] == "pool").to_numpy()
+    n_selected = len(selection.rows)
+    reasons = selection.reasons
+    if reasons is None:
+        reasons = np.full(n_selected, RULES[params.rule].reason)
+    manifest.loc[is_of_pool, REASON] = reasons
+    drawn = np.full(n_selected, 1.0 / n_selected)
+    related = selection.related_probability
+    if related is not None:
+        manifest[RELATED_PROBABILITY] = np.nan
+        manifest.loc[is_of_pool, RELATED_PROBABILITY] = related
+        n_labeled = len(manifest) - n_selected
+        mean_share = _mean_related_share(related, n_labeled, inputs, params)
+        drawn = mean_share * related + (1.0 - mean_share) * drawn
+    manifest.loc[is_of_pool, SAMPLING_PROBABILITY] = drawn
+
+
+def _mean_related_share(
+    related: np.ndarray, n_labeled: int, inputs: SubsetInputs, params: SubsetParams
+) -> float:
+    """Return the share of related draws among the draws of the pool, over the whole training."""
+    student = inputs.student
+    if student is None:
+        raise InputError(f"rule {params.rule!r} needs the student's parameters")
+    labeled_share = student.labeled_share
+    if labeled_share is None or n_labeled == 0:
+        labeled_share = n_labeled / (n_labeled + len(related))
+    options = params.mixture.model_dump()
+    return mixture_schedule(torch.from_numpy(related), labeled_share, options, student).mean
 
 
 def _known_truth(pool_images: ImageStore, rows: np.ndarray) -> np.ndarray | None:
@@ -150,7 +233,7 @@ def _selectable_scores(inputs: SubsetInputs) -> tuple[pd.DataFrame, np.ndarray]:
     return scores[is_selectable], rows[is_selectable]
 
 
-def _scores_of(scores: pd.DataFrame, column: str, rule: str) -> np.ndarray | None:
+def _scores_of(scores: pd.DataFrame, column: str, params: SubsetParams) -> np.ndarray | None:
     """Return a column of the scores; None where it is missing and the rule does not rank by it.
 
     Raises:
@@ -158,10 +241,10 @@ def _scores_of(scores: pd.DataFrame, column: str, rule: str) -> np.ndarray | Non
     """
     if column in scores:
         return scores[column].to_numpy()
-    if RULES[rule].ranked_by == column:
+    if params.ranked_by == column:
         raise InputError(
-            f"pool_scores: the column {column} is missing, by which rule {rule!r} ranks: another "
-            "version wrote the table. Run `kedro run --pipeline=pool_scoring` again"
+            f"pool_scores: the column {column} is missing, by which rule {params.rule!r} ranks: "
+            "another version wrote the table. Run `kedro run --pipeline=pool_scoring` again"
         )
     return None
 
@@ -200,6 +283,7 @@ def choose_random_subset(
 def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
     labeled = located(inputs.labeled_images, inputs.labeled_rows)
     labeled["origin"] = "labeled"
+    labeled[REASON] = LABELED
     chosen_rows = find_rows(inputs.pool_images, chosen["id"].to_numpy(), "pool_scores")
     pool = located(inputs.pool_images, chosen_rows)
     pool["origin"] = "pool"
@@ -213,6 +297,7 @@ def _manifest(chosen: pd.DataFrame, inputs: SubsetInputs) -> pd.DataFrame:
     manifest = joined.reindex(columns=MANIFEST_COLUMNS)
     # Nullable: the teacher's class of labeled images is not known here.
     manifest["teacher_class"] = manifest["teacher_class"].astype("Int32")
+    manifest[SAMPLING_PROBABILITY] = manifest[SAMPLING_PROBABILITY].astype("float64")
     ids = manifest["id"]
     repeated = ids[ids.duplicated()]
     if len(repeated):
@@ -236,7 +321,7 @@ def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> 
     prior = inputs.class_prior
     n_labeled = len(inputs.labeled_rows)
     return {
-        **params.model_dump(mode="json"),
+        **params.model_dump(mode="json", exclude=params.unread_option_blocks()),
         "criterion": criterion,
         "class_prior": prior["value"],
         "class_prior_lower": prior["lower"],

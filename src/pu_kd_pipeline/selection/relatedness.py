@@ -207,7 +207,8 @@ def preferential_manifest(
     confidence = relatedness.arrays("teacher_confidence")
     manifest["teacher_confidence"] = confidence[rows]
     manifest["sampling_probability"] = probabilities.numpy()
-    manifest = manifest[[*MANIFEST_COLUMNS, "sampling_probability"]]
+    manifest["reason"] = "random" if params.sampling == "uniform" else "related"
+    manifest = manifest[MANIFEST_COLUMNS]
     manifest.attrs.update(
         rule=params.sampling,
         temperature=temperature,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 
 import pandas as pd
 
@@ -10,6 +12,11 @@ from pu_kd_pipeline.errors import InputError
 
 ORIGINS = ("labeled", "pool")
 WEIGHTING = "class_weighting"  # in the attrs of weight vectors: the parameters they were made with
+SAMPLING_PROBABILITY = "sampling_probability"
+RELATED_PROBABILITY = "related_probability"
+REASON = "reason"
+ROLLING = "rolling"  # in the attrs: the options of that rule
+MIXTURE = "mixture"  # in the attrs: the options of that rule, which distillation reads
 _FIX = "write it again with `kedro run --pipeline=subset_materialization`, or correct it"
 
 
@@ -42,25 +49,67 @@ def check_manifest(manifest: pd.DataFrame) -> None:
         raise InputError(
             f"manifest: {len(repeated):,} ids are there twice, such as {repeated.iloc[0]!r}: {_FIX}"
         )
-    if "sampling_probability" in manifest:
-        _check_probabilities(manifest["sampling_probability"])
+    for name in (SAMPLING_PROBABILITY, RELATED_PROBABILITY):
+        if name in manifest:
+            _check_probabilities(manifest[name], name)
 
 
-def _check_probabilities(probabilities: pd.Series) -> None:
+def _check_probabilities(probabilities: pd.Series, name: str) -> None:
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     # To pandas, booleans are numeric.
     is_number = is_numeric_dtype(probabilities) and not is_bool_dtype(probabilities)
     if not is_number or not (probabilities.dropna() >= 0).all():
-        raise InputError(
-            f"manifest: the column 'sampling_probability' holds no probabilities: {_FIX}"
-        )
+        raise InputError(f"manifest: the column {name!r} holds no probabilities: {_FIX}")
 
 
-def manifest_digest(manifest: pd.DataFrame) -> str:
+def sampling_options(manifest: pd.DataFrame) -> dict[str, Any]:
+    """Return the attrs of a manifest that change how its images are drawn."""
+    options = {}
+    if RELATED_PROBABILITY in manifest:
+        options[MIXTURE] = manifest.attrs.get(MIXTURE)
+    # Only manifests of the rule have it.
+    if manifest.attrs.get(ROLLING) is not None:
+        options[ROLLING] = manifest.attrs[ROLLING]
+    return options
+
+
+def reason_counts(manifest: pd.DataFrame) -> dict[str, int] | None:
+    """Return how many images a manifest holds for each reason, without what follows " for ".
+
+    None for a manifest without reasons, of an earlier version or of another program.
+    """
+    if REASON not in manifest:
+        return None
+    texts = manifest[REASON].fillna("not stated").astype(str)
+    kinds = texts.str.split(" for ", n=1).str[0]
+    # In the order of the manifest: labeled images come first.
+    counts = kinds.value_counts(sort=False)
+    return {str(kind): int(count) for kind, count in counts.items()}
+
+
+def images_digest(manifest: pd.DataFrame) -> str:
     """Return a hash of which images a manifest holds."""
     lines = manifest["origin"] + " " + manifest["id"]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def manifest_digest(manifest: pd.DataFrame) -> str:
+    """Return a hash of which images a manifest holds, and of a schedule by which they are drawn.
+
+    Without such a schedule it is that of the images.
+    """
+    if RELATED_PROBABILITY not in manifest and not sampling_options(manifest):
+        return images_digest(manifest)
+    digest = hashlib.sha256(images_digest(manifest).encode())
+    if RELATED_PROBABILITY in manifest:
+        # Labeled images have none, and there are several NaN.
+        probabilities = manifest[RELATED_PROBABILITY].fillna(-1.0)
+        digest.update(probabilities.to_numpy(dtype=float).tobytes())
+    options = sampling_options(manifest)
+    if options:
+        digest.update(json.dumps(options, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def check_weights(weight_vectors: pd.DataFrame, manifest: pd.DataFrame, teacher: str) -> None:

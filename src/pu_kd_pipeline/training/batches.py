@@ -15,9 +15,11 @@ from pu_kd_pipeline.learning.loop import shuffled_batches
 from pu_kd_pipeline.learning.mixing import Mixing, Mixture
 from pu_kd_pipeline.learning.photo_views import PhotoViews
 from pu_kd_pipeline.learning.relatedness.sampling import preferential_batches
+from pu_kd_pipeline.learning.strata import stratified_batches
 from pu_kd_pipeline.learning.views import ShiftedViews, Views
 from pu_kd_pipeline.params.compute import AugmentationParams
 from pu_kd_pipeline.training.final_phase import FinalPhase
+from pu_kd_pipeline.training.sampling import Strata
 
 
 class Batch(NamedTuple):
@@ -47,8 +49,9 @@ def augmented_batches(
     n_passed: int = 0,
     mixing: Mixing | None = None,
     final_phase: FinalPhase | None = None,
+    strata: Strata | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches forever.
+    """Yield batches forever; with strata, those of a training.
 
     Images that are not resident are read, and decoded where they are encoded, while the network
     computes.
@@ -66,9 +69,12 @@ def augmented_batches(
             random numbers are drawn, which takes some 40 µs per batch; no image is read for them.
         mixing: mixes the images of a batch with each other; None: they are not mixed.
         final_phase: replaces the images of the last batches; None: it does not.
+        strata: of every batch; None: all images are drawn in the same way.
     """
     generator = torch.Generator(rows.device).manual_seed(seed)
-    if probabilities is None:
+    if strata is not None:
+        positions = stratified_batches(strata.strata, strata.counts, generator)
+    elif probabilities is None:
         positions = shuffled_batches(len(rows), batch_size, generator)
     else:
         positions = preferential_batches(probabilities, batch_size, generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,13 +18,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows, normalization
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import Normalize
-from pu_kd_pipeline.learning.loop import (
-    Stateful,
-    TrainingState,
-    fit,
-    make_optimizer,
-    seeded,
-)
+from pu_kd_pipeline.learning.loop import Stateful, TrainingState, fit, make_optimizer, seeded
 from pu_kd_pipeline.learning.mixing import Mixing
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model, load_model
@@ -32,9 +26,11 @@ from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.manifest import (
+    ROLLING,
     WEIGHTING,
     check_manifest,
     check_weights,
+    sampling_options,
     table_digest,
 )
 from pu_kd_pipeline.training.batches import Batch, Draw, augmented_batches
@@ -45,6 +41,7 @@ from pu_kd_pipeline.training.checkpoints import (
     training_identity,
 )
 from pu_kd_pipeline.training.final_phase import (
+    STATISTICS_IMAGES,
     AveragedStudent,
     FinalPhase,
     final_phase_of,
@@ -53,7 +50,6 @@ from pu_kd_pipeline.training.final_phase import (
 from pu_kd_pipeline.training.manifest_images import (
     manifest_image_rows,
     manifest_labels,
-    manifest_probabilities,
     split_held_out,
 )
 from pu_kd_pipeline.training.monitor import (
@@ -68,7 +64,9 @@ from pu_kd_pipeline.training.objectives.factory import (
     check_without_class_weights,
     make_objective,
 )
-from pu_kd_pipeline.training.recipes import TRAINING, training_recipe
+from pu_kd_pipeline.training.recipes import SAMPLING, TRAINING, training_recipe
+from pu_kd_pipeline.training.rolling import RollingDraws, rolling_batches
+from pu_kd_pipeline.training.sampling import Sampling, Strata, manifest_sampling
 from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
 
 
@@ -93,7 +91,8 @@ class _Batches:
 
     Attributes:
         images: the training images.
-        probabilities: with which they are drawn; None: each pass shows every image once.
+        sampling: how they are drawn into batches.
+        rolling: measures how pool images are drawn, for the rule of that name.
         final_phase: the images of the last updates; None: they are the same.
         normalize: of the networks' images.
         draw: chooses views.
@@ -101,7 +100,8 @@ class _Batches:
     """
 
     images: ImageRows
-    probabilities: Tensor | None
+    sampling: Sampling
+    rolling: RollingDraws | None
     final_phase: FinalPhase | None
     normalize: Normalize
     draw: Draw
@@ -109,18 +109,26 @@ class _Batches:
 
     def after(self, n_updates: int) -> Iterator[Batch]:
         """Return the batches of the updates after the first ones."""
-        return self._made(self.final_phase, n_updates)
+        strata = self.sampling.strata
+        if self.rolling is None or strata is None:
+            return self._made(strata, n_updates)
+        return rolling_batches(self.rolling, strata, self._made, self.params.n_updates, n_updates)
 
     def like_those_of(self, n_updates: int) -> Iterator[Tensor]:
-        """Yield the images of the first batches of the phase that an update belongs to."""
+        """Yield the images of batches like those that an update learns from: the last ones."""
+        n_recent = -(-STATISTICS_IMAGES // self.params.batch_size)
+        first = max(0, n_updates - n_recent)
         phase = self.final_phase
-        if phase is not None:
-            is_final = n_updates > phase.n_before
-            phase = replace(phase, n_before=0) if is_final else None
-        for batch in self._made(phase, 0):
+        if phase is not None and n_updates > phase.n_before:
+            first = max(first, phase.n_before)
+        strata = self.sampling.strata
+        if self.rolling is not None and strata is not None:
+            # Nothing is measured: the present probabilities are those of the update.
+            strata = self.rolling.present(strata)
+        for batch in self._made(strata, first):
             yield batch.images
 
-    def _made(self, final_phase: FinalPhase | None, n_passed: int) -> Iterator[Batch]:
+    def _made(self, strata: Strata | None, n_passed: int) -> Iterator[Batch]:
         params = self.params
         return augmented_batches(
             self.images,
@@ -129,10 +137,11 @@ class _Batches:
             params.batch_size,
             params.seed,
             self.draw,
-            probabilities=self.probabilities,
+            probabilities=self.sampling.probabilities,
             n_passed=n_passed,
             mixing=_mixing(params),
-            final_phase=final_phase,
+            final_phase=self.final_phase,
+            strata=strata,
         )
 
 
@@ -177,8 +186,8 @@ def distill(
     with the teacher on it is recorded, and picks the student where `keep` is `best`.
 
     Args:
-        manifest: rows of `choose_subset`; its column `sampling_probability`, if there is one, is
-            the probability with which an image is drawn.
+        manifest: rows of `choose_subset`; `sampling.manifest_sampling` describes how its images
+            are drawn.
         labeled_images: the store of the manifest's labeled images.
         pool_images: the store of its pool images.
         teacher: the network to compress.
@@ -228,7 +237,7 @@ def distill(
         kept_update = setup.best.update
     history["is_kept"] = history["update"] == kept_update
     model = setup.model
-    origin = {**model.card.origin, **card_entries}
+    origin = {**model.card.origin, **card_entries, SAMPLING: setup.sampling.facts}
     card = model.card.model_copy(update={"origin": origin})
     return Model(model.network.cpu().eval(), card), history
 
@@ -262,9 +271,17 @@ def _prepare(
 
     best = BestStudent(student, keeps_best=params.keep == "best")
     eval_sets = _eval_sets(task, held_out, normalize)
+    sampling = manifest_sampling(rows, task.manifest.attrs, params)
+    rolling = None
+    if ROLLING in sampling.facts:
+        n_labeled = int((rows["origin"] == "labeled").sum())
+        networks = (student, teacher_network)
+        options = sampling.facts[ROLLING]
+        rolling = RollingDraws(options, images, n_labeled, networks, normalize, params)
     batches = _Batches(
         images=images,
-        probabilities=manifest_probabilities(rows),
+        sampling=sampling,
+        rolling=rolling,
         final_phase=final_phase,
         normalize=normalize,
         draw=teacher_outputs.draw,
@@ -300,6 +317,8 @@ def _train(
     if setup.averaged is not None:
         parts["average"] = setup.averaged.average
         after_update = setup.averaged.average.after_update
+    if setup.batches.rolling is not None:
+        parts[ROLLING] = setup.batches.rolling
     state = TrainingState(trained=trained, optimizer=optimizer, best=setup.best, **parts)
     checkpointer.restore(state)
 
@@ -378,6 +397,8 @@ def _identity(task: _Task) -> dict[str, Any]:
         is_watched=task.watched is not None,
         **facts,
         manifest=table_digest(task.manifest),
+        # The table does not hold them.
+        **sampling_options(task.manifest),
         weights=table_digest(task.weight_vectors),
         # `load_model` reaches the code of the teacher's network.
         code=maker_fingerprint(distill, load_model),

@@ -25,7 +25,7 @@ from pu_kd_pipeline.params.distillation import DistillationParams
 logger = logging.getLogger(__name__)
 
 # Images that the statistics of BatchNorm are estimated on: their error is then a few percent.
-_STATISTICS_IMAGES = 2048
+STATISTICS_IMAGES = 2048
 _RELATED = "related"  # in the column `reason` of a manifest
 
 
@@ -146,7 +146,7 @@ class AveragedStudent:
         self.average.apply()
         if not has_batch_norm(self.student):
             return
-        n_batches = -(-_STATISTICS_IMAGES // self.params.batch_size)
+        n_batches = -(-STATISTICS_IMAGES // self.params.batch_size)
         device = next(self.student.parameters()).device
         with autocast(self.params.compute, device):
             batches = itertools.islice(self.batches(self.average.n_updates), n_batches)

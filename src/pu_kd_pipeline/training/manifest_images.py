@@ -1,4 +1,4 @@
-"""The rows of a manifest as images, labels and probabilities to train with."""
+"""The rows of a manifest as images and labels to train with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.params.compute import ComputeParams
@@ -60,20 +57,3 @@ def manifest_labels(rows: pd.DataFrame, labeled: ImageStore) -> np.ndarray:
     labels = np.full(len(rows), -1, dtype=np.int64)
     labels[is_labeled] = known.to_numpy(dtype=np.int64)
     return labels
-
-
-def manifest_probabilities(rows: pd.DataFrame) -> Tensor | None:
-    """Return the (N,) float64 probabilities to draw each image with; None if there are none.
-
-    Raises:
-        InputError: some rows have one and others do not.
-    """
-    if "sampling_probability" not in rows:
-        return None
-    probabilities = rows["sampling_probability"]
-    if probabilities.isna().any():
-        raise InputError(
-            "manifest: some images have no sampling_probability: give it to all of them, or to none"
-        )
-    # A copy, because torch cannot take the read-only memory that pandas may return.
-    return torch.from_numpy(probabilities.to_numpy(dtype=np.float64, copy=True))

@@ -16,9 +16,10 @@ from pu_kd_pipeline.models.cards import ModelCard
 from pu_kd_pipeline.models.weights import tensor_bytes
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.flatten import flatten
-from pu_kd_pipeline.storage.manifest import manifest_digest
+from pu_kd_pipeline.storage.manifest import images_digest, manifest_digest
 
 TRAINING = "training"  # key of the recipe in `origin` of a card
+SAMPLING = "sampling"  # key of the facts about batches in it, see `training.sampling`
 MANIFEST = "manifest"
 
 # What a control differs in, and must.
@@ -60,7 +61,7 @@ def training_recipe(
         "start": _state_digest(start),
         "n_labeled": int(is_labeled.sum()),
         "n_pool": int((~is_labeled).sum()),
-        "labeled": manifest_digest(manifest[is_labeled]),
+        "labeled": images_digest(manifest[is_labeled]),
         MANIFEST: manifest_digest(manifest),
         **facts,
     }

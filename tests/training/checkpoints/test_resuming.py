@@ -85,6 +85,10 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "cached_views": 1,
         "batch_size": 64,
     },
+    "labeled share": {"objective": "kd", "augmentation": SHIFTED, "labeled_share": 0.25},
+    "mixture": {"objective": "kd", "labeled_share": 0.25, "mixture": True},
+    "rolling": {"objective": "kd", "augmentation": SHIFTED, "rolling": True},
+    "rolling, streamed": {"objective": "kd", "compute": STREAMED, "rolling": True},
 }
 
 

@@ -119,9 +119,11 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
 
 def student_of(scene: Scene, **changes: Any) -> Training:
     """Return the training of a student of seven updates and three records."""
+    is_mixture = changes.pop("mixture", False)
+    is_rolling = changes.pop("rolling", False)
     given = {"n_updates": 7, "record_every": 3, **changes}
     is_plain = "keep" not in changes and "compute" not in changes
-    is_plain_kd = is_plain and changes["objective"] == "kd"
+    is_plain_kd = is_plain and changes["objective"] == "kd" and not is_rolling
 
     def train() -> Outcome:
         manifest = scene.manifest
@@ -129,6 +131,13 @@ def student_of(scene: Scene, **changes: Any) -> Training:
         if is_plain_kd:
             n_images = len(manifest)
             manifest["sampling_probability"] = np.arange(1.0, n_images + 1)
+        if is_mixture:
+            manifest["related_probability"] = manifest.pop("sampling_probability")
+            # The share of related images falls during the few updates.
+            manifest.attrs["mixture"] = {"first": 1.0, "max_repeats": 0.5}
+        if is_rolling:
+            options = {"n_phases": 3, "n_sampled": 50, "uniform_share": 0.2}
+            manifest.attrs["rolling"] = options
         student, history = scene.distill(manifest, **given)
         weights = dict(student.network.state_dict())
         return weights, history

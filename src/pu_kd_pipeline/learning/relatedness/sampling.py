@@ -81,30 +81,54 @@ def preferential_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
-    exact = probabilities.detach().cpu().double()
-    cumulative = exact.cumsum(dim=0)
-    is_vector = probabilities.ndim == 1 and len(probabilities) > 0
-    is_nonnegative = probabilities >= 0  # false for nan
-    is_usable = is_vector and bool(is_nonnegative.all())
-    if not is_usable or not 0.0 < float(cumulative[-1]) < math.inf:
-        raise ValueError(
-            "probabilities must be a non-empty vector of finite values, none negative and not all "
-            f"0, got shape {tuple(probabilities.shape)}"
-        )
-
-    # By the inverse of the distribution function, in integers: torch.multinomial takes 2^24 images
-    # at most, and not every device has float64.
-    total = cumulative[-1]
-    distribution_function = cumulative / total
-    ends = (distribution_function * _RESOLUTION).long()
-    ends = ends.to(generator.device)
-    return _endless_batches(ends, batch_size, generator)
+    draws = PreferentialDraws(probabilities, generator)
+    return _endless_batches(draws, batch_size)
 
 
-def _endless_batches(ends: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+class PreferentialDraws:
+    """Draws with replacement, each image with its probability.
+
+    How many random numbers they take depends on the number of draws alone, not on the
+    probabilities.
+
+    Args:
+        probabilities: (n,) finite, non-negative, with a positive sum; n > 0. They need not sum to
+            one.
+        generator: fixes the draws.
+
+    Raises:
+        ValueError: unusable probabilities.
+    """
+
+    def __init__(self, probabilities: Tensor, generator: torch.Generator) -> None:
+        exact = probabilities.detach().cpu().double()
+        cumulative = exact.cumsum(dim=0)
+        is_vector = probabilities.ndim == 1 and len(probabilities) > 0
+        is_nonnegative = probabilities >= 0  # false for nan
+        is_usable = is_vector and bool(is_nonnegative.all())
+        if not is_usable or not 0.0 < float(cumulative[-1]) < math.inf:
+            raise ValueError(
+                "probabilities must be a non-empty vector of finite values, none negative and not "
+                f"all 0, got shape {tuple(probabilities.shape)}"
+            )
+
+        # By the inverse of the distribution function, in integers: torch.multinomial takes 2^24
+        # images at most, and not every device has float64.
+        total = cumulative[-1]
+        distribution_function = cumulative / total
+        ends = (distribution_function * _RESOLUTION).long()
+        self._ends = ends.to(generator.device)
+        self._generator = generator
+
+    def take(self, count: int) -> Tensor:
+        """Return the next (count,) int64 positions, on the generator's device."""
+        device = self._generator.device
+        size = (count,)
+        draws = torch.randint(_RESOLUTION, size, generator=self._generator, device=device)
+        return torch.searchsorted(self._ends, draws, right=True)
+
+
+def _endless_batches(draws: PreferentialDraws, batch_size: int) -> Iterator[Tensor]:
     # A generator of its own, so that `preferential_batches` checks its arguments when it is called.
-    size = (batch_size,)
-    device = generator.device
     while True:
-        draws = torch.randint(_RESOLUTION, size, generator=generator, device=device)
-        yield torch.searchsorted(ends, draws, right=True)
+        yield draws.take(batch_size)

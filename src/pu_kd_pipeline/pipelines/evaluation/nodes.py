@@ -16,6 +16,7 @@ def evaluate(
     teacher: Model,
     student: Model,
     random_student: Model,
+    whole_pool_student: Model,
     test_images: ImageStore,
     labeled_images: ImageStore,
     manifest: pd.DataFrame,
@@ -30,11 +31,16 @@ def evaluate(
 
     `selection.gain` is the student's accuracy minus the random student's, which learns from as many
     images in the same way; None with a `gain_reason` where it was trained differently.
+    `selection.whole_pool` holds the same over the student of the whole pool, where one was trained.
     The teacher's accuracy on the labeled images is that of `teacher_check`.
     """
     from pu_kd_pipeline.evaluation import compare_models, describe_selection, labeled_metrics
     from pu_kd_pipeline.reporting.findings import with_findings
+    from pu_kd_pipeline.selection.whole_pool import NOT_TRAINED
+    from pu_kd_pipeline.training.recipes import SAMPLING
     from pu_kd_pipeline.verdicts import (
+        OF_THE_WHOLE_POOL,
+        WHOLE_POOL,
         checks_of_models,
         checks_of_selection,
         differences_to_teacher,
@@ -43,13 +49,23 @@ def evaluate(
 
     control = "random_student"
     models = {"teacher": teacher, "student": student, control: random_student}
+    students = ["student", control]
+    if NOT_TRAINED not in whole_pool_student.card.origin:
+        models[WHOLE_POOL] = whole_pool_student
+        students.append(WHOLE_POOL)
     metrics, predictions = compare_models(models, test_images, params)
     metrics["teacher"] |= labeled_metrics(teacher_check)
     selection = describe_selection(manifest, pool_scores, pool_images, class_prior)
+    selection["sampling"] = student.card.origin.get(SAMPLING)
     manifests = {"student": manifest, control: random_manifest}
     selection.update(gain_over(control, models, predictions, manifests))
+    if WHOLE_POOL in models:
+        manifests = {"student": manifest}
+        selection["whole_pool"] = gain_over(
+            WHOLE_POOL, models, predictions, manifests, allowed=OF_THE_WHOLE_POOL
+        )
     metrics["selection"] = selection
-    metrics["difference_to_teacher"] = differences_to_teacher(predictions, ("student", control))
+    metrics["difference_to_teacher"] = differences_to_teacher(predictions, students)
     metrics["n_test"] = len(test_images)
     metrics["classes"] = list(teacher.card.classes)
     metrics["checks"] = {

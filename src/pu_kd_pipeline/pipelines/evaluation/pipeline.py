@@ -19,6 +19,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "teacher_model",
                     "student_model",
                     "random_student_model",
+                    "whole_pool_student_model",
                     "test_images",
                     "labeled_images",
                     "manifest",

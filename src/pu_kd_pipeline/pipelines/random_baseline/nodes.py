@@ -7,6 +7,10 @@ from typing import Any
 import pandas as pd
 
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.random_baseline import RandomBaselineParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
@@ -30,3 +34,39 @@ def draw_random_subset(
         pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, excluded=excluded
     )
     return choose_random_subset(inputs, manifest, params)
+
+
+def distill_whole_pool_student(
+    manifest: pd.DataFrame,
+    pool_scores: ShardedTable,
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    class_prior: dict[str, Any],
+    held_out_ranks: pd.DataFrame,
+    duplicates: pd.DataFrame,
+    labeled_features: ShardedTable,
+    pool_features: ShardedTable,
+    teacher: Model,
+    subset: SubsetParams,
+    weighting: ClassWeightingParams,
+    distillation: DistillationParams,
+    params: RandomBaselineParams,
+) -> tuple[Model, pd.DataFrame]:
+    """Return the student of the whole pool and its history.
+
+    Without `random_baseline.whole_pool`, a network that was not trained, whose card says so.
+    """
+    from pu_kd_pipeline.images.duplicates import excluded_images
+    from pu_kd_pipeline.selection.manifest import SubsetInputs
+    from pu_kd_pipeline.selection.whole_pool import distill_whole_pool, untrained_control
+
+    if not params.whole_pool:
+        return untrained_control(teacher, distillation)
+    excluded = excluded_images(duplicates, subset)
+    inputs = SubsetInputs(
+        pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, excluded=excluded
+    )
+    features = (labeled_features, pool_features)
+    return distill_whole_pool(
+        inputs, manifest, features, teacher, subset, weighting, distillation, name="whole_pool"
+    )

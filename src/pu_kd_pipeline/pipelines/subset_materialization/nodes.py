@@ -20,6 +20,7 @@ def materialize_subset(
     class_prior: dict[str, Any],
     held_out_ranks: pd.DataFrame,
     duplicates: pd.DataFrame,
+    labeled_features: ShardedTable,
     pool_features: ShardedTable,
     teacher: Model,
     distillation: DistillationParams,
@@ -28,7 +29,8 @@ def materialize_subset(
     """Return the manifest: the labeled images and the pool images that the selection rule keeps.
 
     Copies of test images are excluded from both, unless `exclude_test_duplicates` is off. Only the
-    rule `disagreement` reads features, teacher and the student's parameters: it distills a proxy.
+    rules `disagreement`, which distills a proxy, and `retrieved` read features. The student's
+    parameters are read by the proxy and by `mixture`, whose draws depend on their number.
     """
     from pu_kd_pipeline.images.duplicates import excluded_images
     from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset
@@ -37,6 +39,14 @@ def materialize_subset(
     proxy = Proxy(teacher, pool_features, distillation)
     excluded = excluded_images(duplicates, params)
     inputs = SubsetInputs(
-        pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, proxy, excluded
+        pool_scores,
+        labeled_images,
+        pool_images,
+        class_prior,
+        held_out_ranks,
+        proxy,
+        excluded,
+        student=distillation,
+        features=(labeled_features, pool_features),
     )
     return choose_subset(inputs, params)
