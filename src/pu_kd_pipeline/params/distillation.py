@@ -176,12 +176,8 @@ class DistillationParams(Block):
     n_updates: int = Field(gt=0, description="equal for every student that is compared")
     record_every: int = Field(gt=0, description="updates per record of the history")
     batch_size: int = Field(gt=1)
-    held_out_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        description="share of the manifest kept out of training, to watch the agreement with the "
-        "teacher"
-    )
     keep: Literal["last", "best"] = Field(
-        description="best: the record with the highest held-out agreement"
+        description="best: the record closest to the teacher on the yardstick, by KL divergence"
     )
     teacher_cache: Literal["off", "exact", "views"] = Field(
         description="off: ask the teacher at every step; exact: once for every view; views: once "
@@ -199,9 +195,6 @@ class DistillationParams(Block):
             raise ValueError(
                 f"objective {self.objective!r} needs {' and '.join(missing)} next to it"
             )
-        # The best record is chosen by the agreement on held-out images.
-        if self.keep == "best" and self.held_out_share == 0:
-            raise ValueError("keep 'best' needs a held_out_share above 0")
         return self
 
     # Not a cached property: `model_copy` would carry the cached value to another objective.

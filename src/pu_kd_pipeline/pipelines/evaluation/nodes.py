@@ -20,6 +20,7 @@ def evaluate(
     labeled_images: ImageStore,
     manifest: pd.DataFrame,
     random_manifest: pd.DataFrame,
+    yardstick: pd.DataFrame,
     pool_scores: ShardedTable,
     pool_images: ImageStore,
     class_prior: dict[str, Any],
@@ -32,7 +33,13 @@ def evaluate(
     images in the same way; None with a `gain_reason` where it was trained differently.
     The teacher's accuracy on the labeled images is that of `teacher_check`.
     """
-    from pu_kd_pipeline.evaluation import compare_models, describe_selection, labeled_metrics
+    from pu_kd_pipeline.evaluation import (
+        compare_models,
+        describe_selection,
+        labeled_metrics,
+        measure_students,
+    )
+    from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.reporting.findings import with_findings
     from pu_kd_pipeline.verdicts import (
         checks_of_models,
@@ -45,6 +52,8 @@ def evaluate(
     models = {"teacher": teacher, "student": student, control: random_student}
     metrics, predictions = compare_models(models, test_images, params)
     metrics["teacher"] |= labeled_metrics(teacher_check)
+    stores = {"labeled": labeled_images, "pool": pool_images}
+    measure_students(metrics, models, Yardstick(yardstick, stores), params)
     selection = describe_selection(manifest, pool_scores, pool_images, class_prior)
     manifests = {"student": manifest, control: random_manifest}
     selection.update(gain_over(control, models, predictions, manifests))
