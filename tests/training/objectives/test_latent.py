@@ -45,7 +45,7 @@ def test_the_best_student_with_a_shared_head_is_restored_before_the_head_is_fold
     [kept] = history["update"][history["is_kept"]]
 
     assert kept < 20
-    assert history["held_out_agreement"].idxmax() == kept - 1
+    assert history["yardstick_kl"].idxmin() == kept - 1
 
     # Training that ends at the update of the best record must give the same student.
     until_best = {**variant, "keep": "last", "n_updates": int(kept)}
