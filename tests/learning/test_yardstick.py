@@ -157,6 +157,14 @@ def test_closeness_is_that_of_the_definition_in_any_order():
     assert closeness(teacher[order], student[order]) == pytest.approx(found)
 
 
+def test_a_class_that_the_teacher_excludes_adds_nothing():
+    teacher = torch.tensor([[2.0, 1.0, -torch.inf]])
+    student = torch.tensor([[2.0, 1.0, -50.0]])
+    agreement, kl = closeness(teacher, student)
+    assert agreement == 1.0
+    assert kl == pytest.approx(0, abs=1e-12)
+
+
 def test_a_diverged_student_is_refused():
     teacher = torch.zeros(3, 2)
     with pytest.raises(FloatingPointError, match="not finite"):

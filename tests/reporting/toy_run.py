@@ -43,6 +43,7 @@ BLOCKS: dict[str, Any] = {
     "teacher_check": {},
     "teacher_training": {},
     "feature_extraction": {},
+    "yardstick": {},
     "pu_training": {"epochs": 20, "note": "<b>"},
     "pool_scoring": {},
     "subset_materialization": {},

@@ -291,7 +291,7 @@ def other_teacher(table: pd.DataFrame) -> pd.DataFrame:
     [
         (drop_sha, "the columns sha256 are missing"),
         (repeat_first, "an image is there twice"),
-        (drop_logit, "does not hold 5 finite logits"),
+        (drop_logit, "does not hold 5 logits"),
         (other_teacher, "another network than teacher_model"),
     ],
 )

@@ -15,6 +15,8 @@ from torch import Tensor
 from pu_kd_pipeline.learning.losses.distillation import kl_divergence
 from pu_kd_pipeline.learning.ranking import Rows, best_first, places_within_groups
 
+_LOWEST_LOGIT = -1e30
+
 
 class Closeness(NamedTuple):
     """How close a student comes to its teacher on some images."""
@@ -40,8 +42,10 @@ def closeness(teacher_logits: Tensor, student_logits: Tensor) -> Closeness:
     """
     is_equal = teacher_logits.argmax(dim=1) == student_logits.argmax(dim=1)
     agreement = is_equal.double().mean().item()
+    # A class that the teacher excludes adds nothing: without the limit, 0 * -inf would be NaN.
+    teacher_logits = teacher_logits.double().clamp(min=_LOWEST_LOGIT)
     # In double precision: the mean must not depend on the order of the images.
-    divergence = kl_divergence(teacher_logits.double(), student_logits.double()).mean().item()
+    divergence = kl_divergence(teacher_logits, student_logits.double()).mean().item()
     if not np.isfinite(divergence):
         raise FloatingPointError(
             f"the student's divergence from the teacher is {divergence}: its outputs are not finite"

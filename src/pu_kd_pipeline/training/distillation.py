@@ -364,7 +364,8 @@ def _identity(task: _Task) -> dict[str, Any]:
         task.device,
         teacher=task.teacher.fingerprint(),
         is_watched=task.watched is not None,
-        yardstick=_yardstick_fingerprint(task),
+        # With the teacher's logits, which decide the best record.
+        yardstick=None if task.yardstick is None else table_digest(task.yardstick.table),
         **facts,
         manifest=table_digest(task.manifest),
         weights=table_digest(task.weight_vectors),
