@@ -121,7 +121,7 @@ def test_the_page_shows_agreement_with_its_interval_and_the_divergence():
     page = page_of(**MEASURED, yardstick=["a", "a"])
     assert "## On the yardstick" in page
     # Clopper and Pearson's interval of 130 of 200.
-    assert "| pu | 1 | 65.0 % (57.9 to 71.6) | 0.400 |" in page
+    assert "| pu | 1 | 65.0 % (58.0 to 71.6) | 0.400 |" in page
     assert "different yardsticks" not in page
 
 
