@@ -41,7 +41,6 @@ def create_pipeline(**_: Any) -> Pipeline:
             ),
             Node(
                 choose_preferential,
-                choose_unlabeled_yardstick,
                 inputs=[
                     "relatedness",
                     "pool_images",
