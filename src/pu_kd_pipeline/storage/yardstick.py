@@ -38,7 +38,8 @@ def yardstick_table(images: pd.DataFrame, logits: np.ndarray, **facts: Any) -> p
     of_teacher = pd.DataFrame(logits.astype(np.float32), columns=names, index=images.index)
     table = pd.concat([images[list(COLUMNS)], of_teacher], axis=1)
     table = table.sort_values(["origin", "id"], ignore_index=True)
-    table.attrs = dict(facts)
+    table.attrs.clear()
+    table.attrs.update(facts)
     return table
 
 
