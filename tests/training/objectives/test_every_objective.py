@@ -45,7 +45,7 @@ def test_training_brings_a_student_closer_to_its_teacher(trained, networks, vari
     first_agreement, first_divergence = scene.agreement_and_divergence(untrained)
 
     # Chance is 0.2, because there are five classes.
-    assert agreement > 0.8
+    assert agreement > 0.7
     assert agreement > first_agreement + 0.4
     assert divergence < first_divergence
     assert history["update"].tolist() == [10, 20, 30, 40]
@@ -76,7 +76,7 @@ def test_a_student_has_exactly_the_modules_of_its_architecture(
     for parameter in student.network.parameters():
         assert parameter.requires_grad
 
-    entries = {"distilled_by", "rule", "n_updates", "teacher", "training"}
+    entries = {"distilled_by", "rule", "n_updates", "teacher", "training", "yardstick"}
     if variant == "pu_critic":
         entries.add("critic_collapse")
 
