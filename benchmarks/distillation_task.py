@@ -141,7 +141,6 @@ class Task:
             "n_updates": 10**6,
             "record_every": self.pair.updates,
             "batch_size": self.pair.batch_size,
-            "held_out_share": 0.0,
             "teacher_cache": "off",
             "cached_views": self.pair.loop_views,
             "keep": "last",

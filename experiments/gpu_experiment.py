@@ -36,6 +36,7 @@ from pu_kd_pipeline.images.duplicates import excluded_images, find_duplicates
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import plan_store
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.yardstick import Yardstick
 from pu_kd_pipeline.models.factory import new_teacher
 from pu_kd_pipeline.models.model import Model, load_model, save_model
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
@@ -48,6 +49,8 @@ from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
+from pu_kd_pipeline.selection.yardstick import choose_yardstick
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.table import read_table, write_table
 
@@ -131,7 +134,16 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
         RelatednessParams.model_validate(parameters["relatedness"]),
     )
     found = read_table(duplicates)
-    excluded = excluded_images(found, blocks.subset_materialization)
+    yardstick = choose_yardstick(
+        stores["labeled"],
+        stores["pool"],
+        features["labeled"],
+        features["pool"],
+        teacher,
+        found,
+        YardstickParams.model_validate(parameters["yardstick"]),
+    )
+    excluded = excluded_images(found, blocks.subset_materialization, yardstick)
     inputs = ComparisonInputs(
         teacher,
         stores["labeled"],
@@ -141,6 +153,7 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
         features["labeled"],
         features["pool"],
         excluded=excluded,
+        yardstick=Yardstick(yardstick, stores),
     )
     cells = comparison_shards(inputs, blocks, grid)
     try:

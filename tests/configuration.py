@@ -20,12 +20,14 @@ from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.reporting import ReportingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
 
 BLOCKS: dict[str, type[BaseModel]] = {
     "data_ingestion": DataIngestionParams,
     "teacher": TeacherParams,
     "teacher_training": TeacherTrainingParams,
     "feature_extraction": FeatureExtractionParams,
+    "yardstick": YardstickParams,
     "relatedness": RelatednessParams,
     "unlabeled_distillation": DistillationParams,
     "critic_distillation": DistillationParams,

@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.store import ImageStore, find_rows
+from pu_kd_pipeline.images.subset import ImageSubset
+from pu_kd_pipeline.images.yardstick import Yardstick
 from pu_kd_pipeline.learning.latency import network_latencies
 from pu_kd_pipeline.learning.metrics import (
     accuracy,
@@ -22,13 +24,21 @@ from pu_kd_pipeline.learning.metrics import (
     per_class_accuracy,
     selection_quality,
 )
+from pu_kd_pipeline.learning.proportions import clopper_pearson_interval
+from pu_kd_pipeline.learning.yardstick import closeness
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.storage.manifest import check_manifest, reason_counts
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.storage.yardstick import check_yardstick, teacher_logits, yardstick_facts
 
-# Numbers of copies of test images that the manifest leaves out.
-EXCLUDED = ("n_excluded_pool", "n_excluded_labeled")
+# Numbers of images that the manifest leaves out: copies of test images, and the yardstick.
+EXCLUDED = (
+    "n_excluded_pool",
+    "n_excluded_labeled",
+    "n_yardstick_pool",
+    "n_yardstick_labeled",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +94,59 @@ def compare_models(
     predictions.attrs["test_images"] = test_images.fingerprint
     predictions.attrs["classes"] = list(models["teacher"].card.classes)
     return metrics, predictions
+
+
+def measure_students(
+    metrics: dict[str, Any],
+    models: Mapping[str, Model],
+    yardstick: Yardstick,
+    params: EvaluationParams,
+) -> None:
+    """Add how close each student comes to the teacher on the yardstick, and which images these are.
+
+    Each student gets `yardstick_agreement` with its 95 % interval (`_lower`, `_upper`, Clopper and
+    Pearson 1934) and `yardstick_kl` in nats; `yardstick` holds the facts of the yardstick. Nothing
+    is added for an empty one. A student whose training left out other images may have learned from
+    these: it gets a `yardstick_note` instead.
+
+    Args:
+        metrics: those of `compare_models`.
+        models: the teacher and its students, by name.
+        yardstick: the images, and the logits of this teacher.
+        params: where the students run.
+
+    Raises:
+        InputError: the yardstick is of another teacher or of other images.
+    """
+    if not len(yardstick):
+        return
+    teacher = models["teacher"]
+    check_yardstick(yardstick.table, teacher.fingerprint(), teacher.n_classes)
+    reference = torch.from_numpy(teacher_logits(yardstick.table))
+    for name, model in models.items():
+        if name == "teacher":
+            continue
+        own = model.card.origin.get("yardstick") or {}
+        if own.get("fingerprint") != yardstick.fingerprint:
+            metrics[name]["yardstick_note"] = (
+                f"{name}_model was trained with another yardstick, and may have learned from "
+                "images of this one: it is not measured on it. Distill it again."
+            )
+            continue
+        logits = torch.empty_like(reference)
+        for store, rows, places in yardstick.parts:
+            images = ImageSubset.of(store, rows)
+            logits[places] = predict_logits(model, images, params.compute)
+        found = closeness(reference, logits)
+        n_agreed = round(found.agreement * len(yardstick))
+        interval = clopper_pearson_interval(n_agreed, len(yardstick))
+        metrics[name] |= {
+            "yardstick_agreement": found.agreement,
+            "yardstick_agreement_lower": interval.lower,
+            "yardstick_agreement_upper": interval.upper,
+            "yardstick_kl": found.kl,
+        }
+    metrics["yardstick"] = yardstick_facts(yardstick.table)
 
 
 def labeled_metrics(teacher_check: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,6 @@ def test_an_identity_holds_no_key_of_objectives_that_it_does_not_use(blocks, obj
         "record_every",
         "batch_size",
         "labeled_share",
-        "held_out_share",
         "teacher_cache",
         "cached_views",
         "keep",

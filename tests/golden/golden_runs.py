@@ -48,7 +48,6 @@ from tests.golden.golden_numbers import (
 from tests.golden.toy_inputs import (
     BATCH_SIZE,
     COMPUTE,
-    HELD_OUT_SHARE,
     IMAGE_PROBES,
     N_CLASSES,
     N_UPDATES,
@@ -102,7 +101,6 @@ def distillation_params(**changes: Any) -> DistillationParams:
         "n_updates": N_UPDATES,
         "record_every": RECORD_EVERY,
         "batch_size": BATCH_SIZE,
-        "held_out_share": HELD_OUT_SHARE,
         "teacher_cache": "exact",
         "cached_views": 4,
         "keep": "last",
@@ -171,6 +169,7 @@ def student_columns(params: DistillationParams, toy: ToyInputs, manifest: pd.Dat
         pd.DataFrame(vectors),
         params,
         name="student",
+        yardstick=toy.yardstick,
     )
     return history_columns(history) | model_columns(student.network, *IMAGE_PROBES)
 

@@ -15,13 +15,17 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pu_kd_pipeline.features.extraction import feature_shards
+from pu_kd_pipeline.images.duplicates import COLUMNS
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.yardstick import Yardstick
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
 from pu_kd_pipeline.params.data_ingestion import ImageSource, ImageStoreParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
+from pu_kd_pipeline.selection.yardstick import choose_yardstick
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.teacher import train_classifier
 
@@ -31,11 +35,12 @@ N_LABELED = 40
 N_RELEVANT = 60
 N_IRRELEVANT = 60
 BATCH_SIZE = 24
-HELD_OUT_SHARE = 0.1
-# An epoch of the 144 of 160 images that are not held out is 6 updates.
+# An epoch of the 144 of 160 images that are not on the yardstick is 6 updates.
 N_UPDATES = 12
 RECORD_EVERY = 2
 IMAGE_PROBES = (3, 1, SIZE_PX, SIZE_PX)
+
+NO_DUPLICATES = pd.DataFrame(columns=COLUMNS)
 
 COMPUTE = ComputeParams(
     device="cpu",
@@ -165,9 +170,21 @@ class ToyInputs:
             ShardedTable.write(self.folder / "pool_features", pool),
         )
 
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        """Eleven pool images and a labeled one of each class."""
+        params = YardstickParams(
+            seed=0, n_images=11, max_share=0.1, labeled_share=0.125, min_labeled_per_class=8
+        )
+        table = choose_yardstick(
+            self.labeled, self.pool, *self.features, self.teacher, NO_DUPLICATES, params
+        )
+        return Yardstick(table, {"labeled": self.labeled, "pool": self.pool})
+
     @property
     def manifest(self) -> pd.DataFrame:
-        """All images, shuffled."""
+        """All images that are not on the yardstick, shuffled."""
         labeled = self.labeled.index[["id"]].assign(origin="labeled")
         pool = self.pool.index[["id"]].assign(origin="pool")
-        return pd.concat([labeled, pool]).sample(frac=1, random_state=0)
+        images = pd.concat([labeled, pool]).sample(frac=1, random_state=0)
+        return images[~images["id"].isin(self.yardstick.table["id"])]

@@ -9,12 +9,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pu_kd_pipeline.evaluation import compare_models, describe_selection
+from pu_kd_pipeline.evaluation import compare_models, describe_selection, measure_students
 from pu_kd_pipeline.features.extraction import feature_shards
 from pu_kd_pipeline.features.scoring import score_shards
+from pu_kd_pipeline.images.duplicates import Excluded, excluded_images, find_duplicates
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.yardstick import Yardstick
 from pu_kd_pipeline.models.factory import input_contract, new_teacher
 from pu_kd_pipeline.models.model import (
     Model,
@@ -31,6 +33,7 @@ from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.reporting.class_figures import plot_class_weights, plot_per_class_accuracy
 from pu_kd_pipeline.reporting.contact_sheet import plot_contact_sheet
 from pu_kd_pipeline.reporting.html import render_report
@@ -39,6 +42,7 @@ from pu_kd_pipeline.reporting.training_figures import plot_distillation_history,
 from pu_kd_pipeline.selection.class_weights import compute_class_weights
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_random_subset, choose_subset
 from pu_kd_pipeline.selection.proxy import Proxy
+from pu_kd_pipeline.selection.yardstick import choose_yardstick
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
 from pu_kd_pipeline.training.distillation import distill
@@ -55,6 +59,7 @@ TYPES: dict[str, Any] = {
     "class_weighting": ClassWeightingParams,
     "distillation": DistillationParams,
     "evaluation": EvaluationParams,
+    "yardstick": YardstickParams,
 }
 QUICK = {
     "teacher_training": {"n_updates": 30},
@@ -95,6 +100,7 @@ class Experiment:
     classifier: PUClassifier
     scores: ShardedTable
     ranks: pd.DataFrame
+    excluded: Excluded
     manifest: pd.DataFrame
     weights: pd.DataFrame
     vectors: pd.DataFrame
@@ -107,7 +113,13 @@ class Experiment:
         """The inputs of selection."""
         proxy = Proxy(self.teacher, self.pool_features, self.blocks["distillation"])
         return SubsetInputs(
-            self.scores, self.stores["labeled"], self.stores["pool"], self.prior, self.ranks, proxy
+            self.scores,
+            self.stores["labeled"],
+            self.stores["pool"],
+            self.prior,
+            self.ranks,
+            proxy,
+            self.excluded,
         )
 
     def page(self) -> str:
@@ -172,6 +184,18 @@ def run(blocks: dict[str, Any], folder: Path) -> Experiment:
     teacher = _teacher(blocks, stores["teacher_training"], folder)
     labeled_features = features_of(labeled, teacher, "labeled_features", folder, blocks)
     pool_features = features_of(pool, teacher, "pool_features", folder, blocks)
+    duplicates = find_duplicates(stores, None)
+    measured = choose_yardstick(
+        labeled,
+        pool,
+        labeled_features,
+        pool_features,
+        teacher,
+        duplicates,
+        blocks["yardstick"],
+    )
+    yardstick = Yardstick(measured, stores)
+    excluded = excluded_images(duplicates, blocks["subset_materialization"], measured)
 
     params: PUTrainingParams = blocks["pu_training"]
     if params.class_prior is None:
@@ -190,7 +214,7 @@ def run(blocks: dict[str, Any], folder: Path) -> Experiment:
     scores = ShardedTable.write(folder / "scores", score_makers)
 
     proxy = Proxy(teacher, pool_features, blocks["distillation"])
-    inputs = SubsetInputs(scores, labeled, pool, prior, ranks, proxy)
+    inputs = SubsetInputs(scores, labeled, pool, prior, ranks, proxy, excluded)
     manifest = choose_subset(inputs, blocks["subset_materialization"])
     random_manifest = choose_random_subset(inputs, manifest, blocks["subset_materialization"])
     manifests = {"student": manifest, "random_student": random_manifest}
@@ -206,11 +230,18 @@ def run(blocks: dict[str, Any], folder: Path) -> Experiment:
     histories = {}
     for name, each in manifests.items():
         students[name], histories[name] = distill(
-            each, labeled, pool, teacher, vectors[name], blocks["distillation"], name=name
+            each,
+            labeled,
+            pool,
+            teacher,
+            vectors[name],
+            blocks["distillation"],
+            name=name,
+            yardstick=yardstick,
         )
-    metrics, _ = compare_models(
-        {"teacher": teacher, **students}, stores["test"], blocks["evaluation"]
-    )
+    models = {"teacher": teacher, **students}
+    metrics, _ = compare_models(models, stores["test"], blocks["evaluation"])
+    measure_students(metrics, models, yardstick, blocks["evaluation"])
     # Reporting needs a gain, whatever it is: these students are trained for a few updates only.
     metrics["selection"] = {**describe_selection(manifest, scores, pool, prior), "gain": 0.0}
     return Experiment(
@@ -223,6 +254,7 @@ def run(blocks: dict[str, Any], folder: Path) -> Experiment:
         classifier=classifier,
         scores=scores,
         ranks=ranks,
+        excluded=excluded,
         manifest=manifest,
         weights=weights["student"],
         vectors=vectors["student"],

@@ -34,12 +34,12 @@ def test_a_held_out_risk_that_was_not_measured_has_no_axes(
     figure.canvas.draw()
 
 
-def test_distillation_history_compares_both_students_on_held_out_images() -> None:
-    student = history(5, held_out_agreement=0.9)
-    random_student = history(5, held_out_agreement=0.8)
+def test_distillation_history_compares_both_students_on_the_yardstick() -> None:
+    student = history(5, yardstick_agreement=0.9)
+    random_student = history(5, yardstick_agreement=0.8)
     text = words(plot_distillation_history(student, random_student))
-    assert "agree on 90.0 % of the held-out images" in text
-    assert "the student of random images on 80.0 % of its own" in text
+    assert "agree on 90.0 % of the yardstick images" in text
+    assert "the student of random images on 80.0 % of them" in text
 
 
 @pytest.mark.parametrize("random_history", [None, history(0)])

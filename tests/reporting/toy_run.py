@@ -43,6 +43,7 @@ BLOCKS: dict[str, Any] = {
     "teacher_check": {},
     "teacher_training": {},
     "feature_extraction": {},
+    "yardstick": {},
     "pu_training": {"epochs": 20, "note": "<b>"},
     "pool_scoring": {},
     "subset_materialization": {},
@@ -228,8 +229,8 @@ def report(title: str = "A run", gain: float | None = 0.02, **pool: Any) -> dict
         store,
         history(20, held_out_zero_one_risk=0.1),
         weights(10),
-        history(20, held_out_agreement=0.9),
-        history(n_random_epochs, held_out_agreement=0.8),
+        history(20, yardstick_agreement=0.9),
+        history(n_random_epochs, yardstick_agreement=0.8),
         **BLOCKS,
         params=ReportingParams(title=title, contact_sheet_images=4),
     )

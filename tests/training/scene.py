@@ -24,6 +24,7 @@ from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.yardstick import Yardstick
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.losses.distillation import kl_divergence
 from pu_kd_pipeline.models.factory import new_student
@@ -32,6 +33,7 @@ from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, Opt
 from pu_kd_pipeline.params.data_ingestion import ImageSource, ImageStoreParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
+from pu_kd_pipeline.storage.yardstick import yardstick_table
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.teacher import train_classifier
 
@@ -112,14 +114,21 @@ def parquet_of(file: Path, numbers: range) -> None:
     pq.write_table(pa.table(columns), file)
 
 
-def store_of(folder: Path, *parts: tuple[range, str], size_px: int = 8) -> ImageStore:
-    """Return a store of images by number; each part states how its labels are read."""
+def store_of(
+    folder: Path, *parts: tuple[range, str], size_px: int = 8, name: str | None = None
+) -> ImageStore:
+    """Return a store of images by number; each part states how its labels are read.
+
+    Ids begin with the name, if there is one.
+    """
     sources = []
     folder.mkdir(parents=True)
     for place, (numbers, labels) in enumerate(parts):
         file = folder / f"{place}.parquet"
         parquet_of(file, numbers)
         source = {"type": "parquet", "path": str(file), "labels": labels}
+        if name is not None:
+            source["name"] = f"{name}{place}"
         sources.append(ImageSource.model_validate(source))
     store = ImageStoreParams(
         kind="packed",
@@ -150,7 +159,6 @@ def params_with(**changes: Any) -> DistillationParams:
         "n_updates": 40,
         "record_every": 10,
         "batch_size": 32,
-        "held_out_share": 0.1,
         "teacher_cache": "exact",
         "cached_views": 4,
         "keep": "last",
@@ -175,6 +183,7 @@ class Scene:
     labeled: ImageStore
     pool: ImageStore
     student: dict[str, Any]
+    yardstick: Yardstick | None = None
 
     @property
     def manifest(self) -> pd.DataFrame:
@@ -211,7 +220,14 @@ class Scene:
         weights = three_weight_vectors()
         params = self.params(**changes)
         return distill(
-            manifest, self.labeled, self.pool, self.teacher, weights, params, name="student"
+            manifest,
+            self.labeled,
+            self.pool,
+            self.teacher,
+            weights,
+            params,
+            name="student",
+            yardstick=self.yardstick,
         )
 
     def agreement_and_divergence(self, student: Model) -> tuple[float, float]:
@@ -252,7 +268,16 @@ def make_scene(name: str, folder: Path) -> Scene:
     )
     teacher, _ = train_classifier(teacher_params, labeled, training)
     of_student = {"student_architecture": student, "student_options": student_options}
-    return Scene(teacher, labeled, pool, of_student)
+    measured = store_of(folder / "measured", (range(300, 320), "ignore"), size_px=size_px)
+    return Scene(teacher, labeled, pool, of_student, yardstick_of(measured, teacher))
+
+
+def yardstick_of(store: ImageStore, teacher: Model) -> Yardstick:
+    """Return all images of a store as a yardstick."""
+    images = store.index[["id", "sha256"]].assign(origin="pool", part="uniform")
+    logits = predict_logits(teacher, store, COMPUTE).numpy()
+    table = yardstick_table(images, logits, teacher=teacher.fingerprint(), seed=0)
+    return Yardstick(table, {"pool": store})
 
 
 def state_of(model: Model) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ def card_of(
     start: dict[str, torch.Tensor] | None = None,
     code: str = "c0de",
     device: str = "cpu",
+    yardstick: str = "y",
     card: dict[str, Any] | None = None,
     **changes: Any,
 ) -> ModelCard:
@@ -46,9 +47,8 @@ def card_of(
     if manifest is None:
         manifest = manifest_of("abc")
     params = params_with(**changes)
-    recipe = training_recipe(
-        manifest, params, weight_facts, start, code=code, pool_images="p", device=device
-    )
+    facts = {"code": code, "pool_images": "p", "device": device, "yardstick": yardstick}
+    recipe = training_recipe(manifest, params, weight_facts, start, **facts)
     origin = {
         "distilled_by": params.objective,
         "rule": "nnpu",
@@ -87,7 +87,6 @@ def test_students_of_other_images_alone_do_not_differ() -> None:
         ({"seed": 1}, "seed 0 and 1"),
         ({"temperature": 4.0}, "temperature 2.0 and 4.0"),
         ({"objective": "robust_kd"}, "objective kd and robust_kd"),
-        ({"held_out_share": 0.2}, "held_out_share 0.1 and 0.2"),
         ({"keep": "best"}, "keep last and best"),
         ({"teacher_cache": "views"}, "teacher_cache exact and views"),
         (
@@ -110,6 +109,7 @@ def test_students_of_other_images_alone_do_not_differ() -> None:
         ({"start": {"fc.weight": torch.ones(2)}}, "start differs"),
         ({"code": "other"}, "code differs"),
         ({"device": "cuda"}, "device cpu and cuda"),
+        ({"yardstick": "other"}, "yardstick differs"),
         ({"manifest": manifest_of("abcd")}, "n_pool 3 and 4"),
         ({"manifest": manifest_of("abc", labeled_ids="x")}, "n_labeled 2 and 1"),
         ({"manifest": manifest_of("abc", labeled_ids="xz")}, "labeled differs"),

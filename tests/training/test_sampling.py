@@ -175,7 +175,7 @@ def test_equal_probabilities_give_the_student_of_a_manifest_without_them(digits:
 def test_the_labeled_share_is_that_of_every_batch_and_all_are_shown_equally_often(
     digits: Scene, shown: list[torch.Tensor]
 ) -> None:
-    params = {"n_updates": 15, "batch_size": 30, "held_out_share": 0.0, "labeled_share": 0.4}
+    params = {"n_updates": 15, "batch_size": 30, "labeled_share": 0.4}
     student, _ = digits.distill(**params)
     n_labeled = len(digits.labeled)
     counts = [int((batch < n_labeled).sum()) for batch in shown]

@@ -70,7 +70,6 @@ def params_with(**changes: Any) -> DistillationParams:
         "n_updates": 1000,
         "record_every": 10,
         "batch_size": 16,
-        "held_out_share": 0.0,
         "teacher_cache": "exact",
         "cached_views": 4,
         "keep": "last",

@@ -81,6 +81,8 @@ def _shard_name(cell: Cell, inputs: ComparisonInputs, params: ComparisonParams) 
     if method.uses_hint_share:
         facts["hint_share"] = params.hint_share
     reads_pool = method.selects or method.samples_by_relatedness
+    if inputs.yardstick_fingerprint is not None:
+        facts["yardstick"] = inputs.yardstick_fingerprint
     excluded_ids = inputs.excluded.pool
     if excluded_ids and reads_pool:
         facts["excluded"] = sorted(excluded_ids)
@@ -104,8 +106,9 @@ def _check(inputs: ComparisonInputs, cells: Sequence[Cell], params: ComparisonPa
     if fewest < most:
         raise InputError(
             f"comparison.labeled_per_class asks for {most} images of each class, "
-            f"and the labeled store has a class with {fewest}: "
-            "raise per_class of data_ingestion.labeled, or ask for fewer"
+            f"and the labeled store has a class with {fewest} that students may learn from: "
+            "raise per_class of data_ingestion.labeled, lower yardstick.labeled_share, "
+            "or ask for fewer"
         )
     methods = [METHODS[cell.method] for cell in cells]
     uses_original = any(method.labeled_images == "original" for method in methods)

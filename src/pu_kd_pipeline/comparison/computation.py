@@ -48,7 +48,8 @@ RESULT = pa.schema(
         ("n_updates", pa.int64()),
         ("accuracy", pa.float64()),
         ("agreement", pa.float64()),
-        ("held_out_agreement", pa.float64()),
+        ("yardstick_agreement", pa.float64()),
+        ("yardstick_kl", pa.float64()),
         ("teacher_accuracy", pa.float64()),
         ("n_labeled", pa.int64()),
         ("n_selected", pa.int64()),
@@ -65,6 +66,9 @@ RESULT = pa.schema(
         # In the order of the test images, of which the second column is the fingerprint.
         ("is_correct", pa.list_(pa.bool_())),
         ("test_images", pa.string()),
+        # How many images the two numbers of the yardstick are of, and its fingerprint.
+        ("n_yardstick", pa.int64()),
+        ("yardstick", pa.string()),
     ]
 )
 
@@ -100,6 +104,8 @@ class CellComputation:
             n_pool=len(self._inputs.pool_images),
             n_test=len(self._inputs.test_images),
             test_images=self._inputs.test_images.fingerprint,
+            n_yardstick=len(self._inputs.yardstick or ()),
+            yardstick=self._inputs.yardstick_fingerprint,
             seconds=0.0,
         )
         if cell.needs_pu:
@@ -137,7 +143,8 @@ class CellComputation:
             "accuracy": accuracy(classes, self._truth),
             "is_correct": (classes == self._truth).tolist(),
             "agreement": agreement(classes, teacher_classes),
-            "held_out_agreement": kept.get("held_out_agreement"),
+            "yardstick_agreement": kept.get("yardstick_agreement"),
+            "yardstick_kl": kept.get("yardstick_kl"),
             "teacher_accuracy": accuracy(teacher_classes, self._truth),
             "n_labeled": int((manifest["origin"] == "labeled").sum()),
             "n_selected": n_pool_images(manifest),
@@ -185,6 +192,7 @@ class CellComputation:
             name="distillation",
             start=state,
             watched=self._inputs.watched_images,
+            yardstick=self._inputs.yardstick,
         )
 
     def _weight_vectors(

@@ -307,10 +307,6 @@ def _implied_overrides(variant: ComparisonVariant, objective: str) -> dict[str, 
         # checks until then.
         subset["budget"] = 1
     distillation: dict[str, Any] = {"objective": objective}
-    if not METHODS[variant.method].has_held_out_images:
-        distillation["held_out_share"] = 0.0
-        # Without held-out images, no epoch can be called the best.
-        distillation["keep"] = "last"
     pu_training = {"features": variant.features}
     return {
         "pu_training": _without_none(pu_training),

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from pu_kd_pipeline.comparison.grid import Cell
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset, without_images
+from pu_kd_pipeline.images.yardstick import Yardstick
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
@@ -23,7 +25,8 @@ class ComparisonInputs:
 
     Attributes:
         watched_images: images that no student learns from; curves are measured on them.
-        excluded: copies of test images, by id.
+        excluded: copies of test images and the yardstick, by id.
+        yardstick: the images that every student is measured on.
     """
 
     teacher: Model
@@ -35,6 +38,7 @@ class ComparisonInputs:
     pool_features: ShardedTable
     watched_images: ImageStore | None = None
     excluded: Excluded = NOTHING_EXCLUDED
+    yardstick: Yardstick | None = None
 
     def watching(self, n_images: int) -> ComparisonInputs:
         """Return the inputs with some of the teacher's training images as `watched_images`.
@@ -75,15 +79,24 @@ class ComparisonInputs:
     def without_excluded(self) -> ComparisonInputs:
         """Return the inputs without the excluded labeled images.
 
-        Excluded pool images stay: each selection leaves them out.
+        The teacher's training images lose those with the pixels of a yardstick image. Excluded pool
+        images stay: each selection leaves them out.
         """
         ids = self.labeled_images.index["id"]
-        is_excluded = ids.isin(self.excluded.labeled).to_numpy()
-        if not is_excluded.any():
-            return self  # a subset has another fingerprint, which would rename finished cells
-        rows = np.flatnonzero(~is_excluded)
-        kept = ImageSubset.of(self.labeled_images, rows)
-        return replace(self, labeled_images=kept)
+        is_excluded = ids.isin(self.excluded.all_labeled)
+        labeled_images = _without_rows(self.labeled_images, is_excluded)
+        original_images = self.teacher_training_images
+        if self.yardstick is not None:
+            is_measured = original_images.index["sha256"].isin(self.yardstick.table["sha256"])
+            original_images = _without_rows(original_images, is_measured)
+        return replace(self, labeled_images=labeled_images, teacher_training_images=original_images)
+
+    @property
+    def yardstick_fingerprint(self) -> str | None:
+        """The fingerprint of the yardstick; None if students are not measured."""
+        if self.yardstick is None or not len(self.yardstick):
+            return None
+        return self.yardstick.fingerprint
 
     def cell_labeled_images(self, cell: Cell) -> ImageStore:
         """Return the images that a cell uses as labeled ones; empty where its method uses none."""
@@ -111,6 +124,14 @@ class ComparisonInputs:
         if self.watched_images is not None:
             fingerprints["watched_images"] = self.watched_images.fingerprint
         return fingerprints
+
+
+def _without_rows(images: ImageStore, is_left_out: pd.Series) -> ImageStore:
+    """Return the other images of a store, or the store itself if none is left out."""
+    if not is_left_out.any():
+        return images  # a subset has another fingerprint, which would rename finished cells
+    rows = np.flatnonzero(~is_left_out.to_numpy())
+    return ImageSubset.of(images, rows)
 
 
 def labeled_rows(images: ImageStore, n_per_class: int, seed: int) -> np.ndarray:

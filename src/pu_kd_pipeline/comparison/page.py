@@ -17,6 +17,7 @@ from pu_kd_pipeline.comparison.tables import (
     seeds_text,
     split_sweeps,
 )
+from pu_kd_pipeline.learning.proportions import clopper_pearson_interval
 from pu_kd_pipeline.reporting.markdown import markdown_text
 from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
@@ -68,6 +69,7 @@ def comparison_page(results: pd.DataFrame, params: ComparisonParams) -> str:
         accuracies = _accuracy_rows(of_grid)
         parts.append(_markdown(accuracies))
         parts += _certainty(results, of_grid)
+    parts += _yardstick(results, means)
     for label, of_sweep in sweeps.items():
         parts.append(f"## By {markdown_text(label)}")
         points = _sweep_rows(of_sweep)
@@ -167,6 +169,40 @@ def _certainty(results: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     if any(value is not None and value.n_seeds == 1 for value in all_differences):
         facts += f" {_ONE_SEED_FACTS}"
     return [title, facts, _markdown(rows)]
+
+
+def _yardstick(results: pd.DataFrame, means: pd.DataFrame) -> list[str]:
+    """Return the section on the yardstick; empty where no student was measured on it."""
+    is_measured = means["yardstick_agreement"].notna()
+    if not is_measured.any():
+        return []
+    n_images = int(results["n_yardstick"].max())
+    facts = (
+        f"Agreement with the teacher on {n_images:,} images that no student learned from, with the "
+        "95 % interval, and the KL divergence from it; means over the seeds. Choose the parameters "
+        "of a training by the divergence: the test images are for the end."
+    )
+    # Results that were put together from several comparisons.
+    if results["yardstick"].nunique() > 1:
+        facts = (
+            "These students were measured on different yardsticks: their numbers here cannot be "
+            f"compared. {facts}"
+        )
+    rows = [["", "labeled per class", "agreement", "KL (nats)"]]
+    for _, row in means[is_measured].iterrows():
+        agreement = row["yardstick_agreement"]
+        # The seeds share the images: their mean is no surer of them than one seed is.
+        interval = clopper_pearson_interval(round(agreement * n_images), n_images)
+        bounds = f"{100 * interval.lower:.1f} to {100 * interval.upper:.1f}"
+        rows.append(
+            [
+                markdown_text(row["row"]),
+                _fixed(row["labeled_per_class"], 0),
+                f"{percent(agreement)} ({bounds})",
+                _fixed(row["yardstick_kl"], 3),
+            ]
+        )
+    return ["## On the yardstick", facts, _markdown(rows)]
 
 
 def _columns(means: pd.DataFrame) -> list[float]:

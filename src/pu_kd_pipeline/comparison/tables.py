@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _MEAN_COLUMNS = [
     "agreement",
+    "yardstick_agreement",
+    "yardstick_kl",
     "auc",
     "precision",
     "recall",

@@ -18,6 +18,7 @@ from pu_kd_pipeline.params.distillation import OPTION_BLOCKS, DistillationParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
 
 # Stages whose student learns from all images of a store, so that no classes are weighted.
 STAGES_WITHOUT_CLASS_WEIGHTS = ("unlabeled_distillation", "critic_distillation")
@@ -43,6 +44,7 @@ def contradictions(blocks: Mapping[str, Any]) -> Iterator[str]:
     for name, block in blocks.items():
         if isinstance(block, DistillationParams):
             yield from _faults_of_objective(name, block)
+            yield from _faults_of_keep(name, block, blocks.get("yardstick"))
     comparison: ComparisonParams | None = blocks.get("comparison")
     if comparison is not None:
         yield from _faults_of_comparison(comparison, blocks)
@@ -120,6 +122,16 @@ def _faults_of_objective(name: str, block: DistillationParams) -> Iterator[str]:
                 f"{name}.attention.label_weight is {label_weight}, and images of the pool have no "
                 "labels: set it to 0"
             )
+
+
+def _faults_of_keep(
+    name: str, block: DistillationParams, yardstick: YardstickParams | None
+) -> Iterator[str]:
+    if block.keep == "best" and yardstick is not None and yardstick.n_images == 0:
+        yield (
+            f"{name}.keep: 'best' is chosen on the yardstick, and yardstick.n_images is 0: "
+            "raise it, or set keep to last"
+        )
 
 
 def _faults_of_comparison(params: ComparisonParams, blocks: Mapping[str, Any]) -> Iterator[str]:

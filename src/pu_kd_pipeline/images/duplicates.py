@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.params.data_ingestion import NearDuplicateParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.storage.yardstick import yardstick_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,34 +91,80 @@ def find_duplicates(
 
 @dataclass(frozen=True)
 class Excluded:
-    """The ids of the images that no student may learn from: they are copies of test images."""
+    """The ids of the images that no student may learn from.
+
+    Attributes:
+        labeled: labeled images that are copies of test images.
+        pool: pool images that are.
+        yardstick_labeled: labeled images on which students are measured.
+        yardstick_pool: pool images on which students are measured, and pool images that are copies
+            of `yardstick_labeled`.
+    """
 
     labeled: frozenset[str] = frozenset()
     pool: frozenset[str] = frozenset()
+    yardstick_labeled: frozenset[str] = frozenset()
+    yardstick_pool: frozenset[str] = frozenset()
+
+    @property
+    def all_labeled(self) -> frozenset[str]:
+        """The labeled images that no student may learn from, for either reason."""
+        return self.labeled | self.yardstick_labeled
+
+    @property
+    def all_pool(self) -> frozenset[str]:
+        """The pool images that no student may learn from, for either reason."""
+        return self.pool | self.yardstick_pool
 
 
 NOTHING_EXCLUDED = Excluded()
 
 
-def excluded_images(duplicates: pd.DataFrame, params: SubsetParams) -> Excluded:
-    """Return the labeled and pool images that are copies of test images.
+def excluded_images(
+    duplicates: pd.DataFrame, params: SubsetParams, yardstick: pd.DataFrame | None = None
+) -> Excluded:
+    """Return the labeled and pool images that no manifest may hold.
 
-    None are returned if the parameters ask to keep them.
+    These are copies of test images, unless the parameters ask to keep them, and the yardstick.
     """
-    if not params.exclude_test_duplicates:
-        return NOTHING_EXCLUDED
-    return Excluded(
-        labeled=frozenset(test_image_copies(duplicates, LABELED)),
-        pool=frozenset(test_image_copies(duplicates, POOL)),
+    excluded = NOTHING_EXCLUDED
+    if params.exclude_test_duplicates:
+        excluded = Excluded(
+            labeled=copies_of(duplicates, LABELED, TEST),
+            pool=copies_of(duplicates, POOL, TEST),
+        )
+    if yardstick is None:
+        return excluded
+    labeled = yardstick_ids(yardstick, LABELED)
+    copies = copies_of(duplicates, POOL, LABELED, labeled)
+    return replace(
+        excluded,
+        yardstick_labeled=labeled,
+        yardstick_pool=yardstick_ids(yardstick, POOL) | copies,
     )
+
+
+def copies_of(
+    duplicates: pd.DataFrame, store: str, other: str, other_ids: frozenset[str] | None = None
+) -> frozenset[str]:
+    """Return the ids of the images of a store that are copies of images of another store.
+
+    Args:
+        duplicates: the table of `find_duplicates`.
+        store: a name of `STORES`.
+        other: an earlier name of `STORES`.
+        other_ids: the images of `other` that count; None: all of them.
+    """
+    is_in_store = duplicates["store"] == store
+    is_copy = is_in_store & (duplicates["other_store"] == other)
+    if other_ids is not None:
+        is_copy &= duplicates["other_id"].isin(other_ids)
+    return frozenset(duplicates["id"][is_copy])
 
 
 def test_image_copies(duplicates: pd.DataFrame, store: str) -> list[str]:
     """Return the ids of the images of a store that are copies of test images."""
-    is_in_store = duplicates["store"] == store
-    is_of_test_image = duplicates["other_store"] == TEST
-    is_copy = is_in_store & is_of_test_image
-    return duplicates["id"][is_copy].tolist()
+    return sorted(copies_of(duplicates, store, TEST))
 
 
 def _exact_copies(stores: Mapping[str, ImageStore], name: str, other: str) -> pd.DataFrame:

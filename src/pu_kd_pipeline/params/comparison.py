@@ -28,8 +28,6 @@ class Method:
     """Whether it learns from the whole pool, drawn by relatedness."""
     is_reference: bool = False
     """Whether it uses images that its users do not have."""
-    has_held_out_images: bool = True
-    """False where the images are too few to hold any out."""
     has_own_start: bool = False
     """Whether its student starts from an entry of `comparison.starts`, not from a new network."""
     is_kd_only: bool = False
@@ -57,13 +55,11 @@ METHODS: dict[str, Method] = {
     "labeled_only": Method(
         description="distill on the labeled images alone",
         labeled_images="drawn",
-        has_held_out_images=False,
     ),
     "fitnet": Method(
         description="match a hidden layer on the labeled images alone, then distill "
         "(Romero et al. 2015)",
         labeled_images="drawn",
-        has_held_out_images=False,
         has_own_start=True,
         is_kd_only=True,
         uses_hint_share=True,
@@ -72,7 +68,6 @@ METHODS: dict[str, Method] = {
         description="start from the pruned and aligned teacher, labeled images alone "
         "(Li et al. 2018)",
         labeled_images="drawn",
-        has_held_out_images=False,
         has_own_start=True,
         is_kd_only=True,
     ),

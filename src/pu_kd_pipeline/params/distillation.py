@@ -211,12 +211,8 @@ class DistillationParams(Block):
         description="share of labeled images in every batch, on average; null: as the manifest "
         "gives, which falls as more pool images are selected",
     )
-    held_out_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        description="share of the manifest kept out of training, to watch the agreement with the "
-        "teacher"
-    )
     keep: Literal["last", "best"] = Field(
-        description="best: the record with the highest held-out agreement"
+        description="best: the record closest to the teacher on the yardstick, by KL divergence"
     )
     teacher_cache: Literal["off", "exact", "views"] = Field(
         description="off: ask the teacher at every step; exact: once for every view; views: once "
@@ -257,9 +253,6 @@ class DistillationParams(Block):
             raise ValueError(
                 f"objective {self.objective!r} needs {' and '.join(missing)} next to it"
             )
-        # The best record is chosen by the agreement on held-out images.
-        if self.keep == "best" and self.held_out_share == 0:
-            raise ValueError("keep 'best' needs a held_out_share above 0")
         if self.weight_averaging == "final_phase" and self.final_phase.share == 0:
             raise ValueError("weight_averaging 'final_phase' needs a final_phase.share above 0")
         self._check_labels_of_mixed_images()

@@ -69,6 +69,7 @@ def _is_entire_pool(selection: Metrics) -> bool:
     if n_pool is None:
         return False
     n_excluded = selection.get("n_excluded_pool") or 0
+    n_excluded += selection.get("n_yardstick_pool") or 0
     return bool(selection["n_selected"] >= n_pool - n_excluded)
 
 

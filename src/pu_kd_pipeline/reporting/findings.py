@@ -56,6 +56,9 @@ def _doubts(metrics: Mapping[str, Any]) -> list[str]:
     teacher_note = metrics.get("teacher", {}).get("labeled_note")
     if teacher_note:
         doubts.insert(0, teacher_note)
+    for facts in metrics.values():
+        if isinstance(facts, Mapping) and facts.get("yardstick_note"):
+            doubts.append(facts["yardstick_note"])
     return doubts
 
 

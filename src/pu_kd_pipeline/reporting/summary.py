@@ -125,6 +125,13 @@ MODEL_QUANTITIES = (
         bounds=("labeled_accuracy_lower", "labeled_accuracy_upper"),
     ),
     _ModelQuantity("agreement", "agreement with the teacher", percent, is_relative_to_teacher=True),
+    _ModelQuantity(
+        "yardstick_agreement",
+        "the same, on the yardstick",
+        percent,
+        bounds=("yardstick_agreement_lower", "yardstick_agreement_upper"),
+    ),
+    _ModelQuantity("yardstick_kl", "divergence from the teacher, on the yardstick", _in_units("")),
     _ModelQuantity("parameters", "parameters", _in_units("", "k", "M", "G")),
     _ModelQuantity("flops", "FLOPs per image", _in_units("", "k", "M", "G", "T")),
     _ModelQuantity(
@@ -138,13 +145,16 @@ MODEL_QUANTITIES = (
 
 
 def selection_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Return one row of name and value per known fact about the selected images."""
+    """Return one row of name and value per known fact about the selected and measured images."""
     selection = metrics.get("selection", {})
     rows = []
     for title, to_text in _SELECTION_QUANTITIES.items():
         text = to_text(selection)
         if text is not None:
             rows.append([title, text])
+    yardstick = metrics.get("yardstick")
+    if yardstick:
+        rows.append(["yardstick", _yardstick(yardstick)])
     title_of_gain = gain_title(metrics)
     gain = gain_text(metrics)
     if title_of_gain is not None and gain is not None:
@@ -173,14 +183,25 @@ def _selected(selection: Mapping[str, Any]) -> str | None:
     return text
 
 
-def _excluded(selection: Mapping[str, Any]) -> str | None:
-    texts = []
-    # The store of test images itself is never selected from.
-    for store in ("pool", "labeled"):
-        count = selection.get(f"n_excluded_{store}")
-        if count:
-            texts.append(f"{count:,} of the {store} images")
-    return ", ".join(texts) or None
+def _yardstick(facts: Mapping[str, Any]) -> str:
+    """Return how many images of each part students are measured on, and the fingerprint."""
+    counts = [f"{facts[f'n_{part}']:,} {part}" for part in ("uniform", "related", "labeled")]
+    return f"{', '.join(counts)} images ({facts['fingerprint']})"
+
+
+def _left_out(prefix: str) -> Callable[[Mapping[str, Any]], str | None]:
+    """Return a function that writes how many images of each store were left out for a reason."""
+
+    def text_of(selection: Mapping[str, Any]) -> str | None:
+        texts = []
+        # The store of test images itself is never selected from.
+        for store in ("pool", "labeled"):
+            count = selection.get(f"{prefix}_{store}")
+            if count:
+                texts.append(f"{count:,} of the {store} images")
+        return ", ".join(texts) or None
+
+    return text_of
 
 
 def _class_prior(selection: Mapping[str, Any]) -> str | None:
@@ -217,7 +238,8 @@ def _value(key: str, to_text: Callable[[float], str]) -> Callable[[Mapping[str, 
 
 _SELECTION_QUANTITIES: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "pool images selected": _selected,
-    "excluded, copies of test images": _excluded,
+    "excluded, copies of test images": _left_out("n_excluded"),
+    "excluded, the yardstick": _left_out("n_yardstick"),
     "class prior": _class_prior,
     # Known only where the pool's truth is, and used for the report alone.
     "precision": _value("precision", percent),

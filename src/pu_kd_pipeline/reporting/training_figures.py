@@ -153,11 +153,11 @@ def plot_distillation_history(
 ) -> Figure:
     """Return loss and agreement with the teacher against student updates, for both students.
 
-    Each student is measured on its own images, held-out ones if there are any: the curves show how
-    fast it settles, while only the test images compare the two.
+    Both students are measured on the yardstick. Without one, each is measured on its own training
+    images: the curves then show how fast it settles, and do not compare the two.
 
     Args:
-        distillation_history: `update`, `loss`, and `held_out_agreement` or else
+        distillation_history: `update`, `loss`, and `yardstick_agreement` or else
             `training_agreement` in [0, 1].
         random_distillation_history: history of the student distilled from random images, in the
             same form; None or empty without such a student.
@@ -168,10 +168,9 @@ def plot_distillation_history(
         # First, so that the line of the student is drawn on top.
         runs = {_CONTROL: random_distillation_history, **runs}
     kind = "training"
-    if np.isfinite(_column(distillation_history, "held_out_agreement")).any():
-        kind = "held_out"
+    if np.isfinite(_column(distillation_history, "yardstick_agreement")).any():
+        kind = "yardstick"
     agreement = f"{kind}_agreement"  # the column
-    kind_text = kind.replace("_", "-")
 
     figure = new_figure(4.0)
     losses, agreements = figure.subplots(1, 2, sharex=True)
@@ -189,7 +188,7 @@ def plot_distillation_history(
     log_scale_when_wide(losses, all_losses)
     losses.xaxis.set_major_formatter("{x:,.0f}")
     style_axes(losses, "student updates", "distillation loss")
-    style_axes(agreements, "student updates", f"agreement with the teacher, {kind_text} (%)")
+    style_axes(agreements, "student updates", f"agreement with the teacher, {kind} (%)")
 
     n_updates = int(distillation_history["update"].max())
     last_agreement = _last(_column(distillation_history, agreement))
@@ -199,11 +198,12 @@ def plot_distillation_history(
         set_title(figure, finding, "agreement was not measured")
         return figure
 
-    finding = f"Student and teacher agree on {percent(last_agreement)} of the {kind_text} images"
+    finding = f"Student and teacher agree on {percent(last_agreement)} of the {kind} images"
     evidence = f"after {n_updates:,} updates"
     if _CONTROL in runs:
         random_agreement = _last(_column(runs[_CONTROL], agreement))
-        evidence += f"; the {_CONTROL} on {percent(random_agreement)} of its own images"
+        whose = "its own images" if kind == "training" else "them"
+        evidence += f"; the {_CONTROL} on {percent(random_agreement)} of {whose}"
     set_title(figure, finding, evidence)
     return figure
 

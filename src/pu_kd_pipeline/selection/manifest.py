@@ -70,7 +70,7 @@ class SubsetInputs:
             InputError: no image of a class is left.
         """
         index = self.labeled_images.index
-        is_excluded = index["id"].isin(self.excluded.labeled)
+        is_excluded = index["id"].isin(self.excluded.all_labeled)
         is_kept = ~is_excluded.to_numpy()
         labels = index["label"]
         all_classes = set(labels.dropna())
@@ -228,7 +228,7 @@ def _selectable_scores(inputs: SubsetInputs) -> tuple[pd.DataFrame, np.ndarray]:
             f"pool_scores: they cover {n_scored:,} of the {n_pool:,} pool "
             "images. Run the stages from `feature_extraction` on again"
         )
-    is_excluded = ids.isin(inputs.excluded.pool)
+    is_excluded = ids.isin(inputs.excluded.all_pool)
     is_selectable = ~is_excluded.to_numpy()
     return scores[is_selectable], rows[is_selectable]
 
@@ -332,11 +332,24 @@ def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> 
         "n_labeled": n_labeled,
         "n_selected": len(selection.rows),
         "n_pool": len(inputs.pool_images),
-        "n_excluded_labeled": len(inputs.labeled_images) - n_labeled,
-        "n_excluded_pool": len(inputs.excluded.pool),
+        **_excluded_counts(inputs),
         "fingerprints": {
             "labeled_images": inputs.labeled_images.fingerprint,
             "pool_images": inputs.pool_images.fingerprint,
             "pool_scores": inputs.pool_scores.fingerprint,
         },
+    }
+
+
+def _excluded_counts(inputs: SubsetInputs) -> dict[str, int]:
+    """Return how many images of the stores are left out, each counted for one reason."""
+    excluded = inputs.excluded
+    labeled_ids = inputs.labeled_images.index["id"]
+    return {
+        "n_excluded_labeled": int(labeled_ids.isin(excluded.labeled).sum()),
+        "n_excluded_pool": len(excluded.pool),
+        "n_yardstick_labeled": int(
+            labeled_ids.isin(excluded.yardstick_labeled - excluded.labeled).sum()
+        ),
+        "n_yardstick_pool": len(excluded.yardstick_pool - excluded.pool),
     }

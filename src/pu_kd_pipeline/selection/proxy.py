@@ -69,11 +69,10 @@ class Proxy:
         self, manifest: pd.DataFrame, labeled_images: ImageStore, pool_images: ImageStore
     ) -> Model:
         n_updates = max(1, round(PROXY_UPDATES_SHARE * self.params.n_updates))
-        # The proxy learns from all chosen images: none are held out to pick the best update.
+        # Without a yardstick: the student is chosen on it, and the proxy must not be.
         changes = {
             "objective": "kd",
             "n_updates": n_updates,
-            "held_out_share": 0.0,
             "keep": "last",
             # A last phase on labeled images would hide what there is to learn in the pool.
             "final_phase": FinalPhaseParams(),

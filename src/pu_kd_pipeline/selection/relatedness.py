@@ -179,7 +179,7 @@ def preferential_manifest(
     """
     _check_pool(relatedness, pool_images)
     ids = pool_images.index["id"]
-    is_excluded = ids.isin(excluded.pool).to_numpy()
+    is_excluded = ids.isin(excluded.all_pool).to_numpy()
     rows = np.flatnonzero(~is_excluded)
     if not len(rows):
         raise InputError(
@@ -217,7 +217,8 @@ def preferential_manifest(
         n_labeled=0,
         n_selected=len(manifest),
         n_pool=len(pool_images),
-        n_excluded_pool=len(pool_images) - len(manifest),
+        n_excluded_pool=int(ids.isin(excluded.pool).sum()),
+        n_yardstick_pool=int(ids.isin(excluded.yardstick_pool - excluded.pool).sum()),
         fingerprints={
             "pool_images": pool_images.fingerprint,
             "relatedness": relatedness.fingerprint,

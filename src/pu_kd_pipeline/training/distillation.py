@@ -17,6 +17,7 @@ from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows, normalization
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.yardstick import Yardstick
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.loop import Stateful, TrainingState, fit, make_optimizer, seeded
 from pu_kd_pipeline.learning.mixing import Mixing
@@ -33,6 +34,11 @@ from pu_kd_pipeline.storage.manifest import (
     sampling_options,
     table_digest,
 )
+from pu_kd_pipeline.storage.yardstick import (
+    check_yardstick,
+    teacher_logits,
+    yardstick_facts,
+)
 from pu_kd_pipeline.training.batches import Batch, Draw, augmented_batches
 from pu_kd_pipeline.training.checkpoints import (
     Checkpoints,
@@ -48,15 +54,15 @@ from pu_kd_pipeline.training.final_phase import (
     weight_average,
 )
 from pu_kd_pipeline.training.manifest_images import (
-    manifest_image_rows,
+    labeled_first,
     manifest_labels,
-    split_held_out,
+    manifest_parts,
 )
 from pu_kd_pipeline.training.monitor import (
     BestStudent,
-    EvalSet,
+    LabeledImages,
     StudentMonitor,
-    predicted_classes,
+    YardstickImages,
 )
 from pu_kd_pipeline.training.objectives.base import Objective, ObjectiveContext
 from pu_kd_pipeline.training.objectives.factory import (
@@ -64,7 +70,7 @@ from pu_kd_pipeline.training.objectives.factory import (
     check_without_class_weights,
     make_objective,
 )
-from pu_kd_pipeline.training.recipes import SAMPLING, TRAINING, training_recipe
+from pu_kd_pipeline.training.recipes import SAMPLING, TRAINING, YARDSTICK, training_recipe
 from pu_kd_pipeline.training.rolling import RollingDraws, rolling_batches
 from pu_kd_pipeline.training.sampling import Sampling, Strata, manifest_sampling
 from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
@@ -82,6 +88,7 @@ class _Task:
     name: str
     start: Mapping[str, Tensor] | None
     watched: ImageStore | None
+    yardstick: Yardstick | None
     device: torch.device
 
 
@@ -178,12 +185,14 @@ def distill(
     name: str,
     start: Mapping[str, Tensor] | None = None,
     watched: ImageStore | None = None,
+    yardstick: Yardstick | None = None,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student and its history, one row every `record_every` updates.
 
     Teacher (eval mode) and student see the same random views; there are no hard labels, except
-    where `attention.label_weight` asks for them. A share of the manifest is held out: the agreement
-    with the teacher on it is recorded, and picks the student where `keep` is `best`.
+    where `attention.label_weight` asks for them. The agreement with the teacher on the yardstick
+    and the KL divergence from it are recorded (`yardstick_agreement`, `yardstick_kl`); the
+    divergence picks the student where `keep` is `best`.
 
     Args:
         manifest: rows of `choose_subset`; `sampling.manifest_sampling` describes how its images
@@ -197,13 +206,16 @@ def distill(
         start: the student's initial state; None: freshly initialized.
         watched: labeled images that are never trained on; each record then has the accuracy on
             clean views of them, `watched_accuracy`.
+        yardstick: images that are not in the manifest, and this teacher's logits for them; None or
+            empty: the student is not measured.
 
     Raises:
-        InputError: manifest, weights and images do not fit together, the objective cannot be used
-            with these networks, the loss is not finite, or memory runs out.
+        InputError: manifest, weights, yardstick and images do not fit together, the objective
+            cannot be used with these networks, the loss is not finite, or memory runs out.
     """
     check_manifest(manifest)
     check_weights(weight_vectors, manifest, teacher.fingerprint())
+    yardstick = _checked_yardstick(yardstick, teacher, params, name)
     task = _Task(
         manifest=manifest,
         stores={"labeled": labeled_images, "pool": pool_images},
@@ -213,6 +225,7 @@ def distill(
         name=name,
         start=start,
         watched=watched,
+        yardstick=yardstick,
         device=prepare_device(params.compute),
     )
     identity = partial(_identity, task)
@@ -247,14 +260,19 @@ def _prepare(
 ) -> _Setup:
     """Read the images and make the student, the teacher's outputs and the objective."""
     params = task.params
-    rows, held_out_rows = split_held_out(task.manifest, params)
+    rows = labeled_first(task.manifest)
     # First, because it may be refused.
     final_phase = final_phase_of(rows, params, task.name)
-    images = manifest_image_rows(rows, task.stores, params.compute)
-    held_out = manifest_image_rows(held_out_rows, task.stores, params.compute)
+    parts = manifest_parts(rows, task.stores)
+    if task.yardstick is not None:
+        for store, store_rows in parts:
+            task.yardstick.check_apart(store, store_rows)
+    images = ImageRows(parts, params.compute)
     stores = [*task.stores.values()]
     if task.watched is not None:
         stores.append(task.watched)
+    if task.yardstick is not None:
+        stores += [store for store, _, _ in task.yardstick.parts]
     normalize = normalization(task.teacher, task.device, *stores)
 
     model = _new_student(task)
@@ -270,7 +288,7 @@ def _prepare(
     objective = _objective(task, rows, model, teacher_outputs, cleanup)
 
     best = BestStudent(student, keeps_best=params.keep == "best")
-    eval_sets = _eval_sets(task, held_out, normalize)
+    eval_sets = _eval_sets(task)
     sampling = manifest_sampling(rows, task.manifest.attrs, params)
     rolling = None
     if ROLLING in sampling.facts:
@@ -346,6 +364,7 @@ def distill_from_pool(
     teacher: Model,
     params: DistillationParams,
     name: str,
+    yardstick: Yardstick | None = None,
 ) -> tuple[Model, pd.DataFrame]:
     """Return a student of pool images alone, and its history; arguments as for `distill`.
 
@@ -354,13 +373,21 @@ def distill_from_pool(
     """
     check_without_class_weights(params, name)
     weights = _even_weights(teacher)
-    return distill(manifest, pool_images, pool_images, teacher, weights, params, name)
+    return distill(
+        manifest, pool_images, pool_images, teacher, weights, params, name, yardstick=yardstick
+    )
 
 
 def distill_original(
-    images: ImageStore, teacher: Model, params: DistillationParams, name: str
+    images: ImageStore,
+    teacher: Model,
+    params: DistillationParams,
+    name: str,
+    yardstick: Yardstick | None = None,
 ) -> tuple[Model, pd.DataFrame]:
-    """Return a student of the teacher's own training images, all of them, and its history.
+    """Return a student of the teacher's own training images, and its history.
+
+    It learns from all of them but the yardstick's.
 
     Raises:
         InputError: there are none, or the objective needs class weights, which are even there.
@@ -373,8 +400,11 @@ def distill_original(
     check_without_class_weights(params, name)
     # Their labels may be used: they are the ones that the teacher was trained with.
     manifest = images.index[["id"]].assign(origin="labeled")
+    if yardstick is not None:
+        is_measured = images.index["sha256"].isin(yardstick.table["sha256"])
+        manifest = manifest[~is_measured]
     weights = _even_weights(teacher)
-    return distill(manifest, images, images, teacher, weights, params, name)
+    return distill(manifest, images, images, teacher, weights, params, name, yardstick=yardstick)
 
 
 def _even_weights(teacher: Model) -> pd.DataFrame:
@@ -386,6 +416,38 @@ def _even_weights(teacher: Model) -> pd.DataFrame:
 # --- steps of `distill` ---
 
 
+def _checked_yardstick(
+    yardstick: Yardstick | None, teacher: Model, params: DistillationParams, name: str
+) -> Yardstick | None:
+    """Return the yardstick, or None for an empty one.
+
+    Raises:
+        InputError: it is of another teacher, or `keep: best` needs one.
+    """
+    if yardstick is None or not len(yardstick):
+        if params.keep == "best":
+            raise InputError(
+                f"{name}.keep: 'best' is chosen on the yardstick, which holds no image here: set "
+                "it to last, raise yardstick.n_images, or give data_ingestion.pool more images"
+            )
+        return None
+    check_yardstick(yardstick.table, teacher.fingerprint(), teacher.n_classes)
+    return yardstick
+
+
+def _yardstick_facts(task: _Task) -> dict[str, Any] | None:
+    """Return which images the student is measured on; None if on none."""
+    if task.yardstick is None:
+        return None
+    return yardstick_facts(task.yardstick.table)
+
+
+def _yardstick_fingerprint(task: _Task) -> str | None:
+    if task.yardstick is None:
+        return None
+    return task.yardstick.fingerprint
+
+
 def _identity(task: _Task) -> dict[str, Any]:
     """Return what the student depends on; a checkpoint of another identity is not used."""
     # The keys are shown when a checkpoint is refused, and are compared with those of older files.
@@ -395,6 +457,8 @@ def _identity(task: _Task) -> dict[str, Any]:
         task.device,
         teacher=task.teacher.fingerprint(),
         is_watched=task.watched is not None,
+        # With the teacher's logits, which decide the best record.
+        yardstick=None if task.yardstick is None else table_digest(task.yardstick.table),
         **facts,
         manifest=table_digest(task.manifest),
         # The table does not hold them.
@@ -413,6 +477,7 @@ def _new_student(task: _Task) -> Model:
         "rule": task.manifest.attrs.get("rule"),
         "n_updates": params.n_updates,
         "teacher": task.teacher.fingerprint(),
+        YARDSTICK: _yardstick_facts(task),
         TRAINING: _recipe(task),
     }
     model = new_student(task.teacher, params.student_architecture, params.student_options, origin)
@@ -435,6 +500,7 @@ def _recipe(task: _Task) -> dict[str, Any]:
         task.start,
         **facts,
         device=task.device.type,
+        yardstick=_yardstick_fingerprint(task),
         code=maker_fingerprint(distill, load_model),
     )
 
@@ -474,14 +540,17 @@ def _objective(
     return make_objective(context)
 
 
-def _eval_sets(task: _Task, held_out: ImageRows, normalize: Normalize) -> dict[str, EvalSet]:
-    """Return the sets that the student is measured on, by their column of the history."""
+def _eval_sets(task: _Task) -> list[LabeledImages | YardstickImages]:
+    """Return the images that the student is measured on."""
     compute = task.params.compute
-    eval_sets = {}
-    # Held-out images have no labels: the teacher's classes are the reference.
-    if len(held_out):
-        classes = predicted_classes(task.teacher.network, held_out, normalize, compute)
-        eval_sets["held_out_agreement"] = EvalSet(held_out, classes)
+    eval_sets: list[LabeledImages | YardstickImages] = []
+    if task.yardstick is not None:
+        yardstick_parts = task.yardstick.parts
+        measured = ImageRows([(store, rows) for store, rows, _ in yardstick_parts], compute)
+        # In the order of the images: one part after the other.
+        places = np.concatenate([places for _, _, places in yardstick_parts])
+        logits = torch.from_numpy(teacher_logits(task.yardstick.table)[places])
+        eval_sets.append(YardstickImages(measured, logits.to(task.device)))
 
     store = task.watched
     if store is not None:
@@ -489,7 +558,7 @@ def _eval_sets(task: _Task, held_out: ImageRows, normalize: Normalize) -> dict[s
         images = ImageRows([(store, rows)], compute)
         truth = store.index["label"].to_numpy(dtype=np.int64)
         labels = torch.from_numpy(truth).to(task.device)
-        eval_sets["watched_accuracy"] = EvalSet(images, labels)
+        eval_sets.append(LabeledImages(images, labels))
     return eval_sets
 
 

@@ -7,38 +7,28 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.images.store import ImageStore, find_rows
-from pu_kd_pipeline.params.compute import ComputeParams
-from pu_kd_pipeline.params.distillation import DistillationParams
 
 
-def split_held_out(
-    manifest: pd.DataFrame, params: DistillationParams
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows to train on and those held out, drawn at random; labeled rows come first."""
-    order = np.random.default_rng(params.seed).permutation(len(manifest))
-    n_held_out = int(params.held_out_share * len(manifest))
-    is_drawn = np.zeros(len(manifest), dtype=bool)
-    is_drawn[order[:n_held_out]] = True
-    # `manifest_image_rows` puts the images of one store after those of the other: rows and images
-    # must be in the same order.
-    labeled_first = manifest.assign(is_held_out=is_drawn).sort_values("origin", kind="stable")
-    is_held_out = labeled_first["is_held_out"]
-    return labeled_first[~is_held_out], labeled_first[is_held_out]
+def labeled_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with labeled images first, as `manifest_parts` has them."""
+    return rows.sort_values("origin", kind="stable")
 
 
-def manifest_image_rows(
-    rows: pd.DataFrame, stores: Mapping[str, ImageStore], compute: ComputeParams
-) -> ImageRows:
-    """Return the images of the rows, in the order of the rows if these are labeled first."""
+def manifest_parts(
+    rows: pd.DataFrame, stores: Mapping[str, ImageStore]
+) -> list[tuple[ImageStore, np.ndarray]]:
+    """Return each store with the (n,) rows of its images.
+
+    They are in the order of the manifest's rows if these are labeled first.
+    """
     parts = []
     for origin, store in stores.items():
         is_of_store = rows["origin"] == origin
         ids = rows["id"][is_of_store].to_numpy()
         positions = find_rows(store, ids, "manifest")
         parts.append((store, positions))
-    return ImageRows(parts, compute)
+    return parts
 
 
 def manifest_labels(rows: pd.DataFrame, labeled: ImageStore) -> np.ndarray:

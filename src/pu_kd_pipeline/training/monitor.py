@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,15 @@ from pu_kd_pipeline.devices import autocast, inference_batch_size
 from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.loop import Record
+from pu_kd_pipeline.learning.yardstick import closeness
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.training.final_phase import AveragedStudent
 
+YARDSTICK_KL = "yardstick_kl"  # the column of the history that `keep: best` reads
+
 
 @dataclass(frozen=True)
-class EvalSet:
+class LabeledImages:
     """Images that a student is not trained on, and the class it should give each of them.
 
     Attributes:
@@ -29,25 +33,51 @@ class EvalSet:
     images: ImageRows
     classes: Tensor
 
+    def measure(self, logits: Tensor) -> dict[str, float]:
+        """Return the columns of the history that (n, K) logits of a student give."""
+        is_right = logits.argmax(dim=1) == self.classes
+        accuracy = is_right.float().mean()
+        return {"watched_accuracy": accuracy.item()}
 
-def predicted_classes(
+
+@dataclass(frozen=True)
+class YardstickImages:
+    """The yardstick's images, and what the teacher answers.
+
+    Attributes:
+        images: n images.
+        teacher_logits: (n, K) float32 on the images' device.
+    """
+
+    images: ImageRows
+    teacher_logits: Tensor
+
+    def measure(self, logits: Tensor) -> dict[str, float]:
+        """Return the columns of the history that (n, K) logits of a student give."""
+        found = closeness(self.teacher_logits, logits)
+        return {"yardstick_agreement": found.agreement, YARDSTICK_KL: found.kl}
+
+
+def clean_logits(
     network: nn.Module, images: ImageRows, normalize: Normalize, compute: ComputeParams
 ) -> Tensor:
-    """Return the (n,) int64 classes that a network in eval mode gives clean views of images."""
+    """Return the (n, K) float32 logits that a network in eval mode gives clean views of images."""
     size = inference_batch_size(compute, images.device, images.image_shape)
     # Batches of inference may be larger than those of training: no gradient is kept.
     every_row = torch.arange(len(images))
-    classes = []
+    logits = []
     with torch.inference_mode(), autocast(compute, images.device):
         for rows in every_row.split(size):
             views = normalize(images.batch(rows))
-            logits = network(views)
-            classes.append(logits.argmax(dim=1))
-    return torch.cat(classes)
+            logits.append(network(views).float())
+    return torch.cat(logits)
 
 
 class BestStudent:
-    """The weights at the record with the highest held-out agreement; the first one of equals.
+    """The weights at the record closest to the teacher on the yardstick; the first one of equals.
+
+    Closest by the KL divergence: among the few thousand images of a yardstick the agreement of two
+    records differs by single images, and is often equal.
 
     Args:
         student: the network in training.
@@ -60,8 +90,8 @@ class BestStudent:
     def __init__(self, student: nn.Module, *, keeps_best: bool) -> None:
         self._student = student
         self.keeps_best = keeps_best
-        # Below every agreement, so that the first record is always remembered.
-        self._agreement = -1.0
+        # Above every divergence, so that the first record is always remembered.
+        self._kl = math.inf
         self._state: dict[str, Tensor] = {}
         self.update = 0.0
 
@@ -69,10 +99,10 @@ class BestStudent:
         """Remember the current weights if their record is the best so far."""
         if not self.keeps_best:
             return
-        agreement = record["held_out_agreement"]
-        if agreement <= self._agreement:
+        kl = record[YARDSTICK_KL]
+        if kl >= self._kl:
             return
-        self._agreement = agreement
+        self._kl = kl
         self.update = record["update"]
         state = self._student.state_dict()
         # The tensors of a state dict are the parameters themselves, which training changes.
@@ -80,13 +110,13 @@ class BestStudent:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "agreement": self._agreement,
+            "kl": self._kl,
             "update": self.update,
             "state": self._state,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._agreement = state["agreement"]
+        self._kl = state["kl"]
         self.update = state["update"]
         self._state = state["state"]
 
@@ -98,13 +128,13 @@ class BestStudent:
 
 @dataclass(frozen=True)
 class StudentMonitor:
-    """Adds a student's accuracy on each eval set to its records; the `extend_record` of `fit`.
+    """Adds what each eval set measures to the student's records; the `extend_record` of `fit`.
 
     Where weights are averaged, the averaged ones are measured: they are those that would be kept.
 
     Attributes:
         student: the network in training.
-        eval_sets: column of the history -> images and their classes.
+        eval_sets: images that it is not trained on.
         best: compared with every record.
         normalize: of the network's images, on the device.
         compute: precision and batch size.
@@ -112,7 +142,7 @@ class StudentMonitor:
     """
 
     student: nn.Module
-    eval_sets: Mapping[str, EvalSet]
+    eval_sets: Sequence[LabeledImages | YardstickImages]
     best: BestStudent
     normalize: Normalize
     compute: ComputeParams
@@ -125,16 +155,11 @@ class StudentMonitor:
             return self._measured(record)
 
     def _measured(self, record: Record) -> Record:
-        for column, eval_set in self.eval_sets.items():
-            record[column] = self._accuracy(eval_set)
+        for eval_set in self.eval_sets:
+            # Without dropout, and with the running statistics of BatchNorm, as a deployed student.
+            self.student.eval()
+            logits = clean_logits(self.student, eval_set.images, self.normalize, self.compute)
+            self.student.train()
+            record.update(eval_set.measure(logits))
         self.best.compare(record)
         return record
-
-    def _accuracy(self, eval_set: EvalSet) -> float:
-        # Without dropout, and with the running statistics of BatchNorm, as a deployed student.
-        self.student.eval()
-        classes = predicted_classes(self.student, eval_set.images, self.normalize, self.compute)
-        self.student.train()
-        is_right = classes == eval_set.classes
-        accuracy = is_right.float().mean()
-        return accuracy.item()

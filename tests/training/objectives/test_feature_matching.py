@@ -125,9 +125,7 @@ def label_accuracy(scene: Scene, student: Model) -> float:
 def test_a_student_learns_labels_that_its_teacher_does_not_know(untrained, objective):
     manifest = untrained.manifest.query("origin == 'labeled'")
     attention = ATTENTION | {"weight": 0.0, "label_weight": 0.9}
-    student, history = untrained.distill(
-        manifest, objective=objective, held_out_share=0.2, attention=attention
-    )
+    student, history = untrained.distill(manifest, objective=objective, attention=attention)
 
     losses = history["label_loss"]
     assert losses.is_monotonic_decreasing
@@ -144,7 +142,7 @@ def test_a_student_learns_labels_that_its_teacher_does_not_know(untrained, objec
 def test_a_label_weight_needs_a_label_for_every_image(digits, tmp_path, objective):
     attention = ATTENTION | {"label_weight": 0.1}
     with pytest.raises(InputError) as caught:
-        digits.distill(objective=objective, attention=attention, held_out_share=0.0)
+        digits.distill(objective=objective, attention=attention)
     assert str(caught.value) == (
         "distillation.attention.label_weight is 0.1, and 140 of the training images have no label: "
         "set it to 0 where pool images are among them"
@@ -155,7 +153,7 @@ def test_a_label_weight_needs_a_label_for_every_image(digits, tmp_path, objectiv
     scene = Scene(digits.teacher, labeled, digits.pool, digits.student)
 
     with pytest.raises(InputError, match="3 of the training images have no label"):
-        scene.distill(manifest, objective=objective, attention=attention, held_out_share=0.0)
+        scene.distill(manifest, objective=objective, attention=attention)
     # An objective that does not read the block ignores its weight.
     digits.distill(objective="kd", attention=attention, n_updates=1)
 

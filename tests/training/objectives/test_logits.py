@@ -32,8 +32,8 @@ from tests.training.scene import COMPUTE, OPTIMIZER, PLAIN, are_equal, three_wei
 )
 def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
     """To the last bit, though the teacher's logits are computed before training."""
-    params = digits.params(objective=objective, n_updates=12, held_out_share=0.0)
-    student, history = digits.distill(objective=objective, n_updates=12, held_out_share=0.0)
+    params = digits.params(objective=objective, n_updates=12)
+    student, history = digits.distill(objective=objective, n_updates=12)
     # Labeled images first, as in training, so that equal positions are equal images.
     parts = []
     manifest = digits.manifest

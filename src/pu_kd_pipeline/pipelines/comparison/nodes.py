@@ -28,6 +28,7 @@ def compare_students(
     labeled_features: ShardedTable,
     pool_features: ShardedTable,
     duplicates: pd.DataFrame,
+    yardstick: pd.DataFrame,
     pu_training: PUTrainingParams,
     subset_materialization: SubsetParams,
     class_weighting: ClassWeightingParams,
@@ -40,10 +41,18 @@ def compare_students(
     from pu_kd_pipeline.comparison.grid import Blocks
     from pu_kd_pipeline.comparison.inputs import ComparisonInputs
     from pu_kd_pipeline.images.duplicates import excluded_images
+    from pu_kd_pipeline.images.yardstick import Yardstick
 
     images = (labeled_images, pool_images, test_images, teacher_training_images)
-    excluded = excluded_images(duplicates, subset_materialization)
-    inputs = ComparisonInputs(teacher, *images, labeled_features, pool_features, excluded=excluded)
+    excluded = excluded_images(duplicates, subset_materialization, yardstick)
+    inputs = ComparisonInputs(
+        teacher,
+        *images,
+        labeled_features,
+        pool_features,
+        excluded=excluded,
+        yardstick=Yardstick(yardstick, {"labeled": labeled_images, "pool": pool_images}),
+    )
     blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
     return comparison_shards(inputs, blocks, params)
 

@@ -24,6 +24,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "labeled_features",
                     "pool_features",
                     "duplicates",
+                    "yardstick",
                     "params:pu_training",
                     "params:subset_materialization",
                     "params:class_weighting",

@@ -10,25 +10,52 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
+
+
+def choose_original_yardstick(
+    teacher_training_images: ImageStore,
+    teacher: Model,
+    duplicates: pd.DataFrame,
+    yardstick: YardstickParams,
+    params: DistillationParams,
+) -> pd.DataFrame:
+    """Return the images that both students are measured on, and the teacher's logits for them."""
+    from pu_kd_pipeline.selection.yardstick import choose_original_yardstick
+
+    images = teacher_training_images
+    return choose_original_yardstick(images, teacher, duplicates, yardstick, params.compute)
 
 
 def distill_with_critic(
-    teacher_training_images: ImageStore, teacher: Model, params: DistillationParams
+    teacher_training_images: ImageStore,
+    teacher: Model,
+    yardstick: pd.DataFrame,
+    params: DistillationParams,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student, and the history of its training and of its critic's."""
+    from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_original
 
-    return distill_original(teacher_training_images, teacher, params, name="critic_distillation")
+    images = teacher_training_images
+    measured = Yardstick(yardstick, {"labeled": images})
+    return distill_original(images, teacher, params, "critic_distillation", measured)
 
 
 def distill_without_critic(
-    teacher_training_images: ImageStore, teacher: Model, params: DistillationParams
+    teacher_training_images: ImageStore,
+    teacher: Model,
+    yardstick: pd.DataFrame,
+    params: DistillationParams,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the control, trained in exactly the same way but without a critic, and its history."""
+    from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_original
 
+    images = teacher_training_images
+    measured = Yardstick(yardstick, {"labeled": images})
     without = params.model_copy(update={"objective": "attention"})
-    return distill_original(teacher_training_images, teacher, without, name="without_critic")
+    return distill_original(images, teacher, without, "without_critic", measured)
 
 
 def evaluate_critic(
@@ -36,6 +63,8 @@ def evaluate_critic(
     student: Model,
     control: Model,
     test_images: ImageStore,
+    teacher_training_images: ImageStore,
+    yardstick: pd.DataFrame,
     duplicates: pd.DataFrame,
     params: EvaluationParams,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -45,14 +74,17 @@ def evaluate_critic(
     two differ in more than the critic. `n_copies_of_test_images` counts copies among the original
     images: all three models learn from these, so copies favor all three.
     """
-    from pu_kd_pipeline.evaluation import compare_models
+    from pu_kd_pipeline.evaluation import compare_models, measure_students
     from pu_kd_pipeline.images.duplicates import TEACHER_TRAINING, test_image_copies
+    from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.reporting.findings import with_findings
     from pu_kd_pipeline.verdicts import checks_of_models, differences_to_teacher, gain_over
 
     name = "student_without_critic"
     models = {"teacher": teacher, "student": student, name: control}
     metrics, predictions = compare_models(models, test_images, params)
+    measured = Yardstick(yardstick, {"labeled": teacher_training_images})
+    measure_students(metrics, models, measured, params)
     critic = {"collapse": student.card.origin.get("critic_collapse")}
     # What the control leaves out on purpose.
     allowed = ("distillation.objective", "distillation.critic", "distilled_by")

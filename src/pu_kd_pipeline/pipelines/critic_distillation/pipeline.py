@@ -14,6 +14,19 @@ def create_pipeline(**_: Any) -> Pipeline:
     """Return the stage: original images and teacher in; two students, metrics and figures out."""
     return Pipeline(
         [
+            Node(
+                nodes.choose_original_yardstick,
+                inputs=[
+                    "teacher_training_images",
+                    "teacher_model",
+                    "duplicates",
+                    "params:yardstick",
+                    "params:critic_distillation",
+                ],
+                outputs="original_yardstick",
+                name="choose_original_yardstick",
+                tags=["gpu"],
+            ),
             _distillation(nodes.distill_with_critic, ["student_model", "distillation_history"]),
             _distillation(
                 nodes.distill_without_critic, ["student_without_critic", "history_without_critic"]
@@ -25,6 +38,8 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "student_model",
                     "student_without_critic",
                     "test_images",
+                    "teacher_training_images",
+                    "original_yardstick",
                     "duplicates",
                     "params:evaluation",
                 ],
@@ -49,7 +64,12 @@ def _distillation(function: Callable[..., Any], outputs: list[str]) -> Node:
     """Return a node of one student; both students read the same, so that they can be compared."""
     return Node(
         function,
-        inputs=["teacher_training_images", "teacher_model", "params:critic_distillation"],
+        inputs=[
+            "teacher_training_images",
+            "teacher_model",
+            "original_yardstick",
+            "params:critic_distillation",
+        ],
         outputs=outputs,
         name=function.__name__,
         tags=["gpu"],

@@ -20,13 +20,23 @@ def make_distill_student(stage: str) -> Callable[..., tuple[Model, pd.DataFrame]
         pool_images: ImageStore,
         teacher: Model,
         weight_vectors: pd.DataFrame,
+        yardstick: pd.DataFrame,
         params: DistillationParams,
     ) -> tuple[Model, pd.DataFrame]:
         """Return the student and the history of its training."""
+        from pu_kd_pipeline.images.yardstick import Yardstick
         from pu_kd_pipeline.training.distillation import distill
 
+        stores = {"labeled": labeled_images, "pool": pool_images}
         return distill(
-            manifest, labeled_images, pool_images, teacher, weight_vectors, params, name=stage
+            manifest,
+            labeled_images,
+            pool_images,
+            teacher,
+            weight_vectors,
+            params,
+            name=stage,
+            yardstick=Yardstick(yardstick, stores),
         )
 
     return distill_student

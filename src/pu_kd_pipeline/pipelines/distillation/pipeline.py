@@ -26,6 +26,7 @@ def create_pipeline(stage: str = "distillation", **_: Any) -> Pipeline:
                     "pool_images",
                     "teacher_model",
                     "weight_vectors",
+                    "yardstick",
                     "params:distillation",
                 ],
                 outputs=["student_model", "distillation_history"],

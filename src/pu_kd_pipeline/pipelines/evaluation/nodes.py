@@ -21,6 +21,7 @@ def evaluate(
     labeled_images: ImageStore,
     manifest: pd.DataFrame,
     random_manifest: pd.DataFrame,
+    yardstick: pd.DataFrame,
     pool_scores: ShardedTable,
     pool_images: ImageStore,
     class_prior: dict[str, Any],
@@ -34,7 +35,13 @@ def evaluate(
     `selection.whole_pool` holds the same over the student of the whole pool, where one was trained.
     The teacher's accuracy on the labeled images is that of `teacher_check`.
     """
-    from pu_kd_pipeline.evaluation import compare_models, describe_selection, labeled_metrics
+    from pu_kd_pipeline.evaluation import (
+        compare_models,
+        describe_selection,
+        labeled_metrics,
+        measure_students,
+    )
+    from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.reporting.findings import with_findings
     from pu_kd_pipeline.selection.whole_pool import NOT_TRAINED
     from pu_kd_pipeline.training.recipes import SAMPLING
@@ -55,6 +62,8 @@ def evaluate(
         students.append(WHOLE_POOL)
     metrics, predictions = compare_models(models, test_images, params)
     metrics["teacher"] |= labeled_metrics(teacher_check)
+    stores = {"labeled": labeled_images, "pool": pool_images}
+    measure_students(metrics, models, Yardstick(yardstick, stores), params)
     selection = describe_selection(manifest, pool_scores, pool_images, class_prior)
     selection["sampling"] = student.card.origin.get(SAMPLING)
     manifests = {"student": manifest, control: random_manifest}

@@ -24,6 +24,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "labeled_images",
                     "manifest",
                     "random_manifest",
+                    "yardstick",
                     "pool_scores",
                     "pool_images",
                     "class_prior",

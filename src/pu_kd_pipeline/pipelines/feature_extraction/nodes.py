@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
 from pu_kd_pipeline.params.teacher import TeacherCheckParams, TeacherParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -59,3 +61,26 @@ def measure_teacher(
     check = check_on_features(model, features, images, params, states_input=states_input)
     report_check(check, params.mode)
     return check
+
+
+def choose_yardstick(
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    labeled_features: ShardedTable,
+    pool_features: ShardedTable,
+    teacher: Model,
+    duplicates: pd.DataFrame,
+    params: YardstickParams,
+) -> pd.DataFrame:
+    """Return the images that every student is measured on, and the teacher's logits for them."""
+    from pu_kd_pipeline.selection import yardstick
+
+    return yardstick.choose_yardstick(
+        labeled_images,
+        pool_images,
+        labeled_features,
+        pool_features,
+        teacher,
+        duplicates,
+        params,
+    )

@@ -10,7 +10,7 @@ from pu_kd_pipeline.pipelines.feature_extraction import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: image stores and the teacher in, features and its test out."""
+    """Return the stage: image stores and teacher in; features, its test and the yardstick out."""
     parameters = "params:feature_extraction"
     return Pipeline(
         [
@@ -37,6 +37,20 @@ def create_pipeline(**_: Any) -> Pipeline:
                 inputs=["pool_images", "teacher_model", parameters, "teacher_check"],
                 outputs="pool_features",
                 name="extract_pool_features",
+            ),
+            Node(
+                nodes.choose_yardstick,
+                inputs=[
+                    "labeled_images",
+                    "pool_images",
+                    "labeled_features",
+                    "pool_features",
+                    "teacher_model",
+                    "duplicates",
+                    "params:yardstick",
+                ],
+                outputs="yardstick",
+                name="choose_yardstick",
             ),
         ],
         namespace="feature_extraction",

@@ -23,13 +23,14 @@ def draw_random_subset(
     class_prior: dict[str, Any],
     held_out_ranks: pd.DataFrame,
     duplicates: pd.DataFrame,
+    yardstick: pd.DataFrame,
     params: SubsetParams,
 ) -> pd.DataFrame:
     """Return a manifest with the same labeled images and as many pool images, drawn at random."""
     from pu_kd_pipeline.images.duplicates import excluded_images
     from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_random_subset
 
-    excluded = excluded_images(duplicates, params)
+    excluded = excluded_images(duplicates, params, yardstick)
     inputs = SubsetInputs(
         pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, excluded=excluded
     )

@@ -38,6 +38,7 @@ def _random_subset() -> Pipeline:
                     "class_prior",
                     "held_out_ranks",
                     "duplicates",
+                    "yardstick",
                     "params:subset_materialization",
                 ],
                 outputs="random_manifest",

@@ -12,6 +12,7 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -27,10 +28,28 @@ def measure_relatedness(
     return relatedness_shards(pool_images, teacher, params)
 
 
+def choose_unlabeled_yardstick(
+    relatedness: ShardedTable,
+    pool_images: ImageStore,
+    teacher: Model,
+    duplicates: pd.DataFrame,
+    yardstick: YardstickParams,
+    params: RelatednessParams,
+) -> pd.DataFrame:
+    """Return the images that every student is measured on, and the teacher's logits for them."""
+    from pu_kd_pipeline.selection.yardstick import choose_unlabeled_yardstick
+
+    compute = params.compute
+    return choose_unlabeled_yardstick(
+        relatedness, pool_images, teacher, duplicates, yardstick, compute
+    )
+
+
 def choose_preferential(
     relatedness: ShardedTable,
     pool_images: ImageStore,
     duplicates: pd.DataFrame,
+    yardstick: pd.DataFrame,
     subset: SubsetParams,
     params: RelatednessParams,
 ) -> pd.DataFrame:
@@ -38,7 +57,7 @@ def choose_preferential(
     from pu_kd_pipeline.images.duplicates import excluded_images
     from pu_kd_pipeline.selection.relatedness import preferential_manifest
 
-    excluded = excluded_images(duplicates, subset)
+    excluded = excluded_images(duplicates, subset, yardstick)
     return preferential_manifest(relatedness, pool_images, params, excluded)
 
 

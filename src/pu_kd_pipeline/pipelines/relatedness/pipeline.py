@@ -8,13 +8,14 @@ from kedro.pipeline import Node, Pipeline
 
 from pu_kd_pipeline.pipelines.relatedness.nodes import (
     choose_preferential,
+    choose_unlabeled_yardstick,
     measure_relatedness,
     report_relatedness,
 )
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: pool images and teacher in; relatedness, manifest, table and plot out."""
+    """Return the stage: pool images and teacher in; relatedness, yardstick, manifest, plot out."""
     return Pipeline(
         [
             Node(
@@ -25,11 +26,26 @@ def create_pipeline(**_: Any) -> Pipeline:
                 tags=["gpu"],
             ),
             Node(
+                choose_unlabeled_yardstick,
+                inputs=[
+                    "relatedness",
+                    "pool_images",
+                    "teacher_model",
+                    "duplicates",
+                    "params:yardstick",
+                    "params:relatedness",
+                ],
+                outputs="unlabeled_yardstick",
+                name="choose_unlabeled_yardstick",
+                tags=["gpu"],
+            ),
+            Node(
                 choose_preferential,
                 inputs=[
                     "relatedness",
                     "pool_images",
                     "duplicates",
+                    "unlabeled_yardstick",
                     "params:subset_materialization",
                     "params:relatedness",
                 ],

@@ -21,6 +21,7 @@ from pu_kd_pipeline.params.teacher import (
     TeacherParams,
     TeacherTrainingParams,
 )
+from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -40,6 +41,7 @@ def report_run(
     teacher_check: TeacherCheckParams,
     teacher_training: TeacherTrainingParams,
     feature_extraction: FeatureExtractionParams,
+    yardstick: YardstickParams,
     pu_training: PUTrainingParams,
     pool_scoring: PoolScoringParams,
     subset_materialization: SubsetParams,
@@ -77,6 +79,7 @@ def report_run(
         "teacher_check": teacher_check,
         "teacher_training": teacher_training,
         "feature_extraction": feature_extraction,
+        "yardstick": yardstick,
         "pu_training": pu_training,
         "pool_scoring": pool_scoring,
         "subset_materialization": subset_materialization,

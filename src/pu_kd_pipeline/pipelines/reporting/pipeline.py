@@ -34,6 +34,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "params:teacher_check",
                     "params:teacher_training",
                     "params:feature_extraction",
+                    "params:yardstick",
                     "params:pu_training",
                     "params:pool_scoring",
                     "params:subset_materialization",

@@ -20,6 +20,7 @@ def materialize_subset(
     class_prior: dict[str, Any],
     held_out_ranks: pd.DataFrame,
     duplicates: pd.DataFrame,
+    yardstick: pd.DataFrame,
     labeled_features: ShardedTable,
     pool_features: ShardedTable,
     teacher: Model,
@@ -28,16 +29,17 @@ def materialize_subset(
 ) -> pd.DataFrame:
     """Return the manifest: the labeled images and the pool images that the selection rule keeps.
 
-    Copies of test images are excluded from both, unless `exclude_test_duplicates` is off. Only the
-    rules `disagreement`, which distills a proxy, and `retrieved` read features. The student's
-    parameters are read by the proxy and by `mixture`, whose draws depend on their number.
+    The yardstick is excluded from both, and copies of test images are, unless
+    `exclude_test_duplicates` is off. Only the rules `disagreement`, which distills a proxy, and
+    `retrieved` read features. The student's parameters are read by the proxy and by `mixture`,
+    whose draws depend on their number.
     """
     from pu_kd_pipeline.images.duplicates import excluded_images
     from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset
     from pu_kd_pipeline.selection.proxy import Proxy
 
     proxy = Proxy(teacher, pool_features, distillation)
-    excluded = excluded_images(duplicates, params)
+    excluded = excluded_images(duplicates, params, yardstick)
     inputs = SubsetInputs(
         pool_scores,
         labeled_images,

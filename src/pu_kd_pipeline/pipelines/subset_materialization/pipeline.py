@@ -22,6 +22,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "class_prior",
                     "held_out_ranks",
                     "duplicates",
+                    "yardstick",
                     "labeled_features",
                     "pool_features",
                     "teacher_model",

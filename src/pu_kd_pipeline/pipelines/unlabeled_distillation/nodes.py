@@ -13,22 +13,36 @@ from pu_kd_pipeline.params.evaluation import EvaluationParams
 
 
 def distill_preferential_student(
-    manifest: pd.DataFrame, pool_images: ImageStore, teacher: Model, params: DistillationParams
+    manifest: pd.DataFrame,
+    pool_images: ImageStore,
+    teacher: Model,
+    yardstick: pd.DataFrame,
+    params: DistillationParams,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student trained on preferential samples of the pool, and its history."""
+    from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_from_pool
 
-    return distill_from_pool(manifest, pool_images, teacher, params, name="unlabeled_distillation")
+    measured = Yardstick(yardstick, {"pool": pool_images})
+    return distill_from_pool(
+        manifest, pool_images, teacher, params, "unlabeled_distillation", measured
+    )
 
 
 def distill_uniform_student(
-    manifest: pd.DataFrame, pool_images: ImageStore, teacher: Model, params: DistillationParams
+    manifest: pd.DataFrame,
+    pool_images: ImageStore,
+    teacher: Model,
+    yardstick: pd.DataFrame,
+    params: DistillationParams,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the control, trained in exactly the same way on uniform samples, and its history."""
+    from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_from_pool
 
     uniform = manifest.assign(sampling_probability=1.0 / len(manifest))
-    return distill_from_pool(uniform, pool_images, teacher, params, name="uniform_baseline")
+    measured = Yardstick(yardstick, {"pool": pool_images})
+    return distill_from_pool(uniform, pool_images, teacher, params, "uniform_baseline", measured)
 
 
 def evaluate_unlabeled(
@@ -36,6 +50,8 @@ def evaluate_unlabeled(
     student: Model,
     random_student: Model,
     test_images: ImageStore,
+    pool_images: ImageStore,
+    yardstick: pd.DataFrame,
     manifest: pd.DataFrame,
     params: EvaluationParams,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -44,19 +60,22 @@ def evaluate_unlabeled(
     `selection.gain` is the student's accuracy minus the control's; None with a `gain_reason` where
     the two were trained differently.
     """
-    from pu_kd_pipeline.evaluation import compare_models
+    from pu_kd_pipeline.evaluation import compare_models, measure_students
+    from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.reporting.findings import with_findings
     from pu_kd_pipeline.verdicts import checks_of_models, differences_to_teacher, gain_over
 
     control = "random_student"
     models = {"teacher": teacher, "student": student, control: random_student}
     metrics, predictions = compare_models(models, test_images, params)
+    measure_students(metrics, models, Yardstick(yardstick, {"pool": pool_images}), params)
     names = (
         "rule",
         "n_pool",
         "n_selected",
         "n_labeled",
         "n_excluded_pool",
+        "n_yardstick_pool",
         "effective_sample_size",
     )
     facts = {name: manifest.attrs.get(name) for name in names}

@@ -15,6 +15,7 @@ def create_pipeline(**_: Any) -> Pipeline:
         "preferential_manifest",
         "pool_images",
         "teacher_model",
+        "unlabeled_yardstick",
         "params:unlabeled_distillation",
     ]
     return Pipeline(
@@ -40,6 +41,8 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "student_model",
                     "random_student_model",
                     "test_images",
+                    "pool_images",
+                    "unlabeled_yardstick",
                     "preferential_manifest",
                     "params:evaluation",
                 ],
