@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -31,6 +31,7 @@ from pu_kd_pipeline.images.sources.files import (
     file_state,
     file_system,
     has_mark,
+    is_hidden,
     is_local,
     is_printable,
     printable,
@@ -186,7 +187,8 @@ class FolderSource:
         """Return the class that a path names: its first folder, or what the pattern finds."""
         if self._class_pattern is not None:
             return self._labels.get(path)
-        folder, slash, _ = path.partition("/")
+        # As paths in an archive of `tar cf x.tar .` begin
+        folder, slash, _ = path.removeprefix("./").partition("/")
         if not slash:
             return None  # a file at the top of the source
         return folder
@@ -198,11 +200,12 @@ class FolderSource:
         candidates = []
         for path in found:
             relative = path.removeprefix(root).lstrip("/")
-            parts = relative.split("/")
-            is_hidden = any(part.startswith(".") for part in parts)
-            if is_hidden or not _may_be_image(parts[-1]):
-                hidden = ".hidden" if is_hidden else relative
-                self._passed_over[_why_passed_over(hidden)] += 1
+            if is_hidden(relative, "**"):
+                self._passed_over["hidden file"] += 1
+                continue
+            name = PurePosixPath(relative).name
+            if not _may_be_image(name):
+                self._passed_over[_why_passed_over(name)] += 1
                 continue
             candidates.append((path, relative))
 
