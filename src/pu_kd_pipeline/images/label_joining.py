@@ -392,7 +392,7 @@ def _first_contradiction(task: _Task, joined: Sequence[JoinedLabel]) -> SourceLa
 
 
 def _whole_value(name: str) -> int | None:
-    """Return the whole number that a name is some way to write: 3 for "3", "3.0", "03" and "3e0"."""
+    """Return the whole number that a name is one way to write: 3 for "3", "3.0", "03", "3e0"."""
     number = whole_number(name)
     if number is None and _looks_like_a_number(name) and float(name).is_integer():
         number = int(float(name))
