@@ -85,6 +85,24 @@ def test_too_many_unusable_images_stop_the_run_and_leave_the_store_as_it_was(
     assert len(store) == 17
 
 
+def test_a_store_without_an_image_is_refused_whatever_the_limit(tmp_path: Path) -> None:
+    broken = {f"i{number}": b"text" for number in range(12)}
+    file = parquet_of(tmp_path / "a.parquet", range(12), **broken)
+    message = (
+        r"data_ingestion\.pool: none of 12 images can be used \(unreadable 12; such as 'i0': "
+        r"unreadable\), so that the store would be empty"
+    )
+    with pytest.raises(InputError, match=message):
+        write_store(plan_of(file, max_quarantined_share=1.0), tmp_path / "store")
+    assert not list((tmp_path / "store").iterdir())
+
+    # One is enough.
+    del broken["i11"]
+    file = parquet_of(tmp_path / "a.parquet", range(12), **broken)
+    store = write_store(plan_of(file, max_quarantined_share=1.0), tmp_path / "store")
+    assert len(store) == 1
+
+
 def test_a_run_with_too_many_unusable_images_stops_before_its_end(
     tmp_path: Path, n_decoded: Callable[[], int]
 ) -> None:

@@ -56,14 +56,35 @@ def check_quarantine(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: in
         )
 
     counts = counts_by_reason(quarantine["status"])
-    reasons = ", ".join(f"{reason} {n:,}" for reason, n in counts.items())
-    first = quarantine.iloc[0]
     fix = "Fix the images, or raise the limit"
     if Reason.LINK in counts:
         fix = f"As for the links, {HOW_TO_FOLLOW}. Else fix the images, or raise the limit"
     raise InputError(
-        f"{where}: {n_quarantined:,} of {n_images:,} images cannot be used ({reasons}; such as "
-        f"{first['id']!r}: {first['status']}), more than the share "
+        f"{where}: {n_quarantined:,} of {n_images:,} images cannot be used "
+        f"{_reasons_text(quarantine)}, more than the share "
         f"{plan.store.max_quarantined_share} that data_ingestion.store.max_quarantined_share "
         f"allows. {fix}; nothing was written"
     )
+
+
+def check_any_is_usable(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: int) -> None:
+    """Check that a store holds an image, however many may be quarantined.
+
+    Raises:
+        InputError: all its images are quarantined.
+    """
+    if not n_images or len(quarantine) < n_images:
+        return
+    raise InputError(
+        f"data_ingestion.{plan.name}: none of {n_images:,} images can be used "
+        f"{_reasons_text(quarantine)}, so that the store would be empty: fix the images, or "
+        "correct its sources"
+    )
+
+
+def _reasons_text(quarantine: pd.DataFrame) -> str:
+    """Return why images are quarantined, in parentheses, with an example."""
+    counts = counts_by_reason(quarantine["status"])
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in counts.items())
+    first = quarantine.iloc[0]
+    return f"({reasons}; such as {first['id']!r}: {first['status']})"
