@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.sources.path_names import with_pattern
 from pu_kd_pipeline.images.sources.registry import source_state
 from tests.images.numbered_images import parquet_of, plan_of
 from tests.images.sources.examples import gray_levels, listed, opened, parquet_file, source_of
@@ -153,6 +156,33 @@ def test_files_in_other_folders_are_pointed_out(tmp_path: Path) -> None:
     message = r"directly in .*: there are some in its folders train, val: write `.*/\*/\*.parquet`"
     with pytest.raises(InputError, match=message):
         listed("parquet", path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("zip://::D/z.zip", "zip://*.pq::D/z.zip"),
+        ("zip://in::memory://z.zip", "zip://in/*.pq::memory://z.zip"),
+        ("simplecache::zip://in/::D/z.zip", "simplecache::zip://in/*.pq::D/z.zip"),
+        ("simplecache::s3://bucket/in", "simplecache::s3://bucket/in/*.pq"),
+        ("s3://bucket", "s3://bucket/*.pq"),
+        ("in/", "in/*.pq"),
+        ("in::2020", "in::2020/*.pq"),
+        ("/", "/*.pq"),
+    ],
+)
+def test_a_pattern_is_put_into_the_link_with_the_folder(path: str, expected: str) -> None:
+    assert with_pattern(path, "*.pq") == expected
+
+
+def test_the_address_that_a_message_gives_can_be_used(tmp_path: Path) -> None:
+    files_in(tmp_path, "train/0.parquet", "val/0.parquet")
+    archive = shutil.make_archive(str(tmp_path / "z"), "zip", tmp_path, ".")
+    for path in (tmp_path, f"{tmp_path}/", f"zip://::{archive}", f"simplecache::file://{tmp_path}"):
+        with pytest.raises(InputError) as error:
+            listed("parquet", path=path)
+        (suggested,) = re.findall("write `(.*)`", str(error.value))
+        assert len(listed("parquet", path=suggested)) == 4
 
 
 def test_labels_of_partitions_are_joined_like_others(tmp_path: Path) -> None:

@@ -148,5 +148,24 @@ def no_file_message(path: str, root: str, system: Any) -> str:
         below = system.glob(f"{folder}/*/*.parquet")
         if below:
             folders = sorted({PurePosixPath(file).parent.name for file in below})
-            fix = f"there are some in its folders {listed(folders)}: write `{path}/*/*.parquet`"
+            pattern = with_pattern(path, "*/*.parquet")
+            fix = f"there are some in its folders {listed(folders)}: write `{pattern}`"
     return f"{problem}: {fix}"
+
+
+def with_pattern(path: str, pattern: str) -> str:
+    """Return a path or URL of a folder with a pattern below it.
+
+    In a chain such as `zip://::a.zip` or `simplecache::s3://a`, the folder is in the first link
+    that has an address.
+    """
+    links = path.split("::")
+    position = len(links) - 1
+    for number, link in enumerate(links):
+        if "://" in link:
+            position = number
+            break
+    folder = links[position]
+    slash = "" if folder.endswith("/") else "/"
+    links[position] = f"{folder}{slash}{pattern}"
+    return "::".join(links)
