@@ -41,7 +41,7 @@ from pu_kd_pipeline.images.sources.files import (
     with_marks,
 )
 from pu_kd_pipeline.images.sources.folder_walk import FolderWalk
-from pu_kd_pipeline.images.sources.links import check_links, is_broken_link
+from pu_kd_pipeline.images.sources.links import HOW_TO_FOLLOW, check_links, is_broken_link
 from pu_kd_pipeline.masking import visible_name
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NO_EXTENSION = "no extension"  # why a file was passed over
+_NAMELESS_LINK = "link without extension to a file outside of the folder"
 _MAX_REASONS_SHOWN = 5
 
 
@@ -99,6 +100,7 @@ class FolderSource:
             versions.append(file.version)
             faults.append(file.fault or None)
 
+        self._warn_of_nameless_links()
         self._warn_of_unmarked(len(files))
         table = listing_table(
             paths, label_names=classes, versions=versions, faults=faults, path=paths
@@ -260,7 +262,22 @@ class FolderSource:
             return ""
         counts = self._passed_over.most_common(_MAX_REASONS_SHOWN)
         texts = [f"{reason} ({n:,})" for reason, n in counts]
-        return f" Passed over: {', '.join(texts)}"
+        text = f" Passed over: {', '.join(texts)}"
+        if self._passed_over[_NAMELESS_LINK]:
+            text += f". As for the links, {HOW_TO_FOLLOW}"
+        return text
+
+    def _warn_of_nameless_links(self) -> None:
+        """Warn of links that may lead to images: without an extension, only content would tell."""
+        n_links = self._passed_over[_NAMELESS_LINK]
+        if n_links:
+            logger.warning(
+                "%s: %s links without an extension lead out of it and are not followed. If they "
+                "are images, %s",
+                self._path,
+                f"{n_links:,}",
+                HOW_TO_FOLLOW,
+            )
 
     def _warn_of_unmarked(self, n_files: int) -> None:
         if self._n_unmarked:
@@ -285,7 +302,8 @@ def _local_files(root: str, follow_links: bool, passed_over: Counter[str]) -> It
         file = _local_file(path, root, real_root)
         # A pipe, or a link out of the folder: it is not opened to find an image.
         if file.fault and has_no_extension(name):
-            passed_over[NO_EXTENSION] += 1
+            is_link = file.fault == Reason.LINK
+            passed_over[_NAMELESS_LINK if is_link else NO_EXTENSION] += 1
             continue
         yield file
 
