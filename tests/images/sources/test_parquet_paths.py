@@ -12,6 +12,7 @@ import pytest
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.sources import path_names
 from pu_kd_pipeline.images.sources.path_names import with_pattern
 from pu_kd_pipeline.images.sources.registry import source_state
 from tests.images.numbered_images import parquet_of, plan_of
@@ -121,7 +122,9 @@ def test_a_partition_that_contradicts_the_file_is_refused(tmp_path: Path) -> Non
     files_in(tmp_path / "same", "label=cat/a.parquet", label=["cat", None])
     assert labels_of(listed("parquet", path=tmp_path / "same")) == ["cat", "cat"]
     files_in(tmp_path / "other", "label=cat/a.parquet", label=["cat", "dog"])
-    with pytest.raises(InputError, match="row 1: the label is 'cat' in its folder's name, and 'dog'"):
+    with pytest.raises(
+        InputError, match="row 1: the label is 'cat' in its folder's name, and 'dog'"
+    ):
         listed("parquet", path=tmp_path / "other")
 
 
@@ -175,14 +178,35 @@ def test_a_pattern_is_put_into_the_link_with_the_folder(path: str, expected: str
     assert with_pattern(path, "*.pq") == expected
 
 
-def test_the_address_that_a_message_gives_can_be_used(tmp_path: Path) -> None:
-    files_in(tmp_path, "train/0.parquet", "val/0.parquet")
-    archive = shutil.make_archive(str(tmp_path / "z"), "zip", tmp_path, ".")
-    for path in (tmp_path, f"{tmp_path}/", f"zip://::{archive}", f"simplecache::file://{tmp_path}"):
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["train/0.parquet", "val/0.parquet"], "train, val"),
+        (["train/cat/0.parquet", "val/dog/0.parquet"], "train/cat, val/dog"),
+        (["a/0.parquet", "b/c/d/0.parquet"], "a, b/c/d"),
+    ],
+)
+def test_the_address_that_a_message_gives_can_be_used(
+    names: list[str], folders: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "in[1]"
+    files_in(root, *names, ".hidden/0.parquet")
+    archive = shutil.make_archive(str(tmp_path / "z"), "zip", root, ".")
+    for path in (root, f"{root}/", f"zip://::{archive}", f"simplecache::file://{root}"):
         with pytest.raises(InputError) as error:
             listed("parquet", path=path)
-        (suggested,) = re.findall("write `(.*)`", str(error.value))
-        assert len(listed("parquet", path=suggested)) == 4
+        found, suggested = re.findall("in its folders (.*): write `(.*)`", str(error.value))[0]
+        assert found == folders
+        if "simplecache" not in str(path):  # whose patterns take "in[1]" as one, too
+            assert len(listed("parquet", path=suggested)) == 4
+
+
+def test_folders_are_searched_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files_in(tmp_path, "a/b/c/0.parquet")
+    (tmp_path / "a" / "circle").symlink_to(tmp_path)
+    monkeypatch.setattr(path_names, "_MAX_FOLDERS", 3)
+    with pytest.raises(InputError, match="directly in .*: correct `path` of the source"):
+        listed("parquet", path=tmp_path)
 
 
 def test_labels_of_partitions_are_joined_like_others(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from pu_kd_pipeline.images.sources.files import (
     unmarked_warning,
     with_marks,
 )
+from pu_kd_pipeline.images.sources.path_names import hint_of_folders
 from pu_kd_pipeline.images.sources.tar_members import Member, open_archive
 from pu_kd_pipeline.images.sources.webdataset_labels import LabelReader
 from pu_kd_pipeline.images.sources.webdataset_samples import images_of, read_shard
@@ -181,7 +182,11 @@ class WebDatasetSource:
             files = list(self._remote_files(pattern))
         if not files:
             shown = without_credentials(pattern)
-            raise InputError(f"there is no tar archive at {shown}: correct `path` of the source")
+            fix = "correct `path` of the source"
+            if pattern == self._root and self._is_folder(pattern):
+                hint = hint_of_folders(self._path, pattern, self._fs, SHARD_EXTENSIONS)
+                fix = hint or fix
+            raise InputError(f"there is no tar archive at {shown}: {fix}")
         return files
 
     def _is_folder(self, path: str) -> bool:
