@@ -108,8 +108,8 @@ def class_label_names(schema: pa.Schema, column: str, file: str) -> list[str] | 
     if not isinstance(names, list):
         raise InputError(
             f"{file}: its metadata 'huggingface' has names of the classes of {column!r} that are "
-            "neither a list nor a mapping of the numbers 0, 1, … to names: write the file again, or "
-            "remove its metadata"
+            "neither a list nor a mapping of the numbers 0, 1, … to names: write the file again, "
+            "or remove its metadata"
         )
     return [str(name) for name in names]
 
