@@ -154,16 +154,17 @@ def test_single_images_that_are_only_paths_are_set_aside(tmp_path: Path) -> None
     file = written(tmp_path, image=pa.array(structs, WITH_PATH))
     assert grays_of(file) == [1, Unusable(Reason.ONLY_A_PATH), Unusable(Reason.EMPTY)]
 
-    # As some writers store missing values
-    structs = [{"bytes": b"", "path": "/a.png"}, {"bytes": None, "path": ""}, None]
-    file = written(tmp_path, image=pa.array(structs, WITH_PATH))
-    assert grays_of(file) == [Unusable(Reason.ONLY_A_PATH), *[Unusable(Reason.EMPTY)] * 2]
-
     # Without statistics nobody knows before the images are read.
     file = tmp_path / "b.parquet"
     images = pa.array([{"bytes": None, "path": "/a.png"}] * 2, WITH_PATH)
     pq.write_table(pa.table({"image": images}), file, write_statistics=False)
     assert grays_of(file) == [Unusable(Reason.ONLY_A_PATH)] * 2
+
+
+def test_empty_bytes_next_to_a_path_are_only_a_path(tmp_path: Path) -> None:
+    structs = [{"bytes": b"", "path": "/a.png"}, {"bytes": None, "path": ""}, None]
+    file = written(tmp_path, image=pa.array(structs, WITH_PATH))
+    assert grays_of(file) == [Unusable(Reason.ONLY_A_PATH), *[Unusable(Reason.EMPTY)] * 2]
 
 
 def test_images_that_are_null_are_not_called_paths(tmp_path: Path) -> None:
