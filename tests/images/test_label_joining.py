@@ -137,6 +137,14 @@ def test_another_name_with_the_number_of_a_class_is_unclear() -> None:
             "the teacher's class 1 is 'dog', and whether",
         ),
         (
+            [(None, "0.0"), (None, "1.0"), (None, "7.0")],
+            "its label 0 is '0.0', the teacher's class 0 is 'cat', and whether",
+        ),
+        (
+            [(None, "01"), (None, "nan"), (None, "0.5")],
+            "its label 1 is '01', the teacher's class 1 is 'dog', and whether",
+        ),
+        (
             [(0, None), (7, None)],
             "7 are no positions among the teacher's 3 classes",
         ),
@@ -174,6 +182,19 @@ def test_a_number_is_the_class_that_is_called_so() -> None:
     # Padded names are names. 1 may be the first or the second of them.
     one = [(1, None)]
     assert joined(one, ["01", "02"], labels="classes") == [None]
+
+
+def test_other_spellings_of_classes_that_are_numbers_are_refused() -> None:
+    digits = [str(number) for number in range(11)]
+    # Of padded numbers, only the last one is a class.
+    padded = [(None, f"{number:02}") for number in range(11)]
+    message = refusal(padded, digits)
+    assert "its label '00' is not spelled like the teacher's class '0'" in message
+    assert 'label_map: {"00": ?' in message
+    label_map = {f"{number:02}": number for number in range(11)}
+    assert joined(padded, digits, label_map=label_map) == list(range(11))
+    # Numbers of no class are no other spelling.
+    assert joined([(None, "5"), (None, "11.0"), (None, "inf")], digits) == [5, None, None]
 
 
 def test_a_number_and_a_name_that_is_another_number_are_refused() -> None:

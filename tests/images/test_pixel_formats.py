@@ -204,6 +204,15 @@ def test_sixteen_bits_with_an_empty_high_byte_are_set_aside(order: str) -> None:
     assert reason(tiff(colors, tiff_files.RGB, order=order), COLOR) == expected
 
 
+def test_an_empty_high_byte_is_seen_on_both_sides_of_the_inversion() -> None:
+    expected = "16-bit pixels without a value above 255"
+    # All of its pixels would be black.
+    assert reason(tiff(65535 - low(), WHITE_IS_ZERO)) == expected
+    # And all of these white
+    assert reason(tiff(low(), WHITE_IS_ZERO)) == expected
+    assert gray_row(tiff(65535 - low(), BLACK_IS_ZERO)) == [255] * 8
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_the_rule_holds_for_every_format(kind: str) -> None:
     expected = "16-bit pixels without a value above 255"

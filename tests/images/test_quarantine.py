@@ -8,6 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -84,6 +86,40 @@ def test_too_many_unusable_images_stop_the_run_and_leave_the_store_as_it_was(
     tolerant = plan_of(file, max_quarantined_share=0.5)
     store = write_store(tolerant, before.folder)
     assert len(store) == 17
+
+
+def test_a_store_without_an_image_is_refused_whatever_the_limit(tmp_path: Path) -> None:
+    broken = {f"i{number}": b"text" for number in range(12)}
+    file = parquet_of(tmp_path / "a.parquet", range(12), **broken)
+    message = (
+        r"data_ingestion\.pool: none of 12 images can be used \(unreadable 12; such as 'i0': "
+        r"unreadable\), so that the store would be empty"
+    )
+    with pytest.raises(InputError, match=message):
+        write_store(plan_of(file, max_quarantined_share=1.0), tmp_path / "store")
+    assert not list((tmp_path / "store").iterdir())
+
+    # One is enough.
+    del broken["i11"]
+    file = parquet_of(tmp_path / "a.parquet", range(12), **broken)
+    store = write_store(plan_of(file, max_quarantined_share=1.0), tmp_path / "store")
+    assert len(store) == 1
+
+
+@pytest.mark.parametrize(("n_paths", "limit"), [(3, 0.2), (6, 0.2), (6, 1.0)])
+def test_how_to_embed_images_is_told_where_there_are_too_many_paths(
+    n_paths: int, limit: float, tmp_path: Path
+) -> None:
+    structs: list[dict[str, Any]] = []
+    for number in range(6):
+        content = None if number < n_paths else png(number)
+        structs.append({"bytes": content, "path": f"{number}.png"})
+    file = tmp_path / "a.parquet"
+    # What statistics show is refused before.
+    pq.write_table(pa.table({"image": structs}), file, write_statistics=False)
+    plan = plan_of(file, source={"labels": "ignore"}, max_quarantined_share=limit)
+    with pytest.raises(InputError, match=r"not opened: embed the images .*embed_table_storage"):
+        write_store(plan, tmp_path / "store")
 
 
 def test_a_run_with_too_many_unusable_images_stops_before_its_end(

@@ -55,6 +55,28 @@ def test_labels_are_reported_with_their_classes_and_the_rule(
     assert f"{where}: no class of the teacher: 'car' (2)" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["car", "van"], "none of its labels is a class of the teacher, so that no such image"),
+        (["."], "labels are read, and no image has one, so that it is unknown which are relevant"),
+        (["cat", "van"], None),
+    ],
+)
+def test_a_source_without_a_label_that_is_a_class_is_warned_of(
+    folders: list[str], message: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = class_folders(tmp_path / "in", *folders)
+    with caplog.at_level(logging.WARNING):
+        ingested(root, type="folder")
+    messages = [record.getMessage() for record in caplog.records]
+    if message is None:
+        assert not messages
+    else:
+        (warning,) = messages
+        assert message in warning
+
+
 def test_numbers_that_are_read_as_positions_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

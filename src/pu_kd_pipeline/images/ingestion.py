@@ -34,6 +34,7 @@ from pu_kd_pipeline.images.quarantine import (
     CONFLICT,
     DUPLICATE,
     OK,
+    check_any_is_usable,
     check_quarantine,
     counts_by_reason,
     duplicate_of,
@@ -130,6 +131,7 @@ def write_store(
             file.unlink(missing_ok=True)
         raise
 
+    check_any_is_usable(plan, store.quarantine, len(wanted))
     store.dark.warn(f"data_ingestion.{plan.name}")
     write_reports(folder, [reader.report for reader in readers])
     _commit(store, plan)

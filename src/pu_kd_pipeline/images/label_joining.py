@@ -225,6 +225,8 @@ def _by_number(task: _Task) -> list[JoinedLabel]:
             joined.append(JoinedLabel(by_number, Rule.NUMBER))
 
     _check_files_count_alike(task, joined)
+    if task.is_truth:
+        _check_other_spellings_of_numbers(task, joined)
     has_number = any(label.number is not None for label in task.labels)
     is_joined = any(found.class_index is not None for found in joined)
     names = sorted({label.name for label in task.labels if label.name is not None})
@@ -351,9 +353,9 @@ def _check_unknown_names(task: _Task, joined: Sequence[JoinedLabel]) -> None:
         if label.name is None or each.class_index is not None:
             continue
         number = label.number
-        # A name such as "3" may be meant as a number.
+        # A name such as "3", "3.0" or "03" may be meant as a number.
         if number is None:
-            number = whole_number(label.name)
+            number = _whole_value(label.name)
         if number is None or not 0 <= number < n_classes or number in found:
             continue
         raise InputError(
@@ -364,6 +366,21 @@ def _check_unknown_names(task: _Task, joined: Sequence[JoinedLabel]) -> None:
         )
 
 
+def _check_other_spellings_of_numbers(task: _Task, joined: Sequence[JoinedLabel]) -> None:
+    """Refuse names such as "03" and "3.0" where a class is called "3"."""
+    for label, each in zip(task.labels, joined, strict=True):
+        if label.number is not None or label.name is None or each.class_index is not None:
+            continue
+        number = _whole_value(label.name)
+        if str(number) in task.index_of_class:
+            raise InputError(
+                f"{task.where}: its label {label.name!r} is not spelled like the teacher's class "
+                f"{str(number)!r}, and whether they are the same is unclear: set "
+                f"{task.template(joined)}, without the labels that are no class; or set labels to "
+                "'ignore'"
+            )
+
+
 def _first_contradiction(task: _Task, joined: Sequence[JoinedLabel]) -> SourceLabel | None:
     """Return a label whose number is not the position of the class that its name is."""
     for label, found in zip(task.labels, joined, strict=True):
@@ -372,6 +389,14 @@ def _first_contradiction(task: _Task, joined: Sequence[JoinedLabel]) -> SourceLa
         if label.number != found.class_index:
             return label
     return None
+
+
+def _whole_value(name: str) -> int | None:
+    """Return the whole number that a name is one way to write: 3 for "3", "3.0", "03", "3e0"."""
+    number = whole_number(name)
+    if number is None and _looks_like_a_number(name) and float(name).is_integer():
+        number = int(float(name))
+    return number
 
 
 def _looks_like_a_number(name: str) -> bool:

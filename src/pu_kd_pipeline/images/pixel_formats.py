@@ -161,11 +161,13 @@ def _high_bytes(image: Image.Image, about: PixelFormat) -> Image.Image:
     if n_bits <= 8:
         n_bits = 16
     values = np.asarray(image)
-    if n_bits == 16 and values.max() < 2**8:
-        raise UnsupportedPixelsError(EMPTY_HIGH_BYTES)
     white = 2**n_bits - 1
+    has_high_bytes = values.max() >= 2**8
     if about.is_inverted:
         values = white - values.clip(0, white)
+        has_high_bytes = has_high_bytes and values.max() >= 2**8
+    if n_bits == 16 and not has_high_bytes:
+        raise UnsupportedPixelsError(EMPTY_HIGH_BYTES)
     high_bytes = values.clip(0, white) >> (n_bits - 8)
     return Image.fromarray(high_bytes.astype(np.uint8))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -11,6 +12,7 @@ from pu_kd_pipeline.images.decoding import Reason
 from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.sources.base import CONFLICTING_LABELS, SourceLostError
 from pu_kd_pipeline.images.sources.links import HOW_TO_FOLLOW
+from pu_kd_pipeline.images.sources.parquet_columns import HOW_TO_EMBED
 
 OK = "ok"
 DUPLICATE = "duplicate"  # the status is "duplicate of <id>"
@@ -84,14 +86,47 @@ def _check_share(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: int) -
         )
 
     counts = counts_by_reason(quarantine["status"])
-    reasons = ", ".join(f"{reason} {n:,}" for reason, n in counts.items())
-    first = quarantine.iloc[0]
+    advice = _advice(counts)
     fix = "Fix the images, or raise the limit"
-    if Reason.LINK in counts:
-        fix = f"As for the links, {HOW_TO_FOLLOW}. Else fix the images, or raise the limit"
+    if advice:
+        fix = f"{advice}. Else fix the images, or raise the limit"
     raise InputError(
-        f"{where}: {n_quarantined:,} of {n_images:,} images cannot be used ({reasons}; such as "
-        f"{first['id']!r}: {first['status']}), more than the share "
+        f"{where}: {n_quarantined:,} of {n_images:,} images cannot be used "
+        f"{_reasons_text(quarantine)}, more than the share "
         f"{plan.store.max_quarantined_share} that data_ingestion.store.max_quarantined_share "
         f"allows. {fix}; nothing was written"
     )
+
+
+def check_any_is_usable(plan: IngestionPlan, quarantine: pd.DataFrame, n_images: int) -> None:
+    """Check that a store holds an image, however many may be quarantined.
+
+    Raises:
+        InputError: all its images are quarantined.
+    """
+    if not n_images or len(quarantine) < n_images:
+        return
+    fix = _advice(counts_by_reason(quarantine["status"])) or "fix the images"
+    raise InputError(
+        f"data_ingestion.{plan.name}: none of {n_images:,} images can be used "
+        f"{_reasons_text(quarantine)}, so that the store would be empty: {fix}, or correct "
+        "its sources"
+    )
+
+
+def _advice(counts: Mapping[str, int]) -> str:
+    """Return what to do about the reasons that are no faults of the images."""
+    sentences = []
+    if Reason.LINK in counts:
+        sentences.append(f"As for the links, {HOW_TO_FOLLOW}")
+    if Reason.ONLY_A_PATH in counts:
+        sentences.append(f"As for the paths, they are not opened: {HOW_TO_EMBED}")
+    return ". ".join(sentences)
+
+
+def _reasons_text(quarantine: pd.DataFrame) -> str:
+    """Return why images are quarantined, in parentheses, with an example."""
+    counts = counts_by_reason(quarantine["status"])
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in counts.items())
+    first = quarantine.iloc[0]
+    return f"({reasons}; such as {first['id']!r}: {first['status']})"

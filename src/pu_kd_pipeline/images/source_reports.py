@@ -110,7 +110,10 @@ def _most_common(passed_over: Mapping[str, int]) -> dict[str, int]:
 
 
 def log_report(report: SourceReport, where: str) -> None:
-    """Log what was passed over, and how labels were joined; equal names are only counted."""
+    """Log what was passed over, and how labels were joined; equal names are only counted.
+
+    Warn where labels are read and none is a class: the source then has no relevant image.
+    """
     if report.passed_over:
         reasons = [f"{reason} ({n:,})" for reason, n in report.passed_over.items()]
         logger.info("%s: passed over: %s", where, listed(reasons))
@@ -123,7 +126,25 @@ def log_report(report: SourceReport, where: str) -> None:
         if entry["class"] is None:
             label = "no label" if entry["label"] is None else repr(entry["label"])
             unjoined.append(f"{label} ({entry['n_images']:,})")
-    if unjoined:
+    if not unjoined:
+        return
+    if all(entry["label"] is None for entry in report.labels):
+        logger.warning(
+            "%s: labels are read, and no image has one, so that it is unknown which are relevant: "
+            "correct `path` or the keys that say where labels are, such as `label_column` and "
+            "`class_pattern`; or set labels to 'ignore'",
+            where,
+        )
+    elif len(unjoined) == len(report.labels):
+        which = f"{len(unjoined):,} most common labels" if report.n_more_labels else "labels"
+        logger.warning(
+            "%s: none of its %s is a class of the teacher, so that no such image counts as "
+            "relevant: %s. If some are, give their classes in label_map",
+            where,
+            which,
+            listed(unjoined),
+        )
+    else:
         logger.info("%s: no class of the teacher: %s", where, listed(unjoined))
 
 

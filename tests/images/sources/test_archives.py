@@ -19,7 +19,14 @@ import pytest
 from pu_kd_pipeline.images.sources.archives import archive_version, reads_one_file_at_a_time
 from pu_kd_pipeline.images.sources.files import file_system
 from pu_kd_pipeline.images.sources.registry import source_state
-from tests.images.sources.examples import gray_levels, opened, png, source_of
+from tests.images.sources.examples import (
+    gray_levels,
+    listed,
+    opened,
+    parquet_file,
+    png,
+    source_of,
+)
 
 N_IMAGES = 60
 
@@ -149,3 +156,36 @@ def test_parquet_files_in_an_archive_have_its_version(tmp_path: Path) -> None:
         source = source_of("parquet", path=f"tar://*.parquet::{archive}")
         states.add(source_state(source))
     assert len(states) == 2
+
+
+def test_hidden_folders_in_an_archive_are_left_out_and_counted(tmp_path: Path) -> None:
+    parquet = Path(parquet_file(tmp_path / "a.parquet", 3)).read_bytes()
+    shard = tar_of(tmp_path / "s.tar", {"a.png": png(1)}).read_bytes()
+    files = {}
+    for folder in ("x", ".h", "x/.h/y"):
+        files[f"{folder}/a.parquet"] = parquet
+        files[f"{folder}/s.tar"] = shard
+        files[f"{folder}/a.png"] = png(1)
+    archive = zip_of(tmp_path / "a.zip", files)
+    for kind, path, n, n_hidden in (
+        ("parquet", "**/*.parquet", 3, 2),
+        ("webdataset", "**/*.tar", 1, 2),
+        ("folder", "", 1, 6),
+    ):
+        listing = listed(kind, path=f"zip://{path}::{archive}")
+        assert len(listing) == n, kind
+        assert listing.attrs["passed_over"]["hidden file"] == n_hidden
+    # A folder that is named is no hidden one.
+    for path in (".h/*.parquet", ".*/*.parquet", ".h"):
+        assert len(listed("parquet", path=f"zip://{path}::{archive}")) == 3
+
+
+def test_names_that_begin_with_a_dot_and_a_slash_are_not_hidden(tmp_path: Path) -> None:
+    parquet = Path(parquet_file(tmp_path / "a.parquet", 3)).read_bytes()
+    # As `tar cf a.tar .` calls them
+    archive = tar_of(tmp_path / "a.tar", {"./x/a.parquet": parquet, "./cat/a.png": png(1)})
+    assert len(listed("parquet", path=f"tar://**/*.parquet::{archive}")) == 3
+    reader = opened("folder", path=f"tar://::{archive}")
+    listing = reader.listing()
+    assert listing["label_name"].tolist() == ["cat"]
+    assert gray_levels(reader.read(listing)) == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def test_links_to_a_cache_are_refused_with_what_to_do_and_followed_on_request(
     assert listing["label_name"].tolist() == ["cat", "dog"]
     assert listing["fault"].isna().all()
     assert gray_levels(reader.read(listing)) == [1, 2]
+
+
+def test_links_without_an_extension_are_named_with_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = linked_files(tmp_path / "in", tmp_path / "cache", cat__a=1, dog__b=2)
+    for link in list(root.rglob("*.png")):
+        link.rename(link.with_suffix(""))
+    message = r"link without extension .* \(2\)\. As for the links, set `follow_links: true`"
+    with pytest.raises(InputError, match=message):
+        listed("folder", path=root)
+    assert len(listed("folder", path=root, follow_links=True)) == 2
+
+    # Next to other images
+    image_folder(root, cat__c=3)
+    with caplog.at_level(logging.WARNING):
+        assert len(listed("folder", path=root)) == 1
+    assert "2 links without an extension lead out of it and are not followed" in caplog.text
 
 
 def test_class_folders_that_are_links_are_warned_of_and_followed_on_request(

@@ -175,3 +175,23 @@ def test_single_images_that_are_only_paths_are_set_aside(tmp_path: Path) -> None
     images = pa.array([{"bytes": None, "path": "/a.png"}] * 2, WITH_PATH)
     pq.write_table(pa.table({"image": images}), file, write_statistics=False)
     assert grays_of(file) == [Unusable(Reason.ONLY_A_PATH)] * 2
+
+
+def test_empty_bytes_next_to_a_path_are_only_a_path(tmp_path: Path) -> None:
+    structs = [{"bytes": b"", "path": "/a.png"}, {"bytes": None, "path": ""}, None]
+    file = written(tmp_path, image=pa.array(structs, WITH_PATH))
+    assert grays_of(file) == [Unusable(Reason.ONLY_A_PATH), *[Unusable(Reason.EMPTY)] * 2]
+
+
+def test_images_that_are_null_are_not_called_paths(tmp_path: Path) -> None:
+    for struct in ({"bytes": None, "path": None}, None):
+        file = written(tmp_path, image=pa.array([struct] * 2, WITH_PATH))
+        assert grays_of(file) == [Unusable(Reason.EMPTY)] * 2
+    nulls = pa.array([{"bytes": None, "path": None}] * 2)
+    assert "is struct<bytes: null, path: null>; it must" in error_of(written(tmp_path, image=nulls))
+
+
+def test_a_column_of_paths_is_pointed_to_sources_of_type_list(tmp_path: Path) -> None:
+    hint = "use a source of type 'list' with this column as `path_column`"
+    assert hint in error_of(written(tmp_path, image=["a.png", "b.png"]))
+    assert hint not in error_of(written(tmp_path, image=[1, 2]))

@@ -198,6 +198,21 @@ def test_metadata_without_names_gives_none(tmp_path: Path, about: Any) -> None:
     assert classes_of(file) == NUMBERS
 
 
+def test_names_by_their_number_are_read_and_other_forms_refused(tmp_path: Path) -> None:
+    # More than ten, so that text and numbers are ordered differently.
+    names = {str(number): f"x{number}" for number in reversed(range(12))}
+    names |= {"1": "cat", "10": "dog"}
+    about = metadata_of({"names": names, "_type": "ClassLabel"})
+    file = hugging_face_file(tmp_path / "a.parquet", about, label=[1, 10])
+    assert classes_of(file) == [0, 1]
+
+    for other in ({"1": "cat", "2": "dog"}, {"cat": 0, "dog": 1}, "cat,dog", 2):
+        about = metadata_of({"names": other, "_type": "ClassLabel"})
+        file = hugging_face_file(tmp_path / "a.parquet", about, label=NUMBERS)
+        with pytest.raises(InputError, match="'label' that are neither a list nor a mapping"):
+            classes_of(file)
+
+
 def test_companions_of_macos_are_left_out_and_counted(tmp_path: Path) -> None:
     hugging_face_file(tmp_path / "a.parquet", label=[0, 1])
     companion = tmp_path / "._a.parquet"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.sources import path_names
+from pu_kd_pipeline.images.sources.path_names import with_pattern
 from pu_kd_pipeline.images.sources.registry import source_state
 from tests.images.numbered_images import parquet_of, plan_of
 from tests.images.sources.examples import gray_levels, listed, opened, parquet_file, source_of
@@ -154,6 +158,54 @@ def test_files_in_other_folders_are_pointed_out(tmp_path: Path) -> None:
     files_in(tmp_path, "train/0.parquet", "val/0.parquet")
     message = r"directly in .*: there are some in its folders train, val: write `.*/\*/\*.parquet`"
     with pytest.raises(InputError, match=message):
+        listed("parquet", path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("zip://::D/z.zip", "zip://*.pq::D/z.zip"),
+        ("zip://in::memory://z.zip", "zip://in/*.pq::memory://z.zip"),
+        ("simplecache::zip://in/::D/z.zip", "simplecache::zip://in/*.pq::D/z.zip"),
+        ("simplecache::s3://bucket/in", "simplecache::s3://bucket/in/*.pq"),
+        ("s3://bucket", "s3://bucket/*.pq"),
+        ("in/", "in/*.pq"),
+        ("in::2020", "in::2020/*.pq"),
+        ("/", "/*.pq"),
+    ],
+)
+def test_a_pattern_is_put_into_the_link_with_the_folder(path: str, expected: str) -> None:
+    assert with_pattern(path, "*.pq") == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["train/0.parquet", "val/0.parquet"], "train, val"),
+        (["train/cat/0.parquet", "val/dog/0.parquet"], "train/cat, val/dog"),
+        (["a/0.parquet", "b/c/d/0.parquet"], "a, b/c/d"),
+    ],
+)
+def test_the_address_that_a_message_gives_can_be_used(
+    names: list[str], folders: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "in[1]"
+    files_in(root, *names, ".hidden/0.parquet")
+    archive = shutil.make_archive(str(tmp_path / "z"), "zip", root, ".")
+    for path in (root, f"{root}/", f"zip://::{archive}", f"simplecache::file://{root}"):
+        with pytest.raises(InputError) as error:
+            listed("parquet", path=path)
+        found, suggested = re.findall("in its folders (.*): write `(.*)`", str(error.value))[0]
+        assert found == folders
+        if "simplecache" not in str(path):  # whose patterns take "in[1]" as one, too
+            assert len(listed("parquet", path=suggested)) == 4
+
+
+def test_folders_are_searched_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files_in(tmp_path, "a/b/c/0.parquet")
+    (tmp_path / "a" / "circle").symlink_to(tmp_path)
+    monkeypatch.setattr(path_names, "_MAX_FOLDERS", 3)
+    with pytest.raises(InputError, match="directly in .*: correct `path` of the source"):
         listed("parquet", path=tmp_path)
 
 

@@ -350,6 +350,16 @@ def test_folders_globs_ranges_and_urls_name_the_same_shards(tmp_path: Path) -> N
         assert "there is no tar archive at" in error_of(f"{folder}/s-{{000..003}}.tar")
 
 
+@pytest.mark.parametrize("name", ["train/s-0.tar", "a/b/s-0.TAR.GZ"])
+def test_shards_in_other_folders_are_pointed_out(name: str, tmp_path: Path) -> None:
+    file = shard(tmp_path / name, *sample("a", 1), mode="w:gz" if "GZ" in name else "w")
+    fsspec.filesystem("memory").pipe(f"{tmp_path}/{name}", file.read_bytes())
+    for folder in (f"{tmp_path}", f"memory:/{tmp_path}"):
+        message = error_of(folder)
+        assert f"there are some in its folders {Path(name).parent}: write `" in message
+        assert len(listed("webdataset", path=message.split("`")[1])) == 1
+
+
 def test_ranges_are_checked_before_a_run(tmp_path: Path) -> None:
     for number in range(4):
         shard(tmp_path / f"s-0{number}.tar", *sample("a", 1))

@@ -127,6 +127,11 @@ UNCONVERTED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "softmax by hand": (lambda z: z.exp() / z.exp().sum(1, True), "returns probabilities"),
     "softmax in half": (lambda z: z.softmax(1).bfloat16(), "returns probabilities"),
     "log-softmax": (lambda z: z.log_softmax(1), "returns logarithms of probabilities"),
+    "percent": (lambda z: 100 * z.softmax(1), "one sign and the same sum for all images"),
+    "percent in half": (lambda z: (100 * z.softmax(1)).bfloat16(), "one sign and the same sum"),
+    "a share of softmax": (lambda z: 0.2 * z.softmax(1), "one sign and the same sum"),
+    "minus softmax": (lambda z: -z.softmax(1), "one sign and the same sum"),
+    "one minus softmax": (lambda z: 1 - z.softmax(1), "one sign and the same sum"),
     "sigmoid": (lambda z: z.sigmoid(), "seems to end in a sigmoid"),
     "sigmoid by hand": (lambda z: 1 / (1 + torch.exp(-z)), "seems to end in a sigmoid"),
     "sigmoid without a graph": (lambda z: z.detach().sigmoid(), "seems to end in a sigmoid"),
@@ -156,7 +161,19 @@ def test_untrained_networks_are_not_taken_for_normalized_ones(name, n_classes):
         check_output_kind(network, None, "logits", n_channels, 32)
 
 
-@pytest.mark.parametrize("wrap", [lambda z: z.relu(), lambda z: z * 0, lambda z: z.abs() * 0.01])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda z: z.relu(),
+        lambda z: -z.relu(),
+        lambda z: z * 0,
+        lambda z: z * 0 + 3,
+        lambda z: z.abs() * 0.01,
+        # Of which hardly anything depends on the image
+        lambda z: z * 1e-6 + 3,
+        lambda z: (z.softmax(1) + 1e-9).log() * 2,
+    ],
+)
 def test_small_positive_logits_are_logits(wrap):
     check_output_kind(returning(wrap), None, "logits", 1, 8)
 

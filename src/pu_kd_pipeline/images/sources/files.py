@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import glob
 import os
 import re
@@ -380,6 +381,27 @@ def remote_literal_part(path: str) -> str:
             break
         literal.append(part)
     return "/".join(literal)
+
+
+def is_hidden(path: str, pattern: str) -> bool:
+    """Return whether a remote file, or a folder above it, is hidden and not asked for.
+
+    fsspec's patterns match names that begin with a dot, which those of shells do not.
+
+    Args:
+        path: of the file.
+        pattern: that it matches. Folders in front of its first wildcard do not count, nor do names
+            that match a part of it that begins with a dot.
+    """
+    asked_for = [part for part in pattern.split("/") if part.startswith(".")]
+    below = path.removeprefix(remote_literal_part(pattern))
+    for part in below.split("/"):
+        # "." begins the names in an archive of `tar cf x.tar .`
+        if not part.startswith(".") or part == ".":
+            continue
+        if not any(fnmatch.fnmatchcase(part, name) for name in asked_for):
+            return True
+    return False
 
 
 def literal_part(path: str) -> str:

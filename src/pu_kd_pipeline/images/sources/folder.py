@@ -6,7 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -31,6 +31,7 @@ from pu_kd_pipeline.images.sources.files import (
     file_state,
     file_system,
     has_mark,
+    is_hidden,
     is_local,
     is_printable,
     joined,
@@ -41,7 +42,7 @@ from pu_kd_pipeline.images.sources.files import (
     with_marks,
 )
 from pu_kd_pipeline.images.sources.folder_walk import FolderWalk
-from pu_kd_pipeline.images.sources.links import check_links, is_broken_link
+from pu_kd_pipeline.images.sources.links import HOW_TO_FOLLOW, check_links, is_broken_link
 from pu_kd_pipeline.masking import visible_name
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NO_EXTENSION = "no extension"  # why a file was passed over
+_NAMELESS_LINK = "link without extension to a file outside of the folder"
 _MAX_REASONS_SHOWN = 5
 
 
@@ -99,6 +101,7 @@ class FolderSource:
             versions.append(file.version)
             faults.append(file.fault or None)
 
+        self._warn_of_nameless_links()
         self._warn_of_unmarked(len(files))
         table = listing_table(
             paths, label_names=classes, versions=versions, faults=faults, path=paths
@@ -186,7 +189,8 @@ class FolderSource:
         """Return the class that a path names: its first folder, or what the pattern finds."""
         if self._class_pattern is not None:
             return self._labels.get(path)
-        folder, slash, _ = path.partition("/")
+        # As paths in an archive of `tar cf x.tar .` begin
+        folder, slash, _ = path.removeprefix("./").partition("/")
         if not slash:
             return None  # a file at the top of the source
         return folder
@@ -198,11 +202,12 @@ class FolderSource:
         candidates = []
         for path in found:
             relative = path.removeprefix(root).lstrip("/")
-            parts = relative.split("/")
-            is_hidden = any(part.startswith(".") for part in parts)
-            if is_hidden or not _may_be_image(parts[-1]):
-                hidden = ".hidden" if is_hidden else relative
-                self._passed_over[_why_passed_over(hidden)] += 1
+            if is_hidden(relative, "**"):
+                self._passed_over["hidden file"] += 1
+                continue
+            name = PurePosixPath(relative).name
+            if not _may_be_image(name):
+                self._passed_over[_why_passed_over(name)] += 1
                 continue
             candidates.append((path, relative))
 
@@ -257,7 +262,22 @@ class FolderSource:
             return ""
         counts = self._passed_over.most_common(_MAX_REASONS_SHOWN)
         texts = [f"{reason} ({n:,})" for reason, n in counts]
-        return f" Passed over: {', '.join(texts)}"
+        text = f" Passed over: {', '.join(texts)}"
+        if self._passed_over[_NAMELESS_LINK]:
+            text += f". As for the links, {HOW_TO_FOLLOW}"
+        return text
+
+    def _warn_of_nameless_links(self) -> None:
+        """Warn of links that may lead to images: without an extension, only content would tell."""
+        n_links = self._passed_over[_NAMELESS_LINK]
+        if n_links:
+            logger.warning(
+                "%s: %s links without an extension lead out of it and are not followed. If they "
+                "are images, %s",
+                self._path,
+                f"{n_links:,}",
+                HOW_TO_FOLLOW,
+            )
 
     def _warn_of_unmarked(self, n_files: int) -> None:
         if self._n_unmarked:
@@ -282,7 +302,8 @@ def _local_files(root: str, follow_links: bool, passed_over: Counter[str]) -> It
         file = _local_file(path, root, real_root)
         # A pipe, or a link out of the folder: it is not opened to find an image.
         if file.fault and has_no_extension(name):
-            passed_over[NO_EXTENSION] += 1
+            is_link = file.fault == Reason.LINK
+            passed_over[_NAMELESS_LINK if is_link else NO_EXTENSION] += 1
             continue
         yield file
 

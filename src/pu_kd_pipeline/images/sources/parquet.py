@@ -23,6 +23,7 @@ from pu_kd_pipeline.images.sources.files import (
     file_system,
     has_mark,
     has_wildcard,
+    is_hidden,
     is_local,
     is_remote_folder,
     literal_part,
@@ -104,7 +105,7 @@ class ParquetSource:
         if is_remote_folder(self._fs, root, _FILE_EXTENSIONS):
             for folder in remote_partition_folders(self._fs, root.rstrip("/")):
                 found |= self._fs.glob(f"{folder}/*.parquet", detail=True)
-            root = "*.parquet"
+            root = f"{root.rstrip('/')}/*.parquet"
         elif has_wildcard(root):
             found = self._fs.glob(root, detail=True)
         elif self._fs.exists(root):
@@ -114,9 +115,7 @@ class ParquetSource:
             # Some writers make a folder that is called like a file.
             if about.get("type") == "directory":
                 continue
-            # fsspec's patterns match hidden files.
-            is_hidden = PurePosixPath(file).name.startswith(".")
-            if is_hidden and _matches_any_name(root):
+            if has_wildcard(root) and is_hidden(file, root):
                 self._n_hidden += 1
                 continue
             marked = with_marks(self._fs, file, about)

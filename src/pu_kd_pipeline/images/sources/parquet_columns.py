@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.params.data_ingestion import ImageSource
 
 _IMAGE = "image"
+HOW_TO_EMBED = (
+    "embed the images before the file is written (with Hugging Face's datasets: "
+    "`dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)`), or use "
+    "the image files themselves in a source of type 'folder'"
+)
 # In lower case; looked for where there is no column `image`.
 _OTHER_IMAGE_NAMES = frozenset(
     [
@@ -105,8 +110,15 @@ def _check_image_type(kind: pa.DataType, name: str, file: str) -> None:
         return
     if _holds_only_paths(kind):
         raise InputError(only_paths_error(name, file))
+    fix = ""
+    if _holds_text(_element_type(kind)):
+        fix = (
+            ". If these are paths of image files, use a source of type 'list' with this column as "
+            "`path_column`"
+        )
     raise InputError(
         f"{file}: the column {name!r} is {kind}; it must hold the bytes of image files (binary)"
+        f"{fix}"
     )
 
 
@@ -114,9 +126,7 @@ def only_paths_error(name: str, file: str) -> str:
     """Return the message on images that are only referred to."""
     return (
         f"{file}: the column {name!r} holds only the paths of image files and not their bytes, and "
-        "these paths are not opened. Embed the images before the file is written (with Hugging "
-        "Face's datasets: `dataset.with_format('arrow').map(datasets.table.embed_table_storage, "
-        "batched=True)`), or use the image files themselves in a source of type 'folder'"
+        f"these paths are not opened: {HOW_TO_EMBED}"
     )
 
 
@@ -142,6 +152,8 @@ def _holds_only_paths(kind: pa.DataType) -> bool:
 
     kind = _element_type(kind)
     if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+        return False
+    if pa.types.is_null(kind.field("path").type):
         return False
     if kind.get_field_index("bytes") < 0:
         return True

@@ -31,12 +31,21 @@ def holds_only_paths(parquet: pq.ParquetFile, column: str) -> bool:
     contents = _leaves(parquet, column, "bytes")
     if not paths or not contents or not about.num_rows:
         return False
+    has_path = False
     for group in range(about.num_row_groups):
-        chunk = about.row_group(group).column(contents[0])
-        found = chunk.statistics
-        if found is None or not found.has_null_count or found.null_count < chunk.num_values:
+        if not _is_null(about.row_group(group).column(contents[0])):
             return False
-    return True
+        if not _is_null(about.row_group(group).column(paths[0])):
+            has_path = True
+    return has_path
+
+
+def _is_null(chunk: pq.ColumnChunkMetaData) -> bool:
+    """Return whether statistics show that all values of a part of a column are null."""
+    found = chunk.statistics
+    if found is None or not found.has_null_count:
+        return False
+    return bool(found.null_count >= chunk.num_values)
 
 
 def read_images(
@@ -150,7 +159,8 @@ def _image_bytes(image: Any) -> bytes | Unusable:
             return Unusable(Reason.SEVERAL_IMAGES)
         image = image[0] if image else None
     if isinstance(image, dict):  # as Hugging Face writes it
-        if image.get("bytes") is None and image.get("path") is not None:
+        # Some writers store no bytes as b"", and no path as "".
+        if not image.get("bytes") and image.get("path"):
             return Unusable(Reason.ONLY_A_PATH)
         image = image.get("bytes")
     if image is None:

@@ -78,8 +78,10 @@ def labels_of_columns(
 def class_label_names(schema: pa.Schema, column: str, file: str) -> list[str] | None:
     """Return the names that the metadata of Hugging Face has for the numbers of a column.
 
+    They are a list, or a mapping of "0", "1" and so on.
+
     Raises:
-        InputError: the metadata cannot be read, so that there may be names.
+        InputError: the metadata cannot be read, or has names in another form.
     """
     content = (schema.metadata or {}).get(_METADATA_KEY)
     if content is None:
@@ -99,8 +101,16 @@ def class_label_names(schema: pa.Schema, column: str, file: str) -> list[str] | 
     if not isinstance(about, dict) or about.get("_type") != "ClassLabel":
         return None
     names = about.get("names")
-    if not isinstance(names, list) or not names:
+    if not names:
         return None
+    if isinstance(names, dict) and set(names) == {str(number) for number in range(len(names))}:
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list):
+        raise InputError(
+            f"{file}: its metadata 'huggingface' has names of the classes of {column!r} that are "
+            "neither a list nor a mapping of the numbers 0, 1, … to names: write the file again, "
+            "or remove its metadata"
+        )
     return [str(name) for name in names]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,6 +14,7 @@ from pu_kd_pipeline.images.label_names import listed, whole_number
 from pu_kd_pipeline.masking import without_credentials
 
 _NULL = "__HIVE_DEFAULT_PARTITION__"
+_MAX_FOLDERS = 200  # that are searched for a hint; each costs a request
 # One partition -> column of the images
 Partition = dict[str, str | None]
 
@@ -157,11 +158,85 @@ def no_file_message(path: str, root: str, system: Any) -> str:
     problem = f"there is no Parquet file at {path}"
     fix = "correct `path` of the source"
     if system.isdir(root):
-        folder = root.rstrip("/")
         problem = f"there is no Parquet file directly in {path}"
-        below = system.glob(f"{folder}/*/*.parquet")
-        if below:
-            folders = {PurePosixPath(file).parent.name for file in below}
-            names = listed(sorted(folders))
-            fix = f"there are some in its folders {names}: write `{path}/*/*.parquet`"
+        fix = hint_of_folders(path, root, system, (".parquet",)) or fix
     return f"{problem}: {fix}"
+
+
+def hint_of_folders(path: str, root: str, system: Any, extensions: Sequence[str]) -> str:
+    """Return which folders below a folder have files, and the pattern for them; empty if none has.
+
+    Only a limited number of folders is looked at.
+
+    Args:
+        path: of the folder, as the source names it.
+        root: the folder in its file system.
+        system: file system of fsspec.
+        extensions: in lower case, of the files.
+    """
+    folders = []
+    found = ""
+    for folder, names in _folders_below(system, root):
+        written = [_written_extension(name, extensions) for name in names]
+        if any(written):
+            folders.append(folder)
+            found = found or max(written)
+    if not folders:
+        return ""
+    is_deep = any("/" in folder for folder in folders)
+    pattern = with_pattern(path, f"{'**' if is_deep else '*'}/*{found}")
+    return f"there are some in its folders {listed(sorted(folders))}: write `{pattern}`"
+
+
+def _written_extension(name: str, extensions: Sequence[str]) -> str:
+    """Return the one of some extensions that a visible file has, in its own case; "" if none."""
+    if not name.startswith("."):
+        for extension in extensions:
+            if name.lower().endswith(extension):
+                return name[-len(extension) :]
+    return ""
+
+
+def _folders_below(system: Any, root: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield folders below a folder, by their path there, with the names of their files.
+
+    The nearest come first. Hidden ones are left out, and links, which `**` does not follow.
+    """
+    waiting = deque([(root, "")])
+    for _ in range(_MAX_FOLDERS):
+        if not waiting:
+            return
+        location, folder = waiting.popleft()
+        try:
+            entries = system.ls(location, detail=True)
+        # Each kind of file system has errors of its own, and this is only for a hint.
+        except Exception:
+            continue
+        names = []
+        for about in entries:
+            below = str(about["name"])
+            name = PurePosixPath(below).name
+            if about.get("type") != "directory":
+                names.append(name)
+            elif not name.startswith(".") and not about.get("islink"):
+                waiting.append((below, f"{folder}/{name}".lstrip("/")))
+        if folder:
+            yield folder, names
+
+
+def with_pattern(path: str, pattern: str) -> str:
+    """Return a path or URL of a folder with a pattern below it.
+
+    In a chain such as `zip://::a.zip` or `simplecache::s3://a`, the folder is in the first link
+    that has an address.
+    """
+    links = path.split("::")
+    position = len(links) - 1
+    for number, link in enumerate(links):
+        if "://" in link:
+            position = number
+            break
+    folder = links[position]
+    slash = "" if folder.endswith("/") else "/"
+    links[position] = f"{folder}{slash}{pattern}"
+    return "::".join(links)

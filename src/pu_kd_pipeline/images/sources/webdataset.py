@@ -23,6 +23,7 @@ from pu_kd_pipeline.images.sources.files import (
     file_system,
     has_mark,
     has_wildcard,
+    is_hidden,
     is_local,
     is_remote_folder,
     local_matches,
@@ -33,6 +34,7 @@ from pu_kd_pipeline.images.sources.files import (
     unmarked_warning,
     with_marks,
 )
+from pu_kd_pipeline.images.sources.path_names import hint_of_folders
 from pu_kd_pipeline.images.sources.tar_members import Member, open_archive
 from pu_kd_pipeline.images.sources.webdataset_labels import LabelReader
 from pu_kd_pipeline.images.sources.webdataset_samples import images_of, read_shard
@@ -180,7 +182,11 @@ class WebDatasetSource:
             files = list(self._remote_files(pattern))
         if not files:
             shown = without_credentials(pattern)
-            raise InputError(f"there is no tar archive at {shown}: correct `path` of the source")
+            fix = "correct `path` of the source"
+            if pattern == self._root and self._is_folder(pattern):
+                hint = hint_of_folders(self._path, pattern, self._fs, SHARD_EXTENSIONS)
+                fix = hint or fix
+            raise InputError(f"there is no tar archive at {shown}: {fix}")
         return files
 
     def _is_folder(self, path: str) -> bool:
@@ -216,7 +222,8 @@ class WebDatasetSource:
         if is_folder:
             pattern = _named_folder(pattern, is_folder) + "*"
         found: dict[str, dict[str, Any]] = {}
-        if has_wildcard(pattern) and not self._fs.exists(pattern):
+        is_pattern = has_wildcard(pattern) and not self._fs.exists(pattern)
+        if is_pattern:
             found = self._fs.glob(pattern, detail=True)
         elif self._fs.exists(pattern):
             found = {pattern: self._fs.info(pattern)}
@@ -224,11 +231,10 @@ class WebDatasetSource:
         for file, about in found.items():
             if about.get("type") == "directory":
                 continue
-            # fsspec's patterns match hidden files.
-            is_pattern = is_folder or has_wildcard(pattern)
-            is_hidden = PurePosixPath(file).name.startswith(".")
-            is_in_question = is_folder or (is_pattern and is_hidden)
-            if is_in_question and self._is_no_shard(file):
+            if is_pattern and is_hidden(file, pattern):
+                self._passed_over["hidden file"] += 1
+                continue
+            if is_folder and self._is_no_shard(file):
                 continue
             marked = with_marks(self._fs, file, about)
             if not has_mark(marked):

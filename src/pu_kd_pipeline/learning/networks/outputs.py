@@ -13,6 +13,13 @@ _SUM_TOLERANCE = 1e-2
 _SMALLEST = torch.finfo(torch.float32).tiny  # a probability of zero has no logarithm
 _N_IMAGES = 2
 _LARGE = 1e6  # times the usual size of normalized pixels, where a sigmoid is 0 or 1
+# Whether all rows have one sum is judged from more images, some of strong contrast so that their
+# probabilities differ. Sums of float32 differ by less than this share of what the rows differ by.
+_N_IMAGES_FOR_SUMS = 4
+_CONTRAST = 30.0
+_SUM_DIFFERENCE = 1e-4
+_SUM_DIFFERENCE_IN_HALF = 1e-2
+_MIN_DIFFERENCE = 1e-2  # of two rows, as a share of their sum; below, nothing is concluded
 _MAX_STEPS = 20  # reshaping operations behind the last one that computes
 
 # Names of autograd's nodes. The first kind moves values without changing them; the second ends in
@@ -44,6 +51,11 @@ _WAY_OUT = {
     "log_probabilities": (
         "returns logarithms of probabilities (exp of its rows sums to 1). Of a teacher, set "
         "teacher.output.kind to log_probabilities; of a student, leave out the last log-softmax"
+    ),
+    "scaled_probabilities": (
+        "returns rows that have one sign and the same sum for all images, as probabilities times a "
+        "constant do. Objectives need logits: use a factory (package.module:function) that returns "
+        "what enters the softmax"
     ),
     "sigmoid": (
         "seems to end in a sigmoid: its values are between 0 and 1, and rows do not sum to 1. "
@@ -182,6 +194,15 @@ def check_output_kind(
     if rows is None:
         return
     found = kind_of_rows(rows)
+    if found == "logits" and _has_one_sign(rows):
+        of_usual = _random_outputs(network, key, in_channels, size_px, n_images=_N_IMAGES_FOR_SUMS)
+        of_strong = _random_outputs(
+            network, key, in_channels, size_px, scale=_CONTRAST, n_images=_N_IMAGES_FOR_SUMS
+        )
+        if of_usual is not None and of_strong is not None:
+            more_rows = torch.cat([of_usual, of_strong])
+            if _has_one_sign(more_rows) and _has_one_sum(more_rows):
+                found = "scaled_probabilities"
     if found == "logits" and _is_bounded(rows):
         # Again, with a graph and for large values, which only few networks need.
         with torch.enable_grad():
@@ -226,16 +247,34 @@ def _is_bounded(rows: Tensor) -> bool:
     return bool(((rows >= 0) & (rows <= 1)).all())
 
 
+def _has_one_sign(rows: Tensor) -> bool:
+    return bool((rows >= 0).all() or (rows <= 0).all())
+
+
+def _has_one_sum(rows: Tensor) -> bool:
+    """Return whether the rows of different images differ, and their sums do not."""
+    values = rows.detach().double()
+    differences = values - values.mean(dim=0)
+    largest = differences.abs().sum(dim=1).max()
+    sums = values.sum(dim=1)
+    if not largest > _MIN_DIFFERENCE * sums.abs().max():
+        return False
+    is_in_half = rows.dtype in (torch.float16, torch.bfloat16)
+    tolerance = _SUM_DIFFERENCE_IN_HALF if is_in_half else _SUM_DIFFERENCE
+    return bool(sums.max() - sums.min() <= tolerance * largest)
+
+
 def _random_outputs(
     network: nn.Module,
     key: str | int | None,
     in_channels: int,
     size_px: int,
     scale: float = 1.0,
+    n_images: int = _N_IMAGES,
 ) -> Tensor | None:
     """Return the (N, K) outputs of random images; None if there are none of this shape."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(_N_IMAGES, in_channels, size_px, size_px, generator=generator)
+    images = torch.randn(n_images, in_channels, size_px, size_px, generator=generator)
     images = images * scale
     # A network whose parameters are frozen has a graph only if its input needs gradients.
     images.requires_grad_(torch.is_grad_enabled())
