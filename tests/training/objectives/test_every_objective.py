@@ -45,7 +45,7 @@ def test_training_brings_a_student_closer_to_its_teacher(trained, networks, vari
     first_agreement, first_divergence = scene.agreement_and_divergence(untrained)
 
     # Chance is 0.2, because there are five classes.
-    assert agreement > 0.7
+    assert agreement > 0.8
     assert agreement > first_agreement + 0.4
     assert divergence < first_divergence
     assert history["update"].tolist() == [10, 20, 30, 40]

@@ -67,7 +67,14 @@ def test_a_loss_of_logits_is_the_plain_loop(digits, objective, loss):
 
     assert are_equal(student, expected)
 
-    of_the_loop = {"update", "learning_rate", "training_agreement", "is_kept"}
+    of_the_loop = {
+        "update",
+        "learning_rate",
+        "training_agreement",
+        "is_kept",
+        "yardstick_agreement",
+        "yardstick_kl",
+    }
 
     assert set(values) == set(history.columns) - of_the_loop
 
