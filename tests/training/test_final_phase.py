@@ -12,12 +12,13 @@ import torch
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import predict_logits
-from pu_kd_pipeline.images.store import find_rows
+from pu_kd_pipeline.learning.losses.distillation import kl_divergence
 from pu_kd_pipeline.learning.weight_average import WeightAverage
+from pu_kd_pipeline.storage.yardstick import teacher_logits
 from pu_kd_pipeline.training.batches import augmented_batches
 from pu_kd_pipeline.training.distillation import distill_from_pool
 from pu_kd_pipeline.training.final_phase import FinalPhase, final_phase_of, n_final_updates
-from pu_kd_pipeline.training.manifest_images import split_held_out
+from pu_kd_pipeline.training.manifest_images import labeled_first
 from tests.training.scene import COMPUTE, PLAIN, Scene, params_with
 from tests.training.test_batches import image_rows, normalization_of
 
@@ -60,7 +61,7 @@ def test_the_phase_holds_labeled_images_and_those_that_are_called_related(digits
     manifest = digits.manifest
     numbers = manifest["id"].str.removeprefix("i").astype(int)
     manifest["reason"] = np.where(numbers % 3 == 0, "related", "random")
-    rows, _ = split_held_out(manifest, digits.params())
+    rows = labeled_first(manifest)
     is_labeled = (rows["origin"] == "labeled").to_numpy()
     is_related = (rows["reason"] == "related").to_numpy()
     expected = {"labeled": is_labeled, "labeled_and_related": is_labeled | is_related}
@@ -74,7 +75,7 @@ def test_the_phase_holds_labeled_images_and_those_that_are_called_related(digits
 
 def test_a_manifest_without_reasons_ends_on_labeled_images_and_says_so(digits, caplog):
     params = digits.params(final_phase={"share": 0.4, "images": "labeled_and_related"})
-    rows, _ = split_held_out(digits.manifest, params)
+    rows = labeled_first(digits.manifest)
     with caplog.at_level(logging.WARNING):
         phase = final_phase_of(rows, params, "distillation")
     assert phase is not None
@@ -95,29 +96,27 @@ def test_without_labeled_images_there_is_no_phase(digits):
         distill_from_pool(manifest, digits.pool, digits.teacher, params, "student")
 
 
-def _held_out_agreement(scene: Scene, student, **changes: Any) -> float:
-    _, held_out = split_held_out(scene.manifest, scene.params(**changes))
-    agreements = []
-    for origin, store in scene.stores.items():
-        ids = held_out["id"][held_out["origin"] == origin].to_numpy()
-        rows = find_rows(store, ids, "manifest")
-        of_student = predict_logits(student, store, COMPUTE)[rows].argmax(dim=1)
-        of_teacher = predict_logits(scene.teacher, store, COMPUTE)[rows].argmax(dim=1)
-        agreements += (of_student == of_teacher).tolist()
-    return float(np.mean(agreements))
+def _closeness(scene: Scene, student) -> tuple[float, float]:
+    """Return agreement and KL divergence of a student on the yardstick."""
+    assert scene.yardstick is not None
+    [(store, rows, places)] = scene.yardstick.parts
+    logits = predict_logits(student, store, COMPUTE)[rows]
+    teacher = torch.from_numpy(teacher_logits(scene.yardstick.table))[places]
+    agreement = (logits.argmax(dim=1) == teacher.argmax(dim=1)).double().mean()
+    return float(agreement), float(kl_divergence(teacher, logits).mean())
 
 
 @pytest.mark.parametrize("averaging", ["none", "final_phase", "ema"])
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_the_student_that_is_returned_is_the_one_that_was_measured(digits, averaging, keep):
     changes = {**NORMALIZING, **PHASE, "weight_averaging": averaging, "ema_decay": 0.8}
-    changes |= {"keep": keep, "held_out_share": 0.4}
-    student, history = digits.distill(**changes)
-    [measured] = history.loc[history["is_kept"], "held_out_agreement"]
-    assert _held_out_agreement(digits, student, **changes) == pytest.approx(measured)
+    student, history = digits.distill(**changes, keep=keep)
+    kept = history[history["is_kept"]]
+    [agreement], [divergence] = kept["yardstick_agreement"], kept["yardstick_kl"]
+    assert _closeness(digits, student) == pytest.approx((agreement, divergence), rel=1e-4)
     if keep == "best":
-        assert measured == history["held_out_agreement"].max()
-    assert student.card.origin["n_final_phase_images"] < 60
+        assert divergence == history["yardstick_kl"].min()
+    assert student.card.origin["n_final_phase_images"] == 60
     assert student.card.origin["training"]["distillation"]["weight_averaging"] == averaging
 
 

@@ -202,6 +202,7 @@ def test_the_options_of_a_mixture_are_part_of_the_identity(digits: Scene) -> Non
             name="student",
             start=None,
             watched=None,
+            yardstick=None,
             device=torch.device("cpu"),
         )
         identities.append(distillation._identity(task))

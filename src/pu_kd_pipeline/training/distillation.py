@@ -250,7 +250,7 @@ def distill(
         kept_update = setup.best.update
     history["is_kept"] = history["update"] == kept_update
     model = setup.model
-    origin = {**model.card.origin, **card_entries, SAMPLING: setup.sampling.facts}
+    origin = {**model.card.origin, **card_entries, SAMPLING: setup.batches.sampling.facts}
     card = model.card.model_copy(update={"origin": origin})
     return Model(model.network.cpu().eval(), card), history
 

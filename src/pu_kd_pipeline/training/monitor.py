@@ -100,7 +100,8 @@ class BestStudent:
         if not self.keeps_best:
             return
         kl = record[YARDSTICK_KL]
-        if kl >= self._kl:
+        # Not above: nan is no best record.
+        if not kl < self._kl:
             return
         self._kl = kl
         self.update = record["update"]
@@ -122,7 +123,7 @@ class BestStudent:
 
     def restore(self) -> None:
         """Give the student its best weights."""
-        if self.keeps_best:
+        if self._state:
             self._student.load_state_dict(self._state)
 
 
