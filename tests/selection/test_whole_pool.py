@@ -61,7 +61,15 @@ def test_the_control_differs_in_its_pool_alone_and_has_the_same_labeled_share(
         features_of(scene.pool.index["id"].tolist(), np.ones((140, 5))),
     )
     control, history = distill_whole_pool(
-        inputs, manifest, features, scene.teacher, subset, WEIGHTING, scene.params(**params), "all"
+        inputs,
+        manifest,
+        features,
+        scene.teacher,
+        subset,
+        WEIGHTING,
+        scene.params(**params),
+        scene.yardstick,
+        "all",
     )
     assert history["update"].max() == 4
     recipe = control.card.origin["training"]

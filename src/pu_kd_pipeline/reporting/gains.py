@@ -136,9 +136,10 @@ def whole_pool_sentence(metrics: Mapping[str, Any]) -> str | None:
         reason = facts.get("gain_reason") or "it was not computed"
         return f"No gain over the student of the whole pool is given: {reason}."
     accuracy = percent(metrics[_WHOLE_POOL]["accuracy"])
+    p_value = facts.get("gain_p_value")
     return (
         f"Against all pool images, with as many updates and the same share of labeled images per "
-        f"batch ({accuracy}), the selection {_gained(gain)}{_certainty(metrics, facts)}"
+        f"batch ({accuracy}), the selection {_gained(gain, p_value)}{_certainty(metrics, facts)}"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from pu_kd_pipeline.images.yardstick import Yardstick
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
@@ -32,6 +33,7 @@ def distill_whole_pool(
     subset: SubsetParams,
     weighting: ClassWeightingParams,
     params: DistillationParams,
+    yardstick: Yardstick | None,
     name: str,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student of the whole pool, and its history.
@@ -45,6 +47,7 @@ def distill_whole_pool(
         subset: the seed, and whether copies of test images are left out.
         weighting: how classes are weighted, where the objective needs it.
         params: of the student.
+        yardstick: that of the student; its images are excluded in `inputs`.
         name: of the training.
     """
     everything = subset.model_copy(update={"rule": "all", "budget": None})
@@ -61,7 +64,14 @@ def distill_whole_pool(
             whole_pool, labeled_features, pool_features, classes, weighting
         )
     return distill(
-        whole_pool, inputs.labeled_images, inputs.pool_images, teacher, vectors, params, name
+        whole_pool,
+        inputs.labeled_images,
+        inputs.pool_images,
+        teacher,
+        vectors,
+        params,
+        name,
+        yardstick=yardstick,
     )
 
 

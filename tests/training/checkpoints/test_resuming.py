@@ -295,9 +295,9 @@ def test_teacher_outputs_made_before_the_training_are_not_computed_again(digits,
 
     with digits.teacher.network.fc.register_forward_hook(count):
         killed(train, tmp_path, step=3)
-        # Two views of 180 images, in batches of 64.
+        # Two views of 200 images, in batches of 64.
         n_batches = batch_sizes.count(64)
-        assert n_batches == math.ceil(2 * 180 / 64)
+        assert n_batches == math.ceil(2 * 200 / 64)
 
         found = train()
     assert_same(found, expected)

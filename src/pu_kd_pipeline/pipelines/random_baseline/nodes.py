@@ -45,6 +45,7 @@ def distill_whole_pool_student(
     class_prior: dict[str, Any],
     held_out_ranks: pd.DataFrame,
     duplicates: pd.DataFrame,
+    yardstick: pd.DataFrame,
     labeled_features: ShardedTable,
     pool_features: ShardedTable,
     teacher: Model,
@@ -58,16 +59,26 @@ def distill_whole_pool_student(
     Without `random_baseline.whole_pool`, a network that was not trained, whose card says so.
     """
     from pu_kd_pipeline.images.duplicates import excluded_images
+    from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.selection.manifest import SubsetInputs
     from pu_kd_pipeline.selection.whole_pool import distill_whole_pool, untrained_control
 
     if not params.whole_pool:
         return untrained_control(teacher, distillation)
-    excluded = excluded_images(duplicates, subset)
+    excluded = excluded_images(duplicates, subset, yardstick)
     inputs = SubsetInputs(
         pool_scores, labeled_images, pool_images, class_prior, held_out_ranks, excluded=excluded
     )
     features = (labeled_features, pool_features)
+    stores = {"labeled": labeled_images, "pool": pool_images}
     return distill_whole_pool(
-        inputs, manifest, features, teacher, subset, weighting, distillation, name="whole_pool"
+        inputs,
+        manifest,
+        features,
+        teacher,
+        subset,
+        weighting,
+        distillation,
+        Yardstick(yardstick, stores),
+        name="whole_pool",
     )

@@ -86,6 +86,7 @@ def _whole_pool_student() -> Pipeline:
                     "class_prior",
                     "held_out_ranks",
                     "duplicates",
+                    "yardstick",
                     "labeled_features",
                     "pool_features",
                     "teacher_model",
