@@ -136,7 +136,7 @@ def test_an_unknown_kind_of_url_is_found_before_any_work(blocks):
             r"^subset_materialization.rule: 'oracle' needs the truth of every pool image: set ",
         ),
         (
-            {"critic_distillation": {"labeled_share": 0.25}},
+            {"critic_distillation": {"labeled_share": 0.25, "objective": "pu_critic"}},
             r"^critic_distillation.labeled_share is 0.25, and this stage learns from images ",
         ),
     ],

@@ -30,7 +30,7 @@ N_CELLS = 8
 @pytest.fixture
 def data(finished_run: Path, folder: Path) -> Path:
     """A data folder with what a comparison reads, and an empty MLflow store."""
-    for layer in ("02_intermediate", "04_feature", "06_models"):
+    for layer in ("02_intermediate", "04_feature", "05_model_input", "06_models"):
         (folder / layer).symlink_to(finished_run / layer)
     return folder
 

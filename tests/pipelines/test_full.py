@@ -127,7 +127,7 @@ def test_the_sentences_of_the_metrics_are_those_of_log_and_page(finished_run, me
 
 def test_the_manifest_has_the_selected_images_and_the_rule(manifest, metrics):
     columns = "id origin shard row pu_score teacher_class teacher_confidence"
-    assert list(manifest.columns) == columns.split()
+    assert list(manifest.columns) == [*columns.split(), "sampling_probability", "reason"]
 
     n_selected = metrics["selection"]["n_selected"]
     n_per_origin = manifest["origin"].value_counts()
@@ -141,8 +141,10 @@ def test_the_manifest_has_the_selected_images_and_the_rule(manifest, metrics):
 
 
 def test_the_rule_disagreement_draws_half_at_random_and_half_likely_positives(
-    manifest, scores, metrics
+    finished_run, manifest, scores, metrics
 ):
+    yardstick = pd.read_parquet(finished_run / MODEL_INPUT / "yardstick.parquet")
+    scores = scores[~scores["id"].isin(yardstick["id"])]
     assert manifest.attrs["rule"] == "disagreement"
     # The rule takes a number of images, not all above a score.
     assert manifest.attrs["threshold"] is None
