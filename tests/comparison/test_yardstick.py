@@ -38,7 +38,12 @@ def measured(inputs: ComparisonInputs) -> ComparisonInputs:
     }
     duplicates = find_duplicates(stores, None)
     params = YardstickParams(
-        seed=0, n_images=60, max_share=0.1, labeled_share=0.1, min_labeled_per_class=10
+        seed=0,
+        n_images=60,
+        uniform_share=1.0,
+        max_share=0.1,
+        labeled_share=0.1,
+        min_labeled_per_class=10,
     )
     table = choose_yardstick(
         inputs.labeled_images,

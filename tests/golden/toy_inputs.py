@@ -174,7 +174,12 @@ class ToyInputs:
     def yardstick(self) -> Yardstick:
         """Eleven pool images and a labeled one of each class."""
         params = YardstickParams(
-            seed=0, n_images=11, max_share=0.1, labeled_share=0.125, min_labeled_per_class=8
+            seed=0,
+            n_images=11,
+            uniform_share=1.0,
+            max_share=0.1,
+            labeled_share=0.125,
+            min_labeled_per_class=8,
         )
         table = choose_yardstick(
             self.labeled, self.pool, *self.features, self.teacher, NO_DUPLICATES, params

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pu_kd_pipeline.learning import retrieval
-from pu_kd_pipeline.learning.retrieval import NearestImages, Neighbors, unit_vectors
+from pu_kd_pipeline.learning.retrieval import (
+    NearestImages,
+    Neighbors,
+    largest_cosines,
+    unit_vectors,
+)
 from tests.learning.selection_pools import make_options, make_pool, select, some_neighbors
 
 
@@ -45,6 +50,24 @@ def test_the_size_of_the_blocks_does_not_matter(monkeypatch: pytest.MonkeyPatch)
         nearest.add(pool, np.arange(50))
         found.append(nearest.rows.tolist())
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("n_values", [3, 40, 10_000])
+def test_the_largest_cosine_is_that_with_the_nearest_query(
+    monkeypatch: pytest.MonkeyPatch, n_values: int
+) -> None:
+    monkeypatch.setattr(retrieval, "_BLOCK_VALUES", n_values)
+    queries = vectors_of(6, 0)
+    images = vectors_of(25, 1)
+    expected = [max(float(image @ query) for query in queries) for image in images]
+    np.testing.assert_allclose(largest_cosines(queries, images), expected, atol=1e-6)
+
+    expected = []
+    for row, image in enumerate(queries):
+        others = np.delete(queries, row, axis=0)
+        expected.append(max(float(image @ other) for other in others))
+    found = largest_cosines(queries, queries, leave_one_out=True)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_copy_of_the_labeled_image_is_skipped() -> None:

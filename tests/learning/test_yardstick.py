@@ -117,18 +117,27 @@ def test_a_pool_with_few_related_images_keeps_nine_tenths_of_them():
     scores = rng.normal(size=10_000)
     scores[:100] += 100
     pool = Pool(classes, scores, rng.permutation(10_000).astype(np.uint64))
-    _, n_related = yardstick_size(10_000, 2_000, 0.1)
+    _, n_related = yardstick_size(10_000, 2_000, 0.1, 0.5)
     rows = pool.related(n_related, 0.1)
     assert len(rows) == n_related == 500
     # A class whose related images end within a block may give one more.
     assert 0 < (rows < 100).sum() <= 20
 
 
-@given(n_pool=st.integers(0, 10**7), n_images=st.integers(0, 10**4), max_share=SHARES)
-def test_the_two_halves_are_equal_and_within_the_share(n_pool, n_images, max_share):
-    n_uniform, n_related = yardstick_size(n_pool, n_images, max_share)
-    assert n_uniform - n_related in (0, 1)
-    assert n_uniform + n_related <= min(n_images, max_share * n_pool)
+@given(
+    n_pool=st.integers(0, 10**7),
+    n_images=st.integers(0, 10**4),
+    max_share=SHARES,
+    uniform_share=st.floats(0, 1),
+)
+def test_the_parts_have_their_shares_and_are_within_the_limit(
+    n_pool, n_images, max_share, uniform_share
+):
+    n_uniform, n_related = yardstick_size(n_pool, n_images, max_share, uniform_share)
+    n = n_uniform + n_related
+    assert min(n_uniform, n_related) >= 0
+    assert n <= min(n_images, max_share * n_pool) < n + 1
+    assert abs(n_uniform - uniform_share * n) <= 0.5 + 1e-9
 
 
 def test_a_student_with_the_teachers_outputs_is_as_close_as_can_be():

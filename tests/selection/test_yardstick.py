@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import feature_shards
@@ -22,6 +23,7 @@ from pu_kd_pipeline.images.duplicates import (
 )
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.yardstick import Yardstick
+from pu_kd_pipeline.learning.confidence import class_confidence
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.models.factory import new_teacher
@@ -29,7 +31,9 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
+from pu_kd_pipeline.selection import yardstick as chosen
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_random_subset, choose_subset
+from pu_kd_pipeline.selection.retrieval import Scores, similarities_to_labeled
 from pu_kd_pipeline.selection.yardstick import choose_original_yardstick, choose_yardstick
 from pu_kd_pipeline.storage.sharded_table import InMemoryTable, ShardedTable
 from pu_kd_pipeline.storage.table import read_table, write_table
@@ -40,7 +44,6 @@ from pu_kd_pipeline.storage.yardstick import (
     yardstick_fingerprint,
     yardstick_ids,
 )
-from tests.selection.test_reasons import features_of
 from tests.training.scene import COMPUTE, N_CLASSES, params_with, store_of
 
 N_POOL = 600
@@ -50,6 +53,7 @@ def params_of(**changes: Any) -> YardstickParams:
     given = {
         "seed": 0,
         "n_images": 40,
+        "uniform_share": 0.5,
         "max_share": 0.1,
         "labeled_share": 0.25,
         "min_labeled_per_class": 8,
@@ -125,6 +129,20 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return Scene(stores, teacher, features["labeled"], features["pool"], duplicates)
 
 
+SELECTING = (
+    "random",
+    "oracle",
+    "confident",
+    "stratified",
+    "nnpu",
+    "disagreement",
+    "all",
+    "mixture",
+    "retrieved",
+    "rolling",
+)
+
+
 class EveryImageDisagrees:
     """Stands for the proxy student of the rule `disagreement`."""
 
@@ -148,10 +166,6 @@ def subset_inputs(scene: Scene, excluded: Excluded) -> SubsetInputs:
     prior = {"value": 0.5, "lower": 0.4, "upper": 0.6}
     ranks = pd.DataFrame({"rank": rng.uniform(size=20)})
     proxy: Any = EveryImageDisagrees()
-    features = []
-    for store in (scene.stores["labeled"], pool):
-        vectors = rng.normal(size=(len(store), 6))
-        features.append(features_of(store.index["id"].tolist(), vectors))
     return SubsetInputs(
         scores,
         scene.stores["labeled"],
@@ -160,8 +174,8 @@ def subset_inputs(scene: Scene, excluded: Excluded) -> SubsetInputs:
         ranks,
         proxy,
         excluded,
-        student=params_with(),
-        features=(features[0], features[1]),
+        student=params_with(n_updates=50, batch_size=20, labeled_share=0.25),
+        features=(scene.labeled_features, scene.pool_features),
     )
 
 
@@ -174,7 +188,11 @@ def pixels_of(scene: Scene, manifest: pd.DataFrame) -> set[str]:
     return hashes
 
 
-@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_is_tried_here():
+    assert set(SELECTING) == set(RULES)
+
+
+@pytest.mark.parametrize("rule", SELECTING)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_manifest_holds_an_image_of_the_yardstick(scene, rule, seed):
     yardstick = scene.yardstick()
@@ -207,7 +225,9 @@ def test_the_parts_have_the_sizes_that_the_parameters_ask_for(scene):
 @pytest.mark.parametrize(
     ("changes", "sizes"),
     [
-        ({"n_images": 41}, (21, 20, 15)),
+        ({"n_images": 41}, (20, 21, 15)),
+        ({"uniform_share": 0.0}, (0, 40, 15)),
+        ({"uniform_share": 1.0}, (40, 0, 15)),
         # A tenth of the 580 images that are no copies.
         ({"n_images": 2000}, (29, 29, 15)),
         ({"labeled_share": 0.0}, (20, 20, 0)),
@@ -227,6 +247,73 @@ def test_copies_of_test_and_labeled_images_are_not_measured_on(scene):
     for other in ("test", "labeled"):
         assert of_pool["sha256"].isin(scene.stores[other].index["sha256"]).sum() == 0
     assert of_pool["part"].eq("uniform").sum() == 287
+
+
+def test_similarities_are_those_of_standardized_descriptors(scene):
+    ids = scene.labeled_features.to_pandas()["id"].to_numpy()[5:]
+    found = similarities_to_labeled(ids, scene.labeled_features, scene.pool_features)
+    pool = scene.pool_features.arrays("descriptor").astype(np.float64)
+    deviation = pool.std(axis=0)
+    # A channel that is constant in the pool is not scaled.
+    deviation[deviation <= 1e-4 * np.abs(pool.mean(axis=0))] = 1
+
+    def unit(descriptors: np.ndarray) -> np.ndarray:
+        standardized = (descriptors - pool.mean(axis=0)) / deviation
+        return standardized / np.linalg.norm(standardized, axis=1, keepdims=True)
+
+    labeled = unit(scene.labeled_features.arrays("descriptor")[5:].astype(np.float64))
+    np.testing.assert_allclose(found.pool, (unit(pool) @ labeled.T).max(axis=1), atol=1e-5)
+    cosines = labeled @ labeled.T
+    np.fill_diagonal(cosines, -1)
+    np.testing.assert_allclose(found.labeled, cosines.max(axis=1), atol=1e-5)
+
+
+def of_part(yardstick: pd.DataFrame, part: str) -> set[str]:
+    return set(yardstick["id"][yardstick["part"] == part])
+
+
+def test_related_images_are_of_the_head_alone(scene, monkeypatch, caplog):
+    ids = scene.pool_features.to_pandas()["id"]
+    head = set(ids[100:200])
+    of_labeled = np.linspace(0.4, 0.9, 60)
+    # The lower quartile of the labeled images is 0.525.
+    of_pool = np.where(ids.isin(head), 0.53, 0.52)
+    monkeypatch.setattr(chosen, "similarities_to_labeled", lambda *_: Scores(of_pool, of_labeled))
+    yardstick = scene.yardstick(uniform_share=0.25)
+    related = of_part(yardstick, "related")
+    # One of ten, less the images behind the last block of each class.
+    assert 5 <= len(related) <= 10
+    assert related <= head
+    assert len(of_part(yardstick, "uniform")) == 10
+    assert related.isdisjoint(of_part(yardstick, "uniform"))
+    assert f"{len(related)} related images instead of 30" in caplog.text
+
+
+def test_the_score_that_finds_labeled_images_better_decides(scene, monkeypatch):
+    n_pool = len(scene.stores["pool"])
+    blind = Scores(np.full(n_pool, 0.9), np.full(60, 0.1))
+    monkeypatch.setattr(chosen, "similarities_to_labeled", lambda *_: blind)
+    yardstick = scene.yardstick(uniform_share=0.0)
+    log_odds = {}
+    for name in ("labeled", "pool"):
+        features = getattr(scene, f"{name}_features")
+        confidence = class_confidence(torch.from_numpy(features.arrays("logits").copy()))
+        log_odds[name] = pd.Series(confidence.log_odds.numpy(), features.to_pandas()["id"])
+    related = list(of_part(yardstick, "related"))
+    assert len(related) == 40
+    assert (log_odds["pool"][related] >= log_odds["labeled"].quantile(0.25)).all()
+
+
+def test_a_single_labeled_image_leaves_the_log_odds(scene, tmp_path, monkeypatch):
+    labeled = store_of(tmp_path / "labeled", (range(1), "classes"), name="labeled")
+    makers = feature_shards(labeled, scene.teacher, COMPUTE)
+    features = ShardedTable.write(tmp_path / "features", makers)
+    stores = {**scene.stores, "labeled": labeled}
+    duplicates = find_duplicates(stores, None)
+    single = Scene(stores, scene.teacher, features, scene.pool_features, duplicates)
+    monkeypatch.delattr(chosen, "similarities_to_labeled")
+    facts = yardstick_facts(single.yardstick(uniform_share=0.0))
+    assert (facts["n_related"], facts["n_labeled"]) == (40, 0)
 
 
 def test_the_logits_are_the_teachers_own(scene):

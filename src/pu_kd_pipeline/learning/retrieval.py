@@ -18,6 +18,31 @@ def unit_vectors(vectors: NDArray[np.floating]) -> Vectors:
     return exact / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
+def largest_cosines(
+    queries: Vectors, vectors: Vectors, *, leave_one_out: bool = False
+) -> NDArray[np.float64]:
+    """Return the (n,) largest cosine of each vector with a query.
+
+    In double precision: a ranking by it does not change with the order of the vectors.
+
+    Args:
+        queries: (q, d) unit vectors, q > 0.
+        vectors: (n, d) unit vectors.
+        leave_one_out: the vectors are the queries, q > 1, and none is compared with itself.
+    """
+    columns = queries.astype(np.float64).T
+    size = max(1, _BLOCK_VALUES // len(queries))
+    largest = np.empty(len(vectors), dtype=np.float64)
+    for start in range(0, len(vectors), size):
+        block = vectors[start : start + size].astype(np.float64)
+        cosines = block @ columns
+        if leave_one_out:
+            rows = np.arange(len(block))
+            cosines[rows, start + rows] = -np.inf
+        largest[start : start + size] = cosines.max(axis=1)
+    return largest
+
+
 class NearestImages:
     """Keeps the images nearest to each of q queries, of all that are added.
 

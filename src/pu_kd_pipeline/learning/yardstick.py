@@ -53,11 +53,13 @@ def closeness(teacher_logits: Tensor, student_logits: Tensor) -> Closeness:
     return Closeness(agreement, divergence)
 
 
-def yardstick_size(n_pool: int, n_images: int, max_share: float) -> tuple[int, int]:
+def yardstick_size(
+    n_pool: int, n_images: int, max_share: float, uniform_share: float
+) -> tuple[int, int]:
     """Return how many images are drawn uniformly, and how many among the related ones."""
     n = min(n_images, int(max_share * n_pool))
-    n_related = n // 2
-    return n - n_related, n_related
+    n_uniform = round(uniform_share * n)
+    return n_uniform, n - n_uniform
 
 
 def uniform_rows(draw: NDArray[np.uint64], n: int) -> Rows:

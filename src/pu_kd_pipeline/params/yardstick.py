@@ -15,7 +15,10 @@ class YardstickParams(Block):
     )
     n_images: int = Field(
         ge=0,
-        description="pool images, half uniform and half related; 0: none, and nothing is measured",
+        description="pool images at most; 0: no yardstick at all, and nothing is measured",
+    )
+    uniform_share: Share = Field(
+        description="of these images, drawn uniformly from the pool; the others are related ones"
     )
     max_share: OpenShare = Field(
         description="most of the pool, and of the images of a class that look most related"

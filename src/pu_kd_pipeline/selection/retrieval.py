@@ -6,13 +6,19 @@ The pool's features are read shard by shard, four times at most.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.store import ImageStore, find_rows
-from pu_kd_pipeline.learning.retrieval import NearestImages, Neighbors, unit_vectors
+from pu_kd_pipeline.learning.retrieval import (
+    NearestImages,
+    Neighbors,
+    largest_cosines,
+    unit_vectors,
+)
 from pu_kd_pipeline.params.subset_materialization import RetrievedParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array
 
@@ -123,6 +129,39 @@ def find_neighbors(
     return Neighbors(names, nearest.rows, vector_of, clusters, params.duplicate_cosine)
 
 
+class Scores(NamedTuple):
+    """A score of pool images and of labeled images, larger for more related ones."""
+
+    pool: np.ndarray
+    """(n,) float64, in the order of the pool's features."""
+    labeled: np.ndarray
+    """(q,) float64."""
+
+
+def similarities_to_labeled(
+    labeled_ids: np.ndarray, labeled_features: ShardedTable, pool_features: ShardedTable
+) -> Scores:
+    """Return the largest cosine of each image with a labeled one, by standardized descriptors.
+
+    Labeled images are compared with the other labeled ones.
+
+    Args:
+        labeled_ids: (q,) of the labeled images that are compared with, q > 1.
+        labeled_features: they hold these images.
+        pool_features: they hold the pool.
+
+    Raises:
+        InputError: the features do not hold the labeled images.
+    """
+    space = FeatureSpace("descriptor", pool_features)
+    queries = _vectors_of(labeled_ids, space, labeled_features)
+    cosines = []
+    for _, vectors in space.shards(pool_features):
+        cosines.append(largest_cosines(queries, vectors))
+    of_labeled = largest_cosines(queries, queries, leave_one_out=True)
+    return Scores(np.concatenate(cosines), of_labeled)
+
+
 def _pool(
     space: FeatureSpace,
     pool_features: ShardedTable,
@@ -142,7 +181,8 @@ def _vectors_of(ids: np.ndarray, space: FeatureSpace, features: ShardedTable) ->
     for shard_ids, vectors in space.shards(features):
         for image_id, vector in zip(shard_ids, vectors, strict=True):
             if image_id in place_of:
-                found[place_of[image_id]] = vector
+                # A copy: a view would hold the whole shard.
+                found[place_of[image_id]] = vector.copy()
     if len(found) != len(ids):
         raise InputError(
             f"labeled_features: they hold {len(found):,} of the {len(ids):,} labeled images. Run "

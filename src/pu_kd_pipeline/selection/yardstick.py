@@ -5,6 +5,7 @@ Copies of test images are left out, and pool images that are copies of labeled o
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,25 @@ from pu_kd_pipeline.images.duplicates import LABELED, POOL, TEACHER_TRAINING, TE
 from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.learning.confidence import class_confidence
+from pu_kd_pipeline.learning.metrics import area_under_roc
 from pu_kd_pipeline.learning.yardstick import related_rows, uniform_rows, yardstick_size
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.selection.relatedness import ONE_CLASS_SUM
+from pu_kd_pipeline.selection.retrieval import Scores, similarities_to_labeled
 from pu_kd_pipeline.selection.tie_breaks import tie_breaks
 from pu_kd_pipeline.storage import yardstick as tables
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array
+
+# A pool image counts as related if its score is at least this quantile of the labeled images'.
+_HEAD_QUANTILE = 0.25
+_MAX_QUERIES = 4_096  # labeled images that the pool is compared with
+_FEW = 50  # related images, of which fewer are worth a warning
+
+_NOT_FINITE = "yardstick: the teacher's outputs are not finite: check teacher.weights"
+
+logger = logging.getLogger(__name__)
 
 
 def choose_yardstick(
@@ -40,9 +52,13 @@ def choose_yardstick(
 ) -> pd.DataFrame:
     """Return the yardstick (`storage.yardstick`) of a pool whose teacher features exist.
 
-    Half of the pool images are drawn uniformly. The others are drawn evenly over the teacher's
-    classes among the images with the highest log odds (`learning.yardstick.related_rows`). Classes
-    with enough labeled images add a share of these.
+    `uniform_share` of the pool images are drawn uniformly. The others are drawn evenly over the
+    teacher's classes among the related images (`learning.yardstick.related_rows`): those that score
+    at least the lower quartile of the labeled images' scores. The score is the largest cosine with
+    a labeled image or the teacher's log odds, whichever tells labeled and pool images better apart.
+    Where few images are related, the yardstick is smaller, and the log says so. With fewer than
+    two labeled images, all pool images are ranked by the log odds. Classes with enough labeled
+    images add a share of these.
 
     Raises:
         InputError: the features are of another teacher or of other images, or not finite.
@@ -50,7 +66,13 @@ def choose_yardstick(
     check_teacher(labeled_features, teacher.fingerprint(), "labeled_features")
     check_teacher(pool_features, teacher.fingerprint(), "pool_features")
     candidates = _candidates(pool_features)
-    pool = _pool_part(candidates, pool_images, duplicates, params)
+    lowest_score = -np.inf
+    labeled_ids = _queries(labeled_images, duplicates, params)
+    if len(labeled_ids) > 1 and params.n_images:
+        scores = _best_scores(candidates["score"], labeled_ids, labeled_features, pool_features)
+        candidates["score"] = scores.pool
+        lowest_score = float(np.quantile(scores.labeled, _HEAD_QUANTILE))
+    pool = _pool_part(candidates, pool_images, duplicates, params, lowest_score)
     labeled = _labeled_part(labeled_images, duplicates, params)
     images = pd.concat([labeled, pool], ignore_index=True)
     logits = np.concatenate(
@@ -123,10 +145,55 @@ def _table(
     return tables.yardstick_table(images, logits, **facts)
 
 
-def _candidates(pool_features: ShardedTable) -> pd.DataFrame:
-    """Return `id`, `teacher_class` and `score` of every pool image: the teacher's log odds."""
+def _queries(
+    labeled_images: ImageStore, duplicates: pd.DataFrame, params: YardstickParams
+) -> np.ndarray:
+    """Return the ids of the labeled images that the pool is compared with: a random sample."""
+    ids = labeled_images.index["id"]
+    free = ids[~ids.isin(copies_of(duplicates, LABELED, TEST)).to_numpy()]
+    return free.iloc[uniform_rows(tie_breaks(free, params.seed), _MAX_QUERIES)].to_numpy()
+
+
+def _best_scores(
+    pool_log_odds: pd.Series,
+    labeled_ids: np.ndarray,
+    labeled_features: ShardedTable,
+    pool_features: ShardedTable,
+) -> Scores:
+    """Return the scores that tell labeled and pool images better apart.
+
+    With labeled images as related as the related part pi of the pool, the area under the ROC curve
+    of labeled against pool images is pi / 2 + (1 - pi) A, where A is that of related against
+    unrelated images: it orders scores as A does, and A is not known.
+    """
+    similarity = similarities_to_labeled(labeled_ids, labeled_features, pool_features)
+    labeled = _candidates(labeled_features).set_index("id")
+    log_odds = Scores(pool_log_odds.to_numpy(), labeled["score"].loc[labeled_ids].to_numpy())
+    for scores in (log_odds, similarity):
+        if not (np.isfinite(scores.pool).all() and np.isfinite(scores.labeled).all()):
+            raise InputError(_NOT_FINITE)
+    of_log_odds = _area_under_roc(log_odds)
+    of_similarity = _area_under_roc(similarity)
+    best = similarity if of_similarity >= of_log_odds else log_odds
+    logger.info(
+        "yardstick: related images are those with %s (area under the ROC curve of labeled against "
+        "pool images: %.3f by similarity, %.3f by log odds)",
+        "high similarity to a labeled image" if best is similarity else "high log odds",
+        of_similarity,
+        of_log_odds,
+    )
+    return best
+
+
+def _area_under_roc(scores: Scores) -> float:
+    is_labeled = np.repeat([True, False], [len(scores.labeled), len(scores.pool)])
+    return area_under_roc(np.concatenate([scores.labeled, scores.pool]), is_labeled)
+
+
+def _candidates(features: ShardedTable) -> pd.DataFrame:
+    """Return `id`, `teacher_class` and `score` of every image: the teacher's log odds."""
     parts = []
-    for table in pool_features.shards(["id", "logits"]):
+    for table in features.shards(["id", "logits"]):
         # A copy: torch does not take the read-only memory of the table.
         logits = torch.from_numpy(as_array(table["logits"]).copy())
         teacher = class_confidence(logits)
@@ -144,6 +211,7 @@ def _pool_part(
     pool_images: ImageStore,
     duplicates: pd.DataFrame,
     params: YardstickParams,
+    lowest_score: float = -np.inf,
 ) -> pd.DataFrame:
     """Return the pool images of a yardstick.
 
@@ -152,6 +220,7 @@ def _pool_part(
         pool_images: the store.
         duplicates: copies in several stores.
         params: how many images, and the seed.
+        lowest_score: images below it are not related.
 
     Raises:
         InputError: the candidates are not the images of the pool, or a score is not finite.
@@ -162,15 +231,17 @@ def _pool_part(
             f"{len(pool_images):,}. Run `kedro run --pipeline=feature_extraction` again"
         )
     if not np.isfinite(candidates["score"]).all():
-        raise InputError("yardstick: the teacher's outputs on the pool are not finite")
+        raise InputError(_NOT_FINITE)
     copies = copies_of(duplicates, POOL, TEST) | copies_of(duplicates, POOL, LABELED)
     is_copy = candidates["id"].isin(copies).to_numpy()
     free = candidates[~is_copy].reset_index(drop=True)
-    n_uniform, n_related = yardstick_size(len(free), params.n_images, params.max_share)
+    n_uniform, n_related = yardstick_size(
+        len(free), params.n_images, params.max_share, params.uniform_share
+    )
     draw = tie_breaks(free["id"], params.seed)
     uniform = uniform_rows(draw, n_uniform)
 
-    is_left = np.ones(len(free), dtype=bool)
+    is_left = free["score"].to_numpy() >= lowest_score
     is_left[uniform] = False
     left = np.flatnonzero(is_left)
     of_left = related_rows(
@@ -180,10 +251,24 @@ def _pool_part(
         n_related,
         params.max_share,
     )
+    if len(of_left) < n_related:
+        _report_few(len(of_left), n_related, len(left))
     ids = free["id"]
     uniform_part = _rows_of(pool_images, ids.iloc[uniform], "pool", tables.UNIFORM)
     related_part = _rows_of(pool_images, ids.iloc[left[of_left]], "pool", tables.RELATED)
     return pd.concat([uniform_part, related_part], ignore_index=True)
+
+
+def _report_few(n_found: int, n_wanted: int, n_related: int) -> None:
+    logger.log(
+        logging.WARNING if n_found < _FEW else logging.INFO,
+        "yardstick: it has %s related images instead of %s. Of the pool, %s images count as "
+        "related, and at most yardstick.max_share of those of each class are measured on. Raise it "
+        "for more, or raise yardstick.uniform_share to measure on other images of the pool, too",
+        f"{n_found:,}",
+        f"{n_wanted:,}",
+        f"{n_related:,}",
+    )
 
 
 def _labeled_part(

@@ -428,7 +428,8 @@ def _checked_yardstick(
         if params.keep == "best":
             raise InputError(
                 f"{name}.keep: 'best' is chosen on the yardstick, which holds no image here: set "
-                "it to last, raise yardstick.n_images, or give data_ingestion.pool more images"
+                "it to last, raise yardstick.n_images or yardstick.uniform_share, or give "
+                "data_ingestion.pool more images"
             )
         return None
     check_yardstick(yardstick.table, teacher.fingerprint(), teacher.n_classes)
