@@ -95,7 +95,7 @@ def private_pool(address: str, password: str, token: str) -> str:
 def outcomes(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Case -> output, exit code and data folder of `kedro run`."""
     folder = tmp_path_factory.mktemp("addresses")
-    names = folder / "names"
+    names = folder / "images"
     for number in range(3):
         write_images(names / f"{ESCAPE.replace('/', '')}{number}", 2)
 
