@@ -141,8 +141,9 @@ def test_manifest_and_metrics_count_what_was_excluded(run):
     metrics_text = (run / "08_reporting" / "metrics.json").read_text()
     metrics = json.loads(metrics_text)
 
+    yardstick = read_table(run / "05_model_input" / "yardstick.parquet")
     for facts in (manifest.attrs, metrics["selection"]):
-        assert facts["n_selected"] == 3500
+        assert facts["n_selected"] == 3500 - len(yardstick)
         assert facts["n_labeled"] == 100
         assert facts["n_excluded_pool"] == 8
         assert facts["n_excluded_labeled"] == 2

@@ -60,11 +60,12 @@ def test_digits_are_found_without_labeled_images_and_sampling_can_change(data: P
     assert of_all_sources["auc"]["one_class_sum"] > 0.85
 
     manifest_file = data / "05_model_input" / "preferential_manifest.parquet"
-    probability = read_table(manifest_file)["sampling_probability"]
+    manifest = read_table(manifest_file)
+    probability = manifest["sampling_probability"]
     assert probability.sum() == pytest.approx(1)
     # Digits are a fifth of the pool.
-    is_digit = store.index["relevant"].to_numpy(dtype=bool)
-    assert probability[is_digit].sum() > 0.4
+    digits = store.index["id"][store.index["relevant"].to_numpy(dtype=bool)]
+    assert probability[manifest["id"].isin(digits)].sum() > 0.4
 
     plot = data / "08_reporting" / "relatedness_plot.png"
     assert plot.stat().st_size > 10_000

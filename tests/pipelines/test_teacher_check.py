@@ -86,6 +86,8 @@ def _write_configuration(folder: Path, files: Path, changes: dict[str, Any]) -> 
             "test": source("test", "classes"),
             "teacher_training": [],
         },
+        # So small a pool has few related images, which is a warning of its own.
+        "yardstick": {"n_images": 0},
         "teacher": {
             "architecture": "tests.features.striped_images:StripesNetwork",
             "weights": str(files / "trained.safetensors"),

@@ -49,6 +49,7 @@ BLOCKS: dict[str, Any] = {
     "subset_materialization": {},
     "class_weighting": {},
     "distillation": {},
+    "random_baseline": {},
     "evaluation": {},
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from kedro.io import DataCatalog, MemoryDataset
-from kedro.pipeline import pipeline
+from kedro.pipeline import node, pipeline
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.tracking import TrackingHooks, tracking_config
@@ -47,8 +47,8 @@ def test_mlflow_refuses_the_same_names():
 def test_an_input_example_that_the_catalog_does_not_have_is_refused_before_the_first_node():
     hooks = TrackingHooks()
     hooks.after_context_created(context_with(input_example="pool_imagse"))
-    catalog = DataCatalog({"pool_images": MemoryDataset()})
+    student = MemoryDataset(metadata={"mlflow": "model"})
+    catalog = DataCatalog({"pool_images": MemoryDataset(), "student_model": student})
+    trained = pipeline([node(lambda: None, None, "student_model", name="train")])
     with pytest.raises(InputError, match="the catalog has no entry 'pool_imagse'"):
-        hooks.before_pipeline_run(
-            {"runner": "SequentialRunner", "env": None}, pipeline([]), catalog
-        )
+        hooks.before_pipeline_run({"runner": "SequentialRunner", "env": None}, trained, catalog)

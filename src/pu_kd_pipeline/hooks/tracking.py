@@ -63,15 +63,15 @@ class TrackingHooks:
         self._reasons_to_run = {}
         if not config.enabled or run_params["runner"] == EXPLAINING_RUNNER:
             return
-        _check_input_example(config.input_example, catalog)
         # Only the blocks that this run reads.
         parameters = {}
         for name in sorted(pipeline.inputs()):
             if name.startswith("params:"):
                 parameters[name.removeprefix("params:")] = catalog.load(name)
         # A wrong kind would otherwise stop the run after hours, when the entry is saved.
-        for name in sorted(pipeline.datasets()):
-            tracked_as(catalog, name)
+        kinds = {tracked_as(catalog, name) for name in sorted(pipeline.datasets())}
+        if "model" in kinds:
+            _check_input_example(config.input_example, catalog)
         self._catalog = catalog
         tracker = Tracker(
             config,

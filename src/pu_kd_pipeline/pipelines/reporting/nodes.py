@@ -14,6 +14,7 @@ from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
 from pu_kd_pipeline.params.pool_scoring import PoolScoringParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.random_baseline import RandomBaselineParams
 from pu_kd_pipeline.params.reporting import ReportingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import (
@@ -47,6 +48,7 @@ def report_run(
     subset_materialization: SubsetParams,
     class_weighting: ClassWeightingParams,
     distillation: DistillationParams,
+    random_baseline: RandomBaselineParams,
     evaluation: EvaluationParams,
     params: ReportingParams,
 ) -> dict[str, Any]:
@@ -85,6 +87,7 @@ def report_run(
         "subset_materialization": subset_materialization,
         "class_weighting": class_weighting,
         "distillation": distillation,
+        "random_baseline": random_baseline,
         "evaluation": evaluation,
         "reporting": params,
     }

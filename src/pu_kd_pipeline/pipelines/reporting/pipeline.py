@@ -40,6 +40,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "params:subset_materialization",
                     "params:class_weighting",
                     "params:distillation",
+                    "params:random_baseline",
                     "params:evaluation",
                     "params:reporting",
                 ],
