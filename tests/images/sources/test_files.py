@@ -17,6 +17,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.sources import file_list, files
 from pu_kd_pipeline.images.sources.files import (
     file_state,
+    has_mark,
     local_matches,
     remote_version,
 )
@@ -276,6 +277,10 @@ def test_a_replaced_file_of_a_web_server_is_noticed(
         before = source_state(source)
         (version,) = set(listed(kind, path=path)["version"])
         assert source_state(source) == before
+        if not has_mark(fsspec.filesystem("http").info(f"{url}/{replaced[kind]}")):
+            # An old version of fsspec does not pass on the time that the server gives.
+            assert "neither time nor checksum" in caplog.text
+            return
 
         # A listing over HTTP has neither size nor time.
         about = file.stat()
