@@ -13,7 +13,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 class WeightAverage:
-    """An average of the parameters of a network, of which `after_update` is told every update.
+    """An average of the parameters of a network; call `after_update` after every update.
 
     With w_1, ..., w_n the parameters after each update, the average is sum_i d^(n-i) w_i divided by
     sum_i d^(n-i). At d = 1 this is the mean of stochastic weight averaging (Izmailov et al. 2018,

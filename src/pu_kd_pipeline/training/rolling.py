@@ -1,4 +1,4 @@
-"""Rolling disagreement: the student itself tells, several times, what it has not learned yet.
+"""Rolling disagreement: several times, the student itself shows what it has not learned yet.
 
 The pool images that a phase of the training draws are those on which the student disagreed with the
 teacher when the phase began. No proxy is distilled for it.
