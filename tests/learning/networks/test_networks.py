@@ -85,9 +85,23 @@ def test_narrow_resnets_have_their_depth_and_width(depth, width):
     assert third.shape == (1, 4 * width, 8, 8)
 
 
+def test_a_narrow_resnet_sees_the_means_of_squares_of_pixels():
+    options = {"depth": 8, "width": 4}
+    network = build_network("cifar_resnet", 10, 3, options).eval()
+    downscaling = build_network("cifar_resnet", 10, 3, {**options, "downscale": 3}).eval()
+    downscaling.load_state_dict(network.state_dict())
+    small_images = torch.rand(2, 3, 32, 32)
+    large_images = small_images.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)
+    assert torch.allclose(downscaling(large_images), network(small_images), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"depth": 18}, r"6 n \+ 2"), ({"width": 0}, "width must be at least 1")],
+    [
+        ({"depth": 18}, r"6 n \+ 2"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"downscale": 0}, "downscale must be at least 1"),
+    ],
 )
 def test_a_narrow_resnet_of_an_impossible_shape_is_refused(options, message):
     with pytest.raises(ValueError, match=message):

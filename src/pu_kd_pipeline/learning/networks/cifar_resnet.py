@@ -45,12 +45,19 @@ class CifarResNet(nn.Module):
         in_channels: 1 or 3.
         depth: 6 n + 2 layers, n blocks per stage: 8, 14, 20, 32, 44, 56, 110.
         width: channels of the first stage; 16 in the paper.
+        downscale: images are averaged over squares of this many pixels first, for a cheap student
+            of large images. With 3, images of 128 pixels are seen with 42.
     """
 
     default_taps = ("layer1", "layer2", "layer3")
 
     def __init__(
-        self, n_classes: int, in_channels: int = 3, depth: int = 20, width: int = 16
+        self,
+        n_classes: int,
+        in_channels: int = 3,
+        depth: int = 20,
+        width: int = 16,
+        downscale: int = 1,
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
@@ -59,6 +66,9 @@ class CifarResNet(nn.Module):
             )
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
+        if downscale < 1:
+            raise ValueError(f"downscale must be at least 1, got {downscale}")
+        self.downscale = nn.Identity() if downscale == 1 else nn.AvgPool2d(downscale)
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
@@ -81,7 +91,8 @@ class CifarResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) float32 images to (N, K) logits."""
-        features = self.conv1(images)
+        features = self.downscale(images)
+        features = self.conv1(features)
         features = self.bn1(features)
         features = self.relu(features)
         features = self.layer1(features)
@@ -115,7 +126,7 @@ def _residual_stage(
 
 
 def cifar_resnet(
-    n_classes: int, in_channels: int = 3, depth: int = 20, width: int = 16
+    n_classes: int, in_channels: int = 3, depth: int = 20, width: int = 16, downscale: int = 1
 ) -> nn.Module:
     """Return a narrow ResNet for 32x32 images (ResNet-20: 0.27 M parameters at K = 10)."""
-    return CifarResNet(n_classes, in_channels, depth, width)
+    return CifarResNet(n_classes, in_channels, depth, width, downscale)
