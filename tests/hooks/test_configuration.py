@@ -378,3 +378,38 @@ def test_a_relative_data_folder_starts_at_the_project_also_from_a_folder_in_it(t
 
     assert result.returncode == 1
     assert f"`history` ({tiny_project}/007/07_model_output/history.json)" in result.stderr
+
+
+def recipe_of(loader: ConfigLoader) -> dict[str, Any]:
+    """Return the parameters that a recipe sets."""
+    parameters = loader["parameters"]
+    distillation = parameters["distillation"]
+    return {
+        "rule": parameters["subset_materialization"]["rule"],
+        "objective": distillation["objective"],
+        "temperature": distillation["temperature"],
+        "labeled_share": distillation["labeled_share"],
+    }
+
+
+def test_a_recipe_is_chosen_by_one_parameter(conf: Path):
+    recipes = loader_of(conf)["globals"]["recipes"]
+    assert recipe_of(loader_of(conf)) == recipes["default"]
+    assert recipe_of(loader_of(conf, "recipe=paper")) == recipes["paper"]
+    assert recipes["paper"]["rule"] == "nnpu"
+
+    given = "recipe=paper,distillation.temperature=2"
+    assert recipe_of(loader_of(conf, given)) == {**recipes["paper"], "temperature": 2}
+
+    name = environment(conf, "of_the_paper", globals={"recipe": "paper"})
+    assert recipe_of(loader_of(conf, env=name)) == recipes["paper"]
+
+    own = {"rule": "confident", "objective": "kd", "temperature": 8.0, "labeled_share": 0.5}
+    name = environment(conf, "of_its_own", globals={"recipe": "own", "recipes": {"own": own}})
+    assert recipe_of(loader_of(conf, env=name)) == own
+
+
+def test_an_unknown_recipe_is_named(conf: Path):
+    expected = "there is no recipe 'papre': choose one of default, paper"
+    with pytest.raises(Exception, match=expected):
+        loader_of(conf, "recipe=papre")["parameters"]

@@ -36,6 +36,8 @@ _ARCHIVE_ERRORS = (
 _URL = "://"
 # Keys of globals.yml that are parts of paths.
 _TEXTS = ("data", "comparison")
+# The key of globals.yml that says what each recipe sets.
+_RECIPES = "recipes"
 
 
 class ConfigLoader(OmegaConfigLoader):
@@ -91,6 +93,19 @@ class ConfigLoader(OmegaConfigLoader):
         """Take what was typed where a block of these types expects text, instead of a number."""
         self.runtime_params = with_texts(self.runtime_params, self._texts, models)
         self._runtime_params_oc = None
+
+    def _get_globals_value(self, variable: str, *default: Any) -> Any:
+        """Return what `${globals:variable,default}` stands for."""
+        block, _, rest = variable.partition(".")
+        recipes = self._globals.get(_RECIPES)
+        if block == _RECIPES and isinstance(recipes, Mapping):
+            name = rest.rpartition(".")[0]
+            if name not in recipes:
+                raise InputError(
+                    f"recipe: there is no recipe {name!r}: choose one of {', '.join(recipes)}, or "
+                    f"add it to `{_RECIPES}` in globals.yml"
+                )
+        return super()._get_globals_value(variable, *default)
 
     def _get_runtime_value(self, variable: str, *default: Any) -> Any:
         """Return what `${runtime_params:variable,default}` stands for."""
