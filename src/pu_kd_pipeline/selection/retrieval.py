@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 from pu_kd_pipeline.errors import InputError
@@ -176,19 +177,23 @@ def _pool(
 
 
 def _vectors_of(ids: np.ndarray, space: FeatureSpace, features: ShardedTable) -> np.ndarray:
-    place_of = {image_id: place for place, image_id in enumerate(ids)}
-    found: dict[int, np.ndarray] = {}
+    """Return the (q, d) vectors of the labeled images with these ids, in their order."""
+    wanted = pd.Index(ids)
+    found_places = []
+    found_vectors = []
     for shard_ids, vectors in space.shards(features):
-        for image_id, vector in zip(shard_ids, vectors, strict=True):
-            if image_id in place_of:
-                # A copy: a view would hold the whole shard.
-                found[place_of[image_id]] = vector.copy()
-    if len(found) != len(ids):
+        places = wanted.get_indexer(shard_ids)
+        is_wanted = places >= 0
+        found_places.append(places[is_wanted])
+        found_vectors.append(vectors[is_wanted])
+    n_found = sum(len(places) for places in found_places)
+    if n_found != len(ids):
         raise InputError(
-            f"labeled_features: they hold {len(found):,} of the {len(ids):,} labeled images. Run "
+            f"labeled_features: they hold {n_found:,} of the {len(ids):,} labeled images. Run "
             "the stages from `feature_extraction` on again"
         )
-    return np.stack([found[place] for place in range(len(ids))])
+    order = np.argsort(np.concatenate(found_places))
+    return np.concatenate(found_vectors)[order]
 
 
 def _clusters(
