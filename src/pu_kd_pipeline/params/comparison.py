@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pu_kd_pipeline.learning.selection import RULES
-from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
+from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare, Share
 from pu_kd_pipeline.params.names import one_of
 
 
@@ -162,6 +162,31 @@ class CurvesParams(Block):
     )
 
 
+class GapParams(Block):
+    """The variants between which the others are measured, see `comparison.gap`."""
+
+    random: str | tuple[str, ...] = Field(
+        description="variants with the rule `random`: a row is compared with the one that has the "
+        "nearest number of pool images"
+    )
+    whole_pool: str | None = Field(
+        None, description="variant with the rule `all`, the second control; null: none"
+    )
+    goal: str = Field(description="a reference, such as the oracle or the original images")
+    least_headroom: Share = Field(
+        0.01,
+        description="accuracy of the goal minus that of random images: where it is surely less, "
+        "there is nothing to gain",
+    )
+
+    @property
+    def random_controls(self) -> tuple[str, ...]:
+        """The names of the variants of random images."""
+        if isinstance(self.random, str):
+            return (self.random,)
+        return self.random
+
+
 class ComparisonParams(Block):
     """The block `comparison`: a grid of variants, objectives, labeled images and seeds."""
 
@@ -176,6 +201,12 @@ class ComparisonParams(Block):
         "the teacher is the same",
     )
     objectives: tuple[str, ...] = Field(min_length=1, description="of distillation")
+    n_updates: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="lengths of training: every variant is trained with each; "
+        "null: distillation.n_updates",
+    )
     hint_share: OpenShare = Field(
         description="fitnet: share of the updates that go to the hidden layer"
     )
@@ -193,17 +224,21 @@ class ComparisonParams(Block):
     curves: CurvesParams | None = Field(
         None, description="null: students are measured in the end alone"
     )
+    gap: GapParams | None = Field(
+        None, description="controls and goal: how much of what can be gained each variant gains"
+    )
 
     @model_validator(mode="after")
     def _grid_is_consistent(self) -> ComparisonParams:
-        for name in ("labeled_per_class", "seeds", "objectives"):
-            values = getattr(self, name)
+        for name in ("labeled_per_class", "seeds", "objectives", "n_updates"):
+            values = getattr(self, name) or ()
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must not repeat a value, got {list(values)}")
         variants = {name: variant for name, variant in self.variants.items() if variant is not None}
         if not variants:
             raise ValueError("variants must name at least one")
         self._check_panels()
+        self._check_gap(variants)
         for name, variant in variants.items():
             self._check_labeled_images(name, variant)
             self._check_budget(name, variant, variants)
@@ -221,6 +256,23 @@ class ComparisonParams(Block):
                     f"variants are {', '.join(self.variants)}"
                 )
 
+    def _check_gap(self, variants: dict[str, ComparisonVariant]) -> None:
+        if self.gap is None:
+            return
+        names = self.gap.random_controls
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"gap.random must name each variant once, got {list(names)}")
+        for name in names:
+            _check_role("gap.random", name, variants, rule="random")
+        if self.gap.whole_pool is not None:
+            _check_role("gap.whole_pool", self.gap.whole_pool, variants, rule="all")
+        goal = _check_role("gap.goal", self.gap.goal, variants)
+        if not goal.is_reference:
+            raise ValueError(
+                f"gap.goal: {self.gap.goal!r} is no reference: name a variant with the rule "
+                "`oracle` or the method `original`"
+            )
+
     def _check_labeled_images(self, name: str, variant: ComparisonVariant) -> None:
         counts = variant.labeled_per_class or self.labeled_per_class
         outside = sorted(set(counts) - set(self.labeled_per_class))
@@ -236,6 +288,11 @@ class ComparisonParams(Block):
             raise ValueError(
                 f"{name}: a point of a sweep has one number of labeled images: "
                 "set labeled_per_class"
+            )
+        if self.n_updates is not None and "n_updates" in variant.distillation:
+            raise ValueError(
+                f"{name}: a point of a sweep cannot have its own distillation.n_updates where "
+                "comparison.n_updates lists lengths for all variants: remove one of the two"
             )
 
     def _check_budget(
@@ -256,3 +313,17 @@ class ComparisonParams(Block):
                 f"{name}: budget {variant.budget!r} is not the name of a variant that selects by "
                 f"a budget or criterion of its own; variants are {', '.join(variants)}"
             )
+
+
+def _check_role(
+    key: str, name: str, variants: dict[str, ComparisonVariant], rule: str | None = None
+) -> ComparisonVariant:
+    """Return the variant that a key of `gap` names, after checking that it may stand there."""
+    variant = variants.get(name)
+    if variant is None:
+        raise ValueError(f"{key}: there is no variant {name!r}; variants are {', '.join(variants)}")
+    if variant.sweep is not None:
+        raise ValueError(f"{key}: {name!r} is a point of a sweep: name a row of the table")
+    if rule is not None and variant.rule != rule:
+        raise ValueError(f"{key}: {name!r} needs the rule {rule!r}, got {variant.rule!r}")
+    return variant
