@@ -129,6 +129,12 @@ POINT = {"name": "size", "line": "random", "at": 10}
             "variants are pu, random",
         ),
         ({"n_updates": [9, 9]}, "n_updates must not repeat"),
+        ({"variant_set": "best"}, "there is no set 'best'; variant_sets are empty"),
+        ({"budgets": {"pu": 7}}, "budgets: pu are names of variants, too"),
+        ({"budgets": {"few": 0}}, "greater than or equal to 1"),
+        ({"budgets": [3]}, "budgets\n.*valid dictionary"),
+        ({"variant_set": [3]}, "variant_set\n.*valid string"),
+        ({"variant_sets": {"a": 3}, "variant_set": "a"}, "valid dictionary"),
         ({"n_updates": [0]}, "greater than or equal to 1"),
         ({"n_updates": []}, "at least 1 item"),
         (
@@ -299,3 +305,38 @@ def test_a_cell_of_a_listed_length_is_that_of_a_run_of_this_length(blocks):
     # Otherwise finished cells would be computed again, also those that a budget refers to.
     expected = sorted(str(cell.identity()) for cell in by_hand)
     assert sorted(str(cell.identity()) for cell in listed) == expected
+
+
+def test_variants_join_those_of_a_set_and_override_them_key_by_key(blocks):
+    of_set = {
+        "a": {"rule": "random", "budget": "few", "distillation": {"temperature": 2}},
+        "b": {"rule": "nnpu", "budget": "many", "criterion": "budget"},
+        "c": {"rule": "random", "budget": "b"},
+    }
+    params = grid(
+        variant_sets={"some": of_set, "other": {"x": {"rule": "all"}}},
+        variant_set="some",
+        budgets={"few": 3, "many": 9},
+        variants={"b": None, "a": {"distillation": {"keep": "best"}}, "c": {"budget": "many"}},
+    )
+    assert list(params.variants) == ["a", "b", "c"]
+    # The number and not its name decides: cells that have the number already are these cells.
+    by_hand = grid(
+        variants={
+            "a": {
+                "rule": "random",
+                "budget": 3,
+                "distillation": {"temperature": 2, "keep": "best"},
+            },
+            "c": {"rule": "random", "budget": 9},
+        }
+    )
+    found = [cell.identity() for cell in make_cells(params, blocks)]
+    assert found == [cell.identity() for cell in make_cells(by_hand, blocks)]
+    # What has been checked once is read again in tests and forms.
+    assert type(params).model_validate(params.model_dump()) == params
+
+
+def test_a_budget_without_a_number_is_named():
+    with pytest.raises(ValueError, match=r"budget 'few' .* nor a key of comparison.budgets"):
+        grid(variants={"a": {"rule": "random", "budget": "few"}}, budgets={"many": 9})

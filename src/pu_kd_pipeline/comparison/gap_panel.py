@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pu_kd_pipeline.comparison.looks import fill_color_of
 from pu_kd_pipeline.reporting.style import INK, MUTED, shorten, style_axes
 
@@ -43,35 +41,52 @@ def draw_gap(axes: Axes, gap: Gap, looks: Mapping[str, Look], title: str) -> Non
         title: of the panel.
     """
     rows = shown_rows(gap)
-    shares = np.array([100 * _share(row) for row in rows])
-    bounds = np.array([_bounds(row) for row in rows])
+    # Random images and the goal.
     for end in (0, 100):
         axes.axvline(end, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
     for place, row in enumerate(rows):
-        look = looks[row.name]
-        lower, upper = bounds[place]
-        share = shares[place]
-        axes.errorbar(
-            [share],
-            [place],
-            xerr=[[share - lower], [upper - share]],
-            fmt=look.marker,
-            markersize=6,
-            color=look.color,
-            markerfacecolor=fill_color_of(look.color, look.is_reference),
-            elinewidth=1.2,
-            capsize=2.5,
-        )
+        _draw_row(axes, row, place, looks[row.name])
     names = [shorten(row.name, _NAME_CHARACTERS) for row in rows]
     axes.set_yticks(range(len(rows)), names, color=INK)
+    # From the last row to the first: the largest share is on top.
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    lowest = max(min(bounds[:, 0].min(), 0.0), _WIDEST[0])
-    highest = min(max(bounds[:, 1].max(), 100.0), _WIDEST[1])
-    axes.set_xlim(lowest - _MARGIN, highest + _MARGIN)
+    axes.set_xlim(*_limits(rows))
     label = f"gap closed (%), with 95 % interval; 0: random images, 100: {gap.goal}"
     style_axes(axes, label, "", grid="x")
     axes.tick_params(axis="y", length=0)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
+
+
+def _draw_row(axes: Axes, row: GapRow, place: int, look: Look) -> None:
+    lower, upper = _bounds(row)
+    percent = 100 * _share(row)
+    to_lower = percent - lower
+    to_upper = upper - percent
+    axes.errorbar(
+        [percent],
+        [place],
+        xerr=[[to_lower], [to_upper]],
+        fmt=look.marker,
+        markersize=6,
+        color=look.color,
+        markerfacecolor=fill_color_of(look.color, look.is_reference),
+        elinewidth=1.2,
+        capsize=2.5,
+    )
+
+
+def _limits(rows: list[GapRow]) -> tuple[float, float]:
+    """Return the ends of the axis, which always has both ends of the gap."""
+    lowest = 0.0
+    highest = 100.0
+    for row in rows:
+        lower, upper = _bounds(row)
+        lowest = min(lowest, lower)
+        highest = max(highest, upper)
+    widest_low, widest_high = _WIDEST
+    low = max(lowest, widest_low) - _MARGIN
+    high = min(highest, widest_high) + _MARGIN
+    return low, high
 
 
 def _share(row: GapRow) -> float:
@@ -80,5 +95,6 @@ def _share(row: GapRow) -> float:
 
 
 def _bounds(row: GapRow) -> tuple[float, float]:
+    """Return the interval in percent."""
     assert row.closed is not None
     return 100 * row.closed.lower, 100 * row.closed.upper

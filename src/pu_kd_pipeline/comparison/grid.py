@@ -22,6 +22,7 @@ from pu_kd_pipeline.params.comparison import (
     Overrides,
 )
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.overrides import with_overrides
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
@@ -342,16 +343,3 @@ def _implied_overrides(variant: ComparisonVariant, objective: str) -> dict[str, 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def with_overrides(base: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the base with the values of each layer in turn; nested mappings merge key by key."""
-    result = dict(base)
-    for layer in layers:
-        for key, value in layer.items():
-            current = result.get(key)
-            if isinstance(value, Mapping) and isinstance(current, Mapping):
-                result[key] = with_overrides(current, value)
-            else:
-                result[key] = value
-    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare, Share
 from pu_kd_pipeline.params.names import one_of
+from pu_kd_pipeline.params.overrides import with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,8 @@ class ComparisonVariant(Overrides):
     criterion: str | None = Field(None, description="short for subset_materialization.criterion")
     budget: int | str | None = Field(
         None,
-        description="most pool images; the name of another variant: as many as that one keeps; "
-        "null: the block's",
+        description="most pool images; a key of comparison.budgets; the name of another variant: "
+        "as many as that one keeps; null: the block's",
     )
     features: str | None = Field(None, description="short for pu_training.features")
     labeled_per_class: tuple[int, ...] | None = Field(
@@ -217,6 +219,17 @@ class ComparisonParams(Block):
         description="name -> variant, in the order of the table; "
         "null leaves out a variant of conf/base"
     )
+    variant_sets: dict[str, dict[str, dict[str, Any]]] = Field(
+        default_factory=dict, description="name -> variants that several environments compare"
+    )
+    variant_set: str | None = Field(
+        None,
+        description="a key of variant_sets: its variants join `variants`, which override them key "
+        "by key; null: none",
+    )
+    budgets: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="name -> number of pool images, for budgets of variants"
+    )
     sweeps: dict[str, str] = Field(
         description="name -> label of its axis: lines of variants that differ in one number, "
         "with a table and plot each"
@@ -227,6 +240,24 @@ class ComparisonParams(Block):
     gap: GapParams | None = Field(
         None, description="controls and goal: how much of what can be gained each variant gains"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_set_and_budgets(cls, values: Any) -> Any:
+        """Add the variants of the set, and put numbers in place of the names of budgets."""
+        if not isinstance(values, Mapping):
+            return values
+        variants = values.get("variants")
+        if not isinstance(variants, Mapping):
+            return values  # reported with its key, as what it is
+        of_set = _variants_of_set(values)
+        merged = with_overrides(of_set, variants)
+        budgets = _mapping(values, "budgets")
+        taken = sorted(set(budgets) & set(merged))
+        if taken:
+            raise ValueError(f"budgets: {', '.join(taken)} are names of variants, too: rename them")
+        resolved = {name: _with_number(variant, budgets) for name, variant in merged.items()}
+        return {**values, "variants": resolved}
 
     @model_validator(mode="after")
     def _grid_is_consistent(self) -> ComparisonParams:
@@ -311,7 +342,8 @@ class ComparisonParams(Block):
         if not has_own_size:
             raise ValueError(
                 f"{name}: budget {variant.budget!r} is not the name of a variant that selects by "
-                f"a budget or criterion of its own; variants are {', '.join(variants)}"
+                "a budget or criterion of its own, nor a key of comparison.budgets; variants are "
+                f"{', '.join(variants)}"
             )
 
 
@@ -326,4 +358,34 @@ def _check_role(
         raise ValueError(f"{key}: {name!r} is a point of a sweep: name a row of the table")
     if rule is not None and variant.rule != rule:
         raise ValueError(f"{key}: {name!r} needs the rule {rule!r}, got {variant.rule!r}")
+    return variant
+
+
+def _variants_of_set(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = values.get("variant_set")
+    if not isinstance(name, str):
+        return {}
+    sets = _mapping(values, "variant_sets")
+    if name not in sets:
+        raise ValueError(
+            f"variant_set: there is no set {name!r}; variant_sets are {', '.join(sets) or 'empty'}"
+        )
+    return _mapping(sets, name)
+
+
+def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a value, or nothing in place of what is no mapping: its field's type reports that."""
+    value = values.get(name)
+    if isinstance(value, Mapping):
+        return value
+    return {}
+
+
+def _with_number(variant: Any, budgets: Mapping[str, Any]) -> Any:
+    """Return a variant whose budget is a number, if it was the name of one."""
+    if not isinstance(variant, Mapping):
+        return variant
+    budget = variant.get("budget")
+    if isinstance(budget, str) and budget in budgets:
+        return {**variant, "budget": budgets[budget]}
     return variant
