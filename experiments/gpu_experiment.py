@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from pu_kd_pipeline.comparison.cells import comparison_shards
 from pu_kd_pipeline.comparison.figure import plot_comparison
+from pu_kd_pipeline.comparison.gap import measure_gaps
 from pu_kd_pipeline.comparison.grid import Blocks
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.page import comparison_page
@@ -160,7 +161,7 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
         _make_shards(work / CELLS, cells, clock)
     finally:
         # Also when time is up: the results so far can be read.
-        _report(cells, grid, work)
+        _report(cells, grid, blocks, work)
 
 
 def _make_stores(parameters: Mapping[str, Any], work: Path, clock: Clock) -> dict[str, ImageStore]:
@@ -230,7 +231,7 @@ def _make_teacher(parameters: Mapping[str, Any], images: ImageStore, work: Path)
     (work / "teacher_training.json").write_text(text)
 
 
-def _report(cells: Mapping[str, Any], grid: ComparisonParams, work: Path) -> None:
+def _report(cells: Mapping[str, Any], grid: ComparisonParams, blocks: Blocks, work: Path) -> None:
     folder = work / CELLS
     finished = []
     for name in cells:
@@ -243,14 +244,15 @@ def _report(cells: Mapping[str, Any], grid: ComparisonParams, work: Path) -> Non
     results = table.to_pandas()
     machine = machine_name()
     about = f"{machine}; {len(finished)} of {len(cells)} students"
-    page = comparison_page(results, grid)
+    gaps = measure_gaps(results, grid, blocks)
+    page = comparison_page(results, grid, gaps)
     (work / "results.md").write_text(f"{about}\n\n{page}", encoding="utf-8")
     # By way of pandas, which writes missing values as null.
     records = results.to_json(orient="records")
     rows = json.loads(records)
     text = json.dumps({"machine": about, "rows": rows}, indent=1)
     (work / "results.json").write_text(text, encoding="utf-8")
-    figure = plot_comparison(results, grid)
+    figure = plot_comparison(results, grid, gaps)
     figure.savefig(work / "results.png", dpi=150)
     print(about, flush=True)
 

@@ -385,3 +385,19 @@ def test_results_are_kept_when_the_grid_shrinks(tmp_path):
     # The file of `b` is there, and is not written again.
     assert loaded["x"].tolist() == [2]
     assert (tmp_path / "a.parquet").is_file()
+
+
+def test_students_of_each_length_get_their_updates_and_a_name_of_their_own(
+    inputs, blocks, tmp_path, published
+):
+    variants = {"labeled": {"method": "labeled_only"}}
+    params = grid(labeled_per_class=[2], seeds=[0], variants=variants, n_updates=[4, 12])
+    results = computed(inputs, blocks, params, tmp_path / "cells")
+    assert results["n_updates"].tolist() == [4, 12]
+    assert results["failure"].isna().all()
+    names = [name for name, _, _ in published[0]]
+    assert names == [f"labeled, kd, 2 per class, seed 0, {n} updates" for n in (4, 12)]
+    page = comparison_page(results, params)
+    assert "## After 4 updates" in page
+    assert "## After 12 updates" in page
+    assert len(plot_comparison(results, params).axes) == 2

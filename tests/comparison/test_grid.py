@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pu_kd_pipeline.comparison.grid import make_cells
@@ -126,6 +128,30 @@ POINT = {"name": "size", "line": "random", "at": 10}
             {"curves": {"n_images": 9, "panels": {"One": ["pu", "pi"]}}},
             "variants are pu, random",
         ),
+        ({"n_updates": [9, 9]}, "n_updates must not repeat"),
+        ({"variant_set": "best"}, "there is no set 'best'; variant_sets are empty"),
+        ({"budgets": {"pu": 7}}, "budgets: pu are names of variants, too"),
+        ({"budgets": {"few": 0}}, "greater than or equal to 1"),
+        ({"budgets": [3]}, "budgets\n.*valid dictionary"),
+        ({"variant_set": [3]}, "variant_set\n.*valid string"),
+        ({"variant_sets": {"a": 3}, "variant_set": "a"}, "valid dictionary"),
+        ({"n_updates": [0]}, "greater than or equal to 1"),
+        ({"n_updates": []}, "at least 1 item"),
+        (
+            {
+                "n_updates": [5, 9],
+                "sweeps": {"size": "n"},
+                "variants": {
+                    "a": {
+                        "rule": "all",
+                        "labeled_per_class": [2],
+                        "sweep": POINT,
+                        "distillation": {"n_updates": 7},
+                    }
+                },
+            },
+            "cannot have its own distillation.n_updates where",
+        ),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(changes, message):
@@ -245,3 +271,72 @@ def test_points_of_a_sweep_may_differ_in_learning_rate_and_number_of_updates(blo
     row = {**variants["at_400_0.1"], "sweep": None}
     with pytest.raises(InputError, match="n_updates: every student of a comparison has the same"):
         make_cells(grid(variants={"row": row}), blocks)
+
+
+def test_every_variant_is_trained_with_each_length(blocks):
+    variants = {
+        "pu": {"rule": "nnpu", "criterion": "quantile"},
+        "random": {"rule": "random", "budget": "pu"},
+        "original": {"method": "original"},
+    }
+    params = grid(seeds=[0], variants=variants, n_updates=[8, 16])
+    found = [(str(cell), cell.blocks.distillation.n_updates) for cell in make_cells(params, blocks)]
+    # The lengths of the same labeled images follow each other, because they share their scores.
+    assert [(name.removesuffix(", seed 0"), n_updates) for name, n_updates in found] == [
+        ("pu, robust_kd, 2 per class", 8),
+        ("random, robust_kd, 2 per class", 8),
+        ("original, kd", 8),
+        ("pu, robust_kd, 2 per class", 16),
+        ("random, robust_kd, 2 per class", 16),
+        ("original, kd", 16),
+        ("pu, robust_kd, 4 per class", 8),
+        ("random, robust_kd, 4 per class", 8),
+        ("pu, robust_kd, 4 per class", 16),
+        ("random, robust_kd, 4 per class", 16),
+    ]
+
+
+def test_a_cell_of_a_listed_length_is_that_of_a_run_of_this_length(blocks):
+    listed = make_cells(grid(n_updates=[8, 16]), blocks)
+    by_hand = []
+    for n_updates in (8, 16):
+        distillation = blocks.distillation.model_copy(update={"n_updates": n_updates})
+        by_hand += make_cells(grid(), replace(blocks, distillation=distillation))
+    # Otherwise finished cells would be computed again, also those that a budget refers to.
+    expected = sorted(str(cell.identity()) for cell in by_hand)
+    assert sorted(str(cell.identity()) for cell in listed) == expected
+
+
+def test_variants_join_those_of_a_set_and_override_them_key_by_key(blocks):
+    of_set = {
+        "a": {"rule": "random", "budget": "few", "distillation": {"temperature": 2}},
+        "b": {"rule": "nnpu", "budget": "many", "criterion": "budget"},
+        "c": {"rule": "random", "budget": "b"},
+    }
+    params = grid(
+        variant_sets={"some": of_set, "other": {"x": {"rule": "all"}}},
+        variant_set="some",
+        budgets={"few": 3, "many": 9},
+        variants={"b": None, "a": {"distillation": {"keep": "best"}}, "c": {"budget": "many"}},
+    )
+    assert list(params.variants) == ["a", "b", "c"]
+    # The number and not its name decides: cells that have the number already are these cells.
+    by_hand = grid(
+        variants={
+            "a": {
+                "rule": "random",
+                "budget": 3,
+                "distillation": {"temperature": 2, "keep": "best"},
+            },
+            "c": {"rule": "random", "budget": 9},
+        }
+    )
+    found = [cell.identity() for cell in make_cells(params, blocks)]
+    assert found == [cell.identity() for cell in make_cells(by_hand, blocks)]
+    # What has been checked once is read again in tests and forms.
+    assert type(params).model_validate(params.model_dump()) == params
+
+
+def test_a_budget_without_a_number_is_named():
+    with pytest.raises(ValueError, match=r"budget 'few' .* nor a key of comparison.budgets"):
+        grid(variants={"a": {"rule": "random", "budget": "few"}}, budgets={"many": 9})

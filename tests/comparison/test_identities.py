@@ -158,3 +158,12 @@ def test_an_identity_holds_no_key_of_objectives_that_it_does_not_use(blocks, obj
     if objective == "robust_kd":
         expected_blocks.add("class_weighting")
     assert set(identity) == expected_blocks
+
+
+def test_names_of_listed_lengths_are_those_of_runs_with_these_lengths(inputs, blocks):
+    assert blocks.distillation.n_updates == 8
+    before = names_of(inputs, blocks, grid(seeds=[0]))
+    longer = names_of(inputs, blocks, grid(seeds=[0]), distillation={"n_updates": 16})
+    listed = names_of(inputs, blocks, grid(seeds=[0], n_updates=[8, 16]))
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == {*before, *longer}

@@ -51,7 +51,7 @@ def sources(images: Path) -> list[str]:
 
 
 def experiment(work: Path, images: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    options = ["--env=cifar10_small", f"--work={work}", f"--images={images}"]
+    options = ["--env=cifar10_small_rules", f"--work={work}", f"--images={images}"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", WITHOUT, *options, *arguments],
@@ -68,7 +68,7 @@ def variants() -> list[str]:
     from pu_kd_pipeline.params.environment import read_parameters
 
     os.environ.setdefault("PU_KD_DATA", "/images")
-    parameters = read_parameters(PROJECT / "conf", "cifar10_small")
+    parameters = read_parameters(PROJECT / "conf", "cifar10_small_rules")
     settings = []
     for name in parameters["comparison"]["variants"]:
         variant = VARIANTS.get(name, "null")
@@ -116,7 +116,7 @@ def test_pieces_make_the_results_without_kedro_and_mlflow(
     wrong = experiment(work, data_folder, "--set", "data_ingestion.pool.0.limit=1")
 
     assert wrong.returncode == 1
-    assert wrong.stderr.startswith("Error: the parameters of 'cifar10_small'")
+    assert wrong.stderr.startswith("Error: the parameters of 'cifar10_small_rules'")
 
     wrong = experiment(work, data_folder, "--set", "teacher.taps=7")
 

@@ -9,6 +9,7 @@ import pytest
 
 from pu_kd_pipeline.learning.paired import (
     PairedDifference,
+    gap_closed,
     paired_difference,
     paired_mean_difference,
 )
@@ -189,3 +190,83 @@ def test_the_interval_over_seeds_is_that_of_students_t() -> None:
     assert found.p_value == pytest.approx(1 - t / math.sqrt(2 + t**2), rel=1e-4)
     assert found.lower == pytest.approx(2 / 3 - quantile * error, rel=1e-4)
     assert found.upper == 1.0
+
+
+# --- the share of a gap ---
+
+
+def three_methods(
+    rng: np.random.Generator, n_seeds: int, n_images: int, closed: float, seed_noise: float
+) -> list[np.ndarray]:
+    """Return (S, N) of a method that closes a share of the gap, of the control and of the goal.
+
+    Each image that the control gets wrong and the goal gets right is right with that probability.
+    """
+    is_control_right = rng.random(n_images) < 0.5
+    is_goal_right = is_control_right | (rng.random(n_images) < 0.4)
+    is_closed = rng.random(n_images) < closed
+    is_student_right = np.where(is_closed, is_goal_right, is_control_right)
+    methods = []
+    for is_right in (is_student_right, is_control_right, is_goal_right):
+        flip_share = np.clip(rng.normal(0.1, seed_noise, (n_seeds, 1)), 0, 0.5)
+        is_flipped = rng.random((n_seeds, n_images)) < flip_share
+        methods.append(is_right ^ is_flipped)
+    return methods
+
+
+def test_the_ends_of_a_gap_are_0_and_1() -> None:
+    _, control, goal = three_methods(np.random.default_rng(0), 3, 500, 0.5, 0.01)
+    at_control = gap_closed(control, control, goal)
+    at_goal = gap_closed(goal, control, goal)
+    assert at_control is not None
+    assert at_goal is not None
+    assert at_control.share == 0
+    assert at_goal.share == 1
+    # Images that were not tested could turn both around.
+    assert at_control.lower < 0 < at_control.upper
+    assert at_goal.lower < 1 < at_goal.upper
+
+
+def test_there_is_no_share_of_a_gap_that_chance_explains() -> None:
+    student, control, goal = three_methods(np.random.default_rng(0), 3, 500, 0.5, 0.01)
+    assert gap_closed(student, goal, control) is None
+    one_image_better = control.copy()
+    one_image_better[:, np.flatnonzero(~control.any(axis=0))[0]] = True
+    assert gap_closed(student, control, one_image_better) is None
+
+
+def test_a_gap_of_other_shapes_is_refused() -> None:
+    two = np.ones((2, 3), bool)
+    with pytest.raises(ValueError, match="three matrices of one shape"):
+        gap_closed(two, two, np.ones((2, 4), bool))
+    with pytest.raises(ValueError, match="three matrices of one shape"):
+        gap_closed(two[0], two[0], two[0])
+
+
+def test_the_interval_of_a_gap_is_that_of_a_bootstrap_over_images() -> None:
+    rng = np.random.default_rng(1)
+    student, control, goal = three_methods(rng, 1, 2000, 0.6, 0.0)
+    found = gap_closed(student, control, goal)
+    assert found is not None
+    shares = []
+    for _ in range(2000):
+        drawn = rng.integers(0, 2000, 2000)
+        base = control[0, drawn].mean()
+        shares.append((student[0, drawn].mean() - base) / (goal[0, drawn].mean() - base))
+    lower, upper = np.quantile(shares, [0.025, 0.975])
+    assert found.lower == pytest.approx(lower, abs=0.02)
+    assert found.upper == pytest.approx(upper, abs=0.02)
+
+
+@pytest.mark.parametrize(("n_seeds", "closed"), [(1, 0.5), (3, 0.0), (3, 0.8), (3, 1.0)])
+def test_the_interval_of_a_gap_covers_the_true_share(n_seeds: int, closed: float) -> None:
+    rng = np.random.default_rng(0)
+    # One seed says nothing of the chance of seeds.
+    seed_noise = 0.02 if n_seeds > 1 else 0.0
+    n_trials = 300
+    n_covered = 0
+    for _ in range(n_trials):
+        found = gap_closed(*three_methods(rng, n_seeds, 400, closed, seed_noise))
+        n_covered += found is not None and found.lower <= closed <= found.upper
+    # 2.5 standard errors of the simulation below 95 %.
+    assert n_covered / n_trials >= 0.95 - 2.5 * math.sqrt(0.95 * 0.05 / n_trials)

@@ -51,13 +51,21 @@ def comparison_shards(
     for number, cell in enumerate(cells, start=1):
         position = f"cell {number} of {n_cells}"
         name = _shard_name(cell, inputs, params)
-        shards[name] = partial(_compute, computation, cell, position)
+        title = _title(cell, params)
+        shards[name] = partial(_compute, computation, cell, title, position)
     return shards
 
 
-def _compute(computation: CellComputation, cell: Cell, position: str) -> pa.Table:
+def _title(cell: Cell, params: ComparisonParams) -> str:
+    """Return the name of a cell in logs, which no other cell of the comparison has."""
+    if params.n_updates is None:
+        return str(cell)
+    return f"{cell}, {cell.blocks.distillation.n_updates:,} updates"
+
+
+def _compute(computation: CellComputation, cell: Cell, title: str, position: str) -> pa.Table:
     """Return the table of one cell, and report it to the log and the listeners."""
-    logger.info("%s: %s", position, cell)
+    logger.info("%s: %s", position, title)
     result = computation.result(cell)
     outcome = result["failure"]
     if not outcome:
@@ -65,7 +73,7 @@ def _compute(computation: CellComputation, cell: Cell, position: str) -> pa.Tabl
         outcome = f"accuracy {accuracy_percent:.2f} %"
     seconds = result["seconds"]
     logger.info("%s: %s (%.0f s)", position, outcome, seconds)
-    progress.results.publish(str(cell), cell.identity(), result)
+    progress.results.publish(title, cell.identity(), result)
     return pa.Table.from_pylist([result], schema=RESULT)
 
 

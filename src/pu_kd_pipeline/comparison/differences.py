@@ -11,7 +11,7 @@ from pu_kd_pipeline.comparison.tables import is_in_column, rivals
 from pu_kd_pipeline.learning.paired import PairedDifference, paired_mean_difference
 
 _KEYS = ["variant", "objective", "labeled_per_class"]
-_Student = tuple[int, str]  # seed, fingerprint of the test images
+Student = tuple[int, str]  # seed, fingerprint of the test images
 
 
 class RowDifference(NamedTuple):
@@ -47,16 +47,16 @@ def differences_to_best(
     best = best_row(means, column)
     if best is None:
         return {}
-    of_best = _students(results, best)
+    of_best = students_of_row(results, best)
     differences = {}
     in_column = means[is_in_column(means, column)]
     for _, row in in_column.iterrows():
         if row["row"] != best["row"]:
-            differences[row["row"]] = _paired(_students(results, row), of_best)
+            differences[row["row"]] = paired_students(students_of_row(results, row), of_best)
     return differences
 
 
-def _students(results: pd.DataFrame, row: pd.Series) -> dict[_Student, np.ndarray]:
+def students_of_row(results: pd.DataFrame, row: pd.Series) -> dict[Student, np.ndarray]:
     """Return which test images the students of a row classify correctly, where it is known."""
     is_of_row = pd.Series(True, index=results.index)
     for key in _KEYS:
@@ -71,15 +71,23 @@ def _students(results: pd.DataFrame, row: pd.Series) -> dict[_Student, np.ndarra
     return students
 
 
-def _paired(
-    first: dict[_Student, np.ndarray], second: dict[_Student, np.ndarray]
+def paired_students(
+    first: dict[Student, np.ndarray], second: dict[Student, np.ndarray]
 ) -> RowDifference | None:
-    # Students of another test set cannot be paired with these.
-    common = sorted(first.keys() & second.keys())
+    """Return the difference of two rows; None without students of one seed and test set."""
+    stacked = stack_pairs(first, second)
+    if stacked is None:
+        return None
+    first_correct, second_correct = stacked
+    return RowDifference(paired_mean_difference(first_correct, second_correct), len(first_correct))
+
+
+def stack_pairs(*rows: dict[Student, np.ndarray]) -> list[np.ndarray] | None:
+    """Return for each row (S, N) bool of the students that all rows have, by seed; None if none."""
+    common = sorted(set.intersection(*(set(row) for row in rows)))
     if not common:
         return None
+    # Students of another test set cannot be paired with these.
     last_test_images = common[-1][1]
     pairs = [student for student in common if student[1] == last_test_images]
-    first_correct = np.stack([first[student] for student in pairs])
-    second_correct = np.stack([second[student] for student in pairs])
-    return RowDifference(paired_mean_difference(first_correct, second_correct), len(pairs))
+    return [np.stack([row[student] for student in pairs]) for row in rows]

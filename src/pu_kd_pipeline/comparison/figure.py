@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from pu_kd_pipeline.comparison.differences import differences_to_best
+from pu_kd_pipeline.comparison.gap_panel import draw_gap, gap_panel_height, shown_rows
 from pu_kd_pipeline.comparison.looks import (
     CURVE_COLORS,
     fill_color_of,
@@ -18,11 +21,13 @@ from pu_kd_pipeline.comparison.looks import (
 )
 from pu_kd_pipeline.comparison.tables import (
     curve_table,
+    labeled_columns,
     means_over_seeds,
-    one_or_range,
+    results_by_length,
     rivals,
     seeds_text,
     split_sweeps,
+    updates_text,
 )
 from pu_kd_pipeline.reporting.style import INK, MUTED, new_figure, set_title, shorten, style_axes
 
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pu_kd_pipeline.comparison.differences import RowDifference
+    from pu_kd_pipeline.comparison.gap import Gap
     from pu_kd_pipeline.params.comparison import ComparisonParams
 
 
@@ -48,51 +54,117 @@ _GRID_HEIGHT_IN = 4.8
 _PANEL_HEIGHT_IN = 3.4
 
 
-def plot_comparison(results: pd.DataFrame, params: ComparisonParams) -> Figure:
+def plot_comparison(
+    results: pd.DataFrame, params: ComparisonParams, gaps: Sequence[Gap] = ()
+) -> Figure:
     """Return test accuracy against labeled images per class, with bars of one standard deviation.
 
     There is a line per row of the table; with one number of labeled images the rows are listed
-    below each other instead. Each sweep and each panel of curves follows below. The axis is
-    logarithmic in the error, so that 98.5 and 99.0 % stay apart while 40 % is still in the picture.
+    below each other instead. The gap closed, each sweep and each panel of curves follow below.
+    Several lengths of training have panels of their own. The axis is logarithmic in the error, so
+    that 98.5 and 99.0 % stay apart while 40 % is still in the picture.
 
     Args:
         results: one row per cell, as `comparison.RESULT` has it.
-        params: the comparison's title, variants, sweeps and panels.
+        params: the comparison's title, variants, lengths, sweeps and panels.
+        gaps: headroom and gap closed, as `measure_gaps` returns them.
     """
-    means = means_over_seeds(results)
-    means = means[means["n_seeds"] > 0]
-    of_grid, sweeps = split_sweeps(means, params)
-    columns = sorted(of_grid["labeled_per_class"].dropna().unique())
-    curves = curve_table(results, params)
-    n_small_panels = len(sweeps) + len(curves)
-    heights = [_PANEL_HEIGHT_IN] * n_small_panels
-    if len(of_grid):
-        grid_height = _grid_height(of_grid, columns)
-        heights.insert(0, grid_height)
-    figure = new_figure(sum(heights))
-    subplots = figure.subplots(len(heights), squeeze=False, height_ratios=heights)
-    panels = iter(subplots[:, 0])
     # The same in every cell, and missing in those that failed.
     teacher_accuracy = results["teacher_accuracy"].max()
-    teacher_percent = 100 * teacher_accuracy
-    if len(of_grid) and len(columns) > 1:
-        _draw_lines(next(panels), of_grid, columns, teacher_percent)
-    elif len(of_grid):
-        _draw_rows(next(panels), of_grid, teacher_percent)
-    for label, of_sweep in sweeps.items():
-        _draw_sweep(next(panels), of_sweep, label, teacher_percent)
-    for title, of_panel in curves.items():
-        _draw_curves(next(panels), of_panel, title)
-    if len(of_grid):
-        finding = _finding(results, of_grid, columns)
-    else:
-        axis_labels = " and by ".join(sweeps)
-        finding = f"Accuracy by {axis_labels}"
-    n_updates = one_or_range(results["n_updates"])
-    seeds = seeds_text(means)
-    evidence = f"{params.title}; {seeds}, bars: one standard deviation; {n_updates} updates each"
+    by_length = results_by_length(results, params)
+    panels: list[_Panel] = []
+    for n_updates, of_length in by_length:
+        length = ""
+        if len(by_length) > 1:
+            length = f"{n_updates:,} updates"
+        gaps_here = [gap for gap in gaps if gap.n_updates == n_updates]
+        panels += _panels(of_length, params, gaps_here, length, 100 * teacher_accuracy)
+    heights = [panel.height_in for panel in panels]
+    figure = new_figure(sum(heights))
+    subplots = figure.subplots(len(heights), squeeze=False, height_ratios=heights)
+    for axes, panel in zip(subplots[:, 0], panels, strict=True):
+        panel.draw(axes)
+    finding = _finding(by_length, params)
+    seeds = seeds_text(means_over_seeds(results))
+    n_updates_text = updates_text(results, params)
+    evidence = f"{params.title}; {seeds}, bars: one standard deviation; {n_updates_text} each"
     set_title(figure, finding, evidence)
     return figure
+
+
+class _Panel(NamedTuple):
+    height_in: float
+    draw: Callable[[Axes], None]
+
+
+def _panels(
+    results: pd.DataFrame,
+    params: ComparisonParams,
+    gaps: Sequence[Gap],
+    length: str,
+    teacher_percent: float,
+) -> list[_Panel]:
+    """Return the panels of one length of training.
+
+    Args:
+        length: as a title; "" where the comparison has one.
+    """
+    means = _finished(results)
+    of_grid, sweeps = split_sweeps(means, params)
+    columns = labeled_columns(of_grid)
+    panels = []
+    if len(of_grid):
+        draw_grid: Callable[[Axes], None]
+        if len(columns) > 1:
+            draw_grid = partial(
+                _draw_lines, means=of_grid, columns=columns, teacher_percent=teacher_percent
+            )
+        else:
+            draw_grid = partial(_draw_rows, means=of_grid, teacher_percent=teacher_percent)
+        panels.append(_Panel(_grid_height(of_grid, columns), _titled(draw_grid, length)))
+    looks = looks_by_row(of_grid)
+    for gap in gaps:
+        # Without headroom there are no shares of it.
+        if shown_rows(gap):
+            title = _gap_title(gap, length, n_columns=len(columns))
+            draw_it = partial(draw_gap, gap=gap, looks=looks, title=title)
+            panels.append(_Panel(gap_panel_height(gap), draw_it))
+    for label, of_sweep in sweeps.items():
+        draw_sweep = partial(
+            _draw_sweep, means=of_sweep, label=label, teacher_percent=teacher_percent
+        )
+        panels.append(_Panel(_PANEL_HEIGHT_IN, _titled(draw_sweep, length)))
+    for title, of_panel in curve_table(results, params).items():
+        full_title = f"{title}, {length}" if length else title
+        draw_curves = partial(_draw_curves, curves=of_panel, title=full_title)
+        panels.append(_Panel(_PANEL_HEIGHT_IN, draw_curves))
+    return panels
+
+
+def _finished(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the means over seeds of the rows that have a result."""
+    means = means_over_seeds(results)
+    return means[means["n_seeds"] > 0]
+
+
+def _titled(draw: Callable[[Axes], None], title: str) -> Callable[[Axes], None]:
+    """Return a function that draws the panel below a title, if there is one."""
+
+    def draw_with_title(axes: Axes) -> None:
+        draw(axes)
+        if title:
+            axes.set_title(title, loc="left", fontsize=10, color=INK)
+
+    return draw_with_title
+
+
+def _gap_title(gap: Gap, length: str, n_columns: int) -> str:
+    parts = ["gap closed"]
+    if length:
+        parts.append(length)
+    if n_columns > 1:
+        parts.append(f"{gap.labeled_per_class:.0f} labeled images of each class")
+    return ", ".join(parts)
 
 
 def _grid_height(means: pd.DataFrame, columns: list[float]) -> float:
@@ -103,7 +175,25 @@ def _grid_height(means: pd.DataFrame, columns: list[float]) -> float:
     return 1.6 + 0.27 * n_rows
 
 
-def _finding(results: pd.DataFrame, means: pd.DataFrame, columns: list[float]) -> str:
+def _finding(by_length: Sequence[tuple[int | None, pd.DataFrame]], params: ComparisonParams) -> str:
+    """Return the finding of the longest training: of its rows, or what its sweeps show."""
+    n_updates, results = by_length[-1]
+    of_grid, sweeps = split_sweeps(_finished(results), params)
+    if not len(of_grid):
+        axis_labels = " and by ".join(sweeps)
+        return f"Accuracy by {axis_labels}"
+    where = ""
+    columns = labeled_columns(of_grid)
+    if len(columns) > 1:
+        where = f" at {columns[-1]:.0f} per class"
+    if len(by_length) > 1:
+        where += f" after {n_updates:,} updates"
+    return _finding_of_rows(results, of_grid, columns, where)
+
+
+def _finding_of_rows(
+    results: pd.DataFrame, means: pd.DataFrame, columns: list[float], where: str
+) -> str:
     last_column = None
     if columns:
         last_column = columns[-1]
@@ -114,9 +204,6 @@ def _finding(results: pd.DataFrame, means: pd.DataFrame, columns: list[float]) -
     best = ranking.iloc[0]
     best_name = best["row"]
     best_percent = best["mean"]
-    where = ""
-    if len(columns) > 1:
-        where = f" at {last_column:.0f} per class"
     finding = f"{best_name} is best{where} with {best_percent:.2f} %"
     if len(ranking) > 1:
         second = ranking.iloc[1]

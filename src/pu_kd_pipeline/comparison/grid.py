@@ -1,14 +1,14 @@
 """The grid of a comparison: which students there are, and the parameter blocks of each.
 
-Nothing is computed here. A cell is a variant, an objective, a number of labeled images per class
-and a seed.
+Nothing is computed here. A cell is a variant, an objective, a number of labeled images per class,
+a number of updates and a seed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -22,6 +22,7 @@ from pu_kd_pipeline.params.comparison import (
     Overrides,
 )
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.overrides import with_overrides
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
@@ -185,6 +186,8 @@ class _Place:
     variant: str
     objective: str
     labeled_per_class: int | None
+    n_updates: int | None
+    """None: that of the variant's own blocks."""
 
 
 @dataclass(frozen=True)
@@ -196,22 +199,33 @@ class _Grid:
     blocks_of: Mapping[str, Mapping[str, Blocks]]
 
     def places(self) -> Iterator[_Place]:
-        """Yield the places of the cells of one seed."""
-        all_counts = self.params.labeled_per_class
-        for position, n_per_class in enumerate(all_counts):
-            for name, variant in self.variants.items():
-                method = METHODS[variant.method]
-                if method.labeled_images == "drawn":
-                    counts = variant.labeled_per_class or all_counts
-                    if n_per_class in counts:
-                        yield from self._objectives_at(name, n_per_class)
-                elif position == 0:
-                    # The number of labeled images changes nothing: one cell for all of them.
-                    yield from self._objectives_at(name, None)
+        """Yield the places of the cells of one seed.
 
-    def _objectives_at(self, name: str, n_per_class: int | None) -> Iterator[_Place]:
+        All lengths of training follow each other for the same labeled images, because the scores
+        of the pool are kept no longer than that.
+        """
+        all_lengths = self.params.n_updates or (None,)
+        for position, n_per_class in enumerate(self.params.labeled_per_class):
+            for n_updates in all_lengths:
+                yield from self._variants_at(n_per_class, n_updates, is_first=position == 0)
+
+    def _variants_at(
+        self, n_per_class: int, n_updates: int | None, is_first: bool
+    ) -> Iterator[_Place]:
+        for name, variant in self.variants.items():
+            counts = variant.labeled_per_class or self.params.labeled_per_class
+            is_drawn = METHODS[variant.method].labeled_images == "drawn"
+            if is_drawn and n_per_class in counts:
+                yield from self._objectives_at(name, n_per_class, n_updates)
+            elif not is_drawn and is_first:
+                # The number of labeled images changes nothing: one cell for all of them.
+                yield from self._objectives_at(name, None, n_updates)
+
+    def _objectives_at(
+        self, name: str, n_per_class: int | None, n_updates: int | None
+    ) -> Iterator[_Place]:
         for objective in self.blocks_of[name]:
-            yield _Place(name, objective, n_per_class)
+            yield _Place(name, objective, n_per_class, n_updates)
 
     def cell(self, place: _Place, seed: int) -> Cell:
         """Return the cell of a seed at a place."""
@@ -222,9 +236,11 @@ class _Grid:
             # Only for `like`: that variant may not have the objective, and its selection is the
             # same for all of them.
             blocks = next(iter(by_objective.values()))
+        if place.n_updates is not None:
+            blocks = _with_length(blocks, place.n_updates)
         like = None
         if isinstance(variant.budget, str):
-            other = _Place(variant.budget, place.objective, place.labeled_per_class)
+            other = replace(place, variant=variant.budget)
             like = self.cell(other, seed)
         return Cell(
             variant=place.variant,
@@ -236,6 +252,16 @@ class _Grid:
             is_reference=variant.is_reference,
             like=like,
         )
+
+
+def _with_length(blocks: Blocks, n_updates: int) -> Blocks:
+    """Return the blocks of a student with that many updates.
+
+    They are equal to those of a run whose `distillation.n_updates` it is, so that a cell has the
+    same name in both.
+    """
+    distillation = blocks.distillation.model_copy(update={"n_updates": n_updates})
+    return replace(blocks, distillation=distillation)
 
 
 def _blocks_by_objective(
@@ -317,16 +343,3 @@ def _implied_overrides(variant: ComparisonVariant, objective: str) -> dict[str, 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def with_overrides(base: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the base with the values of each layer in turn; nested mappings merge key by key."""
-    result = dict(base)
-    for layer in layers:
-        for key, value in layer.items():
-            current = result.get(key)
-            if isinstance(value, Mapping) and isinstance(current, Mapping):
-                result[key] = with_overrides(current, value)
-            else:
-                result[key] = value
-    return result

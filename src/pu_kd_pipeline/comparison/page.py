@@ -8,21 +8,27 @@ import numpy as np
 import pandas as pd
 
 from pu_kd_pipeline.comparison.differences import best_row, differences_to_best
+from pu_kd_pipeline.comparison.formatting import difference_text, markdown_table
+from pu_kd_pipeline.comparison.gap_section import gap_section
 from pu_kd_pipeline.comparison.tables import (
     curve_table,
     is_in_column,
+    labeled_columns,
     means_over_seeds,
-    one_or_range,
+    results_by_length,
     rivals,
     seeds_text,
     split_sweeps,
+    updates_text,
 )
 from pu_kd_pipeline.learning.proportions import clopper_pearson_interval
 from pu_kd_pipeline.reporting.markdown import markdown_text
 from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
 if TYPE_CHECKING:
-    from pu_kd_pipeline.comparison.differences import RowDifference
+    from collections.abc import Sequence
+
+    from pu_kd_pipeline.comparison.gap import Gap
     from pu_kd_pipeline.params.comparison import ComparisonParams
 
 _CURVES_FACTS = (
@@ -55,42 +61,31 @@ _SELECTION_HEADER = [
 ]
 
 
-def comparison_page(results: pd.DataFrame, params: ComparisonParams) -> str:
-    """Return the page: accuracies, sweeps, curves, selections, notes and failures.
+def comparison_page(
+    results: pd.DataFrame, params: ComparisonParams, gaps: Sequence[Gap] = ()
+) -> str:
+    """Return the page: accuracies, gaps, sweeps, curves, selections, notes and failures.
 
     Args:
         results: one row per cell, as `comparison.RESULT` has it.
-        params: the comparison's title, variants, sweeps and panels.
+        params: the comparison's title, variants, lengths, sweeps and panels.
+        gaps: headroom and gap closed, as `measure_gaps` returns them.
     """
     means = means_over_seeds(results)
-    of_grid, sweeps = split_sweeps(means, params)
-    parts = [f"# {markdown_text(params.title)}", _facts(results, means)]
-    if len(of_grid):
-        accuracies = _accuracy_rows(of_grid)
-        parts.append(_markdown(accuracies))
-        parts += _certainty(results, of_grid)
-    parts += _yardstick(results, means)
-    for label, of_sweep in sweeps.items():
-        parts.append(f"## By {markdown_text(label)}")
-        points = _sweep_rows(of_sweep)
-        parts.append(_markdown(points))
-    curves_by_title = curve_table(results, params)
-    for title, curves in curves_by_title.items():
-        parts.append(f"## Accuracy by updates: {markdown_text(title)}")
-        parts.append(_CURVES_FACTS)
-        updates = _curve_rows(curves)
-        parts.append(_markdown(updates))
-    # Methods that train on the labeled images alone select nothing.
-    has_selected = means["n_selected"] > 0
-    if has_selected.any():
-        parts.append("## What was selected")
-        selections = _selection_rows(means[has_selected])
-        parts.append(_markdown(selections))
+    parts = [f"# {markdown_text(params.title)}", _facts(results, means, params)]
+    by_length = results_by_length(results, params)
+    for n_updates, of_length in by_length:
+        gaps_here = [gap for gap in gaps if gap.n_updates == n_updates]
+        sections = _sections(of_length, params, gaps_here)
+        if len(by_length) > 1:
+            parts.append(f"## After {n_updates:,} updates")
+            sections = [_one_level_down(part) for part in sections]
+        parts += sections
     notes = _notes(results)
     if notes:
         parts.append("## What to know of them")
         parts.append("\n".join(notes))
-    failures = _failures(results)
+    failures = _failures(results, has_lengths=len(by_length) > 1)
     if failures:
         parts.append("## What could not be computed")
         parts.append("\n".join(failures))
@@ -98,13 +93,48 @@ def comparison_page(results: pd.DataFrame, params: ComparisonParams) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _facts(results: pd.DataFrame, means: pd.DataFrame) -> str:
+def _sections(results: pd.DataFrame, params: ComparisonParams, gaps: Sequence[Gap]) -> list[str]:
+    """Return the tables of one length of training."""
+    means = means_over_seeds(results)
+    of_grid, sweeps = split_sweeps(means, params)
+    parts = []
+    if len(of_grid):
+        accuracies = _accuracy_rows(of_grid)
+        parts.append(markdown_table(accuracies))
+        parts += _certainty(results, of_grid)
+    parts += gap_section(gaps)
+    parts += _yardstick(results, means)
+    for label, of_sweep in sweeps.items():
+        parts.append(f"## By {markdown_text(label)}")
+        points = _sweep_rows(of_sweep)
+        parts.append(markdown_table(points))
+    curves_by_title = curve_table(results, params)
+    for title, curves in curves_by_title.items():
+        parts.append(f"## Accuracy by updates: {markdown_text(title)}")
+        parts.append(_CURVES_FACTS)
+        updates = _curve_rows(curves)
+        parts.append(markdown_table(updates))
+    # Methods that train on the labeled images alone select nothing.
+    has_selected = means["n_selected"] > 0
+    if has_selected.any():
+        parts.append("## What was selected")
+        selections = _selection_rows(means[has_selected])
+        parts.append(markdown_table(selections))
+    return parts
+
+
+def _one_level_down(part: str) -> str:
+    """Return a part of the page with its heading below that of a length; others unchanged."""
+    return f"#{part}" if part.startswith("##") else part
+
+
+def _facts(results: pd.DataFrame, means: pd.DataFrame, params: ComparisonParams) -> str:
     seeds = seeds_text(means)
-    n_updates = one_or_range(results["n_updates"])
+    n_updates = updates_text(results, params)
     facts = [
         f"Test accuracy in percent, mean ± standard deviation over {seeds}; "
         "columns: labeled images per class.",
-        f"Every student got {n_updates} updates.",
+        f"Every student got {n_updates}.",
     ]
     # Where every cell failed, no accuracy of the teacher is known.
     teacher_accuracies = results["teacher_accuracy"]
@@ -119,7 +149,7 @@ def _facts(results: pd.DataFrame, means: pd.DataFrame) -> str:
 
 
 def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
-    columns = _columns(means)
+    columns = labeled_columns(means)
     n_seeds = means["n_seeds"].max()
     best = {}
     for column in columns:
@@ -146,7 +176,7 @@ def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
 
 def _certainty(results: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     """Return the section on how certain the order of the rows is; empty for a single row."""
-    columns = _columns(means)
+    columns = labeled_columns(means)
     by_column = {}
     for column in columns:
         by_column[column] = differences_to_best(results, means, column)
@@ -162,13 +192,13 @@ def _certainty(results: pd.DataFrame, means: pd.DataFrame) -> list[str]:
         for column in columns:
             best = best_row(means, column)
             is_best = best is not None and best["row"] == name
-            text = "best" if is_best else _difference_text(by_column[column].get(name))
+            text = "best" if is_best else difference_text(by_column[column].get(name))
             cells.append(text)
         rows.append(cells)
     facts = _CERTAINTY_FACTS
     if any(value is not None and value.n_seeds == 1 for value in all_differences):
         facts += f" {_ONE_SEED_FACTS}"
-    return [title, facts, _markdown(rows)]
+    return [title, facts, markdown_table(rows)]
 
 
 def _yardstick(results: pd.DataFrame, means: pd.DataFrame) -> list[str]:
@@ -202,33 +232,7 @@ def _yardstick(results: pd.DataFrame, means: pd.DataFrame) -> list[str]:
                 _fixed(row["yardstick_kl"], 3),
             ]
         )
-    return ["## On the yardstick", facts, _markdown(rows)]
-
-
-def _columns(means: pd.DataFrame) -> list[float]:
-    """Return the numbers of labeled images of a table, without those that no row has."""
-    n_labeled = means["labeled_per_class"].dropna()
-    return sorted(n_labeled.unique())
-
-
-def _difference_text(found: RowDifference | None) -> str:
-    if found is None:
-        return UNKNOWN
-    accuracy = found.accuracy
-    lower = _signed(100 * accuracy.lower)
-    upper = _signed(100 * accuracy.upper)
-    text = f"{_signed(100 * accuracy.difference)} ({lower} to {upper})"
-    if accuracy.is_significant:
-        text = f"**{text}**"
-    if found.n_seeds == 1:
-        text += ", one seed"
-    return text
-
-
-def _signed(points: float) -> str:
-    if round(points, 2) == 0:
-        return "0.00"
-    return f"{points:+.2f}".replace("-", "−")
+    return ["## On the yardstick", facts, markdown_table(rows)]
 
 
 def _sweep_rows(means: pd.DataFrame) -> list[list[str]]:
@@ -336,8 +340,13 @@ def _notes(results: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _failures(results: pd.DataFrame) -> list[str]:
-    """Return a line per cell that has no result, with the reason."""
+def _failures(results: pd.DataFrame, has_lengths: bool) -> list[str]:
+    """Return a line per cell that has no result, with the reason.
+
+    Args:
+        results: one row per cell.
+        has_lengths: whether cells differ in their number of updates.
+    """
     lines = []
     has_failed = results["failure"].notna()
     failed_cells = results[has_failed]
@@ -350,17 +359,6 @@ def _failures(results: pd.DataFrame) -> list[str]:
         labeled = ""
         if not pd.isna(n_per_class):
             labeled = f", {n_per_class:.0f} per class"
-        lines.append(f"- {variant}, {objective}{labeled}, seed {seed}: {reason}")
+        updates = f", {row['n_updates']:,.0f} updates" if has_lengths else ""
+        lines.append(f"- {variant}, {objective}{labeled}{updates}, seed {seed}: {reason}")
     return lines
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    """Return a table whose first row is the header; all columns but the first align right."""
-    lines = []
-    for row in rows:
-        cells = " | ".join(row)
-        lines.append(f"| {cells} |")
-    n_numbers = len(rows[0]) - 1
-    separator = "| --- |" + " ---: |" * n_numbers
-    lines.insert(1, separator)
-    return "\n".join(lines)

@@ -27,9 +27,10 @@ _MEAN_COLUMNS = [
 
 
 def means_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per variant, objective and number of labeled images, in grid order.
+    """Return a row per variant, objective, labeled images and updates, in grid order.
 
     Columns: `variant`, `objective`, `labeled_per_class` (null where no labeled image is used),
+    `n_updates`,
     `row` (the name of the row), `role` (its rule or method), `is_reference`, `n_seeds` (seeds that
     have a result), `mean` and `std` of the test accuracy in percent (std of the sample; NaN for one
     seed), and the means of the other numbers.
@@ -39,7 +40,7 @@ def means_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     """
     accuracy_percent = 100 * results["accuracy"]
     results = results.assign(percent=accuracy_percent)
-    keys = ["variant", "objective", "labeled_per_class"]
+    keys = ["variant", "objective", "labeled_per_class", "n_updates"]
     # Kept null: rows without labeled images are a group, too.
     groups = results.groupby(keys, dropna=False, sort=False)
     percents = groups["percent"]
@@ -54,6 +55,23 @@ def means_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     table = table.reset_index()
     table["row"] = _row_names(table, "variant", ["variant"])
     return table
+
+
+def results_by_length(
+    results: pd.DataFrame, params: ComparisonParams
+) -> list[tuple[int | None, pd.DataFrame]]:
+    """Return the results of each length of training, the shortest first.
+
+    Without `comparison.n_updates` they are not split, and the length is None: there, only points of
+    a sweep may differ in it.
+    """
+    if params.n_updates is None:
+        return [(None, results)]
+    parts: list[tuple[int | None, pd.DataFrame]] = []
+    for n_updates in sorted(params.n_updates):
+        is_of_length = results["n_updates"] == n_updates
+        parts.append((n_updates, results[is_of_length]))
+    return parts
 
 
 def _row_names(table: pd.DataFrame, name: str, keys: list[str]) -> pd.Series:
@@ -136,6 +154,12 @@ def curve_table(results: pd.DataFrame, params: ComparisonParams) -> dict[str, pd
     return panels
 
 
+def labeled_columns(means: pd.DataFrame) -> list[float]:
+    """Return the numbers of labeled images of a table, without those that no row has."""
+    n_labeled = means["labeled_per_class"].dropna()
+    return sorted(n_labeled.unique())
+
+
 def is_in_column(means: pd.DataFrame, column: float | None) -> pd.Series:
     """Return (n,) bool: which rows have a result for that number of labeled images per class.
 
@@ -160,6 +184,14 @@ def seeds_text(means: pd.DataFrame) -> str:
     if n_seeds == 1:
         return "1 seed"
     return f"{n_seeds} seeds"
+
+
+def updates_text(results: pd.DataFrame, params: ComparisonParams) -> str:
+    """Return how many updates students got, such as "600 or 3,000 updates"."""
+    if params.n_updates is not None:
+        lengths = [f"{n_updates:,}" for n_updates in sorted(params.n_updates)]
+        return f"{' or '.join(lengths)} updates"
+    return f"{one_or_range(results['n_updates'])} updates"
 
 
 def one_or_range(values: pd.Series) -> str:

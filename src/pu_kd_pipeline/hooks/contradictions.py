@@ -144,7 +144,7 @@ def _faults_of_comparison(params: ComparisonParams, blocks: Mapping[str, Any]) -
         "distillation",
         "relatedness",
     )
-    # A report of finished cells reads the block of the comparison alone.
+    # A part of a pipeline may read the block of the comparison alone.
     if not all(name in blocks for name in names):
         return
     try:

@@ -146,3 +146,83 @@ def _consistent(
     lower = max(min(lower, difference), -1.0)
     upper = min(max(upper, difference), 1.0)
     return PairedDifference(difference, lower, upper, p_value)
+
+
+class GapClosed(NamedTuple):
+    """The share of the way from a control to a goal that a method gains, with a 95 % interval."""
+
+    share: float
+    """0: as good as the control; 1: as the goal. It may be negative, and above 1."""
+    lower: float
+    upper: float
+
+
+def gap_closed(student: Correct, control: Correct, goal: Correct) -> GapClosed | None:
+    """Return (student - control) / (goal - control) of mean accuracies on the same images.
+
+    The interval is that of Fieller (1954): all shares r for which a test does not reject that
+    (student - control) - r (goal - control) is 0 in the mean. Variances and covariance are sums of
+    those over images and over seeds, and the degrees of freedom are Satterthwaite's, as in
+    `paired_mean_difference`. A bootstrap of three seeds would be too narrow: it divides by the
+    number of seeds where the variance of a sample divides by one less, and knows no t quantiles.
+
+    Args:
+        student: (S, N) whether the method's student of a seed classifies an image correctly.
+        control: (S, N) the same for the control, of the same seeds and images.
+        goal: (S, N) the same for the goal.
+
+    Returns:
+        None where the goal is not significantly better than the control: no share is excluded then.
+
+    Raises:
+        ValueError: the shapes differ, S or N is 0.
+    """
+    # imported late: it takes a second
+    from scipy import stats
+
+    if student.ndim != 2 or student.size == 0 or not student.shape == control.shape == goal.shape:
+        raise ValueError(
+            "expected three matrices of one shape without a side of 0, "
+            f"got shapes {student.shape}, {control.shape} and {goal.shape}"
+        )
+    gains = student.astype(float) - control
+    gaps = goal.astype(float) - control
+    gain = float(gains.mean())
+    gap = float(gaps.mean())
+    if gap <= 0:
+        return None
+    of_seeds = _mean_covariance(gains.mean(axis=1), gaps.mean(axis=1))
+    # Two more images for each of both differences, as in `paired_mean_difference`.
+    of_images = _mean_covariance(
+        np.append(gains.mean(axis=0), [1.0, -1.0, 0.0, 0.0]),
+        np.append(gaps.mean(axis=0), [0.0, 0.0, 1.0, -1.0]),
+    )
+    covariance = of_seeds + of_images
+    direction = np.array([1.0, -gain / gap])
+    seeds_part = float(direction @ of_seeds @ direction)
+    images_part = float(direction @ of_images @ direction)
+    n_seeds, n_images = student.shape
+    per_freedom = _per_freedom((seeds_part, n_seeds), (images_part, n_images + 4))
+    freedom = (seeds_part + images_part) ** 2 / per_freedom
+    squared_quantile = float(stats.t.ppf(_UPPER_SHARE, freedom)) ** 2
+
+    # The bounds solve (gain - r gap)² = t² Var(gain - r gap), a quadratic equation in r.
+    quadratic = gap**2 - squared_quantile * covariance[1, 1]
+    linear = gain * gap - squared_quantile * covariance[0, 1]
+    constant = gain**2 - squared_quantile * covariance[0, 0]
+    if quadratic <= 0:
+        return None
+    # At r = gain / gap the left side is 0, so that there are two solutions around it.
+    root = math.sqrt(max(linear**2 - quadratic * constant, 0.0))
+    lower = (linear - root) / quadratic
+    upper = (linear + root) / quadratic
+    return GapClosed(gain / gap, float(lower), float(upper))
+
+
+def _mean_covariance(
+    first: NDArray[np.float64], second: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return (2, 2) the covariance of the means of two series; 0 for series of one value."""
+    if len(first) == 1:
+        return np.zeros((2, 2))
+    return np.cov(first, second) / len(first)

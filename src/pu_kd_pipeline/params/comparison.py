@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pu_kd_pipeline.learning.selection import RULES
-from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
+from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare, Share
 from pu_kd_pipeline.params.names import one_of
+from pu_kd_pipeline.params.overrides import with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,8 @@ class ComparisonVariant(Overrides):
     criterion: str | None = Field(None, description="short for subset_materialization.criterion")
     budget: int | str | None = Field(
         None,
-        description="most pool images; the name of another variant: as many as that one keeps; "
-        "null: the block's",
+        description="most pool images; a key of comparison.budgets; the name of another variant: "
+        "as many as that one keeps; null: the block's",
     )
     features: str | None = Field(None, description="short for pu_training.features")
     labeled_per_class: tuple[int, ...] | None = Field(
@@ -162,6 +164,31 @@ class CurvesParams(Block):
     )
 
 
+class GapParams(Block):
+    """The variants between which the others are measured, see `comparison.gap`."""
+
+    random: str | tuple[str, ...] = Field(
+        description="variants with the rule `random`: a row is compared with the one that has the "
+        "nearest number of pool images"
+    )
+    whole_pool: str | None = Field(
+        None, description="variant with the rule `all`, the second control; null: none"
+    )
+    goal: str = Field(description="a reference, such as the oracle or the original images")
+    least_headroom: Share = Field(
+        0.01,
+        description="accuracy of the goal minus that of random images: where it is surely less, "
+        "there is nothing to gain",
+    )
+
+    @property
+    def random_controls(self) -> tuple[str, ...]:
+        """The names of the variants of random images."""
+        if isinstance(self.random, str):
+            return (self.random,)
+        return self.random
+
+
 class ComparisonParams(Block):
     """The block `comparison`: a grid of variants, objectives, labeled images and seeds."""
 
@@ -176,6 +203,12 @@ class ComparisonParams(Block):
         "the teacher is the same",
     )
     objectives: tuple[str, ...] = Field(min_length=1, description="of distillation")
+    n_updates: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="lengths of training: every variant is trained with each; "
+        "null: distillation.n_updates",
+    )
     hint_share: OpenShare = Field(
         description="fitnet: share of the updates that go to the hidden layer"
     )
@@ -186,6 +219,17 @@ class ComparisonParams(Block):
         description="name -> variant, in the order of the table; "
         "null leaves out a variant of conf/base"
     )
+    variant_sets: dict[str, dict[str, dict[str, Any]]] = Field(
+        default_factory=dict, description="name -> variants that several environments compare"
+    )
+    variant_set: str | None = Field(
+        None,
+        description="a key of variant_sets: its variants join `variants`, which override them key "
+        "by key; null: none",
+    )
+    budgets: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="name -> number of pool images, for budgets of variants"
+    )
     sweeps: dict[str, str] = Field(
         description="name -> label of its axis: lines of variants that differ in one number, "
         "with a table and plot each"
@@ -193,17 +237,39 @@ class ComparisonParams(Block):
     curves: CurvesParams | None = Field(
         None, description="null: students are measured in the end alone"
     )
+    gap: GapParams | None = Field(
+        None, description="controls and goal: how much of what can be gained each variant gains"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_set_and_budgets(cls, values: Any) -> Any:
+        """Add the variants of the set, and put numbers in place of the names of budgets."""
+        if not isinstance(values, Mapping):
+            return values
+        variants = values.get("variants")
+        if not isinstance(variants, Mapping):
+            return values  # reported with its key, as what it is
+        of_set = _variants_of_set(values)
+        merged = with_overrides(of_set, variants)
+        budgets = _mapping(values, "budgets")
+        taken = sorted(set(budgets) & set(merged))
+        if taken:
+            raise ValueError(f"budgets: {', '.join(taken)} are names of variants, too: rename them")
+        resolved = {name: _with_number(variant, budgets) for name, variant in merged.items()}
+        return {**values, "variants": resolved}
 
     @model_validator(mode="after")
     def _grid_is_consistent(self) -> ComparisonParams:
-        for name in ("labeled_per_class", "seeds", "objectives"):
-            values = getattr(self, name)
+        for name in ("labeled_per_class", "seeds", "objectives", "n_updates"):
+            values = getattr(self, name) or ()
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must not repeat a value, got {list(values)}")
         variants = {name: variant for name, variant in self.variants.items() if variant is not None}
         if not variants:
             raise ValueError("variants must name at least one")
         self._check_panels()
+        self._check_gap(variants)
         for name, variant in variants.items():
             self._check_labeled_images(name, variant)
             self._check_budget(name, variant, variants)
@@ -221,6 +287,23 @@ class ComparisonParams(Block):
                     f"variants are {', '.join(self.variants)}"
                 )
 
+    def _check_gap(self, variants: dict[str, ComparisonVariant]) -> None:
+        if self.gap is None:
+            return
+        names = self.gap.random_controls
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"gap.random must name each variant once, got {list(names)}")
+        for name in names:
+            _check_role("gap.random", name, variants, rule="random")
+        if self.gap.whole_pool is not None:
+            _check_role("gap.whole_pool", self.gap.whole_pool, variants, rule="all")
+        goal = _check_role("gap.goal", self.gap.goal, variants)
+        if not goal.is_reference:
+            raise ValueError(
+                f"gap.goal: {self.gap.goal!r} is no reference: name a variant with the rule "
+                "`oracle` or the method `original`"
+            )
+
     def _check_labeled_images(self, name: str, variant: ComparisonVariant) -> None:
         counts = variant.labeled_per_class or self.labeled_per_class
         outside = sorted(set(counts) - set(self.labeled_per_class))
@@ -236,6 +319,11 @@ class ComparisonParams(Block):
             raise ValueError(
                 f"{name}: a point of a sweep has one number of labeled images: "
                 "set labeled_per_class"
+            )
+        if self.n_updates is not None and "n_updates" in variant.distillation:
+            raise ValueError(
+                f"{name}: a point of a sweep cannot have its own distillation.n_updates where "
+                "comparison.n_updates lists lengths for all variants: remove one of the two"
             )
 
     def _check_budget(
@@ -254,5 +342,50 @@ class ComparisonParams(Block):
         if not has_own_size:
             raise ValueError(
                 f"{name}: budget {variant.budget!r} is not the name of a variant that selects by "
-                f"a budget or criterion of its own; variants are {', '.join(variants)}"
+                "a budget or criterion of its own, nor a key of comparison.budgets; variants are "
+                f"{', '.join(variants)}"
             )
+
+
+def _check_role(
+    key: str, name: str, variants: dict[str, ComparisonVariant], rule: str | None = None
+) -> ComparisonVariant:
+    """Return the variant that a key of `gap` names, after checking that it may stand there."""
+    variant = variants.get(name)
+    if variant is None:
+        raise ValueError(f"{key}: there is no variant {name!r}; variants are {', '.join(variants)}")
+    if variant.sweep is not None:
+        raise ValueError(f"{key}: {name!r} is a point of a sweep: name a row of the table")
+    if rule is not None and variant.rule != rule:
+        raise ValueError(f"{key}: {name!r} needs the rule {rule!r}, got {variant.rule!r}")
+    return variant
+
+
+def _variants_of_set(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = values.get("variant_set")
+    if not isinstance(name, str):
+        return {}
+    sets = _mapping(values, "variant_sets")
+    if name not in sets:
+        raise ValueError(
+            f"variant_set: there is no set {name!r}; variant_sets are {', '.join(sets) or 'empty'}"
+        )
+    return _mapping(sets, name)
+
+
+def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a value, or nothing in place of what is no mapping: its field's type reports that."""
+    value = values.get(name)
+    if isinstance(value, Mapping):
+        return value
+    return {}
+
+
+def _with_number(variant: Any, budgets: Mapping[str, Any]) -> Any:
+    """Return a variant whose budget is a number, if it was the name of one."""
+    if not isinstance(variant, Mapping):
+        return variant
+    budget = variant.get("budget")
+    if isinstance(budget, str) and budget in budgets:
+        return {**variant, "budget": budgets[budget]}
+    return variant

@@ -58,13 +58,24 @@ def compare_students(
 
 
 def report_comparison(
-    cells: ShardedTable, params: ComparisonParams
+    cells: ShardedTable,
+    pu_training: PUTrainingParams,
+    subset_materialization: SubsetParams,
+    class_weighting: ClassWeightingParams,
+    distillation: DistillationParams,
+    relatedness: RelatednessParams,
+    params: ComparisonParams,
 ) -> tuple[pd.DataFrame, str, Any]:
     """Return the results, one row per cell, and the same as Markdown tables and as a figure."""
     from pu_kd_pipeline.comparison.computation import RESULT
     from pu_kd_pipeline.comparison.figure import plot_comparison
+    from pu_kd_pipeline.comparison.gap import measure_gaps
+    from pu_kd_pipeline.comparison.grid import Blocks
     from pu_kd_pipeline.comparison.page import comparison_page
 
     # Cells that an earlier version wrote lack the columns that were added since.
     results = cells.to_pandas().reindex(columns=RESULT.names)
-    return results, comparison_page(results, params), plot_comparison(results, params)
+    blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
+    gaps = measure_gaps(results, params, blocks)
+    page = comparison_page(results, params, gaps)
+    return results, page, plot_comparison(results, params, gaps)

@@ -8,6 +8,15 @@ from kedro.pipeline import Node, Pipeline
 
 from pu_kd_pipeline.pipelines.comparison.nodes import compare_students, report_comparison
 
+# What the variants of a comparison override.
+_BLOCKS = (
+    "params:pu_training",
+    "params:subset_materialization",
+    "params:class_weighting",
+    "params:distillation",
+    "params:relatedness",
+)
+
 
 def create_pipeline(**_: Any) -> Pipeline:
     """Return the stage: teacher, features, images in; results, table and plot out."""
@@ -25,11 +34,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "pool_features",
                     "duplicates",
                     "yardstick",
-                    "params:pu_training",
-                    "params:subset_materialization",
-                    "params:class_weighting",
-                    "params:distillation",
-                    "params:relatedness",
+                    *_BLOCKS,
                     "params:comparison",
                 ],
                 outputs="comparison_cells",
@@ -38,7 +43,7 @@ def create_pipeline(**_: Any) -> Pipeline:
             ),
             Node(
                 report_comparison,
-                inputs=["comparison_cells", "params:comparison"],
+                inputs=["comparison_cells", *_BLOCKS, "params:comparison"],
                 outputs=["comparison_results", "comparison_table", "comparison_plot"],
                 name="report_comparison",
                 tags=["report"],
