@@ -231,6 +231,7 @@ def describe_selection(
         "estimated_precision",
         "n_tied_at_cut",
         "n_selected",
+        "size_source",
         "n_pool",
         "n_labeled",
         *EXCLUDED,

@@ -216,7 +216,8 @@ def test_an_environment_is_written_and_what_was_found_is_printed(project: Path) 
         "conf/mine/parameters_distillation.yml",
         "conf/mine/parameters_teacher.yml",
     }
-    assert yaml.safe_load((project / "conf/mine/globals.yml").read_text()) == {"data": "data/mine"}
+    globals_of_mine = yaml.safe_load((project / "conf/mine/globals.yml").read_text())
+    assert globals_of_mine == {"data": "data/mine", "showings": 10}
     teacher = written(project, "mine", "teacher")
     assert teacher["weights"] == "my files/teacher.pt"
     assert teacher["classes"] == ["dark", "light"]

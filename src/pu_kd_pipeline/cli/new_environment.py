@@ -27,6 +27,7 @@ from pu_kd_pipeline.cli.found_teacher import (
     key_values,
 )
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.learning.selection_size import SHOWINGS
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.environment import read_parameters
@@ -43,7 +44,8 @@ _MODELS: dict[str, type[BaseModel]] = {
 }
 _COMMENTS = {
     "globals": "Values for all stages, next to those of conf/base/globals.yml.\n"
-    "data: the folder of all outputs of this environment.",
+    "data: the folder of all outputs of this environment.\n"
+    "showings: without a budget, how often the training shows each pool image that a rule keeps.",
     "teacher": "The teacher. null: read from the card next to its weights.\n"
     "classes: in the order of the network's outputs. mean, std: of pixels in [0, 1], per color.\n"
     "taps: layers that form the descriptor; null: sensible defaults.",
@@ -337,7 +339,7 @@ def _data_folder(name: str) -> str:
 
 
 def _write(name: str, blocks: Mapping[str, Any], size_px: int, staged: Path) -> None:
-    values: dict[str, Any] = {"data": _data_folder(name)}
+    values: dict[str, Any] = {"data": _data_folder(name), "showings": SHOWINGS}
     if size_px > _SMALL_PX:
         values["compute"] = {"n_threads": None}
     write_yaml(staged / "globals.yml", _COMMENTS["globals"], values)

@@ -251,6 +251,7 @@ def _value(key: str, to_text: Callable[[Any], str]) -> Callable[[Mapping[str, An
 
 _SELECTION_QUANTITIES: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "pool images selected": _selected,
+    "their number comes from": _value("size_source", str),
     "excluded, copies of test images": _left_out("n_excluded"),
     "excluded, the yardstick": _left_out("n_yardstick"),
     "class prior": _class_prior,
