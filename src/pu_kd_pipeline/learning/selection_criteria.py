@@ -89,6 +89,9 @@ class Criterion:
     """What decides how many images pass, for logs and reports."""
     reads_class_prior: bool
     """Whether it cuts wrongly where the class prior is wrong."""
+    without_class_prior: str | None = None
+    """The criterion that cuts in its place where the class prior is flagged and a budget is given;
+    None: no other does what it does."""
     strict_threshold: float | None
     """Scores above this constant pass; None: the lowest score that passes is the threshold."""
 
@@ -183,6 +186,7 @@ CRITERIA: dict[str, Criterion] = {
         needs_held_out_ranks=False,
         cuts_by="class prior",
         reads_class_prior=True,
+        without_class_prior="budget",
         strict_threshold=None,
     ),
     "precision": Criterion(

@@ -17,7 +17,7 @@ from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.retrieval import Neighbors
 from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection, needs_budget
-from pu_kd_pipeline.learning.selection_criteria import MixtureOptions, SelectionOptions
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA, MixtureOptions, SelectionOptions
 from pu_kd_pipeline.learning.selection_size import SelectionSize, own_source, selection_size
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
@@ -104,10 +104,15 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     how the related part of a batch is drawn. Its `attrs` hold how it was chosen: rule, criterion,
     budget, class prior, threshold, how many images were excluded, fingerprints of the inputs.
 
+    A flagged class prior decides nothing: with a budget the criterion `quantile` keeps the images
+    with the highest scores, and `disagreement` takes as many for likely positives.
+
     Raises:
-        InputError: the rule cannot choose from this pool, its scores are older than its images, or
-            all labeled images of a class are excluded.
+        InputError: the rule cannot choose from this pool, its scores are older than its images,
+            all labeled images of a class are excluded, or the criterion cuts by a class prior that
+            is flagged.
     """
+    params = _without_flagged_prior(params, inputs.class_prior)
     scores, rows = _selectable_scores(inputs)
     pool = PoolScores(
         pu_score=_scores_of(scores, "pu_score", params),
@@ -128,6 +133,7 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
         criterion=params.criterion,
         class_prior=inputs.class_prior["value"],
         budget=size.budget,
+        n_likely=size.budget if inputs.class_prior.get("flag") else None,
         target_precision=params.target_precision,
         held_out_ranks=ranks,
         rng=np.random.default_rng(params.seed),
@@ -147,6 +153,30 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     _report_size(facts, len(pool))
     manifest.attrs.update(facts)
     return manifest
+
+
+def _without_flagged_prior(params: SubsetParams, prior: Mapping[str, Any]) -> SubsetParams:
+    """Return the parameters, with another criterion where theirs would cut by a flagged prior.
+
+    Raises:
+        InputError: there is no other criterion, or it needs a budget.
+    """
+    flag = prior.get("flag")
+    criterion = CRITERIA[params.criterion]
+    is_read = RULES[params.rule].uses_criterion and criterion.reads_class_prior
+    if flag is None or not is_read:
+        return params
+    if criterion.without_class_prior is not None and params.budget is not None:
+        return params.model_copy(update={"criterion": criterion.without_class_prior})
+    way_out = "subset_materialization.budget"
+    if criterion.without_class_prior is None:
+        way_out = f"criterion 'budget' and {way_out}"
+    readings = prior["readings"]
+    raise InputError(
+        f"subset_materialization: criterion {params.criterion!r} cuts by the class prior, which is "
+        f"flagged ({flag}): a trained classifier reads {readings['trained']:.3f} and the teacher's "
+        f"outputs read {readings['outputs']:.3f}; set pu_training.class_prior, or {way_out}"
+    )
 
 
 def _size(inputs: SubsetInputs, params: SubsetParams, n_selectable: int) -> SelectionSize:
