@@ -231,6 +231,7 @@ def describe_selection(
         "estimated_precision",
         "n_tied_at_cut",
         "n_selected",
+        "size_source",
         "n_pool",
         "n_labeled",
         *EXCLUDED,
@@ -241,6 +242,11 @@ def describe_selection(
     facts["class_prior_lower"] = class_prior["lower"]
     facts["class_prior_upper"] = class_prior["upper"]
     facts["class_prior_method"] = class_prior["method"]
+    # Missing in files of earlier versions, and where the prior was given.
+    readings = class_prior.get("readings") or {}
+    facts["class_prior_readings"] = dict(readings)
+    facts["class_prior_flag"] = class_prior.get("flag")
+    facts["class_prior_warning"] = class_prior.get("warning")
 
     # Only for pools whose images are labeled; a real pool's are not.
     relevant = pool_images.index["relevant"]

@@ -72,7 +72,10 @@ def test_overrides_merge_key_by_key_and_those_of_the_variant_win(blocks):
             {"a": {"rule": "randm"}},
             ["comparison.variants.a.subset_materialization.rule", "'randm'"],
         ),
-        ({"a": {"rule": "random"}}, ["rule 'random' needs a budget"]),
+        (
+            {"a": {"rule": "random", "budget": 0}},
+            ["subset_materialization.budget", "greater than 0"],
+        ),
         (
             {"a": {"rule": "all", "distillation": {"n_updates": 5}}},
             ["n_updates: every student", "the same"],

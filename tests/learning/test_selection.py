@@ -176,7 +176,7 @@ def test_images_without_any_disagreement_are_drawn_at_random() -> None:
 @pytest.mark.parametrize("rule", ["nnpu", "disagreement"])
 def test_a_rule_that_ranks_by_a_missing_score_says_so(rule: str) -> None:
     pool = replace(make_pool([1, 2, 3]), pu_score=None)
-    options = make_options("quantile", disagreement_of=flat(3))
+    options = make_options("quantile", budget=2, disagreement_of=flat(3))
     with pytest.raises(ValueError, match=f"rule '{rule}'.* needs `pu_score`"):
         select(rule, pool, options)
 
@@ -300,12 +300,13 @@ def test_disagreement_draws_in_proportion_to_the_divergence() -> None:
     assert 0.71 < is_odd[drawn_half].mean() < 0.79
 
 
-def test_disagreement_without_a_budget_keeps_as_many_as_quantile() -> None:
-    n = 20_000
+def test_a_number_of_likely_positives_replaces_the_class_prior() -> None:
+    n = 2_000
     pool = make_pool(np.arange(n))
-    options = make_options(class_prior=0.1, disagreement_of=flat(n))
-    selection = select("disagreement", pool, options)
-    assert len(selection.rows) == 2_000
+    options = make_options(budget=300, class_prior=0.001, n_likely=300, disagreement_of=flat(n))
+    rows = select("disagreement", pool, options).rows
+    # The second half is drawn from the 300 highest scores, not from the class prior's two.
+    assert np.isin(rows[150:], np.arange(n - 300, n)).mean() > 0.8
 
 
 @pytest.mark.parametrize("bad", [np.nan, -1.0])

@@ -131,8 +131,12 @@ def _needs(item: Documented, files: Path) -> dict[str, Any]:
     elif item.path == "subset_materialization.criterion":
         needs["subset_materialization.rule"] = "nnpu"
         needs["subset_materialization.budget"] = 30
+        # An estimate from so few images may be flagged, and then some criteria refuse it.
+        needs["pu_training.class_prior"] = 0.3
     elif item.path == "subset_materialization.rule" and RULES[item.value].needs_budget:
         needs["subset_materialization.budget"] = 30
+    elif item.path == "subset_materialization.rule" and RULES[item.value].uses_criterion:
+        needs["pu_training.class_prior"] = 0.3
     elif item.path == "teacher.output.kind":
         needs["teacher.architecture"] = "users_output:build"
         needs["teacher.architecture_options.output"] = item.value
@@ -387,7 +391,7 @@ def _variants() -> dict[str, dict[str, Any] | None]:
             "rule": "nnpu",
             "criterion": criterion,
             "budget": 30,
-            "pu_training": {"held_out_folds": 2},
+            "pu_training": {"held_out_folds": 2, "class_prior": 0.3},
         }
     for features in documented_values(PUTrainingParams, ""):
         if features.path == ".features":
@@ -395,6 +399,7 @@ def _variants() -> dict[str, dict[str, Any] | None]:
                 "rule": "nnpu",
                 "criterion": "quantile",
                 "features": features.value,
+                "budget": 30,
             }
     objectives = [name for name in OPTION_BLOCKS if name != "robust_kd"]
     variants["objectives"] = {"rule": "random", "budget": 30, "objectives": objectives}

@@ -86,6 +86,9 @@ def test_metrics_describe_the_selection(metrics):
     upper = selection["class_prior_upper"]
     assert lower <= selection["class_prior"]
     assert selection["class_prior"] <= upper
+    # Labeled images and pool of the demo come from the same source.
+    assert selection["class_prior_flag"] is None
+    assert selection["class_prior_readings"]["outputs"] == pytest.approx(0.2, abs=0.15)
 
     # Better than chance: an AUC of 0.5, and as many digits as in the pool.
     assert selection["auc"] > 0.6
@@ -152,9 +155,11 @@ def test_the_rule_disagreement_draws_half_at_random_and_half_likely_positives(
     class_prior = metrics["selection"]["class_prior"]
     n_likely = round(class_prior * len(scores))
     selected_scores = selected_from_pool(manifest)["pu_score"]
-    assert len(selected_scores) == n_likely
+    # 60 updates of 64 images show 77 images 50 times.
+    assert len(selected_scores) == 77
+    assert metrics["selection"]["size_source"] == "50 showings"
 
-    half = round(n_likely / 2)
+    half = round(len(selected_scores) / 2)
     random_half = selected_scores.iloc[:half]
     likely_half = selected_scores.iloc[half:]
     all_scores = scores["pu_score"]

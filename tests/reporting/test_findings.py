@@ -214,3 +214,13 @@ def test_draws_from_the_whole_pool_are_compared_with_uniform_draws(
     assert ("from uniform samples of the same images" in sentence) == is_same_pool
     doubts = " ".join(doubts_of(metrics))
     assert ("All 300 pool images were selected" in doubts) != is_same_pool
+
+
+def test_a_flagged_class_prior_is_in_log_report_and_note(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = metrics_of()
+    metrics["selection"]["class_prior_warning"] = "class prior, sources differ: set a budget"
+    with caplog.at_level(logging.WARNING):
+        found = with_findings(metrics)
+    assert "sources differ: set a budget" in caplog.text
+    assert "class prior, sources differ: set a budget" in doubts_of(found)
+    assert "sources differ: set a budget" in markdown_note(metrics=found)

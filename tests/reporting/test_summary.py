@@ -98,3 +98,17 @@ def test_excluded_copies_of_test_images_are_counted_per_store() -> None:
     facts = {"n_excluded_pool": 1_200, "n_excluded_labeled": 0}
     title = "excluded, copies of test images"
     assert selection_rows({"selection": facts}) == [[title, "1,200 of the pool images"]]
+
+
+def test_the_second_reading_and_its_flag_have_a_row() -> None:
+    readings = {"trained": 0.01, "outputs": 0.31, "outputs_bbe": 0.4, "ratio": 31.0}
+    selection = {
+        "n_selected": 5,
+        "size_source": "budget",
+        "class_prior_readings": readings,
+        "class_prior_flag": "sources_differ",
+    }
+    rows = dict(selection_rows({"selection": selection}))
+    expected = "0.310 by DEDPUL, 0.400 by BBE (31.0 times the trained estimate): sources differ"
+    assert rows["the teacher's outputs read"] == expected
+    assert rows["their number comes from"] == "budget"

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pu_kd_pipeline.comparison.looks import role_colors
 from pu_kd_pipeline.learning.selection import RULES, PoolScores, Rule, Selection
 from pu_kd_pipeline.learning.selection_criteria import SelectionOptions
+from pu_kd_pipeline.learning.selection_size import selection_size
 from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.reporting.contact_sheet import plot_contact_sheet
@@ -94,10 +95,9 @@ def words_of_sheet(manifest: pd.DataFrame) -> list[str]:
     return [text.get_text() for text in texts]
 
 
-def test_a_new_rule_that_needs_a_budget_is_refused_without_one(new_rule: str) -> None:
-    without_budget = {**SUBSET, "budget": None}
-    with pytest.raises(ValidationError, match="rule 'least_confident' needs a budget"):
-        SubsetParams(**without_budget, rule=new_rule)
+def test_a_new_rule_that_needs_a_budget_gets_one_from_the_training(new_rule: str) -> None:
+    size = selection_size(new_rule, "quantile", None, n_draws=30, n_pool=4)
+    assert size.budget == 3
 
 
 def test_an_unknown_rule_is_refused_with_all_names() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import LAST_TAP_SIZE
+from pu_kd_pipeline.learning.confidence import class_confidence
 from pu_kd_pipeline.learning.pu_classifier import pu_features
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array
 
@@ -45,6 +46,16 @@ def feature_tensors(
         parts.append(part)
 
     return np.concatenate(ids), torch.cat(parts)
+
+
+def read_log_odds(features: ShardedTable) -> np.ndarray:
+    """Return the (N,) float64 log odds of the teacher's class, see `class_confidence`."""
+    parts = []
+    for table in features.shards(["logits"]):
+        logits = as_tensor(table["logits"])
+        log_odds = class_confidence(logits).log_odds
+        parts.append(log_odds.numpy())
+    return np.concatenate(parts)
 
 
 def iter_logits(features: ShardedTable, ids: set[str]) -> Iterator[Tensor]:

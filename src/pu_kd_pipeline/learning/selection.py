@@ -132,7 +132,10 @@ class Rule:
     has_threshold: bool
     """Whether everything it keeps lies on one side of a cut in `ranked_by`."""
     needs_budget: bool
-    """Whether it refuses to select without a budget, whatever the criterion."""
+    """Whether it refuses to select without a budget, whatever the criterion. Where the user gives
+    none, `selection_size` does."""
+    cuts_by: str = "whole pool"
+    """What decides the number of images where neither a budget nor a criterion does."""
     uses_criterion: bool = False
     """Whether `SelectionOptions.criterion` changes what it keeps."""
     uses_truth: bool = False
@@ -289,19 +292,20 @@ def disagreement(pool: PoolScores, options: SelectionOptions) -> Selection:
 
     The proxy, a student distilled on the first half, answers for the whole pool. The second half is
     drawn without replacement from the PU classifier's top round(class_prior * n), each image with a
-    probability in proportion to KL(teacher || proxy). Without a budget as many are kept as
-    `quantile` would keep. Where the likely positives do not suffice, more random images follow.
+    probability in proportion to KL(teacher || proxy). `SelectionOptions.n_likely` replaces their
+    number. Where the likely positives do not suffice, more random images follow.
 
     Raises:
-        ValueError: no class prior, rng or proxy, or a divergence that is not finite.
+        ValueError: no budget, class prior, rng or proxy, or a divergence that is not finite.
     """
     who = "rule 'disagreement'"
+    budget = required(options.budget, "budget", who)
     rng = required(options.rng, "rng", who)
     disagreement_of = required(options.disagreement_of, "disagreement_of", who)
     n_pool = len(pool)
     pu_score = required(pool.pu_score, "pu_score", who)
-    n_likely = quantile_criterion(pu_score, options, who)
-    budget = options.budget or n_likely
+    n_likely = options.n_likely or quantile_criterion(pu_score, options, who)
+    n_likely = min(n_likely, n_pool)
     budget = min(budget, n_pool)
     order = random_order(len(pool), rng)
     n_first = max(1, round(PROXY_SHARE * budget))
@@ -480,6 +484,7 @@ RULES: dict[str, Rule] = {
         ranked_by=None,
         has_threshold=False,
         needs_budget=False,
+        cuts_by="truth",
         uses_truth=True,
     ),
     "confident": Rule(
@@ -504,7 +509,7 @@ RULES: dict[str, Rule] = {
         reads_pu_score=True,
         ranked_by="pu_score",
         has_threshold=False,
-        needs_budget=False,
+        needs_budget=True,
         note="half of them at random",
         random_share=0.5,
     ),

@@ -40,6 +40,9 @@ class SelectionOptions:
     """Most images to keep, at least 1; a rule that finds fewer keeps all it finds."""
     target_precision: float | None = None
     """Lowest estimated precision that the criterion `precision` accepts, in (0, 1]."""
+    n_likely: int | None = None
+    """Top images that the rule `disagreement` takes for positives, > 0; None: the class prior's
+    share."""
     held_out_ranks: NDArray[np.floating[Any]] | None = None
     """For each held-out positive: share of the unlabeled that score at least as high, in [0, 1]."""
     rng: np.random.Generator | None = None
@@ -82,6 +85,13 @@ class Criterion:
     """Whether the budget is the cut; with the others it draws at random from what passes."""
     needs_held_out_ranks: bool
     """Whether it reads `SelectionOptions.held_out_ranks`."""
+    cuts_by: str
+    """What decides how many images pass, for logs and reports."""
+    reads_class_prior: bool
+    """Whether it cuts wrongly where the class prior is wrong."""
+    without_class_prior: str | None = None
+    """The criterion that cuts in its place where the class prior is flagged and a budget is given;
+    None: no other does what it does."""
     strict_threshold: float | None
     """Scores above this constant pass; None: the lowest score that passes is the threshold."""
 
@@ -166,24 +176,33 @@ CRITERIA: dict[str, Criterion] = {
         n_passing=sign_criterion,
         needs_budget=False,
         needs_held_out_ranks=False,
+        cuts_by="PU score above 0",
+        reads_class_prior=False,
         strict_threshold=0.0,
     ),
     "quantile": Criterion(
         n_passing=quantile_criterion,
         needs_budget=False,
         needs_held_out_ranks=False,
+        cuts_by="class prior",
+        reads_class_prior=True,
+        without_class_prior="budget",
         strict_threshold=None,
     ),
     "precision": Criterion(
         n_passing=precision_criterion,
         needs_budget=False,
         needs_held_out_ranks=True,
+        cuts_by="estimated precision",
+        reads_class_prior=True,
         strict_threshold=None,
     ),
     "budget": Criterion(
         n_passing=budget_criterion,
         needs_budget=True,
         needs_held_out_ranks=False,
+        cuts_by="budget",
+        reads_class_prior=False,
         strict_threshold=None,
     ),
 }

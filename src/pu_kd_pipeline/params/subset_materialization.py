@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pu_kd_pipeline.learning.selection import RULES, needs_budget
+from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.learning.selection_criteria import CRITERIA
+from pu_kd_pipeline.learning.selection_size import SHOWINGS
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare, Share
 from pu_kd_pipeline.params.names import one_of
 
@@ -79,10 +80,23 @@ class SubsetParams(Block):
     seed: int = Field(ge=0, lt=SEEDS)
     rule: Annotated[str, one_of(RULES)]
     criterion: Annotated[str, one_of(CRITERIA)] = Field(
-        description="nnpu only. sign: score > 0; quantile: the top class_prior share; "
+        description="nnpu only. sign: score > 0; quantile: the top class_prior share, with a "
+        "flagged class prior the top `budget`; "
         "precision: down to target_precision; budget: the top `budget`"
     )
-    budget: int | None = Field(gt=0, description="most pool images kept; null: no limit")
+    budget: int | None = Field(
+        gt=0,
+        description="most pool images kept; null: rules that cut by a number keep as many as "
+        "`showings` gives, the criteria sign, quantile and precision what passes, and other rules "
+        "the whole pool",
+    )
+    showings: float = Field(
+        SHOWINGS,
+        gt=0,
+        description="without a budget, how often the training shows each image of a rule that cuts "
+        "by a number: n_updates x batch_size x (1 - labeled_share) / showings images are kept, at "
+        "most the pool",
+    )
     target_precision: OpenShare = Field(
         description="criterion precision: lowest estimated precision of the subset"
     )
@@ -113,13 +127,3 @@ class SubsetParams(Block):
         """Return the option blocks that only other rules read."""
         blocks = {record.options for record in RULES.values() if record.options is not None}
         return blocks - {RULES[self.rule].options}
-
-    @model_validator(mode="after")
-    def _budget_where_it_is_needed(self) -> SubsetParams:
-        if self.budget is not None or not needs_budget(self.rule, self.criterion):
-            return self
-        # The message names the cause: the rule itself, or else its criterion.
-        rule = RULES[self.rule]
-        if rule.needs_budget:
-            raise ValueError(f"rule {self.rule!r} needs a budget")
-        raise ValueError(f"criterion {self.criterion!r} needs a budget")

@@ -56,6 +56,10 @@ def _doubts(metrics: Mapping[str, Any]) -> list[str]:
     teacher_note = metrics.get("teacher", {}).get("labeled_note")
     if teacher_note:
         doubts.insert(0, teacher_note)
+    selection = metrics.get("selection") or {}
+    prior_warning = selection.get("class_prior_warning")
+    if prior_warning:
+        doubts.append(prior_warning)
     for facts in metrics.values():
         if isinstance(facts, Mapping) and facts.get("yardstick_note"):
             doubts.append(facts["yardstick_note"])

@@ -224,8 +224,21 @@ def _class_prior(selection: Mapping[str, Any]) -> str | None:
     return text
 
 
-def _value(key: str, to_text: Callable[[float], str]) -> Callable[[Mapping[str, Any]], str | None]:
-    """Return a function that writes the number under this key, and None where it is missing."""
+def _output_reading(selection: Mapping[str, Any]) -> str | None:
+    """Return what the teacher's outputs read, and how both readings compare."""
+    readings = selection.get("class_prior_readings")
+    if not readings:
+        return None
+    text = f"{readings['outputs']:.3f} by DEDPUL, {readings['outputs_bbe']:.3f} by BBE"
+    text += f" ({readings['ratio']:.1f} times the trained estimate)"
+    flag = selection.get("class_prior_flag")
+    if flag is not None:
+        text += f": {flag.replace('_', ' ')}"
+    return text
+
+
+def _value(key: str, to_text: Callable[[Any], str]) -> Callable[[Mapping[str, Any]], str | None]:
+    """Return a function that writes the value under this key, and None where it is missing."""
 
     def text_of(selection: Mapping[str, Any]) -> str | None:
         value = selection.get(key)
@@ -238,9 +251,11 @@ def _value(key: str, to_text: Callable[[float], str]) -> Callable[[Mapping[str, 
 
 _SELECTION_QUANTITIES: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "pool images selected": _selected,
+    "their number comes from": _value("size_source", str),
     "excluded, copies of test images": _left_out("n_excluded"),
     "excluded, the yardstick": _left_out("n_yardstick"),
     "class prior": _class_prior,
+    "the teacher's outputs read": _output_reading,
     # Known only where the pool's truth is, and used for the report alone.
     "precision": _value("precision", percent),
     "recall": _value("recall", percent),

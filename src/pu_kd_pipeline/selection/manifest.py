@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.images.store import ImageStore, find_rows
 from pu_kd_pipeline.learning.retrieval import Neighbors
-from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection
-from pu_kd_pipeline.learning.selection_criteria import MixtureOptions, SelectionOptions
+from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection, needs_budget
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA, MixtureOptions, SelectionOptions
+from pu_kd_pipeline.learning.selection_size import SelectionSize, own_source, selection_size
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.selection.tie_breaks import report_ties, tie_breaks
@@ -30,6 +32,8 @@ from pu_kd_pipeline.training.sampling import mixture_schedule
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.selection.proxy import Proxy
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_COLUMNS = [
     "id",
@@ -100,10 +104,15 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     how the related part of a batch is drawn. Its `attrs` hold how it was chosen: rule, criterion,
     budget, class prior, threshold, how many images were excluded, fingerprints of the inputs.
 
+    A flagged class prior decides nothing: with a budget the criterion `quantile` keeps the images
+    with the highest scores, and `disagreement` takes as many for likely positives.
+
     Raises:
-        InputError: the rule cannot choose from this pool, its scores are older than its images, or
-            all labeled images of a class are excluded.
+        InputError: the rule cannot choose from this pool, its scores are older than its images,
+            all labeled images of a class are excluded, or the criterion cuts by a class prior that
+            is flagged.
     """
+    params = _without_flagged_prior(params, inputs.class_prior)
     scores, rows = _selectable_scores(inputs)
     pool = PoolScores(
         pu_score=_scores_of(scores, "pu_score", params),
@@ -119,10 +128,12 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     disagreement_of = None
     if inputs.proxy is not None:
         disagreement_of = partial(_divergence, inputs.proxy, inputs, scores, rows)
+    size = _size(inputs, params, len(pool))
     options = SelectionOptions(
         criterion=params.criterion,
         class_prior=inputs.class_prior["value"],
-        budget=params.budget,
+        budget=size.budget,
+        n_likely=size.budget if inputs.class_prior.get("flag") else None,
         target_precision=params.target_precision,
         held_out_ranks=ranks,
         rng=np.random.default_rng(params.seed),
@@ -138,9 +149,69 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     chosen = scores.iloc[selection.rows]
     manifest = _manifest(chosen, inputs)
     _describe_draws(manifest, selection, inputs, params)
-    facts = _facts(selection, inputs, params)
+    facts = _facts(selection, size, inputs, params)
+    _report_size(facts, len(pool))
     manifest.attrs.update(facts)
     return manifest
+
+
+def _without_flagged_prior(params: SubsetParams, prior: Mapping[str, Any]) -> SubsetParams:
+    """Return the parameters, with another criterion where theirs would cut by a flagged prior.
+
+    Raises:
+        InputError: there is no other criterion, or it needs a budget.
+    """
+    flag = prior.get("flag")
+    criterion = CRITERIA[params.criterion]
+    is_read = RULES[params.rule].uses_criterion and criterion.reads_class_prior
+    if flag is None or not is_read:
+        return params
+    if criterion.without_class_prior is not None and params.budget is not None:
+        return params.model_copy(update={"criterion": criterion.without_class_prior})
+    way_out = "subset_materialization.budget"
+    if criterion.without_class_prior is None:
+        way_out = f"criterion 'budget' and {way_out}"
+    readings = prior["readings"]
+    raise InputError(
+        f"subset_materialization: criterion {params.criterion!r} cuts by the class prior, which is "
+        f"flagged ({flag}): a trained classifier reads {readings['trained']:.3f} and the teacher's "
+        f"outputs read {readings['outputs']:.3f}; set pu_training.class_prior, or {way_out}"
+    )
+
+
+def _size(inputs: SubsetInputs, params: SubsetParams, n_selectable: int) -> SelectionSize:
+    """Return how many images the rule may keep, see `selection_size`.
+
+    Raises:
+        InputError: the number depends on the student's parameters, and they are not given.
+    """
+    student = inputs.student
+    n_draws = 0.0
+    if student is not None:
+        # Without a share of its own, labeled images are a small part of what is shown.
+        pool_share = 1.0 - (student.labeled_share or 0.0)
+        n_draws = student.n_updates * student.batch_size * pool_share
+    elif params.budget is None and needs_budget(params.rule, params.criterion):
+        raise InputError(f"rule {params.rule!r} needs a budget, or the student's parameters")
+    return selection_size(
+        params.rule,
+        params.criterion,
+        params.budget,
+        n_draws=n_draws,
+        n_pool=n_selectable,
+        showings=params.showings,
+    )
+
+
+def _report_size(facts: Mapping[str, Any], n_selectable: int) -> None:
+    n_selected = facts["n_selected"]
+    logger.info(
+        "rule %r keeps %s of %s pool images; the number comes from: %s",
+        facts["rule"],
+        f"{n_selected:,}",
+        f"{n_selectable:,}",
+        facts["size_source"],
+    )
 
 
 def _neighbors_of(
@@ -314,7 +385,10 @@ def located(store: ImageStore, rows: np.ndarray) -> pd.DataFrame:
     return all_images.iloc[rows].reset_index(drop=True)
 
 
-def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> dict[str, Any]:
+def _facts(
+    selection: Selection, size: SelectionSize, inputs: SubsetInputs, params: SubsetParams
+) -> dict[str, Any]:
+    n_selected = len(selection.rows)
     criterion = None
     if RULES[params.rule].uses_criterion:
         criterion = params.criterion
@@ -330,7 +404,8 @@ def _facts(selection: Selection, inputs: SubsetInputs, params: SubsetParams) -> 
         "estimated_precision": selection.estimated_precision,
         "n_tied_at_cut": selection.n_tied_at_cut,
         "n_labeled": n_labeled,
-        "n_selected": len(selection.rows),
+        "n_selected": n_selected,
+        "size_source": size.source_of(n_selected, own_source(params.rule, params.criterion)),
         "n_pool": len(inputs.pool_images),
         **_excluded_counts(inputs),
         "fingerprints": {

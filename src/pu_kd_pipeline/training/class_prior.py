@@ -13,10 +13,15 @@ from torch import Tensor
 
 from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.features.reading import feature_tensors
+from pu_kd_pipeline.features.reading import feature_tensors, read_log_odds
 from pu_kd_pipeline.learning.class_prior.cross_fitting import cross_fitted_ranks
 from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior
 from pu_kd_pipeline.learning.class_prior.methods import METHODS
+from pu_kd_pipeline.learning.class_prior.readings import (
+    agreement_sentence,
+    compare_readings,
+    flag_sentence,
+)
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_classifier import PUHead
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
@@ -40,6 +45,10 @@ def given_prior(value: float, labeled: ShardedTable, pool: ShardedTable) -> dict
         "n_positive": len(labeled),
         "n_unlabeled": len(pool),
         "note": None,
+        # Nothing is estimated, so that there is nothing to compare.
+        "readings": None,
+        "flag": None,
+        "warning": None,
     }
 
 
@@ -51,6 +60,9 @@ def estimate_prior(
     Methods that read scores get cross-fitted ones: each fold of positives and pool is scored by a
     classifier that has seen neither. Scores of different folds are made comparable by their rank
     within the fold's pool images.
+
+    `readings` compares the estimate with one that reads the teacher's outputs and trains nothing;
+    `flag` and `warning` are set where they contradict each other, see `class_prior.readings`.
 
     Raises:
         InputError: there are too few images, or the estimate is 0 or 1.
@@ -65,9 +77,11 @@ def estimate_prior(
             f"a pool of {len(unlabeled)} images says nothing of its class prior: "
             "set pu_training.class_prior"
         )
+    trained_ranks = None
     if METHODS[settings.method].evidence.trains_classifier:
         # Scores are comparable within a fold only, hence ranks.
         evidence = _ranks(positive, unlabeled, params, n_folds)
+        trained_ranks = evidence
     else:
         evidence = (positive.cpu().numpy(), unlabeled.cpu().numpy())
     estimate = estimate_class_prior(
@@ -94,7 +108,20 @@ def estimate_prior(
             estimate.upper,
             estimate.note,
         )
-    return asdict(estimate)
+    outputs = (read_log_odds(labeled), read_log_odds(pool))
+    rng = np.random.default_rng(params.seed)
+    readings = compare_readings(estimate.value, outputs, trained_ranks, rng)
+    warning = flag_sentence(readings)
+    if warning is not None:
+        logger.warning(warning)
+    else:
+        logger.info(agreement_sentence(readings))
+    return {
+        **asdict(estimate),
+        "readings": asdict(readings),
+        "flag": readings.flag,
+        "warning": warning,
+    }
 
 
 def _ranks(

@@ -110,14 +110,15 @@ class _Folds:
         generator: torch.Generator,
     ) -> Iterator[object]:
         """Train a head on all folds but one; yield once per epoch."""
-        # Rows instead of copies of the features: the folds are trained at the same time.
+        # Rows instead of copies of the features: the folds are trained at the same time. On a CPU
+        # index_select is several times as fast as indexing with a tensor.
         positive_rows = (self.positive_fold != fold).nonzero().squeeze(1)
         unlabeled_rows = (self.unlabeled_fold != fold).nonzero().squeeze(1)
         return fit_scores(
             head,
             step,
-            lambda drawn: self.positive[positive_rows[drawn]],
-            lambda drawn: self.unlabeled[unlabeled_rows[drawn]],
+            lambda drawn: self.positive.index_select(0, positive_rows[drawn]),
+            lambda drawn: self.unlabeled.index_select(0, unlabeled_rows[drawn]),
             n_positive=len(positive_rows),
             n_unlabeled=len(unlabeled_rows),
             training=training,
