@@ -189,7 +189,7 @@ def _weight_vectors() -> Tensor:
     # Class weights have mean 1.
     estimated *= len(CLASSES) / estimated.sum()
     vectors = weight_vectors(
-        estimated, n=N_VECTORS, epsilon=0.1, mode="projected", generator=generator
+        estimated, n=N_VECTORS, epsilon=0.1, perturbation="projected", generator=generator
     )
     return vectors.float()
 

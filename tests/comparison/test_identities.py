@@ -11,9 +11,10 @@ from pu_kd_pipeline.comparison import cells
 from pu_kd_pipeline.comparison.cells import comparison_shards
 from pu_kd_pipeline.comparison.grid import Blocks, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.comparison import ComparisonParams
 from pu_kd_pipeline.params.distillation import OPTION_BLOCKS
-from tests.comparison.builders import grid
+from tests.comparison.builders import block_of, grid
 
 
 def names_of(
@@ -115,6 +116,18 @@ def test_an_identity_holds_what_its_objective_uses_and_nothing_of_the_others(
     has_block = name in before["distillation"]
     assert has_changed == is_used
     assert has_block == is_used
+
+
+def test_an_identity_holds_no_key_of_weighting_modes_that_it_does_not_use(blocks):
+    def weighting_of(**changes):
+        weighting = ClassWeightingParams.model_validate(block_of("class_weighting", **changes))
+        identity = identity_of(replace(blocks, class_weighting=weighting), "robust_kd")
+        return identity["class_weighting"]
+
+    wider = {"smoothing": 1.0, "clip": [0.1, 10.0]}
+    assert weighting_of(mode="paper") == weighting_of(mode="paper", shrunk=wider)
+    assert weighting_of(mode="shrunk") != weighting_of(mode="shrunk", shrunk=wider)
+    assert weighting_of(mode="none") != weighting_of(mode="shrunk")
 
 
 @pytest.mark.parametrize("objective", ["kd", "robust_kd"])

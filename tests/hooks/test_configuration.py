@@ -389,6 +389,7 @@ def recipe_of(loader: ConfigLoader) -> dict[str, Any]:
         "objective": distillation["objective"],
         "temperature": distillation["temperature"],
         "labeled_share": distillation["labeled_share"],
+        "class_weights": parameters["class_weighting"]["mode"],
     }
 
 
@@ -404,7 +405,13 @@ def test_a_recipe_is_chosen_by_one_parameter(conf: Path):
     name = environment(conf, "of_the_paper", globals={"recipe": "paper"})
     assert recipe_of(loader_of(conf, env=name)) == recipes["paper"]
 
-    own = {"rule": "confident", "objective": "kd", "temperature": 8.0, "labeled_share": 0.5}
+    own = {
+        "rule": "confident",
+        "objective": "kd",
+        "temperature": 8.0,
+        "labeled_share": 0.5,
+        "class_weights": "balanced",
+    }
     name = environment(conf, "of_its_own", globals={"recipe": "own", "recipes": {"own": own}})
     assert recipe_of(loader_of(conf, env=name)) == own
 

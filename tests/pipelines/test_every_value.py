@@ -137,6 +137,12 @@ def _needs(item: Documented, files: Path) -> dict[str, Any]:
         needs["subset_materialization.budget"] = 30
     elif item.path == "subset_materialization.rule" and RULES[item.value].uses_criterion:
         needs["pu_training.class_prior"] = 0.3
+    elif item.path == "class_weighting.mode" and item.value in ("balanced", "adjusted"):
+        needs["distillation.objective"] = "robust_kd"
+        # Some rules draw pool images in a way of their own, which `balanced` refuses.
+        needs["subset_materialization.rule"] = "nnpu"
+    elif block == "class_weighting" and key.startswith("paper."):
+        needs["class_weighting.mode"] = "paper"
     elif item.path == "teacher.output.kind":
         needs["teacher.architecture"] = "users_output:build"
         needs["teacher.architecture_options.output"] = item.value

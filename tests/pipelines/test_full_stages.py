@@ -105,7 +105,11 @@ CVIR = (
     "pu_training.estimator=cvir",
     "pu_training.prior_estimation.method=km2",
 )
-RELEASED_WEIGHTS = ("class_weighting.mode=released", "class_weighting.n_vectors=1")
+RELEASED_WEIGHTS = (
+    "class_weighting.mode=paper",
+    "class_weighting.paper.perturbation=released",
+    "class_weighting.n_vectors=1",
+)
 PLAIN_KD = (
     "distillation.objective=kd",
     "distillation.keep=best",

@@ -147,7 +147,7 @@ def test_a_changed_parameter_runs_the_nodes_that_read_it_and_what_depends_on_the
     full = pipelines["full"]
     readers = {node.name for node in full.nodes if "params:class_weighting" in node.inputs}
     following = {node.name for node in full.from_nodes(*readers).nodes}
-    params = ",".join([f"data={data}", *QUICK, "class_weighting.epsilon=0.3"])
+    params = ",".join([f"data={data}", *QUICK, "class_weighting.n_vectors=5"])
     explanation = subprocess.run(
         [sys.executable, "-m", "kedro", "explain", "--pipeline=full", f"--params={params}"],
         cwd=PROJECT,
@@ -162,7 +162,7 @@ def test_a_changed_parameter_runs_the_nodes_that_read_it_and_what_depends_on_the
 
     assert would_run == following
 
-    result = run_kedro("--pipeline=full", data=data, params=("class_weighting.epsilon=0.3",))
+    result = run_kedro("--pipeline=full", data=data, params=("class_weighting.n_vectors=5",))
 
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -172,7 +172,7 @@ def test_a_changed_parameter_runs_the_nodes_that_read_it_and_what_depends_on_the
 
     for name in readers:
         first_reason, _, others = reasons[name].partition("; ")
-        assert first_reason == "parameter class_weighting.epsilon 0.1 → 0.3"
+        assert first_reason == "parameter class_weighting.n_vectors 8 → 5"
         # Only the report also reads what was made from the new weights.
         assert not others or name == "reporting.report_run"
 

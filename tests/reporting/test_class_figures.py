@@ -92,3 +92,28 @@ def test_the_control_has_the_name_that_tables_use() -> None:
         if legend is not None:
             labels += [text.get_text() for text in legend.get_texts()]
     assert "student of random images" in labels
+
+
+@pytest.mark.parametrize(
+    ("attrs", "is_read", "text"),
+    [
+        ({"mean_sample_weight": 0.43}, True, "mean weight of an image 0.43"),
+        ({"class_weighting": {"mode": "balanced"}}, True, "are drawn evenly instead"),
+        ({"class_weighting": {"mode": "adjusted"}}, True, "logits are adjusted instead"),
+        ({}, False, "this student's objective does not read them"),
+    ],
+)
+def test_the_figure_states_what_else_the_weights_do(
+    attrs: dict[str, Any], is_read: bool, text: str
+) -> None:
+    class_weights = weights(10)
+    class_weights.attrs.update(attrs)
+    shown = words(plot_class_weights(class_weights, is_read=is_read))
+    assert text in shown
+    plain = words(plot_class_weights(weights(10)))
+    assert text not in plain
+
+
+def test_equal_weights_have_no_range() -> None:
+    class_weights = weights(10).assign(weight=1.0, raw_weight=1.0, is_clipped=False)
+    assert "all weights are 1" in words(plot_class_weights(class_weights))

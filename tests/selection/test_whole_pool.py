@@ -18,12 +18,11 @@ from pu_kd_pipeline.selection.whole_pool import (
 from pu_kd_pipeline.storage.sharded_table import InMemoryTable
 from pu_kd_pipeline.training.recipes import SAMPLING, recipe_differences
 from pu_kd_pipeline.verdicts import OF_THE_WHOLE_POOL
+from tests.comparison.builders import block_of
 from tests.selection.test_reasons import features_of, params_of
 from tests.training.scene import Scene, make_scene, state_of
 
-WEIGHTING = ClassWeightingParams(
-    seed=0, clip=(0.5, 2.0), n_vectors=2, epsilon=0.1, mode="projected"
-)
+WEIGHTING = ClassWeightingParams.model_validate(block_of("class_weighting", n_vectors=2, seed=0))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from pu_kd_pipeline.training import distillation
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
 from pu_kd_pipeline.training.recipes import SAMPLING
 from pu_kd_pipeline.training.sampling import manifest_sampling
+from pu_kd_pipeline.training.weighting import NO_WEIGHTING
 from tests.training.scene import Scene, are_equal, params_with
 
 N_LABELED = 10
@@ -198,6 +199,7 @@ def test_the_options_of_a_mixture_are_part_of_the_identity(digits: Scene) -> Non
             stores=digits.stores,
             teacher=digits.teacher,
             weight_vectors=pd.DataFrame(np.ones((1, 5))),
+            weighting=NO_WEIGHTING,
             params=digits.params(),
             name="student",
             start=None,

@@ -24,11 +24,12 @@ from pu_kd_pipeline.comparison.starts import STARTS
 from pu_kd_pipeline.devices import MemoryShortage
 from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.store import ImageStore
-from pu_kd_pipeline.learning.metrics import accuracy, agreement
+from pu_kd_pipeline.learning.metrics import accuracy, agreement, per_class_accuracy
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.comparison import METHODS
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.selection.class_weights import compute_class_weights
+from pu_kd_pipeline.storage.manifest import CLASS_WEIGHTS, MEAN_SAMPLE_WEIGHT
 from pu_kd_pipeline.storage.sharded_table import InMemoryTable, ShardedTable, fixed_size_list
 from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
 from pu_kd_pipeline.training.distillation import distill
@@ -69,6 +70,10 @@ RESULT = pa.schema(
         # How many images the two numbers of the yardstick are of, and its fingerprint.
         ("n_yardstick", pa.int64()),
         ("yardstick", pa.string()),
+        # In the order of the classes; nan for a class without test images.
+        ("per_class_accuracy", pa.list_(pa.float64())),
+        # Of the images that class weights are for; null where the objective reads none.
+        ("mean_sample_weight", pa.float64()),
     ]
 )
 
@@ -143,6 +148,10 @@ class CellComputation:
             "accuracy": accuracy(classes, self._truth),
             "is_correct": (classes == self._truth).tolist(),
             "agreement": agreement(classes, teacher_classes),
+            "per_class_accuracy": per_class_accuracy(
+                classes, self._truth, self._inputs.teacher.n_classes
+            ).tolist(),
+            "mean_sample_weight": _mean_sample_weight(student),
             "yardstick_agreement": kept.get("yardstick_agreement"),
             "yardstick_kl": kept.get("yardstick_kl"),
             "teacher_accuracy": accuracy(teacher_classes, self._truth),
@@ -217,6 +226,11 @@ class CellComputation:
             cell.blocks.class_weighting,
         )
         return vectors
+
+
+def _mean_sample_weight(student: Model) -> float | None:
+    facts = student.card.origin.get(CLASS_WEIGHTS) or {}
+    return facts.get(MEAN_SAMPLE_WEIGHT)
 
 
 def _curve(history: pd.DataFrame, n_updates: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.validation import fault_messages
-from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
+from pu_kd_pipeline.training.objectives.factory import OBJECTIVES, check_weighting_fits_rule
 
 EXCLUSION_KEY = "exclude_test_duplicates"
 
@@ -142,6 +142,8 @@ def _keys_without_effect(block: BaseModel) -> set[str]:
     if isinstance(block, SubsetParams):
         # The excluded images themselves are in the name, where there are any.
         return {EXCLUSION_KEY, *block.unread_option_blocks()}
+    if isinstance(block, ClassWeightingParams):
+        return block.unread_keys()
     if not isinstance(block, DistillationParams):
         return {"compute"}
     unread = block.unread_keys()
@@ -295,8 +297,23 @@ def _blocks_by_objective(
                 faults += fault_messages(error, model, name=f"{key}.{block}", where=where)
         # A faulty block is missing; the faults are raised once all variants were looked at.
         if len(merged) == len(names):
-            result[objective] = Blocks(**merged)  # type: ignore[arg-type]
+            of_objective = Blocks(**merged)  # type: ignore[arg-type]
+            faults += _faults_of_weighting(key, variant, objective, of_objective)
+            result[objective] = of_objective
     return result
+
+
+def _faults_of_weighting(
+    key: str, variant: ComparisonVariant, objective: str, blocks: Blocks
+) -> Iterator[str]:
+    if not METHODS[variant.method].selects:
+        return
+    try:
+        check_weighting_fits_rule(
+            blocks.class_weighting, blocks.subset_materialization.rule, objective
+        )
+    except InputError as error:
+        yield f"{key}: {error}"
 
 
 def _objectives_of(variant: ComparisonVariant, params: ComparisonParams) -> Sequence[str]:

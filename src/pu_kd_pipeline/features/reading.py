@@ -58,8 +58,8 @@ def read_log_odds(features: ShardedTable) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def iter_logits(features: ShardedTable, ids: set[str]) -> Iterator[Tensor]:
-    """Yield the (n, K) float32 logits of the given ids, shard by shard."""
+def iter_logits(features: ShardedTable, ids: set[str]) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Yield those of the given ids that a shard holds, (n,), and their (n, K) float32 logits."""
     wanted_ids = sorted(ids)
     wanted = pa.array(wanted_ids, pa.string())
     for table in features.shards(["id", "logits"]):
@@ -67,7 +67,7 @@ def iter_logits(features: ShardedTable, ids: set[str]) -> Iterator[Tensor]:
         kept = table.filter(is_wanted)
 
         if len(kept):
-            yield as_tensor(kept["logits"])
+            yield kept["id"].to_pandas().to_numpy(), as_tensor(kept["logits"])
 
 
 def as_tensor(column: pa.ChunkedArray) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.learning.selection_criteria import CRITERIA
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.comparison import ComparisonParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import OPTION_BLOCKS, DistillationParams
@@ -45,6 +46,7 @@ def contradictions(blocks: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(block, DistillationParams):
             yield from _faults_of_objective(name, block)
             yield from _faults_of_keep(name, block, blocks.get("yardstick"))
+    yield from _faults_of_weighting(blocks)
     comparison: ComparisonParams | None = blocks.get("comparison")
     if comparison is not None:
         yield from _faults_of_comparison(comparison, blocks)
@@ -132,6 +134,24 @@ def _faults_of_keep(
             f"{name}.keep: 'best' is chosen on the yardstick, and yardstick.n_images is 0: "
             "raise it, or set keep to last"
         )
+
+
+def _faults_of_weighting(blocks: Mapping[str, Any]) -> Iterator[str]:
+    weighting: ClassWeightingParams | None = blocks.get("class_weighting")
+    subset: SubsetParams | None = blocks.get("subset_materialization")
+    student: DistillationParams | None = blocks.get("distillation")
+    # The variants of a comparison have rules and modes of their own.
+    if "comparison" in blocks or weighting is None or subset is None or student is None:
+        return
+    if weighting.mode != "balanced":
+        return
+    # torch is imported only where there is something to check.
+    from pu_kd_pipeline.training.objectives.factory import check_weighting_fits_rule
+
+    try:
+        check_weighting_fits_rule(weighting, subset.rule, student.objective)
+    except InputError as error:
+        yield str(error)
 
 
 def _faults_of_comparison(params: ComparisonParams, blocks: Mapping[str, Any]) -> Iterator[str]:

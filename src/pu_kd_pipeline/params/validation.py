@@ -131,7 +131,11 @@ def _message(
         source = "--params"
     if kind == "extra_forbidden":
         unknown_key = str(location[-1])
-        known = _field_names(model, location[:-1])
+        block = _model_at(model, location[:-1])
+        moved_to = getattr(block, "moved_keys", {}).get(unknown_key)
+        if moved_to is not None:
+            return f"{source}: the key `{key}` is now {moved_to}, in the same block"
+        known = list(block.model_fields)
         message = unknown_name(f"the key `{key}`", unknown_key, known)
         return f"{source}: {message}"
     meaning = _meaning(model, location)
@@ -209,13 +213,13 @@ def _is_inside(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
     return is_deeper and inner[:depth] == outer
 
 
-def _field_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Return the keys that the model at `location` knows."""
+def _model_at(model: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:
+    """Return the model at `location`."""
     for part in location:
         if part in model.model_fields:
             field = model.model_fields[part]
             model = _first_model(field.annotation) or model
-    return list(model.model_fields)
+    return model
 
 
 def _meaning(model: type[BaseModel], location: tuple[Any, ...]) -> str:

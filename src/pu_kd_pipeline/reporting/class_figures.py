@@ -26,6 +26,7 @@ from pu_kd_pipeline.reporting.style import (
     style_axes,
 )
 from pu_kd_pipeline.reporting.summary import MODEL_TITLES
+from pu_kd_pipeline.storage.manifest import MEAN_SAMPLE_WEIGHT, WEIGHTING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,12 @@ _MODELS = (
     ("teacher", "teacher", TEACHER, "|"),
     ("student", "student", STUDENT, "o"),
 )
+# Modes of class weighting that do not weigh classes, and what they do instead.
+_NOTES = {
+    "balanced": "; the classes of pool images are drawn evenly instead",
+    "adjusted": "; the student's logits are adjusted instead",
+}
+_VISIBLE_CHANGE = 0.005
 _STUDENT = "student"
 _TEACHER = "teacher"
 
@@ -62,6 +69,8 @@ class _ClassWeights:
     raw_weight: np.ndarray
     weight: np.ndarray
     is_clipped: np.ndarray
+    note: str
+    """What else a reader needs to know about the weights."""
 
     @property
     def place(self) -> np.ndarray:
@@ -69,12 +78,13 @@ class _ClassWeights:
         return np.arange(len(self.names))
 
 
-def plot_class_weights(class_weights: pd.DataFrame) -> Figure:
-    """Return the teacher's probability mass per class next to the weight that balances it (Eq. 7).
+def plot_class_weights(class_weights: pd.DataFrame, *, is_read: bool = True) -> Figure:
+    """Return the teacher's probability mass per class next to the weight of the class in the loss.
 
     Args:
         class_weights: one row per class; `class_name`, `teacher_mass` >= 0, `raw_weight`,
-            `weight` >= 0, `is_clipped`.
+            `weight` >= 0, `is_clipped`. The attrs state the mode, and the mean weight of an image.
+        is_read: whether the student's objective reads the weights.
     """
     table = class_weights.sort_values("teacher_mass", ascending=False, kind="stable")
     classes = _ClassWeights(
@@ -83,6 +93,7 @@ def plot_class_weights(class_weights: pd.DataFrame) -> Figure:
         raw_weight=table["raw_weight"].to_numpy(),
         weight=table["weight"].to_numpy(np.float64),
         is_clipped=table["is_clipped"].to_numpy(bool),
+        note=_weight_note(class_weights.attrs, is_read=is_read),
     )
     if len(classes.names) <= MAX_NAMED_CLASSES:
         figure = _weights_by_name(classes)
@@ -179,7 +190,7 @@ def _mass_finding(classes: _ClassWeights) -> str:
     if not smallest > 0:
         n_missing = int((classes.mass <= 0).sum())
         n_classes = len(classes.names)
-        return f"The teacher finds {n_missing:,} of {n_classes:,} classes nowhere in the manifest"
+        return f"The teacher finds {n_missing:,} of {n_classes:,} classes nowhere in these images"
 
     # A mass near zero is noise of the softmax, and so is the exact ratio.
     times = "over 1,000"
@@ -198,7 +209,24 @@ def _weight_evidence(classes: _ClassWeights) -> str:
 
     lowest = classes.weight.min()
     highest = classes.weight.max()
-    return f"weights from {lowest:.3g} to {highest:.3g}; {clipped}"
+    range_of_weights = f"weights from {lowest:.3g} to {highest:.3g}; {clipped}"
+    if lowest == highest:
+        range_of_weights = f"all weights are {lowest:.3g}"
+    return range_of_weights + classes.note
+
+
+def _weight_note(attrs: Mapping[Any, Any], *, is_read: bool) -> str:
+    """Return what the attrs of class weights add to their range, such as "; mean of images 0.8"."""
+    note = ""
+    mean = attrs.get(MEAN_SAMPLE_WEIGHT)
+    # Only the weights of Eq. 7 change the learning rate.
+    if mean is not None and abs(mean - 1) >= _VISIBLE_CHANGE:
+        note = f"; mean weight of an image {mean:.2f}"
+    mode = attrs.get(WEIGHTING, {}).get("mode")
+    note += _NOTES.get(mode, "")
+    if not is_read:
+        note += "; this student's objective does not read them"
+    return note
 
 
 # --- accuracies ---

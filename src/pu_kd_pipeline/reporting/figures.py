@@ -14,6 +14,7 @@ from pu_kd_pipeline.reporting.class_figures import plot_class_weights, plot_per_
 from pu_kd_pipeline.reporting.contact_sheet import plot_contact_sheet
 from pu_kd_pipeline.reporting.selection_figures import plot_score_histogram
 from pu_kd_pipeline.reporting.training_figures import plot_distillation_history, plot_pu_history
+from pu_kd_pipeline.storage.manifest import CLASS_WEIGHTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,12 @@ class RunResults:
     random_distillation_history: pd.DataFrame
     contact_sheet_images: int
     """Images in each block of the contact sheet (a parameter, not a catalog entry)."""
+
+    @property
+    def reads_class_weights(self) -> bool:
+        """Whether the student's objective reads them; metrics of old versions do not state it."""
+        selection = self.metrics.get("selection") or {}
+        return selection.get(CLASS_WEIGHTS, {}) is not None
 
     @property
     def class_names(self) -> list[str]:
@@ -113,9 +120,9 @@ REPORT_FIGURES = (
     ),
     ReportFigure(
         name="class_weights_plot",
-        caption="Classes with little teacher mass among the selected images get a larger weight, "
-        "within the clipping bounds.",
-        draw=lambda run: plot_class_weights(run.class_weights),
+        caption="How much of each class the teacher sees in the images that are weighted, and how "
+        "much an image of the class counts in the loss of robust_kd (class_weighting.mode).",
+        draw=lambda run: plot_class_weights(run.class_weights, is_read=run.reads_class_weights),
     ),
 )
 """All figures, in the order of the page."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pu_kd_pipeline.reporting.style import percent
+from pu_kd_pipeline.storage.manifest import CLASS_WEIGHTS, MEAN_SAMPLE_WEIGHT
 
 _OLDER = (
     "not known: the manifest has no column `reason`, it is of an earlier version. "
@@ -30,7 +31,10 @@ def reason_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
 
 
 def draw_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Return how the images of the student's batches were drawn; none if its card does not say."""
+    """Return how the images of the student's batches were drawn and weighted.
+
+    None if its card does not state it.
+    """
     selection = metrics.get("selection") or {}
     sampling = selection.get("sampling")
     if not isinstance(sampling, Mapping):
@@ -50,7 +54,18 @@ def draw_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
     related = sampling.get("related")
     if isinstance(related, Mapping):
         rows.append(["related images", _related_text(related)])
+    weights = selection.get(CLASS_WEIGHTS)
+    if isinstance(weights, Mapping):
+        rows.append(["class weights", _weights_text(weights)])
     return rows
+
+
+def _weights_text(weights: Mapping[str, Any]) -> str:
+    text = f"mode {weights['mode']}"
+    mean = weights.get(MEAN_SAMPLE_WEIGHT)
+    if mean is not None:
+        text += f", mean weight of a weighted image {mean:.2f}"
+    return text
 
 
 def _related_text(related: Mapping[str, Any]) -> str:

@@ -11,7 +11,12 @@ import pandas as pd
 from pu_kd_pipeline.errors import InputError
 
 ORIGINS = ("labeled", "pool")
-WEIGHTING = "class_weighting"  # in the attrs of weight vectors: the parameters they were made with
+# In the attrs of weight vectors: the parameters that they were made with, the mean weight of an
+# image that they are for, and what is added to the student's logits inside the loss.
+WEIGHTING = "class_weighting"
+MEAN_SAMPLE_WEIGHT = "mean_sample_weight"
+LOGIT_SHIFT = "logit_shift"
+CLASS_WEIGHTS = "class_weights"  # key of a card's `origin` and of metrics: how they were used
 SAMPLING_PROBABILITY = "sampling_probability"
 RELATED_PROBABILITY = "related_probability"
 REASON = "reason"

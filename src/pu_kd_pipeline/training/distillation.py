@@ -27,6 +27,7 @@ from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.manifest import (
+    CLASS_WEIGHTS,
     ROLLING,
     WEIGHTING,
     check_manifest,
@@ -74,16 +75,23 @@ from pu_kd_pipeline.training.recipes import SAMPLING, TRAINING, YARDSTICK, train
 from pu_kd_pipeline.training.rolling import RollingDraws, rolling_batches
 from pu_kd_pipeline.training.sampling import Sampling, Strata, manifest_sampling
 from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
+from pu_kd_pipeline.training.weighting import (
+    NO_WEIGHTING,
+    Weighting,
+    balanced_rows,
+    weighting_of,
+)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """The arguments of `distill`, checked, and the device to train on."""
+    """The arguments of `distill`, checked, how weights are used, and the device."""
 
     manifest: pd.DataFrame
     stores: Mapping[str, ImageStore]
     teacher: Model
     weight_vectors: pd.DataFrame
+    weighting: Weighting
     params: DistillationParams
     name: str
     start: Mapping[str, Tensor] | None
@@ -221,6 +229,7 @@ def distill(
         stores={"labeled": labeled_images, "pool": pool_images},
         teacher=teacher,
         weight_vectors=weight_vectors,
+        weighting=_weighting(weight_vectors, params),
         params=params,
         name=name,
         start=start,
@@ -243,6 +252,8 @@ def distill(
         final_phase = setup.batches.final_phase
         if final_phase is not None:
             card_entries["n_final_phase_images"] = len(final_phase.rows)
+        if task.weighting is not NO_WEIGHTING:
+            card_entries[CLASS_WEIGHTS] = task.weighting.facts
 
     # Readers find the update whose weights were kept in the history itself.
     kept_update = history["update"].max()
@@ -289,7 +300,10 @@ def _prepare(
 
     best = BestStudent(student, keeps_best=params.keep == "best")
     eval_sets = _eval_sets(task)
-    sampling = manifest_sampling(rows, task.manifest.attrs, params)
+    drawn_rows = rows
+    if task.weighting.max_factor is not None:
+        drawn_rows = balanced_rows(rows, task.manifest.attrs, task.weighting.max_factor)
+    sampling = manifest_sampling(drawn_rows, task.manifest.attrs, params)
     rolling = None
     if ROLLING in sampling.facts:
         n_labeled = int((rows["origin"] == "labeled").sum())
@@ -465,9 +479,28 @@ def _identity(task: _Task) -> dict[str, Any]:
         # The table does not hold them.
         **sampling_options(task.manifest),
         weights=table_digest(task.weight_vectors),
+        **_weighting_identity(task),
         # `load_model` reaches the code of the teacher's network.
         code=maker_fingerprint(distill, load_model),
     )
+
+
+def _weighting(weight_vectors: pd.DataFrame, params: DistillationParams) -> Weighting:
+    if not OBJECTIVES[params.objective].needs_class_weights:
+        return NO_WEIGHTING
+    return weighting_of(weight_vectors)
+
+
+def _weighting_identity(task: _Task) -> dict[str, Any]:
+    """Return what the digest of the weight vectors does not hold."""
+    weighting = task.weighting
+    if weighting is NO_WEIGHTING:
+        return {}
+    identity: dict[str, Any] = {"weighting": weighting.mode, "max_factor": weighting.max_factor}
+    if weighting.logit_shift is not None:
+        # A list, as the file of a checkpoint gives it back.
+        identity["logit_shift"] = list(weighting.logit_shift)
+    return identity
 
 
 def _new_student(task: _Task) -> Model:
@@ -490,7 +523,7 @@ def _new_student(task: _Task) -> Model:
 def _recipe(task: _Task) -> dict[str, Any]:
     """Return how the student is trained, for its card."""
     weight_facts = None
-    if OBJECTIVES[task.params.objective].needs_class_weights:
+    if task.weighting is not NO_WEIGHTING:
         # Vectors of a caller, or of an earlier version, do not say how they were made.
         weight_facts = task.weight_vectors.attrs.get(WEIGHTING, {})
     facts = {f"{origin}_images": store.fingerprint for origin, store in task.stores.items()}
@@ -528,11 +561,15 @@ def _objective(
 ) -> Objective:
     vectors = torch.tensor(task.weight_vectors.to_numpy(), dtype=torch.float32, device=task.device)
     labels = torch.from_numpy(manifest_labels(rows, task.stores["labeled"])).to(task.device)
+    # Copied: pandas may return an array that cannot be written, which torch warns of.
+    is_labeled = (rows["origin"] == "labeled").to_numpy(copy=True)
     context = ObjectiveContext(
         student=student,
         teacher=task.teacher,
         teacher_logits=teacher_outputs,
         weight_vectors=vectors,
+        weighting=task.weighting,
+        is_labeled=torch.from_numpy(is_labeled).to(task.device),
         labels=labels,
         params=task.params,
         device=task.device,

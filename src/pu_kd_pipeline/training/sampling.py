@@ -99,7 +99,7 @@ def manifest_sampling(
     share = natural
     if params.labeled_share is not None and has_both:
         share = params.labeled_share
-    labeled_p, pool_p = _probabilities(rows, is_labeled)
+    labeled_p, pool_p = drawing_probabilities(rows, is_labeled)
     related = _related(rows, ~is_labeled)
     # The rule `rolling` draws its pool images in another way in every phase.
     is_rolling = attrs.get(ROLLING) is not None and n_pool > 0
@@ -183,12 +183,19 @@ def _n_pool_draws(labeled_share: float, params: DistillationParams) -> float:
     return params.n_updates * params.batch_size * (1.0 - labeled_share)
 
 
-def _probabilities(
+def drawing_probabilities(
     rows: pd.DataFrame, is_labeled: NDArray[np.bool_]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the probabilities of labeled and pool images; None where they have none.
 
     Equal probabilities of pool images are none, if the labeled images have none.
+
+    Args:
+        rows: of a manifest, in any order.
+        is_labeled: (N,) which of them are labeled.
+
+    Raises:
+        InputError: some images of an origin have one, and some have none.
     """
     if SAMPLING_PROBABILITY not in rows:
         return None, None

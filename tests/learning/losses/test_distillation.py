@@ -20,7 +20,9 @@ from pu_kd_pipeline.learning.losses.distillation import (
     logit_mse,
     logit_mse_loss,
     robust_kd,
+    robust_kl,
     soft_cross_entropy,
+    soft_divergence,
     standardized,
     standardized_kd,
     standardized_kd_loss,
@@ -423,3 +425,145 @@ def test_logits_of_other_shapes_are_refused_and_the_teacher_gets_no_gradient(los
     assert torch.autograd.grad(result, teacher, allow_unused=True, retain_graph=True) == (None,)
     with pytest.raises(ValueError, match="must have one shape"):
         loss(student[:, :3], teacher, vectors, 2.0)
+
+
+# --- the worst of several weightings, by the divergence ---
+
+
+def slow_robust_kl(
+    student: Tensor,
+    teacher: Tensor,
+    vectors: Tensor,
+    temperature: float,
+    is_labeled: Tensor,
+    shift: Tensor,
+) -> Tensor:
+    """Return the loss as a double loop over vectors and samples."""
+    candidates = []
+    for w in vectors:
+        total = torch.zeros((), dtype=student.dtype)
+        for student_i, teacher_i, labeled_i in zip(student, teacher, is_labeled, strict=True):
+            logits = student_i if labeled_i else student_i + shift
+            weight = torch.ones((), dtype=w.dtype) if labeled_i else w[teacher_i.argmax()]
+            cross_entropy = slow_cross_entropy(logits, teacher_i, temperature)
+            entropy = slow_cross_entropy(teacher_i, teacher_i, temperature)
+            total = total + weight * (cross_entropy - entropy)
+        candidates.append(temperature**2 * total / len(student))
+    return max(candidates)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 8),
+    n_vectors=st.integers(1, 4),
+    temperature=st.sampled_from(TEMPERATURES),
+)
+def test_robust_kl_equals_the_double_loop_with_its_gradient(
+    seed: int, n: int, n_vectors: int, temperature: float
+) -> None:
+    student, teacher, vectors = batch(seed, n=n, n_vectors=n_vectors)
+    student.requires_grad_()
+    generator = seeded_generator(seed)
+    is_labeled = torch.rand(n, generator=generator) < 0.3
+    shift = torch.randn(5, generator=generator, dtype=torch.float64)
+    fast = robust_kl(student, teacher, vectors, temperature, is_labeled, shift)["loss"]
+    slow = slow_robust_kl(student, teacher, vectors, temperature, is_labeled, shift)
+    assert_close(fast, slow)
+    [fast_gradient] = torch.autograd.grad(fast, student)
+    [slow_gradient] = torch.autograd.grad(slow, student)
+    assert_close(fast_gradient, slow_gradient)
+
+
+def unlabeled(n: int) -> Tensor:
+    return torch.zeros(n, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_equal_weights_give_the_gradient_of_plain_distillation(temperature: float) -> None:
+    student, teacher, vectors = batch(3)
+    student.requires_grad_()
+    ones = torch.ones_like(vectors)
+    result = robust_kl(student, teacher, ones, temperature, unlabeled(12))
+    [gradient] = torch.autograd.grad(result["loss"], student)
+    [expected] = torch.autograd.grad(kd_loss(student, teacher, temperature), student)
+    assert_close(gradient, expected)
+    assert_close(result["loss"].detach(), result["kl_loss"])
+    # The same number less the teacher's entropy.
+    entropy = temperature**2 * soft_cross_entropy(teacher, teacher, temperature).mean()
+    assert_close(result["loss"].detach(), kd_loss(student, teacher, temperature).detach() - entropy)
+
+
+def test_the_worst_class_is_that_of_the_wrong_student_not_that_of_the_frequent_class() -> None:
+    # Nine images of class 0, which the student has learned, and one of class 1, which it has not.
+    teacher = torch.tensor([[4.0, 0.0]] * 9 + [[0.0, 4.0]], dtype=torch.float64)
+    student = torch.tensor([[4.0, 0.0]] * 10, dtype=torch.float64).requires_grad_()
+    for_class_0, for_class_1 = [1.5, 0.5], [0.5, 1.5]
+    vectors = torch.tensor([[1.0, 1.0], for_class_0, for_class_1], dtype=torch.float64)
+
+    def weight_of_the_wrong_image(loss: Tensor) -> float:
+        [gradient] = torch.autograd.grad(loss, student)
+        alone = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+        plain = robust_kl(student, teacher, alone, 4.0, unlabeled(10))["loss"]
+        [expected] = torch.autograd.grad(plain, student)
+        return float(gradient[9, 0] / expected[9, 0])
+
+    by_divergence = robust_kl(student, teacher, vectors, 4.0, unlabeled(10))["loss"]
+    by_cross_entropy = robust_kd(student, teacher, vectors, 4.0)["loss"]
+    assert weight_of_the_wrong_image(by_divergence) == pytest.approx(1.5)
+    # At T = 4 the entropy of the teacher decides, which is that of the frequent class.
+    assert weight_of_the_wrong_image(by_cross_entropy) == pytest.approx(0.5)
+
+
+def test_labeled_images_weigh_one_whatever_their_class() -> None:
+    student, teacher, vectors = batch(6)
+    all_labeled = torch.ones(12, dtype=torch.bool)
+    shift = torch.arange(5.0, dtype=torch.float64)
+    result = robust_kl(student, teacher, 7 * vectors, 2.0, all_labeled, shift)
+    assert_close(result["loss"], result["kl_loss"])
+    assert result["loss"] == result["estimated_weights_loss"]
+
+
+def test_a_student_of_adjusted_logits_prefers_rare_classes_by_the_shift() -> None:
+    _, teacher, _ = batch(7)
+    ones = torch.ones(1, 5, dtype=torch.float64)
+    shift = torch.tensor([0.7, 0.1, 0.1, 0.05, 0.05], dtype=torch.float64).log()
+    student = (teacher - shift).requires_grad_()
+    result = robust_kl(student, teacher, ones, 4.0, unlabeled(12), shift)
+    assert result["loss"].item() == pytest.approx(0, abs=1e-12)
+    [gradient] = torch.autograd.grad(result["loss"], student)
+    assert_close(gradient, torch.zeros_like(gradient))
+
+    # Softmax does not see a constant: the scale of the frequencies does not matter.
+    other = teacher + 1.0
+    of_shift = robust_kl(other, teacher, ones, 4.0, unlabeled(12), shift)
+    of_larger = robust_kl(other, teacher, ones, 4.0, unlabeled(12), shift + 5.0)
+    assert_close(of_shift["loss"], of_larger["loss"])
+    of_none = robust_kl(other, teacher, ones, 4.0, unlabeled(12), torch.zeros_like(shift))
+    assert_close(of_none["loss"], of_none["kl_loss"])
+
+
+def test_robust_kl_is_differentiable_in_low_precision_and_reads_no_tensor_on_the_host() -> None:
+    student, teacher, vectors = (tensor.bfloat16() for tensor in batch(5))
+    student.requires_grad_()
+    shift = torch.zeros(5)
+    result = robust_kl(student, teacher, vectors.float(), 2.0, unlabeled(12), shift)
+    assert result["loss"].dtype == torch.float32
+    for key, value in result.items():
+        assert value.requires_grad == (key == "loss")
+
+    on_meta = (tensor.to("meta") for tensor in (student, teacher, vectors))
+    of_meta = robust_kl(*on_meta, 2.0, unlabeled(12).to("meta"), shift.to("meta"))
+    assert of_meta["loss"].shape == ()
+
+
+def test_weight_vectors_that_do_not_fit_are_refused_by_the_divergence_too() -> None:
+    student, teacher, _ = batch(9)
+    with pytest.raises(ValueError, match=r"weight_vectors must be \(n, 5\)"):
+        robust_kl(student, teacher, torch.ones(4, 3), 1.0, unlabeled(12))
+
+
+def test_the_divergence_of_samples_is_that_of_softened_logits() -> None:
+    student, teacher, _ = batch(0)
+    expected = kl_divergence(teacher / 4, student / 4)
+    assert_close(soft_divergence(student, teacher, 4.0), expected)

@@ -1,8 +1,8 @@
 """Losses of logits that make a student follow its teacher.
 
 Holds plain knowledge distillation, the same with standardized logits, the squared error of logits,
-and the robust distillation of Xu et al. 2019 (arXiv:1909.09757, Eq. 8-10). No function here makes
-the host wait for the device.
+and the robust distillation of Xu et al. 2019 (arXiv:1909.09757, Eq. 8-10) as it is printed and by
+the KL divergence. No function here makes the host wait for the device.
 
 The gradient of a cross-entropy at temperature T shrinks as 1 / T^2. Every loss with a temperature
 is multiplied by T^2, so that one learning rate suits all temperatures.
@@ -75,6 +75,29 @@ def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:
             f"student and teacher logits must have one shape, got {tuple(student_logits.shape)} "
             f"and {tuple(teacher_logits.shape)}"
         )
+
+
+def soft_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return KL(softmax(z_t/T) || softmax(z_s/T)) of each sample: what the student can still learn.
+
+    The cross-entropy less the teacher's entropy, and so with the same gradient.
+
+    Args:
+        student_logits: (N, K) any float dtype.
+        teacher_logits: (N, K) any float dtype.
+        temperature: T > 0.
+
+    Returns:
+        (N,) as `soft_cross_entropy`; rounding may leave it just below zero for equal logits.
+
+    Raises:
+        ValueError: as `soft_cross_entropy`.
+    """
+    cross_entropy = soft_cross_entropy(student_logits, teacher_logits, temperature)
+    # In the precision of the cross-entropy, or the difference would be that of two roundings.
+    exact_logits = teacher_logits.detach().to(cross_entropy.dtype)
+    entropy = soft_cross_entropy(exact_logits, exact_logits, temperature)
+    return cross_entropy - entropy
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -202,6 +225,11 @@ def worst_weighted_mean(losses: Tensor, teacher_logits: Tensor, weight_vectors: 
     Raises:
         ValueError: weight_vectors has another shape.
     """
+    _check_weight_vectors(weight_vectors, teacher_logits)
+    return _worst_of(losses, teacher_logits.argmax(dim=1), weight_vectors)
+
+
+def _check_weight_vectors(weight_vectors: Tensor, teacher_logits: Tensor) -> None:
     n_classes = teacher_logits.shape[1]
     n_columns = weight_vectors.shape[-1]
     if weight_vectors.ndim != 2 or n_columns != n_classes or len(weight_vectors) == 0:
@@ -210,10 +238,12 @@ def worst_weighted_mean(losses: Tensor, teacher_logits: Tensor, weight_vectors: 
             f"teacher, got {tuple(weight_vectors.shape)}"
         )
 
-    teacher_classes = teacher_logits.argmax(dim=1)
-    mass = class_loss_mass(losses, teacher_classes, n_classes)
+
+def _worst_of(losses: Tensor, groups: Tensor, vectors: Tensor) -> Tensor:
+    """Return max over the rows w of `vectors` of mean_i w[groups_i] losses_i."""
+    mass = class_loss_mass(losses, groups, vectors.shape[1])
     # W @ m, written out: autocast would round a matrix product to bf16 and TF32 would shorten it.
-    weighted_losses = (weight_vectors.to(mass.dtype) * mass).sum(dim=1)
+    weighted_losses = (vectors.to(mass.dtype) * mass).sum(dim=1)
     # max(dim=0) sends the gradient to one vector; amax would spread it over equal ones.
     return weighted_losses.max(dim=0).values
 
@@ -271,4 +301,60 @@ def robust_kd(
         "loss": worst_weighted_mean(losses, teacher_logits, weight_vectors),
         "estimated_weights_loss": estimated,
         "kd_loss": losses.detach().mean(),
+    }
+
+
+def robust_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    weight_vectors: Tensor,
+    temperature: float,
+    is_labeled: Tensor,
+    logit_shift: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return max over w in W of T^2 mean_i w_i KL_i, w_i = w[argmax z_t,i], and two references.
+
+    `robust_kd` with three changes, all ours. KL in place of the cross-entropy: at T = 4 nearly all
+    of the cross-entropy is the teacher's entropy, so that its maximum follows how many samples of
+    each class are in the batch, and not where the student is wrong. The gradient for given weights
+    is the same. Labeled images, whose classes are right and whose number is chosen, always weigh 1.
+    A logit shift a, for the others, compares the teacher with softmax((z_s + a) / T): with
+    a = tau log(frequency of the class) this is the logit-adjusted loss of Menon et al. 2021
+    (arXiv:2007.07314, Eq. 10). A student that follows the teacher exactly then has the logits
+    z_t - a, and so prefers classes that are rare in training.
+
+    Args:
+        student_logits: (N, K) any float dtype; N > 0.
+        teacher_logits: (N, K) any float dtype.
+        weight_vectors: W, (n, K) on the same device, non-negative, n > 0; the first one is the
+            estimated one.
+        temperature: T > 0.
+        is_labeled: (N,) bool.
+        logit_shift: a, (K,) float; None: zero.
+
+    Returns:
+        "loss"; "estimated_weights_loss", the same under the first vector alone, so that the
+        difference is the cost of the worst case; and the unweighted "kl_loss", without a shift.
+
+    Raises:
+        ValueError: the shapes do not fit, or temperature is not positive.
+    """
+    shifted = student_logits
+    if logit_shift is not None:
+        shift = torch.where(is_labeled[:, None], 0.0, logit_shift[None])
+        shifted = student_logits + shift
+    losses = temperature**2 * soft_divergence(shifted, teacher_logits, temperature)
+    _check_weight_vectors(weight_vectors, teacher_logits)
+    # Labeled images are one more class, whose weight is 1 in every vector.
+    n_classes = teacher_logits.shape[1]
+    groups = torch.where(is_labeled, n_classes, teacher_logits.argmax(dim=1))
+    weight_of_labeled = torch.ones_like(weight_vectors[:, :1])
+    vectors = torch.cat([weight_vectors, weight_of_labeled], dim=1)
+    estimated = _worst_of(losses.detach(), groups, vectors[:1])
+    with torch.no_grad():
+        plain = temperature**2 * soft_divergence(student_logits, teacher_logits, temperature)
+    return {
+        "loss": _worst_of(losses, groups, vectors),
+        "estimated_weights_loss": estimated,
+        "kl_loss": plain.mean(),
     }

@@ -16,7 +16,7 @@ def weigh_subset_classes(
     teacher: Model,
     params: ClassWeightingParams,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the class weights of Eq. 7 and the set W of Eq. 9-10."""
+    """Return the class weights by `class_weighting.mode`, and the set W of perturbed ones."""
     from pu_kd_pipeline.selection.class_weights import compute_class_weights
 
     return compute_class_weights(

@@ -44,6 +44,7 @@ def evaluate(
     from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.reporting.findings import with_findings
     from pu_kd_pipeline.selection.whole_pool import NOT_TRAINED
+    from pu_kd_pipeline.storage.manifest import CLASS_WEIGHTS
     from pu_kd_pipeline.training.recipes import SAMPLING
     from pu_kd_pipeline.verdicts import (
         OF_THE_WHOLE_POOL,
@@ -66,6 +67,8 @@ def evaluate(
     measure_students(metrics, models, Yardstick(yardstick, stores), params)
     selection = describe_selection(manifest, pool_scores, pool_images, class_prior)
     selection["sampling"] = student.card.origin.get(SAMPLING)
+    # None: the objective of the student reads none.
+    selection[CLASS_WEIGHTS] = student.card.origin.get(CLASS_WEIGHTS)
     manifests = {"student": manifest, control: random_manifest}
     selection.update(gain_over(control, models, predictions, manifests))
     if WHOLE_POOL in models:

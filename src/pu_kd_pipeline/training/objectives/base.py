@@ -16,6 +16,7 @@ from pu_kd_pipeline.learning.loop import Stateful
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.training.batches import Batch
+from pu_kd_pipeline.training.weighting import Weighting
 
 # A callable, because the logits come from the network or from the cache.
 TeacherLogits = Callable[[Batch], Tensor]
@@ -30,6 +31,8 @@ class ObjectiveContext:
         teacher: in eval mode, on the device.
         teacher_logits: returns the teacher's logits for a batch, computed or cached.
         weight_vectors: (n, K) float32 on the device.
+        weighting: how the weight vectors are used.
+        is_labeled: (N,) bool on the device, which training images are labeled ones.
         labels: (N,) int64 on the device, the classes of the training images, -1 where unknown.
         params: the block `distillation`.
         device: where networks and tensors live.
@@ -40,6 +43,8 @@ class ObjectiveContext:
     teacher: Model
     teacher_logits: TeacherLogits
     weight_vectors: Tensor
+    weighting: Weighting
+    is_labeled: Tensor
     labels: Tensor
     params: DistillationParams
     device: torch.device

@@ -9,15 +9,17 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.learning.losses.distillation import (
     kd,
     logit_mse,
-    robust_kd,
     standardized_kd,
 )
+from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.distillation import OPTION_BLOCKS, DistillationParams
 from pu_kd_pipeline.training.objectives.base import Objective, ObjectiveContext, ObjectiveType
 from pu_kd_pipeline.training.objectives.feature_matching import FeatureMatchingObjective
 from pu_kd_pipeline.training.objectives.latent import LatentObjective
 from pu_kd_pipeline.training.objectives.logits import LogitObjective
 from pu_kd_pipeline.training.objectives.noisy import NoisyKDObjective
+from pu_kd_pipeline.training.objectives.robust import RobustKDObjective
 
 # Everything that other modules need to know of an objective stands in its entry: nothing else in
 # the code may compare the names of objectives.
@@ -26,7 +28,7 @@ OBJECTIVES: dict[str, ObjectiveType] = {
         partial(LogitObjective, kd), reads_teacher_logits_only=True, needs_class_weights=False
     ),
     "robust_kd": ObjectiveType(
-        partial(LogitObjective, robust_kd), reads_teacher_logits_only=True, needs_class_weights=True
+        RobustKDObjective, reads_teacher_logits_only=True, needs_class_weights=True
     ),
     "standardized_kd": ObjectiveType(
         partial(LogitObjective, standardized_kd),
@@ -127,6 +129,26 @@ def check_without_class_weights(params: DistillationParams, block: str) -> None:
         raise InputError(
             f"{block}.objective: {params.objective!r} belongs to labeled and selected images; "
             "choose another one"
+        )
+
+
+def check_weighting_fits_rule(weighting: ClassWeightingParams, rule: str, objective: str) -> None:
+    """Check that a selection rule leaves it to the class weights how often classes are drawn.
+
+    Args:
+        weighting: the block `class_weighting`.
+        rule: of the manifest.
+        objective: that the student learns by.
+
+    Raises:
+        InputError: both decide it.
+    """
+    if weighting.mode != "balanced" or not OBJECTIVES[objective].needs_class_weights:
+        return
+    if rule in RULES and RULES[rule].draws_unevenly:
+        raise InputError(
+            f"class_weighting.mode: 'balanced' draws classes evenly, and the rule {rule!r} draws "
+            "pool images in a way of its own: choose another mode, or another rule"
         )
 
 

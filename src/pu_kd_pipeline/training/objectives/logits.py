@@ -12,7 +12,6 @@ from pu_kd_pipeline.learning.losses.distillation import LogitLoss
 from pu_kd_pipeline.params.distillation import (
     KDParams,
     LogitMSEParams,
-    RobustKDParams,
     StandardizedKDParams,
 )
 from pu_kd_pipeline.training.batches import Batch
@@ -26,7 +25,7 @@ class LogitObjective:
         self,
         loss: LogitLoss,
         context: ObjectiveContext,
-        options: KDParams | RobustKDParams | StandardizedKDParams | LogitMSEParams,
+        options: KDParams | StandardizedKDParams | LogitMSEParams,
     ) -> None:
         self._loss = loss
         self._context = context
