@@ -151,19 +151,33 @@ def test_closeness_is_that_of_the_definition_in_any_order():
     generator = torch.Generator().manual_seed(0)
     teacher = torch.randn(40, 5, generator=generator)
     student = torch.randn(40, 5, generator=generator)
+    student += 0.5 * teacher
     n_equal = 0
-    total = 0.0
-    for of_teacher, of_student in zip(teacher, student, strict=True):
+    # By each of many factors; the divergence is flat at its minimum.
+    factors = torch.logspace(-1.3, 1.3, 2601, dtype=torch.float64)
+    totals = torch.zeros_like(factors)
+    for of_teacher, of_student in zip(teacher.double(), student.double(), strict=True):
         n_equal += int(of_teacher.argmax() == of_student.argmax())
         p = of_teacher.softmax(0)
-        q = of_student.softmax(0)
-        total += float((p * (p / q).log()).sum())
+        q = (factors[:, None] * of_student).softmax(1)
+        totals += (p * (p / q).log()).sum(1)
     found = closeness(teacher, student)
     assert found.agreement == n_equal / 40
-    assert found.kl == pytest.approx(total / 40, rel=1e-5)
+    assert found.kl == pytest.approx(float(totals.min()) / 40, rel=1e-5)
 
     order = torch.randperm(40, generator=generator)
     assert closeness(teacher[order], student[order]) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
+def test_the_size_of_a_students_logits_does_not_count(factor):
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(40, 5, generator=generator)
+    student = teacher + 0.5 * torch.randn(40, 5, generator=generator)
+    expected = closeness(teacher, student)
+    assert closeness(teacher, factor * student) == pytest.approx(expected, rel=1e-6)
+    worse = teacher + 2 * torch.randn(40, 5, generator=generator)
+    assert closeness(teacher, factor * worse).kl > expected.kl
 
 
 def test_a_class_that_the_teacher_excludes_adds_nothing():

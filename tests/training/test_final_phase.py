@@ -12,8 +12,8 @@ import torch
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import predict_logits
-from pu_kd_pipeline.learning.losses.distillation import kl_divergence
 from pu_kd_pipeline.learning.weight_average import WeightAverage
+from pu_kd_pipeline.learning.yardstick import Closeness, closeness
 from pu_kd_pipeline.storage.yardstick import teacher_logits
 from pu_kd_pipeline.training.batches import augmented_batches
 from pu_kd_pipeline.training.distillation import distill_from_pool
@@ -96,14 +96,13 @@ def test_without_labeled_images_there_is_no_phase(digits):
         distill_from_pool(manifest, digits.pool, digits.teacher, params, "student")
 
 
-def _closeness(scene: Scene, student) -> tuple[float, float]:
+def _closeness(scene: Scene, student) -> Closeness:
     """Return agreement and KL divergence of a student on the yardstick."""
     assert scene.yardstick is not None
     [(store, rows, places)] = scene.yardstick.parts
     logits = predict_logits(student, store, COMPUTE)[rows]
     teacher = torch.from_numpy(teacher_logits(scene.yardstick.table))[places]
-    agreement = (logits.argmax(dim=1) == teacher.argmax(dim=1)).double().mean()
-    return float(agreement), float(kl_divergence(teacher, logits).mean())
+    return closeness(teacher, logits)
 
 
 @pytest.mark.parametrize("averaging", ["none", "final_phase", "ema"])

@@ -209,8 +209,8 @@ def _yardstick(results: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     n_images = int(results["n_yardstick"].max())
     facts = (
         f"Agreement with the teacher on {n_images:,} images that no student learned from, with the "
-        "95 % interval, and the KL divergence from it at temperature 1; means over the seeds. "
-        "Choose by these: the test images are for the end."
+        "95 % interval, and the KL divergence from it after temperature scaling; means over the "
+        "seeds. Choose by these: the test images are for the end."
     )
     # Results that were put together from several comparisons.
     if results["yardstick"].nunique() > 1:

@@ -6,16 +6,19 @@ images of its own manifest is high for a manifest of easy images, and orders stu
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from pu_kd_pipeline.learning.losses.distillation import kl_divergence
 from pu_kd_pipeline.learning.ranking import Rows, best_first, places_within_groups
 
 _LOWEST_LOGIT = -1e30
+_LOG_FACTORS = (-math.log(20), math.log(20))
 
 
 class Closeness(NamedTuple):
@@ -24,14 +27,15 @@ class Closeness(NamedTuple):
     agreement: float
     """Share of the images that both give the same class, in [0, 1]."""
     kl: float
-    """Mean KL(softmax(z_t) || softmax(z_s)) in nats, at least 0."""
+    """Mean KL(softmax(z_t) || softmax(s z_s)) in nats, at least 0, with the best factor s."""
 
 
 def closeness(teacher_logits: Tensor, student_logits: Tensor) -> Closeness:
-    """Return the agreement of student and teacher, and their divergence at temperature 1.
+    """Return the agreement of student and teacher, and their divergence after temperature scaling.
 
-    The temperature is the same for all students, whatever they were trained with: divergences at
-    different temperatures differ by orders of magnitude and cannot be compared.
+    The student's logits are multiplied by the one factor s in [1 / 20, 20] that makes the
+    divergence smallest (Guo et al. 2017, arXiv:1706.04599, there by labels). So students of all
+    temperatures can be compared: logits that are too large cost divergence and no accuracy.
 
     Args:
         teacher_logits: (N, K) any float dtype; N > 0.
@@ -45,12 +49,20 @@ def closeness(teacher_logits: Tensor, student_logits: Tensor) -> Closeness:
     # A class that the teacher excludes adds nothing: without the limit, 0 * -inf would be NaN.
     teacher_logits = teacher_logits.double().clamp(min=_LOWEST_LOGIT)
     # In double precision: the mean must not depend on the order of the images.
-    divergence = kl_divergence(teacher_logits, student_logits.double()).mean().item()
-    if not np.isfinite(divergence):
+    student_logits = student_logits.double()
+
+    def divergence(log_factor: float) -> float:
+        scaled = student_logits * math.exp(log_factor)
+        return kl_divergence(teacher_logits, scaled).mean().item()
+
+    unscaled = divergence(0.0)
+    if not np.isfinite(unscaled):
         raise FloatingPointError(
-            f"the student's divergence from the teacher is {divergence}: its outputs are not finite"
+            f"the student's divergence from the teacher is {unscaled}: its outputs are not finite"
         )
-    return Closeness(agreement, divergence)
+    # It is convex in the factor, so that there is one minimum.
+    fitted = minimize_scalar(divergence, bounds=_LOG_FACTORS, options={"xatol": 1e-4})
+    return Closeness(agreement, min(unscaled, float(fitted.fun)))
 
 
 def yardstick_size(
