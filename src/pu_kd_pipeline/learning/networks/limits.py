@@ -27,7 +27,11 @@ LIMITS = {
     "lenet5": Limits(range(32, 36)),  # its last convolution leaves one pixel
     "lenet5_half": Limits(range(32, 36)),
     "digits_cnn": Limits(range(4, 65), {"width": range(1, 129)}),
-    "cifar_resnet": Limits(range(8, 65), {"depth": range(8, 57, 6), "width": range(1, 65)}),
+    "cifar_resnet": Limits(
+        range(8, 65),
+        # Which factors leave a pixel of an image depends on its size.
+        {"depth": range(8, 57, 6), "width": range(1, 65), "downscale": range(1, 2)},
+    ),
     "cifar_resnet18": Limits(range(8, 65)),
     "cifar_resnet34": Limits(range(8, 65)),
     "cifar_vgg13": Limits(range(32, 65)),
