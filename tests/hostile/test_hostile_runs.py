@@ -171,7 +171,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 # --- tests
 
-LEARNABLE = ["a_class_without_images", "all_positive", "all_negative", "one_test_image"]
+LEARNABLE = [
+    "a_class_without_images",
+    "all_positive",
+    "all_negative",
+    "pool_of_three",
+    "one_test_image",
+]
 MESSAGES = {
     "one_image": "1 labeled images cannot be cross-fitted; label at least two, or set class_prior",
     "label_out_of_range": "the labels of 1 images are none of them: 12 (1)",
@@ -180,7 +186,6 @@ MESSAGES = {
     "empty_folder": "holds no image: files ending in .jpg",
     "nothing_in_the_share": "data_ingestion.pool: no image is left of 3,500: check `share`",
     "no_test_image": "data_ingestion.test: no image is left of 500: check `share`",
-    "pool_of_three": "of 3 pool images rounds to none",
     "pool_of_one": "a pool of 1 images says nothing of its class prior: "
     "set pu_training.class_prior",
     "all_the_same": "39 of 40 images cannot be used (duplicate 39; such as",
