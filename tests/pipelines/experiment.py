@@ -214,7 +214,9 @@ def run(blocks: dict[str, Any], folder: Path) -> Experiment:
     scores = ShardedTable.write(folder / "scores", score_makers)
 
     proxy = Proxy(teacher, pool_features, blocks["distillation"])
-    inputs = SubsetInputs(scores, labeled, pool, prior, ranks, proxy, excluded)
+    inputs = SubsetInputs(
+        scores, labeled, pool, prior, ranks, proxy, excluded, student=blocks["distillation"]
+    )
     manifest = choose_subset(inputs, blocks["subset_materialization"])
     random_manifest = choose_random_subset(inputs, manifest, blocks["subset_materialization"])
     manifests = {"student": manifest, "random_student": random_manifest}

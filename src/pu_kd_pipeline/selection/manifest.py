@@ -62,7 +62,7 @@ class SubsetInputs:
     held_out_ranks: pd.DataFrame
     proxy: Proxy | None = None  # read by the rule `disagreement`
     excluded: Excluded = NOTHING_EXCLUDED
-    student: DistillationParams | None = None  # read by the rule `mixture`
+    student: DistillationParams | None = None  # read by `mixture`, and where there is no budget
     # Of labeled and pool images; read by the rule `retrieved`.
     features: tuple[ShardedTable, ShardedTable] | None = None
 
