@@ -25,7 +25,7 @@ from tests.documentation import (
 )
 
 # What `--params` may set in addition to the blocks.
-RUN_PARAMETERS = {"checkpoint_every_s", "compute", "data", "recipe", "seed", "tracking"}
+RUN_PARAMETERS = {"checkpoint_every_s", "data", "recipe", "seed", "tracking"}
 PROGRAMS = {
     "make",
     "export",
