@@ -96,7 +96,7 @@ def words_of_sheet(manifest: pd.DataFrame) -> list[str]:
 
 
 def test_a_new_rule_that_needs_a_budget_gets_one_from_the_training(new_rule: str) -> None:
-    size = selection_size(new_rule, "quantile", None, n_draws=30, n_pool=4)
+    size = selection_size(new_rule, "quantile", None, n_draws=150, n_pool=4)
     assert size.budget == 3
 
 
