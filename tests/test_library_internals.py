@@ -28,6 +28,7 @@ PRIVATE_NAMES = {
     "_exists": "kedro.io.core:AbstractDataset._exists",
     "_get_conf_env_path": "kedro.config:OmegaConfigLoader._get_conf_env_path",
     "_get_load_path": "kedro.io.core:AbstractVersionedDataset._get_load_path",
+    "_get_globals_value": "kedro.config:OmegaConfigLoader._get_globals_value",
     "_get_runtime_value": "kedro.config:OmegaConfigLoader._get_runtime_value",
     "_get_save_path": "kedro.io.core:AbstractVersionedDataset._get_save_path",
     "_initialise_filesystem_and_protocol": (
