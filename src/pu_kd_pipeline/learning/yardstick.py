@@ -61,7 +61,9 @@ def closeness(teacher_logits: Tensor, student_logits: Tensor) -> Closeness:
             f"the student's divergence from the teacher is {unscaled}: its outputs are not finite"
         )
     # It is convex in the factor, so that there is one minimum.
-    fitted = minimize_scalar(divergence, bounds=_LOG_FACTORS, options={"xatol": 1e-4})
+    fitted = minimize_scalar(
+        divergence, bounds=_LOG_FACTORS, method="bounded", options={"xatol": 1e-4}
+    )
     return Closeness(agreement, min(unscaled, float(fitted.fun)))
 
 
