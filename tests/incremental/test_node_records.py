@@ -109,6 +109,22 @@ def test_weights_and_factories_count_by_their_content(tmp_path, monkeypatch):
     assert all(after[key] != before[key] for key in before)
 
 
+def test_a_folder_of_weights_counts_by_all_its_files(tmp_path):
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(b"12")
+    block = {"weights": str(folder)}  # without a card
+    first = states_of(tmp_path, block)
+    assert set(first) == {"block.weights"}
+    assert states_of(tmp_path, block) == first
+    weights.write_bytes(b"21")
+    second = states_of(tmp_path, block)
+    assert second != first
+    (folder / "card.json").write_text("{}")
+    assert states_of(tmp_path, block) not in (first, second)
+
+
 def test_text_that_cannot_be_a_path_names_nothing(tmp_path):
     # A file name has at most 255 bytes, and none of them is zero: looking for it raises.
     block = {"text": "x" * 5000, "nul": "a\0b"}
