@@ -17,8 +17,9 @@ from pu_kd_pipeline.learning.mixing import Mixing
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
 from pu_kd_pipeline.params.distillation import DistillationParams
-from pu_kd_pipeline.training.batches import augmented_batches
-from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
+from pu_kd_pipeline.training.batches import Batch, augmented_batches
+from pu_kd_pipeline.training.shared_logits import SharedTeacherLogits
+from pu_kd_pipeline.training.teacher_cache import KnownImages, TeacherOutputs
 
 COMPUTE = ComputeParams(
     device="cpu", precision="float32", n_threads=1, resident_limit_gb=1.0, inference_batch_size=64
@@ -115,6 +116,74 @@ def test_cached_logits_are_those_of_the_teacher(cache, augmentation):
         # To the last bit, because the cache was filled with batches of the same size.
         assert torch.equal(cached, expected)
     assert teacher.n_images == n_to_fill
+
+
+def recorded_with(
+    shared: SharedTeacherLogits, order: list[int], **changes: Any
+) -> tuple[TeacherOutputs, Counting]:
+    """Return the outputs of a training on some of 21 images, and the teacher that filled them."""
+    images = Images(21)
+    images.pixels = images.pixels[order]
+    torch.manual_seed(0)
+    teacher = Counting()
+    known = KnownImages(shared, "a teacher", [f"image {number}" for number in order])
+    normalize = Normalize([0.5], [0.5], images.device)
+    outputs = TeacherOutputs(images, teacher, normalize, params_with(**changes), known_images=known)
+    return outputs, teacher
+
+
+def logits_of(outputs: TeacherOutputs, row: int) -> torch.Tensor:
+    views = torch.arange(50)  # 25 shifts, mirrored or not
+    batch = Batch(torch.empty(50), torch.full((50,), row), views)
+    return outputs(batch)
+
+
+def test_trainings_share_the_logits_of_images_to_the_last_bit():
+    shared = SharedTeacherLogits()
+    recorded_with(shared, list(range(10)))
+
+    # Other images and another order.
+    order = [3, 15, 0, 9, 20]
+    outputs, teacher = recorded_with(shared, order)
+    alone, _ = recorded_with(SharedTeacherLogits(), order)
+    for row in range(len(order)):
+        assert torch.equal(logits_of(outputs, row), logits_of(alone, row))
+    # Of the two new images alone: 100 views are 7 batches of 16.
+    assert teacher.n_images == 112
+
+    _, teacher = recorded_with(shared, [20, 15, 20])
+    assert teacher.n_images == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 8},
+        {"augmentation": AugmentationParams(padding_px=1, horizontal_flip=False)},
+        {"compute": COMPUTE.model_copy(update={"precision": "bf16"})},
+        {"teacher_cache": "views"},
+    ],
+)
+def test_logits_of_another_setting_are_not_shared(changes):
+    shared = SharedTeacherLogits()
+    order = list(range(10))
+    recorded_with(shared, order)
+    _, teacher = recorded_with(shared, order, **changes)
+    assert teacher.n_images > 0
+
+
+def test_logits_beyond_the_limit_are_computed_again():
+    shared = SharedTeacherLogits()
+    # 10 images have 20 kB of logits.
+    compute = COMPUTE.model_copy(update={"resident_limit_gb": 30e-6})
+    recorded_with(shared, list(range(10)), compute=compute)
+    outputs, teacher = recorded_with(shared, list(range(10, 20)), compute=compute)
+    assert teacher.n_images > 0
+    _, teacher = recorded_with(shared, list(range(10)), compute=compute)
+    assert teacher.n_images == 0
+    again, teacher = recorded_with(shared, list(range(10, 20)), compute=compute)
+    assert teacher.n_images > 0
+    assert torch.equal(logits_of(again, 3), logits_of(outputs, 3))
 
 
 def n_in_full_batches(n_views_each: int) -> int:

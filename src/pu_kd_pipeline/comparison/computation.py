@@ -34,6 +34,7 @@ from pu_kd_pipeline.storage.sharded_table import InMemoryTable, ShardedTable, fi
 from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
+from pu_kd_pipeline.training.shared_logits import SharedTeacherLogits
 
 # The order is that of the result files of earlier versions.
 RESULT = pa.schema(
@@ -87,11 +88,13 @@ class CellComputation:
         self._scorer = PoolScorer(inputs)
         self._unselected = UnselectedManifests(inputs)
         self._teacher_classes: np.ndarray | None = None
+        self._shared_logits = SharedTeacherLogits()
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """Return a cell's row of the results.
 
-        `seconds` leaves out the PU training, which several cells share.
+        `seconds` leaves out the PU training, which several cells share, and contains the teacher's
+        outputs for the images that no earlier cell learned from.
 
         Raises:
             MemoryShortage: memory ran out.
@@ -181,7 +184,7 @@ class CellComputation:
             other_pool = self._scorer.scored_pool(cell.like)
             other, _ = self._select(cell.like, other_pool)
             budget = n_pool_images(other)
-        return selected_manifest(self._inputs, cell, pool, budget)
+        return selected_manifest(self._inputs, cell, pool, budget, self._shared_logits)
 
     def _student(self, cell: Cell, manifest: pd.DataFrame) -> tuple[Model, pd.DataFrame]:
         labeled = self._inputs.cell_labeled_images(cell)
@@ -202,6 +205,7 @@ class CellComputation:
             start=state,
             watched=self._inputs.watched_images,
             yardstick=self._inputs.yardstick,
+            shared_logits=self._shared_logits,
         )
 
     def _weight_vectors(

@@ -17,6 +17,7 @@ from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset
 from pu_kd_pipeline.selection.proxy import Proxy
 from pu_kd_pipeline.selection.relatedness import preferential_manifest, relatedness_shards
 from pu_kd_pipeline.storage.sharded_table import InMemoryTable
+from pu_kd_pipeline.training.shared_logits import SharedTeacherLogits
 
 SELECTION_COLUMNS = ("auc", "precision", "recall", "class_prior", "true_class_prior")
 
@@ -28,7 +29,11 @@ def n_pool_images(manifest: pd.DataFrame) -> int:
 
 
 def selected_manifest(
-    inputs: ComparisonInputs, cell: Cell, pool: ScoredPool, budget: int | None
+    inputs: ComparisonInputs,
+    cell: Cell,
+    pool: ScoredPool,
+    budget: int | None,
+    shared_logits: SharedTeacherLogits,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return the manifest of a cell that selects, and the quality of the selection.
 
@@ -37,6 +42,7 @@ def selected_manifest(
         cell: its method selects.
         pool: the scores that the cell's rule reads.
         budget: replaces the budget of the cell's parameters; None: theirs.
+        shared_logits: the teacher's, which cells share.
 
     Returns:
         The manifest, and `SELECTION_COLUMNS`: None where the truth is not known.
@@ -48,7 +54,8 @@ def selected_manifest(
     params = cell.blocks.subset_materialization
     if budget is not None:
         params = params.model_copy(update={"budget": budget})
-    proxy = Proxy(inputs.teacher, inputs.pool_features, cell.blocks.distillation)
+    student = cell.blocks.distillation
+    proxy = Proxy(inputs.teacher, inputs.pool_features, student, shared_logits)
     subset_inputs = SubsetInputs(
         pool_scores=pool.scores,
         labeled_images=inputs.cell_labeled_images(cell),
@@ -57,7 +64,7 @@ def selected_manifest(
         held_out_ranks=pool.held_out_ranks,
         proxy=proxy,
         excluded=inputs.excluded,
-        student=cell.blocks.distillation,
+        student=student,
         features=(inputs.labeled_features, inputs.pool_features),
     )
     manifest = choose_subset(subset_inputs, params)

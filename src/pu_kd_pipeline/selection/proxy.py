@@ -17,6 +17,7 @@ from pu_kd_pipeline.params.distillation import DistillationParams, FinalPhasePar
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array
 from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
 from pu_kd_pipeline.training.distillation import distill
+from pu_kd_pipeline.training.shared_logits import SharedTeacherLogits
 
 PROXY_UPDATES_SHARE = 0.5  # of the student's updates
 
@@ -28,11 +29,13 @@ class Proxy:
     Attributes:
         pool_features: they hold the teacher's logits on the pool.
         params: those of the student, which the proxy shares but for `divergence`'s changes.
+        shared_logits: see `distill`.
     """
 
     teacher: Model
     pool_features: ShardedTable
     params: DistillationParams
+    shared_logits: SharedTeacherLogits | None = None
 
     def divergence(
         self, manifest: pd.DataFrame, labeled_images: ImageStore, pool_images: ImageStore
@@ -83,6 +86,13 @@ class Proxy:
         # No checkpoints: they would be those of the student that follows.
         with checkpoints_disabled():
             student, _ = distill(
-                manifest, labeled_images, pool_images, self.teacher, weights, params, name="proxy"
+                manifest,
+                labeled_images,
+                pool_images,
+                self.teacher,
+                weights,
+                params,
+                name="proxy",
+                shared_logits=self.shared_logits,
             )
         return student

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +74,8 @@ from pu_kd_pipeline.training.objectives.factory import (
 from pu_kd_pipeline.training.recipes import SAMPLING, TRAINING, YARDSTICK, training_recipe
 from pu_kd_pipeline.training.rolling import RollingDraws, rolling_batches
 from pu_kd_pipeline.training.sampling import Sampling, Strata, manifest_sampling
-from pu_kd_pipeline.training.teacher_cache import TeacherOutputs
+from pu_kd_pipeline.training.shared_logits import SharedTeacherLogits
+from pu_kd_pipeline.training.teacher_cache import KnownImages, TeacherOutputs
 from pu_kd_pipeline.training.weighting import (
     NO_WEIGHTING,
     Weighting,
@@ -97,6 +98,7 @@ class _Task:
     start: Mapping[str, Tensor] | None
     watched: ImageStore | None
     yardstick: Yardstick | None
+    shared_logits: SharedTeacherLogits | None
     device: torch.device
 
 
@@ -194,6 +196,7 @@ def distill(
     start: Mapping[str, Tensor] | None = None,
     watched: ImageStore | None = None,
     yardstick: Yardstick | None = None,
+    shared_logits: SharedTeacherLogits | None = None,
 ) -> tuple[Model, pd.DataFrame]:
     """Return the student and its history, one row every `record_every` updates.
 
@@ -216,6 +219,8 @@ def distill(
             clean views of them, `watched_accuracy`.
         yardstick: images that are not in the manifest, and this teacher's logits for them; None or
             empty: the student is not measured.
+        shared_logits: where other trainings of this teacher leave its logits, see
+            `teacher_cache.TeacherOutputs`; None: there are none.
 
     Raises:
         InputError: manifest, weights, yardstick and images do not fit together, the objective
@@ -235,6 +240,7 @@ def distill(
         start=start,
         watched=watched,
         yardstick=yardstick,
+        shared_logits=shared_logits,
         device=prepare_device(params.compute),
     )
     identity = partial(_identity, task)
@@ -295,6 +301,7 @@ def _prepare(
         normalize,
         _cache_params(params),
         partial(checkpointer.cached, "teacher_logits"),
+        _known_images(task, parts),
     )
     objective = _objective(task, rows, model, teacher_outputs, cleanup)
 
@@ -550,6 +557,18 @@ def _cache_params(params: DistillationParams) -> DistillationParams:
     if OBJECTIVES[params.objective].reads_teacher_logits_only:
         return params
     return params.model_copy(update={"teacher_cache": "off"})
+
+
+def _known_images(
+    task: _Task, parts: Sequence[tuple[ImageStore, np.ndarray]]
+) -> KnownImages | None:
+    """Return which images the parts of a manifest are, if other trainings share their logits."""
+    if task.shared_logits is None:
+        return None
+    fingerprints = [store.index["sha256"].iloc[rows] for store, rows in parts]
+    return KnownImages(
+        task.shared_logits, task.teacher.fingerprint(), pd.concat(fingerprints).tolist()
+    )
 
 
 def _objective(

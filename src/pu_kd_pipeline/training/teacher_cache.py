@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.training.batches import Batch, views_of
+from pu_kd_pipeline.training.shared_logits import SharedTeacherLogits
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,21 @@ Make = Callable[[], Tensor | None]
 
 def _call(make: Make) -> Tensor | None:
     return make()
+
+
+@dataclass(frozen=True, eq=False)
+class KnownImages:
+    """The images of a training, for logits that several trainings share.
+
+    Attributes:
+        logits: the shared logits.
+        teacher: fingerprint of the teacher.
+        fingerprints: of each image.
+    """
+
+    logits: SharedTeacherLogits
+    teacher: str
+    fingerprints: Sequence[str]
 
 
 class TeacherOutputs:
@@ -42,6 +60,7 @@ class TeacherOutputs:
         normalize: on the images' device.
         params: the block `distillation`.
         remember: returns the result of its argument, from this run or from an interrupted one.
+        known_images: where `exact` finds logits that another training has computed; None: nowhere.
 
     Attributes:
         note: why the teacher runs although `teacher_cache` asks for a cache, for the student's
@@ -58,6 +77,7 @@ class TeacherOutputs:
         normalize: Normalize,
         params: DistillationParams,
         remember: Callable[[Make], Tensor | None] = _call,
+        known_images: KnownImages | None = None,
     ) -> None:
         self._images = images
         self._teacher = teacher
@@ -73,7 +93,7 @@ class TeacherOutputs:
         if n_cached is None:
             return
         views = self._views_to_cache(n_cached)
-        logits = remember(lambda: self._logits_of_all(views))
+        logits = remember(lambda: self._logits_of_all(views, known_images))
         if logits is not None:
             self._logits = logits.to(images.device)
 
@@ -149,13 +169,33 @@ class TeacherOutputs:
             logits: Tensor = self._teacher(images)
             return logits.float()
 
-    def _logits_of_all(self, views: Tensor) -> Tensor | None:
+    def _logits_of_all(self, views: Tensor, known_images: KnownImages | None) -> Tensor | None:
         """Return the (N, V, K) logits of (N, V) views of every image; None if they do not fit."""
-        n, n_views_each = views.shape
-        n_rows = n * n_views_each
+        positions = torch.arange(len(views))
+        # Random views are this training's own.
+        if known_images is None or self._fixed_views is not None:
+            return self._logits_at(positions, views)
+        return known_images.logits.get(
+            self._setting(known_images.teacher),
+            known_images.fingerprints,
+            lambda missing: self._logits_at(missing, views),
+            limit_bytes=self._params.compute.resident_limit_gb * 1e9,
+        )
+
+    def _setting(self, teacher: str) -> tuple[Any, ...]:
+        """Return all but the image that its logits depend on."""
+        params = self._params
+        blocks = (params.compute, params.augmentation)
+        return (teacher, params.batch_size, *(block.model_dump_json() for block in blocks))
+
+    def _logits_at(self, positions: Tensor, views: Tensor) -> Tensor | None:
+        """Return the (n, V, K) logits of the images at (n,) positions, of (N, V) views."""
         device = self._images.device
-        rows = torch.arange(n, device=device).repeat_interleave(n_views_each)
-        views = views.reshape(-1)
+        positions = positions.to(device)
+        n_views_each = views.shape[1]
+        n_rows = len(positions) * n_views_each
+        rows = positions.repeat_interleave(n_views_each)
+        views = views[positions].reshape(-1)
         cached: Tensor | None = None
         size = self._params.batch_size
         for start in range(0, n_rows, size):
@@ -177,7 +217,7 @@ class TeacherOutputs:
 
         if cached is None:
             return None
-        return cached.view(n, n_views_each, -1)
+        return cached.view(len(positions), n_views_each, -1)
 
     def _fits(self, n_rows: int, n_classes: int) -> bool:
         gigabytes = n_rows * n_classes * _FLOAT32_BYTES / 1e9

@@ -1,0 +1,57 @@
+"""The teacher's logits for whole images, kept for the trainings that follow in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class SharedTeacherLogits:
+    """The teacher's logits for all views of images, by the fingerprint of the image.
+
+    Students of one teacher often learn from the same images. A training asks for the logits of its
+    images, and only those that no earlier one asked for are computed.
+
+    The logits of an image may not depend on the images that are computed with it. On a CPU they do
+    not if all batches have the same size, see `teacher_cache.TeacherOutputs`.
+    """
+
+    def __init__(self) -> None:
+        self._n_bytes = 0
+        self._logits: dict[Hashable, dict[str, Tensor]] = {}
+
+    def get(
+        self,
+        setting: Hashable,
+        fingerprints: Sequence[str],
+        compute: Callable[[Tensor], Tensor | None],
+        limit_bytes: float,
+    ) -> Tensor | None:
+        """Return the (N, V, K) logits of all views of N images.
+
+        Args:
+            setting: all but the image that its logits depend on: teacher, views, precision, batch
+                size.
+            fingerprints: of each image.
+            compute: returns the (n, V, K) logits of images at (n,) int64 positions among the N, or
+                None where they do not fit into memory.
+            limit_bytes: how much to keep in all. What does not fit is computed, and not kept.
+        """
+        kept = self._logits.setdefault(setting, {})
+        # The first position of each: an image may be there twice.
+        missing = {name: at for at, name in enumerate(fingerprints) if name not in kept}
+        found = kept
+        if missing:
+            positions = torch.tensor(list(missing.values()))
+            computed = compute(positions)
+            if computed is None:
+                return None
+            new = dict(zip(missing, computed, strict=True))
+            found = {**kept, **new}
+            n_bytes = computed.numel() * computed.element_size()
+            if self._n_bytes + n_bytes <= limit_bytes:
+                self._n_bytes += n_bytes
+                kept.update(new)
+        return torch.stack([found[name] for name in fingerprints])
