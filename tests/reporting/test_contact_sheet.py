@@ -61,6 +61,23 @@ def test_best_borderline_and_worst_images_are_shown_and_no_others_read(
         np.testing.assert_array_equal(drawn_pixels(image), stored)
 
 
+def test_images_that_no_rule_may_select_are_not_borderline() -> None:
+    scores, manifest, store = scored_pool(n=60)
+    ranked = scores.sort_values("pu_score", ascending=False)
+    left_out = ranked["id"][~ranked["id"].isin(manifest["id"])].tolist()
+    # Every second one, as the yardstick takes them from anywhere.
+    excluded = left_out[::2]
+    decided = left_out[1::2]
+
+    figure = plot_contact_sheet(manifest, scores, store, 4, excluded_ids=excluded)
+    best, borderline = sheet_images(figure)[:4], sheet_images(figure)[4:8]
+    for image, identifier in zip(borderline[2:], decided, strict=False):
+        np.testing.assert_array_equal(drawn_pixels(image), stored_pixels(store, identifier))
+    # The other blocks are of the whole pool.
+    for image, identifier in zip(best, ranked["id"], strict=False):
+        np.testing.assert_array_equal(drawn_pixels(image), stored_pixels(store, identifier))
+
+
 @pytest.mark.parametrize(
     ("size_px", "interpolation"),
     [(SMALL_IMAGE_PX, "nearest"), (SMALL_IMAGE_PX + 1, "antialiased")],

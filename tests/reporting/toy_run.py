@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pu_kd_pipeline.images.duplicates import COLUMNS
 from pu_kd_pipeline.params.reporting import ReportingParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.pipelines.reporting.nodes import report_run
 
 PRIOR = {
@@ -46,7 +48,9 @@ BLOCKS: dict[str, Any] = {
     "yardstick": {},
     "pu_training": {"epochs": 20, "note": "<b>"},
     "pool_scoring": {},
-    "subset_materialization": {},
+    "subset_materialization": SubsetParams.model_validate(
+        {"seed": 0, "rule": "nnpu", "criterion": "sign", "budget": None, "target_precision": 0.9}
+    ),
     "class_weighting": {},
     "distillation": {},
     "random_baseline": {},
@@ -228,6 +232,8 @@ def report(title: str = "A run", gain: float | None = 0.02, **pool: Any) -> dict
         Scores(scores),  # type: ignore[arg-type]
         manifest,
         store,
+        pd.DataFrame(columns=COLUMNS),
+        pd.DataFrame(columns=["id", "origin"]),
         history(20, held_out_zero_one_risk=0.1),
         weights(10),
         history(20, yardstick_agreement=0.9),

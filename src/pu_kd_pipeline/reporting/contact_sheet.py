@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,7 @@ def plot_contact_sheet(
     pool_images: ImageStore,
     n_images: int,
     class_names: Sequence[str] | None = None,
+    excluded_ids: Collection[str] = (),
 ) -> Figure:
     """Return the best, borderline and worst pool images with their score and the teacher's class.
 
@@ -97,12 +98,15 @@ def plot_contact_sheet(
         pool_images: (n, C, H, W) uint8 by row; its index has `id` and, where known, `relevant`.
         n_images: number of images in each block, >= 1.
         class_names: names of the teacher's classes; without them, classes are numbered.
+        excluded_ids: images that no rule may select, such as copies of test images. They are no
+            borderline images, because the cut did not decide on them.
     """
     rule = manifest.attrs.get("rule")
     column = ranked_by(rule)
     scores = pool_scores[column].to_numpy(np.float64)
     is_selected = selection_mask(pool_scores, manifest)
-    strips = _strips(scores, is_selected, rule, n_images)
+    is_excluded = pool_scores["id"].isin(excluded_ids).to_numpy()
+    strips = _strips(scores, is_selected, is_excluded, rule, n_images)
 
     # An image may be in two strips of a small pool, and is read once.
     shown = np.unique(np.concatenate([strip.rows for strip in strips]))
@@ -126,7 +130,11 @@ def plot_contact_sheet(
 
 
 def _strips(
-    scores: np.ndarray, is_selected: np.ndarray, rule: str | None, n_images: int
+    scores: np.ndarray,
+    is_selected: np.ndarray,
+    is_excluded: np.ndarray,
+    rule: str | None,
+    n_images: int,
 ) -> list[_Strip]:
     """Return the strips that have images."""
     rows = np.flatnonzero(np.isfinite(scores))
@@ -135,7 +143,8 @@ def _strips(
     worst = _lowest(rows, scores, n_images)[::-1]
     strips = [_Strip("Best: the highest scores", INK, best)]
     if has_threshold(rule):
-        strips += _borderline_strips(rows, scores, is_selected, n_images)
+        decided = rows[~is_excluded[rows]]
+        strips += _borderline_strips(decided, scores, is_selected, n_images)
     else:
         # Without a cut no image is borderline: random rules, for one, select anywhere.
         middle = _middle(rows, scores, n_images)

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from pu_kd_pipeline.images.duplicates import Excluded
     from pu_kd_pipeline.images.store import ImageStore
 
 
 @dataclass(frozen=True)
 class RunResults:
-    """What a run has saved and figures show; each field is the catalog entry of that name."""
+    """What a run has saved and figures show; most fields are the catalog entries of that name."""
 
     metrics: Mapping[str, Any]
     class_prior: Mapping[str, Any]
@@ -36,6 +37,8 @@ class RunResults:
     class_weights: pd.DataFrame
     distillation_history: pd.DataFrame
     random_distillation_history: pd.DataFrame
+    excluded: Excluded
+    """The images that no manifest may hold, by `duplicates` and `yardstick`."""
     contact_sheet_images: int
     """Images in each block of the contact sheet (a parameter, not a catalog entry)."""
 
@@ -94,6 +97,7 @@ REPORT_FIGURES = (
             run.pool_images,
             run.contact_sheet_images,
             run.class_names,
+            run.excluded.all_pool,
         ),
         # Inverted, as charts are on a dark page, photos could not be judged.
         kind="photos",

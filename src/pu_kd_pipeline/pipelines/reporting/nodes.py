@@ -33,6 +33,8 @@ def report_run(
     pool_scores: ShardedTable,
     manifest: pd.DataFrame,
     pool_images: ImageStore,
+    duplicates: pd.DataFrame,
+    yardstick_images: pd.DataFrame,
     pu_history: pd.DataFrame,
     class_weights: pd.DataFrame,
     distillation_history: pd.DataFrame,
@@ -57,6 +59,7 @@ def report_run(
     The page lists the blocks of parameters that the run used. They are inputs one by one: all
     parameters together differ between two commands that run the same.
     """
+    from pu_kd_pipeline.images.duplicates import excluded_images
     from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, RunResults
     from pu_kd_pipeline.reporting.html import render_report
 
@@ -66,6 +69,7 @@ def report_run(
         pool_scores=pool_scores.to_pandas(),
         manifest=manifest,
         pool_images=pool_images,
+        excluded=excluded_images(duplicates, subset_materialization, yardstick_images),
         pu_history=pu_history,
         class_weights=class_weights,
         distillation_history=distillation_history,

@@ -25,6 +25,8 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "pool_scores",
                     "manifest",
                     "pool_images",
+                    "duplicates",
+                    "yardstick",
                     "pu_history",
                     "class_weights",
                     "distillation_history",
