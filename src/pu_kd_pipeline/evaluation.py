@@ -28,7 +28,7 @@ from pu_kd_pipeline.learning.proportions import clopper_pearson_interval
 from pu_kd_pipeline.learning.yardstick import closeness
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.evaluation import EvaluationParams
-from pu_kd_pipeline.storage.manifest import check_manifest, reason_counts
+from pu_kd_pipeline.storage.manifest import check_manifest, is_preferred, reason_counts
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.yardstick import check_yardstick, teacher_logits, yardstick_facts
 
@@ -265,9 +265,11 @@ def _selection_truth(
     pool_images: ImageStore,
     is_relevant: np.ndarray,
 ) -> dict[str, float]:
-    """Return what only the true relevance of the pool images can tell; NaN where undefined."""
-    is_from_pool = manifest["origin"] == "pool"
-    selected_ids = manifest["id"][is_from_pool].to_numpy()
+    """Return what only the true relevance of the pool images can tell; NaN where undefined.
+
+    Precision and recall are those of the images that the rule preferred, see `is_preferred`.
+    """
+    selected_ids = manifest["id"][is_preferred(manifest)].to_numpy()
     selected_rows = find_rows(pool_images, selected_ids, "manifest")
     is_selected = np.zeros(len(is_relevant), dtype=bool)
     is_selected[selected_rows] = True

@@ -209,11 +209,14 @@ def test_draws_from_the_whole_pool_are_compared_with_uniform_draws(
     rule: str, is_same_pool: bool
 ) -> None:
     metrics = metrics_of()
-    metrics["selection"].update(rule=rule, n_selected=300, n_pool=300)
+    # Images of the yardstick and copies of test images are not there to select.
+    metrics["selection"].update(
+        rule=rule, n_selected=280, n_pool=300, n_yardstick_pool=15, n_excluded_pool=5
+    )
     sentence = findings(metrics)[1]
-    assert ("from uniform samples of the same images" in sentence) == is_same_pool
+    assert ("from the whole pool, drawn evenly, reaches" in sentence) == is_same_pool
     doubts = " ".join(doubts_of(metrics))
-    assert ("All 300 pool images were selected" in doubts) != is_same_pool
+    assert ("All 280 pool images were selected" in doubts) != is_same_pool
 
 
 def test_a_flagged_class_prior_is_in_log_report_and_note(caplog: pytest.LogCaptureFixture) -> None:

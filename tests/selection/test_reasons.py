@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.learning.mixture import effective_number
+from pu_kd_pipeline.learning.mixture import DEFAULT_TEMPERATURE, effective_number
 from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.params.subset_materialization import RetrievedParams, SubsetParams
 from pu_kd_pipeline.reporting.sampling_rows import draw_rows, reason_rows
@@ -113,6 +113,37 @@ def test_the_probabilities_of_a_mixture_are_the_average_of_its_draws(
     assert mean < 1
     expected = mean * related + (1 - mean) / len(of_pool)
     np.testing.assert_allclose(of_pool["sampling_probability"], expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "outputs", "given", "expected"),
+    [
+        (0.2, 0.3, None, 0.15),
+        (0.3, 0.2, None, 0.15),
+        # A class prior that the user gave has no second reading.
+        (0.08, None, None, 0.04),
+        # Without a PU classifier nothing is known.
+        (None, None, None, DEFAULT_TEMPERATURE),
+        (0.2, 0.3, 0.01, 0.01),
+    ],
+)
+def test_the_temperature_of_a_mixture_is_half_of_the_class_prior(
+    inputs: SubsetInputs,
+    value: float | None,
+    outputs: float | None,
+    given: float | None,
+    expected: float,
+) -> None:
+    prior = {**inputs.class_prior, "value": value, "readings": None}
+    if outputs is not None:
+        prior["readings"] = {"trained": value, "outputs": outputs}
+    params = params_of(rule="mixture", budget=None, mixture={"temperature": given})
+    manifest = choose_subset(replace(inputs, class_prior=prior), params)
+    assert manifest.attrs["mixture"]["temperature"] == pytest.approx(expected)
+
+    same = params_of(rule="mixture", budget=None, mixture={"temperature": expected})
+    by_number = choose_subset(inputs, same)
+    assert manifest["related_probability"].equals(by_number["related_probability"])
 
 
 def test_a_mixture_with_other_options_is_another_manifest(

@@ -6,6 +6,7 @@ student trains, and how fast follows from the number of draws. NumPy only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pu_kd_pipeline.learning.ranking import best_first
+
+DEFAULT_TEMPERATURE = 0.05
+"""Of `related_probabilities`, where nothing is known of the class prior."""
 
 # Sums of shares are rounded down to whole images; this keeps 6.999999 from becoming 6.
 _ROUNDING = 1e-6
@@ -61,6 +65,21 @@ def related_probabilities(
     sum_of_class = np.bincount(classes, weights=weights, minlength=n_classes)
     n_present = int((sum_of_class > 0).sum())
     return weights / sum_of_class[classes] / n_present
+
+
+def temperature_of(readings: Sequence[float]) -> float:
+    """Return the temperature with which about as many images are drawn often as are related.
+
+    This is half of the class prior, because about 2 * temperature * n images are drawn often. Of
+    several readings the largest counts: draws that are too broad cost less than draws that repeat
+    a few images. Without any, `DEFAULT_TEMPERATURE`. Our proposal.
+
+    Args:
+        readings: of the class prior, each in (0, 1].
+    """
+    if not readings:
+        return DEFAULT_TEMPERATURE
+    return max(readings) / 2.0
 
 
 def effective_number(probabilities: NDArray[np.float64]) -> float:

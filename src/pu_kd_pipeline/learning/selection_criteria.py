@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pu_kd_pipeline.learning.mixture import DEFAULT_TEMPERATURE
 from pu_kd_pipeline.learning.retrieval import Neighbors
 
 Rows = NDArray[np.int64]
@@ -24,7 +25,7 @@ class MixtureOptions:
 
     score: str = "pu_score"
     """By which images are related: `pu_score` or `teacher_log_odds`."""
-    temperature: float = 0.05
+    temperature: float = DEFAULT_TEMPERATURE
     """Share of the pool in which the probability of a related draw falls by a factor of e, > 0."""
 
 

@@ -21,11 +21,11 @@ class MixtureParams(Block):
         description="larger means more related: pu_score of the PU classifier, or teacher_log_odds "
         "of the teacher's class, for which a comparison trains no PU classifier",
     )
-    temperature: float = Field(
-        0.05,
-        gt=0,
+    temperature: Annotated[float, Field(gt=0)] | None = Field(
+        None,
         description="share of the pool, by rank, in which the probability of a related draw falls "
-        "by a factor of e; about twice this share of the pool is drawn often",
+        "by a factor of e; about twice this share of the pool is drawn often. null: half of the "
+        "class prior, the larger one of its two readings",
     )
     first: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of related images among the pool images of the first batches"

@@ -11,6 +11,7 @@ from typing import Any
 
 from pu_kd_pipeline.learning.proportions import clopper_pearson_interval
 from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.reporting.gains import is_entire_pool
 from pu_kd_pipeline.reporting.style import percent
 from pu_kd_pipeline.reporting.summary import MODEL_QUANTITIES, MODEL_TITLES
 
@@ -48,7 +49,7 @@ def _selection_size(metrics: Metrics) -> list[str]:
     # Rules that draw some images more often than others select on purpose from the entire pool.
     rule = RULES.get(str(selection.get("rule")))
     draws_unevenly = rule is not None and rule.draws_unevenly
-    if _is_entire_pool(selection) and not draws_unevenly:
+    if is_entire_pool(selection) and not draws_unevenly:
         return [
             f"All {n_selected:,} pool images were selected: student and control learned from the "
             "same images, so that their difference shows chance alone. Set "
@@ -64,21 +65,12 @@ def _selection_size(metrics: Metrics) -> list[str]:
     return []
 
 
-def _is_entire_pool(selection: Metrics) -> bool:
-    n_pool = selection.get("n_pool")
-    if n_pool is None:
-        return False
-    n_excluded = selection.get("n_excluded_pool") or 0
-    n_excluded += selection.get("n_yardstick_pool") or 0
-    return bool(selection["n_selected"] >= n_pool - n_excluded)
-
-
 def _overlap(metrics: Metrics) -> list[str]:
     selection = metrics.get("selection") or {}
     n_selected = selection.get("n_selected")
     n_shared = _checks(metrics).get("n_shared_with_random")
     # All of the pool has a sentence of its own.
-    if not n_selected or n_shared is None or _is_entire_pool(selection):
+    if not n_selected or n_shared is None or is_entire_pool(selection):
         return []
     # Metrics are read from a file: a rule in it may come from a newer version.
     rule = RULES.get(str(selection.get("rule")))

@@ -117,8 +117,10 @@ def gain_sentence(metrics: Mapping[str, Any]) -> str:
     accuracy = percent(metrics[control.model]["accuracy"])
     description = control.description
     # Samples by relatedness come from the same images as the control's.
-    if facts.get("effective_sample_size") is not None or _draws_from_entire_pool(facts):
+    if facts.get("effective_sample_size") is not None:
         description = "from uniform samples of the same images"
+    elif _draws_from_entire_pool(facts):
+        description = "from the whole pool, drawn evenly,"
     reached = f"a student distilled in the same way {description} reaches {accuracy}"
     gained = _gained(gain, facts.get("gain_p_value"))
     return f"{control.subject} {gained}: {reached}{_certainty(metrics, facts)}"
@@ -151,14 +153,21 @@ def _whole_pool_facts(metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return facts
 
 
+def is_entire_pool(selection: Mapping[str, Any]) -> bool:
+    """Return whether all pool images that a student may learn from were selected."""
+    n_pool = selection.get("n_pool")
+    n_selected = selection.get("n_selected")
+    if n_pool is None or n_selected is None:
+        return False
+    n_excluded = selection.get("n_excluded_pool") or 0
+    n_excluded += selection.get("n_yardstick_pool") or 0
+    return bool(n_selected >= n_pool - n_excluded)
+
+
 def _draws_from_entire_pool(facts: Mapping[str, Any]) -> bool:
     """Return whether student and control learned from the same images, drawn differently."""
     rule = RULES.get(str(facts.get("rule")))
-    n_pool = facts.get("n_pool")
-    if rule is None or not rule.draws_unevenly or n_pool is None:
-        return False
-    n_excluded = facts.get("n_excluded_pool") or 0
-    return bool((facts.get("n_selected") or 0) >= n_pool - n_excluded)
+    return rule is not None and rule.draws_unevenly and is_entire_pool(facts)
 
 
 def _no_gain_sentence(control: _Control, facts: Mapping[str, Any]) -> str:

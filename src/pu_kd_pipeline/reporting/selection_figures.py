@@ -21,6 +21,7 @@ from pu_kd_pipeline.reporting.style import (
     set_title,
     style_axes,
 )
+from pu_kd_pipeline.storage.manifest import RELATED_PROBABILITY, is_preferred
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,7 @@ def plot_score_histogram(
         n_passing = int((scores > threshold).sum())
     # Where all that pass are selected, the shaded side of the threshold already shows them.
     if n_passing is None or n_selected < n_passing:
-        label = f"selected ({n_selected:,})"
+        label = f"{_kind(manifest)} ({n_selected:,})"
         axes.stairs(selected_counts, edges, color=STUDENT, linewidth=1.8, label=label)
 
     _scale_counts(axes, peaks)
@@ -111,7 +112,7 @@ def plot_score_histogram(
     )
 
     share = percent(n_selected / n_pool)
-    finding = f"{n_selected:,} of {n_pool:,} pool images selected ({share})"
+    finding = f"{n_selected:,} of {n_pool:,} pool images {_kind(manifest)} ({share})"
     evidence = describe_prior(class_prior)
     quality = _quality(is_selected, relevant)
     if quality is not None:
@@ -124,9 +125,8 @@ def plot_score_histogram(
 
 
 def selection_mask(pool_scores: pd.DataFrame, manifest: pd.DataFrame) -> np.ndarray:
-    """Return (n,) bool: which pool images the manifest holds."""
-    is_of_pool = manifest["origin"] == "pool"
-    pool_ids = manifest.loc[is_of_pool, "id"]
+    """Return (n,) bool: which pool images the rule selected, or draws more often than evenly."""
+    pool_ids = manifest.loc[is_preferred(manifest), "id"]
     is_selected = pool_scores["id"].isin(pool_ids)
     return is_selected.to_numpy(bool)
 
@@ -183,6 +183,13 @@ def _is_strict(manifest: pd.DataFrame) -> bool:
 
 
 # --- text ---
+
+
+def _kind(manifest: pd.DataFrame) -> str:
+    """Return what the images are that the rule preferred."""
+    if RELATED_PROBABILITY in manifest:
+        return "drawn more often"
+    return "selected"
 
 
 def describe_prior(class_prior: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import torch
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.images.store import ImageStore, find_rows
+from pu_kd_pipeline.learning.mixture import temperature_of
 from pu_kd_pipeline.learning.retrieval import Neighbors
 from pu_kd_pipeline.learning.selection import RULES, PoolScores, Selection, needs_budget
 from pu_kd_pipeline.learning.selection_criteria import CRITERIA, MixtureOptions, SelectionOptions
@@ -113,6 +114,7 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
             is flagged.
     """
     params = _without_flagged_prior(params, inputs.class_prior)
+    params = _with_temperature(params, inputs.class_prior)
     scores, rows = _selectable_scores(inputs)
     pool = PoolScores(
         pu_score=_scores_of(scores, "pu_score", params),
@@ -139,7 +141,7 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
         rng=np.random.default_rng(params.seed),
         disagreement_of=disagreement_of,
         neighbors=_neighbors_of(inputs, rows, params),
-        mixture=MixtureOptions(score=params.mixture.score, temperature=params.mixture.temperature),
+        mixture=_mixture_options(params),
     )
     try:
         selection = RULES[params.rule].select(pool, options)
@@ -177,6 +179,26 @@ def _without_flagged_prior(params: SubsetParams, prior: Mapping[str, Any]) -> Su
         f"flagged ({flag}): a trained classifier reads {readings['trained']:.3f} and the teacher's "
         f"outputs read {readings['outputs']:.3f}; set pu_training.class_prior, or {way_out}"
     )
+
+
+def _with_temperature(params: SubsetParams, prior: Mapping[str, Any]) -> SubsetParams:
+    """Return the parameters with a temperature of the rule `mixture`: theirs, or by the prior."""
+    if params.mixture.temperature is not None:
+        return params
+    # None without a PU classifier.
+    readings = [] if prior["value"] is None else [prior["value"]]
+    # None where the class prior is given.
+    compared = prior.get("readings")
+    if compared is not None:
+        readings.append(compared["outputs"])
+    changes = {"temperature": temperature_of(readings)}
+    return params.model_copy(update={"mixture": params.mixture.model_copy(update=changes)})
+
+
+def _mixture_options(params: SubsetParams) -> MixtureOptions:
+    temperature = params.mixture.temperature
+    assert temperature is not None  # `_with_temperature`
+    return MixtureOptions(score=params.mixture.score, temperature=temperature)
 
 
 def _size(inputs: SubsetInputs, params: SubsetParams, n_selectable: int) -> SelectionSize:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.learning.selection import RELATED
 
 ORIGINS = ("labeled", "pool")
 # In the attrs of weight vectors: the parameters that they were made with, the mean weight of an
@@ -77,6 +78,18 @@ def sampling_options(manifest: pd.DataFrame) -> dict[str, Any]:
     if manifest.attrs.get(ROLLING) is not None:
         options[ROLLING] = manifest.attrs[ROLLING]
     return options
+
+
+def is_preferred(manifest: pd.DataFrame) -> pd.Series:
+    """Return which rows of a manifest are pool images that its rule preferred.
+
+    Of a rule that draws the images of the pool unevenly these are the images that it draws more
+    often than evenly, whose reason is `RELATED`; of other rules all pool images of the manifest.
+    """
+    is_of_pool = manifest["origin"] == "pool"
+    if RELATED_PROBABILITY not in manifest or REASON not in manifest:
+        return is_of_pool
+    return is_of_pool & (manifest[REASON] == RELATED)
 
 
 def reason_counts(manifest: pd.DataFrame) -> dict[str, int] | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pu_kd_pipeline.devices import autocast
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.learning.loop import shuffled_batches
+from pu_kd_pipeline.learning.selection import RELATED
 from pu_kd_pipeline.learning.weight_average import (
     WeightAverage,
     has_batch_norm,
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 # Images that the statistics of BatchNorm are estimated on: their error is then a few percent.
 STATISTICS_IMAGES = 2048
-_RELATED = "related"  # in the column `reason` of a manifest
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def final_phase_of(rows: pd.DataFrame, params: DistillationParams, name: str) ->
     is_taken = rows["origin"] == "labeled"
     if params.final_phase.images == "labeled_and_related":
         if "reason" in rows:
-            is_taken |= rows["reason"] == _RELATED
+            is_taken |= rows["reason"] == RELATED
         else:
             logger.warning(
                 "%s.final_phase.images: the manifest does not say which images are related: the "
