@@ -205,6 +205,7 @@ def test_the_options_of_a_mixture_are_part_of_the_identity(digits: Scene) -> Non
             start=None,
             watched=None,
             yardstick=None,
+            shared_logits=None,
             device=torch.device("cpu"),
         )
         identities.append(distillation._identity(task))
