@@ -130,7 +130,8 @@ def test_the_sentences_of_the_metrics_are_those_of_log_and_page(finished_run, me
 
 def test_the_manifest_has_the_selected_images_and_the_rule(manifest, metrics):
     columns = "id origin shard row pu_score teacher_class teacher_confidence"
-    assert list(manifest.columns) == [*columns.split(), "sampling_probability", "reason"]
+    drawing = ["sampling_probability", "reason", "related_probability"]
+    assert list(manifest.columns) == [*columns.split(), *drawing]
 
     n_selected = metrics["selection"]["n_selected"]
     n_per_origin = manifest["origin"].value_counts()
@@ -143,29 +144,35 @@ def test_the_manifest_has_the_selected_images_and_the_rule(manifest, metrics):
     assert set(fingerprints) == {"labeled_images", "pool_images", "pool_scores"}
 
 
-def test_the_rule_disagreement_draws_half_at_random_and_half_likely_positives(
+def test_the_rule_mixture_keeps_the_pool_and_draws_likely_positives_more_often(
     finished_run, manifest, scores, metrics
 ):
     yardstick = pd.read_parquet(finished_run / MODEL_INPUT / "yardstick.parquet")
     scores = scores[~scores["id"].isin(yardstick["id"])]
-    assert manifest.attrs["rule"] == "disagreement"
-    # The rule takes a number of images, not all above a score.
+    assert manifest.attrs["rule"] == "mixture"
     assert manifest.attrs["threshold"] is None
+    selected = selected_from_pool(manifest)
+    assert set(selected["id"]) == set(scores["id"])
+    assert metrics["selection"]["size_source"] == "whole pool"
 
-    class_prior = metrics["selection"]["class_prior"]
-    n_likely = round(class_prior * len(scores))
-    selected_scores = selected_from_pool(manifest)["pu_score"]
-    # 60 updates of 64 images show 77 images 50 times.
-    assert len(selected_scores) == 77
-    assert metrics["selection"]["size_source"] == "50 showings"
+    # Half of the class prior, the largest one of its readings.
+    readings = metrics["selection"]["class_prior_readings"]
+    largest = max(readings[name] for name in ("trained", "outputs", "outputs_bbe"))
+    assert manifest.attrs["mixture"]["temperature"] == pytest.approx(largest / 2)
 
-    half = round(len(selected_scores) / 2)
-    random_half = selected_scores.iloc[:half]
-    likely_half = selected_scores.iloc[half:]
-    all_scores = scores["pu_score"]
-    lowest_likely_score = all_scores.nlargest(n_likely).min()
-    assert (likely_half >= lowest_likely_score).all()
-    assert random_half.min() < all_scores.median()
+    is_related = selected["reason"] == "related"
+    related, others = selected[is_related], selected[~is_related]
+    assert set(others["reason"]) == {"random"}
+    assert related["pu_score"].median() > others["pu_score"].median()
+    even = 1 / len(selected)
+    assert (related["related_probability"] > even).all()
+    assert (others["related_probability"] <= even).all()
+
+    assert metrics["selection"]["reasons"] == {
+        "labeled": 100,
+        "related": len(related),
+        "random": len(others),
+    }
 
 
 def test_the_facts_of_the_manifest_can_be_read_without_this_package(finished_run, metrics):
@@ -185,15 +192,13 @@ def test_shard_and_row_of_the_manifest_locate_its_images(manifest, pool_images):
     assert located_ids.tolist() == selected["id"].tolist()
 
 
-def test_the_random_manifest_has_the_same_size_and_other_images(finished_run, manifest):
+def test_the_random_manifest_is_the_same_pool_drawn_evenly(finished_run, manifest):
     random_manifest = read_table(finished_run / MODEL_INPUT / "random_manifest.parquet")
-
-    ids = set(manifest["id"])
-    random_ids = set(random_manifest["id"])
-
-    assert len(manifest) == len(random_manifest)
-    assert ids != random_ids
     assert random_manifest.attrs["rule"] == "random"
+    assert set(manifest["id"]) == set(random_manifest["id"])
+    of_pool = random_manifest["sampling_probability"].dropna()
+    assert len(of_pool) == len(manifest) - 100
+    assert of_pool.nunique() == 1
 
 
 def test_features_have_the_stated_types_and_are_the_teachers(finished_run, pool_images, scores):

@@ -118,25 +118,27 @@ def test_the_probabilities_of_a_mixture_are_the_average_of_its_draws(
 @pytest.mark.parametrize(
     ("value", "outputs", "given", "expected"),
     [
-        (0.2, 0.3, None, 0.15),
-        (0.3, 0.2, None, 0.15),
+        (0.2, (0.3, 0.2), None, 0.15),
+        (0.3, (0.2, 0.1), None, 0.15),
+        (0.02, (0.03, 0.4), None, 0.2),
         # A class prior that the user gave has no second reading.
         (0.08, None, None, 0.04),
         # Without a PU classifier nothing is known.
         (None, None, None, DEFAULT_TEMPERATURE),
-        (0.2, 0.3, 0.01, 0.01),
+        (0.2, (0.3, 0.2), 0.01, 0.01),
     ],
 )
 def test_the_temperature_of_a_mixture_is_half_of_the_class_prior(
     inputs: SubsetInputs,
     value: float | None,
-    outputs: float | None,
+    outputs: tuple[float, float] | None,
     given: float | None,
     expected: float,
 ) -> None:
     prior = {**inputs.class_prior, "value": value, "readings": None}
     if outputs is not None:
-        prior["readings"] = {"trained": value, "outputs": outputs}
+        dedpul, bbe = outputs
+        prior["readings"] = {"trained": value, "outputs": dedpul, "outputs_bbe": bbe}
     params = params_of(rule="mixture", budget=None, mixture={"temperature": given})
     manifest = choose_subset(replace(inputs, class_prior=prior), params)
     assert manifest.attrs["mixture"]["temperature"] == pytest.approx(expected)

@@ -130,6 +130,7 @@ def identity_of(digits: Scene, vectors: pd.DataFrame) -> dict[str, Any]:
         start=None,
         watched=None,
         yardstick=None,
+        shared_logits=None,
         device=torch.device("cpu"),
     )
     return distillation._identity(task)

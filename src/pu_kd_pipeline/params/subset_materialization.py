@@ -25,7 +25,7 @@ class MixtureParams(Block):
         None,
         description="share of the pool, by rank, in which the probability of a related draw falls "
         "by a factor of e; about twice this share of the pool is drawn often. null: half of the "
-        "class prior, the larger one of its two readings",
+        "class prior, the largest one of its readings",
     )
     first: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of related images among the pool images of the first batches"

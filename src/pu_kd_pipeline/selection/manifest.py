@@ -190,7 +190,7 @@ def _with_temperature(params: SubsetParams, prior: Mapping[str, Any]) -> SubsetP
     # None where the class prior is given.
     compared = prior.get("readings")
     if compared is not None:
-        readings.append(compared["outputs"])
+        readings += [compared["outputs"], compared["outputs_bbe"]]
     changes = {"temperature": temperature_of(readings)}
     return params.model_copy(update={"mixture": params.mixture.model_copy(update=changes)})
 
