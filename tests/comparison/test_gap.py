@@ -182,7 +182,8 @@ def test_another_share_of_labeled_images_is_refused_where_it_is_read() -> None:
 
 
 def test_shares_that_follow_the_number_of_images_are_stated() -> None:
-    params = gap_grid(every_variant={"distillation": {"temperature": 4}})
+    of_the_manifest = {"distillation": {"temperature": 4, "labeled_share": None}}
+    params = gap_grid(every_variant=of_the_manifest)
     results = gap_results()
     page = comparison_page(results, params, measure_gaps(results, params, BASE))
     assert "`distillation.labeled_share` is null" in page

@@ -126,30 +126,23 @@ class RelatedSchedule:
 
 
 def related_schedule(
-    *,
-    first: float,
-    largest_mean: float = 1.0,
-    max_repeats: float,
-    n_effective: float,
-    n_draws: float,
+    *, first: float, max_repeats: float, n_effective: float, n_draws: float
 ) -> RelatedSchedule:
     """Return the schedule with which a drawn related image is shown at most `max_repeats` times.
 
     With D draws of the pool in all and a mean share m of related ones, a drawn related image is
     shown m D / n_effective times in the mean over the related draws. So
 
-        m = min(first, largest_mean, max_repeats * n_effective / D).
+        m = min(first, max_repeats * n_effective / D).
 
     The share starts at `first` and falls linearly to the end of the training, to 2 m - first.
     Where that is negative it reaches 0 earlier, after 2 m / first of the training, and the rest is
-    uniform. Our proposal: related images first and the whole pool at the end was the best order in
-    our trials, and images that are shown too often stop to teach (Goyal et al. 2024,
-    arXiv:2404.07177).
+    uniform. A short training (m = first) sees related draws alone. Our proposal: related images
+    first and the whole pool at the end was the best order in our trials, and images that are shown
+    too often stop to teach (Goyal et al. 2024, arXiv:2404.07177).
 
     Args:
         first: share of related draws at the start, in (0, 1].
-        largest_mean: of that share over the training, in (0, 1]; 0.5 ends with uniform draws
-            alone, if it starts with related ones alone.
         max_repeats: how often a drawn related image is shown at most, > 0.
         n_effective: effective number of related images, >= 1.
         n_draws: D, > 0.
@@ -159,14 +152,12 @@ def related_schedule(
     """
     if not 0.0 < first <= 1.0:
         raise ValueError(f"first must lie in (0, 1], got {first!r}")
-    if not 0.0 < largest_mean <= 1.0:
-        raise ValueError(f"largest_mean must lie in (0, 1], got {largest_mean!r}")
     if not (max_repeats > 0.0 and n_effective > 0.0 and n_draws > 0.0):
         raise ValueError(
             "max_repeats, n_effective and n_draws must be positive, "
             f"got {max_repeats!r}, {n_effective!r} and {n_draws!r}"
         )
-    mean = min(first, largest_mean, max_repeats * n_effective / n_draws)
+    mean = min(first, max_repeats * n_effective / n_draws)
     last = 2.0 * mean - first
     if last >= 0.0:
         return RelatedSchedule(first, last, end=1.0)

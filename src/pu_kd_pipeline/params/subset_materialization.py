@@ -30,11 +30,6 @@ class MixtureParams(Block):
     first: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of related images among the pool images of the first batches"
     )
-    largest_mean: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5,
-        description="share of related images over the whole training at most; with `first` 1 and "
-        "0.5 the last batches are of the whole pool",
-    )
     max_repeats: float = Field(
         150.0,
         gt=0,

@@ -171,8 +171,6 @@ def mixture_schedule(
     try:
         return related_schedule(
             first=options["first"],
-            # Manifests of earlier versions have none.
-            largest_mean=options.get("largest_mean", 1.0),
             max_repeats=options["max_repeats"],
             n_effective=effective_number(related.numpy()),
             n_draws=_n_pool_draws(labeled_share, params),
