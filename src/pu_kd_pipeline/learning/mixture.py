@@ -137,9 +137,9 @@ def related_schedule(
 
     The share starts at `first` and falls linearly to the end of the training, to 2 m - first.
     Where that is negative it reaches 0 earlier, after 2 m / first of the training, and the rest is
-    uniform. A short training (m = first) sees related draws alone. Our proposal: related images
-    first and the whole pool at the end was the best order in our trials, and images that are shown
-    too often stop to teach (Goyal et al. 2024, arXiv:2404.07177).
+    uniform. In a short training (m = first) it stays at `first`. Our proposal: related images first
+    and the whole pool at the end was the best order in our trials, and images that are shown too
+    often stop to teach (Goyal et al. 2024, arXiv:2404.07177).
 
     Args:
         first: share of related draws at the start, in (0, 1].

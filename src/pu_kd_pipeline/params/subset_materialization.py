@@ -28,7 +28,7 @@ class MixtureParams(Block):
         "class prior, the largest one of its readings",
     )
     first: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="share of related images among the pool images of the first batches"
+        0.75, description="share of related images among the pool images of the first batches"
     )
     max_repeats: float = Field(
         150.0,
