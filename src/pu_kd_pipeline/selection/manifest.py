@@ -24,6 +24,7 @@ from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.selection.tie_breaks import report_ties, tie_breaks
 from pu_kd_pipeline.storage.manifest import (
+    MIXTURE,
     REASON,
     RELATED_PROBABILITY,
     SAMPLING_PROBABILITY,
@@ -183,7 +184,8 @@ def _without_flagged_prior(params: SubsetParams, prior: Mapping[str, Any]) -> Su
 
 def _with_temperature(params: SubsetParams, prior: Mapping[str, Any]) -> SubsetParams:
     """Return the parameters with a temperature of the rule `mixture`: theirs, or by the prior."""
-    if params.mixture.temperature is not None:
+    is_read = RULES[params.rule].options == MIXTURE
+    if not is_read or params.mixture.temperature is not None:
         return params
     # None without a PU classifier.
     readings = [] if prior["value"] is None else [prior["value"]]
@@ -196,9 +198,10 @@ def _with_temperature(params: SubsetParams, prior: Mapping[str, Any]) -> SubsetP
 
 
 def _mixture_options(params: SubsetParams) -> MixtureOptions:
-    temperature = params.mixture.temperature
-    assert temperature is not None  # `_with_temperature`
-    return MixtureOptions(score=params.mixture.score, temperature=temperature)
+    score, temperature = params.mixture.score, params.mixture.temperature
+    if temperature is None:
+        return MixtureOptions(score=score)  # another rule, which does not read it
+    return MixtureOptions(score=score, temperature=temperature)
 
 
 def _size(inputs: SubsetInputs, params: SubsetParams, n_selectable: int) -> SelectionSize:
