@@ -28,7 +28,12 @@ from pu_kd_pipeline.learning.proportions import clopper_pearson_interval
 from pu_kd_pipeline.learning.yardstick import closeness
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.evaluation import EvaluationParams
-from pu_kd_pipeline.storage.manifest import check_manifest, is_preferred, reason_counts
+from pu_kd_pipeline.storage.manifest import (
+    check_manifest,
+    is_preferred,
+    prefers_images,
+    reason_counts,
+)
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.yardstick import check_yardstick, teacher_logits, yardstick_facts
 
@@ -238,6 +243,9 @@ def describe_selection(
     )
     facts = {name: manifest.attrs.get(name) for name in names}
     facts["reasons"] = reason_counts(manifest)
+    facts["n_preferred"] = None
+    if prefers_images(manifest):
+        facts["n_preferred"] = int(is_preferred(manifest).sum())
     facts["class_prior"] = class_prior["value"]
     facts["class_prior_lower"] = class_prior["lower"]
     facts["class_prior_upper"] = class_prior["upper"]

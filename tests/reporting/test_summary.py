@@ -69,12 +69,29 @@ def test_a_latency_has_its_spread() -> None:
             "6 of 30 (nnpu sign)",
         ),
         ({"n_selected": 6, "rule": "disagreement"}, "6 (disagreement, half of them at random)"),
+        (
+            {"n_selected": 30, "rule": "mixture", "n_preferred": 6},
+            "30 (mixture, drawn by relatedness, 6 of them more often than evenly)",
+        ),
+        # Of a version that did not count them.
+        (
+            {"n_selected": 30, "rule": "mixture", "reasons": {"related": 6}},
+            "30 (mixture, drawn by relatedness)",
+        ),
         ({"n_selected": 6, "rule": "of another version"}, "6 (of another version)"),
     ],
 )
 def test_the_selected_images_are_stated_with_their_rule(facts: dict[str, Any], text: str) -> None:
     metrics = {"selection": facts}
     assert selection_rows(metrics) == [["pool images selected", text]]
+
+
+def test_precision_and_recall_say_of_which_images_they_are() -> None:
+    quality = {"precision": 0.5, "recall": 0.25}
+    assert selection_rows({"selection": quality}) == [["precision", "50.0 %"], ["recall", "25.0 %"]]
+    rows = dict(selection_rows({"selection": {**quality, "n_preferred": 6}}))
+    assert rows["precision"] == "50.0 % (of the images that are drawn more often)"
+    assert rows["recall"] == "25.0 % (of the images that are drawn more often)"
 
 
 @pytest.mark.parametrize(

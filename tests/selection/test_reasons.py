@@ -18,7 +18,12 @@ from pu_kd_pipeline.params.subset_materialization import RetrievedParams, Subset
 from pu_kd_pipeline.reporting.sampling_rows import draw_rows, reason_rows
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_random_subset, choose_subset
 from pu_kd_pipeline.selection.retrieval import find_neighbors
-from pu_kd_pipeline.storage.manifest import manifest_digest, reason_counts
+from pu_kd_pipeline.storage.manifest import (
+    is_preferred,
+    manifest_digest,
+    prefers_images,
+    reason_counts,
+)
 from pu_kd_pipeline.storage.sharded_table import InMemoryTable, fixed_size_list
 from pu_kd_pipeline.storage.table import read_table, write_table
 from tests.selection.test_ties import N_POOL, inputs_of
@@ -146,6 +151,25 @@ def test_the_temperature_of_a_mixture_is_half_of_the_class_prior(
     same = params_of(rule="mixture", budget=None, mixture={"temperature": expected})
     by_number = choose_subset(inputs, same)
     assert manifest["related_probability"].equals(by_number["related_probability"])
+
+
+@pytest.mark.parametrize("budget", [None, BUDGET])
+def test_related_images_of_a_mixture_are_drawn_more_often_than_evenly(
+    inputs: SubsetInputs, budget: int | None
+) -> None:
+    manifest = choose_subset(inputs, params_of(rule="mixture", budget=budget))
+    of_pool = manifest[manifest["origin"] == "pool"]
+    is_more_often = of_pool["sampling_probability"] > 1 / len(of_pool)
+    assert is_more_often.any()
+    assert not is_more_often.all()
+    assert ((of_pool["reason"] == "related") == is_more_often).all()
+    assert is_preferred(manifest).sum() == is_more_often.sum()
+
+
+def test_all_pool_images_of_a_rule_that_cuts_are_preferred(inputs: SubsetInputs) -> None:
+    manifest = choose_subset(inputs, params_of(rule="random"))
+    assert is_preferred(manifest).sum() == BUDGET
+    assert not prefers_images(manifest)
 
 
 def test_a_mixture_with_other_options_is_another_manifest(

@@ -134,7 +134,7 @@ def recorded_with(
 
 def logits_of(outputs: TeacherOutputs, row: int) -> torch.Tensor:
     views = torch.arange(50)  # 25 shifts, mirrored or not
-    batch = Batch(torch.empty(50), torch.full((50,), row), views)
+    batch = Batch(torch.zeros(50, 1, 8, 8), torch.full((50,), row), views)
     return outputs(batch)
 
 
@@ -170,6 +170,18 @@ def test_logits_of_another_setting_are_not_shared(changes):
     recorded_with(shared, order)
     _, teacher = recorded_with(shared, order, **changes)
     assert teacher.n_images > 0
+
+
+def test_the_limit_is_that_of_all_images_whoever_computed_their_logits():
+    shared = SharedTeacherLogits()
+    # 10 images have 20 kB of logits.
+    small = COMPUTE.model_copy(update={"resident_limit_gb": 30e-6})
+    recorded_with(shared, list(range(10)), compute=small)
+    outputs, teacher = recorded_with(shared, list(range(20)), compute=small)
+    n_to_fill = teacher.n_images
+    logits_of(outputs, 0)
+    # The teacher runs at every step, as without the logits of the others.
+    assert teacher.n_images > n_to_fill
 
 
 def test_logits_beyond_the_limit_are_computed_again():

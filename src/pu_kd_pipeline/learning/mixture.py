@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pu_kd_pipeline.learning.ranking import best_first
 
 DEFAULT_TEMPERATURE = 0.05
-"""Of `related_probabilities`, where nothing is known of the class prior."""
+"""The temperature of `related_probabilities` where nothing is known of the class prior."""
 
 # Sums of shares are rounded down to whole images; this keeps 6.999999 from becoming 6.
 _ROUNDING = 1e-6
@@ -137,9 +137,9 @@ def related_schedule(
 
     The share starts at `first` and falls linearly to the end of the training, to 2 m - first.
     Where that is negative it reaches 0 earlier, after 2 m / first of the training, and the rest is
-    uniform. In a short training (m = first) it stays at `first`. Our proposal: related images first
-    and the whole pool at the end was the best order in our trials, and images that are shown too
-    often stop to teach (Goyal et al. 2024, arXiv:2404.07177).
+    uniform. In a short training (m = first) it stays at `first`. Our proposal: images that are
+    shown too often stop to teach (Goyal et al. 2024, arXiv:2404.07177), and in a long training
+    related images first and the whole pool at the end was the better order.
 
     Args:
         first: share of related draws at the start, in (0, 1].

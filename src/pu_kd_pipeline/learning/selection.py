@@ -337,9 +337,9 @@ def disagreement(pool: PoolScores, options: SelectionOptions) -> Selection:
 def mixture(pool: PoolScores, options: SelectionOptions) -> Selection:
     """Keep the whole pool, with the probability of each image in the related part of a batch.
 
-    See `mixture.related_probabilities`; no class prior and no threshold decides anything. The
-    images come best first. An image is "related" where related draws show it more often than
-    uniform ones do, else "random".
+    See `mixture.related_probabilities`; no threshold decides anything. The images come best first.
+    An image is "related" where related draws show it more often than uniform ones do, else
+    "random".
 
     A budget keeps that many images: half at random, the same ones as `random`, and half drawn from
     the others without replacement, with these probabilities. Uniform draws are then those of the
@@ -368,12 +368,12 @@ def mixture(pool: PoolScores, options: SelectionOptions) -> Selection:
         others = order[n_first:]
         drawn = _in_proportion(others, probabilities[others], rng)
         rows = np.concatenate([first, drawn])[:budget]
-    is_related = probabilities[rows] > 1.0 / n_pool
-    reasons = np.where(is_related, RELATED, RANDOM)
     kept = probabilities[rows]
     total = kept.sum()
+    even = 1.0 / len(rows)
     # Where only the worst images of a small pool are kept, their probabilities may round to zero.
-    kept = np.full(len(rows), 1.0 / len(rows)) if total == 0 else kept / total
+    kept = np.full(len(rows), even) if total == 0 else kept / total
+    reasons = np.where(kept > even, RELATED, RANDOM)
     return Selection(rows, None, None, reasons=reasons, related_probability=kept)
 
 

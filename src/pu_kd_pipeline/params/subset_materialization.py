@@ -25,7 +25,8 @@ class MixtureParams(Block):
         None,
         description="share of the pool, by rank, in which the probability of a related draw falls "
         "by a factor of e; about twice this share of the pool is drawn often. null: half of the "
-        "class prior, the largest one of its readings",
+        "class prior, the largest one of its readings; 0.05 in a comparison that ranks by "
+        "teacher_log_odds, which estimates none",
     )
     first: Annotated[float, Field(gt=0, le=1)] = Field(
         0.75, description="share of related images among the pool images of the first batches"

@@ -21,7 +21,7 @@ from pu_kd_pipeline.reporting.style import (
     set_title,
     style_axes,
 )
-from pu_kd_pipeline.storage.manifest import RELATED_PROBABILITY, is_preferred
+from pu_kd_pipeline.storage.manifest import is_preferred, prefers_images
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,7 +187,7 @@ def _is_strict(manifest: pd.DataFrame) -> bool:
 
 def _kind(manifest: pd.DataFrame) -> str:
     """Return what the images are that the rule preferred."""
-    if RELATED_PROBABILITY in manifest:
+    if prefers_images(manifest):
         return "drawn more often"
     return "selected"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pu_kd_pipeline.learning.selection import RELATED, RULES
+from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.reporting.gains import gain_text, gain_title, whole_pool_gain_text
 from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
@@ -178,21 +178,12 @@ def _selected(selection: Mapping[str, Any]) -> str | None:
     record = RULES.get(str(selection.get("rule")))
     if record is not None and record.note:
         how += f", {record.note}"
-    n_preferred = _n_preferred(selection)
+    n_preferred = selection.get("n_preferred")
     if n_preferred is not None:
         how += f", {n_preferred:,} of them more often than evenly"
     if how:
         text += f" ({how})"
     return text
-
-
-def _n_preferred(selection: Mapping[str, Any]) -> int | None:
-    """Return how many images are drawn more often than evenly; None where all are drawn evenly."""
-    record = RULES.get(str(selection.get("rule")))
-    reasons = selection.get("reasons") or {}
-    if record is None or not record.draws_unevenly or RELATED not in reasons:
-        return None
-    return int(reasons[RELATED])
 
 
 def _quality(key: str) -> Callable[[Mapping[str, Any]], str | None]:
@@ -202,7 +193,7 @@ def _quality(key: str) -> Callable[[Mapping[str, Any]], str | None]:
         if selection.get(key) is None:
             return None
         text = percent(selection[key])
-        if _n_preferred(selection) is not None:
+        if selection.get("n_preferred") is not None:
             text += " (of the images that are drawn more often)"
         return text
 

@@ -106,7 +106,7 @@ def choose_subset(inputs: SubsetInputs, params: SubsetParams) -> pd.DataFrame:
     how the related part of a batch is drawn. Its `attrs` hold how it was chosen: rule, criterion,
     budget, class prior, threshold, how many images were excluded, fingerprints of the inputs.
 
-    A flagged class prior decides nothing: with a budget the criterion `quantile` keeps the images
+    A flagged class prior cuts nothing: with a budget the criterion `quantile` keeps the images
     with the highest scores, and `disagreement` takes as many for likely positives.
 
     Raises:
@@ -194,6 +194,10 @@ def _with_temperature(params: SubsetParams, prior: Mapping[str, Any]) -> SubsetP
     if compared is not None:
         readings += [compared["outputs"], compared["outputs_bbe"]]
     changes = {"temperature": temperature_of(readings)}
+    origin = "half of the largest reading of the class prior"
+    if not readings:
+        origin = "because no class prior is known"
+    logger.info("rule %r: temperature %.3g, %s", params.rule, changes["temperature"], origin)
     return params.model_copy(update={"mixture": params.mixture.model_copy(update=changes)})
 
 

@@ -80,6 +80,11 @@ def sampling_options(manifest: pd.DataFrame) -> dict[str, Any]:
     return options
 
 
+def prefers_images(manifest: pd.DataFrame) -> bool:
+    """Return whether a manifest says which of its pool images are drawn more often than evenly."""
+    return RELATED_PROBABILITY in manifest and REASON in manifest
+
+
 def is_preferred(manifest: pd.DataFrame) -> pd.Series:
     """Return which rows of a manifest are pool images that its rule preferred.
 
@@ -87,7 +92,7 @@ def is_preferred(manifest: pd.DataFrame) -> pd.Series:
     often than evenly, whose reason is `RELATED`; of other rules all pool images of the manifest.
     """
     is_of_pool = manifest["origin"] == "pool"
-    if RELATED_PROBABILITY not in manifest or REASON not in manifest:
+    if not prefers_images(manifest):
         return is_of_pool
     return is_of_pool & (manifest[REASON] == RELATED)
 

@@ -219,8 +219,8 @@ def distill(
             clean views of them, `watched_accuracy`.
         yardstick: images that are not in the manifest, and this teacher's logits for them; None or
             empty: the student is not measured.
-        shared_logits: where other trainings of this teacher leave its logits, see
-            `teacher_cache.TeacherOutputs`; None: there are none.
+        shared_logits: the teacher's logits that this training shares with others, see
+            `teacher_cache.TeacherOutputs`; None: it shares none.
 
     Raises:
         InputError: manifest, weights, yardstick and images do not fit together, the objective

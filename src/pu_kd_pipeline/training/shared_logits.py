@@ -16,11 +16,13 @@ class SharedTeacherLogits:
 
     The logits of an image may not depend on the images that are computed with it. On a CPU they do
     not if all batches have the same size, see `teacher_cache.TeacherOutputs`.
+
+    Logits of the last setting alone are kept.
     """
 
     def __init__(self) -> None:
-        self._n_bytes = 0
-        self._logits: dict[Hashable, dict[str, Tensor]] = {}
+        self._setting: Hashable = None
+        self._logits: dict[str, Tensor] = {}
 
     def get(
         self,
@@ -34,24 +36,23 @@ class SharedTeacherLogits:
         Args:
             setting: all but the image that its logits depend on: teacher, views, precision, batch
                 size.
-            fingerprints: of each image.
+            fingerprints: one for each image.
             compute: returns the (n, V, K) logits of images at (n,) int64 positions among the N, or
                 None where they do not fit into memory.
             limit_bytes: how much to keep in all. What does not fit is computed, and not kept.
         """
-        kept = self._logits.setdefault(setting, {})
-        # The first position of each: an image may be there twice.
-        missing = {name: at for at, name in enumerate(fingerprints) if name not in kept}
-        found = kept
+        if setting != self._setting:
+            self._setting = setting
+            self._logits = {}
+        # One position of each: an image may be there twice.
+        missing = {name: at for at, name in enumerate(fingerprints) if name not in self._logits}
+        found = self._logits
         if missing:
-            positions = torch.tensor(list(missing.values()))
-            computed = compute(positions)
+            computed = compute(torch.tensor(list(missing.values())))
             if computed is None:
                 return None
-            new = dict(zip(missing, computed, strict=True))
-            found = {**kept, **new}
-            n_bytes = computed.numel() * computed.element_size()
-            if self._n_bytes + n_bytes <= limit_bytes:
-                self._n_bytes += n_bytes
-                kept.update(new)
+            found = {**found, **dict(zip(missing, computed, strict=True))}
+            bytes_per_image = computed[0].numel() * computed.element_size()
+            if len(found) * bytes_per_image <= limit_bytes:
+                self._logits = found
         return torch.stack([found[name] for name in fingerprints])

@@ -36,7 +36,7 @@ class KnownImages:
     Attributes:
         logits: the shared logits.
         teacher: fingerprint of the teacher.
-        fingerprints: of each image.
+        fingerprints: one for each image.
     """
 
     logits: SharedTeacherLogits
@@ -60,7 +60,8 @@ class TeacherOutputs:
         normalize: on the images' device.
         params: the block `distillation`.
         remember: returns the result of its argument, from this run or from an interrupted one.
-        known_images: where `exact` finds logits that another training has computed; None: nowhere.
+        known_images: the images, for `exact` on a CPU to find logits that another training has
+            computed; None: all are computed.
 
     Attributes:
         note: why the teacher runs although `teacher_cache` asks for a cache, for the student's
@@ -172,15 +173,21 @@ class TeacherOutputs:
     def _logits_of_all(self, views: Tensor, known_images: KnownImages | None) -> Tensor | None:
         """Return the (N, V, K) logits of (N, V) views of every image; None if they do not fit."""
         positions = torch.arange(len(views))
-        # Random views are this training's own.
-        if known_images is None or self._fixed_views is not None:
+        # Random views are this training's own. On a GPU logits depend on the rest of the batch, so
+        # that those of a comparison would depend on the order of its students.
+        is_shared = self._fixed_views is None and self._images.device.type == "cpu"
+        if known_images is None or not is_shared:
             return self._logits_at(positions, views)
-        return known_images.logits.get(
+        logits = known_images.logits.get(
             self._setting(known_images.teacher),
             known_images.fingerprints,
             lambda missing: self._logits_at(missing, views),
             limit_bytes=self._params.compute.resident_limit_gb * 1e9,
         )
+        # The limit is that of all images, whoever computed their logits.
+        if logits is None or not self._fits(views.numel(), logits.shape[-1]):
+            return None
+        return logits
 
     def _setting(self, teacher: str) -> tuple[Any, ...]:
         """Return all but the image that its logits depend on."""

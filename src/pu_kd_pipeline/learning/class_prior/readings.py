@@ -42,8 +42,8 @@ SOURCES_DIFFER = "sources_differ"
 TEACHER_CANNOT_RANK = "teacher_cannot_rank"
 
 _WAYS_OUT = (
-    "set pu_training.class_prior if you know the share, or subset_materialization.budget to the "
-    "number of images to keep"
+    "set pu_training.class_prior if you know the share, or, for a rule that cuts, "
+    "subset_materialization.budget to the number of images to keep"
 )
 
 Samples = tuple[Scores, Scores]
