@@ -120,6 +120,7 @@ class Experiment:
             self.ranks,
             proxy,
             self.excluded,
+            student=self.blocks["distillation"],
         )
 
     def page(self) -> str:
