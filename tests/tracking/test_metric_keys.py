@@ -114,7 +114,6 @@ def test_a_run_logs_the_results_that_its_file_has(finished_run):
     assert loops == {
         "teacher_training",
         "pu_training",
-        "proxy",
         "distillation",
         "random_baseline",
         "system",
