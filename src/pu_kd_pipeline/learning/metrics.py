@@ -59,9 +59,11 @@ def chance_agreement(first: Classes, second: Classes) -> float:
     """
     _check_vectors(first, second)
     n_classes = 1 + int(max(first.max(), second.max()))
-    first_shares = np.bincount(first, minlength=n_classes) / len(first)
-    second_shares = np.bincount(second, minlength=n_classes) / len(second)
-    return float(first_shares @ second_shares)
+    first_counts = np.bincount(first, minlength=n_classes)
+    second_counts = np.bincount(second, minlength=n_classes)
+    # Of integers: the last bit of a sum of shares depends on where they lie in memory.
+    n_equal_pairs = int(first_counts @ second_counts)
+    return n_equal_pairs / len(first) ** 2
 
 
 def per_class_accuracy(predicted: Classes, labels: Classes, n_classes: int) -> NDArray[np.float64]:
