@@ -178,16 +178,12 @@ class TeacherOutputs:
         is_shared = self._fixed_views is None and self._images.device.type == "cpu"
         if known_images is None or not is_shared:
             return self._logits_at(positions, views)
-        logits = known_images.logits.get(
+        return known_images.logits.get(
             self._setting(known_images.teacher),
             known_images.fingerprints,
             lambda missing: self._logits_at(missing, views),
             limit_bytes=self._params.compute.resident_limit_gb * 1e9,
         )
-        # The limit is that of all images, whoever computed their logits.
-        if logits is None or not self._fits(views.numel(), logits.shape[-1]):
-            return None
-        return logits
 
     def _setting(self, teacher: str) -> tuple[Any, ...]:
         """Return all but the image that its logits depend on."""
@@ -202,20 +198,21 @@ class TeacherOutputs:
         n_views_each = views.shape[1]
         n_rows = len(positions) * n_views_each
         rows = positions.repeat_interleave(n_views_each)
-        views = views[positions].reshape(-1)
+        views_of_rows = views[positions].reshape(-1)
         cached: Tensor | None = None
         size = self._params.batch_size
         for start in range(0, n_rows, size):
             end = start + size
             # Full batches of the training's size to the last: another size may round differently.
             taken = torch.arange(start, end, device=device).clamp(max=n_rows - 1)
-            images = self._batch(rows[taken], views[taken])
+            images = self._batch(rows[taken], views_of_rows[taken])
             logits = self._compute(images)
 
             # The number of classes is known after the first batch.
             if cached is None:
                 n_classes = logits.shape[1]
-                if not self._fits(n_rows, n_classes):
+                # Of all images, whoever computes their logits.
+                if not self._fits(views.numel(), n_classes):
                     return None
                 cached = torch.empty(n_rows, n_classes, device=device)
 
