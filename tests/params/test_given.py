@@ -33,6 +33,16 @@ from tests.test_environments import ENVIRONMENT_BLOCKS
         ("'/a,b'", "/a,b", "/a,b"),
         ('"007"', "007", "007"),
         ("it's", "it's", "it's"),
+        # Lists and mappings
+        ("[3]", [3], "[3]"),
+        ("[3,4,5]", [3, 4, 5], "[3,4,5]"),
+        (" [3, 4] ", [3, 4], "[3, 4]"),
+        ("[[0.5,1],[2,'x,]']]", [[0.5, 1], [2, "x,]"]], "[[0.5,1],[2,'x,]']]"),
+        ("{a: 1,b: [2,3]}", {"a": 1, "b": [2, 3]}, "{a: 1,b: [2,3]}"),
+        ("'[3,4]'", "[3,4]", "[3,4]"),
+        # Brackets elsewhere are part of a text.
+        ("/a[1", "/a[1", "/a[1"),
+        ("[0-9]*.png", "[0-9]*.png", "[0-9]*.png"),
     ],
 )
 def test_a_value_has_the_type_of_yaml_and_keeps_its_text(typed, value, text):
@@ -57,6 +67,12 @@ def test_texts_survive_the_copy_that_kedro_makes():
 @pytest.mark.parametrize("typed", ["data=/a,b", "data", "=3", "a=1,,b"])
 def test_an_item_without_key_or_value_is_refused_with_the_way_to_write_commas(typed):
     with pytest.raises(InputError, match="A value that holds a comma stands in quotes"):
+        parse_given(typed)
+
+
+@pytest.mark.parametrize("typed", ["data=[1", "seed=1,data=[1,2", "data={a: [1},seed=1"])
+def test_a_bracket_that_is_not_closed_is_refused(typed):
+    with pytest.raises(InputError, match="not closed"):
         parse_given(typed)
 
 

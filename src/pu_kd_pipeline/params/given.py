@@ -36,19 +36,17 @@ class GivenParameters(dict[str, Any]):
 
 
 def parse_given(text: str) -> GivenParameters:
-    """Return the values of `key=value,block.key=value`; a value with a comma stands in quotes.
+    """Return the values of `key=value,block.key=[1,2]`; a text with a comma stands in quotes.
 
     Raises:
-        InputError: an item is no key with a value.
+        InputError: an item is no key with a value, or a bracket is not closed.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     values = OmegaConf.create({})
     texts = {}
-    for item in _ITEM.findall(text):
-        if not item.strip():
-            continue
+    for item in _items(text):
         key, equals, typed = item.partition("=")
         key = key.strip()
         if not equals or not key:
@@ -67,6 +65,36 @@ def parse_given(text: str) -> GivenParameters:
             raise InputError(f"`{item.strip()}` cannot be used: {reason}") from exc
     container: Any = OmegaConf.to_container(values)
     return GivenParameters(container, texts)
+
+
+def _items(text: str) -> list[str]:
+    """Split at the commas that are neither in a quoted value nor in one that starts with a bracket.
+
+    Raises:
+        InputError: a bracket is not closed.
+    """
+    items: list[str] = []
+    for part in _ITEM.findall(text):
+        if items and _is_open(items[-1]):
+            items[-1] += f",{part}"
+        elif part.strip():
+            items.append(part)
+    if items and _is_open(items[-1]):
+        raise InputError(
+            f"`{items[-1].strip()}` has a bracket that is not closed. A text that starts with a "
+            "bracket stands in quotes of its own: --params=\"data='[1'\""
+        )
+    return items
+
+
+def _is_open(item: str) -> bool:
+    """Return whether a value is a list or a mapping of YAML whose end is missing."""
+    _, _, value = item.partition("=")
+    if not value.lstrip().startswith(("[", "{")):
+        return False
+    unquoted = _QUOTED.sub("", value)
+    opened = unquoted.count("[") + unquoted.count("{")
+    return opened > unquoted.count("]") + unquoted.count("}")
 
 
 def _typed_value(text: str) -> Any:
