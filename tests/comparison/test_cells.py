@@ -20,15 +20,17 @@ from pu_kd_pipeline.comparison import pool_scores
 from pu_kd_pipeline.comparison.cells import comparison_shards
 from pu_kd_pipeline.comparison.computation import RESULT
 from pu_kd_pipeline.comparison.figure import plot_comparison
-from pu_kd_pipeline.comparison.grid import Blocks
+from pu_kd_pipeline.comparison.grid import Blocks, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs, labeled_rows
 from pu_kd_pipeline.comparison.page import comparison_page
 from pu_kd_pipeline.datasets import ShardedTableDataset
 from pu_kd_pipeline.devices import MemoryShortage
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.features.reading import read_log_odds
 from pu_kd_pipeline.images.duplicates import Excluded
+from pu_kd_pipeline.learning.class_prior.readings import read_outputs
 from pu_kd_pipeline.params.comparison import ComparisonParams
-from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.storage.sharded_table import InMemoryTable, ShardedTable
 from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from tests.comparison.builders import grid
 
@@ -401,3 +403,26 @@ def test_students_of_each_length_get_their_updates_and_a_name_of_their_own(
     assert "## After 4 updates" in page
     assert "## After 12 updates" in page
     assert len(plot_comparison(results, params).axes) == 2
+
+
+def test_a_mixture_by_the_outputs_draws_as_many_images_often_as_the_outputs_read(
+    inputs, blocks, tmp_path, n_labeled_of_trainings, caplog
+):
+    caplog.set_level("INFO", logger="pu_kd_pipeline.selection.manifest")
+    by_outputs = {"mixture": {"score": "teacher_log_odds"}}
+    variants = {"outputs": {"rule": "mixture", "subset_materialization": by_outputs}}
+    params = grid(labeled_per_class=[4], seeds=[0], variants=variants)
+    results = computed(inputs, blocks, params, tmp_path)
+
+    [cell] = make_cells(params, blocks)
+    drawn_ids = pa.array(inputs.cell_labeled_images(cell).index["id"], pa.string())
+    [table] = inputs.labeled_features.shards()
+    drawn = table.filter(pa.compute.is_in(table["id"], drawn_ids))
+    labeled = InMemoryTable.of("drawn", [drawn])
+    outputs = (read_log_odds(labeled), read_log_odds(inputs.pool_features))
+    expected = max(read_outputs(outputs)) / 2
+    [message] = [text for text in caplog.messages if "temperature" in text]
+    assert f"temperature {expected:.3g}, half of the largest reading" in message
+    assert n_labeled_of_trainings == []
+    # No estimate: the outputs alone give none.
+    assert results["class_prior"].isna().all()

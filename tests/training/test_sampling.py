@@ -96,6 +96,15 @@ def test_a_labeled_share_is_kept_with_and_without_probabilities(pool: Any) -> No
     }
 
 
+@pytest.mark.parametrize(("share", "is_warned"), [(0.09, True), (0.1, False), (0.3, False)])
+def test_labeled_images_that_are_shown_rarely_are_reported(
+    caplog: pytest.LogCaptureFixture, share: float, is_warned: bool
+) -> None:
+    # A fifth of these images is labeled.
+    manifest_sampling(rows_of(pool=None), {}, params_with(labeled_share=share))
+    assert ("20 % of the images are labeled" in caplog.text) == is_warned
+
+
 def test_an_uneven_pool_keeps_the_share_that_the_manifest_gives() -> None:
     rows = rows_of(pool=uneven(N_POOL))
     sampling = manifest_sampling(rows, {}, params_with(n_updates=10, batch_size=10))

@@ -13,13 +13,18 @@ import torch
 
 from pu_kd_pipeline.comparison.grid import Cell
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.features.reading import read_log_odds
 from pu_kd_pipeline.features.scoring import score_shards
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.learning.class_prior.readings import read_outputs
 from pu_kd_pipeline.learning.confidence import class_confidence
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.storage.sharded_table import InMemoryTable, ShardedTable, as_array
 from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
 from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
+
+# The key of scores that need no training, next to those of PU parameters.
+_UNTRAINED = ""
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,27 @@ class PoolScorer:
             self._draw = draw
             self._scored = {}
         if not cell.needs_pu:
-            return self._by_confidence
+            if _UNTRAINED not in self._scored:
+                self._scored[_UNTRAINED] = self._by_outputs(cell)
+            return self._scored[_UNTRAINED]
         key = cell.blocks.pu_training.model_dump_json()
         if key not in self._scored:
             self._scored[key] = self._by_classifier(cell)
         return self._scored[key]
 
+    def _by_outputs(self, cell: Cell) -> ScoredPool:
+        """Return what the teacher's outputs tell without any training."""
+        labeled = self._features_of(self._inputs.cell_labeled_images(cell))
+        outputs = (read_log_odds(labeled), read_log_odds(self._inputs.pool_features))
+        by_dedpul, by_bbe = read_outputs(outputs)
+        # Nothing was trained, so that there is no estimate.
+        prior: dict[str, Any] = dict.fromkeys(("value", "lower", "upper", "method"))
+        prior["readings"] = {"outputs": by_dedpul, "outputs_bbe": by_bbe}
+        no_ranks = pd.DataFrame({"rank": []})
+        return ScoredPool(self._confidence, prior, no_ranks, seconds=None)
+
     @cached_property
-    def _by_confidence(self) -> ScoredPool:
+    def _confidence(self) -> InMemoryTable:
         tables = []
         for table in self._inputs.pool_features.shards(["id", "logits"]):
             # A copy: torch does not take the read-only memory of the table.
@@ -75,11 +93,7 @@ class PoolScorer:
                 "teacher_log_odds": teacher.log_odds.numpy(),
             }
             tables.append(pa.table(columns))
-        scores = InMemoryTable.of("confidence", tables)
-        # Prior and ranks are unknown without a PU classifier.
-        unknown_prior = dict.fromkeys(("value", "lower", "upper", "method"))
-        no_ranks = pd.DataFrame({"rank": []})
-        return ScoredPool(scores, unknown_prior, no_ranks, seconds=None)
+        return InMemoryTable.of("confidence", tables)
 
     def _by_classifier(self, cell: Cell) -> ScoredPool:
         started = time.perf_counter()

@@ -196,7 +196,7 @@ def _counts(
         for found_ids, logits in iter_logits(features, ids):
             draws = None
             if draws_of_origin is not None:
-                draws = torch.from_numpy(draws_of_origin.loc[found_ids].to_numpy())
+                draws = torch.from_numpy(draws_of_origin.loc[found_ids].to_numpy(copy=True))
             everything.add(logits, draws)
             if origin == "pool":
                 of_pool.add(logits, draws)

@@ -5,6 +5,7 @@ A manifest without probabilities, or with equal ones for the pool, is shown in s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from pu_kd_pipeline.storage.manifest import (
     ROLLING,
     SAMPLING_PROBABILITY,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +102,7 @@ def manifest_sampling(
     share = natural
     if params.labeled_share is not None and has_both:
         share = params.labeled_share
+        _report_rare_labeled_images(share, natural)
     labeled_p, pool_p = drawing_probabilities(rows, is_labeled)
     related = _related(rows, ~is_labeled)
     # The rule `rolling` draws its pool images in another way in every phase.
@@ -146,6 +150,18 @@ def manifest_sampling(
     if is_rolling:
         facts[ROLLING] = attrs[ROLLING]
     return Sampling(None, Strata(strata, counts), facts)
+
+
+def _report_rare_labeled_images(share: float, natural: float) -> None:
+    """Warn where labeled images are shown less than half as often as in shuffled passes."""
+    if natural > 2.0 * share:
+        logger.warning(
+            "%.0f %% of the images are labeled, and labeled_share shows them in %.0f %% of every "
+            "batch, so that each is shown less often than an image of the pool. "
+            "distillation.labeled_share=null shows them as often as their number asks for",
+            100 * natural,
+            100 * share,
+        )
 
 
 def mixture_schedule(

@@ -76,6 +76,18 @@ class ClassPriorReadings:
     """`SOURCES_DIFFER`, `TEACHER_CANNOT_RANK`, or None."""
 
 
+def read_outputs(outputs: Samples) -> tuple[float, float]:
+    """Return the class prior by DEDPUL and by BBE, directly on the teacher's output.
+
+    Args:
+        outputs: (n_P,) and (n_U,) finite outputs of the teacher for positives and unlabeled, larger
+            means more related.
+    """
+    by_dedpul, _ = density_ratio_estimate(*outputs)
+    by_bbe, _ = best_bin_estimate(*outputs)
+    return by_dedpul, by_bbe
+
+
 def compare_readings(
     trained: float,
     outputs: Samples,
@@ -101,8 +113,7 @@ def compare_readings(
             nothing was trained.
         rng: source of the resamples.
     """
-    by_dedpul, _ = density_ratio_estimate(*outputs)
-    by_bbe, _ = best_bin_estimate(*outputs)
+    by_dedpul, by_bbe = read_outputs(outputs)
     auc = None
     largest = None
     ratio_lower = None
