@@ -91,6 +91,47 @@ def test_a_loop_of_unknown_length_that_is_abandoned_still_logs_its_last_step(lin
     assert lines() == ["shards: 1 images", "shards: 5 images"]
 
 
+def test_a_long_loop_over_images_shows_pace_and_remaining_time_from_its_first_batch_on(
+    lines, monkeypatch
+):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.count_images("pool_images", 1_000) as count:
+        for n in (64, 64, 64, 808):
+            now[0] += n / 32
+            count(n)
+
+    # 2 s per batch, and the next line after at least ten seconds.
+    assert lines() == [
+        "pool_images: 64 of 1,000 images, 32 per second, about 29 s left",
+        "pool_images: 1,000 of 1,000 images, 32 per second",
+    ]
+
+
+def test_a_short_loop_over_images_shows_nothing_until_it_turns_out_to_be_long(lines, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.count_images("short", 90) as count:
+        for _ in range(9):
+            now[0] += 1.0
+            count(10)
+    assert lines() == []
+
+    with progress.count_images("slower", 100) as count:
+        for seconds in (0.5, 4.5):
+            now[0] += seconds
+            count(10)
+    # Cut short, as a loop that fails: only what was shown is there.
+    assert lines() == ["slower: 20 of 100 images, 4 per second, about 20 s left"]
+
+
+def test_a_loop_whose_clock_stands_still_is_counted(lines, monkeypatch):
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 5.0)
+    with progress.count_images("images", 3) as count:
+        count(3)
+    assert lines() == []
+
+
 def test_tracking_a_plain_loop_publishes_nothing(published):
     items = list(progress.track([1, 2, 3], name="shards"))
     assert items == [1, 2, 3]

@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ Event = ParamSpec("Event")
 Record = TypeVar("Record", bound=Mapping[str, Any])
 Item = TypeVar("Item")
 ShowProgress = Callable[[int, str], None]
+AddImages = Callable[[int], None]
 
 
 class Channel(Generic[Event]):
@@ -110,6 +111,37 @@ def track(
                 show(count, unit)
 
 
+@contextmanager
+def count_images(name: str, total: int) -> Iterator[AddImages]:
+    """Yield `add(n)`, which says that n more images are done.
+
+    Shows their number and the pace once the whole loop is known to take longer than
+    `SECONDS_BETWEEN_LINES`, which may be after its first batch, and nothing for a shorter one.
+
+    Args:
+        name: what is read or computed, on the screen.
+        total: number of images expected.
+    """
+    started = time.monotonic()
+    count = 0
+    show: ShowProgress | None = None
+    with ExitStack() as display:
+
+        def add(n: int) -> None:
+            nonlocal count, show
+            count += n
+            seconds = time.monotonic() - started
+            if show is None and seconds * total < SECONDS_BETWEEN_LINES * count:
+                return
+            if show is None:
+                show = display.enter_context(_display(name, total, started))
+            # A clock may stand still for the duration of a small batch.
+            pace = count / max(seconds, 1e-9)
+            show(count, f"images, {pace:,.0f} per second")
+
+        yield add
+
+
 def _step_of(record: Mapping[str, Any], default: int) -> int:
     for key in STEP_KEYS:
         if key in record:
@@ -127,14 +159,20 @@ def _first_numbers(record: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _display(name: str, total: int | None) -> Iterator[ShowProgress]:
-    """Yield `show(count, text)`: a bar on a terminal, lines in the log elsewhere."""
+def _display(name: str, total: int | None, started: float | None = None) -> Iterator[ShowProgress]:
+    """Yield `show(count, text)`: a bar on a terminal, lines in the log elsewhere.
+
+    Args:
+        name: of the loop.
+        total: number of steps, where it is known.
+        started: when the loop started, on the monotonic clock; None: now.
+    """
     # While it shows bars, rich replaces stderr; before rich 15, by an object that is no terminal.
     if _bars is not None or sys.stderr.isatty():
         with _bar(name, total) as show:
             yield show
     else:
-        lines = _LogLines(name, total)
+        lines = _LogLines(name, total, started)
         try:
             yield lines.show
         finally:
@@ -144,12 +182,12 @@ def _display(name: str, total: int | None) -> Iterator[ShowProgress]:
 class _LogLines:
     """Logs the first and the last step, and one line every ten seconds between them."""
 
-    def __init__(self, name: str, total: int | None) -> None:
+    def __init__(self, name: str, total: int | None, started: float | None) -> None:
         self._name = name
         self._total = total
         self._line_time = -SECONDS_BETWEEN_LINES
         self._line_count = 0
-        self._pace_time = time.monotonic()
+        self._pace_time = time.monotonic() if started is None else started
         self._unlogged: tuple[int, str] | None = None
 
     def show(self, count: int, text: str) -> None:
@@ -166,16 +204,16 @@ class _LogLines:
 
     def _log(self, count: int, text: str) -> None:
         now = time.monotonic()
-        position = str(count)
+        position = f"{count:,}"
         seconds_left = 0.0
         if self._total:
-            position = f"{count} of {self._total}"
+            position = f"{count:,} of {self._total:,}"
             # By the pace since the line before: the steps that a resumed loop repeats take no time.
             seconds_per_step = (now - self._pace_time) / max(count - self._line_count, 1)
             seconds_left = seconds_per_step * (self._total - count)
         remaining = ""
         if seconds_left >= 1:
-            remaining = f", about {seconds_left:.0f} s left"
+            remaining = f", about {seconds_left:,.0f} s left"
         logger.info("%s: %s %s%s", self._name, position, text, remaining)
         self._line_time = now
         self._pace_time = now

@@ -28,6 +28,7 @@ from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.teacher import InputSpec
+from pu_kd_pipeline.progress import count_images
 
 logger = logging.getLogger(__name__)
 
@@ -142,25 +143,33 @@ def map_images(
     read = map(store.read, chunks)
     is_halved = False
     # Closed explicitly, so that the reading thread ends with this generator.
-    with closing(read_ahead(read)) as batches:
+    with closing(read_ahead(read)) as batches, count_images(store.folder.name, len(rows)) as count:
         for batch in batches:
+            found = None
             if not is_halved:
                 found = _unless_out_of_memory(outputs, batch)
-                if found is not None:
-                    yield found
-                    continue
-                is_halved = True
-                logger.warning(
-                    "memory is not enough for %d images at once: continuing with half as many",
-                    len(batch),
-                )
+            if found is None:
+                if not is_halved:
+                    is_halved = True
+                    logger.warning(
+                        "memory is not enough for %d images at once: continuing with half as many",
+                        len(batch),
+                    )
+                found = _in_halves(outputs, batch)
+            count(len(batch))
+            yield found
 
-            # A batch of one image has an empty second half.
-            smaller_batches = [half for half in np.array_split(batch, 2) if len(half)]
-            with explain_memory_shortage("inference"):
-                halves = [outputs(half) for half in smaller_batches]
-            pairs = zip(*halves, strict=True)
-            yield tuple(torch.cat(pair) for pair in pairs)
+
+def _in_halves(
+    outputs: Callable[[np.ndarray], tuple[Tensor, ...]], batch: np.ndarray
+) -> tuple[Tensor, ...]:
+    """Return the outputs of a batch, computed for one half after the other."""
+    # A batch of one image has an empty second half.
+    smaller_batches = [half for half in np.array_split(batch, 2) if len(half)]
+    with explain_memory_shortage("inference"):
+        halves = [outputs(half) for half in smaller_batches]
+    pairs = zip(*halves, strict=True)
+    return tuple(torch.cat(pair) for pair in pairs)
 
 
 def _unless_out_of_memory(outputs: Callable[[np.ndarray], T], batch: np.ndarray) -> T | None:

@@ -22,6 +22,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.params.data_ingestion import NearDuplicateParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.progress import count_images
 from pu_kd_pipeline.storage.yardstick import yardstick_ids
 
 if TYPE_CHECKING:
@@ -265,10 +266,12 @@ def _fingerprints(store: ImageStore, n_images: int | None = None) -> Iterator[Te
     values_per_image = math.prod(store.image_shape)
     batch_size = max(1, _VALUES_AT_A_TIME // values_per_image)
 
-    for start in range(0, n_images, batch_size):
-        batch_rows = rows[start : start + batch_size]
-        images = torch.from_numpy(store.read(batch_rows))
-        yield fingerprints(images)
+    with count_images(f"fingerprints of {store.folder.name}", n_images) as count:
+        for start in range(0, n_images, batch_size):
+            batch_rows = rows[start : start + batch_size]
+            images = torch.from_numpy(store.read(batch_rows))
+            yield fingerprints(images)
+            count(len(batch_rows))
 
 
 def _copies_table(

@@ -52,7 +52,7 @@ from pu_kd_pipeline.images.sources.base import SourceLostError
 from pu_kd_pipeline.images.sources.registry import open_source
 from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore, read_quarantine
 from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification
-from pu_kd_pipeline.progress import track
+from pu_kd_pipeline.progress import count_images
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.atomic import (
     remove_empty_folder,
@@ -232,12 +232,7 @@ def _write_missing(
     used_numbers = set(map(_number_of, store.shards))
     free_numbers = (number for number in count() if number not in used_numbers)
 
-    raw_images = track(
-        read_images(missing, readers),
-        name=f"{plan.name} images",
-        total=len(missing),
-        unit="images",
-    )
+    raw_images = _counted(read_images(missing, readers), f"{plan.name} images", len(missing))
     shard_size = plan.store.shard_size
     for start in range(0, len(missing), shard_size):
         rows = missing.iloc[start : start + shard_size]
@@ -247,6 +242,15 @@ def _write_missing(
         # A hopeless pool is given up here, not after hours of decoding.
         check_quarantine(plan, store.quarantine, wanted, _n_before_draws(readers))
     store.shards.sort(key=_number_of)
+
+
+def _counted(
+    images: Iterator[RawImage | Unusable], name: str, total: int
+) -> Iterator[RawImage | Unusable]:
+    with count_images(name, total) as count:
+        for image in images:
+            yield image
+            count(1)
 
 
 def _number_of(shard: Shard) -> int:

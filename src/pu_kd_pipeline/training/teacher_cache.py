@@ -15,6 +15,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.progress import count_images
 from pu_kd_pipeline.training.batches import Batch, views_of
 from pu_kd_pipeline.training.shared_logits import SharedTeacherLogits
 
@@ -201,23 +202,25 @@ class TeacherOutputs:
         views_of_rows = views[positions].reshape(-1)
         cached: Tensor | None = None
         size = self._params.batch_size
-        for start in range(0, n_rows, size):
-            end = start + size
-            # Full batches of the training's size to the last: another size may round differently.
-            taken = torch.arange(start, end, device=device).clamp(max=n_rows - 1)
-            images = self._batch(rows[taken], views_of_rows[taken])
-            logits = self._compute(images)
+        with count_images("teacher outputs", n_rows) as count:
+            for start in range(0, n_rows, size):
+                end = start + size
+                # Full batches of the training's size to the last: others may round differently.
+                taken = torch.arange(start, end, device=device).clamp(max=n_rows - 1)
+                images = self._batch(rows[taken], views_of_rows[taken])
+                logits = self._compute(images)
 
-            # The number of classes is known after the first batch.
-            if cached is None:
-                n_classes = logits.shape[1]
-                # Of all images, whoever computes their logits.
-                if not self._fits(views.numel(), n_classes):
-                    return None
-                cached = torch.empty(n_rows, n_classes, device=device)
+                # The number of classes is known after the first batch.
+                if cached is None:
+                    n_classes = logits.shape[1]
+                    # Of all images, whoever computes their logits.
+                    if not self._fits(views.numel(), n_classes):
+                        return None
+                    cached = torch.empty(n_rows, n_classes, device=device)
 
-            n_left = min(size, n_rows - start)
-            cached[start:end] = logits[:n_left]
+                n_left = min(size, n_rows - start)
+                cached[start:end] = logits[:n_left]
+                count(n_left)
 
         if cached is None:
             return None
