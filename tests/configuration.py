@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pu_kd_pipeline.params.certificate import CertificateParams
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
@@ -37,6 +38,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "class_weighting": ClassWeightingParams,
     "distillation": DistillationParams,
     "random_baseline": RandomBaselineParams,
+    "certificate": CertificateParams,
     "evaluation": EvaluationParams,
     "reporting": ReportingParams,
 }

@@ -106,7 +106,7 @@ def test_cells_share_their_pu_training_and_publish_their_results(
     assert results["accuracy"].between(0, 1).all()
     assert set(results["n_updates"]) == {8}
     known_priors = results["true_class_prior"].dropna()
-    assert known_priors.unique() == pytest.approx([0.2])
+    assert known_priors.unique() == pytest.approx([250 / 3050])
     check_results_of_two_per_class(inputs, results)
 
 
@@ -221,7 +221,7 @@ def test_no_cell_learns_from_an_excluded_pool_image(inputs, blocks, tmp_path):
     results = table.to_pandas().set_index("variant")
     assert results["failure"].isna().all()
     n_selected = results["n_selected"].to_dict()
-    assert n_selected == {"all": 3000, "related": 3000, "labeled": 0}
+    assert n_selected == {"all": 2550, "related": 2550, "labeled": 0}
 
 
 def test_no_cell_learns_from_an_excluded_labeled_image(inputs):

@@ -142,7 +142,7 @@ def test_the_parts_have_their_shares_and_are_within_the_limit(
 
 def test_a_student_with_the_teachers_outputs_is_as_close_as_can_be():
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    agreement, kl = closeness(logits, logits + 3)  # a constant changes no probability
+    agreement, kl, _ = closeness(logits, logits + 3)  # a constant changes no probability
     assert agreement == 1.0
     assert kl == pytest.approx(0, abs=1e-12)
 
@@ -175,7 +175,10 @@ def test_the_size_of_a_students_logits_does_not_count(factor):
     teacher = torch.randn(40, 5, generator=generator)
     student = teacher + 0.5 * torch.randn(40, 5, generator=generator)
     expected = closeness(teacher, student)
-    assert closeness(teacher, factor * student) == pytest.approx(expected, rel=1e-6)
+    found = closeness(teacher, factor * student)
+    assert found[:2] == pytest.approx(expected[:2], rel=1e-6)
+    # The fitted factor undoes that of the logits.
+    assert found.factor * factor == pytest.approx(expected.factor, rel=1e-2)
     worse = teacher + 2 * torch.randn(40, 5, generator=generator)
     assert closeness(teacher, factor * worse).kl > expected.kl
 
@@ -183,7 +186,7 @@ def test_the_size_of_a_students_logits_does_not_count(factor):
 def test_a_class_that_the_teacher_excludes_adds_nothing():
     teacher = torch.tensor([[2.0, 1.0, -torch.inf]])
     student = torch.tensor([[2.0, 1.0, -50.0]])
-    agreement, kl = closeness(teacher, student)
+    agreement, kl, _ = closeness(teacher, student)
     assert agreement == 1.0
     assert kl == pytest.approx(0, abs=1e-12)
 

@@ -55,7 +55,7 @@ def test_a_whole_experiment_runs_without_kedro_and_mlflow(tmp_path):
 
     metrics = json.loads(result.stdout.rpartition("RESULT")[2])
 
-    assert metrics["selection"]["true_class_prior"] == pytest.approx(0.2)
+    assert metrics["selection"]["true_class_prior"] == pytest.approx(250 / 3050)
     assert 0 < metrics["student"]["accuracy"] <= 1
 
 

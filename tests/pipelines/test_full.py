@@ -81,7 +81,7 @@ def test_metrics_describe_the_selection(metrics):
     assert selection["gain"] == pytest.approx(student_accuracy - random_accuracy)
 
     # A fifth of the demo's pool are digits.
-    assert selection["true_class_prior"] == pytest.approx(0.2)
+    assert selection["true_class_prior"] == pytest.approx(250 / 3050)
     lower = selection["class_prior_lower"]
     upper = selection["class_prior_upper"]
     assert lower <= selection["class_prior"]

@@ -79,7 +79,7 @@ def test_a_pool_that_grew_needs_new_features_and_scores_first(made, tmp_path):
         score_shards(made.pool_features, pool, made.classifier, compute)
 
     inputs = replace(made.subset_inputs, pool_images=pool)
-    message = r"pool_scores: they cover 3,500 of the 3,501 pool images"
+    message = r"pool_scores: they cover 3,050 of the 3,051 pool images"
 
     with pytest.raises(InputError, match=message):
         choose_subset(inputs, made.blocks["subset_materialization"])

@@ -68,7 +68,7 @@ def test_a_student_needs_no_original_image(without_labeled):
     assert selection["n_labeled"] == 0
     yardstick = read_table(without_labeled / "05_model_input" / "unlabeled_yardstick.parquet")
     n_selected = selection["n_selected"]
-    assert n_selected == 3500 - len(yardstick)
+    assert n_selected == 3050 - len(yardstick)
     assert 1 < selection["effective_sample_size"] < n_selected
     assert selection["gain"] == pytest.approx(accuracy - random_accuracy)
 

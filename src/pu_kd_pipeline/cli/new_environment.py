@@ -35,6 +35,7 @@ from pu_kd_pipeline.params.teacher import TeacherParams
 from pu_kd_pipeline.params.validation import check_parameters
 
 _SMALL_PX = 64  # networks for images of up to this size run faster with one CPU thread
+N_UPDATES = 1_000  # of the student: those of the demo would be too few for images of other people
 _CONFIGURATION_SUFFIXES = (".yml", ".yaml", ".json")  # of Kedro
 _MODELS: dict[str, type[BaseModel]] = {
     "teacher": TeacherParams,
@@ -329,7 +330,15 @@ def _student(
         )
     # Null removes an option of the demo's student.
     removed = dict.fromkeys(base["distillation"]["student_options"])
-    return {"student_architecture": architecture, "student_options": {**removed, **options}}
+    notes.append(
+        f"the student is trained with {N_UPDATES:,} updates: a large network, or many classes, needs "
+        "more (distillation.n_updates)"
+    )
+    return {
+        "student_architecture": architecture,
+        "student_options": {**removed, **options},
+        "n_updates": N_UPDATES,
+    }
 
 
 def _data_folder(name: str) -> str:

@@ -28,6 +28,8 @@ class Closeness(NamedTuple):
     """Share of the images that both give the same class, in [0, 1]."""
     kl: float
     """Mean KL(softmax(z_t) || softmax(s z_s)) in nats, at least 0, with the best factor s."""
+    factor: float
+    """The best factor s: below 1, the student is too sure."""
 
 
 def closeness(teacher_logits: Tensor, student_logits: Tensor) -> Closeness:
@@ -64,7 +66,9 @@ def closeness(teacher_logits: Tensor, student_logits: Tensor) -> Closeness:
     fitted = minimize_scalar(
         divergence, bounds=_LOG_FACTORS, method="bounded", options={"xatol": 1e-4}
     )
-    return Closeness(agreement, min(unscaled, float(fitted.fun)))
+    if unscaled <= fitted.fun:
+        return Closeness(agreement, unscaled, 1.0)
+    return Closeness(agreement, float(fitted.fun), math.exp(fitted.x))
 
 
 def yardstick_size(

@@ -27,7 +27,6 @@ from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEMPLATE = "report.html.jinja"
 FIGURE_DPI = 150
 
 
@@ -52,20 +51,10 @@ def render_report(
         figures: figures by catalog name; those of `REPORT_FIGURES` are shown, in its order.
         parameters: blocks of parameters that the run used, by name.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    # Autoescape: titles, class names and source names come from users' files.
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_visible_text,
-    )
-    source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     selection = selection_rows(metrics) + _selection_details(class_prior, selection_facts)
     selection += draw_rows(metrics) + reason_rows(metrics)
-    return environment.from_string(source).render(
+    return render_page(
+        "report.html.jinja",
         title=title,
         findings=findings_of(metrics),
         doubts=doubts_of(metrics),
@@ -79,6 +68,31 @@ def render_report(
         fingerprints=selection_facts.get("fingerprints") or {},
         version=__version__,
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a page as HTML.
+
+    Args:
+        template: name of a file in this package.
+        values: what it shows.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    # Autoescape: titles, class names and source names come from users' files.
+    environment = Environment(
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible_text,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _template(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _visible_text(value: Any) -> Any:
@@ -261,17 +275,18 @@ def _embedded_figures(figures: Mapping[str, Figure]) -> list[dict[str, str]]:
 
 
 def _embedded(record: ReportFigure, figure: Figure) -> dict[str, str]:
-    """Return what the template shows of a figure, its pixels as base64."""
+    """Return what the template shows of a figure of the report."""
+    facts = {"name": record.name, "kind": record.kind, "caption": record.caption}
+    return facts | embedded_figure(figure)
+
+
+def embedded_figure(figure: Figure) -> dict[str, str]:
+    """Return the pixels of a figure as base64, and its text for readers who cannot see it."""
     buffer = io.BytesIO()
     # Without matplotlib's version in the file, so that equal figures are equal bytes.
     figure.savefig(buffer, format="png", dpi=FIGURE_DPI, metadata={"Software": None})
-    return {
-        "name": record.name,
-        "kind": record.kind,
-        "alt": _alternative_text(figure),
-        "caption": record.caption,
-        "png": base64.b64encode(buffer.getvalue()).decode(),
-    }
+    pixels = base64.b64encode(buffer.getvalue()).decode()
+    return {"alt": _alternative_text(figure), "png": pixels}
 
 
 def _alternative_text(figure: Figure) -> str:

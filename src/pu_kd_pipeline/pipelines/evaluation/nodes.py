@@ -85,3 +85,31 @@ def evaluate(
         **checks_of_selection(models, manifest, random_manifest, labeled_images),
     }
     return with_findings(metrics), predictions
+
+
+def write_certificate(
+    teacher: Model,
+    student: Model,
+    test_images: ImageStore,
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    labeled_features: ShardedTable,
+    yardstick: pd.DataFrame,
+    teacher_check: dict[str, Any],
+    params: EvaluationParams,
+) -> dict[str, Any]:
+    """Return what is known of the student; test images need no labels here."""
+    from pu_kd_pipeline.certificate import make_certificate
+    from pu_kd_pipeline.images.yardstick import Yardstick
+
+    measured = Yardstick(yardstick, {"labeled": labeled_images, "pool": pool_images})
+    return make_certificate(
+        teacher, student, test_images, measured, labeled_features, teacher_check, params
+    )
+
+
+def show_certificate(certificate: dict[str, Any]) -> str:
+    """Return the certificate as a page."""
+    from pu_kd_pipeline.reporting.certificate_page import render_certificate
+
+    return render_certificate(certificate)

@@ -6,11 +6,11 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from pu_kd_pipeline.pipelines.evaluation.nodes import evaluate
+from pu_kd_pipeline.pipelines.evaluation.nodes import evaluate, show_certificate, write_certificate
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: models, test images and the selection in, metrics and predictions out."""
+    """Return the stage: models, test images and the selection in; metrics, certificate out."""
     return Pipeline(
         [
             Node(
@@ -33,7 +33,29 @@ def create_pipeline(**_: Any) -> Pipeline:
                 ],
                 outputs=["metrics", "test_predictions"],
                 name="evaluate",
-            )
+            ),
+            Node(
+                write_certificate,
+                inputs=[
+                    "teacher_model",
+                    "student_model",
+                    "test_images",
+                    "labeled_images",
+                    "pool_images",
+                    "labeled_features",
+                    "yardstick",
+                    "teacher_check",
+                    "params:evaluation",
+                ],
+                outputs="certificate",
+                name="write_certificate",
+            ),
+            Node(
+                show_certificate,
+                inputs="certificate",
+                outputs="certificate_page",
+                name="show_certificate",
+            ),
         ],
         namespace="evaluation",
         prefix_datasets_with_namespace=False,

@@ -1,0 +1,375 @@
+"""What is known of a student in the end: how often it answers as its teacher, and where not.
+
+A certificate needs no label: the agreement of student and teacher bounds the student's accuracy.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pu_kd_pipeline import __version__
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.evaluation import model_costs
+from pu_kd_pipeline.features.reading import read_log_odds
+from pu_kd_pipeline.images.batches import predict_logits
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.subset import ImageSubset
+from pu_kd_pipeline.images.yardstick import Yardstick
+from pu_kd_pipeline.learning.calibration import measure_calibration
+from pu_kd_pipeline.learning.certified import (
+    Share,
+    accuracy_bound,
+    share_of,
+    shares_of_classes,
+    worst_confusions,
+)
+from pu_kd_pipeline.learning.confidence import class_confidence
+from pu_kd_pipeline.learning.metrics import area_under_roc
+from pu_kd_pipeline.learning.proportions import LEVEL, Interval
+from pu_kd_pipeline.learning.yardstick import closeness
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.certificate import CertificateParams
+from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.storage.yardstick import check_yardstick, teacher_logits
+from pu_kd_pipeline.training.recipes import TRAINING
+
+VERSION = 1
+N_CONFUSIONS = 10
+# Teacher surer of the labeled than of the test images: for this share of the pairs of them, and
+# with this probability by chance, the certificate warns.
+SHIFT_AUC = 0.6
+SHIFT_P_VALUE = 0.01
+_LIBRARIES = ("torch", "torchvision", "numpy")
+
+
+def make_certificate(
+    teacher: Model,
+    student: Model,
+    test_images: ImageStore,
+    yardstick: Yardstick,
+    labeled_features: ShardedTable,
+    teacher_check: Mapping[str, Any],
+    params: EvaluationParams,
+) -> dict[str, Any]:
+    """Return the certificate of a student, as JSON can hold it.
+
+    Shares have the keys `n_hits`, `n`, `value`, and the limits `lower` and `upper` of their 95 %
+    interval (Clopper and Pearson 1934). Values are None where they need labels that are missing.
+
+    Args:
+        teacher: the teacher.
+        student: a student of it.
+        test_images: what the certificate is about; their labels are used where all have one.
+        yardstick: images that the factor of the student's logits is fitted on.
+        labeled_features: of the labeled images, by the teacher.
+        teacher_check: the teacher on the labeled images, see `features.teacher_check`.
+        params: where the networks run.
+
+    Raises:
+        InputError: there are no test images, the student is of another teacher, or the yardstick
+            is.
+    """
+    if not len(test_images):
+        raise InputError(
+            "certificate: there are no test images: give data_ingestion.test a source, with or "
+            "without labels"
+        )
+    own_teacher = student.card.origin.get("teacher", teacher.fingerprint())
+    if own_teacher != teacher.fingerprint():
+        raise InputError(
+            "certificate: student_model learned from another teacher than teacher_model: run "
+            "`kedro run --pipeline=distillation`"
+        )
+    of_teacher = _Answers(predict_logits(teacher, test_images, params.compute))
+    of_student = _Answers(predict_logits(student, test_images, params.compute))
+    labels = _labels(test_images)
+    is_equal = of_student.classes == of_teacher.classes
+    agreement = share_of(is_equal)
+    accuracy = None
+    if labels is not None:
+        accuracy = share_of(of_student.classes == labels)._asdict()
+    teacher_accuracy = _teacher_accuracy(of_teacher, labels, teacher_check)
+    bound = None
+    if teacher_accuracy is not None:
+        of_the_teacher = Interval(teacher_accuracy["lower"], teacher_accuracy["upper"])
+        bound = accuracy_bound(Interval(agreement.lower, agreement.upper), of_the_teacher)
+    factor = _factor(student, yardstick, teacher, params)
+    costs = model_costs({"teacher": teacher, "student": student}, params)
+    return {
+        "version": VERSION,
+        "level": LEVEL,
+        "images": _images(test_images, labels is not None),
+        "agreement": agreement._asdict(),
+        "agreement_of_classes": _of_classes(is_equal, of_teacher.classes, teacher.card.classes),
+        "accuracy": accuracy,
+        "teacher_accuracy": teacher_accuracy,
+        "accuracy_bound": bound,
+        "calibration": _calibrations(of_teacher, of_student, labels, factor),
+        "confusions": _confusions(of_teacher, of_student, teacher.card.classes),
+        "warnings": _warnings(of_teacher, labeled_features, agreement),
+        "cost": {**costs, "hardware": hardware()},
+        "provenance": _provenance(teacher, student, test_images, yardstick),
+    }
+
+
+def check_certificate(
+    certificate: Mapping[str, Any], student: Model, params: CertificateParams
+) -> dict[str, Any]:
+    """Return the limits that a certificate keeps.
+
+    Raises:
+        InputError: it does not keep one, it is of another student, or no limit is given.
+    """
+    of_student = certificate["provenance"]["student"]
+    if of_student != student.fingerprint():
+        raise InputError(
+            "certify: certificate.json is of another student than student_model: run "
+            "`kedro run --pipeline=evaluation`"
+        )
+    if params.min_agreement is None and params.min_accuracy is None:
+        raise InputError(
+            "certify: there is no limit to check: set certificate.min_agreement or "
+            "certificate.min_accuracy, such as --params=certificate.min_agreement=0.95"
+        )
+    agreement = certificate["agreement"]["lower"]
+    accuracy = certified_accuracy(certificate)
+    if params.min_accuracy is not None and accuracy is None:
+        raise InputError(
+            "certify: certificate.min_accuracy needs labels of the test images, or labeled images "
+            "that the teacher was tested on"
+        )
+    faults = []
+    for name, found, limit in (
+        ("agreement with the teacher", agreement, params.min_agreement),
+        ("accuracy", accuracy, params.min_accuracy),
+    ):
+        if limit is not None and found is not None and found < limit:
+            faults.append(
+                f"the {name} is only known to be at least {found:.4f}, and {limit} is asked for"
+            )
+    if faults:
+        raise InputError(f"certify: {'; '.join(faults)}")
+    return {
+        "student": of_student,
+        "test_images": certificate["provenance"]["test_images"],
+        "agreement_lower": agreement,
+        "accuracy_lower": accuracy,
+        "min_agreement": params.min_agreement,
+        "min_accuracy": params.min_accuracy,
+    }
+
+
+def certified_accuracy(certificate: Mapping[str, Any]) -> float | None:
+    """Return what the student's accuracy is at least: by the labels, or by the bound without any.
+
+    None where neither is known.
+    """
+    if certificate["accuracy"] is not None:
+        return float(certificate["accuracy"]["lower"])
+    bound = certificate["accuracy_bound"]
+    return None if bound is None else float(bound)
+
+
+def hardware() -> str:
+    """Return the processor of this machine."""
+    cpu_info = Path("/proc/cpuinfo")
+    # Linux names the model there only: `platform.processor()` gives the architecture.
+    if cpu_info.exists():
+        for line in cpu_info.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+class _Answers:
+    """The logits of a model for (N,) images.
+
+    Args:
+        logits: (N, K).
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        found = class_confidence(logits)
+        self.classes: np.ndarray = found.classes.numpy()
+        self.confidence: np.ndarray = found.confidence.numpy()
+        self.log_odds: np.ndarray = found.log_odds.numpy()
+
+    def scaled(self, factor: float) -> _Answers:
+        """Return the answers with logits times a factor, which changes no class."""
+        return _Answers(self.logits.double() * factor)
+
+
+def _labels(images: ImageStore) -> np.ndarray | None:
+    """Return the (N,) class of each image, None if one has none."""
+    labels = images.index["label"]
+    if labels.isna().any():
+        return None
+    classes: np.ndarray = labels.to_numpy(dtype=np.int64)
+    return classes
+
+
+def _images(images: ImageStore, has_labels: bool) -> dict[str, Any]:
+    sources = images.index["source"].value_counts(sort=False)
+    return {
+        "store": "test_images",
+        "n": len(images),
+        "n_per_source": {str(name): int(n) for name, n in sources.items()},
+        "has_labels": has_labels,
+        "fingerprint": images.fingerprint,
+    }
+
+
+def _teacher_accuracy(
+    teacher: _Answers, labels: np.ndarray | None, check: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the teacher's accuracy on the test images, or on the labeled ones, or None."""
+    if labels is not None:
+        return {**share_of(teacher.classes == labels)._asdict(), "images": "test images"}
+    if "untested" in check:
+        return None
+    n = check["n_images"]
+    return {
+        "n_hits": round(check["accuracy"] * n),
+        "n": n,
+        "value": check["accuracy"],
+        "lower": check["lower"],
+        "upper": check["upper"],
+        "images": "labeled images",
+    }
+
+
+def _of_classes(
+    is_equal: np.ndarray, classes: np.ndarray, names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    entries = []
+    shares = shares_of_classes(is_equal, classes, len(names))
+    for name, share in zip(names, shares, strict=True):
+        facts = dict.fromkeys(Share._fields) | {"n_hits": 0, "n": 0}
+        if share is not None:
+            facts = share._asdict()
+        entries.append({"class": name, **facts})
+    return entries
+
+
+def _factor(
+    student: Model, yardstick: Yardstick, teacher: Model, params: EvaluationParams
+) -> float | None:
+    """Return the factor of the student's logits that brings it closest to the teacher.
+
+    Fitted on the yardstick, which the student did not learn from. None where there is none.
+    """
+    own = student.card.origin.get("yardstick") or {}
+    if not len(yardstick) or own.get("fingerprint") != yardstick.fingerprint:
+        return None
+    check_yardstick(yardstick.table, teacher.fingerprint(), teacher.n_classes)
+    reference = torch.from_numpy(teacher_logits(yardstick.table))
+    logits = torch.empty_like(reference)
+    for store, rows, places in yardstick.parts:
+        images = ImageSubset.of(store, rows)
+        logits[places] = predict_logits(student, images, params.compute)
+    return closeness(reference, logits).factor
+
+
+def _calibrations(
+    teacher: _Answers, student: _Answers, labels: np.ndarray | None, factor: float | None
+) -> dict[str, Any]:
+    """Return the calibration of the student against the teacher's classes and the labels."""
+    models = {"student": student}
+    if factor is not None:
+        models["scaled_student"] = student.scaled(factor)
+    found: dict[str, Any] = {"factor": factor, "against_teacher": {}, "against_labels": None}
+    for name, answers in models.items():
+        found["against_teacher"][name] = _calibration(answers, teacher.classes)
+    if labels is not None:
+        models["teacher"] = teacher
+        of_labels = {name: _calibration(answers, labels) for name, answers in models.items()}
+        found["against_labels"] = of_labels
+    return found
+
+
+def _calibration(answers: _Answers, truth: np.ndarray) -> dict[str, Any]:
+    found = measure_calibration(answers.confidence, answers.classes == truth)
+    bins = []
+    for n, confidence, right in zip(found.counts, found.confidence, found.right, strict=True):
+        if n:
+            bins.append({"n": int(n), "confidence": float(confidence), "right": float(right)})
+    return {"error": found.error, "bins": bins}
+
+
+def _confusions(
+    teacher: _Answers, student: _Answers, names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    found = worst_confusions(student.classes, teacher.classes, len(names), N_CONFUSIONS)
+    return [
+        {
+            "teacher": names[confusion.teacher_class],
+            "student": names[confusion.student_class],
+            "n": confusion.n,
+            "share": confusion.share,
+        }
+        for confusion in found
+    ]
+
+
+def _warnings(teacher: _Answers, labeled: ShardedTable, agreement: Share) -> list[str]:
+    warnings = []
+    if agreement.upper - agreement.lower > 0.1:
+        warnings.append(
+            f"{agreement.n:,} images say little: the agreement may be anything from "
+            f"{agreement.lower:.1%} to {agreement.upper:.1%}."
+        )
+    if len(labeled):
+        shift = _shift(read_log_odds(labeled), teacher.log_odds)
+        if shift is not None:
+            warnings.append(
+                f"The teacher is surer of a labeled image than of a test image in {shift:.0%} of "
+                "the pairs: they may be of different kinds, or the teacher learned from the "
+                "labeled ones. The certificate is about images like the test images."
+            )
+    return warnings
+
+
+def _shift(labeled: np.ndarray, test: np.ndarray) -> float | None:
+    """Return the share of pairs in which the labeled image has more, None if it is not large."""
+    # imported late: it takes a second
+    from scipy import stats
+
+    values = np.concatenate([labeled, test])
+    is_labeled = np.arange(len(values)) < len(labeled)
+    auc = area_under_roc(values, is_labeled)
+    p_value = stats.mannwhitneyu(labeled, test, alternative="greater").pvalue
+    if auc > SHIFT_AUC and p_value < SHIFT_P_VALUE:
+        return auc
+    return None
+
+
+def _provenance(
+    teacher: Model, student: Model, test_images: ImageStore, yardstick: Yardstick
+) -> dict[str, Any]:
+    recipe = student.card.origin.get(TRAINING) or {}
+    block = recipe.get("distillation") or {}
+    return {
+        "teacher": teacher.fingerprint(),
+        "student": student.fingerprint(),
+        "manifest": recipe.get("manifest"),
+        "code_of_training": recipe.get("code"),
+        "seed": block.get("seed"),
+        "test_images": test_images.fingerprint,
+        "yardstick": yardstick.fingerprint if len(yardstick) else None,
+        "python": platform.python_version(),
+        "libraries": {
+            "pu_kd_pipeline": __version__,
+            **{name: version(name) for name in _LIBRARIES},
+        },
+    }

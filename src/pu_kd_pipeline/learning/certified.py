@@ -1,0 +1,105 @@
+"""What a comparison of two classifiers on the same images allows to promise. NumPy only."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pu_kd_pipeline.learning.proportions import Interval, clopper_pearson_interval
+
+Classes = NDArray[np.integer[Any]]
+
+
+class Share(NamedTuple):
+    """A share of some images, with its 95 % interval (Clopper and Pearson 1934)."""
+
+    n_hits: int
+    n: int
+    value: float
+    lower: float
+    upper: float
+
+
+class Confusion(NamedTuple):
+    """Images to which the teacher gives one class, and the student another."""
+
+    teacher_class: int
+    student_class: int
+    n: int
+    share: float
+    """Of the images of the teacher's class, in (0, 1]."""
+
+
+def share_of(is_hit: NDArray[np.bool_]) -> Share:
+    """Return the share of (N,) images that are hits, N > 0."""
+    n = len(is_hit)
+    n_hits = int(is_hit.sum())
+    interval = clopper_pearson_interval(n_hits, n)
+    return Share(n_hits, n, n_hits / n, interval.lower, interval.upper)
+
+
+def shares_of_classes(
+    is_hit: NDArray[np.bool_], classes: Classes, n_classes: int
+) -> list[Share | None]:
+    """Return the share of hits for each class, None for a class without images.
+
+    Each interval holds for its class alone: of 20 classes, one is expected to lie outside of its.
+
+    Args:
+        is_hit: (N,) bool.
+        classes: (N,) in 0..n_classes-1.
+        n_classes: K.
+    """
+    shares: list[Share | None] = []
+    for number in range(n_classes):
+        of_class = is_hit[classes == number]
+        shares.append(share_of(of_class) if len(of_class) else None)
+    return shares
+
+
+def accuracy_bound(agreement: Interval, teacher_accuracy: Interval) -> float:
+    """Return a number that the student's accuracy is at least, with 95 % confidence.
+
+    Where student and teacher agree, the student is right if the teacher is, so that accuracy of
+    the student >= accuracy of the teacher - (1 - agreement). Both are replaced by the lower limits
+    of their 95 % intervals. Each limit is wrong with a probability of at most 2.5 %, and one of
+    them with at most 5 % (Bonferroni), whether or not they are of the same images.
+
+    Args:
+        agreement: of student and teacher, on images drawn like those that the student will see.
+        teacher_accuracy: on images drawn in the same way.
+
+    Returns:
+        In [0, 1].
+    """
+    return max(0.0, teacher_accuracy.lower + agreement.lower - 1.0)
+
+
+def worst_confusions(
+    student: Classes, teacher: Classes, n_classes: int, n_worst: int
+) -> list[Confusion]:
+    """Return the pairs of classes that most images are confused in, the largest number first.
+
+    Args:
+        student: (N,) classes in 0..n_classes-1.
+        teacher: (N,) the same.
+        n_classes: K.
+        n_worst: pairs at most; those without images are left out.
+    """
+    table = np.bincount(teacher * n_classes + student, minlength=n_classes**2)
+    table = table.reshape(n_classes, n_classes)
+    of_teacher = table.sum(axis=1)
+    confused = table.copy()
+    np.fill_diagonal(confused, 0)
+    # Stable: pairs with equal numbers stay in the order of the classes.
+    order = np.argsort(-confused, axis=None, kind="stable")[:n_worst]
+    confusions = []
+    for place in order:
+        teacher_class, student_class = divmod(int(place), n_classes)
+        n = int(confused[teacher_class, student_class])
+        if n:
+            share = n / int(of_teacher[teacher_class])
+            confusions.append(Confusion(teacher_class, student_class, n, share))
+    return confusions

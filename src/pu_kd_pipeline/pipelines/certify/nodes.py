@@ -1,0 +1,17 @@
+"""The node of the stage `certify`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.certificate import CertificateParams
+
+
+def certify_student(
+    certificate: dict[str, Any], student: Model, params: CertificateParams
+) -> dict[str, Any]:
+    """Return the limits that the student keeps; a limit that it does not keep stops the run."""
+    from pu_kd_pipeline.certificate import check_certificate
+
+    return check_certificate(certificate, student, params)

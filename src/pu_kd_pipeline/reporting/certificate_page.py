@@ -1,0 +1,216 @@
+"""The page that shows a certificate: one sentence, tables, and a reliability diagram."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pu_kd_pipeline.reporting.html import embedded_figure, render_page
+from pu_kd_pipeline.reporting.style import (
+    GRID,
+    STUDENT,
+    TEACHER,
+    UNKNOWN,
+    new_figure,
+    percent,
+    set_title,
+    style_axes,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Name in the certificate -> title and line of the reliability diagram.
+_LINES: dict[str, tuple[str, str, str]] = {
+    "student": ("student", STUDENT, "-"),
+    "scaled_student": ("student, temperature-scaled", STUDENT, "--"),
+    "teacher": ("teacher", TEACHER, ":"),
+}
+
+
+def render_certificate(certificate: Mapping[str, Any]) -> str:
+    """Return the page as HTML.
+
+    Args:
+        certificate: result of `certificate.make_certificate`.
+    """
+    figure = plot_reliability(certificate)
+    return render_page(
+        "certificate.html.jinja",
+        title="Certificate of a student",
+        findings=certificate_sentences(certificate),
+        warnings=certificate["warnings"],
+        tiles=_tiles(certificate),
+        classes=_class_rows(certificate),
+        confusions=_confusion_rows(certificate),
+        calibration=_calibration_rows(certificate),
+        costs=_cost_rows(certificate),
+        hardware=certificate["cost"]["hardware"],
+        figure=embedded_figure(figure),
+        provenance=_provenance_rows(certificate),
+    )
+
+
+def certificate_sentences(certificate: Mapping[str, Any]) -> list[str]:
+    """Return what a certificate says in sentences, the most important one first."""
+    images = certificate["images"]
+    agreement = certificate["agreement"]
+    sentences = [
+        f"On {agreement['n']:,} test images the student gives the teacher's class in "
+        f"{share_text(agreement)} of the cases."
+    ]
+    teacher = certificate["teacher_accuracy"]
+    bound = certificate["accuracy_bound"]
+    if certificate["accuracy"] is not None:
+        sentences.append(f"It is right on {share_text(certificate['accuracy'])} of them.")
+    if bound is not None:
+        sentences.append(
+            f"Without a look at the labels of test images, its accuracy would be known to be at "
+            f"least {percent(bound)}: that of the teacher, {share_text(teacher)} on the "
+            f"{teacher['images']}, less the images on which they disagree."
+            if certificate["accuracy"] is not None
+            else f"Its accuracy is at least {percent(bound)}: that of the teacher, "
+            f"{share_text(teacher)} on the {teacher['images']}, less the images on which they "
+            "disagree. This holds where the labeled images are like the test images and the "
+            "teacher did not learn from them."
+        )
+    if not images["has_labels"]:
+        sentences.append(
+            "The test images have no labels: the certificate says how well the student follows "
+            "its teacher, and not how often both are right."
+        )
+    sources = ", ".join(f"{name} ({n:,})" for name, n in images["n_per_source"].items())
+    sentences.append(
+        f"All numbers are about images like these, from {sources}. Intervals have a level of "
+        f"{percent(certificate['level'], 0)} (Clopper and Pearson 1934)."
+    )
+    return sentences
+
+
+def share_text(share: Mapping[str, Any]) -> str:
+    """Return a share with its interval, such as "98.8 % (97.4 to 99.6)"."""
+    if share["value"] is None:
+        return UNKNOWN
+    limits = f"{100 * share['lower']:.1f} to {100 * share['upper']:.1f}"
+    return f"{percent(share['value'])} ({limits})"
+
+
+def plot_reliability(certificate: Mapping[str, Any]) -> Figure:
+    """Return the reliability diagram: the share right over the confidence, in bins.
+
+    Right is what the labels say, or what the teacher says where test images have none.
+    """
+    calibration = certificate["calibration"]
+    by_labels = calibration["against_labels"] is not None
+    models = calibration["against_labels"] if by_labels else calibration["against_teacher"]
+    truth = "the label" if by_labels else "the teacher's class"
+    figure = new_figure(4.2)
+    axes = figure.add_subplot()
+    style_axes(axes, "confidence (mean of a bin)", f"share that is {truth}")
+    axes.plot([0, 1], [0, 1], color=GRID, linewidth=1.5)
+    for name, measured in models.items():
+        title, color, line = _LINES[name]
+        bins = measured["bins"]
+        confidence = [entry["confidence"] for entry in bins]
+        right = [entry["right"] for entry in bins]
+        n_images = np.array([entry["n"] for entry in bins], dtype=np.float64)
+        axes.plot(confidence, right, color=color, linestyle=line, label=title)
+        sizes = 12 + 140 * np.sqrt(n_images / n_images.sum())
+        is_scaled = name == "scaled_student"
+        face = "white" if is_scaled else color
+        axes.scatter(confidence, right, s=sizes, facecolor=face, edgecolor=color, zorder=3)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    error = models["student"]["error"]
+    finding = f"The student's confidence is off by {percent(error)} on average"
+    evidence = f"expected calibration error against {truth}; larger points hold more images"
+    set_title(figure, finding, evidence)
+    return figure
+
+
+def _tiles(certificate: Mapping[str, Any]) -> list[dict[str, str]]:
+    tiles = [
+        {
+            "name": "agreement, at least",
+            "value": percent(certificate["agreement"]["lower"]),
+            "role": "student",
+        }
+    ]
+    accuracy = certificate["accuracy"]
+    if accuracy is not None:
+        name, value = "accuracy, at least", accuracy["lower"]
+    else:
+        name, value = "accuracy by the bound, at least", certificate["accuracy_bound"]
+    tiles.append({"name": name, "value": percent(value), "role": "student"})
+    error = certificate["calibration"]["against_teacher"]["student"]["error"]
+    tiles.append(
+        {"name": "calibration error, to the teacher", "value": percent(error), "role": "teacher"}
+    )
+    return tiles
+
+
+def _class_rows(certificate: Mapping[str, Any]) -> list[list[str]]:
+    """Return a header and a row per class of the teacher, the lowest agreement first."""
+    rows = [["class (by the teacher)", "images", "same class by the student", "95 % interval"]]
+    entries = certificate["agreement_of_classes"]
+    # Classes without images last.
+    for entry in sorted(entries, key=lambda entry: (entry["value"] is None, entry["value"] or 0)):
+        interval = UNKNOWN
+        if entry["value"] is not None:
+            interval = f"{percent(entry['lower'])} to {percent(entry['upper'])}"
+        rows.append([entry["class"], f"{entry['n']:,}", percent(entry["value"]), interval])
+    return rows
+
+
+def _confusion_rows(certificate: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["teacher", "student", "images", "of the teacher's class"]]
+    for entry in certificate["confusions"]:
+        share = percent(entry["share"])
+        rows.append([entry["teacher"], entry["student"], f"{entry['n']:,}", share])
+    return rows
+
+
+def _calibration_rows(certificate: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["expected calibration error", "against the teacher's class", "against the labels"]]
+    calibration = certificate["calibration"]
+    of_labels = calibration["against_labels"] or {}
+    for name, (title, _, _) in _LINES.items():
+        of_teacher = calibration["against_teacher"].get(name)
+        by_label = of_labels.get(name)
+        if of_teacher is None and by_label is None:
+            continue
+        cells = [
+            UNKNOWN if found is None else percent(found["error"])
+            for found in (of_teacher, by_label)
+        ]
+        rows.append([title, *cells])
+    return rows
+
+
+def _cost_rows(certificate: Mapping[str, Any]) -> list[list[str]]:
+    costs = certificate["cost"]
+    rows = [["", "teacher", "student"]]
+    quantities = (
+        ("parameters", "parameters", "{:,.0f}"),
+        ("FLOPs per image", "flops", "{:,.0f}"),
+        ("size of the weights, bytes", "size_bytes", "{:,.0f}"),
+        ("latency of one image, ms", "latency_ms", "{:.3g}"),
+    )
+    for title, key, form in quantities:
+        cells = [form.format(costs[name][key]) for name in ("teacher", "student")]
+        rows.append([title, *cells])
+    return rows
+
+
+def _provenance_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for name, value in certificate["provenance"].items():
+        if name == "libraries":
+            rows += [(library, number) for library, number in value.items()]
+        else:
+            rows.append((name.replace("_", " "), UNKNOWN if value is None else str(value)))
+    factor = certificate["calibration"]["factor"]
+    rows.append(("factor of the student's logits", UNKNOWN if factor is None else f"{factor:.4g}"))
+    return rows

@@ -1,0 +1,236 @@
+"""The certificate of a run, with and without labels, and the stage that holds a student to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pu_kd_pipeline.certificate import certified_accuracy, check_certificate, make_certificate
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.subset import ImageSubset
+from pu_kd_pipeline.images.yardstick import Yardstick
+from pu_kd_pipeline.models.model import Model, load_model
+from pu_kd_pipeline.params.certificate import CertificateParams
+from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.reporting.certificate_page import certificate_sentences, render_certificate
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.storage.table import read_table
+from tests.conftest import run_kedro
+from tests.features.made_files import COMPUTE
+from tests.pipelines.finished_run import (
+    FEATURES,
+    IMAGES,
+    MODEL_INPUT,
+    MODEL_OUTPUT,
+    MODELS,
+    REPORTING,
+)
+
+pytestmark = pytest.mark.xdist_group("finished_run")
+PARAMS = EvaluationParams(latency_repeats=1, compute=COMPUTE)
+UNTESTED = {"untested": "there are no labels"}
+
+
+class WithoutLabels(ImageSubset):
+    """The images of a subset, whose labels are not known."""
+
+    @cached_property
+    def index(self) -> pd.DataFrame:
+        """One row per image."""
+        index = super().index
+        return index.assign(label=pd.array([None] * len(index), dtype="Int32"))
+
+
+def without_labels(store: ImageStore, n: int | None = None) -> ImageStore:
+    subset = ImageSubset.of(store, np.arange(len(store) if n is None else n))
+    return WithoutLabels(**vars(subset))
+
+
+class Run:
+    """What a finished run has saved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.teacher = load_model(folder / MODELS / "teacher_model")
+        self.student = load_model(folder / MODELS / "student_model")
+        images = folder / IMAGES
+        self.test = ImageStore.open(images / "test_images")
+        stores = {name: ImageStore.open(images / f"{name}_images") for name in ("labeled", "pool")}
+        self.yardstick = Yardstick(read_table(folder / MODEL_INPUT / "yardstick.parquet"), stores)
+        self.labeled_features = ShardedTable.open(folder / FEATURES / "labeled_features")
+        self.check = json.loads((folder / MODEL_OUTPUT / "teacher_check.json").read_text())
+        self.certificate = json.loads((folder / REPORTING / "certificate.json").read_text())
+        self.page = (folder / REPORTING / "certificate.html").read_text()
+        self.metrics = json.loads((folder / REPORTING / "metrics.json").read_text())
+        self.predictions = read_table(folder / MODEL_OUTPUT / "test_predictions.parquet")
+
+    def make(self, **changes: Any) -> dict[str, Any]:
+        """Return a certificate, with other inputs than those of the run."""
+        inputs = {
+            "teacher": self.teacher,
+            "student": self.student,
+            "test_images": self.test,
+            "yardstick": self.yardstick,
+            "labeled_features": self.labeled_features,
+            "teacher_check": self.check,
+            "params": PARAMS,
+        }
+        return make_certificate(**{**inputs, **changes})
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path) -> Run:
+    return Run(finished_run)
+
+
+def test_a_certificate_agrees_with_the_metrics_of_the_run(run):
+    certificate = run.certificate
+    student = run.metrics["student"]
+    assert certificate["agreement"]["value"] == pytest.approx(student["agreement"])
+    assert certificate["accuracy"]["value"] == pytest.approx(student["accuracy"])
+    teacher = certificate["teacher_accuracy"]
+    assert teacher["images"] == "test images"
+    assert teacher["value"] == pytest.approx(run.metrics["teacher"]["accuracy"])
+    limits = certificate["agreement"]["lower"] + teacher["lower"] - 1
+    assert certificate["accuracy_bound"] == pytest.approx(max(0, limits))
+    assert certificate["accuracy_bound"] <= certificate["accuracy"]["value"]
+
+    of_teacher = run.predictions["teacher"].to_numpy()
+    of_student = run.predictions["student"].to_numpy()
+    for number, entry in enumerate(certificate["agreement_of_classes"]):
+        is_of_class = of_teacher == number
+        assert entry["n"] == is_of_class.sum()
+        assert entry["n_hits"] == (of_student[is_of_class] == number).sum()
+    n_confused = sum(entry["n"] for entry in certificate["confusions"])
+    assert n_confused <= (of_teacher != of_student).sum()
+    n_of_bins = [
+        entry["n"] for entry in certificate["calibration"]["against_labels"]["student"]["bins"]
+    ]
+    assert sum(n_of_bins) == len(run.test)
+
+
+def test_a_certificate_names_what_it_was_made_from(run):
+    provenance = run.certificate["provenance"]
+    assert provenance["student"] == run.student.fingerprint()
+    assert provenance["teacher"] == run.teacher.fingerprint()
+    assert provenance["test_images"] == run.test.fingerprint
+    assert provenance["yardstick"] == run.yardstick.fingerprint
+    assert provenance["manifest"]
+    assert provenance["code_of_training"]
+    assert provenance["seed"] == 0
+    assert set(provenance["libraries"]) >= {"torch", "pu_kd_pipeline"}
+    assert run.certificate["cost"]["hardware"]
+    assert run.student.fingerprint() in run.page
+
+
+def test_scaling_on_the_yardstick_brings_the_student_closer_there(run):
+    factor = run.certificate["calibration"]["factor"]
+    assert 1 / 20 <= factor <= 20
+    of_teacher = run.certificate["calibration"]["against_teacher"]
+    assert set(of_teacher) == {"student", "scaled_student"}
+
+
+def test_without_labels_the_teacher_and_the_agreement_bound_the_accuracy(run):
+    certificate = run.make(test_images=without_labels(run.test))
+    assert certificate["accuracy"] is None
+    assert certificate["calibration"]["against_labels"] is None
+    assert certificate["agreement"] == run.certificate["agreement"]
+    teacher = certificate["teacher_accuracy"]
+    assert teacher["images"] == "labeled images"
+    assert teacher["lower"] == run.check["lower"]
+    assert certified_accuracy(certificate) == certificate["accuracy_bound"]
+
+    sentences = " ".join(certificate_sentences(certificate))
+    assert "The test images have no labels" in sentences
+    assert "the teacher did not learn from them" in sentences
+    page = render_certificate(certificate)
+    assert "accuracy by the bound, at least" in page
+
+    unknown = run.make(test_images=without_labels(run.test), teacher_check=UNTESTED)
+    assert unknown["accuracy_bound"] is None
+    assert certified_accuracy(unknown) is None
+    render_certificate(unknown)
+
+
+def test_few_images_and_images_of_another_kind_are_warned_of(run):
+    few = run.make(test_images=without_labels(run.test, 8))
+    [warning] = few["warnings"]
+    assert warning.startswith("8 images say little: the agreement may be anything from")
+    # Of letters and patches the teacher is less sure than of digits.
+    pool = run.yardstick.stores["pool"]
+    is_other = ~pool.index["relevant"].to_numpy(dtype=bool)
+    others = ImageSubset.of(pool, np.flatnonzero(is_other)[:300])
+    warnings = run.make(test_images=WithoutLabels(**vars(others)))["warnings"]
+    assert any("The teacher is surer of a labeled image" in warning for warning in warnings)
+    assert not any("surer" in warning for warning in run.certificate["warnings"])
+
+
+def test_a_student_of_another_teacher_and_no_images_are_refused(run):
+    with pytest.raises(InputError, match="there are no test images"):
+        run.make(test_images=ImageSubset.of(run.test, np.arange(0)))
+    origin = {**run.student.card.origin, "teacher": "another"}
+    card = run.student.card.model_copy(update={"origin": origin})
+    with pytest.raises(InputError, match="learned from another teacher"):
+        run.make(student=Model(run.student.network, card))
+
+
+def test_a_student_that_may_have_learned_from_the_yardstick_is_not_scaled_by_it(run):
+    origin = {**run.student.card.origin, "yardstick": {"fingerprint": "another"}}
+    card = run.student.card.model_copy(update={"origin": origin})
+    certificate = run.make(student=Model(run.student.network, card))
+    assert certificate["calibration"]["factor"] is None
+    assert set(certificate["calibration"]["against_teacher"]) == {"student"}
+    render_certificate(certificate)
+
+
+@pytest.mark.parametrize("name", ["agreement", "accuracy"])
+def test_a_limit_is_kept_up_to_the_lower_end_of_the_interval(run, name):
+    lower = run.certificate[name]["lower"]
+    kept = CertificateParams(**{f"min_{name}": lower})
+    found = check_certificate(run.certificate, run.student, kept)
+    assert found[f"{name}_lower"] == lower
+    missed = CertificateParams(**{f"min_{name}": float(np.nextafter(lower, 1))})
+    with pytest.raises(InputError, match=f"certify: the {name}.* is only known to be at least"):
+        check_certificate(run.certificate, run.student, missed)
+
+
+def test_a_check_needs_limits_labels_and_the_student_of_the_certificate(run):
+    with pytest.raises(InputError, match="there is no limit to check"):
+        check_certificate(run.certificate, run.student, CertificateParams())
+    limits = CertificateParams(min_accuracy=0.1)
+    with pytest.raises(InputError, match="certificate.json is of another student"):
+        check_certificate(run.certificate, run.teacher, limits)
+    unknown = {**run.certificate, "accuracy": None, "accuracy_bound": None}
+    with pytest.raises(InputError, match="min_accuracy needs labels of the test images"):
+        check_certificate(unknown, run.student, limits)
+
+
+def test_the_stage_certify_holds_a_student_to_its_limits(finished_run, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(finished_run, data, copy_function=shutil.copy2)
+    passed = run_kedro("--pipeline=certify", data=data, params=("certificate.min_agreement=0.01",))
+    assert passed.returncode == 0, passed.stderr
+    limits = json.loads((data / REPORTING / "certified_limits.json").read_text())
+    assert limits["min_agreement"] == 0.01
+
+    failed = run_kedro("--pipeline=certify", data=data, params=("certificate.min_agreement=1.0",))
+    assert failed.returncode == 1
+    assert "and 1.0 is asked for" in failed.stderr
+    assert "Traceback" not in failed.stdout + failed.stderr
+    # A failure is not remembered as done.
+    again = run_kedro("--pipeline=certify", data=data, params=("certificate.min_agreement=1.0",))
+    assert again.returncode == 1
+
+
+def test_a_certificate_of_an_earlier_student_is_not_used(run):
+    network = load_model(Path(run.test.folder).parents[1] / MODELS / "random_student_model")
+    limits = CertificateParams(min_agreement=0.01)
+    with pytest.raises(InputError, match="of another student"):
+        check_certificate(run.certificate, network, limits)
