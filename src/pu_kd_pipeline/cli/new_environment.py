@@ -331,8 +331,8 @@ def _student(
     # Null removes an option of the demo's student.
     removed = dict.fromkeys(base["distillation"]["student_options"])
     notes.append(
-        f"the student is trained with {N_UPDATES:,} updates: a large network, or many classes, needs "
-        "more (distillation.n_updates)"
+        f"the student is trained with {N_UPDATES:,} updates: a large network, or many classes, "
+        "needs more (distillation.n_updates)"
     )
     return {
         "student_architecture": architecture,
