@@ -100,13 +100,28 @@ def test_checks_do_not_change_the_callers_random_numbers(blocks):
     assert torch.equal(torch.rand(1), expected)
 
 
-@pytest.mark.parametrize("part", ["test", "teacher_training"])
-@pytest.mark.parametrize("labels", ["truth", "ignore"])
+@pytest.mark.parametrize(
+    ("part", "labels"),
+    [
+        ("teacher_training", ["ignore"]),
+        ("teacher_training", ["classes", "truth"]),
+        ("test", ["truth"]),
+        ("test", ["classes", "ignore"]),
+    ],
+)
 def test_images_for_training_and_evaluation_need_classes(blocks, part, labels):
-    sources = [{"type": "demo", "part": "test", "labels": labels}]
-    message = f"every image of {part} needs its class: set `labels: classes`"
+    sources = []
+    for number, kind in enumerate(labels):
+        sources.append({"type": "demo", "part": "test", "labels": kind, "name": f"s{number}"})
+    message = f"every image of {part} needs its class.* set `labels: classes`"
     with pytest.raises(ValidationError, match=message):
         changed(blocks["data_ingestion"], **{part: sources})
+
+
+def test_test_images_may_all_be_without_labels(blocks):
+    assert blocks["data_ingestion"].has_test_labels
+    sources = [{"type": "demo", "part": "test", "labels": "ignore"}]
+    assert not changed(blocks["data_ingestion"], test=sources).has_test_labels
 
 
 def test_an_unknown_kind_of_url_is_found_before_any_work(blocks):

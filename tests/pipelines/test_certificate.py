@@ -229,6 +229,23 @@ def test_the_stage_certify_holds_a_student_to_its_limits(finished_run, tmp_path)
     assert again.returncode == 1
 
 
+def test_a_run_without_test_labels_ends_with_a_certificate(finished_run, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(finished_run, data, copy_function=shutil.copy2)
+    unlabeled = ("data_ingestion.test=[{type: demo, part: test}]",)
+    refused = run_kedro("--pipeline=full", data=data, params=unlabeled)
+    assert refused.returncode == 1
+    assert "data_ingestion.test: `evaluation.evaluate` needs labels" in refused.stderr
+
+    to_certificate = "--to-nodes=evaluation.show_certificate"
+    result = run_kedro("--pipeline=full", to_certificate, data=data, params=unlabeled)
+    assert result.returncode == 0, result.stderr
+    certificate = json.loads((data / REPORTING / "certificate.json").read_text())
+    assert certificate["accuracy"] is None
+    assert certificate["accuracy_bound"] is not None
+    assert certificate["provenance"]["student"] == Run(finished_run).student.fingerprint()
+
+
 def test_a_certificate_of_an_earlier_student_is_not_used(run):
     network = load_model(Path(run.test.folder).parents[1] / MODELS / "random_student_model")
     limits = CertificateParams(min_agreement=0.01)

@@ -40,6 +40,8 @@ DEVICES_ANYWHERE = frozenset({"auto", "cpu"})
 # Folders in the data folder, as Kedro numbers them; the first one is the user's.
 _LAYER = re.compile(r"\d\d_")
 _RAW_DATA = "01_raw"
+# What is made by comparing answers with labels of the test images.
+_WITH_LABELS = frozenset({"metrics", "comparison_cells"})
 
 
 def check(blocks: Mapping[str, Any], data_folder: Path | None = None) -> None:
@@ -220,6 +222,23 @@ def _fault_of_file(file: str, path: str, source: ImageSource) -> str | None:
         return None
 
 
+def _check_test_labels(pipeline: Pipeline, ingestion: DataIngestionParams | None) -> None:
+    """Check that the test images have labels where they are compared with them.
+
+    Raises:
+        InputError: they have none; found here, and not after hours of training.
+    """
+    if ingestion is None or ingestion.has_test_labels:
+        return
+    measuring = [node.name for node in pipeline.nodes if _WITH_LABELS.intersection(node.outputs)]
+    if measuring:
+        raise InputError(
+            f"data_ingestion.test: `{measuring[0]}` needs labels: set `labels: classes` on its "
+            "sources. Without labels there is a certificate: add "
+            "--to-nodes=evaluation.show_certificate"
+        )
+
+
 class PreflightHooks:
     """Tries what parameters name (files, networks, taps, devices) before the first node runs."""
 
@@ -238,6 +257,7 @@ class PreflightHooks:
         if RECORDS in catalog:
             records = local_path(catalog, RECORDS)
             data_folder = records.parent if records is not None else None
+        _check_test_labels(pipeline, blocks.get("data_ingestion"))
         check(blocks, data_folder)
         if run_params["runner"] != EXPLAINING_RUNNER:
             preflight_teacher(pipeline, catalog, blocks)

@@ -377,7 +377,9 @@ class DataIngestionParams(Block):
     pool: tuple[ImageSource, ...] = Field(
         min_length=1, description="the unlabeled pool; several sources are mixed"
     )
-    test: tuple[ImageSource, ...] = Field(min_length=1, description="touched once, by evaluation")
+    test: tuple[ImageSource, ...] = Field(
+        min_length=1, description="touched once, by evaluation; only a certificate needs no labels"
+    )
     teacher_training: tuple[ImageSource, ...] = Field(
         (), description="experiments that train a teacher: its training images"
     )
@@ -388,12 +390,21 @@ class DataIngestionParams(Block):
 
     @model_validator(mode="after")
     def _check_labels_of_test_and_training(self) -> DataIngestionParams:
-        # Accuracy is computed on one and a teacher trained on the other: both need every class.
-        for part in ("test", "teacher_training"):
-            for source in getattr(self, part):
-                if source.labels != "classes":
-                    raise ValueError(
-                        f"every image of {part} needs its class: set `labels: classes` on its "
-                        "sources"
-                    )
+        # A teacher is trained on them: it needs every class.
+        if any(source.labels != "classes" for source in self.teacher_training):
+            raise ValueError(
+                "every image of teacher_training needs its class: set `labels: classes` on its "
+                "sources"
+            )
+        kinds = {source.labels for source in self.test}
+        if kinds not in ({"classes"}, {"ignore"}):
+            raise ValueError(
+                "every image of test needs its class, or none has one: set `labels: classes` on "
+                "its sources, or `labels: ignore` on all"
+            )
         return self
+
+    @property
+    def has_test_labels(self) -> bool:
+        """Whether the test images have classes; a certificate needs none."""
+        return all(source.labels == "classes" for source in self.test)

@@ -66,16 +66,20 @@ def certificate_sentences(certificate: Mapping[str, Any]) -> list[str]:
     if certificate["accuracy"] is not None:
         sentences.append(f"It is right on {share_text(certificate['accuracy'])} of them.")
     if bound is not None:
-        sentences.append(
-            f"Without a look at the labels of test images, its accuracy would be known to be at "
-            f"least {percent(bound)}: that of the teacher, {share_text(teacher)} on the "
-            f"{teacher['images']}, less the images on which they disagree."
-            if certificate["accuracy"] is not None
-            else f"Its accuracy is at least {percent(bound)}: that of the teacher, "
-            f"{share_text(teacher)} on the {teacher['images']}, less the images on which they "
-            "disagree. This holds where the labeled images are like the test images and the "
-            "teacher did not learn from them."
+        of_teacher = (
+            f"that of the teacher, {share_text(teacher)} on the {teacher['images']}, less the "
+            "images on which they disagree"
         )
+        if certificate["accuracy"] is not None:
+            sentences.append(
+                "Without labels for the student, its accuracy would be known to be at least "
+                f"{percent(bound)}: {of_teacher}."
+            )
+        else:
+            sentences.append(
+                f"Its accuracy is at least {percent(bound)}: {of_teacher}. This holds where the "
+                "labeled images are like the test images and the teacher did not learn from them."
+            )
     if not images["has_labels"]:
         sentences.append(
             "The test images have no labels: the certificate says how well the student follows "
@@ -124,7 +128,7 @@ def plot_reliability(certificate: Mapping[str, Any]) -> Figure:
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     error = models["student"]["error"]
-    finding = f"The student's confidence is off by {percent(error)} on average"
+    finding = f"The student's confidence is off by {100 * error:.1f} points on average"
     evidence = f"expected calibration error against {truth}; larger points hold more images"
     set_title(figure, finding, evidence)
     return figure
