@@ -1,1 +1,1 @@
-"""Experiments that run without Kedro and MLflow, for a machine with a GPU."""
+"""Experiments: a comparison on a machine with a GPU, without Kedro, and one with another tool."""

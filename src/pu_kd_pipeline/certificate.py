@@ -1,6 +1,7 @@
 """What is known of a student in the end: how often it answers as its teacher, and where not.
 
-A certificate needs no label: the agreement of student and teacher bounds the student's accuracy.
+It needs no labels of the test images: the teacher's accuracy, and how often the student agrees with
+it, bound the accuracy of the student.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pu_kd_pipeline import __version__
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.evaluation import model_costs
 from pu_kd_pipeline.features.reading import read_log_odds
+from pu_kd_pipeline.features.scoring import check_teacher
 from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
@@ -75,22 +77,17 @@ def make_certificate(
         params: where the networks run.
 
     Raises:
-        InputError: there are no test images, the student is of another teacher, or the yardstick
-            is.
+        InputError: there are no test images, a model gives no numbers for some of them, or the
+            labeled features or the yardstick are of another teacher.
     """
     if not len(test_images):
         raise InputError(
             "certificate: there are no test images: give data_ingestion.test a source, with or "
             "without labels"
         )
-    own_teacher = student.card.origin.get("teacher", teacher.fingerprint())
-    if own_teacher != teacher.fingerprint():
-        raise InputError(
-            "certificate: student_model learned from another teacher than teacher_model: run "
-            "`kedro run --pipeline=distillation`"
-        )
-    of_teacher = _Answers(predict_logits(teacher, test_images, params.compute))
-    of_student = _Answers(predict_logits(student, test_images, params.compute))
+    check_teacher(labeled_features, teacher.fingerprint(), "labeled_features")
+    of_teacher = _answers("teacher_model", teacher, test_images, params)
+    of_student = _answers("student_model", student, test_images, params)
     labels = _labels(test_images)
     is_equal = of_student.classes == of_teacher.classes
     agreement = share_of(is_equal)
@@ -103,6 +100,9 @@ def make_certificate(
         of_the_teacher = Interval(teacher_accuracy["lower"], teacher_accuracy["upper"])
         bound = accuracy_bound(Interval(agreement.lower, agreement.upper), of_the_teacher)
     factor = _factor(student, yardstick, teacher, params)
+    shift = None
+    if len(labeled_features):
+        shift = _shift(read_log_odds(labeled_features), of_teacher.log_odds)
     costs = model_costs({"teacher": teacher, "student": student}, params)
     return {
         "version": VERSION,
@@ -113,28 +113,33 @@ def make_certificate(
         "accuracy": accuracy,
         "teacher_accuracy": teacher_accuracy,
         "accuracy_bound": bound,
-        "calibration": _calibrations(of_teacher, of_student, labels, factor),
+        "calibration": {
+            "factor": factor,
+            "n_yardstick": None if factor is None else len(yardstick),
+            **_calibrations(of_teacher, of_student, labels, factor),
+        },
         "confusions": _confusions(of_teacher, of_student, teacher.card.classes),
-        "warnings": _warnings(of_teacher, labeled_features, agreement),
+        "shift": shift,
+        "warnings": _warnings(agreement, shift, _learned_elsewhere(student, teacher)),
         "cost": {**costs, "hardware": hardware()},
         "provenance": _provenance(teacher, student, test_images, yardstick),
     }
 
 
 def check_certificate(
-    certificate: Mapping[str, Any], student: Model, params: CertificateParams
+    certificate: Mapping[str, Any],
+    teacher: Model,
+    student: Model,
+    test_images: ImageStore,
+    params: CertificateParams,
 ) -> dict[str, Any]:
     """Return the limits that a certificate keeps.
 
     Raises:
-        InputError: it does not keep one, it is of another student, or no limit is given.
+        InputError: it does not keep one, it is of another teacher, student or images, or no limit
+            is given.
     """
-    of_student = certificate["provenance"]["student"]
-    if of_student != student.fingerprint():
-        raise InputError(
-            "certify: certificate.json is of another student than student_model: run "
-            "`kedro run --pipeline=evaluation`"
-        )
+    _check_is_of(certificate, teacher, student, test_images)
     if params.min_agreement is None and params.min_accuracy is None:
         raise InputError(
             "certify: there is no limit to check: set certificate.min_agreement or "
@@ -142,11 +147,9 @@ def check_certificate(
         )
     agreement = certificate["agreement"]["lower"]
     accuracy = certified_accuracy(certificate)
-    if params.min_accuracy is not None and accuracy is None:
-        raise InputError(
-            "certify: certificate.min_accuracy needs labels of the test images, or labeled images "
-            "that the teacher was tested on"
-        )
+    source = "labels" if certificate["accuracy"] is not None else "bound"
+    if params.min_accuracy is not None and source == "bound":
+        _check_bound(certificate)
     faults = []
     for name, found, limit in (
         ("agreement with the teacher", agreement, params.min_agreement),
@@ -159,13 +162,49 @@ def check_certificate(
     if faults:
         raise InputError(f"certify: {'; '.join(faults)}")
     return {
-        "student": of_student,
-        "test_images": certificate["provenance"]["test_images"],
+        "student": student.fingerprint(),
+        "test_images": test_images.fingerprint,
         "agreement_lower": agreement,
         "accuracy_lower": accuracy,
+        "accuracy_source": None if accuracy is None else source,
         "min_agreement": params.min_agreement,
         "min_accuracy": params.min_accuracy,
+        "warnings": list(certificate["warnings"]),
     }
+
+
+def _check_is_of(
+    certificate: Mapping[str, Any], teacher: Model, student: Model, test_images: ImageStore
+) -> None:
+    present = {
+        "student": student.fingerprint(),
+        "teacher": teacher.fingerprint(),
+        "test_images": test_images.fingerprint,
+    }
+    for name, fingerprint in present.items():
+        if certificate["provenance"][name] != fingerprint:
+            shown = name if name == "test_images" else f"{name}_model"
+            raise InputError(
+                f"certify: certificate.json is not about this {shown}: run "
+                "`kedro run --pipeline=evaluation`"
+            )
+
+
+def _check_bound(certificate: Mapping[str, Any]) -> None:
+    """Refuse a bound on the accuracy that is not known, or whose assumptions are in doubt."""
+    if certificate["accuracy_bound"] is None:
+        raise InputError(
+            "certify: certificate.min_accuracy needs labels of the test images (`labels: classes` "
+            "on the sources of data_ingestion.test), or labeled images that the teacher was tested "
+            "on; then run the stages from `data_ingestion` on again"
+        )
+    if certificate["shift"] is not None:
+        raise InputError(
+            "certify: certificate.min_accuracy: without labels of the test images the accuracy is "
+            "known from that of the teacher on the labeled images, and these seem to be of "
+            "another kind (`warnings` in certificate.json): give the test images labels, or set "
+            "certificate.min_agreement alone"
+        )
 
 
 def certified_accuracy(certificate: Mapping[str, Any]) -> float | None:
@@ -189,6 +228,22 @@ def hardware() -> str:
             if name.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _answers(name: str, model: Model, images: ImageStore, params: EvaluationParams) -> _Answers:
+    """Return the answers of a model.
+
+    Raises:
+        InputError: some are no numbers.
+    """
+    logits = predict_logits(model, images, params.compute)
+    n_unusable = int(logits.isnan().any(dim=1).sum())
+    if n_unusable:
+        raise InputError(
+            f"certificate: {name} gives no numbers for {n_unusable:,} of {len(images):,} test "
+            "images: set compute.precision to float32, or train it again"
+        )
+    return _Answers(logits)
 
 
 class _Answers:
@@ -288,7 +343,7 @@ def _calibrations(
     models = {"student": student}
     if factor is not None:
         models["scaled_student"] = student.scaled(factor)
-    found: dict[str, Any] = {"factor": factor, "against_teacher": {}, "against_labels": None}
+    found: dict[str, Any] = {"against_teacher": {}, "against_labels": None}
     for name, answers in models.items():
         found["against_teacher"][name] = _calibration(answers, teacher.classes)
     if labels is not None:
@@ -322,21 +377,27 @@ def _confusions(
     ]
 
 
-def _warnings(teacher: _Answers, labeled: ShardedTable, agreement: Share) -> list[str]:
+def _learned_elsewhere(student: Model, teacher: Model) -> bool:
+    """Return whether the student's card names another teacher."""
+    own_teacher = student.card.origin.get("teacher", teacher.fingerprint())
+    return bool(own_teacher != teacher.fingerprint())
+
+
+def _warnings(agreement: Share, shift: float | None, learned_elsewhere: bool) -> list[str]:
     warnings = []
-    if agreement.upper - agreement.lower > 0.1:
+    if learned_elsewhere:
         warnings.append(
-            f"{agreement.n:,} images say little: the agreement may be anything from "
-            f"{agreement.lower:.1%} to {agreement.upper:.1%}."
+            "student_model learned from another teacher than teacher_model: distill it again."
         )
-    if len(labeled):
-        shift = _shift(read_log_odds(labeled), teacher.log_odds)
-        if shift is not None:
-            warnings.append(
-                f"The teacher is surer of a labeled image than of a test image in {shift:.0%} of "
-                "the pairs: they may be of different kinds, or the teacher learned from the "
-                "labeled ones. The certificate is about images like the test images."
-            )
+    if agreement.upper - agreement.lower > 0.1:
+        limits = f"{100 * agreement.lower:.1f} to {100 * agreement.upper:.1f} %"
+        warnings.append(f"There are few images: the agreement may be anything from {limits}.")
+    if shift is not None:
+        warnings.append(
+            f"The teacher is surer of a labeled image than of a test image in {100 * shift:.0f} % "
+            "of the pairs: they may be of different kinds, or the teacher learned from the labeled "
+            "ones. The certificate is about images like the test images."
+        )
     return warnings
 
 

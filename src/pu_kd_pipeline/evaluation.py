@@ -64,8 +64,8 @@ def compare_models(
     if not len(labels) or labels.isna().any():
         raise InputError(
             "evaluation: the test images need labels: set `labels: classes` on the sources of "
-            "data_ingestion.test. A certificate needs none: add "
-            "--to-nodes=evaluation.show_certificate"
+            "data_ingestion.test. A certificate needs none: "
+            "`kedro run --pipeline=evaluation --to-nodes=evaluation.write_certificate`"
         )
     truth = labels.to_numpy(dtype=np.int64)
     teacher = models["teacher"].fingerprint()

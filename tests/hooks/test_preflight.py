@@ -106,13 +106,15 @@ def test_checks_do_not_change_the_callers_random_numbers(blocks):
         ("teacher_training", ["ignore"]),
         ("teacher_training", ["classes", "truth"]),
         ("test", ["truth"]),
+        ("test", [None]),
         ("test", ["classes", "ignore"]),
     ],
 )
 def test_images_for_training_and_evaluation_need_classes(blocks, part, labels):
     sources = []
     for number, kind in enumerate(labels):
-        sources.append({"type": "demo", "part": "test", "labels": kind, "name": f"s{number}"})
+        labels_of = {} if kind is None else {"labels": kind}
+        sources.append({"type": "demo", "part": "test", "name": f"s{number}", **labels_of})
     message = f"every image of {part} needs its class.* set `labels: classes`"
     with pytest.raises(ValidationError, match=message):
         changed(blocks["data_ingestion"], **{part: sources})

@@ -63,7 +63,7 @@ def test_digits_are_found_without_labeled_images_and_sampling_can_change(data: P
     manifest = read_table(manifest_file)
     probability = manifest["sampling_probability"]
     assert probability.sum() == pytest.approx(1)
-    # Digits are a fifth of the pool.
+    # Digits are 8 % of the pool.
     digits = store.index["id"][store.index["relevant"].to_numpy(dtype=bool)]
     assert probability[manifest["id"].isin(digits)].sum() > 0.4
 

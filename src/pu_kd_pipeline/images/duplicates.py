@@ -270,8 +270,9 @@ def _fingerprints(store: ImageStore, n_images: int | None = None) -> Iterator[Te
         for start in range(0, n_images, batch_size):
             batch_rows = rows[start : start + batch_size]
             images = torch.from_numpy(store.read(batch_rows))
-            yield fingerprints(images)
+            found = fingerprints(images)
             count(len(batch_rows))
+            yield found
 
 
 def _copies_table(

@@ -249,8 +249,9 @@ def _counted(
 ) -> Iterator[RawImage | Unusable]:
     with count_images(name, total) as count:
         for image in images:
-            yield image
+            # Before: the consumer does not ask again after the last one.
             count(1)
+            yield image
 
 
 def _number_of(shard: Shard) -> int:

@@ -397,10 +397,12 @@ class DataIngestionParams(Block):
                 "sources"
             )
         kinds = {source.labels for source in self.test}
-        if kinds not in ({"classes"}, {"ignore"}):
+        # Stated, because a forgotten key would be found after all training.
+        is_stated = all("labels" in source.model_fields_set for source in self.test)
+        if kinds != {"classes"} and not (kinds == {"ignore"} and is_stated):
             raise ValueError(
-                "every image of test needs its class, or none has one: set `labels: classes` on "
-                "its sources, or `labels: ignore` on all"
+                "every image of test needs its class: set `labels: classes` on its sources, or "
+                "`labels: ignore` on all for a certificate alone"
             )
         return self
 

@@ -74,11 +74,14 @@ def _items(text: str) -> list[str]:
         InputError: a bracket is not closed.
     """
     items: list[str] = []
-    for part in _ITEM.findall(text):
+    start = 0  # of the last item
+    for match in _ITEM.finditer(text):
         if items and _is_open(items[-1]):
-            items[-1] += f",{part}"
-        elif part.strip():
-            items.append(part)
+            # With everything between the parts: commas may follow each other in a quoted text.
+            items[-1] = text[start : match.end()]
+        elif match.group().strip():
+            start = match.start()
+            items.append(match.group())
     if items and _is_open(items[-1]):
         raise InputError(
             f"`{items[-1].strip()}` has a bracket that is not closed. A text that starts with a "

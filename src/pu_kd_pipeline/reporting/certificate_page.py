@@ -49,6 +49,7 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
         costs=_cost_rows(certificate),
         hardware=certificate["cost"]["hardware"],
         figure=embedded_figure(figure),
+        scaling=_scaling_sentence(certificate["calibration"]),
         provenance=_provenance_rows(certificate),
     )
 
@@ -58,8 +59,8 @@ def certificate_sentences(certificate: Mapping[str, Any]) -> list[str]:
     images = certificate["images"]
     agreement = certificate["agreement"]
     sentences = [
-        f"On {agreement['n']:,} test images the student gives the teacher's class in "
-        f"{share_text(agreement)} of the cases."
+        f"The student gives the teacher's class in {share_text(agreement)} of the cases, on "
+        f"{_images_text(agreement['n'])}."
     ]
     teacher = certificate["teacher_accuracy"]
     bound = certificate["accuracy_bound"]
@@ -72,8 +73,8 @@ def certificate_sentences(certificate: Mapping[str, Any]) -> list[str]:
         )
         if certificate["accuracy"] is not None:
             sentences.append(
-                "Without labels for the student, its accuracy would be known to be at least "
-                f"{percent(bound)}: {of_teacher}."
+                "From the teacher's accuracy and the agreement alone it would be known to be right "
+                f"on at least {percent(bound)}: {of_teacher}."
             )
         else:
             sentences.append(
@@ -91,6 +92,10 @@ def certificate_sentences(certificate: Mapping[str, Any]) -> list[str]:
         f"{percent(certificate['level'], 0)} (Clopper and Pearson 1934)."
     )
     return sentences
+
+
+def _images_text(n: int) -> str:
+    return "one test image" if n == 1 else f"{n:,} test images"
 
 
 def share_text(share: Mapping[str, Any]) -> str:
@@ -155,6 +160,19 @@ def _tiles(certificate: Mapping[str, Any]) -> list[dict[str, str]]:
     return tiles
 
 
+def _scaling_sentence(calibration: Mapping[str, Any]) -> str:
+    n = calibration["n_yardstick"]
+    if n is None:
+        return (
+            "The student was not scaled: there is no yardstick, or it was trained with another one."
+        )
+    return (
+        f"The scaled student has its logits times {calibration['factor']:.3g}, which was fitted to "
+        f"the teacher on the {n:,} images of the yardstick, without labels. Fitted on fewer than a "
+        "hundred, it may make the error larger."
+    )
+
+
 def _class_rows(certificate: Mapping[str, Any]) -> list[list[str]]:
     """Return a header and a row per class of the teacher, the lowest agreement first."""
     rows = [["class (by the teacher)", "images", "same class by the student", "95 % interval"]]
@@ -215,6 +233,4 @@ def _provenance_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows += [(library, number) for library, number in value.items()]
         else:
             rows.append((name.replace("_", " "), UNKNOWN if value is None else str(value)))
-    factor = certificate["calibration"]["factor"]
-    rows.append(("factor of the student's logits", UNKNOWN if factor is None else f"{factor:.4g}"))
     return rows

@@ -78,7 +78,7 @@ def demo_part(part: str, seed: int) -> DemoPart:
     """Return the part `labeled`, `pool`, `test` or `teacher_training` of the split drawn by `seed`.
 
     The four parts share no digit. The pool holds 700 digits, 700 letters and 2,100 photo patches:
-    its class prior is 0.2.
+    its class prior is 0.2. conf/base keeps 250 of these digits (`label_ranks`).
 
     Raises:
         KeyError: no such part exists.

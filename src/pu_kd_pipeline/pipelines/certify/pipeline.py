@@ -15,7 +15,13 @@ def create_pipeline(**_: Any) -> Pipeline:
         [
             Node(
                 certify_student,
-                inputs=["certificate", "student_model", "params:certificate"],
+                inputs=[
+                    "certificate",
+                    "teacher_model",
+                    "student_model",
+                    "test_images",
+                    "params:certificate",
+                ],
                 outputs="certified_limits",
                 name="certify_student",
             )

@@ -97,19 +97,14 @@ def write_certificate(
     yardstick: pd.DataFrame,
     teacher_check: dict[str, Any],
     params: EvaluationParams,
-) -> dict[str, Any]:
-    """Return what is known of the student; test images need no labels here."""
+) -> tuple[dict[str, Any], str]:
+    """Return what is known of the student, and its page; test images need no labels here."""
     from pu_kd_pipeline.certificate import make_certificate
     from pu_kd_pipeline.images.yardstick import Yardstick
-
-    measured = Yardstick(yardstick, {"labeled": labeled_images, "pool": pool_images})
-    return make_certificate(
-        teacher, student, test_images, measured, labeled_features, teacher_check, params
-    )
-
-
-def show_certificate(certificate: dict[str, Any]) -> str:
-    """Return the certificate as a page."""
     from pu_kd_pipeline.reporting.certificate_page import render_certificate
 
-    return render_certificate(certificate)
+    measured = Yardstick(yardstick, {"labeled": labeled_images, "pool": pool_images})
+    certificate = make_certificate(
+        teacher, student, test_images, measured, labeled_features, teacher_check, params
+    )
+    return certificate, render_certificate(certificate)

@@ -6,7 +6,7 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from pu_kd_pipeline.pipelines.evaluation.nodes import evaluate, show_certificate, write_certificate
+from pu_kd_pipeline.pipelines.evaluation.nodes import evaluate, write_certificate
 
 
 def create_pipeline(**_: Any) -> Pipeline:
@@ -47,14 +47,8 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "teacher_check",
                     "params:evaluation",
                 ],
-                outputs="certificate",
+                outputs=["certificate", "certificate_page"],
                 name="write_certificate",
-            ),
-            Node(
-                show_certificate,
-                inputs="certificate",
-                outputs="certificate_page",
-                name="show_certificate",
             ),
         ],
         namespace="evaluation",
