@@ -37,6 +37,7 @@ from pu_kd_pipeline.comparison.inputs import labeled_rows
 from pu_kd_pipeline.images.duplicates import Excluded, excluded_images
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
+from pu_kd_pipeline.learning.networks import vision  # noqa: F401  makes torchvision importable
 from pu_kd_pipeline.learning.penultimate import find_last_linear
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model

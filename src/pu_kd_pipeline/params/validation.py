@@ -20,6 +20,7 @@ from pu_kd_pipeline.params.flatten import flatten
 # In characters: a value or a complaint in a message may come from a hostile file.
 _MAX_VALUE_LENGTH = 100
 _MAX_COMPLAINT_LENGTH = 600
+_MAX_SHOWN_FAULTS = 10  # a list of a thousand wrong values would fill the screen
 
 
 def check_parameters(
@@ -63,6 +64,9 @@ def check_parameters(
     # All at once: otherwise each run would report only the next fault.
     if faults:
         lines = ["The parameters cannot be used."]
+        n_more = len(faults) - _MAX_SHOWN_FAULTS
+        if n_more > 1:
+            faults = [*faults[:_MAX_SHOWN_FAULTS], f"and {n_more:,} more"]
         for fault in faults:
             lines.append(f"  - {fault}")
         raise InputError("\n".join(lines))
