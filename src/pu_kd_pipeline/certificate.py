@@ -310,7 +310,7 @@ def _of_classes(
     entries = []
     shares = shares_of_classes(is_equal, classes, len(names))
     for name, share in zip(names, shares, strict=True):
-        facts = dict.fromkeys(Share._fields) | {"n_hits": 0, "n": 0}
+        facts: dict[str, Any] = {"n_hits": 0, "n": 0, "value": None, "lower": None, "upper": None}
         if share is not None:
             facts = share._asdict()
         entries.append({"class": name, **facts})

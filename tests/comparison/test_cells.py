@@ -82,7 +82,12 @@ def test_cells_share_their_pu_training_and_publish_their_results(
     # Every method once, and rules with and without a score and a PU classifier.
     variants = {
         "original": {"method": "original", "objectives": ["robust_kd"]},
-        "pu": {"rule": "nnpu", "criterion": "quantile", "objectives": ["kd", "robust_kd"]},
+        "pu": {
+            "rule": "nnpu",
+            "criterion": "budget",
+            "budget": 50,
+            "objectives": ["kd", "robust_kd"],
+        },
         "random": {"rule": "random", "budget": "pu"},
         "confident": {"rule": "confident", "budget": 40},
         "disagreement": {"rule": "disagreement", "budget": 40},

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.xdist_group("faults")
 
 N_KILLS = int(os.environ.get("PU_KD_KILLS", "6"))
 # These files have times and paths in them, or pictures of these.
-DIFFERS = re.compile(r"metrics\.json|report\.html|\.png$|_report\.json")
+DIFFERS = re.compile(r"metrics\.json|report\.html|certificate\.|\.png$|_report\.json")
 
 
 def started(data: Path, *params: str, pipeline: str = "full") -> subprocess.Popen[str]:

@@ -112,7 +112,7 @@ def test_the_student_that_is_returned_is_the_one_that_was_measured(digits, avera
     student, history = digits.distill(**changes, keep=keep)
     kept = history[history["is_kept"]]
     [agreement], [divergence] = kept["yardstick_agreement"], kept["yardstick_kl"]
-    assert _closeness(digits, student) == pytest.approx((agreement, divergence), rel=1e-4)
+    assert _closeness(digits, student)[:2] == pytest.approx((agreement, divergence), rel=1e-4)
     if keep == "best":
         assert divergence == history["yardstick_kl"].min()
     assert student.card.origin["n_final_phase_images"] == 60
