@@ -176,16 +176,15 @@ def check_certificate(
 def _check_is_of(
     certificate: Mapping[str, Any], teacher: Model, student: Model, test_images: ImageStore
 ) -> None:
-    present = {
-        "student": student.fingerprint(),
-        "teacher": teacher.fingerprint(),
-        "test_images": test_images.fingerprint,
-    }
-    for name, fingerprint in present.items():
-        if certificate["provenance"][name] != fingerprint:
-            shown = name if name == "test_images" else f"{name}_model"
+    present = (
+        ("student", "student_model", student.fingerprint()),
+        ("teacher", "teacher_model", teacher.fingerprint()),
+        ("test_images", "test_images", test_images.fingerprint),
+    )
+    for key, shown, fingerprint in present:
+        if certificate["provenance"][key] != fingerprint:
             raise InputError(
-                f"certify: certificate.json is not about this {shown}: run "
+                f"certify: certificate.json is not about the present {shown}: run "
                 "`kedro run --pipeline=evaluation`"
             )
 

@@ -242,14 +242,14 @@ def test_a_certificate_of_something_else_is_not_used(run):
     limits = CertificateParams(min_agreement=0.01)
     models = (run.teacher, run.student)
     subset = ImageSubset.of(run.test, np.arange(100))
-    with pytest.raises(InputError, match="is not about this test_images"):
+    with pytest.raises(InputError, match="is not about the present test_images"):
         check_certificate(run.certificate, *models, subset, limits)
-    with pytest.raises(InputError, match="is not about this student_model"):
+    with pytest.raises(InputError, match="is not about the present student_model"):
         check_certificate(run.certificate, run.teacher, run.teacher, run.test, limits)
-    with pytest.raises(InputError, match="is not about this teacher_model"):
+    with pytest.raises(InputError, match="is not about the present teacher_model"):
         check_certificate(run.certificate, run.student, run.student, run.test, limits)
     earlier = load_model(run.folder / MODELS / "random_student_model")
-    with pytest.raises(InputError, match="is not about this student_model"):
+    with pytest.raises(InputError, match="is not about the present student_model"):
         check_certificate(run.certificate, run.teacher, earlier, run.test, limits)
 
 
