@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Benchmark, Measurement, markdown
+from pu_kd_pipeline.devices import cpu_name
 
 MODULES = ("loading", "pu_stage", "distillation", "scaling", "start_up")
 
@@ -28,18 +29,8 @@ def machine(n_threads: int) -> str:
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_name()
     threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
-    hardware = f"{_cpu_name()}, {os.cpu_count()} cores, {threads}, {gpu}"
+    hardware = f"{cpu_name()}, {os.cpu_count()} cores, {threads}, {gpu}"
     return f"{hardware}; torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def _cpu_name() -> str:
-    cpu_info = Path("/proc/cpuinfo")
-    # Linux names the model there only: `platform.processor()` gives the architecture.
-    if cpu_info.exists():
-        for line in cpu_info.read_text().splitlines():
-            if "model name" in line:
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def measure_all(modules: Sequence[str], images: Path | None, work: Path) -> list[Measurement]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pu_kd_pipeline import __version__
+from pu_kd_pipeline.devices import cpu_name
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.evaluation import model_costs
 from pu_kd_pipeline.features.reading import read_log_odds
@@ -121,7 +121,7 @@ def make_certificate(
         "confusions": _confusions(of_teacher, of_student, teacher.card.classes),
         "shift": shift,
         "warnings": _warnings(agreement, shift, _learned_elsewhere(student, teacher)),
-        "cost": {**costs, "hardware": hardware()},
+        "cost": {**costs, "hardware": cpu_name()},
         "provenance": _provenance(teacher, student, test_images, yardstick),
     }
 
@@ -215,18 +215,6 @@ def certified_accuracy(certificate: Mapping[str, Any]) -> float | None:
         return float(certificate["accuracy"]["lower"])
     bound = certificate["accuracy_bound"]
     return None if bound is None else float(bound)
-
-
-def hardware() -> str:
-    """Return the processor of this machine."""
-    cpu_info = Path("/proc/cpuinfo")
-    # Linux names the model there only: `platform.processor()` gives the architecture.
-    if cpu_info.exists():
-        for line in cpu_info.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _answers(name: str, model: Model, images: ImageStore, params: EvaluationParams) -> _Answers:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -165,3 +167,15 @@ def explain_memory_shortage(name: str, more: Callable[[], str] = str) -> Iterato
             "compute.inference_batch_size (where nothing is learned)."
             f"{more()}"
         ) from exc
+
+
+def cpu_name() -> str:
+    """Return the processor of this machine."""
+    cpu_info = Path("/proc/cpuinfo")
+    # Linux names the model there only: `platform.processor()` gives the architecture.
+    if cpu_info.exists():
+        for line in cpu_info.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
