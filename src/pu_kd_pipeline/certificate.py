@@ -224,7 +224,9 @@ def _answers(name: str, model: Model, images: ImageStore, params: EvaluationPara
         InputError: some are no numbers.
     """
     logits = predict_logits(model, images, params.compute)
-    n_unusable = int(logits.isnan().any(dim=1).sum())
+    # Minus infinity excludes a class; plus infinity is an overflow.
+    is_unusable = (logits.isnan() | logits.isposinf()).any(dim=1)
+    n_unusable = int(is_unusable.sum())
     if n_unusable:
         raise InputError(
             f"certificate: {name} gives no numbers for {n_unusable:,} of {len(images):,} test "

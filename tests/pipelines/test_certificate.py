@@ -18,6 +18,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.images.yardstick import Yardstick
+from pu_kd_pipeline.learning.penultimate import find_last_linear
 from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.certificate import CertificateParams
 from pu_kd_pipeline.params.evaluation import EvaluationParams
@@ -188,6 +189,12 @@ def test_missing_images_answers_that_are_no_numbers_and_old_features_are_refused
             parameter.fill_(float("nan"))
     with pytest.raises(InputError, match="student_model gives no numbers for 500 of 500"):
         run.make(student=broken)
+    overflowing = load_model(run.folder / MODELS / "student_model")
+    _, last = find_last_linear(overflowing.network)
+    with torch.no_grad():
+        last.bias[:2] = float("inf")
+    with pytest.raises(InputError, match="student_model gives no numbers for 500 of 500"):
+        run.make(student=overflowing)
     with pytest.raises(InputError, match="labeled_features"):
         run.make(teacher=run.student)
 
