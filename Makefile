@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run explain test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints constraints-ends versions clean
+.PHONY: help run pilot explain test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints constraints-ends versions clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ $(READY): pyproject.toml constraints.txt
 
 run: $(READY) ## run the pipeline: make run, or make run PIPELINE=pool_scoring ARGS='--params=seed=1'
 	$(BIN)/kedro run --pipeline=$(PIPELINE) $(ARGS)
+
+pilot: $(READY) ## before a long run: what can be gained, with which parameters, and what it takes
+	$(BIN)/kedro run --pipeline=pilot $(ARGS)
 
 test: lint types contracts pytest ## all checks: lint, types, contracts, pytest
 

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pu_kd_pipeline import __version__
@@ -23,8 +22,7 @@ from pu_kd_pipeline.features.reading import read_log_odds
 from pu_kd_pipeline.features.scoring import check_teacher
 from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.store import ImageStore
-from pu_kd_pipeline.images.subset import ImageSubset
-from pu_kd_pipeline.images.yardstick import Yardstick
+from pu_kd_pipeline.images.yardstick import Yardstick, yardstick_logits
 from pu_kd_pipeline.learning.calibration import measure_calibration
 from pu_kd_pipeline.learning.certified import (
     Share,
@@ -41,7 +39,7 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.certificate import CertificateParams
 from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
-from pu_kd_pipeline.storage.yardstick import check_yardstick, teacher_logits
+from pu_kd_pipeline.storage.yardstick import check_yardstick
 from pu_kd_pipeline.training.recipes import TRAINING
 
 VERSION = 1
@@ -317,12 +315,7 @@ def _factor(
     if not len(yardstick) or own.get("fingerprint") != yardstick.fingerprint:
         return None
     check_yardstick(yardstick.table, teacher.fingerprint(), teacher.n_classes)
-    reference = torch.from_numpy(teacher_logits(yardstick.table))
-    logits = torch.empty_like(reference)
-    for store, rows, places in yardstick.parts:
-        images = ImageSubset.of(store, rows)
-        logits[places] = predict_logits(student, images, params.compute)
-    return closeness(reference, logits).factor
+    return closeness(*yardstick_logits(student, yardstick, params.compute)).factor
 
 
 def _calibrations(

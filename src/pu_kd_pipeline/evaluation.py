@@ -14,8 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.store import ImageStore, find_rows
-from pu_kd_pipeline.images.subset import ImageSubset
-from pu_kd_pipeline.images.yardstick import Yardstick
+from pu_kd_pipeline.images.yardstick import Yardstick, yardstick_logits
 from pu_kd_pipeline.learning.latency import network_latencies
 from pu_kd_pipeline.learning.metrics import (
     accuracy,
@@ -35,7 +34,7 @@ from pu_kd_pipeline.storage.manifest import (
     reason_counts,
 )
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
-from pu_kd_pipeline.storage.yardstick import check_yardstick, teacher_logits, yardstick_facts
+from pu_kd_pipeline.storage.yardstick import check_yardstick, yardstick_facts
 
 # Numbers of images that the manifest leaves out: copies of test images, and the yardstick.
 EXCLUDED = (
@@ -128,7 +127,6 @@ def measure_students(
         return
     teacher = models["teacher"]
     check_yardstick(yardstick.table, teacher.fingerprint(), teacher.n_classes)
-    reference = torch.from_numpy(teacher_logits(yardstick.table))
     for name, model in models.items():
         if name == "teacher":
             continue
@@ -139,11 +137,7 @@ def measure_students(
                 "images of this one: it is not measured on it. Distill it again."
             )
             continue
-        logits = torch.empty_like(reference)
-        for store, rows, places in yardstick.parts:
-            images = ImageSubset.of(store, rows)
-            logits[places] = predict_logits(model, images, params.compute)
-        found = closeness(reference, logits)
+        found = closeness(*yardstick_logits(model, yardstick, params.compute))
         n_agreed = round(found.agreement * len(yardstick))
         interval = clopper_pearson_interval(n_agreed, len(yardstick))
         metrics[name] |= {

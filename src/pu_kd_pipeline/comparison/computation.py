@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -79,6 +79,16 @@ RESULT = pa.schema(
 )
 
 
+class LearnedStudent(NamedTuple):
+    """The student of a cell, and what it learned from."""
+
+    student: Model
+    history: pd.DataFrame
+    manifest: pd.DataFrame
+    selection: dict[str, Any]
+    """`SELECTION_COLUMNS`; empty for a method that selects nothing."""
+
+
 class CellComputation:
     """Computes cells one after another, and keeps what the next ones share."""
 
@@ -132,17 +142,34 @@ class CellComputation:
             row["failure"] = str(exc).splitlines()[0]
         return row
 
-    def _outcome(self, cell: Cell) -> dict[str, Any]:
-        compute = cell.blocks.distillation.compute
-        teacher_classes = self._teachers_classes(compute)
-        pool = self._scorer.scored_pool(cell) if cell.rule else None
-        started = time.perf_counter()
+    def scored_pool(self, cell: Cell) -> ScoredPool | None:
+        """Return the scores that a cell's rule reads; None for a method that selects nothing."""
+        if cell.rule is None:
+            return None
+        return self._scorer.scored_pool(cell)
+
+    def learn(self, cell: Cell) -> LearnedStudent:
+        """Return the student of a cell, and what it learned from; no test image is read.
+
+        Raises:
+            InputError: the rule cannot select from this pool, the objective cannot be used with
+                these networks, the loss is not finite, or memory runs out.
+        """
+        pool = self.scored_pool(cell)
         selection: dict[str, Any] = {}
         if pool is None:
             manifest = self._unselected.manifest(cell)
         else:
             manifest, selection = self._select(cell, pool)
         student, history = self._student(cell, manifest)
+        return LearnedStudent(student, history, manifest, selection)
+
+    def _outcome(self, cell: Cell) -> dict[str, Any]:
+        compute = cell.blocks.distillation.compute
+        teacher_classes = self._teachers_classes(compute)
+        pool = self.scored_pool(cell)
+        started = time.perf_counter()
+        student, history, manifest, selection = self.learn(cell)
         logits = predict_logits(student, self._inputs.test_images, compute)
         classes = logits.argmax(dim=1).numpy()
         kept = history[history["is_kept"]].iloc[-1]

@@ -150,7 +150,9 @@ def _keys_without_effect(block: BaseModel) -> set[str]:
     return {"compute", *unread}
 
 
-def make_cells(params: ComparisonParams, blocks: Blocks) -> list[Cell]:
+def make_cells(
+    params: ComparisonParams, blocks: Blocks, key: str = "comparison.variants"
+) -> list[Cell]:
     """Return the cells of the grid, seed by seed.
 
     So an unfinished comparison is whole for its first seeds.
@@ -158,6 +160,7 @@ def make_cells(params: ComparisonParams, blocks: Blocks) -> list[Cell]:
     Args:
         params: the comparison.
         blocks: the run's own parameter blocks, which the variants override.
+        key: of the variants, for messages.
 
     Raises:
         InputError: a variant sets what the blocks refuse; all faults together.
@@ -168,10 +171,11 @@ def make_cells(params: ComparisonParams, blocks: Blocks) -> list[Cell]:
     for name, variant in params.variants.items():
         if variant is not None:  # null removes a variant of conf/base
             variants[name] = variant
-            blocks_of[name] = _blocks_by_objective(blocks, params, name, variant, faults)
+            blocks_of[name] = _blocks_by_objective(blocks, params, f"{key}.{name}", variant, faults)
     if faults:
         listed = "\n".join(f"  - {fault}" for fault in faults)
-        raise InputError(f"The comparison cannot be made.\n{listed}")
+        section = key.partition(".")[0]
+        raise InputError(f"The {section} cannot be made.\n{listed}")
     grid = _Grid(params, variants, blocks_of)
     cells: list[Cell] = []
     for seed in params.seeds:
@@ -269,12 +273,11 @@ def _with_length(blocks: Blocks, n_updates: int) -> Blocks:
 def _blocks_by_objective(
     blocks: Blocks,
     params: ComparisonParams,
-    name: str,
+    key: str,
     variant: ComparisonVariant,
     faults: list[str],
 ) -> dict[str, Blocks]:
     """Return the blocks of a variant by objective; what is wrong with them joins the faults."""
-    key = f"comparison.variants.{name}"
     faults += _forbidden_overrides("comparison.every_variant", params.every_variant)
     faults += _forbidden_overrides(key, variant)
     names = [field.name for field in fields(Blocks)]
@@ -293,7 +296,8 @@ def _blocks_by_objective(
             try:
                 merged[block] = model.model_validate(values)
             except ValidationError as error:
-                where = "the block `comparison`"
+                section = key.partition(".")[0]
+                where = f"the block `{section}`"
                 faults += fault_messages(error, model, name=f"{key}.{block}", where=where)
         # A faulty block is missing; the faults are raised once all variants were looked at.
         if len(merged) == len(names):

@@ -36,6 +36,8 @@ class ScoredPool:
     held_out_ranks: pd.DataFrame
     seconds: float | None
     """How long prior, classifier and scores took; None without a PU classifier."""
+    prior_seconds: float | None = None
+    """The part of it that the class prior took."""
 
 
 class PoolScorer:
@@ -104,6 +106,7 @@ class PoolScorer:
         labeled_images = self._inputs.cell_labeled_images(cell)
         labeled_features = self._features_of(labeled_images)
         prior = self._class_prior(labeled_features, params)
+        prior_seconds = time.perf_counter() - started
         value = prior["value"]
         if params.backbone == "frozen":
             trained = train_head(labeled_features, pool_features, teacher, value, params)
@@ -114,7 +117,7 @@ class PoolScorer:
         tables = [make() for make in makers.values()]
         scores = InMemoryTable.of(classifier.fingerprint(), tables)
         seconds = time.perf_counter() - started
-        return ScoredPool(scores, prior, ranks, seconds)
+        return ScoredPool(scores, prior, ranks, seconds, prior_seconds)
 
     def _class_prior(self, labeled: ShardedTable, params: PUTrainingParams) -> dict[str, Any]:
         pool = self._inputs.pool_features

@@ -50,8 +50,7 @@ def score_shards(
     module = classifier.module.to(device).eval()
 
     def make(name: str) -> pa.Table:
-        one_shard = ShardedTable(features.folder, (name,))
-        table = next(one_shard.shards())
+        table = features.shard(name)
         logits = as_tensor(table["logits"])
         if isinstance(module, FullPUClassifier):
             scores = _scores_from_images(module, table, images, classifier, compute)

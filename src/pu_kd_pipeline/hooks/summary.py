@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 COMPARISON = "comparison_table"
+PILOT = "pilot"
+PILOT_PAGE = "pilot_page"
 
 
 class SummaryHooks:
@@ -38,6 +40,8 @@ class SummaryHooks:
         if COMPARISON in outputs:
             table = str(catalog.load(COMPARISON))
             print(visible(table))
+        if PILOT in outputs:
+            _print_pilot(catalog.load(PILOT), dataset_location(catalog, PILOT_PAGE))
         report = dataset_location(catalog, REPORT)
         if REPORT in outputs and report:
             print(f"Report: {report}")
@@ -83,6 +87,25 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
         _print_sentence(console, sentence)
     for sentence in doubts_of(metrics):
         _print_sentence(console, f"Doubtful: {sentence}")
+
+
+def _print_pilot(pilot: Mapping[str, Any], page: str | None) -> None:
+    from rich.console import Console
+
+    from pu_kd_pipeline.pilot.study import command_with, parameters_as_yaml
+    from pu_kd_pipeline.reporting.pilot_page import pilot_limits, pilot_sentences
+
+    console = Console()
+    for sentence in pilot_sentences(pilot):
+        _print_sentence(console, sentence)
+    for sentence in pilot_limits(pilot):
+        _print_sentence(console, f"Limit: {sentence}")
+    parameters = parameters_as_yaml(pilot["parameters"])
+    if parameters:
+        print(f"Recommended parameters:\n{visible(parameters)}")
+    print(f"Next: {visible(command_with(pilot['parameters']))}")
+    if page:
+        print(f"Pilot: {page}")
 
 
 def _print_sentence(console: Console, sentence: str) -> None:

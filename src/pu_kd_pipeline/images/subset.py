@@ -8,8 +8,10 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.store_file import Shard
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,28 @@ class ImageSubset(ImageStore):
         """Return the (n, C, H, W) uint8 images at (n,) positions among the rows."""
         store_rows = self.rows[rows]
         return self.store.read(store_rows)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSample(ImageSubset):
+    """Some rows of a store, as a store of one shard, for what is computed shard by shard."""
+
+    @staticmethod
+    def of(store: ImageStore, rows: np.ndarray) -> ImageSample:
+        """Return (n,) rows of a store, in that order."""
+        whole = Shard("sample", n=len(rows), start=0)
+        return ImageSample(
+            folder=store.folder,
+            specification=store.specification,
+            shards=(whole,),
+            quarantine_counts=store.quarantine_counts,
+            store=store,
+            rows=rows,
+        )
+
+    def shard_ids(self, shard: Shard) -> pa.Array:
+        """Return the ids of all rows: there is one shard."""
+        return pa.array(self.index["id"], pa.string())
 
 
 def without_images(images: ImageStore, others: ImageStore) -> ImageSubset:

@@ -8,11 +8,17 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.store import ImageStore, find_rows
+from pu_kd_pipeline.images.subset import ImageSubset
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.storage.manifest import ORIGINS
-from pu_kd_pipeline.storage.yardstick import yardstick_fingerprint
+from pu_kd_pipeline.storage.yardstick import teacher_logits, yardstick_fingerprint
 
 
 @dataclass(frozen=True)
@@ -79,3 +85,19 @@ class Yardstick:
                 "measured on. Run `kedro run --pipeline=subset_materialization` again, or remove "
                 "them from a manifest of your own"
             )
+
+
+def yardstick_logits(
+    student: Model, yardstick: Yardstick, compute: ComputeParams
+) -> tuple[Tensor, Tensor]:
+    """Return the (n, K) float32 logits of teacher and student, in the order of the table.
+
+    Raises:
+        InputError: an image is in none of the stores, or has other pixels there.
+    """
+    of_teacher = torch.from_numpy(teacher_logits(yardstick.table))
+    of_student = torch.empty_like(of_teacher)
+    for store, rows, places in yardstick.parts:
+        images = ImageSubset.of(store, rows)
+        of_student[places] = predict_logits(student, images, compute)
+    return of_teacher, of_student

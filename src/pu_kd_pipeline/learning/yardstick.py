@@ -48,14 +48,9 @@ def closeness(teacher_logits: Tensor, student_logits: Tensor) -> Closeness:
     """
     is_equal = teacher_logits.argmax(dim=1) == student_logits.argmax(dim=1)
     agreement = is_equal.double().mean().item()
-    # A class that the teacher excludes adds nothing: without the limit, 0 * -inf would be NaN.
-    teacher_logits = teacher_logits.double().clamp(min=_LOWEST_LOGIT)
-    # In double precision: the mean must not depend on the order of the images.
-    student_logits = student_logits.double()
 
     def divergence(log_factor: float) -> float:
-        scaled = student_logits * math.exp(log_factor)
-        return kl_divergence(teacher_logits, scaled).mean().item()
+        return divergences(teacher_logits, student_logits, math.exp(log_factor)).mean().item()
 
     unscaled = divergence(0.0)
     if not np.isfinite(unscaled):
@@ -69,6 +64,20 @@ def closeness(teacher_logits: Tensor, student_logits: Tensor) -> Closeness:
     if unscaled <= fitted.fun:
         return Closeness(agreement, unscaled, 1.0)
     return Closeness(agreement, float(fitted.fun), math.exp(fitted.x))
+
+
+def divergences(teacher_logits: Tensor, student_logits: Tensor, factor: float) -> Tensor:
+    """Return KL(softmax(z_t) || softmax(s z_s)) of each image in nats, (N,) float64.
+
+    Args:
+        teacher_logits: (N, K) any float dtype.
+        student_logits: (N, K) on the same device.
+        factor: s > 0.
+    """
+    # A class that the teacher excludes adds nothing: without the limit, 0 * -inf would be NaN.
+    of_teacher = teacher_logits.double().clamp(min=_LOWEST_LOGIT)
+    # In double precision: the mean must not depend on the order of the images.
+    return kl_divergence(of_teacher, student_logits.double() * factor)
 
 
 def yardstick_size(

@@ -136,6 +136,10 @@ class ShardedTable:
         for name in self.names:
             yield _read(read_parquet, self.folder, name, columns=columns or None)
 
+    def shard(self, name: str) -> pa.Table:
+        """Return the shard of a name."""
+        return next(ShardedTable(self.folder, (name,)).shards())
+
     def arrays(self, column: str) -> np.ndarray:
         """Return a fixed-size-list column as one (N, D) array, or a plain column as (N,)."""
         parts = []
@@ -267,6 +271,11 @@ class InMemoryTable(ShardedTable):
         """Return the tables as the shards of one."""
         return InMemoryTable(folder=Path(), names=(name,), tables=tuple(tables))
 
+    @staticmethod
+    def of_shards(tables: Mapping[str, pa.Table]) -> InMemoryTable:
+        """Return tables as the shards of these names."""
+        return InMemoryTable(Path(), tuple(tables), tuple(tables.values()))
+
     def __len__(self) -> int:
         return sum(table.num_rows for table in self.tables)
 
@@ -276,6 +285,10 @@ class InMemoryTable(ShardedTable):
         if not self.tables:
             return {}
         return _decode_metadata(self.tables[0].schema)
+
+    def shard(self, name: str) -> pa.Table:
+        """Return the table of a name."""
+        return self.tables[self.names.index(name)]
 
     def shards(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the tables."""

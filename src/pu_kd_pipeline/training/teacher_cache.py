@@ -26,6 +26,23 @@ _FLOAT32_BYTES = 4
 Make = Callable[[], Tensor | None]
 
 
+def n_views_to_cache(params: DistillationParams, n_images: int) -> int | None:
+    """Return the number of views of each image to cache; None where caching does not pay."""
+    if params.teacher_cache == "off":
+        return None
+    n_cached = views_of(params.augmentation).n_views
+    if params.teacher_cache == "views":
+        n_cached = min(n_cached or params.cached_views, params.cached_views)
+    # Continuous views cannot all be cached.
+    if n_cached is None:
+        return None
+    # Mixed batches do not read the cache.
+    n_shown = (1.0 - params.mixed_share) * params.n_updates * params.batch_size
+    if n_images * n_cached >= n_shown:
+        return None
+    return n_cached
+
+
 def _call(make: Make) -> Tensor | None:
     return make()
 
@@ -91,7 +108,7 @@ class TeacherOutputs:
             logger.info("distillation: teacher_cache: %s", self.note)
         self._fixed_views: Tensor | None = None  # (N, cached_views) int64, the views of each image
         self._logits: Tensor | None = None  # (N, views, K) float32
-        n_cached = self._n_views_to_cache()
+        n_cached = n_views_to_cache(params, len(images))
         if n_cached is None:
             return
         views = self._views_to_cache(n_cached)
@@ -136,23 +153,6 @@ class TeacherOutputs:
                 batches = f"{params.mixed_share:.0%} of the batches, which are mixed"
             return f"mixed images cannot be cached, so that the teacher runs for {batches}"
         return None
-
-    def _n_views_to_cache(self) -> int | None:
-        """Return the number of views of each image to cache; None where caching does not pay."""
-        params = self._params
-        if params.teacher_cache == "off":
-            return None
-        n_cached = self._views.n_views
-        if params.teacher_cache == "views":
-            n_cached = min(n_cached or params.cached_views, params.cached_views)
-        # Continuous views cannot all be cached.
-        if n_cached is None:
-            return None
-        # Mixed batches do not read the cache.
-        n_shown = (1.0 - params.mixed_share) * params.n_updates * params.batch_size
-        if len(self._images) * n_cached >= n_shown:
-            return None
-        return n_cached
 
     def _views_to_cache(self, n_cached: int) -> Tensor:
         """Return (N, n_cached) int64 views; random ones become those that training draws from."""

@@ -1,0 +1,378 @@
+"""Candidates compared by short trainings: each round trains half of them, for twice as long.
+
+Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943), with a schedule of its own for
+every training, and with controls that stay in every round. Students are measured on the yardstick
+of the sample, and on no test image.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pu_kd_pipeline import progress
+from pu_kd_pipeline.comparison.computation import CellComputation
+from pu_kd_pipeline.comparison.grid import Blocks, Cell, make_cells
+from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.comparison.manifests import n_pool_images
+from pu_kd_pipeline.comparison.pool_scores import ScoredPool
+from pu_kd_pipeline.devices import MemoryShortage
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.duplicates import excluded_images
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.images.subset import ImageSubset
+from pu_kd_pipeline.images.yardstick import Yardstick, yardstick_logits
+from pu_kd_pipeline.learning.yardstick import closeness, divergences
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.comparison import ComparisonParams, ComparisonVariant, Overrides
+from pu_kd_pipeline.params.pilot import HalvingParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
+from pu_kd_pipeline.pilot.costs import TrainingCost, affordable_length, step_seconds
+from pu_kd_pipeline.pilot.sample import PoolSample
+from pu_kd_pipeline.selection.yardstick import choose_yardstick
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
+
+logger = logging.getLogger(__name__)
+
+PRESENT = "present parameters"
+"""Name of the candidate with the run's own parameters, where none of the others has them."""
+
+_FEWEST_MEASURED = 20  # images of a yardstick
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short training, and how close its student comes to the teacher.
+
+    Attributes:
+        candidate: its name.
+        is_control: it stays in every round.
+        round: from 1 on.
+        n_updates: of the training.
+        seconds: of selection and training.
+        n_pool_images: that it learned from; 0 after a failure.
+        failure: why there is no student; None: there is one.
+        is_equal: (n,) whether student and teacher give an image of the yardstick the same class.
+        divergence: (n,) KL divergence of its images in nats, after temperature scaling.
+    """
+
+    candidate: str
+    is_control: bool
+    round: int
+    n_updates: int
+    seconds: float
+    n_pool_images: int
+    failure: str | None
+    is_equal: NDArray[np.bool_]
+    divergence: NDArray[np.float64]
+
+    @property
+    def agreement(self) -> float:
+        """Share of the images that both give the same class; nan after a failure."""
+        return float(self.is_equal.mean()) if self.failure is None else float("nan")
+
+    @property
+    def kl(self) -> float:
+        """Mean divergence in nats; infinite after a failure."""
+        return float(self.divergence.mean()) if self.failure is None else float("inf")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is compared.
+
+    Attributes:
+        variants: name -> variant, of which each round keeps half.
+        controls: name -> variant, which every round has.
+    """
+
+    variants: Mapping[str, ComparisonVariant]
+    controls: Mapping[str, ComparisonVariant]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The trials of all rounds, and what was learned about the time.
+
+    Attributes:
+        trials: in order.
+        present: the candidate with the parameters of the run, which every round has.
+        yardstick: what the students were measured on.
+        step_seconds: candidate -> of an update without the teacher.
+        pool: the scores of the sample, of a candidate that trains a PU classifier; None without.
+        note: why there are fewer rounds than asked for.
+    """
+
+    trials: list[Trial]
+    present: str
+    yardstick: Yardstick
+    step_seconds: dict[str, float]
+    pool: ScoredPool | None
+    note: str | None
+
+
+class Halving:
+    """Trains candidates round by round.
+
+    Args:
+        teacher: the network to compress.
+        labeled_images: all of them; the students learn from those that are not measured on.
+        test_images: only to leave out their copies.
+        labeled_features: of the labeled images, by the teacher.
+        sample: of the pool.
+        duplicates: copies in several stores.
+        yardstick: how the measured images are drawn.
+        blocks: those of the run, which candidates override.
+        candidates: what is compared.
+        params: rounds and time.
+        deadline: of the last training, as `time.perf_counter` counts.
+
+    Raises:
+        InputError: too few images could be measured on, or a candidate cannot be made.
+    """
+
+    def __init__(
+        self,
+        teacher: Model,
+        labeled_images: ImageStore,
+        test_images: ImageStore,
+        labeled_features: ShardedTable,
+        sample: PoolSample,
+        duplicates: pd.DataFrame,
+        yardstick: YardstickParams,
+        blocks: Blocks,
+        candidates: Candidates,
+        params: HalvingParams,
+        deadline: float,
+    ) -> None:
+        self._teacher = teacher
+        self._sample = sample
+        self._blocks = blocks
+        self._controls = candidates.controls
+        self._variants = dict(candidates.variants)
+        self._params = params
+        self._deadline = deadline
+        self._compute = blocks.distillation.compute
+        table = choose_yardstick(
+            labeled_images,
+            sample.images,
+            labeled_features,
+            sample.features,
+            teacher,
+            duplicates,
+            yardstick.model_copy(update={"max_share": params.yardstick_share, "seed": params.seed}),
+        )
+        if len(table) < _FEWEST_MEASURED:
+            raise InputError(
+                f"pilot: students would be measured on {len(table)} images, and fewer than "
+                f"{_FEWEST_MEASURED} tell nothing: raise pilot.max_pool_images, "
+                "pilot.yardstick_share or yardstick.uniform_share, or use a larger pool"
+            )
+        self._yardstick = Yardstick(table, {"labeled": labeled_images, "pool": sample.images})
+        nothing = ImageSubset.of(labeled_images, np.empty(0, dtype=np.int64))
+        inputs = ComparisonInputs(
+            teacher,
+            labeled_images,
+            sample.images,
+            test_images,
+            nothing,
+            labeled_features,
+            sample.features,
+            excluded=excluded_images(duplicates, blocks.subset_materialization, table),
+            yardstick=self._yardstick,
+        ).without_excluded()
+        self._n_labeled = len(inputs.labeled_images)
+        counts = inputs.labeled_images.index["label"].value_counts()
+        # As many of each class as the largest has: all of them are drawn.
+        self._per_class = int(counts.max())
+        self._computation = CellComputation(inputs, hint_share=0.5)
+        self._present = self._find_present()
+
+    def run(self) -> Outcome:
+        """Return the trials of all rounds.
+
+        Raises:
+            InputError: no candidate has a student, the time is too short for any, or memory runs
+                out.
+        """
+        names = [name for name in self._variants if name != self._present]
+        # Before the time is divided: candidates share it.
+        pool = self._score_pool(names)
+        steps = self._step_seconds(names)
+        trials: list[Trial] = []
+        note = None
+        previous = 0
+        for number in range(1, self._params.n_rounds + 1):
+            length = self._length(names, number, steps)
+            if length is None or length <= previous:
+                note = (
+                    f"The time was over after {number - 1} of {self._params.n_rounds} rounds: "
+                    "raise minutes for more."
+                )
+                break
+            of_round = self._round(names, number, length)
+            trials += of_round
+            previous = length
+            candidates = [trial for trial in of_round if not trial.is_control]
+            with_student = [trial for trial in candidates if trial.failure is None]
+            if not with_student:
+                raise InputError(f"pilot: no candidate has a student. {candidates[0].failure}")
+            ranking = [trial for trial in with_student if trial.candidate != self._present]
+            ranking.sort(key=lambda trial: trial.kl)
+            n_kept = self._n_after(number, len(ranking))
+            names = [trial.candidate for trial in ranking[:n_kept]]
+        if not trials:
+            raise InputError(
+                f"pilot: {self._params.minutes:g} minutes are too short for a single round: raise "
+                "minutes, or lower max_pool_images"
+            )
+        return Outcome(trials, self._present, self._yardstick, steps, pool, note)
+
+    def _find_present(self) -> str:
+        """Return the candidate that changes no parameter of the run; it is added if there is none.
+
+        Raises:
+            InputError: a candidate sets what the blocks refuse.
+        """
+        n_updates = self._blocks.distillation.n_updates
+        own = ComparisonVariant(rule=self._blocks.subset_materialization.rule)
+        present = self._cells_of({PRESENT: own}, n_updates)[PRESENT]
+        for name, cell in self._cells_of(self._variants, n_updates).items():
+            if cell.blocks == present.blocks:
+                return name
+        self._variants[PRESENT] = own
+        return PRESENT
+
+    def _n_after(self, number: int, n: int) -> int:
+        """Return how many of n candidates stay after a round."""
+        is_before_last = number == self._params.n_rounds - 1
+        return 1 if is_before_last else max(1, n // 2)
+
+    def cells(self, names: Sequence[str], length: int) -> dict[str, Cell]:
+        """Return the trainings of a round by name: of some candidates, and those it always has."""
+        variants = {name: self._variants[name] for name in (*names, self._present)}
+        return self._cells_of({**variants, **self._controls}, length)
+
+    def _cells_of(self, variants: Mapping[str, ComparisonVariant], length: int) -> dict[str, Cell]:
+        distillation = self._blocks.distillation.model_copy(
+            update={"record_every": length, "keep": "last"}
+        )
+        params = ComparisonParams(
+            title="pilot",
+            labeled_per_class=(self._per_class,),
+            seeds=(self._params.seed,),
+            objectives=(distillation.objective,),
+            n_updates=(length,),
+            hint_share=0.5,
+            # Only the criterion `precision` and the report read the folds.
+            every_variant=Overrides(pu_training={"held_out_folds": 0}),
+            variants=variants,
+            sweeps={},
+        )
+        blocks = replace(self._blocks, distillation=distillation)
+        cells = make_cells(params, blocks, key=f"{self._params.key}.candidates")
+        return {cell.variant: cell for cell in cells}
+
+    def _score_pool(self, names: Sequence[str]) -> ScoredPool | None:
+        """Score the sample for every candidate; return the scores of one with a PU classifier."""
+        found = None
+        for cell in self.cells(names, self._blocks.distillation.n_updates).values():
+            try:
+                pool = self._computation.scored_pool(cell)
+            except InputError:
+                continue  # its trial reports it
+            if pool is not None and pool.seconds is not None and found is None:
+                found = pool
+        return found
+
+    def _step_seconds(self, names: Sequence[str]) -> dict[str, float]:
+        cells = self.cells(names, self._blocks.distillation.n_updates)
+        seconds = {}
+        measured: dict[tuple[str, str, int], float] = {}
+        for name, cell in cells.items():
+            params = cell.blocks.distillation
+            key = (params.student_architecture, str(params.student_options), params.batch_size)
+            if key not in measured:
+                measured[key] = step_seconds(self._teacher, params)
+            seconds[name] = measured[key]
+        return seconds
+
+    def _length(self, names: Sequence[str], number: int, steps: Mapping[str, float]) -> int | None:
+        if self._params.lengths is not None:
+            return self._params.lengths[number - 1]
+        rounds = []
+        n = len(names)
+        for later in range(number, self._params.n_rounds + 1):
+            # Which of them stay is not known yet: the most expensive ones are assumed.
+            by_cost = sorted(names, key=lambda name: steps[name], reverse=True)
+            rounds.append(self._costs(by_cost[:n], steps))
+            n = self._n_after(later, n)
+        left = self._deadline - time.perf_counter()
+        return affordable_length(rounds, left, self._blocks.distillation.n_updates)
+
+    def _costs(self, names: Sequence[str], steps: Mapping[str, float]) -> list[TrainingCost]:
+        cells = self.cells(names, self._blocks.distillation.n_updates)
+        n_images = len(self._sample.images) + self._n_labeled
+        return [
+            TrainingCost(cell.blocks.distillation, n_images, steps[name], self._sample.pace.network)
+            for name, cell in cells.items()
+        ]
+
+    def _round(self, names: Sequence[str], number: int, length: int) -> list[Trial]:
+        cells = self.cells(names, length)
+        logger.info(
+            "pilot: round %d of %d, %d trainings of %s updates",
+            number,
+            self._params.n_rounds,
+            len(cells),
+            f"{length:,}",
+        )
+        trials = []
+        for cell in cells.values():
+            trial = self._trial(cell, number)
+            outcome = trial.failure
+            if outcome is None:
+                outcome = f"agreement {100 * trial.agreement:.1f} %, KL {trial.kl:.4f}"
+            logger.info("pilot: %s: %s (%.0f s)", trial.candidate, outcome, trial.seconds)
+            trials.append(trial)
+        return trials
+
+    def _trial(self, cell: Cell, number: int) -> Trial:
+        started = time.perf_counter()
+        failure = None
+        n_pool = 0
+        is_equal = np.empty(0, dtype=np.bool_)
+        divergence = np.empty(0)
+        try:
+            with progress.records.muted(), checkpoints_disabled():
+                learned = self._computation.learn(cell)
+            n_pool = n_pool_images(learned.manifest)
+            is_equal, divergence = self._measure(learned.student)
+        except MemoryShortage:
+            raise
+        except (ValueError, FloatingPointError) as exc:  # InputError is a ValueError
+            failure = str(exc).splitlines()[0]
+        return Trial(
+            candidate=cell.variant,
+            is_control=cell.variant in self._controls,
+            round=number,
+            n_updates=cell.blocks.distillation.n_updates,
+            seconds=time.perf_counter() - started,
+            n_pool_images=n_pool,
+            failure=failure,
+            is_equal=is_equal,
+            divergence=divergence,
+        )
+
+    def _measure(self, student: Model) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        teacher, student_logits = yardstick_logits(student, self._yardstick, self._compute)
+        factor = closeness(teacher, student_logits).factor
+        is_equal = teacher.argmax(dim=1) == student_logits.argmax(dim=1)
+        return is_equal.numpy(), divergences(teacher, student_logits, factor).numpy()

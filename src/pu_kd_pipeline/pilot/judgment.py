@@ -1,0 +1,250 @@
+"""What the trials of a pilot show: which candidate leads, what it gains, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pu_kd_pipeline.learning.learning_curves import (
+    FittedLine,
+    LearningCurve,
+    fit_line,
+    forecast_difference,
+    forecast_share,
+    training_noise,
+)
+from pu_kd_pipeline.learning.paired import paired_difference
+from pu_kd_pipeline.learning.proportions import clopper_pearson_interval
+from pu_kd_pipeline.params.comparison import ComparisonVariant
+from pu_kd_pipeline.params.pilot import ORACLE, RANDOM, WHOLE_POOL
+from pu_kd_pipeline.pilot.halving import Trial
+
+# What a pilot can say about choosing images.
+GAIN = "gain"
+NOTHING = "nothing"
+UNKNOWN = "unknown"
+
+_SELECTION = "subset_materialization"
+_BLOCKS = ("pu_training", _SELECTION, "class_weighting", "distillation")
+_RULES_OF_CONTROLS = {RANDOM: "random", WHOLE_POOL: "all"}
+
+
+class Judgment:
+    """Reads the trials of a pilot.
+
+    Args:
+        trials: of all rounds; at least one candidate has a student in the last round.
+        present: the candidate with the parameters of the run.
+        n_updates: of a full training.
+        least_gain: a gain below it is none.
+    """
+
+    def __init__(
+        self, trials: Sequence[Trial], present: str, n_updates: int, least_gain: float
+    ) -> None:
+        self._trials = [trial for trial in trials if trial.failure is None]
+        self._present = present
+        self._n_updates = n_updates
+        self._least_gain = least_gain
+        self._last_round = max(trial.round for trial in trials)
+        of_last = [trial for trial in self._trials if trial.round == self._last_round]
+        self._of_last = {trial.candidate: trial for trial in of_last}
+        candidates = [trial for trial in of_last if not trial.is_control]
+        self.leader = min(candidates, key=lambda trial: trial.kl).candidate
+        self._lines = self._fit()
+        self._noise = training_noise(list(self._lines.values()))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the trials show, as JSON can hold it."""
+        gains = self._gains()
+        verdict, limiting = self._verdict(gains)
+        rivals = self._rivals()
+        followed = self._recommended(rivals)
+        if verdict == NOTHING and limiting is not None:
+            followed = limiting
+        return {
+            "leader": self.leader,
+            "verdict": verdict,
+            "limiting_control": limiting,
+            "recommended": followed,
+            "gains": gains,
+            "headroom": self._headroom(),
+            "agreement": self._share_forecast(followed),
+            "rivals": rivals,
+            "training_noise": self._noise.deviation,
+            "n_updates": self._n_updates,
+            "longest_trial": self._of_last[self.leader].n_updates,
+        }
+
+    def _fit(self) -> dict[str, FittedLine]:
+        by_name: dict[str, list[Trial]] = {}
+        for trial in self._trials:
+            by_name.setdefault(trial.candidate, []).append(trial)
+        return {name: fit_line(_curve(trials)) for name, trials in by_name.items()}
+
+    def _gains(self) -> dict[str, Any]:
+        """Return the gain of the leader over each control of the last round."""
+        gains = {}
+        for control in _RULES_OF_CONTROLS:
+            if control in self._of_last:
+                gains[control] = self._difference(self.leader, control)
+        return gains
+
+    def _headroom(self) -> dict[str, Any] | None:
+        """Return what the oracle gains over random images; None where the truth is not known."""
+        if ORACLE not in self._of_last or RANDOM not in self._of_last:
+            return None
+        return self._difference(ORACLE, RANDOM)
+
+    def _difference(self, first: str, second: str) -> dict[str, Any]:
+        trial = self._of_last[first]
+        measured = paired_difference(trial.is_equal, self._of_last[second].is_equal)
+        forecast = forecast_difference(
+            self._lines[first],
+            self._lines[second],
+            self._noise,
+            measured,
+            max(self._n_updates, trial.n_updates),
+        )
+        return {
+            "measured": {
+                "value": measured.difference,
+                "lower": measured.lower,
+                "upper": measured.upper,
+            },
+            "forecast": forecast._asdict(),
+        }
+
+    def _verdict(self, gains: Mapping[str, Any]) -> tuple[str, str | None]:
+        """Return what can be said about the gain, and the control that limits it."""
+        if not gains:
+            return UNKNOWN, None
+        forecasts = {name: gain["forecast"] for name, gain in gains.items()}
+        limiting = min(forecasts, key=lambda name: forecasts[name]["value"])
+        if all(forecast["lower"] > 0 for forecast in forecasts.values()):
+            return GAIN, limiting
+        if forecasts[limiting]["upper"] < self._least_gain:
+            return NOTHING, limiting
+        return UNKNOWN, limiting
+
+    def _recommended(self, rivals: Sequence[Mapping[str, Any]]) -> str:
+        """Return the leader, or the present candidate where the leader is not surely better.
+
+        Surely: in the last round the interval says so, and it was closer to the teacher in every
+        round before. The interval is over images; that trainings vary, the rounds before show.
+        """
+        present = next((one for one in rivals if one["candidate"] == self._present), None)
+        if present is None:  # it leads itself, or has no student
+            return self.leader
+        by_round: dict[int, dict[str, float]] = {}
+        for trial in self._trials:
+            by_round.setdefault(trial.round, {})[trial.candidate] = trial.kl
+        always_closer = all(
+            found[self.leader] < found[self._present]
+            for found in by_round.values()
+            if self._present in found
+        )
+        if present["is_told_apart"] and always_closer:
+            return self.leader
+        return self._present
+
+    def _share_forecast(self, name: str) -> dict[str, float]:
+        line = self._lines[name]
+        return forecast_share(line, self._noise, self._n_updates)._asdict()
+
+    def _rivals(self) -> list[dict[str, Any]]:
+        """Return how the leader differs from each candidate, in the last round of both."""
+        rivals = []
+        leader_trials = {
+            trial.round: trial for trial in self._trials if trial.candidate == self.leader
+        }
+        last_trials = {trial.candidate: trial for trial in self._trials if not trial.is_control}
+        for name, trial in last_trials.items():
+            if name == self.leader:
+                continue
+            own = leader_trials[trial.round]
+            rivals.append(
+                {"candidate": name, "round": trial.round, **_divergence_difference(own, trial)}
+            )
+        return rivals
+
+
+def trial_facts(trial: Trial) -> dict[str, Any]:
+    """Return a trial as JSON can hold it, with the interval of its agreement over images."""
+    facts: dict[str, Any] = {
+        "candidate": trial.candidate,
+        "is_control": trial.is_control,
+        "round": trial.round,
+        "n_updates": trial.n_updates,
+        "seconds": trial.seconds,
+        "n_pool_images": trial.n_pool_images,
+        "failure": trial.failure,
+        "agreement": None,
+        "kl": None,
+    }
+    if trial.failure is not None:
+        return facts
+    n_hits = int(trial.is_equal.sum())
+    interval = clopper_pearson_interval(n_hits, len(trial.is_equal))
+    facts["agreement"] = {"value": trial.agreement, **interval._asdict()}
+    facts["kl"] = trial.kl
+    return facts
+
+
+def recommended_parameters(
+    name: str, present: str, candidates: Mapping[str, ComparisonVariant]
+) -> dict[str, Any]:
+    """Return the parameters of a candidate or a control, block by block, without empty blocks.
+
+    Nothing for the candidate that is `present`.
+    """
+    if name == present:
+        return {}
+    if name in _RULES_OF_CONTROLS:
+        return {_SELECTION: {"rule": _RULES_OF_CONTROLS[name]}}
+    variant = candidates[name]
+    blocks: dict[str, Any] = {}
+    for block in _BLOCKS:
+        values = dict(getattr(variant, block))
+        if values:
+            blocks[block] = values
+    selection: dict[str, Any] = {"rule": variant.rule}
+    for key in ("criterion", "budget"):
+        if getattr(variant, key) is not None:
+            selection[key] = getattr(variant, key)
+    blocks[_SELECTION] = {**selection, **blocks.get(_SELECTION, {})}
+    if variant.features is not None:
+        blocks["pu_training"] = {"features": variant.features, **blocks.get("pu_training", {})}
+    if variant.objectives is not None:
+        objective = {"objective": variant.objectives[0]}
+        blocks["distillation"] = {**objective, **blocks.get("distillation", {})}
+    return blocks
+
+
+def _curve(trials: Sequence[Trial]) -> LearningCurve:
+    ordered = sorted(trials, key=lambda trial: trial.n_updates)
+    return LearningCurve(
+        n_updates=tuple(trial.n_updates for trial in ordered),
+        n_hits=tuple(int(trial.is_equal.sum()) for trial in ordered),
+        n_images=len(ordered[0].is_equal),
+    )
+
+
+def _divergence_difference(leader: Trial, rival: Trial) -> dict[str, Any]:
+    """Return how much larger the divergence of a rival is, with its interval over images."""
+    # imported late: it takes a second
+    from scipy import stats
+
+    differences = rival.divergence - leader.divergence
+    n = len(differences)
+    value = float(differences.mean())
+    margin = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / math.sqrt(n))
+    lower = value - margin
+    upper = value + margin
+    return {
+        "kl_difference": {"value": value, "lower": lower, "upper": upper},
+        "is_told_apart": bool(np.sign(lower) == np.sign(upper) and value != 0),
+    }

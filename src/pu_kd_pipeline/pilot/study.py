@@ -1,0 +1,251 @@
+"""A pilot from images to a recommendation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import BaseModel
+
+from pu_kd_pipeline.comparison.grid import Blocks
+from pu_kd_pipeline.devices import cpu_name
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.features.scoring import check_teacher
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.flatten import flatten
+from pu_kd_pipeline.params.overrides import with_overrides
+from pu_kd_pipeline.params.pilot import CONTROLS, ORACLE, PilotParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
+from pu_kd_pipeline.pilot.costs import n_shared_views
+from pu_kd_pipeline.pilot.forecast import MeasuredCosts, forecast_run, peak_memory_bytes
+from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, Trial
+from pu_kd_pipeline.pilot.judgment import Judgment, recommended_parameters, trial_facts
+from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from pu_kd_pipeline.storage.yardstick import yardstick_facts
+
+VERSION = 1
+T = TypeVar("T", bound=BaseModel)
+
+# What was measured next to the trials, and is shown as it is.
+_SHOWN = (
+    "present",
+    "yardstick",
+    "note",
+    "minutes",
+    "seconds",
+    "cpu_seconds",
+    "hardware",
+    "step_seconds",
+)
+
+
+def run_trials(
+    teacher: Model,
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    test_images: ImageStore,
+    duplicates: pd.DataFrame,
+    labeled_features: ShardedTable,
+    yardstick: YardstickParams,
+    blocks: Blocks,
+    params: PilotParams,
+) -> pd.DataFrame:
+    """Return the trials of a pilot, one row each; the `attrs` hold what was measured on the way.
+
+    The columns are the fields of `halving.Trial`.
+
+    Args:
+        teacher: the network to compress.
+        labeled_images: those of the run, with a label each.
+        pool_images: the whole pool, of which a sample is read.
+        test_images: only their number and their copies count; no student answers for one.
+        duplicates: copies in several stores.
+        labeled_features: of the labeled images, by the teacher.
+        yardstick: how the measured images are drawn.
+        blocks: those of the run, which candidates override.
+        params: candidates, rounds and time.
+
+    Raises:
+        InputError: labels are missing, there are too few images, no candidate has a student, the
+            time is too short, or memory runs out.
+    """
+    started = time.perf_counter()
+    cpu_started = time.process_time()
+    if not len(labeled_images) or labeled_images.index["label"].isna().any():
+        raise InputError(
+            "pilot: the labeled images need labels: set `labels: classes` on the sources of "
+            "data_ingestion.labeled"
+        )
+    compute = blocks.distillation.compute
+    check_teacher(labeled_features, teacher.fingerprint(), "labeled_features")
+    n_views = n_shared_views(blocks.distillation)
+    sample = draw_sample(pool_images, teacher, compute, params, n_views)
+    candidates = Candidates(params.chosen, _controls(sample))
+    halving = Halving(
+        teacher,
+        labeled_images,
+        test_images,
+        labeled_features,
+        sample,
+        duplicates,
+        yardstick,
+        blocks,
+        candidates,
+        params,
+        deadline=started + 60 * params.minutes,
+    )
+    outcome = halving.run()
+    table = trials_table(outcome.trials)
+    n_images = (len(pool_images), len(labeled_images), len(test_images))
+    table.attrs.update(
+        version=VERSION,
+        costs=asdict(_costs(sample, outcome, n_images)),
+        step_seconds=outcome.step_seconds,
+        yardstick=yardstick_facts(outcome.yardstick.table),
+        present=outcome.present,
+        note=outcome.note,
+        minutes=params.minutes,
+        seconds=time.perf_counter() - started,
+        cpu_seconds=time.process_time() - cpu_started,
+        hardware=cpu_name(),
+        n_classes=teacher.n_classes,
+        teacher=teacher.fingerprint(),
+    )
+    return table
+
+
+def judge_trials(table: pd.DataFrame, blocks: Blocks, params: PilotParams) -> dict[str, Any]:
+    """Return what a pilot found, as JSON can hold it.
+
+    Args:
+        table: result of `run_trials`.
+        blocks: those of the full run.
+        params: the candidates.
+
+    Raises:
+        InputError: the table is of another version.
+    """
+    facts = table.attrs
+    if facts.get("version") != VERSION:
+        raise InputError("pilot_trials: another version wrote it: run `kedro run --pipeline=pilot`")
+    trials = trials_of(table)
+    n_updates = blocks.distillation.n_updates
+    judged = Judgment(trials, facts["present"], n_updates, params.least_gain).facts()
+    recommended = recommended_parameters(judged["recommended"], facts["present"], params.chosen)
+    costs = MeasuredCosts(**facts["costs"])
+    distillation = _with(blocks.distillation, recommended.get("distillation", {}))
+    pu_training = _with(blocks.pu_training, recommended.get("pu_training", {}))
+    n_selected = _n_selected(trials, judged["recommended"], costs, n_updates)
+    return {
+        "version": VERSION,
+        **{key: facts[key] for key in _SHOWN},
+        "costs": facts["costs"],
+        "trials": [trial_facts(trial) for trial in trials],
+        "judgment": judged,
+        "parameters": recommended,
+        "forecast": forecast_run(costs, n_selected, facts["n_classes"], distillation, pu_training),
+    }
+
+
+def parameters_as_yaml(parameters: Mapping[str, Any]) -> str:
+    """Return parameters as a file of an environment has them; empty where there are none."""
+    if not parameters:
+        return ""
+    text: str = yaml.safe_dump(dict(parameters), sort_keys=False)
+    return text
+
+
+def command_with(parameters: Mapping[str, Any]) -> str:
+    """Return the command that runs the pipeline `full` with some parameters."""
+    options = []
+    for key, value in flatten(parameters, expand_lists=False):
+        text = yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
+        options.append(f"{key}={text}")
+    if not options:
+        return "kedro run --pipeline=full"
+    joined = ",".join(options)
+    return f'kedro run --pipeline=full --params="{joined}"'
+
+
+def trials_table(trials: list[Trial]) -> pd.DataFrame:
+    """Return trials as a table; the answers for the yardstick's images are lists."""
+    rows = []
+    for trial in trials:
+        row = dict(vars(trial))
+        row["is_equal"] = trial.is_equal.tolist()
+        row["divergence"] = trial.divergence.tolist()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def trials_of(table: pd.DataFrame) -> list[Trial]:
+    """Return the inverse of `trials_table`."""
+    trials = []
+    for row in table.to_dict("records"):
+        facts = {str(name): value for name, value in row.items()}
+        # A column without any text is read as one of numbers.
+        facts["failure"] = row["failure"] if isinstance(row["failure"], str) else None
+        facts["is_equal"] = np.asarray(row["is_equal"], dtype=np.bool_)
+        facts["divergence"] = np.asarray(row["divergence"], dtype=np.float64)
+        trials.append(Trial(**facts))
+    return trials
+
+
+def _controls(sample: PoolSample) -> dict[str, Any]:
+    """Return the controls that the sample allows: the oracle needs the truth."""
+    controls = dict(CONTROLS)
+    relevant = sample.images.index["relevant"]
+    if relevant.isna().any() or not relevant.astype(bool).any():
+        del controls[ORACLE]
+    return controls
+
+
+def _costs(sample: PoolSample, outcome: Outcome, n_images: tuple[int, int, int]) -> MeasuredCosts:
+    n_pool, n_labeled, n_test = n_images
+    n_sampled = len(sample.images)
+    prior = None
+    classifier = None
+    if outcome.pool is not None and outcome.pool.seconds is not None:
+        prior = outcome.pool.prior_seconds or 0.0
+        classifier = outcome.pool.seconds - prior
+    table = next(sample.features.shards(["descriptor", "logits"]))
+    return MeasuredCosts(
+        n_pool=n_pool,
+        n_sampled=n_sampled,
+        n_labeled=n_labeled,
+        n_test=n_test,
+        reading=sample.pace.reading,
+        teacher=sample.pace.teacher,
+        prior=prior,
+        classifier=classifier,
+        step=float(np.median(list(outcome.step_seconds.values()))),
+        feature_bytes=table.nbytes // n_sampled,
+        pixel_bytes=math.prod(sample.images.image_shape),
+        peak_bytes=peak_memory_bytes(),
+    )
+
+
+def _with(block: T, overrides: Mapping[str, Any]) -> T:
+    values = with_overrides(block.model_dump(), overrides)
+    return type(block).model_validate(values)
+
+
+def _n_selected(trials: list[Trial], name: str, costs: MeasuredCosts, n_updates: int) -> int:
+    """Return how many pool images the full run of a candidate learns from.
+
+    A rule that keeps the whole sample keeps the whole pool; others keep more as training gets
+    longer, as they did from round to round.
+    """
+    last = [trial for trial in trials if trial.candidate == name and trial.failure is None][-1]
+    # Some images of the sample are measured on.
+    if last.n_pool_images >= 0.5 * costs.n_sampled:
+        return costs.n_pool
+    return min(costs.n_pool, round(last.n_pool_images * n_updates / last.n_updates))

@@ -1,0 +1,329 @@
+"""What a pilot found: sentences, tables, curves and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pu_kd_pipeline.reporting.html import embedded_figure, render_page
+from pu_kd_pipeline.reporting.style import (
+    MUTED,
+    RANDOM,
+    RELEVANT,
+    STUDENT,
+    UNKNOWN,
+    UNLABELED,
+    new_figure,
+    percent,
+    points,
+    set_title,
+    style_axes,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CONTROL_NAMES = {
+    "random": "as many random images",
+    "whole_pool": "the whole pool, drawn evenly",
+    "oracle": "oracle: the truly related images",
+}
+_CONTROL_COLORS = {"random": RANDOM, "whole_pool": UNLABELED, "oracle": RELEVANT}
+_FEW_MEASURED = 200
+_MEGABYTE = 1e6
+_GIGABYTE = 1e9
+_SECONDS_AS_SECONDS = 90  # longer durations are minutes, and these become hours
+_SECONDS_AS_MINUTES = 5400
+
+
+def render_pilot(pilot: Mapping[str, Any], parameters: str, command: str) -> str:
+    """Return the page as HTML.
+
+    Args:
+        pilot: result of `pilot.study.judge_trials`.
+        parameters: those that it recommends, as YAML.
+        command: that runs the pipeline with them.
+    """
+    return render_page(
+        "pilot.html.jinja",
+        title="Pilot",
+        findings=pilot_sentences(pilot),
+        warnings=pilot_limits(pilot),
+        tiles=_tiles(pilot),
+        figure=embedded_figure(plot_pilot(pilot)),
+        parameters=parameters,
+        command=command,
+        rounds=_round_rows(pilot),
+        costs=cost_rows(pilot["forecast"]),
+        paces=_pace_rows(pilot),
+        hardware=pilot["hardware"],
+    )
+
+
+def pilot_sentences(pilot: Mapping[str, Any]) -> list[str]:
+    """Return what a pilot found, the verdict first."""
+    judgment = pilot["judgment"]
+    sentences = [_verdict_sentence(judgment), _leader_sentence(judgment, pilot["present"])]
+    headroom = judgment["headroom"]
+    if headroom is not None:
+        found = headroom["measured"]
+        sentences.append(
+            f"The truly related images gained {_points_of(found)} over as many random ones: "
+            "what choosing by relatedness alone can gain after such short trainings."
+        )
+    agreement = judgment["agreement"]
+    sentences.append(
+        f"With the recommended parameters and {judgment['n_updates']:,} updates, the student is "
+        f"expected to give the teacher's class in {percent(agreement['value'])} of the cases "
+        f"({percent(agreement['lower'])} to {percent(agreement['upper'])}), on images like the "
+        f"{pilot['yardstick']['n_images']:,} that were measured."
+    )
+    forecast = pilot["forecast"]
+    sentences.append(
+        f"A full run takes about {duration(forecast['total_seconds'])} on this machine, "
+        f"{_size_text(forecast['memory_bytes'])} of memory, and "
+        f"{_size_text(forecast['disk_bytes'])} of disk for features and scores."
+    )
+    return sentences
+
+
+def pilot_limits(pilot: Mapping[str, Any]) -> list[str]:
+    """Return what makes a pilot's numbers less certain than their intervals say."""
+    judgment = pilot["judgment"]
+    costs = pilot["costs"]
+    limits = []
+    if pilot["note"]:
+        limits.append(pilot["note"])
+    n_measured = pilot["yardstick"]["n_images"]
+    if n_measured < _FEW_MEASURED:
+        limits.append(
+            f"Students were measured on {n_measured} images: differences of a few points cannot be "
+            "seen. A larger max_pool_images or yardstick_share gives more."
+        )
+    if costs["n_sampled"] < costs["n_pool"]:
+        limits.append(
+            f"The pilot read {costs['n_sampled']:,} of {costs['n_pool']:,} pool images. The whole "
+            "pool has more variety, which a long training gains from."
+        )
+    if judgment["n_updates"] > judgment["longest_trial"]:
+        limits.append(
+            f"The longest training had {judgment['longest_trial']:,} of {judgment['n_updates']:,} "
+            "updates. Rules that keep few images lose as training gets longer, and strong mixing "
+            "(CutMix) gains."
+        )
+    failures = {
+        trial["candidate"]: trial["failure"] for trial in pilot["trials"] if trial["failure"]
+    }
+    limits += [f"{name} has no student: {failure}" for name, failure in failures.items()]
+    return limits
+
+
+def _verdict_sentence(judgment: Mapping[str, Any]) -> str:
+    control = judgment["limiting_control"]
+    if control is None:
+        return "The pilot cannot tell what choosing images is worth: no control has a student."
+    forecast = judgment["gains"][control]["forecast"]
+    against = CONTROL_NAMES[control]
+    n_updates = f"{judgment['n_updates']:,} updates"
+    interval = _interval_text(forecast)
+    if judgment["verdict"] == "gain":
+        return (
+            f"Choosing images is worth {interval} of agreement here after {n_updates}, over "
+            f"{against}."
+        )
+    if judgment["verdict"] == "nothing":
+        return (
+            f"There is nothing to gain from choosing images here: after {n_updates} it is worth "
+            f"{interval}, over {against}."
+        )
+    return (
+        f"The pilot cannot tell whether choosing images pays here: after {n_updates} it is worth "
+        f"{interval}, over {against}. More minutes or more images may tell."
+    )
+
+
+def _leader_sentence(judgment: Mapping[str, Any], present: str) -> str:
+    """Return which candidate leads, and which one is recommended."""
+    sentence = _comparison_sentence(judgment)
+    recommended = judgment["recommended"]
+    if recommended == present:
+        return f"{sentence} Recommended are the present parameters ({present})."
+    return f"{sentence} Recommended: {CONTROL_NAMES.get(recommended, recommended)}."
+
+
+def _comparison_sentence(judgment: Mapping[str, Any]) -> str:
+    leader = f"{judgment['leader']} leads"
+    if not judgment["rivals"]:
+        return f"{leader}: it is the only candidate."
+    open_rivals = [rival["candidate"] for rival in judgment["rivals"] if not rival["is_told_apart"]]
+    if not open_rivals:
+        return f"{leader}, and every other candidate is surely further from the teacher."
+    return f"{leader}; the pilot cannot tell it apart from {', '.join(open_rivals)}."
+
+
+def duration(seconds: float) -> str:
+    """Return a duration with two digits, such as "4 min" or "1.5 h"."""
+    if seconds < _SECONDS_AS_SECONDS:
+        return f"{seconds:.0f} s"
+    if seconds < _SECONDS_AS_MINUTES:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _points_of(difference: Mapping[str, float]) -> str:
+    return f"{points(100 * difference['value'])} (95 %: {_interval_text(difference)})"
+
+
+def _interval_text(difference: Mapping[str, float]) -> str:
+    """Return an interval such as "−0.8 to +2.1 points"."""
+    lower = points(100 * difference["lower"]).removesuffix(" points")
+    return f"{lower} to {points(100 * difference['upper'])}"
+
+
+def _size_text(n_bytes: float) -> str:
+    if n_bytes < _GIGABYTE:
+        return f"{n_bytes / _MEGABYTE:,.0f} MB"
+    return f"{n_bytes / _GIGABYTE:,.1f} GB"
+
+
+def _tiles(pilot: Mapping[str, Any]) -> list[dict[str, str]]:
+    judgment = pilot["judgment"]
+    agreement = judgment["agreement"]
+    tiles = [
+        {
+            "name": "agreement to expect",
+            "value": f"{percent(agreement['lower'], 0)} – {percent(agreement['upper'], 0)}",
+            "role": "student",
+        },
+        {
+            "name": "time of a full run",
+            "value": duration(pilot["forecast"]["total_seconds"]),
+            "role": "teacher",
+        },
+    ]
+    control = judgment["limiting_control"]
+    if control is not None:
+        measured = judgment["gains"][control]["measured"]
+        tiles.insert(
+            1,
+            {
+                "name": f"gain after {judgment['longest_trial']:,} updates",
+                "value": points(100 * measured["value"]),
+                "role": "random",
+            },
+        )
+    return tiles
+
+
+def _round_rows(pilot: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a title and a table for each round, the last one first."""
+    by_round: dict[int, list[Mapping[str, Any]]] = {}
+    for trial in pilot["trials"]:
+        by_round.setdefault(trial["round"], []).append(trial)
+    return [
+        {
+            "title": f"Round {number}, {trials[0]['n_updates']:,} updates",
+            "rows": _trial_rows(trials),
+        }
+        for number, trials in sorted(by_round.items(), reverse=True)
+    ]
+
+
+def _trial_rows(trials: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    rows = [["", "pool images", "agreement (95 %)", "KL, nats", "time"]]
+    # Failures have no divergence, and stand last.
+    ordered = sorted(trials, key=lambda trial: (trial["kl"] is None, trial["kl"] or 0.0))
+    for trial in ordered:
+        name = CONTROL_NAMES.get(trial["candidate"], trial["candidate"])
+        if trial["agreement"] is None:
+            rows.append([name, UNKNOWN, UNKNOWN, UNKNOWN, duration(trial["seconds"])])
+            continue
+        share = trial["agreement"]
+        interval = f"{100 * share['lower']:.1f} to {100 * share['upper']:.1f}"
+        rows.append(
+            [
+                name,
+                f"{trial['n_pool_images']:,}",
+                f"{percent(share['value'])} ({interval})",
+                f"{trial['kl']:.4f}",
+                duration(trial["seconds"]),
+            ]
+        )
+    return rows
+
+
+def cost_rows(forecast: Mapping[str, Any]) -> list[list[str]]:
+    """Return a header and a row per long stage of a full run."""
+    rows = [["node", "time"]]
+    rows += [[node, duration(seconds)] for node, seconds in forecast["seconds"].items()]
+    rows.append(["together", duration(forecast["total_seconds"])])
+    return rows
+
+
+def _pace_rows(pilot: Mapping[str, Any]) -> list[tuple[str, str]]:
+    costs = pilot["costs"]
+    busy = pilot["cpu_seconds"] / max(pilot["seconds"], 1e-9)
+    rows = [
+        ("images per second: reading", f"{1 / max(costs['reading'], 1e-9):,.0f}"),
+        ("images per second: reading and teacher", f"{1 / max(costs['teacher'], 1e-9):,.0f}"),
+        ("updates of the student per second", f"{1 / max(costs['step'], 1e-9):,.1f}"),
+        ("time of the pilot", f"{duration(pilot['seconds'])}, of {pilot['minutes']:g} min"),
+        ("busy processor cores, on average", f"{busy:.1f}"),
+        ("most memory", _size_text(costs["peak_bytes"])),
+        ("pool images in the pilot", f"{costs['n_sampled']:,} of {costs['n_pool']:,}"),
+        ("measured on", f"{pilot['yardstick']['n_images']:,} images"),
+    ]
+    return rows
+
+
+def plot_pilot(pilot: Mapping[str, Any]) -> Figure:
+    """Return agreement over the number of updates, by candidate, and the forecast."""
+    judgment = pilot["judgment"]
+    figure = new_figure(4.2)
+    axes = figure.add_subplot()
+    style_axes(axes, "updates (each point is a training of its own)", "agreement (%)")
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    for trial in pilot["trials"]:
+        if trial["agreement"] is not None:
+            curves.setdefault(trial["candidate"], []).append(trial)
+    for name, trials in curves.items():
+        _draw_curve(axes, name, trials, is_leader=name == judgment["leader"])
+    agreement = judgment["agreement"]
+    center = 100 * agreement["value"]
+    reach = [
+        [center - 100 * agreement["lower"]],
+        [100 * agreement["upper"] - center],
+    ]
+    color = _CONTROL_COLORS.get(judgment["recommended"], STUDENT)
+    axes.errorbar(
+        [judgment["n_updates"]],
+        [center],
+        yerr=reach,
+        color=color,
+        marker="D",
+        capsize=4,
+        label=f"forecast: {judgment['recommended']}",
+    )
+    axes.set_xscale("log", base=2)
+    lengths = sorted({trial["n_updates"] for trial in pilot["trials"]} | {judgment["n_updates"]})
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    n_measured = pilot["yardstick"]["n_images"]
+    set_title(
+        figure,
+        f"{judgment['leader']} leads the pilot",
+        f"student and teacher give the same class, {n_measured:,} images; bar: 95 % interval",
+    )
+    return figure
+
+
+def _draw_curve(
+    axes: Axes, name: str, trials: Sequence[Mapping[str, Any]], *, is_leader: bool
+) -> None:
+    color = _CONTROL_COLORS.get(name, STUDENT if is_leader else MUTED)
+    line = "-" if is_leader or name in _CONTROL_COLORS else ":"
+    lengths = [trial["n_updates"] for trial in trials]
+    shares = [100 * trial["agreement"]["value"] for trial in trials]
+    axes.plot(lengths, shares, line, color=color, marker="o", markersize=4, label=name)
