@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from pu_kd_pipeline.learning.paired import PairedDifference
 from pu_kd_pipeline.learning.proportions import LEVEL
 
-# Standard deviation of the log odds between trainings that differ by chance alone, and how many
-# degrees of freedom this knowledge counts: 0.13 for MNIST, 0.18 for photos (docs/results). A pilot
-# has too few trainings to measure it alone.
-_USUAL_NOISE = 0.15
-_USUAL_NOISE_FREEDOM = 4
+# Standard deviation of the log odds between trainings that differ in their seed alone, and how many
+# degrees of freedom this knowledge counts: about 0.1 for photos (five rules) and for digits (four),
+# with three seeds each (docs/results). A pilot has too few trainings to measure it alone.
+_USUAL_NOISE = 0.1
+_USUAL_NOISE_FREEDOM = 8
 _POINTS_OF_LINE = 2
 
 

@@ -1,0 +1,251 @@
+"""Rounds of short trainings of real networks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.images.duplicates import COLUMNS
+from pu_kd_pipeline.images.subset import ImageSubset
+from pu_kd_pipeline.params.comparison import ComparisonVariant
+from pu_kd_pipeline.params.pilot import CONTROLS, PilotParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
+from pu_kd_pipeline.pilot import halving, study
+from pu_kd_pipeline.pilot.halving import PRESENT, Candidates, Halving, Outcome
+from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
+from tests.comparison.builders import BASE, block_of
+
+NO_COPIES = pd.DataFrame({name: pd.Series(dtype=object) for name in COLUMNS})
+NARROW = {"seed": 0, "minutes": 5, "max_pool_images": 1500, "yardstick_share": 0.3}
+
+
+def params_of(**changes: Any) -> PilotParams:
+    return PilotParams(**{**block_of("pilot"), **NARROW, **changes})
+
+
+@pytest.fixture(scope="session")
+def sample(inputs: ComparisonInputs) -> PoolSample:
+    compute = BASE.distillation.compute
+    return draw_sample(inputs.pool_images, inputs.teacher, compute, params_of(), n_views=1)
+
+
+def halving_of(
+    inputs: ComparisonInputs,
+    sample: PoolSample,
+    params: PilotParams,
+    seconds: float = 300.0,
+    blocks=BASE,
+) -> Halving:
+    return Halving(
+        inputs.teacher,
+        inputs.labeled_images,
+        inputs.test_images,
+        inputs.labeled_features,
+        sample,
+        NO_COPIES,
+        YardstickParams(**block_of("yardstick")),
+        blocks,
+        Candidates(params.chosen, CONTROLS),
+        params,
+        deadline=time.perf_counter() + seconds,
+    )
+
+
+@pytest.fixture(scope="session")
+def outcome(inputs: ComparisonInputs, sample: PoolSample) -> Outcome:
+    params = params_of(n_rounds=3, lengths=[10, 20, 40])
+    return halving_of(inputs, sample, params).run()
+
+
+def test_a_sample_is_the_beginning_of_one_order(inputs, sample):
+    compute = BASE.distillation.compute
+    small = params_of(max_pool_images=300)
+    fewer = draw_sample(inputs.pool_images, inputs.teacher, compute, small, n_views=1)
+    other = draw_sample(
+        inputs.pool_images, inputs.teacher, compute, params_of(seed=1, max_pool_images=300), 1
+    )
+    ids = set(sample.images.index["id"])
+    assert len(ids) == 1500
+    assert set(fewer.images.index["id"]) < ids
+    assert set(other.images.index["id"]) != set(fewer.images.index["id"])
+    assert sample.pace.teacher > 0
+
+
+def test_features_of_a_sample_are_those_of_the_pool(inputs, sample):
+    whole = inputs.pool_features
+    ids = np.concatenate([table["id"].to_pandas().to_numpy() for table in whole.shards(["id"])])
+    places = pd.Index(ids).get_indexer(sample.images.index["id"])
+    np.testing.assert_allclose(
+        sample.features.arrays("logits"), whole.arrays("logits")[places], atol=1e-5
+    )
+
+
+def test_each_round_has_half_of_the_candidates(outcome):
+    names = {
+        number: [trial.candidate for trial in outcome.trials if trial.round == number]
+        for number in (1, 2, 3)
+    }
+    assert outcome.present == "mixture"
+    everything = {"mixture", "mixture_outputs", "nnpu", "confident", "mixture_labeled_30"}
+    assert set(names[1]) == everything | set(CONTROLS)
+    # The present parameters and the controls stay; of the four others two, and then one.
+    assert len(names[2]) == 2 + 1 + 3
+    assert len(names[3]) == 1 + 1 + 3
+    assert set(names[3]) < set(names[2]) < set(names[1])
+    lengths = {trial.round: trial.n_updates for trial in outcome.trials}
+    assert lengths == {1: 10, 2: 20, 3: 40}
+    assert outcome.note is None
+
+
+def test_those_stay_that_are_closest_to_the_teacher(outcome):
+    halved = [
+        trial
+        for trial in outcome.trials
+        if trial.round == 1 and not trial.is_control and trial.candidate != outcome.present
+    ]
+    halved.sort(key=lambda trial: trial.kl)
+    second = {trial.candidate for trial in outcome.trials if trial.round == 2}
+    assert {trial.candidate for trial in halved[:2]} <= second
+    assert not {trial.candidate for trial in halved[2:]} & second
+
+
+def test_students_are_measured_on_images_that_none_learns_from(outcome, sample):
+    measured = set(outcome.yardstick.table["id"])
+    assert len(measured) >= 20
+    for trial in outcome.trials:
+        assert trial.failure is None
+        assert len(trial.is_equal) == len(outcome.yardstick)
+        assert 0 <= trial.agreement <= 1
+        assert trial.kl >= 0
+    whole = next(trial for trial in outcome.trials if trial.candidate == "whole_pool")
+    assert whole.n_pool_images == len(sample.images) - len(
+        measured & set(sample.images.index["id"])
+    )
+
+
+def test_trials_are_the_same_again(inputs, sample, outcome):
+    again = halving_of(inputs, sample, params_of(n_rounds=1, lengths=[10])).run()
+    first = {trial.candidate: trial for trial in outcome.trials if trial.round == 1}
+    for trial in again.trials:
+        np.testing.assert_array_equal(trial.divergence, first[trial.candidate].divergence)
+
+
+def test_present_parameters_join_where_no_candidate_has_them(inputs, sample):
+    blocks = replace(
+        BASE,
+        subset_materialization=BASE.subset_materialization.model_copy(update={"rule": "retrieved"}),
+    )
+    params = params_of(n_rounds=1, lengths=[10], candidates={"confident": {"rule": "confident"}})
+    outcome = halving_of(inputs, sample, params, blocks=blocks).run()
+    assert outcome.present == PRESENT
+    assert {trial.candidate for trial in outcome.trials} == {"confident", PRESENT, *CONTROLS}
+
+
+def test_a_candidate_that_fails_is_left_out(inputs, sample, monkeypatch):
+    measure = halving.closeness
+
+    def refuse(*_: Any) -> Any:
+        raise FloatingPointError("the student's divergence from the teacher is nan")
+
+    params = params_of(
+        n_rounds=2,
+        lengths=[10, 20],
+        candidates={"mixture": {"rule": "mixture"}, "confident": {"rule": "confident"}},
+    )
+    study_of = halving_of(inputs, sample, params)
+    calls = 0
+
+    def first_fails(*logits: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return refuse() if calls == 1 else measure(*logits)
+
+    monkeypatch.setattr(halving, "closeness", first_fails)
+    outcome = study_of.run()
+    failed = [trial for trial in outcome.trials if trial.failure]
+    assert [trial.candidate for trial in failed] == ["confident"]
+    assert "nan" in failed[0].failure
+    assert "confident" not in {trial.candidate for trial in outcome.trials if trial.round == 2}
+
+    monkeypatch.setattr(halving, "closeness", refuse)
+    with pytest.raises(InputError, match="no candidate has a student"):
+        halving_of(inputs, sample, params).run()
+
+
+def test_lengths_follow_the_time(inputs, sample):
+    params = params_of(n_rounds=2, candidates={"mixture": {"rule": "mixture"}})
+    blocks = replace(BASE, distillation=BASE.distillation.model_copy(update={"n_updates": 100_000}))
+    quick = halving_of(inputs, sample, params, seconds=15, blocks=blocks)
+    outcome = quick.run()
+    lengths = sorted({trial.n_updates for trial in outcome.trials})
+    assert len(lengths) == 2 or outcome.note is not None
+    assert lengths[-1] < 100_000
+
+    with pytest.raises(InputError, match="too short for a single round"):
+        halving_of(inputs, sample, params, seconds=0.0).run()
+
+
+def test_a_faulty_candidate_is_named(inputs, sample):
+    variant = ComparisonVariant(rule="mixture", distillation={"labeled_share": 7})
+    params = params_of().model_copy(update={"candidates": {"wrong": variant}})
+    with pytest.raises(InputError, match=r"pilot\.candidates\.wrong\.distillation\.labeled_share"):
+        halving_of(inputs, sample, params)
+
+
+def test_too_few_measured_images_are_refused(inputs):
+    compute = BASE.distillation.compute
+    params = params_of(max_pool_images=60, yardstick_share=0.01)
+    small = draw_sample(inputs.pool_images, inputs.teacher, compute, params, n_views=1)
+    with pytest.raises(InputError, match="fewer than 20 tell nothing"):
+        halving_of(inputs, small, params)
+
+
+def test_a_pilot_is_judged(inputs, sample):
+    params = params_of(n_rounds=2, lengths=[10, 20])
+    table = study.run_trials(
+        inputs.teacher,
+        inputs.labeled_images,
+        inputs.pool_images,
+        inputs.test_images,
+        NO_COPIES,
+        inputs.labeled_features,
+        YardstickParams(**block_of("yardstick")),
+        BASE,
+        params,
+    )
+    found = study.judge_trials(table, BASE, params)
+    costs = found["costs"]
+    assert costs["n_pool"] == 3050
+    assert costs["n_sampled"] == 1500
+    assert costs["peak_bytes"] > 1e8
+    forecast = found["forecast"]
+    assert forecast["total_seconds"] == pytest.approx(sum(forecast["seconds"].values()))
+    assert all(seconds >= 0 for seconds in forecast["seconds"].values())
+    assert found["judgment"]["longest_trial"] == 20
+    assert found["judgment"]["headroom"] is not None
+
+
+def test_labels_are_needed(inputs):
+    nothing = ImageSubset.of(inputs.labeled_images, np.empty(0, dtype=np.int64))
+    with pytest.raises(InputError, match="need labels"):
+        study.run_trials(
+            inputs.teacher,
+            nothing,
+            inputs.pool_images,
+            inputs.test_images,
+            NO_COPIES,
+            inputs.labeled_features,
+            YardstickParams(**block_of("yardstick")),
+            BASE,
+            params_of(),
+        )
+    small = ImageSubset.of(inputs.pool_images, np.arange(5))
+    with pytest.raises(InputError, match="a pilot needs 10"):
+        draw_sample(small, inputs.teacher, BASE.distillation.compute, params_of(), n_views=1)

@@ -1,0 +1,138 @@
+"""What the trials of a pilot are taken to show."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pu_kd_pipeline.params.comparison import ComparisonVariant
+from pu_kd_pipeline.pilot.judgment import (
+    GAIN,
+    NOTHING,
+    UNKNOWN,
+    Judgment,
+    recommended_parameters,
+    trial_facts,
+)
+from pu_kd_pipeline.pilot.study import trials_of, trials_table
+from tests.pilot.conftest import make_trial
+
+
+def judged(trials, present="mixture", n_updates=400, least_gain=0.01):
+    return Judgment(trials, present, n_updates, least_gain).facts()
+
+
+def test_a_large_gain_over_both_controls_is_one(three_rounds):
+    facts = judged(three_rounds(mixture=0.8, nnpu=0.7, random=0.5, whole_pool=0.6))
+    assert facts["verdict"] == GAIN
+    assert facts["leader"] == "mixture"
+    assert facts["limiting_control"] == "whole_pool"
+    assert facts["gains"]["whole_pool"]["measured"]["value"] == pytest.approx(0.2)
+    assert facts["gains"]["whole_pool"]["forecast"]["lower"] > 0
+    assert facts["headroom"] is None
+
+
+def test_a_gain_over_random_images_alone_is_none(three_rounds):
+    facts = judged(three_rounds(mixture=0.8, random=0.5, whole_pool=0.81))
+    assert facts["verdict"] != GAIN
+    assert facts["limiting_control"] == "whole_pool"
+
+
+def test_a_small_difference_cannot_be_told(three_rounds):
+    facts = judged(three_rounds(mixture=0.80, random=0.79, whole_pool=0.79))
+    assert facts["verdict"] == UNKNOWN
+    assert facts["recommended"] == "mixture"
+
+
+def test_a_loss_against_the_whole_pool_recommends_it(three_rounds):
+    facts = judged(three_rounds(mixture=0.5, random=0.4, whole_pool=0.8))
+    assert facts["verdict"] == NOTHING
+    assert facts["recommended"] == "whole_pool"
+
+
+def test_a_control_that_catches_up_makes_the_gain_unknown(three_rounds):
+    trials = [
+        make_trial("mixture", number, agreement) for number, agreement in ((1, 0.7), (2, 0.7))
+    ]
+    trials.append(make_trial("mixture", 3, 0.7))
+    for number, agreement in ((1, 0.2), (2, 0.4), (3, 0.6)):
+        trials.append(make_trial("whole_pool", number, agreement, is_control=True))
+    short = judged(trials, n_updates=400)
+    long = judged(trials, n_updates=20_000)
+    assert short["verdict"] == GAIN
+    assert long["verdict"] == UNKNOWN
+    gain = long["gains"]["whole_pool"]["forecast"]
+    assert gain["lower"] < 0 < gain["upper"]
+
+
+def test_present_parameters_stay_unless_another_is_surely_better(three_rounds):
+    clear = three_rounds(mixture=0.6, nnpu=0.8, random=0.4, whole_pool=0.4)
+    assert judged(clear)["leader"] == "nnpu"
+    assert judged(clear)["recommended"] == "nnpu"
+
+    # Better in the end, and worse before: trainings vary.
+    mixed = [trial for trial in clear if trial.round == 3]
+    for number in (1, 2):
+        mixed.append(make_trial("mixture", number, 0.55))
+        mixed.append(make_trial("nnpu", number, 0.5))
+    assert judged(mixed)["leader"] == "nnpu"
+    assert judged(mixed)["recommended"] == "mixture"
+
+    close = three_rounds(mixture=0.700, nnpu=0.7025, random=0.4, whole_pool=0.4)
+    rival = judged(close)["rivals"][0]
+    assert not rival["is_told_apart"]
+    assert judged(close)["recommended"] == "mixture"
+
+
+def test_failures_do_not_count(three_rounds):
+    trials = three_rounds(mixture=0.8, whole_pool=0.6)
+    trials.append(make_trial("nnpu", 1, 0.0, failure="it selects nothing"))
+    facts = judged(trials)
+    assert facts["leader"] == "mixture"
+    assert "random" not in facts["gains"]
+    assert trial_facts(trials[-1])["failure"] == "it selects nothing"
+    assert trial_facts(trials[-1])["agreement"] is None
+
+
+def test_the_oracle_gives_the_headroom(three_rounds):
+    facts = judged(three_rounds(mixture=0.8, random=0.5, whole_pool=0.6, oracle=0.9))
+    assert facts["headroom"]["measured"]["value"] == pytest.approx(0.4)
+    # It reads the truth, and is neither leader nor control.
+    assert facts["leader"] == "mixture"
+    assert set(facts["gains"]) == {"random", "whole_pool"}
+
+
+def test_facts_are_json_and_trials_survive_a_table(three_rounds, tmp_path):
+    from pu_kd_pipeline.storage.table import read_table, write_table
+
+    trials = three_rounds(mixture=0.8, random=0.5, whole_pool=0.6)
+    trials.append(make_trial("nnpu", 1, 0.0, failure="it selects nothing"))
+    json.dumps(judged(trials))
+    write_table(trials_table(trials), tmp_path / "trials.parquet")
+    again = trials_of(read_table(tmp_path / "trials.parquet"))
+    assert judged(again) == judged(trials)
+    assert again[-1].failure == "it selects nothing"
+    assert again[0].failure is None
+
+
+def test_parameters_are_those_of_the_variant():
+    candidates = {
+        "present": ComparisonVariant(rule="mixture"),
+        "cut": ComparisonVariant(
+            rule="nnpu",
+            criterion="budget",
+            features="descriptor",
+            objectives=("logit_mse",),
+            distillation={"optimizer": {"learning_rate": 0.3}},
+        ),
+    }
+    assert recommended_parameters("present", "present", candidates) == {}
+    assert recommended_parameters("whole_pool", "present", candidates) == {
+        "subset_materialization": {"rule": "all"}
+    }
+    assert recommended_parameters("cut", "present", candidates) == {
+        "pu_training": {"features": "descriptor"},
+        "distillation": {"objective": "logit_mse", "optimizer": {"learning_rate": 0.3}},
+        "subset_materialization": {"rule": "nnpu", "criterion": "budget"},
+    }
