@@ -18,7 +18,7 @@ from pu_kd_pipeline.params.comparison import ComparisonVariant
 from pu_kd_pipeline.params.pilot import CONTROLS, PilotParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot import halving, study
-from pu_kd_pipeline.pilot.halving import PRESENT, Candidates, Halving, Outcome
+from pu_kd_pipeline.pilot.halving import PRESENT, Candidates, Halving, Outcome, measured_images
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
 from tests.comparison.builders import BASE, block_of
 
@@ -43,6 +43,15 @@ def halving_of(
     seconds: float = 300.0,
     blocks=BASE,
 ) -> Halving:
+    measured = measured_images(
+        inputs.labeled_images,
+        inputs.labeled_features,
+        sample,
+        inputs.teacher,
+        NO_COPIES,
+        YardstickParams(**block_of("yardstick")),
+        params,
+    )
     return Halving(
         inputs.teacher,
         inputs.labeled_images,
@@ -50,7 +59,7 @@ def halving_of(
         inputs.labeled_features,
         sample,
         NO_COPIES,
-        YardstickParams(**block_of("yardstick")),
+        measured,
         blocks,
         Candidates(params.chosen, CONTROLS),
         params,

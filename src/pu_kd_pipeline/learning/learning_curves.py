@@ -156,7 +156,13 @@ def forecast_share(line: FittedLine, noise: TrainingNoise, n_updates: int) -> Fo
     n = line.n_images
     image_variance = 1.0 / (n * share * (1 - share) + 0.5)
     margin = noise.quantile * math.sqrt(noise.deviation**2 + image_variance)
-    return Forecast(_share((flat + steep) / 2), _share(flat - margin), _share(steep + margin))
+    # What is measured of n images is a multiple of 1 / n.
+    half_an_image = 0.5 / n
+    return Forecast(
+        _share((flat + steep) / 2),
+        max(0.0, _share(flat - margin) - half_an_image),
+        min(1.0, _share(steep + margin) + half_an_image),
+    )
 
 
 def forecast_difference(

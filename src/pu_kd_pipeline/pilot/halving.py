@@ -118,6 +118,39 @@ class Outcome:
     note: str | None
 
 
+def measured_images(
+    labeled_images: ImageStore,
+    labeled_features: ShardedTable,
+    sample: PoolSample,
+    teacher: Model,
+    duplicates: pd.DataFrame,
+    yardstick: YardstickParams,
+    params: HalvingParams,
+) -> pd.DataFrame:
+    """Return the yardstick of a sample, see `selection.yardstick.choose_yardstick`.
+
+    Raises:
+        InputError: there are too few images that could be measured on.
+    """
+    drawn = {"max_share": params.yardstick_share, "seed": params.seed}
+    table = choose_yardstick(
+        labeled_images,
+        sample.images,
+        labeled_features,
+        sample.features,
+        teacher,
+        duplicates,
+        yardstick.model_copy(update=drawn),
+    )
+    if len(table) < _FEWEST_MEASURED:
+        raise InputError(
+            f"pilot: students would be measured on {len(table)} images, and fewer than "
+            f"{_FEWEST_MEASURED} tell nothing: raise pilot.max_pool_images, pilot.minutes, "
+            "pilot.yardstick_share or yardstick.uniform_share, or use a larger pool"
+        )
+    return table
+
+
 class Halving:
     """Trains candidates round by round.
 
@@ -128,14 +161,14 @@ class Halving:
         labeled_features: of the labeled images, by the teacher.
         sample: of the pool.
         duplicates: copies in several stores.
-        yardstick: how the measured images are drawn.
+        yardstick: the images that students are measured on, see `measured_images`.
         blocks: those of the run, which candidates override.
         candidates: what is compared.
         params: rounds and time.
         deadline: of the last training, as `time.perf_counter` counts.
 
     Raises:
-        InputError: too few images could be measured on, or a candidate cannot be made.
+        InputError: a candidate cannot be made.
     """
 
     def __init__(
@@ -146,7 +179,7 @@ class Halving:
         labeled_features: ShardedTable,
         sample: PoolSample,
         duplicates: pd.DataFrame,
-        yardstick: YardstickParams,
+        yardstick: pd.DataFrame,
         blocks: Blocks,
         candidates: Candidates,
         params: HalvingParams,
@@ -160,22 +193,7 @@ class Halving:
         self._params = params
         self._deadline = deadline
         self._compute = blocks.distillation.compute
-        table = choose_yardstick(
-            labeled_images,
-            sample.images,
-            labeled_features,
-            sample.features,
-            teacher,
-            duplicates,
-            yardstick.model_copy(update={"max_share": params.yardstick_share, "seed": params.seed}),
-        )
-        if len(table) < _FEWEST_MEASURED:
-            raise InputError(
-                f"pilot: students would be measured on {len(table)} images, and fewer than "
-                f"{_FEWEST_MEASURED} tell nothing: raise pilot.max_pool_images, "
-                "pilot.yardstick_share or yardstick.uniform_share, or use a larger pool"
-            )
-        self._yardstick = Yardstick(table, {"labeled": labeled_images, "pool": sample.images})
+        self._yardstick = Yardstick(yardstick, {"labeled": labeled_images, "pool": sample.images})
         nothing = ImageSubset.of(labeled_images, np.empty(0, dtype=np.int64))
         inputs = ComparisonInputs(
             teacher,
@@ -185,7 +203,7 @@ class Halving:
             nothing,
             labeled_features,
             sample.features,
-            excluded=excluded_images(duplicates, blocks.subset_materialization, table),
+            excluded=excluded_images(duplicates, blocks.subset_materialization, yardstick),
             yardstick=self._yardstick,
         ).without_excluded()
         self._n_labeled = len(inputs.labeled_images)

@@ -25,7 +25,7 @@ from pu_kd_pipeline.params.pilot import CONTROLS, ORACLE, PilotParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot.costs import n_shared_views
 from pu_kd_pipeline.pilot.forecast import MeasuredCosts, forecast_run, peak_memory_bytes
-from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, Trial
+from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, Trial, measured_images
 from pu_kd_pipeline.pilot.judgment import Judgment, recommended_parameters, trial_facts
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
@@ -88,7 +88,10 @@ def run_trials(
     check_teacher(labeled_features, teacher.fingerprint(), "labeled_features")
     n_views = n_shared_views(blocks.distillation)
     sample = draw_sample(pool_images, teacher, compute, params, n_views)
-    candidates = Candidates(params.chosen, _controls(sample))
+    candidates = Candidates(params.chosen, controls_of(sample))
+    measured = measured_images(
+        labeled_images, labeled_features, sample, teacher, duplicates, yardstick, params
+    )
     halving = Halving(
         teacher,
         labeled_images,
@@ -96,7 +99,7 @@ def run_trials(
         labeled_features,
         sample,
         duplicates,
-        yardstick,
+        measured,
         blocks,
         candidates,
         params,
@@ -199,7 +202,7 @@ def trials_of(table: pd.DataFrame) -> list[Trial]:
     return trials
 
 
-def _controls(sample: PoolSample) -> dict[str, Any]:
+def controls_of(sample: PoolSample) -> dict[str, Any]:
     """Return the controls that the sample allows: the oracle needs the truth."""
     controls = dict(CONTROLS)
     relevant = sample.images.index["relevant"]
