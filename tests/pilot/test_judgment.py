@@ -15,7 +15,7 @@ from pu_kd_pipeline.pilot.judgment import (
     recommended_parameters,
     trial_facts,
 )
-from pu_kd_pipeline.pilot.study import trials_of, trials_table
+from pu_kd_pipeline.pilot.trials import trials_of, trials_table
 from tests.pilot.conftest import make_trial
 
 

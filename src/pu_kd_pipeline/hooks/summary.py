@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 COMPARISON = "comparison_table"
 PILOT = "pilot"
 PILOT_PAGE = "pilot_page"
+STUDENT_SEARCH = "student_search"
+STUDENT_SEARCH_PAGE = "student_search_page"
 
 
 class SummaryHooks:
@@ -42,6 +44,9 @@ class SummaryHooks:
             print(visible(table))
         if PILOT in outputs:
             _print_pilot(catalog.load(PILOT), dataset_location(catalog, PILOT_PAGE))
+        if STUDENT_SEARCH in outputs:
+            page = dataset_location(catalog, STUDENT_SEARCH_PAGE)
+            _print_student_search(catalog.load(STUDENT_SEARCH), page)
         report = dataset_location(catalog, REPORT)
         if REPORT in outputs and report:
             print(f"Report: {report}")
@@ -90,22 +95,37 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def _print_pilot(pilot: Mapping[str, Any], page: str | None) -> None:
+    from pu_kd_pipeline.reporting.pilot_page import pilot_limits, pilot_sentences
+
+    _print_finding(pilot_sentences(pilot), pilot_limits(pilot), pilot["parameters"])
+    if page:
+        print(f"Pilot: {page}")
+
+
+def _print_student_search(found: Mapping[str, Any], page: str | None) -> None:
+    from pu_kd_pipeline.reporting.student_search_page import search_limits, search_sentences
+
+    _print_finding(search_sentences(found), search_limits(found), found["parameters"])
+    if page:
+        print(f"Students: {page}")
+
+
+def _print_finding(
+    sentences: Sequence[str], limits: Sequence[str], parameters: Mapping[str, Any]
+) -> None:
+    """Print what short trainings found, and how to go on."""
     from rich.console import Console
 
     from pu_kd_pipeline.pilot.study import command_with, parameters_as_yaml
-    from pu_kd_pipeline.reporting.pilot_page import pilot_limits, pilot_sentences
 
     console = Console()
-    for sentence in pilot_sentences(pilot):
+    for sentence in sentences:
         _print_sentence(console, sentence)
-    for sentence in pilot_limits(pilot):
+    for sentence in limits:
         _print_sentence(console, f"Limit: {sentence}")
-    parameters = parameters_as_yaml(pilot["parameters"])
     if parameters:
-        print(f"Recommended parameters:\n{visible(parameters)}")
-    print(f"Next: {visible(command_with(pilot['parameters']))}")
-    if page:
-        print(f"Pilot: {page}")
+        print(f"Recommended parameters:\n{visible(parameters_as_yaml(parameters))}")
+    print(f"Next: {visible(command_with(parameters))}")
 
 
 def _print_sentence(console: Console, sentence: str) -> None:

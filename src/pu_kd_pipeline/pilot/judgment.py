@@ -167,7 +167,7 @@ class Judgment:
                 continue
             own = leader_trials[trial.round]
             rivals.append(
-                {"candidate": name, "round": trial.round, **_divergence_difference(own, trial)}
+                {"candidate": name, "round": trial.round, **divergence_difference(own, trial)}
             )
         return rivals
 
@@ -233,7 +233,7 @@ def _curve(trials: Sequence[Trial]) -> LearningCurve:
     )
 
 
-def _divergence_difference(leader: Trial, rival: Trial) -> dict[str, Any]:
+def divergence_difference(leader: Trial, rival: Trial) -> dict[str, Any]:
     """Return how much larger the divergence of a rival is, with its interval over images."""
     # imported late: it takes a second
     from scipy import stats

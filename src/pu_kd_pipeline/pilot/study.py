@@ -28,6 +28,7 @@ from pu_kd_pipeline.pilot.forecast import MeasuredCosts, forecast_run, peak_memo
 from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, Trial, measured_images
 from pu_kd_pipeline.pilot.judgment import Judgment, recommended_parameters, trial_facts
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
+from pu_kd_pipeline.pilot.trials import trials_of, trials_table
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.yardstick import yardstick_facts
 
@@ -176,30 +177,6 @@ def command_with(parameters: Mapping[str, Any]) -> str:
         return "kedro run --pipeline=full"
     joined = ",".join(options)
     return f'kedro run --pipeline=full --params="{joined}"'
-
-
-def trials_table(trials: list[Trial]) -> pd.DataFrame:
-    """Return trials as a table; the answers for the yardstick's images are lists."""
-    rows = []
-    for trial in trials:
-        row = dict(vars(trial))
-        row["is_equal"] = trial.is_equal.tolist()
-        row["divergence"] = trial.divergence.tolist()
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def trials_of(table: pd.DataFrame) -> list[Trial]:
-    """Return the inverse of `trials_table`."""
-    trials = []
-    for row in table.to_dict("records"):
-        facts = {str(name): value for name, value in row.items()}
-        # A column without any text is read as one of numbers.
-        facts["failure"] = row["failure"] if isinstance(row["failure"], str) else None
-        facts["is_equal"] = np.asarray(row["is_equal"], dtype=np.bool_)
-        facts["divergence"] = np.asarray(row["divergence"], dtype=np.float64)
-        trials.append(Trial(**facts))
-    return trials
 
 
 def controls_of(sample: PoolSample) -> dict[str, Any]:

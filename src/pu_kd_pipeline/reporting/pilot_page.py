@@ -54,7 +54,7 @@ def render_pilot(pilot: Mapping[str, Any], parameters: str, command: str) -> str
         figure=embedded_figure(plot_pilot(pilot)),
         parameters=parameters,
         command=command,
-        rounds=_round_rows(pilot),
+        rounds=round_rows(pilot["trials"]),
         costs=cost_rows(pilot["forecast"]),
         paces=_pace_rows(pilot),
         hardware=pilot["hardware"],
@@ -216,17 +216,17 @@ def _tiles(pilot: Mapping[str, Any]) -> list[dict[str, str]]:
     return tiles
 
 
-def _round_rows(pilot: Mapping[str, Any]) -> list[dict[str, Any]]:
+def round_rows(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return a title and a table for each round, the last one first."""
     by_round: dict[int, list[Mapping[str, Any]]] = {}
-    for trial in pilot["trials"]:
+    for trial in trials:
         by_round.setdefault(trial["round"], []).append(trial)
     return [
         {
-            "title": f"Round {number}, {trials[0]['n_updates']:,} updates",
-            "rows": _trial_rows(trials),
+            "title": f"Round {number}, {of_round[0]['n_updates']:,} updates",
+            "rows": _trial_rows(of_round),
         }
-        for number, trials in sorted(by_round.items(), reverse=True)
+        for number, of_round in sorted(by_round.items(), reverse=True)
     ]
 
 

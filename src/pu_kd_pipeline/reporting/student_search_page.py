@@ -1,0 +1,217 @@
+"""What a search for a student found: sentences, tables, the Pareto plot and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pu_kd_pipeline.reporting.html import embedded_figure, render_page
+from pu_kd_pipeline.reporting.pilot_page import round_rows
+from pu_kd_pipeline.reporting.style import (
+    MUTED,
+    STUDENT,
+    TEACHER,
+    UNKNOWN,
+    new_figure,
+    percent,
+    set_title,
+    style_axes,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LIMIT_TITLES = {
+    "latency_ms": ("latency of one image", "ms"),
+    "size_mb": ("size of the weights", "MB"),
+    "mflops": ("FLOPs of one image", "MFLOPs"),
+}
+_MEGA = 1e6
+_FEW_MEASURED = 200
+
+
+def render_student_search(found: Mapping[str, Any], parameters: str, command: str) -> str:
+    """Return the page as HTML.
+
+    Args:
+        found: result of `pilot.student_search.judge_trials`.
+        parameters: those of the winner, as YAML; empty where it is the student of the run.
+        command: that runs the pipeline with them.
+    """
+    return render_page(
+        "student_search.html.jinja",
+        title="A student for a budget",
+        findings=search_sentences(found),
+        warnings=search_limits(found),
+        figure=embedded_figure(plot_students(found)),
+        parameters=parameters,
+        command=command,
+        students=_student_rows(found),
+        rounds=round_rows(found["trials"]),
+        hardware=found["hardware"],
+    )
+
+
+def search_sentences(found: Mapping[str, Any]) -> list[str]:
+    """Return what a search found, the winner first."""
+    winner = found["winner"]
+    costs = found["costs"][winner]
+    measured = _last_trials(found["trials"])[winner]["agreement"]
+    sentences = [
+        f"{winner} is the student to train: {costs['latency_ms']:.3g} ms an image, "
+        f"{costs['size_bytes'] / _MEGA:.3g} MB, {costs['flops'] / _MEGA:.3g} MFLOPs.",
+        f"After a short training it gives the teacher's class in {percent(measured['value'])} of "
+        f"the cases ({percent(measured['lower'])} to {percent(measured['upper'])}).",
+    ]
+    present = found["present"]
+    if winner == present:
+        if found["closest"] == present:
+            sentences.append("It is the student that the parameters already have.")
+        else:
+            sentences.append(
+                f"It is the student that the parameters already have: {found['closest']} came "
+                "closer to the teacher, but not surely."
+            )
+    elif found["difference_to_present"] is not None:
+        difference = found["difference_to_present"]["kl_difference"]
+        sentences.append(
+            f"Its divergence from the teacher is {abs(difference['value']):.3g} nats "
+            f"{'smaller' if difference['value'] < 0 else 'larger'} than that of the present "
+            f"student (95 %: {difference['lower']:.3g} to {difference['upper']:.3g})."
+        )
+    limits = ", ".join(
+        f"{_LIMIT_TITLES[name][0]} at most {limit:g} {_LIMIT_TITLES[name][1]}"
+        for name, limit in found["limits"].items()
+    )
+    n_keeping = sum(student["keeps_limits"] for student in found["students"])
+    sentences.append(
+        f"Asked for: {limits}. {n_keeping} of {len(found['students'])} students keep it."
+    )
+    return sentences
+
+
+def search_limits(found: Mapping[str, Any]) -> list[str]:
+    """Return what makes the result less certain."""
+    limits = []
+    if found["note"]:
+        limits.append(found["note"])
+    if not found["present_keeps_limits"]:
+        limits.append("The present student does not keep the limits; it is trained to compare.")
+    n_measured = found["yardstick"]["n_images"]
+    if n_measured < _FEW_MEASURED:
+        limits.append(
+            f"Students were measured on {n_measured} images: those of similar size cannot be told "
+            "apart. A larger max_pool_images or yardstick_share gives more."
+        )
+    limits.append(
+        "Larger students gain more from a long training than short trainings show: of two that are "
+        "as good here, train the larger one."
+    )
+    failures = {
+        trial["candidate"]: trial["failure"] for trial in found["trials"] if trial["failure"]
+    }
+    limits += [f"{name} has not learned: {failure}" for name, failure in failures.items()]
+    return limits
+
+
+def _last_trials(trials: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the last trial of each student that has one."""
+    return {trial["candidate"]: trial for trial in trials if trial["agreement"] is not None}
+
+
+def _student_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return a header and a row per student, the fastest first, after the teacher."""
+    rows = [["", "latency, ms", "weights, MB", "MFLOPs", "parameters", "keeps the limits"]]
+    rows.append([*_cost_cells("teacher", found["costs"]["teacher"]), UNKNOWN])
+    measured = [student for student in found["students"] if student["costs"] is not None]
+    for student in sorted(measured, key=lambda student: student["costs"]["latency_ms"]):
+        keeps = "no"
+        if student["keeps_limits"]:
+            keeps = "yes, trained" if student["is_trained"] else "yes"
+        rows.append([*_cost_cells(student["name"], student["costs"]), keeps])
+    for student in found["students"]:
+        if student["refused"]:
+            rows.append([student["name"], *[UNKNOWN] * 4, "cannot read the images"])
+    return rows
+
+
+def _cost_cells(name: str, costs: Mapping[str, float]) -> list[str]:
+    return [
+        name,
+        f"{costs['latency_ms']:.3g}",
+        f"{costs['size_bytes'] / _MEGA:.3g}",
+        f"{costs['flops'] / _MEGA:.3g}",
+        f"{costs['parameters']:,}",
+    ]
+
+
+def plot_students(found: Mapping[str, Any]) -> Figure:
+    """Return agreement over latency: the first round, where all have the same length, and the last.
+
+    The line joins the students of the first round that no faster one equals.
+    """
+    figure = new_figure(4.4)
+    axes = figure.add_subplot()
+    style_axes(axes, "latency of one image, ms (log scale)", "agreement (%)")
+    by_round: dict[int, list[Mapping[str, Any]]] = {}
+    for trial in found["trials"]:
+        if trial["agreement"] is not None:
+            by_round.setdefault(trial["round"], []).append(trial)
+    first, last = min(by_round), max(by_round)
+    for number, color, face in ((first, MUTED, "white"), (last, STUDENT, STUDENT)):
+        points = [_place(found, trial) for trial in by_round[number]]
+        length = by_round[number][0]["n_updates"]
+        axes.scatter(
+            [latency for latency, _ in points],
+            [share for _, share in points],
+            color=color,
+            facecolor=face,
+            zorder=3,
+            label=f"after {length:,} updates",
+        )
+        if number == first:
+            front = _front(points)
+            axes.plot(
+                [latency for latency, _ in front],
+                [share for _, share in front],
+                color=MUTED,
+                linewidth=1,
+                label="best for its latency",
+            )
+    winner = _last_trials(found["trials"])[found["winner"]]
+    latency, share = _place(found, winner)
+    axes.annotate(
+        found["winner"],
+        (latency, share),
+        xytext=(0, 9),
+        textcoords="offset points",
+        ha="center",
+        fontsize=9,
+        color=STUDENT,
+    )
+    if "latency_ms" in found["limits"]:
+        axes.axvline(found["limits"]["latency_ms"], color=TEACHER, linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.15)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    n_measured = found["yardstick"]["n_images"]
+    set_title(
+        figure,
+        f"{found['winner']} is the student to train",
+        f"same class as the teacher, {n_measured:,} images; dashed: the limit of latency",
+    )
+    return figure
+
+
+def _place(found: Mapping[str, Any], trial: Mapping[str, Any]) -> tuple[float, float]:
+    latency = found["costs"][trial["candidate"]]["latency_ms"]
+    return latency, 100 * trial["agreement"]["value"]
+
+
+def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that are better than all faster ones, from fast to slow."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front
