@@ -175,7 +175,7 @@ def judge_trials(
     keeping = [name for name in of_last if _keeps(costs[name], params.limits)]
     if not keeping:
         raise InputError(
-            "student_search: no student that keeps the limits has learned anything: the log says why"
+            "student_search: no student that keeps the limits has learned: the log says why"
         )
     closest = min(keeping, key=lambda name: of_last[name].kl)
     winner = closest

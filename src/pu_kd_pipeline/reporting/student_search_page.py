@@ -146,16 +146,17 @@ def _cost_cells(name: str, costs: Mapping[str, float]) -> list[str]:
 
 
 def plot_students(found: Mapping[str, Any]) -> Figure:
-    """Return agreement over latency: the first round, where all have the same length, and the last.
+    """Return divergence over latency: the first round, which all students are in, and the last.
 
-    The line joins the students of the first round that no faster one equals.
+    The line joins the students of the first round that are closer to the teacher than all faster
+    ones.
     """
     figure = new_figure(4.4)
     axes = figure.add_subplot()
-    style_axes(axes, "latency of one image, ms (log scale)", "agreement (%)")
+    style_axes(axes, "latency of one image, ms", "divergence from the teacher, nats")
     by_round: dict[int, list[Mapping[str, Any]]] = {}
     for trial in found["trials"]:
-        if trial["agreement"] is not None:
+        if trial["kl"] is not None:
             by_round.setdefault(trial["round"], []).append(trial)
     first, last = min(by_round), max(by_round)
     for number, color, face in ((first, MUTED, "white"), (last, STUDENT, STUDENT)):
@@ -163,7 +164,7 @@ def plot_students(found: Mapping[str, Any]) -> Figure:
         length = by_round[number][0]["n_updates"]
         axes.scatter(
             [latency for latency, _ in points],
-            [share for _, share in points],
+            [divergence for _, divergence in points],
             color=color,
             facecolor=face,
             zorder=3,
@@ -173,17 +174,16 @@ def plot_students(found: Mapping[str, Any]) -> Figure:
             front = _front(points)
             axes.plot(
                 [latency for latency, _ in front],
-                [share for _, share in front],
+                [divergence for _, divergence in front],
                 color=MUTED,
                 linewidth=1,
                 label="best for its latency",
             )
     winner = _last_trials(found["trials"])[found["winner"]]
-    latency, share = _place(found, winner)
     axes.annotate(
         found["winner"],
-        (latency, share),
-        xytext=(0, 9),
+        _place(found, winner),
+        xytext=(0, -14),
         textcoords="offset points",
         ha="center",
         fontsize=9,
@@ -191,27 +191,31 @@ def plot_students(found: Mapping[str, Any]) -> Figure:
     )
     if "latency_ms" in found["limits"]:
         axes.axvline(found["limits"]["latency_ms"], color=TEACHER, linestyle="--", linewidth=1)
-    axes.set_xscale("log")
+    for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        set_scale("log")
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+    axes.tick_params(which="minor", labelsize=7)
     axes.margins(x=0.15, y=0.15)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     n_measured = found["yardstick"]["n_images"]
     set_title(
         figure,
         f"{found['winner']} is the student to train",
-        f"same class as the teacher, {n_measured:,} images; dashed: the limit of latency",
+        f"lower is closer to the teacher, {n_measured:,} images; dashed: the limit of latency",
     )
     return figure
 
 
 def _place(found: Mapping[str, Any], trial: Mapping[str, Any]) -> tuple[float, float]:
     latency = found["costs"][trial["candidate"]]["latency_ms"]
-    return latency, 100 * trial["agreement"]["value"]
+    return latency, trial["kl"]
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that are better than all faster ones, from fast to slow."""
+    """Return the points that are lower than all faster ones, from fast to slow."""
     front: list[tuple[float, float]] = []
     for point in sorted(points):
-        if not front or point[1] > front[-1][1]:
+        if not front or point[1] < front[-1][1]:
             front.append(point)
     return front
