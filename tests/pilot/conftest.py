@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from pu_kd_pipeline.images.duplicates import COLUMNS
 from pu_kd_pipeline.pilot.halving import Trial
 from tests.comparison.conftest import inputs  # noqa: F401
 
+NO_COPIES = pd.DataFrame({name: pd.Series(dtype=object) for name in COLUMNS})
 N_MEASURED = 400
 LENGTHS = (100, 200, 400)
 

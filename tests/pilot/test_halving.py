@@ -12,7 +12,6 @@ import pytest
 
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.images.duplicates import COLUMNS
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.params.comparison import ComparisonVariant
 from pu_kd_pipeline.params.pilot import CONTROLS, PilotParams
@@ -21,8 +20,8 @@ from pu_kd_pipeline.pilot import halving, study
 from pu_kd_pipeline.pilot.halving import PRESENT, Candidates, Halving, Outcome, measured_images
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
 from tests.comparison.builders import BASE, block_of
+from tests.pilot.conftest import NO_COPIES
 
-NO_COPIES = pd.DataFrame({name: pd.Series(dtype=object) for name in COLUMNS})
 NARROW = {"seed": 0, "minutes": 5, "max_pool_images": 1500, "yardstick_share": 0.3}
 
 

@@ -1,4 +1,4 @@
-"""The stage `pilot` on the demo, as a user runs it."""
+"""The stages `pilot` and `student_search` on the demo, as a user runs them."""
 
 from __future__ import annotations
 
@@ -77,3 +77,28 @@ def test_a_rule_that_does_not_exist_is_refused(finished_run, tmp_path):
     assert "pilot.candidates.nnpu" in result.stderr
     assert "nnpx" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_student_for_a_budget(pilot_run):
+    changes = (
+        "student_search.lengths=[10,20]",
+        "student_search.n_rounds=2",
+        "student_search.max_pool_images=1500",
+        "student_search.yardstick_share=0.3",
+        "student_search.latency_repeats=2",
+        "student_search.families.cifar_resnet=null",
+        "student_search.families.torchvision=null",
+        "student_search.mflops=0.5",
+    )
+    result = run_kedro("--pipeline=student_search", data=pilot_run, params=changes)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "is the student to train" in result.stdout
+    found = json.loads((pilot_run / REPORTING / "student_search.json").read_text())
+    assert found["costs"][found["winner"]]["flops"] <= 0.5e6
+    text = (pilot_run / REPORTING / "student_parameters.yml").read_text()
+    assert (yaml.safe_load(text) or {}) == found["parameters"]
+
+    refused = run_kedro("--pipeline=student_search", data=pilot_run)
+    assert refused.returncode == 1
+    assert "student_search: there is no limit" in refused.stderr
+    assert "Traceback" not in refused.stdout + refused.stderr

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pu_kd_pipeline.learning.learning_curves import (
     FittedLine,
     LearningCurve,
@@ -16,8 +14,8 @@ from pu_kd_pipeline.learning.learning_curves import (
     forecast_share,
     training_noise,
 )
-from pu_kd_pipeline.learning.paired import paired_difference
-from pu_kd_pipeline.learning.proportions import clopper_pearson_interval
+from pu_kd_pipeline.learning.paired import SIGNIFICANT, paired_difference
+from pu_kd_pipeline.learning.proportions import LEVEL, clopper_pearson_interval
 from pu_kd_pipeline.params.comparison import ComparisonVariant
 from pu_kd_pipeline.params.pilot import ORACLE, RANDOM, WHOLE_POOL
 from pu_kd_pipeline.pilot.halving import Trial
@@ -61,8 +59,7 @@ class Judgment:
         """Return what the trials show, as JSON can hold it."""
         gains = self._gains()
         verdict, limiting = self._verdict(gains)
-        rivals = self._rivals()
-        followed = self._recommended(rivals)
+        followed = self._recommended()
         if verdict == NOTHING and limiting is not None:
             followed = limiting
         return {
@@ -73,7 +70,7 @@ class Judgment:
             "gains": gains,
             "headroom": self._headroom(),
             "agreement": self._share_forecast(followed),
-            "rivals": rivals,
+            "rivals": self._rivals(),
             "training_noise": self._noise.deviation,
             "n_updates": self._n_updates,
             "longest_trial": self._of_last[self.leader].n_updates,
@@ -130,24 +127,10 @@ class Judgment:
             return NOTHING, limiting
         return UNKNOWN, limiting
 
-    def _recommended(self, rivals: Sequence[Mapping[str, Any]]) -> str:
-        """Return the leader, or the present candidate where the leader is not surely better.
-
-        Surely: in the last round the interval says so, and it was closer to the teacher in every
-        round before. The interval is over images; that trainings vary, the rounds before show.
-        """
-        present = next((one for one in rivals if one["candidate"] == self._present), None)
-        if present is None:  # it leads itself, or has no student
-            return self.leader
-        by_round: dict[int, dict[str, float]] = {}
-        for trial in self._trials:
-            by_round.setdefault(trial.round, {})[trial.candidate] = trial.kl
-        always_closer = all(
-            found[self.leader] < found[self._present]
-            for found in by_round.values()
-            if self._present in found
-        )
-        if present["is_told_apart"] and always_closer:
+    def _recommended(self) -> str:
+        """Return the leader, or the present candidate where the leader is not surely closer."""
+        has_student = any(trial.candidate == self._present for trial in self._trials)
+        if not has_student or surely_closer(self._trials, self.leader, self._present):
             return self.leader
         return self._present
 
@@ -157,17 +140,22 @@ class Judgment:
 
     def _rivals(self) -> list[dict[str, Any]]:
         """Return how the leader differs from each candidate, in the last round of both."""
-        rivals = []
         leader_trials = {
             trial.round: trial for trial in self._trials if trial.candidate == self.leader
         }
         last_trials = {trial.candidate: trial for trial in self._trials if not trial.is_control}
+        rivals = []
         for name, trial in last_trials.items():
             if name == self.leader:
                 continue
-            own = leader_trials[trial.round]
+            facts = divergence_difference(leader_trials[trial.round], trial)
             rivals.append(
-                {"candidate": name, "round": trial.round, **divergence_difference(own, trial)}
+                {
+                    "candidate": name,
+                    "round": trial.round,
+                    "kl_difference": facts,
+                    "is_told_apart": surely_closer(self._trials, self.leader, name),
+                }
             )
         return rivals
 
@@ -233,18 +221,44 @@ def _curve(trials: Sequence[Trial]) -> LearningCurve:
     )
 
 
-def divergence_difference(leader: Trial, rival: Trial) -> dict[str, Any]:
-    """Return how much larger the divergence of a rival is, with its interval over images."""
+def surely_closer(trials: Sequence[Trial], first: str, second: str) -> bool:
+    """Return whether a student is closer to the teacher than another, beyond chance.
+
+    It has the smaller mean divergence in every round that both are in, and in the last of these
+    Wilcoxon's signed-rank test rejects that the two are as close on an image. The test is about
+    images; that trainings vary, the rounds before show.
+
+    Args:
+        trials: of all rounds.
+        first: a candidate.
+        second: another one.
+    """
     # imported late: it takes a second
     from scipy import stats
 
-    differences = rival.divergence - leader.divergence
+    with_student = [trial for trial in trials if trial.failure is None]
+    own = {trial.round: trial for trial in with_student if trial.candidate == first}
+    others = {trial.round: trial for trial in with_student if trial.candidate == second}
+    common = sorted(set(own) & set(others))
+    if not common or any(own[number].kl >= others[number].kl for number in common):
+        return False
+    differences = others[common[-1]].divergence - own[common[-1]].divergence
+    if not differences.any():
+        return False
+    return bool(stats.wilcoxon(differences, alternative="greater").pvalue < SIGNIFICANT / 2)
+
+
+def divergence_difference(first: Trial, second: Trial) -> dict[str, float]:
+    """Return how much larger the mean divergence of the second is, with its interval over images.
+
+    Student's t: of few images, among which few have a large divergence, it is wide.
+    """
+    # imported late: it takes a second
+    from scipy import stats
+
+    differences = second.divergence - first.divergence
     n = len(differences)
     value = float(differences.mean())
-    margin = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / math.sqrt(n))
-    lower = value - margin
-    upper = value + margin
-    return {
-        "kl_difference": {"value": value, "lower": lower, "upper": upper},
-        "is_told_apart": bool(np.sign(lower) == np.sign(upper) and value != 0),
-    }
+    quantile = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+    margin = quantile * float(differences.std(ddof=1)) / math.sqrt(n)
+    return {"value": value, "lower": value - margin, "upper": value + margin}

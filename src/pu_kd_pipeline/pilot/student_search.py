@@ -25,7 +25,7 @@ from pu_kd_pipeline.params.student_search import StudentFamily, StudentSearchPar
 from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot.costs import n_shared_views
 from pu_kd_pipeline.pilot.halving import PRESENT, Candidates, Halving, Trial, measured_images
-from pu_kd_pipeline.pilot.judgment import divergence_difference, trial_facts
+from pu_kd_pipeline.pilot.judgment import divergence_difference, surely_closer, trial_facts
 from pu_kd_pipeline.pilot.sample import draw_sample
 from pu_kd_pipeline.pilot.trials import trials_of, trials_table
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
@@ -99,7 +99,7 @@ def run_trials(
     fitting = [student for student in students if _keeps(facts.get(student.name), params.limits)]
     if not fitting:
         raise InputError(_nothing_fits(facts, params.limits))
-    chosen = _largest_of_each(fitting, facts, params.max_students)
+    chosen = largest_of_each(fitting, facts, params.max_students)
     sample = draw_sample(pool_images, teacher, compute, params, n_shared_views(blocks.distillation))
     measured = measured_images(
         labeled_images, labeled_features, sample, teacher, duplicates, yardstick, params
@@ -182,8 +182,7 @@ def judge_trials(
     difference = None
     if closest != present and present in of_last:
         difference = divergence_difference(of_last[present], of_last[closest])
-        is_better = difference["kl_difference"]["upper"] < 0
-        if present in keeping and not is_better:
+        if present in keeping and not surely_closer(trials, closest, present):
             winner = present
     parameters = {}
     if winner != present:
@@ -292,9 +291,7 @@ def _nothing_fits(costs: Mapping[str, Any], limits: Mapping[str, float]) -> str:
     )
 
 
-def _largest_of_each(
-    students: Sequence[Student], costs: Mapping[str, Any], n: int
-) -> list[Student]:
+def largest_of_each(students: Sequence[Student], costs: Mapping[str, Any], n: int) -> list[Student]:
     """Return the students of the most FLOPs, of each family in turn, without dominated ones.
 
     A student is dominated by one that is as fast and has more parameters and more FLOPs.

@@ -73,7 +73,7 @@ def search_sentences(found: Mapping[str, Any]) -> list[str]:
                 "closer to the teacher, but not surely."
             )
     elif found["difference_to_present"] is not None:
-        difference = found["difference_to_present"]["kl_difference"]
+        difference = found["difference_to_present"]
         sentences.append(
             f"Its divergence from the teacher is {abs(difference['value']):.3g} nats "
             f"{'smaller' if difference['value'] < 0 else 'larger'} than that of the present "
@@ -194,8 +194,10 @@ def plot_students(found: Mapping[str, Any]) -> Figure:
     for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
         set_scale("log")
         axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("{x:g}")
-    axes.tick_params(which="minor", labelsize=7)
+        axis.set_minor_formatter("")
+    # Latencies often lie within one decade.
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="minor", labelsize=8)
     axes.margins(x=0.15, y=0.15)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     n_measured = found["yardstick"]["n_images"]
