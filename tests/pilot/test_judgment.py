@@ -15,6 +15,7 @@ from pu_kd_pipeline.pilot.judgment import (
     recommended_parameters,
     trial_facts,
 )
+from pu_kd_pipeline.pilot.study import command_with
 from pu_kd_pipeline.pilot.trials import trials_of, trials_table
 from tests.pilot.conftest import make_trial
 
@@ -114,6 +115,13 @@ def test_facts_are_json_and_trials_survive_a_table(three_rounds, tmp_path):
     assert judged(again) == judged(trials)
     assert again[-1].failure == "it selects nothing"
     assert again[0].failure is None
+
+
+def test_the_command_has_environment_and_parameters():
+    assert command_with({}) == "kedro run --pipeline=full"
+    parameters = {"a": {"b": 0.3, "c": [1, 2]}, "d": {"e": None}}
+    command = command_with(parameters, "mine")
+    assert command == 'kedro run --pipeline=full --env=mine --params="a.b=0.3,a.c=[1, 2],d.e=null"'
 
 
 def test_parameters_are_those_of_the_variant():

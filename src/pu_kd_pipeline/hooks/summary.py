@@ -43,10 +43,12 @@ class SummaryHooks:
             table = str(catalog.load(COMPARISON))
             print(visible(table))
         if PILOT in outputs:
-            _print_pilot(catalog.load(PILOT), dataset_location(catalog, PILOT_PAGE))
+            _print_pilot(
+                catalog.load(PILOT), dataset_location(catalog, PILOT_PAGE), run_params.get("env")
+            )
         if STUDENT_SEARCH in outputs:
             page = dataset_location(catalog, STUDENT_SEARCH_PAGE)
-            _print_student_search(catalog.load(STUDENT_SEARCH), page)
+            _print_student_search(catalog.load(STUDENT_SEARCH), page, run_params.get("env"))
         report = dataset_location(catalog, REPORT)
         if REPORT in outputs and report:
             print(f"Report: {report}")
@@ -94,24 +96,29 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
         _print_sentence(console, f"Doubtful: {sentence}")
 
 
-def _print_pilot(pilot: Mapping[str, Any], page: str | None) -> None:
+def _print_pilot(pilot: Mapping[str, Any], page: str | None, environment: str | None) -> None:
     from pu_kd_pipeline.reporting.pilot_page import pilot_limits, pilot_sentences
 
-    _print_finding(pilot_sentences(pilot), pilot_limits(pilot), pilot["parameters"])
+    _print_finding(pilot_sentences(pilot), pilot_limits(pilot), pilot["parameters"], environment)
     if page:
         print(f"Pilot: {page}")
 
 
-def _print_student_search(found: Mapping[str, Any], page: str | None) -> None:
+def _print_student_search(
+    found: Mapping[str, Any], page: str | None, environment: str | None
+) -> None:
     from pu_kd_pipeline.reporting.student_search_page import search_limits, search_sentences
 
-    _print_finding(search_sentences(found), search_limits(found), found["parameters"])
+    _print_finding(search_sentences(found), search_limits(found), found["parameters"], environment)
     if page:
         print(f"Students: {page}")
 
 
 def _print_finding(
-    sentences: Sequence[str], limits: Sequence[str], parameters: Mapping[str, Any]
+    sentences: Sequence[str],
+    limits: Sequence[str],
+    parameters: Mapping[str, Any],
+    environment: str | None,
 ) -> None:
     """Print what short trainings found, and how to go on."""
     from rich.console import Console
@@ -125,7 +132,7 @@ def _print_finding(
         _print_sentence(console, f"Limit: {sentence}")
     if parameters:
         print(f"Recommended parameters:\n{visible(parameters_as_yaml(parameters))}")
-    print(f"Next: {visible(command_with(parameters))}")
+    print(f"Next: {visible(command_with(parameters, environment))}")
 
 
 def _print_sentence(console: Console, sentence: str) -> None:

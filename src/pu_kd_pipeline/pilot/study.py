@@ -167,16 +167,19 @@ def parameters_as_yaml(parameters: Mapping[str, Any]) -> str:
     return text
 
 
-def command_with(parameters: Mapping[str, Any]) -> str:
+def command_with(parameters: Mapping[str, Any], environment: str | None = None) -> str:
     """Return the command that runs the pipeline `full` with some parameters."""
+    command = "kedro run --pipeline=full"
+    if environment is not None:
+        command += f" --env={environment}"
     options = []
     for key, value in flatten(parameters, expand_lists=False):
         text = yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
         options.append(f"{key}={text}")
     if not options:
-        return "kedro run --pipeline=full"
+        return command
     joined = ",".join(options)
-    return f'kedro run --pipeline=full --params="{joined}"'
+    return f'{command} --params="{joined}"'
 
 
 def controls_of(sample: PoolSample) -> dict[str, Any]:
