@@ -280,9 +280,9 @@ def test_the_totals_name_what_they_are_made_of(project):
     project.params["first"] = {"number": 4}
     assert total(project) == (
         "5 of 5 nodes would run. This takes about 2 min 13 s. 33 s of it were measured when the "
-        "nodes last ran; other parameters, inputs or processors take other times. 1 min 40 s of it "
-        "were forecast by the pilot. 2 min 10 s of it only if inputs change. The time of 1 node is "
-        "not known, and not included."
+        "nodes last ran, and differ with other parameters, inputs or processors. 1 min 40 s of it "
+        "were forecast by the pilot. 2 min 10 s of it are for nodes that run only if an input "
+        "changes. The time of 1 node is not known, and not included."
     )
 
 

@@ -206,15 +206,18 @@ def total_sentences(
     measured = [estimate for estimate in counted if estimate.is_measured]
     forecast = [estimate for estimate in counted if not estimate.is_measured]
     if measured:
+        differ = "differs" if len(measured) == len(counted) else "differ"
         sentences.append(
-            f"{_part(measured, counted)} measured when the nodes last ran; other parameters, "
-            "inputs or processors take other times."
+            f"{_part(measured, counted)} measured when the nodes last ran, and {differ} with other "
+            "parameters, inputs or processors."
         )
     if forecast:
         sentences.append(f"{_part(forecast, counted)} forecast by the pilot.")
     of_possible = [known[node] for node in possible if node in known]
     if of_possible:
-        sentences.append(f"{_total(of_possible)} of it only if inputs change.")
+        sentences.append(
+            f"{_total(of_possible)} of it are for nodes that run only if an input changes."
+        )
     n_unknown = len(planned) - len(counted)
     if n_unknown:
         nodes = "1 node" if n_unknown == 1 else f"{n_unknown} nodes"
