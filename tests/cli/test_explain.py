@@ -14,9 +14,9 @@ ENTRIES = """
 node_records:
   type: pu_kd_pipeline.datasets.FolderDataset
   filepath: ${runtime_params:data,${globals:data}}/node_records
-pilot_forecast:
+pilot:
   type: json.JSONDataset
-  filepath: ${runtime_params:data,${globals:data}}/08_reporting/pilot_forecast.json
+  filepath: ${runtime_params:data,${globals:data}}/08_reporting/pilot.json
 """
 TRAIN = "pu_training.train"
 EVALUATE = "evaluation.evaluate"
@@ -43,9 +43,9 @@ def printed_by(kedro, tiny_project, tmp_path):
 
 def test_explain_prints_what_a_pilot_forecast_and_then_what_a_run_took(printed_by, tmp_path):
     data = tmp_path / "data"
-    forecast = data / "08_reporting" / "pilot_forecast.json"
-    forecast.parent.mkdir(parents=True)
-    forecast.write_text(json.dumps({"seconds": {TRAIN: 40.2}}))
+    pilot = data / "08_reporting" / "pilot.json"
+    pilot.parent.mkdir(parents=True)
+    pilot.write_text(json.dumps({"forecast": {"seconds": {TRAIN: 40.2}}}))
     before = printed_by("explain", data, 3)
     plan = planned_lines(before)
     assert plan[TRAIN] == ("about 40 s by the pilot", "there is no record that it finished here")

@@ -13,7 +13,7 @@ import pytest
 
 from pu_kd_pipeline.incremental.checked_files import write_checked
 from pu_kd_pipeline.incremental.durations import (
-    PILOT_FORECAST,
+    PILOT,
     Duration,
     Estimate,
     NodeDurations,
@@ -46,11 +46,11 @@ def set_times(project: Project, **seconds: float) -> None:
 
 def forecast(project: Project, content: Any) -> None:
     """Write the forecast of a pilot, whose entry the catalog then has."""
-    file = project.data / "pilot_forecast.json"
+    file = project.data / "pilot.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     entries = project.entries()
-    entries[PILOT_FORECAST] = {"type": "json.JSONDataset", "filepath": str(file)}
+    entries[PILOT] = {"type": "json.JSONDataset", "filepath": str(file)}
     project.entries = lambda: entries
 
 
@@ -217,7 +217,8 @@ def test_a_training_that_resumed_took_that_long_or_more(project):
 
 
 def test_what_was_measured_comes_before_what_was_forecast(project):
-    forecast(project, {"seconds": {"left": 40, "join": 0, "elsewhere": 9}, "about": "a pilot"})
+    seconds = {"left": 40, "join": 0, "elsewhere": 9}
+    forecast(project, {"forecast": {"seconds": seconds, "disk_bytes": 7}, "about": "a pilot"})
     first = times(project)
     assert first["left"] == "about 40 s by the pilot"
     assert first["join"] == "about less than 0.1 s by the pilot"
@@ -233,8 +234,8 @@ def test_what_was_measured_comes_before_what_was_forecast(project):
 
 
 def test_a_forecast_that_does_not_exist_yet_is_none(project):
-    forecast(project, {"seconds": {}})
-    (project.data / "pilot_forecast.json").unlink()
+    forecast(project, {"forecast": {"seconds": {}}})
+    (project.data / "pilot.json").unlink()
     assert set(times(project).values()) == {""}
 
 
@@ -242,13 +243,14 @@ def test_a_forecast_that_does_not_exist_yet_is_none(project):
     ("content", "fault"),
     [
         ("{", "JSON"),
-        ("[]", "no mapping `seconds`"),
-        ("null", "no mapping `seconds`"),
-        ({"seconds": [1]}, "no mapping `seconds`"),
-        ({"seconds": {"left": "1"}}, "of left is '1', not a duration"),
-        ({"seconds": {"right": 1, "left": -1}}, "of left is -1, not a duration"),
-        ('{"seconds": {"left": NaN}}', "of left is nan, not a duration"),
-        ({"seconds": {"left": True}}, "of left is True, not a duration"),
+        ("[]", "no mapping `forecast.seconds`"),
+        ("null", "no mapping `forecast.seconds`"),
+        ({"forecast": 3}, "no mapping `forecast.seconds`"),
+        ({"forecast": {"seconds": [1]}}, "no mapping `forecast.seconds`"),
+        ({"forecast": {"seconds": {"left": "1"}}}, "of left is '1', not a duration"),
+        ({"forecast": {"seconds": {"right": 1, "left": -1}}}, "of left is -1, not a duration"),
+        ('{"forecast": {"seconds": {"left": NaN}}}', "of left is nan, not a duration"),
+        ({"forecast": {"seconds": {"left": True}}}, "of left is True, not a duration"),
     ],
 )
 def test_a_forecast_that_cannot_be_read_costs_a_warning(project, caplog, content, fault):
@@ -256,13 +258,13 @@ def test_a_forecast_that_cannot_be_read_costs_a_warning(project, caplog, content
     assert set(times(project).values()) == {""}
     [record] = [record for record in caplog.records if record.levelname == "WARNING"]
     message = record.getMessage()
-    assert message.startswith("`pilot_forecast` is not used: ")
+    assert message.startswith("the forecast in `pilot` is not used: ")
     assert fault in message
     assert message.endswith("Run the pilot again, or delete the file")
 
 
 def test_without_records_the_forecast_is_still_shown(project):
-    forecast(project, {"seconds": {"left": 40}})
+    forecast(project, {"forecast": {"seconds": {"left": 40}}})
     entries = project.entries()
     del entries["node_records"]
     project.entries = lambda: entries
@@ -276,7 +278,7 @@ def test_the_totals_name_what_they_are_made_of(project):
     project.run()
     shutil.rmtree(project.data / "records" / "durations")
     set_times(project, start=3.0, left=10.0, join=20.0)
-    forecast(project, {"seconds": {"right": 100, "left": 999}})
+    forecast(project, {"forecast": {"seconds": {"right": 100, "left": 999}}})
     project.params["first"] = {"number": 4}
     assert total(project) == (
         "5 of 5 nodes would run. This takes about 2 min 13 s. 33 s of it were measured when the "

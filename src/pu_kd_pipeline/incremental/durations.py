@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
 
 logger = logging.getLogger(__name__)
-PILOT_FORECAST = "pilot_forecast"  # the catalog entry
-SECONDS = "seconds"  # in it: node name -> seconds
+PILOT = "pilot"  # the catalog entry
+# In it: what a full run takes, and there, node name -> seconds.
+FORECAST = "forecast"
+SECONDS = "seconds"
 UNKNOWN = "unknown"
 _FOLDER = "durations"  # in that of the records
 
@@ -127,12 +129,12 @@ class Estimate:
 def read_forecast(catalog: CatalogProtocol[Any, Any]) -> dict[str, float]:
     """Return node name -> seconds that a pilot forecast; empty without one.
 
-    The entry `PILOT_FORECAST` holds `{"seconds": {"<node name>": <number>, ...}, ...}`. One that
-    holds anything else is ignored, with a warning: a plan does not need it.
+    The entry `PILOT` holds `{"forecast": {"seconds": {"<node name>": <number>, ...}, ...}, ...}`.
+    One that holds anything else is ignored, with a warning: a plan does not need it.
     """
-    if PILOT_FORECAST not in catalog:
+    if PILOT not in catalog:
         return {}
-    dataset: Any = catalog.get(PILOT_FORECAST)
+    dataset: Any = catalog.get(PILOT)
     if not dataset.exists():
         return {}
     try:
@@ -140,9 +142,9 @@ def read_forecast(catalog: CatalogProtocol[Any, Any]) -> dict[str, float]:
     except DatasetError as exc:
         _report_unusable(str(exc).strip().splitlines()[0])
         return {}
-    seconds = content.get(SECONDS) if isinstance(content, Mapping) else None
+    seconds = _inner(_inner(content, FORECAST), SECONDS)
     if not isinstance(seconds, Mapping):
-        _report_unusable(f"it has no mapping `{SECONDS}`")
+        _report_unusable(f"it has no mapping `{FORECAST}.{SECONDS}`")
         return {}
     faults = [str(node) for node, value in seconds.items() if not _is_seconds(value)]
     if faults:
@@ -151,9 +153,15 @@ def read_forecast(catalog: CatalogProtocol[Any, Any]) -> dict[str, float]:
     return {str(node): float(value) for node, value in seconds.items()}
 
 
+def _inner(content: Any, key: str) -> Any:
+    return content.get(key) if isinstance(content, Mapping) else None
+
+
 def _report_unusable(fault: str) -> None:
     logger.warning(
-        "`%s` is not used: %s. Run the pilot again, or delete the file", PILOT_FORECAST, fault
+        "the forecast in `%s` is not used: %s. Run the pilot again, or delete the file",
+        PILOT,
+        fault,
     )
 
 
