@@ -158,3 +158,25 @@ def test_a_terminal_shows_bars_and_nested_loops_share_the_screen(monkeypatch, li
     assert "loss 0.5" in shown
     # The log stays empty.
     assert lines() == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "less than 0.1 s"),
+        (0.05, "0.1 s"),
+        (0.44, "0.4 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+        (7199.9, "2 h 0 min"),
+        (10**7, "2,777 h 47 min"),
+    ],
+)
+def test_a_duration_is_named_as_people_name_it(seconds, text):
+    assert progress.duration_text(seconds) == text

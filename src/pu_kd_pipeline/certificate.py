@@ -56,23 +56,29 @@ def make_certificate(
     student: Model,
     test_images: ImageStore,
     yardstick: Yardstick,
-    labeled_features: ShardedTable,
-    teacher_check: Mapping[str, Any],
+    labeled_features: ShardedTable | None,
+    teacher_check: Mapping[str, Any] | None,
     params: EvaluationParams,
+    *,
+    is_yardstick_learned: bool = False,
 ) -> dict[str, Any]:
     """Return the certificate of a student, as JSON can hold it.
 
     Shares have the keys `n_hits`, `n`, `value`, and the limits `lower` and `upper` of their 95 %
     interval (Clopper and Pearson 1934). Values are None where they need labels that are missing.
+    `n_compared` is the number of labeled images that `shift` compares the test images with; with 0
+    of them it is not known.
 
     Args:
         teacher: the teacher.
         student: a student of it.
         test_images: what the certificate is about; their labels are used where all have one.
         yardstick: images that the factor of the student's logits is fitted on.
-        labeled_features: of the labeled images, by the teacher.
-        teacher_check: the teacher on the labeled images, see `features.teacher_check`.
+        labeled_features: of the labeled images, by the teacher; None: there are none.
+        teacher_check: the teacher on the labeled images, see `features.teacher_check`; None: it was
+            not tested on any.
         params: where the networks run.
+        is_yardstick_learned: whether the yardstick holds images that the teacher learned from.
 
     Raises:
         InputError: there are no test images, a model gives no numbers for some of them, or the
@@ -83,7 +89,8 @@ def make_certificate(
             "certificate: there are no test images: give data_ingestion.test a source, with or "
             "without labels"
         )
-    check_teacher(labeled_features, teacher.fingerprint(), "labeled_features")
+    if labeled_features is not None:
+        check_teacher(labeled_features, teacher.fingerprint(), "labeled_features")
     of_teacher = _answers("teacher_model", teacher, test_images, params)
     of_student = _answers("student_model", student, test_images, params)
     labels = _labels(test_images)
@@ -99,8 +106,16 @@ def make_certificate(
         bound = accuracy_bound(Interval(agreement.lower, agreement.upper), of_the_teacher)
     factor = _factor(student, yardstick, teacher, params)
     shift = None
-    if len(labeled_features):
+    n_compared = 0
+    if labeled_features is not None and len(labeled_features):
+        n_compared = len(labeled_features)
         shift = _shift(read_log_odds(labeled_features), of_teacher.log_odds)
+    warnings = _warnings(agreement, shift, _learned_elsewhere(student, teacher))
+    if factor is not None and is_yardstick_learned:
+        warnings.append(
+            "The factor of the scaled student was fitted on images that the teacher learned from, "
+            "and of which it is surer than of others."
+        )
     costs = model_costs({"teacher": teacher, "student": student}, params)
     return {
         "version": VERSION,
@@ -118,7 +133,8 @@ def make_certificate(
         },
         "confusions": _confusions(of_teacher, of_student, teacher.card.classes),
         "shift": shift,
-        "warnings": _warnings(agreement, shift, _learned_elsewhere(student, teacher)),
+        "n_compared": n_compared,
+        "warnings": warnings,
         "cost": {**costs, "hardware": cpu_name()},
         "provenance": _provenance(teacher, student, test_images, yardstick),
     }
@@ -182,8 +198,8 @@ def _check_is_of(
     for key, shown, fingerprint in present:
         if certificate["provenance"][key] != fingerprint:
             raise InputError(
-                f"certify: certificate.json is not about the present {shown}: run "
-                "`kedro run --pipeline=evaluation`"
+                f"certify: certificate.json is not about the present {shown}: run the stage that "
+                "evaluates the student, such as `kedro run --pipeline=evaluation`"
             )
 
 
@@ -192,8 +208,8 @@ def _check_bound(certificate: Mapping[str, Any]) -> None:
     if certificate["accuracy_bound"] is None:
         raise InputError(
             "certify: certificate.min_accuracy needs labels of the test images (`labels: classes` "
-            "on the sources of data_ingestion.test), or labeled images that the teacher was tested "
-            "on; then run the stages from `data_ingestion` on again"
+            "on the sources of data_ingestion.test), or, in the pipeline `full`, labeled images "
+            "that the teacher was tested on; then run the stages from `data_ingestion` on again"
         )
     if certificate["shift"] is not None:
         raise InputError(
@@ -273,12 +289,12 @@ def _images(images: ImageStore, has_labels: bool) -> dict[str, Any]:
 
 
 def _teacher_accuracy(
-    teacher: _Answers, labels: np.ndarray | None, check: Mapping[str, Any]
+    teacher: _Answers, labels: np.ndarray | None, check: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
     """Return the teacher's accuracy on the test images, or on the labeled ones, or None."""
     if labels is not None:
         return {**share_of(teacher.classes == labels)._asdict(), "images": "test images"}
-    if "untested" in check:
+    if check is None or "untested" in check:
         return None
     n = check["n_images"]
     return {

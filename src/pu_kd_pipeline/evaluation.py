@@ -63,7 +63,7 @@ def compare_models(
     if not len(labels) or labels.isna().any():
         raise InputError(
             "evaluation: the test images need labels: set `labels: classes` on the sources of "
-            "data_ingestion.test. A certificate needs none: "
+            "data_ingestion.test. A certificate needs none, such as by "
             "`kedro run --pipeline=evaluation --to-nodes=evaluation.write_certificate`"
         )
     truth = labels.to_numpy(dtype=np.int64)

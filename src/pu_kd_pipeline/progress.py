@@ -142,6 +142,27 @@ def count_images(name: str, total: int) -> Iterator[AddImages]:
         yield add
 
 
+def duration_text(seconds: float) -> str:
+    """Return a duration for people, such as "0.4 s", "12 s", "3 min 20 s" or "2 h 5 min".
+
+    Args:
+        seconds: at least 0, and finite.
+    """
+    if seconds < 0.05:
+        return "less than 0.1 s"
+    if round(seconds, 1) < 10:
+        return f"{seconds:.1f} s"
+    n_seconds = round(seconds)
+    if n_seconds < 60:
+        return f"{n_seconds} s"
+    if n_seconds < 3600:
+        minutes, n_seconds = divmod(n_seconds, 60)
+        return f"{minutes} min {n_seconds} s"
+    # Of hours, seconds are noise.
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min"
+
+
 def _step_of(record: Mapping[str, Any], default: int) -> int:
     for key in STEP_KEYS:
         if key in record:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,23 @@ def name_parity(right):
 DATASETS = ("start_value", "left_value", "right_value", "joined", "parity")
 ALL_NODES = {"start", "left", "right", "join", "parity"}
 NO_RECORD = "there is no record that it finished here"
+
+
+def planned_reasons(text: str) -> dict[str, str]:
+    """Return node -> reason of the nodes that would run, read off what `kedro explain` prints."""
+    return {node: reason for node, (_, reason) in planned_lines(text).items() if reason != "-"}
+
+
+def planned_lines(text: str) -> dict[str, tuple[str, str]]:
+    """Return node -> how long it takes, empty where no time is known, and why it would run."""
+    found = {}
+    for line in text.splitlines():
+        node, *columns = re.split(r" {2,}", line.rstrip(), maxsplit=2)
+        # The last line has no columns, and what else was printed is about no node.
+        if columns and re.fullmatch(r"[\w.]+", node):
+            time = columns[0] if len(columns) == 2 else ""
+            found[node] = (time, columns[-1])
+    return found
 
 
 class Project:
@@ -157,13 +175,7 @@ class Project:
         with contextlib.redirect_stdout(printed):
             # `run` would print the log of Kedro as well.
             runner._run(self.pipeline(), self.catalog())
-        *lines, _ = printed.getvalue().splitlines()
-        reasons = {}
-        for line in lines:
-            node, _, reason = line.partition(" ")
-            if reason.strip() != "-":
-                reasons[node] = reason.strip()
-        return reasons
+        return planned_reasons(printed.getvalue())
 
     def files(self) -> list[Path]:
         """Return the files of the outputs."""

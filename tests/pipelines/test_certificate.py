@@ -35,6 +35,7 @@ from tests.pipelines.finished_run import (
     MODELS,
     REPORTING,
 )
+from tests.tracking.stored_runs import rows
 
 pytestmark = pytest.mark.xdist_group("finished_run")
 PARAMS = EvaluationParams(latency_repeats=1, compute=COMPUTE)
@@ -167,6 +168,53 @@ def test_without_labels_the_teacher_and_the_agreement_bound_the_accuracy(run):
     render_certificate(unknown)
 
 
+def test_without_labeled_images_the_teacher_is_known_from_test_labels_alone(run):
+    nothing_labeled = {"labeled_features": None, "teacher_check": None}
+    certificate = run.make(**nothing_labeled)
+    assert certificate["teacher_accuracy"] == run.certificate["teacher_accuracy"]
+    assert certificate["accuracy_bound"] == run.certificate["accuracy_bound"]
+    assert certificate["shift"] is None
+    assert certificate["n_compared"] == 0
+    assert run.certificate["n_compared"] == len(run.labeled_features) > 0
+    sentence = "there were no labeled images to compare them with"
+    assert sentence in render_certificate(certificate)
+    assert sentence not in run.page
+    assert run.check(certificate, min_accuracy=0.01)["accuracy_source"] == "labels"
+
+    images = without_labels(run.test)
+    unlabeled = run.make(test_images=images, **nothing_labeled)
+    assert unlabeled["teacher_accuracy"] is None
+    assert unlabeled["accuracy_bound"] is None
+    assert unlabeled["agreement"] == run.certificate["agreement"]
+    page = render_certificate(unlabeled)
+    assert "Nothing is known of its accuracy" in page
+    present = (run.teacher, run.student, images)
+    kept = check_certificate(unlabeled, *present, CertificateParams(min_agreement=0.01))
+    assert kept["accuracy_source"] is None
+    with pytest.raises(InputError, match="min_accuracy needs labels of the test images"):
+        check_certificate(unlabeled, *present, CertificateParams(min_accuracy=0.01))
+
+
+def test_an_empty_store_of_labeled_images_is_as_none(run):
+    empty = ShardedTable.write(run.folder.parent / f"{run.folder.name}_empty", {})
+    certificate = run.make(labeled_features=empty)
+    assert certificate["n_compared"] == 0
+    assert certificate["shift"] is None
+
+
+def test_a_factor_that_was_fitted_on_images_of_the_teacher_is_warned_of(run):
+    certificate = run.make(is_yardstick_learned=True)
+    [warning] = set(certificate["warnings"]) - set(run.certificate["warnings"])
+    assert "fitted on images that the teacher learned from" in warning
+    factor = run.certificate["calibration"]["factor"]
+    assert certificate["calibration"]["factor"] == pytest.approx(factor, rel=1e-4)
+    # Without a factor, there is nothing to warn of.
+    origin = {**run.student.card.origin, "yardstick": {"fingerprint": "another"}}
+    card = run.student.card.model_copy(update={"origin": origin})
+    unscaled = run.make(student=Model(run.student.network, card), is_yardstick_learned=True)
+    assert unscaled["warnings"] == run.certificate["warnings"]
+
+
 def test_few_images_and_images_of_another_kind_are_warned_of(run):
     few = run.make(test_images=without_labels(run.test, 8))
     [warning] = few["warnings"]
@@ -275,6 +323,63 @@ def test_the_stage_certify_holds_a_student_to_its_limits(finished_run, tmp_path)
     # A failure is not remembered as done.
     again = run_kedro("--pipeline=certify", data=data, params=("certificate.min_agreement=1.0",))
     assert again.returncode == 1
+
+
+def certificates_of_versions(data: Path) -> dict[int, dict[str, Any]]:
+    """Return version of the registered student -> the certificate among its files."""
+    found = {}
+    for version, source in rows(data, "SELECT version, source FROM model_versions"):
+        file = Path(source.removeprefix("file://")) / "certificate.json"
+        if file.exists():
+            found[version] = json.loads(file.read_text())
+    return found
+
+
+def fingerprints_of_versions(data: Path) -> dict[int, str]:
+    query = "SELECT version, value FROM model_version_tags WHERE key = 'fingerprint'"
+    return dict(rows(data, query))
+
+
+def test_the_registered_student_carries_its_certificate(run):
+    assert certificates_of_versions(run.folder) == {1: run.certificate}
+    tags = dict(rows(run.folder, "SELECT key, value FROM model_version_tags"))
+    # That of the file on the disk, which `certify` compares.
+    assert tags["fingerprint"] == run.certificate["provenance"]["student"]
+    lower = run.certificate["agreement"]["lower"]
+    assert 0 <= lower - float(tags["certified_agreement"]) < 2e-4
+    assert tags["certified_images"] == "500"
+    [description] = (run.folder / "mlflow").rglob("MLmodel")
+    assert f"fingerprint: {run.student.fingerprint()}" in description.read_text()
+
+
+def test_parts_of_a_run_attach_a_certificate_to_its_own_student_alone(finished_run, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(finished_run, data, copy_function=shutil.copy2)
+    first = fingerprints_of_versions(data)[1]
+
+    def run_part(*arguments: str, seed: int) -> None:
+        result = run_kedro(*arguments, data=data, params=(f"distillation.seed={seed}",))
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "MLflow has no model" not in " ".join(result.stdout.split())
+
+    # The same student once more, whose certificate no node writes again.
+    run_part("--pipeline=distillation", "--force", seed=0)
+    assert fingerprints_of_versions(data) == {1: first, 2: first}
+    assert set(certificates_of_versions(data)) == {1, 2}
+
+    # Another student, and nothing that evaluates it.
+    run_part("--pipeline=distillation", seed=1)
+    third = fingerprints_of_versions(data)[3]
+    assert third != first
+    assert set(certificates_of_versions(data)) == {1, 2}
+
+    run_part("--pipeline=evaluation", "--to-nodes=evaluation.write_certificate", seed=1)
+    found = certificates_of_versions(data)
+    assert {version: each["provenance"]["student"] for version, each in found.items()} == {
+        1: first,
+        2: first,
+        3: third,
+    }
 
 
 def test_a_run_without_test_labels_ends_with_a_certificate(finished_run, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, QUICK, run_kedro
+from tests.incremental.projects import planned_reasons
 
 pytestmark = pytest.mark.xdist_group("finished_run")
 
@@ -155,10 +156,7 @@ def test_a_changed_parameter_runs_the_nodes_that_read_it_and_what_depends_on_the
         text=True,
         check=True,
     ).stdout
-    would_run = set()
-    for name, reason in re.findall(r"^(\w+\.\w+) +(.*)$", explanation, flags=re.MULTILINE):
-        if reason.strip() != "-":
-            would_run.add(name)
+    would_run = set(planned_reasons(explanation))
 
     assert would_run == following
 

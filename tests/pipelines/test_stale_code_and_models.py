@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, QUICK
+from tests.incremental.projects import planned_reasons
 from tests.pipelines.test_incremental_full import contents, nodes_that_ran
 
 pytestmark = pytest.mark.xdist_group("finished_run")
@@ -80,11 +80,7 @@ class Copy:
         before = sorted(self.data.rglob("*"))
         output = self.finish(self.start("explain", pipelines, *params))
         assert sorted(self.data.rglob("*")) == before
-        reasons = {}
-        for name, reason in re.findall(r"^(\w+\.\w+) +(.*)$", output, flags=re.MULTILINE):
-            if reason.strip() != "-":
-                reasons[name] = reason.strip()
-        return reasons
+        return planned_reasons(output)
 
     def finish(self, process: subprocess.Popen[str]) -> str:
         output, _ = process.communicate(timeout=300)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -82,6 +83,66 @@ def test_both_students_learn_the_teachers_features(without_labeled):
             assert values[-1] < values[0], loss
 
 
+def certificate_of(data: Path) -> dict:
+    """Return the certificate of a run, which is about the student that the run has saved."""
+    certificate = json.loads((data / "08_reporting" / "certificate.json").read_text())
+    student = load_model(data / "06_models" / "student_model")
+    assert certificate["provenance"]["student"] == student.fingerprint()
+    return certificate
+
+
+def certify(data: Path, limit: str) -> subprocess.CompletedProcess[str]:
+    return run_kedro("--pipeline=certify", data=data, params=("tracking=false", limit))
+
+
+def test_a_student_without_labeled_images_has_a_certificate(without_labeled):
+    certificate = certificate_of(without_labeled)
+    metrics = _metrics(without_labeled)
+    assert certificate["agreement"]["value"] == pytest.approx(metrics["student"]["agreement"])
+    assert certificate["accuracy"]["value"] == pytest.approx(metrics["student"]["accuracy"])
+    assert certificate["teacher_accuracy"]["images"] == "test images"
+    assert certificate["n_compared"] == 0
+    yardstick = read_table(without_labeled / "05_model_input" / "unlabeled_yardstick.parquet")
+    assert certificate["calibration"]["n_yardstick"] == len(yardstick) > 0
+    assert certificate["warnings"] == []
+    provenance = certificate["provenance"]
+    assert provenance["manifest"]
+    assert provenance["seed"] == 0
+    page = (without_labeled / "08_reporting" / "certificate.html").read_text()
+    assert "there were no labeled images to compare them with" in page
+
+    assert certify(without_labeled, "certificate.min_agreement=0.1").returncode == 0
+    missed = certify(without_labeled, "certificate.min_agreement=1.0")
+    assert missed.returncode == 1
+    assert "and 1.0 is asked for" in missed.stderr
+
+
+def test_without_any_label_the_pipeline_ends_with_a_certificate(without_labeled, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(without_labeled, data, copy_function=shutil.copy2)
+    unlabeled = (
+        *GIVEN,
+        *quick("unlabeled_distillation"),
+        "data_ingestion.test=[{type: demo, part: test, labels: ignore}]",
+    )
+    refused = run_kedro("--pipeline=full_unlabeled", data=data, params=unlabeled)
+    assert refused.returncode == 1
+    to_certificate = "--to-nodes=unlabeled_distillation.write_certificate"
+    assert f"or add {to_certificate}, which needs none" in refused.stderr
+    done = run_kedro("--pipeline=full_unlabeled", to_certificate, data=data, params=unlabeled)
+    assert done.returncode == 0, done.stdout + done.stderr
+    certificate = certificate_of(data)
+    assert certificate["accuracy"] is None
+    assert certificate["teacher_accuracy"] is None
+    assert certificate["accuracy_bound"] is None
+    page = (data / "08_reporting" / "certificate.html").read_text()
+    assert "Nothing is known of its accuracy" in page
+    assert certify(data, "certificate.min_agreement=0.1").returncode == 0
+    unknown = certify(data, "certificate.min_accuracy=0.1")
+    assert unknown.returncode == 1
+    assert "certificate.min_accuracy needs labels of the test images" in unknown.stderr
+
+
 def test_a_critic_is_trained_with_the_student_and_reported(without_labeled):
     params = (*GIVEN, *quick("critic_distillation"))
     done = run_kedro("--pipeline=critic_distillation", data=without_labeled, params=params)
@@ -110,6 +171,13 @@ def test_a_critic_is_trained_with_the_student_and_reported(without_labeled):
 
     assert "critic_auc" not in control.columns
     pd.testing.assert_series_equal(history["update"], control["update"])
+
+    certificate = certificate_of(without_labeled)
+    assert certificate["accuracy"]["value"] == pytest.approx(accuracy)
+    assert certificate["calibration"]["factor"] is not None
+    [warning] = certificate["warnings"]
+    assert "fitted on images that the teacher learned from" in warning
+    assert certify(without_labeled, "certificate.min_agreement=0.1").returncode == 0
 
     for name in ("critic_curves", "per_class_accuracy_plot"):
         assert (without_labeled / "08_reporting" / f"{name}.png").stat().st_size > 10_000

@@ -84,6 +84,7 @@ def test_a_logged_model_takes_pixels_and_returns_classes(new_tracker, new_model,
         "n_classes": "3",
         "input": "float32 (N, 1, 5, 5) in [0, 1]",
         "teacher": "0123",
+        "fingerprint": model.fingerprint(),
         "run": run_id,
         "accuracy": "0.9760",
     }

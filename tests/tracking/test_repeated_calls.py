@@ -11,6 +11,7 @@ from pu_kd_pipeline.tracking import outbox
 from pu_kd_pipeline.tracking.worker import WorkerError
 from tests.tracking.conftest import LocalWorker
 from tests.tracking.stored_runs import rows, statuses
+from tests.tracking.test_certificates import certificate_of
 
 
 class LateWorker(LocalWorker):
@@ -49,7 +50,9 @@ def test_what_is_created_late_is_not_created_twice(new_tracker, new_model, folde
     tracker.log_child("cell", {"seed": 1}, {"accuracy": 1.0})
     layers = [torch.nn.Flatten(), torch.nn.Linear(4, 2)]
     network = torch.nn.Sequential(*layers)
-    tracker.log_model("student_model", new_model(network, 2, 2), None)
+    model = new_model(network, 2, 2)
+    tracker.log_model("student_model", model, None)
+    tracker.log_certificate("certificate", certificate_of(model))
     wait_for_all(tracker)
     tracker.end("FINISHED")
     assert statuses(folder) == ["FINISHED", "FINISHED"]
@@ -57,6 +60,7 @@ def test_what_is_created_late_is_not_created_twice(new_tracker, new_model, folde
     assert len(model_versions) == 1
     logged_models = rows(folder, "SELECT * FROM logged_models")
     assert len(logged_models) == 1
+    assert len(list((folder / "mlflow").rglob("certificate.json"))) == 1
     params = rows(folder, "SELECT key, value FROM params")
     # Of the run and of its child.
     assert params == [("seed", "1"), ("seed", "1")]

@@ -93,7 +93,9 @@ explain = copy.copy(kedro_run)
 explain.callback = _explain
 explain.params = command_options()
 explain.name = "explain"
-explain.help = "Print which nodes a run with the same options would run, and why."
+explain.help = (
+    "Print which nodes a run with the same options would run, why, and how long they take."
+)
 explain.params = run.params
 
 

@@ -42,7 +42,8 @@ _LAYER = re.compile(r"\d\d_")
 _RAW_DATA = "01_raw"
 # What is made by comparing answers with labels of the test images.
 _WITH_LABELS = frozenset({"metrics", "comparison_cells"})
-_WITHOUT_LABELS = "evaluation.write_certificate"
+# What needs no labels.
+_CERTIFICATE = "certificate"
 
 
 def check(blocks: Mapping[str, Any], data_folder: Path | None = None) -> None:
@@ -234,8 +235,9 @@ def _check_test_labels(pipeline: Pipeline, ingestion: DataIngestionParams | None
     measuring = [node.name for node in pipeline.nodes if _WITH_LABELS.intersection(node.outputs)]
     if measuring:
         way_out = ""
-        if any(node.name == _WITHOUT_LABELS for node in pipeline.nodes):
-            way_out = f", or add --to-nodes={_WITHOUT_LABELS}, which needs none"
+        certifying = [node.name for node in pipeline.nodes if _CERTIFICATE in node.outputs]
+        if certifying:
+            way_out = f", or add --to-nodes={certifying[0]}, which needs none"
         raise InputError(
             f"data_ingestion.test: `{measuring[0]}` needs labels: set `labels: classes` on its "
             f"sources{way_out}"

@@ -1,7 +1,8 @@
 """Tracking a run with MLflow.
 
 The catalog says what is logged: `metadata: {mlflow: ...}` of an entry is `dataset`, `metrics`,
-`model`, `file` or `image`. Every file of the reporting folder is logged as an artifact.
+`model`, `certificate`, `file` or `image`. Every file of the reporting folder is logged as an
+artifact.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
+from kedro.io.core import DatasetError
 
 from pu_kd_pipeline import progress
 from pu_kd_pipeline.errors import InputError
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
 
+    from pu_kd_pipeline.models.model import Model
     from pu_kd_pipeline.tracking.client import Tracker
     from pu_kd_pipeline.tracking.config import TrackingConfig
 
 logger = logging.getLogger(__name__)
 
 REPORTING_FOLDER = "08_reporting"
+CERTIFICATE = "certificate"  # the catalog entry
 # From the narrowest to the widest way of asking Kedro for a part of a pipeline.
 RUN_SELECTORS = ("node_names", "namespaces", "tags", "pipeline_names")
 
@@ -106,6 +110,12 @@ class TrackingHooks:
             entry = self._tracker.config.input_example
             examples = example_images(self._catalog, entry, data.image_shape)
             self._tracker.log_model(dataset_name, data, examples)
+            # A student that came out as before keeps its certificate, which no node writes again.
+            earlier = earlier_certificate(self._catalog, data)
+            if earlier is not None:
+                self._tracker.log_certificate(CERTIFICATE, earlier)
+        if kind == "certificate":
+            self._tracker.log_certificate(dataset_name, data)
         path = dataset_path(self._catalog, dataset_name)
         if path is None or not path.exists():
             return
@@ -203,6 +213,23 @@ def example_images(
             first_line(error),
         )
     return None
+
+
+def earlier_certificate(catalog: DataCatalog, model: Model) -> dict[str, Any] | None:
+    """Return the certificate in the catalog if it is about this very model, else None.
+
+    One of another model, such as of the student before, is never returned.
+    """
+    if tracked_as(catalog, CERTIFICATE) != "certificate":
+        return None
+    dataset: Any = catalog.get(CERTIFICATE)
+    # One that is missing or damaged is written by its node.
+    try:
+        certificate: dict[str, Any] = dataset.load()
+        student = certificate["provenance"]["student"]
+    except (DatasetError, LookupError, TypeError, AttributeError):
+        return None
+    return certificate if student == model.fingerprint() else None
 
 
 def first_line(error: Exception) -> str:

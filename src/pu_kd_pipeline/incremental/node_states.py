@@ -114,14 +114,19 @@ class NodeStates:
         path = self.path(name)
         if path is None:
             return {}
+        return self._files.digests(path, self.files(name))
+
+    def files(self, name: str) -> list[Path]:
+        """Return the files that belong to a data set."""
+        path = self.path(name)
+        if path is None:
+            return []
         dataset: Any = self._catalog.get(name)
         # A dataset type of this project may know which files in its folder belong to it.
         list_files = getattr(dataset, "files", None)
         if list_files:
-            files = list_files()
-        else:
-            files = files_below(path)
-        return self._files.digests(path, files)
+            return list(list_files())
+        return list(files_below(path))
 
     def _input_state(self, name: str) -> Any:
         """Return what a node that reads a data set depends on."""

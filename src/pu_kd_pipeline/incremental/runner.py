@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,14 @@ from kedro.runner import SequentialRunner
 from kedro.runner.task import Task
 
 from pu_kd_pipeline import progress
+from pu_kd_pipeline.incremental.durations import (
+    UNKNOWN,
+    Estimate,
+    NodeDurations,
+    estimates,
+    read_forecast,
+    total_sentences,
+)
 from pu_kd_pipeline.incremental.locks import locked
 from pu_kd_pipeline.incremental.node_states import local_path, saved_datasets
 from pu_kd_pipeline.incremental.staleness import RECORDS, StalenessTracker, make_everything_again
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 EXPLAINING_RUNNER = "ExplainingRunner"
 FORCED = "it was asked for (force)"
+IF_INPUT = "if input"  # starts the reason of a node that may come out up to date
 NO_RECORDS = f"the catalog has no entry `{RECORDS}` in a folder on this machine"
 
 
@@ -104,7 +114,9 @@ class IncrementalRunner(SequentialRunner):
             else:
                 logger.info("%s runs: %s", node.name, reason)
                 tracker.prepare_run(node, is_forced=self._force)
+                start = time.monotonic()
                 self._execute(node, run)
+                tracker.record_duration(node, time.monotonic() - start)
                 tracker.record_run(node)
                 n_run += 1
                 logger.info("Completed node: %s (%d of %d)", node.name, position, len(nodes))
@@ -129,7 +141,7 @@ class IncrementalRunner(SequentialRunner):
 
 
 class ExplainingRunner(IncrementalRunner):
-    """Prints which nodes would run, and why; runs none and writes nothing.
+    """Prints which nodes would run, why, and how long they take; runs none and writes nothing.
 
     Args:
         is_async: accepted as by every runner.
@@ -168,19 +180,41 @@ class ExplainingRunner(IncrementalRunner):
                 reasons[node.name] = reason_for_all
         else:
             reasons = _planned_reasons(pipeline, catalog)
-        _print_plan(reasons)
+        durations = None
+        records = local_path(catalog, RECORDS) if _has_records(catalog) else None
+        if records is not None:
+            durations = NodeDurations(records)
+        _print_plan(reasons, estimates(reasons, durations, read_forecast(catalog)))
 
 
-def _print_plan(reasons: Mapping[str, str | None]) -> None:
-    lengths = map(len, reasons)
-    width = max(lengths, default=0)
-    n_would_run = 0
+def _print_plan(reasons: Mapping[str, str | None], known: Mapping[str, Estimate]) -> None:
+    """Print a line for each node, and the totals.
+
+    Args:
+        reasons: node -> why it would run; None if it is up to date.
+        known: node -> how long it takes; where that is known of no node, the column is left out.
+    """
+    times = {}
+    if known:
+        times = {node: str(known.get(node, UNKNOWN)) for node in reasons}
+    width = max(map(len, reasons), default=0)
+    width_of_times = max(map(len, times.values()), default=0)
     for name, reason in reasons.items():
-        if reason is not None:
-            n_would_run += 1
-        print(visible(f"{name:<{width}}  {reason or '-'}"))
-    summary = _summary(n_would_run, len(reasons), "would run")
-    print(summary)
+        columns = [f"{name:<{width}}"]
+        if times:
+            columns.append(f"{times[name]:<{width_of_times}}")
+        columns.append(reason or "-")
+        print(visible("  ".join(columns)))
+
+    certain: list[str] = []
+    possible: list[str] = []
+    for name, reason in reasons.items():
+        if reason is None:
+            continue
+        names = possible if reason.startswith(IF_INPUT) else certain
+        names.append(name)
+    summary = _summary(len(certain) + len(possible), len(reasons), "would run")
+    print(" ".join([summary, *total_sentences(certain, possible, known)]))
 
 
 def _planned_reasons(
@@ -196,7 +230,7 @@ def _planned_reasons(
         if reason is None and pending:
             # The input may come out the same: then the node is skipped after all.
             inputs = " or ".join(pending)
-            reason = f"if input {inputs} changes"
+            reason = f"{IF_INPUT} {inputs} changes"
         if reason is not None:
             remade.update(map(_stored_name, node.outputs))
         reasons[node.name] = reason

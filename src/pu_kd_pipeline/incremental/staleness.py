@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pu_kd_pipeline.incremental.durations import Duration, NodeDurations, file_stamps
 from pu_kd_pipeline.incremental.file_states import FileStates, safe_name
 from pu_kd_pipeline.incremental.node_records import (
     NodeRecord,
@@ -24,7 +25,7 @@ from pu_kd_pipeline.incremental.node_states import (
     local_path,
 )
 from pu_kd_pipeline.storage.atomic import remove_empty_folder, remove_leftovers
-from pu_kd_pipeline.storage.digests import json_digest
+from pu_kd_pipeline.storage.digests import files_below, json_digest
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -42,7 +43,7 @@ class StalenessTracker:
     """Decides whether a node has to run, and keeps the records that it decides by.
 
     For each node of a run, in order: `reason_to_run`, and then either `record_unchanged_code`, or
-    `prepare_run` before and `record_run` after it has run.
+    `prepare_run` before, and `record_duration` and `record_run` after it has run.
 
     Args:
         catalog: of the run, with the entry `RECORDS`.
@@ -53,12 +54,16 @@ class StalenessTracker:
         self._catalog = catalog
         records: Any = catalog.get(RECORDS)
         self.folder = Path(records.filepath)
+        self.durations = NodeDurations(self.folder)
         self._records = NodeRecords(self.folder)
         self._files = FileStates(self.folder / FILE_STATES, is_read_only=is_read_only)
         self._states = NodeStates(catalog, self.folder.parent, self._files)
         # node -> what it would be made from now, and what it was made from
         self._current: dict[str, NodeRecord] = {}
         self._recorded: dict[str, NodeRecord] = {}
+        # What the node that is about to run finds: files of its outputs, and a checkpoint.
+        self._found_files: dict[Path, tuple[int, int]] = {}
+        self._found_checkpoints = False
 
     def reason_to_run(self, node: Node, pending: Collection[str] = ()) -> str | None:
         """Return why a node has to run, or None if its outputs are still what it would make.
@@ -123,6 +128,27 @@ class StalenessTracker:
                 self._current[node.name] = self._states.current(node, None)
         self._remove_checkpoints_of_other_code(node)
         self._remove_changed_parts(node)
+        self._found_files = file_stamps(self._output_files(node))
+        self._found_checkpoints = has_checkpoints(node, self._catalog)
+
+    def record_duration(self, node: Node, seconds: float) -> None:
+        """Record how long a node took that has just run.
+
+        Args:
+            node: the node.
+            seconds: for loading inputs, its function, and saving outputs.
+        """
+        stamps = file_stamps(self._output_files(node))
+        # A file of an output that was not written again was not made again.
+        is_kept = any(stamps.get(file) == stamp for file, stamp in self._found_files.items())
+        is_complete = not (is_kept or self._found_checkpoints)
+        self.durations.write(Duration(node.name, seconds, is_complete))
+
+    def _output_files(self, node: Node) -> list[Path]:
+        files = []
+        for name in node.outputs:
+            files += self._states.files(name)
+        return files
 
     def record_run(self, node: Node) -> None:
         """Record what the outputs that were just saved were made from.
@@ -211,13 +237,24 @@ def make_everything_again(node: Node, catalog: CatalogProtocol[Any, Any]) -> Non
 
 def remove_checkpoints(node: Node, catalog: CatalogProtocol[Any, Any]) -> bool:
     """Remove the checkpoints of a node, and return whether there were any."""
-    if CHECKPOINTS not in catalog:
+    folder = _checkpoints_of(node, catalog)
+    if folder is None or not folder.is_dir():
         return False
-    checkpoints = local_path(catalog, CHECKPOINTS)
-    if checkpoints is None or not (checkpoints / node.name).is_dir():
-        return False
-    shutil.rmtree(checkpoints / node.name)
+    shutil.rmtree(folder)
     return True
+
+
+def has_checkpoints(node: Node, catalog: CatalogProtocol[Any, Any]) -> bool:
+    """Return whether a training of a node was stopped and can resume."""
+    folder = _checkpoints_of(node, catalog)
+    return folder is not None and any(files_below(folder))
+
+
+def _checkpoints_of(node: Node, catalog: CatalogProtocol[Any, Any]) -> Path | None:
+    if CHECKPOINTS not in catalog:
+        return None
+    checkpoints = local_path(catalog, CHECKPOINTS)
+    return None if checkpoints is None else checkpoints / node.name
 
 
 def _listed(reasons: list[str]) -> str:

@@ -86,6 +86,17 @@ def certificate_sentences(certificate: Mapping[str, Any]) -> list[str]:
             "The test images have no labels: the certificate says how well the student follows "
             "its teacher, and not how often both are right."
         )
+        if bound is None:
+            sentences.append(
+                "Nothing is known of its accuracy, because the teacher was not tested on other "
+                "images with labels either."
+            )
+    # A certificate of before has no such number.
+    if certificate.get("n_compared") == 0:
+        sentences.append(
+            "Whether the test images are of the kind that the teacher knows was not tested: there "
+            "were no labeled images to compare them with."
+        )
     sources = ", ".join(f"{name} ({n:,})" for name, n in images["n_per_source"].items())
     sentences.append(
         f"All numbers are about images like these, from {sources}. Intervals have a level of "

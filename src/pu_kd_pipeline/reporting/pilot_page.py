@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pu_kd_pipeline.progress import duration_text
 from pu_kd_pipeline.reporting.html import embedded_figure, render_page
 from pu_kd_pipeline.reporting.style import (
     MUTED,
@@ -33,8 +34,6 @@ _CONTROL_COLORS = {"random": RANDOM, "whole_pool": UNLABELED, "oracle": RELEVANT
 _FEW_MEASURED = 200
 _MEGABYTE = 1e6
 _GIGABYTE = 1e9
-_SECONDS_AS_SECONDS = 90  # longer durations are minutes, and these become hours
-_SECONDS_AS_MINUTES = 5400
 
 
 def render_pilot(pilot: Mapping[str, Any], parameters: str, command: str) -> str:
@@ -81,7 +80,7 @@ def pilot_sentences(pilot: Mapping[str, Any]) -> list[str]:
     )
     forecast = pilot["forecast"]
     sentences.append(
-        f"A full run takes about {duration(forecast['total_seconds'])} on this machine, "
+        f"A full run takes about {duration_text(forecast['total_seconds'])} on this machine, "
         f"{_size_text(forecast['memory_bytes'])} of memory, and "
         f"{_size_text(forecast['disk_bytes'])} of disk for features and scores."
     )
@@ -162,15 +161,6 @@ def _comparison_sentence(judgment: Mapping[str, Any]) -> str:
     return f"{leader}; the pilot cannot tell it apart from {', '.join(open_rivals)}."
 
 
-def duration(seconds: float) -> str:
-    """Return a duration with two digits, such as "4 min" or "1.5 h"."""
-    if seconds < _SECONDS_AS_SECONDS:
-        return f"{seconds:.0f} s"
-    if seconds < _SECONDS_AS_MINUTES:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 def _points_of(difference: Mapping[str, float]) -> str:
     return f"{points(100 * difference['value'])} (95 %: {_interval_text(difference)})"
 
@@ -198,7 +188,7 @@ def _tiles(pilot: Mapping[str, Any]) -> list[dict[str, str]]:
         },
         {
             "name": "time of a full run",
-            "value": duration(pilot["forecast"]["total_seconds"]),
+            "value": duration_text(pilot["forecast"]["total_seconds"]),
             "role": "teacher",
         },
     ]
@@ -237,7 +227,7 @@ def _trial_rows(trials: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for trial in ordered:
         name = CONTROL_NAMES.get(trial["candidate"], trial["candidate"])
         if trial["agreement"] is None:
-            rows.append([name, UNKNOWN, UNKNOWN, UNKNOWN, duration(trial["seconds"])])
+            rows.append([name, UNKNOWN, UNKNOWN, UNKNOWN, duration_text(trial["seconds"])])
             continue
         share = trial["agreement"]
         interval = f"{100 * share['lower']:.1f} to {100 * share['upper']:.1f}"
@@ -247,7 +237,7 @@ def _trial_rows(trials: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 f"{trial['n_pool_images']:,}",
                 f"{percent(share['value'])} ({interval})",
                 f"{trial['kl']:.4f}",
-                duration(trial["seconds"]),
+                duration_text(trial["seconds"]),
             ]
         )
     return rows
@@ -256,8 +246,8 @@ def _trial_rows(trials: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def cost_rows(forecast: Mapping[str, Any]) -> list[list[str]]:
     """Return a header and a row per long stage of a full run."""
     rows = [["node", "time"]]
-    rows += [[node, duration(seconds)] for node, seconds in forecast["seconds"].items()]
-    rows.append(["together", duration(forecast["total_seconds"])])
+    rows += [[node, duration_text(seconds)] for node, seconds in forecast["seconds"].items()]
+    rows.append(["together", duration_text(forecast["total_seconds"])])
     return rows
 
 
@@ -268,7 +258,7 @@ def _pace_rows(pilot: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("images per second: reading", f"{1 / max(costs['reading'], 1e-9):,.0f}"),
         ("images per second: reading and teacher", f"{1 / max(costs['teacher'], 1e-9):,.0f}"),
         ("updates of the student per second", f"{1 / max(costs['step'], 1e-9):,.1f}"),
-        ("time of the pilot", f"{duration(pilot['seconds'])}, of {pilot['minutes']:g} min"),
+        ("time of the pilot", f"{duration_text(pilot['seconds'])}, of {pilot['minutes']:g} min"),
         ("busy processor cores, on average", f"{busy:.1f}"),
         ("most memory", _size_text(costs["peak_bytes"])),
         ("pool images in the pilot", f"{costs['n_sampled']:,} of {costs['n_pool']:,}"),

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pu_kd_pipeline.masking import visible, without_credentials
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.manifest import table_digest
+from pu_kd_pipeline.tracking.certificates import certificate_record
 from pu_kd_pipeline.tracking.config import TrackingConfig, shared_run_id
 from pu_kd_pipeline.tracking.experiments import asked_experiment
 from pu_kd_pipeline.tracking.keys import (
@@ -137,6 +138,7 @@ class Tracker:
         self._seconds_between_flushes = SECONDS_BETWEEN_FLUSHES
         self._pending = PendingMetrics()
         self._known_datasets: set[str] = set()
+        self._unexported_models: set[str] = set()
         self._exports: tempfile.TemporaryDirectory[str] | None = None
         # A process that ends without calling `end` was interrupted.
         atexit.register(self.end, "KILLED")
@@ -240,11 +242,31 @@ class Tracker:
         # Any error: a user's network may do anything that torch.export cannot trace.
         except Exception as error:
             logger.warning("%s cannot be exported and is not registered in MLflow: %s", name, error)
+            self._unexported_models.add(model.fingerprint())
             return
-        record = model_record(name, model.card, self.config.registered_model)
+        fingerprint = model.fingerprint()
+        record = model_record(name, model.card, self.config.registered_model, fingerprint)
         args = (key, record, str(folder))
         limit_s = self._upload_limit_s(folder)
         self._send(Call("log_model", args, creates=True, limit_s=limit_s))
+
+    def log_certificate(self, name: str, certificate: Mapping[str, Any]) -> None:
+        """Store a certificate with the models of the same fingerprint, whichever run logged them.
+
+        Args:
+            name: of the catalog entry, for messages.
+            certificate: result of `certificate.make_certificate`.
+        """
+        if not self._is_usable():
+            return
+        try:
+            record = certificate_record(certificate)
+        except ValueError as error:
+            logger.warning("%s is not stored with a model in MLflow: %s", name, error)
+            return
+        # There is no such model, and a warning has said so.
+        if record.student not in self._unexported_models:
+            self._send(Call("attach_certificate", (record,)))
 
     # --- the end ----------------------------------------------------------------------------------
 

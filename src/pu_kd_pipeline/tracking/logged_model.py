@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pu_kd_pipeline.tracking.certificates import CERTIFICATE_FILE, CertificateRecord
 from pu_kd_pipeline.tracking.model_description import (
+    FINGERPRINT,
     MODEL_URI,
     REGISTERED_DESCRIPTION,
     ModelRecord,
@@ -83,6 +86,33 @@ def tag_accuracies(client: MlflowClient, run_id: str, accuracies: Mapping[str, f
         client.set_logged_model_tags(logged.model_id, {ACCURACY_TAG: text})
         for name, version in _versions(client, run_id, logged):
             client.set_model_version_tag(name, version, ACCURACY_TAG, text)
+
+
+def attach_certificate(client: MlflowClient, run_id: str, record: CertificateRecord) -> int:
+    """Store a certificate with every model that it is about, and return how many there are.
+
+    These are the models of the run's experiment with the same fingerprint, also those of earlier
+    runs: a stage may evaluate what another run has trained. Twice is the same as once.
+
+    Args:
+        client: connection to the tracking store.
+        run_id: a run of the experiment.
+        record: the certificate.
+    """
+    experiment_id = client.get_run(run_id).info.experiment_id
+    is_student = f"tags.`{FINGERPRINT}` = '{record.student}'"
+    found = list(client.search_logged_models([experiment_id], is_student))
+    for logged in found:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, CERTIFICATE_FILE).write_text(record.text, encoding="utf-8")
+            client.log_model_artifacts(logged.model_id, folder)
+        client.set_logged_model_tags(logged.model_id, dict(record.tags))
+        # The run that logged it, which may be an earlier one.
+        maker = logged.source_run_id or run_id
+        for name, version in _versions(client, maker, logged):
+            for key, value in record.tags.items():
+                client.set_model_version_tag(name, version, key, value)
+    return len(found)
 
 
 def _model_with_key(client: MlflowClient, experiment_id: str, key: str) -> LoggedModel | None:

@@ -9,6 +9,7 @@ from typing import Any
 from pu_kd_pipeline.models.cards import ModelCard
 from pu_kd_pipeline.params.teacher import InputSpec
 from pu_kd_pipeline.reporting.markdown import markdown_text
+from pu_kd_pipeline.tracking.certificates import CERTIFICATE_FILE
 
 # Stands for the address of the model, which is known only when MLflow has created it.
 MODEL_URI = "models:/MODEL_ID"
@@ -19,6 +20,8 @@ REGISTERED_DESCRIPTION = (
 # The catalog entry whose versions the registry has.
 REGISTERED_ENTRY = "student_model"
 N_CLASSES_SHOWN = 20
+# The tag and the key of the metadata that hold `Model.fingerprint()`.
+FINGERPRINT = "fingerprint"
 # Of the origin of a model; a path of a machine would help nobody elsewhere.
 ORIGIN_TAGS = ("teacher", "distilled_by", "rule", "n_updates")
 
@@ -35,18 +38,22 @@ class ModelRecord:
     tags: Mapping[str, str]
 
 
-def model_record(name: str, card: ModelCard, registered_name: str | None) -> ModelRecord:
+def model_record(
+    name: str, card: ModelCard, registered_name: str | None, fingerprint: str
+) -> ModelRecord:
     """Return what MLflow stores with a model.
 
     Args:
         name: that of the model's catalog entry.
         card: the model's card.
+        fingerprint: of the model, by which its certificate finds it.
         registered_name: name in the model registry for `student_model`; other models are logged
             and not registered. None: no model is.
     """
     if name != REGISTERED_ENTRY:
         registered_name = None
-    return ModelRecord(name, registered_name, model_description(name, card), model_tags(card))
+    tags = {**model_tags(card), FINGERPRINT: fingerprint}
+    return ModelRecord(name, registered_name, model_description(name, card), tags)
 
 
 def model_tags(card: ModelCard) -> dict[str, str]:
@@ -116,6 +123,10 @@ def model_description(name: str, card: ModelCard) -> str:
         "returns logits.",
         "**Needed:** the packages in `requirements.txt`; pu_kd_pipeline is not one of them.",
         "The tag `accuracy` is the share of correct predictions on the test images of the run.",
+        f"**Certificate:** once a run has evaluated the model, `{CERTIFICATE_FILE}` next to the "
+        "model's files says how often it gives its teacher's class, overall and by class, and how "
+        "far its confidence can be used. `provenance.student` in it is the tag `fingerprint`. The "
+        "tags `certified_agreement` and `certified_accuracy` are the lower ends of 95 % intervals.",
         f"```python\n{example_code(spec)}\n```",
     ]
     return "\n\n".join(paragraphs)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pu_kd_pipeline.images.batches import normalization
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.tracking.config import ENVIRONMENT
-from pu_kd_pipeline.tracking.model_description import model_metadata
+from pu_kd_pipeline.tracking.model_description import FINGERPRINT, model_metadata
 from pu_kd_pipeline.tracking.run_metadata import requirement
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def export_model(model: Model, examples: np.ndarray | None, folder: Path) -> Non
             code_paths=[str(code)],
             signature=_signature(model),
             input_example=pixels,
-            metadata=model_metadata(model.card),
+            metadata={**model_metadata(model.card), FINGERPRINT: model.fingerprint()},
             pip_requirements=[requirement(package) for package in REQUIRED_PACKAGES],
             serialization_format="pt2",
         )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from pu_kd_pipeline.tracking.certificates import CertificateRecord
     from pu_kd_pipeline.tracking.model_description import ModelRecord
 
 # The most that one request to an MLflow server may hold.
@@ -355,6 +356,16 @@ class RunLog:
         log_exported_model(
             self.client, self.run_id, record, Path(folder), key=key, is_repeated=is_repeated
         )
+
+    def attach_certificate(self, record: CertificateRecord) -> None:
+        """Store a certificate with the models that it is about; twice is the same as once."""
+        from pu_kd_pipeline.tracking.logged_model import attach_certificate
+
+        if not attach_certificate(self.client, self.run_id, record):
+            self.warnings.append(
+                "MLflow has no model in this experiment that the certificate is about: it is among "
+                "the artifacts of the run alone"
+            )
 
     def tag_accuracies(self, accuracies: Mapping[str, float]) -> None:
         """Store the test accuracies of the run's models with them; twice is the same as once."""

@@ -98,6 +98,30 @@ def evaluate_critic(
     return with_findings(metrics), predictions
 
 
+def write_certificate(
+    teacher: Model,
+    student: Model,
+    test_images: ImageStore,
+    teacher_training_images: ImageStore,
+    yardstick: pd.DataFrame,
+    params: EvaluationParams,
+) -> tuple[dict[str, Any], str]:
+    """Return what is known of the student, and its page; test images need no labels here.
+
+    The teacher learned from all labeled images of this pipeline but the test images, so that its
+    accuracy is known from test images with labels alone.
+    """
+    from pu_kd_pipeline.certificate import make_certificate
+    from pu_kd_pipeline.images.yardstick import Yardstick
+    from pu_kd_pipeline.reporting.certificate_page import render_certificate
+
+    measured = Yardstick(yardstick, {"labeled": teacher_training_images})
+    certificate = make_certificate(
+        teacher, student, test_images, measured, None, None, params, is_yardstick_learned=True
+    )
+    return certificate, render_certificate(certificate)
+
+
 def plot_critic(metrics: dict[str, Any], history: pd.DataFrame, teacher: Model) -> tuple[Any, Any]:
     """Return figures of the critic's training and of the accuracy per class."""
     from pu_kd_pipeline.reporting.class_figures import plot_per_class_accuracy

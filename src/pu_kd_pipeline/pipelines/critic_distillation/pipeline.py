@@ -11,7 +11,7 @@ from pu_kd_pipeline.pipelines.critic_distillation import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: original images and teacher in; two students, metrics and figures out."""
+    """Return the stage: original images and teacher in; students, metrics, certificate out."""
     return Pipeline(
         [
             Node(
@@ -45,6 +45,20 @@ def create_pipeline(**_: Any) -> Pipeline:
                 ],
                 outputs=["metrics", "test_predictions"],
                 name="evaluate_critic",
+                tags=["gpu"],
+            ),
+            Node(
+                nodes.write_certificate,
+                inputs=[
+                    "teacher_model",
+                    "student_model",
+                    "test_images",
+                    "teacher_training_images",
+                    "original_yardstick",
+                    "params:evaluation",
+                ],
+                outputs=["certificate", "certificate_page"],
+                name="write_certificate",
                 tags=["gpu"],
             ),
             Node(

@@ -90,6 +90,28 @@ def evaluate_unlabeled(
     return with_findings(metrics), predictions
 
 
+def write_certificate(
+    teacher: Model,
+    student: Model,
+    test_images: ImageStore,
+    pool_images: ImageStore,
+    yardstick: pd.DataFrame,
+    params: EvaluationParams,
+) -> tuple[dict[str, Any], str]:
+    """Return what is known of the student, and its page; test images need no labels here.
+
+    The teacher is not tested on labeled images in this pipeline, so that its accuracy is known from
+    test images with labels alone.
+    """
+    from pu_kd_pipeline.certificate import make_certificate
+    from pu_kd_pipeline.images.yardstick import Yardstick
+    from pu_kd_pipeline.reporting.certificate_page import render_certificate
+
+    measured = Yardstick(yardstick, {"pool": pool_images})
+    certificate = make_certificate(teacher, student, test_images, measured, None, None, params)
+    return certificate, render_certificate(certificate)
+
+
 def plot_unlabeled_students(
     metrics: dict[str, Any], history: pd.DataFrame, uniform_history: pd.DataFrame, teacher: Model
 ) -> tuple[Any, Any]:

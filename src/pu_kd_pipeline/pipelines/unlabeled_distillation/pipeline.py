@@ -10,7 +10,7 @@ from pu_kd_pipeline.pipelines.unlabeled_distillation import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: pool, teacher, preferential manifest in; students, metrics, figures out."""
+    """Return the stage: pool, teacher, manifest in; students, metrics, certificate, figures out."""
     inputs = [
         "preferential_manifest",
         "pool_images",
@@ -48,6 +48,20 @@ def create_pipeline(**_: Any) -> Pipeline:
                 ],
                 outputs=["metrics", "test_predictions"],
                 name="evaluate_unlabeled",
+                tags=["gpu"],
+            ),
+            Node(
+                nodes.write_certificate,
+                inputs=[
+                    "teacher_model",
+                    "student_model",
+                    "test_images",
+                    "pool_images",
+                    "unlabeled_yardstick",
+                    "params:evaluation",
+                ],
+                outputs=["certificate", "certificate_page"],
+                name="write_certificate",
                 tags=["gpu"],
             ),
             Node(
