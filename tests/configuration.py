@@ -14,11 +14,13 @@ from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
+from pu_kd_pipeline.params.pilot import PilotParams
 from pu_kd_pipeline.params.pool_scoring import PoolScoringParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.random_baseline import RandomBaselineParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.reporting import ReportingParams
+from pu_kd_pipeline.params.student_search import StudentSearchParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
@@ -41,6 +43,8 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "certificate": CertificateParams,
     "evaluation": EvaluationParams,
     "reporting": ReportingParams,
+    "pilot": PilotParams,
+    "student_search": StudentSearchParams,
 }
 
 
