@@ -19,6 +19,7 @@ from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot import halving, study
 from pu_kd_pipeline.pilot.halving import PRESENT, Candidates, Halving, Outcome, measured_images
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
+from pu_kd_pipeline.selection.yardstick import choose_yardstick
 from tests.comparison.builders import BASE, block_of
 from tests.pilot.conftest import NO_COPIES
 
@@ -209,10 +210,34 @@ def test_a_faulty_candidate_is_named(inputs, sample):
 
 def test_too_few_measured_images_are_refused(inputs):
     compute = BASE.distillation.compute
-    params = params_of(max_pool_images=60, yardstick_share=0.01)
+    params = params_of(max_pool_images=20, yardstick_share=0.01)
     small = draw_sample(inputs.pool_images, inputs.teacher, compute, params, n_views=1)
     with pytest.raises(InputError, match="fewer than 20 tell nothing"):
         halving_of(inputs, small, params)
+
+
+def test_a_small_yardstick_takes_more_of_the_related_images(inputs, sample):
+    few = params_of(yardstick_share=0.02)
+    yardstick = YardstickParams(**block_of("yardstick"))
+    images = (inputs.labeled_images, inputs.labeled_features, sample, inputs.teacher, NO_COPIES)
+    drawn = yardstick.model_copy(update={"max_share": 0.02, "seed": 0})
+    by_parameters = choose_yardstick(
+        inputs.labeled_images,
+        sample.images,
+        inputs.labeled_features,
+        sample.features,
+        inputs.teacher,
+        NO_COPIES,
+        drawn,
+    )
+    assert len(by_parameters) < 40
+    assert len(measured_images(*images, yardstick, few)) > len(by_parameters)
+    # Where it is large enough, the parameter decides.
+    enough = params_of(yardstick_share=0.3)
+    share = yardstick.model_copy(update={"max_share": 0.3, "seed": 0})
+    measured = measured_images(*images, yardstick, enough)
+    assert len(measured) >= 40
+    assert measured.attrs["max_share"] == share.max_share
 
 
 def test_a_pilot_is_judged(inputs, sample):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,18 @@ def test_a_loss_against_the_whole_pool_recommends_it(three_rounds):
     facts = judged(three_rounds(mixture=0.5, random=0.4, whole_pool=0.8))
     assert facts["verdict"] == NOTHING
     assert facts["recommended"] == "whole_pool"
+
+
+def test_a_candidate_that_is_closer_stays_where_the_gain_is_none(three_rounds):
+    trials = three_rounds(mixture=0.9, random=0.5, whole_pool=0.9)
+    assert judged(trials, least_gain=0.5)["verdict"] == NOTHING
+    assert judged(trials, least_gain=0.5)["recommended"] == "whole_pool"
+    closer = [
+        replace(trial, divergence=trial.divergence / 2) if trial.candidate == "mixture" else trial
+        for trial in trials
+    ]
+    assert judged(closer, least_gain=0.5)["verdict"] == NOTHING
+    assert judged(closer, least_gain=0.5)["recommended"] == "mixture"
 
 
 def test_a_control_that_catches_up_makes_the_gain_unknown(three_rounds):

@@ -45,6 +45,8 @@ PRESENT = "present parameters"
 """Name of the candidate with the run's own parameters, where none of the others has them."""
 
 _FEWEST_MEASURED = 20  # images of a yardstick
+_ENOUGH_MEASURED = 40
+_LARGER_SHARES = (0.35, 0.5)  # of the related images, where the yardstick has fewer than enough
 
 
 @dataclass(frozen=True)
@@ -129,19 +131,26 @@ def measured_images(
 ) -> pd.DataFrame:
     """Return the yardstick of a sample, see `selection.yardstick.choose_yardstick`.
 
+    Where it would be small, it takes more of the related images than the parameters say, up to a
+    half of them.
+
     Raises:
         InputError: there are too few images that could be measured on.
     """
-    drawn = {"max_share": params.yardstick_share, "seed": params.seed}
-    table = choose_yardstick(
-        labeled_images,
-        sample.images,
-        labeled_features,
-        sample.features,
-        teacher,
-        duplicates,
-        yardstick.model_copy(update=drawn),
-    )
+    table = pd.DataFrame()
+    for share in (params.yardstick_share, *_LARGER_SHARES):
+        if len(table) >= _ENOUGH_MEASURED or share < params.yardstick_share:
+            continue
+        drawn = {"max_share": share, "seed": params.seed}
+        table = choose_yardstick(
+            labeled_images,
+            sample.images,
+            labeled_features,
+            sample.features,
+            teacher,
+            duplicates,
+            yardstick.model_copy(update=drawn),
+        )
     if len(table) < _FEWEST_MEASURED:
         raise InputError(
             f"pilot: students would be measured on {len(table)} images, and fewer than "

@@ -60,8 +60,10 @@ class Judgment:
         gains = self._gains()
         verdict, limiting = self._verdict(gains)
         followed = self._recommended()
-        if verdict == NOTHING and limiting is not None:
-            followed = limiting
+        # A choice that brings the student closer stays, even if it changes hardly any class.
+        is_idle = limiting is None or not surely_closer(self._trials, followed, limiting)
+        if verdict == NOTHING and is_idle:
+            followed = limiting or followed
         return {
             "leader": self.leader,
             "verdict": verdict,
