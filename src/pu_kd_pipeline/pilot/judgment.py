@@ -61,9 +61,8 @@ class Judgment:
         verdict, limiting = self._verdict(gains)
         followed = self._recommended()
         # A choice that brings the student closer stays, even if it changes hardly any class.
-        is_idle = limiting is None or not surely_closer(self._trials, followed, limiting)
-        if verdict == NOTHING and is_idle:
-            followed = limiting or followed
+        if verdict == NOTHING and limiting and not surely_closer(self._trials, followed, limiting):
+            followed = limiting
         return {
             "leader": self.leader,
             "verdict": verdict,
