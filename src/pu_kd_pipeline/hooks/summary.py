@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 COMPARISON = "comparison_table"
+AUDIT = "pool_audit"
 
 
 class SummaryHooks:
@@ -38,6 +39,8 @@ class SummaryHooks:
         if COMPARISON in outputs:
             table = str(catalog.load(COMPARISON))
             print(visible(table))
+        if AUDIT in outputs:
+            _print_audit(catalog)
         report = dataset_location(catalog, REPORT)
         if REPORT in outputs and report:
             print(f"Report: {report}")
@@ -83,6 +86,21 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
         _print_sentence(console, sentence)
     for sentence in doubts_of(metrics):
         _print_sentence(console, f"Doubtful: {sentence}")
+
+
+def _print_audit(catalog: DataCatalog) -> None:
+    from rich.console import Console
+
+    from pu_kd_pipeline.reporting.audit_result import audit_sentences
+
+    audit = catalog.load(AUDIT)
+    for sentence in audit_sentences(audit, catalog.load("audited_selection")):
+        _print_sentence(Console(), sentence)
+    if not audit["n_answered"]:
+        print(f"Page to answer:     {dataset_location(catalog, 'audit_page')}")
+        print(f"Place of its file:  {dataset_location(catalog, 'pool_audit_answers')}")
+    else:
+        print(f"Result: {dataset_location(catalog, 'audit_result_page')}")
 
 
 def _print_sentence(console: Console, sentence: str) -> None:

@@ -31,8 +31,9 @@ class PUTrainingParams(Block):
     """The block `pu_training`: the class prior and the PU classifier (Xu et al. 2019, Eq. 3-6)."""
 
     seed: int = Field(ge=0, lt=SEEDS)
-    class_prior: OpenShare | None = Field(
-        description="share of positives in the pool; null: estimated"
+    class_prior: OpenShare | Literal["audit"] | None = Field(
+        description="share of positives in the pool; audit: by a person's answers, from the stage "
+        "`pool_audit`; null: estimated"
     )
     prior_estimation: ClassPriorParams
     estimator: Literal["nnpu", "upu", "cvir"] = Field(
