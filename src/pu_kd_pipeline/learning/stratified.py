@@ -8,7 +8,7 @@ estimate more precise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -28,7 +28,11 @@ ANSWERS_OF_100 = (8, 8, 12, 16, 24, 32)
 # answers, it is proportional to the estimate. Any statistic gives an exact interval.
 _STEPS = 12
 _FEASIBLE = 1e-4  # relative error of a probability, up to which the solver's result is used
-_SMALLEST = 1e-30  # probability below which the solver only has to know that it is far off
+# Probabilities outside of these limits only have to tell the solver that it is far off.
+_SMALLEST = 1e-14
+_LARGEST = 1 - 1e-14
+_HALVINGS = 40
+_N_RANDOM_STARTS = 8
 # Limits are moved outwards by this: results of other starts were better by up to 1e-4.
 _SOLVER_ERROR = 5e-4
 
@@ -186,23 +190,33 @@ def _smallest_share(
     """
     # imported late: it takes a second
     from scipy.optimize import minimize
+    from scipy.special import ndtri
 
     size = np.array(weights)
     numbers = np.array(n)
     waves, indicator = _frequencies(n, steps, threshold)
+    smallest_score = float(ndtri(tail))
+
+    def probability(shares: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        found, gradient = _tail(np.clip(shares, 0, 1), numbers, waves, indicator)
+        return min(max(found, _SMALLEST), _LARGEST), gradient
 
     @lru_cache(maxsize=2)
-    def log_excess(key: bytes) -> tuple[float, NDArray[np.float64]]:
-        """Return log(P / tail) and its gradient; the solver asks for both separately."""
-        shares = np.frombuffer(key)
-        probability, gradient = _tail(shares, numbers, waves, indicator)
-        probability = max(probability, _SMALLEST)
-        return float(np.log(probability / tail)), gradient / probability
+    def excess(key: bytes) -> tuple[float, NDArray[np.float64]]:
+        """Return how much the probability exceeds the tail, as normal quantiles, and its gradient.
+
+        These are nearly linear in the shares, as the solver assumes of a constraint.
+        """
+        found, gradient = probability(np.frombuffer(key))
+        score = float(ndtri(found))
+        density = np.exp(-score * score / 2) / np.sqrt(2 * np.pi)
+        return score - smallest_score, gradient / density
 
     constraint = {
         "type": "ineq",
-        "fun": lambda shares: log_excess(shares.tobytes())[0],
-        "jac": lambda shares: log_excess(shares.tobytes())[1],
+        # The solver asks for both separately.
+        "fun": lambda shares: excess(shares.tobytes())[0],
+        "jac": lambda shares: excess(shares.tobytes())[1],
     }
     best = float(size.sum())
     for start in _starts(np.array(steps), numbers, threshold):
@@ -215,32 +229,49 @@ def _smallest_share(
             constraints=[constraint],
             options={"maxiter": 60, "ftol": 1e-6},
         )
-        shares = np.clip(found.x, 0, 1)
-        if log_excess(shares.tobytes())[0] >= -_FEASIBLE:
-            best = min(best, float(size @ shares))
+        shares = _raised(np.clip(found.x, 0, 1), tail, lambda each: probability(each)[0])
+        best = min(best, float(size @ shares))
     return best
+
+
+def _raised(
+    shares: NDArray[np.float64], tail: float, probability: Callable[[NDArray[np.float64]], float]
+) -> NDArray[np.float64]:
+    """Return shares, or those on the way to 1 that first reach the probability `tail`."""
+    if probability(shares) >= tail * (1 - _FEASIBLE):
+        return shares
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if probability(shares + middle * (1 - shares)) >= tail:
+            high = middle
+        else:
+            low = middle
+    return shares + high * (1 - shares)
 
 
 def _starts(steps: Counts, n: Counts, threshold: int) -> list[NDArray[np.float64]]:
     """Return (S,) shares from which the solver starts.
 
-    The sum that was found may come from all strata alike, from those at either end alone, or from
-    one of them: at one of these, or near it, lies the smallest share in all cases that were tried.
+    The sum that was found may come from all strata alike, or from one of them before all others: at
+    one of these, or near it, lies the smallest share of most answers. Shares near 0 and 1 find it
+    where strata have very different weights.
     """
-    n_strata = len(n)
     largest = int(steps @ n)
-    alike = np.full(n_strata, threshold / largest)
+    alike = np.full(len(n), threshold / largest)
     starts = [alike]
     by_step = np.argsort(-steps, kind="stable")
-    for order in (by_step, by_step[::-1]):
-        filled = np.zeros(n_strata)
+    for first in range(len(n)):
+        filled = np.zeros(len(n))
         missing = float(threshold)
-        for stratum in order:
+        for stratum in (first, *by_step[by_step != first]):
             filled[stratum] = min(1.0, missing / (steps[stratum] * n[stratum]))
             missing -= filled[stratum] * steps[stratum] * n[stratum]
         # Off the bounds, where the derivatives of several strata vanish.
         starts.append(0.9 * filled + 0.1 * alike)
-    starts.append((starts[1] + alike) / 2)
+    # The same ones each time, so that equal answers have equal limits.
+    generator = np.random.default_rng(0)
+    starts.extend(generator.beta(0.5, 0.5, size=(_N_RANDOM_STARTS, len(n))))
     return starts
 
 
