@@ -383,14 +383,21 @@ class TableDataset(_Stored):
         return TablePreview(first_rows.to_dict(orient="split"))
 
 
-class OptionalTableDataset(TableDataset):
-    """A Parquet table that need not exist: without it, None is loaded."""
+class OptionalTableDataset(_Stored):
+    """A Parquet table that another entry writes, or nobody: without it, None is loaded."""
+
+    def save(self, data: NoReturn) -> None:
+        """Refuse."""
+        raise DatasetError(f"{self._filepath} is written by another catalog entry")
 
     def load(self) -> pd.DataFrame | None:
         """Read the table, if there is one."""
+        from pu_kd_pipeline.storage.table import read_table
+
         if not super()._exists():
             return None
-        return super().load()
+        with self._reading() as path:
+            return read_table(path)
 
     def _exists(self) -> bool:
         return True

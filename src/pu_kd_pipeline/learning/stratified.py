@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pu_kd_pipeline.learning.proportions import LEVEL, Interval
+from pu_kd_pipeline.learning.proportions import LEVEL
 
 Counts = NDArray[np.int64]
 
@@ -126,9 +126,9 @@ def estimate_share(counts: StratifiedCounts, level: float = LEVEL) -> Estimate:
 def tail_probability(
     shares: Sequence[float], n: Sequence[int], steps: Sequence[int], threshold: int
 ) -> tuple[float, NDArray[np.float64]]:
-    """Return P(sum of steps_s X_s >= threshold) for X_s ~ Binomial(n_s, shares_s), and its gradient.
+    """Return P(sum of steps_s X_s >= threshold), and its gradient.
 
-    By the characteristic function of the sum on the Fourier frequencies of its range.
+    X_s are independent binomial counts of n_s images with the probabilities shares_s. Computed by the characteristic function of the sum on the Fourier frequencies of its range.
 
     Returns:
         The probability, and its (S,) derivatives with respect to the shares.
@@ -288,7 +288,7 @@ def _frequencies(
     waves = np.stack([_frequencies_of(length, step) for step in steps])
     reached = np.zeros(length)
     reached[threshold:] = 1
-    indicator = np.conj(np.fft.rfft(reached)) / length
+    indicator: NDArray[np.complex128] = np.conj(np.fft.rfft(reached)) / length
     # Each frequency stands for its negative, too, except 0 and that in the middle.
     indicator[1:] *= 2
     if length % 2 == 0:

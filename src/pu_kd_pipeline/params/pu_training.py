@@ -11,6 +11,8 @@ from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
 from pu_kd_pipeline.params.names import one_of
 
+AUDIT = "audit"  # a class prior by the stage `pool_audit`, as a parameter and as a method
+
 
 class ClassPriorParams(Block):
     """How the class prior is estimated where it is not given."""

@@ -110,8 +110,7 @@ def checked_answers(content: Any, audit: pd.DataFrame, class_names: Sequence[str
         identifier = entry.get("id")
         if not isinstance(identifier, str) or identifier not in asked or identifier in by_id:
             raise InputError(
-                f"{FILE}: the id {identifier!r} was not asked for, or is there twice: "
-                f"{_SAVE_AGAIN}"
+                f"{FILE}: the id {identifier!r} was not asked for, or is there twice: {_SAVE_AGAIN}"
             )
         _check_entry(entry, len(class_names))
         by_id[identifier] = entry
@@ -152,8 +151,9 @@ def _check_entry(entry: Mapping[str, Any], n_classes: int) -> None:
             f"{FILE}: the answer {answer!r} for {entry['id']!r} is none of {listed}: {_SAVE_AGAIN}"
         )
     number = entry.get("class")
+    # As `true` in JSON, which Python takes for 1
     is_number = isinstance(number, int) and not isinstance(number, bool)
-    if not is_number or not 0 <= number < n_classes:
+    if not is_number or number not in range(n_classes):
         raise InputError(
             f"{FILE}: the class {number!r} of {entry['id']!r} is outside 0..{n_classes - 1}: "
             f"{_SAVE_AGAIN}"

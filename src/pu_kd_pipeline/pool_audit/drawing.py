@@ -20,7 +20,7 @@ from pu_kd_pipeline.selection.tie_breaks import tie_breaks
 from pu_kd_pipeline.storage.digests import json_digest
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
-# Columns of the table: `stratum` counts from 0, the most related ranks; `teacher_class` is a number.
+# Of the table: `stratum` counts from 0, the most related ranks; `teacher_class` is a number.
 COLUMNS = ("id", "stratum", "teacher_class")
 # In the attrs: images of the pool in each stratum, the fingerprints of pool and teacher, and one of
 # the draw, which answers name.
@@ -85,9 +85,7 @@ def draw_audit(
     return table
 
 
-def strata_of(
-    ids: np.ndarray, log_odds: np.ndarray, seed: int
-) -> NDArray[np.int64]:
+def strata_of(ids: np.ndarray, log_odds: np.ndarray, seed: int) -> NDArray[np.int64]:
     """Return the (N,) stratum of each image of a pool, 0 for the most related ranks.
 
     Args:

@@ -34,20 +34,20 @@ def audit_sentences(audit: Mapping[str, Any], selection: Mapping[str, Any]) -> l
     prior = audit["class_prior"]
     if prior is None:
         return [
-            f"None of the {audit['n_images']:,} images is answered yet: open pool_audit.html, which "
-            "is next to this page.",
+            f"None of the {audit['n_images']:,} images is answered yet: open pool_audit.html, "
+            "which is next to this page.",
         ]
     sentences = [
         f"{interval_text(prior)} of the pool belongs to the teacher's classes, by the answers to "
         f"{audit['n_answered']:,} images.",
-        f"The interval has a level of {percent(audit['level'], 0)}. It assumes nothing about the "
-        "images of the pool, and that the answers are right.",
+        f"The interval has a level of {percent(audit['level'], 0)}. It holds for any pool, as long "
+        "as the answers are right.",
     ]
     n_unknown = len(audit["cannot_tell"])
     if n_unknown:
         sentences.append(
-            f"{n_unknown} answered with “cannot tell” count as half a yes in the estimate, as no in "
-            "the lower limit and as yes in the upper one."
+            f"{n_unknown} answered with “cannot tell” count as half a yes in the estimate, as no "
+            "in the lower limit and as yes in the upper one."
         )
     if selection.get("value") is not None:
         sentences.append(

@@ -25,15 +25,13 @@ from pu_kd_pipeline.learning.class_prior.readings import (
 )
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_classifier import PUHead
-from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.pu_training import AUDIT, PUTrainingParams
 from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.checkpoints import explain_training_errors
 from pu_kd_pipeline.training.pu_steps import new_head, score_training, usable_folds
 
 logger = logging.getLogger(__name__)
-
-AUDIT = "audit"  # the method of a class prior by an audit, and the parameter that asks for it
 
 
 def given_prior(value: float, labeled: ShardedTable, pool: ShardedTable) -> dict[str, Any]:

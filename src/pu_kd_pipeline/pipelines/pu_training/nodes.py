@@ -8,7 +8,7 @@ import pandas as pd
 
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model, PUClassifier
-from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.pu_training import AUDIT, PUTrainingParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -21,9 +21,9 @@ def find_class_prior(
     """Return the class prior with its interval: given, audited, or estimated from scores."""
     from pu_kd_pipeline.training.class_prior import audited_prior, estimate_prior, given_prior
 
-    if params.class_prior == "audit":
+    if params.class_prior == AUDIT:
         return audited_prior(audit, labeled_features, pool_features)
-    if params.class_prior is not None:
+    if isinstance(params.class_prior, float):
         return given_prior(params.class_prior, labeled_features, pool_features)
     return estimate_prior(labeled_features, pool_features, params)
 
