@@ -120,7 +120,7 @@ def estimate_share(counts: StratifiedCounts, level: float = LEVEL) -> Estimate:
     # The upper limit is the lower limit of the share of negatives.
     negatives = counts.n - counts.hits - counts.unknown
     upper = 1 - _lower_limit(counts.sizes, counts.n, negatives, tail)
-    return Estimate(value, min(lower, value), max(upper, value))
+    return Estimate(value, float(min(lower, value)), float(max(upper, value)))
 
 
 def tail_probability(
@@ -128,7 +128,8 @@ def tail_probability(
 ) -> tuple[float, NDArray[np.float64]]:
     """Return P(sum of steps_s X_s >= threshold), and its gradient.
 
-    X_s are independent binomial counts of n_s images with the probabilities shares_s. Computed by the characteristic function of the sum on the Fourier frequencies of its range.
+    X_s are independent binomial counts of n_s images with the probabilities shares_s. It is read
+    off the characteristic function of the sum at the Fourier frequencies of its range.
 
     Returns:
         The probability, and its (S,) derivatives with respect to the shares.
@@ -288,7 +289,7 @@ def _frequencies(
     waves = np.stack([_frequencies_of(length, step) for step in steps])
     reached = np.zeros(length)
     reached[threshold:] = 1
-    indicator: NDArray[np.complex128] = np.conj(np.fft.rfft(reached)) / length
+    indicator = np.conj(np.fft.rfft(reached)).astype(np.complex128) / length
     # Each frequency stands for its negative, too, except 0 and that in the middle.
     indicator[1:] *= 2
     if length % 2 == 0:
