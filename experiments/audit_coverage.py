@@ -43,10 +43,11 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=100, help="images of an audit")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    rng = np.random.default_rng(arguments.seed)
     print(f"| {' | '.join(COLUMNS)} |")
     print("|" + " --- |" * len(COLUMNS))
     for folder in arguments.folders:
+        # Each pool starts with the same state, so that it has its rows whatever comes before.
+        rng = np.random.default_rng(arguments.seed)
         for row in rows_of(folder, arguments.answers, arguments.draws, rng):
             print(row, flush=True)
 

@@ -58,14 +58,16 @@ def is_related(identifier: str) -> bool:
     return int(identifier.removeprefix("i")) % 4 == 0
 
 
+def true_answer(identifier: str) -> str:
+    return "yes" if is_related(identifier) else "no"
+
+
 def answers_to(audit: pd.DataFrame, answer: Callable[[str], str] | None = None) -> dict[str, Any]:
     """Return what the page would save, by default by the truth."""
+    given = answer or true_answer
     answers = []
     for identifier, number in zip(audit["id"], audit["teacher_class"], strict=True):
-        given = "yes" if is_related(identifier) else "no"
-        if answer is not None:
-            given = answer(identifier)
-        answers.append({"id": identifier, "answer": given, "class": int(number)})
+        answers.append({"id": identifier, "answer": given(identifier), "class": int(number)})
     fingerprints = {key: audit.attrs[key] for key in ("pool", "teacher", "draw")}
     return {"kind": KIND, "version": VERSION, "fingerprints": fingerprints, "answers": answers}
 

@@ -20,8 +20,8 @@ from pu_kd_pipeline.learning.proportions import LEVEL
 Counts = NDArray[np.int64]
 
 # Share of the pool in each stratum, from the top, in parts of 32; and of 100 answers, how many it
-# gets. Chosen for a small error over class priors of 2 % to 50 % and teachers that rank well or
-# badly (docs/decisions/0048-the-pool-audit.md).
+# gets. Chosen for a small error over class priors of 2 % to 47 %
+# (docs/decisions/0048-the-pool-audit.md).
 STRATUM_PARTS = (1, 1, 2, 4, 8, 16)
 ANSWERS_OF_100 = (8, 8, 12, 16, 24, 32)
 # Steps of the statistic that orders the possible answers. With the parts above, and a hundred
