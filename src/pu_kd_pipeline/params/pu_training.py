@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pu_kd_pipeline.learning.class_prior.methods import METHODS, describe_methods
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
@@ -66,6 +67,23 @@ class PUTrainingParams(Block):
     optimizer: OptimizerParams
     augmentation: AugmentationParams
     compute: ComputeParams
+
+    @field_validator("class_prior", mode="before")
+    @classmethod
+    def _is_share_or_audit(cls, value: Any) -> Any:
+        """Check both choices together: pydantic would report a fault of each."""
+        if value is None or value == AUDIT:
+            return value
+        fault = f"input should be a number between 0 and 1, `{AUDIT}` or null"
+        try:
+            share = float(value)
+        except (TypeError, ValueError):
+            if isinstance(value, str) and get_close_matches(value, [AUDIT]):
+                fault += f"; did you mean `{AUDIT}`?"
+            raise ValueError(fault) from None
+        if not 0 < share < 1:
+            raise ValueError(fault)
+        return share
 
     @model_validator(mode="after")
     def _folds_and_features_make_sense(self) -> PUTrainingParams:
