@@ -15,6 +15,7 @@ from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
 from pu_kd_pipeline.params.pilot import PilotParams
+from pu_kd_pipeline.params.pool_audit import PoolAuditParams
 from pu_kd_pipeline.params.pool_scoring import PoolScoringParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.random_baseline import RandomBaselineParams
@@ -41,6 +42,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "distillation": DistillationParams,
     "random_baseline": RandomBaselineParams,
     "certificate": CertificateParams,
+    "pool_audit": PoolAuditParams,
     "evaluation": EvaluationParams,
     "reporting": ReportingParams,
     "pilot": PilotParams,

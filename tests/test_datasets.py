@@ -6,12 +6,19 @@ import base64
 import inspect
 import io
 
+import pandas as pd
 import pytest
 from kedro.io.core import DatasetError
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pu_kd_pipeline.datasets import CheckpointsDataset, FigureDataset
+from pu_kd_pipeline.datasets import (
+    CheckpointsDataset,
+    FigureDataset,
+    OptionalJSONDataset,
+    OptionalTableDataset,
+    TableDataset,
+)
 
 
 @pytest.fixture
@@ -84,3 +91,30 @@ def test_the_checkpoint_dataset_names_its_folder_and_cannot_be_saved(tmp_path):
     assert not dataset.exists()
     with pytest.raises(DatasetError, match="is not written by any node"):
         dataset.save("anything")
+
+
+def test_an_optional_file_is_none_until_it_is_there_and_must_be_json(tmp_path):
+    dataset = OptionalJSONDataset(filepath=str(tmp_path / "new" / "answers.json"))
+    # Kedro refuses a run whose inputs do not exist.
+    assert dataset.exists()
+    assert dataset.load() is None
+    dataset.save({"a": [1, 2.5, "ü"]})
+    assert dataset.load() == {"a": [1, 2.5, "ü"]}
+    dataset.filepath.write_text("{")
+    with pytest.raises(DatasetError, match="answers.json is no JSON .*: delete it"):
+        dataset.load()
+    dataset.filepath.write_bytes(b"\xff")
+    with pytest.raises(DatasetError, match="answers.json is no JSON"):
+        dataset.load()
+
+
+def test_an_optional_table_is_none_until_it_is_there_and_is_not_written(tmp_path):
+    path = str(tmp_path / "table.parquet")
+    dataset = OptionalTableDataset(filepath=path)
+    assert dataset.exists()
+    assert dataset.load() is None
+    table = pd.DataFrame({"id": ["a"]})
+    TableDataset(filepath=path).save(table)
+    pd.testing.assert_frame_equal(dataset.load(), table)
+    with pytest.raises(DatasetError, match="is written by another catalog entry"):
+        dataset.save(table)

@@ -8,6 +8,8 @@ it shard by shard, in bounded memory. Tables, figures and models may also be on 
 from __future__ import annotations
 
 import base64
+import csv
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.storage.remote import RemoteFiles
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
     from matplotlib.figure import Figure
@@ -88,6 +91,63 @@ class CheckpointsDataset(FolderDataset):
     ) -> None:
         super().__init__(filepath=filepath, metadata=metadata)
         self.every_s = every_s
+
+
+class OptionalJSONDataset(_OnDisk, AbstractDataset[Any, Any]):
+    """A JSON file that need not exist: without it, None is loaded.
+
+    So a node may read what a person gives between two runs, or what another stage may have written.
+    """
+
+    def save(self, data: Any) -> None:
+        """Write the file."""
+        from pu_kd_pipeline.storage.atomic import replacing_file
+
+        text = json.dumps(data, indent=2) + "\n"
+        with replacing_file(self.filepath) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def load(self) -> Any:
+        """Read the file, if there is one."""
+        try:
+            return json.loads(self.filepath.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise InputError(f"{self.filepath} cannot be read ({exc.strerror})") from exc
+        except (ValueError, RecursionError) as exc:
+            raise InputError(
+                f"{self.filepath} is no JSON ({exc}): delete it, and write it again"
+            ) from exc
+
+    def _exists(self) -> bool:
+        return True
+
+
+class ImageFolderDataset(_OnDisk, AbstractDataset["Mapping[str, np.ndarray]", Path]):
+    """Image files in folders, one per class, which replace those of an earlier save.
+
+    `images.csv` lists them, also where there are none.
+    """
+
+    def save(self, data: Mapping[str, np.ndarray]) -> None:
+        """Write (C, H, W) uint8 images as PNG, by "class/file name"."""
+        from pu_kd_pipeline.images.pictures import png_bytes
+        from pu_kd_pipeline.storage.atomic import replacing_folder
+
+        with replacing_folder(self.filepath) as folder:
+            for name, pixels in data.items():
+                path = folder / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(png_bytes(pixels))
+            with open(folder / "images.csv", "w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["path", "label"])
+                writer.writerows([name, name.partition("/")[0]] for name in data)
+
+    def load(self) -> Path:
+        """Return the path of the folder."""
+        return self.filepath
 
 
 class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):
@@ -321,6 +381,26 @@ class TableDataset(_Stored):
         """Return the first rows for kedro-viz."""
         first_rows = self.load().head(nrows)
         return TablePreview(first_rows.to_dict(orient="split"))
+
+
+class OptionalTableDataset(_Stored):
+    """A Parquet table that another entry writes, or nobody: without it, None is loaded."""
+
+    def save(self, data: NoReturn) -> None:
+        """Refuse."""
+        raise DatasetError(f"{self._filepath} is written by another catalog entry")
+
+    def load(self) -> pd.DataFrame | None:
+        """Read the table, if there is one."""
+        from pu_kd_pipeline.storage.table import read_table
+
+        if not super()._exists():
+            return None
+        with self._reading() as path:
+            return read_table(path)
+
+    def _exists(self) -> bool:
+        return True
 
 
 class FigureDataset(_Stored):

@@ -162,6 +162,26 @@ def test_a_grid_that_makes_no_sense_is_refused(changes, message):
         grid(**changes)
 
 
+@pytest.mark.parametrize("place", ["every_variant", "variants"])
+def test_an_audit_is_one_for_all_variants(blocks, place):
+    of_audit = {"pu_training": {"class_prior": "audit"}}
+    changes = {"variants": {"a": {"rule": "nnpu"}}, "every_variant": of_audit}
+    if place == "variants":
+        changes = {"variants": {"a": {"rule": "nnpu", **of_audit}}}
+    with pytest.raises(InputError, match="one audit for all students; set pu_training.class_prior"):
+        make_cells(grid(**changes), blocks)
+
+
+def test_cells_of_another_audit_are_other_cells(blocks):
+    params = grid(variants={"a": {"rule": "nnpu"}})
+    identities = []
+    for prior in (0.1, 0.2):
+        training = blocks.pu_training.model_copy(update={"class_prior": prior})
+        [cell, *_] = make_cells(params, replace(blocks, pu_training=training))
+        identities.append(cell.identity())
+    assert identities[0] != identities[1]
+
+
 def test_a_variant_cannot_have_its_own_exclusion(blocks):
     variants = {"a": {"rule": "all", "subset_materialization": {"exclude_test_duplicates": False}}}
     params = grid(variants=variants)

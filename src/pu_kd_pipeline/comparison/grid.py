@@ -23,7 +23,7 @@ from pu_kd_pipeline.params.comparison import (
 )
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.overrides import with_overrides
-from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.pu_training import AUDIT, PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.validation import fault_messages
@@ -340,6 +340,10 @@ def _forbidden_overrides(where: str, overrides: Overrides) -> Iterator[str]:
     for name in sorted(forbidden):
         fix = fixes.get(name, f"set distillation.{name} instead")
         yield f"{where}.distillation.{name}: every student of a comparison has the same; {fix}"
+    if overrides.pu_training.get("class_prior") == AUDIT:
+        key = "pu_training.class_prior"
+        fix = f"set {key} to {AUDIT} instead"
+        yield f"{where}.{key}: the pool has one audit for all students; {fix}"
     if EXCLUSION_KEY in overrides.subset_materialization:
         key = f"subset_materialization.{EXCLUSION_KEY}"
         yield f"{where}.{key}: every student of a comparison has the same; set {key} instead"

@@ -121,7 +121,8 @@ class PoolScorer:
 
     def _class_prior(self, labeled: ShardedTable, params: PUTrainingParams) -> dict[str, Any]:
         pool = self._inputs.pool_features
-        if params.class_prior is not None:
+        # That of an audit was replaced by its number, see `with_audited_prior`.
+        if isinstance(params.class_prior, float):
             return given_prior(params.class_prior, labeled, pool)
         return estimate_prior(labeled, pool, params)
 

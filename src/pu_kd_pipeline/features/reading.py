@@ -13,6 +13,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.extraction import LAST_TAP_SIZE
 from pu_kd_pipeline.learning.confidence import class_confidence
 from pu_kd_pipeline.learning.pu_classifier import pu_features
+from pu_kd_pipeline.storage.digests import json_digest
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array
 
 
@@ -56,6 +57,30 @@ def read_log_odds(features: ShardedTable) -> np.ndarray:
         log_odds = class_confidence(logits).log_odds
         parts.append(log_odds.numpy())
     return np.concatenate(parts)
+
+
+def read_confidence(features: ShardedTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the (N,) ids, int32 classes of the teacher and their float64 log odds."""
+    ids = []
+    classes = []
+    log_odds = []
+    for table in features.shards(["id", "logits"]):
+        found = class_confidence(as_tensor(table["logits"]))
+        ids.append(table["id"].to_pandas().to_numpy())
+        classes.append(found.classes.numpy())
+        log_odds.append(found.log_odds.numpy())
+    if not ids:
+        return np.array([], dtype=object), np.array([], dtype=np.int32), np.array([])
+    return np.concatenate(ids), np.concatenate(classes), np.concatenate(log_odds)
+
+
+def images_digest(features: ShardedTable) -> str:
+    """Return a hash of the images that features are of, whatever made them.
+
+    A feature shard is named after its image shard, whose name holds a hash of the images, with a
+    hash of what made it behind the last hyphen.
+    """
+    return json_digest([name.rpartition("-")[0] for name in features.names])
 
 
 def iter_logits(features: ShardedTable, ids: set[str]) -> Iterator[tuple[np.ndarray, Tensor]]:

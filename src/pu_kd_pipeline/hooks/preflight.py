@@ -26,6 +26,7 @@ from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.paths import is_url, resolved_path
+from pu_kd_pipeline.params.pu_training import AUDIT, PUTrainingParams
 from pu_kd_pipeline.params.teacher import TeacherParams
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _RAW_DATA = "01_raw"
 _WITH_LABELS = frozenset({"metrics", "comparison_cells"})
 # What needs no labels.
 _CERTIFICATE = "certificate"
+AUDIT_RESULT = "pool_audit"  # the catalog entry
 
 
 def check(blocks: Mapping[str, Any], data_folder: Path | None = None) -> None:
@@ -244,6 +246,26 @@ def _check_test_labels(pipeline: Pipeline, ingestion: DataIngestionParams | None
         )
 
 
+def _check_audit(
+    pipeline: Pipeline, catalog: DataCatalog, training: PUTrainingParams | None
+) -> None:
+    """Check that there is an audit where its class prior is asked for.
+
+    Raises:
+        InputError: there is none; found here, and not after the features were extracted.
+    """
+    if training is None or training.class_prior != AUDIT or AUDIT_RESULT not in pipeline.inputs():
+        return
+    path = local_path(catalog, AUDIT_RESULT)
+    if path is None or path.exists():
+        return
+    raise InputError(
+        f"pu_training.class_prior: {AUDIT}: the pool was not audited, there is no {path}: run "
+        "`kedro run --pipelines=data_ingestion,teacher,feature_extraction,pool_audit` with the "
+        "options of this run, and answer the page that it writes"
+    )
+
+
 class PreflightHooks:
     """Tries what parameters name (files, networks, taps, devices) before the first node runs."""
 
@@ -263,6 +285,7 @@ class PreflightHooks:
             records = local_path(catalog, RECORDS)
             data_folder = records.parent if records is not None else None
         _check_test_labels(pipeline, blocks.get("data_ingestion"))
+        _check_audit(pipeline, catalog, blocks.get("pu_training"))
         check(blocks, data_folder)
         if run_params["runner"] != EXPLAINING_RUNNER:
             preflight_teacher(pipeline, catalog, blocks)

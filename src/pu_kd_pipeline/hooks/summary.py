@@ -24,6 +24,7 @@ PILOT = "pilot"
 PILOT_PAGE = "pilot_page"
 STUDENT_SEARCH = "student_search"
 STUDENT_SEARCH_PAGE = "student_search_page"
+AUDIT = "pool_audit"
 
 
 class SummaryHooks:
@@ -49,6 +50,8 @@ class SummaryHooks:
         if STUDENT_SEARCH in outputs:
             page = dataset_location(catalog, STUDENT_SEARCH_PAGE)
             _print_student_search(catalog.load(STUDENT_SEARCH), page, run_params.get("env"))
+        if AUDIT in outputs:
+            _print_audit(catalog)
         report = dataset_location(catalog, REPORT)
         if REPORT in outputs and report:
             print(f"Report: {report}")
@@ -133,6 +136,21 @@ def _print_finding(
     if parameters:
         print(f"Recommended parameters:\n{visible(parameters_as_yaml(parameters))}")
     print(f"Next: {visible(command_with(parameters, environment))}")
+
+
+def _print_audit(catalog: DataCatalog) -> None:
+    from rich.console import Console
+
+    from pu_kd_pipeline.reporting.audit_result import audit_sentences
+
+    audit = catalog.load(AUDIT)
+    for sentence in audit_sentences(audit, catalog.load("audited_selection")):
+        _print_sentence(Console(), sentence)
+    if not audit["n_answered"]:
+        print(f"Page to answer:     {dataset_location(catalog, 'audit_page')}")
+        print(f"Place of its file:  {dataset_location(catalog, 'pool_audit_answers')}")
+    else:
+        print(f"Result: {dataset_location(catalog, 'audit_result_page')}")
 
 
 def _print_sentence(console: Console, sentence: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pu_kd_pipeline.learning.class_prior.methods import METHODS, describe_methods
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
 from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
 from pu_kd_pipeline.params.names import one_of
+
+AUDIT = "audit"  # a class prior by the stage `pool_audit`, as a parameter and as a method
 
 
 class ClassPriorParams(Block):
@@ -31,8 +34,9 @@ class PUTrainingParams(Block):
     """The block `pu_training`: the class prior and the PU classifier (Xu et al. 2019, Eq. 3-6)."""
 
     seed: int = Field(ge=0, lt=SEEDS)
-    class_prior: OpenShare | None = Field(
-        description="share of positives in the pool; null: estimated"
+    class_prior: OpenShare | Literal["audit"] | None = Field(
+        description="share of positives in the pool; audit: by a person's answers, from the stage "
+        "`pool_audit`; null: estimated"
     )
     prior_estimation: ClassPriorParams
     estimator: Literal["nnpu", "upu", "cvir"] = Field(
@@ -63,6 +67,23 @@ class PUTrainingParams(Block):
     optimizer: OptimizerParams
     augmentation: AugmentationParams
     compute: ComputeParams
+
+    @field_validator("class_prior", mode="before")
+    @classmethod
+    def _is_share_or_audit(cls, value: Any) -> Any:
+        """Check both choices together: pydantic would report a fault of each."""
+        if value is None or value == AUDIT:
+            return value
+        fault = f"input should be a number between 0 and 1, `{AUDIT}` or null"
+        try:
+            share = float(value)
+        except (TypeError, ValueError):
+            if isinstance(value, str) and get_close_matches(value, [AUDIT]):
+                fault += f"; did you mean `{AUDIT}`?"
+            raise ValueError(fault) from None
+        if not 0 < share < 1:
+            raise ValueError(fault)
+        return share
 
     @model_validator(mode="after")
     def _folds_and_features_make_sense(self) -> PUTrainingParams:

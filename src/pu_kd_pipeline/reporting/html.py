@@ -17,6 +17,7 @@ from pu_kd_pipeline.images.resizing import input_text
 from pu_kd_pipeline.learning.class_prior.methods import method_title
 from pu_kd_pipeline.masking import masked_option, visible, without_credentials
 from pu_kd_pipeline.params.flatten import flatten
+from pu_kd_pipeline.params.pu_training import AUDIT
 from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, ReportFigure
 from pu_kd_pipeline.reporting.findings import doubts_of, findings_of
 from pu_kd_pipeline.reporting.gains import gain_of, gain_text, gain_title
@@ -147,13 +148,15 @@ def _prior_source(class_prior: Mapping[str, Any]) -> str:
     """Return how the class prior was estimated: method, level of the interval, sample sizes."""
     method = class_prior.get("method")
     text = "given, not estimated"
-    if method not in (None, "given"):
+    if method == AUDIT:
+        text = "an audit of the pool"
+    elif method not in (None, "given"):
         text = method_title(str(method))
     level = class_prior.get("level")
     if level is not None:
         text += f", {percent(level, 0)} interval"
     n_positive = class_prior.get("n_positive")
-    if n_positive is not None and method != "given":
+    if n_positive is not None and method not in ("given", AUDIT):
         n_unlabeled = class_prior["n_unlabeled"]
         text += f", from {n_positive:,} positives and {n_unlabeled:,} unlabeled"
     return text

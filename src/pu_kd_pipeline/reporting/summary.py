@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pu_kd_pipeline.learning.selection import RULES
+from pu_kd_pipeline.params.pu_training import AUDIT
 from pu_kd_pipeline.reporting.gains import gain_text, gain_title, whole_pool_gain_text
 from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
@@ -230,8 +231,11 @@ def _class_prior(selection: Mapping[str, Any]) -> str | None:
     lower = selection.get("class_prior_lower")
     upper = selection.get("class_prior_upper")
     # A given prior has bounds too, both equal to it.
-    if selection.get("class_prior_method") == "given":
+    method = selection.get("class_prior_method")
+    if method == "given":
         text += " (given)"
+    elif method == AUDIT:
+        text += f" (by audit, {lower:.3f} to {upper:.3f})"
     elif lower is not None and upper is not None:
         text += f" ({lower:.3f} to {upper:.3f})"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.features.reading import feature_tensors, read_log_odds
+from pu_kd_pipeline.features.extraction import TEACHER
+from pu_kd_pipeline.features.reading import feature_tensors, images_digest, read_log_odds
 from pu_kd_pipeline.learning.class_prior.cross_fitting import cross_fitted_ranks
 from pu_kd_pipeline.learning.class_prior.estimate import estimate_class_prior
 from pu_kd_pipeline.learning.class_prior.methods import METHODS
@@ -24,7 +25,7 @@ from pu_kd_pipeline.learning.class_prior.readings import (
 )
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.learning.pu_classifier import PUHead
-from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.pu_training import AUDIT, PUTrainingParams
 from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.checkpoints import explain_training_errors
@@ -50,6 +51,91 @@ def given_prior(value: float, labeled: ShardedTable, pool: ShardedTable) -> dict
         "flag": None,
         "warning": None,
     }
+
+
+def audited_prior(
+    audit: Mapping[str, Any] | None, labeled: ShardedTable, pool: ShardedTable
+) -> dict[str, Any]:
+    """Return the class prior that an audit found, as `class_prior` stores it.
+
+    Args:
+        audit: result of `pool_audit.estimation.estimate_audit`; None: there is none.
+        labeled: features of the labeled images.
+        pool: features of the pool.
+
+    Raises:
+        InputError: there is no audit, or none that is answered and of this pool and teacher, or it
+            found 0 or 1.
+    """
+    found = checked_audit(audit, pool)
+    return {
+        **given_prior(found["value"], labeled, pool),
+        "lower": found["lower"],
+        "upper": found["upper"],
+        "level": found["level"],
+        "method": AUDIT,
+        "note": f"by the answers to {found['n_answered']:,} images",
+    }
+
+
+def checked_audit(audit: Mapping[str, Any] | None, pool: ShardedTable) -> dict[str, Any]:
+    """Return value, limits, level and number of answers of an audit that is of a pool.
+
+    Raises:
+        InputError: as `audited_prior`.
+    """
+    key = "pu_training.class_prior: audit"
+    command = "`kedro run --pipeline=pool_audit`"
+    if audit is None:
+        raise InputError(
+            f"{key}: the pool was not audited: run {command}, and answer the page that it writes"
+        )
+    try:
+        provenance = audit["provenance"]
+        is_of_pool = provenance["pool"] == images_digest(pool)
+        is_of_teacher = provenance["teacher"] == pool.facts.get(TEACHER, provenance["teacher"])
+        prior = audit["class_prior"]
+        found = None
+        if prior is not None:
+            limits = {name: float(prior[name]) for name in ("value", "lower", "upper")}
+            found = {**limits, "level": float(audit["level"]), "n_answered": audit["n_answered"]}
+    except (KeyError, TypeError, ValueError) as exc:
+        raise InputError(
+            f"{key}: pool_audit.json is damaged, or of another version: write it again with "
+            f"{command}"
+        ) from exc
+    for name, is_same in (("pool", is_of_pool), ("teacher", is_of_teacher)):
+        if not is_same:
+            raise InputError(
+                f"{key}: pool_audit.json is of another {name}: run {command}, and answer the page "
+                "that it writes"
+            )
+    if found is None:
+        raise InputError(
+            f"{key}: the audit has no answers yet: answer 08_reporting/pool_audit.html of the data "
+            f"folder, put the file that it saves to its 01_raw, and run {command}"
+        )
+    # 0 and 1 are possible answers, but no PU risk can be trained with them.
+    if not 0 < found["value"] < 1:
+        raise InputError(
+            f"{key}: the answers to the audit found {found['value']:.0%} of the pool related, with "
+            f"a 95 % interval of {found['lower']:.3f} to {found['upper']:.3f}: set "
+            "pu_training.class_prior to a number in it"
+        )
+    return found
+
+
+def with_audited_prior(
+    params: PUTrainingParams, audit: Mapping[str, Any] | None, pool: ShardedTable
+) -> PUTrainingParams:
+    """Return the parameters with the number that an audit found in the place of `audit`.
+
+    Raises:
+        InputError: as `audited_prior`.
+    """
+    if params.class_prior != AUDIT:
+        return params
+    return params.model_copy(update={"class_prior": checked_audit(audit, pool)["value"]})
 
 
 def estimate_prior(

@@ -42,7 +42,8 @@ SOURCES_DIFFER = "sources_differ"
 TEACHER_CANNOT_RANK = "teacher_cannot_rank"
 
 _WAYS_OUT = (
-    "set pu_training.class_prior if you know the share, or, for a rule that cuts, "
+    "set pu_training.class_prior if you know the share, answer for images of the pool "
+    "(`kedro run --pipeline=pool_audit`), or, for a rule that cuts, "
     "subset_materialization.budget to the number of images to keep"
 )
 

@@ -29,6 +29,7 @@ def compare_students(
     pool_features: ShardedTable,
     duplicates: pd.DataFrame,
     yardstick: pd.DataFrame,
+    audit: dict[str, Any] | None,
     pu_training: PUTrainingParams,
     subset_materialization: SubsetParams,
     class_weighting: ClassWeightingParams,
@@ -42,6 +43,7 @@ def compare_students(
     from pu_kd_pipeline.comparison.inputs import ComparisonInputs
     from pu_kd_pipeline.images.duplicates import excluded_images
     from pu_kd_pipeline.images.yardstick import Yardstick
+    from pu_kd_pipeline.training.class_prior import with_audited_prior
 
     images = (labeled_images, pool_images, test_images, teacher_training_images)
     excluded = excluded_images(duplicates, subset_materialization, yardstick)
@@ -53,6 +55,8 @@ def compare_students(
         excluded=excluded,
         yardstick=Yardstick(yardstick, {"labeled": labeled_images, "pool": pool_images}),
     )
+    # The number, so that cells of another audit are other cells.
+    pu_training = with_audited_prior(pu_training, audit, pool_features)
     blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
     return comparison_shards(inputs, blocks, params)
 

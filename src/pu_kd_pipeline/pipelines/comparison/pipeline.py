@@ -34,6 +34,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "pool_features",
                     "duplicates",
                     "yardstick",
+                    "pool_audit",
                     *_BLOCKS,
                     "params:comparison",
                 ],

@@ -8,17 +8,22 @@ import pandas as pd
 
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model, PUClassifier
-from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.params.pu_training import AUDIT, PUTrainingParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def find_class_prior(
-    labeled_features: ShardedTable, pool_features: ShardedTable, params: PUTrainingParams
+    labeled_features: ShardedTable,
+    pool_features: ShardedTable,
+    audit: dict[str, Any] | None,
+    params: PUTrainingParams,
 ) -> dict[str, Any]:
-    """Return the class prior with its interval: given, or estimated from cross-fitted scores."""
-    from pu_kd_pipeline.training.class_prior import estimate_prior, given_prior
+    """Return the class prior with its interval: given, audited, or estimated from scores."""
+    from pu_kd_pipeline.training.class_prior import audited_prior, estimate_prior, given_prior
 
-    if params.class_prior is not None:
+    if params.class_prior == AUDIT:
+        return audited_prior(audit, labeled_features, pool_features)
+    if isinstance(params.class_prior, float):
         return given_prior(params.class_prior, labeled_features, pool_features)
     return estimate_prior(labeled_features, pool_features, params)
 

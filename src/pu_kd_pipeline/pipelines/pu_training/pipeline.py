@@ -17,7 +17,7 @@ def create_pipeline(**_: Any) -> Pipeline:
         [
             Node(
                 find_class_prior,
-                inputs=[*_FEATURES, "params:pu_training"],
+                inputs=[*_FEATURES, "pool_audit", "params:pu_training"],
                 outputs="class_prior",
                 name="find_class_prior",
             ),
