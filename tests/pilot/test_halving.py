@@ -201,6 +201,15 @@ def test_lengths_follow_the_time(inputs, sample):
         halving_of(inputs, sample, params, seconds=0.0).run()
 
 
+def test_an_audit_of_the_pool_is_not_that_of_the_sample(inputs, sample):
+    audited = BASE.pu_training.model_copy(update={"class_prior": "audit"})
+    blocks = replace(BASE, pu_training=audited)
+    params = params_of(n_rounds=1, lengths=[10], candidates={"mixture": {"rule": "mixture"}})
+    outcome = halving_of(inputs, sample, params, blocks=blocks).run()
+    assert "estimated on the sample" in outcome.note
+    assert outcome.pool.class_prior["method"] != "audit"
+
+
 def test_a_faulty_candidate_is_named(inputs, sample):
     variant = ComparisonVariant(rule="mixture", distillation={"labeled_share": 7})
     params = params_of().model_copy(update={"candidates": {"wrong": variant}})

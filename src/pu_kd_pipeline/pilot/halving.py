@@ -32,6 +32,7 @@ from pu_kd_pipeline.learning.yardstick import closeness, divergences
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.comparison import ComparisonParams, ComparisonVariant, Overrides
 from pu_kd_pipeline.params.pilot import HalvingParams
+from pu_kd_pipeline.params.pu_training import AUDIT
 from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot.costs import TrainingCost, affordable_length, step_seconds
 from pu_kd_pipeline.pilot.sample import PoolSample
@@ -109,7 +110,7 @@ class Outcome:
         yardstick: what the students were measured on.
         step_seconds: candidate -> of an update without the teacher.
         pool: the scores of the sample, of a candidate that trains a PU classifier; None without.
-        note: why there are fewer rounds than asked for.
+        note: what differs from a full run, or why there are fewer rounds than asked for.
     """
 
     trials: list[Trial]
@@ -234,12 +235,12 @@ class Halving:
         pool = self._score_pool(names)
         steps = self._step_seconds(names)
         trials: list[Trial] = []
-        note = None
+        notes = []
         previous = 0
         for number in range(1, self._params.n_rounds + 1):
             length = self._length(names, number, steps)
             if length is None or length <= previous:
-                note = (
+                notes.append(
                     f"The time was over after {number - 1} of {self._params.n_rounds} rounds: "
                     "raise minutes for more."
                 )
@@ -260,6 +261,12 @@ class Halving:
                 f"pilot: {self._params.minutes:g} minutes are too short for a single round: raise "
                 "minutes, or lower max_pool_images"
             )
+        if self._blocks.pu_training.class_prior == AUDIT:
+            notes.append(
+                "The class prior was estimated on the sample: that of the audit is of the whole "
+                "pool, and the full run uses it."
+            )
+        note = " ".join(notes) or None
         return Outcome(trials, self._present, self._yardstick, steps, pool, note)
 
     def _find_present(self) -> str:
