@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pu_kd_pipeline.params.distillation import DistillationParams
@@ -28,6 +30,15 @@ def test_a_cache_asks_once_where_that_is_less():
     # Two updates show 100 images: a cache of 100 saves nothing.
     assert cost.seconds(2) == pytest.approx(2 * 0.01 + 2 * 50 * 0.001)
     assert cost.seconds(20, shares_outputs=True) == pytest.approx(20 * 0.01)
+
+
+def test_many_short_trainings_share_what_one_would_not_compute():
+    cost = replace(cost_of(n_images=100, teacher_cache="exact"), is_for_many=True)
+    assert cost.seconds(2) == pytest.approx(2 * 0.01 + 100 * 0.001)
+    assert cost.seconds(2, shares_outputs=True) == pytest.approx(2 * 0.01)
+    # Longer trainings are never cheaper, so that a length can be searched for.
+    seconds = [cost.seconds(n) for n in range(1, 40)]
+    assert seconds == sorted(seconds)
 
 
 def test_random_views_are_not_shared():

@@ -90,15 +90,24 @@ class LearnedStudent(NamedTuple):
 
 
 class CellComputation:
-    """Computes cells one after another, and keeps what the next ones share."""
+    """Computes cells one after another, and keeps what the next ones share.
 
-    def __init__(self, inputs: ComparisonInputs, hint_share: float) -> None:
+    Args:
+        inputs: what all cells share.
+        hint_share: of `ComparisonParams`.
+        has_short_trainings: the teacher's outputs for all views are computed once for all cells,
+            also where a single cell shows fewer; the results are the same.
+    """
+
+    def __init__(
+        self, inputs: ComparisonInputs, hint_share: float, *, has_short_trainings: bool = False
+    ) -> None:
         self._inputs = inputs
         self._hint_share = hint_share
         self._scorer = PoolScorer(inputs)
         self._unselected = UnselectedManifests(inputs)
         self._teacher_classes: np.ndarray | None = None
-        self._shared_logits = SharedTeacherLogits()
+        self._shared_logits = SharedTeacherLogits(is_for_many=has_short_trainings)
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """Return a cell's row of the results.

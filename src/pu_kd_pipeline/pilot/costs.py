@@ -73,12 +73,14 @@ class TrainingCost:
         n_images: that it learns from.
         step: seconds of an update without the teacher.
         teacher: seconds of an image in the teacher.
+        is_for_many: many trainings share the teacher's outputs, where these can be shared.
     """
 
     params: DistillationParams
     n_images: int
     step: float
     teacher: float
+    is_for_many: bool = False
 
     def seconds(self, n_updates: int, *, shares_outputs: bool = False) -> float:
         """Return the seconds of a training.
@@ -88,7 +90,8 @@ class TrainingCost:
             shares_outputs: the teacher's outputs that trainings can share exist already.
         """
         params = self.params.model_copy(update={"n_updates": n_updates})
-        n_cached = n_views_to_cache(params, self.n_images)
+        is_for_many = self.is_for_many and n_shared_views(params) > 0
+        n_cached = n_views_to_cache(params, self.n_images, is_for_many=is_for_many)
         # A cache that is not worth it or not possible: the teacher sees every batch.
         n_asked = float(n_updates * params.batch_size)
         if n_cached is not None:

@@ -220,7 +220,7 @@ class Halving:
         counts = inputs.labeled_images.index["label"].value_counts()
         # As many of each class as the largest has: all of them are drawn.
         self._per_class = int(counts.max())
-        self._computation = CellComputation(inputs, hint_share=0.5)
+        self._computation = CellComputation(inputs, hint_share=0.5, has_short_trainings=True)
         self._present = self._find_present()
 
     def run(self) -> Outcome:
@@ -355,7 +355,13 @@ class Halving:
         cells = self.cells(names, self._blocks.distillation.n_updates)
         n_images = len(self._sample.images) + self._n_labeled
         return [
-            TrainingCost(cell.blocks.distillation, n_images, steps[name], self._sample.pace.network)
+            TrainingCost(
+                cell.blocks.distillation,
+                n_images,
+                steps[name],
+                self._sample.pace.network,
+                is_for_many=True,
+            )
             for name, cell in cells.items()
         ]
 

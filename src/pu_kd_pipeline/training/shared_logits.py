@@ -18,9 +18,14 @@ class SharedTeacherLogits:
     not if all batches have the same size, see `teacher_cache.TeacherOutputs`.
 
     Logits of the last setting alone are kept.
+
+    Args:
+        is_for_many: many trainings of the same images follow, so that computing all views pays even
+            where one training shows fewer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_for_many: bool = False) -> None:
+        self.is_for_many = is_for_many
         self._setting: Hashable = None
         self._logits: dict[str, Tensor] = {}
 

@@ -26,8 +26,16 @@ _FLOAT32_BYTES = 4
 Make = Callable[[], Tensor | None]
 
 
-def n_views_to_cache(params: DistillationParams, n_images: int) -> int | None:
-    """Return the number of views of each image to cache; None where caching does not pay."""
+def n_views_to_cache(
+    params: DistillationParams, n_images: int, *, is_for_many: bool = False
+) -> int | None:
+    """Return the number of views of each image to cache; None where caching does not pay.
+
+    Args:
+        params: the block `distillation`.
+        n_images: of the training.
+        is_for_many: many trainings read the outputs for all views of the same images.
+    """
     if params.teacher_cache == "off":
         return None
     n_cached = views_of(params.augmentation).n_views
@@ -38,6 +46,8 @@ def n_views_to_cache(params: DistillationParams, n_images: int) -> int | None:
         return None
     # Mixed batches do not read the cache.
     n_shown = (1.0 - params.mixed_share) * params.n_updates * params.batch_size
+    if is_for_many and params.teacher_cache == "exact" and n_shown > 0:
+        return n_cached
     if n_images * n_cached >= n_shown:
         return None
     return n_cached
@@ -108,7 +118,12 @@ class TeacherOutputs:
             logger.info("distillation: teacher_cache: %s", self.note)
         self._fixed_views: Tensor | None = None  # (N, cached_views) int64, the views of each image
         self._logits: Tensor | None = None  # (N, views, K) float32
-        n_cached = n_views_to_cache(params, len(images))
+        is_for_many = (
+            known_images is not None
+            and known_images.logits.is_for_many
+            and images.device.type == "cpu"  # where outputs are shared
+        )
+        n_cached = n_views_to_cache(params, len(images), is_for_many=is_for_many)
         if n_cached is None:
             return
         views = self._views_to_cache(n_cached)
