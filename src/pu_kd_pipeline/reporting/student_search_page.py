@@ -73,11 +73,10 @@ def search_sentences(found: Mapping[str, Any]) -> list[str]:
                 "closer to the teacher, but not surely."
             )
     elif found["difference_to_present"] is not None:
-        difference = found["difference_to_present"]
+        trials = _last_trials(found["trials"])
         sentences.append(
-            f"Its divergence from the teacher is {abs(difference['value']):.3g} nats "
-            f"{'smaller' if difference['value'] < 0 else 'larger'} than that of the present "
-            f"student (95 %: {difference['lower']:.3g} to {difference['upper']:.3g})."
+            f"Its divergence from the teacher is {trials[winner]['kl']:.3g} nats, that of the "
+            f"present student {trials[present]['kl']:.3g}."
         )
     limits = ", ".join(
         f"{_LIMIT_TITLES[name][0]} at most {limit:g} {_LIMIT_TITLES[name][1]}"
