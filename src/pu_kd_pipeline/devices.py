@@ -169,6 +169,16 @@ def explain_memory_shortage(name: str, more: Callable[[], str] = str) -> Iterato
         ) from exc
 
 
+def hardware_name(compute: ComputeParams) -> str:
+    """Return the name of the processor, and of the device that computes, if that is another."""
+    device = prepare_device(compute)
+    if device.type == "cpu":
+        return cpu_name()
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {cpu_name()}"
+    return f"{device.type}, {cpu_name()}"
+
+
 def cpu_name() -> str:
     """Return the processor of this machine."""
     cpu_info = Path("/proc/cpuinfo")

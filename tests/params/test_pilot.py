@@ -22,6 +22,15 @@ from tests.comparison.builders import block_of
             "objectives must name one",
         ),
         ({"candidates": {"a": {"rule": "oracle"}}}, "reads the truth"),
+        ({"candidates": {"present parameters": {"rule": "all"}}}, "is the name of a control"),
+        (
+            {"candidates": {"a": {"rule": "all", "labeled_per_class": [2]}}},
+            "a pilot does not read labeled_per_class",
+        ),
+        (
+            {"candidates": {"a": {"rule": "all", "relatedness": {"seed": 1}}}},
+            "a pilot does not read relatedness",
+        ),
         ({"lengths": [100, 200]}, "lengths has 2 numbers, and n_rounds is 3"),
         ({"lengths": [100, 100, 200]}, "lengths must ascend"),
         ({"lengths": [1, 100, 200]}, "greater than or equal to 10"),

@@ -40,6 +40,7 @@ def make_trial(
         n_updates=LENGTHS[number - 1],
         seconds=1.5,
         n_pool_images=0 if nothing else n_pool_images,
+        size_source=None if nothing else "50 showings",
         failure=failure,
         is_equal=is_equal[:0] if nothing else is_equal,
         divergence=divergence[:0] if nothing else divergence,

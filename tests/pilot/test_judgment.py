@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pu_kd_pipeline.params.comparison import ComparisonVariant
+from pu_kd_pipeline.params.given import parse_given
 from pu_kd_pipeline.pilot.judgment import (
     GAIN,
     NOTHING,
@@ -99,6 +100,43 @@ def test_present_parameters_stay_unless_another_is_surely_better(three_rounds):
     assert judged(close)["recommended"] == "mixture"
 
 
+def test_one_round_tells_nothing_apart_and_nothing_of_longer_trainings(three_rounds):
+    trials = three_rounds(mixture=0.5, nnpu=0.9, random=0.3, whole_pool=0.3)
+    one_round = [trial for trial in trials if trial.round == 1]
+    facts = judged(one_round, n_updates=400)
+    assert facts["leader"] == "nnpu"
+    assert facts["recommended"] == "mixture"
+    assert facts["verdict"] == UNKNOWN
+    assert facts["agreement"]["upper"] == 1.0
+    # A training of the same length is known.
+    assert judged(one_round, n_updates=100)["verdict"] == GAIN
+
+
+def test_a_present_candidate_that_fails_on_the_way_is_not_recommended(three_rounds):
+    trials = [
+        trial
+        for trial in three_rounds(mixture=0.6, nnpu=0.6, random=0.4, whole_pool=0.4)
+        if trial.candidate != "mixture"
+    ]
+    trials.append(make_trial("mixture", 1, 0.6))
+    trials.append(make_trial("mixture", 2, 0, failure="the loss is nan"))
+    trials.append(make_trial("mixture", 3, 0, failure="the loss is nan"))
+    assert judged(trials)["recommended"] == "nnpu"
+
+
+def test_a_leader_that_failed_in_an_early_round_is_compared_where_both_learned(three_rounds):
+    trials = [
+        trial
+        for trial in three_rounds(mixture=0.8, nnpu=0.6, random=0.4, whole_pool=0.4)
+        if (trial.candidate, trial.round) != ("mixture", 1)
+    ]
+    trials.append(make_trial("mixture", 1, 0, failure="the loss is nan"))
+    trials.append(make_trial("confident", 1, 0.5))
+    facts = judged(trials)
+    assert facts["leader"] == "mixture"
+    assert {rival["candidate"] for rival in facts["rivals"]} == {"nnpu"}
+
+
 def test_failures_do_not_count(three_rounds):
     trials = three_rounds(mixture=0.8, whole_pool=0.6)
     trials.append(make_trial("nnpu", 1, 0.0, failure="it selects nothing"))
@@ -135,6 +173,9 @@ def test_the_command_has_environment_and_parameters():
     parameters = {"a": {"b": 0.3, "c": [1, 2]}, "d": {"e": None}}
     command = command_with(parameters, "mine")
     assert command == 'kedro run --pipeline=full --env=mine --params="a.b=0.3,a.c=[1, 2],d.e=null"'
+    # What is printed gives what was meant.
+    given = parse_given(command.split('"')[1])
+    assert given == parameters
 
 
 def test_parameters_are_those_of_the_variant():

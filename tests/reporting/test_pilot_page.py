@@ -71,6 +71,7 @@ def pilot_of(verdict: str, gain: float = 0.1, **changes: Any) -> dict[str, Any]:
             "rivals": [],
             "n_updates": 200,
             "longest_trial": 200,
+            "n_rounds": 2,
         },
         "parameters": {},
         "forecast": {
@@ -78,6 +79,7 @@ def pilot_of(verdict: str, gain: float = 0.1, **changes: Any) -> dict[str, Any]:
             "total_seconds": 400.0,
             "memory_bytes": 3_000_000_000,
             "disk_bytes": 20_000_000,
+            "unknown": [],
         },
     }
     return {**found, **changes}
@@ -86,7 +88,11 @@ def pilot_of(verdict: str, gain: float = 0.1, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("verdict", "gain", "sentence"),
     [
-        ("gain", 0.1, "Choosing images is worth +5.0 to +15.0 points of agreement here after 200"),
+        (
+            "gain",
+            0.1,
+            "Choosing images by mixture is worth +5.0 to +15.0 points of agreement here after 200",
+        ),
         ("nothing", -0.1, "There is nothing to gain from choosing images here: after 200 updates"),
         ("unknown", 0.01, "cannot tell whether choosing images pays here"),
     ],
@@ -105,13 +111,15 @@ def test_costs_are_in_units_that_people_read():
 def test_the_leader_is_told_apart_or_not():
     found = pilot_of("gain")
     rivals = [
-        {"candidate": "nnpu", "is_told_apart": True},
-        {"candidate": "confident", "is_told_apart": False},
+        {"candidate": "nnpu", "is_told_apart": True, "round": 2},
+        {"candidate": "confident", "is_told_apart": False, "round": 2},
+        {"candidate": "retrieved", "is_told_apart": False, "round": 1},
     ]
     found["judgment"]["rivals"] = rivals
-    assert "cannot tell it apart from confident." in pilot_sentences(found)[1]
-    found["judgment"]["rivals"] = rivals[:1]
-    assert "every other candidate is surely further" in pilot_sentences(found)[1]
+    sentence = pilot_sentences(found)[1]
+    assert "mixture leads, surely closer to the teacher than nnpu" in sentence
+    assert "cannot tell it apart from confident." in sentence
+    assert "retrieved" not in sentence
 
 
 def test_limits_are_named_where_they_hold():
@@ -127,7 +135,7 @@ def test_limits_are_named_where_they_hold():
         "measured on 60 images",
         "1,000 of 9,000 pool images",
         "200 of 5,000",
-        "nnpu has no student: it selects nothing",
+        "nnpu has no student in round 1: it selects nothing",
     ):
         assert part in text
 
@@ -142,7 +150,7 @@ def test_rounds_are_shown_from_the_last_one_with_failures_at_the_end():
     rounds = round_rows(trials)
     assert [one["title"] for one in rounds] == ["Round 2, 200 updates", "Round 1, 100 updates"]
     names = [row[0] for row in rounds[1]["rows"][1:]]
-    assert names == ["mixture", "as many random images", "nnpu"]
+    assert names == ["mixture", "random images, each shown about 50 times", "nnpu"]
 
 
 def test_a_page_has_no_markup_of_names():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.hooks.catalog import METRICS, REPORT, dataset_location, dataset_path
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 from pu_kd_pipeline.masking import visible, without_credentials
+from pu_kd_pipeline.params.overrides import with_overrides
 from pu_kd_pipeline.params.paths import project_folder
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ class SummaryHooks:
             print(visible(table))
         if PILOT in outputs:
             _print_pilot(
-                catalog.load(PILOT), dataset_location(catalog, PILOT_PAGE), run_params.get("env")
+                catalog.load(PILOT), dataset_location(catalog, PILOT_PAGE), _settings(run_params)
             )
         if STUDENT_SEARCH in outputs:
             page = dataset_location(catalog, STUDENT_SEARCH_PAGE)
-            _print_student_search(catalog.load(STUDENT_SEARCH), page, run_params.get("env"))
+            _print_student_search(catalog.load(STUDENT_SEARCH), page, _settings(run_params))
         if AUDIT in outputs:
             _print_audit(catalog)
         report = dataset_location(catalog, REPORT)
@@ -99,20 +100,34 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
         _print_sentence(console, f"Doubtful: {sentence}")
 
 
-def _print_pilot(pilot: Mapping[str, Any], page: str | None, environment: str | None) -> None:
+class RunSettings(NamedTuple):
+    """What a run was started with, and the next one should be, too."""
+
+    environment: str | None
+    parameters: dict[str, Any]
+
+
+def _settings(run_params: Mapping[str, Any]) -> RunSettings:
+    given = dict(run_params.get("runtime_params") or {})
+    for block in (PILOT, STUDENT_SEARCH):
+        given.pop(block, None)
+    return RunSettings(run_params.get("env"), given)
+
+
+def _print_pilot(pilot: Mapping[str, Any], page: str | None, settings: RunSettings) -> None:
     from pu_kd_pipeline.reporting.pilot_page import pilot_limits, pilot_sentences
 
-    _print_finding(pilot_sentences(pilot), pilot_limits(pilot), pilot["parameters"], environment)
+    _print_finding(pilot_sentences(pilot), pilot_limits(pilot), pilot["parameters"], settings)
     if page:
         print(f"Pilot: {page}")
 
 
 def _print_student_search(
-    found: Mapping[str, Any], page: str | None, environment: str | None
+    found: Mapping[str, Any], page: str | None, settings: RunSettings
 ) -> None:
     from pu_kd_pipeline.reporting.student_search_page import search_limits, search_sentences
 
-    _print_finding(search_sentences(found), search_limits(found), found["parameters"], environment)
+    _print_finding(search_sentences(found), search_limits(found), found["parameters"], settings)
     if page:
         print(f"Students: {page}")
 
@@ -121,7 +136,7 @@ def _print_finding(
     sentences: Sequence[str],
     limits: Sequence[str],
     parameters: Mapping[str, Any],
-    environment: str | None,
+    settings: RunSettings,
 ) -> None:
     """Print what short trainings found, and how to go on."""
     from rich.console import Console
@@ -135,7 +150,9 @@ def _print_finding(
         _print_sentence(console, f"Limit: {sentence}")
     if parameters:
         print(f"Recommended parameters:\n{visible(parameters_as_yaml(parameters))}")
-    print(f"Next: {visible(command_with(parameters, environment))}")
+    # What this run was given holds for the next one, too.
+    given = with_overrides(settings.parameters, parameters)
+    print(f"Next: {visible(command_with(given, settings.environment))}")
 
 
 def _print_audit(catalog: DataCatalog) -> None:

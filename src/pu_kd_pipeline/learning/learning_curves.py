@@ -64,6 +64,7 @@ class FittedLine:
         level: log odds of the line there.
         slope: per e-fold of updates, at least 0.
         squared_error: sum over the lengths.
+        n_lengths: of the curve; a line through one length says nothing about longer trainings.
         freedom: degrees of freedom that the error has.
         n_images: of the curve.
     """
@@ -74,6 +75,11 @@ class FittedLine:
     squared_error: float
     freedom: int
     n_images: int
+    n_lengths: int = _POINTS_OF_LINE
+
+    def is_unknown_at(self, n_updates: int) -> bool:
+        """Return whether nothing is known of a training of that length."""
+        return self.n_lengths < _POINTS_OF_LINE and n_updates > self.last
 
     def log_odds(self, n_updates: int) -> float:
         """Return the log odds of the line for a training that is no shorter than the longest."""
@@ -100,6 +106,7 @@ def fit_line(curve: LearningCurve) -> FittedLine:
         squared_error=float(((y - fitted) ** 2).sum()),
         freedom=max(0, len(y) - _POINTS_OF_LINE),
         n_images=curve.n_images,
+        n_lengths=len(y),
     )
 
 
@@ -142,7 +149,8 @@ def forecast_share(line: FittedLine, noise: TrainingNoise, n_updates: int) -> Fo
 
     The interval reaches from the curve that stays where it is to the one that goes on as before,
     and counts the noise of trainings and of the images on both sides. The value is in the middle
-    of the two, in log odds. A length below the longest has the forecast of the longest.
+    of the two, in log odds. A length below the longest has the forecast of the longest. From a
+    single length, a longer training may reach anything above it.
 
     Args:
         line: of the student.
@@ -158,10 +166,11 @@ def forecast_share(line: FittedLine, noise: TrainingNoise, n_updates: int) -> Fo
     margin = noise.quantile * math.sqrt(noise.deviation**2 + image_variance)
     # What is measured of n images is a multiple of 1 / n.
     half_an_image = 0.5 / n
+    upper = min(1.0, _share(steep + margin) + half_an_image)
+    if line.is_unknown_at(n_updates):
+        upper = 1.0
     return Forecast(
-        _share((flat + steep) / 2),
-        max(0.0, _share(flat - margin) - half_an_image),
-        min(1.0, _share(steep + margin) + half_an_image),
+        _share((flat + steep) / 2), max(0.0, _share(flat - margin) - half_an_image), upper
     )
 
 
@@ -175,7 +184,8 @@ def forecast_difference(
     """Return the difference of two shares that trainings of a length are expected to have.
 
     It lies between the difference that was measured with the longest trainings and that of both
-    lines, continued. The interval adds the noise of two trainings and of the images.
+    lines, continued. The interval adds the noise of two trainings and of the images. From a single
+    length, nothing is known of a longer one.
 
     Args:
         first: of one student.
@@ -190,6 +200,8 @@ def forecast_difference(
     # A share p changes by p (1 - p) per unit of log odds.
     of_trainings = math.sqrt(2) * noise.deviation * share * (1 - share)
     of_images = (measured.upper - measured.lower) / 2
+    if first.is_unknown_at(n_updates) or second.is_unknown_at(n_updates):
+        return Forecast(difference, -1.0, 1.0)
     margin = math.hypot(noise.quantile * of_trainings, of_images)
     return Forecast(
         (difference + continued) / 2,

@@ -16,8 +16,9 @@ _SHORTEST = 10  # updates of a training that shows anything
 Lengths = Annotated[
     tuple[Annotated[int, Field(ge=_SHORTEST)], ...] | None,
     Field(
-        description="numbers of updates of the rounds, ascending; null: those that fit into the "
-        "time, so that another machine may have others"
+        description="numbers of updates of the rounds, ascending; the sample is then limited by "
+        "max_pool_images alone; null: those that fit into the time, so that another machine may "
+        "have others"
     ),
 ]
 
@@ -47,7 +48,8 @@ class HalvingParams(Block):
     n_rounds: int = Field(
         ge=1,
         le=6,
-        description="each has half of the candidates of the one before, for twice as many updates",
+        description="each has half of the candidates of the one before, for about twice as many "
+        "updates",
     )
     lengths: Lengths = None
 
@@ -86,11 +88,14 @@ class PilotParams(HalvingParams):
         if not self.chosen:
             raise ValueError("candidates must name at least one")
         for name, variant in self.chosen.items():
-            if name in CONTROLS:
+            if name in CONTROLS or name == PRESENT:
                 raise ValueError(
                     f"candidates: {name!r} is the name of a control, which every pilot has: rename "
                     "it, or remove it"
                 )
+            unread = [key for key in _UNREAD if getattr(variant, key)]
+            if unread:
+                raise ValueError(f"candidates.{name}: a pilot does not read {', '.join(unread)}")
             if not METHODS[variant.method].selects:
                 raise ValueError(f"candidates.{name}: only the method `selection` has a pilot")
             if isinstance(variant.budget, str):
@@ -104,6 +109,12 @@ class PilotParams(HalvingParams):
                 )
         return self
 
+
+# Keys of a variant of a comparison that have no meaning here.
+_UNREAD = ("labeled_per_class", "sweep", "relatedness")
+
+PRESENT = "present parameters"
+"""Name of the candidate with the run's own parameters, where none of the others has them."""
 
 RANDOM = "random"
 WHOLE_POOL = "whole_pool"

@@ -16,11 +16,13 @@ from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.training.batches import views_of
+from pu_kd_pipeline.training.distillation import cache_params
 from pu_kd_pipeline.training.teacher_cache import n_views_to_cache
 
 _N_STEPS = 12
 _SHORTEST = 10  # updates
 _STEP = 10  # lengths are multiples of it
+_MAX_SHARED_VIEWS = 8  # of an image
 
 
 def step_seconds(teacher: Model, params: DistillationParams) -> float:
@@ -55,11 +57,15 @@ def step_seconds(teacher: Model, params: DistillationParams) -> float:
 def n_shared_views(params: DistillationParams) -> int:
     """Return how many views of each image trainings ask the teacher for and share.
 
-    0 where each training asks for its own, see `teacher_cache.TeacherOutputs`.
+    0 where each training asks for its own, see `teacher_cache.TeacherOutputs`, or where all views
+    of all images would take longer than short trainings need.
     """
+    params = cache_params(params)
     n_views = views_of(params.augmentation).n_views
     on_cpu = prepare_device(params.compute).type == "cpu"
-    if params.teacher_cache != "exact" or n_views is None or params.mixed_share > 0 or not on_cpu:
+    if params.teacher_cache != "exact" or params.mixed_share > 0 or not on_cpu:
+        return 0
+    if n_views is None or n_views > _MAX_SHARED_VIEWS:
         return 0
     return n_views
 
@@ -89,7 +95,7 @@ class TrainingCost:
             n_updates: of the training.
             shares_outputs: the teacher's outputs that trainings can share exist already.
         """
-        params = self.params.model_copy(update={"n_updates": n_updates})
+        params = cache_params(self.params.model_copy(update={"n_updates": n_updates}))
         is_for_many = self.is_for_many and n_shared_views(params) > 0
         n_cached = n_views_to_cache(params, self.n_images, is_for_many=is_for_many)
         # A cache that is not worth it or not possible: the teacher sees every batch.

@@ -65,7 +65,7 @@ def forecast_run(
     """Return seconds by node of the pipeline `full`, memory and disk of its long stages.
 
     Reading the images for the first time, which happens before a pilot, is not among them, nor are
-    nodes that take no time to speak of.
+    nodes that take no time to speak of. `unknown` holds long nodes that the pilot did not measure.
 
     Args:
         costs: measured.
@@ -79,11 +79,19 @@ def forecast_run(
         "feature_extraction.extract_pool_features": costs.n_pool * costs.teacher,
     }
     growth = costs.n_pool / costs.n_sampled
-    if costs.prior is not None and pu_training.class_prior is None:
-        seconds["pu_training.find_class_prior"] = costs.prior * growth
-    if costs.classifier is not None and pu_training.backbone == "frozen":
+    unknown = []
+    if pu_training.class_prior is None:
+        node = "pu_training.find_class_prior"
+        if costs.prior is None:
+            unknown.append(node)
+        else:
+            seconds[node] = costs.prior * growth
+    node = "pu_training.train_pu_classifier"
+    if costs.classifier is None or pu_training.backbone != "frozen":
+        unknown.append(node)
+    else:
         n_classifiers = 1 + pu_training.held_out_folds
-        seconds["pu_training.train_pu_classifier"] = costs.classifier * growth * n_classifiers
+        seconds[node] = costs.classifier * growth * n_classifiers
     trainings = {
         "distillation.distill_student": n_selected,
         "random_baseline.distill_student": n_selected,
@@ -97,6 +105,7 @@ def forecast_run(
     return {
         "seconds": seconds,
         "total_seconds": sum(seconds.values()),
+        "unknown": unknown,
         "memory_bytes": _memory(costs, n_classes, distillation),
         "disk_bytes": costs.n_pool * (costs.feature_bytes + _SCORES_BYTES),
     }

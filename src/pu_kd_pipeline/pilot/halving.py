@@ -1,4 +1,4 @@
-"""Candidates compared by short trainings: each round trains half of them, for twice as long.
+"""Candidates compared by short trainings: each round trains half of them, about twice as long.
 
 Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943), with a schedule of its own for
 every training, and with controls that stay in every round. Students are measured on the yardstick
@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,13 +29,19 @@ from pu_kd_pipeline.images.duplicates import excluded_images
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.images.yardstick import Yardstick, yardstick_logits
+from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.learning.yardstick import closeness, divergences
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.comparison import ComparisonParams, ComparisonVariant, Overrides
-from pu_kd_pipeline.params.pilot import HalvingParams
+from pu_kd_pipeline.params.pilot import PRESENT, HalvingParams
 from pu_kd_pipeline.params.pu_training import AUDIT
 from pu_kd_pipeline.params.yardstick import YardstickParams
-from pu_kd_pipeline.pilot.costs import TrainingCost, affordable_length, step_seconds
+from pu_kd_pipeline.pilot.costs import (
+    TrainingCost,
+    affordable_length,
+    n_shared_views,
+    step_seconds,
+)
 from pu_kd_pipeline.pilot.sample import PoolSample
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
@@ -42,8 +49,6 @@ from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
 
 logger = logging.getLogger(__name__)
 
-PRESENT = "present parameters"
-"""Name of the candidate with the run's own parameters, where none of the others has them."""
 
 _FEWEST_MEASURED = 20  # images of a yardstick
 _ENOUGH_MEASURED = 40
@@ -61,6 +66,7 @@ class Trial:
         n_updates: of the training.
         seconds: of selection and training.
         n_pool_images: that it learned from; 0 after a failure.
+        size_source: where that number comes from, see `learning.selection_size`.
         failure: why there is no student; None: there is one.
         is_equal: (n,) whether student and teacher give an image of the yardstick the same class.
         divergence: (n,) KL divergence of its images in nats, after temperature scaling.
@@ -72,6 +78,7 @@ class Trial:
     n_updates: int
     seconds: float
     n_pool_images: int
+    size_source: str | None
     failure: str | None
     is_equal: NDArray[np.bool_]
     divergence: NDArray[np.float64]
@@ -138,6 +145,10 @@ def measured_images(
     Raises:
         InputError: there are too few images that could be measured on.
     """
+    if not yardstick.n_images:
+        raise InputError(
+            f"{params.key}: yardstick.n_images is 0, and students could not be measured: raise it"
+        )
     table = pd.DataFrame()
     for share in (params.yardstick_share, *_LARGER_SHARES):
         if len(table) >= _ENOUGH_MEASURED or share < params.yardstick_share:
@@ -154,11 +165,26 @@ def measured_images(
         )
     if len(table) < _FEWEST_MEASURED:
         raise InputError(
-            f"pilot: students would be measured on {len(table)} images, and fewer than "
-            f"{_FEWEST_MEASURED} tell nothing: raise pilot.max_pool_images, pilot.minutes, "
-            "pilot.yardstick_share or yardstick.uniform_share, or use a larger pool"
+            f"{params.key}: students would be measured on {len(table)} images, and fewer than "
+            f"{_FEWEST_MEASURED} tell nothing: raise {params.key}.max_pool_images, "
+            f"{params.key}.minutes, yardstick.n_images or yardstick.uniform_share, or use a larger "
+            "pool"
         )
     return table
+
+
+def check_labeled(images: ImageStore, key: str) -> None:
+    """Check that students have labeled images to learn from.
+
+    Raises:
+        InputError: there are none, or some have no label.
+    """
+    if not len(images) or images.index["label"].isna().any():
+        raise InputError(
+            f"{key}: students need labeled images, with a label each, that are neither measured on "
+            "nor copies of test images: set `labels: classes` on the sources of "
+            "data_ingestion.labeled, or add images"
+        )
 
 
 class Halving:
@@ -195,6 +221,12 @@ class Halving:
         params: HalvingParams,
         deadline: float,
     ) -> None:
+        n_updates = blocks.distillation.n_updates
+        if params.lengths is not None and params.lengths[-1] > n_updates:
+            raise InputError(
+                f"{params.key}.lengths: {params.lengths[-1]:,} updates are more than the "
+                f"{n_updates:,} of distillation.n_updates: lower the one or raise the other"
+            )
         self._teacher = teacher
         self._sample = sample
         self._blocks = blocks
@@ -217,10 +249,13 @@ class Halving:
             yardstick=self._yardstick,
         ).without_excluded()
         self._n_labeled = len(inputs.labeled_images)
+        check_labeled(inputs.labeled_images, params.key)
         counts = inputs.labeled_images.index["label"].value_counts()
         # As many of each class as the largest has: all of them are drawn.
         self._per_class = int(counts.max())
-        self._computation = CellComputation(inputs, hint_share=0.5, has_short_trainings=True)
+        self._computation = CellComputation(
+            inputs, hint_share=0.5, has_short_trainings=n_shared_views(blocks.distillation) > 0
+        )
         self._present = self._find_present()
 
     def run(self) -> Outcome:
@@ -239,27 +274,42 @@ class Halving:
         previous = 0
         for number in range(1, self._params.n_rounds + 1):
             length = self._length(names, number, steps)
-            if length is None or length <= previous:
+            if length is None:
                 notes.append(
                     f"The time was over after {number - 1} of {self._params.n_rounds} rounds: "
-                    "raise minutes for more."
+                    f"raise {self._params.key}.minutes for more."
+                )
+                break
+            if length <= previous:
+                notes.append(
+                    f"There are {number - 1} of {self._params.n_rounds} rounds, because the next "
+                    "one would not be longer: the full training or the time is too short."
                 )
                 break
             of_round = self._round(names, number, length)
-            trials += of_round
             previous = length
             candidates = [trial for trial in of_round if not trial.is_control]
             with_student = [trial for trial in candidates if trial.failure is None]
+            if not with_student and not trials:
+                raise InputError(
+                    f"{self._params.key}: no candidate has a student. {candidates[0].failure}"
+                )
             if not with_student:
-                raise InputError(f"pilot: no candidate has a student. {candidates[0].failure}")
+                notes.append(
+                    f"In round {number} no candidate has a student: {candidates[0].failure}. The "
+                    "rounds before count."
+                )
+                break
+            trials += of_round
             ranking = [trial for trial in with_student if trial.candidate != self._present]
             ranking.sort(key=lambda trial: trial.kl)
             n_kept = self._n_after(number, len(ranking))
             names = [trial.candidate for trial in ranking[:n_kept]]
         if not trials:
             raise InputError(
-                f"pilot: {self._params.minutes:g} minutes are too short for a single round: raise "
-                "minutes, or lower max_pool_images"
+                f"{self._params.key}: {self._params.minutes:g} minutes are too short for a single "
+                f"round: raise {self._params.key}.minutes, or lower {self._params.key}."
+                "max_pool_images"
             )
         if self._blocks.pu_training.class_prior == AUDIT:
             notes.append(
@@ -305,14 +355,23 @@ class Halving:
             objectives=(distillation.objective,),
             n_updates=(length,),
             hint_share=0.5,
-            # Only the criterion `precision` and the report read the folds.
-            every_variant=Overrides(pu_training={"held_out_folds": 0}),
+            every_variant=Overrides(pu_training=self._without_folds()),
             variants=variants,
             sweeps={},
         )
         blocks = replace(self._blocks, distillation=distillation)
         cells = make_cells(params, blocks, key=f"{self._params.key}.candidates")
         return {cell.variant: cell for cell in cells}
+
+    def _without_folds(self) -> dict[str, Any]:
+        """Return what saves the held-out folds, where no candidate cuts by them."""
+        criteria: set[Any] = {self._blocks.subset_materialization.criterion}
+        for variant in self._variants.values():
+            criteria.add(variant.criterion)
+            criteria.add(variant.subset_materialization.get("criterion"))
+        if any(name in CRITERIA and CRITERIA[name].needs_held_out_ranks for name in criteria):
+            return {}
+        return {"held_out_folds": 0}
 
     def _score_pool(self, names: Sequence[str]) -> ScoredPool | None:
         """Score the sample for every candidate; return the scores of one with a PU classifier."""
@@ -368,7 +427,8 @@ class Halving:
     def _round(self, names: Sequence[str], number: int, length: int) -> list[Trial]:
         cells = self.cells(names, length)
         logger.info(
-            "pilot: round %d of %d, %d trainings of %s updates",
+            "%s: round %d of %d, %d trainings of %s updates",
+            self._params.key,
             number,
             self._params.n_rounds,
             len(cells),
@@ -380,7 +440,8 @@ class Halving:
             outcome = trial.failure
             if outcome is None:
                 outcome = f"agreement {100 * trial.agreement:.1f} %, KL {trial.kl:.4f}"
-            logger.info("pilot: %s: %s (%.0f s)", trial.candidate, outcome, trial.seconds)
+            key = self._params.key
+            logger.info("%s: %s: %s (%.0f s)", key, trial.candidate, outcome, trial.seconds)
             trials.append(trial)
         return trials
 
@@ -388,12 +449,14 @@ class Halving:
         started = time.perf_counter()
         failure = None
         n_pool = 0
+        size_source = None
         is_equal = np.empty(0, dtype=np.bool_)
         divergence = np.empty(0)
         try:
             with progress.records.muted(), checkpoints_disabled():
                 learned = self._computation.learn(cell)
             n_pool = n_pool_images(learned.manifest)
+            size_source = learned.manifest.attrs.get("size_source")
             is_equal, divergence = self._measure(learned.student)
         except MemoryShortage:
             raise
@@ -406,6 +469,7 @@ class Halving:
             n_updates=cell.blocks.distillation.n_updates,
             seconds=time.perf_counter() - started,
             n_pool_images=n_pool,
+            size_source=size_source,
             failure=failure,
             is_equal=is_equal,
             divergence=divergence,

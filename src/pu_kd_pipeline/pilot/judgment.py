@@ -25,9 +25,11 @@ GAIN = "gain"
 NOTHING = "nothing"
 UNKNOWN = "unknown"
 
+_FEWEST_ROUNDS = 2  # that show which of two candidates is closer to the teacher
+
 _SELECTION = "subset_materialization"
 _BLOCKS = ("pu_training", _SELECTION, "class_weighting", "distillation")
-_RULES_OF_CONTROLS = {RANDOM: "random", WHOLE_POOL: "all"}
+RULES_OF_CONTROLS = {RANDOM: "random", WHOLE_POOL: "all"}
 
 
 class Judgment:
@@ -47,7 +49,7 @@ class Judgment:
         self._present = present
         self._n_updates = n_updates
         self._least_gain = least_gain
-        self._last_round = max(trial.round for trial in trials)
+        self._last_round = max(trial.round for trial in self._trials if not trial.is_control)
         of_last = [trial for trial in self._trials if trial.round == self._last_round]
         self._of_last = {trial.candidate: trial for trial in of_last}
         candidates = [trial for trial in of_last if not trial.is_control]
@@ -75,6 +77,7 @@ class Judgment:
             "training_noise": self._noise.deviation,
             "n_updates": self._n_updates,
             "longest_trial": self._of_last[self.leader].n_updates,
+            "n_rounds": self._last_round,
         }
 
     def _fit(self) -> dict[str, FittedLine]:
@@ -86,7 +89,7 @@ class Judgment:
     def _gains(self) -> dict[str, Any]:
         """Return the gain of the leader over each control of the last round."""
         gains = {}
-        for control in _RULES_OF_CONTROLS:
+        for control in RULES_OF_CONTROLS:
             if control in self._of_last:
                 gains[control] = self._difference(self.leader, control)
         return gains
@@ -130,8 +133,10 @@ class Judgment:
 
     def _recommended(self) -> str:
         """Return the leader, or the present candidate where the leader is not surely closer."""
-        has_student = any(trial.candidate == self._present for trial in self._trials)
-        if not has_student or surely_closer(self._trials, self.leader, self._present):
+        # It may have failed in the end, after shorter trainings that went well.
+        if self._present not in self._of_last:
+            return self.leader
+        if surely_closer(self._trials, self.leader, self._present):
             return self.leader
         return self._present
 
@@ -147,7 +152,8 @@ class Judgment:
         last_trials = {trial.candidate: trial for trial in self._trials if not trial.is_control}
         rivals = []
         for name, trial in last_trials.items():
-            if name == self.leader:
+            # A candidate that failed in the round of another was not compared with it.
+            if name == self.leader or trial.round not in leader_trials:
                 continue
             facts = divergence_difference(leader_trials[trial.round], trial)
             rivals.append(
@@ -192,8 +198,8 @@ def recommended_parameters(
     """
     if name == present:
         return {}
-    if name in _RULES_OF_CONTROLS:
-        return {_SELECTION: {"rule": _RULES_OF_CONTROLS[name]}}
+    if name in RULES_OF_CONTROLS:
+        return {_SELECTION: {"rule": RULES_OF_CONTROLS[name]}}
     variant = candidates[name]
     blocks: dict[str, Any] = {}
     for block in _BLOCKS:
@@ -225,8 +231,9 @@ def _curve(trials: Sequence[Trial]) -> LearningCurve:
 def surely_closer(trials: Sequence[Trial], first: str, second: str) -> bool:
     """Return whether a student is closer to the teacher than another, beyond chance.
 
-    It has the smaller mean divergence in every round that both are in, and in the last of these
-    Wilcoxon's signed-rank test rejects that the two are as close on an image. The test is about
+    It has the smaller mean divergence in every round that both are in, of which there are two or
+    more, and in the last of these Wilcoxon's signed-rank test rejects that the two are as close on
+    an image, at a level that is divided by the number of candidates (Bonferroni). The test is about
     images; that trainings vary, the rounds before show.
 
     Args:
@@ -241,12 +248,16 @@ def surely_closer(trials: Sequence[Trial], first: str, second: str) -> bool:
     own = {trial.round: trial for trial in with_student if trial.candidate == first}
     others = {trial.round: trial for trial in with_student if trial.candidate == second}
     common = sorted(set(own) & set(others))
-    if not common or any(own[number].kl >= others[number].kl for number in common):
+    if len(common) < _FEWEST_ROUNDS:
+        return False
+    if any(own[number].kl >= others[number].kl for number in common):
         return False
     differences = others[common[-1]].divergence - own[common[-1]].divergence
     if not differences.any():
         return False
-    return bool(stats.wilcoxon(differences, alternative="greater").pvalue < SIGNIFICANT / 2)
+    n_compared = len({trial.candidate for trial in trials if not trial.is_control})
+    level = SIGNIFICANT / 2 / max(1, n_compared - 1)
+    return bool(stats.wilcoxon(differences, alternative="greater").pvalue < level)
 
 
 def divergence_difference(first: Trial, second: Trial) -> dict[str, float]:

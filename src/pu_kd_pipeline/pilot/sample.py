@@ -81,17 +81,21 @@ def draw_sample(
     """
     if len(pool_images) < _FEWEST:
         raise InputError(
-            f"pilot: the pool has {len(pool_images)} images, and a pilot needs {_FEWEST}: train "
-            "with all of them, `kedro run --pipeline=full`"
+            f"{params.key}: the pool has {len(pool_images)} images, and short trainings need "
+            f"{_FEWEST}: add images to data_ingestion.pool"
         )
     order = np.argsort(tie_breaks(pool_images.index["id"], params.seed), kind="stable")
     first = ImageSample.of(pool_images, np.sort(order[:_FIRST]))
     pace = _pace(first, teacher, compute)
     seconds = 60 * params.minutes * params.teacher_share
     n_affordable = int(seconds / (pace.teacher + n_views * pace.network))
-    n = min(len(pool_images), params.max_pool_images, max(n_affordable, _FIRST))
+    n = min(len(pool_images), params.max_pool_images)
+    # Fixed lengths are for results that are the same on every machine.
+    if params.lengths is None:
+        n = min(n, max(n_affordable, _FIRST))
     logger.info(
-        "pilot: %s of %s pool images, at %.2f ms each for reading and teacher",
+        "%s: %s of %s pool images, at %.2f ms each for reading and teacher",
+        params.key,
         f"{n:,}",
         f"{len(pool_images):,}",
         1000 * pace.teacher,

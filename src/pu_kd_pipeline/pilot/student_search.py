@@ -21,10 +21,17 @@ from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.comparison import ComparisonVariant
 from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.params.pilot import PRESENT
 from pu_kd_pipeline.params.student_search import StudentFamily, StudentSearchParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot.costs import n_shared_views
-from pu_kd_pipeline.pilot.halving import PRESENT, Candidates, Halving, Trial, measured_images
+from pu_kd_pipeline.pilot.halving import (
+    Candidates,
+    Halving,
+    Trial,
+    check_labeled,
+    measured_images,
+)
 from pu_kd_pipeline.pilot.judgment import divergence_difference, surely_closer, trial_facts
 from pu_kd_pipeline.pilot.sample import draw_sample
 from pu_kd_pipeline.pilot.trials import trials_of, trials_table
@@ -92,6 +99,7 @@ def run_trials(
             "student_search: there is no limit: set student_search.latency_ms, size_mb or mflops, "
             "such as --params=student_search.latency_ms=5"
         )
+    check_labeled(labeled_images, params.key)
     check_teacher(labeled_features, teacher.fingerprint(), "labeled_features")
     compute = blocks.distillation.compute
     students = list(_students(params.families))
@@ -136,7 +144,7 @@ def run_trials(
         note=outcome.note,
         yardstick=yardstick_facts(measured),
         seconds=time.perf_counter() - started,
-        hardware=cpu_name(),
+        hardware=cpu_name(),  # of the latencies
         n_sampled=len(sample.images),
         n_pool=len(pool_images),
     )
@@ -166,12 +174,15 @@ def judge_trials(
             "`kedro run --pipeline=student_search`"
         )
     trials = trials_of(table)
-    last = max(trial.round for trial in trials)
-    of_last = {
-        trial.candidate: trial for trial in trials if trial.round == last and not trial.failure
-    }
     costs = facts["costs"]
     present = facts["present"]
+    with_student = [trial for trial in trials if not trial.failure]
+    # The last round in which a student that may be chosen has learned.
+    rounds = [
+        trial.round for trial in with_student if _keeps(costs[trial.candidate], params.limits)
+    ]
+    last = max(rounds, default=0)
+    of_last = {trial.candidate: trial for trial in with_student if trial.round == last}
     keeping = [name for name in of_last if _keeps(costs[name], params.limits)]
     if not keeping:
         raise InputError(
@@ -222,7 +233,8 @@ def student_parameters(student: Student, present_options: Mapping[str, Any]) -> 
 
 
 def _students(families: Mapping[str, StudentFamily | None]) -> Iterator[Student]:
-    """Yield every combination of every family."""
+    """Yield every combination of every family, each network once."""
+    names = set()
     for family, members in families.items():
         if members is None:
             continue
@@ -233,7 +245,10 @@ def _students(families: Mapping[str, StudentFamily | None]) -> Iterator[Student]
         for architecture in members.architectures:
             for values in product(*choices.values()):
                 options = dict(zip(choices, values, strict=True))
-                yield Student(_name(architecture, options), family, architecture, options)
+                name = _name(architecture, options)
+                if name not in names:
+                    names.add(name)
+                    yield Student(name, family, architecture, options)
 
 
 def _students_of(facts: Mapping[str, Any]) -> list[Student]:
@@ -281,12 +296,21 @@ def _cost(costs: Mapping[str, float], limit: str) -> float:
 
 
 def _nothing_fits(costs: Mapping[str, Any], limits: Mapping[str, float]) -> str:
-    students = {name: cost for name, cost in costs.items() if name != TEACHER}
+    students = {name: cost for name, cost in costs.items() if name not in (TEACHER, PRESENT)}
     asked = ", ".join(f"{name} {limit:g}" for name, limit in limits.items())
-    cheapest = min(students, key=lambda name: students[name]["latency_ms"])
+    if not students:
+        return (
+            "student_search: no student of student_search.families can read the images: the log "
+            "says why"
+        )
+    # By how much the worst of the limits is exceeded.
+    cheapest = min(
+        students,
+        key=lambda name: max(_cost(students[name], each) / limits[each] for each in limits),
+    )
     has = ", ".join(f"{name} {_cost(students[cheapest], name):.3g}" for name in limits)
     return (
-        f"student_search: no student keeps {asked}; the fastest one, {cheapest}, has {has}: raise "
+        f"student_search: no student keeps {asked}; the closest one, {cheapest}, has {has}: raise "
         "the limit, or add smaller students to student_search.families"
     )
 

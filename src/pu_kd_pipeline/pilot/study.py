@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,10 +14,11 @@ import yaml
 from pydantic import BaseModel
 
 from pu_kd_pipeline.comparison.grid import Blocks
-from pu_kd_pipeline.devices import cpu_name
+from pu_kd_pipeline.devices import hardware_name
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.scoring import check_teacher
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.learning.selection_size import BUDGET
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.params.overrides import with_overrides
@@ -25,8 +26,20 @@ from pu_kd_pipeline.params.pilot import CONTROLS, ORACLE, PilotParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot.costs import n_shared_views
 from pu_kd_pipeline.pilot.forecast import MeasuredCosts, forecast_run, peak_memory_bytes
-from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, Trial, measured_images
-from pu_kd_pipeline.pilot.judgment import Judgment, recommended_parameters, trial_facts
+from pu_kd_pipeline.pilot.halving import (
+    Candidates,
+    Halving,
+    Outcome,
+    Trial,
+    check_labeled,
+    measured_images,
+)
+from pu_kd_pipeline.pilot.judgment import (
+    RULES_OF_CONTROLS,
+    Judgment,
+    recommended_parameters,
+    trial_facts,
+)
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
 from pu_kd_pipeline.pilot.trials import trials_of, trials_table
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
@@ -80,11 +93,7 @@ def run_trials(
     """
     started = time.perf_counter()
     cpu_started = time.process_time()
-    if not len(labeled_images) or labeled_images.index["label"].isna().any():
-        raise InputError(
-            "pilot: the labeled images need labels: set `labels: classes` on the sources of "
-            "data_ingestion.labeled"
-        )
+    check_labeled(labeled_images, params.key)
     compute = blocks.distillation.compute
     check_teacher(labeled_features, teacher.fingerprint(), "labeled_features")
     n_views = n_shared_views(blocks.distillation)
@@ -119,7 +128,7 @@ def run_trials(
         minutes=params.minutes,
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time() - cpu_started,
-        hardware=cpu_name(),
+        hardware=hardware_name(compute),
         n_classes=teacher.n_classes,
         teacher=teacher.fingerprint(),
     )
@@ -143,8 +152,13 @@ def judge_trials(table: pd.DataFrame, blocks: Blocks, params: PilotParams) -> di
     trials = trials_of(table)
     n_updates = blocks.distillation.n_updates
     judged = Judgment(trials, facts["present"], n_updates, params.least_gain).facts()
+    rule = RULES_OF_CONTROLS.get(judged["recommended"])
+    if rule == blocks.subset_materialization.rule:
+        # The run has the rule of that control already.
+        judged["recommended"] = facts["present"]
     recommended = recommended_parameters(judged["recommended"], facts["present"], params.chosen)
-    costs = MeasuredCosts(**facts["costs"])
+    step = facts["step_seconds"].get(judged["recommended"], facts["costs"]["step"])
+    costs = replace(MeasuredCosts(**facts["costs"]), step=step)
     distillation = _with(blocks.distillation, recommended.get("distillation", {}))
     pu_training = _with(blocks.pu_training, recommended.get("pu_training", {}))
     n_selected = _n_selected(trials, judged["recommended"], costs, n_updates)
@@ -224,11 +238,14 @@ def _with(block: T, overrides: Mapping[str, Any]) -> T:
 def _n_selected(trials: list[Trial], name: str, costs: MeasuredCosts, n_updates: int) -> int:
     """Return how many pool images the full run of a candidate learns from.
 
-    A rule that keeps the whole sample keeps the whole pool; others keep more as training gets
-    longer, as they did from round to round.
+    A budget stays what it is; a number of showings grows with the training, and what a rule cuts by
+    itself with the pool.
     """
     last = [trial for trial in trials if trial.candidate == name and trial.failure is None][-1]
-    # Some images of the sample are measured on.
-    if last.n_pool_images >= 0.5 * costs.n_sampled:
-        return costs.n_pool
-    return min(costs.n_pool, round(last.n_pool_images * n_updates / last.n_updates))
+    source = last.size_source or ""
+    growth = costs.n_pool / costs.n_sampled
+    if source == BUDGET:
+        growth = 1.0
+    elif source.endswith("showings"):
+        growth = n_updates / last.n_updates
+    return min(costs.n_pool, round(last.n_pool_images * growth))

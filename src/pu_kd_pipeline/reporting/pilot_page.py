@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONTROL_NAMES = {
-    "random": "as many random images",
+    "random": "random images, each shown about 50 times",
     "whole_pool": "the whole pool, drawn evenly",
     "oracle": "oracle: the truly related images",
 }
@@ -68,8 +68,8 @@ def pilot_sentences(pilot: Mapping[str, Any]) -> list[str]:
     if headroom is not None:
         found = headroom["measured"]
         sentences.append(
-            f"The truly related images gained {_points_of(found)} over as many random ones: "
-            "what choosing by relatedness alone can gain after such short trainings."
+            f"The truly related images gained {_points_of(found)} over random ones: what choosing "
+            "by relatedness alone can gain after such short trainings."
         )
     agreement = judgment["agreement"]
     sentences.append(
@@ -80,7 +80,7 @@ def pilot_sentences(pilot: Mapping[str, Any]) -> list[str]:
     )
     forecast = pilot["forecast"]
     sentences.append(
-        f"A full run takes about {duration_text(forecast['total_seconds'])} on this machine, "
+        f"A full run takes {_full_time(forecast)} on this machine, "
         f"{_size_text(forecast['memory_bytes'])} of memory, and "
         f"{_size_text(forecast['disk_bytes'])} of disk for features and scores."
     )
@@ -111,11 +111,30 @@ def pilot_limits(pilot: Mapping[str, Any]) -> list[str]:
             "updates. Rules that keep few images lose as training gets longer, and strong mixing "
             "(CutMix) gains."
         )
-    failures = {
-        trial["candidate"]: trial["failure"] for trial in pilot["trials"] if trial["failure"]
-    }
-    limits += [f"{name} has no student: {failure}" for name, failure in failures.items()]
-    return limits
+    if judgment["n_rounds"] == 1 and judgment["n_updates"] > judgment["longest_trial"]:
+        limits.append(
+            "There is one round only, and no learning curve: nothing is known of longer trainings."
+        )
+    if pilot["forecast"]["unknown"]:
+        nodes = ", ".join(pilot["forecast"]["unknown"])
+        limits.append(
+            f"The time of a full run is without {nodes}, which the pilot did not measure."
+        )
+    return limits + failure_sentences(pilot["trials"])
+
+
+def failure_sentences(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return which trainings gave no student, and why."""
+    return [
+        f"{trial['candidate']} has no student in round {trial['round']}: {trial['failure']}"
+        for trial in trials
+        if trial["failure"]
+    ]
+
+
+def _full_time(forecast: Mapping[str, Any]) -> str:
+    about = "at least" if forecast["unknown"] else "about"
+    return f"{about} {duration_text(forecast['total_seconds'])}"
 
 
 def _verdict_sentence(judgment: Mapping[str, Any]) -> str:
@@ -128,8 +147,8 @@ def _verdict_sentence(judgment: Mapping[str, Any]) -> str:
     interval = _interval_text(forecast)
     if judgment["verdict"] == "gain":
         return (
-            f"Choosing images is worth {interval} of agreement here after {n_updates}, over "
-            f"{against}."
+            f"Choosing images by {judgment['leader']} is worth {interval} of agreement here after "
+            f"{n_updates}, over {against}."
         )
     if judgment["verdict"] == "nothing":
         return (
@@ -153,12 +172,17 @@ def _leader_sentence(judgment: Mapping[str, Any], present: str) -> str:
 
 def _comparison_sentence(judgment: Mapping[str, Any]) -> str:
     leader = f"{judgment['leader']} leads"
-    if not judgment["rivals"]:
-        return f"{leader}: it is the only candidate."
-    open_rivals = [rival["candidate"] for rival in judgment["rivals"] if not rival["is_told_apart"]]
-    if not open_rivals:
-        return f"{leader}, and every other candidate is surely further from the teacher."
-    return f"{leader}; the pilot cannot tell it apart from {', '.join(open_rivals)}."
+    rivals = judgment["rivals"]
+    # One round shows too little: those who left after it are not mentioned.
+    closer = [rival["candidate"] for rival in rivals if rival["is_told_apart"]]
+    unsure = [
+        rival["candidate"] for rival in rivals if not rival["is_told_apart"] and rival["round"] > 1
+    ]
+    if closer:
+        leader += f", surely closer to the teacher than {', '.join(closer)}"
+    if unsure:
+        leader += f"; the pilot cannot tell it apart from {', '.join(unsure)}"
+    return f"{leader}."
 
 
 def _points_of(difference: Mapping[str, float]) -> str:

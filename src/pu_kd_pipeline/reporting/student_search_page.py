@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline.reporting.html import embedded_figure, render_page
-from pu_kd_pipeline.reporting.pilot_page import round_rows
+from pu_kd_pipeline.reporting.pilot_page import failure_sentences, round_rows
 from pu_kd_pipeline.reporting.style import (
     MUTED,
     STUDENT,
@@ -106,11 +106,9 @@ def search_limits(found: Mapping[str, Any]) -> list[str]:
         "Larger students gain more from a long training than short trainings show: of two that are "
         "as good here, train the larger one."
     )
-    failures = {
-        trial["candidate"]: trial["failure"] for trial in found["trials"] if trial["failure"]
-    }
-    limits += [f"{name} has not learned: {failure}" for name, failure in failures.items()]
-    return limits
+    if found["n_sampled"] < found["n_pool"]:
+        limits.append(f"The search read {found['n_sampled']:,} of {found['n_pool']:,} pool images.")
+    return limits + failure_sentences(found["trials"])
 
 
 def _last_trials(trials: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -299,7 +299,7 @@ def _prepare(
         images,
         teacher_network,
         normalize,
-        _cache_params(params),
+        cache_params(params),
         partial(checkpointer.cached, "teacher_logits"),
         _known_images(task, parts),
     )
@@ -552,7 +552,7 @@ def _mixing(params: DistillationParams) -> Mixing | None:
     return Mixing(params.mixing, params.mixing_alpha, params.mixing_share, params.seed)
 
 
-def _cache_params(params: DistillationParams) -> DistillationParams:
+def cache_params(params: DistillationParams) -> DistillationParams:
     """Return the parameters, with `teacher_cache` off if the objective looks inside the teacher."""
     if OBJECTIVES[params.objective].reads_teacher_logits_only:
         return params

@@ -46,7 +46,7 @@ def n_views_to_cache(
         return None
     # Mixed batches do not read the cache.
     n_shown = (1.0 - params.mixed_share) * params.n_updates * params.batch_size
-    if is_for_many and params.teacher_cache == "exact" and n_shown > 0:
+    if is_for_many and params.teacher_cache == "exact" and params.mixed_share == 0:
         return n_cached
     if n_images * n_cached >= n_shown:
         return None
