@@ -195,8 +195,9 @@ def _check_plan(text: str, decisions: dict[str, str | None]) -> None:
             assert planned != "-", (name, reasons)
         if known_before:
             # An input that a killed run has made is known before as well.
-            found = _without_inputs(planned.split("; "))
-            assert found == known_before, (name, planned, reasons)
+            found = planned.split("; ")
+            assert _without_inputs(found) == known_before, (name, planned, reasons)
+            assert set(found) <= set(reasons), (name, planned, reasons)
 
 
 def _without_inputs(reasons: list[str]) -> list[str]:

@@ -96,7 +96,7 @@ def test_present_parameters_stay_unless_another_is_surely_better(three_rounds):
 
     close = three_rounds(mixture=0.700, nnpu=0.7025, random=0.4, whole_pool=0.4)
     rival = judged(close)["rivals"][0]
-    assert not rival["is_told_apart"]
+    assert not rival["is_distinguished"]
     assert judged(close)["recommended"] == "mixture"
 
 

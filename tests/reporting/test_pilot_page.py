@@ -108,12 +108,12 @@ def test_costs_are_in_units_that_people_read():
     assert "about 6 min 40 s on this machine, 3.0 GB of memory, and 20 MB of disk" in text
 
 
-def test_the_leader_is_told_apart_or_not():
+def test_the_leader_is_distinguished_or_not():
     found = pilot_of("gain")
     rivals = [
-        {"candidate": "nnpu", "is_told_apart": True, "round": 2},
-        {"candidate": "confident", "is_told_apart": False, "round": 2},
-        {"candidate": "retrieved", "is_told_apart": False, "round": 1},
+        {"candidate": "nnpu", "is_distinguished": True, "round": 2},
+        {"candidate": "confident", "is_distinguished": False, "round": 2},
+        {"candidate": "retrieved", "is_distinguished": False, "round": 1},
     ]
     found["judgment"]["rivals"] = rivals
     sentence = pilot_sentences(found)[1]

@@ -2,7 +2,7 @@
 
 The log odds of a share of images grow about linearly with the logarithm of the number of updates,
 and more slowly in the end. A continuation therefore lies between two lines: the curve stays where
-it is, or goes on as steeply as before.
+it is, or continues as steeply as before.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def training_noise(lines: Sequence[FittedLine]) -> TrainingNoise:
 def forecast_share(line: FittedLine, noise: TrainingNoise, n_updates: int) -> Forecast:
     """Return the share that a training of a length is expected to reach.
 
-    The interval reaches from the curve that stays where it is to the one that goes on as before,
+    The interval reaches from the curve that stays where it is to the one that continues as before,
     and counts the noise of trainings and of the images on both sides. The value is in the middle
     of the two, in log odds. A length below the longest has the forecast of the longest. From a
     single length, a longer training may reach anything above it.

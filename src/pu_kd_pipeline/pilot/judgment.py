@@ -161,7 +161,7 @@ class Judgment:
                     "candidate": name,
                     "round": trial.round,
                     "kl_difference": facts,
-                    "is_told_apart": surely_closer(self._trials, self.leader, name),
+                    "is_distinguished": surely_closer(self._trials, self.leader, name),
                 }
             )
         return rivals

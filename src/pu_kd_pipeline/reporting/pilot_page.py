@@ -174,9 +174,11 @@ def _comparison_sentence(judgment: Mapping[str, Any]) -> str:
     leader = f"{judgment['leader']} leads"
     rivals = judgment["rivals"]
     # One round shows too little: those who left after it are not mentioned.
-    closer = [rival["candidate"] for rival in rivals if rival["is_told_apart"]]
+    closer = [rival["candidate"] for rival in rivals if rival["is_distinguished"]]
     unsure = [
-        rival["candidate"] for rival in rivals if not rival["is_told_apart"] and rival["round"] > 1
+        rival["candidate"]
+        for rival in rivals
+        if not rival["is_distinguished"] and rival["round"] > 1
     ]
     if closer:
         leader += f", surely closer to the teacher than {', '.join(closer)}"

@@ -99,8 +99,8 @@ def search_limits(found: Mapping[str, Any]) -> list[str]:
     n_measured = found["yardstick"]["n_images"]
     if n_measured < _FEW_MEASURED:
         limits.append(
-            f"Students were measured on {n_measured} images: those of similar size cannot be told "
-            "apart. A larger max_pool_images or yardstick_share gives more."
+            f"Students were measured on {n_measured} images: those of similar size cannot be "
+            "distinguished. A larger max_pool_images or yardstick_share gives more."
         )
     limits.append(
         "Larger students gain more from a long training than short trainings show: of two that are "
