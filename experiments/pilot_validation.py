@@ -27,13 +27,22 @@ from pu_kd_pipeline.comparison.grid import Blocks
 from pu_kd_pipeline.images.subset import ImageSample
 from pu_kd_pipeline.params.pilot import PilotParams
 from pu_kd_pipeline.pilot import study
-from pu_kd_pipeline.pilot.costs import n_shared_views
 from pu_kd_pipeline.pilot.halving import Candidates, Halving, Trial, measured_images
+from pu_kd_pipeline.pilot.inputs import TrialInputs
 from pu_kd_pipeline.pilot.judgment import Judgment
-from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
+from pu_kd_pipeline.pilot.sample import PoolSample
 from pu_kd_pipeline.storage.sharded_table import InMemoryTable
 
 PROJECT = Path(__file__).resolve().parents[1]
+INPUTS = (
+    "teacher_model",
+    "labeled_images",
+    "pool_images",
+    "test_images",
+    "duplicates",
+    "labeled_features",
+    "params:yardstick",
+)
 BLOCKS = ("pu_training", "subset_materialization", "class_weighting", "distillation", "relatedness")
 
 
@@ -46,40 +55,18 @@ class Data:
     """
 
     def __init__(self, catalog: DataCatalog, n_updates: int) -> None:
-        self.teacher = catalog.load("teacher_model")
-        self.labeled = catalog.load("labeled_images")
-        self.pool = catalog.load("pool_images")
-        self.test = catalog.load("test_images")
-        self.duplicates = catalog.load("duplicates")
-        self.labeled_features = catalog.load("labeled_features")
         self.pool_features = catalog.load("pool_features")
-        self.yardstick = catalog.load("params:yardstick")
         self.params: PilotParams = catalog.load("params:pilot")
         blocks = Blocks(**{name: catalog.load(f"params:{name}") for name in BLOCKS})
         distillation = blocks.distillation.model_copy(update={"n_updates": n_updates})
-        self.blocks = replace(blocks, distillation=distillation)
-
-    def halving(
-        self, sample: PoolSample, measured: Any, candidates: Candidates, params: PilotParams
-    ) -> Halving:
-        """Return the trainings of some candidates on a sample."""
-        return Halving(
-            self.teacher,
-            self.labeled,
-            self.test,
-            self.labeled_features,
-            sample,
-            self.duplicates,
-            measured,
-            self.blocks,
-            candidates,
-            params,
-            deadline=time.perf_counter() + 60 * params.minutes,
+        self.inputs = TrialInputs(
+            *map(catalog.load, INPUTS), blocks=replace(blocks, distillation=distillation)
         )
 
     def whole_pool(self, like: PoolSample) -> PoolSample:
         """Return the whole pool as a sample."""
-        images = ImageSample.of(self.pool, np.arange(len(self.pool)))
+        pool = self.inputs.pool_images
+        images = ImageSample.of(pool, np.arange(len(pool)))
         tables = list(self.pool_features.shards())
         # One shard, as the images of a sample have.
         name = like.features.names[0]
@@ -97,25 +84,15 @@ def _joined(tables: list[Any]) -> Any:
 def validate(data: Data, seed: int) -> dict[str, Any]:
     """Return what the pilot of a seed said, and what came out."""
     params = data.params.model_copy(update={"seed": seed})
-    data.blocks = data.blocks.with_seed(seed)
-    distillation = data.blocks.distillation
+    inputs = replace(data.inputs, blocks=data.inputs.blocks.with_seed(seed))
     started = time.perf_counter()
-    sample = draw_sample(
-        data.pool, data.teacher, distillation.compute, params, n_shared_views(distillation)
-    )
-    measured = measured_images(
-        data.labeled,
-        data.labeled_features,
-        sample,
-        data.teacher,
-        data.duplicates,
-        data.yardstick,
-        params,
-    )
+    sample = inputs.draw_sample(params)
+    measured = measured_images(inputs, sample, params)
     candidates = Candidates(params.chosen, study.controls_of(sample))
-    outcome = data.halving(sample, measured, candidates, params).run()
+    deadline = started + 60 * params.minutes
+    outcome = Halving(inputs, sample, measured, candidates, params, deadline).run()
     seconds = time.perf_counter() - started
-    n_updates = distillation.n_updates
+    n_updates = inputs.blocks.distillation.n_updates
     facts = Judgment(outcome.trials, outcome.present, n_updates, params.least_gain).facts()
     variants = {
         name: params.chosen[name]
@@ -124,7 +101,9 @@ def validate(data: Data, seed: int) -> dict[str, Any]:
     }
     full = params.model_copy(update={"n_rounds": 1, "lengths": (n_updates,)})
     trainings = Candidates(variants, candidates.controls)
-    actual = data.halving(data.whole_pool(sample), measured, trainings, full).run()
+    whole = data.whole_pool(sample)
+    deadline = time.perf_counter() + 60 * params.minutes
+    actual = Halving(inputs, whole, measured, trainings, full, deadline).run()
     reached = {trial.candidate: trial for trial in actual.trials}
     return {
         "seed": seed,

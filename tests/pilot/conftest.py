@@ -8,8 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pu_kd_pipeline.comparison.grid import Blocks
+from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.images.duplicates import COLUMNS
+from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot.halving import Trial
+from pu_kd_pipeline.pilot.inputs import TrialInputs
+from tests.comparison.builders import block_of
 from tests.comparison.conftest import inputs  # noqa: F401
 
 NO_COPIES = pd.DataFrame({name: pd.Series(dtype=object) for name in COLUMNS})
@@ -17,6 +22,19 @@ N_MEASURED = 400
 LENGTHS = (100, 200, 400)
 
 MakeTrials = Callable[..., list[Trial]]
+
+
+def trial_inputs(images: ComparisonInputs, blocks: Blocks) -> TrialInputs:
+    return TrialInputs(
+        images.teacher,
+        images.labeled_images,
+        images.pool_images,
+        images.test_images,
+        NO_COPIES,
+        images.labeled_features,
+        YardstickParams(**block_of("yardstick")),
+        blocks,
+    )
 
 
 def make_trial(

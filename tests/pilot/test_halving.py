@@ -21,7 +21,7 @@ from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, measured_
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
 from tests.comparison.builders import BASE, block_of
-from tests.pilot.conftest import NO_COPIES
+from tests.pilot.conftest import NO_COPIES, trial_inputs
 
 SHORT_BLOCKS = BASE
 # Lengths may not be above those of a full training.
@@ -46,28 +46,10 @@ def halving_of(
     seconds: float = 300.0,
     blocks=None,
 ) -> Halving:
-    measured = measured_images(
-        inputs.labeled_images,
-        inputs.labeled_features,
-        sample,
-        inputs.teacher,
-        NO_COPIES,
-        YardstickParams(**block_of("yardstick")),
-        params,
-    )
-    return Halving(
-        inputs.teacher,
-        inputs.labeled_images,
-        inputs.test_images,
-        inputs.labeled_features,
-        sample,
-        NO_COPIES,
-        measured,
-        blocks or LONG_BLOCKS,
-        Candidates(params.chosen, CONTROLS),
-        params,
-        deadline=time.perf_counter() + seconds,
-    )
+    read = trial_inputs(inputs, blocks or LONG_BLOCKS)
+    measured = measured_images(read, sample, params)
+    candidates = Candidates(params.chosen, CONTROLS)
+    return Halving(read, sample, measured, candidates, params, time.perf_counter() + seconds)
 
 
 @pytest.fixture(scope="session")
@@ -257,6 +239,17 @@ def test_a_faulty_candidate_is_named(inputs, sample):
         halving_of(inputs, sample, params)
 
 
+def test_a_budget_near_the_size_of_the_sample_is_named(inputs, sample):
+    variants = {
+        "most": ComparisonVariant(rule="confident", budget=1000),
+        "few": ComparisonVariant(rule="confident", budget=100),
+    }
+    params = params_of(n_rounds=1, lengths=[10]).model_copy(update={"candidates": variants})
+    note = halving_of(inputs, sample, params).run().note
+    assert "With its budget, most kept more than half of the 1,500 sampled images" in note
+    assert "few" not in note
+
+
 def test_too_few_measured_images_are_refused(inputs):
     compute = BASE.distillation.compute
     params = params_of(max_pool_images=20, yardstick_share=0.01)
@@ -268,7 +261,7 @@ def test_too_few_measured_images_are_refused(inputs):
 def test_a_small_yardstick_takes_more_of_the_related_images(inputs, sample):
     few = params_of(yardstick_share=0.02)
     yardstick = YardstickParams(**block_of("yardstick"))
-    images = (inputs.labeled_images, inputs.labeled_features, sample, inputs.teacher, NO_COPIES)
+    read = trial_inputs(inputs, LONG_BLOCKS)
     drawn = yardstick.model_copy(update={"max_share": 0.02, "seed": 0})
     by_parameters = choose_yardstick(
         inputs.labeled_images,
@@ -280,28 +273,18 @@ def test_a_small_yardstick_takes_more_of_the_related_images(inputs, sample):
         drawn,
     )
     assert len(by_parameters) < 40
-    assert len(measured_images(*images, yardstick, few)) > len(by_parameters)
+    assert len(measured_images(read, sample, few)) > len(by_parameters)
     # Where it is large enough, the parameter decides.
     enough = params_of(yardstick_share=0.3)
     share = yardstick.model_copy(update={"max_share": 0.3, "seed": 0})
-    measured = measured_images(*images, yardstick, enough)
+    measured = measured_images(read, sample, enough)
     assert len(measured) >= 40
     assert measured.attrs["max_share"] == share.max_share
 
 
 def test_a_pilot_is_judged(inputs, sample):
     params = params_of(n_rounds=2, lengths=[10, 20])
-    table = study.run_trials(
-        inputs.teacher,
-        inputs.labeled_images,
-        inputs.pool_images,
-        inputs.test_images,
-        NO_COPIES,
-        inputs.labeled_features,
-        YardstickParams(**block_of("yardstick")),
-        LONG_BLOCKS,
-        params,
-    )
+    table = study.run_trials(trial_inputs(inputs, LONG_BLOCKS), params)
     found = study.judge_trials(table, LONG_BLOCKS, params)
     costs = found["costs"]
     assert costs["n_pool"] == 3050
@@ -318,15 +301,7 @@ def test_labels_are_needed(inputs):
     nothing = ImageSubset.of(inputs.labeled_images, np.empty(0, dtype=np.int64))
     with pytest.raises(InputError, match="pilot: students need labeled images"):
         study.run_trials(
-            inputs.teacher,
-            nothing,
-            inputs.pool_images,
-            inputs.test_images,
-            NO_COPIES,
-            inputs.labeled_features,
-            YardstickParams(**block_of("yardstick")),
-            LONG_BLOCKS,
-            params_of(),
+            replace(trial_inputs(inputs, LONG_BLOCKS), labeled_images=nothing), params_of()
         )
     small = ImageSubset.of(inputs.pool_images, np.arange(5))
     with pytest.raises(InputError, match="short trainings need 10"):

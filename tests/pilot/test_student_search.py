@@ -13,13 +13,12 @@ from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.params.pilot import PRESENT
 from pu_kd_pipeline.params.student_search import StudentSearchParams
-from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot import student_search
 from pu_kd_pipeline.pilot.study import command_with, parameters_as_yaml
 from pu_kd_pipeline.reporting.student_search_page import render_student_search
 from pu_kd_pipeline.storage.table import read_table, write_table
 from tests.comparison.builders import BASE, block_of
-from tests.pilot.conftest import NO_COPIES
+from tests.pilot.conftest import trial_inputs
 
 LONG_BLOCKS = replace(BASE, distillation=BASE.distillation.model_copy(update={"n_updates": 100}))
 FAMILIES = {
@@ -45,17 +44,7 @@ def params_of(**changes: Any) -> StudentSearchParams:
 
 
 def search(inputs: ComparisonInputs, params: StudentSearchParams) -> pd.DataFrame:
-    return student_search.run_trials(
-        inputs.teacher,
-        inputs.labeled_images,
-        inputs.pool_images,
-        inputs.test_images,
-        NO_COPIES,
-        inputs.labeled_features,
-        YardstickParams(**block_of("yardstick")),
-        LONG_BLOCKS,
-        params,
-    )
+    return student_search.run_trials(trial_inputs(inputs, LONG_BLOCKS), params)
 
 
 @pytest.fixture(scope="session")

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from pu_kd_pipeline import progress
 from pu_kd_pipeline.comparison.computation import CellComputation
-from pu_kd_pipeline.comparison.grid import Blocks, Cell, make_cells
+from pu_kd_pipeline.comparison.grid import Cell, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.manifests import n_pool_images
 from pu_kd_pipeline.comparison.pool_scores import ScoredPool
 from pu_kd_pipeline.devices import MemoryShortage
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import excluded_images
-from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.images.yardstick import Yardstick, yardstick_logits
 from pu_kd_pipeline.learning.selection_criteria import CRITERIA
@@ -35,16 +34,15 @@ from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.comparison import ComparisonParams, ComparisonVariant, Overrides
 from pu_kd_pipeline.params.pilot import PRESENT, HalvingParams
 from pu_kd_pipeline.params.pu_training import AUDIT
-from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot.costs import (
     TrainingCost,
     affordable_length,
     n_shared_views,
     step_seconds,
 )
+from pu_kd_pipeline.pilot.inputs import TrialInputs, check_labeled
 from pu_kd_pipeline.pilot.sample import PoolSample
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
-from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
 
 logger = logging.getLogger(__name__)
@@ -128,15 +126,7 @@ class Outcome:
     note: str | None
 
 
-def measured_images(
-    labeled_images: ImageStore,
-    labeled_features: ShardedTable,
-    sample: PoolSample,
-    teacher: Model,
-    duplicates: pd.DataFrame,
-    yardstick: YardstickParams,
-    params: HalvingParams,
-) -> pd.DataFrame:
+def measured_images(inputs: TrialInputs, sample: PoolSample, params: HalvingParams) -> pd.DataFrame:
     """Return the yardstick of a sample, see `selection.yardstick.choose_yardstick`.
 
     Where it would be small, it takes more of the related images than the parameters say, up to a
@@ -145,7 +135,7 @@ def measured_images(
     Raises:
         InputError: there are too few images that could be measured on.
     """
-    if not yardstick.n_images:
+    if not inputs.yardstick.n_images:
         raise InputError(
             f"{params.key}: yardstick.n_images is 0, and students could not be measured: raise it"
         )
@@ -155,13 +145,13 @@ def measured_images(
             continue
         drawn = {"max_share": share, "seed": params.seed}
         table = choose_yardstick(
-            labeled_images,
+            inputs.labeled_images,
             sample.images,
-            labeled_features,
+            inputs.labeled_features,
             sample.features,
-            teacher,
-            duplicates,
-            yardstick.model_copy(update=drawn),
+            inputs.teacher,
+            inputs.duplicates,
+            inputs.yardstick.model_copy(update=drawn),
         )
     if len(table) < _FEWEST_MEASURED:
         raise InputError(
@@ -173,32 +163,13 @@ def measured_images(
     return table
 
 
-def check_labeled(images: ImageStore, key: str) -> None:
-    """Check that students have labeled images to learn from.
-
-    Raises:
-        InputError: there are none, or some have no label.
-    """
-    if not len(images) or images.index["label"].isna().any():
-        raise InputError(
-            f"{key}: students need labeled images, with a label each, that are neither measured on "
-            "nor copies of test images: set `labels: classes` on the sources of "
-            "data_ingestion.labeled, or add images"
-        )
-
-
 class Halving:
     """Trains candidates round by round.
 
     Args:
-        teacher: the network to compress.
-        labeled_images: all of them; the students learn from those that are not measured on.
-        test_images: only to leave out their copies.
-        labeled_features: of the labeled images, by the teacher.
+        inputs: what the trainings read.
         sample: of the pool.
-        duplicates: copies in several stores.
-        yardstick: the images that students are measured on, see `measured_images`.
-        blocks: those of the run, which candidates override.
+        measured: the images that students are measured on, see `measured_images`.
         candidates: what is compared.
         params: rounds and time.
         deadline: of the last training, as `time.perf_counter` counts.
@@ -209,52 +180,49 @@ class Halving:
 
     def __init__(
         self,
-        teacher: Model,
-        labeled_images: ImageStore,
-        test_images: ImageStore,
-        labeled_features: ShardedTable,
+        inputs: TrialInputs,
         sample: PoolSample,
-        duplicates: pd.DataFrame,
-        yardstick: pd.DataFrame,
-        blocks: Blocks,
+        measured: pd.DataFrame,
         candidates: Candidates,
         params: HalvingParams,
         deadline: float,
     ) -> None:
+        blocks = inputs.blocks
         n_updates = blocks.distillation.n_updates
         if params.lengths is not None and params.lengths[-1] > n_updates:
             raise InputError(
                 f"{params.key}.lengths: {params.lengths[-1]:,} updates are more than the "
                 f"{n_updates:,} of distillation.n_updates: lower the one or raise the other"
             )
-        self._teacher = teacher
+        self._teacher = inputs.teacher
         self._sample = sample
+        self._n_pool = len(inputs.pool_images)
         self._blocks = blocks
         self._controls = candidates.controls
         self._variants = dict(candidates.variants)
         self._params = params
         self._deadline = deadline
         self._compute = blocks.distillation.compute
-        self._yardstick = Yardstick(yardstick, {"labeled": labeled_images, "pool": sample.images})
-        nothing = ImageSubset.of(labeled_images, np.empty(0, dtype=np.int64))
-        inputs = ComparisonInputs(
-            teacher,
-            labeled_images,
+        labeled = inputs.labeled_images
+        self._yardstick = Yardstick(measured, {"labeled": labeled, "pool": sample.images})
+        of_cells = ComparisonInputs(
+            inputs.teacher,
+            labeled,
             sample.images,
-            test_images,
-            nothing,
-            labeled_features,
+            inputs.test_images,
+            ImageSubset.of(labeled, np.empty(0, dtype=np.int64)),
+            inputs.labeled_features,
             sample.features,
-            excluded=excluded_images(duplicates, blocks.subset_materialization, yardstick),
+            excluded=excluded_images(inputs.duplicates, blocks.subset_materialization, measured),
             yardstick=self._yardstick,
         ).without_excluded()
-        self._n_labeled = len(inputs.labeled_images)
-        check_labeled(inputs.labeled_images, params.key)
-        counts = inputs.labeled_images.index["label"].value_counts()
+        self._n_labeled = len(of_cells.labeled_images)
+        check_labeled(of_cells.labeled_images, params.key)
+        counts = of_cells.labeled_images.index["label"].value_counts()
         # As many of each class as the largest has: all of them are drawn.
         self._per_class = int(counts.max())
         self._computation = CellComputation(
-            inputs, hint_share=0.5, has_short_trainings=n_shared_views(blocks.distillation) > 0
+            of_cells, hint_share=0.5, has_short_trainings=n_shared_views(blocks.distillation) > 0
         )
         self._present = self._find_present()
 
@@ -311,6 +279,14 @@ class Halving:
                 f"round: raise {self._params.key}.minutes, or lower {self._params.key}."
                 "max_pool_images"
             )
+        nearly_all = self._keeping_nearly_all(trials)
+        if nearly_all:
+            notes.append(
+                f"With its budget, {' and '.join(nearly_all)} kept more than half of the "
+                f"{len(self._sample.images):,} sampled images, and a smaller part of the whole "
+                f"pool: raise {self._params.key}.max_pool_images and {self._params.key}.minutes "
+                "to see what choosing so many is worth."
+            )
         if self._blocks.pu_training.class_prior == AUDIT:
             notes.append(
                 "The class prior was estimated on the sample: that of the audit is of the whole "
@@ -318,6 +294,21 @@ class Halving:
             )
         note = " ".join(notes) or None
         return Outcome(trials, self._present, self._yardstick, steps, pool, note)
+
+    def _keeping_nearly_all(self, trials: Sequence[Trial]) -> list[str]:
+        """Return candidates that hardly choose in the sample, but do in the larger pool."""
+        n_sampled = len(self._sample.images)
+        if n_sampled == self._n_pool:
+            return []
+        cells = self._cells_of(self._variants, self._blocks.distillation.n_updates)
+        return [
+            trial.candidate
+            for trial in trials
+            if trial.round == 1
+            and trial.candidate in cells
+            and cells[trial.candidate].blocks.subset_materialization.budget is not None
+            and trial.n_pool_images > n_sampled / 2
+        ]
 
     def _find_present(self) -> str:
         """Return the candidate that changes no parameter of the run; it is added if there is none.

@@ -15,27 +15,21 @@ from pu_kd_pipeline.comparison.grid import Blocks
 from pu_kd_pipeline.devices import cpu_name
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.evaluation import model_costs
-from pu_kd_pipeline.features.scoring import check_teacher
-from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.comparison import ComparisonVariant
 from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.params.pilot import PRESENT
 from pu_kd_pipeline.params.student_search import StudentFamily, StudentSearchParams
-from pu_kd_pipeline.params.yardstick import YardstickParams
-from pu_kd_pipeline.pilot.costs import n_shared_views
 from pu_kd_pipeline.pilot.halving import (
     Candidates,
     Halving,
     Trial,
-    check_labeled,
     measured_images,
 )
+from pu_kd_pipeline.pilot.inputs import TrialInputs
 from pu_kd_pipeline.pilot.judgment import divergence_difference, surely_closer, trial_facts
-from pu_kd_pipeline.pilot.sample import draw_sample
 from pu_kd_pipeline.pilot.trials import trials_of, trials_table
-from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.yardstick import yardstick_facts
 
 logger = logging.getLogger(__name__)
@@ -62,31 +56,14 @@ class Student:
     options: dict[str, Any]
 
 
-def run_trials(
-    teacher: Model,
-    labeled_images: ImageStore,
-    pool_images: ImageStore,
-    test_images: ImageStore,
-    duplicates: pd.DataFrame,
-    labeled_features: ShardedTable,
-    yardstick: YardstickParams,
-    blocks: Blocks,
-    params: StudentSearchParams,
-) -> pd.DataFrame:
+def run_trials(inputs: TrialInputs, params: StudentSearchParams) -> pd.DataFrame:
     """Return the trials of a search, one row each; the `attrs` hold the students and their costs.
 
     All students learn from the images that the rule of the run draws. The student of the run is
     trained in every round, whether it keeps the limits or not.
 
     Args:
-        teacher: the network to compress.
-        labeled_images: those of the run, with a label each.
-        pool_images: the whole pool, of which a sample is read.
-        test_images: only their copies count; no student answers for one.
-        duplicates: copies in several stores.
-        labeled_features: of the labeled images, by the teacher.
-        yardstick: how the measured images are drawn.
-        blocks: those of the run.
+        inputs: images, teacher, and the blocks of the run.
         params: families, limits, rounds and time.
 
     Raises:
@@ -99,19 +76,16 @@ def run_trials(
             "student_search: there is no limit: set student_search.latency_ms, size_mb or mflops, "
             "such as --params=student_search.latency_ms=5"
         )
-    check_labeled(labeled_images, params.key)
-    check_teacher(labeled_features, teacher.fingerprint(), "labeled_features")
-    compute = blocks.distillation.compute
+    inputs.check(params.key)
+    blocks = inputs.blocks
     students = list(_students(params.families))
-    facts, refused = _measured(teacher, students, blocks, params)
+    facts, refused = _measured(inputs.teacher, students, blocks, params)
     fitting = [student for student in students if _keeps(facts.get(student.name), params.limits)]
     if not fitting:
         raise InputError(_nothing_fits(facts, params.limits))
     chosen = largest_of_each(fitting, facts, params.max_students)
-    sample = draw_sample(pool_images, teacher, compute, params, n_shared_views(blocks.distillation))
-    measured = measured_images(
-        labeled_images, labeled_features, sample, teacher, duplicates, yardstick, params
-    )
+    sample = inputs.draw_sample(params)
+    measured = measured_images(inputs, sample, params)
     rule = blocks.subset_materialization.rule
     present_options = blocks.distillation.student_options
     variants = {
@@ -120,20 +94,9 @@ def run_trials(
         )
         for student in chosen
     }
-    halving = Halving(
-        teacher,
-        labeled_images,
-        test_images,
-        labeled_features,
-        sample,
-        duplicates,
-        measured,
-        blocks,
-        Candidates(variants, controls={}),
-        params,
-        deadline=started + 60 * params.minutes,
-    )
-    outcome = halving.run()
+    deadline = started + 60 * params.minutes
+    candidates = Candidates(variants, controls={})
+    outcome = Halving(inputs, sample, measured, candidates, params, deadline).run()
     table = trials_table(outcome.trials)
     table.attrs.update(
         version=VERSION,
@@ -146,7 +109,7 @@ def run_trials(
         seconds=time.perf_counter() - started,
         hardware=cpu_name(),  # of the latencies
         n_sampled=len(sample.images),
-        n_pool=len(pool_images),
+        n_pool=len(inputs.pool_images),
     )
     return table
 

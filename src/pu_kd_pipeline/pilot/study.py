@@ -16,33 +16,27 @@ from pydantic import BaseModel
 from pu_kd_pipeline.comparison.grid import Blocks
 from pu_kd_pipeline.devices import hardware_name
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.features.scoring import check_teacher
-from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.selection_size import BUDGET
-from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.params.overrides import with_overrides
 from pu_kd_pipeline.params.pilot import CONTROLS, ORACLE, PilotParams
-from pu_kd_pipeline.params.yardstick import YardstickParams
-from pu_kd_pipeline.pilot.costs import n_shared_views
 from pu_kd_pipeline.pilot.forecast import MeasuredCosts, forecast_run, peak_memory_bytes
 from pu_kd_pipeline.pilot.halving import (
     Candidates,
     Halving,
     Outcome,
     Trial,
-    check_labeled,
     measured_images,
 )
+from pu_kd_pipeline.pilot.inputs import TrialInputs
 from pu_kd_pipeline.pilot.judgment import (
     RULES_OF_CONTROLS,
     Judgment,
     recommended_parameters,
     trial_facts,
 )
-from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
+from pu_kd_pipeline.pilot.sample import PoolSample
 from pu_kd_pipeline.pilot.trials import trials_of, trials_table
-from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.yardstick import yardstick_facts
 
 VERSION = 1
@@ -61,30 +55,13 @@ _SHOWN = (
 )
 
 
-def run_trials(
-    teacher: Model,
-    labeled_images: ImageStore,
-    pool_images: ImageStore,
-    test_images: ImageStore,
-    duplicates: pd.DataFrame,
-    labeled_features: ShardedTable,
-    yardstick: YardstickParams,
-    blocks: Blocks,
-    params: PilotParams,
-) -> pd.DataFrame:
+def run_trials(inputs: TrialInputs, params: PilotParams) -> pd.DataFrame:
     """Return the trials of a pilot, one row each; the `attrs` hold what was measured on the way.
 
     The columns are the fields of `halving.Trial`.
 
     Args:
-        teacher: the network to compress.
-        labeled_images: those of the run, with a label each.
-        pool_images: the whole pool, of which a sample is read.
-        test_images: only their number and their copies count; no student answers for one.
-        duplicates: copies in several stores.
-        labeled_features: of the labeled images, by the teacher.
-        yardstick: how the measured images are drawn.
-        blocks: those of the run, which candidates override.
+        inputs: images, teacher, and the blocks that candidates override.
         params: candidates, rounds and time.
 
     Raises:
@@ -93,31 +70,15 @@ def run_trials(
     """
     started = time.perf_counter()
     cpu_started = time.process_time()
-    check_labeled(labeled_images, params.key)
-    compute = blocks.distillation.compute
-    check_teacher(labeled_features, teacher.fingerprint(), "labeled_features")
-    n_views = n_shared_views(blocks.distillation)
-    sample = draw_sample(pool_images, teacher, compute, params, n_views)
+    inputs.check(params.key)
+    teacher = inputs.teacher
+    sample = inputs.draw_sample(params)
     candidates = Candidates(params.chosen, controls_of(sample))
-    measured = measured_images(
-        labeled_images, labeled_features, sample, teacher, duplicates, yardstick, params
-    )
-    halving = Halving(
-        teacher,
-        labeled_images,
-        test_images,
-        labeled_features,
-        sample,
-        duplicates,
-        measured,
-        blocks,
-        candidates,
-        params,
-        deadline=started + 60 * params.minutes,
-    )
-    outcome = halving.run()
+    measured = measured_images(inputs, sample, params)
+    deadline = started + 60 * params.minutes
+    outcome = Halving(inputs, sample, measured, candidates, params, deadline).run()
     table = trials_table(outcome.trials)
-    n_images = (len(pool_images), len(labeled_images), len(test_images))
+    n_images = (len(inputs.pool_images), len(inputs.labeled_images), len(inputs.test_images))
     table.attrs.update(
         version=VERSION,
         costs=asdict(_costs(sample, outcome, n_images)),
@@ -128,7 +89,7 @@ def run_trials(
         minutes=params.minutes,
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time() - cpu_started,
-        hardware=hardware_name(compute),
+        hardware=hardware_name(inputs.blocks.distillation.compute),
         n_classes=teacher.n_classes,
         teacher=teacher.fingerprint(),
     )

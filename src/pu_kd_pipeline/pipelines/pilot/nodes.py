@@ -37,14 +37,22 @@ def run_trials(
     """Return one row per short training, and in the attrs what was measured on the way."""
     from pu_kd_pipeline.comparison.grid import Blocks
     from pu_kd_pipeline.pilot import study
+    from pu_kd_pipeline.pilot.inputs import TrialInputs
 
     blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
     # An input only so that no pilot starts with a teacher at chance level.
     del teacher_check
-    images = (labeled_images, pool_images, test_images)
-    return study.run_trials(
-        teacher, *images, duplicates, labeled_features, yardstick, blocks, params
+    inputs = TrialInputs(
+        teacher,
+        labeled_images,
+        pool_images,
+        test_images,
+        duplicates,
+        labeled_features,
+        yardstick,
+        blocks,
     )
+    return study.run_trials(inputs, params)
 
 
 def judge_trials(

@@ -37,14 +37,22 @@ def search_students(
     """Return one row per short training, and in the attrs the students and their costs."""
     from pu_kd_pipeline.comparison.grid import Blocks
     from pu_kd_pipeline.pilot import student_search
+    from pu_kd_pipeline.pilot.inputs import TrialInputs
 
     blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
     # An input only so that no search starts with a teacher at chance level.
     del teacher_check
-    images = (labeled_images, pool_images, test_images)
-    return student_search.run_trials(
-        teacher, *images, duplicates, labeled_features, yardstick, blocks, params
+    inputs = TrialInputs(
+        teacher,
+        labeled_images,
+        pool_images,
+        test_images,
+        duplicates,
+        labeled_features,
+        yardstick,
+        blocks,
     )
+    return student_search.run_trials(inputs, params)
 
 
 def judge_students(
