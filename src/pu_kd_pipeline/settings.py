@@ -9,12 +9,14 @@ from pu_kd_pipeline.hooks.run_log import RunLogHooks
 from pu_kd_pipeline.hooks.signals import SignalHooks
 from pu_kd_pipeline.hooks.summary import SummaryHooks
 from pu_kd_pipeline.hooks.tracking import TrackingHooks
+from pu_kd_pipeline.hooks.viz import VizHooks
 from pu_kd_pipeline.params.environment import RESOLVERS
 
 # Kedro calls the last one first: paths are set before anything reads them, input is checked before
 # tracking starts, the summary comes after everything else, and the warnings after the summary.
 HOOKS = (
     RunLogHooks(),
+    VizHooks(),
     SummaryHooks(),
     TrackingHooks(),
     CheckpointHooks(),
