@@ -55,7 +55,7 @@ def test_a_resumed_loop_keeps_its_own_steps(published):
     assert steps == [4, 5]
 
 
-def test_a_log_has_the_first_and_last_step_and_one_line_every_ten_seconds(lines, monkeypatch):
+def test_a_log_has_a_line_soon_then_one_every_ten_seconds_and_one_at_the_end(lines, monkeypatch):
     # Half a second per epoch.
     clock = itertools.count(step=0.5)
     now = [0.0]
@@ -66,8 +66,19 @@ def test_a_log_has_the_first_and_last_step_and_one_line_every_ten_seconds(lines,
     logged = lines()
     steps = [line.split(" ")[1] for line in logged]
 
-    assert steps == ["1", "22", "42", "62", "82", "100"]
-    assert logged[1] == "training: 22 of 100 loss 0.04545, about 37 s left"
+    # The first one is after two seconds, which give a first estimate of the rest.
+    assert steps == ["6", "26", "46", "66", "86", "100"]
+    assert logged[1] == "training: 26 of 100 loss 0.03846, 2 per second, about 37 s left"
+
+
+@pytest.mark.parametrize("total", [15, None])
+def test_a_loop_of_less_than_ten_seconds_leaves_no_line(total, lines, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for _ in progress.track(iter(range(15)), name="shards", total=total):
+        # The first one is slow, as where a library is imported, and the others are not.
+        now[0] += 0.01 if now[0] else 1.9
+    assert lines() == []
 
 
 def test_steps_that_a_resumed_loop_repeats_do_not_spoil_the_remaining_time(lines, monkeypatch):
@@ -79,16 +90,21 @@ def test_steps_that_a_resumed_loop_repeats_do_not_spoil_the_remaining_time(lines
         if record["epoch"] >= 60:
             now[0] += 5.0
 
-    assert lines()[-2] == "training: 98 of 100 loss 0.0102, about 10 s left"
+    expected = "training: 98 of 100 loss 0.0102, 5.0 s each, about 10 s left"
+    assert lines()[-2] == expected
 
 
-def test_a_loop_of_unknown_length_that_is_abandoned_still_logs_its_last_step(lines):
+def test_a_loop_of_unknown_length_that_is_abandoned_still_logs_its_last_step(lines, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     # An iterator has no length.
     numbers = iter(range(1000))
     for item in progress.track(numbers, name="shards", unit="images"):
+        now[0] += 4.0
         if item == 4:
             break
-    assert lines() == ["shards: 1 images", "shards: 5 images"]
+    expected = ["shards: 3 images, 4.0 s each", "shards: 5 images, 4.0 s each"]
+    assert lines() == expected
 
 
 def test_a_long_loop_over_images_shows_pace_and_remaining_time_from_its_first_batch_on(
@@ -156,6 +172,7 @@ def test_a_terminal_shows_bars_and_nested_loops_share_the_screen(monkeypatch, li
     assert "batches" in shown
     assert "2/2" in shown
     assert "loss 0.5" in shown
+    assert "per second" in shown
     # The log stays empty.
     assert lines() == []
 
@@ -180,3 +197,49 @@ def test_a_terminal_shows_bars_and_nested_loops_share_the_screen(monkeypatch, li
 )
 def test_a_duration_is_named_as_people_name_it(seconds, text):
     assert progress.duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("n", "seconds", "text"),
+    [
+        (5945, 1.0, "5,945 per second"),
+        (3, 2.0, "1.5 per second"),
+        (1, 3.2, "3.2 s each"),
+        (2, 400.0, "3 min 20 s each"),
+    ],
+)
+def test_a_pace_is_a_rate_or_the_time_of_a_step(n, seconds, text):
+    assert progress.pace_text(n, seconds) == text
+
+
+def test_a_part_is_one_line_with_the_time_that_is_left(lines, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    nested = logging.getLogger("pu_kd_pipeline.nested")
+    level = logging.getLogger("pu_kd_pipeline").level
+    for number in progress.track(range(1, 4), name="cells"):
+        with progress.part(f"cell {number} of 3") as report:
+            nested.info("a finding")
+            nested.warning("a warning")
+            for _ in progress.track(range(4), name="epochs"):
+                now[0] += 3.0
+            report("accuracy 97 %")
+    # The loop of epochs takes more than ten seconds, and says which cell it is in.
+    assert lines()[:3] == [
+        "a warning",
+        "cell 1 of 3: epochs: 1 of 4, 3.0 s each, about 9 s left",
+        "cell 1 of 3: accuracy 97 % (12 s), about 24 s left",
+    ]
+    assert lines()[-1] == "cell 3 of 3: accuracy 97 % (12 s)"
+    assert len(lines()) == 9
+    # After it, findings are logged as before.
+    assert logging.getLogger("pu_kd_pipeline").level == level
+    assert progress.logger.level == logging.INFO
+
+
+def test_with_the_level_debug_parts_hide_nothing(caplog):
+    caplog.set_level(logging.DEBUG, logger="pu_kd_pipeline")
+    with progress.part("cell 1 of 1") as report:
+        logging.getLogger("pu_kd_pipeline.nested").info("a finding")
+        report("done")
+    assert caplog.messages[0] == "a finding"

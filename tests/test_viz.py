@@ -101,8 +101,10 @@ def test_the_page_lists_every_pipeline(page, graph):
     front_page = (page / "index.html").read_text()
     assert "<html" in front_page
 
-    listed = ids_of(graph["pipelines"])
-    assert listed >= STAGES | {"__default__", "full"}
+    listed = [pipeline["id"] for pipeline in graph["pipelines"]]
+    assert set(listed) >= STAGES | {"__default__", "full"}
+    # In the same order every time.
+    assert listed == sorted(listed)
 
 
 @pytest.mark.parametrize("name", sorted(STAGES | {"full"}))
@@ -142,6 +144,17 @@ def test_data_flows_down_through_the_layers(graph, layer_positions):
         for source in inputs[task]:
             for target in outputs[task]:
                 assert layer_positions[source] <= layer_positions[target], (source, target)
+
+
+def test_nodes_show_the_code_that_they_run(page, graph):
+    functions = {}
+    for task in nodes_of_type(graph, "task"):
+        about = json.loads((page / "api" / "nodes" / task["id"]).read_text())
+        functions[task["name"]] = about["code"].strip().partition("(")[0]
+    assert functions["find_class_prior"] == "def find_class_prior"
+    # Made by a function that other stages call, too.
+    assert functions["distill_student"] == "def distill_student"
+    assert all(code.startswith("def ") for code in functions.values())
 
 
 def test_each_stage_folds_into_one_box_and_no_node_is_outside(graph):

@@ -24,6 +24,7 @@ from kedro.io.core import (
     get_filepath_str,
     get_protocol_and_path,
 )
+from kedro_datasets.text import TextDataset
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.storage.remote import RemoteFiles
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 # kedro-viz recognizes a preview by the name of its return annotation, wherever that is defined.
 TablePreview = NewType("TablePreview", dict[str, Any])
 ImagePreview = NewType("ImagePreview", str)
+JSONPreview = NewType("JSONPreview", str)
+HTMLPreview = NewType("HTMLPreview", str)
+N_THUMBNAILS = 40
 
 
 class NotLocalError(InputError):
@@ -119,6 +123,10 @@ class OptionalJSONDataset(_OnDisk, AbstractDataset[Any, Any]):
             raise InputError(
                 f"{self.filepath} is no JSON ({exc}): delete it, and write it again"
             ) from exc
+
+    def preview(self) -> JSONPreview:
+        """Return the content for kedro-viz; `null` where there is no file."""
+        return JSONPreview(json.dumps(self.load()))
 
     def _exists(self) -> bool:
         return True
@@ -204,6 +212,22 @@ class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"])
 
         return ImageStore.open(self.filepath)
 
+    def counts(self) -> dict[str, int]:
+        """Return the number of images, for kedro-viz."""
+        return {"rows": len(self.load())}
+
+    def preview(self, n_images: int = N_THUMBNAILS) -> ImagePreview:
+        """Return images from all over the store for kedro-viz, as base64."""
+        import numpy as np
+
+        from pu_kd_pipeline.images.pictures import png_bytes, thumbnails
+
+        store = self.load()
+        n = min(n_images, len(store))
+        rows = np.linspace(0, max(len(store) - 1, 0), n).astype(np.int64)
+        sheet = thumbnails(store.read(rows), n_columns=8)
+        return ImagePreview(base64.b64encode(png_bytes(sheet)).decode())
+
     def _exists(self) -> bool:
         # The file is written last: without it, the store is incomplete.
         return (self.filepath / "store.json").is_file()
@@ -249,6 +273,24 @@ class ShardedTableDataset(
         from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
         return ShardedTable.open(self.filepath)
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of rows and columns, for kedro-viz; checksums are not compared."""
+        from pu_kd_pipeline.storage.previews import table_counts
+
+        return table_counts([file for file in self.files() if file.suffix == ".parquet"])
+
+    def preview(self, nrows: int = 5) -> TablePreview:
+        """Return the first rows for kedro-viz."""
+        import pandas as pd
+
+        from pu_kd_pipeline.storage.previews import table_preview
+
+        first = next(self.load().shards(), None)
+        if first is None:
+            return TablePreview(table_preview(pd.DataFrame()))
+        rows = first.slice(0, nrows).replace_schema_metadata().to_pandas()
+        return TablePreview(table_preview(rows))
 
     def files(self) -> list[Path]:
         """Return the existing files of the table, without other files in its folder."""
@@ -377,10 +419,18 @@ class TableDataset(_Stored):
         with self._reading() as path:
             return read_table(path)
 
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of rows and columns, for kedro-viz."""
+        from pu_kd_pipeline.storage.previews import table_counts
+
+        with self._reading() as path:
+            return table_counts([path])
+
     def preview(self, nrows: int = 5) -> TablePreview:
         """Return the first rows for kedro-viz."""
-        first_rows = self.load().head(nrows)
-        return TablePreview(first_rows.to_dict(orient="split"))
+        from pu_kd_pipeline.storage.previews import table_preview
+
+        return TablePreview(table_preview(self.load().head(nrows)))
 
 
 class OptionalTableDataset(_Stored):
@@ -399,8 +449,28 @@ class OptionalTableDataset(_Stored):
         with self._reading() as path:
             return read_table(path)
 
+    def preview(self, nrows: int = 5) -> TablePreview:
+        """Return the first rows for kedro-viz; none where there is no table."""
+        import pandas as pd
+
+        from pu_kd_pipeline.storage.previews import table_preview
+
+        table = self.load()
+        return TablePreview(table_preview(pd.DataFrame() if table is None else table.head(nrows)))
+
     def _exists(self) -> bool:
         return True
+
+
+class PageDataset(TextDataset):
+    """Kedro's text file, with a preview of pages and other text; all its arguments are Kedro's."""
+
+    def preview(self) -> HTMLPreview:
+        """Return the text for kedro-viz."""
+        from pu_kd_pipeline.storage.previews import page_preview
+
+        is_html = PurePosixPath(self._filepath).suffix == ".html"
+        return HTMLPreview(page_preview(self.load(), is_html=is_html))
 
 
 class FigureDataset(_Stored):
@@ -446,7 +516,8 @@ class _ModelFolder(_Stored):
     """A folder with the weights of a network and its card."""
 
     # A folder without a card is no model, so that the card is written last.
-    _parts = ("weights.safetensors", "card.json")
+    _card = "card.json"
+    _parts = ("weights.safetensors", _card)
 
     def save(self, data: Model | PUClassifier) -> None:
         """Write the folder."""
@@ -454,6 +525,11 @@ class _ModelFolder(_Stored):
 
         with self._writing() as path:
             save_model(data, path)
+
+    def preview(self) -> JSONPreview:
+        """Return the card for kedro-viz."""
+        with self._reading() as path:
+            return JSONPreview((path / self._card).read_text(encoding="utf-8"))
 
 
 class ModelDataset(_ModelFolder):

@@ -24,4 +24,5 @@ def register_pipelines() -> dict[str, Pipeline]:
     # Kedro's default would be the sum of all pipelines, also of those that exclude each other.
     if DEFAULT in pipelines:
         pipelines[DEFAULT] = pipelines["full"]
-    return pipelines
+    # Kedro finds them in the order of a set; lists of them are the same every time.
+    return dict(sorted(pipelines.items()))

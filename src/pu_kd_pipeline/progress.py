@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
+# A pace that was measured for less is no estimate: first batches take longer.
+SECONDS_BEFORE_FIRST_LINE = 2.0
 # A record that carries its own step keeps it when a run was resumed.
 STEP_KEYS = ("epoch", "update")
 N_NUMBERS_SHOWN = 4
@@ -27,6 +29,7 @@ Record = TypeVar("Record", bound=Mapping[str, Any])
 Item = TypeVar("Item")
 ShowProgress = Callable[[int, str], None]
 AddImages = Callable[[int], None]
+Report = Callable[[str], None]
 
 
 class Channel(Generic[Event]):
@@ -70,12 +73,19 @@ results: Channel[str, Mapping[str, Any], Mapping[str, Any]] = Channel()
 decisions: Channel[str, str | None] = Channel()
 """(node, reason to run) of every node that a run decides on; None: the node is skipped."""
 
+long_loops: Channel[str] = Channel()
+"""(name) of every loop that turns out to be long, before its first line in the log."""
+
 # The bars on the terminal share one display; None while no loop is running.
 _bars: Progress | None = None
+# Loops that log lines, the outermost first.
+_logged_loops: list[_LogLines] = []
+# What the lines of loops start with, inside of `part`.
+_title = ""
 
 
 def watch(loop: Iterable[Record], *, name: str, total: int) -> Iterator[Record]:
-    """Yield every record, after publishing it to `records` and showing the progress.
+    """Yield every record, after publishing it to `records` and showing progress and pace.
 
     Args:
         loop: one mapping of numbers per epoch (or per several updates), made lazily.
@@ -115,8 +125,8 @@ def track(
 def count_images(name: str, total: int) -> Iterator[AddImages]:
     """Yield `add(n)`, which says that n more images are done.
 
-    Shows their number and the pace once the whole loop is known to take longer than
-    `SECONDS_BETWEEN_LINES`, which may be after its first batch, and nothing for a shorter one.
+    Shows their number and the pace once the whole loop is expected to take longer than
+    `SECONDS_BETWEEN_LINES`, and nothing for a shorter one.
 
     Args:
         name: what is read or computed, on the screen.
@@ -135,11 +145,55 @@ def count_images(name: str, total: int) -> Iterator[AddImages]:
                 return
             if show is None:
                 show = display.enter_context(_display(name, total, started))
-            # A clock may stand still for the duration of a small batch.
-            pace = count / max(seconds, 1e-9)
-            show(count, f"images, {pace:,.0f} per second")
+            show(count, "images")
 
         yield add
+
+
+@contextmanager
+def part(title: str) -> Iterator[Report]:
+    """Yield `report(outcome)`, which logs one line for all that the `with` block does.
+
+    Inside of the block, findings on the way are not logged, unless the level is DEBUG; warnings and
+    the progress of long loops are. A loop around it logs no lines of its own any more: that of the
+    part has the time that is left.
+
+    Args:
+        title: what is done, such as "cell 3 of 66: random, seed 0".
+    """
+    started = time.monotonic()
+
+    def report(outcome: str) -> None:
+        seconds_text = duration_text(time.monotonic() - started)
+        remaining = _logged_loops[-1].after_part() if _logged_loops else []
+        logger.info("%s", ", ".join([f"{title}: {outcome} ({seconds_text})", *remaining]))
+
+    global _title
+    outer_title = _title
+    _title = f"{title}: "
+    try:
+        with _findings_hidden():
+            yield report
+    finally:
+        _title = outer_title
+
+
+@contextmanager
+def _findings_hidden() -> Iterator[None]:
+    """Log nothing of this package but warnings and progress, unless its level is DEBUG."""
+    package = logging.getLogger(__package__)
+    if package.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    levels = (package.level, logger.level)
+    # Progress stays as it was.
+    logger.setLevel(logger.getEffectiveLevel())
+    package.setLevel(max(logging.WARNING, package.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        package.setLevel(levels[0])
+        logger.setLevel(levels[1])
 
 
 def duration_text(seconds: float) -> str:
@@ -161,6 +215,22 @@ def duration_text(seconds: float) -> str:
     # Of hours, seconds are noise.
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours:,} h {minutes} min"
+
+
+def pace_text(n: int, seconds: float) -> str:
+    """Return how fast steps are, such as "32 per second", "1.4 per second" or "3.2 s each".
+
+    Args:
+        n: number of steps, at least 1.
+        seconds: that they took together.
+    """
+    # A clock may stand still for the duration of a small step.
+    per_second = n / max(seconds, 1e-9)
+    if per_second < 1:
+        return f"{duration_text(seconds / n)} each"
+    if per_second < 10:
+        return f"{per_second:.2g} per second"
+    return f"{per_second:,.0f} per second"
 
 
 def _step_of(record: Mapping[str, Any], default: int) -> int:
@@ -190,62 +260,104 @@ def _display(name: str, total: int | None, started: float | None = None) -> Iter
     """
     # While it shows bars, rich replaces stderr; before rich 15, by an object that is no terminal.
     if _bars is not None or sys.stderr.isatty():
-        with _bar(name, total) as show:
+        with _bar(name, total, started) as show:
             yield show
     else:
-        lines = _LogLines(name, total, started)
+        lines = _LogLines(f"{_title}{name}", total, started)
+        _logged_loops.append(lines)
         try:
             yield lines.show
         finally:
+            _logged_loops.remove(lines)
             lines.close()
 
 
 class _LogLines:
-    """Logs the first and the last step, and one line every ten seconds between them."""
+    """Logs a line every ten seconds, and the last step; nothing for a shorter loop."""
 
     def __init__(self, name: str, total: int | None, started: float | None) -> None:
         self._name = name
         self._total = total
-        self._line_time = -SECONDS_BETWEEN_LINES
+        self._started = time.monotonic() if started is None else started
+        # Of the line before, or of the start.
+        self._line_time = self._started
         self._line_count = 0
-        self._pace_time = time.monotonic() if started is None else started
+        self._has_lines = False
+        self._n_parts = 0
+        # A part reports its end itself.
+        self._reports_end = not _title
         self._unlogged: tuple[int, str] | None = None
 
     def show(self, count: int, text: str) -> None:
-        """Log this step if it is the last one or the last line is old enough."""
+        """Log this step if the last line is old enough, or if it ends a loop that has lines."""
+        if self._n_parts:
+            return
         self._unlogged = (count, text)
-        is_due = time.monotonic() - self._line_time >= SECONDS_BETWEEN_LINES
-        if count == self._total or is_due:
+        is_last = count == self._total
+        if self._has_lines:
+            is_old = time.monotonic() - self._line_time >= SECONDS_BETWEEN_LINES
+            is_due = self._reports_end if is_last else is_old
+        else:
+            # A loop that is over is reported by what it belongs to.
+            is_due = not is_last and self._is_long(count)
+        if is_due:
             self._log(count, text)
+
+    def after_part(self) -> list[str]:
+        """Return a text on the time that is left after a step which reports itself."""
+        self._n_parts += 1
+        if not self._total:
+            return []
+        seconds_each = (time.monotonic() - self._started) / self._n_parts
+        return _remaining(seconds_each * (self._total - self._n_parts))
 
     def close(self) -> None:
         """Log the last step of a loop that ended early or has no known length."""
-        if self._unlogged:
+        if self._unlogged and self._has_lines and self._reports_end:
             self._log(*self._unlogged)
+
+    def _is_long(self, count: int) -> bool:
+        """Return whether the loop takes long enough for a line, as far as is known by now."""
+        seconds = time.monotonic() - self._started
+        if self._total and seconds >= SECONDS_BEFORE_FIRST_LINE:
+            return seconds * self._total >= SECONDS_BETWEEN_LINES * count
+        return seconds >= SECONDS_BETWEEN_LINES
 
     def _log(self, count: int, text: str) -> None:
         now = time.monotonic()
+        # Since the line before: the steps that a resumed loop repeats take no time.
+        n_steps = max(count - self._line_count, 1)
+        seconds = now - self._line_time
         position = f"{count:,}"
-        seconds_left = 0.0
         if self._total:
             position = f"{count:,} of {self._total:,}"
-            # By the pace since the line before: the steps that a resumed loop repeats take no time.
-            seconds_per_step = (now - self._pace_time) / max(count - self._line_count, 1)
-            seconds_left = seconds_per_step * (self._total - count)
-        remaining = ""
-        if seconds_left >= 1:
-            remaining = f", about {seconds_left:,.0f} s left"
-        logger.info("%s: %s %s%s", self._name, position, text, remaining)
+        parts = [f"{position} {text}".rstrip(), pace_text(n_steps, seconds)]
+        if self._total:
+            seconds_left = seconds / n_steps * (self._total - count)
+            parts += _remaining(seconds_left)
+        if not self._has_lines:
+            long_loops.publish(self._name)
+        logger.info("%s: %s", self._name, ", ".join(parts))
         self._line_time = now
-        self._pace_time = now
         self._line_count = count
+        self._has_lines = True
         self._unlogged = None
 
 
+def _remaining(seconds: float) -> list[str]:
+    """Return a text on the time that is left; none for less than a second."""
+    if seconds < 1:
+        return []
+    # An estimate has no tenths.
+    text = duration_text(seconds) if seconds >= 10 else f"{seconds:.0f} s"
+    return [f"about {text} left"]
+
+
 @contextmanager
-def _bar(name: str, total: int | None) -> Iterator[ShowProgress]:
+def _bar(name: str, total: int | None, started: float | None) -> Iterator[ShowProgress]:
     """Yield the update function of a rich bar on stderr; a nested loop adds its bar below."""
     global _bars
+    from rich import get_console
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -263,14 +375,24 @@ def _bar(name: str, total: int | None) -> Iterator[ShowProgress]:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
-            console=Console(stderr=True),
+            # On one terminal, log messages are written above the bars by their common console.
+            console=get_console() if sys.stdout.isatty() else Console(stderr=True),
+            # What they belong to is reported when it is finished.
+            transient=True,
         )
         _bars.start()
     assert _bars is not None
     bars = _bars
     task = bars.add_task(name, total=total, text="")
+    first = time.monotonic() if started is None else started
+
+    def show(count: int, text: str) -> None:
+        pace = pace_text(count, time.monotonic() - first)
+        shown = ", ".join(filter(None, [text, pace]))
+        bars.update(task, completed=count, text=shown)
+
     try:
-        yield lambda count, text: bars.update(task, completed=count, text=text)
+        yield show
     finally:
         if is_outermost:
             bars.stop()

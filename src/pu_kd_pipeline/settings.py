@@ -5,14 +5,18 @@ from pu_kd_pipeline.hooks.configuration import ConfigLoader
 from pu_kd_pipeline.hooks.inputs import InputHooks
 from pu_kd_pipeline.hooks.preflight import PreflightHooks
 from pu_kd_pipeline.hooks.project import ProjectHooks
+from pu_kd_pipeline.hooks.run_log import RunLogHooks
 from pu_kd_pipeline.hooks.signals import SignalHooks
 from pu_kd_pipeline.hooks.summary import SummaryHooks
 from pu_kd_pipeline.hooks.tracking import TrackingHooks
+from pu_kd_pipeline.hooks.viz import VizHooks
 from pu_kd_pipeline.params.environment import RESOLVERS
 
 # Kedro calls the last one first: paths are set before anything reads them, input is checked before
-# tracking starts, and the summary comes after everything else.
+# tracking starts, the summary comes after everything else, and the warnings after the summary.
 HOOKS = (
+    RunLogHooks(),
+    VizHooks(),
     SummaryHooks(),
     TrackingHooks(),
     CheckpointHooks(),

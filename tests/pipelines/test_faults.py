@@ -103,7 +103,7 @@ def test_a_stopped_run_resumes_where_it_was(finished_run, tmp_path, number, exit
     result = run_kedro("--pipeline=full", data=tmp_path, params=("tracking=false",))
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "Up to date: pool_scoring.score_pool" in result.stdout
+    assert "  pool_scoring.score_pool  up to date\n" in result.stdout
     assert reproducible(tmp_path) == reproducible(finished_run)
 
 
@@ -141,5 +141,5 @@ def test_a_full_disk_is_one_message_and_the_run_resumes_with_more_space(finished
     output = run_on_disk(small_disk, 64_000, exit_code=0)
 
     # What was finished on the full disk is not made again.
-    assert "Up to date: data_ingestion.ingest_labeled_images" in output
+    assert "  data_ingestion.ingest_labeled_images  up to date\n" in output
     assert reproducible(small_disk) == reproducible(finished_run)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import PROJECT, QUICK, run_kedro
 from tests.incremental.projects import planned_reasons
+from tests.run_log import nodes_that_ran
 
 pytestmark = pytest.mark.xdist_group("finished_run")
 
@@ -26,15 +27,6 @@ def data(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("again") / "data"
     shutil.copytree(finished_run, folder, copy_function=shutil.copy2)
     return folder
-
-
-def nodes_that_ran(text: str) -> dict[str, str]:
-    """Return node -> the reason to run it, from the log of a run."""
-    # The log wraps lines and aligns columns: reduced to entries that start with "@".
-    without_times = re.sub(r"\[[\d/]+ [\d:]+\] ", "", text)
-    entries = re.sub(r"(INFO|WARNING) +", "@", without_times)
-    flat = re.sub(r"\s+", " ", entries)
-    return dict(re.findall(r"@([\w.]+) runs: ([^@]+?)(?= @|$)", flat))
 
 
 def contents(data: Path) -> dict[str, str]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 
 from tests.pipelines.user_project import StageRun, UserProject
-
-
-def nodes_that_ran(log: str) -> set[str]:
-    return set(re.findall(r"([\w.]+) runs: ", log))
+from tests.run_log import nodes_that_ran
 
 
 def test_touched_images_are_decoded_and_nothing_else_runs(tmp_path):

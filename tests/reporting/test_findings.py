@@ -158,7 +158,7 @@ def test_all_readers_get_the_same_sentences(
     metrics: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     metrics["n_test"] = 40
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG, logger="pu_kd_pipeline.reporting.findings"):
         written = with_findings(metrics)
     sentences = written["findings"] + written["doubts"]
     assert len(written["doubts"]) == 1

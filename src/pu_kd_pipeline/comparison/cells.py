@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,8 +21,6 @@ from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
-
-logger = logging.getLogger(__name__)
 
 
 def comparison_shards(
@@ -65,14 +62,13 @@ def _title(cell: Cell, params: ComparisonParams) -> str:
 
 def _compute(computation: CellComputation, cell: Cell, title: str, position: str) -> pa.Table:
     """Return the table of one cell, and report it to the log and the listeners."""
-    logger.info("%s: %s", position, title)
-    result = computation.result(cell)
-    outcome = result["failure"]
-    if not outcome:
-        accuracy_percent = 100 * result["accuracy"]
-        outcome = f"accuracy {accuracy_percent:.2f} %"
-    seconds = result["seconds"]
-    logger.info("%s: %s (%.0f s)", position, outcome, seconds)
+    with progress.part(f"{position}: {title}") as report:
+        result = computation.result(cell)
+        outcome = result["failure"]
+        if not outcome:
+            accuracy_percent = 100 * result["accuracy"]
+            outcome = f"accuracy {accuracy_percent:.2f} %"
+        report(outcome)
     progress.results.publish(title, cell.identity(), result)
     return pa.Table.from_pylist([result], schema=RESULT)
 

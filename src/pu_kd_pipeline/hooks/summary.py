@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,14 @@ PILOT_PAGE = "pilot_page"
 STUDENT_SEARCH = "student_search"
 STUDENT_SEARCH_PAGE = "student_search_page"
 AUDIT = "pool_audit"
+# Columns of a file or a pipe: more than any line has.
+_WIDTH_OF_FILES = 10_000
+
+
+def is_summarized(pipeline: Pipeline) -> bool:
+    """Return whether the summary of a run has more than its last lines."""
+    found = {METRICS, COMPARISON, PILOT, STUDENT_SEARCH, AUDIT}
+    return not found.isdisjoint(pipeline.all_outputs())
 
 
 class SummaryHooks:
@@ -73,15 +82,23 @@ def _mlflow_hint(data_folder: Path) -> str:
     return f"make mlflow DATA={data_folder}"
 
 
+def _console() -> Console:
+    """Return a console that breaks lines on a terminal alone: elsewhere, they are searched."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        return Console()
+    return Console(width=_WIDTH_OF_FILES)
+
+
 def _print_metrics(metrics: Mapping[str, Any]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from pu_kd_pipeline.reporting.findings import doubts_of, findings_of
     from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
-    console = Console()
+    console = _console()
     header, *rows = model_rows(metrics)
     models = Table(header[0], box=box.SIMPLE_HEAD)
     for name in header[1:]:
@@ -139,11 +156,9 @@ def _print_finding(
     settings: RunSettings,
 ) -> None:
     """Print what short trainings found, and how to go on."""
-    from rich.console import Console
-
     from pu_kd_pipeline.pilot.study import command_with, parameters_as_yaml
 
-    console = Console()
+    console = _console()
     for sentence in sentences:
         _print_sentence(console, sentence)
     for sentence in limits:
@@ -156,13 +171,11 @@ def _print_finding(
 
 
 def _print_audit(catalog: DataCatalog) -> None:
-    from rich.console import Console
-
     from pu_kd_pipeline.reporting.audit_result import audit_sentences
 
     audit = catalog.load(AUDIT)
     for sentence in audit_sentences(audit, catalog.load("audited_selection")):
-        _print_sentence(Console(), sentence)
+        _print_sentence(_console(), sentence)
     if not audit["n_answered"]:
         print(f"Page to answer:     {dataset_location(catalog, 'audit_page')}")
         print(f"Place of its file:  {dataset_location(catalog, 'pool_audit_answers')}")
@@ -173,4 +186,5 @@ def _print_audit(catalog: DataCatalog) -> None:
 def _print_sentence(console: Console, sentence: str) -> None:
     """Print a sentence as it is: class names in it may look like markup."""
     console.print(visible(sentence), markup=False, highlight=False)
-    console.print()
+    if console.width != _WIDTH_OF_FILES:  # a sentence of several lines
+        console.print()

@@ -41,3 +41,36 @@ def _encoded(pixels: np.ndarray, kind: str) -> bytes:
     options = {"quality": _QUALITY} if kind == "JPEG" else {}
     Image.fromarray(np.ascontiguousarray(picture)).save(file, kind, **options)
     return file.getvalue()
+
+
+def thumbnails(images: np.ndarray, n_columns: int, height_px: int = 64) -> np.ndarray:
+    """Return one picture of several images in rows, from the upper left.
+
+    Args:
+        images: (N, C, H, W) uint8, gray or RGB.
+        n_columns: images per row.
+        height_px: of each image; small ones are repeated in whole pixels, large ones are thinned.
+
+    Returns:
+        (C, H', W') uint8, white between the images and where there is none.
+    """
+    n, channels, height, _ = images.shape
+    if n == 0:
+        return np.full((channels, height_px, height_px), 255, dtype=np.uint8)
+    if height > height_px:
+        step = -(-height // height_px)
+        images = images[:, :, ::step, ::step]
+    else:
+        factor = height_px // height
+        images = images.repeat(factor, axis=2).repeat(factor, axis=3)
+    # A line of one pixel around each image
+    tiles = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=255)
+    n_columns = max(1, min(n_columns, n))
+    n_rows = -(-n // n_columns)
+    n_empty = n_rows * n_columns - n
+    tiles = np.pad(tiles, ((0, n_empty), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    tile_height, tile_width = tiles.shape[2:]
+    grid = tiles.reshape(n_rows, n_columns, channels, tile_height, tile_width)
+    return grid.transpose(2, 0, 3, 1, 4).reshape(
+        channels, n_rows * tile_height, n_columns * tile_width
+    )

@@ -22,6 +22,7 @@ from pu_kd_pipeline.incremental.durations import (
     total_sentences,
 )
 from pu_kd_pipeline.incremental.locks import locked
+from pu_kd_pipeline.incremental.node_lines import NodeLines, log_every_node_runs, summary
 from pu_kd_pipeline.incremental.node_states import local_path, saved_datasets
 from pu_kd_pipeline.incremental.staleness import RECORDS, StalenessTracker, make_everything_again
 from pu_kd_pipeline.masking import visible
@@ -79,11 +80,12 @@ class IncrementalRunner(SequentialRunner):
         run_id: str | None = None,
     ) -> None:
         if not _has_records(catalog):
-            logger.info("Every node runs: %s.", NO_RECORDS)
+            log_every_node_runs(NO_RECORDS)
             if self._force:
                 for node in pipeline.nodes:
                     make_everything_again(node, catalog)
-            super()._run(pipeline, catalog, hook_manager, run_id)
+            every_node = SequentialRunner(is_async=self._is_async)
+            every_node._run(pipeline, catalog, hook_manager, run_id)
             return
         run = _KedroRun(pipeline, catalog, hook_manager, run_id)
         tracker = StalenessTracker(catalog)
@@ -100,8 +102,8 @@ class IncrementalRunner(SequentialRunner):
         for node in nodes:
             load_counts.update(node.inputs)
 
-        n_run = 0
-        for position, node in enumerate(nodes, start=1):
+        lines = NodeLines(len(nodes))
+        for node in nodes:
             if self._force:
                 reason: str | None = FORCED
             else:
@@ -109,19 +111,17 @@ class IncrementalRunner(SequentialRunner):
             progress.decisions.publish(node.name, reason)
 
             if reason is None:
-                logger.info("Up to date: %s", node.name)
+                lines.up_to_date(node.name)
                 tracker.record_unchanged_code(node)
             else:
-                logger.info("%s runs: %s", node.name, reason)
                 tracker.prepare_run(node, is_forced=self._force)
                 start = time.monotonic()
-                self._execute(node, run)
+                with lines.running(node.name, node.outputs, reason):
+                    self._execute(node, run)
                 tracker.record_duration(node, time.monotonic() - start)
                 tracker.record_run(node)
-                n_run += 1
-                logger.info("Completed node: %s (%d of %d)", node.name, position, len(nodes))
             self._release_datasets(node, run.catalog, load_counts, run.pipeline)
-        logger.info(_summary(n_run, len(nodes), "ran"))
+        lines.close()
 
     def _execute(self, node: Node, run: _KedroRun) -> None:
         task = Task(
@@ -213,8 +213,8 @@ def _print_plan(reasons: Mapping[str, str | None], known: Mapping[str, Estimate]
             continue
         names = possible if reason.startswith(IF_INPUT) else certain
         names.append(name)
-    summary = _summary(len(certain) + len(possible), len(reasons), "would run")
-    print(" ".join([summary, *total_sentences(certain, possible, known)]))
+    sentence = summary(len(certain) + len(possible), len(reasons), "would run")
+    print(" ".join([sentence, *total_sentences(certain, possible, known)]))
 
 
 def _planned_reasons(
@@ -244,9 +244,3 @@ def _has_records(catalog: CatalogProtocol[Any, Any]) -> bool:
 def _stored_name(name: str) -> str:
     """Return the name of what is stored: `x@pandas` and `x@spark` are two ways to read x."""
     return name.partition("@")[0]
-
-
-def _summary(n_run: int, n_nodes: int, verb: str) -> str:
-    if n_run == 0:
-        return f"Nothing to do: all {n_nodes} nodes are up to date."
-    return f"{n_run} of {n_nodes} nodes {verb}."

@@ -427,12 +427,12 @@ class Halving:
         )
         trials = []
         for cell in cells.values():
-            trial = self._trial(cell, number)
-            outcome = trial.failure
-            if outcome is None:
-                outcome = f"agreement {100 * trial.agreement:.1f} %, KL {trial.kl:.4f}"
-            key = self._params.key
-            logger.info("%s: %s: %s (%.0f s)", key, trial.candidate, outcome, trial.seconds)
+            with progress.part(f"{self._params.key}: {cell.variant}") as report:
+                trial = self._trial(cell, number)
+                outcome = trial.failure
+                if outcome is None:
+                    outcome = f"agreement {100 * trial.agreement:.1f} %, KL {trial.kl:.4f}"
+                report(outcome)
             trials.append(trial)
         return trials
 

@@ -1,7 +1,7 @@
 """What a run found, in sentences: the student, the gain over its control, and what to doubt.
 
-The sentences are written once, by `with_findings`, into the metrics. Log, terminal, report and
-MLflow show those.
+The sentences are written once, by `with_findings`, into the metrics. The end of a run, the report
+and MLflow show those.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 def with_findings(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics with their `findings` and `doubts` in sentences, and log these."""
+    """Return the metrics with `findings` and `doubts` in sentences, and warn of the latter."""
     found = findings(metrics)
     doubts = _doubts(metrics)
+    # The summary of the run shows them.
     for sentence in found:
-        logger.info(sentence)
+        logger.debug(sentence)
     for sentence in doubts:
         logger.warning(sentence)
     return {**metrics, "findings": found, "doubts": doubts}

@@ -1,0 +1,81 @@
+"""The lines of a run's log about its nodes."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+
+from pu_kd_pipeline import progress
+from pu_kd_pipeline.incremental import node_lines
+from pu_kd_pipeline.incremental.node_lines import NodeLines
+
+
+@pytest.fixture
+def lines(caplog):
+    """The log lines written so far."""
+    caplog.set_level(logging.INFO, logger=node_lines.logger.name)
+    return lambda: list(caplog.messages)
+
+
+def test_each_node_has_one_line(lines, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(node_lines.time, "monotonic", lambda: now[0])
+    log = NodeLines(10)
+    log.up_to_date("teacher.prepare")
+    with log.running("distillation.distill", ["student", "history"], "parameter seed 0 → 1"):
+        now[0] += 12
+    log.up_to_date("evaluation.evaluate")
+    with log.running("reporting.show", []):
+        now[0] += 0.2
+    now[0] += 1
+    log.close()
+    assert lines() == [
+        " 1/10  teacher.prepare  up to date",
+        " 2/10  distillation.distill  ran 12 s (parameter seed 0 → 1)  student, history",
+        " 3/10  evaluation.evaluate  up to date",
+        " 4/10  reporting.show  ran 0.2 s",
+        "2 of 10 nodes ran, in 13 s.",
+    ]
+
+
+def test_a_run_without_work_has_one_line(lines):
+    log = NodeLines(3)
+    for node in ("a", "b", "c"):
+        log.up_to_date(node)
+    log.close()
+    assert lines() == ["Nothing to do: all 3 nodes are up to date."]
+
+
+def test_a_node_that_takes_long_is_announced(lines, monkeypatch):
+    monkeypatch.setattr(node_lines, "SECONDS_UNTIL_ANNOUNCED", 0.01)
+    with NodeLines(1).running("a", ["x"], "code changed"):
+        deadline = time.monotonic() + 30
+        while not lines():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert lines() == ["a  runs (code changed)"]
+        # Only once.
+        progress.long_loops.publish("training")
+    assert len(lines()) == 2
+
+
+def test_a_node_is_announced_before_the_first_line_of_its_progress(lines, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger=progress.logger.name)
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with NodeLines(1).running("a", ["x"]):
+        for _ in progress.track(range(9), name="shards"):
+            now[0] += 4.0
+    assert lines()[:2] == ["a  runs", "shards: 1 of 9, 4.0 s each, about 32 s left"]
+
+
+def test_a_node_that_fails_has_no_line(lines):
+    log = NodeLines(2)
+    with pytest.raises(ZeroDivisionError), log.running("a", ["x"]):
+        raise ZeroDivisionError
+    assert lines() == []
+    # Nothing is left that would announce it.
+    progress.long_loops.publish("training")
+    assert lines() == []
