@@ -6,6 +6,7 @@ something first looks for what an earlier attempt may have created.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -23,6 +24,13 @@ from pu_kd_pipeline.tracking.left_behind import PROCESS_TAG, close_left_behind
 from pu_kd_pipeline.tracking.locations import follow_moved_folder
 from pu_kd_pipeline.tracking.processes import identity_of
 from pu_kd_pipeline.tracking.run_metadata import git_commit, user_name
+from pu_kd_pipeline.tracking.run_names import (
+    VIEW_TAG,
+    first_name,
+    full_name,
+    identifying_tags,
+    view_state,
+)
 from pu_kd_pipeline.tracking.stages import STAGE_TAG, overall_status
 from pu_kd_pipeline.tracking.stores import is_server, sqlite_file
 
@@ -106,6 +114,10 @@ class RunLog:
         for key, value in self._stage_tags().items():
             if run.data.tags.get(key) != value:
                 self.client.set_tag(self.run_id, key, value)
+        for key, value in identifying_tags(settings.parameters).items():
+            # Of a shared run, the first stage that knows one sets it.
+            if key not in run.data.tags:
+                self.client.set_tag(self.run_id, key, value)
         self.is_open = True
         self._log_parameters(run)
         self._start_system_metrics(is_continued=bool(run_id or settings.shared_run_id))
@@ -131,14 +143,26 @@ class RunLog:
         """Close the run with a status and a note; None: the note stays."""
         self._stop_system_metrics()
         self._set_stage_status(status)
-        tags = self.client.get_run(self.run_id).data.tags
+        run = self.client.get_run(self.run_id)
+        tags = run.data.tags
         # While another stage is running, it will close the run.
         if overall_status(tags) != "RUNNING":
             self.client.set_terminated(self.run_id, overall_status(tags))
         self.is_open = False
+        self._complete_name(run)
         # Last: a slow server may have no time for it, and the status matters more.
         if note is not None:
             self.client.set_tag(self.run_id, "mlflow.note.content", note)
+
+    def _complete_name(self, run: Run) -> None:
+        """Give the run a name that says what it was and what came out."""
+        tags = run.data.tags
+        name = run.info.run_name or ""
+        start = first_name(tags.get("pipeline", ""), tags.get("env", ""))
+        complete = full_name(start, tags, run.data.metrics)
+        # A name that a person has chosen stays.
+        if name.startswith(start) and name != complete:
+            self.client.update_run(self.run_id, name=complete)
 
     def close_if_open(self, status: str) -> None:
         """Close a run whose process has ended."""
@@ -191,9 +215,22 @@ class RunLog:
             made_before = self._run_with_key(experiment_id, self.settings.key)
             if made_before is not None:
                 return made_before
-        name = f"{self.settings.stage} ({self.settings.environment})"
+        self._show_columns(experiment_id)
+        name = first_name(self.settings.stage, self.settings.environment)
         tags = {**self._tags(), **stage_tags}
         return self.client.create_run(experiment_id, self.settings.started_at_ms, tags, name)
+
+    def _show_columns(self, experiment_id: str) -> None:
+        """Store with the experiment which columns its list of runs shows.
+
+        Another version of MLflow ignores the tag, or refuses it: the list is then its own.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):
+            tags = self.client.get_experiment(experiment_id).tags
+            if tags.get(VIEW_TAG) != view_state():
+                self.client.set_experiment_tag(experiment_id, VIEW_TAG, view_state())
 
     def _run_with_key(self, experiment_id: str, key: str) -> Run | None:
         found = self.client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
