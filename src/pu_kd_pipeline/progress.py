@@ -87,8 +87,8 @@ def watch(loop: Iterable[Record], *, name: str, total: int) -> Iterator[Record]:
         name: name of the loop on the screen and in the metrics, such as "pu_training".
         total: number of records expected.
     """
-    pace = _StepPace()
     with _display(name, total) as show:
+        pace = _StepPace()
         for count, record in enumerate(loop, start=1):
             step = _step_of(record, default=count)
             pace.add(record, step)

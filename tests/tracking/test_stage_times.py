@@ -44,7 +44,9 @@ def test_stages_have_their_time_memory_and_pace():
         assert outside not in page
 
 
-def test_repeated_records_of_a_resumed_loop_do_not_count():
+def test_repeated_records_of_a_resumed_loop_do_not_count(monkeypatch):
+    # Long, because a busy machine may hold a loop for a moment.
+    monkeypatch.setattr(progress, "SHORTEST_STEP_S", 0.2)
     found = []
 
     def listen(*pace):
@@ -54,7 +56,7 @@ def test_repeated_records_of_a_resumed_loop_do_not_count():
         for update in range(100, 900, 100):
             yield {"update": update, "loss": 1.0}
         for update in (900, 1000):
-            time.sleep(0.05)
+            time.sleep(0.25)
             yield {"update": update, "loss": 1.0}
 
     progress.paces.add(listen)
@@ -65,4 +67,4 @@ def test_repeated_records_of_a_resumed_loop_do_not_count():
     [(unit, n_updates, seconds)] = found
     assert unit == "updates"
     assert n_updates == 200
-    assert 0.1 <= seconds < 5
+    assert 0.5 <= seconds < 30

@@ -187,15 +187,23 @@ class TrackingHooks:
         """Log the cells that earlier runs have computed as child runs, with their own times."""
         assert self._catalog is not None
         dataset: Any = self._catalog.get(name)
-        table = dataset.load()
-        for shard, maker in makers.items():
-            if tracker.has_child(maker.title):
-                continue
-            [result] = table.shard(shard).to_pylist()
-            # A shard is written when its cell has been computed.
-            file = dataset.filepath / f"{shard}.parquet"
-            ended_at_s = file.stat().st_mtime
-            tracker.log_child(maker.title, maker.identity(), result, ended_at_s=ended_at_s)
+        try:
+            table = dataset.load()
+            for shard, maker in makers.items():
+                if tracker.has_child(maker.title):
+                    continue
+                [result] = table.shard(shard).to_pylist()
+                # A shard is written when its cell has been computed.
+                file = dataset.filepath / f"{shard}.parquet"
+                ended_at_s = file.stat().st_mtime
+                tracker.log_child(maker.title, maker.identity(), result, ended_at_s=ended_at_s)
+        # Of any kind: an entry of a user may hold anything, and the results are saved.
+        except Exception as error:
+            logger.warning(
+                "MLflow does not get all cells of %s that earlier runs have computed: %s",
+                name,
+                first_line(error),
+            )
 
     def _start_node(self, node: Node) -> None:
         if self._tracker:

@@ -69,6 +69,7 @@ SECONDS_TO_LOAD_AT_END = 30.0
 # The most that one request to an MLflow server may hold.
 MAX_METRICS_PER_REQUEST = 1000
 MAX_DIGEST_LENGTH = 36
+MAX_NOTE_LENGTH = 7_800  # the most that a tag may hold is 8,000
 # Slower uploads are given up.
 MIN_BYTES_PER_SECOND = 200_000
 # A container that is stopped is killed ten seconds later.
@@ -536,4 +537,9 @@ class Tracker:
         # A backtick would end the part of the note that is shown as code.
         shown_command = visible(without_credentials(command)).replace("`", "'")
         first_sentence = f"`{shown_command}`, environment `{self.environment}`"
-        return markdown_note(first_sentence, *sentences, *self._notes, metrics=self.metrics)
+        note = markdown_note(first_sentence, *sentences, *self._notes, metrics=self.metrics)
+        if len(note) <= MAX_NOTE_LENGTH:
+            return note
+        # A table is cut between two rows.
+        start, _, _ = note[:MAX_NOTE_LENGTH].rpartition("\n")
+        return f"{start}\n\nThe rest is in the files among the artifacts of this run."
