@@ -100,7 +100,7 @@ def test_a_damaged_part_of_an_output_is_made_again_and_nothing_else(data, victim
 
     # A run of a part has the metrics and the model that still hold.
     run_id, name, note = logged_runs(data)[0]
-    assert re.fullmatch(r"full \(local\) mixture, seed 0: \d+\.\d %, gain [+−]\d+\.\d", name)
+    assert re.fullmatch(r"mixture, seed 0: \d+\.\d %, gain [+−]\d+\.\d · full \(local\)", name)
     assert "**1 of " in note
     with sqlite3.connect(data / "mlflow" / "mlflow.db") as store:
         keys = {

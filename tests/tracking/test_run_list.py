@@ -35,7 +35,7 @@ def test_name_and_tags_say_what_a_run_was_and_what_came_out(new_tracker, folder)
     tracker.log_metrics(METRICS)
     tracker.end("FINISHED")
     [(name, run_id)] = rows(folder, "SELECT name, run_uuid FROM runs")
-    assert name == "full (base) nnpu, seed 3: 95.5 %, gain −1.2"
+    assert name == "nnpu, seed 3: 95.5 %, gain −1.2 · full (base)"
     tags = of_run(folder, "tags", run_id)
     found = [tags[key] for key in ("rule", "seed", "student")]
     assert found == ["nnpu", "3", "digits_cnn, width 4"]
@@ -73,6 +73,7 @@ def test_runs_of_many_students_have_their_seeds_and_no_rule():
     }
     assert identifying_tags({}) == {}
     assert full_name("teacher (local)", {}, {}) == "teacher (local)"
+    assert full_name("scores (local)", {"seed": "1"}, {}) == "seed 1 · scores (local)"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from pu_kd_pipeline.tracking.run_names import (
     first_name,
     full_name,
     identifying_tags,
+    is_given_by_a_run,
     view_state,
 )
 from pu_kd_pipeline.tracking.stages import STAGE_TAG, overall_status
@@ -165,7 +166,7 @@ class RunLog:
         start = first_name(tags.get("pipeline", ""), tags.get("env", ""))
         complete = full_name(start, tags, run.data.metrics)
         # A name that a person has chosen stays.
-        if name.startswith(start) and name != complete:
+        if is_given_by_a_run(name, start) and name != complete:
             self.client.update_run(self.run_id, name=complete)
 
     def close_if_open(self, status: str) -> None:
