@@ -3,12 +3,17 @@ PYTHON ?= python3
 PIPELINE ?= full
 ARGS ?=
 DATA ?= data
+STORE ?=
 MLFLOW_PORT ?= 5000
 VIZ_PORT ?= 4141
 WORK ?= data/gpu_experiment
 
 # Not every shell expands `~` in DATA=~/runs.
 DATA_FOLDER = $(abspath $(patsubst ~/%,$(HOME)/%,$(DATA)))
+# Data folders inside of this project share the store of `data` (shared_folder in conf/base/mlflow.yml).
+OWN_STORE = $(DATA_FOLDER)/mlflow
+DEFAULT_STORE = $(if $(filter $(CURDIR)/%,$(DATA_FOLDER)),$(CURDIR)/data/mlflow,$(OWN_STORE))
+STORE_FOLDER = $(or $(abspath $(patsubst ~/%,$(HOME)/%,$(STORE))),$(DEFAULT_STORE))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -61,9 +66,10 @@ explain: $(READY) ## print which nodes would run, and why: make explain, or make
 	$(BIN)/kedro explain --pipeline=$(PIPELINE) $(ARGS)
 
 mlflow: $(READY) ## open MLflow on http://127.0.0.1:5000
-	@mkdir -p $(DATA_FOLDER)/mlflow
-	@echo "Training runs: http://127.0.0.1:$(MLFLOW_PORT)/#/experiments/1?workflowType=machine_learning"
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 --backend-store-uri "sqlite:///$(DATA_FOLDER)/mlflow/mlflow.db"
+	@mkdir -p "$(STORE_FOLDER)"
+	@if test "$(STORE_FOLDER)" != "$(OWN_STORE)" && test -f "$(OWN_STORE)/mlflow.db"; then echo "Earlier runs of $(DATA) are in a store of their own: make mlflow STORE=$(OWN_STORE)"; fi
+	@echo "Training runs: http://127.0.0.1:$(MLFLOW_PORT)/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=pu_kd_pipeline"
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 --backend-store-uri "sqlite:///$(STORE_FOLDER)/mlflow.db"
 
 viz: $(READY) ## open the pipeline graph on http://127.0.0.1:4141
 	$(BIN)/kedro viz run --port $(VIZ_PORT)

@@ -23,6 +23,8 @@ SECONDS_BEFORE_FIRST_LINE = 2.0
 # A record that carries its own step keeps it when a run was resumed.
 STEP_KEYS = ("epoch", "update")
 N_NUMBERS_SHOWN = 4
+# Between two records of a loop; repeated ones follow each other faster.
+SHORTEST_STEP_S = 1e-3
 
 Event = ParamSpec("Event")
 Record = TypeVar("Record", bound=Mapping[str, Any])
@@ -76,6 +78,9 @@ decisions: Channel[str, str | None] = Channel()
 long_loops: Channel[str] = Channel()
 """(name) of every loop that turns out to be long, before its first line in the log."""
 
+paces: Channel[str, float, float] = Channel()
+"""(unit, such as "images"; number; seconds) of every loop that has ended."""
+
 # The bars on the terminal share one display; None while no loop is running.
 _bars: Progress | None = None
 # Loops that log lines, the outermost first.
@@ -93,10 +98,14 @@ def watch(loop: Iterable[Record], *, name: str, total: int) -> Iterator[Record]:
         total: number of records expected.
     """
     with _display(name, total) as show:
+        pace = _StepPace()
         for count, record in enumerate(loop, start=1):
-            records.publish(name, _step_of(record, default=count), record)
+            step = _step_of(record, default=count)
+            pace.add(record, step)
+            records.publish(name, step, record)
             show(count, _first_numbers(record))
             yield record
+    pace.publish()
 
 
 def track(
@@ -148,6 +157,38 @@ def count_images(name: str, total: int) -> Iterator[AddImages]:
             show(count, "images")
 
         yield add
+    if count:
+        paces.publish("images", count, time.monotonic() - started)
+
+
+class _StepPace:
+    """How many epochs or updates a loop makes per second.
+
+    A loop that was resumed first repeats the records from before, in no time: these do not count.
+    """
+
+    def __init__(self) -> None:
+        self._unit = ""
+        self._step = 0
+        self._time = time.monotonic()
+        self._n_steps = 0
+        self._seconds = 0.0
+
+    def add(self, record: Mapping[str, Any], step: int) -> None:
+        now = time.monotonic()
+        seconds = now - self._time
+        for key in STEP_KEYS:
+            if key in record:
+                self._unit = f"{key}s"
+        if seconds >= SHORTEST_STEP_S:
+            self._n_steps += step - self._step
+            self._seconds += seconds
+        self._step = step
+        self._time = now
+
+    def publish(self) -> None:
+        if self._unit and self._n_steps > 0:
+            paces.publish(self._unit, self._n_steps, self._seconds)
 
 
 @contextmanager

@@ -94,9 +94,21 @@ def test_a_killed_comparison_continues_with_what_is_left(data):
         curves = store.execute(
             "SELECT DISTINCT key FROM metrics WHERE key LIKE 'distillation/%'"
         ).fetchall()
+        reused = store.execute(
+            "SELECT end_time FROM runs JOIN tags USING (run_uuid) "
+            "WHERE key = 'computed_by_an_earlier_run'"
+        ).fetchall()
+        [(note, start)] = store.execute(
+            "SELECT value, start_time FROM tags JOIN runs USING (run_uuid) "
+            "WHERE key = 'mlflow.note.content' AND name LIKE '%comparison (local)'"
+        ).fetchall()
 
-    assert runs.pop("comparison (local)") == "FINISHED"
+    assert runs.pop("seed 0 · comparison (local)") == "FINISHED"
     assert set(runs.values()) == {"FINISHED"}
-    # The killed run was not tracked.
-    assert len(runs) == N_CELLS - len(finished)
+    # The killed run was not tracked; its cells are there, at the time when it computed them.
+    assert len(runs) == N_CELLS
+    assert len(reused) == len(finished)
+    assert all(end < start for (end,) in reused)
+    # Its tables are on the run's page.
+    assert "| --- |" in note
     assert curves == []

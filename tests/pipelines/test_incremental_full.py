@@ -40,8 +40,18 @@ def contents(data: Path) -> dict[str, str]:
     return digests
 
 
+def logged_runs(data: Path) -> list[tuple[str, str, str]]:
+    """Return (run, name, note) of the runs in MLflow, the newest first."""
+    with sqlite3.connect(data / "mlflow" / "mlflow.db") as store:
+        return store.execute(
+            "SELECT run_uuid, name, value FROM tags JOIN runs USING (run_uuid) "
+            "WHERE key = 'mlflow.note.content' ORDER BY start_time DESC"
+        ).fetchall()
+
+
 def test_a_second_full_run_runs_nothing_and_reports_that(data):
     before = contents(data)
+    n_runs = len(logged_runs(data))
     result = run_kedro("--pipeline=full", data=data)
 
     assert result.returncode == 0, result.stdout + result.stderr
@@ -51,14 +61,8 @@ def test_a_second_full_run_runs_nothing_and_reports_that(data):
     assert "selection gain" in result.stdout
     assert contents(data) == before
 
-    with sqlite3.connect(data / "mlflow" / "mlflow.db") as store:
-        notes = store.execute(
-            "SELECT value FROM tags JOIN runs USING (run_uuid) WHERE key = 'mlflow.note.content' "
-            "ORDER BY start_time DESC"
-        ).fetchall()
-
-    assert "**Nothing to do:**" in notes[0][0]
-    assert "**Nothing to do:**" not in notes[1][0]
+    # A command that did nothing is no run.
+    assert len(logged_runs(data)) == n_runs
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,28 @@ def test_a_damaged_part_of_an_output_is_made_again_and_nothing_else(data, victim
     assert list(reasons) == [node]
     assert "is not what was written" in reasons[node]
     assert contents(data) == before
+
+    # A run of a part has the metrics and the model that still hold.
+    run_id, name, note = logged_runs(data)[0]
+    assert re.fullmatch(r"mixture, seed 0: \d+\.\d %, gain [+−]\d+\.\d · full \(local\)", name)
+    assert "**1 of " in note
+    with sqlite3.connect(data / "mlflow" / "mlflow.db") as store:
+        keys = {
+            key
+            for (key,) in store.execute(
+                "SELECT key FROM latest_metrics WHERE run_uuid = ?", (run_id,)
+            )
+        }
+        models = store.execute(
+            "SELECT name FROM inputs JOIN logged_models ON destination_id = model_id "
+            "WHERE source_id = ?",
+            (run_id,),
+        ).fetchall()
+    assert "student/accuracy" in keys
+    assert {key for key in keys if key.endswith("/seconds")} == {
+        f"stages/{node.partition('.')[0]}/seconds"
+    }
+    assert models == [("student_model",)]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_digits_are_found_without_labeled_images_and_sampling_can_change(data: P
     assert not (data / "04_feature").exists()
     with sqlite3.connect(data / "mlflow" / "mlflow.db") as mlflow:
         runs = mlflow.execute("SELECT name, status FROM runs").fetchall()
-    assert runs == [("relatedness (local)", "FINISHED")]
+    assert runs == [("seed 0 · relatedness (local)", "FINISHED")]
 
     # Another way of sampling costs no pass over the images.
     times = shard_times(relatedness)

@@ -11,6 +11,7 @@ import pytest
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.tracking.client import Tracker
+from pu_kd_pipeline.tracking.config import store_folder
 from tests.tracking.conftest import LocalWorker
 from tests.tracking.stored_runs import rows, statuses
 
@@ -130,3 +131,58 @@ def test_a_damaged_database_says_what_to_do(new_tracker, folder, caplog):
     new_tracker().end("FINISHED")
     assert "move the damaged file away" in caplog.text
     assert caplog.text.count("WARNING") == 1
+
+
+def product_config(config, data: str, **changes: object):
+    """Return a configuration with the shared store of conf/base/mlflow.yml."""
+    values = {"folder": f"{data}/mlflow", "data": data, "shared_folder": "data/mlflow", **changes}
+    return config.model_copy(update=values)
+
+
+def test_data_folders_inside_of_a_project_share_one_store(config, tmp_path):
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (project / "linked").symlink_to(disk)
+    shared = project / "data" / "mlflow"
+
+    for data in ("data", "data/seed1", "runs", str(project / "elsewhere"), "linked/seed2"):
+        assert store_folder(product_config(config, data), project) == shared
+    # Another disk, and a folder that was chosen, are taken as they are.
+    outside = product_config(config, str(disk / "runs"))
+    assert store_folder(outside, project) == disk / "runs" / "mlflow"
+    chosen = product_config(config, "data/seed1", folder="mine")
+    assert store_folder(chosen, project) == project / "mine"
+    alone = product_config(config, "data/seed1", shared_folder=None)
+    assert store_folder(alone, project) == project / "data" / "seed1" / "mlflow"
+
+
+def test_earlier_runs_of_a_data_folder_are_not_hidden_without_a_word(
+    config, folder, tmp_path, caplog, monkeypatch
+):
+    def started(data: str) -> str:
+        caplog.clear()
+        tracker = Tracker(
+            product_config(config, data),
+            project_path=tmp_path,
+            stage="full",
+            environment="base",
+            parameters={},
+            worker=LocalWorker(),
+        )
+        tracker.start()
+        tracker.start()
+        tracker.discard()
+        return caplog.text
+
+    earlier = tmp_path / "data" / "seed1"
+    (earlier / "mlflow").mkdir(parents=True)
+    assert started("data/seed1") == ""
+    shutil.copy(folder / "mlflow" / "mlflow.db", earlier / "mlflow")
+    text = started("data/seed1")
+    assert text.count("WARNING") == 1
+    assert f"`make mlflow STORE={earlier / 'mlflow'}` shows them" in text
+    assert started("data") == ""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/mlflow.db")
+    assert started("data/seed1") == ""

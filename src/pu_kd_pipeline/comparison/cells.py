@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,39 @@ from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
+
+
+@dataclass(frozen=True)
+class CellMaker:
+    """Computes one cell when it is called; one that is never called was found finished.
+
+    Attributes:
+        computation: what the cells share.
+        cell: the cell.
+        title: its name in logs, which no other cell of the comparison has.
+        position: such as "cell 2 of 9".
+    """
+
+    computation: CellComputation
+    cell: Cell
+    title: str
+    position: str
+
+    def __call__(self) -> pa.Table:
+        """Return the table of the cell, and report it to the log and the listeners."""
+        with progress.part(f"{self.position}: {self.title}") as report:
+            result = self.computation.result(self.cell)
+            outcome = result["failure"]
+            if not outcome:
+                accuracy_percent = 100 * result["accuracy"]
+                outcome = f"accuracy {accuracy_percent:.2f} %"
+            report(outcome)
+        progress.results.publish(self.title, self.identity(), result)
+        return pa.Table.from_pylist([result], schema=RESULT)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the result of the cell."""
+        return self.cell.identity()
 
 
 def comparison_shards(
@@ -49,7 +82,7 @@ def comparison_shards(
         position = f"cell {number} of {n_cells}"
         name = _shard_name(cell, inputs, params)
         title = _title(cell, params)
-        shards[name] = partial(_compute, computation, cell, title, position)
+        shards[name] = CellMaker(computation, cell, title, position)
     return shards
 
 
@@ -58,19 +91,6 @@ def _title(cell: Cell, params: ComparisonParams) -> str:
     if params.n_updates is None:
         return str(cell)
     return f"{cell}, {cell.blocks.distillation.n_updates:,} updates"
-
-
-def _compute(computation: CellComputation, cell: Cell, title: str, position: str) -> pa.Table:
-    """Return the table of one cell, and report it to the log and the listeners."""
-    with progress.part(f"{position}: {title}") as report:
-        result = computation.result(cell)
-        outcome = result["failure"]
-        if not outcome:
-            accuracy_percent = 100 * result["accuracy"]
-            outcome = f"accuracy {accuracy_percent:.2f} %"
-        report(outcome)
-    progress.results.publish(title, cell.identity(), result)
-    return pa.Table.from_pylist([result], schema=RESULT)
 
 
 def _shard_name(cell: Cell, inputs: ComparisonInputs, params: ComparisonParams) -> str:

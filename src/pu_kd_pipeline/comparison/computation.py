@@ -79,6 +79,10 @@ RESULT = pa.schema(
 )
 
 
+# The key of a result that holds the student's history: column -> values.
+HISTORY = "history"
+
+
 class LearnedStudent(NamedTuple):
     """The student of a cell, and what it learned from."""
 
@@ -200,6 +204,8 @@ class CellComputation:
             "seconds": time.perf_counter() - started,
             "note": student.card.origin.get("critic_collapse"),
             **_curve(history, cell.blocks.distillation.n_updates),
+            # For listeners alone: no column has it.
+            HISTORY: _numbers(history),
         }
 
     @cached_property
@@ -271,6 +277,12 @@ class CellComputation:
 def _mean_sample_weight(student: Model) -> float | None:
     facts = student.card.origin.get(CLASS_WEIGHTS) or {}
     return facts.get(MEAN_SAMPLE_WEIGHT)
+
+
+def _numbers(history: pd.DataFrame) -> dict[str, list[float]]:
+    """Return the columns of numbers of a student's history, `update` among them."""
+    numbers = history.select_dtypes("number")
+    return {str(name): numbers[name].tolist() for name in numbers}
 
 
 def _curve(history: pd.DataFrame, n_updates: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 METRICS = "metrics"
 REPORT = "report"
 # What `metadata: {mlflow: ...}` of a catalog entry may be.
-TRACKING_KINDS = ("dataset", "metrics", "model", "certificate", "file", "image")
+TRACKING_KINDS = ("dataset", "metrics", "model", "certificate", "cells", "note", "file", "image")
 
 
 def dataset_path(catalog: DataCatalog, name: str) -> Path | None:

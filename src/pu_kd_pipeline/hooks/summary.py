@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.hooks.catalog import METRICS, REPORT, dataset_location, dataset_path
+from pu_kd_pipeline.hooks.tracking import tracking_config
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 from pu_kd_pipeline.masking import visible, without_credentials
 from pu_kd_pipeline.params.overrides import with_overrides
 from pu_kd_pipeline.params.paths import project_folder
 
 if TYPE_CHECKING:
+    from kedro.framework.context import KedroContext
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
     from rich.console import Console
@@ -39,6 +40,11 @@ def is_summarized(pipeline: Pipeline) -> bool:
 
 class SummaryHooks:
     """Prints the results of a run, and where to find the report and MLflow."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Store the context; its configuration says where MLflow is."""
+        self._context = context
 
     @hook_impl
     def after_pipeline_run(
@@ -68,18 +74,26 @@ class SummaryHooks:
         metrics_path = dataset_path(catalog, METRICS)
         if outputs & {METRICS, REPORT} and metrics_path:
             data_folder = metrics_path.parents[1]
-            print(f"MLflow: {_mlflow_hint(data_folder)}    Pipeline: make viz")
+            hint = _mlflow_hint(self._context, data_folder)
+            print(f"MLflow: {hint}    Pipeline: make viz")
 
 
-def _mlflow_hint(data_folder: Path) -> str:
+def _mlflow_hint(context: KedroContext, data_folder: Path) -> str:
     """Return the server's address, or the command that opens the tracking files of this run."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
+    from pu_kd_pipeline.tracking.config import STORE, store_folder
+    from pu_kd_pipeline.tracking.stores import sqlite_file, store_uri
+
+    config = tracking_config(context)
+    folder = store_folder(config, context.project_path)
+    uri = store_uri(config, folder)
+    if sqlite_file(uri) is None:
         return without_credentials(uri)
     # make reads its Makefile in the project folder, wherever this command was started
-    if data_folder == project_folder() / "data":
+    if folder == (project_folder() / "data" / STORE).resolve():
         return "make mlflow"
-    return f"make mlflow DATA={data_folder}"
+    if folder == (data_folder / STORE).resolve():
+        return f"make mlflow DATA={data_folder}"
+    return f"make mlflow STORE={folder}"
 
 
 def _console() -> Console:

@@ -1,8 +1,8 @@
 """Tracking a run with MLflow.
 
 The catalog says what is logged: `metadata: {mlflow: ...}` of an entry is `dataset`, `metrics`,
-`model`, `certificate`, `file` or `image`. Every file of the reporting folder is logged as an
-artifact.
+`model`, `certificate`, `cells`, `note`, `file` or `image`. Every file of the reporting folder is
+logged as an artifact. A run in which nothing was done is not logged.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.models.model import Model
     from pu_kd_pipeline.tracking.client import Tracker
     from pu_kd_pipeline.tracking.config import TrackingConfig
+    from pu_kd_pipeline.tracking.stage_times import StageTimes
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class TrackingHooks:
         self._catalog: DataCatalog | None = None
         self._tracker: Tracker | None = None
         self._reasons_to_run: dict[str, str | None] = {}
+        self._stage_times: StageTimes
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -58,6 +60,7 @@ class TrackingHooks:
     ) -> None:
         """Prepare the MLflow run after every check has passed; the first log call opens it."""
         from pu_kd_pipeline.tracking.client import Tracker
+        from pu_kd_pipeline.tracking.stage_times import StageTimes
 
         assert self._context is not None
         if self._tracker is not None:
@@ -84,25 +87,42 @@ class TrackingHooks:
             environment=run_params["env"] or "local",
             parameters=parameters,
         )
-        tracker.load()
         self._tracker = tracker
+        self._stage_times = StageTimes()
+        progress.paces.add(self._stage_times.add_pace)
         progress.records.add(tracker.log_record)
         progress.results.add(tracker.log_child)
         progress.decisions.add(self._reasons_to_run.__setitem__)
 
+    # The two hooks that come first of a node, and the last two. A node may read or save nothing.
+
+    @hook_impl(tryfirst=True)
+    def before_dataset_loaded(self, node: Node) -> None:
+        """Start the clock of a node, and import MLflow as soon as there is one, but not before."""
+        self._start_node(node)
+
+    @hook_impl(tryfirst=True)
+    def before_node_run(self, node: Node) -> None:
+        """The same, for a node that reads nothing."""
+        self._start_node(node)
+
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
-        """Log the datasets that a stage reads."""
+        """Log the datasets that a stage reads, and the models of earlier runs."""
         if self._tracker is None or self._catalog is None:
             return
-        if tracked_as(self._catalog, dataset_name) == "dataset":
+        kind = tracked_as(self._catalog, dataset_name)
+        if kind == "dataset":
             self._tracker.log_dataset(dataset_name, data)
+        if kind == "model":
+            self._tracker.link_model(dataset_name, data)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
         """Log metrics, the student, and every file made for people."""
         if self._tracker is None or self._catalog is None:
             return
+        self._stage_times.touch()
         kind = tracked_as(self._catalog, dataset_name)
         if kind == "metrics":
             self._tracker.log_metrics(data)
@@ -114,6 +134,10 @@ class TrackingHooks:
             earlier = earlier_certificate(self._catalog, data)
             if earlier is not None:
                 self._tracker.log_certificate(CERTIFICATE, earlier)
+        if kind == "cells":
+            self._log_reused_cells(self._tracker, dataset_name, data)
+        if kind == "note":
+            self._tracker.log_note(str(data))
         if kind == "certificate":
             self._tracker.log_certificate(dataset_name, data)
         path = dataset_path(self._catalog, dataset_name)
@@ -128,12 +152,19 @@ class TrackingHooks:
     def after_node_run(self, node: Node) -> None:
         """Send what is pending."""
         if self._tracker:
+            self._stage_times.touch()
             self._tracker.flush()
 
     @hook_impl
-    def after_pipeline_run(self) -> None:
-        """Close the run."""
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Close the run; one in which every node was skipped is not logged."""
         tracker = self._tracker
+        if tracker and self._was_nothing_done(tracker):
+            self._stop_listening(tracker)
+            tracker.discard()
+            return
+        if tracker and self._reasons_to_run:
+            self._log_what_still_holds(tracker, pipeline, catalog)
         self._end("FINISHED", self._nodes_note())
         if tracker and tracker.open_run_id and not tracker.is_lost:
             logger.info("MLflow run %s at %s", tracker.open_run_id, tracker.address)
@@ -141,16 +172,93 @@ class TrackingHooks:
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
         """Close the run with the first line of the error."""
+        if self._tracker:
+            self._stage_times.touch()
         self._end("FAILED", f"**Failed:** {first_line(error)}")
 
     def _end(self, status: Any, note: str = "") -> None:
         tracker = self._tracker
-        self._tracker = None
         if tracker:
-            progress.records.remove(tracker.log_record)
-            progress.results.remove(tracker.log_child)
-            progress.decisions.remove(self._reasons_to_run.__setitem__)
+            self._log_times(tracker)
+            self._stop_listening(tracker)
             tracker.end(status, note)
+
+    def _log_reused_cells(self, tracker: Tracker, name: str, makers: Any) -> None:
+        """Log the cells that earlier runs have computed as child runs, with their own times."""
+        assert self._catalog is not None
+        dataset: Any = self._catalog.get(name)
+        try:
+            table = dataset.load()
+            for shard, maker in makers.items():
+                if tracker.has_child(maker.title):
+                    continue
+                [result] = table.shard(shard).to_pylist()
+                # A shard is written when its cell has been computed.
+                file = dataset.filepath / f"{shard}.parquet"
+                ended_at_s = file.stat().st_mtime
+                tracker.log_child(maker.title, maker.identity(), result, ended_at_s=ended_at_s)
+        # Of any kind: an entry of a user may hold anything, and the results are saved.
+        except Exception as error:
+            logger.warning(
+                "MLflow does not get all cells of %s that earlier runs have computed: %s",
+                name,
+                first_line(error),
+            )
+
+    def _start_node(self, node: Node) -> None:
+        if self._tracker:
+            self._tracker.start()
+            self._stage_times.start(node.name, node.namespace)
+
+    def _log_times(self, tracker: Tracker) -> None:
+        """Log what the nodes took, also those of a run that failed."""
+        if not self._stage_times.nodes:
+            return
+        tracker.log_numbers(self._stage_times.metrics(), source="stages")
+        skipped = [node for node, reason in self._reasons_to_run.items() if reason is None]
+        file = "timeline.html"
+        # A file of each stage: a run that several share has several.
+        if tracker.shared_run_id:
+            file = f"timelines/{tracker.stage}.html"
+        tracker.log_text(self._stage_times.page(skipped), file)
+
+    def _stop_listening(self, tracker: Tracker) -> None:
+        self._tracker = None
+        self._stage_times.finish()
+        progress.paces.remove(self._stage_times.add_pace)
+        progress.records.remove(tracker.log_record)
+        progress.results.remove(tracker.log_child)
+        progress.decisions.remove(self._reasons_to_run.__setitem__)
+
+    def _was_nothing_done(self, tracker: Tracker) -> bool:
+        reasons = self._reasons_to_run.values()
+        is_all_skipped = bool(reasons) and all(reason is None for reason in reasons)
+        # In a shared run, a stage has a status, whether it did something or not.
+        return is_all_skipped and not tracker.shared_run_id
+
+    def _log_what_still_holds(
+        self, tracker: Tracker, pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Log the metrics and models of nodes that were skipped because they are up to date."""
+        for node in pipeline.nodes:
+            if self._reasons_to_run.get(node.name, "") is not None:
+                continue
+            for name in node.outputs:
+                kind = tracked_as(catalog, name)
+                if kind not in ("metrics", "model"):
+                    continue
+                try:
+                    data = catalog.load(name)
+                # Of any kind: the run has succeeded, and a file may be gone a moment later.
+                except Exception as error:
+                    logger.warning(
+                        "MLflow does not get %s, which was up to date: %s", name, first_line(error)
+                    )
+                    continue
+                if kind == "metrics":
+                    tracker.log_metrics(data)
+                else:
+                    tracker.link_model(name, data)
 
     def _nodes_note(self) -> str:
         """Return which nodes ran and why, for the run's page; empty if all of them ran."""
@@ -163,8 +271,6 @@ class TrackingHooks:
         is_shared = self._tracker is not None and bool(self._tracker.shared_run_id)
         if len(reasons) == n_nodes or is_shared:
             return ""
-        if not reasons:
-            return f"**Nothing to do:** all {n_nodes} nodes were up to date."
         header = f"**{len(reasons)} of {n_nodes} nodes ran**, the others were up to date."
         return f"{header}\n{''.join(reasons)}"
 

@@ -24,7 +24,12 @@ from pu_kd_pipeline.masking import visible, without_credentials
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.manifest import table_digest
 from pu_kd_pipeline.tracking.certificates import certificate_record
-from pu_kd_pipeline.tracking.config import TrackingConfig, shared_run_id
+from pu_kd_pipeline.tracking.config import (
+    TrackingConfig,
+    own_folder,
+    shared_run_id,
+    store_folder,
+)
 from pu_kd_pipeline.tracking.experiments import asked_experiment
 from pu_kd_pipeline.tracking.keys import (
     is_finite_number,
@@ -32,12 +37,18 @@ from pu_kd_pipeline.tracking.keys import (
     mlflow_key,
     mlflow_parameters,
 )
-from pu_kd_pipeline.tracking.model_description import accuracies_of_models, model_record
+from pu_kd_pipeline.tracking.model_description import (
+    ModelRecord,
+    accuracies_of_models,
+    file_model_record,
+    model_record,
+)
 from pu_kd_pipeline.tracking.outbox import Call, Outbox, UnreachableError
 from pu_kd_pipeline.tracking.pending_metrics import PendingMetrics
 from pu_kd_pipeline.tracking.run_log import RunSettings
 from pu_kd_pipeline.tracking.run_metadata import markdown_note
-from pu_kd_pipeline.tracking.stores import check_store, store_uri
+from pu_kd_pipeline.tracking.stores import check_store, earlier_store, store_uri
+from pu_kd_pipeline.tracking.trials import Trial, trial_metrics
 from pu_kd_pipeline.tracking.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
@@ -58,6 +69,7 @@ SECONDS_TO_LOAD_AT_END = 30.0
 # The most that one request to an MLflow server may hold.
 MAX_METRICS_PER_REQUEST = 1000
 MAX_DIGEST_LENGTH = 36
+MAX_NOTE_LENGTH = 7_800  # the most that a tag may hold is 8,000
 # Slower uploads are given up.
 MIN_BYTES_PER_SECOND = 200_000
 # A container that is stopped is killed ten seconds later.
@@ -101,12 +113,14 @@ class Tracker:
         self.config = config
         self.environment = environment
         self.stage = mlflow_key(stage)
-        folder = (project_path / config.folder).resolve()
+        folder = store_folder(config, project_path)
         self.uri = store_uri(config, folder)
         check_store(self.uri)
         self.address = without_credentials(self.uri)
+        self._earlier_store = earlier_store(self.uri, folder, own_folder(config, project_path))
         self.shared_run_id = shared_run_id()
         self.metrics: Mapping[str, Any] = {}
+        self._notes: list[str] = []
         self.settings = RunSettings(
             uri=self.uri,
             folder=folder,
@@ -125,6 +139,7 @@ class Tracker:
         self.worker = worker or Worker()
         self.open_run_id: str | None = None
         self.is_closed = False
+        self.is_started = False
         self._call_limit_s = call_limit_s
         self._process_id = os.getpid()
         self._start = time.monotonic()
@@ -138,6 +153,8 @@ class Tracker:
         self._seconds_between_flushes = SECONDS_BETWEEN_FLUSHES
         self._pending = PendingMetrics()
         self._known_datasets: set[str] = set()
+        self._known_children: set[str] = set()
+        self._known_models: set[str] = set()
         self._unexported_models: set[str] = set()
         self._exports: tempfile.TemporaryDirectory[str] | None = None
         # A process that ends without calling `end` was interrupted.
@@ -148,9 +165,29 @@ class Tracker:
         """Whether MLflow failed and has not answered since."""
         return self.outbox.is_lost
 
-    def load(self) -> None:
-        """Let the background import MLflow, while the run does something else."""
+    def start(self) -> None:
+        """Let the background import MLflow, while the run does something else.
+
+        Nothing is started before: a run whose nodes are all up to date is not logged.
+        """
+        if self.is_started:
+            return
+        self.is_started = True
+        if self._earlier_store is not None:
+            logger.warning(
+                "the runs of this project are logged to %s, in one list. Earlier runs of this data "
+                "folder are still in %s: `make mlflow STORE=%s` shows them. Move that folder away "
+                "to end this message, or set `folder` in conf/local/mlflow.yml to log there",
+                self.settings.folder,
+                self._earlier_store,
+                self._earlier_store,
+            )
         self._send(Call("load"))
+
+    def discard(self) -> None:
+        """End without a run in MLflow: nothing was done."""
+        if self._is_usable():
+            self._finish()
 
     # --- what is logged ---------------------------------------------------------------------------
 
@@ -182,20 +219,64 @@ class Tracker:
         self._send(Call(FLUSH))
 
     def log_child(
-        self, name: str, parameters: Mapping[str, Any], metrics: Mapping[str, Any]
+        self,
+        name: str,
+        parameters: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        *,
+        ended_at_s: float | None = None,
     ) -> None:
-        """Log one trial as a finished child run; only finite numbers are logged."""
-        numbers = {}
-        for key, value in metrics.items():
-            if is_finite_number(value):
-                numbers[mlflow_key(key)] = float(value)
-        texts = dict(mlflow_parameters(parameters))
-        shown_name = without_credentials(name)
-        self._send(Call("log_child", (uuid.uuid4().hex, shown_name, texts, numbers), creates=True))
+        """Log one trial as a finished child run; only finite numbers are logged.
+
+        Args:
+            name: of the trial, which no other one of this run has.
+            parameters: of the trial.
+            metrics: of the trial. `seconds` is its duration, `failure` a text if it failed, and
+                its curves are those that `trial_curves` finds.
+            ended_at_s: seconds since 1970, of a trial of an earlier run; None: just now.
+        """
+        self._known_children.add(name)
+        end_s = time.time() if ended_at_s is None else ended_at_s
+        seconds = metrics.get("seconds")
+        duration_s = seconds if is_finite_number(seconds) else 0.0
+        trial = Trial(
+            key=uuid.uuid4().hex,
+            name=without_credentials(name),
+            parameters=dict(mlflow_parameters(parameters)),
+            metrics=trial_metrics(metrics, end_s - duration_s, end_s),
+            start_ms=int(1000 * (end_s - duration_s)),
+            end_ms=int(1000 * end_s),
+            failure=without_credentials(str(metrics.get("failure") or "")),
+            is_reused=ended_at_s is not None,
+        )
+        self._send(Call("log_child", (trial,), creates=True))
+
+    def has_child(self, name: str) -> bool:
+        """Return whether a trial of this name was logged by this run."""
+        return name in self._known_children
+
+    def log_note(self, text: str) -> None:
+        """Show a text in Markdown on the run's page."""
+        self._notes.append(without_credentials(text, self.uri))
 
     def log_file(self, path: Path, folder: str) -> None:
         """Store a file, or all files of a folder, among the run's artifacts."""
         self._send(Call("log_file", (str(path), folder), limit_s=self._upload_limit_s(path)))
+
+    def log_numbers(self, numbers: Mapping[str, float], *, source: str) -> None:
+        """Log single numbers by their keys; they are sent in batches.
+
+        Args:
+            numbers: key -> number.
+            source: what logs them.
+        """
+        if self._is_usable():
+            for key, value in numbers.items():
+                self._pending.add(mlflow_key(key), value, 0, source=source)
+
+    def log_text(self, text: str, file: str) -> None:
+        """Store a text as a file among the run's artifacts."""
+        self._send(Call("log_text", (text, file)))
 
     def log_image(self, path: Path) -> None:
         """Add an image file to the run's image grid."""
@@ -233,6 +314,7 @@ class Tracker:
             return
         from pu_kd_pipeline.tracking.model_export import export_model
 
+        self._known_models.add(name)
         key = uuid.uuid4().hex
         try:
             if self._exports is None:
@@ -246,9 +328,48 @@ class Tracker:
             return
         fingerprint = model.fingerprint()
         record = model_record(name, model.card, self.config.registered_model, fingerprint)
+        self._send_model(key, record, folder)
+        if self.config.served_model and record.registered_name:
+            self._log_file_model(model, folder, file_model_record(record, self.config.served_model))
+
+    def _log_file_model(self, model: Model, exported: Path, record: ModelRecord) -> None:
+        """Log the form of an exported model that takes files."""
+        from pu_kd_pipeline.tracking.file_model import export_file_model
+
+        key = uuid.uuid4().hex
+        folder = exported.with_name(key)
+        try:
+            export_file_model(model, exported, folder)
+        # Such as a full disk: the model itself is logged.
+        except Exception as error:
+            logger.warning("%s is not registered in MLflow: %s", record.name, error)
+            return
+        self._send_model(key, record, folder)
+
+    def _send_model(self, key: str, record: ModelRecord, folder: Path) -> None:
         args = (key, record, str(folder))
         limit_s = self._upload_limit_s(folder)
         self._send(Call("log_model", args, creates=True, limit_s=limit_s))
+
+    def link_model(self, name: str, model: Model) -> None:
+        """Link a model of an earlier run, which this run reads, or which is still up to date.
+
+        A model that this run has logged is left alone.
+
+        Args:
+            name: name of its catalog entry.
+            model: the model.
+        """
+        if name in self._known_models or not self._is_usable():
+            return
+        self._known_models.add(name)
+        try:
+            fingerprint = model.fingerprint()
+        # Any error: an entry of a user's catalog may hold anything.
+        except Exception as error:
+            logger.warning("%s cannot be linked in MLflow: %s", name, error)
+            return
+        self._send(Call("link_model", (name, fingerprint)))
 
     def log_certificate(self, name: str, certificate: Mapping[str, Any]) -> None:
         """Store a certificate with the models of the same fingerprint, whichever run logged them.
@@ -281,7 +402,7 @@ class Tracker:
         self.flush()
         note = None
         # In a shared run, a stage without results must not replace another one's note.
-        if sentence or self.metrics or not self.shared_run_id:
+        if sentence or self.metrics or self._notes or not self.shared_run_id:
             note = self._note(without_credentials(sentence, self.uri))
         close = Call("close", (status, note))
         self._send(close)
@@ -416,4 +537,9 @@ class Tracker:
         # A backtick would end the part of the note that is shown as code.
         shown_command = visible(without_credentials(command)).replace("`", "'")
         first_sentence = f"`{shown_command}`, environment `{self.environment}`"
-        return markdown_note(first_sentence, *sentences, metrics=self.metrics)
+        note = markdown_note(first_sentence, *sentences, *self._notes, metrics=self.metrics)
+        if len(note) <= MAX_NOTE_LENGTH:
+            return note
+        # A table is cut between two rows.
+        start, _, _ = note[:MAX_NOTE_LENGTH].rpartition("\n")
+        return f"{start}\n\nThe rest is in the files among the artifacts of this run."

@@ -28,9 +28,24 @@ class TrackingConfig(BaseModel):
     folder: str = Field(
         description="folder of the SQLite file and its artifacts, relative to the project folder"
     )
+    data: str | None = Field(
+        default=None,
+        description="the data folder of the run; `shared_folder` is for its `mlflow` alone, so "
+        "that another `folder` is taken as it is",
+    )
+    shared_folder: str | None = Field(
+        default=None,
+        description="used in place of `folder` where that is `mlflow` in a data folder inside of "
+        "the project; null: each data folder has a store of its own",
+    )
     experiment: str = Field(min_length=1)
     registered_model: str | None = Field(
         description="name of `student_model` in the model registry; null: it is not registered"
+    )
+    served_model: str | None = Field(
+        default=None,
+        description="name in the model registry of the form of `student_model` that takes files, "
+        "for `mlflow models serve`; null: there is none",
     )
     input_example: str | None = Field(
         default=None,
@@ -44,7 +59,7 @@ class TrackingConfig(BaseModel):
         "their time",
     )
 
-    @field_validator("registered_model")
+    @field_validator("registered_model", "served_model")
     @classmethod
     def _is_a_name_of_mlflow(cls, name: str | None) -> str | None:
         # MLflow itself refuses it only when the student exists, at the end of the run.
@@ -54,6 +69,34 @@ class TrackingConfig(BaseModel):
                 "'/' or ':'"
             )
         return name
+
+
+STORE = "mlflow"  # the folder of a store in a data folder
+
+
+def store_folder(config: TrackingConfig, project_path: Path) -> Path:
+    """Return the absolute folder of the SQLite file and its artifacts.
+
+    The data folders inside of a project share one store, so that their runs are one list. A data
+    folder elsewhere, such as on another disk, keeps its own.
+
+    Args:
+        config: where to log.
+        project_path: folder that relative paths start from.
+    """
+    if config.shared_folder is not None and config.data is not None:
+        # Links are not followed: `data` is often one, to a larger disk.
+        project = os.path.abspath(project_path)
+        data = Path(os.path.abspath(project_path / config.data))
+        is_default = os.path.abspath(project_path / config.folder) == str(data / STORE)
+        if is_default and data.is_relative_to(project):
+            return (project_path / config.shared_folder).resolve()
+    return own_folder(config, project_path)
+
+
+def own_folder(config: TrackingConfig, project_path: Path) -> Path:
+    """Return the absolute `folder`: where the store is, or was before it was shared."""
+    return (project_path / config.folder).resolve()
 
 
 def shared_run_id() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from pu_kd_pipeline.tracking.certificates import CERTIFICATE_FILE, CertificateRecord
 from pu_kd_pipeline.tracking.model_description import (
+    FILES_SUFFIX,
     FINGERPRINT,
     MODEL_URI,
     REGISTERED_DESCRIPTION,
+    REGISTERED_FILES_DESCRIPTION,
     ModelRecord,
+    base_name,
 )
 
 if TYPE_CHECKING:
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 KEY_TAG = "key"
+MODEL_SUFFIX = "_model"  # ends the names of models in the catalog
+# Of a model, in the metrics of a run.
+LINKED_METRICS = ("accuracy", "agreement", "parameters", "flops", "latency_ms", "size_bytes")
+MAX_ALIAS_LENGTH = 100
 ACCURACY_TAG = "accuracy"
 # Where MLflow's pages look for the description of a logged model.
 DESCRIPTION_TAG = "mlflow.note.content"
@@ -33,6 +41,7 @@ def log_exported_model(
     folder: Path,
     *,
     key: str,
+    alias: str,
     is_repeated: bool,
 ) -> None:
     """Log an exported model as an output of the run, and register it.
@@ -43,9 +52,11 @@ def log_exported_model(
         record: its name, description and tags.
         folder: what `export_model` wrote.
         key: of the model, by which it is found again.
+        alias: in the registry, which the new version takes from the one before.
         is_repeated: whether an earlier attempt may have done a part of this.
     """
     from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
 
     experiment_id = client.get_run(run_id).info.experiment_id
     tags = {**record.tags, "run": run_id}
@@ -67,25 +78,95 @@ def log_exported_model(
     name = record.registered_name
     if name and not (is_repeated and _versions(client, run_id, logged)):
         _register(client, name, run_id, logged, tags, description)
+    for registered, version in _versions(client, run_id, logged):
+        # A registry without aliases has the versions all the same.
+        with contextlib.suppress(MlflowException):
+            client.set_registered_model_alias(registered, alias, version)
+
+
+def alias_of(environment: str) -> str:
+    """Return the alias of the newest version that an environment has made, as MLflow accepts it.
+
+    An environment, because the students of different ones are of different data: none of them is
+    newer than another one's.
+    """
+    alias = re.sub(r"[^\w-]", "-", environment, flags=re.ASCII)[:MAX_ALIAS_LENGTH]
+    # MLflow keeps these for itself.
+    if alias.lower() == "latest" or re.fullmatch(r"[vV]?\d+", alias):
+        return f"env-{alias}"
+    return alias
+
+
+def link_model(client: MlflowClient, run_id: str, name: str, fingerprint: str) -> bool:
+    """Make a model of an earlier run an input of this one, and return whether there is one."""
+    from mlflow.entities import LoggedModelInput
+
+    experiment_id = client.get_run(run_id).info.experiment_id
+    found = list(
+        client.search_logged_models([experiment_id], f"tags.`{FINGERPRINT}` = '{fingerprint}'")
+    )
+    # Of each form, the newest, which comes first.
+    newest: dict[str, LoggedModel] = {}
+    for logged in found:
+        if base_name(logged.name) == name:
+            newest.setdefault(logged.name, logged)
+    if not newest:
+        return False
+    models = [LoggedModelInput(logged.model_id) for logged in newest.values()]
+    client.log_inputs(run_id, models=models)
+    return True
+
+
+def _models_of(client: MlflowClient, run_id: str) -> list[LoggedModel]:
+    """Return the models that a run has logged, and those of earlier runs that it reads."""
+    run = client.get_run(run_id)
+    made_here = f"source_run_id = '{run_id}'"
+    models = list(client.search_logged_models([run.info.experiment_id], made_here))
+    inputs = getattr(run.inputs, "model_inputs", None) or []
+    return models + [client.get_logged_model(each.model_id) for each in inputs]
 
 
 def tag_accuracies(client: MlflowClient, run_id: str, accuracies: Mapping[str, float]) -> None:
-    """Store the test accuracy of the models that a run has logged, and of their versions.
+    """Store the test accuracy of the models of a run, and of their versions.
 
     Args:
         client: connection to the tracking store.
-        run_id: the run that made the models.
+        run_id: the run that evaluated the models; it or an earlier one has logged them.
         accuracies: name of a model -> its accuracy; other models are ignored.
     """
-    experiment_id = client.get_run(run_id).info.experiment_id
-    made_here = f"source_run_id = '{run_id}'"
-    for logged in client.search_logged_models([experiment_id], made_here):
-        if logged.name not in accuracies:
+    for logged in _models_of(client, run_id):
+        entry = base_name(logged.name)
+        if entry not in accuracies:
             continue
-        text = f"{accuracies[logged.name]:.4f}"
+        text = f"{accuracies[entry]:.4f}"
         client.set_logged_model_tags(logged.model_id, {ACCURACY_TAG: text})
-        for name, version in _versions(client, run_id, logged):
+        maker = logged.source_run_id or run_id
+        for name, version in _versions(client, maker, logged):
             client.set_model_version_tag(name, version, ACCURACY_TAG, text)
+
+
+def link_metrics(client: MlflowClient, run_id: str) -> None:
+    """Show the metrics of a run on the pages of its models; twice is the same as once.
+
+    Those of `student_model` are the metrics `student/...` that are one number.
+    """
+    from mlflow.entities import Metric
+
+    logged_metrics = client.get_run(run_id).data.metrics
+    for logged in _models_of(client, run_id):
+        prefix = f"{base_name(logged.name).removesuffix(MODEL_SUFFIX)}/"
+        linked = []
+        for name in LINKED_METRICS:
+            key = prefix + name
+            if key not in logged_metrics:
+                continue
+            # The same point again, now with its model: another time would make it a second one.
+            point = client.get_metric_history(run_id, key)[-1]
+            linked.append(
+                Metric(key, point.value, point.timestamp, point.step, model_id=logged.model_id)
+            )
+        if linked:
+            client.log_batch(run_id, metrics=linked)
 
 
 def attach_certificate(client: MlflowClient, run_id: str, record: CertificateRecord) -> int:
@@ -153,8 +234,11 @@ def _register(
     from mlflow.exceptions import MlflowException
 
     # MLflow raises if the name exists already; the model then becomes its next version.
+    of_all = REGISTERED_DESCRIPTION
+    if logged.name.endswith(FILES_SUFFIX):
+        of_all = REGISTERED_FILES_DESCRIPTION
     with contextlib.suppress(MlflowException):
-        client.create_registered_model(name, description=REGISTERED_DESCRIPTION)
+        client.create_registered_model(name, description=of_all)
     client.create_model_version(
         name,
         logged.artifact_location,

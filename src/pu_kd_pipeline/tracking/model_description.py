@@ -17,8 +17,20 @@ REGISTERED_DESCRIPTION = (
     "Image classifiers made by pu_kd_pipeline. They take pixels and normalize them themselves; the "
     "description of each version says which images it takes and how to predict with it."
 )
+REGISTERED_FILES_DESCRIPTION = (
+    "The students of the model without `files` in its name, for `mlflow models serve`: they take "
+    "the bytes of image files, such as JPEG, and decode them as pu_kd_pipeline does."
+)
+# Ends the name of a logged model that takes files.
+FILES_SUFFIX = "_files"
 # The catalog entry whose versions the registry has.
 REGISTERED_ENTRY = "student_model"
+# With GNU and other tools: `base64` of macOS writes one line, that of GNU several.
+SERVING_COMMANDS = f"""\
+mlflow models serve --env-manager local --port 5001 --model-uri {MODEL_URI}
+
+(printf '{{"dataframe_records": [{{"image": "'; base64 < photo.jpg | tr -d '\\n'; printf '"}}]}}') |
+  curl --header 'Content-Type: application/json' --data @- http://127.0.0.1:5001/invocations"""
 N_CLASSES_SHOWN = 20
 # The tag and the key of the metadata that hold `Model.fingerprint()`.
 FINGERPRINT = "fingerprint"
@@ -54,6 +66,31 @@ def model_record(
         registered_name = None
     tags = {**model_tags(card), FINGERPRINT: fingerprint}
     return ModelRecord(name, registered_name, model_description(name, card), tags)
+
+
+def file_model_record(record: ModelRecord, registered_name: str) -> ModelRecord:
+    """Return what MLflow stores with the form of a model that takes files.
+
+    Args:
+        record: of the model that takes pixels.
+        registered_name: name in the model registry.
+    """
+    description = "\n\n".join(
+        [
+            f"The classifier of `{record.name}`, for servers. **Input:** a column `image` with the "
+            "bytes of JPEG, PNG or other image files, in base64 in a request. They are decoded as "
+            "the run decodes images: orientation, colors, resizing.",
+            "**Output:** as of the model that takes pixels, with the same `params`.",
+            f"```console\n{SERVING_COMMANDS}\n```",
+        ]
+    )
+    tags = {**record.tags, "input": "files of images"}
+    return ModelRecord(f"{record.name}{FILES_SUFFIX}", registered_name, description, tags)
+
+
+def base_name(logged_name: str) -> str:
+    """Return the catalog entry of a logged model, whatever it takes."""
+    return logged_name.removesuffix(FILES_SUFFIX)
 
 
 def model_tags(card: ModelCard) -> dict[str, str]:

@@ -6,9 +6,9 @@ something first looks for what an earlier attempt may have created.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,8 +23,16 @@ from pu_kd_pipeline.tracking.left_behind import PROCESS_TAG, close_left_behind
 from pu_kd_pipeline.tracking.locations import follow_moved_folder
 from pu_kd_pipeline.tracking.processes import identity_of
 from pu_kd_pipeline.tracking.run_metadata import git_commit, user_name
+from pu_kd_pipeline.tracking.run_names import (
+    VIEW_TAG,
+    first_name,
+    full_name,
+    identifying_tags,
+    is_given_by_a_run,
+    view_state,
+)
 from pu_kd_pipeline.tracking.stages import STAGE_TAG, overall_status
-from pu_kd_pipeline.tracking.stores import is_server, sqlite_file
+from pu_kd_pipeline.tracking.stores import DATABASE, is_server, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,11 +40,16 @@ if TYPE_CHECKING:
 
     from pu_kd_pipeline.tracking.certificates import CertificateRecord
     from pu_kd_pipeline.tracking.model_description import ModelRecord
+    from pu_kd_pipeline.tracking.trials import Trial
 
 # The most that one request to an MLflow server may hold.
 MAX_PARAMETERS_PER_REQUEST = 100
 KEY_TAG = "key"
+MAX_METRICS_PER_REQUEST = 900
 CHILD_STAGE = "trial"
+# Parameters of a trial that are columns in the list of runs.
+SHOWN_PARAMETERS = ("variant", "seed")
+REUSED_TAG = "computed_by_an_earlier_run"
 SECONDS_FOR_MONITOR = 5.0
 
 
@@ -106,6 +119,10 @@ class RunLog:
         for key, value in self._stage_tags().items():
             if run.data.tags.get(key) != value:
                 self.client.set_tag(self.run_id, key, value)
+        for key, value in identifying_tags(settings.parameters).items():
+            # Of a shared run, the first stage that knows one sets it.
+            if key not in run.data.tags:
+                self.client.set_tag(self.run_id, key, value)
         self.is_open = True
         self._log_parameters(run)
         self._start_system_metrics(is_continued=bool(run_id or settings.shared_run_id))
@@ -131,14 +148,26 @@ class RunLog:
         """Close the run with a status and a note; None: the note stays."""
         self._stop_system_metrics()
         self._set_stage_status(status)
-        tags = self.client.get_run(self.run_id).data.tags
+        run = self.client.get_run(self.run_id)
+        tags = run.data.tags
         # While another stage is running, it will close the run.
         if overall_status(tags) != "RUNNING":
             self.client.set_terminated(self.run_id, overall_status(tags))
         self.is_open = False
+        self._complete_name(run)
         # Last: a slow server may have no time for it, and the status matters more.
         if note is not None:
             self.client.set_tag(self.run_id, "mlflow.note.content", note)
+
+    def _complete_name(self, run: Run) -> None:
+        """Give the run a name that says what it was and what came out."""
+        tags = run.data.tags
+        name = run.info.run_name or ""
+        start = first_name(tags.get("pipeline", ""), tags.get("env", ""))
+        complete = full_name(start, tags, run.data.metrics)
+        # A name that a person has chosen stays.
+        if is_given_by_a_run(name, start) and name != complete:
+            self.client.update_run(self.run_id, name=complete)
 
     def close_if_open(self, status: str) -> None:
         """Close a run whose process has ended."""
@@ -152,7 +181,7 @@ class RunLog:
         database = sqlite_file(settings.uri)
         if database is not None:
             _check_database(database)
-            if database == settings.folder / "mlflow.db":
+            if database == settings.folder / DATABASE:
                 follow_moved_folder(database, settings.folder / "artifacts")
         from mlflow import MlflowClient
 
@@ -191,9 +220,22 @@ class RunLog:
             made_before = self._run_with_key(experiment_id, self.settings.key)
             if made_before is not None:
                 return made_before
-        name = f"{self.settings.stage} ({self.settings.environment})"
+        self._show_columns(experiment_id)
+        name = first_name(self.settings.stage, self.settings.environment)
         tags = {**self._tags(), **stage_tags}
         return self.client.create_run(experiment_id, self.settings.started_at_ms, tags, name)
+
+    def _show_columns(self, experiment_id: str) -> None:
+        """Store with the experiment which columns its list of runs shows.
+
+        Another version of MLflow ignores the tag, or refuses it: the list is then its own.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):
+            tags = self.client.get_experiment(experiment_id).tags
+            if tags.get(VIEW_TAG) != view_state():
+                self.client.set_experiment_tag(experiment_id, VIEW_TAG, view_state())
 
     def _run_with_key(self, experiment_id: str, key: str) -> Run | None:
         found = self.client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
@@ -277,22 +319,11 @@ class RunLog:
         metrics = [Metric(*value) for value in values]
         self.client.log_batch(self.run_id, metrics=metrics)
 
-    def log_child(
-        self,
-        key: str,
-        name: str,
-        parameters: Mapping[str, str],
-        metrics: Mapping[str, float],
-        *,
-        is_repeated: bool = False,
-    ) -> None:
+    def log_child(self, trial: Trial, *, is_repeated: bool = False) -> None:
         """Log one trial as a finished child run.
 
         Args:
-            key: of the child run, by which it is found again.
-            name: shown as the run's name.
-            parameters: of the trial.
-            metrics: finite numbers.
+            trial: the trial.
             is_repeated: whether an earlier attempt may have created the child run.
         """
         from mlflow.entities import Metric, Param
@@ -301,31 +332,40 @@ class RunLog:
         experiment_id = parent.info.experiment_id
         child = None
         if is_repeated:
-            child = self._run_with_key(experiment_id, key)
+            child = self._run_with_key(experiment_id, trial.key)
         if child is None:
-            child = self._create_child(parent, key, name)
+            child = self._create_child(parent, trial)
         child_id = child.info.run_id
-        now_ms = int(time.time() * 1000)
-        numbers = []
-        for metric_key, value in metrics.items():
-            numbers.append(Metric(metric_key, value, now_ms, 0))
-        params = [Param(param_key, value) for param_key, value in parameters.items()]
+        numbers = [Metric(*metric) for metric in trial.metrics]
+        params = [Param(param_key, value) for param_key, value in trial.parameters.items()]
         first_params = params[:MAX_PARAMETERS_PER_REQUEST]
-        self.client.log_batch(child_id, metrics=numbers, params=first_params)
-        self.client.set_tag(child_id, STAGE_TAG + CHILD_STAGE, "FINISHED")
-        self.client.set_terminated(child_id, "FINISHED")
+        first_numbers = numbers[:MAX_METRICS_PER_REQUEST]
+        self.client.log_batch(child_id, metrics=first_numbers, params=first_params)
+        for start in range(MAX_METRICS_PER_REQUEST, len(numbers), MAX_METRICS_PER_REQUEST):
+            end = start + MAX_METRICS_PER_REQUEST
+            self.client.log_batch(child_id, metrics=numbers[start:end])
+        status = "FINISHED"
+        if trial.failure:
+            status = "FAILED"
+            self.client.set_tag(child_id, "mlflow.note.content", trial.failure)
+        self.client.set_tag(child_id, STAGE_TAG + CHILD_STAGE, status)
+        self.client.set_terminated(child_id, status, trial.end_ms)
 
-    def _create_child(self, parent: Run, key: str, name: str) -> Run:
+    def _create_child(self, parent: Run, trial: Trial) -> Run:
         tags = {
             "mlflow.parentRunId": parent.info.run_id,
             "mlflow.user": parent.data.tags.get("mlflow.user", ""),
-            KEY_TAG: key,
+            KEY_TAG: trial.key,
             # If this process ends here, the next run closes the child.
             STAGE_TAG + CHILD_STAGE: "RUNNING",
             PROCESS_TAG + CHILD_STAGE: identity_of(self.run_process_id).to_text(),
         }
-        now_ms = int(time.time() * 1000)
-        return self.client.create_run(parent.info.experiment_id, now_ms, tags, name)
+        for name in SHOWN_PARAMETERS:
+            if name in trial.parameters:
+                tags[name] = trial.parameters[name]
+        if trial.is_reused:
+            tags[REUSED_TAG] = "true"
+        return self.client.create_run(parent.info.experiment_id, trial.start_ms, tags, trial.name)
 
     def log_file(self, path: str, folder: str) -> None:
         """Store a file, or all files of a folder, among the run's artifacts."""
@@ -333,6 +373,10 @@ class RunLog:
             self.client.log_artifacts(self.run_id, path, f"{folder}/{Path(path).name}")
         else:
             self.client.log_artifact(self.run_id, path, folder)
+
+    def log_text(self, text: str, file: str) -> None:
+        """Store a text as a file among the run's artifacts."""
+        self.client.log_text(self.run_id, text, file)
 
     def log_image(self, path: str, key: str) -> None:
         """Add an image file to the run's image grid."""
@@ -351,11 +395,28 @@ class RunLog:
 
     def log_model(self, key: str, record: ModelRecord, folder: str, *, is_repeated: bool) -> None:
         """Log the model that `export_model` wrote to a folder, and register it."""
-        from pu_kd_pipeline.tracking.logged_model import log_exported_model
+        from pu_kd_pipeline.tracking.logged_model import alias_of, log_exported_model
 
         log_exported_model(
-            self.client, self.run_id, record, Path(folder), key=key, is_repeated=is_repeated
+            self.client,
+            self.run_id,
+            record,
+            Path(folder),
+            key=key,
+            alias=alias_of(self.settings.environment),
+            is_repeated=is_repeated,
         )
+
+    def link_model(self, name: str, fingerprint: str) -> None:
+        """Link a model that an earlier run has logged; twice is the same as once."""
+        from pu_kd_pipeline.tracking.logged_model import link_model
+
+        if not link_model(self.client, self.run_id, name, fingerprint):
+            self.warnings.append(
+                f"MLflow has no {name} of this fingerprint, because the run that trained it was "
+                "logged elsewhere or not at all: this run is logged without the model. `--force` "
+                "trains it again, and logs it"
+            )
 
     def attach_certificate(self, record: CertificateRecord) -> None:
         """Store a certificate with the models that it is about; twice is the same as once."""
@@ -369,9 +430,10 @@ class RunLog:
 
     def tag_accuracies(self, accuracies: Mapping[str, float]) -> None:
         """Store the test accuracies of the run's models with them; twice is the same as once."""
-        from pu_kd_pipeline.tracking.logged_model import tag_accuracies
+        from pu_kd_pipeline.tracking.logged_model import link_metrics, tag_accuracies
 
         tag_accuracies(self.client, self.run_id, accuracies)
+        link_metrics(self.client, self.run_id)
 
 
 def _check_database(database: Path) -> None:

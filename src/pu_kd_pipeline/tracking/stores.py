@@ -12,6 +12,7 @@ from pu_kd_pipeline.masking import without_credentials
 from pu_kd_pipeline.tracking.config import TrackingConfig
 
 SQLITE_PREFIX = "sqlite:///"
+DATABASE = "mlflow.db"
 SERVER_SCHEMES = ("http", "https", "databricks", "databricks-uc", "uc")
 # What SQLAlchemy and MLflow call the databases that MLflow can use.
 DATABASE_SCHEMES = ("sqlite", "postgresql", "postgres", "mysql", "mssql")
@@ -29,7 +30,24 @@ def store_uri(config: TrackingConfig, folder: Path) -> str:
     """
     # An empty variable counts as not set.
     given_uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking_uri
-    return given_uri or f"{SQLITE_PREFIX}{folder / 'mlflow.db'}"
+    return given_uri or f"{SQLITE_PREFIX}{folder / DATABASE}"
+
+
+def earlier_store(uri: str, folder: Path, own_folder: Path) -> Path | None:
+    """Return the folder with earlier runs of a data folder whose runs are now logged elsewhere.
+
+    Args:
+        uri: the store that is used.
+        folder: of the default SQLite file, absolute.
+        own_folder: where that file would be if every data folder had its own.
+
+    Returns:
+        None if there are no such runs, or the store is another one by choice.
+    """
+    is_default = uri == f"{SQLITE_PREFIX}{folder / DATABASE}"
+    if is_default and own_folder != folder and (own_folder / DATABASE).is_file():
+        return own_folder
+    return None
 
 
 def check_store(uri: str) -> None:
