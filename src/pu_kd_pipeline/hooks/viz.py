@@ -36,26 +36,28 @@ class VizHooks:
     """
 
     def __init__(self) -> None:
-        self._events: bytes | None = None
+        self._before: dict[Path, bytes] = {}
 
     @hook_impl
     def before_pipeline_run(self) -> None:
-        """Remember the events of the run before."""
-        self._events = None
-        with suppress(OSError):
-            self._events = (project_folder() / EVENTS).read_bytes()
+        """Remember what the run before has written."""
+        self._before = {}
+        for file in (EVENTS, STATISTICS):
+            with suppress(OSError):
+                self._before[file] = (project_folder() / file).read_bytes()
 
     @hook_impl(trylast=True)
     def after_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Write the sizes; restore the events of the run before if no node has run."""
-        if run_params["runner"] == EXPLAINING_RUNNER or find_spec("kedro_viz") is None:
+        if find_spec("kedro_viz") is None:
             return
-        file = project_folder() / EVENTS
-        if self._events is not None and file.is_file() and not _has_nodes(file):
-            with suppress(OSError):
-                file.write_bytes(self._events)
+        if run_params["runner"] == EXPLAINING_RUNNER:
+            self._restore(STATISTICS)
+            return
+        if not _has_nodes(project_folder() / EVENTS):
+            self._restore(EVENTS)
         found = {}
         for name in sorted(pipeline.datasets()):
             path = dataset_path(catalog, name)
@@ -67,6 +69,11 @@ class VizHooks:
             file.parent.mkdir(exist_ok=True)
             with replacing_file(file) as temporary:
                 temporary.write_text(json.dumps(found), encoding="utf-8")
+
+    def _restore(self, file: Path) -> None:
+        if file in self._before:
+            with suppress(OSError):
+                (project_folder() / file).write_bytes(self._before[file])
 
 
 def _has_nodes(events: Path) -> bool:
@@ -85,5 +92,6 @@ def _sizes(dataset: Any, path: Path) -> dict[str, int]:
         # One that is damaged is reported by the node that reads it.
         with suppress(DatasetError, InputError, OSError, ValueError):
             sizes.update(counts())
-    sizes["file_size"] = sum(file.stat().st_size for file in files_below(path))
+    with suppress(OSError):
+        sizes["file_size"] = sum(file.stat().st_size for file in files_below(path))
     return sizes
