@@ -177,9 +177,10 @@ class _StepPace:
     def add(self, record: Mapping[str, Any], step: int) -> None:
         now = time.monotonic()
         seconds = now - self._time
-        for key in STEP_KEYS:
-            if key in record:
-                self._unit = f"{key}s"
+        # The first, of which `_step_of` returns the number.
+        keys = [key for key in STEP_KEYS if key in record]
+        if keys:
+            self._unit = f"{keys[0]}s"
         if seconds >= SHORTEST_STEP_S:
             self._n_steps += step - self._step
             self._seconds += seconds

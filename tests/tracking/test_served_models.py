@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 from pu_kd_pipeline.images.decoding import Decoder
-from pu_kd_pipeline.tracking.model_description import SERVING_COMMANDS
+from pu_kd_pipeline.tracking.model_description import MODEL_URI, SERVING_COMMANDS
+from tests.conftest import PROJECT
 from tests.tracking.stored_runs import rows
 
 # Whatever imports the project fails.
@@ -121,6 +122,13 @@ def test_a_jpeg_in_a_request_is_decoded_as_the_run_decodes_it(served, photo, fol
     assert not (model_folder / "input_example.json").exists()
 
 
+def test_the_guide_has_the_commands_that_are_tested():
+    guide = (PROJECT / "docs" / "tracking.md").read_text()
+    commands = SERVING_COMMANDS.replace(MODEL_URI, "models:/pu_kd_student_files@local")
+    for command in commands.split("\n\n"):
+        assert command in guide
+
+
 @pytest.mark.slow
 def test_the_server_answers_a_jpeg_sent_with_curl_and_has_no_need_of_the_project(
     served, photo, tmp_path
@@ -137,7 +145,7 @@ def test_the_server_answers_a_jpeg_sent_with_curl_and_has_no_need_of_the_project
     programs = os.path.dirname(sys.executable)
     environment["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
     serve, curl = SERVING_COMMANDS.split("\n\n")
-    arguments = serve.replace("models:/MODEL_ID", str(model_folder)).replace("5001", str(port))
+    arguments = serve.replace(MODEL_URI, str(model_folder)).replace("5001", str(port))
     server = subprocess.Popen(
         [sys.executable, "-m", *arguments.split()],
         cwd=tmp_path,

@@ -68,3 +68,21 @@ def test_repeated_records_of_a_resumed_loop_do_not_count(monkeypatch):
     assert unit == "updates"
     assert n_updates == 200
     assert 0.5 <= seconds < 30
+
+
+def test_a_loop_of_epochs_has_epochs_per_second(monkeypatch):
+    monkeypatch.setattr(progress, "SHORTEST_STEP_S", 0.0)
+    found = []
+
+    def listen(*pace):
+        found.append(pace[:2])
+
+    progress.paces.add(listen)
+    try:
+        # The number of updates is no step here.
+        records = [{"epoch": 1, "update": 50}, {"epoch": 2, "update": 100}]
+        list(progress.watch(records, name="pu_training", total=2))
+        list(progress.watch([{"loss": 1.0}], name="nothing to count", total=1))
+    finally:
+        progress.paces.remove(listen)
+    assert found == [("epochs", 2)]

@@ -11,7 +11,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import resource
 
-SECONDS_BETWEEN_SAMPLES = 0.05
+SECONDS_BETWEEN_SAMPLES = 0.2
 STATM = Path("/proc/self/statm")  # only on Linux; its second number is the resident size in pages
 BYTES_PER_MB = 1024 * 1024
 
@@ -20,7 +20,7 @@ class PeakMemory:
     """The largest resident size of this process since the last `reset`.
 
     Nothing resets the peak that the system keeps, because a pilot reads it. Where a part of the run
-    raises that peak, it is the exact answer; elsewhere, the largest of 20 samples per second is.
+    raises that peak, it is the exact answer; elsewhere, the largest of five samples per second is.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ REGISTERED_FILES_DESCRIPTION = (
 FILES_SUFFIX = "_files"
 # The catalog entry whose versions the registry has.
 REGISTERED_ENTRY = "student_model"
-# With GNU and other tools: `base64` of macOS writes one line, that of GNU several.
+# `base64` of GNU writes several lines, that of macOS one.
 SERVING_COMMANDS = f"""\
 mlflow models serve --env-manager local --port 5001 --model-uri {MODEL_URI}
 
