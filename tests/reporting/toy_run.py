@@ -61,12 +61,20 @@ BLOCKS: dict[str, Any] = {
 class Store:
     """The part of an image store that reporting uses; it counts the rows that were read."""
 
-    def __init__(self, images: np.ndarray, ids: list[str], relevant: list[bool | None]) -> None:
+    def __init__(
+        self,
+        images: np.ndarray,
+        ids: list[str],
+        relevant: list[bool | None],
+        labels: list[int] | None = None,
+    ) -> None:
         self._images = images
         self.n_rows_read = 0
         # A dtype with missing values, as in the table on disk.
         truth = pd.array(relevant, dtype="boolean")
-        self.index = pd.DataFrame({"id": ids, "relevant": truth})
+        label = pd.array(labels or [None] * len(ids), dtype="Int32")
+        self.index = pd.DataFrame({"id": ids, "relevant": truth, "label": label, "source": "toy"})
+        self.quarantine = pd.DataFrame({"id": [], "source": [], "status": []}, dtype="str")
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         assert rows.dtype == np.int64
@@ -137,7 +145,8 @@ def manifest_of(scores: pd.DataFrame, rule: str) -> pd.DataFrame:
         kept = scores.sample(n_drawn, random_state=1)
 
     labeled = pd.DataFrame({"id": ["labeled/0", "labeled/1"], "origin": "labeled"})
-    manifest = pd.concat([labeled, kept.assign(origin="pool")], ignore_index=True)
+    of_pool = kept.assign(origin="pool", sampling_probability=1 / len(kept), reason=rule)
+    manifest = pd.concat([labeled.assign(reason="labeled"), of_pool], ignore_index=True)
     manifest.attrs = {
         "rule": rule,
         "criterion": "sign",
@@ -220,11 +229,43 @@ def metrics_of(gain: float | None = 0.02, n_classes: int = 10, n_test: int = 400
     return metrics
 
 
+def labeled_store() -> Any:
+    """Return the labeled images of the manifest, of the classes 0 and 1."""
+    images = np.full((2, 1, 8, 8), 200, dtype=np.uint8)
+    return Store(images, ["labeled/0", "labeled/1"], [True, True], [0, 1])
+
+
+def tested(n: int = 400, n_classes: int = 10, names: list[str] | None = None) -> tuple[Any, Any]:
+    """Return test images and predictions; the student errs on every twentieth image."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
+    ids = [f"test/{row}" for row in range(n)]
+    label = np.arange(n) % n_classes
+    student = np.where(np.arange(n) % 20 == 3, (label + 1) % n_classes, label)
+    predictions = pd.DataFrame({"id": ids, "label": label, "teacher": label, "student": student})
+    predictions.attrs["classes"] = names or class_names(n_classes)
+    return Store(images, ids, [None] * n, label.tolist()), predictions
+
+
+CERTIFICATE = {
+    "provenance": {
+        "teacher": "7eac",
+        "student": "57d7",
+        "manifest": None,
+        "code_of_training": "c0de",
+        "seed": 0,
+        "python": "3.11.7",
+        "libraries": {"torch": "2.13.0"},
+    }
+}
+
+
 @functools.cache
 def report(title: str = "A run", gain: float | None = 0.02, **pool: Any) -> dict[str, Any]:
     """Return the outputs of the stage; `pool` are the arguments of `scored_pool`."""
     scores, manifest, store = scored_pool(**pool)
     n_random_epochs = 20 if gain is not None else 0
+    test_images, predictions = tested()
     return report_run(
         metrics_of(gain),
         INGESTION,
@@ -232,6 +273,10 @@ def report(title: str = "A run", gain: float | None = 0.02, **pool: Any) -> dict
         Scores(scores),  # type: ignore[arg-type]
         manifest,
         store,
+        labeled_store(),
+        test_images,
+        predictions,
+        CERTIFICATE,
         pd.DataFrame(columns=COLUMNS),
         pd.DataFrame(columns=["id", "origin"]),
         history(20, held_out_zero_one_risk=0.1),
