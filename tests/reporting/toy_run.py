@@ -74,7 +74,10 @@ class Store:
         truth = pd.array(relevant, dtype="boolean")
         label = pd.array(labels or [None] * len(ids), dtype="Int32")
         self.index = pd.DataFrame({"id": ids, "relevant": truth, "label": label, "source": "toy"})
-        self.quarantine = pd.DataFrame({"id": [], "source": [], "status": []}, dtype="str")
+        # Two images of the pool could not be read.
+        n_refused = 2 if ids[0].startswith("pool/") else 0
+        refused = {"id": ["a.jpg", "b.jpg"], "source": "toy", "status": "truncated"}
+        self.quarantine = pd.DataFrame(refused).head(n_refused)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         assert rows.dtype == np.int64
@@ -174,14 +177,16 @@ def history(n_epochs: int, **columns: Any) -> pd.DataFrame:
     )
 
 
-def weights(n_classes: int, n_clipped: int = 0) -> pd.DataFrame:
+def weights(
+    n_classes: int, n_clipped: int = 0, names: tuple[str, ...] | None = None
+) -> pd.DataFrame:
     """Return class weights in inverse proportion to the mass, the first ones marked as clipped."""
     mass = np.arange(1.0, n_classes + 1)
     weight = n_classes / mass / (1 / mass).sum()
     return pd.DataFrame(
         {
             "class_index": range(n_classes),
-            "class_name": class_names(n_classes),
+            "class_name": names or class_names(n_classes),
             "teacher_mass": mass,
             "raw_weight": weight,
             "weight": weight,
@@ -235,7 +240,7 @@ def labeled_store() -> Any:
     return Store(images, ["labeled/0", "labeled/1"], [True, True], [0, 1])
 
 
-def tested(n: int = 400, n_classes: int = 10, names: list[str] | None = None) -> tuple[Any, Any]:
+def tested(n: int = 400, n_classes: int = 10) -> tuple[Any, Any]:
     """Return test images and predictions; the student errs on every twentieth image."""
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
@@ -243,7 +248,6 @@ def tested(n: int = 400, n_classes: int = 10, names: list[str] | None = None) ->
     label = np.arange(n) % n_classes
     student = np.where(np.arange(n) % 20 == 3, (label + 1) % n_classes, label)
     predictions = pd.DataFrame({"id": ids, "label": label, "teacher": label, "student": student})
-    predictions.attrs["classes"] = names or class_names(n_classes)
     return Store(images, ids, [None] * n, label.tolist()), predictions
 
 
@@ -261,8 +265,19 @@ CERTIFICATE = {
 
 
 @functools.cache
-def report(title: str = "A run", gain: float | None = 0.02, **pool: Any) -> dict[str, Any]:
-    """Return the outputs of the stage; `pool` are the arguments of `scored_pool`."""
+def report(
+    title: str = "A run",
+    gain: float | None = 0.02,
+    names: tuple[str, ...] | None = None,
+    **pool: Any,
+) -> dict[str, Any]:
+    """Return the outputs of the stage; `pool` are the arguments of `scored_pool`.
+
+    Args:
+        title: of the page.
+        gain: of the selection; None: there is no random student.
+        names: of the ten classes.
+    """
     scores, manifest, store = scored_pool(**pool)
     n_random_epochs = 20 if gain is not None else 0
     test_images, predictions = tested()
@@ -280,7 +295,7 @@ def report(title: str = "A run", gain: float | None = 0.02, **pool: Any) -> dict
         pd.DataFrame(columns=COLUMNS),
         pd.DataFrame(columns=["id", "origin"]),
         history(20, held_out_zero_one_risk=0.1),
-        weights(10),
+        weights(10, names=names),
         history(20, yardstick_agreement=0.9),
         history(n_random_epochs, yardstick_agreement=0.8),
         **BLOCKS,
