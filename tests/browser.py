@@ -156,7 +156,9 @@ class Browser:
 
     def press(self, key: str, *, repeat: bool = False, modifiers: int = 0) -> None:
         """Press and release a key, such as `y` or `ArrowLeft`; modifiers: 2 is Ctrl."""
-        values: dict[str, Any] = _KEYS.get(key, {"key": key, "code": f"Key{key.upper()}", "text": key})
+        values: dict[str, Any] = _KEYS.get(
+            key, {"key": key, "code": f"Key{key.upper()}", "text": key}
+        )
         if modifiers:
             values = {name: value for name, value in values.items() if name != "text"}
         self.command(

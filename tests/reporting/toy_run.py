@@ -240,7 +240,7 @@ def labeled_store() -> Any:
     return Store(images, ["labeled/0", "labeled/1"], [True, True], [0, 1])
 
 
-def tested(n: int = 400, n_classes: int = 10) -> tuple[Any, Any]:
+def predicted(n: int, n_classes: int) -> tuple[Any, Any]:
     """Return test images and predictions; the student errs on every twentieth image."""
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
@@ -280,7 +280,7 @@ def report(
     """
     scores, manifest, store = scored_pool(**pool)
     n_random_epochs = 20 if gain is not None else 0
-    test_images, predictions = tested()
+    test_images, predictions = predicted(400, 10)
     return report_run(
         metrics_of(gain),
         INGESTION,

@@ -37,7 +37,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """Return what git prints; None where it fails."""
     command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

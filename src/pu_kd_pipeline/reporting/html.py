@@ -123,7 +123,10 @@ def _with_markup(sections: Sections | None) -> Sections | None:
 
 def _contents(sections: Sections | None) -> list[tuple[str, str]]:
     """Return anchor and name of the sections that the page has, in its order."""
-    named: list[tuple[str, str, Any]] = [("models", "models", True), ("again", "make it again", True)]
+    named: list[tuple[str, str, Any]] = [
+        ("models", "models", True),
+        ("again", "make it again", True),
+    ]
     if sections is not None:
         named = [
             ("selected", "selected images", sections.gallery),

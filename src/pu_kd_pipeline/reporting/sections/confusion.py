@@ -57,9 +57,7 @@ class Confusion:
     n_different: int
 
 
-def confusion_of(
-    predictions: pd.DataFrame, names: Sequence[str], album: Album
-) -> Confusion | None:
+def confusion_of(predictions: pd.DataFrame, names: Sequence[str], album: Album) -> Confusion | None:
     """Return where student and teacher differ; None without the predictions of both.
 
     Args:

@@ -38,7 +38,9 @@ def student_curves(histories: Mapping[str, tuple[str, pd.DataFrame]]) -> CurveGr
     if not known:
         return None
     kind = "training"
-    if all(np.isfinite(column(history, "yardstick_agreement")).any() for _, history in known.values()):
+    if all(
+        np.isfinite(column(history, "yardstick_agreement")).any() for _, history in known.values()
+    ):
         kind = "yardstick"
     losses = []
     agreements = []

@@ -1,4 +1,4 @@
-"""What was selected, class by class: labeled images, selected ones, and their rejected neighbors."""
+"""What was selected, class by class, next to labeled images and rejected neighbors."""
 
 from __future__ import annotations
 

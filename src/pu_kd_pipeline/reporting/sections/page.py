@@ -121,9 +121,7 @@ def sections_of(
     )
     groups = [of_students, pu_curves(results.pu_history)]
     sections.curves = [group for group in groups if group is not None]
-    sections.refused = quarantine_of(
-        {f"{name} images": store for name, store in stores.items()}
-    )
+    sections.refused = quarantine_of({f"{name} images": store for name, store in stores.items()})
     sections.pictures = Pictures(album.pictures(stores))
     # After the images were found, which adds their sources.
     sections.facts = album.facts()

@@ -144,9 +144,7 @@ class Pool:
         alt = f"pool image {identifier}, {self.score_name} {score}, teacher's class {name}"
         return Thumb(number, tuple(lines), alt, mark)
 
-    def thumbs(
-        self, album: Album, rows: np.ndarray, *, shows_reason: bool = False
-    ) -> list[Thumb]:
+    def thumbs(self, album: Album, rows: np.ndarray, *, shows_reason: bool = False) -> list[Thumb]:
         """Return the images of rows of the scores, in that order."""
         return [self.thumb(album, int(row), shows_reason=shows_reason) for row in rows]
 
