@@ -45,7 +45,7 @@ class Strip:
 
     title: str
     kind: str
-    """"labeled", "selected", "rejected" or "plain": which color the heading has."""
+    """"labeled", "selected", "rejected" or "ranked": which color the heading has."""
     thumbs: list[Thumb]
 
 
@@ -67,7 +67,8 @@ class Album:
         key = (store, identifier)
         if key not in self._numbers:
             self._numbers[key] = len(self._facts)
-            self._facts.append({"id": identifier, "image": f"{store} image"})
+            # The source is filled in when the image is read.
+            self._facts.append({"id": identifier, "source": "", "image": f"{store} image"})
         number = self._numbers[key]
         known = {name: text for name, text in facts.items() if text is not None}
         self._facts[number] |= known
@@ -78,7 +79,10 @@ class Album:
 
     def facts(self) -> list[list[tuple[str, str]]]:
         """Return the facts of each image as pairs of name and text."""
-        return [list(facts.items()) for facts in self._facts]
+        shown = []
+        for facts in self._facts:
+            shown.append([(name, text) for name, text in facts.items() if text])
+        return shown
 
     def pictures(self, stores: Mapping[str, ImageStore]) -> list[str]:
         """Return each image as a picture that the page can hold; no other image is read.

@@ -163,7 +163,7 @@ def ranking(pool: Pool, rule: str | None, n_images: int, album: Album) -> list[S
     strips = []
     for strip in strips_of(pool.scores, pool.is_selected, pool.is_excluded, rule, n_images):
         thumbs = pool.thumbs(album, strip.rows)
-        strips.append(Strip(strip.heading, "plain", thumbs))
+        strips.append(Strip(strip.heading, "ranked", thumbs))
     return strips
 
 
