@@ -10,6 +10,7 @@ import pytest
 
 from pu_kd_pipeline import __file__ as package_file
 from pu_kd_pipeline.provenance import commits
+from pu_kd_pipeline.reporting.html import render_report
 from pu_kd_pipeline.reporting.sections.album import MAX_BYTES, POOL, Album
 from pu_kd_pipeline.reporting.sections.confusion import MAX_CLASSES, MAX_PAIRS, confusion_of
 from pu_kd_pipeline.reporting.sections.curves import student_curves
@@ -25,6 +26,7 @@ from pu_kd_pipeline.reporting.sections.line_chart import Line, line_chart
 from pu_kd_pipeline.reporting.sections.origin import origin_of
 from pu_kd_pipeline.reporting.sections.pool import Pool, spread
 from pu_kd_pipeline.reporting.sections.prior import prior_of
+from pu_kd_pipeline.reporting.sections.unlabeled_page import unlabeled_sections
 from tests.reporting.toy_run import (
     CERTIFICATE,
     PRIOR,
@@ -33,6 +35,7 @@ from tests.reporting.toy_run import (
     history,
     labeled_store,
     metrics_of,
+    predicted,
     scored_pool,
 )
 
@@ -261,3 +264,51 @@ def test_a_package_that_no_repository_tracks_has_no_commit(tmp_path, monkeypatch
     (tmp_path / "__init__.py").touch()
     assert commits.commit_of_package() is None
     assert str(tmp_path) not in package_file
+
+
+# --- the pool alone ---
+
+
+def drawn(probability: np.ndarray) -> tuple[pd.DataFrame, Any]:
+    """Return a manifest that draws the toy pool by these probabilities, and the pool."""
+    scores, _, store = scored_pool(n=len(probability))
+    manifest = scores.drop(columns=["pu_score", "teacher_log_odds"]).assign(
+        origin="pool", sampling_probability=probability, reason="related"
+    )
+    manifest.attrs = {"rule": "preferential", "n_labeled": 0}
+    return manifest, store
+
+
+def test_a_page_of_the_pool_alone_shows_what_is_drawn_more_often_than_evenly() -> None:
+    weights = np.random.default_rng(0).exponential(size=300)
+    manifest, store = drawn(weights / weights.sum())
+    test_images, predictions = predicted(400, 10)
+    sections = unlabeled_sections(
+        metrics_of(),
+        manifest,
+        store,
+        test_images,
+        predictions,
+        CERTIFICATE,
+        {"student": history(20), "random_student": history(20)},
+        class_names(10),
+        {"unlabeled_distillation": {"seed": 0}},
+    )
+    assert sections.gallery is not None
+    is_often = weights > weights.mean()
+    assert sum(shown.n_selected for shown in sections.gallery.classes) == is_often.sum()
+    assert sections.cut is not None
+    assert sections.cut.passing[sections.cut.start] == is_often.sum()
+    assert sections.cut.thresholds[sections.cut.start] == 1
+    page = render_report("Alone", metrics_of(), {}, {}, manifest.attrs, {}, {}, sections)
+    assert "kedro run --pipeline=full_unlabeled" in page
+    # It has no class prior, not a given one.
+    assert "class prior by" not in page
+
+
+def test_even_draws_prefer_no_image() -> None:
+    manifest, store = drawn(np.full(300, 1 / 300))
+    pool = Pool.of_draws(manifest, store, class_names(10))
+    assert not pool.is_uneven
+    assert pool.is_selected.all()
+    assert cut_of(pool) is None

@@ -214,7 +214,10 @@ def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _selection_details(class_prior: Mapping[str, Any], facts: Mapping[str, Any]) -> list[list[str]]:
     """Return rows of name and value on the selection that only the page shows."""
-    rows = [["class prior by", _prior_source(class_prior)]]
+    rows = []
+    # A student of the pool alone needs none.
+    if class_prior:
+        rows.append(["class prior by", _prior_source(class_prior)])
     if class_prior.get("note"):
         rows.append(["note", str(class_prior["note"])])
     # A rule without a cut, such as `random`, has no threshold.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def cut_of(pool: Pool) -> Cut | None:
         return None
     n_selected = int((pool.is_selected & is_counted).sum())
     # All thresholds are read as the rule reads its own.
-    side = "right" if pool.is_strict else "left"
+    side: Literal["left", "right"] = "right" if pool.is_strict else "left"
 
     thresholds = _thresholds(scores, n_selected, pool.threshold)
     passing = len(scores) - np.searchsorted(scores, thresholds, side=side)
@@ -104,11 +105,11 @@ def _thresholds(scores: np.ndarray, n_selected: int, threshold: float | None) ->
         threshold: the rule's cut; None if it has none.
     """
     n = len(scores)
-    counts = [
+    counts: list[np.ndarray] = [
         np.linspace(1, n, _N_EVEN),
         np.geomspace(1, n, _N_FEW),
         np.linspace(0.5, 1.5, _N_NEAR) * n_selected,
-        [n_selected],
+        np.array([n_selected]),
     ]
     kept = np.clip(np.concatenate(counts).round().astype(np.int64), 1, n)
     chosen = scores[n - np.unique(kept)]

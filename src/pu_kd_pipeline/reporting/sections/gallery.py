@@ -52,7 +52,7 @@ class Gallery:
 
 
 def selected_by_class(
-    pool: Pool, manifest: pd.DataFrame, labeled_images: ImageStore, album: Album
+    pool: Pool, manifest: pd.DataFrame, labeled_images: ImageStore | None, album: Album
 ) -> Gallery:
     """Return the images of the classes, most selected first.
 
@@ -62,7 +62,7 @@ def selected_by_class(
     Args:
         pool: the pool images.
         manifest: its labeled images are shown.
-        labeled_images: where they are.
+        labeled_images: where they are; None: the run has none.
         album: gets the images.
     """
     labeled = _labeled_by_class(manifest, labeled_images)
@@ -92,8 +92,12 @@ def _how(pool: Pool) -> str:
     )
 
 
-def _labeled_by_class(manifest: pd.DataFrame, labeled_images: ImageStore) -> dict[int, list[str]]:
+def _labeled_by_class(
+    manifest: pd.DataFrame, labeled_images: ImageStore | None
+) -> dict[int, list[str]]:
     """Return the ids of the labeled images of the manifest by class; those without one are not."""
+    if labeled_images is None:
+        return {}
     index = labeled_images.index
     if "label" not in index:
         return {}
@@ -168,7 +172,7 @@ def ranking(pool: Pool, rule: str | None, n_images: int, album: Album) -> list[S
 
 
 def counts_by_class(
-    pool: Pool, manifest: pd.DataFrame, labeled_images: ImageStore
+    pool: Pool, manifest: pd.DataFrame, labeled_images: ImageStore | None
 ) -> Mapping[str, np.ndarray]:
     """Return what each class has, each (K,): images, and its share of the draws of pool images.
 

@@ -31,7 +31,7 @@ class Origin:
     seeds: list[int]
     pipeline: str
     page_pipeline: str
-    """Name of the pipeline that writes the page from saved results."""
+    """The pipeline that writes the page from saved results, with options."""
     note: str | None
     """Why the hashes may be those of another run."""
 
@@ -41,6 +41,7 @@ def origin_of(
     parameters: Mapping[str, Any],
     pipeline: str,
     manifest_digest: str | None,
+    page_pipeline: str = "reporting",
 ) -> Origin:
     """Return what a run was made from.
 
@@ -49,6 +50,7 @@ def origin_of(
         parameters: blocks of parameters by name.
         pipeline: name of the pipeline that makes the page.
         manifest_digest: of the manifest on the page; None: there is none.
+        page_pipeline: name of the pipeline that writes the page from saved results, with options.
     """
     provenance = certificate.get("provenance") or {}
     networks = []
@@ -80,7 +82,7 @@ def origin_of(
         has_masked=shown != blocks or MASK in text,
         seeds=sorted(_seeds(blocks)),
         pipeline=pipeline,
-        page_pipeline="reporting" if pipeline == "full" else pipeline,
+        page_pipeline=page_pipeline,
         note=note,
     )
 

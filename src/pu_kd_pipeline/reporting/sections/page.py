@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Pictures:
     """The pictures of a page; each has its content once, where it is shown first."""
 
-    sources: list[str]
+    sources: Sequence[str]
     _used: set[int] = field(default_factory=set)
 
     def first_use(self, number: int) -> str | None:

@@ -102,6 +102,37 @@ class Pool:
             is_strict=is_strict(manifest),
         )
 
+    @staticmethod
+    def of_draws(
+        manifest: pd.DataFrame, pool_images: ImageStore, class_names: Sequence[str]
+    ) -> Pool:
+        """Return the images of a manifest that draws them unevenly, without scores of a classifier.
+
+        The score of an image is how often it is drawn, as a multiple of an even draw.
+        """
+        n = len(manifest)
+        probability = manifest[SAMPLING_PROBABILITY].to_numpy(dtype=np.float64)
+        times = probability * n
+        # Rounding must not turn even draws into uneven ones.
+        is_uneven = bool(np.ptp(times) > 1e-9)
+        is_selected = times > 1 if is_uneven else np.ones(n, dtype=bool)
+        return Pool(
+            ids=manifest["id"].to_numpy(dtype=object),
+            scores=times,
+            score_name="draws, in multiples of an even draw",
+            classes=manifest["teacher_class"].to_numpy(dtype=np.int64),
+            confidence=manifest["teacher_confidence"].to_numpy(dtype=np.float64),
+            class_names=class_names,
+            is_selected=is_selected,
+            is_excluded=np.zeros(n, dtype=bool),
+            relevant=relevance(manifest, pool_images),
+            probability=probability,
+            reasons=manifest[REASON].to_numpy(dtype=object),
+            is_uneven=is_uneven,
+            threshold=1.0 if is_uneven else None,
+            is_strict=True,
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 
