@@ -33,7 +33,12 @@ TIMEOUT_S = 60
 # In the child, Chromium reads commands from descriptor 3 and writes answers to 4. The pipes are
 # made above both, so that none of them is replaced before it was copied.
 _FIRST_FREE = 20
-_KEYS = {"ArrowLeft": {"key": "ArrowLeft", "code": "ArrowLeft", "windowsVirtualKeyCode": 37}}
+_CODES = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Escape": 27}
+_KEYS: dict[str, dict[str, Any]] = {
+    name: {"key": name, "code": name, "windowsVirtualKeyCode": code}
+    for name, code in _CODES.items()
+}
+_KEYS["Enter"] = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
 
 
 def find_chromium() -> str | None:
@@ -151,7 +156,9 @@ class Browser:
 
     def press(self, key: str, *, repeat: bool = False, modifiers: int = 0) -> None:
         """Press and release a key, such as `y` or `ArrowLeft`; modifiers: 2 is Ctrl."""
-        values = _KEYS.get(key, {"key": key, "code": f"Key{key.upper()}", "text": key})
+        values: dict[str, Any] = _KEYS.get(
+            key, {"key": key, "code": f"Key{key.upper()}", "text": key}
+        )
         if modifiers:
             values = {name: value for name, value in values.items() if name != "text"}
         self.command(

@@ -102,7 +102,11 @@ def test_an_edit_of_a_template_makes_the_pages_again_and_nothing_else(copy):
     # The code that reads templates may read each of them.
     expected = dict.fromkeys(("evaluation.write_certificate", "reporting.report_run"), reason)
     assert copy.explain("full") == expected
-    assert copy.run("full") == expected
+    ran = copy.run("full")
+    # The certificate has latencies, which are measured again.
+    changed = "input certificate changed; "
+    ran["reporting.report_run"] = ran["reporting.report_run"].removeprefix(changed)
+    assert ran == expected
     report = copy.data / "08_reporting" / "report.html"
     assert '<h2 id="parameters" >' in report.read_text()
 

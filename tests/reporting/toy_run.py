@@ -61,12 +61,23 @@ BLOCKS: dict[str, Any] = {
 class Store:
     """The part of an image store that reporting uses; it counts the rows that were read."""
 
-    def __init__(self, images: np.ndarray, ids: list[str], relevant: list[bool | None]) -> None:
+    def __init__(
+        self,
+        images: np.ndarray,
+        ids: list[str],
+        relevant: list[bool | None],
+        labels: list[int] | None = None,
+    ) -> None:
         self._images = images
         self.n_rows_read = 0
         # A dtype with missing values, as in the table on disk.
         truth = pd.array(relevant, dtype="boolean")
-        self.index = pd.DataFrame({"id": ids, "relevant": truth})
+        label = pd.array(labels or [None] * len(ids), dtype="Int32")
+        self.index = pd.DataFrame({"id": ids, "relevant": truth, "label": label, "source": "toy"})
+        # Two images of the pool could not be read.
+        n_refused = 2 if ids[0].startswith("pool/") else 0
+        refused = {"id": ["a.jpg", "b.jpg"], "source": "toy", "status": "truncated"}
+        self.quarantine = pd.DataFrame(refused).head(n_refused)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         assert rows.dtype == np.int64
@@ -137,7 +148,8 @@ def manifest_of(scores: pd.DataFrame, rule: str) -> pd.DataFrame:
         kept = scores.sample(n_drawn, random_state=1)
 
     labeled = pd.DataFrame({"id": ["labeled/0", "labeled/1"], "origin": "labeled"})
-    manifest = pd.concat([labeled, kept.assign(origin="pool")], ignore_index=True)
+    of_pool = kept.assign(origin="pool", sampling_probability=1 / len(kept), reason=rule)
+    manifest = pd.concat([labeled.assign(reason="labeled"), of_pool], ignore_index=True)
     manifest.attrs = {
         "rule": rule,
         "criterion": "sign",
@@ -165,14 +177,16 @@ def history(n_epochs: int, **columns: Any) -> pd.DataFrame:
     )
 
 
-def weights(n_classes: int, n_clipped: int = 0) -> pd.DataFrame:
+def weights(
+    n_classes: int, n_clipped: int = 0, names: tuple[str, ...] | None = None
+) -> pd.DataFrame:
     """Return class weights in inverse proportion to the mass, the first ones marked as clipped."""
     mass = np.arange(1.0, n_classes + 1)
     weight = n_classes / mass / (1 / mass).sum()
     return pd.DataFrame(
         {
             "class_index": range(n_classes),
-            "class_name": class_names(n_classes),
+            "class_name": names or class_names(n_classes),
             "teacher_mass": mass,
             "raw_weight": weight,
             "weight": weight,
@@ -220,11 +234,53 @@ def metrics_of(gain: float | None = 0.02, n_classes: int = 10, n_test: int = 400
     return metrics
 
 
+def labeled_store() -> Any:
+    """Return the labeled images of the manifest, of the classes 0 and 1."""
+    images = np.full((2, 1, 8, 8), 200, dtype=np.uint8)
+    return Store(images, ["labeled/0", "labeled/1"], [True, True], [0, 1])
+
+
+def predicted(n: int, n_classes: int) -> tuple[Any, Any]:
+    """Return test images and predictions; the student errs on every twentieth image."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
+    ids = [f"test/{row}" for row in range(n)]
+    label = np.arange(n) % n_classes
+    student = np.where(np.arange(n) % 20 == 3, (label + 1) % n_classes, label)
+    predictions = pd.DataFrame({"id": ids, "label": label, "teacher": label, "student": student})
+    return Store(images, ids, [None] * n, label.tolist()), predictions
+
+
+CERTIFICATE = {
+    "provenance": {
+        "teacher": "7eac",
+        "student": "57d7",
+        "manifest": None,
+        "code_of_training": "c0de",
+        "seed": 0,
+        "python": "3.11.7",
+        "libraries": {"torch": "2.13.0"},
+    }
+}
+
+
 @functools.cache
-def report(title: str = "A run", gain: float | None = 0.02, **pool: Any) -> dict[str, Any]:
-    """Return the outputs of the stage; `pool` are the arguments of `scored_pool`."""
+def report(
+    title: str = "A run",
+    gain: float | None = 0.02,
+    names: tuple[str, ...] | None = None,
+    **pool: Any,
+) -> dict[str, Any]:
+    """Return the outputs of the stage; `pool` are the arguments of `scored_pool`.
+
+    Args:
+        title: of the page.
+        gain: of the selection; None: there is no random student.
+        names: of the ten classes.
+    """
     scores, manifest, store = scored_pool(**pool)
     n_random_epochs = 20 if gain is not None else 0
+    test_images, predictions = predicted(400, 10)
     return report_run(
         metrics_of(gain),
         INGESTION,
@@ -232,10 +288,14 @@ def report(title: str = "A run", gain: float | None = 0.02, **pool: Any) -> dict
         Scores(scores),  # type: ignore[arg-type]
         manifest,
         store,
+        labeled_store(),
+        test_images,
+        predictions,
+        CERTIFICATE,
         pd.DataFrame(columns=COLUMNS),
         pd.DataFrame(columns=["id", "origin"]),
         history(20, held_out_zero_one_risk=0.1),
-        weights(10),
+        weights(10, names=names),
         history(20, yardstick_agreement=0.9),
         history(n_random_epochs, yardstick_agreement=0.8),
         **BLOCKS,

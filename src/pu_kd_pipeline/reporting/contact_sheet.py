@@ -44,7 +44,7 @@ _GAP_IN = 0.06  # below each strip
 
 
 @dataclass(frozen=True)
-class _Strip:
+class RankedStrip:
     """One block of the contact sheet."""
 
     heading: str
@@ -106,7 +106,7 @@ def plot_contact_sheet(
     scores = pool_scores[column].to_numpy(np.float64)
     is_selected = selection_mask(pool_scores, manifest)
     is_excluded = pool_scores["id"].isin(excluded_ids).to_numpy()
-    strips = _strips(scores, is_selected, is_excluded, rule, n_images)
+    strips = strips_of(scores, is_selected, is_excluded, rule, n_images)
 
     # An image may be in two strips of a small pool, and is read once.
     shown = np.unique(np.concatenate([strip.rows for strip in strips]))
@@ -129,33 +129,33 @@ def plot_contact_sheet(
 # --- which images ---
 
 
-def _strips(
+def strips_of(
     scores: np.ndarray,
     is_selected: np.ndarray,
     is_excluded: np.ndarray,
     rule: str | None,
     n_images: int,
-) -> list[_Strip]:
+) -> list[RankedStrip]:
     """Return the strips that have images."""
     rows = np.flatnonzero(np.isfinite(scores))
 
     best = _highest(rows, scores, n_images)
     worst = _lowest(rows, scores, n_images)[::-1]
-    strips = [_Strip("Best: the highest scores", INK, best)]
+    strips = [RankedStrip("Best: the highest scores", INK, best)]
     if has_threshold(rule):
         decided = rows[~is_excluded[rows]]
         strips += _borderline_strips(decided, scores, is_selected, n_images)
     else:
         # Without a cut no image is borderline: random rules, for one, select anywhere.
         middle = _middle(rows, scores, n_images)
-        strips.append(_Strip("Middle of the ranking (this rule has no cut)", INK, middle))
-    strips.append(_Strip("Worst: the lowest scores", INK, worst))
+        strips.append(RankedStrip("Middle of the ranking (this rule has no cut)", INK, middle))
+    strips.append(RankedStrip("Worst: the lowest scores", INK, worst))
     return [strip for strip in strips if len(strip.rows)]
 
 
 def _borderline_strips(
     rows: np.ndarray, scores: np.ndarray, is_selected: np.ndarray, n_images: int
-) -> list[_Strip]:
+) -> list[RankedStrip]:
     """Return two strips of together n_images: the last on one side of the cut, the first beyond."""
     selected = rows[is_selected[rows]]
     left_out = rows[~is_selected[rows]]
@@ -165,8 +165,8 @@ def _borderline_strips(
     last = _lowest(selected, scores, n_selected)[::-1]
     first = _highest(left_out, scores, n_left_out)
     return [
-        _Strip("Borderline: the last that were selected", STUDENT, last),
-        _Strip("Borderline: the first that were left out", DARK_ALERT, first),
+        RankedStrip("Borderline: the last that were selected", STUDENT, last),
+        RankedStrip("Borderline: the first that were left out", DARK_ALERT, first),
     ]
 
 
@@ -257,7 +257,7 @@ def _class_name(teacher_class: Any, class_names: Sequence[str] | None) -> str:
 
 
 def _draw_strips(
-    strips: Sequence[_Strip], tile_of_row: Mapping[int, _Tile], n_text_lines: int
+    strips: Sequence[RankedStrip], tile_of_row: Mapping[int, _Tile], n_text_lines: int
 ) -> Figure:
     """Draw the strips below each other, in a figure as high as they need."""
     line_of_images_in = _COLUMN_IN + n_text_lines * _LINE_IN + 0.04

@@ -33,6 +33,10 @@ class RunResults:
     pool_scores: pd.DataFrame
     manifest: pd.DataFrame
     pool_images: ImageStore
+    labeled_images: ImageStore
+    test_images: ImageStore
+    test_predictions: pd.DataFrame
+    certificate: Mapping[str, Any]
     pu_history: pd.DataFrame
     class_weights: pd.DataFrame
     distillation_history: pd.DataFrame

@@ -1,14 +1,16 @@
 """The HTML page that reports a run.
 
-The page needs no other file and no network: style and figures are embedded, and it runs no script.
-Equal inputs give an equal page.
+The page needs no other file and no network: style, script and pictures are embedded, and its policy
+lets a browser run that script alone. Equal inputs give an equal page.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, ReportFigure
 from pu_kd_pipeline.reporting.findings import doubts_of, findings_of
 from pu_kd_pipeline.reporting.gains import gain_of, gain_text, gain_title
 from pu_kd_pipeline.reporting.sampling_rows import draw_rows, reason_rows
+from pu_kd_pipeline.reporting.sections.origin import ENVIRONMENT
+from pu_kd_pipeline.reporting.sections.page import Pictures, Sections
 from pu_kd_pipeline.reporting.style import UNKNOWN, percent, points
 from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
@@ -39,6 +43,7 @@ def render_report(
     selection_facts: Mapping[str, Any],
     figures: Mapping[str, Figure],
     parameters: Mapping[str, Any],
+    sections: Sections | None = None,
 ) -> str:
     """Return the page as HTML.
 
@@ -51,7 +56,12 @@ def render_report(
         selection_facts: attrs of the manifest.
         figures: figures by catalog name; those of `REPORT_FIGURES` are shown, in its order.
         parameters: blocks of parameters that the run used, by name.
+        sections: what the page shows of images, classes and trainings; figures that these replace
+            are not embedded. Without them the page has figures and tables alone.
     """
+    shown = figures
+    if sections is not None:
+        shown = {name: plot for name, plot in figures.items() if name not in sections.replaced}
     selection = selection_rows(metrics) + _selection_details(class_prior, selection_facts)
     selection += draw_rows(metrics) + reason_rows(metrics)
     return render_page(
@@ -62,13 +72,85 @@ def render_report(
         tiles=_tiles(metrics),
         models=model_rows(metrics),
         selection=selection,
-        figures=_embedded_figures(figures),
+        figures=_embedded_figures(shown),
+        leads=_leads(figures),
+        contents=_contents(sections),
+        sections=_with_markup(sections),
+        environment=ENVIRONMENT,
+        **script_values(sections),
         stores=_store_rows(ingestion_report),
         duplicates=_duplicates(ingestion_report, selection_facts),
         parameters=_parameter_rows(parameters),
         fingerprints=selection_facts.get("fingerprints") or {},
         version=__version__,
     )
+
+
+def script_values(sections: Sections | None) -> dict[str, Any]:
+    """Return the script of the page, the hash that its policy allows, and the data that it reads.
+
+    Args:
+        sections: see `render_report`.
+    """
+    script = _template("report.js")
+    digest = hashlib.sha256(script.encode()).digest()
+    data = {"facts": [], "cut": None} if sections is None else sections.data()
+    return {
+        "script": script,
+        "script_hash": base64.b64encode(digest).decode(),
+        "data": _visible_tree(data),
+    }
+
+
+def _visible_tree(value: Any) -> Any:
+    """Return nested values with the texts that the page may show, see `_visible_text`."""
+    if isinstance(value, dict):
+        return {key: _visible_tree(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_visible_tree(inner) for inner in value]
+    return _visible_text(value)
+
+
+def _with_markup(sections: Sections | None) -> Sections | None:
+    """Return the sections with pictures that need no escapes: base64 has no sign of HTML."""
+    if sections is None:
+        return None
+    from markupsafe import Markup
+
+    sources = [Markup(source) for source in sections.pictures.sources]
+    return replace(sections, pictures=Pictures(sources))
+
+
+def _contents(sections: Sections | None) -> list[tuple[str, str]]:
+    """Return anchor and name of the sections that the page has, in its order."""
+    named: list[tuple[str, str, Any]] = [
+        ("models", "models", True),
+        ("again", "make it again", True),
+    ]
+    if sections is not None:
+        named = [
+            ("selected", "selected images", sections.gallery),
+            ("cut", "threshold", sections.cut or sections.ranking),
+            ("balance", "class balance", sections.balance),
+            ("prior", "class prior", sections.prior),
+            ("models", "models", True),
+            ("per-class", "accuracy by class", sections.accuracy),
+            ("confusion", "confusions", sections.confusion),
+            ("curves", "curves", sections.curves),
+            ("images", "images", True),
+            ("again", "make it again", True),
+        ]
+    return [(anchor, text) for anchor, text, has_section in named if has_section]
+
+
+def _leads(figures: Mapping[str, Figure]) -> dict[str, str]:
+    """Return finding and evidence of each figure in sentences, by name."""
+    leads = {}
+    for name, figure in figures.items():
+        sentences = [text[:1].upper() + text[1:] for text in _texts(figure) if text]
+        # Titles are wrapped for the figure, and not for the page.
+        leads[name] = " ".join(" ".join(text.split()) + "." for text in sentences)
+    return leads
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -115,7 +197,10 @@ def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     gain = gain_of(metrics)
     title = gain_title(metrics)
     if title is not None and gain is not None:
-        tiles.append({"name": title, "value": points(100 * gain), "role": "random"})
+        tile = {"name": title, "value": points(100 * gain), "role": "random"}
+        _, _, interval = (gain_text(metrics) or "").partition(" (")
+        tile["detail"] = interval.removesuffix(")")
+        tiles.append(tile)
     elif title is not None and gain_text(metrics) is not None:
         # The first sentences of the page give the reason.
         tiles.append({"name": title, "value": "none", "role": "random"})
@@ -129,7 +214,10 @@ def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _selection_details(class_prior: Mapping[str, Any], facts: Mapping[str, Any]) -> list[list[str]]:
     """Return rows of name and value on the selection that only the page shows."""
-    rows = [["class prior by", _prior_source(class_prior)]]
+    rows = []
+    # A student of the pool alone needs none.
+    if class_prior:
+        rows.append(["class prior by", _prior_source(class_prior)])
     if class_prior.get("note"):
         rows.append(["note", str(class_prior["note"])])
     # A rule without a cut, such as `random`, has no threshold.
@@ -294,6 +382,11 @@ def embedded_figure(figure: Figure) -> dict[str, str]:
 
 def _alternative_text(figure: Figure) -> str:
     """Return finding and evidence of the figure, for readers who cannot see it."""
+    return ". ".join(_texts(figure))
+
+
+def _texts(figure: Figure) -> list[str]:
+    """Return finding and evidence of a figure."""
     title = figure.get_suptitle()
     texts = [title]
     for text in figure.texts:
@@ -301,4 +394,4 @@ def _alternative_text(figure: Figure) -> str:
         # matplotlib lists the title among the texts.
         if content and content != title:
             texts.append(content)
-    return ". ".join(texts)
+    return texts

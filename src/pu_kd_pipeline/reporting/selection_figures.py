@@ -94,7 +94,7 @@ def plot_score_histogram(
 
     n_passing = None
     if threshold is not None:
-        _mark_threshold(axes, threshold, is_strict=_is_strict(manifest))
+        _mark_threshold(axes, threshold, is_strict=is_strict(manifest))
         n_passing = int((scores > threshold).sum())
     # Where all that pass are selected, the shaded side of the threshold already shows them.
     if n_passing is None or n_selected < n_passing:
@@ -176,7 +176,7 @@ def has_threshold(rule: str | None) -> bool:
     return RULES[rule].has_threshold
 
 
-def _is_strict(manifest: pd.DataFrame) -> bool:
+def is_strict(manifest: pd.DataFrame) -> bool:
     """Return whether a score equal to the threshold does not pass."""
     criterion = CRITERIA.get(manifest.attrs.get("criterion") or "")
     return criterion is not None and criterion.strict_threshold is not None

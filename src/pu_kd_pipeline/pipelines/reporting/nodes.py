@@ -33,6 +33,10 @@ def report_run(
     pool_scores: ShardedTable,
     manifest: pd.DataFrame,
     pool_images: ImageStore,
+    labeled_images: ImageStore,
+    test_images: ImageStore,
+    test_predictions: pd.DataFrame,
+    certificate: dict[str, Any],
     duplicates: pd.DataFrame,
     yardstick_images: pd.DataFrame,
     pu_history: pd.DataFrame,
@@ -62,6 +66,7 @@ def report_run(
     from pu_kd_pipeline.images.duplicates import excluded_images
     from pu_kd_pipeline.reporting.figures import REPORT_FIGURES, RunResults
     from pu_kd_pipeline.reporting.html import render_report
+    from pu_kd_pipeline.reporting.sections.page import sections_of
 
     results = RunResults(
         metrics=metrics,
@@ -69,6 +74,10 @@ def report_run(
         pool_scores=pool_scores.to_pandas(),
         manifest=manifest,
         pool_images=pool_images,
+        labeled_images=labeled_images,
+        test_images=test_images,
+        test_predictions=test_predictions,
+        certificate=certificate,
         excluded=excluded_images(duplicates, subset_materialization, yardstick_images),
         pu_history=pu_history,
         class_weights=class_weights,
@@ -96,5 +105,8 @@ def report_run(
         "reporting": params,
     }
     facts = {str(name): value for name, value in manifest.attrs.items()}
-    page = render_report(params.title, metrics, ingestion_report, class_prior, facts, plots, blocks)
+    sections = sections_of(results, blocks)
+    page = render_report(
+        params.title, metrics, ingestion_report, class_prior, facts, plots, blocks, sections
+    )
     return {**plots, "report": page}

@@ -8,8 +8,13 @@ import pandas as pd
 
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.params.relatedness import RelatednessParams
+from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
+from pu_kd_pipeline.params.yardstick import YardstickParams
 
 
 def distill_preferential_student(
@@ -113,11 +118,57 @@ def write_certificate(
 
 
 def plot_unlabeled_students(
-    metrics: dict[str, Any], history: pd.DataFrame, uniform_history: pd.DataFrame, teacher: Model
-) -> tuple[Any, Any]:
-    """Return figures of both students' training and of the accuracy per class."""
+    metrics: dict[str, Any],
+    history: pd.DataFrame,
+    uniform_history: pd.DataFrame,
+    teacher: Model,
+    manifest: pd.DataFrame,
+    pool_images: ImageStore,
+    test_images: ImageStore,
+    test_predictions: pd.DataFrame,
+    certificate: dict[str, Any],
+    ingestion_report: dict[str, Any],
+    data_ingestion: DataIngestionParams,
+    teacher_block: TeacherParams,
+    teacher_training: TeacherTrainingParams,
+    relatedness: RelatednessParams,
+    yardstick: YardstickParams,
+    subset_materialization: SubsetParams,
+    evaluation: EvaluationParams,
+    params: DistillationParams,
+) -> tuple[Any, Any, str]:
+    """Return figures of both students' training and of the accuracy per class, and the page."""
     from pu_kd_pipeline.reporting.class_figures import plot_per_class_accuracy
+    from pu_kd_pipeline.reporting.html import render_report
+    from pu_kd_pipeline.reporting.sections.unlabeled_page import unlabeled_sections
     from pu_kd_pipeline.reporting.training_figures import plot_distillation_history
 
+    class_names = list(teacher.card.classes)
     curves = plot_distillation_history(history, uniform_history)
-    return curves, plot_per_class_accuracy(metrics, list(teacher.card.classes))
+    accuracies = plot_per_class_accuracy(metrics, class_names)
+    blocks = {
+        "data_ingestion": data_ingestion,
+        "teacher": teacher_block,
+        "teacher_training": teacher_training,
+        "relatedness": relatedness,
+        "yardstick": yardstick,
+        "subset_materialization": subset_materialization,
+        "unlabeled_distillation": params,
+        "evaluation": evaluation,
+    }
+    sections = unlabeled_sections(
+        metrics,
+        manifest,
+        pool_images,
+        test_images,
+        test_predictions,
+        certificate,
+        {"student": history, "random_student": uniform_history},
+        class_names,
+        blocks,
+    )
+    figures = {"distillation_curves": curves, "per_class_accuracy_plot": accuracies}
+    facts = {str(name): value for name, value in manifest.attrs.items()}
+    title = "What a student learned from the pool alone"
+    page = render_report(title, metrics, ingestion_report, {}, facts, figures, blocks, sections)
+    return curves, accuracies, page

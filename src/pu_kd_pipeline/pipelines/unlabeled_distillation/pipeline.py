@@ -6,11 +6,12 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS
 from pu_kd_pipeline.pipelines.unlabeled_distillation import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: pool, teacher, manifest in; students, metrics, certificate, figures out."""
+    """Return the stage: pool, teacher, manifest in; students, metrics, certificate, page out."""
     inputs = [
         "preferential_manifest",
         "pool_images",
@@ -71,10 +72,24 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "distillation_history",
                     "random_distillation_history",
                     "teacher_model",
+                    "preferential_manifest",
+                    "pool_images",
+                    "test_images",
+                    "test_predictions",
+                    "certificate",
+                    "ingestion_report",
+                    "params:data_ingestion",
+                    "params:teacher",
+                    "params:teacher_training",
+                    "params:relatedness",
+                    "params:yardstick",
+                    "params:subset_materialization",
+                    "params:evaluation",
+                    "params:unlabeled_distillation",
                 ],
-                outputs=["distillation_curves", "per_class_accuracy_plot"],
+                outputs=["distillation_curves", "per_class_accuracy_plot", "report"],
                 name="plot_unlabeled_students",
-                tags=["report"],
+                tags=["report", SHOWS_PARAMETERS],
             ),
         ],
         namespace="unlabeled_distillation",

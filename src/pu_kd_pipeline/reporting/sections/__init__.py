@@ -1,0 +1,1 @@
+"""The sections of a run's report: one module per section, which returns what its template shows."""

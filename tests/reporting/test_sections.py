@@ -1,0 +1,314 @@
+"""The sections of the report: what their functions return where a page cannot show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pu_kd_pipeline import __file__ as package_file
+from pu_kd_pipeline.provenance import commits
+from pu_kd_pipeline.reporting.html import render_report
+from pu_kd_pipeline.reporting.sections.album import MAX_BYTES, POOL, Album
+from pu_kd_pipeline.reporting.sections.confusion import MAX_CLASSES, MAX_PAIRS, confusion_of
+from pu_kd_pipeline.reporting.sections.curves import student_curves
+from pu_kd_pipeline.reporting.sections.cut import cut_of
+from pu_kd_pipeline.reporting.sections.gallery import (
+    MAX_CLASSES as MAX_GALLERY,
+)
+from pu_kd_pipeline.reporting.sections.gallery import (
+    ranking,
+    selected_by_class,
+)
+from pu_kd_pipeline.reporting.sections.line_chart import Line, line_chart
+from pu_kd_pipeline.reporting.sections.origin import origin_of
+from pu_kd_pipeline.reporting.sections.pool import Pool, spread
+from pu_kd_pipeline.reporting.sections.prior import prior_of
+from pu_kd_pipeline.reporting.sections.unlabeled_page import unlabeled_sections
+from tests.reporting.toy_run import (
+    CERTIFICATE,
+    PRIOR,
+    Store,
+    class_names,
+    history,
+    labeled_store,
+    metrics_of,
+    predicted,
+    scored_pool,
+)
+
+
+def pool_of(
+    rule: str = "nnpu", n: int = 300, excluded: tuple[str, ...] = (), n_classes: int = 10
+) -> tuple[Pool, pd.DataFrame, Any]:
+    scores, manifest, store = scored_pool(n=n, rule=rule, n_classes=n_classes)
+    return Pool.of(scores, manifest, store, class_names(n_classes), excluded), manifest, store
+
+
+# --- images ---
+
+
+def test_selected_images_are_of_their_class_and_rejected_ones_are_its_nearest() -> None:
+    pool, manifest, _ = pool_of()
+    gallery = selected_by_class(pool, manifest, labeled_store(), Album())
+    for shown in gallery.classes:
+        index = class_names(10).index(shown.name)
+        is_class = pool.classes == index
+        assert shown.n_selected == (is_class & pool.is_selected).sum()
+        assert shown.reasons == f"nnpu ({shown.n_selected})"
+        strips = {strip.kind: strip for strip in shown.strips}
+        nearest = np.sort(pool.scores[is_class & ~pool.is_selected])[::-1][:5]
+        texts = [thumb.lines[0].replace("−", "-") for thumb in strips["rejected"].thumbs]
+        assert texts == [f"{score:.2f}" for score in nearest]
+        assert ("labeled" in strips) == (index in (0, 1))
+
+
+def test_excluded_images_are_no_rejected_neighbors_and_no_counts_of_a_cut() -> None:
+    pool, manifest, _ = pool_of()
+    left_out = tuple(pool.ids[~pool.is_selected])
+    pool, manifest, _ = pool_of(excluded=left_out)
+    gallery = selected_by_class(pool, manifest, labeled_store(), Album())
+    kinds = {strip.kind for shown in gallery.classes for strip in shown.strips}
+    assert "rejected" not in kinds
+    cut = cut_of(pool)
+    assert cut is not None
+    assert cut.n_pool == pool.is_selected.sum()
+    # The recall is that of the whole pool, as in the metrics.
+    assert cut.n_relevant == 60
+
+
+def test_of_many_classes_those_with_most_and_fewest_images_are_shown() -> None:
+    pool, manifest, _ = pool_of(rule="all", n_classes=40)
+    gallery = selected_by_class(pool, manifest, labeled_store(), Album())
+    counts = [shown.n_selected for shown in gallery.classes]
+    assert len(counts) == MAX_GALLERY
+    every = np.sort(np.bincount(pool.classes, minlength=40))[::-1]
+    half = MAX_GALLERY // 2
+    assert counts == [*every[:half], *every[-half:]]
+
+
+def test_images_are_spread_over_their_weights() -> None:
+    rows = np.arange(100)
+    assert spread(rows, np.ones(100), 4).tolist() == [12, 37, 62, 87]
+    heavy = np.where(rows < 2, 50.0, 0.01)
+    assert spread(rows, heavy, 4).tolist() == [0, 1]
+    assert spread(rows[:3], np.ones(3), 4).tolist() == [0, 1, 2]
+    # Without known weights, all images count alike.
+    assert spread(rows, np.full(100, np.nan), 4).tolist() == [12, 37, 62, 87]
+
+
+def test_only_shown_images_are_read_and_each_once() -> None:
+    pool, manifest, store = pool_of()
+    album = Album()
+    selected_by_class(pool, manifest, labeled_store(), album)
+    ranking(pool, "nnpu", 20, album)
+    pictures = album.pictures({"labeled": labeled_store(), POOL: store})
+    assert len(pictures) == len(album) < 300
+    assert store.n_rows_read == len(album) - 2
+    # Their sources are known once they were read.
+    assert all(dict(facts)["source"] == "toy" for facts in album.facts())
+
+
+def test_large_images_are_made_smaller_until_all_fit() -> None:
+    rng = np.random.default_rng(0)
+    n = 40
+    images = rng.integers(0, 256, (n, 3, 300, 400), dtype=np.uint8)
+    ids = [f"pool/{row}" for row in range(n)]
+    album = Album()
+    for identifier in ids:
+        album.add(POOL, identifier, {})
+    # Noise is the worst case: it cannot be compressed.
+    pictures = album.pictures({POOL: Store(images, ids, [None] * n)})
+    assert len(pictures) == n
+    assert sum(map(len, pictures)) <= MAX_BYTES
+    assert all(picture.startswith("data:image/jpeg;base64,") for picture in pictures)
+
+
+# --- numbers ---
+
+
+@pytest.mark.parametrize("rule", ["nnpu", "confident", "random", "all"])
+def test_counts_of_a_cut_are_exact_also_with_ties(rule: str) -> None:
+    pool, _, _ = pool_of(rule)
+    tied = Pool(**{**vars(pool), "scores": np.round(pool.scores)})
+    for each in (pool, tied):
+        cut = cut_of(each)
+        assert cut is not None
+        for threshold, passing in zip(cut.thresholds, cut.passing, strict=True):
+            is_passing = each.scores > threshold if cut.is_strict else each.scores >= threshold
+            assert passing == is_passing.sum()
+    cut = cut_of(pool)
+    assert cut is not None
+    if rule in ("nnpu", "confident"):
+        # The page begins with what the run selected.
+        assert cut.passing[cut.start] == pool.is_selected.sum()
+        assert cut.thresholds[cut.start] == pool.threshold
+
+
+def test_equal_scores_have_no_cut() -> None:
+    pool, _, _ = pool_of()
+    assert cut_of(Pool(**{**vars(pool), "scores": np.zeros(len(pool))})) is None
+
+
+def test_without_the_whole_truth_a_cut_has_no_precision() -> None:
+    pool, _, _ = pool_of()
+    relevant = pool.relevant.copy()
+    relevant[0] = np.nan
+    cut = cut_of(Pool(**{**vars(pool), "relevant": relevant}))
+    assert cut is not None
+    assert cut.relevant is None
+
+
+def test_of_many_classes_the_most_frequent_pairs_are_listed() -> None:
+    n_classes = MAX_CLASSES + 10
+    teacher = np.repeat(np.arange(n_classes), 50)
+    student = teacher.copy()
+    for index in range(n_classes):
+        student[teacher == index] = np.where(np.arange(50) < index, (index + 1) % n_classes, index)
+    ids = [f"test/{row}" for row in range(len(teacher))]
+    predictions = pd.DataFrame({"id": ids, "teacher": teacher, "student": student})
+    confusion = confusion_of(predictions, class_names(n_classes), Album())
+    assert confusion is not None
+    assert confusion.matrix == []
+    assert len(confusion.pairs) == MAX_PAIRS
+    assert confusion.n_pairs == n_classes - 1
+    assert [pair.n for pair in confusion.pairs] == list(range(29, 9, -1))
+    assert confusion.pairs[0].share == "58.0 %"
+    assert confusion.n_different == (teacher != student).sum()
+
+
+def test_both_readings_of_the_class_prior_are_shown_with_the_truth() -> None:
+    prior = PRIOR | {"readings": {"trained": 0.2, "outputs": 0.4, "outputs_bbe": 0.5}}
+    metrics = metrics_of()
+    metrics["selection"]["true_class_prior"] = 0.25
+    shown = prior_of(prior, metrics)
+    assert shown is not None
+    texts = [reading.text for reading in shown.readings]
+    assert texts == ["20.0 % (17.0 to 23.0)", "40.0 %", "50.0 %", "25.0 %"]
+    assert [reading.kind for reading in shown.readings] == ["used", "other", "other", "truth"]
+    assert all(0 <= reading.place <= 1 for reading in shown.readings)
+    assert prior_of({}, metrics) is None
+
+
+# --- curves ---
+
+
+def test_a_chart_leaves_out_what_is_not_finite_and_keeps_all_within_its_axes() -> None:
+    x = np.arange(1000.0)
+    y = np.sin(x / 50)
+    y[10:20] = np.nan
+    chart = line_chart("sine", "updates", [Line("a", "student", x, y)])
+    assert chart is not None
+    assert "nan" not in chart.paths[0].points
+    for point in chart.paths[0].points.split():
+        across, down = map(float, point.split(","))
+        assert chart.left <= across <= chart.right
+        assert chart.top <= down <= chart.bottom
+    assert chart.zero is not None
+    assert len(chart.paths[0].points.split()) <= 400
+    nothing = Line("a", "student", x, np.full(1000, np.nan))
+    assert line_chart("nothing", "updates", [nothing]) is None
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -2.5])
+def test_a_constant_has_a_chart(value: float) -> None:
+    line = Line("a", "student", np.array([1.0]), np.array([value]))
+    chart = line_chart("constant", "epoch", [line])
+    assert chart is not None
+    assert chart.y_ticks
+    assert len(chart.paths[0].dots) == 1
+
+
+def test_students_without_a_yardstick_are_not_compared_on_it() -> None:
+    measured = history(20, yardstick_agreement=0.9, training_agreement=0.8)
+    other = history(20, training_agreement=0.7)
+    curves = student_curves({"control": ("random", other), "student": ("student", measured)})
+    assert curves is not None
+    assert "its own training images" in curves.caption
+    assert [path.last for path in curves.charts[1].paths] == ["70", "80"]
+    assert student_curves({"student": ("student", history(0))}) is None
+
+
+# --- origin ---
+
+
+def test_a_certificate_of_another_manifest_is_named() -> None:
+    assert origin_of(CERTIFICATE, {}, "full", "abc").note is None
+    other = {"provenance": CERTIFICATE["provenance"] | {"manifest": "def"}}
+    note = origin_of(other, {}, "full", "abc").note
+    assert note is not None
+    assert "another manifest" in note
+    assert origin_of(other, {}, "full", "def").note is None
+
+
+def test_credentials_are_masked_and_seeds_are_listed() -> None:
+    blocks = {
+        "a": {"seed": 3, "options": {"password": "hunter2"}},
+        "b": {"inner": [{"seed": 4}], "url": "https://me:hunter3@host/x"},
+    }
+    origin = origin_of(CERTIFICATE, blocks, "full", None)
+    assert origin.seeds == [3, 4]
+    assert "hunter" not in origin.parameters
+    assert origin.has_masked
+    assert not origin_of(CERTIFICATE, {"a": {"seed": 3}}, "full", None).has_masked
+
+
+def test_a_package_that_no_repository_tracks_has_no_commit(tmp_path, monkeypatch) -> None:
+    found = commits.commit_of_package()
+    assert found is None or len(found.name) == 40
+    copied = tmp_path / "provenance" / "commits.py"
+    copied.parent.mkdir()
+    monkeypatch.setattr(commits, "__file__", str(copied))
+    (tmp_path / "__init__.py").touch()
+    assert commits.commit_of_package() is None
+    assert str(tmp_path) not in package_file
+
+
+# --- the pool alone ---
+
+
+def drawn(probability: np.ndarray) -> tuple[pd.DataFrame, Any]:
+    """Return a manifest that draws the toy pool by these probabilities, and the pool."""
+    scores, _, store = scored_pool(n=len(probability))
+    manifest = scores.drop(columns=["pu_score", "teacher_log_odds"]).assign(
+        origin="pool", sampling_probability=probability, reason="related"
+    )
+    manifest.attrs = {"rule": "preferential", "n_labeled": 0}
+    return manifest, store
+
+
+def test_a_page_of_the_pool_alone_shows_what_is_drawn_more_often_than_evenly() -> None:
+    weights = np.random.default_rng(0).exponential(size=300)
+    manifest, store = drawn(weights / weights.sum())
+    test_images, predictions = predicted(400, 10)
+    sections = unlabeled_sections(
+        metrics_of(),
+        manifest,
+        store,
+        test_images,
+        predictions,
+        CERTIFICATE,
+        {"student": history(20), "random_student": history(20)},
+        class_names(10),
+        {"unlabeled_distillation": {"seed": 0}},
+    )
+    assert sections.gallery is not None
+    is_often = weights > weights.mean()
+    assert sum(shown.n_selected for shown in sections.gallery.classes) == is_often.sum()
+    assert sections.cut is not None
+    assert sections.cut.passing[sections.cut.start] == is_often.sum()
+    assert sections.cut.thresholds[sections.cut.start] == 1
+    page = render_report("Alone", metrics_of(), {}, {}, manifest.attrs, {}, {}, sections)
+    assert "kedro run --pipeline=full_unlabeled" in page
+    # It has no class prior, not a given one.
+    assert "class prior by" not in page
+
+
+def test_even_draws_prefer_no_image() -> None:
+    manifest, store = drawn(np.full(300, 1 / 300))
+    pool = Pool.of_draws(manifest, store, class_names(10))
+    assert not pool.is_uneven
+    assert pool.is_selected.all()
+    assert cut_of(pool) is None
