@@ -179,7 +179,9 @@ def _table(
         columns["classes"].append(classes)
         columns["probabilities"].append(of_classes.tolist())
     table = pd.DataFrame({"file": [file.path for file in found.files], **columns, "fault": faults})
-    return table.astype({"probability": "float32", "class": "str", "file": "str"})
+    # Not "str", with which pandas 2 turns a missing class into the text "None".
+    texts = dict.fromkeys(("file", "class", "fault"), "string")
+    return table.astype({**texts, "probability": "float32"})
 
 
 def _log(table: pd.DataFrame) -> None:

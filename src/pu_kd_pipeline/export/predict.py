@@ -32,11 +32,11 @@ def read_pixels(file: str, about: dict[str, Any]) -> np.ndarray:
         image = Image.alpha_composite(white, image).convert("RGB")
     image = image.convert(about["mode"])
     size, shorter = about["size_px"], about["shorter_side_px"]
-    sides = (size, size)
+    width, height = size, size
     if shorter is not None:
-        sides = tuple(int(shorter * side / min(image.size)) for side in image.size)
-    image = image.resize(sides, Image.Resampling[about["interpolation"].upper()])
-    left, top = (round((side - size) / 2) for side in sides)
+        width, height = (int(shorter * side / min(image.size)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling[about["interpolation"].upper()])
+    left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.crop((left, top, left + size, top + size))
     return np.asarray(image).reshape(1, size, size, about["channels"])
 

@@ -135,6 +135,7 @@ class _Task:
         self._allowed = largest_allowed(self._float_logits, params.tolerance)
         self._parity: dict[str, Any] = {}
         self._int8: dict[str, Any] | None = None
+        self._onnx = b""
         # By the name of the row in the report
         self._logits = {"student": self._float_logits}
         self._passes: dict[str, Callable[[], Any]] = {}
