@@ -195,5 +195,5 @@ def _log(table: pd.DataFrame) -> None:
     for reason, n in Counter(table["fault"][is_faulty]).most_common():
         names = table["file"][table["fault"] == reason].head(_N_NAMED)
         logger.warning(
-            "predict: %s files cannot be read (%s), such as %s", f"{n:,}", reason, ", ".join(names)
+            "predict: %s unreadable (%s), such as %s", f"{n:,}", reason, ", ".join(names)
         )

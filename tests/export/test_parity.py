@@ -13,7 +13,7 @@ from pu_kd_pipeline.export.parity import check_parity, difference, largest_allow
 
 IDS = [f"image {row}" for row in range(8)]
 LOGITS = arrays(np.float32, (8, 3), elements=st.floats(-10, 10, width=32))
-NOISE = arrays(np.float32, (8, 3), elements=st.floats(-0.01, 0.01, width=32))
+NOISE = arrays(np.float32, (8, 3), elements=st.floats(-(2**-7), 2**-7, width=32))
 
 
 @given(student=LOGITS, noise=NOISE)

@@ -18,6 +18,8 @@ from pu_kd_pipeline.export.student import FILES, export_student
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.params.export import ExportParams
+from pu_kd_pipeline.params.predict import PredictParams
+from pu_kd_pipeline.prediction import predict_files
 from pu_kd_pipeline.storage.table import read_table
 from tests.conftest import run_kedro
 from tests.features.made_files import COMPUTE
@@ -106,18 +108,14 @@ def test_a_second_run_exports_nothing_and_another_format_does(exported):
 
 def test_predict_classifies_a_folder_and_lists_what_it_cannot_read(exported, photos):
     student = load_model(exported / MODELS / "student_model")
-
-    def predictions(model: str) -> dict:
-        params = ("tracking=false", f"predict.images={photos}", f"predict.model={model}")
-        result = run_kedro("--pipeline=predict", data=exported, params=(*params, "predict.top_k=3"))
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert "5 of 7 files classified" in result.stdout + result.stderr
-        table = read_table(exported / MODEL_OUTPUT / "predictions.parquet")
-        assert table.attrs["student"] == student.fingerprint()
-        assert table.attrs["n_unreadable"] == 2
-        return {row["file"]: row for row in table.to_dict("records")}
-
-    found = predictions("student")
+    params = ("tracking=false", f"predict.images={photos}", "predict.top_k=3")
+    result = run_kedro("--pipeline=predict", data=exported, params=params)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "5 of 7 files classified" in result.stdout + result.stderr
+    table = read_table(exported / MODEL_OUTPUT / "predictions.parquet")
+    assert table.attrs["student"] == student.fingerprint()
+    assert table.attrs["n_unreadable"] == 2
+    found = {row["file"]: row for row in table.to_dict("records")}
     assert found["broken.png"]["fault"] == "truncated"
     assert found["empty.png"]["fault"] == "empty"
     saved = read_table(exported / MODEL_OUTPUT / "test_predictions.parquet")["student"]
@@ -128,34 +126,60 @@ def test_predict_classifies_a_folder_and_lists_what_it_cannot_read(exported, pho
         assert list(row["probabilities"]) == sorted(row["probabilities"], reverse=True)
         assert row["probability"] == pytest.approx(row["probabilities"][0])
 
-    by_onnx = predictions("onnx")
-    for name, row in found.items():
+    by_onnx = predict_files(student, folder_of(exported), asked_for(photos, model="onnx"))
+    for row in by_onnx.to_dict("records"):
+        own = found[row["file"]]
         assert pd.isna(row["fault"]) != pd.isna(row["class"])
         if pd.isna(row["fault"]):
-            assert by_onnx[name]["class"] == row["class"]
-            assert by_onnx[name]["probability"] == pytest.approx(row["probability"], abs=1e-4)
+            assert row["class"] == own["class"]
+            assert row["probability"] == pytest.approx(own["probability"], abs=1e-4)
 
     script = folder_of(exported) / "predict.py"
     files = [str(photos / "1.png"), str(photos / "broken.png")]
     printed = subprocess.run(
         [sys.executable, str(script), *files], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert printed[0] == f"{files[0]}\t{found['1.png']['class']}\t" + printed[0].split("\t")[2]
-    assert float(printed[0].split("\t")[2]) == pytest.approx(
-        found["1.png"]["probability"], abs=1e-3
-    )
+    name, class_name, probability = printed[0].split("\t")
+    assert name == files[0]
+    assert class_name == found["1.png"]["class"]
+    assert float(probability) == pytest.approx(found["1.png"]["probability"], abs=1e-3)
     assert printed[1].startswith(f"{files[1]}\tcannot be read")
 
 
+def asked_for(images: Path | str | None, **changes: object) -> PredictParams:
+    values = {
+        "images": None if images is None else str(images),
+        "model": "student",
+        "top_k": 3,
+        "max_image_pixels": 10_000,
+        "n_workers": 1,
+        "compute": COMPUTE,
+    }
+    return PredictParams.model_validate({**values, **changes})
+
+
 def test_images_that_are_not_there_are_a_clean_error(exported):
-    for params, message in (
-        ((), "predict.images: name the images to classify"),
-        (("predict.images=/nowhere/at/all",), "predict.images: there is no /nowhere/at/all"),
-    ):
-        result = run_kedro("--pipeline=predict", data=exported, params=("tracking=false", *params))
-        assert result.returncode == 1
-        assert message in " ".join(result.stderr.split())
-        assert "Traceback" not in result.stderr
+    params = ("tracking=false", "predict.images=/nowhere/at/all")
+    result = run_kedro("--pipeline=predict", data=exported, params=params)
+    assert result.returncode == 1
+    assert "predict.images: there is no /nowhere/at/all" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_predictions_need_images_and_the_files_of_the_present_student(exported, photos, tmp_path):
+    student = load_model(exported / MODELS / "student_model")
+    other = load_model(exported / MODELS / "random_student_model")
+    with pytest.raises(InputError, match=r"predict\.images: name the images to classify"):
+        predict_files(student, None, asked_for(None))
+    with pytest.raises(InputError, match=r"there is no student_int8\.onnx: run"):
+        predict_files(student, None, asked_for(photos, model="int8"))
+    with pytest.raises(InputError, match="holds another student than student_model"):
+        predict_files(other, folder_of(exported), asked_for(photos, model="onnx"))
+    # No file can be read: a table all the same.
+    (tmp_path / "empty.png").write_bytes(b"")
+    table = predict_files(student, None, asked_for(tmp_path))
+    assert table["fault"].tolist() == ["empty"]
+    assert table["class"].isna().all()
 
 
 def params_of(*formats: str, **changes: object) -> ExportParams:

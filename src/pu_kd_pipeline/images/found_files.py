@@ -104,7 +104,8 @@ def _files_of_folder(text: str, path: str, parameter: str) -> FoundFiles:
     columns = (listing["path"], listing["version"], listing["fault"])
     files = []
     for name, version, fault in zip(*columns, strict=True):
-        files.append(SourceFile(name, version, fault or ""))
+        # pandas has None or NaN for a file without a fault.
+        files.append(SourceFile(name, version, fault if isinstance(fault, str) else ""))
     return FoundFiles(path, files)
 
 
