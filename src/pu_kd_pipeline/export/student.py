@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,11 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.certified import share_of
 from pu_kd_pipeline.learning.latency import Latency, measure_latencies
 from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.models.weights import tensor_bytes
 from pu_kd_pipeline.params.export import ExportParams
+
+if TYPE_CHECKING:
+    from pu_kd_pipeline.export.quantization import CalibrationImages
 
 VERSION = 1
 CERTIFICATE_FILE = "certificate.json"
@@ -153,11 +157,9 @@ class _Task:
         content = save(state, metadata=self._metadata())
         self.files[FILES["safetensors"]] = content
         loaded = load(content)
-        is_equal = loaded.keys() == state.keys()
         # Compared as bytes: NaN equals itself then.
-        for name, tensor in state.items():
-            is_equal = is_equal and tensor.numpy().tobytes() == loaded[name].numpy().tobytes()
-        if not is_equal:
+        written = {name: tensor_bytes(tensor) for name, tensor in state.items()}
+        if written != {name: tensor_bytes(tensor) for name, tensor in loaded.items()}:
             raise InputError("export: student.safetensors does not hold the student's weights")
         self._parity["safetensors"] = {"n_tensors": len(state), "is_equal": True}
 
@@ -169,29 +171,25 @@ class _Task:
             self.files[FILES["torch_export"]] = content
             network = graph.load_program(content)
 
-            def logits(pixels: np.ndarray) -> np.ndarray:
+            def by_torch(pixels: np.ndarray) -> np.ndarray:
                 with torch.inference_mode():
                     found: torch.Tensor = network(torch.from_numpy(pixels))[0]
                 return found.numpy()
 
-            self._check("torch_export", logits)
+            self._check("torch_export", by_torch)
         if {"onnx", "int8"} & set(self._params.formats):
             from pu_kd_pipeline.export.sessions import open_session, session_logits
 
             model = graph.onnx_model(program, self._params.opset)
             self._onnx = graph.with_facts(model, self._metadata())
             # Also where only int8 is asked for, which is made from it.
-            logits = session_logits(open_session(self._onnx))
+            by_onnx = session_logits(open_session(self._onnx))
             if "onnx" in self._params.formats:
                 self.files[FILES["onnx"]] = self._onnx
-            self._check("onnx", logits)
+            self._check("onnx", by_onnx)
 
-    def add_int8(self, images: Any) -> None:
-        """Add the int8 model, calibrated on some images.
-
-        Args:
-            images: `quantization.CalibrationImages`.
-        """
+    def add_int8(self, images: CalibrationImages) -> None:
+        """Add the int8 model, calibrated on some images."""
         from pu_kd_pipeline.export.quantization import quantize
         from pu_kd_pipeline.export.sessions import open_session, session_logits
 
