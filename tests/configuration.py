@@ -13,10 +13,12 @@ from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.params.export import ExportParams
 from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
 from pu_kd_pipeline.params.pilot import PilotParams
 from pu_kd_pipeline.params.pool_audit import PoolAuditParams
 from pu_kd_pipeline.params.pool_scoring import PoolScoringParams
+from pu_kd_pipeline.params.predict import PredictParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.random_baseline import RandomBaselineParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
@@ -42,6 +44,8 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "distillation": DistillationParams,
     "random_baseline": RandomBaselineParams,
     "certificate": CertificateParams,
+    "export": ExportParams,
+    "predict": PredictParams,
     "pool_audit": PoolAuditParams,
     "evaluation": EvaluationParams,
     "reporting": ReportingParams,

@@ -10,7 +10,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 CHECK = """
 import sys
 
-HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "scipy", "ray"}
+HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "scipy", "ray", "onnx"}
 import pu_kd_pipeline
 assert not {"pandas", "kedro", *HEAVY} & set(sys.modules), "import pu_kd_pipeline"
 
@@ -48,7 +48,7 @@ from pathlib import Path
 from kedro.framework.cli.cli import KedroCLI
 from kedro.pipeline.node import Node
 
-HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "scipy", "ray"}
+HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "scipy", "ray", "onnx"}
 
 
 def stop(self, *_, **__):

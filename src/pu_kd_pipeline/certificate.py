@@ -153,7 +153,7 @@ def check_certificate(
         InputError: it does not keep one, it is of another teacher, student or images, or no limit
             is given.
     """
-    _check_is_of(certificate, teacher, student, test_images)
+    check_is_of(certificate, teacher, student, test_images, "certify")
     if params.min_agreement is None and params.min_accuracy is None:
         raise InputError(
             "certify: there is no limit to check: set certificate.min_agreement or "
@@ -187,9 +187,18 @@ def check_certificate(
     }
 
 
-def _check_is_of(
-    certificate: Mapping[str, Any], teacher: Model, student: Model, test_images: ImageStore
+def check_is_of(
+    certificate: Mapping[str, Any],
+    teacher: Model,
+    student: Model,
+    test_images: ImageStore,
+    stage: str,
 ) -> None:
+    """Check that a certificate is about this student of this teacher, on these test images.
+
+    Raises:
+        InputError: it is about another one; `stage` begins the message.
+    """
     present = (
         ("student", "student_model", student.fingerprint()),
         ("teacher", "teacher_model", teacher.fingerprint()),
@@ -198,7 +207,7 @@ def _check_is_of(
     for key, shown, fingerprint in present:
         if certificate["provenance"][key] != fingerprint:
             raise InputError(
-                f"certify: certificate.json is not about the present {shown}: run the stage that "
+                f"{stage}: certificate.json is not about the present {shown}: run the stage that "
                 "evaluates the student, such as `kedro run --pipeline=evaluation`"
             )
 

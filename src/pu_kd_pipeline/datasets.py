@@ -158,6 +158,37 @@ class ImageFolderDataset(_OnDisk, AbstractDataset["Mapping[str, np.ndarray]", Pa
         return self.filepath
 
 
+class FilesDataset(_OnDisk, AbstractDataset["Mapping[str, bytes]", Path]):
+    """A folder of a few files, which replace those of an earlier save as a whole."""
+
+    def save(self, data: Mapping[str, bytes]) -> None:
+        """Write the content of each file, by its name."""
+        from pu_kd_pipeline.storage.atomic import replacing_folder
+
+        with replacing_folder(self.filepath) as folder:
+            for name, content in data.items():
+                (folder / name).write_bytes(content)
+
+    def load(self) -> Path:
+        """Return the path of the folder."""
+        return self.filepath
+
+
+class OptionalFolderDataset(_OnDisk, AbstractDataset[NoReturn, "Path | None"]):
+    """A folder that another entry writes, or nobody: without it, None is loaded."""
+
+    def save(self, data: NoReturn) -> None:
+        """Refuse."""
+        raise DatasetError(f"{self.filepath} is written by another catalog entry")
+
+    def load(self) -> Path | None:
+        """Return the path of the folder, if there is one."""
+        return self.filepath if self.filepath.is_dir() else None
+
+    def _exists(self) -> bool:
+        return True
+
+
 class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):
     """An image store; saving an ingestion plan makes only the missing and damaged shards."""
 

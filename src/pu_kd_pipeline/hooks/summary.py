@@ -28,13 +28,15 @@ PILOT_PAGE = "pilot_page"
 STUDENT_SEARCH = "student_search"
 STUDENT_SEARCH_PAGE = "student_search_page"
 AUDIT = "pool_audit"
+EXPORT_REPORT = "export_report"
+PREDICTIONS = "predictions"
 # Columns of a file or a pipe: more than any line has.
 _WIDTH_OF_FILES = 10_000
 
 
 def is_summarized(pipeline: Pipeline) -> bool:
     """Return whether the summary of a run has more than its last lines."""
-    found = {METRICS, COMPARISON, PILOT, STUDENT_SEARCH, AUDIT}
+    found = {METRICS, COMPARISON, PILOT, STUDENT_SEARCH, AUDIT, EXPORT_REPORT, PREDICTIONS}
     return not found.isdisjoint(pipeline.all_outputs())
 
 
@@ -68,6 +70,10 @@ class SummaryHooks:
             _print_student_search(catalog.load(STUDENT_SEARCH), page, _settings(run_params))
         if AUDIT in outputs:
             _print_audit(catalog)
+        if EXPORT_REPORT in outputs:
+            _print_export(catalog)
+        if PREDICTIONS in outputs:
+            print(f"Predictions: {dataset_location(catalog, PREDICTIONS)}")
         report = dataset_location(catalog, REPORT)
         if REPORT in outputs and report:
             print(f"Report: {report}")
@@ -195,6 +201,18 @@ def _print_audit(catalog: DataCatalog) -> None:
         print(f"Place of its file:  {dataset_location(catalog, 'pool_audit_answers')}")
     else:
         print(f"Result: {dataset_location(catalog, 'audit_result_page')}")
+
+
+def _print_export(catalog: DataCatalog) -> None:
+    from pu_kd_pipeline.reporting.export_page import export_sentences
+
+    report = catalog.load(EXPORT_REPORT)
+    for sentence in export_sentences(report):
+        _print_sentence(_console(), sentence)
+    for sentence in report["warnings"]:
+        _print_sentence(_console(), f"Note: {sentence}")
+    print(f"Files: {dataset_location(catalog, 'exported_student')}")
+    print(f"Page:  {dataset_location(catalog, 'export_page')}")
 
 
 def _print_sentence(console: Console, sentence: str) -> None:

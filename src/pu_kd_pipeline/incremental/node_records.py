@@ -20,6 +20,7 @@ from pu_kd_pipeline.incremental.file_states import FileStates, safe_name
 from pu_kd_pipeline.models.cards import CARD, WEIGHTS
 from pu_kd_pipeline.params.data_ingestion import ImageSource
 from pu_kd_pipeline.params.paths import resolved_path
+from pu_kd_pipeline.params.predict import PredictParams
 from pu_kd_pipeline.provenance.factories import factory_digest
 from pu_kd_pipeline.storage.atomic import remove_leftovers
 from pu_kd_pipeline.storage.digests import files_below, json_digest
@@ -109,6 +110,11 @@ def _external_states(name: str, value: Any, files: FileStates) -> Iterator[tuple
         from pu_kd_pipeline.images.sources.registry import source_state
 
         yield name, source_state(value)
+    elif isinstance(value, PredictParams):
+        if value.images is not None:
+            from pu_kd_pipeline.images.found_files import files_state
+
+            yield f"{name}.images", files_state(value.images)
     elif isinstance(value, BaseModel):
         for field_name in type(value).model_fields:
             inner = getattr(value, field_name)

@@ -176,6 +176,21 @@ class Normalize:
         if is_color and device.type != "mps":
             self._order = torch.channels_last
 
+    @property
+    def scale(self) -> Tensor:
+        """(1, C, 1, 1) float32: what pixels are multiplied by."""
+        return self._scale
+
+    @property
+    def shift(self) -> Tensor:
+        """(1, C, 1, 1) float32: what is added then."""
+        return self._shift
+
+    @property
+    def is_reversed(self) -> bool:
+        """Whether the order of the channels is reversed first."""
+        return self._is_reversed
+
     def __call__(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) uint8 to float32."""
         if self._is_reversed:

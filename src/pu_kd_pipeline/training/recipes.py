@@ -130,6 +130,17 @@ def learned_manifest(card: ModelCard) -> str | None:
     return recipe.get(MANIFEST)
 
 
+def learned_store(card: ModelCard) -> str | None:
+    """Return the fingerprint of the labeled images that a student saw; None if it is not known.
+
+    Those of a student of `critic_distillation` are the teacher's training images.
+    """
+    recipe = card.origin.get(TRAINING)
+    if not isinstance(recipe, Mapping):
+        return None
+    return recipe.get("labeled_images")
+
+
 def differences_text(differences: list[str]) -> str:
     """Return differences as a part of a sentence, the first few by name."""
     named = ", ".join(differences[:_MAX_NAMED])

@@ -1,0 +1,1 @@
+"""The student as files that are deployed without this project: ONNX, torch.export, safetensors."""
