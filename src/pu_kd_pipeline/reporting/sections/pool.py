@@ -119,7 +119,7 @@ class Pool:
         return Pool(
             ids=manifest["id"].to_numpy(dtype=object),
             scores=times,
-            score_name="draws, in multiples of an even draw",
+            score_name="rate of draws (1 is even)",
             classes=manifest["teacher_class"].to_numpy(dtype=np.int64),
             confidence=manifest["teacher_confidence"].to_numpy(dtype=np.float64),
             class_names=class_names,
