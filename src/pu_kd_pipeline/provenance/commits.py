@@ -1,4 +1,4 @@
-"""The commit of the code that runs."""
+"""What git knows about code."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def commit_of_package() -> Commit | None:
     """
     folder = Path(__file__).resolve().parents[1]
     # An environment may lie in the repository of something else, which does not track it.
-    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+    if git_output(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
-    name = _git(folder, "rev-parse", "HEAD")
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    name = git_output(folder, "rev-parse", "HEAD")
+    changes = git_output(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
     if name is None or changes is None:
         return None
     return Commit(name, bool(changes))
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints; None where it fails."""
+def git_output(folder: Path, *arguments: str) -> str | None:
+    """Return what a git command prints in a folder; None where it fails or there is no git."""
     command = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pu_kd_pipeline.provenance.commits import git_output
 from pu_kd_pipeline.reporting.findings import doubts_of, findings_of
 from pu_kd_pipeline.reporting.markdown import markdown_text
 from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
@@ -17,12 +17,7 @@ from pu_kd_pipeline.reporting.summary import model_rows, selection_rows
 
 def git_commit(folder: Path) -> str | None:
     """Return the commit checked out in `folder`; None outside a repository and without git."""
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
+    return git_output(folder, "rev-parse", "HEAD")
 
 
 def user_name() -> str | None:

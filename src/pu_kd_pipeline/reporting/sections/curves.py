@@ -1,4 +1,4 @@
-"""The courses of the trainings: of the students, of the PU classifier, and of the critic."""
+"""The courses of the trainings: of the students, and of the PU classifier."""
 
 from __future__ import annotations
 
@@ -90,36 +90,6 @@ def pu_curves(history: pd.DataFrame) -> CurveGroup | None:
         "ascent steps push it back."
     )
     return CurveGroup("pu_curves", "PU classifier", caption, charts)
-
-
-def critic_curves(history: pd.DataFrame) -> CurveGroup | None:
-    """Return how well the critic separates the networks, and the student's losses.
-
-    Args:
-        history: one row per record, see `plot_critic_history`.
-    """
-    update = column(history, "update")
-    losses = []
-    for name, role, key in (
-        ("divergence", "student", "kl_loss"),
-        ("attention", "relevant", "attention_loss"),
-        ("critic", "teacher", "student_critic_loss"),
-    ):
-        values = column(history, key)
-        # A loss with weight 0 starts at 0, and has no course relative to its start.
-        if len(values) and values[0] > 0:
-            losses.append(Line(name, role, update, values / values[0]))
-    auc = [Line("", "teacher", update, column(history, "critic_auc"))]
-    clamped = [Line("", "alert", update, 100 * column(history, "clamped_share"))]
-    charts = _drawn(
-        line_chart("critic's AUC (0.5: it cannot tell them apart)", _UPDATES, auc, (0.5, 1.0)),
-        line_chart("critic's steps cut off at zero (%)", _UPDATES, clamped, (0.0, 100.0)),
-        line_chart("student's losses, of their first values", _UPDATES, losses),
-    )
-    if not charts:
-        return None
-    caption = "A critic that separates student and teacher completely gives no useful signal."
-    return CurveGroup("critic_curves", "Critic", caption, charts)
 
 
 def _drawn(*charts: LineChart | None) -> list[LineChart]:
