@@ -109,13 +109,14 @@ def test_a_run_logs_the_results_that_its_file_has(finished_run):
     query = "SELECT key, count(*) FROM metrics GROUP BY key"
     counts = dict(rows(finished_run, query))
     assert {counts[key] for key in results} == {1}
-    # What is not a result has the name of its loop, or of the system.
+    # What is not a result has the name of its loop, of the stages, or of the system.
     loops = {key.partition("/")[0] for key in counts if key not in results}
     assert loops == {
         "teacher_training",
         "pu_training",
         "distillation",
         "random_baseline",
+        "stages",
         "system",
     }
     # No record of a loop was moved to another key.
