@@ -120,8 +120,12 @@ class Browser:
 
     def open(self, path: Path) -> None:
         """Show a local page."""
+        # Another page may be shown until this one is there.
+        self.run("window.isOld = true")
         self.command("Page.navigate", url=path.absolute().as_uri())
-        self.wait_for("document.readyState === 'complete' && location.protocol === 'file:'")
+        self.wait_for(
+            "!window.isOld && document.readyState === 'complete' && location.protocol === 'file:'"
+        )
 
     def reload(self) -> None:
         """Load the page again."""
