@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import logging
+import sys
 
 import pytest
 
@@ -243,3 +245,38 @@ def test_with_the_level_debug_parts_hide_nothing(caplog):
         logging.getLogger("pu_kd_pipeline.nested").info("a finding")
         report("done")
     assert caplog.messages[0] == "a finding"
+
+
+@pytest.mark.parametrize("module", ["incremental.node_lines", "tracking.outbox"])
+def test_a_part_does_not_hide_the_messages_of_its_run(module, caplog):
+    caplog.set_level(logging.INFO, logger="pu_kd_pipeline")
+    logger = importlib.import_module(f"pu_kd_pipeline.{module}").logger
+    with progress.part("cell 1 of 1"):
+        logger.info("about the run")
+        logger.debug("a detail")
+    assert caplog.messages == ["about the run"]
+    for name in progress.LOGGERS_OF_RUNS:
+        assert logging.getLogger(name).level == logging.NOTSET
+
+
+def test_a_loop_that_starts_late_counts_the_steps_that_it_makes(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    found = []
+
+    def listen(*pace):
+        found.append(pace)
+
+    progress.paces.add(listen)
+    try:
+        for _ in progress.watch(({"update": step} for step in (950, 975, 1000)), name="x", total=3):
+            now[0] += 5.0
+    finally:
+        progress.paces.remove(listen)
+    assert found == [("updates", 50, 10.0)]
+
+
+def test_progress_needs_no_standard_streams(monkeypatch, lines):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(progress.track(range(3), name="shards")) == [0, 1, 2]

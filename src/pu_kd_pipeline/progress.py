@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,6 +25,12 @@ STEP_KEYS = ("epoch", "update")
 N_NUMBERS_SHOWN = 4
 # Between two records of a loop; repeated ones follow each other faster.
 SHORTEST_STEP_S = 1e-3
+# Their messages are about the whole run, also while a part runs, and some come from other threads.
+LOGGERS_OF_RUNS = (
+    __name__,
+    "pu_kd_pipeline.incremental.node_lines",
+    "pu_kd_pipeline.tracking",
+)
 
 Event = ParamSpec("Event")
 Record = TypeVar("Record", bound=Mapping[str, Any])
@@ -85,7 +91,7 @@ paces: Channel[str, float, float] = Channel()
 _bars: Progress | None = None
 # Loops that log lines, the outermost first.
 _logged_loops: list[_LogLines] = []
-# What the lines of loops start with, inside of `part`.
+# What the lines of loops start with, inside `part`.
 _title = ""
 
 
@@ -165,11 +171,12 @@ class _StepPace:
     """How many epochs or updates a loop makes per second.
 
     A loop that was resumed first repeats the records from before, in no time: these do not count.
+    Nor does the time until the first record: it is not known at which step a loop starts.
     """
 
     def __init__(self) -> None:
         self._unit = ""
-        self._step = 0
+        self._step: int | None = None
         self._time = time.monotonic()
         self._n_steps = 0
         self._seconds = 0.0
@@ -181,7 +188,7 @@ class _StepPace:
         keys = [key for key in STEP_KEYS if key in record]
         if keys:
             self._unit = f"{keys[0]}s"
-        if seconds >= SHORTEST_STEP_S:
+        if self._step is not None and seconds >= SHORTEST_STEP_S:
             self._n_steps += step - self._step
             self._seconds += seconds
         self._step = step
@@ -196,9 +203,9 @@ class _StepPace:
 def part(title: str) -> Iterator[Report]:
     """Yield `report(outcome)`, which logs one line for all that the `with` block does.
 
-    Inside of the block, findings on the way are not logged, unless the level is DEBUG; warnings and
-    the progress of long loops are. A loop around it logs no lines of its own any more: that of the
-    part has the time that is left.
+    Inside the block, findings on the way are not logged, unless the level is DEBUG. Warnings, the
+    progress of long loops and the messages of `LOGGERS_OF_RUNS` are. A loop around it logs no lines
+    of its own any more: that of the part has the time that is left.
 
     Args:
         title: what is done, such as "cell 3 of 66: random, seed 0".
@@ -222,20 +229,27 @@ def part(title: str) -> Iterator[Report]:
 
 @contextmanager
 def _findings_hidden() -> Iterator[None]:
-    """Log nothing of this package but warnings and progress, unless its level is DEBUG."""
+    """Log nothing of this package but warnings and what runs report, unless its level is DEBUG."""
     package = logging.getLogger(__package__)
     if package.isEnabledFor(logging.DEBUG):
         yield
         return
-    levels = (package.level, logger.level)
-    # Progress stays as it was.
-    logger.setLevel(logger.getEffectiveLevel())
+    loggers_of_runs = [logging.getLogger(name) for name in LOGGERS_OF_RUNS]
+    levels = [(each, each.level) for each in (package, *loggers_of_runs)]
+    # Before the package gets another level, which they would inherit.
+    for each in loggers_of_runs:
+        each.setLevel(each.getEffectiveLevel())
     package.setLevel(max(logging.WARNING, package.getEffectiveLevel()))
     try:
         yield
     finally:
-        package.setLevel(levels[0])
-        logger.setLevel(levels[1])
+        for each, level in levels:
+            each.setLevel(level)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal; Python's are None where they are closed."""
+    return stream is not None and stream.isatty()
 
 
 def duration_text(seconds: float) -> str:
@@ -301,7 +315,7 @@ def _display(name: str, total: int | None, started: float | None = None) -> Iter
         started: when the loop started, on the monotonic clock; None: now.
     """
     # While it shows bars, rich replaces stderr; before rich 15, by an object that is no terminal.
-    if _bars is not None or sys.stderr.isatty():
+    if _bars is not None or is_terminal(sys.stderr):
         with _bar(name, total, started) as show:
             yield show
     else:
@@ -418,7 +432,7 @@ def _bar(name: str, total: int | None, started: float | None) -> Iterator[ShowPr
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
             # On one terminal, log messages are written above the bars by their common console.
-            console=get_console() if sys.stdout.isatty() else Console(stderr=True),
+            console=get_console() if is_terminal(sys.stdout) else Console(stderr=True),
             # What they belong to is reported when it is finished.
             transient=True,
         )

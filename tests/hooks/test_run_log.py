@@ -1,19 +1,32 @@
-"""The log of a run: a line per message where nobody watches, and warnings once more at the end."""
+"""The log of a run: a line per message without a terminal, and warnings repeated at the end."""
 
 from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 import rich
+from kedro.framework.hooks import hook_impl
+from kedro.framework.hooks.manager import _create_hook_manager, _register_hooks
 from kedro.logging import RichHandler
+from kedro.pipeline import Node, Pipeline
 
-from pu_kd_pipeline.hooks.log_lines import LineHandler, write_plain_lines_unless_watched
-from pu_kd_pipeline.hooks.run_log import MAX_REPEATED, N_MESSAGES_IN_SIGHT, WarningCollector
+from pu_kd_pipeline.hooks.log_lines import LineHandler, write_plain_lines_without_terminal
+from pu_kd_pipeline.hooks.run_log import (
+    DOUBTS,
+    MAX_HELD,
+    MAX_REPEATED,
+    N_RECENT_MESSAGES,
+    RunLogHooks,
+    WarningCollector,
+)
+from pu_kd_pipeline.reporting import findings
 from tests.conftest import PROJECT
 
 PATH = "/data/" + "a_long_name_of_a_folder/" * 30
@@ -47,7 +60,7 @@ def test_in_a_file_each_message_is_one_line(logger, monkeypatch):
     output = io.StringIO()
     monkeypatch.setattr(sys, "stdout", output)
     monkeypatch.setenv("COLUMNS", "80")
-    write_plain_lines_unless_watched()
+    write_plain_lines_without_terminal()
     logger.info("Report: %s", PATH)
     logger.warning("one [red]warning[/red] of 100 %")
 
@@ -60,7 +73,7 @@ def test_a_python_warning_ends_in_no_empty_line(logger, monkeypatch):
     logging.getLogger().addHandler(RichHandler(show_path=False))
     output = io.StringIO()
     monkeypatch.setattr(sys, "stdout", output)
-    write_plain_lines_unless_watched()
+    write_plain_lines_without_terminal()
     # As `logging.captureWarnings` logs them.
     logging.getLogger("py.warnings").warning("%s", "x.py:1: UserWarning: old\n")
     assert output.getvalue().endswith("x.py:1: UserWarning: old\n")
@@ -73,7 +86,7 @@ def test_level_filters_and_format_of_the_configuration_stay(logger, monkeypatch)
     logging.getLogger().addHandler(handler)
     output = io.StringIO()
     monkeypatch.setattr(sys, "stdout", output)
-    write_plain_lines_unless_watched()
+    write_plain_lines_without_terminal()
     logger.info("left out")
     logger.warning("secret")
     logger.warning("shown")
@@ -90,9 +103,47 @@ def test_other_handlers_stay(logger, monkeypatch, where):
     root = logging.getLogger()
     root.addHandler(handler)
     monkeypatch.setattr(sys, "stdout", Terminal() if where == "terminal" else io.StringIO())
-    write_plain_lines_unless_watched()
+    write_plain_lines_without_terminal()
     assert handler in root.handlers
     assert not any(isinstance(each, LineHandler) for each in root.handlers)
+
+
+def test_handlers_of_single_loggers_write_lines_too(logger, monkeypatch):
+    logger.addHandler(RichHandler())
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
+    write_plain_lines_without_terminal()
+    logger.info("Report: %s", PATH)
+    logger.handlers.clear()
+    assert f"Report: {PATH}\n" in output.getvalue()
+
+
+def test_a_closed_standard_output_stops_nothing(logger, monkeypatch, capsys):
+    logging.getLogger().addHandler(RichHandler())
+    monkeypatch.setattr(sys, "stdout", None)
+    write_plain_lines_without_terminal()
+    logger.warning("nobody reads this")
+    assert "Logging error" not in capsys.readouterr().err
+
+
+def test_a_broken_pipe_ends_the_main_thread_alone(logger, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    logging.getLogger().addHandler(LineHandler())
+    finished = []
+
+    def work() -> None:
+        logger.info("MLflow answers again")
+        finished.append(True)
+
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert finished
+        with pytest.raises(SystemExit):
+            logger.info("a node ran")
 
 
 def collected(logger: logging.Logger) -> WarningCollector:
@@ -110,13 +161,66 @@ def test_warnings_are_repeated_once_with_their_number(logger):
     assert collector.repeated(is_far=True) == ["no a (3 times)", "no b"]
 
 
-@pytest.mark.parametrize("n", [N_MESSAGES_IN_SIGHT, N_MESSAGES_IN_SIGHT + 1])
+@pytest.mark.parametrize("n", [N_RECENT_MESSAGES, N_RECENT_MESSAGES + 1])
 def test_a_warning_that_is_in_sight_is_not_repeated(logger, n):
     collector = collected(logger)
     logger.warning("no a")
     for _ in range(n):
         logger.info("more")
-    assert collector.repeated(is_far=False) == ["no a"] * (n > N_MESSAGES_IN_SIGHT)
+    assert collector.repeated(is_far=False) == ["no a"] * (n > N_RECENT_MESSAGES)
+
+
+def test_a_message_that_cannot_be_formatted_stops_nothing(logger, capsys):
+    collector = WarningCollector()
+    for text, *values in (("%d items", "x"), ("no %s", "a")):
+        record = logger.makeRecord(logger.name, logging.WARNING, "", 0, text, tuple(values), None)
+        collector.handle(record)
+    assert "Logging error" in capsys.readouterr().err
+    assert collector.repeated(is_far=True) == ["no a"]
+
+
+def test_the_number_of_warnings_that_are_held_is_bounded(logger):
+    collector = collected(logger)
+    for number in range(MAX_HELD + 5):
+        logger.warning("no %d", number)
+    expected = [f"no {number}" for number in range(MAX_REPEATED)]
+    n_more = MAX_HELD - MAX_REPEATED
+    last = f"and more than {n_more:,} others, in the log above"
+    assert collector.repeated(is_far=True) == [*expected, last]
+
+
+class Warns:
+    """Hooks that warn before the first node, as checks of the configuration do."""
+
+    @hook_impl
+    def after_context_created(self) -> None:
+        logging.getLogger("pu_kd_pipeline.test_run_log").warning("checked early")
+
+
+@pytest.mark.parametrize("output", ["metrics", "history"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_warnings_of_checks_and_doubts_that_no_summary_has_are_repeated(
+    output, fails, logger, capsys
+):
+    # The name is that of the logger which reports doubts.
+    assert findings.logger.name == DOUBTS
+    manager = _create_hook_manager()
+    # In the order of the settings, where these hooks are the first.
+    _register_hooks(manager, (RunLogHooks(), Warns()))
+    manager.hook.after_context_created(context=None)
+    findings.logger.warning("a doubt")
+    for _ in range(N_RECENT_MESSAGES + 1):
+        logger.info("more")
+
+    pipeline = Pipeline([Node(len, "history" if output == "metrics" else "scores", output)])
+    arguments = {"run_params": {"runner": "a runner"}, "pipeline": pipeline, "catalog": None}
+    if fails:
+        manager.hook.on_pipeline_error(error=ValueError(), **arguments)
+    else:
+        manager.hook.after_pipeline_run(run_result={}, **arguments)
+    doubts = [] if output == "metrics" and not fails else ["- a doubt"]
+    expected = ["Warnings of this run:", "- checked early", *doubts]
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 WARNINGS = """

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 
 from pu_kd_pipeline import progress
+from pu_kd_pipeline.hooks.log_lines import LINE
 from pu_kd_pipeline.incremental import node_lines
 from pu_kd_pipeline.incremental.node_lines import NodeLines
+from tests.run_log import nodes_that_ran
 
 
 @pytest.fixture
@@ -40,17 +44,39 @@ def test_each_node_has_one_line(lines, monkeypatch):
     ]
 
 
-def test_a_run_without_work_has_one_line(lines):
-    log = NodeLines(3)
-    for node in ("a", "b", "c"):
+@pytest.mark.parametrize(
+    ("nodes", "skipped"), [("abc", "all 3 nodes are up to date."), ("a", "the node is up to date.")]
+)
+def test_a_run_without_work_has_one_line(nodes, skipped, lines):
+    log = NodeLines(len(nodes))
+    for node in nodes:
         log.up_to_date(node)
     log.close()
-    assert lines() == ["Nothing to do: all 3 nodes are up to date."]
+    assert lines() == [f"Nothing to do: {skipped}"]
 
 
-def test_a_node_that_takes_long_is_announced(lines, monkeypatch):
+def test_the_tests_of_runs_read_all_lines_of_nodes(lines, caplog):
+    log = NodeLines(4)
+    log.up_to_date("a")
+    with log.running("b.b", ["x", "y"], "code changed (a module)"):
+        pass
+    with log.running("c", [], "seed 0 → 1"):
+        pass
+    log.up_to_date("d")
+    log.close()
+    text = "\n".join(LINE.format(record) for record in caplog.records)
+    assert nodes_that_ran(text) == {"b.b": "code changed (a module)", "c": "seed 0 → 1"}
+    with pytest.raises(ValueError, match="has another format"):
+        nodes_that_ran(text.replace("  ran ", "  took "))
+
+
+@pytest.mark.parametrize("part", [nullcontext, partial(progress.part, "cell 1 of 3")])
+def test_a_node_that_takes_long_is_announced(part, lines, monkeypatch, caplog):
+    # As in a run: the level is that of the package.
+    caplog.set_level(logging.NOTSET, logger=node_lines.logger.name)
+    caplog.set_level(logging.INFO, logger="pu_kd_pipeline")
     monkeypatch.setattr(node_lines, "SECONDS_UNTIL_ANNOUNCED", 0.01)
-    with NodeLines(1).running("a", ["x"], "code changed"):
+    with NodeLines(1).running("a", ["x"], "code changed"), part():
         deadline = time.monotonic() + 30
         while not lines():
             assert time.monotonic() < deadline

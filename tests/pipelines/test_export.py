@@ -103,7 +103,7 @@ def test_every_file_answers_as_the_student_and_names_it(exported):
 def test_a_second_run_exports_nothing_and_another_format_does(exported):
     again = run_kedro("--pipeline=export", data=exported, params=QUICK)
     assert again.returncode == 0, again.stderr
-    assert "all 1 nodes are up to date" in again.stdout + again.stderr
+    assert "Nothing to do: the node is up to date." in again.stdout + again.stderr
 
 
 def test_predict_classifies_a_folder_and_lists_what_it_cannot_read(exported, photos):

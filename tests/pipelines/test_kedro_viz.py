@@ -6,14 +6,15 @@ import base64
 import inspect
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from PIL import Image
 
-from pu_kd_pipeline.hooks.viz import EVENTS, STATISTICS, VizHooks
+from pu_kd_pipeline.hooks.viz import EVENTS, KNOWN, STATISTICS, VizHooks
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 from pu_kd_pipeline.params.paths import set_project_folder
 
@@ -81,6 +82,54 @@ def test_sizes_are_written_after_a_run(catalog, tmp_path):
     assert found["pool_features"]["columns"] == 3
     report = Path(catalog.get("report")._filepath)
     assert found["report"] == {"file_size": report.stat().st_size}
+
+
+class Counted(MemoryDataset):
+    """A data set of a user: a file whose rows are counted, or that cannot be counted."""
+
+    def __init__(self, filepath: Path, rows: object) -> None:
+        super().__init__()
+        self._filepath = filepath
+        self.rows = rows
+        self.n_counts = 0
+
+    def counts(self) -> dict[str, object]:
+        self.n_counts += 1
+        if self.rows is None:
+            raise KeyError("rows")
+        return {"rows": self.rows}
+
+
+def test_sizes_of_unchanged_files_and_of_other_pipelines_are_kept(tmp_path):
+    pytest.importorskip("kedro_viz", reason="kedro-viz comes with the extra `viz`")
+    set_project_folder(tmp_path)
+    data = {"a": Counted(tmp_path / "a", 3), "b": Counted(tmp_path / "b", None)}
+    for name in data:
+        (tmp_path / name).write_text("1234")
+    catalog = DataCatalog(dict(data))
+
+    def sizes_after_run_of(*names: str) -> dict[str, dict[str, int]]:
+        hooks = VizHooks()
+        hooks.before_pipeline_run()
+        pipeline = Pipeline([Node(lambda *data: None, list(names), None, name="reads")])
+        hooks.after_pipeline_run({"runner": "a runner"}, pipeline, catalog)
+        return json.loads((tmp_path / STATISTICS).read_text())
+
+    expected = {"a": {"rows": 3, "file_size": 4}, "b": {"file_size": 4}}
+    assert sizes_after_run_of("a", "b") == expected
+    assert sizes_after_run_of("b") == expected
+    assert sizes_after_run_of("a") == expected
+    assert data["a"].n_counts == 1
+
+    # Another content, and another data folder.
+    (tmp_path / "a").write_text("123456")
+    os.utime(tmp_path / "a", (1, 1))
+    data["b"]._filepath = tmp_path / "c"
+    expected = {"a": {"rows": 3, "file_size": 6}}
+    assert sizes_after_run_of("a") == expected
+    # A file that something else wrote.
+    (tmp_path / KNOWN).write_text('{"a": [], "x": 1}')
+    assert sizes_after_run_of("a") == expected
 
 
 @pytest.mark.parametrize("has_run", [False, True])

@@ -73,7 +73,9 @@ class Copy:
     def run(self, pipelines: str, *params: str) -> dict[str, str]:
         """Run, and return the reasons of the nodes that ran."""
         output = self.finish(self.start("run", pipelines, *params))
-        return nodes_that_ran(output)
+        ran = nodes_that_ran(output)
+        assert ran or "Nothing to do:" in output, output
+        return ran
 
     def explain(self, pipelines: str, *params: str) -> dict[str, str]:
         """Return the reasons of the nodes that would run."""

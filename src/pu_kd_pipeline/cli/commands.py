@@ -18,7 +18,7 @@ from pu_kd_pipeline.cli.errors import exit_with_message, user_message
 from pu_kd_pipeline.cli.new_env import new_env
 from pu_kd_pipeline.cli.options import command_options, with_pipeline
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.hooks.log_lines import write_plain_lines_unless_watched
+from pu_kd_pipeline.hooks.log_lines import write_plain_lines_without_terminal
 
 RUNNERS = "pu_kd_pipeline.incremental.runner"
 # The shell's convention: a process that a signal ended has this exit code plus the signal's number.
@@ -30,7 +30,7 @@ def _run(**options: Any) -> Any:
     warnings.filterwarnings("ignore", message="Option '--pipeline' is deprecated")
     # PIL warns of damaged metadata; images that cannot be decoded are in the ingestion report.
     warnings.filterwarnings("ignore", module="PIL")
-    write_plain_lines_unless_watched()
+    write_plain_lines_without_terminal()
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_worth_logging)
     try:

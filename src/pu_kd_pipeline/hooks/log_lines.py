@@ -1,14 +1,17 @@
-"""How log messages are written where nobody watches: each is one line, however long it is."""
+"""Log messages on output that is no terminal: each is one line, however long it is."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import threading
 from typing import TextIO
 
 from kedro.logging import RichHandler
 from rich import get_console
+
+from pu_kd_pipeline.progress import is_terminal
 
 LINE = logging.Formatter("%(asctime)s %(levelname)-8s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
 
@@ -28,6 +31,11 @@ class LineHandler(logging.StreamHandler[TextIO]):
         stream: TextIO = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
         return stream
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message; nothing where standard output is closed, which Python shows by None."""
+        if sys.stdout is not None:
+            super().emit(record)
+
     def format(self, record: logging.LogRecord) -> str:
         """Return a message as it is shown; those of Python's warnings end in an empty line."""
         return super().format(record).rstrip()
@@ -37,24 +45,33 @@ class LineHandler(logging.StreamHandler[TextIO]):
         if not isinstance(sys.exc_info()[1], BrokenPipeError):
             super().handleError(record)
             return
+        # SystemExit would end only this thread, such as the one that sends metrics. The next
+        # message of the main thread fails, too.
+        if threading.current_thread() is not threading.main_thread():
+            return
         # What is still buffered would raise the error again while Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         raise SystemExit(1)
 
 
-def write_plain_lines_unless_watched() -> None:
-    """Replace Kedro's handler for terminals where standard output is a file or a pipe.
+def write_plain_lines_without_terminal() -> None:
+    """Replace Kedro's handler for terminals where standard output is a file, a pipe or a notebook.
 
-    That handler breaks lines after 80 columns there, also inside of paths. Handlers of other
+    That handler breaks lines after 80 columns in files, also within paths. Handlers of other
     classes, which a logging configuration may name, stay as they are.
     """
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         return
-    root = logging.getLogger()
-    for position, handler in enumerate(root.handlers):
-        is_kedros = isinstance(handler, RichHandler) and handler.console is get_console()
-        if is_kedros:
-            root.handlers[position] = _plain(handler)
+    # A configuration may give handlers to single loggers, too.
+    loggers = [logging.getLogger()]
+    for each in tuple(logging.Logger.manager.loggerDict.values()):
+        if isinstance(each, logging.Logger):
+            loggers.append(each)
+    for logger in loggers:
+        for position, handler in enumerate(logger.handlers):
+            is_kedros = isinstance(handler, RichHandler) and handler.console is get_console()
+            if is_kedros:
+                logger.handlers[position] = _plain(handler)
     # So do the tracebacks that it installed.
     if getattr(sys.excepthook, "__module__", None) == "rich.traceback":
         sys.excepthook = sys.__excepthook__

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
-from kedro.io.core import DatasetError
 
-from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.catalog import dataset_path
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 from pu_kd_pipeline.params.paths import project_folder
@@ -26,6 +24,9 @@ if TYPE_CHECKING:
 STATISTICS = Path(".viz") / "stats.json"
 # Where its view of the last run finds what happened.
 EVENTS = Path(".viz") / "kedro_pipeline_events.json"
+# The sizes by data set, with path and time of change: only what has changed is read again, and the
+# data sets of other pipelines keep theirs. kedro-viz does not read this file.
+KNOWN = Path(".viz") / "dataset_sizes.json"
 
 
 class VizHooks:
@@ -58,17 +59,16 @@ class VizHooks:
             return
         if not _has_nodes(project_folder() / EVENTS):
             self._restore(EVENTS)
-        found = {}
-        for name in sorted(pipeline.datasets()):
-            path = dataset_path(catalog, name)
-            if path is not None and path.exists():
-                found[name] = _sizes(catalog.get(name), path)
-        # It is only looked at: a project folder that is read-only stops no run.
-        with suppress(OSError):
-            file = project_folder() / STATISTICS
-            file.parent.mkdir(exist_ok=True)
-            with replacing_file(file) as temporary:
-                temporary.write_text(json.dumps(found), encoding="utf-8")
+        earlier = _read_known()
+        known = {}
+        for name in sorted({*earlier, *pipeline.datasets()}):
+            # Data sets of a user may raise anything, and no size is worth a failed run.
+            with suppress(Exception):
+                entry = _entry(catalog, name, earlier.get(name))
+                if entry is not None:
+                    known[name] = entry
+        _write(KNOWN, known)
+        _write(STATISTICS, {name: entry["sizes"] for name, entry in known.items()})
 
     def _restore(self, file: Path) -> None:
         if file in self._before:
@@ -84,14 +84,52 @@ def _has_nodes(events: Path) -> bool:
         return True
 
 
+def _read_known() -> dict[str, Any]:
+    """Return what `KNOWN` holds; nothing where it cannot be read."""
+    with suppress(OSError, ValueError):
+        known = json.loads((project_folder() / KNOWN).read_text(encoding="utf-8"))
+        if isinstance(known, dict):
+            return known
+    return {}
+
+
+def _write(name: Path, content: Any) -> None:
+    """Write a JSON file; not in a project folder that is read-only, which stops no run."""
+    with suppress(OSError):
+        file = project_folder() / name
+        file.parent.mkdir(exist_ok=True)
+        with replacing_file(file) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _entry(catalog: DataCatalog, name: str, earlier: Any) -> dict[str, Any] | None:
+    """Return path, time of change and sizes of a data set; None without a file on this machine.
+
+    Args:
+        catalog: of the run.
+        name: of the data set.
+        earlier: result for this name after an earlier run, which holds for an unchanged path.
+    """
+    path = dataset_path(catalog, name)
+    if path is None or not path.exists():
+        return None
+    state = {"path": str(path), "changed_ns": path.stat().st_mtime_ns}
+    sizes = None
+    if isinstance(earlier, dict) and state.items() <= earlier.items():
+        sizes = earlier.get("sizes")
+    if not isinstance(sizes, dict):
+        sizes = _sizes(catalog.get(name), path)
+    return {**state, "sizes": sizes}
+
+
 def _sizes(dataset: Any, path: Path) -> dict[str, int]:
     """Return the numbers of a data set, in the order in which kedro-viz shows them."""
     sizes: dict[str, int] = {}
     counts = getattr(dataset, "counts", None)
     if counts is not None:
         # One that is damaged is reported by the node that reads it.
-        with suppress(DatasetError, InputError, OSError, ValueError):
-            sizes.update(counts())
+        with suppress(Exception):
+            sizes.update({str(kind): int(number) for kind, number in counts().items()})
     with suppress(OSError):
         sizes["file_size"] = sum(file.stat().st_size for file in files_below(path))
     return sizes

@@ -112,6 +112,8 @@ def _announced_if_long(text: str) -> Iterator[None]:
 
 def summary(n_run: int, n_nodes: int, verb: str) -> str:
     """Return how many nodes of a run are not up to date, in a sentence."""
+    if n_run == 0 and n_nodes == 1:
+        return "Nothing to do: the node is up to date."
     if n_run == 0:
         return f"Nothing to do: all {n_nodes} nodes are up to date."
     return f"{n_run} of {n_nodes} nodes {verb}."
