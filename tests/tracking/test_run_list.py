@@ -7,7 +7,13 @@ import json
 import pytest
 
 from pu_kd_pipeline.tracking.logged_model import alias_of
-from pu_kd_pipeline.tracking.run_names import VIEW_TAG, full_name, identifying_tags
+from pu_kd_pipeline.tracking.run_names import (
+    VIEW_TAG,
+    first_name,
+    full_name,
+    identifying_tags,
+    is_given_by_a_run,
+)
 from tests.tracking.stored_runs import of_run, rows
 
 BLOCKS = {
@@ -74,6 +80,25 @@ def test_runs_of_many_students_have_their_seeds_and_no_rule():
     assert identifying_tags({}) == {}
     assert full_name("teacher (local)", {}, {}) == "teacher (local)"
     assert full_name("scores (local)", {"seed": "1"}, {}) == "seed 1 · scores (local)"
+
+
+def test_a_run_without_a_selection_has_no_rule():
+    rule = {"subset_materialization.rule": "mixture"}
+    students = {"distillation.student_architecture": "cnn"}
+    unlabeled = {"unlabeled_distillation.student_architecture": "small"}
+    assert identifying_tags({**rule, **students}) == {"rule": "mixture", "student": "cnn"}
+    # These read the block for the images that it excludes.
+    assert identifying_tags({**rule, **unlabeled}) == {"student": "small"}
+    assert identifying_tags({**rule, "relatedness.n_images": "5"}) == {}
+
+
+def test_a_name_fits_every_store_and_keeps_its_end():
+    start = first_name("comparison " * 50, "an environment " * 50)
+    seeds = ", ".join(map(str, range(100)))
+    name = full_name(start, {"seed": seeds}, {"student/accuracy": 0.5})
+    assert len(name) == 250
+    assert name.startswith("seed 0, 1, 2")
+    assert is_given_by_a_run(name, start)
 
 
 @pytest.mark.parametrize(

@@ -161,10 +161,10 @@ def test_data_folders_inside_of_a_project_share_one_store(config, tmp_path):
 def test_earlier_runs_of_a_data_folder_are_not_hidden_without_a_word(
     config, folder, tmp_path, caplog, monkeypatch
 ):
-    def started(data: str) -> str:
+    def started(data: str, **changes: object) -> str:
         caplog.clear()
         tracker = Tracker(
-            product_config(config, data),
+            product_config(config, data, **changes),
             project_path=tmp_path,
             stage="full",
             environment="base",
@@ -174,7 +174,10 @@ def test_earlier_runs_of_a_data_folder_are_not_hidden_without_a_word(
         tracker.start()
         tracker.start()
         tracker.discard()
+        folders.append(tracker.settings.folder)
         return caplog.text
+
+    folders: list[Path] = []
 
     earlier = tmp_path / "data" / "seed1"
     (earlier / "mlflow").mkdir(parents=True)
@@ -183,6 +186,9 @@ def test_earlier_runs_of_a_data_folder_are_not_hidden_without_a_word(
     text = started("data/seed1")
     assert text.count("WARNING") == 1
     assert f"`make mlflow STORE={earlier / 'mlflow'}` shows them" in text
+    assert "set `shared_folder: null` in conf/base/mlflow.yml to log there" in text
+    assert started("data/seed1", shared_folder=None) == ""
+    assert folders[-2:] == [tmp_path / "data" / "mlflow", earlier / "mlflow"]
     assert started("data") == ""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/mlflow.db")
     assert started("data/seed1") == ""

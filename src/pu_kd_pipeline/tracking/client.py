@@ -177,10 +177,12 @@ class Tracker:
             logger.warning(
                 "the runs of this project are logged to %s, in one list. Earlier runs of this data "
                 "folder are still in %s: `make mlflow STORE=%s` shows them. Move that folder away "
-                "to end this message, or set `folder` in conf/local/mlflow.yml to log there",
+                "to end this message, or set `shared_folder: null` in conf/%s/mlflow.yml to log "
+                "there",
                 self.settings.folder,
                 self._earlier_store,
                 self._earlier_store,
+                self.environment,
             )
         self._send(Call("load"))
 

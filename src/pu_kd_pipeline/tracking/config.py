@@ -35,7 +35,7 @@ class TrackingConfig(BaseModel):
     )
     shared_folder: str | None = Field(
         default=None,
-        description="used in place of `folder` where that is `mlflow` in a data folder inside of "
+        description="used in place of `folder` where that is `mlflow` in a data folder inside "
         "the project; null: each data folder has a store of its own",
     )
     experiment: str = Field(min_length=1)
@@ -77,7 +77,7 @@ STORE = "mlflow"  # the folder of a store in a data folder
 def store_folder(config: TrackingConfig, project_path: Path) -> Path:
     """Return the absolute folder of the SQLite file and its artifacts.
 
-    The data folders inside of a project share one store, so that their runs are one list. A data
+    The data folders inside a project share one store, so that their runs are one list. A data
     folder elsewhere, such as on another disk, keeps its own.
 
     Args:

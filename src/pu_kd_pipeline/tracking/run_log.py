@@ -27,8 +27,8 @@ from pu_kd_pipeline.tracking.run_names import (
     VIEW_TAG,
     first_name,
     full_name,
-    identifying_tags,
     is_given_by_a_run,
+    new_tags,
     view_state,
 )
 from pu_kd_pipeline.tracking.stages import STAGE_TAG, overall_status
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 # The most that one request to an MLflow server may hold.
 MAX_PARAMETERS_PER_REQUEST = 100
 KEY_TAG = "key"
+NAME_TAG = "mlflow.runName"
 MAX_METRICS_PER_REQUEST = 900
 CHILD_STAGE = "trial"
 # Parameters of a trial that are columns in the list of runs.
@@ -119,10 +120,8 @@ class RunLog:
         for key, value in self._stage_tags().items():
             if run.data.tags.get(key) != value:
                 self.client.set_tag(self.run_id, key, value)
-        for key, value in identifying_tags(settings.parameters).items():
-            # Of a shared run, the first stage that knows one sets it.
-            if key not in run.data.tags:
-                self.client.set_tag(self.run_id, key, value)
+        for key, value in new_tags(run.data.tags, settings.parameters).items():
+            self.client.set_tag(self.run_id, key, value)
         self.is_open = True
         self._log_parameters(run)
         self._start_system_metrics(is_continued=bool(run_id or settings.shared_run_id))
@@ -151,23 +150,30 @@ class RunLog:
         run = self.client.get_run(self.run_id)
         tags = run.data.tags
         # While another stage is running, it will close the run.
-        if overall_status(tags) != "RUNNING":
+        is_last = overall_status(tags) != "RUNNING"
+        if is_last:
             self.client.set_terminated(self.run_id, overall_status(tags))
         self.is_open = False
-        self._complete_name(run)
-        # Last: a slow server may have no time for it, and the status matters more.
+        # A slow server may have no time for it, and the status matters more.
         if note is not None:
             self.client.set_tag(self.run_id, "mlflow.note.content", note)
+        if is_last:
+            self._complete_name(run)
 
     def _complete_name(self, run: Run) -> None:
-        """Give the run a name that says what it was and what came out."""
+        """Give the run a name that says what it was and what came out; a store may refuse it."""
+        from mlflow.exceptions import MlflowException
+
         tags = run.data.tags
         name = run.info.run_name or ""
         start = first_name(tags.get("pipeline", ""), tags.get("env", ""))
         complete = full_name(start, tags, run.data.metrics)
         # A name that a person has chosen stays.
         if is_given_by_a_run(name, start) and name != complete:
-            self.client.update_run(self.run_id, name=complete)
+            # Not `update_run`, which also writes the status that it has read: another stage may
+            # have changed it meanwhile. A store renames the run when this tag is set.
+            with contextlib.suppress(MlflowException):
+                self.client.set_tag(self.run_id, NAME_TAG, complete)
 
     def close_if_open(self, status: str) -> None:
         """Close a run whose process has ended."""
