@@ -12,7 +12,7 @@ WORK ?= data/gpu_experiment
 DATA_FOLDER = $(abspath $(patsubst ~/%,$(HOME)/%,$(DATA)))
 # Data folders inside this project share the store of `data` (shared_folder in conf/base/mlflow.yml).
 OWN_STORE = $(DATA_FOLDER)/mlflow
-DEFAULT_STORE = $(if $(filter $(CURDIR)/%,$(DATA_FOLDER)),$(CURDIR)/data/mlflow,$(OWN_STORE))
+DEFAULT_STORE = $(if $(filter $(CURDIR)/%,$(DATA_FOLDER) $(realpath $(DATA_FOLDER))),$(CURDIR)/data/mlflow,$(OWN_STORE))
 STORE_FOLDER = $(or $(abspath $(patsubst ~/%,$(HOME)/%,$(STORE))),$(DEFAULT_STORE))
 
 VENV := .venv

@@ -45,6 +45,7 @@ def test_name_and_tags_say_what_a_run_was_and_what_came_out(new_tracker, folder)
     tags = of_run(folder, "tags", run_id)
     found = [tags[key] for key in ("rule", "seed", "student")]
     assert found == ["nnpu", "3", "digits_cnn, width 4"]
+    assert tags["data"] == "data/a"
 
     # The list of runs opens with columns that exist, the best run first.
     [(text,)] = rows(folder, "SELECT value FROM experiment_tags WHERE key = ?", VIEW_TAG)
@@ -52,7 +53,8 @@ def test_name_and_tags_say_what_a_run_was_and_what_came_out(new_tracker, folder)
     assert view["orderByKey"] in view["selectedColumns"]
     logged = {key for (key,) in rows(folder, "SELECT key FROM latest_metrics")}
     assert {f"metrics.`{key}`" for key in logged} >= {view["orderByKey"]}
-    assert {"tags.`rule`", "tags.`seed`", "tags.`student`"} <= set(view["selectedColumns"])
+    shown = set(view["selectedColumns"])
+    assert {"tags.`rule`", "tags.`seed`", "tags.`student`", "tags.`data`"} <= shown
 
 
 def test_a_name_that_a_person_chose_stays(new_tracker, folder):
@@ -143,6 +145,7 @@ def test_a_model_of_an_earlier_run_is_linked_with_its_metrics(
     assert rows(folder, "SELECT value FROM metrics WHERE key = 'student/accuracy'") == [(0.955,)]
     tags = dict(rows(folder, "SELECT key, value FROM model_version_tags"))
     assert tags["accuracy"] == "0.9550"
+    assert tags["data"] == "data/a"
     aliases = rows(folder, "SELECT alias, version FROM registered_model_aliases")
     assert aliases == [("base", 1)]
 

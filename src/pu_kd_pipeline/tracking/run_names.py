@@ -11,6 +11,7 @@ from pu_kd_pipeline.masking import without_credentials
 RULE = "rule"
 SEED = "seed"
 STUDENT = "student"
+DATA = "data"  # the data folder
 ACCURACY = "student/accuracy"
 GAIN = "selection/gain"
 # Blocks of pipelines that train many students: the run itself has no rule and no student.
@@ -39,6 +40,7 @@ _COLUMNS = (
     f"metrics.`{GAIN}`",
     "metrics.`student/agreement`",
     "tags.`env`",
+    f"tags.`{DATA}`",
     "tags.`pipeline`",
     f"tags.`{RULE}`",
     f"tags.`{SEED}`",
