@@ -10,9 +10,9 @@ WORK ?= data/gpu_experiment
 
 # Not every shell expands `~` in DATA=~/runs.
 DATA_FOLDER = $(abspath $(patsubst ~/%,$(HOME)/%,$(DATA)))
-# Data folders inside of this project share the store of `data` (shared_folder in conf/base/mlflow.yml).
+# Data folders inside this project share the store of `data` (shared_folder in conf/base/mlflow.yml).
 OWN_STORE = $(DATA_FOLDER)/mlflow
-DEFAULT_STORE = $(if $(filter $(CURDIR)/%,$(DATA_FOLDER)),$(CURDIR)/data/mlflow,$(OWN_STORE))
+DEFAULT_STORE = $(if $(filter $(CURDIR)/%,$(DATA_FOLDER) $(realpath $(DATA_FOLDER))),$(CURDIR)/data/mlflow,$(OWN_STORE))
 STORE_FOLDER = $(or $(abspath $(patsubst ~/%,$(HOME)/%,$(STORE))),$(DEFAULT_STORE))
 
 VENV := .venv

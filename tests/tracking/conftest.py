@@ -41,6 +41,7 @@ def config():
         enabled=True,
         tracking_uri=None,
         folder="mlflow",
+        data="data/a",
         experiment="tests",
         registered_model="student",
         system_metrics_interval_s=None,

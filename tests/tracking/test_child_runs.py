@@ -48,6 +48,22 @@ def test_each_cell_is_a_child_run_of_the_run(folder):
     assert set(parameters) == {("distillation.temperature", "1.0"), ("seed", "0"), ("seed", "1")}
 
 
+def test_a_cell_that_a_run_has_logged_is_not_logged_again(new_tracker, folder):
+    result = {"seconds": 1.25, "accuracy": 0.5, "test_images": "ab", "failure": None}
+    first = new_tracker("comparison")
+    first.log_child("pu", {"seed": 0}, {**result, "history": {}})
+    first.end("FINISHED")
+    second = new_tracker("comparison")
+    again = {**result, "n_pool": 3}
+    second.log_child("pu", {"seed": 0}, again, ended_at_s=1_000_000.0)
+    second.log_child("pu", {"seed": 0}, {**again, "seconds": 1.5}, ended_at_s=1_000_000.0)
+    second.end("FINISHED")
+    names = rows(folder, "SELECT name, start_time FROM runs WHERE name = 'pu'")
+    # The other one is of another computation.
+    assert len(names) == 2
+    assert ("pu", 999_998_500) in names
+
+
 def test_a_trial_has_its_own_times_and_its_curves(new_tracker, folder):
     tracker = new_tracker("comparison")
     now_s = time.time()

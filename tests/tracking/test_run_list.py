@@ -7,7 +7,13 @@ import json
 import pytest
 
 from pu_kd_pipeline.tracking.logged_model import alias_of
-from pu_kd_pipeline.tracking.run_names import VIEW_TAG, full_name, identifying_tags
+from pu_kd_pipeline.tracking.run_names import (
+    VIEW_TAG,
+    first_name,
+    full_name,
+    identifying_tags,
+    is_given_by_a_run,
+)
 from tests.tracking.stored_runs import of_run, rows
 
 BLOCKS = {
@@ -39,6 +45,7 @@ def test_name_and_tags_say_what_a_run_was_and_what_came_out(new_tracker, folder)
     tags = of_run(folder, "tags", run_id)
     found = [tags[key] for key in ("rule", "seed", "student")]
     assert found == ["nnpu", "3", "digits_cnn, width 4"]
+    assert tags["data"] == "data/a"
 
     # The list of runs opens with columns that exist, the best run first.
     [(text,)] = rows(folder, "SELECT value FROM experiment_tags WHERE key = ?", VIEW_TAG)
@@ -46,7 +53,8 @@ def test_name_and_tags_say_what_a_run_was_and_what_came_out(new_tracker, folder)
     assert view["orderByKey"] in view["selectedColumns"]
     logged = {key for (key,) in rows(folder, "SELECT key FROM latest_metrics")}
     assert {f"metrics.`{key}`" for key in logged} >= {view["orderByKey"]}
-    assert {"tags.`rule`", "tags.`seed`", "tags.`student`"} <= set(view["selectedColumns"])
+    shown = set(view["selectedColumns"])
+    assert {"tags.`rule`", "tags.`seed`", "tags.`student`", "tags.`data`"} <= shown
 
 
 def test_a_name_that_a_person_chose_stays(new_tracker, folder):
@@ -74,6 +82,25 @@ def test_runs_of_many_students_have_their_seeds_and_no_rule():
     assert identifying_tags({}) == {}
     assert full_name("teacher (local)", {}, {}) == "teacher (local)"
     assert full_name("scores (local)", {"seed": "1"}, {}) == "seed 1 · scores (local)"
+
+
+def test_a_run_without_a_selection_has_no_rule():
+    rule = {"subset_materialization.rule": "mixture"}
+    students = {"distillation.student_architecture": "cnn"}
+    unlabeled = {"unlabeled_distillation.student_architecture": "small"}
+    assert identifying_tags({**rule, **students}) == {"rule": "mixture", "student": "cnn"}
+    # These read the block for the images that it excludes.
+    assert identifying_tags({**rule, **unlabeled}) == {"student": "small"}
+    assert identifying_tags({**rule, "relatedness.n_images": "5"}) == {}
+
+
+def test_a_name_fits_every_store_and_keeps_its_end():
+    start = first_name("comparison " * 50, "an environment " * 50)
+    seeds = ", ".join(map(str, range(100)))
+    name = full_name(start, {"seed": seeds}, {"student/accuracy": 0.5})
+    assert len(name) == 250
+    assert name.startswith("seed 0, 1, 2")
+    assert is_given_by_a_run(name, start)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +145,7 @@ def test_a_model_of_an_earlier_run_is_linked_with_its_metrics(
     assert rows(folder, "SELECT value FROM metrics WHERE key = 'student/accuracy'") == [(0.955,)]
     tags = dict(rows(folder, "SELECT key, value FROM model_version_tags"))
     assert tags["accuracy"] == "0.9550"
+    assert tags["data"] == "data/a"
     aliases = rows(folder, "SELECT alias, version FROM registered_model_aliases")
     assert aliases == [("base", 1)]
 

@@ -8,7 +8,9 @@ from contextlib import closing
 import pytest
 
 from pu_kd_pipeline.tracking.run import open_shared_run
-from tests.tracking.stored_runs import of_run, runs, statuses
+from tests.tracking.stored_runs import of_run, rows, runs, statuses
+
+STUDENT = {"distillation": {"seed": 3, "student_architecture": "cnn"}}
 
 
 def test_stages_share_a_run_whose_status_follows_from_all_of_them(new_tracker, folder, monkeypatch):
@@ -61,6 +63,53 @@ def test_stages_find_the_shared_run_in_a_file(config, new_tracker, folder, monke
     assert tracker.outbox.wait(60) == 0
     tracker.end("FINISHED")
     assert runs(folder) == {run_id: "FINISHED"}
+
+
+def test_a_stage_that_closes_does_not_touch_the_status_that_another_one_sets(
+    new_tracker, folder, monkeypatch
+):
+    from mlflow import MlflowClient
+
+    first = new_tracker("distillation", **STUDENT)
+    first.flush()
+    assert first.outbox.wait(60) == 0
+    run_id = first.open_run_id
+    assert run_id is not None
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    get_run = MlflowClient.get_run
+
+    def get_run_before_another_stage_ends(client, wanted):
+        run = get_run(client, wanted)
+        if run.data.tags.get("stage.distillation") == "FINISHED":
+            client.set_terminated(wanted, "KILLED")
+        return run
+
+    monkeypatch.setattr(MlflowClient, "get_run", get_run_before_another_stage_ends)
+    tags = {"stage.evaluation": "RUNNING"}
+    for key, value in tags.items():
+        first.worker.log.client.set_tag(run_id, key, value)
+    first.end("FINISHED")
+    # The run is still that of the other stage, which will name it.
+    assert rows(folder, "SELECT name, status FROM runs") == [("distillation (base)", "KILLED")]
+
+
+def test_a_repeated_stage_of_the_student_changes_what_names_the_run(
+    new_tracker, folder, monkeypatch
+):
+    first = new_tracker("data_ingestion", data_ingestion={"seed": 9})
+    first.end("FINISHED")
+    assert first.open_run_id is not None
+    monkeypatch.setenv("MLFLOW_RUN_ID", first.open_run_id)
+    names = []
+    for rule in ("mixture", "nnpu"):
+        student = {**STUDENT, "subset_materialization": {"rule": rule}}
+        new_tracker("distillation", **student).end("FINISHED")
+        new_tracker("evaluation", evaluation={"seed": 7}).end("FINISHED")
+        names += rows(folder, "SELECT name FROM runs")
+    assert names == [
+        ("mixture, seed 3 · data_ingestion (base)",),
+        ("nnpu, seed 3 · data_ingestion (base)",),
+    ]
 
 
 @pytest.mark.parametrize("text", [None, "", "\n"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +45,42 @@ def test_stages_have_their_time_memory_and_pace():
     assert "ingest &lt;x&gt;" in page
     for outside in ("http", "src=", "<script", "@import"):
         assert outside not in page
+
+
+def test_inputs_that_load_in_threads_are_one_node():
+    times = StageTimes()
+    barrier = threading.Barrier(8)
+
+    def load() -> None:
+        barrier.wait()
+        times.start("pool.read", "pool")
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    times.touch()
+    times.finish()
+    assert [node.node for node in times.nodes] == ["pool.read"]
+
+
+def test_the_memory_of_a_gpu_is_that_of_the_busiest(monkeypatch):
+    peaks = {0: 0, 1: 3 << 20}
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        device_count=lambda: 2,
+        reset_peak_memory_stats=lambda device: peaks.update({device: peaks[device] // 3}),
+        max_memory_allocated=peaks.__getitem__,
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    times = StageTimes()
+    times.start("train", None)
+    peaks[1] += 4 << 20
+    times.touch()
+    times.finish()
+    assert times.metrics()["stages/train/gpu_memory_mb"] == 5
 
 
 def test_repeated_records_of_a_resumed_loop_do_not_count(monkeypatch):

@@ -6,12 +6,15 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.hooks.summary import _mlflow_hint
 from pu_kd_pipeline.tracking.client import Tracker
-from pu_kd_pipeline.tracking.config import store_folder
+from pu_kd_pipeline.tracking.config import data_name, store_folder
 from tests.tracking.conftest import LocalWorker
 from tests.tracking.stored_runs import rows, statuses
 
@@ -158,13 +161,46 @@ def test_data_folders_inside_of_a_project_share_one_store(config, tmp_path):
     assert store_folder(alone, project) == project / "data" / "seed1" / "mlflow"
 
 
+def test_a_project_that_is_reached_through_a_link_has_the_shared_store(config, tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(project)
+    for data in ("data", "data/b", str(link / "data" / "b"), str(project / "data" / "b")):
+        for path in (project, link):
+            chosen = product_config(config, data)
+            assert store_folder(chosen, path) == project / "data" / "mlflow"
+            assert data_name(chosen, path) == ("data" if data == "data" else "data/b")
+    assert data_name(product_config(config, "/elsewhere/b"), project) == "/elsewhere/b"
+    masked = data_name(product_config(config, "https://user:secret@host/b"), project)
+    assert masked == "https://***@host/b"
+
+
+def test_the_summary_names_what_opens_the_store_of_the_run(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PU_KD_PROJECT_FOLDER", str(tmp_path))
+
+    def hint(data: str, **changes: object) -> str:
+        values = product_config(config, data, **changes).model_dump()
+        context: Any = SimpleNamespace(config_loader={"mlflow": values}, project_path=tmp_path)
+        return _mlflow_hint(context, tmp_path / data)
+
+    assert hint("data") == hint("data/seed1") == "make mlflow"
+    own = tmp_path / "data" / "seed1" / "mlflow"
+    assert hint("data/seed1", shared_folder=None) == f"make mlflow STORE={own}"
+    assert hint("data/seed1", folder="mine") == f"make mlflow STORE={tmp_path / 'mine'}"
+    outside = tmp_path.parent / "outside"
+    assert hint(str(outside)) == f"make mlflow DATA={outside}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////x/other.db")
+    assert hint("data") == "sqlite:////x/other.db"
+
+
 def test_earlier_runs_of_a_data_folder_are_not_hidden_without_a_word(
     config, folder, tmp_path, caplog, monkeypatch
 ):
-    def started(data: str) -> str:
+    def started(data: str, **changes: object) -> str:
         caplog.clear()
         tracker = Tracker(
-            product_config(config, data),
+            product_config(config, data, **changes),
             project_path=tmp_path,
             stage="full",
             environment="base",
@@ -174,7 +210,10 @@ def test_earlier_runs_of_a_data_folder_are_not_hidden_without_a_word(
         tracker.start()
         tracker.start()
         tracker.discard()
+        folders.append(tracker.settings.folder)
         return caplog.text
+
+    folders: list[Path] = []
 
     earlier = tmp_path / "data" / "seed1"
     (earlier / "mlflow").mkdir(parents=True)
@@ -183,6 +222,9 @@ def test_earlier_runs_of_a_data_folder_are_not_hidden_without_a_word(
     text = started("data/seed1")
     assert text.count("WARNING") == 1
     assert f"`make mlflow STORE={earlier / 'mlflow'}` shows them" in text
+    assert "set `shared_folder: null` in conf/base/mlflow.yml to log there" in text
+    assert started("data/seed1", shared_folder=None) == ""
+    assert folders[-2:] == [tmp_path / "data" / "mlflow", earlier / "mlflow"]
     assert started("data") == ""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/mlflow.db")
     assert started("data/seed1") == ""

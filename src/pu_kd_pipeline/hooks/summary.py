@@ -86,18 +86,20 @@ class SummaryHooks:
 
 def _mlflow_hint(context: KedroContext, data_folder: Path) -> str:
     """Return the server's address, or the command that opens the tracking files of this run."""
-    from pu_kd_pipeline.tracking.config import STORE, store_folder
-    from pu_kd_pipeline.tracking.stores import sqlite_file, store_uri
+    from pu_kd_pipeline.tracking.config import STORE, is_inside, store_folder
+    from pu_kd_pipeline.tracking.stores import DATABASE, sqlite_file, store_uri
 
     config = tracking_config(context)
     folder = store_folder(config, context.project_path)
     uri = store_uri(config, folder)
-    if sqlite_file(uri) is None:
+    if sqlite_file(uri) != folder / DATABASE:
         return without_credentials(uri)
     # make reads its Makefile in the project folder, wherever this command was started
-    if folder == (project_folder() / "data" / STORE).resolve():
+    project = project_folder()
+    if folder == (project / "data" / STORE).resolve():
         return "make mlflow"
-    if folder == (data_folder / STORE).resolve():
+    # The Makefile opens the shared store for any data folder inside the project.
+    if folder == (data_folder / STORE).resolve() and not is_inside(data_folder, project):
         return f"make mlflow DATA={data_folder}"
     return f"make mlflow STORE={folder}"
 

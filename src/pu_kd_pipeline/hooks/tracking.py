@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kedro.framework.hooks import hook_impl
 from kedro.io.core import DatasetError
@@ -39,6 +39,20 @@ CERTIFICATE = "certificate"  # the catalog entry
 RUN_SELECTORS = ("node_names", "namespaces", "tags", "pipeline_names")
 
 
+# Parts of what Kedro says about the runner.
+SEQUENTIAL_RUNNER = "SequentialRunner"
+PARALLEL_RUNNER = "ParallelRunner"
+
+
+class _ReusedCell(NamedTuple):
+    """A cell of a comparison that an earlier run has computed."""
+
+    title: str
+    identity: Mapping[str, Any]
+    result: Mapping[str, Any]
+    ended_at_s: float
+
+
 class TrackingHooks:
     """Logs parameters, progress, results and the final status of a run to MLflow."""
 
@@ -48,6 +62,8 @@ class TrackingHooks:
         self._tracker: Tracker | None = None
         self._reasons_to_run: dict[str, str | None] = {}
         self._stage_times: StageTimes
+        self._runner = ""
+        self._reused_cells: list[_ReusedCell] = []
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -68,6 +84,8 @@ class TrackingHooks:
             self._end("KILLED")
         config = tracking_config(self._context)
         self._reasons_to_run = {}
+        self._reused_cells = []
+        self._runner = str(run_params["runner"])
         if not config.enabled or run_params["runner"] == EXPLAINING_RUNNER:
             return
         # Only the blocks that this run reads.
@@ -89,6 +107,12 @@ class TrackingHooks:
         )
         self._tracker = tracker
         self._stage_times = StageTimes()
+        if PARALLEL_RUNNER in self._runner:
+            logger.warning(
+                "MLflow gets the parameters and the status of this run alone, because its nodes "
+                "run in other processes: without `--runner=%s` it gets everything",
+                PARALLEL_RUNNER,
+            )
         progress.paces.add(self._stage_times.add_pace)
         progress.records.add(tracker.log_record)
         progress.results.add(tracker.log_child)
@@ -135,7 +159,7 @@ class TrackingHooks:
             if earlier is not None:
                 self._tracker.log_certificate(CERTIFICATE, earlier)
         if kind == "cells":
-            self._log_reused_cells(self._tracker, dataset_name, data)
+            self._find_reused_cells(self._tracker, dataset_name, data)
         if kind == "note":
             self._tracker.log_note(str(data))
         if kind == "certificate":
@@ -157,13 +181,9 @@ class TrackingHooks:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Close the run; one in which every node was skipped is not logged."""
+        """Close the run; one in which no node has run is not logged."""
         tracker = self._tracker
-        if tracker and self._was_nothing_done(tracker):
-            self._stop_listening(tracker)
-            tracker.discard()
-            return
-        if tracker and self._reasons_to_run:
+        if tracker and self._reasons_to_run and not self._was_nothing_done(tracker):
             self._log_what_still_holds(tracker, pipeline, catalog)
         self._end("FINISHED", self._nodes_note())
         if tracker and tracker.open_run_id and not tracker.is_lost:
@@ -178,13 +198,22 @@ class TrackingHooks:
 
     def _end(self, status: Any, note: str = "") -> None:
         tracker = self._tracker
-        if tracker:
-            self._log_times(tracker)
+        if tracker is None:
+            return
+        if self._was_nothing_done(tracker):
             self._stop_listening(tracker)
-            tracker.end(status, note)
+            tracker.discard()
+            return
+        self._log_times(tracker)
+        # Last, because nothing of this run is lost with them.
+        for cell in self._reused_cells:
+            tracker.log_child(cell.title, cell.identity, cell.result, ended_at_s=cell.ended_at_s)
+        self._reused_cells = []
+        self._stop_listening(tracker)
+        tracker.end(status, note)
 
-    def _log_reused_cells(self, tracker: Tracker, name: str, makers: Any) -> None:
-        """Log the cells that earlier runs have computed as child runs, with their own times."""
+    def _find_reused_cells(self, tracker: Tracker, name: str, makers: Any) -> None:
+        """Find the cells that earlier runs have computed, with their own times."""
         assert self._catalog is not None
         dataset: Any = self._catalog.get(name)
         try:
@@ -196,7 +225,8 @@ class TrackingHooks:
                 # A shard is written when its cell has been computed.
                 file = dataset.filepath / f"{shard}.parquet"
                 ended_at_s = file.stat().st_mtime
-                tracker.log_child(maker.title, maker.identity(), result, ended_at_s=ended_at_s)
+                cell = _ReusedCell(maker.title, maker.identity(), result, ended_at_s)
+                self._reused_cells.append(cell)
         # Of any kind: an entry of a user may hold anything, and the results are saved.
         except Exception as error:
             logger.warning(
@@ -208,7 +238,9 @@ class TrackingHooks:
     def _start_node(self, node: Node) -> None:
         if self._tracker:
             self._tracker.start()
-            self._stage_times.start(node.name, node.namespace)
+            # The nodes of other runners come at the same time, and share their time and memory.
+            if SEQUENTIAL_RUNNER in self._runner:
+                self._stage_times.start(node.name, node.namespace)
 
     def _log_times(self, tracker: Tracker) -> None:
         """Log what the nodes took, also those of a run that failed."""
@@ -231,10 +263,11 @@ class TrackingHooks:
         progress.decisions.remove(self._reasons_to_run.__setitem__)
 
     def _was_nothing_done(self, tracker: Tracker) -> bool:
-        reasons = self._reasons_to_run.values()
-        is_all_skipped = bool(reasons) and all(reason is None for reason in reasons)
+        """Return whether no node has run: all are up to date, or the run failed before."""
+        # Of nodes in other processes, nothing is known here.
+        is_known = PARALLEL_RUNNER not in self._runner
         # In a shared run, a stage has a status, whether it did something or not.
-        return is_all_skipped and not tracker.shared_run_id
+        return is_known and not tracker.is_started and not tracker.shared_run_id
 
     def _log_what_still_holds(
         self, tracker: Tracker, pipeline: Pipeline, catalog: DataCatalog

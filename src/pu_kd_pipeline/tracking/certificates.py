@@ -1,4 +1,4 @@
-"""What MLflow stores of a certificate with the model that it is about."""
+"""What MLflow stores of a certificate with the model that it describes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CertificateRecord:
     """A certificate, and how its model is found.
 
     Attributes:
-        student: fingerprint of the model that it is about, which its tag `fingerprint` has.
+        student: fingerprint of the model that it describes, which its tag `fingerprint` has.
         text: the file, JSON.
         tags: of the logged model and of its versions in the registry.
     """

@@ -26,6 +26,7 @@ from pu_kd_pipeline.storage.manifest import table_digest
 from pu_kd_pipeline.tracking.certificates import certificate_record
 from pu_kd_pipeline.tracking.config import (
     TrackingConfig,
+    data_name,
     own_folder,
     shared_run_id,
     store_folder,
@@ -45,10 +46,10 @@ from pu_kd_pipeline.tracking.model_description import (
 )
 from pu_kd_pipeline.tracking.outbox import Call, Outbox, UnreachableError
 from pu_kd_pipeline.tracking.pending_metrics import PendingMetrics
-from pu_kd_pipeline.tracking.run_log import RunSettings
+from pu_kd_pipeline.tracking.run_log import MAX_METRICS_PER_REQUEST, RunSettings
 from pu_kd_pipeline.tracking.run_metadata import markdown_note
 from pu_kd_pipeline.tracking.stores import check_store, earlier_store, store_uri
-from pu_kd_pipeline.tracking.trials import Trial, trial_metrics
+from pu_kd_pipeline.tracking.trials import Trial, computation_digest, trial_metrics
 from pu_kd_pipeline.tracking.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
@@ -66,10 +67,9 @@ MAX_TIME_SHARE = 1 / 20
 # Until MLflow is imported, also from a slow disk. No server is asked meanwhile.
 SECONDS_TO_LOAD = 120.0
 SECONDS_TO_LOAD_AT_END = 30.0
-# The most that one request to an MLflow server may hold.
-MAX_METRICS_PER_REQUEST = 1000
 MAX_DIGEST_LENGTH = 36
 MAX_NOTE_LENGTH = 7_800  # the most that a tag may hold is 8,000
+MAX_COMMAND_LENGTH = 2_000
 # Slower uploads are given up.
 MIN_BYTES_PER_SECOND = 200_000
 # A container that is stopped is killed ten seconds later.
@@ -129,6 +129,7 @@ class Tracker:
             shared_run_id=self.shared_run_id,
             stage=self.stage,
             environment=environment,
+            data=data_name(config, project_path),
             note=self._note(),
             parameters=dict(mlflow_parameters(parameters)),
             started_at_ms=int(time.time() * 1000),
@@ -177,10 +178,12 @@ class Tracker:
             logger.warning(
                 "the runs of this project are logged to %s, in one list. Earlier runs of this data "
                 "folder are still in %s: `make mlflow STORE=%s` shows them. Move that folder away "
-                "to end this message, or set `folder` in conf/local/mlflow.yml to log there",
+                "to end this message, or set `shared_folder: null` in conf/%s/mlflow.yml to log "
+                "there",
                 self.settings.folder,
                 self._earlier_store,
                 self._earlier_store,
+                self.environment,
             )
         self._send(Call("load"))
 
@@ -232,17 +235,20 @@ class Tracker:
             name: of the trial, which no other one of this run has.
             parameters: of the trial.
             metrics: of the trial. `seconds` is its duration, `failure` a text if it failed, and
-                its curves are those that `trial_curves` finds.
-            ended_at_s: seconds since 1970, of a trial of an earlier run; None: just now.
+                its curves are those that `trials.trial_metrics` describes.
+            ended_at_s: seconds since 1970, of a trial of an earlier run, which is logged unless
+                that run has done so; None: just now.
         """
         self._known_children.add(name)
         end_s = time.time() if ended_at_s is None else ended_at_s
         seconds = metrics.get("seconds")
         duration_s = seconds if is_finite_number(seconds) else 0.0
+        flat = dict(mlflow_parameters(parameters))
         trial = Trial(
             key=uuid.uuid4().hex,
+            computation=computation_digest(name, flat, metrics),
             name=without_credentials(name),
-            parameters=dict(mlflow_parameters(parameters)),
+            parameters=flat,
             metrics=trial_metrics(metrics, end_s - duration_s, end_s),
             start_ms=int(1000 * (end_s - duration_s)),
             end_ms=int(1000 * end_s),
@@ -536,10 +542,15 @@ class Tracker:
         command = " ".join(["kedro", *sys.argv[1:]])
         # A backtick would end the part of the note that is shown as code.
         shown_command = visible(without_credentials(command)).replace("`", "'")
+        if len(shown_command) > MAX_COMMAND_LENGTH:
+            shown_command = f"{shown_command[:MAX_COMMAND_LENGTH]} …"
         first_sentence = f"`{shown_command}`, environment `{self.environment}`"
         note = markdown_note(first_sentence, *sentences, *self._notes, metrics=self.metrics)
         if len(note) <= MAX_NOTE_LENGTH:
             return note
-        # A table is cut between two rows.
-        start, _, _ = note[:MAX_NOTE_LENGTH].rpartition("\n")
+        # A table is cut between two rows, and a long sentence where it is.
+        cut = note[:MAX_NOTE_LENGTH]
+        start, _, _ = cut.rpartition("\n")
+        if len(start) < MAX_NOTE_LENGTH / 2:
+            start = f"{cut} …"
         return f"{start}\n\nThe rest is in the files among the artifacts of this run."

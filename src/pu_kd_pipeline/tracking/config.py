@@ -7,6 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pu_kd_pipeline.masking import without_credentials
+from pu_kd_pipeline.params.paths import is_url
+
 # MLflow's own defaults wait for minutes or as long as a server asks for, and send telemetry even
 # where DO_NOT_TRACK=1.
 ENVIRONMENT = {
@@ -31,11 +34,11 @@ class TrackingConfig(BaseModel):
     data: str | None = Field(
         default=None,
         description="the data folder of the run; `shared_folder` is for its `mlflow` alone, so "
-        "that another `folder` is taken as it is",
+        "that another `folder` is used unchanged",
     )
     shared_folder: str | None = Field(
         default=None,
-        description="used in place of `folder` where that is `mlflow` in a data folder inside of "
+        description="used in place of `folder` where that is `mlflow` in a data folder inside "
         "the project; null: each data folder has a store of its own",
     )
     experiment: str = Field(min_length=1)
@@ -77,7 +80,7 @@ STORE = "mlflow"  # the folder of a store in a data folder
 def store_folder(config: TrackingConfig, project_path: Path) -> Path:
     """Return the absolute folder of the SQLite file and its artifacts.
 
-    The data folders inside of a project share one store, so that their runs are one list. A data
+    The data folders inside a project share one store, so that their runs are one list. A data
     folder elsewhere, such as on another disk, keeps its own.
 
     Args:
@@ -85,13 +88,37 @@ def store_folder(config: TrackingConfig, project_path: Path) -> Path:
         project_path: folder that relative paths start from.
     """
     if config.shared_folder is not None and config.data is not None:
-        # Links are not followed: `data` is often one, to a larger disk.
-        project = os.path.abspath(project_path)
         data = Path(os.path.abspath(project_path / config.data))
         is_default = os.path.abspath(project_path / config.folder) == str(data / STORE)
-        if is_default and data.is_relative_to(project):
+        if is_default and is_inside(data, project_path):
             return (project_path / config.shared_folder).resolve()
     return own_folder(config, project_path)
+
+
+def is_inside(folder: Path, project_path: Path) -> bool:
+    """Return whether a folder is inside the project, by its name or by where links lead.
+
+    `data` is often a link to a larger disk, and the project may be reached through one.
+    """
+    by_name = Path(os.path.abspath(folder)).is_relative_to(os.path.abspath(project_path))
+    return by_name or folder.resolve().is_relative_to(project_path.resolve())
+
+
+def data_name(config: TrackingConfig, project_path: Path) -> str:
+    """Return the data folder of the run, relative to the project where it is inside; "" if unknown.
+
+    Runs of different data are told apart by it.
+    """
+    if config.data is None:
+        return ""
+    if is_url(config.data):
+        return without_credentials(config.data)
+    data = Path(os.path.abspath(project_path / config.data))
+    project = Path(os.path.abspath(project_path))
+    for folder, root in ((data, project), (data.resolve(), project.resolve())):
+        if folder.is_relative_to(root):
+            return folder.relative_to(root).as_posix()
+    return str(data)
 
 
 def own_folder(config: TrackingConfig, project_path: Path) -> Path:

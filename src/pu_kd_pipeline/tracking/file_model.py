@@ -1,4 +1,4 @@
-"""A second form of an exported model, for servers: it takes the bytes of image files.
+"""A second form of an exported model, for servers: its input is the bytes of image files.
 
 MLflow compares an input with one signature, before any code of a model runs. Pixels are a tensor
 there, and files a column of bytes, so that one model cannot take both.

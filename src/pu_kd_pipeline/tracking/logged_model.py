@@ -87,8 +87,8 @@ def log_exported_model(
 def alias_of(environment: str) -> str:
     """Return the alias of the newest version that an environment has made, as MLflow accepts it.
 
-    An environment, because the students of different ones are of different data: none of them is
-    newer than another one's.
+    The students of different environments are of different data as a rule: none of them is newer
+    than another one's. Those of different data folders of one environment share the alias.
     """
     alias = re.sub(r"[^\w-]", "-", environment, flags=re.ASCII)[:MAX_ALIAS_LENGTH]
     # MLflow keeps these for itself.
@@ -170,7 +170,7 @@ def link_metrics(client: MlflowClient, run_id: str) -> None:
 
 
 def attach_certificate(client: MlflowClient, run_id: str, record: CertificateRecord) -> int:
-    """Store a certificate with every model that it is about, and return how many there are.
+    """Store a certificate with every model that it describes, and return how many there are.
 
     These are the models of the run's experiment with the same fingerprint, also those of earlier
     runs: a stage may evaluate what another run has trained. Twice is the same as once.

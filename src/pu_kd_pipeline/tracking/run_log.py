@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,13 @@ from pu_kd_pipeline.tracking.locations import follow_moved_folder
 from pu_kd_pipeline.tracking.processes import identity_of
 from pu_kd_pipeline.tracking.run_metadata import git_commit, user_name
 from pu_kd_pipeline.tracking.run_names import (
+    DATA,
+    MAX_TAG_LENGTH,
     VIEW_TAG,
     first_name,
     full_name,
-    identifying_tags,
     is_given_by_a_run,
+    new_tags,
     view_state,
 )
 from pu_kd_pipeline.tracking.stages import STAGE_TAG, overall_status
@@ -44,8 +46,11 @@ if TYPE_CHECKING:
 
 # The most that one request to an MLflow server may hold.
 MAX_PARAMETERS_PER_REQUEST = 100
-KEY_TAG = "key"
+# Of 1,000 entries of all kinds: this leaves room for the parameters.
 MAX_METRICS_PER_REQUEST = 900
+KEY_TAG = "key"
+COMPUTATION_TAG = "computation"
+NAME_TAG = "mlflow.runName"
 CHILD_STAGE = "trial"
 # Parameters of a trial that are columns in the list of runs.
 SHOWN_PARAMETERS = ("variant", "seed")
@@ -65,6 +70,8 @@ class RunSettings:
     shared_run_id: str | None
     stage: str
     environment: str
+    data: str
+    """The data folder; "" if it is not known."""
     note: str
     parameters: Mapping[str, str]
     started_at_ms: int
@@ -119,10 +126,8 @@ class RunLog:
         for key, value in self._stage_tags().items():
             if run.data.tags.get(key) != value:
                 self.client.set_tag(self.run_id, key, value)
-        for key, value in identifying_tags(settings.parameters).items():
-            # Of a shared run, the first stage that knows one sets it.
-            if key not in run.data.tags:
-                self.client.set_tag(self.run_id, key, value)
+        for key, value in new_tags(run.data.tags, settings.parameters).items():
+            self.client.set_tag(self.run_id, key, value)
         self.is_open = True
         self._log_parameters(run)
         self._start_system_metrics(is_continued=bool(run_id or settings.shared_run_id))
@@ -151,23 +156,30 @@ class RunLog:
         run = self.client.get_run(self.run_id)
         tags = run.data.tags
         # While another stage is running, it will close the run.
-        if overall_status(tags) != "RUNNING":
+        is_last = overall_status(tags) != "RUNNING"
+        if is_last:
             self.client.set_terminated(self.run_id, overall_status(tags))
         self.is_open = False
-        self._complete_name(run)
-        # Last: a slow server may have no time for it, and the status matters more.
+        # A slow server may have no time for it, and the status matters more.
         if note is not None:
             self.client.set_tag(self.run_id, "mlflow.note.content", note)
+        if is_last:
+            self._complete_name(run)
 
     def _complete_name(self, run: Run) -> None:
-        """Give the run a name that says what it was and what came out."""
+        """Give the run a name that says what it was and what came out; a store may refuse it."""
+        from mlflow.exceptions import MlflowException
+
         tags = run.data.tags
         name = run.info.run_name or ""
         start = first_name(tags.get("pipeline", ""), tags.get("env", ""))
         complete = full_name(start, tags, run.data.metrics)
         # A name that a person has chosen stays.
         if is_given_by_a_run(name, start) and name != complete:
-            self.client.update_run(self.run_id, name=complete)
+            # Not `update_run`, which also writes the status that it has read: another stage may
+            # have changed it meanwhile. A store renames the run when this tag is set.
+            with contextlib.suppress(MlflowException):
+                self.client.set_tag(self.run_id, NAME_TAG, complete)
 
     def close_if_open(self, status: str) -> None:
         """Close a run whose process has ended."""
@@ -247,6 +259,7 @@ class RunLog:
         tags = {
             "pipeline": self.settings.stage,
             "env": self.settings.environment,
+            DATA: self.settings.data[:MAX_TAG_LENGTH],
             "version": __version__,
             KEY_TAG: self.settings.key,
             "mlflow.source.type": "LOCAL",
@@ -320,7 +333,7 @@ class RunLog:
         self.client.log_batch(self.run_id, metrics=metrics)
 
     def log_child(self, trial: Trial, *, is_repeated: bool = False) -> None:
-        """Log one trial as a finished child run.
+        """Log one trial as a finished child run; one that an earlier run has logged is left out.
 
         Args:
             trial: the trial.
@@ -333,6 +346,8 @@ class RunLog:
         child = None
         if is_repeated:
             child = self._run_with_key(experiment_id, trial.key)
+        if child is None and trial.is_reused and self._is_logged(experiment_id, trial):
+            return
         if child is None:
             child = self._create_child(parent, trial)
         child_id = child.info.run_id
@@ -351,11 +366,19 @@ class RunLog:
         self.client.set_tag(child_id, STAGE_TAG + CHILD_STAGE, status)
         self.client.set_terminated(child_id, status, trial.end_ms)
 
+    def _is_logged(self, experiment_id: str, trial: Trial) -> bool:
+        """Return whether an earlier run has logged this very computation to the end."""
+        found = self.client.search_runs(
+            [experiment_id], f"tags.`{COMPUTATION_TAG}` = '{trial.computation}'"
+        )
+        return any(run.info.status in ("FINISHED", "FAILED") for run in found)
+
     def _create_child(self, parent: Run, trial: Trial) -> Run:
         tags = {
             "mlflow.parentRunId": parent.info.run_id,
             "mlflow.user": parent.data.tags.get("mlflow.user", ""),
             KEY_TAG: trial.key,
+            COMPUTATION_TAG: trial.computation,
             # If this process ends here, the next run closes the child.
             STAGE_TAG + CHILD_STAGE: "RUNNING",
             PROCESS_TAG + CHILD_STAGE: identity_of(self.run_process_id).to_text(),
@@ -397,6 +420,10 @@ class RunLog:
         """Log the model that `export_model` wrote to a folder, and register it."""
         from pu_kd_pipeline.tracking.logged_model import alias_of, log_exported_model
 
+        if self.settings.data:
+            # Students of different data may have other classes, and share a name and an alias.
+            tags = {**record.tags, DATA: self.settings.data[:MAX_TAG_LENGTH]}
+            record = replace(record, tags=tags)
         log_exported_model(
             self.client,
             self.run_id,
@@ -413,13 +440,14 @@ class RunLog:
 
         if not link_model(self.client, self.run_id, name, fingerprint):
             self.warnings.append(
-                f"MLflow has no {name} of this fingerprint, because the run that trained it was "
-                "logged elsewhere or not at all: this run is logged without the model. `--force` "
-                "trains it again, and logs it"
+                f"MLflow has no {name} of this fingerprint: the run that trained it was logged "
+                "elsewhere or not at all, or torch could not export the network. This run is "
+                "logged without the model; `--force` trains it again, and logs it if torch can "
+                "export it"
             )
 
     def attach_certificate(self, record: CertificateRecord) -> None:
-        """Store a certificate with the models that it is about; twice is the same as once."""
+        """Store a certificate with the models that it describes; twice is the same as once."""
         from pu_kd_pipeline.tracking.logged_model import attach_certificate
 
         if not attach_certificate(self.client, self.run_id, record):

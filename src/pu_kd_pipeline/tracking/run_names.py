@@ -11,13 +11,20 @@ from pu_kd_pipeline.masking import without_credentials
 RULE = "rule"
 SEED = "seed"
 STUDENT = "student"
+DATA = "data"  # the data folder
 ACCURACY = "student/accuracy"
 GAIN = "selection/gain"
 # Blocks of pipelines that train many students: the run itself has no rule and no student.
 MANY_STUDENTS = ("comparison", "pilot", "student_search")
+# The pipelines without a rule read its block, too, for the images that it excludes.
+BLOCKS_OF_A_RULE = ("subset_materialization", "distillation")
+BLOCK_WITHOUT_A_RULE = "unlabeled_distillation"
 # The first block that a run reads names its student.
 STUDENT_BLOCKS = ("distillation", "unlabeled_distillation", "critic_distillation")
 MAX_TAG_LENGTH = 250
+MAX_NAME_LENGTH = 250  # of the column in MLflow's database
+MAX_ENVIRONMENT_LENGTH = 50
+MAX_PIPELINE_LENGTH = 100
 # With a minus sign that is as wide as a plus sign, as in the report.
 MINUS = "\u2212"
 SEPARATOR = " · "
@@ -33,6 +40,7 @@ _COLUMNS = (
     f"metrics.`{GAIN}`",
     "metrics.`student/agreement`",
     "tags.`env`",
+    f"tags.`{DATA}`",
     "tags.`pipeline`",
     f"tags.`{RULE}`",
     f"tags.`{SEED}`",
@@ -41,7 +49,7 @@ _COLUMNS = (
 
 
 def identifying_tags(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags `seed`, `rule` and `student`, as far as the parameters of a run say them.
+    """Return the tags `seed`, `rule` and `student`, those that follow from a run's parameters.
 
     Args:
         parameters: dotted key -> text, of the blocks that the run reads.
@@ -53,12 +61,32 @@ def identifying_tags(parameters: Mapping[str, str]) -> dict[str, str]:
     blocks = {key.partition(".")[0] for key in parameters}
     if not blocks.intersection(MANY_STUDENTS):
         rule = parameters.get("subset_materialization.rule")
-        if rule:
+        is_used = blocks.issuperset(BLOCKS_OF_A_RULE) and BLOCK_WITHOUT_A_RULE not in blocks
+        if rule and is_used:
             tags[RULE] = rule
         student = _student(parameters)
         if student:
             tags[STUDENT] = student
     return {key: value[:MAX_TAG_LENGTH] for key, value in tags.items()}
+
+
+def new_tags(tags: Mapping[str, str], parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the identifying tags that a run needs in addition, or with another value.
+
+    Of a run that stages share, a stage that reads the block of a student has the last word: it may
+    be repeated with another rule, and a stage before may have a seed of its own.
+
+    Args:
+        tags: that the run has.
+        parameters: of the stage, as in `identifying_tags`.
+    """
+    found = identifying_tags(parameters)
+    is_of_student = STUDENT in found
+    new = {}
+    for key, value in found.items():
+        if key not in tags or (is_of_student and tags[key] != value):
+            new[key] = value
+    return new
 
 
 def _seeds(parameters: Mapping[str, str]) -> list[str]:
@@ -87,13 +115,15 @@ def _student(parameters: Mapping[str, str]) -> str:
 
 def first_name(pipeline: str, environment: str) -> str:
     """Return the name of a run that has logged nothing yet."""
-    return f"{pipeline} ({environment})"
+    shown = pipeline[:MAX_PIPELINE_LENGTH]
+    return f"{shown} ({environment[:MAX_ENVIRONMENT_LENGTH]})"
 
 
 def full_name(name: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> str:
     """Return the name of a run that has ended: `mixture, seed 0: 97.2 %, gain +1.6 · full (local)`.
 
-    What differs between runs comes first: MLflow's list shows some twenty letters.
+    What differs between runs comes first: MLflow's list shows some twenty letters. It is cut to
+    what every store takes, such as for a comparison with a hundred seeds; `name` stays whole.
 
     Args:
         name: result of `first_name`.
@@ -114,7 +144,15 @@ def full_name(name: str, tags: Mapping[str, str], metrics: Mapping[str, float]) 
     parts = [", ".join(part) for part in (facts, results) if part]
     if not parts:
         return name
-    return without_credentials(f"{': '.join(parts)}{SEPARATOR}{name}")
+    n_left = MAX_NAME_LENGTH - len(SEPARATOR) - len(name)
+    start = _cut(without_credentials(": ".join(parts)), n_left)
+    return f"{start}{SEPARATOR}{name}"
+
+
+def _cut(text: str, length: int) -> str:
+    if len(text) <= length:
+        return text
+    return text[: length - 1] + "…"
 
 
 def is_given_by_a_run(shown: str, name: str) -> bool:

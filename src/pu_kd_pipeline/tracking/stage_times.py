@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class NodeTime:
         start_s: when it started to load its inputs, on the monotonic clock.
         end_s: when it had saved its outputs.
         peak_memory_mb: of this process while the node ran, MiB; None where it is not known.
-        gpu_memory_mb: the most that torch had allocated on the first GPU; None without one.
+        gpu_memory_mb: the most that torch had allocated on one GPU; None without one.
         paces: unit, such as "images" -> (number, seconds).
     """
 
@@ -49,31 +50,35 @@ class NodeTime:
 
 
 class StageTimes:
-    """Measures the nodes of a run, one after the other."""
+    """Measures the nodes of a run that come one after the other, also if they load in threads."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeTime] = []
         self._current: NodeTime | None = None
         self._memory = PeakMemory()
+        # With `--async`, several threads load the inputs of a node.
+        self._lock = threading.Lock()
 
     def start(self, node: str, namespace: str | None) -> None:
         """Note that a node runs; calls for the same node, one after the other, are one."""
-        if self._current is not None and self._current.node == node:
-            return
-        now = time.monotonic()
-        self._current = NodeTime(node, namespace or node, now, now)
-        self.nodes.append(self._current)
-        self._memory.reset()
-        _reset_gpu_peak()
+        with self._lock:
+            if self._current is not None and self._current.node == node:
+                return
+            now = time.monotonic()
+            self._current = NodeTime(node, namespace or node, now, now)
+            self.nodes.append(self._current)
+            self._memory.reset()
+            _reset_gpu_peaks()
 
     def touch(self) -> None:
         """Note that the current node has just done something, such as saving an output."""
-        current = self._current
-        if current is None:
-            return
-        current.end_s = time.monotonic()
-        current.peak_memory_mb = self._memory.megabytes()
-        current.gpu_memory_mb = _gpu_peak_mb()
+        with self._lock:
+            current = self._current
+            if current is None:
+                return
+            current.end_s = time.monotonic()
+            current.peak_memory_mb = self._memory.megabytes()
+            current.gpu_memory_mb = _gpu_peak_mb()
 
     def finish(self) -> None:
         """Note that no node will run."""
@@ -138,15 +143,22 @@ def _has_gpu() -> bool:
     return torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
-def _reset_gpu_peak() -> None:
-    if _has_gpu():
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
+def _reset_gpu_peaks() -> None:
+    """Forget the peaks of all GPUs; a node measures its own after this."""
+    if not _has_gpu():
+        return
+    cuda = sys.modules["torch"].cuda
+    for device in range(cuda.device_count()):
+        cuda.reset_peak_memory_stats(device)
 
 
 def _gpu_peak_mb() -> float | None:
     if not _has_gpu():
         return None
-    return float(sys.modules["torch"].cuda.max_memory_allocated() / BYTES_PER_MB)
+    # A node may use another device than the current one.
+    cuda = sys.modules["torch"].cuda
+    peaks = [cuda.max_memory_allocated(device) for device in range(cuda.device_count())]
+    return float(max(peaks, default=0) / BYTES_PER_MB)
 
 
 # --- the page -------------------------------------------------------------------------------------

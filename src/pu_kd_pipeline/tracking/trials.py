@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,9 @@ CURVE_UPDATES = "curve_updates"
 CURVE_ACCURACY = "curve_accuracy"
 WATCHED_ACCURACY = "watched_accuracy"
 
+# What a result and its row in a file have exactly alike.
+IDENTIFYING = ("seconds", "test_images", "failure")
+
 Metric = tuple[str, float, int, int]
 """(key, value, time in milliseconds, step)"""
 
@@ -26,6 +31,8 @@ class Trial:
 
     key: str
     """By which its run is found again."""
+    computation: str
+    """By which a run finds that an earlier one has logged the same computation."""
     name: str
     parameters: Mapping[str, str]
     metrics: Sequence[Metric]
@@ -35,6 +42,16 @@ class Trial:
     """Why it failed; "" if it did not."""
     is_reused: bool
     """Whether an earlier run computed it."""
+
+
+def computation_digest(name: str, parameters: Mapping[str, str], metrics: Mapping[str, Any]) -> str:
+    """Return a digest of one computation, also when its result is read from a file later.
+
+    Its duration, which no other one has to the nanosecond, is what tells it from a repetition.
+    """
+    facts = [name, dict(parameters), *(metrics.get(key) for key in IDENTIFYING)]
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def trial_metrics(metrics: Mapping[str, Any], start_s: float, end_s: float) -> list[Metric]:
