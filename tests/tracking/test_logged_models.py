@@ -86,6 +86,7 @@ def test_a_logged_model_takes_pixels_and_returns_classes(new_tracker, new_model,
         "teacher": "0123",
         "fingerprint": model.fingerprint(),
         "run": run_id,
+        "data": "data/a",
         "accuracy": "0.9760",
     }
     query = """SELECT m.name, t.tag_value FROM logged_models m JOIN logged_model_tags t
