@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -225,10 +226,15 @@ def quantize(model: bytes, images: CalibrationImages) -> onnx.ModelProto:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Silence what ONNX Runtime's quantizer logs on the root logger about its own options."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    """Drop what ONNX Runtime's quantizer logs on the root logger about its own options."""
+    thread = threading.get_ident()
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno > logging.WARNING
+
+    # A filter of a logger is not asked about the records of its children.
+    logging.root.addFilter(is_kept)
     try:
         yield
     finally:
-        logging.disable(level)
+        logging.root.removeFilter(is_kept)
