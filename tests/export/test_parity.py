@@ -17,6 +17,7 @@ from pu_kd_pipeline.export.parity import (
     is_comparable,
     largest_allowed,
 )
+from pu_kd_pipeline.reporting.export_page import export_sentences
 
 IDS = [f"image {row}" for row in range(8)]
 LOGITS = arrays(np.float32, (8, 3), elements=st.floats(-10, 10, width=32))
@@ -80,6 +81,22 @@ def test_int8_has_to_exclude_the_classes_that_the_student_excludes():
     assert is_comparable(student + 1, student)
     for row in ([5.0, -9.0], [5.0, np.nan], [np.nan, -np.inf], [-np.inf, -np.inf]):
         assert not is_comparable(np.array([row], dtype=np.float32), student)
+
+
+def test_a_tie_in_two_files_is_one_tie_in_the_report():
+    found = {"n": 500, "n_agreed": 498, "max_difference": 1e-6}
+    report = {
+        "images": {"n": 500},
+        "parity": {
+            "files": {"onnx": found, "torch_export": found},
+            "n_changed": 2,
+            "allowed": 1e-3,
+            "tolerance": 1e-4,
+            "largest_logit": 10.0,
+        },
+        "int8": None,
+    }
+    assert "for all but 2 ties of 500 test images" in export_sentences(report)[0]
 
 
 class Images:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from threading import Thread
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +15,7 @@ from pu_kd_pipeline.params.teacher import InputSpec
 from pu_kd_pipeline.storage.manifest import SAMPLING_PROBABILITY
 
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
-from pu_kd_pipeline.export.quantization import _drawn_rows
+from pu_kd_pipeline.export.quantization import _drawn_rows, _without_advice
 
 
 def card_of(share: float | None) -> ModelCard:
@@ -65,3 +68,15 @@ def test_pool_images_are_drawn_by_their_probabilities():
 def test_a_manifest_without_an_image_to_draw_is_refused():
     with pytest.raises(InputError, match=r"int8 is calibrated .* sampling_probability above 0"):
         drawn(manifest_of(0, [0.0, 0.0]), 0.25, 20)
+
+
+def test_only_the_advice_of_the_quantizer_is_dropped(caplog):
+    with _without_advice():
+        logging.warning("advice")
+        logging.error("fault")
+        logging.getLogger("pu_kd_pipeline").warning("of this project")
+        other = Thread(target=logging.warning, args=("of another thread",))
+        other.start()
+        other.join()
+    logging.warning("afterwards")
+    assert caplog.messages == ["fault", "of this project", "of another thread", "afterwards"]
