@@ -12,3 +12,9 @@ class InputError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(without_credentials(str(message)))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if there is none."""
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0]

@@ -34,14 +34,17 @@ logger = logging.getLogger(__name__)
 # Maps (N, C, H, W) uint8 images to (N, K) float32 logits.
 Classifier = Callable[[np.ndarray], np.ndarray]
 _N_NAMED = 3  # files in the log
+# The fault of a file that was read, for which logits are NaN or plus infinity.
+NO_NUMBERS = "the student computes no probabilities"
 
 
 def predict_files(student: Model, exported: Path | None, params: PredictParams) -> pd.DataFrame:
     """Return one row for each image file that `params.images` names, in order.
 
     Columns: `file` (relative to `folder` in the attrs), `class` and `probability`, `classes` and
-    `probabilities` (the `top_k` best ones, in order), and `fault`: why a file could not be read, in
-    place of all of these. Only a few images are in memory at a time.
+    `probabilities` (the `top_k` best ones, in order), and `fault`: why a file could not be read, or
+    that the student computes no probabilities for it, in place of all of these. Only a few images
+    are in memory at a time.
 
     Args:
         student: the student of the run.
@@ -75,12 +78,13 @@ def predict_files(student: Model, exported: Path | None, params: PredictParams) 
     with explain_memory_shortage("predict"), count_images("predict", len(found)) as count:
         for batch in _batches(decoded, batch_size):
             images = [pixels for pixels in batch if not isinstance(pixels, Unusable)]
-            for pixels in batch:
-                faults.append(str(pixels.reason) if isinstance(pixels, Unusable) else None)
+            is_computed = np.empty(0, dtype=bool)
             if images:
                 classes, of_classes = _best(classify(np.stack(images)), top_k)
-                best.append(classes)
-                probabilities.append(of_classes)
+                is_computed = np.isfinite(of_classes).all(axis=1)
+                best.append(classes[is_computed])
+                probabilities.append(of_classes[is_computed])
+            faults += _faults(batch, is_computed)
             count(len(batch))
     table = _table(found, student, faults, best, probabilities)
     table.attrs = {
@@ -101,9 +105,13 @@ def _classifier(
     if params.model != "student":
         file = _exported_file(student, exported, params)
         # imported late: onnxruntime is in an extra
-        from pu_kd_pipeline.export.sessions import open_session, session_logits
+        from pu_kd_pipeline.export.sessions import fingerprint_of, open_session, session_logits
 
-        compute = session_logits(open_session(file, params.compute.n_threads))
+        session = open_session(file, params.compute.n_threads)
+        # The folder's facts may be those of the student while a file in it is another one.
+        if fingerprint_of(session) != student.fingerprint():
+            raise _another_student(file, params)
+        compute = session_logits(session)
         size = inference_batch_size(params.compute, torch.device("cpu"), shape)
         return lambda images: compute(np.ascontiguousarray(images.transpose(0, 2, 3, 1))), size
     device = prepare_device(params.compute)
@@ -122,19 +130,22 @@ def _classifier(
 def _exported_file(student: Model, exported: Path | None, params: PredictParams) -> Path:
     """Return the ONNX file that the parameters ask for, if it is that of the student."""
     where = f"predict.model: {params.model}"
-    again = "run `kedro run --pipeline=export`"
     check_packages([params.model], where)
     if exported is None or not (exported / FILES[params.model]).is_file():
         raise InputError(
-            f"{where}: there is no {FILES[params.model]}: {again} with {params.model} among "
-            "export.formats, or set predict.model to student"
+            f"{where}: there is no {FILES[params.model]}: run `kedro run --pipeline=export` "
+            f"with {params.model} among export.formats, or set predict.model to student"
         )
     if exported_fingerprint(exported) != student.fingerprint():
-        raise InputError(
-            f"{where}: {exported} holds another student than student_model: {again} first, or set "
-            "predict.model to student"
-        )
+        raise _another_student(exported, params)
     return exported / FILES[params.model]
+
+
+def _another_student(path: Path, params: PredictParams) -> InputError:
+    return InputError(
+        f"predict.model: {params.model}: {path} holds another student than student_model: run "
+        "`kedro run --pipeline=export` first, or set predict.model to student"
+    )
 
 
 def _batches(
@@ -142,6 +153,23 @@ def _batches(
 ) -> Iterator[list[np.ndarray | Unusable]]:
     while batch := list(islice(items, size)):
         yield batch
+
+
+def _faults(batch: list[np.ndarray | Unusable], is_computed: np.ndarray) -> list[str | None]:
+    """Return why there is no class, for each file of a batch; None: there is one.
+
+    Args:
+        batch: pixels, or why there are none.
+        is_computed: of those with pixels, whether they have probabilities.
+    """
+    computed = iter(is_computed)
+    faults: list[str | None] = []
+    for pixels in batch:
+        if isinstance(pixels, Unusable):
+            faults.append(str(pixels.reason))
+        else:
+            faults.append(None if next(computed) else NO_NUMBERS)
+    return faults
 
 
 def _best(logits: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,5 +223,5 @@ def _log(table: pd.DataFrame) -> None:
     for reason, n in Counter(table["fault"][is_faulty]).most_common():
         names = table["file"][table["fault"] == reason].head(_N_NAMED)
         logger.warning(
-            "predict: %s unreadable (%s), such as %s", f"{n:,}", reason, ", ".join(names)
+            "predict: %s not classified (%s), such as %s", f"{n:,}", reason, ", ".join(names)
         )

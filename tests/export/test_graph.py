@@ -117,3 +117,11 @@ def test_missing_packages_are_named_with_their_extra(monkeypatch):
     assert "pip install -e '.[export]'" in message
     assert "export.formats=[safetensors]" in message
     packages.check_packages(("torch_export", "safetensors"), "export.formats")
+
+
+def test_a_graph_that_onnx_refuses_is_an_error_with_the_way_out():
+    onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
+    with pytest.raises(
+        InputError, match=r"cannot be written as one file .*2 GB: set export\.opset"
+    ):
+        graph.with_facts(onnx.ModelProto(), {})

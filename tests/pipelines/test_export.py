@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from pu_kd_pipeline.errors import InputError
@@ -20,6 +21,7 @@ from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.params.export import ExportParams
 from pu_kd_pipeline.params.predict import PredictParams
 from pu_kd_pipeline.prediction import predict_files
+from pu_kd_pipeline.reporting.export_page import export_sentences
 from pu_kd_pipeline.storage.table import read_table
 from tests.conftest import run_kedro
 from tests.features.made_files import COMPUTE
@@ -69,10 +71,13 @@ def test_every_file_answers_as_the_student_and_names_it(exported):
         assert found["max_difference"] <= report["parity"]["allowed"]
     assert report["parity"]["files"]["safetensors"]["is_equal"]
     assert report["int8"]["agreement"] > 0.9
-    assert report["int8"]["calibration"] == {
-        "images": "manifest: labeled images, and those that its rule preferred",
-        "n": 64,
-    }
+    assert report["int8"]["calibration"]["n"] == 64
+    n_labeled = round(64 * student.card.origin["sampling"]["labeled_share"])
+    assert 0 < n_labeled < 64
+    assert report["int8"]["calibration"]["images"] == (
+        f"manifest: {n_labeled} labeled images, and {64 - n_labeled} of the pool that its rule "
+        "preferred"
+    )
     assert set(report["models"]) == {"student", "onnx", "torch_export", "int8"}
     assert report["models"]["int8"]["latency_ms"] > 0
 
@@ -97,7 +102,10 @@ def test_every_file_answers_as_the_student_and_names_it(exported):
         assert json.loads(texts["certified_agreement"]) == certificate["agreement"]
     page = (exported / REPORTING / "export.html").read_text()
     assert student.fingerprint() in page
-    assert "100.0" in page
+    n_agreed = report["int8"]["n_agreed"]
+    assert f"{n_agreed} of 500" in page
+    for name in ("onnx", "int8", "torch_export", "safetensors"):
+        assert report["files"][FILES[name]]["sha256"] in page
 
 
 def test_a_second_run_exports_nothing_and_another_format_does(exported):
@@ -175,11 +183,40 @@ def test_predictions_need_images_and_the_files_of_the_present_student(exported, 
         predict_files(student, None, asked_for(photos, model="int8"))
     with pytest.raises(InputError, match="holds another student than student_model"):
         predict_files(other, folder_of(exported), asked_for(photos, model="onnx"))
+    # The facts are those of the student, and the model is not.
+    import onnx
+
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder_of(exported), mixed)
+    model = onnx.load(mixed / FILES["onnx"])
+    onnx.helper.set_model_props(model, {"student_fingerprint": other.fingerprint()})
+    onnx.save(model, mixed / FILES["onnx"])
+    with pytest.raises(InputError, match=r"student\.onnx holds another student"):
+        predict_files(student, mixed, asked_for(photos, model="onnx"))
     # No file can be read: a table all the same.
     (tmp_path / "empty.png").write_bytes(b"")
-    table = predict_files(student, None, asked_for(tmp_path))
+    table = predict_files(student, None, asked_for(tmp_path / "empty.png"))
     assert table["fault"].tolist() == ["empty"]
     assert table["class"].isna().all()
+
+
+def test_an_image_without_probabilities_has_a_fault_and_no_class(exported, photos):
+    student = load_model(exported / MODELS / "student_model")
+
+    def without_numbers(module: object, inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        is_first = torch.arange(len(logits))[:, None] == 0
+        return logits.masked_fill(is_first, torch.nan)
+
+    student.network.register_forward_hook(without_numbers)
+    table = predict_files(student, None, asked_for(photos))
+    rows = table.set_index("file")
+    assert rows["fault"]["0.png"] == "the student computes no probabilities"
+    assert pd.isna(rows["class"]["0.png"])
+    assert rows["fault"]["broken.png"] == "truncated"
+    whole = predict_files(load_model(exported / MODELS / "student_model"), None, asked_for(photos))
+    pd.testing.assert_frame_equal(
+        rows.loc[["1.png", "4.png"]], whole.set_index("file").loc[["1.png", "4.png"]]
+    )
 
 
 def params_of(*formats: str, **changes: object) -> ExportParams:
@@ -225,6 +262,15 @@ def test_another_student_a_tight_tolerance_and_lost_images_are_refused(finished_
     files, report = export(params_of("safetensors"))
     assert set(files) == {"student.safetensors", "preprocessing.json", "certificate.json"}
     assert report["int8"] is None
+    assert export_sentences(report)[0].startswith("student.safetensors holds the student's weights")
+    for _ in range(3):
+        assert export(params_of("safetensors"))[0] == files
+    files, report = export(params_of("int8"))
+    assert {"student_int8.onnx", "predict.py"} <= set(files)
+    assert "student.onnx" not in files
+    assert set(report["models"]) == {"student", "int8"}
+    [sentence] = export_sentences(report)
+    assert sentence.startswith("The int8 file gives the student's class for")
     with pytest.raises(InputError, match=r"student\.pt2 does not compute what student_model does"):
         export(params_of("torch_export", tolerance=1e-12))
 

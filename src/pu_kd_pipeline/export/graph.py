@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, first_line
 from pu_kd_pipeline.images.batches import input_normalization
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.models.model import Model
@@ -27,6 +27,9 @@ LOGITS = "logits"
 PROBABILITIES = "probabilities"
 # With a batch of one, the export would fix the batch size to one.
 _N_EXAMPLES = 2
+_HINT = (
+    "set export.opset to another version (18 to 23), or leave onnx and int8 out of export.formats"
+)
 # Where the exporters write down the Python code that made a node, with paths of this machine.
 _STACK_TRACE = "stack_trace"
 
@@ -84,7 +87,7 @@ def trace(model: Model) -> ExportedProgram:
     except Exception as exc:
         raise InputError(
             f"export: torch.export cannot follow the code of {model.card.architecture} for "
-            f"batches of any size ({_first_line(exc)}): write its forward pass without Python "
+            f"batches of any size ({first_line(exc)}): write its forward pass without Python "
             "branches on the content or the number of images, or export the weights alone, "
             "--params=export.formats=[safetensors]"
         ) from exc
@@ -118,10 +121,6 @@ def onnx_model(program: ExportedProgram, opset: int) -> ModelProto:
     Raises:
         InputError: an operator of the network has no counterpart in ONNX, or not in this opset.
     """
-    way_out = (
-        "set export.opset to another version (18 to 23), or leave onnx and int8 out of "
-        "export.formats"
-    )
     try:
         with _quiet():
             exported = torch.onnx.export(
@@ -134,7 +133,7 @@ def onnx_model(program: ExportedProgram, opset: int) -> ModelProto:
             )
     except Exception as exc:  # of any kind, by torch or onnxscript
         raise InputError(
-            f"export: the student cannot be written as ONNX ({_first_line(exc)}): {way_out}"
+            f"export: the student cannot be written as ONNX ({first_line(exc)}): {_HINT}"
         ) from exc
     assert exported is not None
     model = exported.model_proto
@@ -142,21 +141,31 @@ def onnx_model(program: ExportedProgram, opset: int) -> ModelProto:
     if versions.get("") != opset:
         raise InputError(
             f"export.opset: the exporter wrote version {versions.get('')} in place of {opset}: "
-            f"{way_out}"
+            f"{_HINT}"
         )
     _remove_notes(model)
     return model
 
 
 def with_facts(model: ModelProto, facts: Mapping[str, str]) -> bytes:
-    """Return a model as the content of a file, with facts in its metadata."""
+    """Return a model as the content of a file, with facts in its metadata.
+
+    Raises:
+        InputError: it is no valid model of ONNX, or has more than the 2 GB of one file.
+    """
     import onnx
     from onnx.helper import set_model_props
 
     model.producer_name = "pu_kd_pipeline"
     set_model_props(model, dict(facts))
-    onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString()
+    try:
+        onnx.checker.check_model(model)
+        content: bytes = model.SerializeToString()
+    except Exception as exc:  # onnx and protobuf have classes of errors of their own
+        raise InputError(
+            f"export: the student cannot be written as one file of ONNX ({first_line(exc)}), which "
+            f"holds at most 2 GB: {_HINT}"
+        ) from exc
     return content
 
 
@@ -180,8 +189,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _first_line(error: Exception) -> str:
-    message = str(error).strip() or type(error).__name__
-    return message.splitlines()[0]

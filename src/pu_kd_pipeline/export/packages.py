@@ -30,10 +30,10 @@ def check_packages(formats: Collection[str], where: str) -> None:
     missing = [package for package in needed if find_spec(package) is None]
     if missing:
         others = [name for name in formats if name not in _PACKAGES]
-        way_out = ""
+        hint = ""
         if others:
-            way_out = f", or leave these formats out: {where}={others}".replace("'", "")
+            hint = f", or leave these formats out: {where}={others}".replace("'", "")
         raise InputError(
             f"{where}: the packages {', '.join(missing)} are not installed: install the extra, "
-            f"`pip install -e '.[export]'` (or `pip install {' '.join(missing)}`){way_out}"
+            f"`pip install -e '.[export]'` (or `pip install {' '.join(missing)}`){hint}"
         )

@@ -14,6 +14,7 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.progress import count_images
 
 _N_NAMED = 5  # ids in a report or message
+_N_ALONE = 4  # images that are also computed one by one
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,40 @@ def difference(logits: np.ndarray, student: np.ndarray) -> Difference:
     return Difference(float(distances.max()), len(student), changed, margins)
 
 
+def check_logits(student: np.ndarray, ids: Sequence[str]) -> None:
+    """Check that a student gives numbers; minus infinity excludes a class, but not all classes.
+
+    Raises:
+        InputError: a logit is NaN or plus infinity, or an image has no finite one.
+    """
+    is_excluded = np.isneginf(student)
+    is_number = np.isfinite(student)
+    is_sound = (is_number | is_excluded).all(axis=1) & is_number.any(axis=1)
+    if not is_sound.all():
+        broken = np.flatnonzero(~is_sound)
+        raise InputError(
+            f"export: student_model computes logits that are no numbers for {len(broken):,} of "
+            f"{len(student):,} test images, such as {ids[broken[0]]!r}: distill it again"
+        )
+
+
+def largest_logit(student: np.ndarray) -> float:
+    """Return the largest finite absolute logit."""
+    return float(np.abs(student[np.isfinite(student)]).max())
+
+
 def largest_allowed(student: np.ndarray, tolerance: float) -> float:
     """Return the largest difference of a logit that counts as rounding in float32."""
-    return float(tolerance * np.abs(student[np.isfinite(student)]).max())
+    return tolerance * largest_logit(student)
+
+
+def is_comparable(logits: np.ndarray, student: np.ndarray) -> bool:
+    """Return whether logits are finite where those of the student are, and excluded elsewhere."""
+    is_number = np.isfinite(student)
+    excluded = ~is_number
+    return bool(
+        np.isfinite(logits[is_number]).all() and (logits[excluded] == student[excluded]).all()
+    )
 
 
 def check_parity(file: str, found: Difference, allowed: float, ids: Sequence[str]) -> None:
@@ -89,13 +121,7 @@ def check_parity(file: str, found: Difference, allowed: float, ids: Sequence[str
 
 
 def logits_of(compute: Logits, store: ImageStore, batch_size: int, name: str) -> np.ndarray:
-    """Return the (N, K) logits of all images of a store, N > 0.
-
-    The first image is also computed alone, so that a graph of one batch size fails here.
-
-    Raises:
-        InputError: the image gets other logits then, beyond rounding.
-    """
+    """Return the (N, K) logits of all images of a store, N > 0."""
     found = []
     with count_images(name, len(store)) as count:
         for start in range(0, len(store), batch_size):
@@ -104,13 +130,30 @@ def logits_of(compute: Logits, store: ImageStore, batch_size: int, name: str) ->
             logits = compute(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
             found.append(logits)
             count(len(rows))
-    all_logits = np.concatenate(found)
-    first = store.read(np.arange(1)).transpose(0, 2, 3, 1)
-    alone = compute(np.ascontiguousarray(first))
-    scale = max(1.0, float(np.abs(all_logits).max()))
-    if not np.allclose(alone[0], all_logits[0], rtol=0, atol=0.001 * scale):
-        raise InputError(
-            f"export: {name} gives an image other logits alone than among others: the network "
-            "mixes the images of a batch, and cannot be exported"
-        )
-    return all_logits
+    return np.concatenate(found)
+
+
+def check_alone(
+    compute: Logits, store: ImageStore, logits: np.ndarray, allowed: float, name: str
+) -> None:
+    """Check that images get the same logits alone as among others, as single requests need it.
+
+    Args:
+        compute: the exported network.
+        store: all images.
+        logits: (N, K) of these, computed in batches.
+        allowed: largest difference of a logit.
+        name: of the file.
+
+    Raises:
+        InputError: an image gets other logits, beyond rounding.
+    """
+    for row in np.unique(np.linspace(0, len(store) - 1, _N_ALONE).astype(int)):
+        image = store.read(np.array([row])).transpose(0, 2, 3, 1)
+        alone = compute(np.ascontiguousarray(image))
+        found = difference(alone, logits[row : row + 1])
+        if not found.largest <= allowed:  # also for NaN
+            raise InputError(
+                f"export: {name} gives an image other logits alone than among others: the network "
+                "mixes the images of a batch, and cannot be exported"
+            )

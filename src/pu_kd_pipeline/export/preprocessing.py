@@ -14,7 +14,9 @@ _VERSION = 1
 _DIFFERENCES = (
     "The pipeline refuses color images of 16 bits without a value above 255, because they may hold "
     "8-bit values; predict.py reads their high bytes, which are black.",
-    "predict.py refuses TIFF files of more than 8 bits, of which the pipeline reads some.",
+    "predict.py refuses gray TIFF files of more than 8 bits, of which the pipeline reads some.",
+    "Of images too elongated for a center crop, predict.py refuses those that would be resized to "
+    "more than Pillow's MAX_IMAGE_PIXELS, and the pipeline more than its max_image_pixels.",
     "predict.py reads every format that Pillow reads; the pipeline reads JPEG, PNG, BMP, WebP, "
     "GIF, TIFF, PPM and AVIF, and refuses images that declare more than its max_image_pixels.",
     "Of a file with damaged metadata, the pipeline ignores the orientation; predict.py may refuse "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -26,13 +27,16 @@ from pu_kd_pipeline.export.graph import PIXELS
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.cards import ModelCard
 from pu_kd_pipeline.storage.manifest import (
-    SAMPLING_PROBABILITY,
     check_manifest,
     is_preferred,
     manifest_digest,
 )
 from pu_kd_pipeline.training.manifest_images import labeled_first, manifest_parts
-from pu_kd_pipeline.training.recipes import learned_manifest, learned_store
+from pu_kd_pipeline.training.recipes import SAMPLING, learned_manifest, learned_store
+from pu_kd_pipeline.training.sampling import drawing_probabilities
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Where nearly all of the time goes. Layers in between stay in float32, as do normalization and
 # softmax, whose small numbers would lose the most.
@@ -73,8 +77,9 @@ def choose_calibration_images(
 ) -> CalibrationImages:
     """Return images that a student learned from, drawn by a seed.
 
-    These are the labeled images and those that the rule preferred, of the manifest that the
-    student's card names; with the probabilities of the manifest, where it has some. A student
+    These are labeled images and pool images that the rule preferred, of the manifest that the
+    student's card names. Their shares are those of the student's batches, as far as there are
+    images, and within an origin the manifest's probabilities count, where it has some. A student
     without a manifest learned from the teacher's training images.
 
     Args:
@@ -86,7 +91,8 @@ def choose_calibration_images(
         seed: of the draw.
 
     Raises:
-        InputError: the student learned from images that are not here any more.
+        InputError: the student learned from images that are not here any more, or none of them
+            can be drawn.
     """
     rng = np.random.default_rng(seed)
     learned = learned_manifest(card)
@@ -95,8 +101,12 @@ def choose_calibration_images(
             continue
         check_manifest(manifest)
         if manifest_digest(manifest) == learned:
-            rows = _drawn_rows(manifest, n_images, rng)
-            source = f"{name}: labeled images, and those that its rule preferred"
+            rows = _drawn_rows(manifest, card, n_images, rng)
+            n_labeled = int((rows["origin"] == "labeled").sum())
+            source = (
+                f"{name}: {n_labeled:,} labeled images, and {len(rows) - n_labeled:,} of the pool "
+                "that its rule preferred"
+            )
             return CalibrationImages(manifest_parts(labeled_first(rows), stores), source)
     if len(training_images) and learned_store(card) == training_images.fingerprint:
         n_drawn = min(n_images, len(training_images))
@@ -109,18 +119,58 @@ def choose_calibration_images(
     )
 
 
-def _drawn_rows(manifest: pd.DataFrame, n_images: int, rng: np.random.Generator) -> pd.DataFrame:
+def _drawn_rows(
+    manifest: pd.DataFrame, card: ModelCard, n_images: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Return the rows of the drawn images: the share of labeled ones is that of the batches."""
     is_labeled = manifest["origin"] == "labeled"
     candidates = manifest[is_labeled | is_preferred(manifest)]
-    probabilities = None
-    if SAMPLING_PROBABILITY in candidates:
-        weights = candidates[SAMPLING_PROBABILITY].fillna(0.0).to_numpy(dtype=float)
-        is_drawable = weights > 0
-        candidates = candidates[is_drawable]
-        probabilities = weights[is_drawable] / weights.sum()
-    n_drawn = min(n_images, len(candidates))
-    drawn = rng.choice(len(candidates), n_drawn, replace=False, p=probabilities)
-    return candidates.iloc[np.sort(drawn)]
+    is_labeled_candidate = (candidates["origin"] == "labeled").to_numpy()
+    of_labeled, of_pool = drawing_probabilities(candidates, is_labeled_candidate)
+    labeled, labeled_p = _drawable(np.flatnonzero(is_labeled_candidate), of_labeled)
+    pool, pool_p = _drawable(np.flatnonzero(~is_labeled_candidate), of_pool)
+    n_drawable = len(labeled) + len(pool)
+    if n_drawable == 0:
+        raise InputError(
+            "export: int8 is calibrated on images that the student learned from, and its manifest "
+            "has no labeled image and no preferred pool image with a sampling_probability above 0: "
+            "write it again with `kedro run --pipeline=subset_materialization` and distill the "
+            "student again, or leave int8 out of export.formats"
+        )
+    n_drawn = min(n_images, n_drawable)
+    share = _labeled_share(card, is_labeled_candidate)
+    # Where one origin has too few images, the other one fills up.
+    n_labeled = min(max(round(share * n_drawn), n_drawn - len(pool)), len(labeled))
+    rows = np.concatenate(
+        [
+            rng.choice(labeled, n_labeled, replace=False, p=labeled_p),
+            rng.choice(pool, n_drawn - n_labeled, replace=False, p=pool_p),
+        ]
+    )
+    return candidates.iloc[np.sort(rows)]
+
+
+def _drawable(
+    rows: np.ndarray, probabilities: Tensor | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the rows that can be drawn, and their probabilities; None: equal ones."""
+    if probabilities is None:
+        return rows, None
+    weights = probabilities.numpy()
+    is_drawable = weights > 0
+    if not is_drawable.any():
+        return rows[:0], None
+    return rows[is_drawable], weights[is_drawable] / weights[is_drawable].sum()
+
+
+def _labeled_share(card: ModelCard, is_labeled: np.ndarray) -> float:
+    """Return the labeled share of the student's batches; without a record, that of the images."""
+    sampling = card.origin.get(SAMPLING)
+    if isinstance(sampling, Mapping):
+        share = sampling.get("labeled_share")
+        if isinstance(share, int | float) and 0 <= share <= 1:
+            return float(share)
+    return float(is_labeled.mean())
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -176,10 +226,15 @@ def quantize(model: bytes, images: CalibrationImages) -> onnx.ModelProto:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Silence what ONNX Runtime's quantizer logs on the root logger about its own options."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    """Drop what ONNX Runtime's quantizer logs on the root logger about its own options."""
+    thread = threading.get_ident()
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno > logging.WARNING
+
+    # A filter of a logger is not asked about the records of its children.
+    logging.root.addFilter(is_kept)
     try:
         yield
     finally:
-        logging.disable(level)
+        logging.root.removeFilter(is_kept)

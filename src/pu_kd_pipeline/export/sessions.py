@@ -45,6 +45,12 @@ def open_session(model: bytes | Path, n_threads: int | None = 1) -> InferenceSes
         ) from exc
 
 
+def fingerprint_of(session: InferenceSession) -> str | None:
+    """Return the fingerprint of the student in a model's metadata; None: it has none."""
+    texts: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    return texts.get("student_fingerprint")
+
+
 def session_logits(session: InferenceSession) -> Logits:
     """Return the function that a session computes."""
 

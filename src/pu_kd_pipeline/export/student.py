@@ -18,9 +18,14 @@ from pu_kd_pipeline.devices import cpu_name, inference_batch_size
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.export import graph, packages
 from pu_kd_pipeline.export.parity import (
+    Difference,
+    check_alone,
+    check_logits,
     check_parity,
     difference,
+    is_comparable,
     largest_allowed,
+    largest_logit,
     logits_of,
 )
 from pu_kd_pipeline.export.preprocessing import PREPROCESSING_FILE, preprocessing
@@ -44,6 +49,7 @@ FILES = {
     "torch_export": "student.pt2",
     "safetensors": "student.safetensors",
 }
+_METADATA_KEY = "pu_kd_pipeline"  # in student.safetensors; its value is JSON
 # A cost of int8 in accuracy or agreement above this many points is pointed out.
 _COSTLY_POINTS = 0.5
 
@@ -97,7 +103,7 @@ def export_student(
             params.seed,
         )
         task.add_int8(images)
-    if "onnx" in params.formats:
+    if {"onnx", "int8"} & set(params.formats):
         task.add_script()
     task.measure(teacher)
     return task.files, task.report()
@@ -136,8 +142,11 @@ class _Task:
             CERTIFICATE_FILE: _json_bytes(certificate),
         }
         self._float_logits = predict_logits(student, test_images, self._compute).numpy()
+        check_logits(self._float_logits, self._ids)
         self._allowed = largest_allowed(self._float_logits, params.tolerance)
         self._parity: dict[str, Any] = {}
+        # Rows of test images that get another class by any file in float32
+        self._changed: set[int] = set()
         self._int8: dict[str, Any] | None = None
         self._onnx = b""
         # By the name of the row in the report
@@ -154,7 +163,9 @@ class _Task:
         for name, tensor in self._student.network.state_dict().items():
             # Cloned: safetensors refuses tensors that share memory, as tied weights do.
             state[name] = tensor.detach().cpu().contiguous().clone()
-        content = save(state, metadata=self._metadata())
+        # A single entry, because safetensors writes several in random order.
+        metadata = {_METADATA_KEY: json.dumps(self._metadata(), ensure_ascii=False)}
+        content = save(state, metadata=metadata)
         self.files[FILES["safetensors"]] = content
         loaded = load(content)
         # Compared as bytes: NaN equals itself then.
@@ -182,11 +193,12 @@ class _Task:
 
             model = graph.onnx_model(program, self._params.opset)
             self._onnx = graph.with_facts(model, self._metadata())
-            # Also where only int8 is asked for, which is made from it.
             by_onnx = session_logits(open_session(self._onnx))
             if "onnx" in self._params.formats:
                 self.files[FILES["onnx"]] = self._onnx
-            self._check("onnx", by_onnx)
+                self._check("onnx", by_onnx)
+            else:  # int8 is made from it.
+                self._checked_logits(f"the float32 graph of {FILES['int8']}", by_onnx)
 
     def add_int8(self, images: CalibrationImages) -> None:
         """Add the int8 model, calibrated on some images."""
@@ -197,10 +209,11 @@ class _Task:
         self.files[FILES["int8"]] = content
         compute = session_logits(open_session(content))
         logits = logits_of(compute, self._images, self._batch_size, FILES["int8"])
-        if not np.isfinite(logits).all():
+        if not is_comparable(logits, self._float_logits):
             raise InputError(
-                "export: student_int8.onnx gives no numbers for some test images: leave int8 out "
-                "of export.formats"
+                "export: student_int8.onnx computes no finite logits for some test images, or "
+                "finite ones for classes that the student excludes: leave int8 out of "
+                "export.formats"
             )
         found = difference(logits, self._float_logits)
         self._int8 = {
@@ -238,9 +251,9 @@ class _Task:
         own = self._rows["student"]["agreement_with_teacher"]["n_hits"]
         if certified != own:
             self._warnings.append(
-                "The certificate was made with another precision or device: in float32 on the CPU, "
-                f"the student gives the teacher's class for {own:,} test images, and there for "
-                f"{certified:,}."
+                "The certificate may have been made with another precision, device or version of a "
+                f"library: it counts {certified:,} test images for which the student gives the "
+                f"teacher's class, and in float32 on this CPU these are {own:,}."
             )
         if self._int8 is not None:
             self._warnings += _costs_of_int8(self._rows)
@@ -259,7 +272,8 @@ class _Task:
             "parity": {
                 "tolerance": self._params.tolerance,
                 "allowed": self._allowed,
-                "largest_logit": float(np.abs(self._float_logits).max()),
+                "largest_logit": largest_logit(self._float_logits),
+                "n_changed": len(self._changed),
                 "files": self._parity,
             },
             "int8": self._int8,
@@ -273,13 +287,20 @@ class _Task:
         }
 
     def _check(self, name: str, compute: Callable[[np.ndarray], np.ndarray]) -> None:
-        file = FILES[name]
+        logits, found = self._checked_logits(FILES[name], compute)
+        self._parity[name] = found.facts(self._ids)
+        self._changed.update(found.changed.tolist())
+        self._add_row(name, compute, logits)
+
+    def _checked_logits(
+        self, file: str, compute: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[np.ndarray, Difference]:
+        """Return the logits of a graph in float32, which are those of the student."""
         logits = logits_of(compute, self._images, self._batch_size, file)
         found = difference(logits, self._float_logits)
-        # Also for NaN, which no comparison holds for.
         check_parity(file, found, self._allowed, self._ids)
-        self._parity[name] = found.facts(self._ids)
-        self._add_row(name, compute, logits)
+        check_alone(compute, self._images, logits, self._allowed, file)
+        return logits, found
 
     def _add_row(
         self, name: str, compute: Callable[[np.ndarray], np.ndarray], logits: np.ndarray
@@ -304,7 +325,7 @@ class _Task:
             torch.set_num_threads(n_threads)
 
     def _metadata(self) -> dict[str, str]:
-        """Return what ONNX and safetensors files say of themselves: texts by name."""
+        """Return the metadata of ONNX and safetensors files: texts by name."""
         certificate = self._certificate
         fingerprints = {
             f"{name}_fingerprint": str(value)

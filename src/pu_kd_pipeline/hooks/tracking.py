@@ -15,7 +15,7 @@ from kedro.framework.hooks import hook_impl
 from kedro.io.core import DatasetError
 
 from pu_kd_pipeline import progress
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, first_line
 from pu_kd_pipeline.hooks.catalog import dataset_path, tracked_as
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 
@@ -369,12 +369,6 @@ def earlier_certificate(catalog: DataCatalog, model: Model) -> dict[str, Any] | 
     except (DatasetError, LookupError, TypeError, AttributeError):
         return None
     return certificate if student == model.fingerprint() else None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if there is none."""
-    message = str(error) or type(error).__name__
-    return message.strip().splitlines()[0]
 
 
 def _stage_name(run_params: Mapping[str, Any]) -> str:

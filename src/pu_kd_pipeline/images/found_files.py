@@ -1,7 +1,7 @@
 """Image files that a user names by a folder, a file, or a pattern.
 
 Nothing is opened before it is read, except files of a folder without an extension, whose first
-bytes tell whether they are images.
+bytes show whether they are images.
 """
 
 from __future__ import annotations

@@ -47,17 +47,16 @@ def export_sentences(report: Mapping[str, Any]) -> list[str]:
     sentences = []
     if compared:
         names = " and ".join(_FORMATS[name] for name in compared)
-        n_changed = sum(found["n"] - found["n_agreed"] for found in compared.values())
         largest = max(found["max_difference"] for found in compared.values())
         answer = "the student's class for every one"
-        if n_changed:
-            answer = f"the student's class for all but {n_changed:,} ties"
+        if parity["n_changed"]:
+            answer = f"the student's class for all but {parity['n_changed']:,} ties"
         sentences.append(
             f"In float32, the exported files ({names}) give {answer} of {n:,} test images, with "
             f"logits that differ by at most {largest:.2g}."
         )
-    else:
-        sentences.append("The file holds the student's weights, bit by bit.")
+    elif "safetensors" in parity["files"]:
+        sentences.append("student.safetensors holds the student's weights, bit by bit.")
     if report["int8"] is not None:
         sentences.append(_int8_sentence(report))
     if compared:
@@ -75,8 +74,9 @@ def _int8_sentence(report: Mapping[str, Any]) -> str:
     models = report["models"]
     calibration = int8["calibration"]
     text = (
-        f"In int8, it gives the student's class for {percent(int8['agreement'])} of them, and the "
-        f"teacher's for {percent(models['int8']['agreement_with_teacher']['value'])} instead of "
+        f"The int8 file gives the student's class for {percent(int8['agreement'])} of "
+        f"{int8['n']:,} test images, and the teacher's for "
+        f"{percent(models['int8']['agreement_with_teacher']['value'])} instead of "
         f"{percent(models['student']['agreement_with_teacher']['value'])}"
     )
     if models["int8"]["accuracy"] is not None:

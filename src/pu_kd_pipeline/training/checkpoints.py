@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, first_line
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.atomic import flush_folder, remove_leftovers, replacing_file
 from pu_kd_pipeline.training.checkpoint_files import (
@@ -287,7 +287,7 @@ class Checkpoints:
         try:
             file = read_checkpoint(path)
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as exc:
-            self._refused.append(f"the checkpoint {path} is damaged ({_first_line(exc)})")
+            self._refused.append(f"the checkpoint {path} is damaged ({first_line(exc)})")
             return None
         changes = _changes(file["identity"], self._identity(content))
         if changes:
@@ -347,11 +347,6 @@ def _shortened(value: Any) -> str:
     if len(text) <= _MAX_VALUE_CHARACTERS:
         return text
     return f"{text[: _MAX_VALUE_CHARACTERS // 2]}…"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0]
 
 
 def remove(folder: Path) -> None:
