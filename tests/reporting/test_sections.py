@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pu_kd_pipeline import __file__ as package_file
 from pu_kd_pipeline.provenance import commits
 from pu_kd_pipeline.reporting.html import render_report
 from pu_kd_pipeline.reporting.sections.album import MAX_BYTES, POOL, Album
@@ -28,14 +27,16 @@ from pu_kd_pipeline.reporting.sections.pool import Pool, spread
 from pu_kd_pipeline.reporting.sections.prior import prior_of
 from pu_kd_pipeline.reporting.sections.unlabeled_page import unlabeled_sections
 from tests.reporting.toy_run import (
-    CERTIFICATE,
     PRIOR,
     Store,
+    certificate_of,
     class_names,
     history,
     labeled_store,
     metrics_of,
     predicted,
+    report,
+    saved_student,
     scored_pool,
 )
 
@@ -234,25 +235,71 @@ def test_students_without_a_yardstick_are_not_compared_on_it() -> None:
 # --- origin ---
 
 
-def test_a_certificate_of_another_manifest_is_named() -> None:
-    assert origin_of(CERTIFICATE, {}, "full", "abc").note is None
-    other = {"provenance": CERTIFICATE["provenance"] | {"manifest": "def"}}
-    note = origin_of(other, {}, "full", "abc").note
-    assert note is not None
-    assert "another manifest" in note
-    assert origin_of(other, {}, "full", "def").note is None
+def notes_of(certificate: dict[str, Any], student: Any, **blocks: Any) -> list[str]:
+    _, manifest, _ = pool_of()
+    return origin_of(certificate, blocks, "full", manifest, student).notes
 
 
-def test_credentials_are_masked_and_seeds_are_listed() -> None:
+def test_results_of_different_runs_are_named() -> None:
+    _, manifest, _ = pool_of()
+    right = certificate_of(manifest)
+    assert notes_of(right, saved_student()) == []
+    [note] = notes_of(right, saved_student("0123"))
+    assert "another student than student_model" in note
+    assert "--pipeline=full`" in note
+    for other in ("def", None):
+        [note] = notes_of(certificate_of(manifest, manifest=other), saved_student())
+        assert "did not learn from the manifest" in note
+    # Certificates of earlier versions do not state it.
+    old = certificate_of(manifest, manifest=None, code_of_training=None)
+    assert notes_of(old, saved_student()) == []
+    assert notes_of({}, saved_student()) == []
+
+
+def test_parameters_that_the_run_did_not_have_are_named() -> None:
+    _, manifest, _ = pool_of()
+    right = certificate_of(manifest)
+    student = saved_student(student_options={"width": 8}, keep=None)
+    same = {"seed": 0, "lr": 0.1, "student_options": {"width": 8}, "keep": None, "new": 3}
+    assert notes_of(right, student, distillation=same) == []
+    changed = same | {"seed": 1, "keep": "best", "student_options": {"width": 16}}
+    [note] = notes_of(
+        right, student, distillation=changed, subset_materialization={"rule": "random"}
+    )
+    for text in (
+        "subset_materialization.rule was nnpu and is random",
+        "distillation.seed was 0 and is 1",
+        "distillation.keep was null and is best",
+        "distillation.student_options.width was 8 and is 16",
+    ):
+        assert text in note
+    assert "lr" not in note
+
+
+def test_the_page_of_a_run_names_stale_parameters_and_students_and_the_runs_own_commit() -> None:
+    page = report()["report"]
+    assert 'class="doubts">' not in page
+    assert f"git checkout {'5' * 40}" in page
+    stale = report(seed=1, student="0123", commit=None)["report"]
+    assert "distillation.seed was 0 and is 1" in stale
+    assert "another student than student_model" in stale
+    # The seed is that of the training, and the code is not that of this page.
+    assert '<tr><th scope="row">seed of the training</th><td>0</td></tr>' in stale
+    assert "its commit is not known" in stale
+    assert "git checkout" not in stale
+
+
+def test_credentials_are_masked() -> None:
+    _, manifest, _ = pool_of()
     blocks = {
         "a": {"seed": 3, "options": {"password": "hunter2"}},
         "b": {"inner": [{"seed": 4}], "url": "https://me:hunter3@host/x"},
     }
-    origin = origin_of(CERTIFICATE, blocks, "full", None)
-    assert origin.seeds == [3, 4]
+    student = saved_student()
+    origin = origin_of({}, blocks, "full", manifest, student)
     assert "hunter" not in origin.parameters
     assert origin.has_masked
-    assert not origin_of(CERTIFICATE, {"a": {"seed": 3}}, "full", None).has_masked
+    assert not origin_of({}, {"a": {"seed": 3}}, "full", manifest, student).has_masked
 
 
 def test_a_package_that_no_repository_tracks_has_no_commit(tmp_path, monkeypatch) -> None:
@@ -263,7 +310,6 @@ def test_a_package_that_no_repository_tracks_has_no_commit(tmp_path, monkeypatch
     monkeypatch.setattr(commits, "__file__", str(copied))
     (tmp_path / "__init__.py").touch()
     assert commits.commit_of_package() is None
-    assert str(tmp_path) not in package_file
 
 
 # --- the pool alone ---
@@ -289,10 +335,11 @@ def test_a_page_of_the_pool_alone_shows_what_is_drawn_more_often_than_evenly() -
         store,
         test_images,
         predictions,
-        CERTIFICATE,
+        certificate_of(manifest),
         {"student": history(20), "random_student": history(20)},
         class_names(10),
-        {"unlabeled_distillation": {"seed": 0}},
+        saved_student(),
+        {"unlabeled_distillation": {"seed": 0}, "relatedness": {"sampling": "preferential"}},
     )
     assert sections.gallery is not None
     is_often = weights > weights.mean()
@@ -302,6 +349,7 @@ def test_a_page_of_the_pool_alone_shows_what_is_drawn_more_often_than_evenly() -
     assert sections.cut.thresholds[sections.cut.start] == 1
     page = render_report("Alone", metrics_of(), {}, {}, manifest.attrs, {}, {}, sections)
     assert "kedro run --pipeline=full_unlabeled" in page
+    assert sections.origin.notes == []
     # It has no class prior, not a given one.
     assert "class prior by" not in page
 

@@ -1,7 +1,7 @@
 """The HTML page that reports a run.
 
 The page needs no other file and no network: style, script and pictures are embedded, and its policy
-lets a browser run that script alone. Equal inputs give an equal page.
+lets a browser run that script alone. Equal inputs and equal versions give an equal page.
 """
 
 from __future__ import annotations
