@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,23 @@ import pytest
 from pu_kd_pipeline.provenance import commits
 from pu_kd_pipeline.reporting.html import render_report
 from pu_kd_pipeline.reporting.sections.album import MAX_BYTES, POOL, Album
-from pu_kd_pipeline.reporting.sections.confusion import MAX_CLASSES, MAX_PAIRS, confusion_of
+from pu_kd_pipeline.reporting.sections.confusion import (
+    MAX_CLASSES,
+    MAX_EXAMPLES,
+    MAX_PAIRS,
+    confusion_of,
+)
 from pu_kd_pipeline.reporting.sections.curves import student_curves
 from pu_kd_pipeline.reporting.sections.cut import cut_of
 from pu_kd_pipeline.reporting.sections.gallery import (
     MAX_CLASSES as MAX_GALLERY,
 )
 from pu_kd_pipeline.reporting.sections.gallery import (
+    MAX_RANKED,
+    N_LABELED,
+    N_REJECTED,
+    N_SELECTED,
+    counts_by_class,
     ranking,
     selected_by_class,
 )
@@ -39,6 +50,9 @@ from tests.reporting.toy_run import (
     saved_student,
     scored_pool,
 )
+
+# The most images that the sections show.
+MAX_IMAGES = MAX_GALLERY * (N_LABELED + N_SELECTED + N_REJECTED) + 3 * MAX_RANKED + MAX_EXAMPLES
 
 
 def pool_of(
@@ -112,10 +126,12 @@ def test_only_shown_images_are_read_and_each_once() -> None:
     assert all(dict(facts)["source"] == "toy" for facts in album.facts())
 
 
-def test_large_images_are_made_smaller_until_all_fit() -> None:
+@pytest.mark.parametrize(
+    ("n", "height", "width"), [(40, 300, 400), (MAX_IMAGES, 112, 112), (MAX_IMAGES, 96, 96)]
+)
+def test_images_are_made_smaller_until_all_fit(n: int, height: int, width: int) -> None:
     rng = np.random.default_rng(0)
-    n = 40
-    images = rng.integers(0, 256, (n, 3, 300, 400), dtype=np.uint8)
+    images = rng.integers(0, 256, (n, 3, height, width), dtype=np.uint8)
     ids = [f"pool/{row}" for row in range(n)]
     album = Album()
     for identifier in ids:
@@ -125,6 +141,33 @@ def test_large_images_are_made_smaller_until_all_fit() -> None:
     assert len(pictures) == n
     assert sum(map(len, pictures)) <= MAX_BYTES
     assert all(picture.startswith("data:image/jpeg;base64,") for picture in pictures)
+
+
+def test_an_image_of_no_store_is_an_error() -> None:
+    album = Album()
+    album.add("test", "test/0", {})
+    with pytest.raises(ValueError, match="images of no store: test"):
+        album.pictures({})
+
+
+def test_selected_images_without_a_score_are_counted_and_shown_last() -> None:
+    pool, manifest, _ = pool_of(rule="random")
+    scores = np.where(pool.is_selected, np.nan, pool.scores)
+    unscored = Pool(**{**vars(pool), "scores": scores})
+    gallery = selected_by_class(unscored, manifest, None, Album())
+    counts = counts_by_class(unscored, manifest, None)["selected"]
+    for shown in gallery.classes:
+        assert shown.n_selected == counts[class_names(10).index(shown.name)] > 0
+        strips = {strip.kind: strip for strip in shown.strips}
+        assert strips["selected"].thumbs[0].lines[0] == "no score"
+        assert "no score" not in [thumb.lines[0] for thumb in strips["rejected"].thumbs]
+
+
+def test_the_ranking_shows_no_more_images_than_a_page_can_hold() -> None:
+    pool, _, _ = pool_of(n=1000)
+    strips = ranking(pool, "nnpu", 200, Album())
+    # The borderline images are a strip on either side of the cut.
+    assert sum(len(strip.thumbs) for strip in strips) == 3 * MAX_RANKED
 
 
 # --- numbers ---
@@ -178,6 +221,42 @@ def test_of_many_classes_the_most_frequent_pairs_are_listed() -> None:
     assert [pair.n for pair in confusion.pairs] == list(range(29, 9, -1))
     assert confusion.pairs[0].share == "58.0 %"
     assert confusion.n_different == (teacher != student).sum()
+
+
+def test_every_pair_with_a_button_has_an_example() -> None:
+    n_classes = 15
+    # Each pair of different classes once or several times.
+    teacher, student = np.divmod(np.arange(n_classes**2), n_classes)
+    teacher = np.concatenate([teacher, teacher[:100]])
+    student = np.concatenate([student, student[:100]])
+    ids = [f"test/{row}" for row in range(len(teacher))]
+    predictions = pd.DataFrame({"id": ids, "teacher": teacher, "student": student})
+    album = Album()
+    confusion = confusion_of(predictions, class_names(n_classes), album)
+    assert confusion is not None
+    assert confusion.n_pairs == n_classes * (n_classes - 1)
+    assert len(album) == len(confusion.pairs) == MAX_EXAMPLES
+    assert all(len(pair.examples) == 1 for pair in confusion.pairs)
+    keys = {cell.key for row in confusion.matrix for cell in row if cell.key}
+    assert keys == {pair.key for pair in confusion.pairs}
+    assert sum(cell.n for row in confusion.matrix for cell in row) == len(predictions)
+
+
+def test_ten_thousand_classes_need_no_matrix() -> None:
+    n_classes = 10_000
+    predictions = pd.DataFrame(
+        {"id": ["a", "b", "c"], "teacher": [0, 9_999, 5], "student": [9_999, 0, 5]}
+    )
+    tracemalloc.start()
+    confusion = confusion_of(predictions, range(n_classes), Album())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert confusion is not None
+    assert [(pair.teacher, pair.student) for pair in confusion.pairs] == [
+        ("0", "9999"),
+        ("9999", "0"),
+    ]
+    assert peak < 10_000_000
 
 
 def test_both_readings_of_the_class_prior_are_shown_with_the_truth() -> None:
