@@ -76,7 +76,7 @@ def test_selected_images_are_of_their_class_and_rejected_ones_are_its_nearest() 
         strips = {strip.kind: strip for strip in shown.strips}
         nearest = np.sort(pool.scores[is_class & ~pool.is_selected])[::-1][:5]
         texts = [thumb.lines[0].replace("−", "-") for thumb in strips["rejected"].thumbs]
-        assert texts == [f"{score:.2f}" for score in nearest]
+        assert [float(text) for text in texts] == pytest.approx(list(nearest), abs=0.005)
         assert ("labeled" in strips) == (index in (0, 1))
 
 
@@ -189,6 +189,21 @@ def test_counts_of_a_cut_are_exact_also_with_ties(rule: str) -> None:
         # The page begins with what the run selected.
         assert cut.passing[cut.start] == pool.is_selected.sum()
         assert cut.thresholds[cut.start] == pool.threshold
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_the_text_of_a_threshold_has_its_counts_and_no_others(is_strict: bool) -> None:
+    # Scores in [0, 1] of which many read the same in two decimals.
+    pool, _, _ = pool_of("random", n=2000)
+    scores = 1 / (1 + np.exp(-5 - np.abs(pool.scores)))
+    near_one = Pool(**{**vars(pool), "scores": scores, "is_strict": is_strict})
+    cut = cut_of(near_one)
+    assert cut is not None
+    assert len(set(cut.texts)) == len(cut.texts) > 100
+    for text, passing in zip(cut.texts, cut.passing, strict=True):
+        is_passing = scores > float(text) if is_strict else scores >= float(text)
+        assert is_passing.sum() == passing
+    assert np.median([len(text) for text in cut.texts]) <= 10
 
 
 def test_equal_scores_have_no_cut() -> None:

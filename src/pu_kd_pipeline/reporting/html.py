@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline import __version__
+from pu_kd_pipeline.images.pictures import SMALL_PX
 from pu_kd_pipeline.images.resizing import input_text
 from pu_kd_pipeline.learning.class_prior.methods import method_title
 from pu_kd_pipeline.masking import masked_option, visible, without_credentials
@@ -94,7 +95,9 @@ def script_values(sections: Sections | None) -> dict[str, Any]:
     """
     script = _template("report.js")
     digest = hashlib.sha256(script.encode()).digest()
-    data = {"facts": [], "cut": None} if sections is None else sections.data()
+    data: dict[str, Any] = {"facts": [], "cut": None, "small_px": SMALL_PX}
+    if sections is not None:
+        data = sections.data()
     return {
         "script": script,
         "script_hash": base64.b64encode(digest).decode(),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pu_kd_pipeline.images.pictures import SMALL_PX
 from pu_kd_pipeline.reporting.sections.album import LABELED, POOL, TEST, Album, Strip
 from pu_kd_pipeline.reporting.sections.classes import (
     SortableTable,
@@ -75,7 +76,7 @@ class Sections:
         if self.cut is not None:
             cut = asdict(self.cut)
             del cut["bins"]
-        return {"facts": self.facts, "cut": cut}
+        return {"facts": self.facts, "cut": cut, "small_px": SMALL_PX}
 
 
 def sections_of(
