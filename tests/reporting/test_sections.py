@@ -396,14 +396,30 @@ def test_credentials_are_masked() -> None:
     assert not origin_of({}, {"a": {"seed": 3}}, "full", manifest, student).has_masked
 
 
-def test_a_package_that_no_repository_tracks_has_no_commit(tmp_path, monkeypatch) -> None:
-    found = commits.commit_of_package()
-    assert found is None or len(found.name) == 40
-    copied = tmp_path / "provenance" / "commits.py"
-    copied.parent.mkdir()
+def test_a_commit_is_of_the_repository_that_tracks_the_package(tmp_path, monkeypatch) -> None:
+    copied = tmp_path / "package" / "provenance" / "commits.py"
+    copied.parent.mkdir(parents=True)
     monkeypatch.setattr(commits, "__file__", str(copied))
-    (tmp_path / "__init__.py").touch()
+    (tmp_path / "package" / "__init__.py").touch()
     assert commits.commit_of_package() is None
+    if commits.git_output(tmp_path, "init") is None:
+        pytest.skip("there is no git")
+    # The repository of something else, in which an environment lies.
+    assert commits.commit_of_package() is None
+    commits.git_output(tmp_path, "add", ".")
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    commits.git_output(tmp_path, *author, "commit", "--message=first", "--no-gpg-sign")
+    found = commits.commit_of_package()
+    assert found is not None
+    assert len(found.name) == 40
+    assert not found.is_changed
+    (tmp_path / "elsewhere.txt").touch()
+    assert commits.commit_of_package() == found
+    # A new module changes the code as an edited one does.
+    copied.with_name("new.py").touch()
+    changed = commits.commit_of_package()
+    assert changed is not None
+    assert changed.is_changed
 
 
 # --- the pool alone ---

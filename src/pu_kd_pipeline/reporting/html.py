@@ -69,7 +69,7 @@ def render_report(
         "report.html.jinja",
         title=title,
         findings=findings_of(metrics),
-        doubts=doubts_of(metrics),
+        doubts=doubts_of(metrics) + (sections.origin.notes if sections else []),
         tiles=_tiles(metrics),
         models=model_rows(metrics),
         selection=selection,
