@@ -38,6 +38,7 @@ from pu_kd_pipeline.learning.yardstick import closeness
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.certificate import CertificateParams
 from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.provenance.commits import commit_of_package
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.yardstick import check_yardstick
 from pu_kd_pipeline.training.recipes import TRAINING
@@ -427,12 +428,16 @@ def _provenance(
 ) -> dict[str, Any]:
     recipe = student.card.origin.get(TRAINING) or {}
     block = recipe.get("distillation") or {}
+    commit = commit_of_package()
     return {
         "teacher": teacher.fingerprint(),
         "student": student.fingerprint(),
         "manifest": recipe.get("manifest"),
         "code_of_training": recipe.get("code"),
         "seed": block.get("seed"),
+        # Of the evaluation. The card has none: a commit with equal code makes the same student.
+        "commit": commit.name if commit else None,
+        "commit_has_changes": commit.is_changed if commit else None,
         "test_images": test_images.fingerprint,
         "yardstick": yardstick.fingerprint if len(yardstick) else None,
         "python": platform.python_version(),

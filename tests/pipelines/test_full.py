@@ -288,3 +288,13 @@ def test_the_report_is_one_self_contained_page(finished_run):
     assert len(page) < 5_000_000
     assert "http://" not in page_without_namespaces
     assert len(figures) == 6
+
+
+def test_the_report_of_one_run_holds_nothing_of_another(finished_run):
+    page = (finished_run / REPORTING / "report.html").read_text()
+    assert '<p class="doubts">' not in page
+    provenance = json.loads((finished_run / REPORTING / "certificate.json").read_text())[
+        "provenance"
+    ]
+    # Whether it is known depends on where the tests run.
+    assert ("git checkout" in page) == (provenance["commit"] is not None)

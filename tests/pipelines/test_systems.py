@@ -110,6 +110,9 @@ def test_a_student_without_labeled_images_has_a_certificate(without_labeled):
     assert provenance["seed"] == 0
     page = (without_labeled / "08_reporting" / "certificate.html").read_text()
     assert "there were no labeled images to compare them with" in page
+    # All results are of one run, and the report says nothing else.
+    report = (without_labeled / "08_reporting" / "report.html").read_text()
+    assert '<p class="doubts">' not in report
 
     assert certify(without_labeled, "certificate.min_agreement=0.1").returncode == 0
     missed = certify(without_labeled, "certificate.min_agreement=1.0")

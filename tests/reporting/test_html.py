@@ -66,7 +66,8 @@ def test_a_browser_may_run_the_script_of_the_page_and_no_other() -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     [policy] = [meta for meta in page.attributes_of("meta") if "http-equiv" in meta]
     assert policy["content"] == (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+        "style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'"
     )
     # No handler in an attribute, which the policy would refuse.

@@ -176,7 +176,7 @@ def test_the_threshold_moves_with_exact_counts(browser, toy_scores) -> None:
     start = thresholds["start"]
     # The page begins with the run's own cut, F > 0, and its selection.
     assert values[start] == 0
-    assert text_of(browser, "#cut-threshold") == "> 0.00"
+    assert text_of(browser, "#cut-threshold") == "> 0"
     check_readout(browser, scores > 0, is_relevant)
 
     browser.run("document.getElementById('threshold').focus()")

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pu_kd_pipeline import __file__ as package_file
 from pu_kd_pipeline.provenance import commits
 from pu_kd_pipeline.reporting.html import render_report
 from pu_kd_pipeline.reporting.sections.album import MAX_BYTES, POOL, Album
-from pu_kd_pipeline.reporting.sections.confusion import MAX_CLASSES, MAX_PAIRS, confusion_of
+from pu_kd_pipeline.reporting.sections.confusion import (
+    MAX_CLASSES,
+    MAX_EXAMPLES,
+    MAX_PAIRS,
+    confusion_of,
+)
 from pu_kd_pipeline.reporting.sections.curves import student_curves
 from pu_kd_pipeline.reporting.sections.cut import cut_of
 from pu_kd_pipeline.reporting.sections.gallery import (
     MAX_CLASSES as MAX_GALLERY,
 )
 from pu_kd_pipeline.reporting.sections.gallery import (
+    MAX_RANKED,
+    N_LABELED,
+    N_REJECTED,
+    N_SELECTED,
+    counts_by_class,
     ranking,
     selected_by_class,
 )
@@ -28,16 +38,21 @@ from pu_kd_pipeline.reporting.sections.pool import Pool, spread
 from pu_kd_pipeline.reporting.sections.prior import prior_of
 from pu_kd_pipeline.reporting.sections.unlabeled_page import unlabeled_sections
 from tests.reporting.toy_run import (
-    CERTIFICATE,
     PRIOR,
     Store,
+    certificate_of,
     class_names,
     history,
     labeled_store,
     metrics_of,
     predicted,
+    report,
+    saved_student,
     scored_pool,
 )
+
+# The most images that the sections show.
+MAX_IMAGES = MAX_GALLERY * (N_LABELED + N_SELECTED + N_REJECTED) + 3 * MAX_RANKED + MAX_EXAMPLES
 
 
 def pool_of(
@@ -61,7 +76,7 @@ def test_selected_images_are_of_their_class_and_rejected_ones_are_its_nearest() 
         strips = {strip.kind: strip for strip in shown.strips}
         nearest = np.sort(pool.scores[is_class & ~pool.is_selected])[::-1][:5]
         texts = [thumb.lines[0].replace("−", "-") for thumb in strips["rejected"].thumbs]
-        assert texts == [f"{score:.2f}" for score in nearest]
+        assert [float(text) for text in texts] == pytest.approx(list(nearest), abs=0.005)
         assert ("labeled" in strips) == (index in (0, 1))
 
 
@@ -111,10 +126,12 @@ def test_only_shown_images_are_read_and_each_once() -> None:
     assert all(dict(facts)["source"] == "toy" for facts in album.facts())
 
 
-def test_large_images_are_made_smaller_until_all_fit() -> None:
+@pytest.mark.parametrize(
+    ("n", "height", "width"), [(40, 300, 400), (MAX_IMAGES, 112, 112), (MAX_IMAGES, 96, 96)]
+)
+def test_images_are_made_smaller_until_all_fit(n: int, height: int, width: int) -> None:
     rng = np.random.default_rng(0)
-    n = 40
-    images = rng.integers(0, 256, (n, 3, 300, 400), dtype=np.uint8)
+    images = rng.integers(0, 256, (n, 3, height, width), dtype=np.uint8)
     ids = [f"pool/{row}" for row in range(n)]
     album = Album()
     for identifier in ids:
@@ -124,6 +141,33 @@ def test_large_images_are_made_smaller_until_all_fit() -> None:
     assert len(pictures) == n
     assert sum(map(len, pictures)) <= MAX_BYTES
     assert all(picture.startswith("data:image/jpeg;base64,") for picture in pictures)
+
+
+def test_an_image_of_no_store_is_an_error() -> None:
+    album = Album()
+    album.add("test", "test/0", {})
+    with pytest.raises(ValueError, match="images of no store: test"):
+        album.pictures({})
+
+
+def test_selected_images_without_a_score_are_counted_and_shown_last() -> None:
+    pool, manifest, _ = pool_of(rule="random")
+    scores = np.where(pool.is_selected, np.nan, pool.scores)
+    unscored = Pool(**{**vars(pool), "scores": scores})
+    gallery = selected_by_class(unscored, manifest, None, Album())
+    counts = counts_by_class(unscored, manifest, None)["selected"]
+    for shown in gallery.classes:
+        assert shown.n_selected == counts[class_names(10).index(shown.name)] > 0
+        strips = {strip.kind: strip for strip in shown.strips}
+        assert strips["selected"].thumbs[0].lines[0] == "no score"
+        assert "no score" not in [thumb.lines[0] for thumb in strips["rejected"].thumbs]
+
+
+def test_the_ranking_shows_no_more_images_than_a_page_can_hold() -> None:
+    pool, _, _ = pool_of(n=1000)
+    strips = ranking(pool, "nnpu", 200, Album())
+    # The borderline images are a strip on either side of the cut.
+    assert sum(len(strip.thumbs) for strip in strips) == 3 * MAX_RANKED
 
 
 # --- numbers ---
@@ -145,6 +189,21 @@ def test_counts_of_a_cut_are_exact_also_with_ties(rule: str) -> None:
         # The page begins with what the run selected.
         assert cut.passing[cut.start] == pool.is_selected.sum()
         assert cut.thresholds[cut.start] == pool.threshold
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_the_text_of_a_threshold_has_its_counts_and_no_others(is_strict: bool) -> None:
+    # Scores in [0, 1] of which many read the same in two decimals.
+    pool, _, _ = pool_of("random", n=2000)
+    scores = 1 / (1 + np.exp(-5 - np.abs(pool.scores)))
+    near_one = Pool(**{**vars(pool), "scores": scores, "is_strict": is_strict})
+    cut = cut_of(near_one)
+    assert cut is not None
+    assert len(set(cut.texts)) == len(cut.texts) > 100
+    for text, passing in zip(cut.texts, cut.passing, strict=True):
+        is_passing = scores > float(text) if is_strict else scores >= float(text)
+        assert is_passing.sum() == passing
+    assert np.median([len(text) for text in cut.texts]) <= 10
 
 
 def test_equal_scores_have_no_cut() -> None:
@@ -177,6 +236,42 @@ def test_of_many_classes_the_most_frequent_pairs_are_listed() -> None:
     assert [pair.n for pair in confusion.pairs] == list(range(29, 9, -1))
     assert confusion.pairs[0].share == "58.0 %"
     assert confusion.n_different == (teacher != student).sum()
+
+
+def test_every_pair_with_a_button_has_an_example() -> None:
+    n_classes = 15
+    # Each pair of different classes once or several times.
+    teacher, student = np.divmod(np.arange(n_classes**2), n_classes)
+    teacher = np.concatenate([teacher, teacher[:100]])
+    student = np.concatenate([student, student[:100]])
+    ids = [f"test/{row}" for row in range(len(teacher))]
+    predictions = pd.DataFrame({"id": ids, "teacher": teacher, "student": student})
+    album = Album()
+    confusion = confusion_of(predictions, class_names(n_classes), album)
+    assert confusion is not None
+    assert confusion.n_pairs == n_classes * (n_classes - 1)
+    assert len(album) == len(confusion.pairs) == MAX_EXAMPLES
+    assert all(len(pair.examples) == 1 for pair in confusion.pairs)
+    keys = {cell.key for row in confusion.matrix for cell in row if cell.key}
+    assert keys == {pair.key for pair in confusion.pairs}
+    assert sum(cell.n for row in confusion.matrix for cell in row) == len(predictions)
+
+
+def test_ten_thousand_classes_need_no_matrix() -> None:
+    n_classes = 10_000
+    predictions = pd.DataFrame(
+        {"id": ["a", "b", "c"], "teacher": [0, 9_999, 5], "student": [9_999, 0, 5]}
+    )
+    tracemalloc.start()
+    confusion = confusion_of(predictions, range(n_classes), Album())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert confusion is not None
+    assert [(pair.teacher, pair.student) for pair in confusion.pairs] == [
+        ("0", "9999"),
+        ("9999", "0"),
+    ]
+    assert peak < 10_000_000
 
 
 def test_both_readings_of_the_class_prior_are_shown_with_the_truth() -> None:
@@ -234,36 +329,97 @@ def test_students_without_a_yardstick_are_not_compared_on_it() -> None:
 # --- origin ---
 
 
-def test_a_certificate_of_another_manifest_is_named() -> None:
-    assert origin_of(CERTIFICATE, {}, "full", "abc").note is None
-    other = {"provenance": CERTIFICATE["provenance"] | {"manifest": "def"}}
-    note = origin_of(other, {}, "full", "abc").note
-    assert note is not None
-    assert "another manifest" in note
-    assert origin_of(other, {}, "full", "def").note is None
+def notes_of(certificate: dict[str, Any], student: Any, **blocks: Any) -> list[str]:
+    _, manifest, _ = pool_of()
+    return origin_of(certificate, blocks, "full", manifest, student).notes
 
 
-def test_credentials_are_masked_and_seeds_are_listed() -> None:
+def test_results_of_different_runs_are_named() -> None:
+    _, manifest, _ = pool_of()
+    right = certificate_of(manifest)
+    assert notes_of(right, saved_student()) == []
+    [note] = notes_of(right, saved_student("0123"))
+    assert "another student than student_model" in note
+    assert "--pipeline=full`" in note
+    for other in ("def", None):
+        [note] = notes_of(certificate_of(manifest, manifest=other), saved_student())
+        assert "did not learn from the manifest" in note
+    # Certificates of earlier versions do not state it.
+    old = certificate_of(manifest, manifest=None, code_of_training=None)
+    assert notes_of(old, saved_student()) == []
+    assert notes_of({}, saved_student()) == []
+
+
+def test_parameters_that_the_run_did_not_have_are_named() -> None:
+    _, manifest, _ = pool_of()
+    right = certificate_of(manifest)
+    student = saved_student(student_options={"width": 8}, keep=None)
+    same = {"seed": 0, "lr": 0.1, "student_options": {"width": 8}, "keep": None, "new": 3}
+    assert notes_of(right, student, distillation=same) == []
+    changed = same | {"seed": 1, "keep": "best", "student_options": {"width": 16}}
+    [note] = notes_of(
+        right, student, distillation=changed, subset_materialization={"rule": "random"}
+    )
+    for text in (
+        "subset_materialization.rule was nnpu and is random",
+        "distillation.seed was 0 and is 1",
+        "distillation.keep was null and is best",
+        "distillation.student_options.width was 8 and is 16",
+    ):
+        assert text in note
+    assert "lr" not in note
+
+
+def test_the_page_of_a_run_names_stale_parameters_and_students_and_the_runs_own_commit() -> None:
+    page = report()["report"]
+    assert 'class="doubts">' not in page
+    assert f"git checkout {'5' * 40}" in page
+    stale = report(seed=1, student="0123", commit=None)["report"]
+    assert "distillation.seed was 0 and is 1" in stale
+    assert "another student than student_model" in stale
+    # The seed is that of the training, and the code is not that of this page.
+    assert '<tr><th scope="row">seed of the training</th><td>0</td></tr>' in stale
+    assert "its commit is not known" in stale
+    assert "git checkout" not in stale
+
+
+def test_credentials_are_masked() -> None:
+    _, manifest, _ = pool_of()
     blocks = {
         "a": {"seed": 3, "options": {"password": "hunter2"}},
         "b": {"inner": [{"seed": 4}], "url": "https://me:hunter3@host/x"},
     }
-    origin = origin_of(CERTIFICATE, blocks, "full", None)
-    assert origin.seeds == [3, 4]
+    student = saved_student()
+    origin = origin_of({}, blocks, "full", manifest, student)
     assert "hunter" not in origin.parameters
     assert origin.has_masked
-    assert not origin_of(CERTIFICATE, {"a": {"seed": 3}}, "full", None).has_masked
+    assert not origin_of({}, {"a": {"seed": 3}}, "full", manifest, student).has_masked
 
 
-def test_a_package_that_no_repository_tracks_has_no_commit(tmp_path, monkeypatch) -> None:
-    found = commits.commit_of_package()
-    assert found is None or len(found.name) == 40
-    copied = tmp_path / "provenance" / "commits.py"
-    copied.parent.mkdir()
+def test_a_commit_is_of_the_repository_that_tracks_the_package(tmp_path, monkeypatch) -> None:
+    copied = tmp_path / "package" / "provenance" / "commits.py"
+    copied.parent.mkdir(parents=True)
     monkeypatch.setattr(commits, "__file__", str(copied))
-    (tmp_path / "__init__.py").touch()
+    (tmp_path / "package" / "__init__.py").touch()
     assert commits.commit_of_package() is None
-    assert str(tmp_path) not in package_file
+    if commits.git_output(tmp_path, "init") is None:
+        pytest.skip("there is no git")
+    # The repository of something else, in which an environment lies.
+    assert commits.commit_of_package() is None
+    commits.git_output(tmp_path, "add", ".")
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    commits.git_output(tmp_path, *author, "commit", "--message=first", "--no-gpg-sign")
+    found = commits.commit_of_package()
+    assert found is not None
+    assert len(found.name) == 40
+    assert not found.is_changed
+    (tmp_path / "elsewhere.txt").touch()
+    assert commits.commit_of_package() == found
+    # A new module changes the code as an edited one does.
+    copied.with_name("new.py").touch()
+    changed = commits.commit_of_package()
+    assert changed is not None
+    assert changed.is_changed
 
 
 # --- the pool alone ---
@@ -289,10 +445,11 @@ def test_a_page_of_the_pool_alone_shows_what_is_drawn_more_often_than_evenly() -
         store,
         test_images,
         predictions,
-        CERTIFICATE,
+        certificate_of(manifest),
         {"student": history(20), "random_student": history(20)},
         class_names(10),
-        {"unlabeled_distillation": {"seed": 0}},
+        saved_student(),
+        {"unlabeled_distillation": {"seed": 0}, "relatedness": {"sampling": "preferential"}},
     )
     assert sections.gallery is not None
     is_often = weights > weights.mean()
@@ -302,6 +459,7 @@ def test_a_page_of_the_pool_alone_shows_what_is_drawn_more_often_than_evenly() -
     assert sections.cut.thresholds[sections.cut.start] == 1
     page = render_report("Alone", metrics_of(), {}, {}, manifest.attrs, {}, {}, sections)
     assert "kedro run --pipeline=full_unlabeled" in page
+    assert sections.origin.notes == []
     # It has no class prior, not a given one.
     assert "class prior by" not in page
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pu_kd_pipeline.images.duplicates import COLUMNS
 from pu_kd_pipeline.params.reporting import ReportingParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.pipelines.reporting.nodes import report_run
+from pu_kd_pipeline.storage.manifest import manifest_digest
 
 PRIOR = {
     "value": 0.2,
@@ -255,7 +257,8 @@ CERTIFICATE = {
     "provenance": {
         "teacher": "7eac",
         "student": "57d7",
-        "manifest": None,
+        "commit": "5" * 40,
+        "commit_has_changes": False,
         "code_of_training": "c0de",
         "seed": 0,
         "python": "3.11.7",
@@ -264,11 +267,28 @@ CERTIFICATE = {
 }
 
 
+def certificate_of(manifest: pd.DataFrame, /, **provenance: Any) -> dict[str, Any]:
+    """Return the certificate of a student that learned from a manifest, with these changes."""
+    facts = CERTIFICATE["provenance"] | {"manifest": manifest_digest(manifest)}
+    return {"provenance": facts | provenance}
+
+
+def saved_student(name: str = "57d7", **training: Any) -> Any:
+    """Return the part of a student that the report reads: its hash, and how it was trained."""
+    recipe = {"distillation": {"seed": 0, "lr": 0.1, **training}}
+    return SimpleNamespace(
+        fingerprint=lambda: name, card=SimpleNamespace(origin={"training": recipe})
+    )
+
+
 @functools.cache
 def report(
     title: str = "A run",
     gain: float | None = 0.02,
     names: tuple[str, ...] | None = None,
+    seed: int = 0,
+    student: str = "57d7",
+    commit: str | None = "5" * 40,
     **pool: Any,
 ) -> dict[str, Any]:
     """Return the outputs of the stage; `pool` are the arguments of `scored_pool`.
@@ -277,7 +297,11 @@ def report(
         title: of the page.
         gain: of the selection; None: there is no random student.
         names: of the ten classes.
+        seed: of the training, as the parameters have it that the page is written with.
+        student: the hash of the saved student, by which the certificate knows it or not.
+        commit: of the code of the evaluation.
     """
+    blocks = BLOCKS | {"distillation": {"seed": seed}}
     scores, manifest, store = scored_pool(**pool)
     n_random_epochs = 20 if gain is not None else 0
     test_images, predictions = predicted(400, 10)
@@ -291,14 +315,15 @@ def report(
         labeled_store(),
         test_images,
         predictions,
-        CERTIFICATE,
+        certificate_of(manifest, commit=commit),
+        saved_student(student),
         pd.DataFrame(columns=COLUMNS),
         pd.DataFrame(columns=["id", "origin"]),
         history(20, held_out_zero_one_risk=0.1),
         weights(10, names=names),
         history(20, yardstick_agreement=0.9),
         history(n_random_epochs, yardstick_agreement=0.8),
-        **BLOCKS,
+        **blocks,
         params=ReportingParams(title=title, contact_sheet_images=4),
     )
 

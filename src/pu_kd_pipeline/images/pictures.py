@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Kind = Literal["PNG", "JPEG"]
 
 SMALL_PX = 96  # up to this side, PNG is as small as JPEG
 _QUALITY = 90  # of JPEG
@@ -20,27 +26,39 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     return _encoded(pixels, "PNG")
 
 
-def data_uri(pixels: np.ndarray) -> str:
+def data_uri(pixels: np.ndarray, max_side_px: int | None = None, kind: Kind | None = None) -> str:
     """Return the address of a picture that holds the picture itself, for a page.
-
-    Large pictures are compressed as JPEG, which changes pixels a little.
 
     Args:
         pixels: (C, H, W) uint8, gray or RGB.
+        max_side_px: a longer side is shrunk to it; None: the picture keeps its size.
+        kind: of the file; None: PNG for images of up to `SMALL_PX`, before they are shrunk, and for
+            others JPEG, which changes pixels a little.
     """
-    kind = "PNG" if max(pixels.shape[1:]) <= SMALL_PX else "JPEG"
-    encoded = base64.b64encode(_encoded(pixels, kind)).decode("ascii")
+    if kind is None:
+        kind = "PNG" if max(pixels.shape[1:]) <= SMALL_PX else "JPEG"
+    encoded = base64.b64encode(_encoded(pixels, kind, max_side_px)).decode("ascii")
     return f"data:image/{kind.lower()};base64,{encoded}"
 
 
-def _encoded(pixels: np.ndarray, kind: str) -> bytes:
+def _encoded(pixels: np.ndarray, kind: Kind, max_side_px: int | None = None) -> bytes:
+    picture = _picture(pixels)
+    longer_px = max(picture.size)
+    if max_side_px is not None and longer_px > max_side_px:
+        width, height = (max(1, side * max_side_px // longer_px) for side in picture.size)
+        picture = picture.resize((width, height))
+    file = io.BytesIO()
+    options = {"quality": _QUALITY} if kind == "JPEG" else {}
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _picture(pixels: np.ndarray) -> Image:
+    """Return a (C, H, W) array as Pillow has it."""
     from PIL import Image
 
     picture = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
-    file = io.BytesIO()
-    options = {"quality": _QUALITY} if kind == "JPEG" else {}
-    Image.fromarray(np.ascontiguousarray(picture)).save(file, kind, **options)
-    return file.getvalue()
+    return Image.fromarray(np.ascontiguousarray(picture))
 
 
 def thumbnails(images: np.ndarray, n_columns: int, height_px: int = 64) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The HTML page that reports a run.
 
 The page needs no other file and no network: style, script and pictures are embedded, and its policy
-lets a browser run that script alone. Equal inputs give an equal page.
+lets a browser run that script alone. Equal inputs and equal versions give an equal page.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from pu_kd_pipeline import __version__
+from pu_kd_pipeline.images.pictures import SMALL_PX
 from pu_kd_pipeline.images.resizing import input_text
 from pu_kd_pipeline.learning.class_prior.methods import method_title
 from pu_kd_pipeline.masking import masked_option, visible, without_credentials
@@ -68,7 +69,7 @@ def render_report(
         "report.html.jinja",
         title=title,
         findings=findings_of(metrics),
-        doubts=doubts_of(metrics),
+        doubts=doubts_of(metrics) + (sections.origin.notes if sections else []),
         tiles=_tiles(metrics),
         models=model_rows(metrics),
         selection=selection,
@@ -94,7 +95,9 @@ def script_values(sections: Sections | None) -> dict[str, Any]:
     """
     script = _template("report.js")
     digest = hashlib.sha256(script.encode()).digest()
-    data = {"facts": [], "cut": None} if sections is None else sections.data()
+    data: dict[str, Any] = {"facts": [], "cut": None, "small_px": SMALL_PX}
+    if sections is not None:
+        data = sections.data()
     return {
         "script": script,
         "script_hash": base64.b64encode(digest).decode(),

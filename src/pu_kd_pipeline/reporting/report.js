@@ -3,14 +3,13 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const part = (id) => document.getElementById(id);
   const all = (selector, root) => Array.from((root || document).querySelectorAll(selector));
-  const SMALL_PX = 96;
 
   /* Images: each is in the page once, and copied to the other places where it is shown. */
   const sources = new Map();
   for (const image of all("img[data-picture]")) sources.set(image.dataset.picture, image.src);
   for (const image of all("img[data-copy]")) image.src = sources.get(image.dataset.copy);
   function markSmall(image) {
-    image.classList.toggle("small", image.naturalWidth <= SMALL_PX && image.naturalHeight <= SMALL_PX);
+    image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) <= data.small_px);
   }
   for (const image of all(".thumb img")) {
     if (image.complete) markSmall(image);
@@ -72,13 +71,12 @@
   const slider = part("threshold");
   const count = (number) => number.toLocaleString("en-US");
   const percent = (share) => (100 * share).toFixed(1) + "\u00a0%";
-  const scoreText = (value) => value.toFixed(Math.abs(value) < 0.01 && value !== 0 ? 4 : 2).replace("-", "\u2212");
 
   function move() {
     const at = Number(slider.value);
     const passing = cut.passing[at];
     const sign = cut.is_strict ? "> " : "\u2265 ";
-    const text = sign + scoreText(cut.thresholds[at]);
+    const text = sign + cut.texts[at];
     part("cut-threshold").textContent = text;
     part("cut-passing").textContent = count(passing) + " (" + percent(passing / cut.n_pool) + ")";
     slider.setAttribute("aria-valuetext", text + ", " + count(passing) + " images pass");

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
@@ -37,6 +38,7 @@ def report_run(
     test_images: ImageStore,
     test_predictions: pd.DataFrame,
     certificate: dict[str, Any],
+    student: Model,
     duplicates: pd.DataFrame,
     yardstick_images: pd.DataFrame,
     pu_history: pd.DataFrame,
@@ -105,7 +107,7 @@ def report_run(
         "reporting": params,
     }
     facts = {str(name): value for name, value in manifest.attrs.items()}
-    sections = sections_of(results, blocks)
+    sections = sections_of(results, student, blocks)
     page = render_report(
         params.title, metrics, ingestion_report, class_prior, facts, plots, blocks, sections
     )

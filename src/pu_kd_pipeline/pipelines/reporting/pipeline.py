@@ -29,6 +29,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "test_images",
                     "test_predictions",
                     "certificate",
+                    "student_model",
                     "duplicates",
                     "yardstick",
                     "pu_history",

@@ -127,6 +127,7 @@ def plot_unlabeled_students(
     test_images: ImageStore,
     test_predictions: pd.DataFrame,
     certificate: dict[str, Any],
+    student: Model,
     ingestion_report: dict[str, Any],
     data_ingestion: DataIngestionParams,
     teacher_block: TeacherParams,
@@ -165,6 +166,7 @@ def plot_unlabeled_students(
         certificate,
         {"student": history, "random_student": uniform_history},
         class_names,
+        student,
         blocks,
     )
     figures = {"distillation_curves": curves, "per_class_accuracy_plot": accuracies}

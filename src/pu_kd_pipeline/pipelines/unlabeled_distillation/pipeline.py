@@ -77,6 +77,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "test_images",
                     "test_predictions",
                     "certificate",
+                    "student_model",
                     "ingestion_report",
                     "params:data_ingestion",
                     "params:teacher",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ TEST = "test"
 
 # All pictures of a page together. Images are made smaller until they fit.
 MAX_BYTES = 3_000_000
-_SIDES_PX = (224, 160, 112, 80)
+_SIDES_PX = (224, 160, 112, 80, 56, 40)
 
 Facts = Mapping[str, str | None]
 
@@ -89,8 +89,14 @@ class Album:
 
         Args:
             stores: the image stores by the names that `add` was given.
+
+        Raises:
+            ValueError: an image was added of a store that is not among them.
         """
-        images: list[np.ndarray | None] = [None] * len(self._facts)
+        missing = {name for name, _ in self._numbers} - stores.keys()
+        if missing:
+            raise ValueError(f"images of no store: {', '.join(sorted(missing))}")
+        images: dict[int, np.ndarray] = {}
         for name, store in stores.items():
             ids = [identifier for of, identifier in self._numbers if of == name]
             if not ids:
@@ -104,30 +110,23 @@ class Album:
                 images[number] = pixels
                 if source is not None:
                     self._facts[number]["source"] = str(source)
-        return _within_limit([image for image in images if image is not None])
+        return _within_limit([images[number] for number in range(len(self))])
 
 
-def _within_limit(images: Iterable[np.ndarray]) -> list[str]:
-    """Return the pictures in the largest size at which they are small enough together."""
-    images = list(images)
-    pictures: list[str] = []
+def _within_limit(images: Sequence[np.ndarray]) -> list[str]:
+    """Return the pictures in the largest size at which they are small enough together.
+
+    The last size is small enough for the most images that sections show, whatever they are.
+    """
+    pictures = [data_uri(image, _SIDES_PX[0]) for image in images]
     for side_px in _SIDES_PX:
-        pictures = [data_uri(_at_most(image, side_px)) for image in images]
-        if sum(map(len, pictures)) <= MAX_BYTES:
+        if _size(pictures) <= MAX_BYTES:
             break
+        # Also of small images, of which photos take less as JPEG.
+        smaller = [data_uri(image, side_px, "JPEG") for image in images]
+        pictures = min(pictures, smaller, key=_size)
     return pictures
 
 
-def _at_most(pixels: np.ndarray, side_px: int) -> np.ndarray:
-    """Return a (C, H, W) uint8 image whose longer side has at most that many pixels."""
-    longer_px = max(pixels.shape[1:])
-    if longer_px <= side_px:
-        return pixels
-    from PIL import Image
-
-    channels, height, width = pixels.shape
-    size = (max(1, width * side_px // longer_px), max(1, height * side_px // longer_px))
-    picture = pixels[0] if channels == 1 else np.moveaxis(pixels, 0, -1)
-    smaller = Image.fromarray(np.ascontiguousarray(picture)).resize(size)
-    resized = np.atleast_3d(np.asarray(smaller))
-    return np.moveaxis(resized, -1, 0)
+def _size(pictures: Sequence[str]) -> int:
+    return sum(map(len, pictures))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_CLASSES = 20  # of a matrix; of more classes, the pairs with most images are listed
 MAX_PAIRS = 20
 N_EXAMPLES = 4
-MAX_EXAMPLES = 80
+MAX_EXAMPLES = 80  # of all pairs
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """The matrix, if it is small enough, and the pairs of different classes, most images first."""
+    """The matrix, if it is small enough, and pairs of different classes, most images first."""
 
     names: list[str]
     matrix: list[list[MatrixCell]]
     pairs: list[Pair]
+    """With a matrix, as many as have examples."""
     n_pairs: int
     n_images: int
     n_different: int
@@ -70,34 +71,32 @@ def confusion_of(predictions: pd.DataFrame, names: Sequence[str], album: Album) 
     n_classes = len(names)
     teacher = predictions["teacher"].to_numpy(dtype=np.int64)
     student = predictions["student"].to_numpy(dtype=np.int64)
-    code = teacher * n_classes + student
-    counts = np.bincount(code, minlength=n_classes * n_classes)
-    matrix = counts[: n_classes * n_classes].reshape(n_classes, n_classes)
-    of_teacher = matrix.sum(axis=1)
-
-    different = np.flatnonzero((counts > 0) & (np.arange(len(counts)) % (n_classes + 1) != 0))
-    by_count = different[np.argsort(-counts[different], kind="stable")]
-    shown = by_count if n_classes <= MAX_CLASSES else by_count[:MAX_PAIRS]
+    of_teacher = np.bincount(teacher, minlength=n_classes)
+    # Not a matrix, which of thousands of classes would not fit into memory.
+    codes, counts = np.unique(teacher * n_classes + student, return_counts=True)
+    is_different = codes // n_classes != codes % n_classes
+    order = np.argsort(-counts[is_different], kind="stable")
+    different = codes[is_different][order]
+    n_of = counts[is_different][order]
+    n_shown = MAX_EXAMPLES if n_classes <= MAX_CLASSES else MAX_PAIRS
+    n_examples = _shared_examples(n_of[:n_shown])
     pairs = []
-    n_examples = 0
-    for place in shown:
-        rows: np.ndarray = np.flatnonzero(code == place)[:N_EXAMPLES]
-        rows = rows[: MAX_EXAMPLES - n_examples]
-        n_examples += len(rows)
-        of, to = divmod(int(place), n_classes)
+    for code, n, n_rows in zip(different[:n_shown], n_of, n_examples, strict=False):
+        of, to = divmod(int(code), n_classes)
+        rows: np.ndarray = np.flatnonzero((teacher == of) & (student == to))[:n_rows]
         pairs.append(
             Pair(
                 str(names[of]),
                 str(names[to]),
                 f"{of}-{to}",
-                int(counts[place]),
-                percent(counts[place] / of_teacher[of]),
+                int(n),
+                percent(n / of_teacher[of]),
                 [_thumb(predictions, int(row), names, album) for row in rows],
             )
         )
     return Confusion(
         [str(name) for name in names],
-        _cells(matrix, of_teacher) if n_classes <= MAX_CLASSES else [],
+        _cells(codes, counts, of_teacher, {pair.key for pair in pairs}),
         pairs,
         len(different),
         len(predictions),
@@ -105,13 +104,42 @@ def confusion_of(predictions: pd.DataFrame, names: Sequence[str], album: Album) 
     )
 
 
-def _cells(matrix: np.ndarray, of_teacher: np.ndarray) -> list[list[MatrixCell]]:
+def _shared_examples(counts: np.ndarray) -> np.ndarray:
+    """Return how many examples each pair has: each one before any has two, and so on.
+
+    Args:
+        counts: (P,) int64: images of each pair, most first.
+    """
+    examples = np.zeros_like(counts)
+    for n in range(1, N_EXAMPLES + 1):
+        n_left = MAX_EXAMPLES - int(examples.sum())
+        has_more = np.flatnonzero(counts >= n)[:n_left]
+        examples[has_more] = n
+    return examples
+
+
+def _cells(
+    codes: np.ndarray, counts: np.ndarray, of_teacher: np.ndarray, keys: Collection[str]
+) -> list[list[MatrixCell]]:
+    """Return the matrix, empty for more than `MAX_CLASSES`.
+
+    Args:
+        codes: (P,) teacher's class times the number of classes, plus the student's class.
+        counts: (P,) images of each code.
+        of_teacher: (K,) images of each class of the teacher.
+        keys: of the pairs with examples.
+    """
+    n_classes = len(of_teacher)
+    if n_classes > MAX_CLASSES:
+        return []
+    matrix = np.zeros((n_classes, n_classes), dtype=np.int64)
+    matrix.flat[codes] = counts
     rows = []
     for of, counts in enumerate(matrix):
         cells = []
         for to, n in enumerate(counts):
             is_diagonal = of == to
-            key = f"{of}-{to}" if n and not is_diagonal else ""
+            key = f"{of}-{to}" if f"{of}-{to}" in keys else ""
             share = float(n / of_teacher[of]) if of_teacher[of] else 0.0
             cells.append(MatrixCell(int(n), key, round(share, 3), is_diagonal))
         rows.append(cells)

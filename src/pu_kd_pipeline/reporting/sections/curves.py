@@ -1,4 +1,4 @@
-"""The courses of the trainings: of the students, and of the PU classifier."""
+"""Training curves of the students and of the PU classifier."""
 
 from __future__ import annotations
 

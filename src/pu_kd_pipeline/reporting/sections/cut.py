@@ -7,12 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from pu_kd_pipeline.reporting.sections.pool import Pool
+from pu_kd_pipeline.reporting.sections.pool import Pool, score_text
 
 N_BINS = 48
 _N_EVEN = 60  # thresholds that keep equally spaced shares of the pool
 _N_FEW = 80  # thresholds for ever fewer images: related images are often few
 _N_NEAR = 40  # thresholds around what was selected
+_FEWEST_DIGITS = 3
+_MOST_DIGITS = 17  # every float64 has its own text
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Cut:
 
     score_name: str
     thresholds: list[float]
+    texts: list[str]
+    """Each threshold in as few digits as have exactly its counts."""
     places: list[float]
     """Where each threshold is between the lowest and the highest score, in [0, 1]."""
     passing: list[int]
@@ -48,8 +52,9 @@ class Cut:
     note: str
     """What the first threshold is."""
     bins: list[Bin]
-    low: float
-    high: float
+    low: str
+    """The lowest score, and `high` the highest."""
+    high: str
 
 
 def cut_of(pool: Pool) -> Cut | None:
@@ -82,6 +87,7 @@ def cut_of(pool: Pool) -> Cut | None:
     return Cut(
         score_name=pool.score_name,
         thresholds=[float(value) for value in thresholds],
+        texts=[_text(value, scores, side) for value in thresholds],
         places=[round(float(value), 4) for value in places],
         passing=[int(count) for count in passing],
         relevant=relevant,
@@ -91,9 +97,26 @@ def cut_of(pool: Pool) -> Cut | None:
         is_strict=pool.is_strict,
         note=_note(pool, int(passing[start]), n_selected),
         bins=_bins(pool, is_counted, low, high),
-        low=low,
-        high=high,
+        low=score_text(low),
+        high=score_text(high),
     )
+
+
+def _text(threshold: float, scores: np.ndarray, side: Literal["left", "right"]) -> str:
+    """Return a threshold in as few digits as let the same images pass.
+
+    Args:
+        threshold: the exact one.
+        scores: (n,) ascending.
+        side: as `np.searchsorted` has it; where equal scores belong.
+    """
+    n_below = np.searchsorted(scores, threshold, side=side)
+    text = ""
+    for n_digits in range(_FEWEST_DIGITS, _MOST_DIGITS + 1):
+        text = f"{threshold:.{n_digits}g}"
+        if np.searchsorted(scores, float(text), side=side) == n_below:
+            break
+    return text
 
 
 def _thresholds(scores: np.ndarray, n_selected: int, threshold: float | None) -> np.ndarray:

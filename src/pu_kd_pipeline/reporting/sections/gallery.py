@@ -22,6 +22,7 @@ MAX_CLASSES = 12
 N_LABELED = 5
 N_SELECTED = 10
 N_REJECTED = 5
+MAX_RANKED = 60  # in each block of the ranking; the figure of the contact sheet has all of them
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,12 @@ def _labeled_by_class(
 
 def _class_images(pool: Pool, index: int, labeled_ids: list[str], album: Album) -> ClassImages:
     is_class = pool.classes == index
-    rows = np.flatnonzero(is_class & np.isfinite(pool.scores))
+    rows = np.flatnonzero(is_class)
+    # Images without a score come last.
     ranked = rows[np.argsort(-pool.scores[rows], kind="stable")]
     selected = ranked[pool.is_selected[ranked]]
-    rejected = ranked[~pool.is_selected[ranked] & ~pool.is_excluded[ranked]]
+    is_scored = np.isfinite(pool.scores[ranked])
+    rejected = ranked[is_scored & ~pool.is_selected[ranked] & ~pool.is_excluded[ranked]]
     name = pool.class_name(index)
 
     shown = spread(selected, pool.probability[selected], N_SELECTED)
@@ -161,10 +164,11 @@ def ranking(pool: Pool, rule: str | None, n_images: int, album: Album) -> list[S
     Args:
         pool: the pool images.
         rule: name of the rule.
-        n_images: number of images in each block.
+        n_images: number of images in each block, of which at most `MAX_RANKED` are shown.
         album: gets the images.
     """
     strips = []
+    n_images = min(n_images, MAX_RANKED)
     for strip in strips_of(pool.scores, pool.is_selected, pool.is_excluded, rule, n_images):
         thumbs = pool.thumbs(album, strip.rows)
         strips.append(Strip(strip.heading, "ranked", thumbs))

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel
 
 from pu_kd_pipeline import __version__
-from pu_kd_pipeline.masking import MASK, masked_values
-from pu_kd_pipeline.provenance.commits import Commit, commit_of_package
+from pu_kd_pipeline.masking import MASK, masked_option, masked_values
+from pu_kd_pipeline.params.flatten import flatten
+from pu_kd_pipeline.provenance.commits import Commit
+from pu_kd_pipeline.storage.manifest import WEIGHTING, manifest_digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pu_kd_pipeline.models.model import Model
 
 ENVIRONMENT = "again"
+_TRAINING = "training"  # key of the recipe in a card, see `training.recipes`, which imports torch
+_MAX_NAMED = 5  # parameters in a sentence
 
 
 @dataclass(frozen=True)
@@ -24,32 +33,36 @@ class Origin:
     """Teacher and student with the hash of card and weights."""
     versions: list[tuple[str, str]]
     commit: Commit | None
+    """The commit of the code that evaluated the student; None where it is not known."""
+    seed: int | None
+    """The seed of the student's training; None where it is not known."""
     parameters: str
     """All blocks as YAML, a file of an environment that runs with the same parameters."""
     has_masked: bool
     """Whether credentials in the parameters were replaced."""
-    seeds: list[int]
     pipeline: str
     page_pipeline: str
     """The pipeline that writes the page from saved results, with options."""
-    note: str | None
-    """Why the hashes may be those of another run."""
+    notes: list[str]
+    """Which results on the page are of different runs."""
 
 
 def origin_of(
     certificate: Mapping[str, Any],
     parameters: Mapping[str, Any],
     pipeline: str,
-    manifest_digest: str | None,
+    manifest: pd.DataFrame,
+    student: Model,
     page_pipeline: str = "reporting",
 ) -> Origin:
     """Return what a run was made from.
 
     Args:
         certificate: the student's; its `provenance` has the hashes of the networks.
-        parameters: blocks of parameters by name.
+        parameters: blocks of parameters by name, as the command has them that writes the page.
         pipeline: name of the pipeline that makes the page.
-        manifest_digest: of the manifest on the page; None: there is none.
+        manifest: the one on the page.
+        student: the saved one; its card holds the parameters that it was trained with.
         page_pipeline: name of the pipeline that writes the page from saved results, with options.
     """
     provenance = certificate.get("provenance") or {}
@@ -64,44 +77,103 @@ def origin_of(
         versions.append((f"{library}, of the evaluation", str(number)))
     if provenance.get("code_of_training"):
         versions.append(("code of the student's training", str(provenance["code_of_training"])))
-    note = None
-    learned_from = provenance.get("manifest")
-    if manifest_digest is not None and learned_from not in (None, manifest_digest):
-        note = (
-            "certificate.json is of a student that learned from another manifest than the one on "
-            "this page: run the stages from `distillation` on again."
-        )
+    commit = None
+    if provenance.get("commit"):
+        commit = Commit(str(provenance["commit"]), bool(provenance.get("commit_has_changes")))
     blocks = {name: _plain(block) for name, block in parameters.items()}
     shown = masked_values(blocks)
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100)
+    notes = [
+        _note_on_student(provenance, student, pipeline),
+        _note_on_manifest(provenance, manifest, pipeline),
+        _note_on_parameters(_recorded(student, manifest, pipeline), blocks),
+    ]
     return Origin(
         networks=networks,
         versions=versions,
-        commit=commit_of_package(),
+        commit=commit,
+        seed=provenance.get("seed"),
         parameters=text,
         has_masked=shown != blocks or MASK in text,
-        seeds=sorted(_seeds(blocks)),
         pipeline=pipeline,
         page_pipeline=page_pipeline,
-        note=note,
+        notes=[note for note in notes if note is not None],
     )
+
+
+def _note_on_student(provenance: Mapping[str, Any], student: Model, pipeline: str) -> str | None:
+    if provenance.get("student") in (None, student.fingerprint()):
+        return None
+    return (
+        "certificate.json is of another student than student_model: hashes, accuracies and "
+        "confusions on this page may be of the student before, and its curves of the present one. "
+        f"Run `kedro run --pipeline={pipeline}` again."
+    )
+
+
+def _note_on_manifest(
+    provenance: Mapping[str, Any], manifest: pd.DataFrame, pipeline: str
+) -> str | None:
+    learned_from = provenance.get("manifest")
+    # Certificates of students of earlier versions state neither.
+    is_unknown = learned_from is None and provenance.get("code_of_training") is None
+    if is_unknown or learned_from == manifest_digest(manifest):
+        return None
+    return (
+        "certificate.json is of a student that did not learn from the manifest on this page. "
+        f"Run `kedro run --pipeline={pipeline}` again."
+    )
+
+
+def _note_on_parameters(
+    recorded: Mapping[str, Mapping[str, Any]], blocks: Mapping[str, Any]
+) -> str | None:
+    """Return which parameters of the page are not those that results were made with."""
+    differences = []
+    for name, values in recorded.items():
+        present = dict(flatten(blocks.get(name) or {}))
+        for key, value in flatten(values):
+            if key in present and present[key] != value:
+                was = masked_option(key, value)
+                now = masked_option(key, present[key])
+                differences.append(f"{name}.{key} was {_text(was)} and is {_text(now)}")
+    if not differences:
+        return None
+    named = ", ".join(differences[:_MAX_NAMED])
+    n_more = len(differences) - _MAX_NAMED
+    if n_more > 0:
+        named += f" and {n_more} more"
+    return (
+        "The parameters on this page are those of the command that wrote it, and the run had "
+        f"other ones: {named}."
+    )
+
+
+def _recorded(
+    student: Model, manifest: pd.DataFrame, pipeline: str
+) -> dict[str, Mapping[str, Any]]:
+    """Return the parameters that results hold themselves, by name of their block."""
+    recipe = student.card.origin.get(_TRAINING)
+    if not isinstance(recipe, Mapping):
+        recipe = {}
+    training = recipe.get("distillation") or {}
+    rule = manifest.attrs.get("rule")
+    if pipeline == "full_unlabeled":
+        selection = {"relatedness": {"sampling": rule}}
+        return {"unlabeled_distillation": training, **selection}
+    return {
+        "subset_materialization": {"rule": rule},
+        "class_weighting": recipe.get(WEIGHTING) or {},
+        "distillation": training,
+    }
+
+
+def _text(value: Any) -> str:
+    # As YAML has it.
+    return "null" if value is None else str(value)
 
 
 def _plain(block: Any) -> Any:
     if isinstance(block, BaseModel):
         return block.model_dump(mode="json")
     return block
-
-
-def _seeds(tree: Any) -> set[int]:
-    """Return all values under a key `seed`."""
-    seeds: set[int] = set()
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            if key == "seed" and isinstance(value, int):
-                seeds.add(value)
-            seeds |= _seeds(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            seeds |= _seeds(value)
-    return seeds

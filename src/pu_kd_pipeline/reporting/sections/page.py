@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pu_kd_pipeline.images.pictures import SMALL_PX
 from pu_kd_pipeline.reporting.sections.album import LABELED, POOL, TEST, Album, Strip
 from pu_kd_pipeline.reporting.sections.classes import (
     SortableTable,
@@ -26,9 +27,9 @@ from pu_kd_pipeline.reporting.sections.pool import Pool
 from pu_kd_pipeline.reporting.sections.prior import Prior, prior_of
 from pu_kd_pipeline.reporting.sections.quarantine import Refused, quarantine_of
 from pu_kd_pipeline.reporting.summary import MODEL_TITLES
-from pu_kd_pipeline.storage.manifest import manifest_digest
 
 if TYPE_CHECKING:
+    from pu_kd_pipeline.models.model import Model
     from pu_kd_pipeline.reporting.figures import RunResults
 
 
@@ -75,16 +76,17 @@ class Sections:
         if self.cut is not None:
             cut = asdict(self.cut)
             del cut["bins"]
-        return {"facts": self.facts, "cut": cut}
+        return {"facts": self.facts, "cut": cut, "small_px": SMALL_PX}
 
 
 def sections_of(
-    results: RunResults, parameters: Mapping[str, Any], pipeline: str = "full"
+    results: RunResults, student: Model, parameters: Mapping[str, Any], pipeline: str = "full"
 ) -> Sections:
     """Return the sections of a run of the pipeline `full`; only images that are shown are read.
 
     Args:
         results: what the run saved.
+        student: the saved student.
         parameters: blocks of parameters by name.
         pipeline: name of the pipeline.
     """
@@ -99,7 +101,7 @@ def sections_of(
         LABELED: results.labeled_images,
         TEST: results.test_images,
     }
-    origin = origin_of(results.certificate, parameters, pipeline, manifest_digest(manifest))
+    origin = origin_of(results.certificate, parameters, pipeline, manifest, student)
     sections = Sections(origin, has_truth=pool.has_truth)
     sections.gallery = selected_by_class(pool, manifest, results.labeled_images, album)
     rule = manifest.attrs.get("rule")

@@ -156,7 +156,7 @@ class Pool:
         """Return an image of the pool with its score, and keep what is known of it."""
         identifier = str(self.ids[row])
         name = self.class_name(int(self.classes[row]))
-        score = _number(self.scores[row])
+        score = score_text(self.scores[row])
         mark = self._mark(row)
         facts = {
             self.score_name: score,
@@ -220,7 +220,9 @@ def spread(rows: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
     return rows[np.unique(places)]
 
 
-def _number(score: float) -> str:
+def score_text(score: float) -> str:
+    """Return a score with two decimals, or with four digits where it is below 1."""
     if not np.isfinite(score):
         return "no score"
-    return f"{score:.2f}".replace("-", "−")
+    text = f"{score:.4g}" if 0 < abs(score) < 1 else f"{score:.2f}"
+    return text.replace("-", "−")

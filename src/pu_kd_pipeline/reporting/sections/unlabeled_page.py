@@ -16,12 +16,12 @@ from pu_kd_pipeline.reporting.sections.page import Pictures, Sections
 from pu_kd_pipeline.reporting.sections.pool import Pool
 from pu_kd_pipeline.reporting.sections.quarantine import quarantine_of
 from pu_kd_pipeline.reporting.summary import MODEL_TITLES
-from pu_kd_pipeline.storage.manifest import manifest_digest
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pu_kd_pipeline.images.store import ImageStore
+    from pu_kd_pipeline.models.model import Model
 
 _AGAIN = "unlabeled_distillation --nodes=unlabeled_distillation.plot_unlabeled_students"
 
@@ -35,6 +35,7 @@ def unlabeled_sections(
     certificate: Mapping[str, Any],
     histories: Mapping[str, pd.DataFrame],
     class_names: Sequence[str],
+    student: Model,
     parameters: Mapping[str, Any],
 ) -> Sections:
     """Return the sections of a run of `full_unlabeled`; only images that are shown are read.
@@ -48,12 +49,12 @@ def unlabeled_sections(
         certificate: the student's.
         histories: of the trainings, by the student's key in the metrics.
         class_names: names of the teacher's classes.
+        student: the saved student.
         parameters: blocks of parameters by name.
     """
     album = Album()
     pool = Pool.of_draws(manifest, pool_images, class_names)
-    digest = manifest_digest(manifest)
-    origin = origin_of(certificate, parameters, "full_unlabeled", digest, _AGAIN)
+    origin = origin_of(certificate, parameters, "full_unlabeled", manifest, student, _AGAIN)
     sections = Sections(origin, has_truth=pool.has_truth)
     sections.gallery = selected_by_class(pool, manifest, None, album)
     sections.cut = cut_of(pool)
