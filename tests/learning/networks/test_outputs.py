@@ -161,6 +161,16 @@ def test_untrained_networks_are_not_taken_for_normalized_ones(name, n_classes):
         check_output_kind(network, None, "logits", n_channels, 32)
 
 
+def test_rows_whose_sums_are_near_one_by_chance_are_logits():
+    class MeanSize(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            # Nearly the same for all images of random pixels, whose mean size is 0.798.
+            size = images.abs().mean(dim=(1, 2, 3)) / 0.798
+            return torch.stack([0.3 * size, 0.7 * size], dim=1)
+
+    check_output_kind(MeanSize(), None, "logits", 3, 128)
+
+
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -16,6 +16,7 @@ _LARGE = 1e6  # times the usual size of normalized pixels, where a sigmoid is 0 
 # Whether all rows have one sum is judged from more images, some of strong contrast so that their
 # probabilities differ. Sums of float32 differ by less than this share of what the rows differ by.
 _N_IMAGES_FOR_SUMS = 4
+_N_IMAGES_FOR_KIND = 8
 _CONTRAST = 30.0
 _SUM_DIFFERENCE = 1e-4
 _SUM_DIFFERENCE_IN_HALF = 1e-2
@@ -194,6 +195,14 @@ def check_output_kind(
     if rows is None:
         return
     found = kind_of_rows(rows)
+    if found != "logits":
+        # The sums of few rows may be near one by chance.
+        with torch.no_grad():
+            more = _random_outputs(
+                network, key, in_channels, size_px, scale=_CONTRAST, n_images=_N_IMAGES_FOR_KIND
+            )
+        if more is not None:
+            found = kind_of_rows(torch.cat([rows, more]))
     if found == "logits" and _has_one_sign(rows):
         of_usual = _random_outputs(network, key, in_channels, size_px, n_images=_N_IMAGES_FOR_SUMS)
         of_strong = _random_outputs(
