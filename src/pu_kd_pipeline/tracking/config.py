@@ -107,7 +107,7 @@ def is_inside(folder: Path, project_path: Path) -> bool:
 def data_name(config: TrackingConfig, project_path: Path) -> str:
     """Return the data folder of the run, relative to the project where it is inside; "" if unknown.
 
-    Runs of different data are told apart by it.
+    It distinguishes runs of different data.
     """
     if config.data is None:
         return ""

@@ -14,7 +14,7 @@ _RIGHT = 16
 _TOP = 10
 _BOTTOM = 24
 MAX_MARKED_POINTS = 16  # a line with fewer points shows each of them
-_MAX_POINTS = 400  # more cannot be told apart at this width
+_MAX_POINTS = 400  # more cannot be distinguished at this width
 _WIDE = 30  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 
