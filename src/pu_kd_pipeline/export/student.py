@@ -372,8 +372,8 @@ def _costs_of_int8(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         points = 100 * (student["value"] - rows["int8"][key]["value"])
         if points > _COSTLY_POINTS:
             return [
-                f"int8 costs {points:.1f} points of {what}. Nothing was done about it: compare "
-                "more export.calibration_images, or deploy student.onnx."
+                f"int8 costs {points:.1f} points of {what}. Nothing was done about it: raise "
+                "export.calibration_images, or deploy student.onnx."
             ]
     return []
 

@@ -15,6 +15,7 @@ from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 from pu_kd_pipeline.masking import visible, without_credentials
 from pu_kd_pipeline.params.overrides import with_overrides
 from pu_kd_pipeline.params.paths import project_folder
+from pu_kd_pipeline.progress import is_terminal
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -108,7 +109,7 @@ def _console() -> Console:
     """Return a console that breaks lines on a terminal alone: elsewhere, they are searched."""
     from rich.console import Console
 
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         return Console()
     return Console(width=_WIDTH_OF_FILES)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,13 +114,24 @@ def _entry(catalog: DataCatalog, name: str, earlier: Any) -> dict[str, Any] | No
     path = dataset_path(catalog, name)
     if path is None or not path.exists():
         return None
-    state = {"path": str(path), "changed_ns": path.stat().st_mtime_ns}
+    state = {"path": str(path), "changed_ns": _changed_ns(path)}
     sizes = None
     if isinstance(earlier, dict) and state.items() <= earlier.items():
         sizes = earlier.get("sizes")
     if not isinstance(sizes, dict):
         sizes = _sizes(catalog.get(name), path)
     return {**state, "sizes": sizes}
+
+
+def _changed_ns(path: Path) -> int:
+    """Return when a file, or any folder of a data set, was last changed.
+
+    Files of a data set are replaced and not written into, which changes their folder.
+    """
+    changed = path.stat().st_mtime_ns
+    for folder, _, _ in os.walk(path):
+        changed = max(changed, os.stat(folder).st_mtime_ns)
+    return changed
 
 
 def _sizes(dataset: Any, path: Path) -> dict[str, int]:
