@@ -91,7 +91,7 @@ def predict_files(student: Model, exported: Path | None, params: PredictParams) 
         "folder": found.root,
         "student": student.fingerprint(),
         "model": params.model,
-        "n_unreadable": int(table["fault"].notna().sum()),
+        "n_without_class": int(table["fault"].notna().sum()),
     }
     _log(table)
     return table

@@ -122,7 +122,7 @@ def test_predict_classifies_a_folder_and_lists_what_it_cannot_read(exported, pho
     assert "5 of 7 files classified" in result.stdout + result.stderr
     table = read_table(exported / MODEL_OUTPUT / "predictions.parquet")
     assert table.attrs["student"] == student.fingerprint()
-    assert table.attrs["n_unreadable"] == 2
+    assert table.attrs["n_without_class"] == 2
     found = {row["file"]: row for row in table.to_dict("records")}
     assert found["broken.png"]["fault"] == "truncated"
     assert found["empty.png"]["fault"] == "empty"
