@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -58,6 +59,8 @@ class ConfigLoader(OmegaConfigLoader):
         self.requested_names: set[str] = set()
         self.parameter_files: dict[str, Path] = {}
         self._texts: Mapping[str, str] = getattr(runtime_params, "texts", {})
+        # Kind -> what was read of it; a command asks for some kinds several times.
+        self._configs: dict[str, dict[str, Any]] = {}
         # OmegaConf accepts no subclass of a dictionary.
         given = dict(runtime_params or {})
         if "data" in given:
@@ -79,6 +82,8 @@ class ConfigLoader(OmegaConfigLoader):
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Return the configuration of a kind; local paths of catalog and tracking are complete."""
+        if key in self._configs:
+            return deepcopy(self._configs[key])
         config = super().__getitem__(key)
         if key == "catalog":
             for name, entry in config.items():
@@ -87,12 +92,19 @@ class ConfigLoader(OmegaConfigLoader):
                     entry["filepath"] = local_path(entry["filepath"], where)
         if key == "mlflow" and isinstance(config.get("folder"), str):
             config["folder"] = local_path(config["folder"], "mlflow.yml: folder")
+        self._configs[key] = deepcopy(config)
         return config
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Replace the configuration of a kind."""
+        self._configs.pop(key, None)
+        super().__setitem__(key, value)
 
     def use_texts(self, models: Mapping[str, type[BaseModel]]) -> None:
         """Take what was typed where a block of these types expects text, instead of a number."""
         self.runtime_params = with_texts(self.runtime_params, self._texts, models)
         self._runtime_params_oc = None
+        self._configs.clear()
 
     def _get_globals_value(self, variable: str, *default: Any) -> Any:
         """Return what `${globals:variable,default}` stands for."""

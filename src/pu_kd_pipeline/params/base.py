@@ -32,7 +32,7 @@ Options = Annotated[dict[str, Any], AfterValidator(_without_nulls)]
 class Block(BaseModel):
     """A parameter block: unknown keys are errors, values do not change after the check."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     # Former keys, and the key of the same block that has their meaning now, for the message.
     moved_keys: ClassVar[Mapping[str, str]] = {}

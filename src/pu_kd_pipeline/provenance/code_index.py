@@ -30,6 +30,7 @@ from pu_kd_pipeline.provenance.modules import (
     ModuleFinder,
     content_digest,
     file_content,
+    file_content_digest,
     file_signature,
     files_of_package,
 )
@@ -335,7 +336,8 @@ class CodeIndex:
             if root is not None and root.module.archive is not None:
                 found[root.module.archive.name] = root.module.archive
             for location in self.finder.locations(package):
-                for file in files_of_package(self.finder, package):
+                for name in files_of_package(self.finder, package):
+                    file = Path(name)
                     if file.suffix not in _CODE_SUFFIXES and file.is_relative_to(location):
                         found[file.relative_to(location).as_posix()] = file
             self._data_files[package] = found
@@ -347,10 +349,10 @@ class CodeIndex:
         lines = [f"{package} {owner}"]
         if owner == PROJECT:
             for file in files_of_package(self.finder, package):
-                if file.suffix in SOURCE_SUFFIXES:
-                    state = content_digest(file_content(str(file)))
+                if file.endswith(tuple(SOURCE_SUFFIXES)):
+                    state = file_content_digest(file)
                 else:  # may be large, and is read only where code reads it
-                    state = file_signature(str(file))
+                    state = file_signature(file)
                 lines.append(f"{file} {state}")
             # What was loaded may differ from its file.
             prefix = f"{package}."

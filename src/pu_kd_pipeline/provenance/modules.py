@@ -253,13 +253,34 @@ def _content_on_disk(spec: ModuleSpec) -> bytes | None:
 
 def file_content(file: str) -> bytes:
     """Return the content of a source file; a run asks for the same ones often."""
+    return _known_content(file).content
+
+
+def file_content_digest(file: str) -> str:
+    """Return the digest of a source file's content."""
+    return _known_content(file).digest
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a source file held when it had a signature."""
+
+    signature: str
+    content: bytes
+
+    @cached_property
+    def digest(self) -> str:
+        return content_digest(self.content)
+
+
+def _known_content(file: str) -> _Content:
     signature = file_signature(file)
     known = _known_contents.get(file)
-    if known is None or known[0] != signature:
+    if known is None or known.signature != signature:
         with open(file, "rb") as opened:
-            known = (signature, opened.read())
+            known = _Content(signature, opened.read())
         _known_contents[file] = known
-    return known[1]
+    return known
 
 
 def file_signature(file: str) -> str:
@@ -268,18 +289,17 @@ def file_signature(file: str) -> str:
     return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}-{about.st_ino}"
 
 
-# File -> its signature and its content then.
-_known_contents: dict[str, tuple[str, bytes]] = {}
+_known_contents: dict[str, _Content] = {}
 
 
-def files_of_package(finder: ModuleFinder, top_level: str) -> Iterator[Path]:
+def files_of_package(finder: ModuleFinder, top_level: str) -> Iterator[str]:
     """Yield the files of a package or module of the project, without those that Python makes."""
     spec = finder.spec(top_level)
     if spec is None:
         return
     archive = getattr(spec.loader, "archive", None)
     if archive is not None:  # of zipimport
-        yield Path(archive)
+        yield str(archive)
         return
     locations = finder.locations(top_level)
     for location in locations:
@@ -289,6 +309,6 @@ def files_of_package(finder: ModuleFinder, top_level: str) -> Iterator[Path]:
             )
             for name in sorted(names):
                 if not name.startswith(".") and not name.endswith((".pyc", ".pyo")):
-                    yield Path(folder, name)
+                    yield os.path.join(folder, name)
     if not locations and spec.origin is not None:
-        yield Path(spec.origin)
+        yield spec.origin
