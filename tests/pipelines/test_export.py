@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from PIL import Image
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.export.student import FILES, export_student
 from pu_kd_pipeline.images.store import ImageStore
-from pu_kd_pipeline.models.model import load_model
+from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.export import ExportParams
 from pu_kd_pipeline.params.predict import PredictParams
 from pu_kd_pipeline.prediction import predict_files
@@ -225,6 +226,13 @@ def params_of(*formats: str, **changes: object) -> ExportParams:
         "opset": 18,
         "tolerance": 1e-4,
         "calibration_images": 8,
+        "fine_tuning": {
+            "above_points": 0.5,
+            "n_updates": 0,
+            "learning_rate": 0.001,
+            "n_images": 400,
+            "n_checked": 100,
+        },
         "seed": 0,
         "latency_repeats": 1,
         "compute": COMPUTE,
@@ -293,6 +301,85 @@ def test_another_student_a_tight_tolerance_and_lost_images_are_refused(finished_
     origin = {**student.card.origin, "training": training}
     card = student.card.model_copy(update={"origin": origin})
     assert choose(card, {"manifest": changed}).source == "teacher_training_images"
+
+
+def test_a_student_that_loses_in_int8_is_fine_tuned_and_kept_only_if_that_helps(
+    finished_run, monkeypatch
+):
+    from pu_kd_pipeline.export import fine_tuning
+    from pu_kd_pipeline.export.fine_tuning import split_images
+    from pu_kd_pipeline.export.quantization import choose_calibration_images
+    from pu_kd_pipeline.export.student import _Task
+
+    models = finished_run / MODELS
+    stores = {
+        name: ImageStore.open(finished_run / IMAGES / f"{name}_images")
+        for name in ("test", "labeled", "pool", "teacher_training")
+    }
+    teacher = load_model(models / "teacher_model")
+    student = load_model(models / "student_model")
+    certificate = json.loads((finished_run / REPORTING / "certificate.json").read_text())
+    manifest = read_table(finished_run / MODEL_INPUT / "manifest.parquet")
+    balanced = Model(copy.deepcopy(student.network), student.card)
+    _unbalance(student.network, 100.0)
+
+    def choose(n: int):
+        of_manifest = {"labeled": stores["labeled"], "pool": stores["pool"]}
+        return choose_calibration_images(
+            student.card, {"manifest": manifest}, of_manifest, stores["teacher_training"], n, 0
+        )
+
+    images = choose(64)
+    tuning = split_images(choose(1000), images, 150, 0)
+    assert len(tuning.checked) == 150
+
+    def rows(chosen):
+        return {(store.fingerprint, row) for store, rows in chosen.parts for row in rows}
+
+    assert not rows(images) & (rows(tuning.checked) | rows(tuning.learned))
+    assert not rows(tuning.checked) & rows(tuning.learned)
+
+    def exported_with(**changes):
+        block = params_of("int8").fine_tuning.model_copy(update=changes)
+        params = params_of("int8", fine_tuning=block.model_dump())
+        task = _Task(student, stores["test"], certificate, params)
+        task.add_graphs()
+        return task._int8_content(teacher, images, tuning)
+
+    kept, found = exported_with(n_updates=0)
+    assert found["n_agreed_after"] is None
+    assert found["n_agreed"] < found["n_agreed_float32"]
+    # Fine-tuning that undoes what rounding suffers from, and one that changes nothing.
+    monkeypatch.setattr(fine_tuning, "fine_tune", lambda *_: balanced)
+    content, tuned = exported_with(n_updates=1)
+    assert tuned["n_agreed_after"] > tuned["n_agreed"] == found["n_agreed"]
+    assert tuned["is_used"]
+    assert content != kept
+    monkeypatch.setattr(fine_tuning, "fine_tune", lambda *_: student)
+    content, useless = exported_with(n_updates=1)
+    assert useless["n_agreed_after"] == useless["n_agreed"]
+    assert not useless["is_used"]
+    assert content == kept
+    # It does not cost that much.
+    content, cheap = exported_with(n_updates=1, above_points=100.0)
+    assert cheap == found
+
+
+def _unbalance(network: torch.nn.Module, factor: float) -> None:
+    """Scale channels and unscale them in the next layer: the same function, hard to round."""
+    layers = [
+        layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)
+    ]
+    norms = [layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    scaled = norms or layers
+    with torch.no_grad():
+        for layer, following in zip(scaled, layers[1:], strict=False):
+            if following.weight.shape[1] != len(layer.weight):
+                continue
+            factors = torch.logspace(0, np.log10(factor), len(layer.weight))
+            layer.weight.mul_(factors.view(-1, *[1] * (layer.weight.ndim - 1)))
+            layer.bias.mul_(factors)
+            following.weight.div_(factors.view(1, -1, *[1] * (following.weight.ndim - 2)))
 
 
 @pytest.mark.network

@@ -12,6 +12,23 @@ from pu_kd_pipeline.params.compute import ComputeParams
 Format = Literal["onnx", "int8", "torch_export", "safetensors"]
 
 
+class FineTuningParams(Block):
+    """When and how the student of the int8 file is fine-tuned with the rounding of int8."""
+
+    above_points: float = Field(
+        ge=0,
+        le=100,
+        description="percentage points of agreement with the teacher that int8 may cost on the "
+        "checked images; the student is fine-tuned where it costs more",
+    )
+    n_updates: int = Field(ge=0, description="updates of 64 images; 0: never")
+    learning_rate: float = Field(gt=0, description="of Adam, with a cosine schedule")
+    n_images: int = Field(gt=0, description="images to learn from, of those the student knows")
+    n_checked: int = Field(
+        gt=0, description="images to check before and after, of those the student knows"
+    )
+
+
 class ExportParams(Block):
     """The block `export`: which files of the student are written, and how they are checked."""
 
@@ -30,6 +47,7 @@ class ExportParams(Block):
     calibration_images: int = Field(
         gt=0, description="images that the student learned from, which set the ranges of int8"
     )
+    fine_tuning: FineTuningParams
     seed: int = Field(ge=0, lt=SEEDS, description="draws those images")
     latency_repeats: int = Field(
         gt=0, description="forward passes of one image by each file; the fastest block is reported"

@@ -84,7 +84,22 @@ def _int8_sentence(report: Mapping[str, Any]) -> str:
             f"; it is right on {percent(models['int8']['accuracy']['value'])} instead of "
             f"{percent(models['student']['accuracy']['value'])}"
         )
-    return f"{text}. Its ranges were set by {calibration['n']:,} images ({calibration['images']})."
+    text += f". Its ranges were set by {calibration['n']:,} images ({calibration['images']})."
+    return text + _fine_tuning_text(int8["fine_tuning"])
+
+
+def _fine_tuning_text(found: Mapping[str, Any]) -> str:
+    """Return what fine-tuning did; nothing where int8 costs too little for it."""
+    after = found["n_agreed_after"]
+    if after is None:
+        return ""
+    before = (
+        f"Of {found['n_checked']:,} images that the student learned from, it gave the teacher's "
+        f"class for {found['n_agreed_float32']:,}, and in int8 for {found['n_agreed']:,}"
+    )
+    if found["is_used"]:
+        return f" {before}; after fine-tuning with the rounding of int8, for {after:,}."
+    return f" {before}. Fine-tuning with the rounding of int8 gave {after:,}, and was dropped."
 
 
 def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
