@@ -39,8 +39,8 @@ class Origin:
     versions: list[tuple[str, str]]
     commit: Commit | None
     """The commit of the code that evaluated the student; None where it is not known."""
-    seed: int | None
-    """The seed of the student's training; None where it is not known."""
+    seed: int | str | None
+    """The seed of the student's training, or several; None where it is not known."""
     parameters: str
     """All blocks as YAML, a file of an environment that runs with the same parameters."""
     has_masked: bool
@@ -51,6 +51,16 @@ class Origin:
     """The pipeline that writes the page from saved results, with options."""
     notes: list[str]
     """Which results on the page are of different runs."""
+    code_title: str = "code of the evaluation"
+    """What the commit is of."""
+    seed_title: str = "seed of the training"
+    other_seed: str = "# another seed: change each `seed` in"
+    """How to run with other seeds, as the beginning of a comment."""
+    compared: str = (
+        "The rule, and the parameters of the student's training, are compared with what the "
+        "results hold."
+    )
+    """Which parameters are compared with those of the results."""
 
 
 def origin_of(
