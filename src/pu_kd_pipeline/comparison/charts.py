@@ -59,7 +59,9 @@ def looks_of(rows: Sequence[str]) -> dict[str, Look]:
     return looks
 
 
-def accuracy_dots(title: str, rows: pd.DataFrame, teacher_percent: float) -> Dots | None:
+def accuracy_dots(
+    title: str, rows: pd.DataFrame, leader: str, teacher_percent: float
+) -> Dots | None:
     """Return the accuracy of each row with one standard deviation over the seeds, the best first.
 
     The axis is logarithmic in the error, so that 98.5 and 99.0 % stay apart while 40 % is still in
@@ -68,6 +70,7 @@ def accuracy_dots(title: str, rows: pd.DataFrame, teacher_percent: float) -> Dot
     Args:
         title: of the chart.
         rows: of `means_over_seeds`, the best first.
+        leader: name of the row that leads.
         teacher_percent: marked by a line; NaN: not known.
     """
     if not len(rows):
@@ -94,7 +97,9 @@ def accuracy_dots(title: str, rows: pd.DataFrame, teacher_percent: float) -> Dot
         has_deviation = np.isfinite(row["std"])
         if has_deviation:
             text = f"{row['mean']:.2f} ± {row['std']:.2f} %"
-        kind = "hollow" if row["is_reference"] else "used" if index == 0 else "other"
+        kind = "used" if row["row"] == leader else "other"
+        if row["is_reference"]:
+            kind = "hollow"
         readings.append(
             Reading(
                 str(row["row"]),

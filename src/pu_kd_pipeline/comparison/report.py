@@ -40,8 +40,8 @@ from pu_kd_pipeline.comparison.verdict import (
     gap_sentences,
     lead_of,
     lead_sentences,
-    lead_text,
     place_text,
+    points_text,
     rows_of_column,
     verdict_text,
     yardstick_sentence,
@@ -61,6 +61,7 @@ from pu_kd_pipeline.reporting.sections.quarantine import quarantine_of
 from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
 if TYPE_CHECKING:
+    from pu_kd_pipeline.comparison.differences import RowDifference
     from pu_kd_pipeline.comparison.gap import Gap, GapRow
     from pu_kd_pipeline.images.store import ImageStore
     from pu_kd_pipeline.models.model import Model
@@ -94,6 +95,7 @@ class Length:
 
     title: str
     """Empty where the comparison has one length."""
+    anchor: str
     parts: list[Part]
 
 
@@ -122,11 +124,12 @@ def render_comparison(
     leads = _leads(by_length, params)
     looks = looks_of(list(dict.fromkeys(split_sweeps(means, params)[0]["row"])))
     lengths = []
-    for n_updates, of_length in by_length:
+    # The longest first, which the verdict is about.
+    for n_updates, of_length in reversed(by_length):
         page = _LengthPage(of_length, params, looks, list(teacher.card.classes), n_updates)
         title = f"After {n_updates:,} updates" if len(by_length) > 1 else ""
         here = [gap for gap in gaps if gap.n_updates == n_updates]
-        lengths.append(Length(title, page.parts(here)))
+        lengths.append(Length(title, f"updates-{n_updates}", page.parts(here)))
     return render_page(
         "comparison.html.jinja",
         title=params.title,
@@ -178,7 +181,7 @@ def _findings(
     of_grid, _ = split_sweeps(means_over_seeds(results), params)
     verdict, *limits = lead_sentences(lead, _where(lead, leads), int(results["n_test"].max()))
     sentences = [verdict]
-    sentences += gap_sentences(gaps, lead)
+    sentences += gap_sentences(gaps, of_grid, lead)
     by_yardstick = yardstick_sentence(results, of_grid, lead)
     if by_yardstick is not None:
         sentences.append(by_yardstick)
@@ -200,7 +203,10 @@ def _lead_table(leads: Sequence[Lead]) -> SortableTable:
         lead_points = None
         if lead.to_second is not None:
             lead_points = -lead.to_second.accuracy.difference
-        over = f"{lead.second}: {lead_text(lead)}" if lead.second is not None else UNKNOWN
+        over = UNKNOWN
+        if lead.to_second is not None:
+            text = _plain(difference_text(_reversed(lead.to_second)))
+            over = f"{lead.second}: {text}"
         rows.append(
             [
                 _number(lead.n_updates, ","),
@@ -212,6 +218,15 @@ def _lead_table(leads: Sequence[Lead]) -> SortableTable:
             ]
         )
     return SortableTable(header, rows)
+
+
+def _reversed(found: RowDifference) -> RowDifference:
+    """Return the second row minus the first in place of the first minus the second."""
+    accuracy = found.accuracy
+    turned = accuracy._replace(
+        difference=-accuracy.difference, lower=-accuracy.upper, upper=-accuracy.lower
+    )
+    return found._replace(accuracy=turned)
 
 
 def _tiles(
@@ -399,7 +414,9 @@ class _LengthPage:
         title = "test accuracy"
         if len(self._columns) > 1:
             title += f", {column:.0f} labeled images of each class"
-        dots = accuracy_dots(title, best_first, self._teacher_percent)
+        lead = best_row(self._of_grid, column)
+        leader = "" if lead is None else str(lead["row"])
+        dots = accuracy_dots(title, best_first, leader, self._teacher_percent)
         charts = []
         tables = []
         if len(self._columns) > 1:
@@ -480,43 +497,42 @@ class _LengthPage:
         return [Part(title, anchor, notes, tables=[SortableTable(header, rows)])]
 
     def _gaps(self, gaps: Sequence[Gap]) -> list[Part]:
-        parts = []
+        if not gaps:
+            return []
+        goal = gaps[0].goal
+        notes = [
+            f"Headroom is what choosing images can gain: the accuracy of “{goal}”, which uses what "
+            "a user does not have, minus that of as many random images. The gap closed is the "
+            "share of it that a row gains, compared with the control that has the nearest number "
+            "of images."
+        ]
+        if not all(gap.shares_labeled for gap in gaps):
+            notes.append(
+                "distillation.labeled_share is null, so that the batches of students with more "
+                "pool images have fewer labeled ones: differences to the whole pool, and to "
+                "controls of another size, are also differences of that share."
+            )
+        dots = []
+        tables = []
         for gap in gaps:
-            title = "Headroom and gap closed"
-            anchor = self._anchor("gap")
+            where = ""
             if len(gaps) > 1:
-                title += f", {gap.labeled_per_class:.0f} labeled images of each class"
-                anchor += f"-{gap.labeled_per_class:.0f}"
-            notes = [
-                f"Headroom is what choosing images can gain: the accuracy of {gap.goal}, which "
-                "uses what a user does not have, minus that of as many random images. The gap "
-                "closed is the share of it that a row gains; it is compared with the control that "
-                "has the nearest number of images."
-            ]
-            if not gap.shares_labeled:
-                notes.append(
-                    "distillation.labeled_share is null, so that the batches of students with more "
-                    "pool images have fewer labeled ones: differences to the whole pool, and to "
-                    "controls of another size, are also differences of that share."
-                )
+                where = f"{gap.labeled_per_class:.0f} labeled images of each class: "
             for headroom in gap.headrooms:
-                difference = _plain(difference_text(headroom.difference))
                 notes.append(
-                    f"Headroom over {headroom.control}, {headroom.n_images:,.0f} images: "
-                    f"{difference} points."
+                    f"{where}headroom over “{headroom.control}”, {headroom.n_images:,.0f} images, "
+                    f"{points_text(headroom.difference)}."
                 )
             if gap.reasons:
-                reasons = "; ".join(gap.reasons)
                 notes.append(
-                    "Not compared, because a difference would not be that of the images: "
-                    f"{reasons}."
+                    f"{where}not compared, because a difference would not be that of the images: "
+                    f"{'; '.join(gap.reasons)}."
                 )
-            dots = gap_dots("gap closed", gap)
-            tables = [_gap_table(gap)] if gap.rows else []
-            parts.append(
-                Part(title, anchor, notes, dots=[dots] if dots is not None else [], tables=tables)
-            )
-        return parts
+            found = gap_dots(f"{where}gap closed", gap)
+            dots += [found] if found is not None else []
+            tables += [_gap_table(gap, where.removesuffix(": "))] if gap.rows else []
+        anchor = self._anchor("gap")
+        return [Part("Headroom and gap closed", anchor, notes, dots=dots, tables=tables)]
 
     def _yardstick(self) -> list[Part]:
         measured = self._means[self._means["yardstick_agreement"].notna()]
@@ -650,7 +666,7 @@ class _LengthPage:
         return [Part("What was selected", self._anchor("selected"), [note], tables=[table])]
 
 
-def _gap_table(gap: Gap) -> SortableTable:
+def _gap_table(gap: Gap, title: str) -> SortableTable:
     header = ["variant", "images", "control", "− control"]
     if gap.whole_pool is not None:
         header.append(f"− {gap.whole_pool}")
@@ -668,7 +684,7 @@ def _gap_table(gap: Gap) -> SortableTable:
             cells.append(_difference_cell(row.to_whole_pool))
         cells.append(_closed_cell(row))
         rows.append(cells)
-    return SortableTable(header, rows)
+    return SortableTable(header, rows, title)
 
 
 def _closed_cell(row: GapRow) -> Cell:
@@ -711,7 +727,7 @@ def _accuracy_cell(rows: pd.DataFrame, n_seeds: int, kind: str) -> Cell:
     return Cell(text, float(row["mean"]), kind=kind)
 
 
-def _difference_cell(found: Any) -> Cell:
+def _difference_cell(found: RowDifference | None) -> Cell:
     if found is None:
         return Cell(UNKNOWN, None)
     kind = "significant" if found.accuracy.is_significant else ""

@@ -10,6 +10,7 @@ from pu_kd_pipeline.comparison.differences import best_row, differences_to_best
 from pu_kd_pipeline.comparison.formatting import signed
 from pu_kd_pipeline.comparison.gap_section import headroom_finding
 from pu_kd_pipeline.comparison.tables import is_in_column, rivals
+from pu_kd_pipeline.reporting.style import UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,21 +99,21 @@ def lead_sentences(lead: Lead, where: str, n_test: int) -> list[str]:
     if where:
         reached += f", {where}"
     if lead.second is None:
-        return [f"{lead.name} is the only variant here that is no reference: {reached}."]
-    over_second = f"{lead.second}: {lead_text(lead)}"
+        return [f"“{lead.name}” is the only variant here that is no reference: {reached}."]
+    over_second = f"over “{lead.second}”: {lead_text(lead)}"
     if lead.is_clear:
         verdict = (
-            f"{lead.name} is best: {reached}. Chance does not explain its lead over any other "
+            f"“{lead.name}” is best: {reached}. Chance does not explain its lead over any other "
             f"variant ({over_second})."
         )
     elif lead.unclear:
         verdict = (
-            f"Which variant is best cannot be told: {lead.name} leads ({reached}), and chance can "
-            f"explain its lead over {_named(lead.unclear)} ({over_second})."
+            f"Which variant is best cannot be told: “{lead.name}” leads with {reached}, and chance "
+            f"can explain its lead over {_named(lead.unclear)} ({over_second})."
         )
     else:
         verdict = (
-            f"Which variant is best was not tested: {lead.name} leads ({reached}), without a "
+            f"Which variant is best was not tested: “{lead.name}” leads with {reached}, without a "
             f"student of the same seed and test images among those of {_named(lead.untested)}."
         )
     return [verdict, _what_was_tested(lead)]
@@ -152,7 +153,7 @@ def verdict_text(lead: Lead) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    shown = list(names[:_MAX_NAMED])
+    shown = [f"“{name}”" for name in names[:_MAX_NAMED]]
     n_more = len(names) - len(shown)
     if n_more:
         shown.append(f"{n_more} more")
@@ -174,55 +175,69 @@ def yardstick_sentence(results: pd.DataFrame, means: pd.DataFrame, lead: Lead) -
     of_closest = f"{closest['yardstick_kl']:.3f} nats"
     if closest["row"] == lead.name:
         return (
-            f"{lead.name} is also closest to its teacher on the yardstick, images that no student "
+            f"“{lead.name}” is also closest to its teacher on the yardstick, images that no student "
             f"learned from ({of_closest})."
         )
     of_lead = known.loc[known["row"] == lead.name, "yardstick_kl"]
     if len(of_lead):
-        of_closest += f", {lead.name}: {of_lead.iloc[0]:.3f}"
+        of_closest += f", “{lead.name}”: {of_lead.iloc[0]:.3f}"
     return (
-        f"On the yardstick, images that no student learned from, {closest['row']} is closest to "
+        f"On the yardstick, images that no student learned from, “{closest['row']}” is closest to "
         f"its teacher ({of_closest}). Choose by the yardstick: the test images are for the end."
     )
 
 
-def gap_sentences(gaps: Sequence[Gap], lead: Lead) -> list[str]:
-    """Return what choosing images can gain, and which row gains most of it."""
+def gap_sentences(gaps: Sequence[Gap], means: pd.DataFrame, lead: Lead) -> list[str]:
+    """Return what choosing images can gain, and which row that is no reference gains most of it."""
     sentences = []
+    names = set(rivals(means, lead.column)["row"])
     for gap in gaps:
         if gap.n_updates != lead.n_updates or gap.labeled_per_class != lead.column:
             continue
         for headroom in gap.headrooms:
-            finding = headroom_finding(gap, headroom)
+            finding = headroom_finding(gap, headroom, _quoted)
             if finding is not None:
                 sentences.append("".join(finding))
             elif headroom.difference is not None:
-                found = headroom.difference.accuracy
-                bounds = f"{signed(100 * found.lower)} to {signed(100 * found.upper)}"
-                sentence = (
-                    f"Choosing images can gain {100 * found.difference:.2f} points over "
-                    f"{headroom.control} (95 %: {bounds}, by {gap.goal})"
+                gained = points_text(headroom.difference)
+                rows = [row for row in gap.rows if row.control == headroom.control]
+                closed = _most_closed([row for row in rows if row.name in names])
+                sentences.append(
+                    f"Choosing images can gain {gained} over “{headroom.control}”, by "
+                    f"“{gap.goal}”{closed}."
                 )
-                closed = _most_closed(gap, headroom.control)
-                sentences.append(f"{sentence}{closed}.")
     return sentences
 
 
-def _most_closed(gap: Gap, control: str) -> str:
-    rows = [row for row in gap.rows if row.closed is not None and row.control == control]
-    if not rows:
+def _most_closed(rows: Sequence[GapRow]) -> str:
+    known = [row for row in rows if row.closed is not None]
+    if not known:
         return ""
-    most = max(rows, key=_share)
+    most = max(known, key=_share)
     closed = most.closed
     assert closed is not None
     bounds = f"{100 * closed.lower:,.0f} to {100 * closed.upper:,.0f}".replace("-", "−")
     share = f"{100 * closed.share:,.0f}".replace("-", "−")
-    return f"; {most.name} gains {share} % of it (95 %: {bounds})"
+    return f"; “{most.name}” gains {share} % of it (95 %: {bounds})"
 
 
 def _share(row: GapRow) -> float:
     assert row.closed is not None
     return row.closed.share
+
+
+def points_text(found: RowDifference | None) -> str:
+    """Return a difference in points with its interval."""
+    if found is None:
+        return UNKNOWN
+    accuracy = found.accuracy
+    bounds = f"{signed(100 * accuracy.lower)} to {signed(100 * accuracy.upper)}"
+    seeds = ", one seed" if found.n_seeds == 1 else ""
+    return f"{signed(100 * accuracy.difference)} points (95 %: {bounds}{seeds})"
+
+
+def _quoted(name: str) -> str:
+    return f"“{name}”"
 
 
 def place_text(

@@ -36,6 +36,8 @@ class SortableTable:
 
     header: list[str]
     rows: list[list[Cell]]
+    title: str = ""
+    """Above the table, where a section has several."""
 
 
 def accuracy_table(metrics: Mapping[str, Any], names: Sequence[str]) -> SortableTable | None:
