@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _ACCURACIES = (0, 20, 50, 60, 70, 75, 80, 85, 90, 95, 97, 98, 99, 99.5, 99.8, 99.9)
 _LEAST_ERROR = 0.05  # percent: an accuracy of 100 has no place on a logarithmic axis
 _FEW_TICKS = 3
+_LEAST_DISTANCE = 0.06  # of two labels, as a share of the axis
 _N_COLORS = 8
 _STYLES = ("", "dashed", "dotted")
 _HEIGHT = 280
@@ -91,7 +92,7 @@ def accuracy_dots(
     def place(log_error: float) -> float:
         return float((largest - log_error) / (largest - smallest))
 
-    readings = []
+    readings: list[Reading] = []
     for index, (_, row) in enumerate(rows.iterrows()):
         text = f"{row['mean']:.2f} %"
         has_deviation = np.isfinite(row["std"])
@@ -120,8 +121,15 @@ def accuracy_dots(
     return Dots(title, readings, marks, low, high, note)
 
 
-def gap_dots(title: str, gap: Gap) -> Dots | None:
-    """Return the share of the gap that each row closes, the largest first; None without any."""
+def gap_dots(title: str, gap: Gap, leader: str, references: Collection[str]) -> Dots | None:
+    """Return the share of the gap that each row closes, the largest first; None without any.
+
+    Args:
+        title: of the chart.
+        gap: headroom and rows.
+        leader: name of the row that leads.
+        references: names of the rows that are references.
+    """
     rows = shown_rows(gap)
     if not rows:
         return None
@@ -133,10 +141,13 @@ def gap_dots(title: str, gap: Gap) -> Dots | None:
     def place(share: float) -> float:
         return float(np.clip((share - low) / (high - low), 0.0, 1.0))
 
-    readings = []
+    readings: list[Reading] = []
     for row, closed in zip(rows, found, strict=True):
         bounds = f"{100 * closed.lower:,.0f} to {100 * closed.upper:,.0f}"
         text = f"{100 * closed.share:,.0f} % ({bounds})".replace("-", "−")
+        kind = "used" if row.name == leader else "other"
+        if row.name in references:
+            kind = "hollow"
         readings.append(
             Reading(
                 row.name,
@@ -144,12 +155,15 @@ def gap_dots(title: str, gap: Gap) -> Dots | None:
                 place(closed.share),
                 place(closed.lower),
                 place(closed.upper),
-                "used" if not readings else "other",
+                kind,
             )
         )
-    note = f"Lines: 0 %, as good as random images, and 100 %, as {gap.goal}. Bars: 95 % intervals."
-    texts = [f"{100 * value:.0f} %".replace("-", "−") for value in (low, high)]
-    return Dots(title, readings, [place(0.0), place(1.0)], *texts, note)
+    note = (
+        f"Lines: 0 %, as good as random images, and 100 %, as “{gap.goal}”. Bars: 95 % intervals. "
+        "Hollow: a reference."
+    )
+    left = f"{100 * low:.0f} %".replace("-", "−")
+    return Dots(title, readings, [place(0.0), place(1.0)], left, f"{100 * high:.0f} %", note)
 
 
 def columns_chart(
@@ -286,7 +300,13 @@ def _accuracy_ticks(low: float, high: float) -> list[tuple[float, str]]:
         locator = MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10])
         values = locator.tick_values(100 - high, 100 - low)
         accuracies = [float(value) for value in values if low <= 100 - value <= high]
-    return [(100 - accuracy, f"{accuracy:.4g}") for accuracy in accuracies]
+    # Labels that overlap cannot be read; those of the best accuracies stay.
+    least_ratio = (high / low) ** _LEAST_DISTANCE
+    kept: list[float] = []
+    for accuracy in sorted(accuracies, reverse=True):
+        if not kept or 100 - accuracy >= least_ratio * (100 - kept[-1]):
+            kept.append(accuracy)
+    return [(100 - accuracy, f"{accuracy:.4g}") for accuracy in kept if accuracy < 100]
 
 
 def _errors(accuracy_percent: np.ndarray | float) -> np.ndarray:

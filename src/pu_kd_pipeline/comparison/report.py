@@ -191,29 +191,32 @@ def _findings(
 def _where(lead: Lead, leads: Sequence[Lead]) -> str:
     has_lengths = len({each.n_updates for each in leads}) > 1
     has_columns = len({each.column for each in leads}) > 1
-    return place_text(
-        lead.n_updates, lead.column, has_lengths=has_lengths, has_columns=has_columns
-    )
+    return place_text(lead.n_updates, lead.column, has_lengths=has_lengths, has_columns=has_columns)
 
 
 def _lead_table(leads: Sequence[Lead]) -> SortableTable:
-    header = ["updates", "labeled per class", "leads", "accuracy", "lead over the next", "verdict"]
+    header = [
+        "updates",
+        "labeled per class",
+        "leads",
+        "accuracy",
+        "the next",
+        "lead over it",
+        "verdict",
+    ]
     rows = []
-    for lead in leads:
-        lead_points = None
-        if lead.to_second is not None:
-            lead_points = -lead.to_second.accuracy.difference
-        over = UNKNOWN
-        if lead.to_second is not None:
-            text = _plain(difference_text(_reversed(lead.to_second)))
-            over = f"{lead.second}: {text}"
+    # The one of the first sentence is the last.
+    for lead in reversed(leads):
+        second = lead.second or UNKNOWN
+        over = None if lead.to_second is None else _reversed(lead.to_second)
         rows.append(
             [
                 _number(lead.n_updates, ","),
                 _number(lead.column, ",.0f"),
                 Cell(lead.name, lead.name),
                 Cell(f"{lead.percent:.2f} %", lead.percent),
-                Cell(over, lead_points),
+                Cell(second, second),
+                _difference_cell(over),
                 Cell(verdict_text(lead), verdict_text(lead)),
             ]
         )
@@ -265,9 +268,7 @@ def _doubts(results: pd.DataFrame, params: ComparisonParams, blocks: Blocks) -> 
     expected = set()
     for cell in make_cells(params, blocks):
         n_updates = cell.blocks.distillation.n_updates
-        expected.add(
-            (cell.variant, cell.objective, cell.labeled_per_class, n_updates, cell.seed)
-        )
+        expected.add((cell.variant, cell.objective, cell.labeled_per_class, n_updates, cell.seed))
     present = set(map(_cell_key, results.to_dict("records")))
     missing = expected - present
     if missing:
@@ -311,19 +312,22 @@ def _cell_key(row: Mapping[Any, Any]) -> tuple[str, str, int | None, int | None,
 
 def _students(keys: set[tuple[Any, ...]]) -> str:
     """Return how many students there are, with some of their names."""
-    named = []
-    for variant, objective, labeled, n_updates, seed in sorted(keys, key=str)[:_MAX_NAMED]:
-        parts = [variant, objective]
-        if labeled is not None:
-            parts.append(f"{labeled} per class")
-        if n_updates is not None:
-            parts.append(f"{n_updates:,} updates")
-        named.append(f"{', '.join(parts)}, seed {seed}")
+    named = [_student(key) for key in sorted(keys, key=str)[:_MAX_NAMED]]
     listed = "; ".join(named)
     if len(keys) > len(named):
         listed += "; …"
     noun = "student" if len(keys) == 1 else "students"
     return f"{len(keys):,} {noun} ({listed})"
+
+
+def _student(key: tuple[Any, ...]) -> str:
+    variant, objective, labeled, n_updates, seed = key
+    parts = [variant, objective]
+    if labeled is not None:
+        parts.append(f"{labeled} per class")
+    if n_updates is not None:
+        parts.append(f"{n_updates:,} updates")
+    return f"{', '.join(parts)}, seed {seed}"
 
 
 def _are(keys: set[tuple[Any, ...]]) -> str:
@@ -342,12 +346,11 @@ def _notes(results: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _failures(results: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return the students that could not be computed, each with the reason."""
-    found = []
+    """Return the students that could not be computed by the reason, which is the second text."""
+    by_reason: dict[str, list[str]] = {}
     for row in results[results["failure"].notna()].to_dict("records"):
-        text = _students({_cell_key(row)}).removeprefix("1 student (").removesuffix(")")
-        found.append((text, str(row["failure"])))
-    return found
+        by_reason.setdefault(str(row["failure"]), []).append(_student(_cell_key(row)))
+    return [("; ".join(students), reason) for reason, students in by_reason.items()]
 
 
 def _facts(results: pd.DataFrame, means: pd.DataFrame, params: ComparisonParams) -> str:
@@ -408,15 +411,17 @@ class _LengthPage:
     def _last_column(self) -> float | None:
         return self._columns[-1] if self._columns else None
 
+    def _leader(self) -> str:
+        best = best_row(self._of_grid, self._last_column())
+        return "" if best is None else str(best["row"])
+
     def _accuracy(self) -> Part:
         column = self._last_column()
         best_first = rows_of_column(self._of_grid, column)
         title = "test accuracy"
         if len(self._columns) > 1:
             title += f", {column:.0f} labeled images of each class"
-        lead = best_row(self._of_grid, column)
-        leader = "" if lead is None else str(lead["row"])
-        dots = accuracy_dots(title, best_first, leader, self._teacher_percent)
+        dots = accuracy_dots(title, best_first, self._leader(), self._teacher_percent)
         charts = []
         tables = []
         if len(self._columns) > 1:
@@ -512,6 +517,7 @@ class _LengthPage:
                 "pool images have fewer labeled ones: differences to the whole pool, and to "
                 "controls of another size, are also differences of that share."
             )
+        references = set(self._of_grid.loc[self._of_grid["is_reference"], "row"])
         dots = []
         tables = []
         for gap in gaps:
@@ -528,7 +534,7 @@ class _LengthPage:
                     f"{where}not compared, because a difference would not be that of the images: "
                     f"{'; '.join(gap.reasons)}."
                 )
-            found = gap_dots(f"{where}gap closed", gap)
+            found = gap_dots(f"{where}gap closed", gap, self._leader(), references)
             dots += [found] if found is not None else []
             tables += [_gap_table(gap, where.removesuffix(": "))] if gap.rows else []
         anchor = self._anchor("gap")
@@ -574,9 +580,7 @@ class _LengthPage:
             rows.append(cells)
         table = SortableTable(["variant", *(f"{place:,g}" for place in places)], rows)
         charts = [chart] if chart is not None else []
-        return Part(
-            f"By {label}", self._anchor(f"sweep-{number}"), charts=charts, tables=[table]
-        )
+        return Part(f"By {label}", self._anchor(f"sweep-{number}"), charts=charts, tables=[table])
 
     def _curves(self) -> list[Part]:
         charts = []
@@ -620,7 +624,7 @@ class _LengthPage:
                 is_known = bool(np.isfinite(value))
                 cells.append(Cell(percent(value), float(value) if is_known else None))
             rows.append(cells)
-        note = "Means over the seeds, in the columns of the rows above, the best row first."
+        note = "Means over the seeds; the best row is the first column."
         if len(by_row) < len(best_first):
             note += f" The first {len(by_row)} of {len(best_first)} rows are shown."
         if len(self._columns) > 1 and column is not None:
@@ -660,7 +664,7 @@ class _LengthPage:
             )
         note = (
             "Means over the seeds. Cells keep numbers and no lists of images: the report of "
-            "`kedro run --pipeline=full` with the rule of a variant shows its images."
+            "the pipeline full, with the rule of a variant, shows its images."
         )
         table = SortableTable(header, rows)
         return [Part("What was selected", self._anchor("selected"), [note], tables=[table])]

@@ -171,19 +171,21 @@ def yardstick_sentence(results: pd.DataFrame, means: pd.DataFrame, lead: Lead) -
     known = in_race[in_race["yardstick_kl"].notna()]
     if len(known) < 2:
         return None
-    closest = known.loc[known["yardstick_kl"].idxmin()]
-    of_closest = f"{closest['yardstick_kl']:.3f} nats"
+    closest = known.sort_values("yardstick_kl", kind="stable").iloc[0]
+    n_images = int(results["n_yardstick"].max())
+    measured = f"{closest['yardstick_kl']:.3f} nats"
     if closest["row"] == lead.name:
         return (
-            f"“{lead.name}” is also closest to its teacher on the yardstick, images that no student "
-            f"learned from ({of_closest})."
+            f"“{lead.name}” is also closest to its teacher on the yardstick, {n_images:,} images "
+            f"that no student learned from ({measured}; not tested)."
         )
     of_lead = known.loc[known["row"] == lead.name, "yardstick_kl"]
     if len(of_lead):
-        of_closest += f", “{lead.name}”: {of_lead.iloc[0]:.3f}"
+        measured += f", “{lead.name}”: {of_lead.iloc[0]:.3f}"
     return (
-        f"On the yardstick, images that no student learned from, “{closest['row']}” is closest to "
-        f"its teacher ({of_closest}). Choose by the yardstick: the test images are for the end."
+        f"On the yardstick, {n_images:,} images that no student learned from, "
+        f"“{closest['row']}” is closest to its teacher ({measured}; not tested). Choose by the "
+        "yardstick: the test images are for the end."
     )
 
 

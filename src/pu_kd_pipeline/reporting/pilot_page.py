@@ -292,17 +292,11 @@ def pilot_chart(pilot: Mapping[str, Any]) -> LineChart | None:
     # On top of the others.
     lines.sort(key=lambda line: line.name == judgment["leader"])
     agreement = judgment["agreement"]
-    lower, center, upper = (
-        np.array([100 * agreement[key]]) for key in ("lower", "value", "upper")
-    )
+    lower, center, upper = (np.array([100 * agreement[key]]) for key in ("lower", "value", "upper"))
     n_updates = np.array([float(judgment["n_updates"])])
     role = _CONTROL_ROLES.get(judgment["recommended"], "student")
     forecast = f"forecast: {judgment['recommended']}"
-    lines.append(
-        Line(
-            forecast, role, n_updates, center, "points", np.array([5.0]), (lower, upper)
-        )
-    )
+    lines.append(Line(forecast, role, n_updates, center, "points", np.array([5.0]), (lower, upper)))
     lengths = sorted({trial["n_updates"] for trial in pilot["trials"]} | {judgment["n_updates"]})
     ticks = [(float(length), f"{length:,}") for length in lengths]
     return line_chart(

@@ -12,7 +12,7 @@ from pu_kd_pipeline.pipelines.critic_distillation import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: original images and teacher in; students, metrics, certificate, page out."""
+    """Return the stage: original images, teacher in; students, metrics, certificate, page out."""
     return Pipeline(
         [
             Node(

@@ -73,7 +73,9 @@ def critic_sections(
     groups = [of_students, critic_curves(histories["student"])]
     sections.curves = [group for group in groups if group is not None]
     original = "teacher's training images"
-    sections.refused = quarantine_of({original: teacher_training_images, "test images": test_images})
+    sections.refused = quarantine_of(
+        {original: teacher_training_images, "test images": test_images}
+    )
     sections.pictures = Pictures(album.pictures({TEST: test_images}))
     sections.facts = album.facts()
     sections.replaced = frozenset({"critic_curves", "per_class_accuracy_plot"})

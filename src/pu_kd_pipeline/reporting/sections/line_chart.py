@@ -200,9 +200,7 @@ class _Axis:
     labels: tuple[tuple[float, str], ...]
 
     @staticmethod
-    def of(
-        values: np.ndarray, span: tuple[float, float], scale: Scale, *, is_tight: bool
-    ) -> _Axis:
+    def of(values: np.ndarray, span: tuple[float, float], scale: Scale, *, is_tight: bool) -> _Axis:
         covered = np.append(values, scale.covers)
         low = float(covered.min())
         high = float(covered.max())
@@ -265,8 +263,7 @@ def _path(line: Line, x_axis: _Axis, y_axis: _Axis) -> Path:
     if n <= MAX_MARKED_POINTS or line.radii is not None:
         radii = np.full(n, _RADIUS) if line.radii is None else line.radii
         dots = [
-            Dot(x, y, _rounded(radius))
-            for (x, y), radius in zip(points, radii[kept], strict=True)
+            Dot(x, y, _rounded(radius)) for (x, y), radius in zip(points, radii[kept], strict=True)
         ]
     bars = []
     if line.bars is not None:
