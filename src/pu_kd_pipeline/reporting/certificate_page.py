@@ -114,7 +114,10 @@ def reliability_chart(certificate: Mapping[str, Any]) -> LineChart | None:
     """
     models, truth = _calibrated(certificate)
     ends = np.array([0.0, 1.0])
-    lines = [Line("as often as it says", "muted-line", ends, ends, shows_last=False)]
+    no_dots = np.zeros(2)
+    lines = [
+        Line("as often as it says", "muted-line", ends, ends, radii=no_dots, shows_last=False)
+    ]
     for name, measured in models.items():
         title, role, style = _LINES[name]
         bins = measured["bins"]
