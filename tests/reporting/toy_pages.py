@@ -1,4 +1,4 @@
-"""Toy inputs of the pages that are not the report of a run: a certificate, an export, and others."""
+"""Toy inputs of the pages besides the report of `full`: a certificate, an export, and others."""
 
 from __future__ import annotations
 
