@@ -9,12 +9,17 @@ import base64
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -30,6 +35,29 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 TIMEOUT_S = 60
+FAULTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Network.loadingFailed")
+WIDTHS_PX = (390, 1280)
+# What is wider than the window, outside of what scrolls by itself; and colors and sizes.
+_LAYOUT = """(() => {
+  const wide = [];
+  for (const each of document.querySelectorAll("body *")) {
+    const box = each.getBoundingClientRect();
+    if (box.width && box.right > innerWidth + 0.5 && !each.closest(".scroll, pre, dialog")) {
+      wide.push(each.tagName + " " + each.className);
+    }
+  }
+  const text = document.querySelector(".plot text");
+  const svg = document.querySelector(".plot svg");
+  const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 0;
+  return {
+    page: document.documentElement.scrollWidth, window: innerWidth, wide: wide,
+    paper: getComputedStyle(document.body).backgroundColor,
+    ink: getComputedStyle(document.body).color,
+    chart_ink: text ? getComputedStyle(text).fill : null,
+    chart_px: text ? scale * parseFloat(getComputedStyle(text).fontSize) : null,
+    n_charts: document.querySelectorAll(".plot svg").length,
+  };
+})()"""
 # In the child, Chromium reads commands from descriptor 3 and writes answers to 4. The pipes are
 # made above both, so that none of them is replaced before it was copied.
 _FIRST_FREE = 20
@@ -48,6 +76,64 @@ def find_chromium() -> str | None:
         if path is not None:
             return path
     return None
+
+
+@contextmanager
+def quiet_browser(folder: Path) -> Iterator[Browser]:
+    """Start a browser, and check in the end that pages logged nothing and asked for no other file.
+
+    Skips the test where there is no Chromium.
+
+    Args:
+        folder: for its profile and the files that it saves.
+    """
+    program = find_chromium()
+    if program is None:
+        pytest.skip("there is no Chromium: install the package `chromium`")
+    browser = Browser(program, folder)
+    try:
+        browser.show_as(1280, 900)
+        yield browser
+        faults = [each["params"] for each in browser.events if each.get("method") in FAULTS]
+        # A picture that was still decoded when the next page was opened is no fault.
+        assert [fault for fault in faults if not fault.get("canceled")] == []
+        requests = [
+            each for each in browser.events if each.get("method") == "Network.requestWillBeSent"
+        ]
+        urls = {each["params"]["request"]["url"].partition(":")[0] for each in requests}
+        assert urls <= {"file", "data"}
+    finally:
+        browser.close()
+
+
+def check_layout(browser: Browser) -> int:
+    """Check the open page on a phone and a screen, light and dark; return how many charts it has.
+
+    Nothing is wider than the window but tables and code that scroll by themselves, and texts of the
+    page and of charts have contrast and size.
+    """
+    layout: dict[str, Any] = {}
+    for width_px in WIDTHS_PX:
+        for is_dark in (False, True):
+            browser.show_as(width_px, 900, is_dark=is_dark)
+            layout = browser.run(_LAYOUT)
+            assert layout["page"] <= layout["window"]
+            assert layout["wide"] == []
+            paper = _brightness(layout["paper"])
+            for ink in filter(None, (layout["ink"], layout["chart_ink"])):
+                assert (paper < _brightness(ink)) == is_dark
+                assert abs(paper - _brightness(ink)) > 80
+            if layout["n_charts"]:
+                assert layout["chart_px"] >= 10
+    browser.show_as(1280, 900)
+    n_charts: int = layout["n_charts"]
+    return n_charts
+
+
+def _brightness(color: str) -> float:
+    """Return the mean of red, green and blue of a computed color."""
+    channels = [float(number) for number in re.findall(r"[\d.]+", color)[:3]]
+    return sum(channels) / 3
 
 
 class Browser:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.storage.table import read_table
 from tests.conftest import PROJECT, QUICK, run_kedro
 
@@ -86,6 +87,11 @@ def test_a_killed_comparison_continues_with_what_is_left(data):
     page = page.replace("*", "")
     for name in results["variant"]:
         assert f"| {name} | " in page
+
+    html = (data / "08_reporting" / "comparison.html").read_text()
+    assert load_model(data / "06_models" / "teacher_model").fingerprint() in html
+    assert "missing: run" not in html
+    assert f"Comparison: {data / '08_reporting' / 'comparison.html'}" in result.stdout
 
     assert (data / "08_reporting" / "comparison_plot.png").stat().st_size > 10_000
 

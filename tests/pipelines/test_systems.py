@@ -182,6 +182,12 @@ def test_a_critic_is_trained_with_the_student_and_reported(without_labeled):
     assert "fitted on images that the teacher learned from" in warning
     assert certify(without_labeled, "certificate.min_agreement=0.1").returncode == 0
 
+    report = (without_labeled / "08_reporting" / "report.html").read_text()
+    assert "The critic " in report
+    assert "student without the critic" in report
+    assert certificate["provenance"]["student"] in report
+    assert '<p class="doubts">' not in report
+
     for name in ("critic_curves", "per_class_accuracy_plot"):
         assert (without_labeled / "08_reporting" / f"{name}.png").stat().st_size > 10_000
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pu_kd_pipeline.reporting.pilot_page import (
+    pilot_chart,
     pilot_limits,
     pilot_sentences,
-    plot_pilot,
     render_pilot,
     round_rows,
 )
@@ -162,6 +162,12 @@ def test_a_page_has_no_markup_of_names():
 
 
 def test_curves_and_forecast_are_drawn():
-    axes = plot_pilot(pilot_of("gain")).axes[0]
-    labels = axes.get_legend_handles_labels()[1]
-    assert labels == ["mixture", "random", "whole_pool", "forecast: mixture"]
+    chart = pilot_chart(pilot_of("gain"))
+    assert chart is not None
+    names = [path.name for path in chart.paths]
+    assert names == ["random", "whole_pool", "mixture", "forecast: mixture"]
+    assert [tick.text for tick in chart.x_ticks] == ["100", "200"]
+    [bar] = chart.paths[-1].bars
+    [dot] = chart.paths[-1].dots
+    # Upwards is less in a drawing.
+    assert bar.y2 < dot.y < bar.y1

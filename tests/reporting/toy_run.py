@@ -81,6 +81,9 @@ class Store:
         refused = {"id": ["a.jpg", "b.jpg"], "source": "toy", "status": "truncated"}
         self.quarantine = pd.DataFrame(refused).head(n_refused)
 
+    def __len__(self) -> int:
+        return len(self.index)
+
     def read(self, rows: np.ndarray) -> np.ndarray:
         assert rows.dtype == np.int64
         self.n_rows_read += len(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pu_kd_pipeline.comparison.formatting import difference_text, markdown_table
@@ -66,27 +66,44 @@ def _parts_of_gap(gap: Gap) -> list[str]:
     return parts
 
 
-def _finding(gap: Gap, headroom: Headroom) -> str | None:
-    """Return a sentence on a control without headroom; None where there is some."""
-    goal = markdown_text(gap.goal)
-    control = markdown_text(headroom.control)
+def headroom_finding(
+    gap: Gap, headroom: Headroom, written: Callable[[str], str] = str
+) -> tuple[str, str] | None:
+    """Return a sentence on a control without headroom in two parts; None where there is some.
+
+    Args:
+        gap: of the control.
+        headroom: of the control.
+        written: how the page writes names.
+    """
+    goal = written(gap.goal)
+    control = written(headroom.control)
     if headroom.kind == "none":
         least = f"{100 * gap.least_headroom:g}"
         return (
-            f"**There is nothing to gain from relatedness on this pool**: {goal} is surely less "
-            f"than {least} points better than {control}."
+            "There is nothing to gain from relatedness on this pool",
+            f": {goal} is surely less than {least} points better than {control}.",
         )
     if headroom.kind == "unclear":
         return (
-            f"**That relatedness gains anything on this pool is not shown**: chance explains the "
-            f"difference of {goal} and {control}."
+            "That relatedness gains anything on this pool is not shown",
+            f": chance explains the difference of {goal} and {control}.",
         )
     if headroom.kind == "unknown":
         return (
+            "",
             f"{goal} and {control} cannot be compared: there are no two students of one seed that "
-            "were trained alike and tested on the same images."
+            "were trained alike and tested on the same images.",
         )
     return None
+
+
+def _finding(gap: Gap, headroom: Headroom) -> str | None:
+    found = headroom_finding(gap, headroom, markdown_text)
+    if found is None:
+        return None
+    verdict, rest = found
+    return f"**{verdict}**{rest}" if verdict else rest
 
 
 def _row_table(gap: Gap) -> str:

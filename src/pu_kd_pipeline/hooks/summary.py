@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 COMPARISON = "comparison_table"
+COMPARISON_PAGE = "comparison_page"
 PILOT = "pilot"
 PILOT_PAGE = "pilot_page"
 STUDENT_SEARCH = "student_search"
@@ -62,6 +63,8 @@ class SummaryHooks:
         if COMPARISON in outputs:
             table = str(catalog.load(COMPARISON))
             print(visible(table))
+        if COMPARISON_PAGE in outputs:
+            print(f"Comparison: {dataset_location(catalog, COMPARISON_PAGE)}")
         if PILOT in outputs:
             _print_pilot(
                 catalog.load(PILOT), dataset_location(catalog, PILOT_PAGE), _settings(run_params)

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from pu_kd_pipeline.reporting.html import embedded_figure, render_page
-from pu_kd_pipeline.reporting.style import (
-    GRID,
-    STUDENT,
-    TEACHER,
-    UNKNOWN,
-    new_figure,
-    percent,
-    set_title,
-    style_axes,
-)
+from pu_kd_pipeline.reporting.html import render_page
+from pu_kd_pipeline.reporting.sections.line_chart import Line, LineChart, Scale, line_chart
+from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Name in the certificate -> title and line of the reliability diagram.
+# Name in the certificate -> title, role and style of its line in the reliability diagram.
 _LINES: dict[str, tuple[str, str, str]] = {
-    "student": ("student", STUDENT, "-"),
-    "scaled_student": ("student, temperature-scaled", STUDENT, "--"),
-    "teacher": ("teacher", TEACHER, ":"),
+    "student": ("student", "student", ""),
+    "scaled_student": ("student, temperature-scaled", "student", "dashed hollow"),
+    "teacher": ("teacher", "teacher", "dotted"),
 }
 
 
@@ -36,7 +25,6 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
     Args:
         certificate: result of `certificate.make_certificate`.
     """
-    figure = plot_reliability(certificate)
     return render_page(
         "certificate.html.jinja",
         title="Certificate of a student",
@@ -48,7 +36,8 @@ def render_certificate(certificate: Mapping[str, Any]) -> str:
         calibration=_calibration_rows(certificate),
         costs=_cost_rows(certificate),
         hardware=certificate["cost"]["hardware"],
-        figure=embedded_figure(figure),
+        reliability=_reliability_sentence(certificate),
+        chart=reliability_chart(certificate),
         scaling=_scaling_sentence(certificate["calibration"]),
         provenance=_provenance_rows(certificate),
     )
@@ -117,37 +106,57 @@ def share_text(share: Mapping[str, Any]) -> str:
     return f"{percent(share['value'])} ({limits})"
 
 
-def plot_reliability(certificate: Mapping[str, Any]) -> Figure:
+def reliability_chart(certificate: Mapping[str, Any]) -> LineChart | None:
     """Return the reliability diagram: the share right over the confidence, in bins.
 
-    Right is what the labels say, or what the teacher says where test images have none.
+    Right is what the labels say, or what the teacher says where test images have none. Larger
+    points hold more images.
     """
-    calibration = certificate["calibration"]
-    by_labels = calibration["against_labels"] is not None
-    models = calibration["against_labels"] if by_labels else calibration["against_teacher"]
-    truth = "the label" if by_labels else "the teacher's class"
-    figure = new_figure(4.2)
-    axes = figure.add_subplot()
-    style_axes(axes, "confidence (mean of a bin)", f"share that is {truth}")
-    axes.plot([0, 1], [0, 1], color=GRID, linewidth=1.5)
+    models, truth = _calibrated(certificate)
+    ends = np.array([0.0, 1.0])
+    no_dots = np.zeros(2)
+    lines = [Line("as often as it says", "muted-line", ends, ends, radii=no_dots, shows_last=False)]
     for name, measured in models.items():
-        title, color, line = _LINES[name]
+        title, role, style = _LINES[name]
         bins = measured["bins"]
-        confidence = [entry["confidence"] for entry in bins]
-        right = [entry["right"] for entry in bins]
         n_images = np.array([entry["n"] for entry in bins], dtype=np.float64)
-        axes.plot(confidence, right, color=color, linestyle=line, label=title)
-        sizes = 12 + 140 * np.sqrt(n_images / n_images.sum())
-        is_scaled = name == "scaled_student"
-        face = "white" if is_scaled else color
-        axes.scatter(confidence, right, s=sizes, facecolor=face, edgecolor=color, zorder=3)
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+        lines.append(
+            Line(
+                title,
+                role,
+                np.array([entry["confidence"] for entry in bins], dtype=np.float64),
+                np.array([entry["right"] for entry in bins], dtype=np.float64),
+                style,
+                radii=2 + 5 * (n_images / n_images.sum()) ** 0.25,
+                shows_last=False,
+            )
+        )
+    scale = Scale(is_log=False, covers=(0.0, 1.0))
+    return line_chart(
+        f"share that is {truth}",
+        "confidence (mean of a bin)",
+        lines,
+        x_scale=scale,
+        y_scale=scale,
+        height=300,
+    )
+
+
+def _reliability_sentence(certificate: Mapping[str, Any]) -> str:
+    models, truth = _calibrated(certificate)
     error = models["student"]["error"]
-    finding = f"The student's confidence is off by {100 * error:.1f} points on average"
-    evidence = f"expected calibration error against {truth}; larger points hold more images"
-    set_title(figure, finding, evidence)
-    return figure
+    return (
+        f"The student's confidence is off by {100 * error:.1f} points on average: its expected "
+        f"calibration error against {truth}."
+    )
+
+
+def _calibrated(certificate: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """Return the calibration of each model, and what is right in it."""
+    calibration = certificate["calibration"]
+    if calibration["against_labels"] is not None:
+        return calibration["against_labels"], "the label"
+    return calibration["against_teacher"], "the teacher's class"
 
 
 def _tiles(certificate: Mapping[str, Any]) -> list[dict[str, str]]:

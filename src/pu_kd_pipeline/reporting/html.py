@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURE_DPI = 150
+_STUDENT_STORES = ("pool", "labeled")
 
 
 def render_report(
@@ -45,6 +46,7 @@ def render_report(
     figures: Mapping[str, Figure],
     parameters: Mapping[str, Any],
     sections: Sections | None = None,
+    student_stores: Collection[str] = _STUDENT_STORES,
 ) -> str:
     """Return the page as HTML.
 
@@ -59,6 +61,7 @@ def render_report(
         parameters: blocks of parameters that the run used, by name.
         sections: what the page shows of images, classes and trainings; figures that these replace
             are not embedded. Without them the page has figures and tables alone.
+        student_stores: names of the stores that students learned from.
     """
     shown = figures
     if sections is not None:
@@ -80,7 +83,7 @@ def render_report(
         environment=ENVIRONMENT,
         **script_values(sections),
         stores=_store_rows(ingestion_report),
-        duplicates=_duplicates(ingestion_report, selection_facts),
+        duplicates=_duplicates(ingestion_report, selection_facts, student_stores),
         parameters=_parameter_rows(parameters),
         fingerprints=selection_facts.get("fingerprints") or {},
         version=__version__,
@@ -302,7 +305,9 @@ def _counted(counts: Mapping[str, int]) -> str:
 # --- duplicates ---
 
 
-def _duplicates(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+def _duplicates(
+    report: Mapping[str, Any], facts: Mapping[str, Any], student_stores: Collection[str]
+) -> list[str]:
     """Return sentences on images in two stores, above all on copies of test images."""
     found = report.get("duplicates")
     if not found:
@@ -320,21 +325,24 @@ def _duplicates(report: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str
         if other == "test":
             stores_with_test_images.add(store)
     is_excluded = facts.get("exclude_test_duplicates") is True
-    return sentences + _consequences(stores_with_test_images, is_excluded)
+    return sentences + _consequences(stores_with_test_images, student_stores, is_excluded)
 
 
-def _consequences(stores_with_test_images: set[str], is_excluded: bool) -> list[str]:
+def _consequences(
+    stores_with_test_images: set[str], student_stores: Collection[str], is_excluded: bool
+) -> list[str]:
     """Return what copies of test images in these stores mean for the accuracies on the page.
 
     Args:
         stores_with_test_images: names of the stores that hold copies of test images.
+        student_stores: names of the stores that students learned from; the teacher learned from its
+            own.
         is_excluded: whether the selection left such copies out.
     """
     if not stores_with_test_images:
         return ["No image is a copy of a test image."]
     sentences = []
-    # Students learn from the pool and the labeled images, the teacher from its own.
-    if stores_with_test_images & {"pool", "labeled"}:
+    if not stores_with_test_images.isdisjoint(student_stores):
         if is_excluded:
             sentences.append(
                 "No student learned from these copies of test images: "

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from pu_kd_pipeline.progress import duration_text
-from pu_kd_pipeline.reporting.html import embedded_figure, render_page
-from pu_kd_pipeline.reporting.style import (
-    MUTED,
-    RANDOM,
-    RELEVANT,
-    STUDENT,
-    UNKNOWN,
-    UNLABELED,
-    new_figure,
-    percent,
-    points,
-    set_title,
-    style_axes,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from pu_kd_pipeline.reporting.html import render_page
+from pu_kd_pipeline.reporting.sections.line_chart import Line, LineChart, Scale, line_chart
+from pu_kd_pipeline.reporting.style import UNKNOWN, percent, points
 
 CONTROL_NAMES = {
     "random": "random images, each shown about 50 times",
     "whole_pool": "the whole pool, drawn evenly",
     "oracle": "oracle: the truly related images",
 }
-_CONTROL_COLORS = {"random": RANDOM, "whole_pool": UNLABELED, "oracle": RELEVANT}
+_CONTROL_ROLES = {"random": "random", "whole_pool": "other", "oracle": "relevant"}
 _FEW_MEASURED = 200
 _MEGABYTE = 1e6
 _GIGABYTE = 1e9
@@ -50,7 +37,8 @@ def render_pilot(pilot: Mapping[str, Any], parameters: str, command: str) -> str
         findings=pilot_sentences(pilot),
         warnings=pilot_limits(pilot),
         tiles=_tiles(pilot),
-        figure=embedded_figure(plot_pilot(pilot)),
+        chart=pilot_chart(pilot),
+        n_measured=pilot["yardstick"]["n_images"],
         parameters=parameters,
         command=command,
         rounds=round_rows(pilot["trials"]),
@@ -293,53 +281,37 @@ def _pace_rows(pilot: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def plot_pilot(pilot: Mapping[str, Any]) -> Figure:
+def pilot_chart(pilot: Mapping[str, Any]) -> LineChart | None:
     """Return agreement over the number of updates, by candidate, and the forecast."""
     judgment = pilot["judgment"]
-    figure = new_figure(4.2)
-    axes = figure.add_subplot()
-    style_axes(axes, "updates (each point is a training of its own)", "agreement (%)")
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for trial in pilot["trials"]:
         if trial["agreement"] is not None:
             curves.setdefault(trial["candidate"], []).append(trial)
-    for name, trials in curves.items():
-        _draw_curve(axes, name, trials, is_leader=name == judgment["leader"])
+    lines = [_curve(name, trials, judgment["leader"]) for name, trials in curves.items()]
+    # On top of the others.
+    lines.sort(key=lambda line: line.name == judgment["leader"])
     agreement = judgment["agreement"]
-    center = 100 * agreement["value"]
-    reach = [
-        [center - 100 * agreement["lower"]],
-        [100 * agreement["upper"] - center],
-    ]
-    color = _CONTROL_COLORS.get(judgment["recommended"], STUDENT)
-    axes.errorbar(
-        [judgment["n_updates"]],
-        [center],
-        yerr=reach,
-        color=color,
-        marker="D",
-        capsize=4,
-        label=f"forecast: {judgment['recommended']}",
-    )
-    axes.set_xscale("log", base=2)
+    lower, center, upper = (np.array([100 * agreement[key]]) for key in ("lower", "value", "upper"))
+    n_updates = np.array([float(judgment["n_updates"])])
+    role = _CONTROL_ROLES.get(judgment["recommended"], "student")
+    forecast = f"forecast: {judgment['recommended']}"
+    lines.append(Line(forecast, role, n_updates, center, "points", np.array([5.0]), (lower, upper)))
     lengths = sorted({trial["n_updates"] for trial in pilot["trials"]} | {judgment["n_updates"]})
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    n_measured = pilot["yardstick"]["n_images"]
-    set_title(
-        figure,
-        f"{judgment['leader']} leads the pilot",
-        f"student and teacher give the same class, {n_measured:,} images; bar: 95 % interval",
+    ticks = [(float(length), f"{length:,}") for length in lengths]
+    return line_chart(
+        "agreement (%): student and teacher give the same class",
+        "updates; each point is a training of its own",
+        lines,
+        x_scale=Scale(is_log=True, ticks=ticks),
+        height=260,
     )
-    return figure
 
 
-def _draw_curve(
-    axes: Axes, name: str, trials: Sequence[Mapping[str, Any]], *, is_leader: bool
-) -> None:
-    color = _CONTROL_COLORS.get(name, STUDENT if is_leader else MUTED)
-    line = "-" if is_leader or name in _CONTROL_COLORS else ":"
-    lengths = [trial["n_updates"] for trial in trials]
-    shares = [100 * trial["agreement"]["value"] for trial in trials]
-    axes.plot(lengths, shares, line, color=color, marker="o", markersize=4, label=name)
+def _curve(name: str, trials: Sequence[Mapping[str, Any]], leader: str) -> Line:
+    is_control = name in _CONTROL_ROLES
+    role = _CONTROL_ROLES.get(name, "student" if name == leader else "muted-line")
+    style = "" if is_control or name == leader else "dotted"
+    lengths = np.array([trial["n_updates"] for trial in trials], dtype=np.float64)
+    shares = np.array([100 * trial["agreement"]["value"] for trial in trials], dtype=np.float64)
+    return Line(name, role, lengths, shares, style)

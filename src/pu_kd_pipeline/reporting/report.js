@@ -132,6 +132,33 @@
     });
   }
 
+  /* Charts of several lines: a click on a name in the legend shows its line alone, and again all. */
+  for (const plot of all(".plot")) {
+    const lines = all("g[data-line]", plot);
+    const names = all(".legend span", plot);
+    if (lines.length < 3) continue;
+    const choose = (name) => {
+      const isChosen = name.getAttribute("aria-pressed") === "true";
+      for (const other of names) other.setAttribute("aria-pressed", "false");
+      if (!isChosen) name.setAttribute("aria-pressed", "true");
+      for (const line of lines) {
+        line.classList.toggle("faded", !isChosen && line.dataset.line !== name.dataset.line);
+      }
+    };
+    for (const name of names) {
+      name.setAttribute("role", "button");
+      name.setAttribute("tabindex", "0");
+      name.setAttribute("aria-pressed", "false");
+      name.addEventListener("click", () => choose(name));
+      name.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" || event.key === " ") {
+          event.preventDefault();
+          choose(name);
+        }
+      });
+    }
+  }
+
   /* Pairs of classes: a click shows their images. */
   for (const button of all("button[data-pair]")) {
     button.addEventListener("click", () => {

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pu_kd_pipeline.reporting.html import embedded_figure, render_page
+import numpy as np
+
+from pu_kd_pipeline.reporting.html import render_page
 from pu_kd_pipeline.reporting.pilot_page import failure_sentences, round_rows
-from pu_kd_pipeline.reporting.style import (
-    MUTED,
-    STUDENT,
-    TEACHER,
-    UNKNOWN,
-    new_figure,
-    percent,
-    set_title,
-    style_axes,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from pu_kd_pipeline.reporting.sections.line_chart import Line, LineChart, Scale, line_chart
+from pu_kd_pipeline.reporting.style import UNKNOWN, percent
 
 _LIMIT_TITLES = {
     "latency_ms": ("latency of one image", "ms"),
@@ -43,7 +34,8 @@ def render_student_search(found: Mapping[str, Any], parameters: str, command: st
         title="A student for a budget",
         findings=search_sentences(found),
         warnings=search_limits(found),
-        figure=embedded_figure(plot_students(found)),
+        chart=students_chart(found),
+        n_measured=found["yardstick"]["n_images"],
         parameters=parameters,
         command=command,
         students=_student_rows(found),
@@ -142,68 +134,56 @@ def _cost_cells(name: str, costs: Mapping[str, float]) -> list[str]:
     ]
 
 
-def plot_students(found: Mapping[str, Any]) -> Figure:
+def students_chart(found: Mapping[str, Any]) -> LineChart | None:
     """Return divergence over latency: the first round, which all students are in, and the last.
 
     The line joins the students of the first round that are closer to the teacher than all faster
     ones.
     """
-    figure = new_figure(4.4)
-    axes = figure.add_subplot()
-    style_axes(axes, "latency of one image, ms", "divergence from the teacher, nats")
     by_round: dict[int, list[Mapping[str, Any]]] = {}
     for trial in found["trials"]:
         if trial["kl"] is not None:
             by_round.setdefault(trial["round"], []).append(trial)
     first, last = min(by_round), max(by_round)
-    for number, color, face in ((first, MUTED, "white"), (last, STUDENT, STUDENT)):
-        points = [_place(found, trial) for trial in by_round[number]]
-        length = by_round[number][0]["n_updates"]
-        axes.scatter(
-            [latency for latency, _ in points],
-            [divergence for _, divergence in points],
-            color=color,
-            facecolor=face,
-            zorder=3,
-            label=f"after {length:,} updates",
-        )
-        if number == first:
-            front = _front(points)
-            axes.plot(
-                [latency for latency, _ in front],
-                [divergence for _, divergence in front],
-                color=MUTED,
-                linewidth=1,
-                label="best for its latency",
-            )
+    places = {
+        number: [_place(found, trial) for trial in by_round[number]] for number in (first, last)
+    }
+    lengths = {number: f"after {by_round[number][0]['n_updates']:,} updates" for number in places}
     winner = _last_trials(found["trials"])[found["winner"]]
-    axes.annotate(
-        found["winner"],
-        _place(found, winner),
-        xytext=(0, -14),
-        textcoords="offset points",
-        ha="center",
-        fontsize=9,
-        color=STUDENT,
-    )
+    lines = [
+        _points("best for its latency", "muted-line", _front(places[first]), ""),
+        _points(lengths[first], "muted-line", places[first], "points hollow"),
+    ]
+    if last != first:
+        lines.append(_points(lengths[last], "student", places[last], "points"))
+    name = f"{found['winner']}, the student to train"
+    lines.append(_points(name, "alert", [_place(found, winner)], "points", radius=5.0))
     if "latency_ms" in found["limits"]:
-        axes.axvline(found["limits"]["latency_ms"], color=TEACHER, linestyle="--", linewidth=1)
-    for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
-        set_scale("log")
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
-    # Latencies often lie within one decade.
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=8)
-    axes.margins(x=0.15, y=0.15)
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    n_measured = found["yardstick"]["n_images"]
-    set_title(
-        figure,
-        f"{found['winner']} is the student to train",
-        f"lower is closer to the teacher, {n_measured:,} images; dashed: the limit of latency",
+        divergences = [divergence for each in places.values() for _, divergence in each]
+        limit = float(found["limits"]["latency_ms"])
+        line = [(limit, min(divergences)), (limit, max(divergences))]
+        lines.insert(0, _points("limit of latency", "teacher", line, "dashed", radius=0.0))
+    scale = Scale(is_log=True)
+    return line_chart(
+        "divergence from the teacher, nats; lower is closer",
+        "latency of one image, ms",
+        lines,
+        x_scale=scale,
+        y_scale=scale,
+        height=260,
     )
-    return figure
+
+
+def _points(
+    name: str,
+    role: str,
+    places: Sequence[tuple[float, float]],
+    style: str,
+    *,
+    radius: float = 3.0,
+) -> Line:
+    x, y = np.array(places, dtype=np.float64).T
+    return Line(name, role, x, y, style, np.full(len(x), radius), shows_last=False)
 
 
 def _place(found: Mapping[str, Any], trial: Mapping[str, Any]) -> tuple[float, float]:

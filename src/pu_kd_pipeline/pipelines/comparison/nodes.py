@@ -12,10 +12,18 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.comparison import ComparisonParams
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.params.teacher import (
+    TeacherCheckParams,
+    TeacherParams,
+    TeacherTrainingParams,
+)
+from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -83,3 +91,56 @@ def report_comparison(
     gaps = measure_gaps(results, params, blocks)
     page = comparison_page(results, params, gaps)
     return results, page, plot_comparison(results, params, gaps)
+
+
+def write_comparison_page(
+    cells: ShardedTable,
+    teacher: Model,
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    test_images: ImageStore,
+    data_ingestion: DataIngestionParams,
+    teacher_block: TeacherParams,
+    teacher_check: TeacherCheckParams,
+    teacher_training: TeacherTrainingParams,
+    feature_extraction: FeatureExtractionParams,
+    yardstick: YardstickParams,
+    pu_training: PUTrainingParams,
+    subset_materialization: SubsetParams,
+    class_weighting: ClassWeightingParams,
+    distillation: DistillationParams,
+    relatedness: RelatednessParams,
+    params: ComparisonParams,
+) -> str:
+    """Return the HTML page of the results.
+
+    A node of its own: the results need neither the teacher nor the images.
+    """
+    from pu_kd_pipeline.comparison.computation import RESULT
+    from pu_kd_pipeline.comparison.gap import measure_gaps
+    from pu_kd_pipeline.comparison.grid import Blocks
+    from pu_kd_pipeline.comparison.report import render_comparison
+
+    results = cells.to_pandas().reindex(columns=RESULT.names)
+    blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
+    stores = {
+        "labeled images": labeled_images,
+        "pool images": pool_images,
+        "test images": test_images,
+    }
+    parameters = {
+        "data_ingestion": data_ingestion,
+        "teacher": teacher_block,
+        "teacher_check": teacher_check,
+        "teacher_training": teacher_training,
+        "feature_extraction": feature_extraction,
+        "yardstick": yardstick,
+        "pu_training": pu_training,
+        "subset_materialization": subset_materialization,
+        "class_weighting": class_weighting,
+        "distillation": distillation,
+        "relatedness": relatedness,
+        "comparison": params,
+    }
+    gaps = measure_gaps(results, params, blocks)
+    return render_comparison(results, params, blocks, gaps, teacher, stores, parameters)

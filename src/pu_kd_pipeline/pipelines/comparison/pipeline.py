@@ -6,7 +6,12 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
-from pu_kd_pipeline.pipelines.comparison.nodes import compare_students, report_comparison
+from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS
+from pu_kd_pipeline.pipelines.comparison.nodes import (
+    compare_students,
+    report_comparison,
+    write_comparison_page,
+)
 
 # What the variants of a comparison override.
 _BLOCKS = (
@@ -19,7 +24,7 @@ _BLOCKS = (
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: teacher, features, images in; results, table and plot out."""
+    """Return the stage: teacher, features, images in; results, table, plot and page out."""
     return Pipeline(
         [
             Node(
@@ -48,6 +53,27 @@ def create_pipeline(**_: Any) -> Pipeline:
                 outputs=["comparison_results", "comparison_table", "comparison_plot"],
                 name="report_comparison",
                 tags=["report"],
+            ),
+            Node(
+                write_comparison_page,
+                inputs=[
+                    "comparison_cells",
+                    "teacher_model",
+                    "labeled_images",
+                    "pool_images",
+                    "test_images",
+                    "params:data_ingestion",
+                    "params:teacher",
+                    "params:teacher_check",
+                    "params:teacher_training",
+                    "params:feature_extraction",
+                    "params:yardstick",
+                    *_BLOCKS,
+                    "params:comparison",
+                ],
+                outputs="comparison_page",
+                name="write_comparison_page",
+                tags=["report", SHOWS_PARAMETERS],
             ),
         ],
         namespace="comparison",

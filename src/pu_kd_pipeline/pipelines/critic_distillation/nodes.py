@@ -8,8 +8,10 @@ import pandas as pd
 
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.evaluation import EvaluationParams
+from pu_kd_pipeline.params.teacher import TeacherParams, TeacherTrainingParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
 
 
@@ -122,11 +124,63 @@ def write_certificate(
     return certificate, render_certificate(certificate)
 
 
-def plot_critic(metrics: dict[str, Any], history: pd.DataFrame, teacher: Model) -> tuple[Any, Any]:
-    """Return figures of the critic's training and of the accuracy per class."""
+def plot_critic(
+    metrics: dict[str, Any],
+    history: pd.DataFrame,
+    control_history: pd.DataFrame,
+    teacher: Model,
+    student: Model,
+    test_images: ImageStore,
+    teacher_training_images: ImageStore,
+    test_predictions: pd.DataFrame,
+    certificate: dict[str, Any],
+    ingestion_report: dict[str, Any],
+    data_ingestion: DataIngestionParams,
+    teacher_block: TeacherParams,
+    teacher_training: TeacherTrainingParams,
+    yardstick: YardstickParams,
+    evaluation: EvaluationParams,
+    params: DistillationParams,
+) -> tuple[Any, Any, str]:
+    """Return figures of the critic's training and of the accuracy per class, and the page."""
     from pu_kd_pipeline.reporting.class_figures import plot_per_class_accuracy
+    from pu_kd_pipeline.reporting.html import render_report
+    from pu_kd_pipeline.reporting.sections.critic_page import CONTROL, critic_sections
     from pu_kd_pipeline.reporting.training_figures import plot_critic_history
 
-    collapse = metrics["critic"]["collapse"]
     class_names = list(teacher.card.classes)
-    return plot_critic_history(history, collapse), plot_per_class_accuracy(metrics, class_names)
+    curves = plot_critic_history(history, metrics["critic"]["collapse"])
+    accuracies = plot_per_class_accuracy(metrics, class_names)
+    blocks = {
+        "data_ingestion": data_ingestion,
+        "teacher": teacher_block,
+        "teacher_training": teacher_training,
+        "yardstick": yardstick,
+        "critic_distillation": params,
+        "evaluation": evaluation,
+    }
+    sections = critic_sections(
+        metrics,
+        test_images,
+        teacher_training_images,
+        test_predictions,
+        certificate,
+        {"student": history, CONTROL: control_history},
+        class_names,
+        student,
+        blocks,
+    )
+    figures = {"critic_curves": curves, "per_class_accuracy_plot": accuracies}
+    title = "What a student learned from the original images, with a critic"
+    page = render_report(
+        title,
+        metrics,
+        ingestion_report,
+        {},
+        {},
+        figures,
+        blocks,
+        sections,
+        student_stores=("teacher_training",),
+    )
+    return curves, accuracies, page

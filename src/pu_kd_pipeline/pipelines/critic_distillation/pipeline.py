@@ -7,11 +7,12 @@ from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS
 from pu_kd_pipeline.pipelines.critic_distillation import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Return the stage: original images and teacher in; students, metrics, certificate out."""
+    """Return the stage: original images, teacher in; students, metrics, certificate, page out."""
     return Pipeline(
         [
             Node(
@@ -63,10 +64,27 @@ def create_pipeline(**_: Any) -> Pipeline:
             ),
             Node(
                 nodes.plot_critic,
-                inputs=["metrics", "distillation_history", "teacher_model"],
-                outputs=["critic_curves", "per_class_accuracy_plot"],
+                inputs=[
+                    "metrics",
+                    "distillation_history",
+                    "history_without_critic",
+                    "teacher_model",
+                    "student_model",
+                    "test_images",
+                    "teacher_training_images",
+                    "test_predictions",
+                    "certificate",
+                    "ingestion_report",
+                    "params:data_ingestion",
+                    "params:teacher",
+                    "params:teacher_training",
+                    "params:yardstick",
+                    "params:evaluation",
+                    "params:critic_distillation",
+                ],
+                outputs=["critic_curves", "per_class_accuracy_plot", "report"],
                 name="plot_critic",
-                tags=["report"],
+                tags=["report", SHOWS_PARAMETERS],
             ),
         ],
         namespace="critic_distillation",

@@ -26,6 +26,8 @@ class Cell:
     """What the column is sorted by; None is last, whatever the order."""
     share: float | None = None
     """Length of a bar behind the text, in [0, 1]; None: no bar."""
+    kind: str = ""
+    """"best" or "significant" for bold text, "reference" for italics."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class SortableTable:
 
     header: list[str]
     rows: list[list[Cell]]
+    title: str = ""
+    """Above the table, where a section has several."""
 
 
 def accuracy_table(metrics: Mapping[str, Any], names: Sequence[str]) -> SortableTable | None:

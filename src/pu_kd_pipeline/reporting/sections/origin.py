@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 ENVIRONMENT = "again"
 _TRAINING = "training"  # key of the recipe in a card, see `training.recipes`, which imports torch
 _MAX_NAMED = 5  # parameters in a sentence
+# Stages before a pipeline that does not contain them, when it is run from the images on.
+_STAGES_BEFORE = {
+    "critic_distillation": ("data_ingestion", "teacher"),
+    "comparison": ("data_ingestion", "teacher", "feature_extraction"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,24 +39,35 @@ class Origin:
     versions: list[tuple[str, str]]
     commit: Commit | None
     """The commit of the code that evaluated the student; None where it is not known."""
-    seed: int | None
-    """The seed of the student's training; None where it is not known."""
+    seed: int | str | None
+    """The seed of the student's training, or several; None where it is not known."""
     parameters: str
     """All blocks as YAML, a file of an environment that runs with the same parameters."""
     has_masked: bool
     """Whether credentials in the parameters were replaced."""
-    pipeline: str
+    command: str
+    """The option that runs everything again, such as "--pipeline=full"."""
     page_pipeline: str
     """The pipeline that writes the page from saved results, with options."""
     notes: list[str]
     """Which results on the page are of different runs."""
+    code_title: str = "code of the evaluation"
+    """What the commit is of."""
+    seed_title: str = "seed of the training"
+    other_seed: str = "# another seed: change each `seed` in"
+    """How to run with other seeds, as the beginning of a comment."""
+    compared: str = (
+        "The rule, and the parameters of the student's training, are compared with what the "
+        "results hold."
+    )
+    """Which parameters are compared with those of the results."""
 
 
 def origin_of(
     certificate: Mapping[str, Any],
     parameters: Mapping[str, Any],
     pipeline: str,
-    manifest: pd.DataFrame,
+    manifest: pd.DataFrame | None,
     student: Model,
     page_pipeline: str = "reporting",
 ) -> Origin:
@@ -61,7 +77,7 @@ def origin_of(
         certificate: the student's; its `provenance` has the hashes of the networks.
         parameters: blocks of parameters by name, as the command has them that writes the page.
         pipeline: name of the pipeline that makes the page.
-        manifest: the one on the page.
+        manifest: the one on the page; None where nothing is selected.
         student: the saved one; its card holds the parameters that it was trained with.
         page_pipeline: name of the pipeline that writes the page from saved results, with options.
     """
@@ -80,12 +96,12 @@ def origin_of(
     commit = None
     if provenance.get("commit"):
         commit = Commit(str(provenance["commit"]), bool(provenance.get("commit_has_changes")))
-    blocks = {name: _plain(block) for name, block in parameters.items()}
-    shown = masked_values(blocks)
-    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100)
+    blocks = plain_blocks(parameters)
+    text, has_masked = parameters_file(blocks)
+    command = run_option(pipeline)
     notes = [
-        _note_on_student(provenance, student, pipeline),
-        _note_on_manifest(provenance, manifest, pipeline),
+        _note_on_student(provenance, student, command),
+        _note_on_manifest(provenance, manifest, command),
         _note_on_parameters(_recorded(student, manifest, pipeline), blocks),
     ]
     return Origin(
@@ -94,26 +110,48 @@ def origin_of(
         commit=commit,
         seed=provenance.get("seed"),
         parameters=text,
-        has_masked=shown != blocks or MASK in text,
-        pipeline=pipeline,
+        has_masked=has_masked,
+        command=command,
         page_pipeline=page_pipeline,
         notes=[note for note in notes if note is not None],
     )
 
 
-def _note_on_student(provenance: Mapping[str, Any], student: Model, pipeline: str) -> str | None:
+def run_option(pipeline: str) -> str:
+    """Return the option of `kedro run` that makes a page of a pipeline from the images on."""
+    stages = _STAGES_BEFORE.get(pipeline)
+    if stages is None:
+        return f"--pipeline={pipeline}"
+    return f"--pipelines={','.join((*stages, pipeline))}"
+
+
+def plain_blocks(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return blocks of parameters as JSON could hold them."""
+    return {name: _plain(block) for name, block in parameters.items()}
+
+
+def parameters_file(blocks: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return blocks as YAML, and whether credentials in them were replaced."""
+    shown = masked_values(blocks)
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100)
+    return text, shown != blocks or MASK in text
+
+
+def _note_on_student(provenance: Mapping[str, Any], student: Model, command: str) -> str | None:
     if provenance.get("student") in (None, student.fingerprint()):
         return None
     return (
         "certificate.json is of another student than student_model: hashes, accuracies and "
         "confusions on this page may be of the student before, and its curves of the present one. "
-        f"Run `kedro run --pipeline={pipeline}` again."
+        f"Run `kedro run {command}` again."
     )
 
 
 def _note_on_manifest(
-    provenance: Mapping[str, Any], manifest: pd.DataFrame, pipeline: str
+    provenance: Mapping[str, Any], manifest: pd.DataFrame | None, command: str
 ) -> str | None:
+    if manifest is None:
+        return None
     learned_from = provenance.get("manifest")
     # Certificates of students of earlier versions state neither.
     is_unknown = learned_from is None and provenance.get("code_of_training") is None
@@ -121,7 +159,7 @@ def _note_on_manifest(
         return None
     return (
         "certificate.json is of a student that did not learn from the manifest on this page. "
-        f"Run `kedro run --pipeline={pipeline}` again."
+        f"Run `kedro run {command}` again."
     )
 
 
@@ -150,13 +188,15 @@ def _note_on_parameters(
 
 
 def _recorded(
-    student: Model, manifest: pd.DataFrame, pipeline: str
+    student: Model, manifest: pd.DataFrame | None, pipeline: str
 ) -> dict[str, Mapping[str, Any]]:
     """Return the parameters that results hold themselves, by name of their block."""
     recipe = student.card.origin.get(_TRAINING)
     if not isinstance(recipe, Mapping):
         recipe = {}
     training = recipe.get("distillation") or {}
+    if manifest is None:
+        return {pipeline: training}
     rule = manifest.attrs.get("rule")
     if pipeline == "full_unlabeled":
         selection = {"relatedness": {"sampling": rule}}
