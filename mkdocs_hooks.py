@@ -32,7 +32,13 @@ DIAGRAMS = "docs/images/diagrams"
 COPIES = "repository"
 # Pages of the navigation, which no page has to link to.
 ALWAYS_SHOWN = ("CHANGELOG.md", "CONTRIBUTING.md", "conf/README.md", ".ci/README.md")
-LANGUAGES = {".py": "python", ".yml": "yaml", ".yaml": "yaml", ".toml": "toml"}
+LANGUAGES = {
+    ".py": "python",
+    ".ipynb": "json",
+    ".toml": "toml",
+    ".yml": "yaml",
+    ".yaml": "yaml",
+}
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", flags=re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^()\s]+(?=\))")
 MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
