@@ -22,7 +22,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run pilot explain test lint types contracts format pytest mlflow viz bench gpu-experiment containers manifests constraints constraints-ends versions clean
+.PHONY: help run pilot explain test lint types contracts format pytest docs diagrams mlflow viz bench gpu-experiment containers manifests reference constraints constraints-ends versions clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,12 @@ format: $(READY) ## format the code and apply ruff's automatic fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(READY) ## build the site into site/: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+diagrams: $(READY) ## draw new Mermaid diagrams of docs/; needs Node.js and the network
+	$(BIN)/python mkdocs_hooks.py
+
 explain: $(READY) ## print which nodes would run, and why: make explain, or make explain ARGS='--params=seed=1'
 	$(BIN)/kedro explain --pipeline=$(PIPELINE) $(ARGS)
 
@@ -97,6 +103,10 @@ manifests: $(READY) ## generate docker/compose*.yaml and docker/argo-workflow.ya
 	$(BIN)/kedro containers compose --gpu --out docker/compose.gpu.yaml
 	$(BIN)/kedro containers argo --out docker/argo-workflow.yaml
 
+reference: $(READY) ## write docs/stages.md and docs/parameters.md from the pipelines, the catalog and the parameter models
+	$(BIN)/kedro reference stages --out docs/stages.md
+	$(BIN)/kedro reference parameters --out docs/parameters.md
+
 constraints: $(READY) ## pin the installed versions
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E '/ @ /d; s/\+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
@@ -112,5 +122,5 @@ versions: ## test the oldest and the newest versions that pyproject.toml allows,
 clean: ## remove outputs (data/02_* to data/08_*) and caches; keep raw data, MLflow and the environment
 	@find $(DATA_FOLDER)/0[2-8]_* -mindepth 1 ! -name .gitkeep -delete 2>/dev/null || true
 	@rm -rf $(DATA_FOLDER)/node_records $(DATA_FOLDER)/checkpoints
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist site
 	@find src tests -name __pycache__ -prune -exec rm -rf {} +

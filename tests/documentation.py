@@ -9,11 +9,18 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 README = PROJECT / "README.md"
+CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
+START = PROJECT / "docs" / "start.md"
+STAGES = PROJECT / "docs" / "stages.md"
 BRING_YOUR_OWN = PROJECT / "docs" / "bring_your_own.md"
 CONTAINERS = PROJECT / "docs" / "containers.md"
-DOCS = [README, PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").rglob("*.md"))]
-# Pages whose commands and files a reader follows step by step.
-GUIDES = [README, BRING_YOUR_OWN, CONTAINERS]
+DOCS = [
+    *(README, CONTRIBUTING, PROJECT / "SECURITY.md", PROJECT / "CHANGELOG.md"),
+    *(PROJECT / "conf" / "README.md", PROJECT / ".ci" / "README.md"),
+    *sorted((PROJECT / "docs").rglob("*.md")),
+]
+# Pages whose files a reader makes step by step.
+GUIDES = [README, START, BRING_YOUR_OWN, CONTAINERS]
 FENCED_BLOCK = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
 
 
@@ -37,7 +44,7 @@ def commands(path: Path) -> list[list[str]]:
                 lines.append(line.removeprefix("$ "))
     prose = FENCED_BLOCK.sub("", path.read_text())
     lines += re.findall(r"`((?:make|kedro|\.venv/bin/\w+) [^`]+)`", prose)
-    return [shlex.split(line) for line in lines]
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 def environments(path: Path) -> dict[str, dict[str, str]]:

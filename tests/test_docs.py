@@ -25,7 +25,8 @@ from tests.documentation import (
     DOCS,
     GUIDES,
     PROJECT,
-    README,
+    STAGES,
+    START,
     environments,
     fenced,
     name_of,
@@ -133,8 +134,10 @@ def test_python_blocks_compile_and_import_what_exists() -> None:
 
 
 def test_the_table_of_stages_is_what_kedro_knows() -> None:
-    row = re.compile(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", flags=re.MULTILINE)
-    rows = row.findall(README.read_text())
+    row = re.compile(r"^\| \[`(\w+)`\]\(#\w+\) \| (.+) \| (.+) \| (.+) \|$", flags=re.MULTILINE)
+    # The second table is about the other stages.
+    table, _, _ = STAGES.read_text().partition("## Other stages")
+    rows = row.findall(table)
     documented = {}
     for stage, reads, writes, parameters in rows:
         documented[stage] = {
@@ -165,7 +168,7 @@ def test_the_tables_that_a_run_prints_have_the_rows_of_the_code() -> None:
     _, *rows_of_models = model_rows({"student": model})
     rows = rows_of_models + selection_rows({"selection": selection})
 
-    printed = "\n".join(fenced("text", README))
+    printed = "\n".join(fenced("text", START))
     for title, *_ in rows:
         assert f"  {title}  " in printed
 
@@ -182,7 +185,7 @@ def test_the_guide_lists_every_selection_rule_and_criterion(heading: str, known:
     assert set(listed) == set(known)
 
 
-def test_outputs_that_the_readme_lists_are_in_the_catalog() -> None:
+def test_outputs_that_the_start_page_lists_are_in_the_catalog() -> None:
     # A dataset factory has a path once it has a name, so the names come from the pipelines.
     bootstrap_project(PROJECT)
     with KedroSession.create(project_path=PROJECT) as session:
@@ -193,7 +196,7 @@ def test_outputs_that_the_readme_lists_are_in_the_catalog() -> None:
             path = dataset_path(catalog, name)
             known.add(path.name)
 
-    layouts = [block for block in fenced("text", README) if block.startswith("data/\n")]
+    layouts = [block for block in fenced("text", START) if block.startswith("data/\n")]
     file_name = r"\w+\.(?:parquet|json|html)"
     folder_name = r"(?<=[ /])[a-z]+_[a-z_]+(?=/)"
     listed = set(re.findall(f"{file_name}|{folder_name}", layouts[0]))

@@ -79,6 +79,8 @@ def test_runs_of_many_students_have_their_seeds_and_no_rule():
     assert identifying_tags({"a.seed": "1", "b.seed": "2", "b.options.seed": "3"}) == {
         "seed": "1, 2"
     }
+    # The yardstick is the same for all seeds of the run.
+    assert identifying_tags({"a.seed": "1", "yardstick.seed": "0"}) == {"seed": "1"}
     assert identifying_tags({}) == {}
     assert full_name("teacher (local)", {}, {}) == "teacher (local)"
     assert full_name("scores (local)", {"seed": "1"}, {}) == "seed 1 · scores (local)"

@@ -17,6 +17,7 @@ from pu_kd_pipeline.cli.containers import containers
 from pu_kd_pipeline.cli.errors import exit_with_message, user_message
 from pu_kd_pipeline.cli.new_env import new_env
 from pu_kd_pipeline.cli.options import command_options, with_pipeline
+from pu_kd_pipeline.cli.reference import reference
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.log_lines import write_plain_lines_without_terminal
 
@@ -110,6 +111,7 @@ cli.add_command(run)
 cli.add_command(explain)
 cli.add_command(containers)
 cli.add_command(new_env)
+cli.add_command(reference)
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:

@@ -78,7 +78,7 @@ class ClassWeightingParams(Block):
         "epsilon": "`paper.epsilon` in the mode paper and `relative_epsilon` in the others",
     }
 
-    seed: int = Field(ge=0, lt=SEEDS)
+    seed: int = Field(ge=0, lt=SEEDS, description="of the perturbed weight vectors")
     mode: WeightingMode = Field(
         description="none: every image counts the same; shrunk: classes that are drawn rarely "
         "count up to twice as much; balanced: the classes of pool images are drawn evenly instead; "

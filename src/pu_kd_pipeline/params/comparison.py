@@ -76,14 +76,17 @@ METHODS: dict[str, Method] = {
 }
 
 
+DIFFERS = "keys of that block that differ"
+
+
 class Overrides(Block):
     """What differs from the run's own blocks; nested keys override theirs one by one."""
 
-    pu_training: dict[str, Any] = Field(default_factory=dict)
-    subset_materialization: dict[str, Any] = Field(default_factory=dict)
-    class_weighting: dict[str, Any] = Field(default_factory=dict)
-    distillation: dict[str, Any] = Field(default_factory=dict)
-    relatedness: dict[str, Any] = Field(default_factory=dict)
+    pu_training: dict[str, Any] = Field(default_factory=dict, description=DIFFERS)
+    subset_materialization: dict[str, Any] = Field(default_factory=dict, description=DIFFERS)
+    class_weighting: dict[str, Any] = Field(default_factory=dict, description=DIFFERS)
+    distillation: dict[str, Any] = Field(default_factory=dict, description=DIFFERS)
+    relatedness: dict[str, Any] = Field(default_factory=dict, description=DIFFERS)
 
 
 class SweepPoint(Block):
@@ -192,7 +195,7 @@ class GapParams(Block):
 class ComparisonParams(Block):
     """The block `comparison`: a grid of variants, objectives, labeled images and seeds."""
 
-    title: str
+    title: str = Field(description="of the page")
     labeled_per_class: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         min_length=1,
         description="labeled images of each class, drawn by the cell's seed from the labeled store",

@@ -12,10 +12,10 @@ from pu_kd_pipeline.params.base import Block
 class OptimizerParams(Block):
     """An optimizer and its learning rate schedule. Weight decay is L2 in the gradient."""
 
-    algorithm: Literal["sgd", "adam"]
-    learning_rate: float = Field(gt=0)
+    algorithm: Literal["sgd", "adam"] = Field(description="torch.optim.SGD or torch.optim.Adam")
+    learning_rate: float = Field(gt=0, description="at the start of the schedule")
     momentum: float = Field(ge=0, lt=1, description="SGD's momentum, Adam's first beta")
-    weight_decay: float = Field(ge=0)
+    weight_decay: float = Field(ge=0, description="L2 penalty, added to the gradient")
     schedule: Literal["constant", "step", "cosine"] = Field(
         description="step: a tenth after each quarter of the training; cosine: to zero"
     )
@@ -30,7 +30,7 @@ class AugmentationParams(Block):
     padding_px: int = Field(
         ge=0, description="crops are shifted by up to this many pixels, zeros beyond the edge"
     )
-    horizontal_flip: bool
+    horizontal_flip: bool = Field(description="mirror half of the images")
     resized_crop_scale: _Range | None = Field(
         None,
         description="smallest and largest share of the area that a random crop shows, resized to "

@@ -88,7 +88,7 @@ class ImageSource(Block):
     fsspec URL, or `demo` (the embedded digits).
     """
 
-    type: SourceTypeName
+    type: SourceTypeName = Field(description="what it is; each type has keys of its own")
     name: str | None = Field(
         None, description="prefix of the ids and value of the index column `source`"
     )
@@ -369,7 +369,11 @@ class NearDuplicateParams(Block):
 class DataIngestionParams(Block):
     """The block `data_ingestion`: where the four image stores come from."""
 
-    seed: int = Field(ge=0, lt=SEEDS)
+    seed: int = Field(
+        ge=0,
+        lt=SEEDS,
+        description="draws the images of `per_class` and `limit`, and the split of the demo",
+    )
     labeled: tuple[ImageSource, ...] = Field(
         description="the handful of the teacher's images; [] where there is none, as for "
         "`full_unlabeled`"

@@ -21,7 +21,9 @@ class NoiseMatrixParams(Block):
         description="false: the diagonal is held, as in the released code"
     )
     learning_rate: float = Field(gt=0, description="of the matrix's own Adam")
-    pseudo_label_weight: float = Field(ge=0)
+    pseudo_label_weight: float = Field(
+        ge=0, description="of the noisy cross-entropy with the teacher's classes"
+    )
 
 
 class LatentParams(Block):
@@ -192,20 +194,27 @@ class FinalPhaseParams(Block):
 class DistillationParams(Block):
     """The block `distillation`: the student and how it learns."""
 
-    seed: int = Field(ge=0, lt=SEEDS)
-    student_architecture: str
+    seed: int = Field(
+        ge=0, lt=SEEDS, description="of the initial weights, the batches and the views"
+    )
+    student_architecture: str = Field(
+        description="an architecture of this package or of torchvision, or module:function of "
+        "your own factory"
+    )
     student_options: Options = Field(description="further keyword arguments of the architecture")
-    objective: ObjectiveName
+    objective: ObjectiveName = Field(description="what the student matches: docs/methods.md")
     # Option blocks of the objectives. Those of objectives that are not chosen may be present: a
     # comparison switches the objective and keeps the other keys.
     noise_matrix: NoiseMatrixParams | None = None
     latent: LatentParams | None = None
     attention: AttentionParams | None = None
     critic: CriticParams | None = None
-    temperature: float = Field(gt=0)
+    temperature: float = Field(
+        gt=0, description="divides the logits of teacher and student; above 1: softer probabilities"
+    )
     n_updates: int = Field(gt=0, description="equal for every student that is compared")
     record_every: int = Field(gt=0, description="updates per record of the history")
-    batch_size: int = Field(gt=1)
+    batch_size: int = Field(gt=1, description="images per update")
     labeled_share: OpenShare | None = Field(
         None,
         description="share of labeled images in every batch, on average; null: as the manifest "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
@@ -29,4 +29,5 @@ def one_of(names: Collection[str]) -> BeforeValidator:
         )
 
     # Before: a number is then refused by the same error, which lists the names.
-    return BeforeValidator(check)
+    # The reference of parameters reads the names from the schema.
+    return BeforeValidator(check, json_schema_input_type=Literal[tuple(names)])

@@ -26,14 +26,16 @@ class ClassPriorParams(Block):
     epochs: int = Field(
         gt=0, description="epochs of the classifier that tells positives from unlabeled"
     )
-    n_bootstrap: int = Field(ge=20)
+    n_bootstrap: int = Field(
+        ge=20, description="resamples of the scores, for the interval of the class prior"
+    )
     level: OpenShare = Field(description="confidence level of the interval")
 
 
 class PUTrainingParams(Block):
     """The block `pu_training`: the class prior and the PU classifier (Xu et al. 2019, Eq. 3-6)."""
 
-    seed: int = Field(ge=0, lt=SEEDS)
+    seed: int = Field(ge=0, lt=SEEDS, description="of the folds, the batches and the bootstrap")
     class_prior: OpenShare | Literal["audit"] | None = Field(
         description="share of positives in the pool; audit: by a person's answers, from the stage "
         "`pool_audit`; null: estimated"
@@ -60,7 +62,7 @@ class PUTrainingParams(Block):
     )
     epochs: int = Field(gt=0, description="passes over the unlabeled pool")
     positive_batch_size: int = Field(gt=0, description="positives per step, drawn with replacement")
-    unlabeled_batch_size: int = Field(gt=1)
+    unlabeled_batch_size: int = Field(gt=1, description="pool images per step")
     held_out_folds: int = Field(
         ge=0, description="folds that rank held-out positives; 0: none, and no precision rule"
     )

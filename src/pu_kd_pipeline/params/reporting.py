@@ -10,7 +10,7 @@ from pu_kd_pipeline.params.base import Block
 class ReportingParams(Block):
     """The block `reporting`."""
 
-    title: str
+    title: str = Field(description="of the report")
     contact_sheet_images: int = Field(
         ge=1, le=200, description="images in each block of the contact sheet"
     )

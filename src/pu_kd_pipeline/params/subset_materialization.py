@@ -78,8 +78,10 @@ class RollingParams(Block):
 class SubsetParams(Block):
     """The block `subset_materialization`: which pool images are kept."""
 
-    seed: int = Field(ge=0, lt=SEEDS)
-    rule: Annotated[str, one_of(RULES)]
+    seed: int = Field(ge=0, lt=SEEDS, description="of every draw, and of ties between scores")
+    rule: Annotated[str, one_of(RULES)] = Field(
+        description="which pool images are kept, and how often each is drawn: docs/methods.md"
+    )
     criterion: Annotated[str, one_of(CRITERIA)] = Field(
         description="nnpu only. sign: score > 0; quantile: the top class_prior share, with a "
         "flagged class prior the top `budget`; "

@@ -25,7 +25,7 @@ class InputSpec(Block):
     size_px: int = Field(
         gt=0, le=_MAX_SIZE_PX, description="images are resized to size_px x size_px"
     )
-    channels: Literal[1, 3]
+    channels: Literal[1, 3] = Field(description="1: gray; 3: colors")
     mean: tuple[float, ...] = Field(
         description="per channel, in the network's order of channels, for pixels in value_range"
     )
@@ -176,10 +176,12 @@ class TeacherParams(Block):
 class TeacherTrainingParams(Block):
     """The block `teacher_training`: how an experiment trains its teacher."""
 
-    seed: int = Field(ge=0, lt=SEEDS)
-    n_updates: int = Field(gt=0)
+    seed: int = Field(
+        ge=0, lt=SEEDS, description="of the initial weights, the batches and the views"
+    )
+    n_updates: int = Field(gt=0, description="length of the training")
     record_every: int = Field(gt=0, description="updates per record of the history")
-    batch_size: int = Field(gt=1)
+    batch_size: int = Field(gt=1, description="images per update")
     optimizer: OptimizerParams
     augmentation: AugmentationParams
     compute: ComputeParams

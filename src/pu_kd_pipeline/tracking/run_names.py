@@ -10,6 +10,8 @@ from pu_kd_pipeline.masking import without_credentials
 
 RULE = "rule"
 SEED = "seed"
+# Their `seed` is not the run's: runs with other seeds measure on, or ask about, the same images.
+BLOCKS_WITH_A_FIXED_SEED = ("yardstick", "pool_audit")
 STUDENT = "student"
 DATA = "data"  # the data folder
 ACCURACY = "student/accuracy"
@@ -90,11 +92,15 @@ def new_tags(tags: Mapping[str, str], parameters: Mapping[str, str]) -> dict[str
 
 
 def _seeds(parameters: Mapping[str, str]) -> list[str]:
-    """Return the different seeds of the blocks, which are one unless a block sets its own."""
+    """Return the different seeds of the blocks, which are one unless a block sets its own.
+
+    Without those that draw the same images for every run, whatever its seed is.
+    """
     seeds = []
     for key, value in parameters.items():
-        is_of_block = re.fullmatch(r"[^.]+\.seed", key) is not None
-        if is_of_block and value not in seeds:
+        named = re.fullmatch(r"([^.]+)\.seed", key)
+        is_of_the_run = named is not None and named[1] not in BLOCKS_WITH_A_FIXED_SEED
+        if is_of_the_run and value not in seeds:
             seeds.append(value)
     return seeds
 
