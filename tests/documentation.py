@@ -13,7 +13,7 @@ BRING_YOUR_OWN = PROJECT / "docs" / "bring_your_own.md"
 CONTAINERS = PROJECT / "docs" / "containers.md"
 DOCS = [README, PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 # Pages whose commands and files a reader follows step by step.
-GUIDES = [README, BRING_YOUR_OWN, CONTAINERS]
+GUIDES = [README, BRING_YOUR_OWN, CONTAINERS, PROJECT / "docs" / "operators.md"]
 FENCED_BLOCK = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
 
 

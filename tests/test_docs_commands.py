@@ -33,6 +33,7 @@ PROGRAMS = {
     "cd",
     "docker",
     "argo",
+    "kubectl",
     "kedro",
     ".venv/bin/kedro",
     ".venv/bin/python",

@@ -19,6 +19,10 @@ class ExitCode(IntEnum):
     FAILURE = 70  # EX_SOFTWARE: the machine, the network, or a bug; another try may succeed
 
 
+# What would end the same way again: a scheduler need not try it a second time.
+FINAL_EXIT_CODES = (ExitCode.LIMIT_MISSED, ExitCode.USAGE, ExitCode.USER_ERROR)
+
+
 class InputError(ValueError):
     """Something the user gave (a file, a parameter, a model) cannot be used.
 
