@@ -487,7 +487,7 @@ def test_weights_that_cannot_be_stored_leave_no_folder(
 
     monkeypatch.setattr("pu_kd_pipeline.models.weights.save_weights", full)
     result = new_env("mine", *INPUT, *STUDENT, teacher=f"{MODULE}:trained", architecture=None)
-    assert result.exit_code == ExitCode.USER_ERROR
+    assert result.exit_code == ExitCode.FAILURE
     assert "There is no space left on the disk" in result.output
     assert list((project / "data" / "01_raw").iterdir()) == []
 
