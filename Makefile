@@ -8,6 +8,11 @@ MLFLOW_PORT ?= 5000
 VIZ_PORT ?= 4141
 WORK ?= data/gpu_experiment
 
+# Labels of the images: the version, the commit, and where it comes from, without credentials.
+IMAGE_VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pu_kd_pipeline/__init__.py)
+IMAGE_REVISION = $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null)
+IMAGE_SOURCE ?= $(shell git config --get remote.origin.url | sed 's|//[^/@]*@|//|')
+
 # Not every shell expands `~` in DATA=~/runs.
 DATA_FOLDER = $(abspath $(patsubst ~/%,$(HOME)/%,$(DATA)))
 # Data folders inside this project share the store of `data` (shared_folder in conf/base/mlflow.yml).
@@ -82,7 +87,8 @@ viz: $(READY) ## open the pipeline graph on http://127.0.0.1:4141
 
 containers: docker/secrets/postgres_password ## build the images and run every stage in its own container
 	@docker compose version >/dev/null 2>&1 || { echo "This target needs Docker with Compose and buildx: https://docs.docker.com/engine/install"; exit 1; }
-	cd docker && docker compose build
+	cd docker && IMAGE_VERSION="$(IMAGE_VERSION)" IMAGE_REVISION="$(IMAGE_REVISION)" IMAGE_SOURCE="$(IMAGE_SOURCE)" docker compose build
+	@docker image inspect --format 'Image: {{index .RepoTags 0}} {{.Id}}' $$(cd docker && docker compose config --images | grep '^pu-kd-pipeline' | sort -u)
 	cd docker && docker compose up --detach --force-recreate
 	@cd docker && docker compose logs --follow --no-log-prefix evaluation reporting
 	@cd docker && test "$$(docker compose ps --all --format '{{.ExitCode}}' reporting)" = 0
@@ -98,10 +104,10 @@ bench: $(READY) ## measure every speed target: make bench, or make bench ARGS='-
 gpu-experiment: $(READY) ## run CIFAR-10 on a GPU in pieces that resume, with images in PU_KD_DATA: make gpu-experiment WORK=data/gpu
 	@until $(BIN)/python -m experiments.gpu_experiment --work $(WORK) $(ARGS); do test $$? = 75 || exit 1; done
 
-manifests: $(READY) ## generate docker/compose*.yaml and docker/argo-workflow.yaml from the pipeline
+manifests: $(READY) ## generate docker/compose*.yaml and Argo's WorkflowTemplate from the pipeline
 	$(BIN)/kedro containers compose --out docker/compose.yaml
 	$(BIN)/kedro containers compose --gpu --out docker/compose.gpu.yaml
-	$(BIN)/kedro containers argo --out docker/argo-workflow.yaml
+	$(BIN)/kedro containers argo --out docker/kustomize/base/workflow-template.yaml
 
 reference: $(READY) ## write docs/stages.md and docs/parameters.md from the pipelines, the catalog and the parameter models
 	$(BIN)/kedro reference stages --out docs/stages.md

@@ -14,13 +14,14 @@ START = PROJECT / "docs" / "start.md"
 STAGES = PROJECT / "docs" / "stages.md"
 BRING_YOUR_OWN = PROJECT / "docs" / "bring_your_own.md"
 CONTAINERS = PROJECT / "docs" / "containers.md"
+OPERATORS = PROJECT / "docs" / "operators.md"
 DOCS = [
     *(README, CONTRIBUTING, PROJECT / "SECURITY.md", PROJECT / "CHANGELOG.md"),
     *(PROJECT / "conf" / "README.md", PROJECT / ".ci" / "README.md"),
     *sorted((PROJECT / "docs").rglob("*.md")),
 ]
-# Pages whose files a reader makes step by step.
-GUIDES = [README, START, BRING_YOUR_OWN, CONTAINERS]
+# Pages whose commands and files a reader follows step by step.
+GUIDES = [README, START, BRING_YOUR_OWN, CONTAINERS, OPERATORS]
 FENCED_BLOCK = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
 
 

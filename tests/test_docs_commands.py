@@ -37,6 +37,7 @@ PROGRAMS = {
     "../elsewhere/bin/python",
     "docker",
     "argo",
+    "kubectl",
     "kedro",
     ".venv/bin/kedro",
     ".venv/bin/python",

@@ -36,6 +36,7 @@ PRIVATE_NAMES = {
     ),
     "_is_amx_tile_supported": "torch.cpu:_is_amx_tile_supported",
     "_is_avx512_bf16_supported": "torch.cpu:_is_avx512_bf16_supported",
+    "_is_hidden": "kedro.config:OmegaConfigLoader._is_hidden",
     "_load_obj": "kedro.io.core:_load_obj",
     "_lru_cache_wrapper": "functools:_lru_cache_wrapper",
     "_merge_configs": "kedro.config:OmegaConfigLoader._merge_configs",

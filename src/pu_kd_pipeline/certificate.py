@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pu_kd_pipeline import __version__
 from pu_kd_pipeline.devices import cpu_name
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, LimitMissedError
 from pu_kd_pipeline.evaluation import model_costs
 from pu_kd_pipeline.features.reading import read_log_odds
 from pu_kd_pipeline.features.scoring import check_teacher
@@ -151,8 +151,8 @@ def check_certificate(
     """Return the limits that a certificate keeps.
 
     Raises:
-        InputError: it does not keep one, it is of another teacher, student or images, or no limit
-            is given.
+        LimitMissedError: it does not keep one.
+        InputError: it is of another teacher, student or images, or no limit is given.
     """
     check_is_of(certificate, teacher, student, test_images, "certify")
     if params.min_agreement is None and params.min_accuracy is None:
@@ -175,7 +175,7 @@ def check_certificate(
                 f"the {name} is only known to be at least {found:.4f}, and {limit} is asked for"
             )
     if faults:
-        raise InputError(f"certify: {'; '.join(faults)}")
+        raise LimitMissedError(f"certify: {'; '.join(faults)}")
     return {
         "student": student.fingerprint(),
         "test_images": test_images.fingerprint,

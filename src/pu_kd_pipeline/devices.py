@@ -12,14 +12,14 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.learning.networks.strided_pointwise import restore_contiguous_weights
 from pu_kd_pipeline.params.compute import ComputeParams
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class MemoryShortage(InputError):
+class MemoryShortage(UnavailableError):
     """A device, or the machine, has too little memory; smaller batches may help."""
 
 

@@ -1,4 +1,4 @@
-"""What a user reads when something is wrong: one message, no traceback, exit code 1."""
+"""What a user reads when something is wrong: one message, no traceback, exit code 65."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from pu_kd_pipeline.cli.errors import user_message
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import ExitCode, InputError
 from pu_kd_pipeline.params.validation import check_parameters, unknown_name
 
 
@@ -17,7 +17,7 @@ def error_of(kedro, *arguments: str) -> str:
     """Return the message of a command that fails; nothing else is printed."""
     process = kedro("run", "--params=tracking=false", *arguments)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 1, out + err
+    assert process.returncode == ExitCode.USER_ERROR, out + err
     assert "Traceback" not in out + err
     # Kedro's own log of the failure would hide the message.
     assert "WARNING" not in out

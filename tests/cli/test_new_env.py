@@ -25,7 +25,7 @@ from PIL import Image
 
 from pu_kd_pipeline.cli import cli
 from pu_kd_pipeline.cli.new_environment import Request, _parameter_files, _split
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import ExitCode, InputError
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.networks.build import build_network
 from pu_kd_pipeline.models.cards import ModelCard
@@ -184,7 +184,7 @@ def written(project: Path, name: str, block: str) -> dict[str, Any]:
 def assert_refused(result: Result, message: str, project: Path) -> None:
     """Check an error, and that nothing was left behind."""
     output = " ".join(result.output.split())
-    assert result.exit_code == 1, output
+    assert result.exit_code == ExitCode.USER_ERROR, output
     assert message in output
     assert "Traceback" not in output
     assert files_of(project) == {"pyproject.toml"}
@@ -341,7 +341,7 @@ def test_an_existing_environment_is_only_replaced_with_overwrite(project: Path) 
     (folder / "catalog.yml").write_text("# my own\n")
 
     refused = new_env("mine", *INPUT, *STUDENT)
-    assert refused.exit_code == 1
+    assert refused.exit_code == ExitCode.USER_ERROR
     assert "there is an environment mine already" in refused.output
     assert (folder / "parameters_teacher.yml").read_text() == "teacher: {}\n"
 
@@ -350,7 +350,7 @@ def test_an_existing_environment_is_only_replaced_with_overwrite(project: Path) 
     own.parent.mkdir()
     own.write_text('{"teacher": {"taps": null}}')
     repeated = new_env("mine", *INPUT, *STUDENT, "--overwrite")
-    assert repeated.exit_code == 1
+    assert repeated.exit_code == ExitCode.USER_ERROR
     assert "parameters/own.json of the existing environment sets teacher, too" in repeated.output
     assert (folder / "parameters_teacher.yml").read_text() == "teacher: {}\n"
     assert {path.name for path in (project / "conf").iterdir()} == {"base", "mine"}
@@ -390,7 +390,7 @@ def test_an_environment_that_is_a_link_is_not_replaced(project: Path) -> None:
     (project / "conf" / "mine").symlink_to(target)
     result = new_env("mine", *INPUT, *STUDENT, "--overwrite")
 
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.USER_ERROR
     assert "the environment mine is a link" in result.output
     assert (project / "conf" / "mine").readlink() == target
     assert list(target.iterdir()) == []
@@ -400,7 +400,7 @@ def test_the_folder_of_outputs_is_not_that_of_the_images(project: Path) -> None:
     image_folders(project / "data" / "mine", N_LABELED, 0)
     result = new_env("mine", *INPUT, *STUDENT, labeled="../data/mine")
 
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.USER_ERROR
     message = "data_ingestion.labeled[0].path: data/mine contains the folder"
     assert message in result.output
     assert not (project / "conf" / "mine").exists()
@@ -475,7 +475,7 @@ def test_a_factory_may_bring_its_weights(project: Path) -> None:
     assert "none of the usual students costs half of this teacher" in failed.output
     assert (project / weights).is_file()
     other = new_env("other", *INPUT, teacher=f"{MODULE}:trained", architecture=None)
-    assert other.exit_code == 1
+    assert other.exit_code == ExitCode.USER_ERROR
     assert not (project / "data/01_raw/other").exists()
 
 
@@ -487,7 +487,7 @@ def test_weights_that_cannot_be_stored_leave_no_folder(
 
     monkeypatch.setattr("pu_kd_pipeline.models.weights.save_weights", full)
     result = new_env("mine", *INPUT, *STUDENT, teacher=f"{MODULE}:trained", architecture=None)
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.FAILURE
     assert "There is no space left on the disk" in result.output
     assert list((project / "data" / "01_raw").iterdir()) == []
 
@@ -495,7 +495,7 @@ def test_weights_that_cannot_be_stored_leave_no_folder(
 def test_a_factory_of_bfloat16_weights_is_one_message(project: Path) -> None:
     factory = f"{MODULE}:trained_in_bfloat16"
     result = new_env("mine", *INPUT, *STUDENT, teacher=factory, architecture=None)
-    assert result.exit_code == 1
+    assert result.exit_code == ExitCode.USER_ERROR
     assert "Error: teacher: the network fails on an image of shape (1, 8, 8)" in result.output
     assert list((project / "data" / "01_raw").iterdir()) == []
 

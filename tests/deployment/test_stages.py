@@ -24,13 +24,13 @@ from tests.deployment.builders import (
     [
         (["compose"], "compose.yaml"),
         (["compose", "--gpu"], "compose.gpu.yaml"),
-        (["argo"], "argo-workflow.yaml"),
+        (["argo"], "kustomize/base/workflow-template.yaml"),
     ],
 )
 def test_committed_files_are_those_of_the_pipeline(
     arguments: list[str], file: str, tmp_path: Path
 ) -> None:
-    made = tmp_path / file
+    made = tmp_path / Path(file).name
     kedro = [sys.executable, "-m", "kedro"]
     command = [*kedro, "containers", *arguments, f"--out={made}"]
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)

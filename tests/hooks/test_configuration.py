@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import ExitCode, InputError
 from pu_kd_pipeline.hooks.configuration import ConfigLoader
 from pu_kd_pipeline.hooks.inputs import InputHooks
 from pu_kd_pipeline.params.given import parse_given
@@ -259,6 +259,21 @@ def test_a_text_that_only_the_users_own_files_ask_for_is_kept_where_the_default_
     assert {"runs", "n"} <= loader.requested_names
 
 
+def test_the_files_of_a_mounted_config_map_are_read(conf):
+    # As Kubernetes mounts it: each file is a link into a hidden folder, which changes as a whole.
+    folder = conf / "cluster"
+    revision = folder / "..2026_11_30_20_08_44"
+    revision.mkdir(parents=True)
+    (revision / "catalog.yml").write_text("x: {type: json.JSONDataset, filepath: mounted.json}\n")
+    (folder / "..data").symlink_to(revision.name)
+    (folder / "catalog.yml").symlink_to("..data/catalog.yml")
+    (folder / ".catalog_draft.yml").write_text("y: {type: json.JSONDataset, filepath: y.json}\n")
+
+    catalog = loader_of(conf, env="cluster")["catalog"]
+    assert catalog["x"]["filepath"] == "mounted.json"
+    assert "y" not in catalog
+
+
 def test_an_entry_of_an_environment_keeps_the_metadata_of_base(conf):
     place = {"type": "json.JSONDataset", "filepath": "s3://bucket/metrics.json"}
     report = {"type": "text.TextDataset", "filepath": "x", "metadata": {"mlflow": None}}
@@ -302,7 +317,7 @@ def test_faults_of_parameters_name_the_file_in_the_archive(kedro, tiny_archive):
     given = "--params=trainng.epochs=2,dat=x,tracking=false"
     code, _, err = output_of(kedro("run", *options, given))
 
-    assert code == 1
+    assert code == ExitCode.USER_ERROR
     assert "`trainng` is not known; did you mean `training`?" in err
     # The catalog's own names are known, too.
     assert "`dat` is not known; did you mean `data`?" in err
@@ -312,7 +327,7 @@ def test_faults_of_parameters_name_the_file_in_the_archive(kedro, tiny_archive):
 def test_an_environment_that_is_not_in_the_archive_is_named(kedro, tiny_archive):
     code, _, err = output_of(kedro("run", f"--conf-source={tiny_archive}", "--env=elsewhere"))
 
-    assert code == 1
+    assert code == ExitCode.USER_ERROR
     assert f"there is no environment 'elsewhere' in {tiny_archive}" in err
     assert len(err.splitlines()) == 2
 
@@ -323,7 +338,7 @@ def test_options_come_from_a_file_for_every_command(kedro, tmp_path, command):
     file.write_text("run:\n  pipelines: evaluation\n  params: { data: 7 }\n")
     code, _, err = output_of(kedro(command, f"--config={file}"))
 
-    assert code == 1
+    assert code == ExitCode.USER_ERROR
     assert "`data` in --params (or runtime_params) is 7 (int)" in err
 
     # Options of the command line override it.
@@ -376,7 +391,7 @@ def test_a_relative_data_folder_starts_at_the_project_also_from_a_folder_in_it(t
         command, cwd=tiny_project / "src", capture_output=True, text=True, check=False
     )
 
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert f"`history` ({tiny_project}/007/07_model_output/history.json)" in result.stderr
 
 

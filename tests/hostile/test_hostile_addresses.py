@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pu_kd_pipeline.errors import ExitCode
 from tests.conftest import PROJECT
 from tests.images.sources.examples import parquet_file
 
@@ -165,7 +166,7 @@ def test_another_token_reads_nothing_again(outcomes: dict[str, dict[str, Any]]) 
 
 def test_a_wrong_password_is_one_message_without_it(outcomes: dict[str, dict[str, Any]]) -> None:
     outcome = outcomes["wrong"]
-    assert outcome["code"] == 1
+    assert outcome["code"] == ExitCode.USER_ERROR
     error = outcome["said"].partition("Error: ")[2]
     assert "http://***@127.0.0.1" in error
     assert "check the address, the network and your credentials" in error
@@ -173,7 +174,7 @@ def test_a_wrong_password_is_one_message_without_it(outcomes: dict[str, dict[str
 
 def test_control_characters_in_names_are_shown(outcomes: dict[str, dict[str, Any]]) -> None:
     outcome = outcomes["names"]
-    assert outcome["code"] == 1
+    assert outcome["code"] == ExitCode.USER_ERROR
     assert SHOWN in outcome["said"]
     # The terminal's own colors are none of the names': this output is no terminal.
     for character in "\x1b\x07\r\x9b\u202e":
@@ -197,7 +198,7 @@ def test_a_command_started_in_a_folder_of_the_project_reads_the_same_files(tmp_p
         check=False,
         timeout=120,
     )
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert result.stderr.splitlines()[-1] == (
         "Error: data_ingestion.pool[1].path: there is no pu_kd_pipeline "
         "(edit parameters_data_ingestion.yml)"

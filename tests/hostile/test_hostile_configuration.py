@@ -1,4 +1,4 @@
-"""Malformed or hostile configuration files: one message, exit code 1, and nothing is executed."""
+"""Malformed or hostile configuration files: one message, exit code 65, and nothing is executed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pu_kd_pipeline.errors import ExitCode
 from tests.conftest import PROJECT
 from tests.hostile.case_runs import outcomes_of
 
@@ -69,12 +70,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_malformed_file_is_one_message_and_exit_code_1(
+def test_a_malformed_file_is_one_message_and_a_users_error(
     outcomes: dict[str, dict[str, Any]], case: str
 ) -> None:
     outcome = outcomes[case]
 
-    assert outcome["code"] == 1, outcome["said"][-3_000:]
+    assert outcome["code"] == ExitCode.USER_ERROR, outcome["said"][-3_000:]
     assert "Traceback" not in outcome["said"]
 
     message = outcome["said"].partition("Error: ")[2]

@@ -1,4 +1,4 @@
-"""Whole runs on odd data sets: they end with a report, or with one message and exit code 1."""
+"""Whole runs on odd data sets: they end with a report, or with one message and exit code 65."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from pu_kd_pipeline.errors import ExitCode
 from pu_kd_pipeline.learning.networks.build import build_network
 from tests.conftest import PROJECT, QUICK
 from tests.hostile.case_runs import outcomes_of
@@ -216,7 +217,7 @@ def test_data_that_cannot_be_learned_from_ends_with_one_message(
     outcome = outcomes[case]
     output = outcome["said"]
 
-    assert outcome["code"] == 1, output[-3_000:]
+    assert outcome["code"] == ExitCode.USER_ERROR, output[-3_000:]
     assert "Traceback" not in output
     _, _, message = output.partition("Error: ")
     assert MESSAGES[case] in message

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pu_kd_pipeline.certificate import certified_accuracy, check_certificate, make_certificate
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import ExitCode, InputError
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.images.yardstick import Yardstick
@@ -317,12 +317,12 @@ def test_the_stage_certify_holds_a_student_to_its_limits(finished_run, tmp_path)
     assert limits["min_agreement"] == 0.01
 
     failed = run_kedro("--pipeline=certify", data=data, params=("certificate.min_agreement=1.0",))
-    assert failed.returncode == 1
+    assert failed.returncode == ExitCode.LIMIT_MISSED
     assert "and 1.0 is asked for" in failed.stderr
     assert "Traceback" not in failed.stdout + failed.stderr
     # A failure is not remembered as done.
     again = run_kedro("--pipeline=certify", data=data, params=("certificate.min_agreement=1.0",))
-    assert again.returncode == 1
+    assert again.returncode == ExitCode.LIMIT_MISSED
 
 
 def certificates_of_versions(data: Path) -> dict[int, dict[str, Any]]:
@@ -390,7 +390,7 @@ def test_a_run_without_test_labels_ends_with_a_certificate(finished_run, tmp_pat
     shutil.copytree(finished_run, data, copy_function=shutil.copy2)
     unlabeled = ("data_ingestion.test=[{type: demo, part: test, labels: ignore}]",)
     refused = run_kedro("--pipeline=full", data=data, params=unlabeled)
-    assert refused.returncode == 1
+    assert refused.returncode == ExitCode.USER_ERROR
     assert "data_ingestion.test: `evaluation.evaluate` needs labels" in refused.stderr
 
     to_certificate = "--to-nodes=evaluation.write_certificate"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pu_kd_pipeline.errors import ExitCode
 from tests.conftest import PROJECT, QUICK, run_kedro
 from tests.pipelines.finished_run import MODEL_INPUT, REPORTING
 from tests.s3_server import BUCKET, s3_credentials
@@ -138,7 +139,7 @@ def test_data_on_object_storage_is_refused_before_the_run_in_one_sentence(run: P
         "--params=tracking=false", data=Path("unused"), params=("data=memory://x/y",)
     )
 
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "Traceback" not in result.stdout + result.stderr
     assert "`labeled_images`" in result.stderr
     assert "keep `data` here, and put only tables, figures and models" in result.stderr

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import ExitCode, InputError
 from pu_kd_pipeline.export.student import FILES, export_student
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model, load_model
@@ -170,7 +170,7 @@ def asked_for(images: Path | str | None, **changes: object) -> PredictParams:
 def test_images_that_are_not_there_are_a_clean_error(exported):
     params = ("tracking=false", "predict.images=/nowhere/at/all")
     result = run_kedro("--pipeline=predict", data=exported, params=params)
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "predict.images: there is no /nowhere/at/all" in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
 

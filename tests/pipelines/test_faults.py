@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from pu_kd_pipeline.errors import ExitCode
 from tests.conftest import PROJECT, QUICK, run_kedro
 from tests.pipelines.test_incremental_full import contents
 
@@ -134,7 +135,7 @@ def run_on_disk(disk: Path, size_kb: int, *, exit_code: int) -> str:
 def test_a_full_disk_is_one_message_and_the_run_resumes_with_more_space(finished_run, small_disk):
     # The disk fills up in different stages.
     for size_kb in (500, 900, 1_600):
-        output = run_on_disk(small_disk, size_kb, exit_code=1)
+        output = run_on_disk(small_disk, size_kb, exit_code=ExitCode.FAILURE)
         assert "Traceback" not in output
         assert "Error: There is no space left on the disk" in output
         assert unfinished_files(small_disk) == []

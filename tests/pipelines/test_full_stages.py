@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pu_kd_pipeline.errors import ExitCode
 from pu_kd_pipeline.storage.table import read_table
 from tests.conftest import PROJECT, run_kedro
 from tests.pipelines.finished_run import (
@@ -193,7 +194,7 @@ def test_wrong_input_ends_at_once_with_one_message(
     before = _contents(data)
     result = run_kedro(f"--pipeline={pipeline}", data=data, params=params)
 
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "Traceback" not in result.stdout + result.stderr
 
     message = " ".join(result.stderr.split())
@@ -212,7 +213,7 @@ def test_unknown_taps_in_an_environment_end_a_run_at_once(tmp_path):
     data = tmp_path / "data"
     result = run_kedro(f"--conf-source={conf}", "--env=mine", "--pipeline=full", data=data)
 
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     message = " ".join(result.stderr.split())
     expected = "Error: teacher.taps: not a layer of the network: 'blok2' (did you mean"
     assert expected in message
@@ -222,5 +223,5 @@ def test_unknown_taps_in_an_environment_end_a_run_at_once(tmp_path):
 
 def test_a_stage_without_its_inputs_names_the_stage_to_run_first(tmp_path):
     result = run_kedro("--pipeline=pool_scoring", data=tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "kedro run --pipeline=pu_training" in result.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pu_kd_pipeline.errors import ExitCode
 from tests.conftest import PROJECT, QUICK, run_kedro
 from tests.incremental.projects import planned_reasons
 from tests.run_log import nodes_that_ran
@@ -153,7 +154,7 @@ def test_a_stage_that_reads_a_damaged_shard_refuses_it(data):
     finally:
         file.write_bytes(intact)
 
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     text = " ".join((result.stdout + result.stderr).split())
     assert "its checksum is wrong): delete it, and run the stage that wrote it again" in text
     assert "Traceback" not in text
@@ -203,7 +204,7 @@ def test_force_runs_every_node(data):
 
     result = run_kedro("--pipeline=pool_scoring", "--force", "--runner=SequentialRunner", data=data)
 
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "leave one of them out" in result.stderr
 
 
@@ -219,7 +220,7 @@ def test_two_runs_at_once_on_one_folder_the_second_is_refused(data):
             if "distillation:" in line:
                 break
         second = run_kedro("--pipeline=full", data=data)
-        assert second.returncode == 1
+        assert second.returncode == ExitCode.USER_ERROR
         message = re.sub(r"\s+", " ", second.stderr)
         assert "Error: another run" in message
         assert f"process {first.pid} on" in message

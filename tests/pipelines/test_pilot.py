@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pu_kd_pipeline.errors import ExitCode
 from tests.conftest import run_kedro
 from tests.pipelines.finished_run import MODEL_OUTPUT, REPORTING
 
@@ -73,7 +74,7 @@ def test_a_rule_that_does_not_exist_is_refused(finished_run, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(finished_run, data, copy_function=shutil.copy2)
     result = run_kedro("--pipeline=pilot", data=data, params=("pilot.candidates.nnpu.rule=nnpx",))
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "pilot.candidates.nnpu" in result.stderr
     assert "nnpx" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
@@ -99,6 +100,6 @@ def test_a_student_for_a_budget(pilot_run):
     assert (yaml.safe_load(text) or {}) == found["parameters"]
 
     refused = run_kedro("--pipeline=student_search", data=pilot_run)
-    assert refused.returncode == 1
+    assert refused.returncode == ExitCode.USER_ERROR
     assert "student_search: there is no limit" in refused.stderr
     assert "Traceback" not in refused.stdout + refused.stderr

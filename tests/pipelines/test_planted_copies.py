@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from pu_kd_pipeline.errors import ExitCode
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
@@ -177,7 +178,7 @@ def test_a_run_without_the_search_for_duplicates_names_the_stage_to_run(run, con
     stage = ("--pipeline=subset_materialization", "--env=planted", f"--conf-source={conf}")
     done = run_kedro(*stage, data=data, params=GIVEN)
 
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.USER_ERROR
 
     printed = " ".join((done.stdout + done.stderr).split())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pu_kd_pipeline.errors import ExitCode
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.storage.table import read_table
 from tests.conftest import run_kedro
@@ -79,7 +80,7 @@ def test_the_first_run_writes_the_page_and_says_what_to_do(asked):
 
 def test_an_unanswered_audit_gives_no_class_prior(asked):
     result = run_kedro("--pipeline=pu_training", data=asked[0], params=USES_AUDIT)
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "the audit has no answers yet" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
 
@@ -88,7 +89,7 @@ def test_a_pool_without_audit_is_refused_before_anything_runs(finished_run, tmp_
     data = tmp_path / "data"
     shutil.copytree(finished_run, data, copy_function=shutil.copy2)
     result = run_kedro("--pipeline=full", data=data, params=USES_AUDIT)
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "the pool was not audited" in result.stderr
     assert "feature_extraction,pool_audit" in result.stderr
     assert nodes_that_ran(result.stdout) == {}
@@ -141,7 +142,7 @@ def test_answers_to_another_draw_are_refused_and_the_new_page_is_there(answered,
     data = tmp_path / "data"
     shutil.copytree(answered, data, copy_function=shutil.copy2)
     result = run_kedro(STAGE, data=data, params=("pool_audit.seed=1",))
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "answers the images of another draw of images" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     draw = read_table(data / MODEL_OUTPUT / "audit_draw.parquet").attrs["draw"]
@@ -152,7 +153,7 @@ def test_a_damaged_file_of_answers_is_one_sentence(data):
     (data / ANSWERS).parent.mkdir(exist_ok=True)
     (data / ANSWERS).write_text("{")
     result = run_kedro(STAGE, data=data)
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "pool_audit_answers.json is no JSON" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
 

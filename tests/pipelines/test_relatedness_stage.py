@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pu_kd_pipeline.errors import ExitCode
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.table import read_table
@@ -87,11 +88,11 @@ def test_digits_are_found_without_labeled_images_and_sampling_can_change(data: P
 def test_without_a_teacher_the_error_names_the_stage_to_run_first(data: Path) -> None:
     (data / "06_models" / "teacher_model").unlink()
     result = run_kedro("--pipeline=relatedness", data=data, params=("relatedness.floor=0",))
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "kedro run --pipeline=teacher" in result.stderr
 
 
 def test_a_temperature_of_zero_is_refused_with_its_key(data: Path) -> None:
     result = run_kedro("--pipeline=relatedness", data=data, params=("relatedness.temperature=0",))
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "relatedness.temperature" in " ".join(result.stderr.split())

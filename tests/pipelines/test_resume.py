@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pu_kd_pipeline.errors import ExitCode
 from pu_kd_pipeline.storage.table import read_table
 from tests.conftest import PROJECT, QUICK, run_kedro
 
@@ -125,7 +126,7 @@ def test_what_was_trained_is_not_lost_where_saving_fails(data_of, finished_run):
     obstacle.write_text("a file where a folder should be")
     failed = run_kedro("--pipeline=teacher", data=data, params=("tracking=false",))
 
-    assert failed.returncode == 1
+    assert failed.returncode == ExitCode.USER_ERROR
 
     # The training was finished: the second run only has to save its result.
     obstacle.unlink()
@@ -145,7 +146,7 @@ def test_a_training_that_diverges_is_one_sentence_and_leaves_its_last_good_check
     steep = ("distillation.optimizer.learning_rate=1e9", "distillation.objective=kd")
     result = run_kedro("--pipeline=distillation", data=data, params=(*OFTEN, *steep))
 
-    assert result.returncode == 1
+    assert result.returncode == ExitCode.USER_ERROR
     assert "Traceback" not in result.stdout + result.stderr
 
     checkpoint = data / "checkpoints" / "distillation.distill_student" / "distillation.ckpt"

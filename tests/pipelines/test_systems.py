@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pu_kd_pipeline.errors import ExitCode
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.storage.table import read_table
@@ -116,7 +117,7 @@ def test_a_student_without_labeled_images_has_a_certificate(without_labeled):
 
     assert certify(without_labeled, "certificate.min_agreement=0.1").returncode == 0
     missed = certify(without_labeled, "certificate.min_agreement=1.0")
-    assert missed.returncode == 1
+    assert missed.returncode == ExitCode.LIMIT_MISSED
     assert "and 1.0 is asked for" in missed.stderr
 
 
@@ -129,7 +130,7 @@ def test_without_any_label_the_pipeline_ends_with_a_certificate(without_labeled,
         "data_ingestion.test=[{type: demo, part: test, labels: ignore}]",
     )
     refused = run_kedro("--pipeline=full_unlabeled", data=data, params=unlabeled)
-    assert refused.returncode == 1
+    assert refused.returncode == ExitCode.USER_ERROR
     to_certificate = "--to-nodes=unlabeled_distillation.write_certificate"
     assert f"or add {to_certificate}, which needs none" in refused.stderr
     done = run_kedro("--pipeline=full_unlabeled", to_certificate, data=data, params=unlabeled)
@@ -142,7 +143,7 @@ def test_without_any_label_the_pipeline_ends_with_a_certificate(without_labeled,
     assert "Nothing is known of its accuracy" in page
     assert certify(data, "certificate.min_agreement=0.1").returncode == 0
     unknown = certify(data, "certificate.min_accuracy=0.1")
-    assert unknown.returncode == 1
+    assert unknown.returncode == ExitCode.USER_ERROR
     assert "certificate.min_accuracy needs labels of the test images" in unknown.stderr
 
 
@@ -198,7 +199,7 @@ def test_robust_distillation_is_refused_without_class_weights(without_labeled, p
     changes = (*GIVEN, f"{pipeline}.objective=robust_kd")
     done = run_kedro(f"--pipeline={pipeline}", data=without_labeled, params=changes)
 
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.USER_ERROR
 
     printed = " ".join((done.stdout + done.stderr).split())
 

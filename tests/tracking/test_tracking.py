@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pu_kd_pipeline.errors import ExitCode
 from pu_kd_pipeline.tracking import outbox
 from pu_kd_pipeline.tracking.worker import WorkerError
 from tests.tracking.conftest import LocalWorker
@@ -86,8 +87,9 @@ def test_errors_and_signals_end_the_run_with_their_status(kedro, empty_store, tm
         diary = tmp_path / f"{name}.txt"
         assert diary.read_text() == "tidied up"
 
+    assert "Traceback" in errors["fail"]
     # 128 and the number of the signal, as shells expect.
-    assert exit_codes == {"fail": 1, "interrupt": 130, "terminate": 143}
+    assert exit_codes == {"fail": ExitCode.FAILURE, "interrupt": 130, "terminate": 143}
     assert statuses(tmp_path / "fail") == ["FAILED"]
     assert statuses(tmp_path / "interrupt") == ["KILLED"]
     assert statuses(tmp_path / "terminate") == ["KILLED"]

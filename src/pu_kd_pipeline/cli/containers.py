@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from pu_kd_pipeline.cli.errors import exit_with_message
+from pu_kd_pipeline.errors import FINAL_EXIT_CODES
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.deployment.stages import Stage
@@ -48,16 +49,65 @@ def _argo_option(name: str, default: Any, help_text: str, **settings: Any) -> An
 @_argo_option("--image", "pu-kd-pipeline:cpu", "Image of all stages.")
 @_argo_option("--mlflow", "http://mlflow:5000", "Address of the tracking server.")
 @_argo_option("--claim", "pu-kd-data", "Persistent volume claim for all outputs.")
+@_argo_option("--service-account", "pu-kd-pipeline", "Service account of the pods.")
+@_argo_option("--config-map", "pu-kd-conf", "ConfigMap with the environment `cluster`.")
+@_argo_option("--secret", "pu-kd-credentials", "Secret with environment variables.")
 @_argo_option("--cpus", "2", "CPUs requested per stage.")
 @_argo_option("--memory", "4Gi", "Memory requested per stage, and its limit.")
+@_argo_option("--data-cpus", "2", "Like --cpus, for stages tagged data.")
+@_argo_option("--data-memory", "4Gi", "Like --memory, for stages tagged data.")
 @_argo_option("--gpus", 1, "GPUs per stage tagged gpu.", type=click.IntRange(0))
+@_argo_option("--gpu-cpus", "2", "Like --cpus, for stages tagged gpu.")
 @_argo_option("--gpu-memory", "16Gi", "Like --memory, for stages tagged gpu.")
+@_argo_option(
+    "--deadline-hours", 168, "Hours after which a workflow is stopped.", type=click.IntRange(1)
+)
+@click.option(
+    "--artifacts/--no-artifacts",
+    default=True,
+    show_default=True,
+    help="Save report and certificate in Argo's artifact repository, which has to exist.",
+)
 @OUT
-def argo(out: TextIO, **options: Any) -> None:
-    """Write a workflow for Argo, with one pod per stage."""
-    from pu_kd_pipeline.deployment.stages import argo_workflow
+def argo(
+    out: TextIO,
+    *,
+    image: str,
+    mlflow: str,
+    claim: str,
+    service_account: str,
+    config_map: str,
+    secret: str,
+    cpus: str,
+    memory: str,
+    data_cpus: str,
+    data_memory: str,
+    gpus: int,
+    gpu_cpus: str,
+    gpu_memory: str,
+    deadline_hours: int,
+    artifacts: bool,
+) -> None:
+    """Write a WorkflowTemplate for Argo, with one pod per stage."""
+    from pu_kd_pipeline.deployment.stages import Cluster, Resources, workflow_template
 
-    out.write(argo_workflow(_stages(), **options))
+    cluster = Cluster(
+        resources={
+            "cpu": Resources(cpus, memory),
+            "data": Resources(data_cpus, data_memory),
+            "gpu": Resources(gpu_cpus, gpu_memory, gpus),
+        },
+        claim=claim,
+        service_account=service_account,
+        config_map=config_map,
+        secret=secret,
+        deadline_s=deadline_hours * 3600,
+        with_artifacts=artifacts,
+    )
+    text = workflow_template(
+        _stages(), cluster, image=image, mlflow=mlflow, final_exit_codes=FINAL_EXIT_CODES
+    )
+    out.write(text)
 
 
 @containers.command()

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import ExitCode, InputError
 from pu_kd_pipeline.masking import visible, without_credentials
 
 # Errors of these types are about configuration files that the user wrote.
@@ -36,14 +36,28 @@ _MAX_MESSAGE_LENGTH = 20_000
 
 
 def exit_with_message(error: Exception) -> NoReturn:
-    """Print what the user can fix and exit with code 1; raise the error again if it is a bug."""
+    """Print what the user can fix, or the traceback of a bug, and exit with the code for it."""
     message = user_message(error)
     if message is None:
-        raise error
-    # Names in it come from data and files: none may hide, forge or give away anything.
-    shown = visible(without_credentials(message))
-    click.echo(f"Error: {shown}", err=True)
-    sys.exit(1)
+        # Python itself would exit with 1, the code of a limit that is missed.
+        sys.excepthook(type(error), error, error.__traceback__)
+    else:
+        # Names in it come from data and files: none may hide, forge or give away anything.
+        shown = visible(without_credentials(message))
+        click.echo(f"Error: {shown}", err=True)
+    sys.exit(exit_code(error))
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """Return the code that a command exits with after an error; errors.py says what each means."""
+    for each in _chain(error):
+        if is_disk_full(each):
+            return ExitCode.FAILURE
+        if isinstance(each, InputError):
+            return each.exit_code
+        if _message_of(each) is not None:
+            return ExitCode.USER_ERROR
+    return ExitCode.FAILURE
 
 
 def user_message(error: BaseException) -> str | None:

@@ -6,15 +6,17 @@ waits for and which need a GPU comes from the pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 GPU_TAG = "gpu"
+# Stages that read and write images, without a GPU.
+DATA_TAG = "data"
 COMPOSE = "compose.yaml.jinja"
 COMPOSE_GPU = "compose.gpu.yaml.jinja"
-ARGO = "argo-workflow.yaml.jinja"
+ARGO = "workflow-template.yaml.jinja"
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,74 @@ class Stage:
         return GPU_TAG in self.tags
 
     @property
+    def kind(self) -> str:
+        """The kind of machine that it needs: "gpu", "data" or "cpu"."""
+        if self.uses_gpu:
+            return GPU_TAG
+        if DATA_TAG in self.tags:
+            return DATA_TAG
+        return "cpu"
+
+    @property
     def task(self) -> str:
         """The name for systems that do not allow underscores."""
         return self.name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a pod requests, in Kubernetes' notation.
+
+    Attributes:
+        cpus: CPUs, such as "2" or "500m".
+        memory: memory, and its limit, such as "4Gi".
+        gpus: number of GPUs.
+    """
+
+    cpus: str
+    memory: str
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Pod:
+    """The pods of some stages: a template of the workflow.
+
+    Attributes:
+        name: name of the template.
+        kind: `kind` of the stages.
+        resources: what a pod requests.
+        has_artifacts: whether report and certificate are saved when it has finished.
+    """
+
+    name: str
+    kind: str
+    resources: Resources
+    has_artifacts: bool
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Settings of the Argo workflow that cannot be parameters of a submission.
+
+    Attributes:
+        resources: kind of a stage -> what its pods request; each `Stage.kind` has an entry.
+        claim: persistent volume claim that is mounted as the folder of all outputs.
+        service_account: account of the pods.
+        config_map: ConfigMap with the files of the environment `cluster`; it need not exist.
+        secret: secret with environment variables, such as MLflow's password; it need not exist.
+        deadline_s: seconds after which a workflow is stopped.
+        with_artifacts: whether the last stage saves report and certificate in Argo's artifact
+            repository, which not every cluster has.
+    """
+
+    resources: Mapping[str, Resources]
+    claim: str
+    service_account: str
+    config_map: str
+    secret: str
+    deadline_s: int
+    with_artifacts: bool
 
 
 def with_direct_needs(stages: Iterable[Stage]) -> list[Stage]:
@@ -83,40 +150,50 @@ def compose_gpu_file(stages: Sequence[Stage]) -> str:
     return _rendered(COMPOSE_GPU, stages)
 
 
-def argo_workflow(
+def workflow_template(
     stages: Sequence[Stage],
+    cluster: Cluster,
     *,
     image: str,
     mlflow: str,
-    claim: str,
-    cpus: str,
-    memory: str,
-    gpus: int,
-    gpu_memory: str,
+    final_exit_codes: Sequence[int],
 ) -> str:
-    """Return an Argo workflow with one task per stage.
+    """Return a WorkflowTemplate for Argo with one task per stage.
 
     Args:
         stages: stages as `with_direct_needs` returns them.
-        image: container image of all stages.
-        mlflow: address of the tracking server.
-        claim: name of the persistent volume claim that is mounted as the folder of all outputs.
-        cpus: CPUs requested per pod, such as "2" or "500m".
-        memory: memory requested per pod, and its limit, such as "4Gi".
-        gpus: GPUs per stage tagged `gpu`; 0 on clusters without any.
-        gpu_memory: like `memory`, for the stages tagged `gpu`.
+        cluster: what the workflow finds on the cluster.
+        image: default of the parameter `image`, the container image of all stages.
+        mlflow: default of the parameter `mlflow`, the address of the tracking server.
+        final_exit_codes: exit codes of a stage that is not tried again.
     """
+    pod_of = _pods(stages, cluster)
+    pods = sorted(set(pod_of.values()), key=lambda pod: pod.name)
     return _rendered(
         ARGO,
         stages,
+        cluster=cluster,
+        pods=pods,
+        pod_of=pod_of,
+        final_exit_codes=[int(code) for code in final_exit_codes],
         image=image,
         mlflow=mlflow,
-        claim=claim,
-        cpus=cpus,
-        memory=memory,
-        gpus=gpus,
-        gpu_memory=gpu_memory,
     )
+
+
+def _pods(stages: Sequence[Stage], cluster: Cluster) -> dict[str, Pod]:
+    """Return name of a stage -> its pod; stages of the same kind have the same."""
+    needed: set[str] = set()
+    for stage in stages:
+        needed.update(stage.needs)
+    last = [stage.name for stage in stages if stage.name not in needed]
+    pods = {}
+    for stage in stages:
+        # Several last stages would save the same files several times.
+        has_artifacts = cluster.with_artifacts and last == [stage.name]
+        name = "last-stage" if has_artifacts else f"{stage.kind}-stage"
+        pods[stage.name] = Pod(name, stage.kind, cluster.resources[stage.kind], has_artifacts)
+    return pods
 
 
 def _rendered(template: str, stages: Sequence[Stage], **values: Any) -> str:

@@ -156,6 +156,19 @@ class ConfigLoader(OmegaConfigLoader):
                     self.parameter_files[str(block)] = Path(file)
         return contents
 
+    def _is_hidden(self, path_str: str) -> bool:
+        """Return whether a file of the configuration is hidden, by its own path.
+
+        Kedro asks where links lead to. Kubernetes mounts the files of a ConfigMap as links into a
+        folder `..2026_11_30`, and all of them would be left out without a message.
+        """
+        folder = os.path.abspath(self.conf_source)
+        path = os.path.abspath(path_str)
+        if self._protocol != "file" or os.path.commonpath([folder, path]) != folder:
+            return bool(super()._is_hidden(path_str))
+        parts = Path(path).relative_to(folder).parts
+        return any(part.startswith(".") for part in parts)
+
     @staticmethod
     def _initialise_filesystem_and_protocol(conf_source: str) -> tuple[Any, str]:
         """Return the file system that reads `--conf-source`, and its name."""

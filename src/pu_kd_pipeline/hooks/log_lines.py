@@ -11,6 +11,7 @@ from typing import TextIO
 from kedro.logging import RichHandler
 from rich import get_console
 
+from pu_kd_pipeline.errors import ExitCode
 from pu_kd_pipeline.progress import is_terminal
 
 LINE = logging.Formatter("%(asctime)s %(levelname)-8s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
@@ -51,7 +52,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
             return
         # What is still buffered would raise the error again while Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        raise SystemExit(1)
+        raise SystemExit(ExitCode.FAILURE)
 
 
 def write_plain_lines_without_terminal() -> None:

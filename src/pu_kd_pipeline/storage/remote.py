@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 
 # What file systems call a checksum of a file's content; times and sizes are none.
 _CONTENT_MARKS = ("ETag", "etag", "md5Hash", "content_md5")
@@ -125,7 +125,7 @@ class RemoteFiles:
         except FileNotFoundError as exc:
             raise InputError(f"there is no {address}: {exc}") from exc
         except Exception as exc:
-            raise InputError(
+            raise UnavailableError(
                 f"{address} cannot be {action} ({type(exc).__name__}: {exc}): check the address, "
                 "the credentials of the catalog entry, and the connection"
             ) from exc

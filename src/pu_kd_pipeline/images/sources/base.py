@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import UnavailableError
 from pu_kd_pipeline.images.decoding import Unusable
 from pu_kd_pipeline.masking import MASK, without_credentials
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES
@@ -22,7 +22,7 @@ CONFLICTING_LABELS = "conflicting labels"  # the fault is "conflicting labels: <
 PASSED_OVER = "passed_over"  # in the `attrs` of a listing: reason -> number of files
 
 
-class SourceLostError(InputError):
+class SourceLostError(UnavailableError):
     """A source can no longer be read in the middle of a run; what is finished is worth keeping."""
 
 
