@@ -5,13 +5,16 @@ Needs onnxruntime, numpy and Pillow. `--int8` before the files uses the int8 mod
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageOps
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # no usage data is sent
+import onnxruntime
 
 HERE = Path(__file__).resolve().parent
 # Modes that Pillow does not convert to all others
