@@ -82,7 +82,7 @@ def test_results_of_earlier_versions_are_reported_as_not_tested() -> None:
 def test_a_column_without_results_has_no_best_row() -> None:
     table = results({"best": [None]}, accuracy=[None])
     means = means_over_seeds(table)
-    assert best_row(means, 5) is None
+    assert best_row(table, means, 5) is None
     assert differences_to_best(table, means, 5) == {}
 
 
@@ -108,7 +108,7 @@ def test_the_page_lists_the_differences_to_the_best_row() -> None:
     interval = f"({100 * clear.lower:+.2f} to {100 * clear.upper:+.2f})".replace("-", "−")
     assert f"| clear | **−4.00 {interval}**, one seed |" in page
     assert "other seeds may turn the order around" in page
-    assert "| best | best |" in page
+    assert "| best | leads |" in page
     [close] = [line for line in page.splitlines() if line.startswith("| close | −0.20 (")]
     assert "**" not in close
 

@@ -54,7 +54,7 @@ def test_the_plot_shows_every_row_with_its_deviation(results):
 
 def test_the_title_names_the_best_row_and_its_lead(results):
     figure = plot_comparison(results, grid(title="MNIST"))
-    expected = "pu is best at 5 per class with 96.00 %, 1.00 points before random (not tested)"
+    expected = "pu leads at 5 per class with 96.00 %, 1.00 points before random (not tested)"
     assert title_of(figure) == expected
 
 
@@ -110,9 +110,7 @@ def test_a_row_without_labeled_images_may_be_the_best(results):
     more = with_preferential(results, accuracy=0.99)
     figure = plot_comparison(more, grid(title="MNIST"))
     # It is compared at the largest number of labeled images of the others.
-    expected = (
-        "preferential is best at 5 per class with 99.00 %, 3.00 points before pu (not tested)"
-    )
+    expected = "preferential leads at 5 per class with 99.00 %, 3.00 points before pu (not tested)"
     assert title_of(figure) == expected
 
 

@@ -133,7 +133,7 @@ def test_the_page_shows_headroom_and_gap_closed() -> None:
     assert "| 117 % (" in large
     [labeled] = [line for line in page.splitlines() if line.startswith("| labeled | 0 | random")]
     assert "| −51 % (−" in labeled
-    assert "nothing to gain" not in page
+    assert "gains less than" not in page
     assert "labeled_share` is null" not in page
 
 
@@ -146,7 +146,13 @@ def test_without_headroom_the_page_has_no_shares_and_states_it() -> None:
     assert all(row.closed is None for row in gaps[0].rows)
     assert all(row.to_control is not None for row in gaps[0].rows)
     page = comparison_page(results, params, gaps)
-    assert "nothing to gain from relatedness on this pool**: oracle is surely less than 5" in page
+    assert (
+        "- **Relatedness gains less than 5 points on this pool (95 %)**: oracle compared with"
+        in page
+    )
+    one = results[results["seed"] == results["seed"].min()]
+    of_one_seed = comparison_page(one, params, measure_gaps(one, params, BASE))
+    assert "gains less than 5 points on this pool (95 %, one seed)**: oracle" in of_one_seed
     # There is nothing to draw.
     assert len(plot_comparison(results, params, gaps).axes) == 1
 
@@ -227,7 +233,7 @@ def test_each_length_has_a_section_and_a_panel() -> None:
         "300 updates",
         "gap closed, 300 updates",
     ]
-    assert "small is best after 300 updates" in figure._suptitle.get_text()
+    assert "small leads after 300 updates" in figure._suptitle.get_text()
 
 
 def test_the_panel_lists_the_largest_share_first() -> None:

@@ -43,7 +43,7 @@ def test_curves_are_tables_of_means_and_notes_are_listed():
     assert "## Accuracy by updates: Two\n\nIn percent, of training images of the teacher" in page
     table = "|  | 50 | 100 |\n| --- | ---: | ---: |\n| pu | 60.00 | 90.00 |\n"
     assert table + "| random | 60.00 | 80.00 |\n" in page
-    assert "## What to know of them\n\n- pu, kd (2 of 3 students): it won\n" in page
+    assert "## Notes\n\n- pu, kd (2 of 3 students): it won\n" in page
 
 
 def test_a_row_without_labeled_images_competes_in_every_column(results):

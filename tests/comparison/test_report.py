@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,19 @@ import pandas as pd
 import pytest
 import yaml
 
-from pu_kd_pipeline.comparison.charts import accuracy_dots
+from pu_kd_pipeline.comparison.charts import accuracy_dots, sweep_chart
+from pu_kd_pipeline.comparison.differences import students_of_row
+from pu_kd_pipeline.comparison.figure import plot_comparison
 from pu_kd_pipeline.comparison.gap import measure_gaps
-from pu_kd_pipeline.comparison.report import render_comparison
+from pu_kd_pipeline.comparison.page import comparison_page
+from pu_kd_pipeline.comparison.present import present_results
+from pu_kd_pipeline.comparison.report import POOL, TEST, render_comparison
 from pu_kd_pipeline.comparison.tables import means_over_seeds
-from pu_kd_pipeline.comparison.verdict import lead_of, lead_sentences, verdict_text
+from pu_kd_pipeline.comparison.verdict import Lead, lead_of, lead_sentences, verdict_text
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.learning.paired import paired_difference
 from pu_kd_pipeline.params.comparison import ComparisonParams
+from pu_kd_pipeline.reporting.sections.origin import note_on_audit
 from tests.browser import Browser, check_layout, quiet_browser
 from tests.comparison.builders import BASE, grid, results_of
 from tests.reporting.toy_run import Store, class_names
@@ -104,7 +112,9 @@ def results(seeds: tuple[int, ...] = (0, 1), **n_right: int) -> pd.DataFrame:
         seed=[row[3] for row in rows],
         accuracy=[float(np.mean(each)) for each in correct],
         is_correct=correct,
-        test_images=["tests"] * n,
+        test_images=["test/0"] * n,
+        teacher=["7eac"] * n,
+        n_pool=[3] * n,
         n_test=[N_TEST] * n,
         n_selected=[0 if name == "labeled" else 50 for name in names],
         is_reference=[name == "oracle" for name in names],
@@ -120,28 +130,54 @@ def results(seeds: tuple[int, ...] = (0, 1), **n_right: int) -> pd.DataFrame:
 
 def page_of(params: ComparisonParams, found: pd.DataFrame) -> str:
     images = np.zeros((3, 1, 8, 8), dtype=np.uint8)
-    store = Store(images, [f"pool/{row}" for row in range(3)], [None] * 3)
+    stores = {
+        name: Store(images, [f"{part}/{row}" for row in range(3)], [None] * 3)
+        for name, part in ((POOL, "pool"), (TEST, "test"))
+    }
     card = SimpleNamespace(classes=(EVIL, *class_names(10)[1:]))
     teacher = SimpleNamespace(card=card, fingerprint=lambda: "7eac")
-    gaps = measure_gaps(found, params, BASE)
+    present = present_results(found, params, BASE)
+    gaps = measure_gaps(present.results, params, BASE)
     blocks = {"comparison": params}
     return render_comparison(
-        found,
+        present,
         params,
         BASE,
         gaps,
         teacher,  # type: ignore[arg-type]
-        {"pool images": store},  # type: ignore[dict-item]
+        stores,  # type: ignore[arg-type]
         blocks,
     )
 
 
-def verdict_of(found: pd.DataFrame) -> tuple[str, str]:
+def lead_in(found: pd.DataFrame) -> Lead:
     here = found[found["n_updates"] == 300]
     here = here[~here["variant"].str.startswith("size")]
     lead = lead_of(here, means_over_seeds(here), 300, 4)
     assert lead is not None
+    return lead
+
+
+def verdict_of(found: pd.DataFrame) -> tuple[str, str]:
+    lead = lead_in(found)
     return lead_sentences(lead, "after 300 updates", N_TEST)[0], verdict_text(lead)
+
+
+def students_of(**n_right: dict[int, int]) -> pd.DataFrame:
+    """Return the results of variants: the number of images that each seed's student gets right."""
+    rows = [(name, seed, n) for name, by_seed in n_right.items() for seed, n in by_seed.items()]
+    correct = [(np.arange(N_TEST) < n).tolist() for _, _, n in rows]
+    return results_of(
+        variant=[name for name, _, _ in rows],
+        method=["selection"] * len(rows),
+        rule=["nnpu"] * len(rows),
+        n_updates=[300] * len(rows),
+        labeled_per_class=[4] * len(rows),
+        seed=[seed for _, seed, _ in rows],
+        accuracy=[n / N_TEST for _, _, n in rows],
+        is_correct=correct,
+        test_images=["test/0"] * len(rows),
+    )
 
 
 def test_the_verdict_is_a_lead_only_where_chance_explains_none_of_it() -> None:
@@ -152,9 +188,9 @@ def test_the_verdict_is_a_lead_only_where_chance_explains_none_of_it() -> None:
     assert text == "best"
 
     sentence, text = verdict_of(results(whole=368))
-    assert sentence.startswith("Which variant is best cannot be told: “good” leads with ")
+    assert sentence.startswith("Which variant is best is not clear: “good” leads with ")
     assert "chance can explain its lead over “whole” (over “whole”: +0.50 points" in sentence
-    assert text == "cannot be told from “whole”"
+    assert text == "not clear: “whole”"
 
 
 def test_students_without_a_common_seed_are_not_tested() -> None:
@@ -164,6 +200,84 @@ def test_students_without_a_common_seed_are_not_tested() -> None:
     sentence, text = verdict_of(found)
     assert sentence.startswith("Which variant is best was not tested: “good” leads with ")
     assert text == "not tested"
+
+
+def test_rows_are_ranked_by_the_seeds_that_all_have() -> None:
+    # Seed 1 is hard, and failed for `lucky`.
+    found = students_of(lucky={0: 370}, whole={0: 398, 1: 300}, other={0: 300, 1: 250})
+    lead = lead_in(found)
+    assert (lead.name, lead.second) == ("whole", "lucky")
+    sentences = lead_sentences(lead, "", N_TEST)
+    assert "“whole” leads with 87.25 % of 400 test images, mean of 2 seeds" in sentences[0]
+    assert "over “lucky”: +7.00 points" in sentences[0]
+    assert "they are ranked by the 1 seed that all of them have" in sentences[1]
+    assert "Some were compared by one seed" in sentences[2]
+    # The same row leads on both pages and in the figure.
+    params = grid(labeled_per_class=[4], seeds=[0, 1], title="Students")
+    assert "| whole | **87.25 ± 17.32** |" in comparison_page(found, params)
+    assert plot_comparison(found, params)._suptitle.get_text().startswith("whole leads with")
+
+
+def test_a_row_that_is_better_on_common_seeds_is_not_beaten() -> None:
+    # No seed has all rows, so that each counts with its own.
+    found = students_of(lucky={0: 370}, whole={0: 398, 1: 300}, other={1: 250})
+    lead = lead_in(found)
+    assert lead.name == "lucky"
+    assert lead.ahead == ["whole"]
+    assert not lead.is_clear
+    sentence, limit, *_ = lead_sentences(lead, "", N_TEST)
+    assert sentence.startswith("Which variant is best is not clear: “lucky” leads with 92.50 %")
+    assert "on the seeds that both have, “whole” is better (over “whole”: −7.00" in sentence
+    assert "ranked by their own seeds" in limit
+    assert verdict_text(lead) == "not clear: “whole”"
+
+
+def test_one_seed_leads_and_is_not_best() -> None:
+    found = results(seeds=(0,))
+    sentence, text = verdict_of(found)
+    assert sentence.startswith("“good” leads: 9")
+    assert "Which images are in the test set does not explain its lead, other seeds may" in sentence
+    assert text == "leads (one seed)"
+    page = page_of(comparison_of(seeds=[0]), found).replace("\u00a0", " ")
+    assert "does not explain its lead, other seeds may" in page
+    assert "One seed was compared" in page
+    assert "is best" not in page
+    assert ">best<" not in page
+
+
+def test_the_least_number_of_seeds_counts() -> None:
+    # The second has two seeds, and a row further back has one.
+    found = students_of(best={0: 390, 1: 391}, second={0: 360, 1: 361}, third={0: 200})
+    lead = lead_in(found)
+    assert lead.to_second is not None
+    assert lead.to_second.n_seeds == 2
+    assert lead.is_clear
+    assert verdict_text(lead) == "leads (one seed)"
+    assert "Some were compared by one seed" in lead_sentences(lead, "", N_TEST)[-1]
+
+
+def test_a_row_whose_rivals_failed_is_the_only_one_with_a_result() -> None:
+    found = students_of(good={0: 390}, other={0: 300})
+    is_failed = found["variant"] == "other"
+    found.loc[is_failed, "accuracy"] = np.nan
+    found.loc[is_failed, "failure"] = "the loss is not finite"
+    lead = lead_in(found)
+    [sentence] = lead_sentences(lead, "", N_TEST)
+    assert sentence.startswith("“good” is the only one with a result that is no reference: 97.50")
+    assert verdict_text(lead) == "the only one with a result"
+
+
+def test_of_twenty_equal_rows_more_than_one_is_bold_on_average() -> None:
+    # What both pages write below their tables of differences.
+    rng = np.random.default_rng(0)
+    n_bold = 0
+    n_draws = 40
+    for _ in range(n_draws):
+        is_correct = rng.random((20, N_TEST)) < 0.9
+        best = is_correct.mean(axis=1).argmax()
+        for row in np.delete(np.arange(20), best):
+            n_bold += paired_difference(is_correct[row], is_correct[best]).is_significant
+    assert n_bold / n_draws > 2
 
 
 def test_accuracies_stand_in_their_order_on_the_axis_with_the_teacher() -> None:
@@ -195,7 +309,135 @@ def test_missing_earlier_and_failed_students_are_named() -> None:
     assert "could not be computed; the reasons are below" in page
     assert "the loss is not finite" in page
     page = page_of(comparison_of(gap=None, seeds=[0]), found)
-    assert "on this page are of an earlier grid" in page
+    assert "of an earlier grid, which the present parameters do not have, are left out" in page
+
+
+def test_a_removed_variant_is_no_longer_the_best() -> None:
+    params = comparison_of(gap=None, variants={**VARIANTS, "good": None}, curves=None)
+    page = page_of(params, results())
+    assert "8 students (good, kd, 2 per class, 100 updates, seed 0; " in page
+    assert "“good”" not in page
+    assert "“whole” is best" in page
+
+
+def test_lengths_of_an_earlier_grid_do_not_mix() -> None:
+    params = comparison_of(n_updates=None, gap=None, curves=None)
+    base = replace(BASE, distillation=BASE.distillation.model_copy(update={"n_updates": 300}))
+    found = present_results(results(), params, base)
+    assert set(found.results["n_updates"]) == {300}
+    assert not found.missing
+    assert {key[3] for key in found.others} == {100}
+    # Without that, rows of the same name are compared with those of their own length.
+    both = results(seeds=(0,))
+    both = both[both["variant"].isin(["good", "whole"]) & (both["labeled_per_class"] == 4)]
+    means = means_over_seeds(both)
+    for _, row in means.iterrows():
+        [(_, is_correct)] = students_of_row(both, row).items()
+        assert 100 * is_correct.mean() == pytest.approx(row["mean"])
+
+
+def test_results_of_another_grid_alone_are_refused() -> None:
+    with pytest.raises(InputError, match="no saved result belongs to the grid of the present"):
+        present_results(results(), comparison_of(seeds=[7]), BASE)
+
+
+def test_a_changed_variant_is_left_out() -> None:
+    changed = {**VARIANTS, "good": {**VARIANTS["good"], "rule": "confident"}}
+    found = present_results(results(), comparison_of(variants=changed), BASE)
+    assert {key[0] for key in found.changed} == {"good"}
+    assert not found.missing
+    assert "good" not in set(found.results["variant"])
+    [doubt] = found.doubts()
+    assert "are of another method, rule, criterion or features than the present" in doubt
+    # As is one of another criterion.
+    of_criterion = results()
+    of_criterion.loc[of_criterion["variant"] == "good", "criterion"] = "quantile"
+    found = present_results(of_criterion, comparison_of(), BASE)
+    assert {key[0] for key in found.changed} == {"good"}
+
+
+def test_results_of_other_inputs_are_doubted() -> None:
+    found = results()
+    page = page_of(comparison_of(), found)
+    assert "one: run" not in page
+    assert "ones: run" not in page
+    page = page_of(comparison_of(), found.assign(teacher="0ther", test_images="0ther", n_pool=9))
+    assert "are of another teacher than the present one: run" in page
+    assert "are of other test images than the present ones: run" in page
+    assert "are of a pool of another size than the present one: run" in page
+    # The hash on the page is that of the students' teacher.
+    assert '<th scope="row">teacher</th><td class="long key">0ther<' in page
+    assert "7eac" not in page
+
+
+def test_a_teacher_that_was_not_recorded_is_not_made_up() -> None:
+    found = results()
+    found["teacher"] = None
+    page = page_of(comparison_of(), found)
+    assert "not recorded by an earlier version" in page
+    assert '<th scope="row">present teacher</th><td class="long key">7eac</td>' in page
+    assert "another teacher than" not in page
+
+
+def test_images_are_no_networks() -> None:
+    page = page_of(comparison_of(), results())
+    networks, _, inputs = page.partition("A network is named by the hash")
+    networks = networks.partition('id="again"')[2]
+    assert "7eac" in networks
+    assert "test/0" not in networks
+    assert '<th scope="row">test images</th><td class="long key">test/0</td>' in inputs
+
+
+def test_a_longest_training_without_a_result_is_stated() -> None:
+    found = results()
+    page = page_of(comparison_of(), found[found["n_updates"] == 100]).replace("\u00a0", " ")
+    assert "with 4 labeled images of each class after 100 updates. Chance does" in page
+    assert (
+        "No variant that is no reference has a result with 4 labeled images of each class after "
+        "300 updates." in page
+    )
+    is_there = (found["n_updates"] == 100) | (found["labeled_per_class"] == 2)
+    page = page_of(comparison_of(), found[is_there]).replace("\u00a0", " ")
+    assert "with 2 labeled images of each class after 300 updates" in page
+    assert "has a result with 4 labeled images of each class after 300 updates." in page
+    assert "has a result with" not in page_of(comparison_of(), results())
+
+
+def test_the_whole_pool_gains_nothing_by_choosing() -> None:
+    page = page_of(comparison_of(), results(whole=376)).replace("\u00a0", " ")
+    assert "“whole” is best: " in page
+    assert "“good” gains 83 % of it (95 %: " in page
+    assert "; as the largest of 3 shares, it is rather too large)" in page
+    assert "“whole” gains" not in page
+
+
+def test_objectives_may_differ_between_lengths() -> None:
+    params = comparison_of(objectives=["kd", "robust_kd"], gap=None)
+    found = results()
+    others = found[(found["variant"] == "good") & (found["n_updates"] == 100)]
+    both = pd.concat([found, others.assign(objective="robust_kd")], ignore_index=True)
+    page = page_of(params, both)
+    assert "good · robust_kd" in page
+
+
+def test_a_teacher_by_an_audit_needs_the_audit_again() -> None:
+    assert note_on_audit({"pu_training": {"class_prior": 0.5}}) is None
+    note = note_on_audit({"pu_training": {"class_prior": "audit"}})
+    assert note is not None
+    assert "--pipeline=pool_audit" in note
+
+
+def test_no_axis_ends_below_zero_percent() -> None:
+    found = students_of(bad={0: 4, 1: 20}, good={0: 380, 1: 390})
+    means = means_over_seeds(found).sort_values("mean", ascending=False)
+    dots = accuracy_dots("accuracy", means, "good", 99.0)
+    assert dots is not None
+    assert dots.low == "0 %"
+    assert all(0 <= reading.place <= 1 for reading in dots.readings)
+    means["at"] = [1.0, 2.0]
+    chart = sweep_chart("accuracy", "at", means, 99.0)
+    assert chart is not None
+    assert not any("−" in tick.text or "-" in tick.text for tick in chart.y_ticks)
 
 
 def test_the_parameters_on_the_page_give_the_same_comparison() -> None:

@@ -37,6 +37,8 @@ from pu_kd_pipeline.reporting.sections.origin import origin_of
 from pu_kd_pipeline.reporting.sections.pool import Pool, spread
 from pu_kd_pipeline.reporting.sections.prior import prior_of
 from pu_kd_pipeline.reporting.sections.unlabeled_page import unlabeled_sections
+from pu_kd_pipeline.reporting.student_search_page import students_chart
+from tests.reporting.toy_pages import student_search
 from tests.reporting.toy_run import (
     PRIOR,
     Store,
@@ -316,6 +318,24 @@ def test_a_constant_has_a_chart(value: float) -> None:
     assert len(chart.paths[0].dots) == 1
 
 
+@pytest.mark.parametrize("divergence", [0.0, -1e-8])
+def test_a_divergence_that_is_not_positive_is_on_the_chart_of_students(divergence: float) -> None:
+    found = student_search()
+    for trial in found["trials"]:
+        if trial["candidate"] == found["winner"]:
+            trial["kl"] = divergence
+    chart = students_chart(found)
+    assert chart is not None
+    # A logarithmic axis would have no place for it.
+    assert "log scale" not in chart.title
+    winner = chart.paths[-1]
+    assert len(winner.dots) == 1
+    assert chart.top <= winner.dots[0].y <= chart.bottom
+    ordinary = students_chart(student_search())
+    assert ordinary is not None
+    assert "log scale" in ordinary.title
+
+
 def test_students_without_a_yardstick_are_not_compared_on_it() -> None:
     measured = history(20, yardstick_agreement=0.9, training_agreement=0.8)
     other = history(20, training_agreement=0.7)
@@ -348,6 +368,14 @@ def test_results_of_different_runs_are_named() -> None:
     old = certificate_of(manifest, manifest=None, code_of_training=None)
     assert notes_of(old, saved_student()) == []
     assert notes_of({}, saved_student()) == []
+
+
+def test_a_run_with_an_audited_prior_needs_the_audit_again() -> None:
+    _, manifest, _ = pool_of()
+    right = certificate_of(manifest)
+    assert notes_of(right, saved_student(), pu_training={"class_prior": 0.5}) == []
+    [note] = notes_of(right, saved_student(), pu_training={"class_prior": "audit"})
+    assert "the commands below do not audit the pool" in note
 
 
 def test_parameters_that_the_run_did_not_have_are_named() -> None:

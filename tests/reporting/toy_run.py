@@ -71,6 +71,7 @@ class Store:
         labels: list[int] | None = None,
     ) -> None:
         self._images = images
+        self.fingerprint = ids[0]
         self.n_rows_read = 0
         # A dtype with missing values, as in the table on disk.
         truth = pd.array(relevant, dtype="boolean")

@@ -86,7 +86,8 @@ def accuracy_dots(
     largest = float(covered.max())
     smallest = float(covered.min())
     margin = _MARGIN * (largest - smallest) or 0.1
-    largest += margin
+    # No accuracy is below 0 %.
+    largest = min(largest + margin, float(np.log(100)))
     smallest -= margin
 
     def place(log_error: float) -> float:
@@ -116,7 +117,7 @@ def accuracy_dots(
     if np.isfinite(teacher_percent):
         marks.append(place(float(np.log(_errors(teacher_percent)))))
         note = f"Line: the teacher, {teacher_percent:.2f} %. {note}"
-    low = f"{100 - np.exp(largest):.3g} %"
+    low = f"{max(100 - np.exp(largest), 0.0):.3g} %"
     high = f"{100 - np.exp(smallest):.4g} %"
     return Dots(title, readings, marks, low, high, note)
 
@@ -286,7 +287,7 @@ def _chart(
     parts = [part for line in lines for part in (line.y, *(line.bars or ()))]
     errors = np.concatenate(parts)
     low = float(errors.min()) / 1.1
-    high = float(errors.max()) * 1.1
+    high = min(float(errors.max()) * 1.1, 100.0)
     scale = Scale(True, (low, high), _accuracy_ticks(low, high), is_reversed=True)
     return line_chart(title, x_title, lines, x_scale=x_scale, y_scale=scale, height=_HEIGHT)
 

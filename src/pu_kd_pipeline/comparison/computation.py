@@ -75,6 +75,8 @@ RESULT = pa.schema(
         ("per_class_accuracy", pa.list_(pa.float64())),
         # Of the images that class weights are for; null where the objective reads none.
         ("mean_sample_weight", pa.float64()),
+        # The fingerprint of the teacher.
+        ("teacher", pa.string()),
     ]
 )
 
@@ -135,6 +137,7 @@ class CellComputation:
             n_pool=len(self._inputs.pool_images),
             n_test=len(self._inputs.test_images),
             test_images=self._inputs.test_images.fingerprint,
+            teacher=self._teacher_fingerprint,
             n_yardstick=len(self._inputs.yardstick or ()),
             yardstick=self._inputs.yardstick_fingerprint,
             seconds=0.0,
@@ -207,6 +210,10 @@ class CellComputation:
             # For listeners alone: no column has it.
             HISTORY: _numbers(history),
         }
+
+    @cached_property
+    def _teacher_fingerprint(self) -> str:
+        return self._inputs.teacher.fingerprint()
 
     @cached_property
     def _truth(self) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from pu_kd_pipeline.comparison.tables import is_in_column, rivals
 from pu_kd_pipeline.learning.paired import PairedDifference, paired_mean_difference
 
-_KEYS = ["variant", "objective", "labeled_per_class"]
+_KEYS = ["variant", "objective", "labeled_per_class", "n_updates"]
 Student = tuple[int, str]  # seed, fingerprint of the test images
 
 
@@ -22,12 +23,50 @@ class RowDifference(NamedTuple):
     """Number of seeds whose students were compared; with one, the test leaves out their chance."""
 
 
-def best_row(means: pd.DataFrame, column: float | None) -> pd.Series | None:
-    """Return the best row of a column that is no reference; None where there is none."""
-    ranking = rivals(means, column).sort_values("mean", ascending=False)
-    if ranking.empty or ranking["mean"].isna().all():
-        return None
-    return ranking.iloc[0]
+class Ranking(NamedTuple):
+    """The rows of a column that are no references and have a result, the best first."""
+
+    rows: pd.DataFrame
+    n_common: int
+    """Number of seeds by which they are ranked, those that all rows have; 0: there are none, and
+    each row counts with its own ones."""
+    is_complete: bool
+    """Whether all rows have the same seeds."""
+
+    @property
+    def best(self) -> pd.Series | None:
+        """The first row; None where there is none."""
+        return self.rows.iloc[0] if len(self.rows) else None
+
+
+def rank_rows(results: pd.DataFrame, means: pd.DataFrame, column: float | None) -> Ranking:
+    """Return the rows of a column in their order by the seeds that all of them have.
+
+    A row whose hard seeds failed would else be compared by its easy ones. Rows that are equal keep
+    their order.
+
+    Args:
+        results: one row per cell, as `comparison.RESULT` has it.
+        means: rows of `means_over_seeds`.
+        column: number of labeled images per class.
+    """
+    rows = rivals(means, column)
+    rows = rows[rows["mean"].notna()]
+    by_row = _accuracies_by_row(results)
+    accuracies = [by_row[_key_of(row[_KEYS])] for _, row in rows.iterrows()]
+    seeds = [set(of_row) for of_row in accuracies]
+    common = sorted(set.intersection(*seeds)) if seeds else []
+    is_complete = all(of_row == set(common) for of_row in seeds)
+    score = rows["mean"].to_numpy(float)
+    if not is_complete and common:
+        score = np.array([np.mean([of_row[seed] for seed in common]) for of_row in accuracies])
+    order = np.argsort(-score, kind="stable")
+    return Ranking(rows.iloc[order], len(common), is_complete)
+
+
+def best_row(results: pd.DataFrame, means: pd.DataFrame, column: float | None) -> pd.Series | None:
+    """Return the best row of a column, as `rank_rows` has it; None where there is none."""
+    return rank_rows(results, means, column).best
 
 
 def differences_to_best(
@@ -44,7 +83,7 @@ def differences_to_best(
         means: rows of `means_over_seeds`.
         column: number of labeled images per class.
     """
-    best = best_row(means, column)
+    best = best_row(results, means, column)
     if best is None:
         return {}
     of_best = students_of_row(results, best)
@@ -56,19 +95,37 @@ def differences_to_best(
     return differences
 
 
+def _accuracies_by_row(results: pd.DataFrame) -> dict[tuple[Any, ...], dict[int, float]]:
+    """Return the accuracy by seed, of each row that has one."""
+    found: dict[tuple[Any, ...], dict[int, float]] = {}
+    cells = results.loc[results["accuracy"].notna(), [*_KEYS, "seed", "accuracy"]]
+    for *key, seed, accuracy in cells.itertuples(index=False, name=None):
+        found.setdefault(_key_of(key), {})[int(seed)] = float(accuracy)
+    return found
+
+
+def _key_of(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Return values as a key, in which what is missing equals itself."""
+    return tuple(None if pd.isna(value) else value for value in values)
+
+
 def students_of_row(results: pd.DataFrame, row: pd.Series) -> dict[Student, np.ndarray]:
     """Return which test images the students of a row classify correctly, where it is known."""
+    students = {}
+    of_row = _cells_of_row(results, row).dropna(subset=["is_correct", "test_images"])
+    for _, cell in of_row.iterrows():
+        student = (int(cell["seed"]), str(cell["test_images"]))
+        students[student] = np.asarray(cell["is_correct"], dtype=bool)
+    return students
+
+
+def _cells_of_row(results: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
     is_of_row = pd.Series(True, index=results.index)
     for key in _KEYS:
         value = row[key]
         is_same = results[key].isna() if pd.isna(value) else results[key] == value
         is_of_row &= is_same
-    students = {}
-    of_row = results[is_of_row].dropna(subset=["is_correct", "test_images"])
-    for _, cell in of_row.iterrows():
-        student = (int(cell["seed"]), str(cell["test_images"]))
-        students[student] = np.asarray(cell["is_correct"], dtype=bool)
-    return students
+    return results[is_of_row]
 
 
 def paired_students(

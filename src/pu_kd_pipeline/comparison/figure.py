@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pu_kd_pipeline.comparison.differences import differences_to_best
+from pu_kd_pipeline.comparison.differences import differences_to_best, rank_rows
 from pu_kd_pipeline.comparison.gap_panel import draw_gap, gap_panel_height, shown_rows
 from pu_kd_pipeline.comparison.looks import (
     CURVE_COLORS,
@@ -24,7 +24,6 @@ from pu_kd_pipeline.comparison.tables import (
     labeled_columns,
     means_over_seeds,
     results_by_length,
-    rivals,
     seeds_text,
     split_sweeps,
     updates_text,
@@ -197,14 +196,13 @@ def _finding_of_rows(
     last_column = None
     if columns:
         last_column = columns[-1]
-    competitors = rivals(means, last_column)
-    ranking = competitors.sort_values("mean", ascending=False)
+    ranking = rank_rows(results, means, last_column).rows
     if ranking.empty:
         return "References alone"
     best = ranking.iloc[0]
     best_name = best["row"]
     best_percent = best["mean"]
-    finding = f"{best_name} is best{where} with {best_percent:.2f} %"
+    finding = f"{best_name} leads{where} with {best_percent:.2f} %"
     if len(ranking) > 1:
         second = ranking.iloc[1]
         second_name = second["row"]
@@ -219,6 +217,8 @@ def _verdict(difference: RowDifference | None) -> str:
     """Return whether chance explains the lead of the best row."""
     if difference is None:
         return "not tested"
+    if difference.accuracy.is_significant and difference.accuracy.upper >= 0:
+        return "behind on the seeds that both have"
     if not difference.accuracy.is_significant:
         return "chance can explain it"
     if difference.n_seeds == 1:

@@ -6,6 +6,12 @@ from typing import TYPE_CHECKING
 
 from pu_kd_pipeline.reporting.style import UNKNOWN
 
+# Of tables of differences to the row that leads.
+EACH_ALONE = (
+    "Each row is tested alone, and the row that leads was found on these very images: of many "
+    "equally good rows, more than one in twenty is bold by chance."
+)
+
 if TYPE_CHECKING:
     from pu_kd_pipeline.comparison.differences import RowDifference
 

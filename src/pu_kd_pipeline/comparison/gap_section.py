@@ -69,7 +69,7 @@ def _parts_of_gap(gap: Gap) -> list[str]:
 def headroom_finding(
     gap: Gap, headroom: Headroom, written: Callable[[str], str] = str
 ) -> tuple[str, str] | None:
-    """Return a sentence on a control without headroom in two parts; None where there is some.
+    """Return a sentence on a control without much headroom in two parts; None where there is some.
 
     Args:
         gap: of the control.
@@ -79,10 +79,12 @@ def headroom_finding(
     goal = written(gap.goal)
     control = written(headroom.control)
     if headroom.kind == "none":
+        assert headroom.difference is not None
         least = f"{100 * gap.least_headroom:g}"
+        seeds = ", one seed" if headroom.difference.n_seeds == 1 else ""
         return (
-            "There is nothing to gain from relatedness on this pool",
-            f": {goal} is surely less than {least} points better than {control}.",
+            f"Relatedness gains less than {least} points on this pool (95 %{seeds})",
+            f": {goal} compared with {control}.",
         )
     if headroom.kind == "unclear":
         return (

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pu_kd_pipeline.comparison.differences import best_row, differences_to_best
-from pu_kd_pipeline.comparison.formatting import difference_text, markdown_table
+from pu_kd_pipeline.comparison.formatting import EACH_ALONE, difference_text, markdown_table
 from pu_kd_pipeline.comparison.gap_section import gap_section
 from pu_kd_pipeline.comparison.tables import (
     curve_table,
@@ -16,7 +16,6 @@ from pu_kd_pipeline.comparison.tables import (
     labeled_columns,
     means_over_seeds,
     results_by_length,
-    rivals,
     seeds_text,
     split_sweeps,
     updates_text,
@@ -35,10 +34,10 @@ _CURVES_FACTS = (
     "In percent, of training images of the teacher that no student sees; columns: updates so far."
 )
 _CERTAINTY_FACTS = (
-    "Points of accuracy to the best row of the column, and the 95 % interval, from pairs of "
+    "Points of accuracy to the row that leads the column, and the 95 % interval, from pairs of "
     "students of one seed on the same test images. **Bold**: chance does not explain the "
-    "difference, neither that of the test images nor that of the seeds. Each row is tested alone: "
-    "of twenty equally good rows, one is bold by chance."
+    "difference, neither that of the test images nor that of the seeds. "
+    f"{EACH_ALONE}"
 )
 _ONE_SEED_FACTS = (
     "Where one seed was compared, the test covers the chance of the test images alone: other seeds "
@@ -62,7 +61,10 @@ _SELECTION_HEADER = [
 
 
 def comparison_page(
-    results: pd.DataFrame, params: ComparisonParams, gaps: Sequence[Gap] = ()
+    results: pd.DataFrame,
+    params: ComparisonParams,
+    gaps: Sequence[Gap] = (),
+    doubts: Sequence[str] = (),
 ) -> str:
     """Return the page: accuracies, gaps, sweeps, curves, selections, notes and failures.
 
@@ -70,9 +72,13 @@ def comparison_page(
         results: one row per cell, as `comparison.RESULT` has it.
         params: the comparison's title, variants, lengths, sweeps and panels.
         gaps: headroom and gap closed, as `measure_gaps` returns them.
+        doubts: sentences on results that are missing or left out.
     """
     means = means_over_seeds(results)
-    parts = [f"# {markdown_text(params.title)}", _facts(results, means, params)]
+    parts = [f"# {markdown_text(params.title)}"]
+    if doubts:
+        parts.append("\n".join(f"- {markdown_text(doubt)}" for doubt in doubts))
+    parts.append(_facts(results, means, params))
     by_length = results_by_length(results, params)
     for n_updates, of_length in by_length:
         gaps_here = [gap for gap in gaps if gap.n_updates == n_updates]
@@ -83,7 +89,7 @@ def comparison_page(
         parts += sections
     notes = _notes(results)
     if notes:
-        parts.append("## What to know of them")
+        parts.append("## Notes")
         parts.append("\n".join(notes))
     failures = _failures(results, has_lengths=len(by_length) > 1)
     if failures:
@@ -99,7 +105,7 @@ def _sections(results: pd.DataFrame, params: ComparisonParams, gaps: Sequence[Ga
     of_grid, sweeps = split_sweeps(means, params)
     parts = []
     if len(of_grid):
-        accuracies = _accuracy_rows(of_grid)
+        accuracies = _accuracy_rows(results, of_grid)
         parts.append(markdown_table(accuracies))
         parts += _certainty(results, of_grid)
     parts += gap_section(gaps)
@@ -142,19 +148,16 @@ def _facts(results: pd.DataFrame, means: pd.DataFrame, params: ComparisonParams)
         teacher_percent = 100 * teacher_accuracies.max()
         n_test = int(results["n_test"].max())
         facts.append(f"Teacher: {teacher_percent:.2f}; {n_test:,} test images.")
-    facts.append("**Bold**: the best of a column.")
+    facts.append("**Bold**: the row that leads a column.")
     if means["is_reference"].any():
         facts.append("*Italic*: a reference, which uses the original images or the pool's truth.")
     return " ".join(facts)
 
 
-def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
+def _accuracy_rows(results: pd.DataFrame, means: pd.DataFrame) -> list[list[str]]:
     columns = labeled_columns(means)
     n_seeds = means["n_seeds"].max()
-    best = {}
-    for column in columns:
-        competitors = rivals(means, column)
-        best[column] = competitors["mean"].max()
+    best = {column: best_row(results, means, column) for column in columns}
     header = [f"{column:.0f}" for column in columns]
     rows = [["", *header]]
     for name, of_row in means.groupby("row", sort=False):
@@ -165,9 +168,8 @@ def _accuracy_rows(means: pd.DataFrame) -> list[list[str]]:
             is_here = is_in_column(of_row, column)
             here = of_row[is_here]
             text = _accuracy_text(here, n_seeds)
-            may_be_best = len(here) > 0 and not is_reference
-            # Exact: the best is one of these very numbers.
-            if may_be_best and here["mean"].iloc[0] == best[column]:
+            leader = best[column]
+            if leader is not None and leader["row"] == name:
                 text = f"**{text}**"
             cells.append(text)
         rows.append(cells)
@@ -187,12 +189,13 @@ def _certainty(results: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     if all(value is None for value in all_differences):
         return [title, _NOT_TESTED]
     rows = [["", *(f"{column:.0f}" for column in columns)]]
+    best_of = {column: best_row(results, means, column) for column in columns}
     for name in means["row"].unique():
         cells = [markdown_text(str(name))]
         for column in columns:
-            best = best_row(means, column)
+            best = best_of[column]
             is_best = best is not None and best["row"] == name
-            text = "best" if is_best else difference_text(by_column[column].get(name))
+            text = "leads" if is_best else difference_text(by_column[column].get(name))
             cells.append(text)
         rows.append(cells)
     facts = _CERTAINTY_FACTS

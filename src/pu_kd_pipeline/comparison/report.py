@@ -23,8 +23,16 @@ from pu_kd_pipeline.comparison.charts import (
     sweep_chart,
 )
 from pu_kd_pipeline.comparison.differences import best_row, differences_to_best
-from pu_kd_pipeline.comparison.formatting import difference_text, signed
+from pu_kd_pipeline.comparison.formatting import EACH_ALONE, difference_text, signed
 from pu_kd_pipeline.comparison.grid import Blocks, make_cells
+from pu_kd_pipeline.comparison.present import (
+    CellKey,
+    PresentResults,
+    are,
+    cell_key,
+    student_text,
+    students_text,
+)
 from pu_kd_pipeline.comparison.tables import (
     curve_table,
     is_in_column,
@@ -53,6 +61,7 @@ from pu_kd_pipeline.reporting.sections.classes import Cell, SortableTable
 from pu_kd_pipeline.reporting.sections.origin import (
     ENVIRONMENT,
     Origin,
+    note_on_audit,
     parameters_file,
     plain_blocks,
     run_option,
@@ -69,9 +78,11 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.reporting.sections.line_chart import LineChart
 
 _MAX_ROWS_BY_CLASS = 8  # more columns cannot be compared by eye
-_MAX_NAMED = 3
 _LIBRARIES = ("torch", "torchvision", "numpy")
 _PAGE_ALONE = "comparison --nodes=comparison.write_comparison_page"
+# Names of stores that are compared with the results.
+POOL = "pool images"
+TEST = "test images"
 _OTHER_SEEDS = "# other seeds: change comparison.seeds in"
 
 
@@ -100,7 +111,7 @@ class Length:
 
 
 def render_comparison(
-    results: pd.DataFrame,
+    found: PresentResults,
     params: ComparisonParams,
     blocks: Blocks,
     gaps: Sequence[Gap],
@@ -111,18 +122,20 @@ def render_comparison(
     """Return the page as HTML.
 
     Args:
-        results: one row per cell, as `comparison.RESULT` has it.
+        found: the results of the present grid, and which others there are.
         params: the comparison.
         blocks: the run's own parameter blocks, which the variants override.
-        gaps: headroom and gap closed, as `measure_gaps` returns them.
-        teacher: of all students.
-        stores: image stores by name, whose refused images are named.
+        gaps: headroom and gap closed of these results, as `measure_gaps` returns them.
+        teacher: the present one.
+        stores: image stores by name, whose refused images are named; `POOL` and `TEST` are
+            compared with the results.
         parameters: blocks of parameters by name, for the section on how to make it again.
     """
+    results = found.results
     means = means_over_seeds(results)
     by_length = results_by_length(results, params)
     leads = _leads(by_length, params)
-    looks = looks_of(list(dict.fromkeys(split_sweeps(means, params)[0]["row"])))
+    looks = _looks(by_length, params)
     lengths = []
     # The longest first, which the verdict is about.
     for n_updates, of_length in reversed(by_length):
@@ -130,11 +143,13 @@ def render_comparison(
         title = f"After {n_updates:,} updates" if len(by_length) > 1 else ""
         here = [gap for gap in gaps if gap.n_updates == n_updates]
         lengths.append(Length(title, f"updates-{n_updates}", page.parts(here)))
+    # A length without a result has nothing to show; its students are among the doubts.
+    lengths = [length for length in lengths if length.parts] or lengths[:1]
     return render_page(
         "comparison.html.jinja",
         title=params.title,
-        findings=_findings(leads, by_length, params, gaps),
-        doubts=_doubts(results, params, blocks),
+        findings=_findings(leads, by_length, params, blocks, gaps),
+        doubts=_doubts(found, teacher, stores),
         tiles=_tiles(results, leads, gaps),
         leads=_lead_table(leads) if len(leads) > 1 else None,
         facts=_facts(results, means, params),
@@ -144,9 +159,21 @@ def render_comparison(
         stores=[(name, f"{len(store):,}", _sources(store)) for name, store in stores.items()],
         refused=quarantine_of(stores),
         origin=_origin(results, params, teacher, parameters),
+        fingerprints=_inputs(results),
         environment=ENVIRONMENT,
         **script_values(None),
     )
+
+
+def _looks(
+    by_length: Sequence[tuple[int | None, pd.DataFrame]], params: ComparisonParams
+) -> dict[str, Look]:
+    """Return the looks of all rows; a variant with other objectives has another name."""
+    names: dict[str, None] = {}
+    for _, results in by_length:
+        of_grid, _ = split_sweeps(means_over_seeds(results), params)
+        names |= dict.fromkeys(of_grid["row"])
+    return looks_of(list(names))
 
 
 # --- the verdict ---
@@ -171,6 +198,7 @@ def _findings(
     leads: Sequence[Lead],
     by_length: Sequence[tuple[int | None, pd.DataFrame]],
     params: ComparisonParams,
+    blocks: Blocks,
     gaps: Sequence[Gap],
 ) -> list[str]:
     """Return the verdict on the longest training and most labeled images, and what supports it."""
@@ -179,8 +207,18 @@ def _findings(
     lead = leads[-1]
     results = dict(by_length)[lead.n_updates]
     of_grid, _ = split_sweeps(means_over_seeds(results), params)
-    verdict, *limits = lead_sentences(lead, _where(lead, leads), int(results["n_test"].max()))
+    wanted = _places(params, blocks)
+    has_lengths = len({n_updates for n_updates, _ in wanted}) > 1
+    has_columns = len({column for _, column in wanted}) > 1
+    where = place_text(
+        lead.n_updates, lead.column, has_lengths=has_lengths, has_columns=has_columns
+    )
+    verdict, *limits = lead_sentences(lead, where, int(results["n_test"].max()))
     sentences = [verdict]
+    last = wanted[-1]
+    if (lead.n_updates, lead.column or last[1]) != last:
+        place = place_text(*last, has_lengths=has_lengths, has_columns=has_columns)
+        sentences.append(f"No variant that is no reference has a result {place}.")
     sentences += gap_sentences(gaps, of_grid, lead)
     by_yardstick = yardstick_sentence(results, of_grid, lead)
     if by_yardstick is not None:
@@ -188,10 +226,17 @@ def _findings(
     return sentences + limits
 
 
-def _where(lead: Lead, leads: Sequence[Lead]) -> str:
-    has_lengths = len({each.n_updates for each in leads}) > 1
-    has_columns = len({each.column for each in leads}) > 1
-    return place_text(lead.n_updates, lead.column, has_lengths=has_lengths, has_columns=has_columns)
+def _places(params: ComparisonParams, blocks: Blocks) -> list[tuple[int | None, float | None]]:
+    """Return the lengths and numbers of labeled images of the grid, the page's own as the last."""
+    columns = set()
+    for cell in make_cells(params, blocks):
+        variant = params.variants[cell.variant]
+        assert variant is not None
+        if not cell.is_reference and not variant.sweep and cell.labeled_per_class is not None:
+            columns.add(float(cell.labeled_per_class))
+    lengths: list[int | None] = [*sorted(params.n_updates)] if params.n_updates else [None]
+    in_order: list[float | None] = [*sorted(columns)] if columns else [None]
+    return [(n_updates, column) for n_updates in lengths for column in in_order]
 
 
 def _lead_table(leads: Sequence[Lead]) -> SortableTable:
@@ -262,29 +307,13 @@ def _tiles(
 # --- what to doubt ---
 
 
-def _doubts(results: pd.DataFrame, params: ComparisonParams, blocks: Blocks) -> list[str]:
-    """Return which cells are missing, failed, or belong to another grid."""
-    doubts = []
-    expected = set()
-    for cell in make_cells(params, blocks):
-        n_updates = cell.blocks.distillation.n_updates
-        expected.add((cell.variant, cell.objective, cell.labeled_per_class, n_updates, cell.seed))
-    present = set(map(_cell_key, results.to_dict("records")))
-    missing = expected - present
-    if missing:
-        doubts.append(
-            f"{_students(missing)} of the present grid {_are(missing)} missing: run "
-            "`kedro run --pipeline=comparison` again."
-        )
-    others = present - expected
-    if others:
-        doubts.append(
-            f"{_students(others)} on this page {_are(others)} of an earlier grid, which the "
-            "present parameters do not have."
-        )
-    failed = set(map(_cell_key, results[results["failure"].notna()].to_dict("records")))
+def _doubts(found: PresentResults, teacher: Model, stores: Mapping[str, ImageStore]) -> list[str]:
+    """Return which cells are missing, failed, or not of the present grid, teacher and images."""
+    results = found.results
+    doubts = found.doubts()
+    failed = set(map(cell_key, results[results["failure"].notna()].to_dict("records")))
     if failed:
-        doubts.append(f"{_students(failed)} could not be computed; the reasons are below.")
+        doubts.append(f"{students_text(failed)} could not be computed; the reasons are below.")
     if results["yardstick"].nunique() > 1:
         doubts.append(
             "The students were measured on different yardsticks: their numbers there cannot be "
@@ -295,43 +324,31 @@ def _doubts(results: pd.DataFrame, params: ComparisonParams, blocks: Blocks) -> 
             "The students were tested on different test images: only those of the same images are "
             "compared."
         )
+    doubts += [
+        f"{students_text(keys)} {are(keys)} of {what}: run `kedro run --pipeline=comparison` again."
+        for what, keys in _stale(results, teacher, stores).items()
+        if keys
+    ]
     return doubts
 
 
-def _cell_key(row: Mapping[Any, Any]) -> tuple[str, str, int | None, int | None, int]:
-    labeled = row["labeled_per_class"]
-    n_updates = row["n_updates"]
-    return (
-        str(row["variant"]),
-        str(row["objective"]),
-        None if pd.isna(labeled) else int(labeled),
-        None if pd.isna(n_updates) else int(n_updates),
-        int(row["seed"]),
-    )
+def _stale(
+    results: pd.DataFrame, teacher: Model, stores: Mapping[str, ImageStore]
+) -> dict[str, set[CellKey]]:
+    """Return which cells are of other inputs than the present ones, by the name of the input.
 
-
-def _students(keys: set[tuple[Any, ...]]) -> str:
-    """Return how many students there are, with some of their names."""
-    named = [_student(key) for key in sorted(keys, key=str)[:_MAX_NAMED]]
-    listed = "; ".join(named)
-    if len(keys) > len(named):
-        listed += "; …"
-    noun = "student" if len(keys) == 1 else "students"
-    return f"{len(keys):,} {noun} ({listed})"
-
-
-def _student(key: tuple[Any, ...]) -> str:
-    variant, objective, labeled, n_updates, seed = key
-    parts = [variant, objective]
-    if labeled is not None:
-        parts.append(f"{labeled} per class")
-    if n_updates is not None:
-        parts.append(f"{n_updates:,} updates")
-    return f"{', '.join(parts)}, seed {seed}"
-
-
-def _are(keys: set[tuple[Any, ...]]) -> str:
-    return "is" if len(keys) == 1 else "are"
+    What results of an earlier version do not state is not compared.
+    """
+    present = {
+        "teacher": ("another teacher than the present one", teacher.fingerprint()),
+        "test_images": ("other test images than the present ones", stores[TEST].fingerprint),
+        "n_pool": ("a pool of another size than the present one", len(stores[POOL])),
+    }
+    stale = {}
+    for column, (what, value) in present.items():
+        is_other = results[column].notna() & (results[column] != value)
+        stale[what] = set(map(cell_key, results[is_other].to_dict("records")))
+    return stale
 
 
 def _notes(results: pd.DataFrame) -> list[tuple[str, str]]:
@@ -349,7 +366,7 @@ def _failures(results: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the students that could not be computed by the reason, which is the second text."""
     by_reason: dict[str, list[str]] = {}
     for row in results[results["failure"].notna()].to_dict("records"):
-        by_reason.setdefault(str(row["failure"]), []).append(_student(_cell_key(row)))
+        by_reason.setdefault(str(row["failure"]), []).append(student_text(cell_key(row)))
     return [("; ".join(students), reason) for reason, students in by_reason.items()]
 
 
@@ -412,7 +429,7 @@ class _LengthPage:
         return self._columns[-1] if self._columns else None
 
     def _leader(self) -> str:
-        best = best_row(self._of_grid, self._last_column())
+        best = best_row(self._results, self._of_grid, self._last_column())
         return "" if best is None else str(best["row"])
 
     def _accuracy(self) -> Part:
@@ -447,7 +464,7 @@ class _LengthPage:
         n_seeds = int(self._means["n_seeds"].max())
         best = {}
         for column in self._columns:
-            found = best_row(self._of_grid, column)
+            found = best_row(self._results, self._of_grid, column)
             best[column] = None if found is None else found["row"]
         rows = []
         names = dict.fromkeys([*best_first["row"], *self._of_grid["row"]])
@@ -480,20 +497,21 @@ class _LengthPage:
         header = ["variant"]
         header += ["" if each is None else self._column_header(each) for each in columns]
         rows = []
+        best_of = {column: best_row(self._results, self._of_grid, column) for column in columns}
         for name in rows_of_column(self._of_grid, self._last_column())["row"].unique():
             cells = [Cell(str(name), str(name))]
             for column in columns:
-                best = best_row(self._of_grid, column)
+                best = best_of[column]
                 if best is not None and best["row"] == name:
-                    cells.append(Cell("best", 0.0, kind="best"))
+                    cells.append(Cell("leads", 0.0, kind="best"))
                     continue
                 cells.append(_difference_cell(by_column[column].get(name)))
             rows.append(cells)
         notes = [
-            "Points of accuracy to the best row of the column with 95 % intervals, from pairs of "
-            "students of one seed on the same test images. Bold: chance does not explain the "
-            "difference, neither that of the test images nor that of the seeds. Each row is tested "
-            "alone: of twenty equally good rows, one is bold by chance."
+            "Points of accuracy to the row that leads the column with 95 % intervals, from pairs "
+            "of students of one seed on the same test images. Bold: chance does not explain the "
+            "difference, neither that of the test images nor that of the seeds. "
+            f"{EACH_ALONE}"
         ]
         if any(value is not None and value.n_seeds == 1 for value in found):
             notes.append(
@@ -769,12 +787,16 @@ def _origin(
     teacher: Model,
     parameters: Mapping[str, Any],
 ) -> Origin:
-    networks = [("teacher", teacher.fingerprint())]
-    for column, name in (("test_images", "test images"), ("yardstick", "yardstick")):
-        networks += [(name, str(value)) for value in results[column].dropna().unique()]
+    teachers = results["teacher"].dropna().unique()
+    networks = [("teacher", str(value)) for value in teachers]
+    if results["teacher"].isna().any():
+        networks.append(("teacher of the results", "not recorded by an earlier version"))
+        networks.append(("present teacher", teacher.fingerprint()))
     versions = [("pu_kd_pipeline", __version__), ("Python", platform.python_version())]
     versions += [(name, version(name)) for name in _LIBRARIES]
-    text, has_masked = parameters_file(plain_blocks(parameters))
+    blocks = plain_blocks(parameters)
+    text, has_masked = parameters_file(blocks)
+    note = note_on_audit(blocks)
     return Origin(
         networks=networks,
         versions=[(f"{name}, of this page", number) for name, number in versions],
@@ -784,9 +806,20 @@ def _origin(
         has_masked=has_masked,
         command=run_option("comparison"),
         page_pipeline=_PAGE_ALONE,
-        notes=[],
+        notes=[] if note is None else [note],
         code_title="code of this page",
         seed_title="seeds",
         other_seed=_OTHER_SEEDS,
-        compared="The students of the grid are compared with those that the results hold.",
+        compared=(
+            "The grid of students, and method, rule, criterion and features of each, are compared "
+            "with those that the results hold."
+        ),
     )
+
+
+def _inputs(results: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the fingerprints of the images that the students were measured on."""
+    found = []
+    for column, name in (("test_images", "test images"), ("yardstick", "yardstick")):
+        found += [(name, str(value)) for value in results[column].dropna().unique()]
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pu_kd_pipeline.comparison.differences import best_row, differences_to_best
+from pu_kd_pipeline.comparison.differences import differences_to_best, rank_rows
 from pu_kd_pipeline.comparison.formatting import signed
 from pu_kd_pipeline.comparison.gap_section import headroom_finding
 from pu_kd_pipeline.comparison.tables import is_in_column, rivals
@@ -38,13 +38,24 @@ class Lead:
     """The second row's accuracy minus that of the best; None: not tested."""
     unclear: list[str]
     """Rows over which chance can explain the lead."""
+    ahead: list[str]
+    """Rows that are better on the seeds that they and the leader have."""
     untested: list[str]
     """Rows without a common student, so that the lead over them is not tested."""
+    tested_seeds: tuple[int, int] | None
+    """The least and the largest number of seeds of a test; None: nothing was tested."""
+    common_seeds: int | None
+    """Number of seeds that all rows have, where they differ in their seeds; None: they do not."""
 
     @property
     def is_clear(self) -> bool:
         """Whether chance does not explain the lead over any other row."""
-        return not self.unclear and not self.untested
+        return not self.unclear and not self.ahead and not self.untested
+
+    @property
+    def has_one_seed(self) -> bool:
+        """Whether the lead over a row was tested with one seed alone."""
+        return self.tested_seeds is not None and self.tested_seeds[0] == 1
 
 
 def lead_of(
@@ -58,21 +69,28 @@ def lead_of(
         n_updates: the length; None where the comparison has one.
         column: labeled images of each class.
     """
-    best = best_row(means, column)
+    ranking = rank_rows(results, means, column)
+    best = ranking.best
     if best is None:
         return None
-    others = rivals(means, column).sort_values("mean", ascending=False)
-    others = others[(others["row"] != best["row"]) & others["mean"].notna()]
+    others = [str(name) for name in ranking.rows["row"].iloc[1:]]
     tested = differences_to_best(results, means, column)
     unclear = []
+    ahead = []
     untested = []
-    for name in others["row"].unique():
+    n_seeds = []
+    for name in others:
         difference = tested.get(name)
         if difference is None:
-            untested.append(str(name))
-        elif not difference.accuracy.is_significant:
-            unclear.append(str(name))
-    second = str(others["row"].iloc[0]) if len(others) else None
+            untested.append(name)
+            continue
+        n_seeds.append(difference.n_seeds)
+        if not difference.accuracy.is_significant:
+            unclear.append(name)
+        # A lead is clear where the whole interval of the other row is below zero.
+        elif difference.accuracy.upper >= 0:
+            ahead.append(name)
+    second = others[0] if others else None
     return Lead(
         n_updates,
         column,
@@ -82,7 +100,10 @@ def lead_of(
         second,
         tested.get(second) if second is not None else None,
         unclear,
+        ahead,
         untested,
+        (min(n_seeds), max(n_seeds)) if n_seeds else None,
+        None if ranking.is_complete else ranking.n_common,
     )
 
 
@@ -99,16 +120,27 @@ def lead_sentences(lead: Lead, where: str, n_test: int) -> list[str]:
     if where:
         reached += f", {where}"
     if lead.second is None:
-        return [f"“{lead.name}” is the only variant here that is no reference: {reached}."]
+        return [f"“{lead.name}” is the only one with a result that is no reference: {reached}."]
     over_second = f"over “{lead.second}”: {lead_text(lead)}"
-    if lead.is_clear:
+    if lead.is_clear and lead.has_one_seed:
+        verdict = (
+            f"“{lead.name}” leads: {reached}. Which images are in the test set does not explain "
+            f"its lead, other seeds may ({over_second})."
+        )
+    elif lead.is_clear:
         verdict = (
             f"“{lead.name}” is best: {reached}. Chance does not explain its lead over any other "
             f"variant ({over_second})."
         )
+    elif lead.ahead:
+        verdict = (
+            f"Which variant is best is not clear: “{lead.name}” leads with {reached}, and on the "
+            f"seeds that both have, {_named(lead.ahead)} {_verb(lead.ahead)} better "
+            f"({over_second})."
+        )
     elif lead.unclear:
         verdict = (
-            f"Which variant is best cannot be told: “{lead.name}” leads with {reached}, and chance "
+            f"Which variant is best is not clear: “{lead.name}” leads with {reached}, and chance "
             f"can explain its lead over {_named(lead.unclear)} ({over_second})."
         )
     else:
@@ -116,19 +148,36 @@ def lead_sentences(lead: Lead, where: str, n_test: int) -> list[str]:
             f"Which variant is best was not tested: “{lead.name}” leads with {reached}, without a "
             f"student of the same seed and test images among those of {_named(lead.untested)}."
         )
-    return [verdict, _what_was_tested(lead)]
+    return [verdict, *_what_was_compared(lead)]
 
 
-def _what_was_tested(lead: Lead) -> str:
-    if lead.to_second is not None and lead.to_second.n_seeds == 1:
-        return (
-            "One seed was compared: the intervals cover which images are in the test set, and "
-            "other seeds may turn the order around."
+def _what_was_compared(lead: Lead) -> list[str]:
+    limits = []
+    if lead.common_seeds is not None:
+        by = "their own seeds, as no seed has all of them"
+        if lead.common_seeds:
+            noun = "seed" if lead.common_seeds == 1 else "seeds"
+            by = f"the {lead.common_seeds} {noun} that all of them have"
+        limits.append(
+            f"The variants do not have the same seeds: they are ranked by {by}. Means are over all "
+            "seeds of a variant."
         )
-    return (
-        "Intervals cover which images are in the test set and how the seeds fall. The leader was "
-        "found on these test images, so that its lead is rather too large than too small."
-    )
+    if lead.tested_seeds is None:
+        return limits
+    if lead.has_one_seed:
+        _, most = lead.tested_seeds
+        what = "One seed was compared" if most == 1 else "Some were compared by one seed"
+        limits.append(
+            f"{what}: such intervals cover which images are in the test set, and other seeds may "
+            "turn the order around."
+        )
+    else:
+        limits.append(
+            "Intervals cover which images are in the test set and the variation over seeds. The "
+            "leader was found on these test images, so that its lead is rather too large than too "
+            "small."
+        )
+    return limits
 
 
 def lead_text(lead: Lead) -> str:
@@ -144,12 +193,17 @@ def lead_text(lead: Lead) -> str:
 def verdict_text(lead: Lead) -> str:
     """Return the verdict in a few words."""
     if lead.second is None:
-        return "alone"
+        return "the only one with a result"
     if lead.is_clear:
-        return "best"
-    if lead.unclear:
-        return f"cannot be told from {_named(lead.unclear)}"
+        return "leads (one seed)" if lead.has_one_seed else "best"
+    not_behind = [*lead.ahead, *lead.unclear]
+    if not_behind:
+        return f"not clear: {_named(not_behind)}"
     return "not tested"
+
+
+def _verb(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _named(names: Sequence[str]) -> str:
@@ -192,10 +246,12 @@ def yardstick_sentence(results: pd.DataFrame, means: pd.DataFrame, lead: Lead) -
 def gap_sentences(gaps: Sequence[Gap], means: pd.DataFrame, lead: Lead) -> list[str]:
     """Return what choosing images can gain, and which row that is no reference gains most of it."""
     sentences = []
-    names = set(rivals(means, lead.column)["row"])
+    in_race = rivals(means, lead.column)
     for gap in gaps:
         if gap.n_updates != lead.n_updates or gap.labeled_per_class != lead.column:
             continue
+        # The whole pool is a control: nothing is chosen there.
+        names = set(in_race.loc[in_race["variant"] != gap.whole_pool, "row"])
         for headroom in gap.headrooms:
             finding = headroom_finding(gap, headroom, _quoted)
             if finding is not None:
@@ -220,7 +276,10 @@ def _most_closed(rows: Sequence[GapRow]) -> str:
     assert closed is not None
     bounds = f"{100 * closed.lower:,.0f} to {100 * closed.upper:,.0f}".replace("-", "−")
     share = f"{100 * closed.share:,.0f}".replace("-", "−")
-    return f"; “{most.name}” gains {share} % of it (95 %: {bounds})"
+    largest = ""
+    if len(known) > 1:
+        largest = f"; as the largest of {len(known)} shares, it is rather too large"
+    return f"; “{most.name}” gains {share} % of it (95 %: {bounds}{largest})"
 
 
 def _share(row: GapRow) -> float:

@@ -115,7 +115,8 @@ def reliability_chart(certificate: Mapping[str, Any]) -> LineChart | None:
     models, truth = _calibrated(certificate)
     ends = np.array([0.0, 1.0])
     no_dots = np.zeros(2)
-    lines = [Line("as often as it says", "muted-line", ends, ends, radii=no_dots, shows_last=False)]
+    name = "confidence equals accuracy"
+    lines = [Line(name, "muted-line", ends, ends, radii=no_dots, shows_last=False)]
     for name, measured in models.items():
         title, role, style = _LINES[name]
         bins = measured["bins"]

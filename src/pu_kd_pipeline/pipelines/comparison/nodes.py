@@ -78,19 +78,24 @@ def report_comparison(
     relatedness: RelatednessParams,
     params: ComparisonParams,
 ) -> tuple[pd.DataFrame, str, Any]:
-    """Return the results, one row per cell, and the same as Markdown tables and as a figure."""
+    """Return the results, one row per cell, and the same as Markdown tables and as a figure.
+
+    Tables and figure leave out cells of another grid.
+    """
     from pu_kd_pipeline.comparison.computation import RESULT
     from pu_kd_pipeline.comparison.figure import plot_comparison
     from pu_kd_pipeline.comparison.gap import measure_gaps
     from pu_kd_pipeline.comparison.grid import Blocks
     from pu_kd_pipeline.comparison.page import comparison_page
+    from pu_kd_pipeline.comparison.present import present_results
 
     # Cells that an earlier version wrote lack the columns that were added since.
     results = cells.to_pandas().reindex(columns=RESULT.names)
     blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
-    gaps = measure_gaps(results, params, blocks)
-    page = comparison_page(results, params, gaps)
-    return results, page, plot_comparison(results, params, gaps)
+    found = present_results(results, params, blocks)
+    gaps = measure_gaps(found.results, params, blocks)
+    page = comparison_page(found.results, params, gaps, found.doubts())
+    return results, page, plot_comparison(found.results, params, gaps)
 
 
 def write_comparison_page(
@@ -119,14 +124,15 @@ def write_comparison_page(
     from pu_kd_pipeline.comparison.computation import RESULT
     from pu_kd_pipeline.comparison.gap import measure_gaps
     from pu_kd_pipeline.comparison.grid import Blocks
-    from pu_kd_pipeline.comparison.report import render_comparison
+    from pu_kd_pipeline.comparison.present import present_results
+    from pu_kd_pipeline.comparison.report import POOL, TEST, render_comparison
 
     results = cells.to_pandas().reindex(columns=RESULT.names)
     blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
     stores = {
         "labeled images": labeled_images,
-        "pool images": pool_images,
-        "test images": test_images,
+        POOL: pool_images,
+        TEST: test_images,
     }
     parameters = {
         "data_ingestion": data_ingestion,
@@ -142,5 +148,6 @@ def write_comparison_page(
         "relatedness": relatedness,
         "comparison": params,
     }
-    gaps = measure_gaps(results, params, blocks)
-    return render_comparison(results, params, blocks, gaps, teacher, stores, parameters)
+    found = present_results(results, params, blocks)
+    gaps = measure_gaps(found.results, params, blocks)
+    return render_comparison(found, params, blocks, gaps, teacher, stores, parameters)

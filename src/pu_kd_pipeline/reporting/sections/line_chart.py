@@ -46,7 +46,7 @@ class Scale:
     """How an axis is drawn."""
 
     is_log: bool | None = None
-    """None: where the values differ much and are positive."""
+    """Whether the axis is logarithmic, if all values are positive; None: where they differ much."""
     covers: tuple[float, ...] = ()
     """Values that the axis reaches in any case."""
     ticks: Sequence[tuple[float, str]] = ()
@@ -206,7 +206,9 @@ class _Axis:
         high = float(covered.max())
         is_log = scale.is_log
         if is_log is None:
-            is_log = low > 0 and high > _WIDE * low
+            is_log = high > _WIDE * low
+        # Such an axis has no place for zero and below: all values are shown on a linear one.
+        is_log = is_log and low > 0
         if low == high:
             # A constant still needs an axis with a length.
             low, high = (low / 2, high * 2) if is_log else (low - 0.5, high + 0.5)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pu_kd_pipeline import __version__
 from pu_kd_pipeline.masking import MASK, masked_option, masked_values
 from pu_kd_pipeline.params.flatten import flatten
+from pu_kd_pipeline.params.pu_training import AUDIT
 from pu_kd_pipeline.provenance.commits import Commit
 from pu_kd_pipeline.storage.manifest import WEIGHTING, manifest_digest
 
@@ -103,6 +104,7 @@ def origin_of(
         _note_on_student(provenance, student, command),
         _note_on_manifest(provenance, manifest, command),
         _note_on_parameters(_recorded(student, manifest, pipeline), blocks),
+        note_on_audit(blocks),
     ]
     return Origin(
         networks=networks,
@@ -135,6 +137,17 @@ def parameters_file(blocks: Mapping[str, Any]) -> tuple[str, bool]:
     shown = masked_values(blocks)
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100)
     return text, shown != blocks or MASK in text
+
+
+def note_on_audit(blocks: Mapping[str, Any]) -> str | None:
+    """Return that the commands need an audit of the pool; None where the prior is none of one."""
+    if (blocks.get("pu_training") or {}).get("class_prior") != AUDIT:
+        return None
+    return (
+        "pu_training.class_prior is audit, and the commands below do not audit the pool: set it to "
+        "the number that the audit found, or run `kedro run --pipeline=pool_audit` with the same "
+        "--env and --params before, and answer the page that it writes."
+    )
 
 
 def _note_on_student(provenance: Mapping[str, Any], student: Model, command: str) -> str | None:

@@ -23,7 +23,7 @@ class Reading:
     lower: float | None
     upper: float | None
     kind: str
-    """"used", "other" or "truth"."""
+    """"used", "other", "truth", or "hollow" for a reference."""
 
 
 @dataclass(frozen=True)
