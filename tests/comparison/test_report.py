@@ -401,6 +401,21 @@ def test_a_longest_training_without_a_result_is_stated() -> None:
     assert "with 2 labeled images of each class after 300 updates" in page
     assert "has a result with 4 labeled images of each class after 300 updates." in page
     assert "has a result with" not in page_of(comparison_of(), results())
+    # A reference has more labeled images than any other variant, which leads there without any.
+    alone = {**VARIANTS, "preferential": {"method": "preferential"}}
+    variants = {
+        name: {**each, "labeled_per_class": [2]} if name in ("good", "random") else None
+        for name, each in alone.items()
+    }
+    variants |= {"oracle": alone["oracle"], "preferential": alone["preferential"]}
+    params = comparison_of(gap=None, curves=None, sweeps={}, variants=variants)
+    without = found[found["variant"] == "whole"]
+    without = without[without["labeled_per_class"] == 4]
+    without = without.assign(
+        variant="preferential", method="preferential", rule=None, labeled_per_class=np.nan
+    )
+    page = page_of(params, pd.concat([found, without], ignore_index=True))
+    assert "has a result with" not in page
 
 
 def test_the_whole_pool_gains_nothing_by_choosing() -> None:

@@ -28,10 +28,10 @@ class Ranking(NamedTuple):
 
     rows: pd.DataFrame
     n_common: int
-    """Number of seeds by which they are ranked, those that all rows have; 0: there are none, and
-    each row counts with its own ones."""
+    """Number of seeds by which they are ranked, those that all rows have with the same test images;
+    0: there are none, and each row counts with its own ones."""
     is_complete: bool
-    """Whether all rows have the same seeds."""
+    """Whether all rows have the same seeds, with the same test images."""
 
     @property
     def best(self) -> pd.Series | None:
@@ -54,12 +54,12 @@ def rank_rows(results: pd.DataFrame, means: pd.DataFrame, column: float | None) 
     rows = rows[rows["mean"].notna()]
     by_row = _accuracies_by_row(results)
     accuracies = [by_row[_key_of(row[_KEYS])] for _, row in rows.iterrows()]
-    seeds = [set(of_row) for of_row in accuracies]
-    common = sorted(set.intersection(*seeds)) if seeds else []
-    is_complete = all(of_row == set(common) for of_row in seeds)
+    students = [set(of_row) for of_row in accuracies]
+    common = sorted(set.intersection(*students)) if students else []
+    is_complete = all(of_row == set(common) for of_row in students)
     score = rows["mean"].to_numpy(float)
     if not is_complete and common:
-        score = np.array([np.mean([of_row[seed] for seed in common]) for of_row in accuracies])
+        score = np.array([np.mean([of_row[each] for each in common]) for of_row in accuracies])
     order = np.argsort(-score, kind="stable")
     return Ranking(rows.iloc[order], len(common), is_complete)
 
@@ -95,12 +95,17 @@ def differences_to_best(
     return differences
 
 
-def _accuracies_by_row(results: pd.DataFrame) -> dict[tuple[Any, ...], dict[int, float]]:
-    """Return the accuracy by seed, of each row that has one."""
-    found: dict[tuple[Any, ...], dict[int, float]] = {}
-    cells = results.loc[results["accuracy"].notna(), [*_KEYS, "seed", "accuracy"]]
-    for *key, seed, accuracy in cells.itertuples(index=False, name=None):
-        found.setdefault(_key_of(key), {})[int(seed)] = float(accuracy)
+def _accuracies_by_row(results: pd.DataFrame) -> dict[tuple[Any, ...], dict[Student, float]]:
+    """Return the accuracy by student, of each row that has one.
+
+    Results of an earlier version do not state their test images.
+    """
+    found: dict[tuple[Any, ...], dict[Student, float]] = {}
+    columns = [*_KEYS, "seed", "test_images", "accuracy"]
+    cells = results.loc[results["accuracy"].notna(), columns]
+    for *key, seed, test_images, accuracy in cells.itertuples(index=False, name=None):
+        student = (int(seed), "" if pd.isna(test_images) else str(test_images))
+        found.setdefault(_key_of(key), {})[student] = float(accuracy)
     return found
 
 

@@ -208,15 +208,17 @@ def _findings(
     results = dict(by_length)[lead.n_updates]
     of_grid, _ = split_sweeps(means_over_seeds(results), params)
     wanted = _places(params, blocks)
-    has_lengths = len({n_updates for n_updates, _ in wanted}) > 1
-    has_columns = len({column for _, column in wanted}) > 1
+    led = {(each.n_updates, each.column) for each in leads}
+    has_lengths = len({n_updates for n_updates, _ in [*wanted, *led]}) > 1
+    has_columns = len({column for _, column in [*wanted, *led]} - {None}) > 1
     where = place_text(
         lead.n_updates, lead.column, has_lengths=has_lengths, has_columns=has_columns
     )
     verdict, *limits = lead_sentences(lead, where, int(results["n_test"].max()))
     sentences = [verdict]
     last = wanted[-1]
-    if (lead.n_updates, lead.column or last[1]) != last:
+    # Rows without labeled images are in the race with any number of them.
+    if not led & {last, (last[0], None)}:
         place = place_text(*last, has_lengths=has_lengths, has_columns=has_columns)
         sentences.append(f"No variant that is no reference has a result {place}.")
     sentences += gap_sentences(gaps, of_grid, lead)

@@ -159,8 +159,8 @@ def _what_was_compared(lead: Lead) -> list[str]:
             noun = "seed" if lead.common_seeds == 1 else "seeds"
             by = f"the {lead.common_seeds} {noun} that all of them have"
         limits.append(
-            f"The variants do not have the same seeds: they are ranked by {by}. Means are over all "
-            "seeds of a variant."
+            "The variants do not have the same seeds, or test images: they are ranked by "
+            f"{by}. Means are over all seeds of a variant."
         )
     if lead.tested_seeds is None:
         return limits
