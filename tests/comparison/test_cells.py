@@ -23,6 +23,7 @@ from pu_kd_pipeline.comparison.figure import plot_comparison
 from pu_kd_pipeline.comparison.grid import Blocks, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs, labeled_rows
 from pu_kd_pipeline.comparison.page import comparison_page
+from pu_kd_pipeline.comparison.present import present_results
 from pu_kd_pipeline.datasets import ShardedTableDataset
 from pu_kd_pipeline.devices import MemoryShortage
 from pu_kd_pipeline.errors import InputError
@@ -107,6 +108,12 @@ def test_cells_share_their_pu_training_and_publish_their_results(
     assert results["failure"].isna().all()
     assert results["accuracy"].between(0, 1).all()
     assert set(results["n_updates"]) == {8}
+    assert set(results["teacher"]) == {inputs.teacher.fingerprint()}
+    assert set(results["test_images"]) == {inputs.test_images.fingerprint}
+    # What the page compares of each cell is what its results hold.
+    found = present_results(results, params, blocks)
+    assert len(found.results) == len(results)
+    assert found.doubts() == []
     known_priors = results["true_class_prior"].dropna()
     assert known_priors.unique() == pytest.approx([250 / 3050])
     check_results_of_two_per_class(inputs, results)
