@@ -210,7 +210,7 @@ def test_rows_are_ranked_by_the_seeds_that_all_have() -> None:
     sentences = lead_sentences(lead, "", N_TEST)
     assert "“whole” leads with 87.25 % of 400 test images, mean of 2 seeds" in sentences[0]
     assert "over “lucky”: +7.00 points" in sentences[0]
-    assert "they are ranked by the 1 seed that all of them have" in sentences[1]
+    assert "they are ranked by the one seed that all of them have" in sentences[1]
     assert "Some were compared by one seed" in sentences[2]
     # The same row leads on both pages and in the figure.
     params = grid(labeled_per_class=[4], seeds=[0, 1], title="Students")

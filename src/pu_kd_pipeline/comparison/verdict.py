@@ -156,8 +156,9 @@ def _what_was_compared(lead: Lead) -> list[str]:
     if lead.common_seeds is not None:
         by = "their own seeds, as no seed has all of them"
         if lead.common_seeds:
-            noun = "seed" if lead.common_seeds == 1 else "seeds"
-            by = f"the {lead.common_seeds} {noun} that all of them have"
+            by = f"the {lead.common_seeds} seeds that all of them have"
+            if lead.common_seeds == 1:
+                by = "the one seed that all of them have"
         limits.append(
             "The variants do not have the same seeds, or test images: they are ranked by "
             f"{by}. Means are over all seeds of a variant."

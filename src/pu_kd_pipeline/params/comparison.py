@@ -180,8 +180,8 @@ class GapParams(Block):
     goal: str = Field(description="a reference, such as the oracle or the original images")
     least_headroom: Share = Field(
         0.01,
-        description="accuracy of the goal minus that of random images: where it is surely less, "
-        "there is nothing to gain",
+        description="accuracy of the goal minus that of random images: where the 95 % "
+        "interval is below it, the page says that little can be gained",
     )
 
     @property
