@@ -396,6 +396,9 @@ def test_a_longest_training_without_a_result_is_stated() -> None:
         "No variant that is no reference has a result with 4 labeled images of each class after "
         "300 updates." in page
     )
+    short = found[found["n_updates"] == 100]
+    title = plot_comparison(short, comparison_of())._suptitle.get_text().replace("\n", " ")
+    assert title.startswith("good leads at 4 per class after 100 updates with ")
     is_there = (found["n_updates"] == 100) | (found["labeled_per_class"] == 2)
     page = page_of(comparison_of(), found[is_there]).replace("\u00a0", " ")
     assert "with 2 labeled images of each class after 300 updates" in page

@@ -175,8 +175,9 @@ def _grid_height(means: pd.DataFrame, columns: list[float]) -> float:
 
 
 def _finding(by_length: Sequence[tuple[int | None, pd.DataFrame]], params: ComparisonParams) -> str:
-    """Return the finding of the longest training: of its rows, or what its sweeps show."""
-    n_updates, results = by_length[-1]
+    """Return the finding of the longest training with a result: of its rows, or its sweeps."""
+    with_result = [each for each in by_length if len(_finished(each[1]))]
+    n_updates, results = (with_result or by_length)[-1]
     of_grid, sweeps = split_sweeps(_finished(results), params)
     if not len(of_grid):
         axis_labels = " and by ".join(sweeps)
