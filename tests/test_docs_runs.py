@@ -22,7 +22,7 @@ RUN_BY = {
     "make explain": "tests/cli/test_explain.py",
     "make pilot": "tests/pipelines/test_pilot.py",
     "kedro viz build": "tests/test_viz.py",
-    "kedro containers argo": "tests/deployment/test_argo_workflow.py",
+    "kedro containers argo": "tests/deployment/test_argo.py",
     "make manifests": "tests/deployment/test_compose.py",
     "make docs": "tests/test_site.py",
     "make reference": "tests/test_site.py",
@@ -104,7 +104,7 @@ def is_kedro_run(command: str) -> bool:
     return bool(re.match(r"(KEDRO_LOGGING_CONFIG=\S+ )?kedro run|make run", command))
 
 
-def reasons_of(command: str) -> list[str]:
+def matching_entries(command: str) -> list[str]:
     """Return the entries above that a command falls under."""
     starts = [*RUN_BY, *RUN_BY_CI, *NOT_RUN]
     matching = [start for start in starts if command.startswith(start)]
@@ -124,7 +124,7 @@ def test_every_command_is_run_or_listed_with_a_reason() -> None:
     for command, page in shown.items():
         if is_kedro_run(command):
             continue
-        entries = reasons_of(command)
+        entries = matching_entries(command)
         assert len(entries) == 1, f"{page}: no test runs `{command}`, and no reason is given"
         used.update(entries)
     # An entry that no command has would hide a missing one.
@@ -144,7 +144,7 @@ def test_every_pipeline_that_a_command_runs_is_run_by_a_test() -> None:
 
 
 @pytest.mark.parametrize("test", sorted({*RUN_BY.values(), *PIPELINES_RUN_BY.values()}))
-def test_tests_that_are_said_to_run_commands_exist(test: str) -> None:
+def test_listed_tests_exist(test: str) -> None:
     file, _, name = test.partition("::")
     text = (PROJECT / file).read_text(encoding="utf-8")
 
