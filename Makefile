@@ -8,10 +8,11 @@ MLFLOW_PORT ?= 5000
 VIZ_PORT ?= 4141
 WORK ?= data/gpu_experiment
 
-# Labels of the images: the version, the commit, and where it comes from, without credentials.
+# Labels of the images: the version, the commit, and where it comes from, without credentials. A folder of this machine
+# as the origin is no source for others.
 IMAGE_VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/pu_kd_pipeline/__init__.py)
 IMAGE_REVISION = $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null)
-IMAGE_SOURCE ?= $(shell git config --get remote.origin.url | sed 's|//[^/@]*@|//|')
+IMAGE_SOURCE ?= $(shell git config --get remote.origin.url | sed -nE 's|//[^/@]*@|//|; \,^(https://|ssh://|git@),p')
 
 # Not every shell expands `~` in DATA=~/runs.
 DATA_FOLDER = $(abspath $(patsubst ~/%,$(HOME)/%,$(DATA)))

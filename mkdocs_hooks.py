@@ -4,7 +4,7 @@ The pages of docs/ are written for GitHub, too. There, a link may lead to any fi
 repository, Mermaid blocks are drawn, and `$...$` is an equation. For the site,
 
 - each file outside of docs/ that a page links to becomes a page below repository/, so that no
-  link needs the address of the repository;
+  link needs the address of the repository; files that git ignores, such as credentials, do not;
 - each Mermaid block is replaced by its drawing in docs/images/diagrams, which is made once, by
   `make diagrams`: otherwise each browser would load Mermaid from another server;
 - each equation becomes MathML, which browsers show without a script.
@@ -18,6 +18,7 @@ import json
 import posixpath
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,6 +33,8 @@ DIAGRAMS = "docs/images/diagrams"
 COPIES = "repository"
 # Pages of the navigation, which no page has to link to.
 ALWAYS_SHOWN = ("CHANGELOG.md", "CONTRIBUTING.md", "conf/README.md", ".ci/README.md")
+# Parts of names that are not shown where there is no git to ask.
+PRIVATE = ("credentials", "secrets", ".env", "conf/local/")
 LANGUAGES = {
     ".py": "python",
     ".ipynb": "json",
@@ -61,7 +64,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if path in added:
             continue
         added.add(path)
-        copy = File.generated(config, place_of(path), content=copy_of(path))
+        copy = File.generated(config, site_path(path), content=page_text(path))
         # Names that begin with a dot would be left out, and pages without navigation reported.
         copy.inclusion = InclusionLevel.NOT_IN_NAV
         files.append(copy)
@@ -72,9 +75,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Return the page's text with the links and the diagrams of the site."""
     del config, files
-    path = origin_of(page.file.src_uri)
+    path = repository_path(page.file.src_uri)
     if path.endswith(".md"):
-        markdown = MERMAID.sub(lambda block: picture_of(block[1], path), markdown)
+        markdown = MERMAID.sub(lambda block: diagram_markdown(block[1], path), markdown)
         markdown = with_links(markdown, path)
     return markdown
 
@@ -82,22 +85,22 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Return the page's HTML with MathML instead of LaTeX."""
     del page, config, files
-    return EQUATION.sub(mathml_of, html)
+    return EQUATION.sub(to_mathml, html)
 
 
-def place_of(path: str) -> str:
+def site_path(path: str) -> str:
     """Return where the site has a file or folder of the repository: a path below docs_dir."""
     file = PROJECT / path
     if file.is_dir():
         has_page = (file / "README.md").is_file()
-        return place_of(f"{path}/README.md") if has_page else f"{COPIES}/{path}/index.md"
+        return site_path(f"{path}/README.md") if has_page else f"{COPIES}/{path}/index.md"
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return f"{COPIES}/{path}" if path.endswith(".md") else f"{COPIES}/{path}.md"
 
 
-def origin_of(place: str) -> str:
-    """Return the path in the repository of a page: the inverse of `place_of`."""
+def repository_path(place: str) -> str:
+    """Return the path in the repository of a page: the inverse of `site_path`."""
     if not place.startswith(f"{COPIES}/"):
         return f"docs/{place}"
     path = place.removeprefix(f"{COPIES}/")
@@ -105,12 +108,50 @@ def origin_of(place: str) -> str:
     return next(candidate for candidate in candidates if (PROJECT / candidate).exists())
 
 
-def copy_of(path: str) -> str:
+@cache
+def git_files(folder: Path) -> frozenset[str]:
+    """Return the paths of the files that git does not ignore; none where there is no checkout."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return frozenset()
+    return frozenset(listed.stdout.split("\0")) - {""}
+
+
+def is_published(path: str, project: Path = PROJECT) -> bool:
+    """Return whether the site may show a file: it is text, and git does not ignore it.
+
+    Args:
+        path: of the file, in the repository.
+        project: the folder of the repository.
+    """
+    known = git_files(project)
+    if known and path not in known:
+        return False
+    # Such as an archive of the sources.
+    if not known and any(word in path for word in PRIVATE):
+        return False
+    try:
+        text = (project / path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return "\0" not in text
+
+
+def folder_files(path: str, project: Path = PROJECT) -> list[str]:
+    """Return the paths of the files in a folder that the site may show, in the order of names."""
+    names = sorted(each.name for each in (project / path).iterdir() if each.is_file())
+    return [f"{path}/{name}" for name in names if is_published(f"{path}/{name}", project)]
+
+
+def page_text(path: str) -> str:
     """Return the page that shows a file or folder outside of docs/."""
     file = PROJECT / path
     if file.is_dir():
-        names = sorted(each.name for each in file.iterdir() if each.is_file())
-        rows = [f"- [{name}]({posixpath.basename(place_of(f'{path}/{name}'))})" for name in names]
+        rows = []
+        for each in folder_files(path):
+            rows.append(f"- [{posixpath.basename(each)}]({posixpath.basename(site_path(each))})")
         return "\n".join([f"# {path}/", "", *rows, ""])
     text = file.read_text(encoding="utf-8")
     if path.endswith(".md"):
@@ -125,26 +166,29 @@ def linked_files(path: str) -> list[str]:
     """Return the files and folders that a page links to and that are no pages of docs/."""
     file = PROJECT / path
     if file.is_dir():
-        return [f"{path}/{each.name}" for each in file.iterdir() if each.is_file()]
+        return folder_files(path)
     if not path.endswith(".md"):
         return []
     found = []
     for piece in CODE.split(file.read_text(encoding="utf-8")):
         # A link may have code in its text, but none in its target.
         for link in LINK.findall(piece):
-            target = target_of(link, path)
-            if target and place_of(target).startswith(f"{COPIES}/"):
+            target = link_target(link, path)
+            if target and site_path(target).startswith(f"{COPIES}/"):
                 found.append(target)
     return found
 
 
-def target_of(link: str, path: str) -> str | None:
-    """Return the path in the repository that a page's link leads to; None: no file of it."""
+def link_target(link: str, path: str) -> str | None:
+    """Return the path in the repository that a page's link leads to; None: no file to show."""
     name, _, _ = link.partition("#")
     if not name or ":" in name:
         return None
     target = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
     if target.startswith("..") or not (PROJECT / target).exists():
+        return None
+    is_outside = (PROJECT / target).is_file() and not target.startswith("docs/")
+    if is_outside and not is_published(target):
         return None
     # A folder with a page of its own is that page.
     is_folder = (PROJECT / target / "README.md").is_file()
@@ -153,16 +197,16 @@ def target_of(link: str, path: str) -> str | None:
 
 def with_links(markdown: str, path: str) -> str:
     """Return a page's text with links that lead to pages of the site."""
-    folder = posixpath.dirname(place_of(path))
+    folder = posixpath.dirname(site_path(path))
 
     def site_link(match: re.Match[str]) -> str:
         link = match[0]
-        target = target_of(link, path)
+        target = link_target(link, path)
         if target is None:
             # MkDocs reports links that lead nowhere.
             return link
         _, mark, anchor = link.partition("#")
-        return posixpath.relpath(place_of(target), folder or ".") + mark + anchor
+        return posixpath.relpath(site_path(target), folder or ".") + mark + anchor
 
     pieces = CODE.split(markdown)
     for index, piece in enumerate(pieces):
@@ -171,13 +215,13 @@ def with_links(markdown: str, path: str) -> str:
     return "".join(pieces)
 
 
-def picture_of(diagram: str, path: str) -> str:
+def diagram_markdown(diagram: str, path: str) -> str:
     """Return the Markdown of a diagram's drawing.
 
     Raises:
         PluginError: the diagram has none.
     """
-    drawing = drawing_of(diagram)
+    drawing = drawing_path(diagram)
     if not (PROJECT / drawing).is_file():
         raise PluginError(
             f"{path} has a diagram without a drawing ({drawing}): run 'make diagrams', which needs "
@@ -188,13 +232,13 @@ def picture_of(diagram: str, path: str) -> str:
     return f"[![Diagram]({address})]({address})"
 
 
-def drawing_of(diagram: str) -> str:
+def drawing_path(diagram: str) -> str:
     """Return the path in the repository of a diagram's drawing, which names its exact source."""
     digest = hashlib.sha256(diagram.encode()).hexdigest()
     return f"{DIAGRAMS}/{digest[:12]}.svg"
 
 
-def mathml_of(equation: re.Match[str]) -> str:
+def to_mathml(equation: re.Match[str]) -> str:
     """Return the MathML of an equation of `pymdownx.arithmatex`.
 
     Raises:
@@ -209,18 +253,18 @@ def mathml_of(equation: re.Match[str]) -> str:
     return mathml
 
 
-def diagrams_of_the_site() -> dict[str, str]:
+def site_diagrams() -> dict[str, str]:
     """Return drawing -> source of every Mermaid block of docs/."""
     found = {}
     for page in sorted((PROJECT / "docs").rglob("*.md")):
         for source in MERMAID.findall(page.read_text(encoding="utf-8")):
-            found[drawing_of(source)] = source
+            found[drawing_path(source)] = source
     return found
 
 
 def draw_diagrams() -> None:
     """Make the drawings that are missing, and remove those that no page has."""
-    wanted = diagrams_of_the_site()
+    wanted = site_diagrams()
     folder = PROJECT / DIAGRAMS
     folder.mkdir(exist_ok=True)
     for file in folder.glob("*.svg"):

@@ -32,6 +32,7 @@ PROGRAMS = {
     "export",
     "cd",
     "cp",
+    "mkdir",
     "python3",
     "../elsewhere/bin/pip",
     "../elsewhere/bin/python",
@@ -217,7 +218,7 @@ def test_the_variables_for_operators_are_those_of_the_compose_files() -> None:
     used = {}
     for name in ("compose.yaml", "compose.gpu.yaml"):
         text = (PROJECT / "docker" / name).read_text()
-        used.update(re.findall(r"\${([A-Z_]+):-([^}]*)}", text))
+        used.update(re.findall(r"\${([A-Z_]+):?-([^}]*)}", text))
 
     # A comment in the file explains the notation with this one.
     assert used.pop("LIKE_THIS") == "default"

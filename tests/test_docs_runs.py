@@ -11,24 +11,27 @@ import pytest
 
 from tests.documentation import DOCS, PROJECT, README, commands, name_of
 
+COPY_TEST = "tests/test_docs_runs.py::test_a_student_that_is_copied_again_replaces_the_first"
 # Start of a command -> the test that runs it, or what it starts; `kedro run` is below.
 RUN_BY = {
     "make help": "tests/test_docs_runs.py::test_make_help_lists_the_documented_targets",
     "tar czf conf.tar.gz conf": "tests/test_docs_runs.py::test_the_configuration_is_packed",
-    "cp -r data/06_models/exported_student": "tests/export/test_predict_script.py",
+    "mkdir -p ../student": COPY_TEST,
+    "cp -r data/06_models/exported_student/. ../student/": COPY_TEST,
     "../elsewhere/bin/python ../student/predict.py": "tests/export/test_predict_script.py",
     "kedro new-env": "tests/cli/test_new_env.py",
     "kedro explain": "tests/cli/test_explain.py",
     "make explain": "tests/cli/test_explain.py",
     "make pilot": "tests/pipelines/test_pilot.py",
     "kedro viz build": "tests/test_viz.py",
-    "kedro containers argo": "tests/deployment/test_argo_workflow.py",
+    "kedro containers argo": "tests/deployment/test_argo.py",
     "make manifests": "tests/deployment/test_compose.py",
     "make docs": "tests/test_site.py",
     "make reference": "tests/test_site.py",
     "export MLFLOW_RUN_ID=": "tests/tracking/test_shared_run.py",
     "python -m experiments.audit_coverage": "tests/experiments/test_audit_coverage.py",
     "make gpu-experiment": "tests/experiments/test_gpu_experiment.py",
+    "python -m experiments.gpu_experiment": "tests/experiments/test_gpu_experiment.py",
     "make bench": "tests/test_benchmarks.py",
 }
 # Those that `.ci/run`, and so also the public workflow, starts as they stand.
@@ -38,6 +41,7 @@ RUN_BY_CI += ("make versions", "make containers")
 NOT_RUN = {
     "docker ": "needs Docker, which a test cannot start; .ci/containers runs the containers",
     "cd docker": "changes the folder of a shell, before commands of Docker",
+    "kubectl apply": "needs a cluster; tests/deployment renders the folder with kustomize",
     "argo submit": "needs a cluster; tests/deployment checks the workflow against Argo's types",
     "kedro airflow": "needs a package that excludes versions of this project",
     "make mlflow": "serves until it is stopped; tests/tracking reads its store",
@@ -104,7 +108,7 @@ def is_kedro_run(command: str) -> bool:
     return bool(re.match(r"(KEDRO_LOGGING_CONFIG=\S+ )?kedro run|make run", command))
 
 
-def reasons_of(command: str) -> list[str]:
+def matching_entries(command: str) -> list[str]:
     """Return the entries above that a command falls under."""
     starts = [*RUN_BY, *RUN_BY_CI, *NOT_RUN]
     matching = [start for start in starts if command.startswith(start)]
@@ -124,7 +128,7 @@ def test_every_command_is_run_or_listed_with_a_reason() -> None:
     for command, page in shown.items():
         if is_kedro_run(command):
             continue
-        entries = reasons_of(command)
+        entries = matching_entries(command)
         assert len(entries) == 1, f"{page}: no test runs `{command}`, and no reason is given"
         used.update(entries)
     # An entry that no command has would hide a missing one.
@@ -144,11 +148,12 @@ def test_every_pipeline_that_a_command_runs_is_run_by_a_test() -> None:
 
 
 @pytest.mark.parametrize("test", sorted({*RUN_BY.values(), *PIPELINES_RUN_BY.values()}))
-def test_tests_that_are_said_to_run_commands_exist(test: str) -> None:
+def test_listed_tests_exist(test: str) -> None:
     file, _, name = test.partition("::")
     text = (PROJECT / file).read_text(encoding="utf-8")
 
-    assert f"def {name}" in text
+    # A file alone stands for its tests.
+    assert re.search(rf"^def {name or 'test_'}", text, flags=re.MULTILINE)
     for pipeline, runner in PIPELINES_RUN_BY.items():
         if runner == test:
             assert re.search(rf"\b{pipeline}\b", text), f"{file} does not name {pipeline}"
@@ -187,6 +192,21 @@ def test_the_configuration_is_packed(tmp_path: Path) -> None:
         assert "conf/base/globals.yml" in packed.getnames()
 
 
+def test_a_student_that_is_copied_again_replaces_the_first(tmp_path: Path) -> None:
+    exported = tmp_path / "project" / "data" / "06_models" / "exported_student"
+    exported.mkdir(parents=True)
+    shown = [words for words in commands(README) if words[0] in ("mkdir", "cp")]
+
+    assert len(shown) == 2
+
+    for student in ("first", "second"):
+        (exported / "predict.py").write_text(student)
+        for words in shown:
+            subprocess.run(words, cwd=tmp_path / "project", check=True)
+        copied = {path.name: path.read_text() for path in (tmp_path / "student").iterdir()}
+        assert copied == {"predict.py": student}
+
+
 def test_the_readme_is_short_and_leads_to_report_both_servers_and_a_student_elsewhere() -> None:
     text = README.read_text(encoding="utf-8")
     shown = [" ".join(words) for words in commands(README)]
@@ -197,7 +217,7 @@ def test_the_readme_is_short_and_leads_to_report_both_servers_and_a_student_else
     steps = ("make run", "make mlflow", "make viz", ".venv/bin/kedro run --pipeline=export")
     places = [shown.index(step) for step in steps]
     assert places == sorted(places)
-    assert shown[places[-1] + 4].endswith("predict.py docs/examples/digit.png")
+    assert shown[places[-1] + 5].endswith("predict.py docs/examples/digit.png")
 
 
 def test_the_file_that_the_readme_classifies_can_be_read() -> None:

@@ -55,6 +55,7 @@ PRIVATE_ATTRIBUTES = {
     "_filepath": ["JSONDataset", "TextDataset"],
     "_fs": ["JSONDataset", "TextDataset"],
     "_globals": ["OmegaConfigLoader"],
+    "_globals_oc": ["OmegaConfigLoader"],  # emptied, like `_runtime_params_oc`
     "_init_args": ["JSONDataset", "TextDataset"],
     "_inputs": ["Node"],
     "_is_async": ["SequentialRunner"],

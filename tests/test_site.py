@@ -82,7 +82,8 @@ def test_no_page_loads_anything_from_another_server_and_every_file_is_there(site
         for address in [*parser.loaded, *parser.links]:
             path, _, _ = address.partition("#")
             if path and ":" not in path:
-                assert (folder / path).exists(), f"{name} leads to {address}"
+                # A browser shows the files of a folder, or nothing, where it is no file.
+                assert (folder / path).is_file(), f"{name} leads to {address}"
 
 
 def test_styles_load_nothing_from_another_server(site: Path) -> None:
@@ -100,14 +101,15 @@ def test_links_to_files_of_the_repository_lead_to_their_pages(site: Path) -> Non
     folder = built["repository/conf/base/catalog/index.html"]
 
     assert "efficientnet" in environment
-    assert 'href="students.yml.html"' in folder or 'href="export.yml.html"' in folder
+    catalog = {path.name for path in (PROJECT / "conf" / "base" / "catalog").glob("*.yml")}
+    assert set(re.findall(r'href="(\w+\.yml)\.html"', folder)) == catalog
     # A page of the repository leads back into the site.
     assert 'href="../docs' not in built["repository/CONTRIBUTING.html"]
     assert 'href="../architecture.html"' in built["repository/CONTRIBUTING.html"]
 
 
 def test_diagrams_are_drawn_and_every_drawing_is_shown(site: Path) -> None:
-    wanted = mkdocs_hooks.diagrams_of_the_site()
+    wanted = mkdocs_hooks.site_diagrams()
     folder = PROJECT / mkdocs_hooks.DIAGRAMS
     drawings = {f"{mkdocs_hooks.DIAGRAMS}/{path.name}" for path in folder.iterdir()}
 
@@ -123,7 +125,7 @@ def test_diagrams_are_drawn_and_every_drawing_is_shown(site: Path) -> None:
 
 def test_a_changed_diagram_without_its_drawing_stops_the_build() -> None:
     with pytest.raises(mkdocs_hooks.PluginError, match="make diagrams"):
-        mkdocs_hooks.picture_of("flowchart LR\n    a --> b\n", "docs/index.md")
+        mkdocs_hooks.diagram_markdown("flowchart LR\n    a --> b\n", "docs/index.md")
 
 
 def test_links_in_code_are_left_as_they_are() -> None:
@@ -135,9 +137,41 @@ def test_links_in_code_are_left_as_they_are() -> None:
     assert "[b](repository/conf/README.md)" in changed
 
 
+def planted(folder: Path) -> list[str]:
+    """Write files next to each other that a site may show, and some that it may not."""
+    conf = folder / "conf" / "base"
+    conf.mkdir(parents=True)
+    for name in ("globals.yml", "credentials.yml", "notes.yml", ".env"):
+        (conf / name).write_text("key: value\n")
+    (conf / "picture.yml").write_bytes(b"\x89PNG\xff")
+    (conf / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (folder / ".gitignore").write_text("*credentials*\n.env\n/conf/base/notes.yml\n")
+    return mkdocs_hooks.folder_files("conf/base", folder)
+
+
+def test_files_that_git_ignores_and_files_without_text_are_not_in_the_site(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+
+    assert planted(tmp_path) == ["conf/base/globals.yml"]
+
+
+def test_without_git_the_names_decide_what_is_in_the_site(tmp_path: Path) -> None:
+    assert planted(tmp_path) == ["conf/base/globals.yml", "conf/base/notes.yml"]
+    assert not mkdocs_hooks.is_published("conf/local/parameters.yml", tmp_path)
+
+
+def test_a_link_to_a_file_that_git_ignores_is_left_for_mkdocs_to_report(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link = ("../pyproject.toml", "docs/pilot.md")
+    assert mkdocs_hooks.link_target(*link) == "pyproject.toml"
+    monkeypatch.setattr(mkdocs_hooks, "git_files", lambda _: frozenset({"README.md"}))
+    assert mkdocs_hooks.link_target(*link) is None
+
+
 def test_equations_become_mathml() -> None:
     html = r'<p>A <span class="arithmatex">\(a &lt; b\)</span></p>'
-    changed = mkdocs_hooks.EQUATION.sub(mkdocs_hooks.mathml_of, html)
+    changed = mkdocs_hooks.EQUATION.sub(mkdocs_hooks.to_mathml, html)
 
     assert "<math" in changed
     assert "&lt;" in changed or "&#x0003C;" in changed

@@ -52,13 +52,30 @@ def test_every_command_of_ci_run_is_a_step() -> None:
     assert containers.index("make run") < containers.index(".ci/containers")
 
 
-def test_actions_are_pinned_by_their_major_version() -> None:
+def test_actions_are_pinned_by_their_major_version_or_by_a_commit() -> None:
     used = [step["uses"] for step in steps() if "uses" in step]
 
     assert used
 
     for action in used:
-        assert re.fullmatch(r"actions/[\w-]+@v\d+", action), action
+        assert re.fullmatch(r"actions/[\w-]+@(v\d+|[0-9a-f]{40})", action), action
+
+
+def test_the_site_is_kept_with_its_hidden_folders() -> None:
+    kept = {}
+    for step in steps():
+        if "upload-artifact" in step.get("uses", ""):
+            kept[step["with"]["path"]] = step["with"]
+
+    assert set(kept) == {"site", "data/08_reporting"}
+    # Such as `.ci`, which pages lead to; the action leaves them out by default.
+    assert kept["site"]["include-hidden-files"] is True
+
+
+def test_only_the_runs_of_pull_requests_are_canceled_by_newer_ones() -> None:
+    canceled = workflow()["concurrency"]["cancel-in-progress"]
+
+    assert canceled == "${{ github.event_name == 'pull_request' }}"
 
 
 def test_the_workflow_may_only_read_and_ends() -> None:

@@ -16,7 +16,7 @@ class ExitCode(IntEnum):
     LIMIT_MISSED = 1  # `certify`: the student does not keep a limit
     USAGE = 2  # Click's code for options that do not exist
     USER_ERROR = 65  # EX_DATAERR: the same command fails again until its input is changed
-    FAILURE = 70  # EX_SOFTWARE: the machine, the network, or a bug; another try may succeed
+    FAILURE = 70  # EX_SOFTWARE: machine, network, another run or a bug; another try may succeed
 
 
 # What would end the same way again: a scheduler need not try it a second time.
@@ -26,7 +26,7 @@ FINAL_EXIT_CODES = (ExitCode.LIMIT_MISSED, ExitCode.USAGE, ExitCode.USER_ERROR)
 class InputError(ValueError):
     """Something the user gave (a file, a parameter, a model) cannot be used.
 
-    The message says what is wrong, where, and how to fix it; the command line prints it alone and
+    The message names what is wrong, where, and how to fix it; the command line prints it alone and
     exits with `exit_code`. Credentials of URLs in it are masked: it may be logged, and sent to a
     server.
     """
@@ -44,7 +44,10 @@ class LimitMissedError(InputError):
 
 
 class UnavailableError(InputError):
-    """Something is missing now that may be there for the next try: memory, a disk, a server."""
+    """Something cannot be used now that may be there for the next try.
+
+    Memory, a disk, a server, or a data folder that another run is using.
+    """
 
     exit_code = ExitCode.FAILURE
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from pu_kd_pipeline.cli.commands import cli
 from pu_kd_pipeline.cli.errors import exit_code, exit_with_message
 from pu_kd_pipeline.devices import MemoryShortage
 from pu_kd_pipeline.errors import ExitCode, InputError, LimitMissedError
 from pu_kd_pipeline.images.sources.base import SourceLostError
+from pu_kd_pipeline.incremental.locks import locked
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,38 @@ def test_a_bug_has_its_traceback_and_not_the_code_of_a_missed_limit(
     printed = capsys.readouterr().err
     assert "Traceback" in printed
     assert "in fail" in printed
+
+
+def test_a_data_folder_that_another_run_is_using_is_tried_again(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path, writes=["student"], reads=[]),
+        pytest.raises(InputError) as refused,
+        locked(tmp_path, writes=["student"], reads=[]),
+    ):
+        pass
+    assert exit_code(refused.value) is ExitCode.FAILURE
+
+
+NEW_ENV = "new-env mine --teacher=a.pt --labeled=a --pool=b --test=c"
+
+
+@pytest.mark.parametrize(
+    ("command", "interrupted"),
+    [
+        ("containers open-run", "kedro.framework.session.KedroSession.create"),
+        (NEW_ENV, "pu_kd_pipeline.cli.new_environment.make_environment"),
+    ],
+)
+def test_ctrl_c_ends_every_command_with_the_code_of_its_signal(
+    monkeypatch: pytest.MonkeyPatch, command: str, interrupted: str
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupted, interrupt)
+    result = CliRunner().invoke(cli, command.split())
+    assert result.exit_code == 130
+    assert result.output == "Stopped by Ctrl-C.\n"
 
 
 def test_an_unknown_option_has_the_code_of_click(kedro) -> None:

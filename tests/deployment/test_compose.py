@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +100,40 @@ def test_stages_share_the_data_and_one_run(compose: dict[str, Any]) -> None:
         assert run_id_file in opening_command
         assert service["entrypoint"] == ["once", "/app/data/.finished_containers"]
         assert service["environment"]["RETRIES"] == "${STAGE_RETRIES:-2}"
+
+
+def test_an_empty_variable_leaves_the_extras_out(compose: dict[str, Any]) -> None:
+    setting = compose["x-build"]["args"]["EXTRAS"]
+    # A shell replaces `${…}` by the same rules as Compose.
+    for prefix, expected in [("unset EXTRAS", "export"), ("EXTRAS=", ""), ("EXTRAS=viz", "viz")]:
+        command = ["sh", "-c", f'{prefix}; printf %s "{setting}"']
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == expected
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        ("https://ada:password@example.org/project.git", "https://example.org/project.git"),
+        ("git@example.org:ada/project.git", "git@example.org:ada/project.git"),
+        ("ssh://git@example.org/project.git", "ssh://example.org/project.git"),
+        # Names of this machine would be in every image.
+        ("/home/ada/project", ""),
+        ("file:///home/ada/project", ""),
+    ],
+)
+def test_the_label_of_the_source_is_an_address_without_credentials(
+    tmp_path: Path, origin: str, expected: str
+) -> None:
+    for arguments in (["init", "--quiet"], ["remote", "add", "origin", origin]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    more = tmp_path / "more.mk"
+    more.write_text("print:\n\t@echo '$(IMAGE_SOURCE)'\n")
+    command = ["make", "--silent", f"--makefile={PROJECT / 'Makefile'}", f"--makefile={more}"]
+    done = subprocess.run(
+        [*command, "print"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected
 
 
 def test_a_gpu_is_given_to_the_stages_tagged_gpu(survey: dict[str, Any]) -> None:

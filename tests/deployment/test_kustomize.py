@@ -60,7 +60,7 @@ def rendered() -> Documents:
     return rendered_by_kustomize(EXAMPLE)
 
 
-def volumes_of(documents: Documents) -> dict[str, Any]:
+def named_volumes(documents: Documents) -> dict[str, Any]:
     volumes = documents["WorkflowTemplate"]["spec"]["volumes"]
     return {volume["name"]: volume for volume in volumes}
 
@@ -71,7 +71,7 @@ def test_the_workflow_finds_its_volume_and_its_account(base: Documents) -> None:
     claim = base["PersistentVolumeClaim"]
     checked = PersistentVolumeClaim.model_validate(claim)
     assert checked.model_dump(by_alias=True, exclude_unset=True, mode="json") == claim
-    mounted = volumes_of(base)["data"]["persistentVolumeClaim"]["claimName"]
+    mounted = named_volumes(base)["data"]["persistentVolumeClaim"]["claimName"]
     assert mounted == claim["metadata"]["name"]
 
     account = base["WorkflowTemplate"]["spec"]["serviceAccountName"]
@@ -123,7 +123,7 @@ def test_kustomize_gives_the_workflow_the_configuration_of_its_time(rendered: Do
     name = rendered["ConfigMap"]["metadata"]["name"]
     # The hash of its files: a workflow that is running does not see other ones.
     assert name.startswith("pu-kd-conf-")
-    conf = volumes_of(rendered)["conf"]["configMap"]
+    conf = named_volumes(rendered)["conf"]["configMap"]
     assert conf == {"name": name, "optional": True}
     assert set(rendered["ConfigMap"]["data"]) == {"globals.yml"}
 
@@ -148,7 +148,7 @@ def test_a_copy_under_another_name_has_its_own_volume_and_mutex(tmp_path: Path) 
     second = rendered_by_kustomize(overlay)
     spec = second["WorkflowTemplate"]["spec"]
     assert second["PersistentVolumeClaim"]["metadata"]["name"] == "pu-kd-data-2"
-    claimed = volumes_of(second)["data"]["persistentVolumeClaim"]["claimName"]
+    claimed = named_volumes(second)["data"]["persistentVolumeClaim"]["claimName"]
     assert claimed == "pu-kd-data-2"
     assert spec["synchronization"]["mutexes"] == [{"name": claimed}]
     assert spec["serviceAccountName"] == second["ServiceAccount"]["metadata"]["name"]

@@ -108,3 +108,23 @@ def test_a_deadline_ends_work_and_is_not_extended_by_another_try(tmp_path: Path)
     # The code of `timeout`.
     assert done.returncode == 124
     assert (tmp_path / "diary").read_text() == "closed\n"
+
+
+def test_work_that_ignores_the_deadline_is_killed_and_not_tried_again(tmp_path: Path) -> None:
+    timing = {"DEADLINE": "0.3s", "KILL_AFTER": "0.2s", "RETRY_DELAY": "0"}
+    environment = {**os.environ, "RETRIES": "2", **timing}
+    work = f"echo tried >> {tmp_path}/diary; trap '' TERM; while :; do sleep 0.05; done"
+    command = [str(DOCKER / "once"), str(tmp_path / "finished"), "sh", "-c", work]
+    done = subprocess.run(command, env=environment, check=False, timeout=10)
+    assert done.returncode == 124
+    assert (tmp_path / "diary").read_text() == "tried\n"
+
+
+def test_work_that_is_killed_before_the_deadline_is_tried_again(tmp_path: Path) -> None:
+    environment = {**os.environ, "RETRIES": "1", "DEADLINE": "30s", "RETRY_DELAY": "0"}
+    work = f"echo tried >> {tmp_path}/diary; kill -KILL $$"
+    command = [str(DOCKER / "once"), str(tmp_path / "finished"), "sh", "-c", work]
+    # The pipe also ends only if no process is left that measures the deadline.
+    done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=10)
+    assert done.returncode == 137
+    assert (tmp_path / "diary").read_text() == "tried\ntried\n"

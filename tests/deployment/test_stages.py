@@ -69,7 +69,7 @@ def stages_without_cycles(draw: st.DrawFn) -> list[Stage]:
     return stages
 
 
-def needs_of(stages: list[Stage]) -> dict[str, list[str]]:
+def stage_needs(stages: list[Stage]) -> dict[str, list[str]]:
     needs = {}
     for stage in stages:
         needs[stage.name] = list(stage.needs)
@@ -78,9 +78,9 @@ def needs_of(stages: list[Stage]) -> dict[str, list[str]]:
 
 @given(stages=stages_without_cycles())
 def test_direct_needs_imply_all_needs_and_none_is_redundant(stages: list[Stage]) -> None:
-    given_needs = needs_of(stages)
+    given_needs = stage_needs(stages)
     # Reversed, because stages may be given in any order.
-    direct_needs = needs_of(with_direct_needs(reversed(stages)))
+    direct_needs = stage_needs(with_direct_needs(reversed(stages)))
     assert direct_needs.keys() == given_needs.keys()
 
     for name, needs in direct_needs.items():

@@ -14,10 +14,11 @@ from pu_kd_pipeline.params.teacher import InputSpec
 from tests.features.made_files import COMPUTE
 
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
-from pu_kd_pipeline.export.fine_tuning import classes_of, fine_tune, split_images
+from pu_kd_pipeline.export.fine_tuning import fine_tune, predict_classes, split_images
 from pu_kd_pipeline.export.quantization import CalibrationImages
 from pu_kd_pipeline.learning.fake_quantization import input_ranges, with_rounding
 from pu_kd_pipeline.learning.losses.distillation import kl_divergence
+from pu_kd_pipeline.reporting.export_page import _fine_tuning_text
 
 
 class Images:
@@ -103,4 +104,12 @@ def test_images_are_split_without_those_that_calibrate():
     assert len(split_images(drawn, taken, n_checked=100, seed=0).checked) == 10
     nothing = split_images(drawn, drawn, n_checked=6, seed=0)
     assert len(nothing.checked) == len(nothing.learned) == 0
-    assert len(classes_of(student_of(excluded=False), nothing.checked, COMPUTE)) == 0
+    assert len(predict_classes(student_of(excluded=False), nothing.checked, COMPUTE)) == 0
+
+
+def test_the_page_states_what_fine_tuning_did():
+    found = {"n_checked": 1000, "n_agreed_float32": 950, "n_agreed": 930, "n_agreed_after": None}
+    assert _fine_tuning_text({**found, "is_used": False}) == ""
+    found["n_agreed_after"] = 945
+    assert "in int8 for 930; after fine-tuning" in _fine_tuning_text({**found, "is_used": True})
+    assert "gave 945, too few" in _fine_tuning_text({**found, "is_used": False})

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from pu_kd_pipeline.errors import ExitCode, InputError
 from pu_kd_pipeline.hooks.configuration import ConfigLoader
@@ -31,6 +32,12 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "local").mkdir()
     (folder / "local" / "parameters.yml").write_text("reporting: { title: from local }\n")
     return folder
+
+
+class Words(BaseModel):
+    """A block that expects text."""
+
+    name: str
 
 
 def loader_of(
@@ -285,6 +292,59 @@ def test_an_entry_of_an_environment_keeps_the_metadata_of_base(conf):
         "metadata": {"kedro-viz": {"layer": "reporting"}, "mlflow": "metrics"},
     }
     assert catalog["report"]["metadata"] == {"kedro-viz": {"layer": "reporting"}, "mlflow": None}
+
+
+def test_globals_that_are_set_change_what_is_made_of_them_until_they_are_deleted(conf):
+    loader = loader_of(conf)
+    # They were read before, and Kedro keeps what it has resolved.
+    original = (loader["parameters"]["distillation"]["seed"], loader["mlflow"]["folder"])
+    loader["globals"] = {**loader["globals"], "seed": 41, "data": "elsewhere"}
+
+    assert loader["parameters"]["distillation"]["seed"] == 41
+    assert loader["mlflow"]["folder"] == "elsewhere/mlflow"
+
+    del loader["globals"]
+
+    assert original == (loader["parameters"]["distillation"]["seed"], loader["mlflow"]["folder"])
+    assert original != (41, "elsewhere/mlflow")
+
+
+def test_a_folder_in_globals_that_are_set_is_checked(conf):
+    loader = loader_of(conf)
+
+    with pytest.raises(InputError, match="`data` in globals.yml is 7"):
+        loader["globals"] = {**loader["globals"], "data": 7}
+
+
+def test_a_kind_that_is_set_is_used_until_it_is_deleted(conf):
+    loader = loader_of(conf)
+    original = loader["mlflow"]
+    loader["mlflow"] = {"enabled": "set"}
+
+    assert loader["mlflow"] == {"enabled": "set"}
+
+    del loader["mlflow"]
+
+    assert loader["mlflow"] == original
+
+
+def test_what_a_caller_changes_is_not_in_the_next_answer(conf):
+    loader = loader_of(conf)
+    for _ in range(2):
+        parameters = loader["parameters"]
+        assert parameters["reporting"]["title"] == "from local"
+        parameters["reporting"]["title"] = "changed"
+
+
+def test_texts_are_used_also_where_the_parameters_were_read_before(conf):
+    env = environment(conf, "texts", parameters={"words": {"name": "${runtime_params:name,a}"}})
+    loader = loader_of(conf, "words.name=007", env=env)
+
+    assert loader["parameters"]["words"]["name"] == 7
+
+    loader.use_texts({"words": Words})
+
+    assert loader["parameters"]["words"]["name"] == "007"
 
 
 # --- the command line -----------------------------------------------------------------------------

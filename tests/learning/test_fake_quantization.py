@@ -87,3 +87,25 @@ def test_a_layer_of_zeros_and_one_without_a_range_are_left_alone():
         assert torch.isfinite(network(images)).all()
         assert network[0].weight.abs().max() == 0
         assert not hasattr(network[4], "parametrizations")
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_a_weight_that_is_computed_from_others_is_not_rounded_and_kept(norm):
+    network = nn.Sequential(norm(nn.Linear(4, 3)), nn.Linear(3, 2)).eval()
+    inputs = torch.rand(5, 4)
+    logits = network(inputs)
+    names = set(network.state_dict())
+    with with_rounding(network, input_ranges(network, [inputs])):
+        network(inputs).sum().backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+    assert set(network.state_dict()) == names
+    torch.testing.assert_close(network(inputs), logits)

@@ -348,6 +348,9 @@ def test_a_student_that_loses_in_int8_is_fine_tuned_and_kept_only_if_that_helps(
 
     kept, found = exported_with(n_updates=0)
     assert found["n_agreed_after"] is None
+    content, tuned = exported_with(n_updates=2)
+    assert tuned["failure"] is None
+    assert tuned["is_used"] == (content != kept)
     assert found["n_agreed"] < found["n_agreed_float32"]
     # Fine-tuning that undoes what rounding suffers from, and one that changes nothing.
     monkeypatch.setattr(fine_tuning, "fine_tune", lambda *_: balanced)
@@ -359,6 +362,15 @@ def test_a_student_that_loses_in_int8_is_fine_tuned_and_kept_only_if_that_helps(
     content, useless = exported_with(n_updates=1)
     assert useless["n_agreed_after"] == useless["n_agreed"]
     assert not useless["is_used"]
+    assert content == kept
+
+    # A user's network may be impossible to train in this way.
+    def fail(*_):
+        raise RuntimeError("no gradient")
+
+    monkeypatch.setattr(fine_tuning, "fine_tune", fail)
+    content, failed = exported_with(n_updates=1)
+    assert failed["failure"] == "no gradient"
     assert content == kept
     # It does not cost that much.
     content, cheap = exported_with(n_updates=1, above_points=100.0)

@@ -220,7 +220,7 @@ def test_two_runs_at_once_on_one_folder_the_second_is_refused(data):
             if "distillation:" in line:
                 break
         second = run_kedro("--pipeline=full", data=data)
-        assert second.returncode == ExitCode.USER_ERROR
+        assert second.returncode == ExitCode.FAILURE
         message = re.sub(r"\s+", " ", second.stderr)
         assert "Error: another run" in message
         assert f"process {first.pid} on" in message

@@ -161,7 +161,18 @@ def export_report() -> dict[str, Any]:
             "tolerance": 1e-5,
             "largest_logit": 10.0,
         },
-        "int8": found | {"calibration": {"n": 200, "images": "manifest"}},
+        "int8": found
+        | {
+            "calibration": {"n": 200, "images": "manifest"},
+            "fine_tuning": {
+                "n_checked": 1000,
+                "n_agreed_float32": 950,
+                "n_agreed": 930,
+                "n_agreed_after": 945,
+                "is_used": True,
+                "failure": None,
+            },
+        },
         "models": {"student": measured, "onnx": measured, "int8": measured},
         "files": {"student.onnx": {"bytes": 12345, "sha256": DIGEST}},
         "warnings": ["Of the int8 file, 1 class changed."],

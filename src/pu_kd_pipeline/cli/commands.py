@@ -14,7 +14,7 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 
 from pu_kd_pipeline.cli.containers import containers
-from pu_kd_pipeline.cli.errors import exit_with_message, user_message
+from pu_kd_pipeline.cli.errors import SIGNAL_EXIT_CODE, errors_as_exit_codes, user_message
 from pu_kd_pipeline.cli.new_env import new_env
 from pu_kd_pipeline.cli.options import command_options, with_pipeline
 from pu_kd_pipeline.cli.reference import reference
@@ -22,8 +22,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.log_lines import write_plain_lines_without_terminal
 
 RUNNERS = "pu_kd_pipeline.incremental.runner"
-# The shell's convention: a process that a signal ended has this exit code plus the signal's number.
-SIGNAL_EXIT_CODE = 128
+KEPT = "; what finished nodes wrote is kept"
 
 
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
@@ -34,20 +33,16 @@ def _run(**options: Any) -> Any:
     write_plain_lines_without_terminal()
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_worth_logging)
-    try:
-        _refuse_unknown_pipelines(options)
-        options = with_pipeline(options)
-        return kedro_run.callback(**_with_runner(**options))  # type: ignore[misc]
-    except KeyboardInterrupt:
-        click.echo("Stopped by Ctrl-C; what finished nodes wrote is kept.", err=True)
-        sys.exit(SIGNAL_EXIT_CODE + signal.SIGINT)
-    except SystemExit as stop:
-        if isinstance(stop.code, int) and stop.code > SIGNAL_EXIT_CODE:
-            name = signal.Signals(stop.code - SIGNAL_EXIT_CODE).name
-            click.echo(f"Stopped by {name}; what finished nodes wrote is kept.", err=True)
-        raise
-    except Exception as error:
-        exit_with_message(error)
+    with errors_as_exit_codes(KEPT):
+        try:
+            _refuse_unknown_pipelines(options)
+            options = with_pipeline(options)
+            return kedro_run.callback(**_with_runner(**options))  # type: ignore[misc]
+        except SystemExit as stop:
+            if isinstance(stop.code, int) and stop.code > SIGNAL_EXIT_CODE:
+                name = signal.Signals(stop.code - SIGNAL_EXIT_CODE).name
+                click.echo(f"Stopped by {name}{KEPT}.", err=True)
+            raise
 
 
 def _with_runner(

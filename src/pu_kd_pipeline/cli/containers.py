@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from pu_kd_pipeline.cli.errors import exit_with_message
+from pu_kd_pipeline.cli.errors import errors_as_exit_codes
 from pu_kd_pipeline.errors import FINAL_EXIT_CODES
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def open_run(env: str | None, out: TextIO) -> None:
     from pu_kd_pipeline.hooks.tracking import tracking_config
     from pu_kd_pipeline.tracking.run import open_shared_run
 
-    try:
+    with errors_as_exit_codes():
         session: Any = KedroSession.create(env=env)
         with session:
             context = session.load_context()
@@ -129,8 +129,6 @@ def open_run(env: str | None, out: TextIO) -> None:
                 project_path=context.project_path,
                 environment=context.env or "local",
             )
-    except Exception as error:
-        exit_with_message(error)
     out.write(f"{run_id}\n")
 
 

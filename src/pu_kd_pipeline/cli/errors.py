@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -31,8 +33,27 @@ CONFIGURATION_ERRORS = (
 CATALOG_FUNCTIONS = ("from_config", "parse_dataset_definition", "_load_obj", "_resolve_credentials")
 # Errors raised by these modules of Kedro are about the options of the command.
 CHECKING_MODULES = ("kedro.config", "kedro.pipeline.pipeline", "kedro.runner.runner", "kedro.utils")
+# The shell's convention: a process that a signal ended has this exit code plus the signal's number.
+SIGNAL_EXIT_CODE = 128
 # A list of faults may be long, but an error that quotes a whole file is cut off.
 _MAX_MESSAGE_LENGTH = 20_000
+
+
+@contextmanager
+def errors_as_exit_codes(kept: str = "") -> Iterator[None]:
+    """End the command with a message and an exit code after an error, and after Ctrl-C.
+
+    Args:
+        kept: what the message after Ctrl-C adds to it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        # Click itself would exit with 1, the code of a limit that is missed.
+        click.echo(f"Stopped by Ctrl-C{kept}.", err=True)
+        sys.exit(SIGNAL_EXIT_CODE + signal.SIGINT)
+    except Exception as error:
+        exit_with_message(error)
 
 
 def exit_with_message(error: Exception) -> NoReturn:
@@ -49,7 +70,7 @@ def exit_with_message(error: Exception) -> NoReturn:
 
 
 def exit_code(error: BaseException) -> ExitCode:
-    """Return the code that a command exits with after an error; errors.py says what each means."""
+    """Return the code that a command exits with after an error; errors.py has their meanings."""
     for each in _chain(error):
         if is_disk_full(each):
             return ExitCode.FAILURE

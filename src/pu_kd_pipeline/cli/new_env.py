@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pu_kd_pipeline.cli.errors import exit_with_message
+from pu_kd_pipeline.cli.errors import errors_as_exit_codes
 
 
 def _sources_option(name: str, help_text: str) -> Any:
@@ -65,13 +65,13 @@ def new_env(name: str, overwrite: bool, **options: Any) -> None:
     """
     from pu_kd_pipeline.cli.new_environment import Request, make_environment
 
-    try:
-        # The tables show what the log lines of these modules say.
-        with _only_warnings("pu_kd_pipeline.images", "pu_kd_pipeline.models"):
-            request = Request(**options)
-            is_ready = make_environment(name, request, _project(), Path.cwd(), overwrite=overwrite)
-    except Exception as error:
-        exit_with_message(error)
+    # The tables show what is in the log lines of these modules.
+    with (
+        errors_as_exit_codes(),
+        _only_warnings("pu_kd_pipeline.images", "pu_kd_pipeline.models"),
+    ):
+        request = Request(**options)
+        is_ready = make_environment(name, request, _project(), Path.cwd(), overwrite=overwrite)
     command = f"kedro run --pipeline=full --env={name}"
     if is_ready:
         click.echo(f"\nNext: {command}")

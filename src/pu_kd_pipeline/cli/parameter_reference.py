@@ -74,7 +74,7 @@ def parameter_page(
     """
     comments: dict[str, str] = {}
     for file in sorted(conf.glob("parameters*.yml")):
-        comments.update(comments_of(file.read_text(encoding="utf-8")))
+        comments.update(key_comments(file.read_text(encoding="utf-8")))
     parts = [INTRODUCTION]
     for name, model in blocks.items():
         schema = model.model_json_schema()
@@ -84,7 +84,7 @@ def parameter_page(
     return "\n".join(parts)
 
 
-def comments_of(text: str) -> dict[str, str]:
+def key_comments(text: str) -> dict[str, str]:
     """Return dotted key -> the comment behind its value, for the keys of a YAML file."""
     found: dict[str, str] = {}
     _collect_comments(yaml.compose(text), "", text.splitlines(), found)

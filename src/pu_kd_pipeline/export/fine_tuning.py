@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pu_kd_pipeline.export.quantization import CalibrationImages
-from pu_kd_pipeline.images.batches import ImageRows, input_normalization
+from pu_kd_pipeline.images.batches import ImageRows, input_normalization, predict_logits
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.fake_quantization import input_ranges, with_rounding
 from pu_kd_pipeline.learning.loop import fit, make_optimizer, seeded, shuffled_batches
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 64
 _N_RECORDS = 4
-_TEMPERATURE = 1.0  # the classes themselves are to stay, not what lies behind them
+_TEMPERATURE = 1.0  # of the probabilities that are deployed
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def fine_tune(
 
     Raises:
         FloatingPointError: the loss is not finite.
+        Exception: of any kind, where the network cannot be trained in this way.
     """
     rows = ImageRows(images.parts, compute)
     normalize = input_normalization(student.card.input, rows.device)
@@ -138,19 +139,19 @@ def fine_tune(
     return Model(network.cpu(), student.card)
 
 
-def classes_of(model: Model, images: CalibrationImages, compute: ComputeParams) -> np.ndarray:
+def predict_classes(model: Model, images: CalibrationImages, compute: ComputeParams) -> np.ndarray:
     """Return the (n,) classes that a model gives images."""
-    rows = ImageRows(images.parts, compute)
-    if not len(rows):
-        return np.empty(0, dtype=np.int64)
-    normalize = input_normalization(model.card.input, rows.device)
-    network = model.network.to(rows.device).eval()
-    classes: np.ndarray = _logits(network, rows, normalize).argmax(dim=1).cpu().numpy()
-    return classes
+    classes = [np.empty(0, dtype=np.int64)]
+    for store, rows in images.parts:
+        if len(rows):
+            logits = predict_logits(model, store, compute, rows=rows)
+            classes.append(logits.argmax(dim=1).numpy())
+    return np.concatenate(classes)
 
 
 def _logits(network: nn.Module, rows: ImageRows, normalize: Normalize) -> Tensor:
-    with torch.inference_mode():
+    # Not in inference mode: what a network keeps of it would not allow gradients later.
+    with torch.no_grad():
         return torch.cat([network(batch) for batch in _inputs(rows, normalize)])
 
 

@@ -16,7 +16,7 @@ import torch
 from pu_kd_pipeline import __version__
 from pu_kd_pipeline.certificate import check_is_of
 from pu_kd_pipeline.devices import cpu_name, inference_batch_size
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, first_line
 from pu_kd_pipeline.export import graph, packages
 from pu_kd_pipeline.export.parity import (
     Difference,
@@ -248,40 +248,53 @@ class _Task:
         self, teacher: Model, images: CalibrationImages, tuning: TuningImages
     ) -> tuple[bytes, dict[str, Any]]:
         """Return the int8 model, and what was found before and after fine-tuning."""
-        from pu_kd_pipeline.export.fine_tuning import classes_of, fine_tune
+        from pu_kd_pipeline.export.fine_tuning import fine_tune, predict_classes
         from pu_kd_pipeline.export.quantization import quantize
 
         params = self._params.fine_tuning
-        answers = classes_of(teacher, tuning.checked, self._params.compute)
+        classes = predict_classes(teacher, tuning.checked, self._params.compute)
         content = graph.with_facts(quantize(self._onnx, images), self._metadata())
-        n_in_float32 = _n_agreed(self._onnx, tuning.checked, answers)
-        n_agreed = _n_agreed(content, tuning.checked, answers)
+        n_in_float32 = _n_agreed(self._onnx, tuning.checked, classes)
+        n_agreed = _n_agreed(content, tuning.checked, classes)
+        n_lost = n_in_float32 - n_agreed
         found = {
-            "n_checked": len(answers),
+            "n_checked": len(classes),
             "n_agreed_float32": n_in_float32,
             "n_agreed": n_agreed,
             "n_agreed_after": None,
             "is_used": False,
+            "failure": None,
         }
-        is_costly = n_in_float32 - n_agreed > params.above_points / 100 * len(answers)
+        is_costly = n_lost > params.above_points / 100 * len(classes)
         if not is_costly or not params.n_updates or not len(tuning.learned):
             return content, found
         logger.info(
             "export: of %d images that the student learned from, it gives the teacher's class for "
             "%d, and in int8 for %d: it is fine-tuned",
-            len(answers),
+            len(classes),
             n_in_float32,
             n_agreed,
         )
-        tuned = fine_tune(
-            self._student, images, tuning.learned, params, self._compute, self._params.seed
-        )
-        model = graph.onnx_model(graph.trace(tuned), self._params.opset)
-        facts = {**self._metadata(), "fine_tuning_updates": str(params.n_updates)}
-        onnx = graph.with_facts(model, facts)
-        tuned_content = graph.with_facts(quantize(onnx, images), facts)
-        n_after = _n_agreed(tuned_content, tuning.checked, answers)
-        is_used = n_after > n_agreed
+        # Training needs float32, on any device.
+        compute = self._params.compute.model_copy(update={"precision": "float32"})
+        try:
+            tuned = fine_tune(
+                self._student, images, tuning.learned, params, compute, self._params.seed
+            )
+            facts = {**self._metadata(), "fine_tuning_updates": str(params.n_updates)}
+            model = graph.onnx_model(graph.trace(tuned), self._params.opset)
+            onnx = graph.with_facts(model, facts)
+            tuned_content = graph.with_facts(quantize(onnx, images), facts)
+            n_after = _n_agreed(tuned_content, tuning.checked, classes)
+        # Of any kind: the code of the network may be a user's, and there is a file without it.
+        except Exception as exc:
+            self._warnings.append(
+                f"The student could not be fine-tuned for int8 ({first_line(exc)}). "
+                "student_int8.onnx has its own weights."
+            )
+            return content, {**found, "failure": first_line(exc)}
+        # A gain of an image or two may be chance.
+        is_used = n_after - n_agreed >= n_lost / 2
         if is_used:
             content = tuned_content
         return content, {**found, "n_agreed_after": n_after, "is_used": is_used}
@@ -446,8 +459,7 @@ def _costs_of_int8(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if points > _COSTLY_POINTS:
             return [
                 f"int8 costs {points:.1f} points of {what} on the test images: deploy "
-                "student.onnx, or raise export.calibration_images or "
-                "export.fine_tuning.n_updates."
+                "student.onnx where these count."
             ]
     return []
 

@@ -75,10 +75,7 @@ class ConfigLoader(OmegaConfigLoader):
                 f"--conf-source: {conf_source} cannot be read ({reason}): name a folder, or an "
                 "archive made with `tar czf conf.tar.gz conf`"
             ) from exc
-        for name in _TEXTS:
-            if name in self._globals:
-                where = f"`{name}` in globals.yml"
-                self._globals[name] = _path_text(self._globals[name], where)
+        self._check_globals()
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Return the configuration of a kind; local paths of catalog and tracking are complete."""
@@ -96,15 +93,41 @@ class ConfigLoader(OmegaConfigLoader):
         return config
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """Replace the configuration of a kind."""
-        self._configs.pop(key, None)
+        """Replace the configuration of a kind; others are resolved again if it is `globals`."""
         super().__setitem__(key, value)
+        self._forget_resolved()
+        if key == "globals":
+            self._globals = deepcopy(value)
+            self._check_globals()
+
+    def __delitem__(self, key: str) -> None:
+        """Drop a configuration that was set, so that the files of its kind are read again."""
+        super().__delitem__(key)
+        self._forget_resolved()
+        if key == "globals":
+            self._globals = {}
+            with suppress(MissingConfigException):
+                self._globals = self[key]
+            self._check_globals()
 
     def use_texts(self, models: Mapping[str, type[BaseModel]]) -> None:
         """Take what was typed where a block of these types expects text, instead of a number."""
         self.runtime_params = with_texts(self.runtime_params, self._texts, models)
         self._runtime_params_oc = None
+        self._forget_resolved()
+
+    def _forget_resolved(self) -> None:
+        """Resolve all kinds again when they are asked for: each may contain globals."""
         self._configs.clear()
+        # Kedro keeps the first globals that were used, also after others were set.
+        self._globals_oc = None
+
+    def _check_globals(self) -> None:
+        """Complete the paths in globals; a number in the place of a path is refused."""
+        for name in _TEXTS:
+            if name in self._globals:
+                where = f"`{name}` in globals.yml"
+                self._globals[name] = _path_text(self._globals[name], where)
 
     def _get_globals_value(self, variable: str, *default: Any) -> Any:
         """Return what `${globals:variable,default}` stands for."""

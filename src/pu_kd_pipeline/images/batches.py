@@ -272,9 +272,13 @@ def input_normalization(spec: InputSpec, device: torch.device) -> Normalize:
 
 
 def predict_logits(
-    model: Model, store: ImageStore, compute: ComputeParams, network: nn.Module | None = None
+    model: Model,
+    store: ImageStore,
+    compute: ComputeParams,
+    network: nn.Module | None = None,
+    rows: np.ndarray | None = None,
 ) -> Tensor:
-    """Return the (N, K) float32 logits of every image of a store.
+    """Return the (N, K) float32 logits of images of a store.
 
     Raises:
         InputError: the images were not resized to what the model expects.
@@ -284,14 +288,16 @@ def predict_logits(
         store: the images.
         compute: device, precision and batch size.
         network: used in place of the model's own network.
+        rows: (N,) int64 row numbers; None: every image.
     """
     device = prepare_device(compute)
     network = network or model.network
     network = network.to(device).eval()
     normalize = normalization(model, device, store)
-    all_rows = np.arange(len(store), dtype=np.int64)
+    if rows is None:
+        rows = np.arange(len(store), dtype=np.int64)
 
-    batches = map_images(lambda images: (network(images),), store, all_rows, normalize, compute)
+    batches = map_images(lambda images: (network(images),), store, rows, normalize, compute)
     # In float32 also where autocast computed in bf16.
     logits = [batch.float() for (batch,) in batches]
     if not logits:

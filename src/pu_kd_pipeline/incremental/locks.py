@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import UnavailableError
 from pu_kd_pipeline.incremental.file_states import safe_name
 
 if sys.platform != "win32":
@@ -35,7 +35,7 @@ def locked(folder: Path, *, writes: Iterable[str], reads: Iterable[str]) -> Iter
         reads: names of data sets that are not written.
 
     Raises:
-        InputError: another run holds one of them; no lock is held then.
+        UnavailableError: another run holds one of them; no lock is held then.
     """
     if sys.platform == "win32":
         logger.warning("this system has no file locks: start no second run on the same data folder")
@@ -53,7 +53,7 @@ def locked(folder: Path, *, writes: Iterable[str], reads: Iterable[str]) -> Iter
             path = folder / f"{safe_name(name)}.lock"
             file = stack.enter_context(open(path, "a+", encoding="utf-8"))
             if not _acquire(file, kind):
-                raise InputError(_conflict(name, file, folder, is_read=is_read))
+                raise UnavailableError(_conflict(name, file, folder, is_read=is_read))
             if not is_read:
                 _write_holder(file)
         yield

@@ -1,8 +1,9 @@
 """Training with the rounding of int8 in the forward pass.
 
-Weights and activations are rounded as static quantization rounds them, and the gradient passes the
-rounding unchanged (Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432). So
-the network moves to weights that lose little by rounding.
+The weights and inputs of layers are rounded as static quantization rounds them, and the gradient
+passes the rounding unchanged (Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013,
+arXiv:1308.3432). So the network moves to weights that lose little by rounding. ONNX Runtime also
+rounds the outputs of these layers, which is not simulated.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def with_rounding(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[N
     inside of the block, where they are known as `parametrizations.weight.original`.
 
     Args:
-        network: the network, with layers of its own: no two share a weight.
+        network: the network. A weight that is computed from others, as with weight normalization,
+            is not rounded.
         ranges: result of `input_ranges`; a layer that it does not name is left as it is.
     """
     with ExitStack() as stack:
@@ -96,6 +98,8 @@ def with_rounding(network: nn.Module, ranges: Mapping[str, Range]) -> Iterator[N
                 continue
             round_input = partial(_round_input, *ranges[name])
             stack.callback(layer.register_forward_pre_hook(round_input).remove)
+            if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+                continue
             parametrize.register_parametrization(layer, "weight", _RoundWeight())
             stack.callback(
                 parametrize.remove_parametrizations, layer, "weight", leave_parametrized=False

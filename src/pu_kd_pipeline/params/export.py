@@ -23,9 +23,12 @@ class FineTuningParams(Block):
     )
     n_updates: int = Field(ge=0, description="updates of 64 images; 0: never")
     learning_rate: float = Field(gt=0, description="of Adam, with a cosine schedule")
-    n_images: int = Field(gt=0, description="images to learn from, of those the student knows")
+    n_images: int = Field(
+        gt=0, description="images to learn from, of those that the student learned from"
+    )
     n_checked: int = Field(
-        gt=0, description="images to check before and after, of those the student knows"
+        gt=0,
+        description="other ones, to check before and after; at most half of those that are left",
     )
 
 

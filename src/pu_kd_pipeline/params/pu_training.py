@@ -24,7 +24,7 @@ class ClassPriorParams(Block):
         description="cross-fitting folds; each held-out fold is scored by the others' classifier",
     )
     epochs: int = Field(
-        gt=0, description="epochs of the classifier that tells positives from unlabeled"
+        gt=0, description="epochs of the classifier that separates positives from unlabeled"
     )
     n_bootstrap: int = Field(
         ge=20, description="resamples of the scores, for the interval of the class prior"

@@ -99,7 +99,7 @@ def _fine_tuning_text(found: Mapping[str, Any]) -> str:
     )
     if found["is_used"]:
         return f" {before}; after fine-tuning with the rounding of int8, for {after:,}."
-    return f" {before}. Fine-tuning with the rounding of int8 gave {after:,}, and was dropped."
+    return f" {before}. Fine-tuning with the rounding of int8 gave {after:,}, too few to use it."
 
 
 def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -44,8 +44,8 @@ def pu_critic_risk(
     R_p+ = pi E_t sp(-C),  R_- = E_s sp(C) - pi E_t sp(C)
 
     - `clamp`: R_p+ + max(0, R_-) (Guo et al. 2020); below zero only the first term has a gradient.
-    - `ascent`: nnPU (Kiryo et al. 2017, Algorithm 1, beta = 0); below zero the step follows
-      -gamma * grad R_- alone.
+    - `ascent`: nnPU (Kiryo et al. 2017, Algorithm 1, beta = 0); below zero it minimizes
+      -gamma * R_- alone, and so raises R_-.
     - `gan`: the control, E_t sp(-C) + E_s sp(C) (Goodfellow et al. 2014), where all student
       features are negatives.
 

@@ -62,8 +62,8 @@ def pu_risk(
     (Kiryo et al. 2017, arXiv:1703.00593)
 
     uPU minimizes R_p+ + R_-, which a flexible model drives below zero. nnPU (their Algorithm 1)
-    does so only while R_- >= -beta; otherwise its step follows -gamma * grad R_- alone, *without*
-    the positive term, to undo the over-fitting.
+    does so only while R_- >= -beta; otherwise it minimizes -gamma * R_- alone, *without* the
+    positive term, and so raises R_- to undo the over-fitting.
 
     Args:
         positive_logits: (P,) any float dtype, larger means more like the positives; P > 0.
