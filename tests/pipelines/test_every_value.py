@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
+from pu_kd_pipeline.errors import ExitCode
 from pu_kd_pipeline.learning.selection import RULES
 from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.params.comparison import METHODS
@@ -277,7 +278,8 @@ class Runs:
             changed = {key: value for key, value in flat if value != _tiny(key)}
             shown = f"{self._commands[name]} with {changed}:\n{output[-6000:]}"
             is_refused = name in self._refused
-            assert outcome["code"] == int(is_refused), shown
+            expected = ExitCode.USER_ERROR if is_refused else ExitCode.SUCCESS
+            assert outcome["code"] == expected, shown
             if is_refused:
                 assert nodes_that_ran(output) == {}, shown
                 assert "Traceback" not in output, shown

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import ExitCode, InputError
 from pu_kd_pipeline.evaluation import compare_models
 from pu_kd_pipeline.learning.networks.build import build_network
 from tests.hostile.case_runs import outcomes_of
@@ -193,7 +193,7 @@ def test_the_command_line_takes_checkpoints_and_refuses_what_it_cannot_use(outco
         said = outcome["said"]
         assert "Traceback" not in said
         if name in refused:
-            assert outcome["code"] == 1
+            assert outcome["code"] == ExitCode.USER_ERROR
             assert refused[name] in said
         else:
             assert outcome["code"] in (0, None), said

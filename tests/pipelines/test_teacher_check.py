@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from pu_kd_pipeline.errors import ExitCode
 from tests.features.striped_images import (
     CLASSES,
     MEAN,
@@ -124,7 +125,7 @@ REFUSED = {
 def test_each_mistake_is_named_with_its_fix_before_the_pool_is_read(outcomes):
     for name, texts in REFUSED.items():
         outcome = outcomes[name]
-        assert outcome["code"] == 1, outcome["said"]
+        assert outcome["code"] == ExitCode.USER_ERROR, outcome["said"]
         assert "That is no better than chance" in outcome["said"]
         assert "Traceback" not in outcome["said"]
         for text in texts:
