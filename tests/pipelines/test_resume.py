@@ -127,6 +127,8 @@ def test_what_was_trained_is_not_lost_where_saving_fails(data_of, finished_run):
     failed = run_kedro("--pipeline=teacher", data=data, params=("tracking=false",))
 
     assert failed.returncode == ExitCode.USER_ERROR
+    assert f"Error: {obstacle} is a file, and a folder of this name has to be made" in failed.stderr
+    assert "Traceback" not in failed.stdout + failed.stderr
 
     # The training was finished: the second run only has to save its result.
     obstacle.unlink()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -106,6 +108,13 @@ def _message_of(error: BaseException) -> str | None:
             f"{error.filename2} is a folder, and a file of this name has to be written: move it "
             "away, and run the same command again."
         )
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+        obstacle = _file_on_the_way(Path(os.fsdecode(error.filename)))
+        if obstacle is not None:
+            return _printable(
+                f"{obstacle} is a file, and a folder of this name has to be made: move it away, "
+                "and run the same command again."
+            )
     file = _configuration_file(error)
     if file or isinstance(error, CONFIGURATION_ERRORS):
         return _printable(f"The configuration cannot be read.\n{_complaint(error, file)}")
@@ -121,6 +130,14 @@ def _message_of(error: BaseException) -> str | None:
             # The text of a KeyError has quotes around it; its argument has none.
             return str(error.args[0])
         return str(error)
+    return None
+
+
+def _file_on_the_way(path: Path) -> Path | None:
+    """Return the file among a path and its parents, where folders are expected; None: all are."""
+    for each in (path, *path.parents):
+        if each.is_file():
+            return each
     return None
 
 
