@@ -45,10 +45,11 @@ def round_activations(values: Tensor, lowest: float, highest: float) -> Tensor:
     Args:
         values: of any shape.
         lowest: at most 0.
-        highest: at least 0. With both 0, values are returned unchanged.
+        highest: at least 0. If both are 0, or too near to it for float32, values are returned
+            unchanged.
     """
     scale = (highest - lowest) / _ACTIVATION_LEVELS
-    if scale == 0:
+    if scale < torch.finfo(torch.float32).tiny:
         return values
     # 0 has a level of its own, as padding needs.
     zero = round(-lowest / scale)
