@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-
 from experiments.gpu_experiment import COMPARISONS, _given
+
 from pu_kd_pipeline.params.environment import read_parameters
 from tests.conftest import require_caltech_packages
 
