@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,9 +25,11 @@ class Measurement:
         low, high: the extremes of the repeats.
         unit: "x" for ratios, "%" or "s".
         sense: whether the value should be at least or at most the goal.
-        goal: None where the value is only reported.
+        goal: None where the value is only reported. With `share`, the goal is a share, too.
         limit: the value that the hardware would allow, or the share of it that was reached.
         note: what else a reader must know.
+        share: percent of the limit that was reached; the goal is about this number then.
+        throughput: images that ours does in a second of one core; None where none are counted.
     """
 
     target: str
@@ -40,16 +42,19 @@ class Measurement:
     goal: float | None
     limit: str = ""
     note: str = ""
+    share: float | None = None
+    throughput: float | None = None
 
     @property
     def verdict(self) -> str:
         """`met`, `missed`, or `-` where there is no value or no goal."""
         if self.value is None or self.goal is None:
             return "-"
+        reached = self.value if self.share is None else self.share
         if self.sense == ">=":
-            is_met = self.value >= self.goal
+            is_met = reached >= self.goal
         else:
-            is_met = self.value <= self.goal
+            is_met = reached <= self.goal
         if is_met:
             return "met"
         return "missed"
@@ -75,20 +80,45 @@ class Benchmark(Protocol):
 
 @dataclass(frozen=True)
 class Ratio:
-    """The cost of one thing divided by the cost of another, for the same work."""
+    """The cost of one thing divided by the cost of another, for the same work.
+
+    Attributes:
+        median, low, high: of several pairs.
+        seconds: median CPU time of the second one, as it was called; None where it is not known.
+    """
 
     median: float
     low: float
     high: float
+    seconds: float | None = None
 
     def over(self, factor: float) -> Ratio:
         """Return the ratio for equal work where the first did `factor` times the work."""
-        return Ratio(self.median / factor, self.low / factor, self.high / factor)
+        return replace(
+            self,
+            median=self.median / factor,
+            low=self.low / factor,
+            high=self.high / factor,
+        )
 
     @classmethod
-    def of(cls, values: list[float]) -> Ratio:
-        """Return the median and the extremes of several measured ratios."""
-        return cls(statistics.median(values), min(values), max(values))
+    def of(cls, values: list[float], seconds: list[float] | None = None) -> Ratio:
+        """Return the median and the extremes of several measured ratios.
+
+        Args:
+            values: the ratios.
+            seconds: of the second one, in each pair.
+        """
+        of_second = statistics.median(seconds) if seconds else None
+        return cls(statistics.median(values), min(values), max(values), of_second)
+
+    def throughput(self, n_images: int) -> float | None:
+        """Return how many images the second one does in a second of one core.
+
+        Args:
+            n_images: that it does in one call.
+        """
+        return None if self.seconds is None else n_images / self.seconds
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -122,12 +152,14 @@ def ratio(
         first()
         second()
     ratios = []
+    seconds = []
     for _ in range(repeats):
         first_seconds = cpu_seconds(first)
         # The clock may not advance at all during a very short call.
         second_seconds = max(cpu_seconds(second), 1e-9)
         ratios.append(first_seconds / second_seconds)
-    return Ratio.of(ratios)
+        seconds.append(second_seconds)
+    return Ratio.of(ratios, seconds)
 
 
 def has_native_bf16() -> bool:
@@ -143,10 +175,58 @@ def has_native_bf16() -> bool:
 
 
 def speedup(
-    target: str, what: str, gain: Ratio, goal: float | None, limit: str = "", note: str = ""
+    target: str,
+    what: str,
+    gain: Ratio,
+    goal: float | None,
+    limit: str = "",
+    note: str = "",
+    n_images: int | None = None,
 ) -> Measurement:
-    """Return the row of a ratio that should be at least its goal."""
-    return Measurement(target, what, gain.median, gain.low, gain.high, "x", ">=", goal, limit, note)
+    """Return the row of a ratio that should be at least its goal.
+
+    Args:
+        target, what, goal, limit, note: see `Measurement`.
+        gain: the cost of the other side, over ours.
+        n_images: that ours does in one call.
+    """
+    throughput = gain.throughput(n_images) if n_images else None
+    return Measurement(
+        target,
+        what,
+        gain.median,
+        gain.low,
+        gain.high,
+        "x",
+        ">=",
+        goal,
+        limit,
+        note,
+        throughput=throughput,
+    )
+
+
+def share_of_limit(
+    target: str,
+    what: str,
+    gain: Ratio,
+    least: Ratio,
+    goal: float,
+    limit: str,
+    note: str = "",
+    n_images: int | None = None,
+) -> Measurement:
+    """Return the row of a ratio that no code can raise above a limit, with a goal for the share.
+
+    Args:
+        target, what, note, n_images: see `speedup`.
+        gain: the cost of the other side, over ours.
+        least: the cost of the other side, over the least work that any code has to do.
+        goal: least share of the limit in percent.
+        limit: what the least work is.
+    """
+    row = speedup(target, what, gain, goal, f"{_formatted(least.median)} x {limit}", note, n_images)
+    return replace(row, share=100 * gain.median / least.median)
 
 
 def unmeasured(target: str, what: str, goal: float, note: str) -> Measurement:
@@ -156,8 +236,10 @@ def unmeasured(target: str, what: str, goal: float, note: str) -> Measurement:
 
 def markdown(rows: list[Measurement]) -> str:
     """Return the rows as a Markdown table."""
-    header = ["target", "what", "measured", "spread", "goal", "", "limit", "note"]
-    rule = ["---", "---", "---:", "---:", "---:", "---", "---", "---"]
+    header = ["target", "what", "measured", "spread", "goal", "", "limit"]
+    rule = ["---", "---", "---:", "---:", "---:", "---", "---"]
+    header += ["images per core-second", "note"]
+    rule += ["---:", "---"]
     lines = [_line(header), _line(rule)]
     for row in rows:
         cells = _cells(row)
@@ -186,8 +268,18 @@ def _cells(row: Measurement) -> list[str]:
         sign = "≤"
         if row.sense == ">=":
             sign = "≥"
-        goal = f"{sign} {row.goal:g} {row.unit}"
-    return [row.target, row.what, measured, spread, goal, row.verdict, row.limit, row.note]
+        unit = row.unit if row.share is None else "% of the limit"
+        goal = f"{sign} {row.goal:g} {unit}"
+    limit = row.limit
+    if row.share is not None:
+        limit = f"{row.share:.0f} % of {limit}"
+    throughput = ""
+    if row.throughput is not None:
+        throughput = _formatted(row.throughput)
+    return [
+        *(row.target, row.what, measured, spread, goal, row.verdict),
+        *(limit, throughput, row.note),
+    ]
 
 
 def _formatted(value: float) -> str:

@@ -98,10 +98,10 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
 
 def packed_store(folder: Path, spec: InputSpec, out: Path) -> ImageStore:
     """Return a packed store of a folder of images."""
-    return _store(folder, spec, out, naive.PACKED)
+    return image_store(folder, spec, out, naive.PACKED)
 
 
-def _store(folder: Path, spec: InputSpec, out: Path, params: ImageStoreParams) -> ImageStore:
+def image_store(folder: Path, spec: InputSpec, out: Path, params: ImageStoreParams) -> ImageStore:
     source = ImageSource(type="folder", path=str(folder), labels="ignore")
     plan = IngestionPlan(folder.name, (source,), spec.size_px, spec.channels, ("no",), params, 0)
     return write_store(plan, out)
@@ -170,7 +170,8 @@ def _plain_row(
     gain = _gain_per_pass(lambda: _drain(loader), batches)
     limit = _share_of_limit(batches)
     note = f"{n_images:,} images; the batches are equal within 1e-5"
-    return speedup("1", what, gain, 40, limit=limit, note=note)
+    n_shown = PASSES * n_images
+    return speedup("1", what, gain, 40, limit=limit, note=note, n_images=n_shown)
 
 
 def _verification_row(folder: Path, store: ImageStore) -> Measurement:
@@ -195,7 +196,7 @@ def _verification_row(folder: Path, store: ImageStore) -> Measurement:
     what = "the first pass over a packed store, memory-mapped, which verifies the checksum of each "
     what += "image, against an image folder"
     note = f"{cost.median:.1f} times as long as later passes, which verify nothing"
-    return speedup("1", what, gain, None, note=note)
+    return speedup("1", what, gain, None, note=note, n_images=len(store))
 
 
 def _augmented_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
@@ -227,7 +228,7 @@ def _augmented_rows(folder: Path, store: ImageStore) -> Iterator[Measurement]:
     what += "against an image folder with per-sample transforms"
     note = "pad 4, crop, flip; each naive view is one of the 162 that ours draw from"
     limit = _share_of_limit(batches)
-    yield speedup("1", what, gain, None, limit=limit, note=note)
+    yield speedup("1", what, gain, None, limit=limit, note=note, n_images=PASSES * n_shown)
 
     transform = naive.transform_of(COLOR, padding, flip, resize=False)
     # In the folder's order: what is decoded already costs the same in any order.
@@ -263,7 +264,7 @@ def _photo_views_row(size_px: int) -> Measurement:
     what += "against torchvision's transforms (v2) image by image"
     note = f"batches of {PHOTO_BATCH_SIZE} uint8 tensors in memory; "
     note += "torchvision resizes in uint8, ours in float32"
-    return speedup("1", what, gain, None, note=note)
+    return speedup("1", what, gain, None, note=note, n_images=PHOTO_BATCH_SIZE)
 
 
 def _check_views(dataset: Any, store: ImageStore, normalize: Normalize) -> None:
@@ -330,7 +331,7 @@ def _drain(iterable: Iterable[object]) -> None:
 # --- extraction -----------------------------------------------------------------------------------
 
 
-def _run(network: nn.Module, batches: Sequence[Tensor]) -> None:
+def run_network(network: nn.Module, batches: Sequence[Tensor]) -> None:
     with torch.inference_mode():
         for batch in batches:
             network(batch)
@@ -339,7 +340,7 @@ def _run(network: nn.Module, batches: Sequence[Tensor]) -> None:
 def _extraction_row(
     architecture: str, options: dict[str, int], spec: InputSpec, store: ImageStore
 ) -> Measurement:
-    teacher = _teacher(architecture, options, spec)
+    teacher = new_untrained(architecture, options, spec)
     # The store has a single shard.
     (make_features,) = feature_shards(store, teacher, RESIDENT).values()
     extractor = teacher.extractor()
@@ -347,9 +348,9 @@ def _extraction_row(
     size = inference_batch_size(RESIDENT, CPU, teacher.image_shape)
     images = torch.rand(n_images, *teacher.image_shape)
     batches = images.split(size)
-    extract = partial(_run, extractor, batches)
+    extract = partial(run_network, extractor, batches)
     share = ratio(extract, make_features, repeats=3)
-    infer = partial(_run, teacher.network, batches)
+    infer = partial(run_network, teacher.network, batches)
     plain = ratio(infer, make_features, repeats=1)
     network = architecture
     for name, value in options.items():
@@ -368,6 +369,7 @@ def _extraction_row(
         95,
         limit=f"{plain_percent:.0f} % of the speed of the network alone, without descriptors",
         note=f"{n_images:,} images in batches of {size}; ours makes the table, too",
+        throughput=share.throughput(n_images),
     )
 
 
@@ -379,8 +381,8 @@ def _large_images_row(photos: Sequence[bytes], work: Path) -> Measurement:
     files = [_enlarged(photo) for photo in photos]
     folder = naive.write_folder(work / "large_photos", files)
     encoded = naive.PACKED.model_copy(update={"kind": "encoded"})
-    store = _store(folder, LARGE, work / "large_photos_store", encoded)
-    teacher = _teacher(LARGE_ARCHITECTURE, {}, LARGE)
+    store = image_store(folder, LARGE, work / "large_photos_store", encoded)
+    teacher = new_untrained(LARGE_ARCHITECTURE, {}, LARGE)
     (make_features,) = feature_shards(store, teacher, RESIDENT).values()
     extractor = teacher.extractor()
     n_images = len(store)
@@ -391,7 +393,7 @@ def _large_images_row(photos: Sequence[bytes], work: Path) -> Measurement:
     limits = []
     for number in range(4):
         decoding = _wall_seconds(lambda: _decode(store, size))
-        computing = _wall_seconds(lambda: _run(extractor, batches))
+        computing = _wall_seconds(lambda: run_network(extractor, batches))
         ours = _wall_seconds(make_features)
         # The first round warms up.
         if number == 0:
@@ -431,7 +433,7 @@ def _wall_seconds(work: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def _teacher(architecture: str, options: dict[str, int], spec: InputSpec) -> Model:
+def new_untrained(architecture: str, options: dict[str, int], spec: InputSpec) -> Model:
     params = TeacherParams(
         architecture=architecture,
         architecture_options=options,

@@ -39,7 +39,7 @@ WHAT = "PU stage of conf/caltech (class prior, held-out folds, classifier) over 
 
 def stage_cost_row(images: Path | None, work: Path) -> Measurement:
     """Return the row: at most as long as the pass is the goal."""
-    teacher_block, pu_block = _caltech_blocks()
+    teacher_block, pu_block = caltech_blocks()
     teacher_params = TeacherParams.model_validate(teacher_block)
     try:
         with seeded(0):
@@ -74,7 +74,7 @@ def stage_cost_row(images: Path | None, work: Path) -> Measurement:
     )
 
 
-def _caltech_blocks() -> tuple[dict[str, Any], dict[str, Any]]:
+def caltech_blocks() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the blocks `teacher`, without weights, and `pu_training` of conf/caltech."""
     files = (
         "base/globals.yml",

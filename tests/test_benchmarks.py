@@ -12,14 +12,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from benchmarks import distillation, distillation_loops, distillation_task, scaling, scaling_pool
-from benchmarks.harness import Measurement, Ratio, markdown, ratio
+from benchmarks import (
+    distillation,
+    distillation_loops,
+    distillation_task,
+    exported,
+    naive,
+    photos,
+    scaling,
+    scaling_pool,
+)
+from benchmarks.harness import Measurement, Ratio, markdown, ratio, share_of_limit
 from benchmarks.scaling_stage import STAGES, StageCost, run_stage
 from PIL import Image
 
+from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.augmentation import n_views
 from pu_kd_pipeline.learning.losses.distillation import robust_kd
 from pu_kd_pipeline.training.distillation import distill
+from tests.conftest import require_caltech_packages
 
 # --- the harness
 
@@ -79,15 +90,43 @@ def test_every_row_is_a_line_of_the_table():
         row(value=None, low=None, high=None),
         row(value=1234.5, sense="<="),
     ]
-    # Nine bars around eight cells.
+    # Ten bars around nine cells.
     header, rule, *lines = markdown(rows).splitlines()
 
-    assert header.count("|") == rule.count("|") == 9
+    assert header.count("|") == rule.count("|") == 10
     assert lines == [
-        "| 1 | a against b | 5.00 x | 4.00 to 6.00 | ≥ 4 x | met |  | on one thread |",
-        "| 1 | a against b | – |  | ≥ 4 x | - |  |  |",
-        "| 1 | a against b | 1,234 x | 4.00 to 6.00 | ≤ 4 x | missed |  |  |",
+        "| 1 | a against b | 5.00 x | 4.00 to 6.00 | ≥ 4 x | met |  |  | on one thread |",
+        "| 1 | a against b | – |  | ≥ 4 x | - |  |  |  |",
+        "| 1 | a against b | 1,234 x | 4.00 to 6.00 | ≤ 4 x | missed |  |  |  |",
     ]
+
+
+def test_a_goal_can_be_a_share_of_the_limit():
+    gain = Ratio(3.0, 2.5, 3.5, seconds=0.5)
+    least = Ratio(4.0, 3.9, 4.1)
+    limit = "if the networks were all"
+    missed = share_of_limit("3", "a against b", gain, least, 90, limit, "quiet", n_images=100)
+    met = share_of_limit("3", "a against b", gain, least, 75, limit)
+
+    assert (missed.verdict, met.verdict) == ("missed", "met")
+    *_, line, without_images = markdown([missed, met]).splitlines()
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[5:10] == [
+        "≥ 90 % of the limit",
+        "missed",
+        "75 % of 4.00 x if the networks were all",
+        "200",
+        "quiet",
+    ]
+    assert without_images.endswith("if the networks were all |  |  |")
+
+
+def test_the_throughput_is_that_of_our_side():
+    measured = ratio(lambda: count(400_000), lambda: count(200_000), repeats=3)
+    assert measured.seconds is not None
+    # Scaling to equal work changes the other side.
+    assert measured.over(2).seconds == measured.seconds
+    assert measured.throughput(50) == 50 / measured.seconds
 
 
 # --- distillation
@@ -186,13 +225,54 @@ def test_rows_that_cannot_be_measured_here_give_the_reason(task, monkeypatch):
     pair = dataclasses.replace(task.pair, repeats=1, loop_views=2)
     quick = dataclasses.replace(task, pair=pair)
     # A goal of 0 is met on any machine.
-    goals = {("views", "float32"): 0.0, ("off", "bf16"): 2.2}
-    measured, unmeasured = distillation.pair_rows(quick, goals)
+    monkeypatch.setattr(distillation, "GOALS", {"views": 0.0})
+    measured, unmeasured = distillation.pair_rows(quick, ("float32", "bf16"))
 
     assert measured.verdict == "met"
+    assert measured.share is not None
     assert "images are generated" in measured.note
     assert unmeasured.verdict == "-"
     assert "no bf16" in unmeasured.note
+
+
+# --- photos and exported students
+
+
+def test_the_least_work_with_photos_is_decoding_and_the_network(tmp_path):
+    require_caltech_packages()
+    encoded = naive.encoded_images(None, "photos", 8, ("JPEG", 3, 60))
+    files = naive.write_folder(tmp_path / "files", encoded)
+    row = photos._extraction_row(photos._teacher(32), encoded, files, tmp_path / "store")
+
+    assert row.share is not None
+    assert row.throughput is not None
+    for step in ("reading and decoding", "the network", "an update of the student"):
+        assert step in row.note
+
+
+def test_tar_shards_and_a_folder_give_the_same_number_of_photos(tmp_path):
+    encoded = naive.encoded_images(None, "photos", 6, ("JPEG", 3, 40))
+    files = naive.write_folder(tmp_path / "files", encoded)
+    row = photos._tar_row(encoded, files, tmp_path)
+
+    stores = [ImageStore.open(folder) for folder in tmp_path.glob("ingested_*")]
+    assert {len(store) for store in stores} == {6}
+    assert row.value is not None
+
+
+def test_torch_and_onnx_runtime_are_compared_on_equal_outputs(tmp_path, monkeypatch):
+    monkeypatch.setattr(exported, "N_IMAGES", 24)
+    monkeypatch.setattr(exported, "N_CALIBRATION", 8)
+    monkeypatch.setattr(exported, "NETWORKS", {"a network": (8, 4)})
+    monkeypatch.setattr(exported, "has_native_bf16", lambda: False)
+    names = [row.what for row in exported.measure(None, tmp_path)]
+    assert names == [
+        "a network: ONNX Runtime in float32, against torch in float32",
+        "a network: ONNX Runtime in int8, against torch in float32",
+    ]
+    monkeypatch.setattr(exported, "TOLERANCE", 0.0)
+    with pytest.raises(AssertionError, match="differ by"):
+        next(exported.measure(None, tmp_path / "again"))
 
 
 # --- scaling
