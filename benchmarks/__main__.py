@@ -20,7 +20,16 @@ import torch
 from benchmarks.harness import Benchmark, Measurement, markdown
 from pu_kd_pipeline.devices import cpu_name
 
-MODULES = ("loading", "pu_stage", "distillation", "scaling", "start_up", "photos", "exported")
+MODULES = (
+    "loading",
+    "pu_stage",
+    "distillation",
+    "scaling",
+    "start_up",
+    "photos",
+    "exported",
+    "retrieval",
+)
 
 
 def machine(n_threads: int) -> str:

@@ -19,6 +19,7 @@ from benchmarks import (
     exported,
     naive,
     photos,
+    retrieval,
     scaling,
     scaling_pool,
 )
@@ -273,6 +274,34 @@ def test_torch_and_onnx_runtime_are_compared_on_equal_outputs(tmp_path, monkeypa
     monkeypatch.setattr(exported, "TOLERANCE", 0.0)
     with pytest.raises(AssertionError, match="differ by"):
         next(exported.measure(None, tmp_path / "again"))
+
+
+# --- retrieval
+
+
+def test_the_nearest_of_a_pool_are_found_and_compared_with_two_indices(tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "N_POOL", 4_000)
+    monkeypatch.setattr(retrieval, "N_GRAPH", 1_500)
+    monkeypatch.setattr(retrieval, "BLOCK", 700)
+    rng = np.random.default_rng(0)
+    pool = retrieval._drawn(rng.normal(size=(9, 64)), 2_000, rng)
+    queries = pool[:5]
+    nearest = retrieval.exact_rows(pool, queries)
+    # Near to 1, neighbors differ by less than the rounding of float32.
+    cosines = np.sort(queries @ pool.T, axis=1)[:, ::-1][:, : retrieval.N_NEAREST]
+    found = np.take_along_axis(queries @ pool.T, nearest, axis=1)
+    np.testing.assert_allclose(found, cosines, atol=1e-5)
+
+    pytest.importorskip("faiss", reason="the extra bench is not installed")
+    pytest.importorskip("usearch", reason="the extra bench is not installed")
+    rows = list(retrieval.measure(None, tmp_path))
+    assert [
+        row.what.partition(": ")[2].split()[0] for row in rows
+    ] == ["exact", "building", "asking", "building", "asking"]
+    recalls = [float(row.note.split()[1]) for row in rows if row.note.startswith("recall")]
+    # Lists that are not looked into hold neighbors, too; by chance it would be 3 and 7 %.
+    assert min(recalls) > 50
+    assert not list((tmp_path / "retrieval").iterdir())
 
 
 # --- scaling

@@ -34,10 +34,9 @@ _VALUES_ELSEWHERE = 2**23
 _MIN_BATCH_SIZE = 4
 _MAX_BATCH_SIZE = 1024
 
-# Options of glibc's mallopt (malloc.h), and how much freed memory a process keeps.
-_TRIM_THRESHOLD = -1
-_MMAP_THRESHOLD = -3
-_KEPT_BYTES = 2**30
+# Options of glibc's mallopt (malloc.h), and their values in bytes: how much freed memory a process
+# keeps, and the size of an array from which it gets memory of its own, which is not kept.
+_MALLOC_OPTIONS = {-1: 2**28, -3: 2**25}
 # With one of these, the user has decided.
 _ALLOCATOR_VARIABLES = (
     "GLIBC_TUNABLES",
@@ -85,7 +84,7 @@ def prepare_device(compute: ComputeParams) -> torch.device:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Make this process keep up to 1 GiB of freed memory for its next arrays, where it can.
+    """Make this process keep up to 256 MB of freed memory for its next arrays, where it can.
 
     glibc returns the memory of large arrays to the kernel when they are freed, and the kernel
     zeroes every page again at its next use: a fifth of the time of some trainings, and most of the
@@ -100,9 +99,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no glibc: macOS, musl, Windows
         return False
-    thresholds = (_MMAP_THRESHOLD, _TRIM_THRESHOLD)
     # 1 is success.
-    return all(mallopt(threshold, _KEPT_BYTES) == 1 for threshold in thresholds)
+    return all(mallopt(option, value) == 1 for option, value in _MALLOC_OPTIONS.items())
 
 
 def channels_last(network: Network, device: torch.device) -> Network:

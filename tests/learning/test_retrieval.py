@@ -40,6 +40,29 @@ def test_blocks_keep_the_nearest_of_all(n: int, n_kept: int, seed: int) -> None:
         np.testing.assert_allclose(cosines[rows], cosines[expected], atol=1e-6)
 
 
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 60), n_kept=st.integers(1, 12), n_distinct=st.integers(1, 8))
+def test_leaving_out_far_images_early_changes_nothing(n: int, n_kept: int, n_distinct: int) -> None:
+    # Few distinct vectors, so that many images are equally near.
+    rng = np.random.default_rng(n)
+    pool = vectors_of(n_distinct, 1)[rng.integers(n_distinct, size=n)]
+    queries = np.concatenate([pool[:1], vectors_of(2, 2)])
+
+    def nearest_rows(is_filtered: bool) -> list[list[int]]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(retrieval, "_BLOCK_VALUES", 15)
+            if not is_filtered:
+                everything = np.full((len(queries), 1), -np.inf, dtype=np.float32)
+                patch.setattr(NearestImages, "_least_kept", lambda _: everything)
+            nearest = NearestImages(queries, n_kept, duplicate_cosine=0.999)
+            for part in np.array_split(order, 3):
+                nearest.add(pool[part], part)
+        return nearest.rows.tolist()
+
+    order = rng.permutation(n)
+    assert nearest_rows(is_filtered=True) == nearest_rows(is_filtered=False)
+
+
 def test_the_size_of_the_blocks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     queries = vectors_of(4, 0)
     pool = vectors_of(50, 1)

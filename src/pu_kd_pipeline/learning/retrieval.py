@@ -69,7 +69,17 @@ class NearestImages:
             block = vectors[start : start + size]
             cosines = self._queries @ block.T
             cosines[cosines >= self._duplicate_cosine] = -np.inf
-            self._merge(cosines, positions[start : start + size])
+            # Of a large pool, hardly any image is near enough to a query to be kept.
+            is_candidate = (cosines >= self._least_kept()).any(axis=0)
+            candidates = np.flatnonzero(is_candidate)
+            if len(candidates):
+                self._merge(cosines[:, candidates], positions[start + candidates])
+
+    def _least_kept(self) -> Vectors:
+        """Return the (q, 1) cosines below which an image is not among the nearest."""
+        if self._cosines.shape[1] < self._n_kept:
+            return np.full((len(self._queries), 1), -np.inf, dtype=np.float32)
+        return self._cosines[:, -1:]
 
     def _merge(self, cosines: Vectors, positions: NDArray[np.int64]) -> None:
         rows = np.broadcast_to(positions, cosines.shape)
