@@ -26,7 +26,7 @@ N_QUERIES = 160  # as many labeled images as conf/caltech has
 N_NEAREST = 100
 BLOCK = 100_000
 N_LISTS = 4_096
-N_TRAINING = 131_072  # vectors that the lists of the inverted file are fitted to
+N_TRAINING = 262_144  # vectors that the lists of the inverted file are fitted to
 N_PROBED = 32  # lists that a query looks into
 
 
