@@ -14,6 +14,7 @@ import pyarrow as pa
 from pu_kd_pipeline.engines.shards import LOCAL, map_shards
 from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.progress import track
+from pu_kd_pipeline.storage.atomic import remove_leftovers
 from pu_kd_pipeline.storage.sharded_table import write_shard
 
 
@@ -76,10 +77,14 @@ class ShardMakers(Mapping[str, Callable[[], pa.Table]]):
                 return "shards"
             return f"shards, {n_done:,} of {n_images:,} images"
 
-        with closing(map_shards(writing, arguments, self.engine, folder)) as results:
-            shown = track(results, name=folder.name, total=len(names), unit=unit)
-            for name, _ in shown:
-                n_done += self.n_images.get(name, 0)
+        try:
+            with closing(map_shards(writing, arguments, self.engine, folder)) as results:
+                shown = track(results, name=folder.name, total=len(names), unit=unit)
+                for name, _ in shown:
+                    n_done += self.n_images.get(name, 0)
+        finally:
+            # Of workers that were lost while they wrote; the others have ended.
+            remove_leftovers(folder)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,11 +22,8 @@ from pu_kd_pipeline import progress
 from pu_kd_pipeline.errors import InputError, UnavailableError
 
 PACKAGE = "pu_kd_pipeline"
-# Of `Answer.kind`: what kind of error it was decides the exit code of the run.
-_REFUSED = "refused"
-_INPUT = "input"
-_UNAVAILABLE = "unavailable"
-_BUG = "bug"
+# What kind of error it was decides how the run ends. Who refuses cannot do this work at all.
+AnswerKind = Literal["done", "refused", "input", "unavailable", "bug"]
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
@@ -85,7 +82,7 @@ class Answer:
         results: what was published on `progress.results`.
     """
 
-    kind: Literal["done", "refused", "input", "unavailable", "bug"]
+    kind: AnswerKind
     value: Any = None
     records: tuple[logging.LogRecord, ...] = ()
     results: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = ()
@@ -93,7 +90,7 @@ class Answer:
     @property
     def is_refusal(self) -> bool:
         """Whether the worker cannot do this work at all."""
-        return self.kind == _REFUSED
+        return self.kind == "refused"
 
     def pass_on(self) -> None:
         """Log and publish here what the worker logged and published."""
@@ -108,9 +105,9 @@ class Answer:
         """Return the error that the work on a shard ended with, if it did."""
         if self.kind == "done":
             return None
-        if self.kind == _BUG:
+        if self.kind == "bug":
             return ShardError(f"{name}: {self.value}")
-        if self.kind == _UNAVAILABLE:
+        if self.kind == "unavailable":
             return UnavailableError(self.value)
         return InputError(self.value)
 
@@ -119,15 +116,13 @@ class ShardError(Exception):
     """An error in a worker that no user can fix; the message has the worker's traceback."""
 
 
-@dataclass
 class _Collector(logging.Handler):
     """Keeps what a worker logs and publishes until it answers."""
 
-    records: list[logging.LogRecord] = field(default_factory=list)
-    results: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self._records: list[logging.LogRecord] = []
+        self._results: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         # As text, because arguments and tracebacks may be objects that cannot be pickled.
@@ -136,18 +131,16 @@ class _Collector(logging.Handler):
         if record.exc_info:
             record.exc_text = "".join(traceback.format_exception(*record.exc_info))
             record.exc_info = None
-        self.records.append(record)
+        self._records.append(record)
 
     def publish(self, name: str, parameters: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        self.results.append((name, parameters, metrics))
+        self._results.append((name, parameters, metrics))
 
-    def answer(self, kind: Any, value: Any) -> Answer:
-        answer = Answer(kind, value, tuple(self.records), tuple(self.results))
-        self.records.clear()
-        self.results.clear()
+    def answer(self, kind: AnswerKind, value: Any) -> Answer:
+        answer = Answer(kind, value, tuple(self._records), tuple(self._results))
+        self._records = []
+        self._results = []
         return answer
-
-    __hash__ = logging.Handler.__hash__
 
 
 class ShardWorker:
@@ -170,9 +163,9 @@ class ShardWorker:
             _check_facts(work.facts(), assignment.facts)
             self._work = work
         except InputError as exc:
-            return self._collector.answer(_REFUSED, f"a worker on {socket.gethostname()}: {exc}")
+            return self._collector.answer("refused", f"a worker on {socket.gethostname()}: {exc}")
         except Exception:
-            return self._collector.answer(_BUG, traceback.format_exc())
+            return self._collector.answer("bug", traceback.format_exc())
         return self._collector.answer("done", None)
 
     def make(self, name: str, argument: Any) -> Answer:
@@ -181,11 +174,11 @@ class ShardWorker:
         try:
             return self._collector.answer("done", self._work(name, argument))
         except UnavailableError as exc:
-            return self._collector.answer(_UNAVAILABLE, str(exc))
+            return self._collector.answer("unavailable", str(exc))
         except InputError as exc:
-            return self._collector.answer(_INPUT, str(exc))
+            return self._collector.answer("input", str(exc))
         except Exception:
-            return self._collector.answer(_BUG, traceback.format_exc())
+            return self._collector.answer("bug", traceback.format_exc())
 
 
 def _set_up_process(assignment: Assignment, collector: _Collector) -> None:
