@@ -111,7 +111,7 @@ def test_an_error_in_a_shard_is_raised_after_the_others(work, kind, tmp_path):
     ("shard", "error", "message"),
     [
         ("memory-2", UnavailableError, "^no memory is left$"),
-        ("bug-2", ShardError, r"^shard-bug-2: Traceback [\s\S]*ZeroDivisionError: bug-2"),
+        ("bug-2", ShardError, "^shard-bug-2: ZeroDivisionError: bug-2\nTraceback "),
     ],
 )
 def test_an_error_keeps_its_kind(work, tmp_path, shard, error, message):

@@ -106,14 +106,15 @@ class Answer:
         if self.kind == "done":
             return None
         if self.kind == "bug":
-            return ShardError(f"{name}: {self.value}")
+            what = self.value.strip().splitlines()[-1]
+            return ShardError(f"{name}: {what}\n{self.value}")
         if self.kind == "unavailable":
             return UnavailableError(self.value)
         return InputError(self.value)
 
 
 class ShardError(Exception):
-    """An error in a worker that no user can fix; the message has the worker's traceback."""
+    """An error in a worker that no user can fix; below its first line is the traceback."""
 
 
 class _Collector(logging.Handler):
