@@ -70,6 +70,22 @@ def test_a_worker_that_never_starts_holds_up_nothing():
     assert len(finished) == 4
 
 
+def test_a_worker_that_is_lost_while_it_waits_gets_no_shard():
+    workers: ScriptedWorkers
+
+    def reaction(worker: int, name: str | None) -> Answer | str:
+        if name is None or worker == 2:
+            return Answer("done")
+        # The one that has nothing to do, and then the one with the shard.
+        workers.events.append((1 - worker, "its node is gone"))
+        return "its node is gone"
+
+    workers = ScriptedWorkers(reaction)
+    results = list(_Distribution(workers, {"s0": 0}, 5.0).results(2))
+    assert results == [("s0", None)]
+    assert workers.submitted == [(1, "s0"), (2, "s0")]
+
+
 def test_workers_that_end_at_their_start_are_not_started_for_ever():
     with pytest.raises(UnavailableError, match=r"^engine: 3 workers in a row ended .* exit code 9"):
         results_of(lambda _worker, _name: "it ended with exit code 9", n_shards=4)

@@ -142,7 +142,7 @@ class _Distribution:
             for worker, event in events:
                 name = self._shard_of.pop(worker, None)
                 if isinstance(event, str):
-                    self._replace(name, event)
+                    self._replace(worker, name, event)
                     continue
                 event.pass_on()
                 self._idle.append(worker)
@@ -174,13 +174,15 @@ class _Distribution:
             self._attempts[name] += 1
             self._workers.submit(worker, name, self._arguments[name])
 
-    def _replace(self, name: str | None, reason: str) -> None:
-        """Start a worker in the place of one that was lost, and put back its shard.
+    def _replace(self, worker: int, name: str | None, reason: str) -> None:
+        """Start a worker in the place of one that was lost, if needed, and put back its shard.
 
         Raises:
             UnavailableError: workers end as soon as they are started.
         """
-        if name is None:
+        if worker in self._idle:
+            self._idle.remove(worker)
+        elif name is None:
             self._n_lost_starts += 1
             if self._n_lost_starts >= _MAX_LOST_STARTS:
                 raise UnavailableError(
