@@ -34,7 +34,8 @@ from benchmarks.scaling_pool import (
     write_shard,
 )
 from benchmarks.scaling_stage import COMPUTE, STAGES, StageCost, run_in_process
-from pu_kd_pipeline.features.extraction import ShardMakers, feature_shards
+from pu_kd_pipeline.engines.tables import ShardMakers
+from pu_kd_pipeline.features.extraction import feature_shards
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.storage.sharded_table import ShardedTable

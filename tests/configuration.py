@@ -12,6 +12,7 @@ from pu_kd_pipeline.params.certificate import CertificateParams
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.evaluation import EvaluationParams
 from pu_kd_pipeline.params.export import ExportParams
 from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
@@ -32,6 +33,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "data_ingestion": DataIngestionParams,
     "teacher": TeacherParams,
     "teacher_training": TeacherTrainingParams,
+    "engine": EngineParams,
     "feature_extraction": FeatureExtractionParams,
     "yardstick": YardstickParams,
     "relatedness": RelatednessParams,

@@ -39,6 +39,7 @@ PROGRAMS = {
     "docker",
     "argo",
     "kubectl",
+    "ray",
     "kedro",
     ".venv/bin/kedro",
     ".venv/bin/python",

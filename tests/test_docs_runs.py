@@ -41,6 +41,7 @@ RUN_BY_CI += ("make versions", "make containers")
 NOT_RUN = {
     "docker ": "needs Docker, which a test cannot start; .ci/containers runs the containers",
     "cd docker": "changes the folder of a shell, before commands of Docker",
+    "ray start": "starts processes that outlive a test; tests/engines starts clusters that do not",
     "kubectl apply": "needs a cluster; tests/deployment renders the folder with kustomize",
     "argo submit": "needs a cluster; tests/deployment checks the workflow against Argo's types",
     "kedro airflow": "needs a package that excludes versions of this project",

@@ -150,6 +150,31 @@ def test_a_loop_whose_clock_stands_still_is_counted(lines, monkeypatch):
     assert lines() == []
 
 
+def test_a_loop_over_shards_counts_their_images_too(lines, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    n_images = 0
+    shards = progress.track([500, 40], name="pool", unit=lambda: f"shards, {n_images} images")
+    for n in shards:
+        now[0] += 20.0
+        n_images += n
+    assert lines() == [
+        "pool: 1 of 2 shards, 500 images, 20 s each, about 20 s left",
+        "pool: 2 of 2 shards, 540 images, 20 s each",
+    ]
+
+
+def test_a_process_whose_progress_another_one_shows_shows_none(lines, monkeypatch, published):
+    monkeypatch.setattr(progress, "_is_hidden", False)
+    progress.hide()
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for _ in progress.watch(records(3), name="training", total=3):
+        now[0] += 60.0
+    assert lines() == []
+    assert len(published) == 3
+
+
 def test_tracking_a_plain_loop_publishes_nothing(published):
     items = list(progress.track([1, 2, 3], name="shards"))
     assert items == [1, 2, 3]

@@ -93,6 +93,8 @@ _bars: Progress | None = None
 _logged_loops: list[_LogLines] = []
 # What the lines of loops start with, inside `part`.
 _title = ""
+# Whether another process shows the progress of this one.
+_is_hidden = False
 
 
 def watch(loop: Iterable[Record], *, name: str, total: int) -> Iterator[Record]:
@@ -115,7 +117,11 @@ def watch(loop: Iterable[Record], *, name: str, total: int) -> Iterator[Record]:
 
 
 def track(
-    items: Iterable[Item], *, name: str, total: int | None = None, unit: str = ""
+    items: Iterable[Item],
+    *,
+    name: str,
+    total: int | None = None,
+    unit: str | Callable[[], str] = "",
 ) -> Iterator[Item]:
     """Yield every item and show the progress; nothing is published.
 
@@ -123,7 +129,7 @@ def track(
         items: what the loop runs over, such as shards.
         name: name of the loop on the screen.
         total: number of items expected; None: the length of `items`, where it has one.
-        unit: what is counted, such as "images".
+        unit: what is counted, such as "images", or a function that returns it after each item.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -133,7 +139,7 @@ def track(
                 yield item
             finally:
                 # Also when the consumer stops early: the last step is shown.
-                show(count, unit)
+                show(count, unit if isinstance(unit, str) else unit())
 
 
 @contextmanager
@@ -247,6 +253,12 @@ def _findings_hidden() -> Iterator[None]:
             each.setLevel(level)
 
 
+def hide() -> None:
+    """Show no progress of loops in this process from now on; all is published as before."""
+    global _is_hidden
+    _is_hidden = True
+
+
 def is_terminal(stream: TextIO | None) -> bool:
     """Return whether a stream is a terminal; Python's are None where they are closed."""
     return stream is not None and stream.isatty()
@@ -314,6 +326,9 @@ def _display(name: str, total: int | None, started: float | None = None) -> Iter
         total: number of steps, where it is known.
         started: when the loop started, on the monotonic clock; None: now.
     """
+    if _is_hidden:
+        yield lambda _count, _text: None
+        return
     # While it shows bars, rich replaces stderr; before rich 15, by an object that is no terminal.
     if _bars is not None or is_terminal(sys.stderr):
         with _bar(name, total, started) as show:

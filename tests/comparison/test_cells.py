@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -34,6 +35,7 @@ from pu_kd_pipeline.params.comparison import ComparisonParams
 from pu_kd_pipeline.storage.sharded_table import InMemoryTable, ShardedTable
 from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from tests.comparison.builders import grid
+from tests.engines.works import engine_of
 
 
 def computed(
@@ -273,6 +275,36 @@ def test_a_continued_comparison_has_the_same_results(inputs, blocks, tmp_path):
     expected = whole.to_pandas().drop(columns=durations)
     actual = continued.to_pandas().drop(columns=durations)
     pd.testing.assert_frame_equal(expected, actual)
+
+
+def test_cells_of_other_processes_have_the_same_results(
+    inputs, blocks, tmp_path, published, caplog
+):
+    variants = {
+        # Refused for this pool: a failure is a row, too.
+        "pu": {"rule": "nnpu", "criterion": "quantile"},
+        "all": {"rule": "all"},
+        "random": {"rule": "random", "budget": "all"},
+    }
+    params = grid(labeled_per_class=[2], seeds=[0], variants=variants)
+    makers = comparison_shards(inputs, blocks, params)
+    own = ShardedTable.write(tmp_path / "own", makers)
+    results, records = published
+    own_results = list(results)
+    results.clear()
+
+    with caplog.at_level(logging.INFO, logger="pu_kd_pipeline"):
+        others = makers.on(engine_of("processes"))
+        theirs = ShardedTable.write(tmp_path / "theirs", others)
+    durations = ["seconds", "pu_seconds"]
+    expected = own.to_pandas().drop(columns=durations)
+    pd.testing.assert_frame_equal(theirs.to_pandas().drop(columns=durations), expected)
+    # Trackers and the log see them as if they had been computed here.
+    assert {name for name, _, _ in results} == {name for name, _, _ in own_results}
+    assert sum("history" in metrics for _, _, metrics in results) == 2
+    assert records == []
+    for number in (1, 2, 3):
+        assert f"cell {number} of 3: " in caplog.text
 
 
 @pytest.mark.parametrize("method", ["labeled_only", "fitnet", "fskd"])

@@ -10,7 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pu_kd_pipeline.features.extraction import ShardMakers, feature_shards
+from pu_kd_pipeline.engines.tables import ShardMakers
+from pu_kd_pipeline.features.extraction import feature_shards
 from pu_kd_pipeline.features.scoring import score_shards
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.loop import seeded

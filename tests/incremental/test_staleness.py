@@ -27,6 +27,23 @@ def test_a_changed_parameter_runs_its_node_and_those_after_it(project):
     assert project.run() == {}
 
 
+def test_another_engine_is_no_reason_to_run(project, monkeypatch):
+    def nodes(functions: Any) -> list[Node]:
+        return [
+            Node(functions.start, "params:first", "start_value", name="start"),
+            Node(functions.left, ["start_value", "params:engine"], "left_value", name="left"),
+        ]
+
+    monkeypatch.setattr(project, "nodes", nodes)
+    project.params["engine"] = {"kind": "local", "shift": 1}
+    assert set(project.run()) == {"start", "left"}
+    project.params["engine"] = {"kind": "ray", "shift": 1}
+    assert project.run() == {}
+    # Of the other parameters, each is one.
+    project.params["first"] = {"number": 4}
+    assert set(project.run()) == {"start", "left"}
+
+
 def cut_short(file: Path) -> None:
     text = file.read_text()
     file.write_text(text[:4])

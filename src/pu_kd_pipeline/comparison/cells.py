@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,50 +15,69 @@ from pu_kd_pipeline.comparison.computation import RESULT, CellComputation
 from pu_kd_pipeline.comparison.grid import Blocks, Cell, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.starts import STARTS
+from pu_kd_pipeline.devices import arithmetic, prepare_device
+from pu_kd_pipeline.engines.tables import ShardMakers
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams
+from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 
 
 @dataclass(frozen=True)
-class CellMaker:
-    """Computes one cell when it is called; one that is never called was found finished.
+class PlacedCell:
+    """A cell of a comparison.
 
     Attributes:
-        computation: what the cells share.
         cell: the cell.
         title: its name in logs, which no other cell of the comparison has.
         position: such as "cell 2 of 9".
     """
 
-    computation: CellComputation
     cell: Cell
     title: str
     position: str
 
-    def __call__(self) -> pa.Table:
+
+@dataclass(frozen=True)
+class CellWork:
+    """Computes cells; one that is never asked for was found finished.
+
+    Attributes:
+        computation: what the cells that are computed in a process share.
+        computes: device and number format of the students.
+    """
+
+    computation: CellComputation
+    computes: tuple[ComputeParams, ...]
+
+    def __call__(self, placed: PlacedCell) -> pa.Table:
         """Return the table of the cell, and report it to the log and the listeners."""
-        with progress.part(f"{self.position}: {self.title}") as report:
-            result = self.computation.result(self.cell)
+        with progress.part(f"{placed.position}: {placed.title}") as report:
+            result = self.computation.result(placed.cell)
             outcome = result["failure"]
             if not outcome:
                 accuracy_percent = 100 * result["accuracy"]
                 outcome = f"accuracy {accuracy_percent:.2f} %"
             report(outcome)
-        progress.results.publish(self.title, self.identity(), result)
+        progress.results.publish(placed.title, placed.cell.identity(), result)
         return pa.Table.from_pylist([result], schema=RESULT)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the result of the cell."""
-        return self.cell.identity()
+    def facts(self) -> Mapping[str, str]:
+        """Return what decides the results of all cells, besides their inputs."""
+        devices = [arithmetic(compute, prepare_device(compute)) for compute in self.computes]
+        return {
+            "teacher": self.computation.teacher_fingerprint,
+            "device or number format": ", ".join(devices),
+            "code or libraries": maker_fingerprint(CellComputation, load_model),
+        }
 
 
 def comparison_shards(
     inputs: ComparisonInputs, blocks: Blocks, params: ComparisonParams
-) -> dict[str, Callable[[], pa.Table]]:
+) -> ShardMakers:
     """Return one maker per cell, named after it and a fingerprint of all its result depends on.
 
     Code and library versions count: with others, all cells are computed again.
@@ -76,14 +95,19 @@ def comparison_shards(
     inputs = inputs.without_excluded()
     _check(inputs, cells, params)
     computation = CellComputation(inputs, params.hint_share)
-    shards: dict[str, Callable[[], pa.Table]] = {}
+    arguments: dict[str, PlacedCell] = {}
     n_cells = len(cells)
     for number, cell in enumerate(cells, start=1):
         position = f"cell {number} of {n_cells}"
         name = _shard_name(cell, inputs, params)
         title = _title(cell, params)
-        shards[name] = CellMaker(computation, cell, title, position)
-    return shards
+        arguments[name] = PlacedCell(cell, title, position)
+    # A model of pydantic cannot be in a set.
+    computes: dict[str, ComputeParams] = {}
+    for cell in cells:
+        compute = cell.blocks.distillation.compute
+        computes[compute.model_dump_json()] = compute
+    return ShardMakers(CellWork(computation, tuple(computes.values())), arguments)
 
 
 def _title(cell: Cell, params: ComparisonParams) -> str:

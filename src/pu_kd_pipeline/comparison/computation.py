@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,10 +110,21 @@ class CellComputation:
     ) -> None:
         self._inputs = inputs
         self._hint_share = hint_share
+        self._has_short_trainings = has_short_trainings
         self._scorer = PoolScorer(inputs)
         self._unselected = UnselectedManifests(inputs)
         self._teacher_classes: np.ndarray | None = None
         self._shared_logits = SharedTeacherLogits(is_for_many=has_short_trainings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the inputs alone: another process computes for itself what its cells share."""
+        make = partial(CellComputation, has_short_trainings=self._has_short_trainings)
+        return make, (self._inputs, self._hint_share)
+
+    @property
+    def teacher_fingerprint(self) -> str:
+        """The fingerprint of the teacher."""
+        return self._teacher_fingerprint
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """Return a cell's row of the results.

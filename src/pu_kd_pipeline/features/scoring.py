@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pu_kd_pipeline.devices import arithmetic, explain_memory_shortage, prepare_device
+from pu_kd_pipeline.engines.tables import ShardMakers
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.features.extraction import TEACHER, ShardMakers, short_hash
+from pu_kd_pipeline.features.extraction import TEACHER, short_hash
 from pu_kd_pipeline.features.reading import as_tensor
 from pu_kd_pipeline.images.batches import check_images_fit, input_normalization, map_images
 from pu_kd_pipeline.images.store import ImageStore, find_rows
@@ -46,16 +50,40 @@ def score_shards(
             "pool_features: pool_images changed since they were made. Run "
             "`kedro run --pipeline=feature_extraction`"
         )
-    device = prepare_device(compute)
-    module = classifier.module.to(device).eval()
+    work = ScoringWork(features, images, classifier, compute)
+    # In the name, so that another classifier, device, precision, code or library scores all shards
+    # again.
+    suffix = short_hash(*work.facts().values())
+    arguments = {}
+    n_images = {}
+    for name, image_shard in zip(features.names, images.shards, strict=True):
+        arguments[f"{name}-{suffix}"] = name
+        n_images[f"{name}-{suffix}"] = image_shard.n
+    return ShardMakers(work, arguments, n_images)
 
-    def make(name: str) -> pa.Table:
-        table = features.shard(name)
+
+@dataclass(frozen=True, eq=False)
+class ScoringWork:
+    """Scores the images of any shard of the pool's features."""
+
+    features: ShardedTable
+    images: ImageStore
+    classifier: PUClassifier
+    compute: ComputeParams
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what each process prepares for itself."""
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def __call__(self, name: str) -> pa.Table:
+        """Return the scores of the images of a feature shard."""
+        module = self._module
+        table = self.features.shard(name)
         logits = as_tensor(table["logits"])
         if isinstance(module, FullPUClassifier):
-            scores = _scores_from_images(module, table, images, classifier, compute)
+            scores = _scores_from_images(module, table, self.images, self.classifier, self.compute)
         else:
-            scores = _scores_from_features(module, table, logits, classifier, device)
+            scores = _scores_from_features(module, table, logits, self.classifier, self._device)
 
         teacher = class_confidence(logits)
         columns = {
@@ -67,12 +95,22 @@ def score_shards(
         }
         return pa.table(columns)
 
-    # In the name, so that another classifier, device, precision, code or library scores all shards
-    # again.
-    # `load_pu_classifier` reaches the code of the networks.
-    maker = maker_fingerprint(score_shards, load_pu_classifier, write_parquet)
-    suffix = short_hash(classifier.fingerprint(), arithmetic(compute, device), maker)
-    return {f"{name}-{suffix}": partial(make, name) for name in features.names}
+    def facts(self) -> Mapping[str, str]:
+        """Return what decides the score of an image."""
+        return {
+            "classifier": self.classifier.fingerprint(),
+            "device or number format": arithmetic(self.compute, self._device),
+            # `load_pu_classifier` reaches the code of the networks.
+            "code or libraries": maker_fingerprint(ScoringWork, load_pu_classifier, write_parquet),
+        }
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return prepare_device(self.compute)
+
+    @cached_property
+    def _module(self) -> PUHead | FullPUClassifier:
+        return self.classifier.module.to(self._device).eval()
 
 
 def _scores_from_images(

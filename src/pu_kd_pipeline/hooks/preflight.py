@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 
+from pu_kd_pipeline.engines.ray_cluster import import_ray
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.contradictions import contradictions
 from pu_kd_pipeline.hooks.teacher_preflight import preflight_teacher
@@ -25,6 +26,7 @@ from pu_kd_pipeline.incremental.staleness import RECORDS
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.data_ingestion import SOURCE_TYPES, DataIngestionParams, ImageSource
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.paths import is_url, resolved_path
 from pu_kd_pipeline.params.pu_training import AUDIT, PUTrainingParams
 from pu_kd_pipeline.params.teacher import TeacherParams
@@ -73,6 +75,8 @@ def check(blocks: Mapping[str, Any], data_folder: Path | None = None) -> None:
         if device not in DEVICES_ANYWHERE:
             _try(faults, "compute", partial(_check_device, compute))
     for name, block in blocks.items():
+        if isinstance(block, EngineParams) and block.kind == "ray":
+            _try(faults, name, import_ray)
         if isinstance(block, DistillationParams) and teacher is not None:
             _try(faults, name, partial(_check_student, block, teacher))
     faults.extend(contradictions(blocks))

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
     from kedro.pipeline.node import Node
 
-# Parameters that decide where a run writes and logs, and how often, but not what it makes.
-_PARAMETERS_WITHOUT_EFFECT = ("data", "tracking", "checkpoint_every_s")
+# Parameters that decide where and how often a run writes, logs and computes, but not what it makes.
+_PARAMETERS_WITHOUT_EFFECT = ("data", "tracking", "checkpoint_every_s", "engine")
 
 # Tag of nodes that show parameters, and open no file that these name.
 SHOWS_PARAMETERS = "shows_parameters"
@@ -161,7 +161,8 @@ class NodeStates:
                 values[name] = self._parameters_with_effect()
             elif name.startswith("params:"):
                 key = name.removeprefix("params:")
-                values[key] = self._catalog.load(name)
+                if key not in _PARAMETERS_WITHOUT_EFFECT:
+                    values[key] = self._catalog.load(name)
         texts: dict[str, str] = {}
         outside: dict[str, str] = {}
         for name, value in values.items():

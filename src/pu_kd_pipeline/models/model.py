@@ -17,7 +17,7 @@ from pu_kd_pipeline.params.teacher import OutputSpec
 from pu_kd_pipeline.storage.atomic import replacing_folder
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from pu_kd_pipeline.learning.features import FeatureExtractor
     from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead
@@ -70,6 +70,10 @@ class Model:
         """Return a hash of the weights and the card."""
         return _fingerprint(self.network, self.card)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle card and weights: networks may hold functions that cannot be pickled."""
+        return _model_of, (self.card, _cpu_state(self.network))
+
 
 @dataclass(frozen=True)
 class PUClassifier:
@@ -85,6 +89,22 @@ class PUClassifier:
         """Return a hash of the weights and the card."""
         return _fingerprint(self.module, self.card)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle card and weights: networks may hold functions that cannot be pickled."""
+        return _classifier_of, (self.card, _cpu_state(self.module))
+
+
+def _model_of(card: ModelCard, state: dict[str, Tensor]) -> Model:
+    network = build_from_card(card)
+    network.load_state_dict(state)
+    return Model(network.eval(), card)
+
+
+def _classifier_of(card: PUClassifierCard, state: dict[str, Tensor]) -> PUClassifier:
+    module = build_pu_module(card)
+    module.load_state_dict(state)
+    return PUClassifier(module.eval(), card)
+
 
 def _fingerprint(network: nn.Module, card: BaseModel) -> str:
     digest = hashlib.sha256(card.model_dump_json().encode())
@@ -98,14 +118,19 @@ def _fingerprint(network: nn.Module, card: BaseModel) -> str:
 def save_model(model: Model | PUClassifier, folder: Path) -> None:
     """Write a model folder, completely or not at all."""
     network = model.network if isinstance(model, Model) else model.module
-    state = {}
-    for name, tensor in network.state_dict().items():
-        # Cloned: safetensors refuses tensors that share memory, as tied weights do.
-        state[name] = tensor.detach().cpu().contiguous().clone()
+    state = _cpu_state(network)
     with replacing_folder(folder) as temporary:
         save_weights(state, temporary / WEIGHTS)
         card = model.card.model_dump_json(indent=2)
         (temporary / CARD).write_text(card + "\n")
+
+
+def _cpu_state(network: nn.Module) -> dict[str, Tensor]:
+    state = {}
+    for name, tensor in network.state_dict().items():
+        # Cloned: safetensors refuses tensors that share memory, as tied weights do.
+        state[name] = tensor.detach().cpu().contiguous().clone()
+    return state
 
 
 def load_model(folder: Path | str) -> Model:

@@ -28,6 +28,7 @@ _WITHOUT_EFFECT = (
     "psutil",
     "pydantic",
     "pydantic_core",
+    "ray",
     "rich",
     "safetensors",
     "tqdm",

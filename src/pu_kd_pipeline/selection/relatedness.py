@@ -6,23 +6,27 @@ No image of the original data is read: the teacher is calibrated on noise (`lear
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pu_kd_pipeline.devices import arithmetic, autocast, inference_batch_size, prepare_device
+from pu_kd_pipeline.engines.tables import ShardMakers
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.features.extraction import TEACHER, ShardMakers, short_hash
+from pu_kd_pipeline.features.extraction import TEACHER, short_hash
 from pu_kd_pipeline.images.batches import map_images, normalization
 from pu_kd_pipeline.images.duplicates import NOTHING_EXCLUDED, Excluded
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.store_file import Shard
+from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.metrics import area_under_roc
 from pu_kd_pipeline.learning.relatedness.calibration import (
     NoiseCalibration,
@@ -66,48 +70,46 @@ def relatedness_shards(
         raise InputError(
             "relatedness: the pool is empty; check the sources in parameters_data_ingestion.yml"
         )
-    measurement = _Measurement(pool_images, teacher, params)
-    settings = json.dumps(measurement.settings)
-    # `load_model` reaches the code of the networks, which nothing else here mentions.
-    maker = maker_fingerprint(relatedness_shards, load_model, write_parquet)
-    suffix = short_hash(measurement.teacher_fingerprint, measurement.arithmetic, settings, maker)
-    makers: ShardMakers = {}
+    work = RelatednessWork(pool_images, teacher, params)
+    # An image size that is not the teacher's is reported before the first shard.
+    _ = work.normalize
+    suffix = short_hash(*work.facts().values())
+    arguments = {}
+    n_images = {}
     for shard in pool_images.shards:
         name = f"{shard.name}-{suffix}"
-        makers[name] = partial(measurement.table, shard)
-    return makers
+        arguments[name] = shard
+        n_images[name] = shard.n
+    return ShardMakers(work, arguments, n_images)
 
 
-class _Measurement:
-    """Measures shards of a pool; the calibration is made by the first of them."""
+@dataclass(frozen=True, eq=False)
+class RelatednessWork:
+    """Measures shards of a pool; the calibration is made by the first of each process."""
 
-    def __init__(self, pool_images: ImageStore, teacher: Model, params: RelatednessParams) -> None:
-        self._pool_images = pool_images
-        self._params = params
-        self._device = prepare_device(params.compute)
-        self.arithmetic = arithmetic(params.compute, self._device)
-        self._image_shape = teacher.image_shape
-        network = teacher.network.to(self._device)
-        self._network = network.eval()
-        self._normalize = normalization(teacher, self._device, pool_images)
-        self.teacher_fingerprint = teacher.fingerprint()
-        self.settings = params.model_dump(include={"seed", "n_noise_images", "clip"})
+    pool_images: ImageStore
+    teacher: Model
+    params: RelatednessParams
 
-    def table(self, shard: Shard) -> pa.Table:
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what each process prepares for itself."""
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def __call__(self, shard: Shard) -> pa.Table:
         """Return the table of a shard."""
         probe, calibration = self._calibrated
         end = shard.start + shard.n
         rows = np.arange(shard.start, end, dtype=np.int64)
-        compute = self._params.compute
-        batches = map_images(self._measure, self._pool_images, rows, self._normalize, compute)
+        compute = self.params.compute
+        batches = map_images(self._measure, self.pool_images, rows, self.normalize, compute)
         # From a triple per batch to a sequence per value.
         of_values, of_classes, of_confidence = zip(*batches, strict=True)
         values = torch.cat(of_values)
         classes = torch.cat(of_classes)
         confidence = torch.cat(of_confidence)
         with _as_input_error():
-            sums = one_class_sum(values, calibration, clip=self._params.clip)
-        ids = self._pool_images.shard_ids(shard)
+            sums = one_class_sum(values, calibration, clip=self.params.clip)
+        ids = self.pool_images.shard_ids(shard)
         columns = {"id": ids.cast(pa.string())}
         for position, name in enumerate(probe.names):
             of_indicator = values[:, position]
@@ -116,26 +118,59 @@ class _Measurement:
         columns["teacher_class"] = classes.numpy()
         columns["teacher_confidence"] = confidence.numpy()
         table = pa.table(columns)
-        calibration_facts = {**self.settings, "noise": calibration.to_dict()}
+        calibration_facts = {**self._settings, "noise": calibration.to_dict()}
         metadata = {
-            TEACHER: self.teacher_fingerprint,
+            TEACHER: self._fingerprint,
             CALIBRATION: json.dumps(calibration_facts),
         }
         return table.replace_schema_metadata(metadata)
 
+    def facts(self) -> Mapping[str, str]:
+        """Return what decides what is measured of an image."""
+        return {
+            "teacher": self._fingerprint,
+            "device or number format": arithmetic(self.params.compute, self._device),
+            "calibration": json.dumps(self._settings),
+            # `load_model` reaches the code of the networks, which nothing else here mentions.
+            "code or libraries": maker_fingerprint(RelatednessWork, load_model, write_parquet),
+        }
+
+    @cached_property
+    def normalize(self) -> Normalize:
+        """The normalization of the teacher's input, on the device."""
+        return normalization(self.teacher, self._device, self.pool_images)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return prepare_device(self.params.compute)
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        network = self.teacher.network.to(self._device)
+        return network.eval()
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.teacher.fingerprint()
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return self.params.model_dump(include={"seed", "n_noise_images", "clip"})
+
     @cached_property
     def _calibrated(self) -> tuple[RelatednessProbe, NoiseCalibration]:
-        compute = self._params.compute
-        batch_size = inference_batch_size(compute, self._device, self._image_shape)
+        compute = self.params.compute
+        image_shape = self.teacher.image_shape
+        batch_size = inference_batch_size(compute, self._device, image_shape)
         # A generator of the CPU: the same noise on every device.
-        generator = torch.Generator().manual_seed(self._params.seed)
+        generator = torch.Generator().manual_seed(self.params.seed)
         with _as_input_error(), torch.inference_mode(), autocast(compute, self._device):
-            probe = RelatednessProbe(self._network, self._image_shape)
+            probe = RelatednessProbe(self._network, image_shape)
             calibration = calibrate_on_noise(
                 probe,
-                lambda noise: self._normalize(noise.to(self._device)),
+                lambda noise: self.normalize(noise.to(self._device)),
                 generator=generator,
-                n_images=self._params.n_noise_images,
+                n_images=self.params.n_noise_images,
                 batch_size=batch_size,
             )
         return probe, calibration

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _LIST = "shards.json"
 _MAX_NAME_LENGTH = 200  # file systems end at 255 bytes, of which temporary names take some
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What makes shards of a table in another way than one after the other in this process."""
+
+    def make_missing(self, folder: Path, names: Sequence[str]) -> None:
+        """Make shards with `write_shard`, in any order, and show the progress."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class ShardedTable:
         Args:
             folder: where the shards live.
             shards: by name, in order, the function that makes the shard; a name is unique and safe
-                as a file name.
+                as a file name. Where the mapping is an `Engine`, it makes the shards itself.
             keeps_others: leave shards that no longer belong where they are, unlisted, because they
                 may be needed again.
             makes_again: remove those of the shards that exist first.
@@ -98,11 +106,11 @@ class ShardedTable:
                 remove_empty_folder(_file(folder, name))
                 _file(folder, name).unlink(missing_ok=True)
         missing = [name for name in shards if not _is_intact(folder, name)]
-        if missing:
+        if missing and isinstance(shards, Engine):
+            shards.make_missing(folder, missing)
+        elif missing:
             for name in track(missing, name=folder.name, unit="shards"):
-                write_parquet(shards[name](), _file(folder, name), name)
-                # Otherwise the memory of all shards made so far adds up.
-                pa.default_memory_pool().release_unused()
+                write_shard(shards[name](), folder, name)
         with replacing_file(folder / _LIST) as temporary:
             temporary.write_text(to_checked_json({"shards": list(shards)}), encoding="utf-8")
 
@@ -188,6 +196,13 @@ def table_files(folder: Path) -> list[Path]:
         for name in _read_list(list_file):
             files.append(_file(folder, name))
     return [file for file in files if file.is_file()]
+
+
+def write_shard(table: pa.Table, folder: Path, name: str) -> None:
+    """Write a shard under its name, as a whole or not at all."""
+    write_parquet(table, _file(folder, name), name)
+    # Otherwise the memory of all shards made so far adds up.
+    pa.default_memory_pool().release_unused()
 
 
 def _file(folder: Path, name: str) -> Path:

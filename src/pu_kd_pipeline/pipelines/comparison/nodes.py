@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
+from pu_kd_pipeline.engines.tables import ShardMakers
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.comparison import ComparisonParams
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
@@ -44,7 +44,8 @@ def compare_students(
     distillation: DistillationParams,
     relatedness: RelatednessParams,
     params: ComparisonParams,
-) -> dict[str, Callable[[], pa.Table]]:
+    engine: EngineParams,
+) -> ShardMakers:
     """Return one function per cell of the grid; its table has one row, the student's results."""
     from pu_kd_pipeline.comparison.cells import comparison_shards
     from pu_kd_pipeline.comparison.grid import Blocks
@@ -66,7 +67,7 @@ def compare_students(
     # The number, so that cells of another audit are other cells.
     pu_training = with_audited_prior(pu_training, audit, pool_features)
     blocks = Blocks(pu_training, subset_materialization, class_weighting, distillation, relatedness)
-    return comparison_shards(inputs, blocks, params)
+    return comparison_shards(inputs, blocks, params).on(engine)
 
 
 def report_comparison(

@@ -42,6 +42,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "pool_audit",
                     *_BLOCKS,
                     "params:comparison",
+                    "params:engine",
                 ],
                 outputs="comparison_cells",
                 name="compare_students",

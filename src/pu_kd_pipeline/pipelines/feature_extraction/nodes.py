@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
+from pu_kd_pipeline.engines.tables import ShardMakers
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.feature_extraction import FeatureExtractionParams
 from pu_kd_pipeline.params.teacher import TeacherCheckParams, TeacherParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
@@ -17,27 +17,28 @@ from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def extract_features(
-    images: ImageStore, teacher: Model, params: FeatureExtractionParams
-) -> dict[str, Callable[[], pa.Table]]:
+    images: ImageStore, teacher: Model, params: FeatureExtractionParams, engine: EngineParams
+) -> ShardMakers:
     """Return one function per shard that makes its table.
 
     The columns are `id`, `descriptor` (D float16) and `logits` (K float32).
     """
     from pu_kd_pipeline.features.extraction import feature_shards
 
-    return feature_shards(images, teacher, params.compute)
+    return feature_shards(images, teacher, params.compute).on(engine)
 
 
 def extract_pool_features(
     images: ImageStore,
     teacher: Model,
     params: FeatureExtractionParams,
+    engine: EngineParams,
     teacher_check: dict[str, Any],
-) -> dict[str, Callable[[], pa.Table]]:
+) -> ShardMakers:
     """Return the functions of `extract_features`, once the teacher has passed its check."""
     # An input only so that this long stage does not start with a teacher at chance level.
     del teacher_check
-    return extract_features(images, teacher, params)
+    return extract_features(images, teacher, params, engine)
 
 
 def measure_teacher(

@@ -16,7 +16,7 @@ def create_pipeline(**_: Any) -> Pipeline:
         [
             Node(
                 nodes.extract_features,
-                inputs=["labeled_images", "teacher_model", parameters],
+                inputs=["labeled_images", "teacher_model", parameters, "params:engine"],
                 outputs="labeled_features",
                 name="extract_labeled_features",
             ),
@@ -34,7 +34,13 @@ def create_pipeline(**_: Any) -> Pipeline:
             ),
             Node(
                 nodes.extract_pool_features,
-                inputs=["pool_images", "teacher_model", parameters, "teacher_check"],
+                inputs=[
+                    "pool_images",
+                    "teacher_model",
+                    parameters,
+                    "params:engine",
+                    "teacher_check",
+                ],
                 outputs="pool_features",
                 name="extract_pool_features",
             ),

@@ -15,7 +15,13 @@ def create_pipeline(**_: Any) -> Pipeline:
         [
             Node(
                 score_pool,
-                inputs=["pool_features", "pool_images", "pu_classifier", "params:pool_scoring"],
+                inputs=[
+                    "pool_features",
+                    "pool_images",
+                    "pu_classifier",
+                    "params:pool_scoring",
+                    "params:engine",
+                ],
                 outputs="pool_scores",
                 name="score_pool",
             )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
+from pu_kd_pipeline.engines.tables import ShardMakers
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
@@ -17,15 +17,15 @@ from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
 def measure_relatedness(
-    pool_images: ImageStore, teacher: Model, params: RelatednessParams
-) -> dict[str, Callable[[], pa.Table]]:
+    pool_images: ImageStore, teacher: Model, params: RelatednessParams, engine: EngineParams
+) -> ShardMakers:
     """Return one function per shard of the pool that makes its table.
 
     The columns are `id`, the teacher's indicators, their calibrated sum, class and confidence.
     """
     from pu_kd_pipeline.selection.relatedness import relatedness_shards
 
-    return relatedness_shards(pool_images, teacher, params)
+    return relatedness_shards(pool_images, teacher, params).on(engine)
 
 
 def choose_unlabeled_yardstick(

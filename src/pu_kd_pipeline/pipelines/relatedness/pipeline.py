@@ -20,7 +20,7 @@ def create_pipeline(**_: Any) -> Pipeline:
         [
             Node(
                 measure_relatedness,
-                inputs=["pool_images", "teacher_model", "params:relatedness"],
+                inputs=["pool_images", "teacher_model", "params:relatedness", "params:engine"],
                 outputs="relatedness",
                 name="measure_relatedness",
                 tags=["gpu"],

@@ -1,0 +1,203 @@
+"""Workers that are actors of a Ray cluster; the only module that imports Ray, and only when used.
+
+The pitfalls that this avoids: `ray.init` without an address joins any cluster that it finds; it
+replaces the handler of SIGTERM; usage statistics are sent by default; a folder `ray` hides the
+package; actors that Ray restarts itself may wait for ever for a place in a cluster that shrank.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from pu_kd_pipeline.engines.worker import Answer, Assignment, ShardWorker
+from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
+from pu_kd_pipeline.params.engine import EngineParams
+
+INSTALL = 'pip install "pu-kd-pipeline[ray]"'
+# The work is in a file, and what workers return is small; Ray takes no less than 75 MB. A container
+# has 64 MB of shared memory unless it is given more, and Ray then uses the disk.
+_OBJECT_STORE_BYTES = 100 * 10**6
+
+
+def import_ray() -> Any:
+    """Return the package.
+
+    Raises:
+        InputError: it is not installed, or a folder of that name hides it.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as exc:
+        raise InputError(
+            f"engine.kind is ray, and Ray is not installed: {INSTALL}, or choose local or processes"
+        ) from exc
+    if not hasattr(ray, "init"):
+        places = ", ".join(map(str, ray.__path__))
+        raise InputError(
+            f"engine.kind is ray, and a folder hides the package of that name ({places}): rename "
+            "the folder"
+        )
+    return ray
+
+
+class RayWorkers:
+    """Starts actors and calls them.
+
+    Ray restarts and retries nothing: whoever distributes the shards does, and waits for no actor
+    that has no place in the cluster.
+
+    Args:
+        assignment: what each is started with.
+        engine: where the cluster is, and what an actor reserves.
+        ray: the package, connected by `connect`.
+    """
+
+    def __init__(self, assignment: Assignment, engine: EngineParams, ray: Any) -> None:
+        self._ray = ray
+        self._assignment = assignment
+        options = {
+            "num_cpus": 1,
+            "num_gpus": engine.gpus_per_worker,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        self._actor_type = ray.remote(**options)(ShardWorker)
+        self._actors: dict[int, Any] = {}
+        # The answer that is to come -> who gives it.
+        self._calls: dict[Any, int] = {}
+        self._n_started = 0
+
+    def start(self) -> int:
+        """Start a worker and return its number; its first event says that it is ready."""
+        worker = self._n_started
+        self._n_started += 1
+        actor = self._actor_type.remote(self._assignment)
+        self._actors[worker] = actor
+        self._calls[actor.prepare.remote()] = worker
+        return worker
+
+    def submit(self, worker: int, name: str, argument: Any) -> None:
+        """Send a shard to a worker; if it has ended, the next `wait` says so."""
+        call = self._actors[worker].make.remote(name, argument)
+        self._calls[call] = worker
+
+    def wait(self, timeout_s: float) -> list[tuple[int, Answer | str]]:
+        """Return (worker, its answer) for those that answered, or (worker, why it ended).
+
+        Raises:
+            UnavailableError: the cluster is gone.
+        """
+        ray = self._ray
+        calls = list(self._calls)
+        events: list[tuple[int, Answer | str]] = []
+        try:
+            finished, _ = ray.wait(calls, num_returns=1, timeout=timeout_s)
+        except ray.exceptions.RayError as exc:
+            raise _lost_cluster(exc) from exc
+        for call in finished:
+            worker = self._calls.pop(call)
+            try:
+                events.append((worker, ray.get(call)))
+            except ray.exceptions.RayError as exc:
+                self._kill(worker)
+                events.append((worker, first_line(exc).rstrip(".")))
+        return events
+
+    def stop(self) -> None:
+        """End all workers at once, whatever they are doing."""
+        for worker in list(self._actors):
+            self._kill(worker)
+
+    def _kill(self, worker: int) -> None:
+        actor = self._actors.pop(worker)
+        # It is gone already, or the cluster is.
+        with suppress(Exception):
+            self._ray.kill(actor)
+
+
+def connect(engine: EngineParams) -> Any:
+    """Connect this process to the cluster, once, and return the package.
+
+    A cluster that is started here ends with this process.
+
+    Raises:
+        InputError: Ray is not installed.
+        UnavailableError: there is no cluster at the address.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        return ray
+    address = engine.address or "local"
+    options: dict[str, Any] = {}
+    if address == "local":
+        # Also where there is one CPU: an actor needs one, and the cluster keeps one free.
+        n_cpus = max(2, n_own_cpus(), (engine.n_workers or 0) + 1)
+        options = {
+            "num_cpus": n_cpus,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    with _kept_signal_handlers():
+        try:
+            ray.init(address=address, configure_logging=False, log_to_driver=False, **options)
+        except Exception as exc:  # of many kinds, such as RuntimeError for a wrong token
+            raise UnavailableError(
+                f"engine.address: the Ray cluster at {address!r} cannot be used "
+                f"({first_line(exc)}): see docs/scale.md"
+            ) from exc
+    return ray
+
+
+def n_workers_of(engine: EngineParams, ray: Any) -> int:
+    """Return how many workers the cluster has a place for, or as many as were asked for.
+
+    Raises:
+        InputError: it has a place for none.
+    """
+    resources = ray.cluster_resources()
+    n_gpus = resources.get("GPU", 0)
+    if engine.gpus_per_worker > n_gpus:
+        raise InputError(
+            f"engine.gpus_per_worker is {engine.gpus_per_worker:g}, and the Ray cluster has "
+            f"{n_gpus:g} GPUs: start it on machines with GPUs, or set it to 0"
+        )
+    if engine.n_workers is not None:
+        return engine.n_workers
+    # One stays free for all else that runs there.
+    n_workers = max(1, int(resources.get("CPU", 1)) - 1)
+    if engine.gpus_per_worker > 0:
+        n_workers = min(n_workers, int(n_gpus / engine.gpus_per_worker))
+    return n_workers
+
+
+def n_own_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _kept_signal_handlers() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which `ray.init` replaces."""
+    # Python allows signal handlers in the main thread alone.
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if is_main and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _lost_cluster(error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"the connection to the Ray cluster was lost ({first_line(error)}): the same command "
+        "resumes; finished shards are kept"
+    )

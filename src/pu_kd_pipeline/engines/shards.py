@@ -1,0 +1,240 @@
+"""Distributing shards among workers, whatever these are."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+
+from pu_kd_pipeline.engines.processes import ProcessWorkers
+from pu_kd_pipeline.engines.ray_cluster import (
+    RayWorkers,
+    connect,
+    n_own_cpus,
+    n_workers_of,
+)
+from pu_kd_pipeline.engines.worker import PACKAGE, Answer, Assignment, Work
+from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
+from pu_kd_pipeline.params.engine import EngineParams
+
+logger = logging.getLogger(__name__)
+
+LOCAL = EngineParams(
+    kind="local", n_workers=None, address=None, gpus_per_worker=0, stall_minutes=120
+)
+# How often the work on a shard is started, if its worker is lost each time.
+_MAX_ATTEMPTS = 3
+# How many workers in a row may be lost before any shard is finished.
+_MAX_LOST_STARTS = 3
+# With so many failed shards, others would fail, too.
+_MAX_FAILURES = 10
+_SECONDS_BETWEEN_CHECKS = 1.0
+_N_NAMES_SHOWN = 3
+
+
+class Workers(Protocol):
+    """Workers of one kind. Each works on one shard at a time."""
+
+    def start(self) -> int:
+        """Start a worker and return its number; its first event says that it is ready."""
+
+    def submit(self, worker: int, name: str, argument: Any) -> None:
+        """Send a shard to a worker that is ready."""
+
+    def wait(self, timeout_s: float) -> list[tuple[int, Answer | str]]:
+        """Return (worker, its answer) for those that answered, or (worker, why it ended)."""
+
+    def stop(self) -> None:
+        """End all workers at once, whatever they are doing."""
+
+
+def map_shards(
+    work: Work, arguments: Mapping[str, Any], engine: EngineParams, folder: Path
+) -> Generator[tuple[str, Any]]:
+    """Yield (name of a shard, result of the work on it), in the order in which they finish.
+
+    A shard whose worker is lost is made again by another worker. An error in a shard is raised
+    after the others are finished; with `local`, at once. Close the iterator to end the workers.
+
+    Args:
+        work: what to do.
+        arguments: shard -> what the work is called with.
+        engine: who does it. A single shard is not worth further processes on the same machine.
+        folder: an existing folder that all workers can read.
+
+    Raises:
+        InputError: of the work, or a worker has other code, libraries or devices.
+        UnavailableError: of the work; or no shard was finished for too long, workers keep ending,
+            or the Ray cluster cannot be used.
+        ShardError: any other error of the work.
+    """
+    is_local = engine.kind == "local" or (engine.kind == "processes" and len(arguments) < 2)
+    if is_local or not arguments:
+        for name, argument in arguments.items():
+            yield name, work(name, argument)
+        return
+    file = folder / f".work.{os.getpid()}.tmp"
+    workers: Workers
+    try:
+        if engine.kind == "ray":
+            ray = connect(engine)
+            n_workers = min(n_workers_of(engine, ray), len(arguments))
+            workers = RayWorkers(_assignment(work, file, 1), engine, ray)
+        else:
+            n_workers = min(engine.n_workers or n_own_cpus(), len(arguments))
+            n_threads = max(1, n_own_cpus() // n_workers)
+            workers = ProcessWorkers(_assignment(work, file, n_threads))
+        distribution = _Distribution(workers, arguments, engine.stall_minutes * 60)
+        try:
+            with closing(distribution.results(n_workers)) as results:
+                yield from results
+        finally:
+            workers.stop()
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _assignment(work: Work, file: Path, n_threads: int) -> Assignment:
+    """Write the work to a file, and return what workers are started with."""
+    content = pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL)
+    file.write_bytes(content)
+    return Assignment(
+        file=file.absolute(),
+        digest=hashlib.sha256(content).hexdigest(),
+        facts=dict(work.facts()),
+        folder=os.getcwd(),
+        search_path=tuple(os.path.abspath(entry) for entry in sys.path),
+        log_level=logging.getLogger(PACKAGE).getEffectiveLevel(),
+        n_threads=n_threads,
+    )
+
+
+class _Distribution:
+    """Which shard is where: to do, with which worker, or failed."""
+
+    def __init__(self, workers: Workers, arguments: Mapping[str, Any], stall_s: float) -> None:
+        self._workers = workers
+        self._arguments = arguments
+        self._stall_s = stall_s
+        self._waiting = deque(arguments)
+        self._idle: list[int] = []
+        self._shard_of: dict[int, str] = {}
+        self._attempts: Counter[str] = Counter()
+        self._failures: dict[str, Exception] = {}
+        self._n_lost_starts = 0
+
+    def results(self, n_workers: int) -> Generator[tuple[str, Any]]:
+        """Yield (shard, result) while there are any, and then raise the first error, if any."""
+        for _ in range(n_workers):
+            self._workers.start()
+        last_time = time.monotonic()
+        while self._is_unfinished():
+            self._submit()
+            events = self._workers.wait(_SECONDS_BETWEEN_CHECKS)
+            for worker, event in events:
+                name = self._shard_of.pop(worker, None)
+                if isinstance(event, str):
+                    self._replace(worker, name, event)
+                    continue
+                event.pass_on()
+                self._idle.append(worker)
+                if name is None:
+                    _check_start(event)
+                    continue
+                last_time = time.monotonic()
+                self._n_lost_starts = 0
+                error = event.error(name)
+                if error is None:
+                    yield name, event.value
+                else:
+                    self._fail(name, error)
+            if not events and time.monotonic() - last_time > self._stall_s:
+                raise self._stalled()
+        if self._failures:
+            raise self._first_failure()
+
+    def _is_unfinished(self) -> bool:
+        if self._shard_of:
+            return True
+        return bool(self._waiting) and len(self._failures) < _MAX_FAILURES
+
+    def _submit(self) -> None:
+        while self._idle and self._waiting and len(self._failures) < _MAX_FAILURES:
+            worker = self._idle.pop()
+            name = self._waiting.popleft()
+            self._shard_of[worker] = name
+            self._attempts[name] += 1
+            self._workers.submit(worker, name, self._arguments[name])
+
+    def _replace(self, worker: int, name: str | None, reason: str) -> None:
+        """Start a worker in the place of one that was lost, if needed, and put back its shard.
+
+        Raises:
+            UnavailableError: workers end as soon as they are started.
+        """
+        if worker in self._idle:
+            self._idle.remove(worker)
+        elif name is None:
+            self._n_lost_starts += 1
+            if self._n_lost_starts >= _MAX_LOST_STARTS:
+                raise UnavailableError(
+                    f"engine: {self._n_lost_starts} workers in a row ended before they made a "
+                    f"shard, the last one because {reason}"
+                )
+        elif self._attempts[name] >= _MAX_ATTEMPTS:
+            error = UnavailableError(
+                f"{name}: its worker was lost {_MAX_ATTEMPTS} times, the last one because "
+                f"{reason}; if memory ran out, lower engine.n_workers"
+            )
+            self._fail(name, error)
+        else:
+            logger.warning("%s: its worker was lost (%s), and another one makes it", name, reason)
+            self._waiting.appendleft(name)
+        if len(self._waiting) > len(self._idle):
+            self._workers.start()
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self._failures[name] = error
+        if self._waiting or self._shard_of:
+            logger.warning(
+                "shard %s failed; the others are finished first: %s", name, first_line(error)
+            )
+
+    def _first_failure(self) -> Exception:
+        error = next(iter(self._failures.values()))
+        n_others = len(self._failures) - 1
+        if n_others:
+            logger.warning("%d further shards failed: see the warnings above", n_others)
+        return error
+
+    def _stalled(self) -> UnavailableError:
+        names = sorted(self._shard_of.values())
+        shown = ", ".join(names[:_N_NAMES_SHOWN]) or "none, because no worker is ready"
+        if len(names) > _N_NAMES_SHOWN:
+            shown += f" and {len(names) - _N_NAMES_SHOWN} more"
+        return UnavailableError(
+            f"engine: no shard was finished for {self._stall_s / 60:g} minutes; in work: {shown}. "
+            "If a shard takes longer, raise engine.stall_minutes; the same command resumes"
+        )
+
+
+def _check_start(answer: Answer) -> None:
+    """Check that a worker could start.
+
+    Raises:
+        InputError: it refuses the work.
+        ShardError: it has a bug.
+    """
+    if answer.is_refusal:
+        raise InputError(answer.value)
+    error = answer.error("a worker cannot start")
+    if error is not None:
+        raise error

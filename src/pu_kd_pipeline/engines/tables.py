@@ -1,0 +1,104 @@
+"""The shards of a table as work for an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from pu_kd_pipeline.engines.shards import LOCAL, map_shards
+from pu_kd_pipeline.params.engine import EngineParams
+from pu_kd_pipeline.progress import track
+from pu_kd_pipeline.storage.atomic import remove_leftovers
+from pu_kd_pipeline.storage.sharded_table import write_shard
+
+
+class TableWork(Protocol):
+    """Makes any shard of one table; it can be pickled, and prepares itself when first called."""
+
+    def __call__(self, argument: Any, /) -> pa.Table:
+        """Return the table of a shard."""
+
+    def facts(self) -> Mapping[str, str]:
+        """Return what decides the content of the shards, as this process sees it."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardMakers(Mapping[str, Callable[[], pa.Table]]):
+    """Name of a shard -> the function that makes it in this process, in the order of the table.
+
+    `ShardedTable.write` lets the engine make those that are missing.
+
+    Attributes:
+        work: makes a shard.
+        arguments: name -> what the work is called with.
+        n_images: name -> images of the shard, for the progress; empty where shards have none.
+        engine: who makes them.
+    """
+
+    work: TableWork
+    arguments: Mapping[str, Any]
+    n_images: Mapping[str, int] = field(default_factory=dict)
+    engine: EngineParams = LOCAL
+
+    def __getitem__(self, name: str) -> Callable[[], pa.Table]:
+        return partial(self.work, self.arguments[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arguments)
+
+    def __len__(self) -> int:
+        return len(self.arguments)
+
+    def on(self, engine: EngineParams) -> ShardMakers:
+        """Return the makers for another engine."""
+        return replace(self, engine=engine)
+
+    def make_missing(self, folder: Path, names: Sequence[str]) -> None:
+        """Make and write shards, each as a file of its own, and show the progress.
+
+        Raises:
+            InputError: of the work, or a worker has other code, libraries or devices.
+            UnavailableError: of the work or the engine, see `map_shards`.
+            ShardError: any other error of the work.
+        """
+        writing = _ShardWriting(self.work, folder.absolute())
+        arguments = {name: self.arguments[name] for name in names}
+        n_done = 0
+        n_images = sum(self.n_images.get(name, 0) for name in names)
+
+        def unit() -> str:
+            if not n_images:
+                return "shards"
+            return f"shards, {n_done:,} of {n_images:,} images"
+
+        try:
+            with closing(map_shards(writing, arguments, self.engine, folder)) as results:
+                shown = track(results, name=folder.name, total=len(names), unit=unit)
+                for name, _ in shown:
+                    n_done += self.n_images.get(name, 0)
+        finally:
+            # Of workers that were lost while they wrote; the others have ended.
+            remove_leftovers(folder)
+
+
+@dataclass(frozen=True)
+class _ShardWriting:
+    """Makes a shard and writes it under its final name, where it is whole or absent."""
+
+    work: TableWork
+    folder: Path
+
+    def __call__(self, name: str, argument: Any) -> int:
+        """Return the number of rows."""
+        table = self.work(argument)
+        write_shard(table, self.folder, name)
+        return int(table.num_rows)
+
+    def facts(self) -> Mapping[str, str]:
+        return self.work.facts()

@@ -1,0 +1,117 @@
+"""How shards are distributed among workers of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pu_kd_pipeline.engines.shards import _Distribution
+from pu_kd_pipeline.engines.worker import Answer
+from pu_kd_pipeline.errors import InputError, UnavailableError
+
+Reaction = Callable[[int, str | None], "Answer | str | None"]
+
+
+class ScriptedWorkers:
+    """Workers that answer as a function says: of the worker, and its shard (None: at the start)."""
+
+    def __init__(self, reaction: Reaction) -> None:
+        self._reaction = reaction
+        self._n_started = 0
+        self.events: list[tuple[int, Answer | str]] = []
+        self.submitted: list[tuple[int, str]] = []
+
+    def start(self) -> int:
+        worker = self._n_started
+        self._n_started += 1
+        self._react(worker, None)
+        return worker
+
+    def submit(self, worker: int, name: str, argument: Any) -> None:
+        self.submitted.append((worker, name))
+        self._react(worker, name)
+
+    def wait(self, timeout_s: float) -> list[tuple[int, Answer | str]]:
+        events = self.events
+        self.events = []
+        return events
+
+    def stop(self) -> None: ...
+
+    def _react(self, worker: int, name: str | None) -> None:
+        event = self._reaction(worker, name)
+        if event is not None:
+            self.events.append((worker, event))
+
+
+def results_of(
+    reaction: Reaction, n_shards: int, n_workers: int = 2, stall_s: float = 5.0
+) -> tuple[list[str], ScriptedWorkers]:
+    workers = ScriptedWorkers(reaction)
+    arguments = {f"s{number}": number for number in range(n_shards)}
+    distribution = _Distribution(workers, arguments, stall_s)
+    return [name for name, _ in distribution.results(n_workers)], workers
+
+
+def test_each_worker_has_one_shard_at_a_time():
+    finished, workers = results_of(lambda _worker, _name: Answer("done"), n_shards=5)
+    assert sorted(finished) == ["s0", "s1", "s2", "s3", "s4"]
+    assert [name for _, name in workers.submitted] == ["s0", "s1", "s2", "s3", "s4"]
+    assert {worker for worker, _ in workers.submitted} == {0, 1}
+
+
+def test_a_worker_that_never_starts_holds_up_nothing():
+    def reaction(worker: int, _name: str | None) -> Answer | None:
+        return None if worker == 0 else Answer("done")
+
+    finished, _ = results_of(reaction, n_shards=4)
+    assert len(finished) == 4
+
+
+def test_a_worker_that_is_lost_while_it_waits_gets_no_shard():
+    workers: ScriptedWorkers
+
+    def reaction(worker: int, name: str | None) -> Answer | str:
+        if name is None or worker == 2:
+            return Answer("done")
+        # The one that has nothing to do, and then the one with the shard.
+        workers.events.append((1 - worker, "its node is gone"))
+        return "its node is gone"
+
+    workers = ScriptedWorkers(reaction)
+    results = list(_Distribution(workers, {"s0": 0}, 5.0).results(2))
+    assert results == [("s0", None)]
+    assert workers.submitted == [(1, "s0"), (2, "s0")]
+
+
+def test_workers_that_end_at_their_start_are_not_started_for_ever():
+    with pytest.raises(UnavailableError, match=r"^engine: 3 workers in a row ended .* exit code 9"):
+        results_of(lambda _worker, _name: "it ended with exit code 9", n_shards=4)
+
+
+def test_a_stall_names_the_shards_in_work():
+    def reaction(_worker: int, name: str | None) -> Answer | None:
+        return Answer("done") if name in (None, "s0") else None
+
+    message = r"^engine: no shard was finished for 0.005 minutes; in work: s1, s2\. "
+    with pytest.raises(UnavailableError, match=message):
+        results_of(reaction, n_shards=4, stall_s=0.3)
+
+
+def test_a_stall_without_any_worker_says_so():
+    with pytest.raises(UnavailableError, match="in work: none, because no worker is ready"):
+        results_of(lambda _worker, _name: None, n_shards=4, stall_s=0.1)
+
+
+def test_after_ten_failed_shards_no_others_are_started(caplog):
+    def reaction(_worker: int, name: str | None) -> Answer:
+        return Answer("done") if name is None else Answer("input", f"the disk is full, {name}")
+
+    workers = ScriptedWorkers(reaction)
+    arguments = {f"s{number}": number for number in range(100)}
+    with pytest.raises(InputError, match="^the disk is full, s0$"):
+        list(_Distribution(workers, arguments, 5.0).results(2))
+    assert 10 <= len(workers.submitted) <= 11
+    assert "9 further shards failed" in caplog.text or "10 further shards failed" in caplog.text

@@ -1,0 +1,215 @@
+"""Every engine makes the same shards, and survives the same faults."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pu_kd_pipeline import progress
+from pu_kd_pipeline.engines.ray_cluster import connect
+from pu_kd_pipeline.engines.tables import ShardMakers
+from pu_kd_pipeline.engines.worker import ShardError
+from pu_kd_pipeline.errors import InputError, UnavailableError
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from tests.conftest import PROJECT
+from tests.engines.works import ToyWork, engine_of
+
+# In one process: the tests share a Ray cluster.
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+@pytest.fixture(scope="module")
+def _ray() -> Iterator[None]:
+    ray: Any = pytest.importorskip("ray")
+    handler = signal.getsignal(signal.SIGTERM)
+    connect(engine_of("ray"))
+    # Ray replaces it by its own, with which hooks would not see that a run is to end.
+    assert signal.getsignal(signal.SIGTERM) is handler
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(params=["processes", "ray"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """An engine with workers."""
+    if request.param == "ray":
+        request.getfixturevalue("_ray")
+    return str(request.param)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> ToyWork:
+    folder = tmp_path / "started"
+    folder.mkdir()
+    return ToyWork(folder)
+
+
+def makers_of(work: ToyWork, kind: str, *shards: str, **engine: Any) -> ShardMakers:
+    arguments = {f"shard-{shard}": shard for shard in shards}
+    return ShardMakers(work, arguments, engine=engine_of(kind, **engine))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_the_files_are_those_of_the_local_engine(work, kind, tmp_path, caplog):
+    published: list[Any] = []
+    listener = published.append
+    shards = ("slow-1", "2", "three", "4")
+    local = makers_of(work, "local", *shards)
+    ShardedTable.write(tmp_path / "local", local)
+
+    def listen(*event: Any) -> None:
+        listener(event)
+
+    progress.results.add(listen)
+    try:
+        with caplog.at_level(logging.INFO):
+            table = ShardedTable.write(tmp_path / kind, makers_of(work, kind, *shards))
+    finally:
+        progress.results.remove(listen)
+
+    # No other file: neither the work that was sent, nor temporary ones.
+    assert contents(tmp_path / kind) == contents(tmp_path / "local")
+    assert table.names == tuple(local)
+    for shard in shards:
+        pids = work.started_by(shard)
+        assert len(pids) == 2
+        assert os.getpid() == pids[0] != pids[1]
+        # What a worker logs and publishes is seen here.
+        assert f"made {shard}" in caplog.messages
+        assert (shard, {"seed": 1}, {"accuracy": 0.5}) in published
+
+
+def test_finished_shards_are_skipped(work, kind, tmp_path):
+    ShardedTable.write(tmp_path / "table", makers_of(work, "local", "1", "2", "3"))
+    ShardedTable.write(tmp_path / "table", makers_of(work, kind, "1", "2", "3", "4", "5"))
+    for shard in ("1", "2", "3"):
+        assert work.started_by(shard) == [os.getpid()]
+    assert len(work.started_by("4")) == len(work.started_by("5")) == 1
+
+
+def test_an_error_in_a_shard_is_raised_after_the_others(work, kind, tmp_path):
+    shards = ("input-2", "slow-1", "slow-3", "slow-4")
+    with pytest.raises(InputError, match="^image input-2 cannot be read: remove it$"):
+        ShardedTable.write(tmp_path / "table", makers_of(work, kind, *shards))
+    made = {file.stem for file in (tmp_path / "table").iterdir()}
+    assert made == {"shard-slow-1", "shard-slow-3", "shard-slow-4"}
+
+
+@pytest.mark.parametrize(
+    ("shard", "error", "message"),
+    [
+        ("memory-2", UnavailableError, "^no memory is left$"),
+        ("bug-2", ShardError, "^shard-bug-2: ZeroDivisionError: bug-2\nTraceback "),
+    ],
+)
+def test_an_error_keeps_its_kind(work, tmp_path, shard, error, message):
+    makers = makers_of(work, "processes", shard, "1")
+    with pytest.raises(error, match=message) as caught:
+        ShardedTable.write(tmp_path / "table", makers)
+    assert type(caught.value) is error
+
+
+def test_a_killed_worker_costs_its_shard_in_flight(work, kind, tmp_path, caplog):
+    shards = ("1", "dieonce-2", "slow-3", "4", "5")
+    ShardedTable.write(tmp_path / "table", makers_of(work, kind, *shards))
+    names = ShardedTable.open(tmp_path / "table").names
+    assert len(names) == len(shards)
+    times = [len(work.started_by(shard)) for shard in shards]
+    assert times == [1, 2, 1, 1, 1]
+    [lost] = [message for message in caplog.messages if "its worker was lost" in message]
+    assert lost.startswith("shard-dieonce-2: ")
+
+
+def test_a_shard_that_kills_every_worker_is_given_up(work, kind, tmp_path):
+    makers = makers_of(work, kind, "die-1", "2", "3")
+    with pytest.raises(UnavailableError, match="^shard-die-1: its worker was lost 3 times"):
+        ShardedTable.write(tmp_path / "table", makers)
+    assert len(work.started_by("die-1")) == 3
+    assert {file.stem for file in (tmp_path / "table").iterdir()} == {"shard-2", "shard-3"}
+
+
+def test_a_stall_ends_the_workers_and_names_the_shards_in_work(work, tmp_path):
+    # Longer than two workers take to start on a busy machine.
+    makers = makers_of(work, "processes", "1", "hang-2", "3", stall_minutes=0.5)
+    with pytest.raises(UnavailableError, match="no shard was finished for 0.5 minutes") as caught:
+        ShardedTable.write(tmp_path / "table", makers)
+    assert "in work: shard-hang-2. " in str(caught.value)
+    wait_for_end(work.started_by("hang-2"))
+
+
+def test_a_worker_with_other_code_refuses(tmp_path, kind):
+    work = ToyWork(tmp_path, {"code or libraries": "version pid"})
+    makers = makers_of(work, kind, "1", "2")
+    with pytest.raises(InputError, match=r"^a worker on .*: its code or libraries differ from"):
+        ShardedTable.write(tmp_path / "table", makers)
+    assert list((tmp_path / "table").iterdir()) == []
+
+
+def wait_for_end(pids: list[int]) -> None:
+    """Wait until processes have ended."""
+    for pid in pids:
+        while is_running(pid):
+            time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+DRIVER = """
+import signal
+import sys
+from pathlib import Path
+
+from pu_kd_pipeline.hooks.signals import SignalHooks
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
+from tests.engines.test_tables import makers_of
+from tests.engines.works import ToyWork
+
+if __name__ == "__main__":
+    SignalHooks().before_pipeline_run()
+    folder = Path(sys.argv[1])
+    makers = makers_of(ToyWork(folder), "processes", "hang-1", "hang-2")
+    ShardedTable.write(folder / "table", makers)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_run(tmp_path, number):
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    driver = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": f"{PROJECT / 'src'}{os.pathsep}{PROJECT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    work = ToyWork(tmp_path)
+    started = [tmp_path / f"hang-{shard}.started" for shard in (1, 2)]
+    while not all(file.exists() and file.read_text() for file in started):
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.05)
+    driver.send_signal(number)
+    driver.communicate()
+    expected = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}
+    if number in expected:
+        assert driver.returncode == expected[number]
+    wait_for_end([*work.started_by("hang-1"), *work.started_by("hang-2")])
