@@ -295,9 +295,13 @@ def test_the_nearest_of_a_pool_are_found_and_compared_with_two_indices(tmp_path,
     pytest.importorskip("faiss", reason="the extra bench is not installed")
     pytest.importorskip("usearch", reason="the extra bench is not installed")
     rows = list(retrieval.measure(None, tmp_path))
-    assert [
-        row.what.partition(": ")[2].split()[0] for row in rows
-    ] == ["exact", "building", "asking", "building", "asking"]
+    assert [row.what.partition(": ")[2].split()[0] for row in rows] == [
+        "exact",
+        "building",
+        "asking",
+        "building",
+        "asking",
+    ]
     recalls = [float(row.note.split()[1]) for row in rows if row.note.startswith("recall")]
     # Lists that are not looked into hold neighbors, too; by chance it would be 3 and 7 %.
     assert min(recalls) > 50
