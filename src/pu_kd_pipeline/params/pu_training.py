@@ -9,7 +9,12 @@ from pydantic import Field, field_validator, model_validator
 
 from pu_kd_pipeline.learning.class_prior.methods import METHODS, describe_methods
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
-from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+from pu_kd_pipeline.params.compute import (
+    AugmentationParams,
+    ComputeParams,
+    OptimizerParams,
+    TrainingWorkersParams,
+)
 from pu_kd_pipeline.params.names import one_of
 
 AUDIT = "audit"  # a class prior by the stage `pool_audit`, as a parameter and as a method
@@ -69,6 +74,10 @@ class PUTrainingParams(Block):
     optimizer: OptimizerParams
     augmentation: AugmentationParams
     compute: ComputeParams
+    training_workers: TrainingWorkersParams = Field(
+        default_factory=TrainingWorkersParams,
+        description="processes that train a full backbone together",
+    )
 
     @field_validator("class_prior", mode="before")
     @classmethod
