@@ -40,7 +40,7 @@ def synchronized(network: nn.Module, workers: Workers) -> Iterator[None]:
     for name, layer in network.named_modules():
         kind = type(layer)
         if kind in masking:
-            changed = _masking(kind)
+            changed = _masking(kind)  # type: ignore[arg-type]
         elif kind in _BATCH_NORMS:
             changed = _BATCH_NORMS[kind]
         elif isinstance(layer, _BatchNorm):
@@ -122,7 +122,7 @@ class _SynchronizedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        self._check_input_dim(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         # As BatchNorm does under autocast: bf16 has too few digits for a variance.
         values = input.float()
         axes = [axis for axis in range(input.ndim) if axis != 1]

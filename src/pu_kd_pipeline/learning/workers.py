@@ -73,7 +73,7 @@ class Workers:
         """
         if self.exchange is None:
             return tensor
-        gathered: Tensor = _Gather.apply(tensor, self.exchange, self.rank)
+        gathered: Tensor = _Gather.apply(tensor, self.exchange, self.rank)  # type: ignore[no-untyped-call]
         return gathered
 
     def sum(self, tensor: Tensor) -> Tensor:

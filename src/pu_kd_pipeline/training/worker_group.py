@@ -151,7 +151,7 @@ def check_device(compute: ComputeParams, n: int) -> None:
     if n == 1:
         return
     device = prepare_device(compute)
-    if device.type == "mps" or device.index is not None:
+    if device.type == "mps" or ":" in compute.device:
         raise InputError(
             f"compute.device: {n} workers (training_workers.n) need a CPU or a GPU each, and "
             f"{compute.device} is one device: set it to auto, cuda or cpu, or training_workers.n "
