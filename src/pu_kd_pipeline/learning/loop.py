@@ -283,7 +283,7 @@ def fit(
     for group in optimizer.param_groups:
         # torch's own name; it is saved with the optimizer's state, which a resumed training needs
         group.setdefault("initial_lr", group["lr"])
-    workers.check_same(state.tensors(), state.update)
+    _check_same(state, workers)
     yield from tuple(state.records)
     for update in range(state.update + 1, n_updates + 1):
         progress = (update - 1) / n_updates
@@ -301,7 +301,7 @@ def fit(
         is_last = update == n_updates
         is_recorded = is_last or state.since_record == record_every
         if is_recorded:
-            workers.check_same(state.tensors(), update)
+            _check_same(state, workers)
             record = _record(state, optimizer, n_updates)
             if extend_record is not None:
                 record = extend_record(record)
@@ -312,6 +312,16 @@ def fit(
             checkpointer.after_update(state, is_last=is_last)
         if is_recorded:
             yield state.records[-1]
+
+
+def _check_same(state: TrainingState, workers: Workers) -> None:
+    """Check that all workers have the same networks.
+
+    Raises:
+        WorkersDifferError: they have not.
+    """
+    if workers.n > 1:
+        workers.check_same(state.tensors(), state.update)
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:

@@ -144,10 +144,9 @@ class Workers:
         if self.exchange is None:
             return
         sums = [torch.tensor(number)]
-        sums += [_sum_of_bits(tensor) for tensor in tensors.values()]
-        device = next(iter(tensors.values())).device
-        own = torch.stack([value.to(device) for value in sums])
-        is_different = torch.zeros(len(sums), dtype=torch.bool, device=device)
+        sums += [_sum_of_bits(tensor).cpu() for tensor in tensors.values()]
+        own = torch.stack(sums)
+        is_different = torch.zeros(len(sums), dtype=torch.bool)
         for others in self.exchange.all_gather(own):
             is_different |= others != own
         if is_different.any():

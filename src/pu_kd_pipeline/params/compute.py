@@ -102,3 +102,19 @@ class TrainingWorkersParams(Block):
         description="a process that waits longer for another one ends the training; longer than "
         "what the first one does alone, such as writing a checkpoint",
     )
+
+    def check_divides(self, **batch_sizes: int) -> None:
+        """Check that batches can be divided into equal parts.
+
+        Args:
+            batch_sizes: by the name of their key.
+
+        Raises:
+            ValueError: one cannot.
+        """
+        for key, size in batch_sizes.items():
+            if size % self.n:
+                raise ValueError(
+                    f"{key} {size} cannot be divided among {self.n} workers (training_workers.n): "
+                    "make it a multiple of their number"
+                )

@@ -274,6 +274,7 @@ class DistillationParams(Block):
         if self.weight_averaging == "final_phase" and self.final_phase.share == 0:
             raise ValueError("weight_averaging 'final_phase' needs a final_phase.share above 0")
         self._check_labels_of_mixed_images()
+        self.training_workers.check_divides(batch_size=self.batch_size)
         return self
 
     def _check_labels_of_mixed_images(self) -> None:

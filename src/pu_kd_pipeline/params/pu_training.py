@@ -104,4 +104,10 @@ class PUTrainingParams(Block):
             raise ValueError(
                 "backbone 'full' trains the descriptor end to end: set features to 'descriptor'"
             )
+        # A head alone is trained by one process.
+        if self.backbone == "full":
+            self.training_workers.check_divides(
+                positive_batch_size=self.positive_batch_size,
+                unlabeled_batch_size=self.unlabeled_batch_size,
+            )
         return self

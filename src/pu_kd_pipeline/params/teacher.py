@@ -195,6 +195,11 @@ class TeacherTrainingParams(Block):
         description="processes that train the teacher together",
     )
 
+    @model_validator(mode="after")
+    def _workers_have_equal_parts(self) -> TeacherTrainingParams:
+        self.training_workers.check_divides(batch_size=self.batch_size)
+        return self
+
 
 class TeacherCheckParams(Block):
     """The block `teacher_check`: how the teacher is tested on labeled images before it is used."""
