@@ -122,7 +122,6 @@ class _SynchronizedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         # As BatchNorm does under autocast: bf16 has too few digits for a variance.
         values = input.float()
         axes = [axis for axis in range(input.ndim) if axis != 1]
