@@ -145,9 +145,9 @@ def _keys_without_effect(block: BaseModel) -> set[str]:
     if isinstance(block, ClassWeightingParams):
         return block.unread_keys()
     if not isinstance(block, DistillationParams):
-        return {"compute"}
+        return {"compute", "training_workers"}
     unread = block.unread_keys()
-    return {"compute", *unread}
+    return {"compute", "training_workers", *unread}
 
 
 def make_cells(

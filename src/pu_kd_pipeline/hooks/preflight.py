@@ -71,6 +71,8 @@ def check(blocks: Mapping[str, Any], data_folder: Path | None = None) -> None:
         if hasattr(block, "compute"):
             # Most blocks share a device, which is tried once.
             devices[block.compute.device] = block.compute
+        if hasattr(block, "training_workers") and block.training_workers.n > 1:
+            _try(faults, "training_workers", partial(_check_workers, block))
     for device, compute in devices.items():
         if device not in DEVICES_ANYWHERE:
             _try(faults, "compute", partial(_check_device, compute))
@@ -128,6 +130,12 @@ def _check_device(compute: ComputeParams) -> None:
     from pu_kd_pipeline.devices import prepare_device
 
     prepare_device(compute)
+
+
+def _check_workers(block: Any) -> None:
+    from pu_kd_pipeline.training.worker_group import check_device
+
+    check_device(block.compute, block.training_workers.n)
 
 
 def _unusable_paths(block: DataIngestionParams, data_folder: Path | None) -> Iterator[str]:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pu_kd_pipeline.learning.workers import ALONE, Workers
+
 Record = dict[str, float]
 Step = Callable[[Any], dict[str, Tensor]]
 ExtendRecord = Callable[[Record], Record]
@@ -145,6 +147,15 @@ class TrainingState:
             if isinstance(part, nn.Module):
                 yield part
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers of the networks, by part and name."""
+        found = {}
+        for part, network in self.parts.items():
+            if isinstance(network, nn.Module):
+                for name, value in network.state_dict().items():
+                    found[f"{part}.{name}"] = value
+        return found
+
     def is_finite(self) -> bool:
         """Return whether the loss since the last record and all parameters are finite.
 
@@ -243,6 +254,7 @@ def fit(
     checkpointer: Checkpointer | None = None,
     extend_record: ExtendRecord | None = None,
     after_update: Callable[[], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Iterator[Record]:
     """Yield one record every `record_every` updates: the step's mean values and the learning rate.
 
@@ -260,14 +272,18 @@ def fit(
         extend_record: maps each new record to the record with further values, such as an accuracy
             on held-out images. It may only change what belongs to the state.
         after_update: called after every step of the optimizer, before the record.
+        workers: that train together; the step's values are those of the whole batch, the same for
+            each of them.
 
     Raises:
         FloatingPointError: the loss is not finite at a record.
+        WorkersDifferError: the networks of two workers differ, at the start or at a record.
     """
     state = state or TrainingState()
     for group in optimizer.param_groups:
         # torch's own name; it is saved with the optimizer's state, which a resumed training needs
         group.setdefault("initial_lr", group["lr"])
+    _check_same(state, workers)
     yield from tuple(state.records)
     for update in range(state.update + 1, n_updates + 1):
         progress = (update - 1) / n_updates
@@ -275,6 +291,7 @@ def fit(
         values = step(next(batches))
         optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
+        workers.average_gradients(_parameters_of(optimizer))
         optimizer.step()
         if after_update is not None:
             after_update()
@@ -284,6 +301,7 @@ def fit(
         is_last = update == n_updates
         is_recorded = is_last or state.since_record == record_every
         if is_recorded:
+            _check_same(state, workers)
             record = _record(state, optimizer, n_updates)
             if extend_record is not None:
                 record = extend_record(record)
@@ -294,6 +312,21 @@ def fit(
             checkpointer.after_update(state, is_last=is_last)
         if is_recorded:
             yield state.records[-1]
+
+
+def _check_same(state: TrainingState, workers: Workers) -> None:
+    """Check that all workers have the same networks.
+
+    Raises:
+        WorkersDifferError: they have not.
+    """
+    if workers.n > 1:
+        workers.check_same(state.tensors(), state.update)
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, progress: float, schedule: str) -> None:

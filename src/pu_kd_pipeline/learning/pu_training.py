@@ -28,6 +28,7 @@ from pu_kd_pipeline.learning.loop import (
     shuffled_batches,
 )
 from pu_kd_pipeline.learning.losses.risk import pu_risk
+from pu_kd_pipeline.learning.workers import ALONE, Workers
 
 Batch = tuple[Tensor, Tensor]  # positives and unlabeled
 Draw = Callable[[Tensor], Tensor]
@@ -55,6 +56,7 @@ def pu_step(
     estimator: Literal["nnpu", "upu"],
     beta: float,
     gamma: float,
+    workers: Workers = ALONE,
 ) -> Step:
     """Return the step that lowers the PU risk of `score` (Xu et al. 2019, Eq. 3).
 
@@ -64,10 +66,12 @@ def pu_step(
         estimator: see `pu_risk`.
         beta: see `pu_risk`.
         gamma: see `pu_risk`.
+        workers: each scores its part of the batch. The sign that decides the branch is that of the
+            whole batch.
     """
 
     def step(batch: Batch) -> dict[str, Tensor]:
-        positive_scores, unlabeled_scores = _scores_of_both(score, batch)
+        positive_scores, unlabeled_scores = _scores_of_both(score, batch, workers)
         risk = pu_risk(
             positive_scores,
             unlabeled_scores,
@@ -88,7 +92,7 @@ def pu_step(
     return step
 
 
-def cvir_step(score: Score, *, class_prior: float) -> Step:
+def cvir_step(score: Score, *, class_prior: float, workers: Workers = ALONE) -> Step:
     """Return the step of the conditional value ignoring risk (CVIR).
 
     Source: Garg et al. 2021, arXiv:2111.00980, Algorithm 1. Balanced logistic loss of the positives
@@ -99,6 +103,11 @@ def cvir_step(score: Score, *, class_prior: float) -> Step:
     extra pass over the pool is needed; and the loss reads F - logit(class_prior), which makes F the
     log-odds in the pool and F > 0 the Bayes rule.
 
+    Args:
+        score: maps samples to scores.
+        class_prior: share of positives among the unlabeled.
+        workers: see `pu_step`; the lowest scores are those of the whole batch.
+
     Raises:
         ValueError: class_prior is outside (0, 1).
     """
@@ -107,7 +116,7 @@ def cvir_step(score: Score, *, class_prior: float) -> Step:
     offset = math.log(class_prior / (1.0 - class_prior))
 
     def step(batch: Batch) -> dict[str, Tensor]:
-        positive_scores, unlabeled_scores = _scores_of_both(score, batch)
+        positive_scores, unlabeled_scores = _scores_of_both(score, batch, workers)
         negative_scores = _lowest(unlabeled_scores, 1.0 - class_prior)
         # softplus(-z) and softplus(z) are the logistic losses of a positive and of a negative
         positive_loss = functional.softplus(offset - positive_scores).mean()
@@ -165,14 +174,14 @@ def _positive_share(scores: Tensor) -> Tensor:
     return is_positive.float().mean()
 
 
-def _scores_of_both(score: Score, batch: Batch) -> Batch:
-    """Return the float32 scores of positives and unlabeled from one forward pass."""
+def _scores_of_both(score: Score, batch: Batch, workers: Workers = ALONE) -> Batch:
+    """Return the float32 scores of all positives and unlabeled from one forward pass."""
     positive, unlabeled = batch
     n_positive = len(positive)
     # One batch, so that BatchNorm normalizes both by the same statistics.
     both = torch.cat([positive, unlabeled])
     scores = score(both).float()
-    return scores[:n_positive], scores[n_positive:]
+    return workers.gather(scores[:n_positive]), workers.gather(scores[n_positive:])
 
 
 def fit_scores(
@@ -188,25 +197,28 @@ def fit_scores(
     skip_rows: Callable[[Tensor], object] = lambda rows: None,
     checkpointer: Checkpointer | None = None,
     extend_record: ExtendRecord | None = None,
+    workers: Workers = ALONE,
 ) -> Iterator[dict[str, float]]:
     """Yield one record per epoch; an epoch is one pass over the unlabeled samples.
 
     Args:
         module: module with the parameters that are trained.
         step: see `pu_step`, `cvir_step` and `positive_unlabeled_step`.
-        draw_positive: maps (B,) int64 rows to a batch of positives.
-        draw_unlabeled: maps (B,) int64 rows to a batch of unlabeled samples.
+        draw_positive: maps (B,) int64 rows to a batch of positives, or to a worker's part of it.
+        draw_unlabeled: maps (B,) int64 rows to a batch of unlabeled samples, or to such a part.
         n_positive: number of positives, > 0.
         n_unlabeled: number of unlabeled samples, > 0.
         training: epochs, batch sizes and optimizer.
         generator: fixes the batches; on the device of the samples.
-        pass_over: advances the generator as drawing these rows would, without reading them; a
+        skip_rows: advances the generator as drawing these rows would, without reading them; a
             resumed training skips the batches that it has seen.
         checkpointer: see `fit`.
-        examine: see `fit`.
+        extend_record: see `fit`.
+        workers: that train together; the batches are divided among them.
 
     Raises:
-        ValueError: there are no positives or no unlabeled samples.
+        ValueError: there are no positives or no unlabeled samples, or the batches cannot be
+            divided.
     """
     if n_positive < 1 or n_unlabeled < 1:
         raise ValueError(
@@ -223,6 +235,14 @@ def fit_scores(
     if checkpointer is not None:
         checkpointer.restore(state)
     unlabeled_batch_size = min(training.unlabeled_batch_size, n_unlabeled)
+    for kind, size in (
+        ("positives", training.positive_batch_size),
+        ("unlabeled samples", unlabeled_batch_size),
+    ):
+        if size % workers.n:
+            raise ValueError(
+                f"{size} {kind} per update cannot be divided among {workers.n} workers"
+            )
     updates_per_epoch = math.ceil(n_unlabeled / unlabeled_batch_size)
     positives = random_batches(n_positive, training.positive_batch_size, generator)
     unlabeled = shuffled_batches(n_unlabeled, unlabeled_batch_size, generator)
@@ -243,6 +263,7 @@ def fit_scores(
         state=state,
         checkpointer=checkpointer,
         extend_record=extend_record,
+        workers=workers,
     )
     # A resumed training yields the records that it has first, so counting from 1 is right.
     for epoch, record in enumerate(records, start=1):

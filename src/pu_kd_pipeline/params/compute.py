@@ -85,3 +85,36 @@ class ComputeParams(Block):
     inference_batch_size: Annotated[int, Field(gt=0)] | None = Field(
         description="null: chosen for the device: a CPU's caches, or a few percent of GPU memory"
     )
+
+
+class TrainingWorkersParams(Block):
+    """How many processes of this machine train a network together (docs/data_parallel.md)."""
+
+    n: int = Field(
+        1,
+        gt=0,
+        description="processes, each with an equal part of every batch; 1: the training runs in "
+        "the process of the pipeline. With GPUs, each has its own",
+    )
+    timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="a process that waits longer for another one ends the training; longer than "
+        "what the first one does alone, such as writing a checkpoint",
+    )
+
+    def check_divides(self, **batch_sizes: int) -> None:
+        """Check that batches can be divided into equal parts.
+
+        Args:
+            batch_sizes: by the name of their key.
+
+        Raises:
+            ValueError: one cannot.
+        """
+        for key, size in batch_sizes.items():
+            if size % self.n:
+                raise ValueError(
+                    f"{key} {size} cannot be divided among {self.n} workers (training_workers.n): "
+                    "make it a multiple of their number"
+                )

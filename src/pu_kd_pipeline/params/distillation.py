@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare, Options, Share
-from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+from pu_kd_pipeline.params.compute import (
+    AugmentationParams,
+    ComputeParams,
+    OptimizerParams,
+    TrainingWorkersParams,
+)
 
 
 class NoiseMatrixParams(Block):
@@ -254,6 +259,10 @@ class DistillationParams(Block):
         0.999, gt=0, lt=1, description="of the moving average, which covers 1 / (1 - decay) updates"
     )
     compute: ComputeParams
+    training_workers: TrainingWorkersParams = Field(
+        default_factory=TrainingWorkersParams,
+        description="processes that train the student together",
+    )
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> DistillationParams:
@@ -265,6 +274,7 @@ class DistillationParams(Block):
         if self.weight_averaging == "final_phase" and self.final_phase.share == 0:
             raise ValueError("weight_averaging 'final_phase' needs a final_phase.share above 0")
         self._check_labels_of_mixed_images()
+        self.training_workers.check_divides(batch_size=self.batch_size)
         return self
 
     def _check_labels_of_mixed_images(self) -> None:

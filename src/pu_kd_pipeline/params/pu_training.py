@@ -9,7 +9,12 @@ from pydantic import Field, field_validator, model_validator
 
 from pu_kd_pipeline.learning.class_prior.methods import METHODS, describe_methods
 from pu_kd_pipeline.params.base import SEEDS, Block, OpenShare
-from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+from pu_kd_pipeline.params.compute import (
+    AugmentationParams,
+    ComputeParams,
+    OptimizerParams,
+    TrainingWorkersParams,
+)
 from pu_kd_pipeline.params.names import one_of
 
 AUDIT = "audit"  # a class prior by the stage `pool_audit`, as a parameter and as a method
@@ -69,6 +74,10 @@ class PUTrainingParams(Block):
     optimizer: OptimizerParams
     augmentation: AugmentationParams
     compute: ComputeParams
+    training_workers: TrainingWorkersParams = Field(
+        default_factory=TrainingWorkersParams,
+        description="processes that train a full backbone together",
+    )
 
     @field_validator("class_prior", mode="before")
     @classmethod
@@ -94,5 +103,11 @@ class PUTrainingParams(Block):
         if self.backbone == "full" and self.features != "descriptor":
             raise ValueError(
                 "backbone 'full' trains the descriptor end to end: set features to 'descriptor'"
+            )
+        # A head alone is trained by one process.
+        if self.backbone == "full":
+            self.training_workers.check_divides(
+                positive_batch_size=self.positive_batch_size,
+                unlabeled_batch_size=self.unlabeled_batch_size,
             )
         return self

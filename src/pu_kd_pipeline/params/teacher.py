@@ -8,7 +8,12 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pu_kd_pipeline.params.base import SEEDS, Block, Options
-from pu_kd_pipeline.params.compute import AugmentationParams, ComputeParams, OptimizerParams
+from pu_kd_pipeline.params.compute import (
+    AugmentationParams,
+    ComputeParams,
+    OptimizerParams,
+    TrainingWorkersParams,
+)
 
 _MAX_SIZE_PX = 16_384
 _DEFAULT_CROP_RATIO = 0.875  # 224 of 256 px, as in most recipes for ImageNet
@@ -185,6 +190,15 @@ class TeacherTrainingParams(Block):
     optimizer: OptimizerParams
     augmentation: AugmentationParams
     compute: ComputeParams
+    training_workers: TrainingWorkersParams = Field(
+        default_factory=TrainingWorkersParams,
+        description="processes that train the teacher together",
+    )
+
+    @model_validator(mode="after")
+    def _workers_have_equal_parts(self) -> TeacherTrainingParams:
+        self.training_workers.check_divides(batch_size=self.batch_size)
+        return self
 
 
 class TeacherCheckParams(Block):

@@ -21,6 +21,7 @@ from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
+from pu_kd_pipeline.training.worker_processes import by_workers
 
 NOT_TRAINED = "not_trained"  # in `origin` of a card: why there is no student
 
@@ -63,7 +64,8 @@ def distill_whole_pool(
         _, vectors = compute_class_weights(
             whole_pool, labeled_features, pool_features, classes, weighting
         )
-    return distill(
+    train = by_workers(distill, params.training_workers, params.compute, name)
+    return train(
         whole_pool,
         inputs.labeled_images,
         inputs.pool_images,

@@ -17,13 +17,14 @@ from pu_kd_pipeline.learning.photo_views import PhotoViews
 from pu_kd_pipeline.learning.relatedness.sampling import preferential_batches
 from pu_kd_pipeline.learning.strata import stratified_batches
 from pu_kd_pipeline.learning.views import ShiftedViews, Views
+from pu_kd_pipeline.learning.workers import ALONE, Workers
 from pu_kd_pipeline.params.compute import AugmentationParams
 from pu_kd_pipeline.training.final_phase import FinalPhase
 from pu_kd_pipeline.training.sampling import Strata
 
 
 class Batch(NamedTuple):
-    """A batch of training images, on the device."""
+    """A batch of training images, or a worker's part of one, on the device."""
 
     images: Tensor
     """(N, C, H, W) float32, normalized random views, mixed or not."""
@@ -50,6 +51,7 @@ def augmented_batches(
     mixing: Mixing | None = None,
     final_phase: FinalPhase | None = None,
     strata: Strata | None = None,
+    workers: Workers = ALONE,
 ) -> Iterator[Batch]:
     """Yield batches forever; with strata, those of a training.
 
@@ -70,6 +72,7 @@ def augmented_batches(
         mixing: mixes the images of a batch with each other; None: they are not mixed.
         final_phase: replaces the images of the last batches; None: it does not.
         strata: of every batch; None: all images are drawn in the same way.
+        workers: each gets its part of the batches that one process would see, views included.
     """
     generator = torch.Generator(rows.device).manual_seed(seed)
     if strata is not None:
@@ -90,7 +93,7 @@ def augmented_batches(
     drawn = zip(_with_views(positions, views, draw, generator), mixtures, strict=False)
     # Skipped before images are read: only the random numbers of past batches are drawn again.
     remaining = itertools.islice(drawn, n_passed, None)
-    batches = _batches(rows, normalize, views, mixing, remaining)
+    batches = _batches(rows, normalize, views, mixing, remaining, workers)
     if rows.is_resident:
         return batches
     return read_ahead(batches)
@@ -137,15 +140,21 @@ def _batches(
     views: Views,
     mixing: Mixing | None,
     drawn: Iterator[tuple[tuple[Tensor, Tensor], Mixture | None]],
+    workers: Workers,
 ) -> Iterator[Batch]:
     for (indices, numbers), mixture in drawn:
-        pixels = rows.batch(indices)
-        # uint8 until here where views allow it, so that less is moved; float32 from here on.
-        images = normalize(views.take(pixels, numbers))
+        own_indices = workers.own(indices)
+        own_numbers = workers.own(numbers)
         if mixing is None or mixture is None:
-            yield Batch(images, indices, numbers)
+            pixels = rows.batch(own_indices)
+            # uint8 until here where views allow it, so that less is moved; float32 from here on.
+            images = normalize(views.take(pixels, own_numbers))
+            yield Batch(images, own_indices, own_numbers)
         else:
-            yield Batch(mixing.mix(images, mixture), indices, numbers, is_mixed=True)
+            # An image may be mixed with one of another worker's part.
+            images = normalize(views.take(rows.batch(indices), numbers))
+            mixed = workers.own(mixing.mix(images, mixture))
+            yield Batch(mixed, own_indices, own_numbers, is_mixed=True)
 
 
 def augmented(

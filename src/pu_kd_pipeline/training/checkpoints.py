@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pu_kd_pipeline.errors import InputError, first_line
+from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.params.flatten import flatten
 from pu_kd_pipeline.storage.atomic import flush_folder, remove_leftovers, replacing_file
 from pu_kd_pipeline.training.checkpoint_files import (
@@ -73,6 +73,14 @@ def disable_checkpoints() -> None:
     _settings.set(None)
 
 
+def checkpoint_settings() -> tuple[Path, float] | None:
+    """Return the arguments that `set_checkpoint_folder` was called with; None: there are none."""
+    settings = _settings.get()
+    if settings is None:
+        return None
+    return settings.folder, settings.every_s
+
+
 @contextmanager
 def checkpoints_disabled() -> Iterator[None]:
     """Disable checkpoints inside: for short trainings, and for many that are redone as a whole."""
@@ -94,6 +102,8 @@ def training_identity(params: BaseModel, device: torch.device, **facts: Any) -> 
     block = params.model_dump(mode="json")
     for key in _KEYS_WITHOUT_EFFECT:
         block["compute"].pop(key, None)
+    # How many workers share a batch changes a result only by rounding (docs/data_parallel.md).
+    block.pop("training_workers", None)
     return {"device": device.type, **dict(flatten(block)), **dict(flatten(facts))}
 
 
@@ -116,7 +126,12 @@ def checkpointing(
     settings = _settings.get()
     checkpoints: Checkpoints | DisabledCheckpoints = DisabledCheckpoints()
     if settings is not None:
-        checkpoints = Checkpoints(settings.folder, settings.every_s, name, about)
+        from pu_kd_pipeline.training.worker_group import current_workers
+
+        is_writer = current_workers().is_first
+        checkpoints = Checkpoints(
+            settings.folder, settings.every_s, name, about, is_writer=is_writer
+        )
     with explain_training_errors(name, checkpoints.last_checkpoint_sentence):
         yield checkpoints
 
@@ -135,12 +150,15 @@ def explain_training_errors(name: str, more: Callable[[], str] = str) -> Iterato
         InputError: the loss was not finite, or memory ran out (`MemoryShortage`).
     """
     from pu_kd_pipeline.devices import explain_memory_shortage
+    from pu_kd_pipeline.learning.workers import WorkersDifferError
 
     try:
         with explain_memory_shortage(name, more):
             yield
     except FloatingPointError as exc:
         raise InputError(f"{name}: {exc}.{more()}") from exc
+    except WorkersDifferError as exc:
+        raise UnavailableError(f"{name}: {exc}.{more()}") from exc
 
 
 class DisabledCheckpoints:
@@ -169,10 +187,17 @@ class Checkpoints:
         every_s: seconds between two, or more if writing takes long; 0: one after every update.
         name: of the files.
         about: see `checkpointing`.
+        is_writer: false: the files are read alone, because another worker writes them.
     """
 
     def __init__(
-        self, folder: Path, every_s: float, name: str, about: Callable[[], Mapping[str, Any]]
+        self,
+        folder: Path,
+        every_s: float,
+        name: str,
+        about: Callable[[], Mapping[str, Any]],
+        *,
+        is_writer: bool = True,
     ) -> None:
         self._name = name
         self._every_s = every_s
@@ -183,9 +208,11 @@ class Checkpoints:
         self._due = time.monotonic() + every_s
         # (update, file) of the newest checkpoint that is known to be intact
         self._good: tuple[int, Path] | None = None
-        self._is_given_up = False
+        self._is_given_up = not is_writer
+        self._is_writer = is_writer
         self._refused: list[str] = []  # why files were not used
-        remove_leftovers(folder)
+        if is_writer:
+            remove_leftovers(folder)
 
     def restore(self, state: TrainingState) -> None:
         """Resume from the newest intact checkpoint of this configuration, if one exists."""
@@ -231,7 +258,7 @@ class Checkpoints:
         started = time.monotonic()
         made = make()
         took_s = time.monotonic() - started
-        if made is not None and took_s > self._every_s:
+        if made is not None and took_s > self._every_s and self._is_writer:
             file = {"identity": self._identity(what), "content": {"value": made}}
             try:
                 with replacing_file(path) as temporary:

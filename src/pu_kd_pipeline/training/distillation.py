@@ -21,6 +21,7 @@ from pu_kd_pipeline.images.yardstick import Yardstick
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.loop import Stateful, TrainingState, fit, make_optimizer, seeded
 from pu_kd_pipeline.learning.mixing import Mixing
+from pu_kd_pipeline.learning.workers import Workers
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.distillation import DistillationParams
@@ -82,6 +83,7 @@ from pu_kd_pipeline.training.weighting import (
     balanced_rows,
     weighting_of,
 )
+from pu_kd_pipeline.training.worker_group import joint_training, shared_batch
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class _Task:
     yardstick: Yardstick | None
     shared_logits: SharedTeacherLogits | None
     device: torch.device
+    workers: Workers
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class _Batches:
         normalize: of the networks' images.
         draw: chooses views.
         params: the block.
+        workers: that train together; the batches are this one's parts.
     """
 
     images: ImageRows
@@ -123,6 +127,7 @@ class _Batches:
     normalize: Normalize
     draw: Draw
     params: DistillationParams
+    workers: Workers
 
     def after(self, n_updates: int) -> Iterator[Batch]:
         """Return the batches of the updates after the first ones."""
@@ -159,6 +164,7 @@ class _Batches:
             mixing=_mixing(params),
             final_phase=self.final_phase,
             strata=strata,
+            workers=self.workers,
         )
 
 
@@ -242,6 +248,7 @@ def distill(
         yardstick=yardstick,
         shared_logits=shared_logits,
         device=prepare_device(params.compute),
+        workers=shared_batch(params.batch_size, f"{name}.batch_size"),
     )
     identity = partial(_identity, task)
     with checkpointing(name, identity) as checkpointer, seeded(params.seed), ExitStack() as cleanup:
@@ -294,6 +301,8 @@ def _prepare(
 
     model = _new_student(task)
     student = model.network.to(task.device).train()
+    joint = joint_training(student, task.teacher.image_shape, task.workers, task.name)
+    cleanup.enter_context(joint)
     teacher_network = task.teacher.network.to(task.device).eval()
     teacher_outputs = TeacherOutputs(
         images,
@@ -302,6 +311,7 @@ def _prepare(
         cache_params(params),
         partial(checkpointer.cached, "teacher_logits"),
         _known_images(task, parts),
+        task.workers,
     )
     objective = _objective(task, rows, model, teacher_outputs, cleanup)
 
@@ -316,7 +326,9 @@ def _prepare(
         n_labeled = int((rows["origin"] == "labeled").sum())
         networks = (student, teacher_network)
         options = sampling.facts[ROLLING]
-        rolling = RollingDraws(options, images, n_labeled, networks, normalize, params)
+        rolling = RollingDraws(
+            options, images, n_labeled, networks, normalize, params, task.workers
+        )
     batches = _Batches(
         images=images,
         sampling=sampling,
@@ -325,12 +337,15 @@ def _prepare(
         normalize=normalize,
         draw=teacher_outputs.draw,
         params=params,
+        workers=task.workers,
     )
     averaged = None
     average = weight_average(student, params)
     if average is not None:
         averaged = AveragedStudent(student, average, batches.like_those_of, params)
-    monitor = StudentMonitor(student, eval_sets, best, normalize, params.compute, averaged)
+    monitor = StudentMonitor(
+        student, eval_sets, best, normalize, params.compute, averaged, task.workers
+    )
     return _Setup(
         model=model,
         batches=batches,
@@ -373,6 +388,7 @@ def _train(
         checkpointer=checkpointer,
         extend_record=setup.monitor,
         after_update=after_update,
+        workers=task.workers,
     )
     # Rounded up: the last record may cover fewer updates.
     n_records = -(-params.n_updates // params.record_every)
@@ -593,6 +609,7 @@ def _objective(
         params=task.params,
         device=task.device,
         cleanup=cleanup,
+        workers=task.workers,
     )
     return make_objective(context)
 

@@ -14,6 +14,7 @@ from pu_kd_pipeline.devices import autocast, inference_batch_size
 from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.loop import Record
+from pu_kd_pipeline.learning.workers import ALONE, Workers
 from pu_kd_pipeline.learning.yardstick import closeness
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.training.final_phase import AveragedStudent
@@ -59,18 +60,27 @@ class YardstickImages:
 
 
 def clean_logits(
-    network: nn.Module, images: ImageRows, normalize: Normalize, compute: ComputeParams
+    network: nn.Module,
+    images: ImageRows,
+    normalize: Normalize,
+    compute: ComputeParams,
+    workers: Workers = ALONE,
 ) -> Tensor:
-    """Return the (n, K) float32 logits that a network in eval mode gives clean views of images."""
+    """Return the (n, K) float32 logits that a network in eval mode gives clean views of images.
+
+    Each worker computes its part of them, of at least one image.
+    """
     size = inference_batch_size(compute, images.device, images.image_shape)
     # Batches of inference may be larger than those of training: no gradient is kept.
     every_row = torch.arange(len(images))
+    if len(images) < workers.n:
+        workers = ALONE
     logits = []
     with torch.inference_mode(), autocast(compute, images.device):
-        for rows in every_row.split(size):
+        for rows in workers.own(every_row).split(size):
             views = normalize(images.batch(rows))
             logits.append(network(views).float())
-    return torch.cat(logits)
+    return workers.gather_uneven(torch.cat(logits), len(images))
 
 
 class BestStudent:
@@ -140,6 +150,7 @@ class StudentMonitor:
         normalize: of the network's images, on the device.
         compute: precision and batch size.
         averaged: the student with averaged weights; None: they are not averaged.
+        workers: that train the student together.
     """
 
     student: nn.Module
@@ -148,6 +159,7 @@ class StudentMonitor:
     normalize: Normalize
     compute: ComputeParams
     averaged: AveragedStudent | None = None
+    workers: Workers = ALONE
 
     def __call__(self, record: Record) -> Record:
         if self.averaged is None or not self.eval_sets:
@@ -159,7 +171,9 @@ class StudentMonitor:
         for eval_set in self.eval_sets:
             # Without dropout, and with the running statistics of BatchNorm, as a deployed student.
             self.student.eval()
-            logits = clean_logits(self.student, eval_set.images, self.normalize, self.compute)
+            logits = clean_logits(
+                self.student, eval_set.images, self.normalize, self.compute, self.workers
+            )
             self.student.train()
             record.update(eval_set.measure(logits))
         self.best.compare(record)

@@ -19,15 +19,17 @@ from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.loop import Checkpointer, ExtendRecord, Record, Step
 from pu_kd_pipeline.learning.pu_classifier import FullPUClassifier, PUHead, make_head
 from pu_kd_pipeline.learning.pu_training import cvir_step, fit_scores, pu_step
+from pu_kd_pipeline.learning.workers import ALONE, Workers
 from pu_kd_pipeline.models.cards import PUClassifierCard
 from pu_kd_pipeline.models.model import Model, PUClassifier, load_model
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
-from pu_kd_pipeline.training.batches import augmented, draw_numbers
+from pu_kd_pipeline.training.batches import draw_numbers, views_of
 from pu_kd_pipeline.training.held_out_folds import PUSetup, train_with_held_out_folds
 from pu_kd_pipeline.training.pu_steps import new_head, score_training
+from pu_kd_pipeline.training.worker_group import joint_training, shared_batch
 
 # Images of the pool whose descriptors standardize the inputs of a head that is trained end to end.
 _STATISTICS_SAMPLE = 4096
@@ -186,6 +188,10 @@ class _EndToEndTrainer:
         self._pool_images = pool_images
         self._teacher = teacher
         self._setup = setup
+        params = setup.params
+        shared_batch(params.positive_batch_size, "pu_training.positive_batch_size")
+        n_unlabeled = min(params.unlabeled_batch_size, len(pool_images))
+        self._workers = shared_batch(n_unlabeled, "pu_training.unlabeled_batch_size")
         self._positive = _all_rows(labeled_images, compute)
         self._unlabeled = _all_rows(pool_images, compute)
         self._normalize = normalization(teacher, setup.device, labeled_images, pool_images)
@@ -216,25 +222,29 @@ class _EndToEndTrainer:
     ) -> Iterator[Record]:
         params = self._setup.params
         # Views and batches share the generator, so that one seed decides both.
-        views = _RandomViews(self._normalize, params, generator)
+        workers = self._workers
+        views = _RandomViews(self._normalize, params, generator, workers)
 
         def scores(images: Tensor) -> Tensor:
             with autocast(params.compute, self._setup.device):
                 return module(images)  # type: ignore[no-any-return]
 
-        return fit_scores(
-            module,
-            _step(scores, self._setup.class_prior, params),
-            lambda drawn: views.of(self._positive.batch(rows[drawn])),
-            lambda drawn: views.of(self._unlabeled.batch(drawn)),
-            n_positive=len(rows),
-            n_unlabeled=len(self._unlabeled),
-            training=score_training(params, params.epochs),
-            generator=generator,
-            skip_rows=views.skip,
-            checkpointer=checkpointer,
-            extend_record=extend_record,
-        )
+        image_shape = self._teacher.image_shape
+        with joint_training(module, image_shape, workers, "pu_training"):
+            yield from fit_scores(
+                module,
+                _step(scores, self._setup.class_prior, params, workers),
+                lambda drawn: views.of(self._positive, rows[drawn]),
+                lambda drawn: views.of(self._unlabeled, drawn),
+                n_positive=len(rows),
+                n_unlabeled=len(self._unlabeled),
+                training=score_training(params, params.epochs),
+                generator=generator,
+                skip_rows=views.skip,
+                checkpointer=checkpointer,
+                extend_record=extend_record,
+                workers=workers,
+            )
 
     def positive_scores(self, module: FullPUClassifier, rows: Tensor) -> np.ndarray:
         positions = rows.cpu().numpy()
@@ -247,12 +257,16 @@ class _EndToEndTrainer:
     def _scores(self, module: FullPUClassifier, store: ImageStore, rows: np.ndarray) -> np.ndarray:
         module.eval()
         compute = self._setup.params.compute
-        batches = map_images(lambda x: (module(x),), store, rows, self._normalize, compute)
+        workers = self._workers
+        if len(rows) < workers.n:
+            workers = ALONE
+        own_rows = rows[workers.part(len(rows))]
+        batches = map_images(lambda x: (module(x),), store, own_rows, self._normalize, compute)
         scores = []
         for (scores_of_batch,) in batches:
             # Under autocast they are bf16, which NumPy does not have.
             scores.append(scores_of_batch.float())
-        return torch.cat(scores).numpy()
+        return workers.gather_uneven(torch.cat(scores), len(rows)).numpy()
 
     def _sampled_descriptors(self, module: FullPUClassifier) -> Tensor:
         """Return the descriptors of a sample of the pool, for the head's standardization."""
@@ -278,6 +292,7 @@ class _RandomViews:
         normalize: on the images' device.
         params: its block `augmentation` is used.
         generator: fixes the views.
+        workers: each gets its part of a batch, with the views that one process would draw.
     """
 
     def __init__(
@@ -285,13 +300,21 @@ class _RandomViews:
         normalize: Normalize,
         params: PUTrainingParams,
         generator: torch.Generator,
+        workers: Workers,
     ) -> None:
+        self._workers = workers
         self._normalize = normalize
         self._augmentation = params.augmentation
         self._generator = generator
 
-    def of(self, images: Tensor) -> Tensor:
-        return augmented(images, self._normalize, self._augmentation, self._generator)
+    def of(self, images: ImageRows, rows: Tensor) -> Tensor:
+        """Return normalized views of this worker's part of some rows."""
+        numbers = draw_numbers(len(rows), self._augmentation, self._generator)
+        pixels = images.batch(self._workers.own(rows))
+        if numbers is not None:
+            own_numbers = self._workers.own(numbers)
+            pixels = views_of(self._augmentation).take(pixels, own_numbers)
+        return self._normalize(pixels)
 
     def skip(self, rows: Tensor) -> None:
         """Advance the generator as drawing views of these rows would, without reading an image."""
@@ -303,16 +326,22 @@ def _all_rows(store: ImageStore, compute: ComputeParams) -> ImageRows:
     return ImageRows([(store, rows)], compute)
 
 
-def _step(score: Callable[[Tensor], Tensor], class_prior: float, params: PUTrainingParams) -> Step:
+def _step(
+    score: Callable[[Tensor], Tensor],
+    class_prior: float,
+    params: PUTrainingParams,
+    workers: Workers = ALONE,
+) -> Step:
     # CVIR is not an estimator of the risk and has no beta or gamma.
     if params.estimator == "cvir":
-        return cvir_step(score, class_prior=class_prior)
+        return cvir_step(score, class_prior=class_prior, workers=workers)
     return pu_step(
         score,
         class_prior=class_prior,
         estimator=params.estimator,
         beta=params.beta,
         gamma=params.gamma,
+        workers=workers,
     )
 
 

@@ -58,7 +58,7 @@ def training_recipe(
         facts: further ones, such as fingerprints and the kind of device.
     """
     unread = params.unread_keys()
-    block = params.model_dump(mode="json", exclude={"compute", *unread})
+    block = params.model_dump(mode="json", exclude={"compute", "training_workers", *unread})
     if params.keep == "last":
         # Only the choice of the best record depends on how many there are.
         block.pop("record_every")

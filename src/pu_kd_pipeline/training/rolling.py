@@ -19,6 +19,7 @@ from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.learning.augmentation import Normalize
 from pu_kd_pipeline.learning.losses.distillation import kl_divergence
+from pu_kd_pipeline.learning.workers import ALONE, Workers
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.storage.manifest import ROLLING
 from pu_kd_pipeline.training.batches import Batch
@@ -40,6 +41,7 @@ class RollingDraws:
         networks: the student in training, and the teacher in eval mode, on the device.
         normalize: of their images.
         params: seed, temperature and compute settings.
+        workers: that train together; each measures its part of the sample.
 
     Raises:
         InputError: the options are not those of the rule.
@@ -53,7 +55,9 @@ class RollingDraws:
         networks: tuple[nn.Module, nn.Module],
         normalize: Normalize,
         params: DistillationParams,
+        workers: Workers = ALONE,
     ) -> None:
+        self._workers = workers
         try:
             self.n_phases = int(options["n_phases"])
             self._n_sampled = int(options["n_sampled"])
@@ -112,17 +116,20 @@ class RollingDraws:
         temperature = self._params.temperature
         size = inference_batch_size(compute, device, self._images.image_shape)
         positions = sample + self._n_labeled
+        workers = self._workers
+        if len(positions) < workers.n:
+            workers = ALONE
         parts = []
         was_training = self._student.training
         self._student.eval()
         with torch.no_grad(), autocast(compute, device):
-            for rows in positions.split(size):
+            for rows in workers.own(positions).split(size):
                 views = self._normalize(self._images.batch(rows))
                 teacher_logits = self._teacher(views).float() / temperature
                 student_logits = self._student(views).float() / temperature
                 parts.append(kl_divergence(teacher_logits, student_logits).double().cpu())
         self._student.train(was_training)
-        divergence = torch.cat(parts)
+        divergence = workers.gather_uneven(torch.cat(parts), len(positions))
         if not divergence.isfinite().all():
             raise FloatingPointError("the student's disagreement with the teacher is not finite")
         return divergence

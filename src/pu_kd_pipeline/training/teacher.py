@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from pu_kd_pipeline.devices import autocast, prepare_device
 from pu_kd_pipeline.images.batches import ImageRows, normalization
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.loop import TrainingState, fit, make_optimizer, seeded
+from pu_kd_pipeline.learning.workers import Workers
 from pu_kd_pipeline.models.factory import new_teacher
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import ComputeParams
@@ -23,6 +25,7 @@ from pu_kd_pipeline.progress import watch
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
 from pu_kd_pipeline.training.checkpoints import checkpointing, training_identity
+from pu_kd_pipeline.training.worker_group import joint_training, shared_batch
 
 
 def train_classifier(
@@ -34,6 +37,7 @@ def train_classifier(
         InputError: the loss is not finite, or memory runs out.
     """
     device = prepare_device(params.compute)
+    workers = shared_batch(params.batch_size, "teacher_training.batch_size")
 
     def identity() -> dict[str, Any]:
         return training_identity(
@@ -44,9 +48,13 @@ def train_classifier(
             code=maker_fingerprint(train_classifier),
         )
 
-    with checkpointing("teacher", identity) as checkpointer, seeded(params.seed):
+    with ExitStack() as cleanup:
+        checkpointer = cleanup.enter_context(checkpointing("teacher", identity))
+        cleanup.enter_context(seeded(params.seed))
         model = new_teacher(teacher)
         network = model.network.to(device).train()
+        joint = joint_training(network, model.image_shape, workers, "teacher_training")
+        cleanup.enter_context(joint)
         truth = images.index["label"].to_numpy(dtype=np.int64)
         labels = torch.from_numpy(truth).to(device)
 
@@ -63,10 +71,11 @@ def train_classifier(
             params.batch_size,
             params.seed,
             n_passed=state.update,
+            workers=workers,
         )
 
         records = fit(
-            partial(_step, network, labels, params.compute),
+            partial(_step, network, labels, params.compute, workers),
             batches,
             optimizer,
             n_updates=params.n_updates,
@@ -74,6 +83,7 @@ def train_classifier(
             schedule=params.optimizer.schedule,
             state=state,
             checkpointer=checkpointer,
+            workers=workers,
         )
         n_records = -(-params.n_updates // params.record_every)
         history = pd.DataFrame(list(watch(records, name="teacher_training", total=n_records)))
@@ -81,14 +91,15 @@ def train_classifier(
 
 
 def _step(
-    network: nn.Module, labels: Tensor, compute: ComputeParams, batch: Batch
+    network: nn.Module, labels: Tensor, compute: ComputeParams, workers: Workers, batch: Batch
 ) -> dict[str, Tensor]:
     with autocast(compute, labels.device):
-        logits: Tensor = network(batch.images)
+        own_logits: Tensor = network(batch.images)
 
-    labels_of_batch = labels[batch.rows]
     # In float32 also under autocast: bf16 has too few digits for the logarithm.
-    loss = functional.cross_entropy(logits.float(), labels_of_batch)
+    logits = workers.gather(own_logits.float())
+    labels_of_batch = workers.gather(labels[batch.rows])
+    loss = functional.cross_entropy(logits, labels_of_batch)
     classes = logits.argmax(dim=1)
     accuracy = (classes == labels_of_batch).float().mean()
     return {"loss": loss, "accuracy": accuracy}

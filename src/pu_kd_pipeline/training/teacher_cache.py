@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pu_kd_pipeline.devices import autocast
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.learning.augmentation import Normalize
+from pu_kd_pipeline.learning.workers import ALONE, Workers
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.progress import count_images
 from pu_kd_pipeline.training.batches import Batch, views_of
@@ -90,6 +92,7 @@ class TeacherOutputs:
         remember: returns the result of its argument, from this run or from an interrupted one.
         known_images: the images, for `exact` on a CPU to find logits that another training has
             computed; None: all are computed.
+        workers: that train together; each computes its part of what is cached, and holds all.
 
     Attributes:
         note: why the teacher runs although `teacher_cache` asks for a cache, for the student's
@@ -107,8 +110,10 @@ class TeacherOutputs:
         params: DistillationParams,
         remember: Callable[[Make], Tensor | None] = _call,
         known_images: KnownImages | None = None,
+        workers: Workers = ALONE,
     ) -> None:
         self._images = images
+        self._workers = workers
         self._teacher = teacher
         self._normalize = normalize
         self._params = params
@@ -142,7 +147,7 @@ class TeacherOutputs:
         return self._fixed_views[rows, which]
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return (N, K) float32 logits."""
+        """Return (N, K) float32 logits of the images of a batch, or of a worker's part of it."""
         if self._logits is None or batch.is_mixed:
             return self._compute(batch.images)
         if self._fixed_views is None:
@@ -217,8 +222,13 @@ class TeacherOutputs:
         views_of_rows = views[positions].reshape(-1)
         cached: Tensor | None = None
         size = self._params.batch_size
-        with count_images("teacher outputs", n_rows) as count:
-            for start in range(0, n_rows, size):
+        workers = self._workers
+        starts = range(0, n_rows, size)
+        # The first batch is computed by all workers, who learn the number of classes from it.
+        is_own = [place == 0 or place % workers.n == workers.rank for place in range(len(starts))]
+        n_own_rows = min(n_rows, size * sum(is_own))
+        with count_images("teacher outputs", n_own_rows) as count:
+            for start in itertools.compress(starts, is_own):
                 end = start + size
                 # Full batches of the training's size to the last: others may round differently.
                 taken = torch.arange(start, end, device=device).clamp(max=n_rows - 1)
@@ -231,14 +241,17 @@ class TeacherOutputs:
                     # Of all images, whoever computes their logits.
                     if not self._fits(views.numel(), n_classes):
                         return None
-                    cached = torch.empty(n_rows, n_classes, device=device)
+                    cached = torch.zeros(n_rows, n_classes, device=device)
 
                 n_left = min(size, n_rows - start)
-                cached[start:end] = logits[:n_left]
+                # Zeros where another worker has the logits: the sum below has all of them.
+                if start > 0 or workers.is_first:
+                    cached[start:end] = logits[:n_left]
                 count(n_left)
 
         if cached is None:
             return None
+        cached = workers.sum(cached)
         return cached.view(len(positions), n_views_each, -1)
 
     def _fits(self, n_rows: int, n_classes: int) -> bool:

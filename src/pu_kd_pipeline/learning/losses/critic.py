@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from pu_kd_pipeline.learning.losses.attention_transfer import attention_transfer_loss
 from pu_kd_pipeline.learning.losses.distillation import soft_cross_entropy
+from pu_kd_pipeline.learning.workers import ALONE, Workers
 
 CriticMode = Literal["clamp", "ascent", "gan"]
 
@@ -126,6 +127,7 @@ def critic_distillation(
     alpha: float,
     attention_weight: float,
     critic_weight: float,
+    workers: Workers = ALONE,
 ) -> dict[str, Tensor]:
     """Return (1 - alpha) CE + alpha T^2 KL + beta AT + lambda E_s sp(-C(phi_s)) and its terms.
 
@@ -143,6 +145,8 @@ def critic_distillation(
         alpha: in [0, 1]; here 0.9.
         attention_weight: beta >= 0; here 1000.
         critic_weight: lambda >= 0; here 0.1, see `ramp`.
+        workers: that train together. Maps are those of this worker's part of the batch, because
+            they are large and their loss is a mean over images; all else is of the whole batch.
 
     Returns:
         "loss", () and differentiable, and unweighted and detached "kl_loss" (T^2 KL),
@@ -166,7 +170,7 @@ def critic_distillation(
     cross_entropy = soft_cross_entropy(student_logits, teacher_logits, temperature)
     divergence = (cross_entropy - entropy).mean()
     kl_loss = temperature**2 * divergence
-    attention_loss = attention_transfer_loss(student_maps, teacher_maps)
+    attention_loss = workers.mean(attention_transfer_loss(student_maps, teacher_maps))
 
     terms = {"kl_loss": kl_loss, "attention_loss": attention_loss}
     weighted_terms = [kl_weight * kl_loss, attention_weight * attention_loss]

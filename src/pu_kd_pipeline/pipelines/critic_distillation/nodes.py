@@ -38,10 +38,13 @@ def distill_with_critic(
     """Return the student, and the history of its training and of its critic's."""
     from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_original
+    from pu_kd_pipeline.training.worker_processes import by_workers
 
     images = teacher_training_images
     measured = Yardstick(yardstick, {"labeled": images})
-    return distill_original(images, teacher, params, "critic_distillation", measured)
+    name = "critic_distillation"
+    train = by_workers(distill_original, params.training_workers, params.compute, name)
+    return train(images, teacher, params, name, measured)
 
 
 def distill_without_critic(
@@ -53,11 +56,14 @@ def distill_without_critic(
     """Return the control, trained in exactly the same way but without a critic, and its history."""
     from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_original
+    from pu_kd_pipeline.training.worker_processes import by_workers
 
     images = teacher_training_images
     measured = Yardstick(yardstick, {"labeled": images})
     without = params.model_copy(update={"objective": "attention"})
-    return distill_original(images, teacher, without, "without_critic", measured)
+    name = "without_critic"
+    train = by_workers(distill_original, params.training_workers, params.compute, name)
+    return train(images, teacher, without, name, measured)
 
 
 def evaluate_critic(

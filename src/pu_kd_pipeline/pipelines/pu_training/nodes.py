@@ -43,7 +43,10 @@ def train_pu_classifier(
     classifier that was trained without that image.
     """
     from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
+    from pu_kd_pipeline.training.worker_processes import by_workers
 
     if params.backbone == "frozen":
         return train_head(labeled_features, pool_features, teacher, class_prior["value"], params)
-    return train_end_to_end(labeled_images, pool_images, teacher, class_prior["value"], params)
+    # A head alone takes seconds: only backbones are trained by several processes.
+    train = by_workers(train_end_to_end, params.training_workers, params.compute, "pu_training")
+    return train(labeled_images, pool_images, teacher, class_prior["value"], params)

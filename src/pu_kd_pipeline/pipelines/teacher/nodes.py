@@ -16,6 +16,7 @@ def prepare_teacher(
     """Return the teacher and its training history, which is empty for a user's own weights."""
     from pu_kd_pipeline.models.factory import new_teacher
     from pu_kd_pipeline.training.teacher import train_classifier
+    from pu_kd_pipeline.training.worker_processes import by_workers
 
     if teacher.weights is not None:
         # The columns that every history has, so that readers need no special case.
@@ -27,4 +28,5 @@ def prepare_teacher(
             "Set teacher.weights (parameters_teacher.yml), "
             "or give data_ingestion.teacher_training a source"
         )
-    return train_classifier(teacher, images, training)
+    train = by_workers(train_classifier, training.training_workers, training.compute, "teacher")
+    return train(teacher, images, training)

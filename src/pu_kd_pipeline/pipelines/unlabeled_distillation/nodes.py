@@ -27,11 +27,12 @@ def distill_preferential_student(
     """Return the student trained on preferential samples of the pool, and its history."""
     from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_from_pool
+    from pu_kd_pipeline.training.worker_processes import by_workers
 
     measured = Yardstick(yardstick, {"pool": pool_images})
-    return distill_from_pool(
-        manifest, pool_images, teacher, params, "unlabeled_distillation", measured
-    )
+    name = "unlabeled_distillation"
+    train = by_workers(distill_from_pool, params.training_workers, params.compute, name)
+    return train(manifest, pool_images, teacher, params, name, measured)
 
 
 def distill_uniform_student(
@@ -44,10 +45,13 @@ def distill_uniform_student(
     """Return the control, trained in exactly the same way on uniform samples, and its history."""
     from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_from_pool
+    from pu_kd_pipeline.training.worker_processes import by_workers
 
     uniform = manifest.assign(sampling_probability=1.0 / len(manifest))
     measured = Yardstick(yardstick, {"pool": pool_images})
-    return distill_from_pool(uniform, pool_images, teacher, params, "uniform_baseline", measured)
+    name = "uniform_baseline"
+    train = by_workers(distill_from_pool, params.training_workers, params.compute, name)
+    return train(uniform, pool_images, teacher, params, name, measured)
 
 
 def evaluate_unlabeled(

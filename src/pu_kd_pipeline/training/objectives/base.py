@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pu_kd_pipeline.devices import autocast
 from pu_kd_pipeline.learning.loop import Stateful
+from pu_kd_pipeline.learning.workers import ALONE, Workers
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.training.batches import Batch
@@ -37,6 +38,8 @@ class ObjectiveContext:
         params: the block `distillation`.
         device: where networks and tensors live.
         cleanup: closed after training; removes the hooks that the objective sets.
+        workers: that train together. A batch is this worker's part of the whole one, and losses
+            are those of the whole one: what networks return is gathered before.
     """
 
     student: Model
@@ -49,6 +52,7 @@ class ObjectiveContext:
     params: DistillationParams
     device: torch.device
     cleanup: ExitStack
+    workers: Workers = ALONE
 
 
 class Objective(Protocol):
@@ -63,7 +67,7 @@ class Objective(Protocol):
     checkpointed: dict[str, Stateful]
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return student logits, teacher logits and losses.
+        """Return student logits, teacher logits and losses, of the whole batch.
 
         The loss "loss" is minimized; the others are averaged into the history.
         """
@@ -90,9 +94,10 @@ class ObjectiveType:
 
 
 def student_and_teacher_logits(context: ObjectiveContext, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the (N, K) float32 logits of student and teacher."""
+    """Return the (N, K) float32 logits of student and teacher for the whole batch."""
     teacher_logits = context.teacher_logits(batch)
     with autocast(context.params.compute, context.device):
         student_logits: Tensor = context.student.network(batch.images)
     # Losses are computed in float32 also where autocast made the logits bf16.
-    return student_logits.float(), teacher_logits
+    gather = context.workers.gather
+    return gather(student_logits.float()), gather(teacher_logits)

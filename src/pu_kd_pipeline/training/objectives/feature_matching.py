@@ -64,8 +64,9 @@ class FeatureMatchingObjective:
             with torch.no_grad():
                 teacher_maps, teacher_logits = self._teacher.maps(batch.images)
             student_maps, student_logits = self._student.maps(batch.images)
-        student_logits = student_logits.float()
-        teacher_logits = teacher_logits.float()
+        gather = context.workers.gather
+        student_logits = gather(student_logits.float())
+        teacher_logits = gather(teacher_logits.float())
         if self._critic is None:
             criticism = _NO_CRITICISM
         else:
@@ -74,7 +75,7 @@ class FeatureMatchingObjective:
         # Without weight no labels are passed, and the history has no column of their loss.
         labels = None
         if label_weight:
-            labels = context.labels[batch.rows]
+            labels = gather(context.labels[batch.rows])
         values = critic_distillation(
             student_logits,
             teacher_logits,
@@ -86,6 +87,7 @@ class FeatureMatchingObjective:
             alpha=1.0 - label_weight,
             attention_weight=self._attention.weight,
             critic_weight=criticism.weight,
+            workers=context.workers,
         )
         return student_logits, teacher_logits, {**values, **criticism.metrics}
 
@@ -132,6 +134,7 @@ class _CriticTerm:
     ) -> None:
         self._params = params
         self._n_updates = context.params.n_updates
+        self._workers = context.workers
         # The adapter comes first: the order decides the random draws of both initializations.
         self.adapter = FeatureAdapter(student_widths, teacher_widths).to(context.device)
         n_features = sum(teacher_widths)
@@ -146,8 +149,9 @@ class _CriticTerm:
         """Train the critic for one step, then score the student's features with it."""
         student_maps = [feature_map.float() for feature_map in student_maps]
         teacher_maps = [feature_map.float() for feature_map in teacher_maps]
-        student = critic_features(student_maps, self.adapter)
-        teacher = critic_features(teacher_maps)
+        gather = self._workers.gather
+        student = gather(critic_features(student_maps, self.adapter))
+        teacher = gather(critic_features(teacher_maps))
 
         # Counted by the critic, whose state is in the checkpoint, so that both schedules resume.
         n_steps = self.training.n_steps

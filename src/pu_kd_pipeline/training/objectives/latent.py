@@ -44,8 +44,9 @@ class LatentObjective:
         params = self._params
         # The forward passes fill the taps, so that they come before the features are read.
         student_logits, teacher_logits = student_and_teacher_logits(self._context, batch)
-        student_features = self.trainable(self._student_tap.features.float())
-        teacher_features = self._teacher_tap.features.float()
+        gather = self._context.workers.gather
+        student_features = gather(self.trainable(self._student_tap.features.float()))
+        teacher_features = gather(self._teacher_tap.features.float())
         values = latent_loss(
             student_logits,
             teacher_logits,

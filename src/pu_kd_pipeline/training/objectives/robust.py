@@ -44,7 +44,7 @@ class RobustKDObjective:
                 teacher_logits,
                 vectors,
                 temperature,
-                context.is_labeled[batch.rows],
+                context.workers.gather(context.is_labeled[batch.rows]),
                 self._logit_shift,
             )
         return student_logits, teacher_logits, values

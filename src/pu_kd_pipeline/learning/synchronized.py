@@ -1,0 +1,196 @@
+"""BatchNorm and dropout of a whole batch, of which every worker holds a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pu_kd_pipeline.learning.workers import Workers
+
+_WORKERS = "_workers"  # the attribute of a layer that holds them
+_N_PROBED = 2  # images
+
+
+@contextmanager
+def synchronized(network: nn.Module, workers: Workers) -> Iterator[None]:
+    """Let BatchNorm and dropout of a network act on the whole batch inside the `with` block.
+
+    BatchNorm normalizes by the mean and the variance of all workers' images, and dropout draws the
+    numbers of the whole batch, so that they are those of one process. The layers stay the same
+    objects, with their parameters, buffers and hooks; nothing of this is saved.
+
+    Args:
+        network: on its device. Every worker calls it with equally many images.
+        workers: that train together; for one, nothing changes.
+
+    Raises:
+        ValueError: a layer normalizes batches in a way of its own.
+    """
+    if workers.n == 1:
+        yield
+        return
+    former = []
+    masking = _masking_layers()
+    for name, layer in network.named_modules():
+        kind = type(layer)
+        if kind in masking:
+            changed = _masking(kind)  # type: ignore[arg-type]
+        elif kind in _BATCH_NORMS:
+            changed = _BATCH_NORMS[kind]
+        elif isinstance(layer, _BatchNorm):
+            raise ValueError(
+                f"its layer {name} ({kind.__name__}) normalizes batches in a way of its own, which "
+                "cannot be computed by several workers"
+            )
+        else:
+            continue
+        former.append((layer, kind, changed))
+    for layer, _, changed in former:
+        layer.__class__ = changed
+        setattr(layer, _WORKERS, workers)
+    try:
+        yield
+    finally:
+        for layer, kind, _ in former:
+            layer.__class__ = kind
+            delattr(layer, _WORKERS)
+
+
+def check_draws_no_other_numbers(network: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Check that a network in training draws no random numbers but in layers of dropout.
+
+    Others, such as those of a function that its `forward` calls, would be the same for the parts of
+    all workers.
+
+    Args:
+        network: left in the modes that it has.
+        image_shape: (C, H, W) of an image.
+
+    Raises:
+        ValueError: it draws some.
+    """
+    device = next(network.parameters()).device
+    modes = [(module, module.training) for module in network.modules()]
+    network.train()
+    for module in network.modules():
+        # BatchNorm would count the image.
+        if isinstance(module, (_BatchNorm, *_masking_layers())):
+            module.eval()
+    try:
+        before = _random_state(device)
+        with torch.no_grad():
+            network(torch.zeros(_N_PROBED, *image_shape, device=device))
+        is_same = torch.equal(before, _random_state(device))
+    finally:
+        for module, is_training in modes:
+            module.training = is_training
+    if not is_same:
+        raise ValueError(
+            "it draws random numbers in training outside of torch's layers of dropout, which "
+            "several workers would draw otherwise than one"
+        )
+
+
+def _masking_layers() -> tuple[Any, ...]:
+    """Return the layers that multiply their input by random numbers, which do not depend on it."""
+    # Torchvision takes seconds to import, and one worker does not need it.
+    from pu_kd_pipeline.learning.networks.vision import ops
+
+    return (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, ops.StochasticDepth)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.get_rng_state()
+
+
+class _SynchronizedBatchNorm(_BatchNorm):
+    """Normalizes by the mean and the variance of all workers' images.
+
+    torch.nn.SyncBatchNorm does the same on GPUs alone.
+    """
+
+    _workers: Workers
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        # As BatchNorm does under autocast: bf16 has too few digits for a variance.
+        values = input.float()
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        own_variance, own_mean = torch.var_mean(values, axes, correction=0)
+        own = torch.stack([own_mean, own_variance])
+        # (n, C) each; the mean over workers is that over images, because their parts are equal.
+        means, variances = self._workers.gather(own.unsqueeze(0)).unbind(dim=1)
+        mean = means.mean(dim=0)
+        variance = (variances + (means - mean).square()).mean(dim=0)
+        n_values = self._workers.n * input.numel() // input.shape[1]
+        self._update_statistics(mean.detach(), variance.detach(), n_values)
+
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            scale = scale * self.weight
+        shift = -mean * scale
+        if self.affine:
+            shift = shift + self.bias
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        normalized = torch.addcmul(shift.view(shape), values, scale.view(shape))
+        return normalized.to(input.dtype)
+
+    def _update_statistics(self, mean: Tensor, variance: Tensor, n_values: int) -> None:
+        if not self.track_running_stats or self.running_mean is None:
+            return
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum
+            if momentum is None:
+                # To torch, no momentum means the mean of all batches.
+                momentum = 1.0 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (n_values / max(n_values - 1, 1)), momentum)
+
+
+class _BatchNorm1d(_SynchronizedBatchNorm, nn.BatchNorm1d):
+    pass
+
+
+class _BatchNorm2d(_SynchronizedBatchNorm, nn.BatchNorm2d):
+    pass
+
+
+class _BatchNorm3d(_SynchronizedBatchNorm, nn.BatchNorm3d):
+    pass
+
+
+_BATCH_NORMS: dict[type, type] = {
+    nn.BatchNorm1d: _BatchNorm1d,
+    nn.BatchNorm2d: _BatchNorm2d,
+    nn.BatchNorm3d: _BatchNorm3d,
+}
+
+
+@cache
+def _masking(kind: Any) -> type:
+    """Return a subclass of a layer whose mask is this worker's part of that of the whole batch."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if not self.training:
+            return kind.forward(self, input)  # type: ignore[no-any-return]
+        workers = self._workers
+        n_images = workers.n * len(input)
+        ones = torch.ones(n_images, *input.shape[1:], device=input.device, dtype=input.dtype)
+        # torch draws in the order of the memory.
+        if input.ndim == 4 and input.is_contiguous(memory_format=torch.channels_last):
+            ones = ones.contiguous(memory_format=torch.channels_last)
+        return input * workers.own(kind.forward(self, ones))
+
+    return type(f"_{kind.__name__}", (kind,), {"forward": forward})
