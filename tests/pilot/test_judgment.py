@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pu_kd_pipeline.params.comparison import ComparisonVariant
@@ -14,6 +15,7 @@ from pu_kd_pipeline.pilot.judgment import (
     NOTHING,
     UNKNOWN,
     Judgment,
+    lead_lasts,
     recommended_parameters,
     trial_facts,
 )
@@ -98,6 +100,56 @@ def test_present_parameters_stay_unless_another_is_surely_better(three_rounds):
     rival = judged(close)["rivals"][0]
     assert not rival["is_distinguished"]
     assert judged(close)["recommended"] == "mixture"
+
+
+def test_a_lead_that_shrinks_from_round_to_round_recommends_nothing_new():
+    # Few images are learned quickly: what a pilot on hidden images saw (docs/results/pilot.md).
+    mixture = (0.3, 0.35, 0.55)
+    lengths = {
+        trial.round: trial.n_updates
+        for trial in (make_trial("any", 2, 0.5), make_trial("any", 3, 0.5))
+    }
+
+    def trials_with(confident):
+        trials = []
+        for number, (own, other) in enumerate(zip(confident, mixture, strict=True), start=1):
+            trials.append(make_trial("confident", number, own))
+            trials.append(make_trial("mixture", number, other))
+        return trials
+
+    shrinking = trials_with((0.45, 0.75, 0.70))
+    growing = trials_with((0.35, 0.45, 0.70))
+    long = 16 * lengths[3]
+    assert judged(shrinking, n_updates=long)["leader"] == "confident"
+    assert judged(shrinking, n_updates=long)["lead_fades"]
+    assert judged(shrinking, n_updates=long)["recommended"] == "mixture"
+    assert not judged(growing, n_updates=long)["lead_fades"]
+    assert judged(growing, n_updates=long)["recommended"] == "confident"
+    # A full training that is hardly longer leaves some of the lead.
+    soon = judged(shrinking, n_updates=lengths[3] + 1)
+    assert not soon["lead_fades"]
+    assert soon["recommended"] == "confident"
+
+
+@pytest.mark.parametrize(
+    ("leads", "n_updates", "lasts"),
+    [
+        ((0.20, 0.10), 800, False),  # 0.1 nats less per doubling: none is left after one more
+        ((0.20, 0.11), 800, True),
+        ((0.10, 0.10), 10**6, True),
+        ((0.10, 0.20), 10**6, True),
+        ((0.20, 0.01), 400, True),  # the full training is as long as the last round
+    ],
+)
+def test_a_lead_is_continued_over_the_logarithm_of_the_updates(leads, n_updates, lasts):
+    trials = []
+    for number, (lead, length) in enumerate(zip(leads, (200, 400), strict=True), start=1):
+        trial = make_trial("first", number, 0.5)
+        n = len(trial.divergence)
+        trials.append(replace(trial, n_updates=length, divergence=np.full(n, 1.0 - lead)))
+        other = replace(trial, candidate="second", divergence=np.ones(n))
+        trials.append(replace(other, n_updates=length))
+    assert lead_lasts(trials, "first", "second", n_updates) == lasts
 
 
 def test_one_round_tells_nothing_apart_and_nothing_of_longer_trainings(three_rounds):

@@ -70,6 +70,7 @@ class Judgment:
             "verdict": verdict,
             "limiting_control": limiting,
             "recommended": followed,
+            "lead_fades": self._lead_fades(),
             "gains": gains,
             "headroom": self._headroom(),
             "agreement": self._share_forecast(followed),
@@ -132,13 +133,21 @@ class Judgment:
         return UNKNOWN, limiting
 
     def _recommended(self) -> str:
-        """Return the leader, or the present candidate where the leader is not surely closer."""
+        """Return the leader, or the present candidate where the leader is not surely closer.
+
+        Nor does a leader count whose lead would be gone after a full training.
+        """
         # It may have failed in the end, after shorter trainings that went well.
         if self._present not in self._of_last:
             return self.leader
-        if surely_closer(self._trials, self.leader, self._present):
-            return self.leader
-        return self._present
+        is_closer = surely_closer(self._trials, self.leader, self._present)
+        return self.leader if is_closer and not self._lead_fades() else self._present
+
+    def _lead_fades(self) -> bool:
+        """Return whether the leader's lead over the present candidate does not last."""
+        if self.leader == self._present or self._present not in self._of_last:
+            return False
+        return not lead_lasts(self._trials, self.leader, self._present, self._n_updates)
 
     def _share_forecast(self, name: str) -> dict[str, float]:
         line = self._lines[name]
@@ -258,6 +267,31 @@ def surely_closer(trials: Sequence[Trial], first: str, second: str) -> bool:
     n_compared = len({trial.candidate for trial in trials if not trial.is_control})
     level = SIGNIFICANT / 2 / max(1, n_compared - 1)
     return bool(stats.wilcoxon(differences, alternative="greater").pvalue < level)
+
+
+def lead_lasts(trials: Sequence[Trial], first: str, second: str, n_updates: int) -> bool:
+    """Return whether a student would still be closer to the teacher after a full training.
+
+    The difference of the mean divergences in the last two rounds that both are in is continued over
+    the logarithm of the number of updates. Few images, shown often, are learned quickly: such a
+    lead shrinks from round to round (docs/results/pilot.md has a pilot that it misled).
+
+    Args:
+        trials: of all rounds.
+        first: a candidate, closer than the second one in the last of these rounds.
+        second: another one.
+        n_updates: of the full training.
+    """
+    with_student = [trial for trial in trials if trial.failure is None]
+    own = {trial.round: trial for trial in with_student if trial.candidate == first}
+    others = {trial.round: trial for trial in with_student if trial.candidate == second}
+    common = sorted(set(own) & set(others))[-_FEWEST_ROUNDS:]
+    leads = [others[number].kl - own[number].kl for number in common]
+    lengths = [own[number].n_updates for number in common]
+    if len(common) < _FEWEST_ROUNDS or lengths[-1] >= n_updates or lengths[0] >= lengths[-1]:
+        return bool(leads) and leads[-1] > 0
+    per_octave = (leads[-1] - leads[0]) / math.log2(lengths[-1] / lengths[0])
+    return leads[-1] + per_octave * math.log2(n_updates / lengths[-1]) > 0
 
 
 def divergence_difference(first: Trial, second: Trial) -> dict[str, float]:

@@ -153,6 +153,11 @@ def _leader_sentence(judgment: Mapping[str, Any], present: str) -> str:
     """Return which candidate leads, and which one is recommended."""
     sentence = _comparison_sentence(judgment)
     recommended = judgment["recommended"]
+    if judgment.get("lead_fades"):
+        sentence += (
+            f" Its lead over {present} shrank in the last round; continued, it is gone after "
+            f"{judgment['n_updates']:,} updates."
+        )
     if recommended == present:
         return f"{sentence} Recommended are the present parameters ({present})."
     return f"{sentence} Recommended: {CONTROL_NAMES.get(recommended, recommended)}."
