@@ -22,6 +22,7 @@ from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from tests.engines.works import engine_of
 
 SECONDS_PER_SHARD = 1.5
+SECONDS_TO_START = 120
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class SlowWork:
         """Return the table of a shard, and leave a trace."""
         with (self.folder / argument.name).open("a") as file:
             file.write(f"{os.environ['RAY_RAYLET_PID']} {os.getpid()}\n")
+        # Nobody finishes before every node has begun: then one of them is removed.
+        deadline = time.monotonic() + SECONDS_TO_START
+        while len(raylets(self.folder)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
         time.sleep(SECONDS_PER_SHARD)
         return self.work(argument)
 

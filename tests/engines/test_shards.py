@@ -87,8 +87,64 @@ def test_a_worker_that_is_lost_while_it_waits_gets_no_shard():
 
 
 def test_workers_that_end_at_their_start_are_not_started_for_ever():
-    with pytest.raises(UnavailableError, match=r"^engine: 3 workers in a row ended .* exit code 9"):
+    with pytest.raises(UnavailableError, match=r"^engine: 4 workers in a row ended .* exit code 9"):
         results_of(lambda _worker, _name: "it ended with exit code 9", n_shards=4)
+
+
+def test_lost_starts_do_not_end_the_shards_in_work():
+    def reaction(worker: int, _name: str | None) -> Answer | str:
+        return Answer("done") if worker == 0 else "memory ran out"
+
+    finished, workers = results_of(reaction, n_shards=6, n_workers=8)
+    assert len(finished) == 6
+    assert {worker for worker, _ in workers.submitted} == {0}
+
+
+def test_a_late_refusal_lets_the_shards_in_work_finish():
+    workers: ScriptedWorkers
+
+    def reaction(worker: int, name: str | None) -> Answer | str | None:
+        if worker == 2:
+            return Answer("refused", "its code differs")
+        if name == "s0":
+            return "it was killed"
+        # Answered only once the new worker has refused.
+        return None if name == "s1" else Answer("done")
+
+    workers = ScriptedWorkers(reaction)
+    distribution = _Distribution(workers, {f"s{number}": 0 for number in range(5)}, 5.0)
+    finished = []
+    waits = 0
+
+    def wait(timeout_s: float) -> list[tuple[int, Answer | str]]:
+        nonlocal waits
+        waits += 1
+        events, workers.events = workers.events, []
+        if not events and waits > 3:
+            [late] = [worker for worker, name in workers.submitted if name == "s1"]
+            events = [(late, Answer("done"))]
+        return events
+
+    workers.wait = wait  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="^its code differs$"):
+        for name, _ in distribution.results(2):
+            finished.append(name)
+    assert finished == ["s1"]
+
+
+def test_time_in_which_the_run_was_stopped_is_no_stall(monkeypatch):
+    clock = iter([0.0, 1.0, 2.0, 50_000.0, 50_001.0, 50_002.0])
+    monkeypatch.setattr("pu_kd_pipeline.engines.shards.time.monotonic", lambda: next(clock))
+    answers = iter([[], [], [], [(0, Answer("done"))]])
+
+    def reaction(_worker: int, name: str | None) -> Answer | None:
+        return Answer("done") if name is None else None
+
+    workers = ScriptedWorkers(reaction)
+    first_wait = workers.wait
+    workers.wait = lambda timeout_s: first_wait(timeout_s) or next(answers)  # type: ignore
+    results = _Distribution(workers, {"s0": 0}, 100.0).results(1)
+    assert [name for name, _ in results] == ["s0"]
 
 
 def test_a_stall_names_the_shards_in_work():

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pu_kd_pipeline.engines.tables import ShardMakers
 from pu_kd_pipeline.learning.loop import seeded
 from pu_kd_pipeline.models.cards import PUClassifierCard
-from pu_kd_pipeline.models.model import PUClassifier, build_pu_module
+from pu_kd_pipeline.models.model import Model, PUClassifier, build_pu_module
+from pu_kd_pipeline.pipelines.feature_extraction import nodes as feature_extraction
+from pu_kd_pipeline.pipelines.pool_scoring import nodes as pool_scoring
+from pu_kd_pipeline.pipelines.relatedness import nodes as relatedness
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from tests.engines.works import engine_of
-from tests.features.made_files import CARD, MadeFiles
+from tests.features.made_files import CARD, MadeFiles, small_network
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,42 @@ def test_features_and_relatedness_can_be_sent(made, tmp_path):
 def test_scores_can_be_sent(made, tmp_path):
     check_sent(made.score_makers(), tmp_path)
     assert sum(made.score_makers().n_images.values()) == len(made.pool)
+
+
+def test_a_network_whose_factory_has_other_code_is_another_one(made, monkeypatch):
+    monkeypatch.setattr("pu_kd_pipeline.models.cards.factory_digest", lambda _: "that of now")
+    old = CARD.model_copy(
+        update={
+            "architecture": "tests.features.made_files:small_network",
+            "architecture_options": {},
+            "factory_code": "the code that it was made with",
+        }
+    )
+    with seeded(0):
+        teacher = Model(small_network(3).eval(), old)
+    sent = pickle.loads(pickle.dumps(teacher))
+    # Workers compare the fingerprint, and refuse the work.
+    assert sent.card.factory_code == "that of now"
+    assert sent.fingerprint() != teacher.fingerprint()
+    again = pickle.loads(pickle.dumps(sent))
+    assert again.fingerprint() == sent.fingerprint()
+
+
+STAGES = {
+    "features.extraction.feature_shards": (feature_extraction.extract_features, 2),
+    "features.scoring.score_shards": (pool_scoring.score_pool, 3),
+    "selection.relatedness.relatedness_shards": (relatedness.measure_relatedness, 2),
+}
+
+
+@pytest.mark.parametrize("function", STAGES)
+def test_the_engine_of_the_parameters_reaches_the_makers(function, made, monkeypatch):
+    node, n_inputs = STAGES[function]
+    makers = made.feature_makers()
+    monkeypatch.setattr(f"pu_kd_pipeline.{function}", lambda *_: makers)
+    engine = engine_of("processes")
+    params = SimpleNamespace(compute=None)
+    assert node(*[None] * n_inputs, params, engine).engine == engine
 
 
 def test_a_classifier_with_its_own_backbone_can_be_sent(made):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -121,6 +122,15 @@ def test_an_error_keeps_its_kind(work, tmp_path, shard, error, message):
     assert type(caught.value) is error
 
 
+def test_a_full_disk_is_one_for_the_process_that_started_the_workers(work, tmp_path):
+    makers = makers_of(work, "processes", "disk-1", "2")
+    with pytest.raises(ShardError) as caught:
+        ShardedTable.write(tmp_path / "table", makers)
+    # What decides the message and the exit code of a run.
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+
+
 def test_a_killed_worker_costs_its_shard_in_flight(work, kind, tmp_path, caplog):
     shards = ("1", "dieonce-2", "slow-3", "4", "5")
     ShardedTable.write(tmp_path / "table", makers_of(work, kind, *shards))
@@ -141,9 +151,9 @@ def test_a_shard_that_kills_every_worker_is_given_up(work, kind, tmp_path):
 
 
 def test_a_stall_ends_the_workers_and_names_the_shards_in_work(work, tmp_path):
-    # Longer than two workers take to start on a busy machine.
-    makers = makers_of(work, "processes", "1", "hang-2", "3", stall_minutes=0.5)
-    with pytest.raises(UnavailableError, match="no shard was finished for 0.5 minutes") as caught:
+    # Longer than a worker takes to start on a busy machine.
+    makers = makers_of(work, "processes", "1", "hang-2", "3", stall_minutes=0.3)
+    with pytest.raises(UnavailableError, match="no shard was finished for 0.3 minutes") as caught:
         ShardedTable.write(tmp_path / "table", makers)
     assert "in work: shard-hang-2. " in str(caught.value)
     wait_for_end(work.started_by("hang-2"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pu_kd_pipeline.engines.worker import Assignment, _loaded_work
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from tests.engines.works import ToyWork
 
 
@@ -35,6 +35,12 @@ def test_a_machine_without_the_data_folder_is_refused(tmp_path, content):
     message = "it cannot read .*: the data folder has to be on a file system that all machines"
     with pytest.raises(InputError, match=message):
         _loaded_work(assignment_of(missing, content))
+
+
+def test_a_file_that_cannot_be_read_now_may_be_readable_later(tmp_path, content):
+    with pytest.raises(UnavailableError, match="it cannot read"):
+        # A folder: any error but those that say that there is no such file.
+        _loaded_work(assignment_of(tmp_path, content))
 
 
 def test_another_file_is_not_unpickled(tmp_path, content):

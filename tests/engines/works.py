@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -48,6 +49,8 @@ class ToyWork:
             raise InputError(f"image {argument} cannot be read: remove it")
         if what == "memory":
             raise UnavailableError("no memory is left")
+        if what == "disk":
+            raise OSError(errno.ENOSPC, "No space left on device")
         if what == "bug":
             raise ZeroDivisionError(argument)
         if what == "die" or (what == "dieonce" and is_first_time):

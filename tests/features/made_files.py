@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from pu_kd_pipeline.engines.tables import ShardMakers
 from pu_kd_pipeline.features.extraction import feature_shards
 from pu_kd_pipeline.features.scoring import score_shards
@@ -34,6 +36,11 @@ CARD = ModelCard(
     classes=("a", "b", "c"),
     input=InputSpec(size_px=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3),
 )
+
+
+def small_network(n_classes: int) -> nn.Module:
+    """Return a network, as a user's factory does."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, n_classes))
 
 
 @dataclass(frozen=True)

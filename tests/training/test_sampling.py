@@ -12,6 +12,7 @@ import torch
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows
+from pu_kd_pipeline.learning.workers import ALONE
 from pu_kd_pipeline.training import distillation
 from pu_kd_pipeline.training.batches import Batch, augmented_batches
 from pu_kd_pipeline.training.recipes import SAMPLING
@@ -216,6 +217,7 @@ def test_the_options_of_a_mixture_are_part_of_the_identity(digits: Scene) -> Non
             yardstick=None,
             shared_logits=None,
             device=torch.device("cpu"),
+            workers=ALONE,
         )
         identities.append(distillation._identity(task))
     one, other = identities

@@ -12,6 +12,7 @@ import torch
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.batches import ImageRows
+from pu_kd_pipeline.learning.workers import ALONE
 from pu_kd_pipeline.params.class_weighting import MODES
 from pu_kd_pipeline.storage.table import read_table, write_table
 from pu_kd_pipeline.training import distillation
@@ -132,6 +133,7 @@ def identity_of(digits: Scene, vectors: pd.DataFrame) -> dict[str, Any]:
         yardstick=None,
         shared_logits=None,
         device=torch.device("cpu"),
+        workers=ALONE,
     )
     return distillation._identity(task)
 

@@ -23,6 +23,7 @@ from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import load_model
 from pu_kd_pipeline.params.comparison import METHODS, ComparisonParams
 from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.provenance.factories import factory_digest
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 
 
@@ -47,11 +48,13 @@ class CellWork:
 
     Attributes:
         computation: what the cells that are computed in a process share.
-        computes: device and number format of the students.
+        computes: devices and number formats of the networks that are trained.
+        architectures: of the students.
     """
 
     computation: CellComputation
     computes: tuple[ComputeParams, ...]
+    architectures: tuple[str, ...]
 
     def __call__(self, placed: PlacedCell) -> pa.Table:
         """Return the table of the cell, and report it to the log and the listeners."""
@@ -72,6 +75,7 @@ class CellWork:
             "teacher": self.computation.teacher_fingerprint,
             "device or number format": ", ".join(devices),
             "code or libraries": maker_fingerprint(CellComputation, load_model),
+            "students' code": " ".join(map(factory_digest, self.architectures)),
         }
 
 
@@ -105,9 +109,21 @@ def comparison_shards(
     # A model of pydantic cannot be in a set.
     computes: dict[str, ComputeParams] = {}
     for cell in cells:
-        compute = cell.blocks.distillation.compute
-        computes[compute.model_dump_json()] = compute
-    return ShardMakers(CellWork(computation, tuple(computes.values())), arguments)
+        for compute in _computes_of(cell):
+            computes[compute.model_dump_json()] = compute
+    architectures = {cell.blocks.distillation.student_architecture for cell in cells}
+    work = CellWork(computation, tuple(computes.values()), tuple(sorted(architectures)))
+    return ShardMakers(work, arguments)
+
+
+def _computes_of(cell: Cell) -> list[ComputeParams]:
+    """Return the devices and number formats that a cell uses."""
+    computes = [cell.blocks.distillation.compute]
+    if cell.needs_pu:
+        computes.append(cell.blocks.pu_training.compute)
+    if METHODS[cell.method].samples_by_relatedness:
+        computes.append(cell.blocks.relatedness.compute)
+    return computes
 
 
 def _title(cell: Cell, params: ComparisonParams) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
+import traceback
 from contextlib import suppress
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
@@ -80,7 +82,9 @@ class ProcessWorkers:
         code = process.exitcode
         process.kill()
         if code is not None and code < 0:
-            return f"it was killed by {signal.Signals(-code).name}"
+            # Most real-time signals have no name.
+            with suppress(ValueError):
+                return f"it was killed by {signal.Signals(-code).name}"
         return f"it ended with exit code {code}"
 
 
@@ -94,7 +98,12 @@ def serve(pipe: Connection, assignment: Assignment) -> None:
         pipe.send(worker.prepare())
         while True:
             name, argument = pipe.recv()
-            pipe.send(worker.make(name, argument))
+            answer = worker.make(name, argument)
+            try:
+                pipe.send(answer)
+            except (pickle.PicklingError, AttributeError, TypeError) as exc:
+                text = f"what it returns cannot be sent ({exc})\n{traceback.format_exc()}"
+                pipe.send(Answer("bug", text))
 
 
 def _end_with_parent() -> None:

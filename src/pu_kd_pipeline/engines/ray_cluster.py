@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from pu_kd_pipeline.engines.worker import Answer, Assignment, ShardWorker
@@ -22,6 +23,7 @@ INSTALL = 'pip install "pu-kd-pipeline[ray]"'
 # The work is in a file, and what workers return is small; Ray takes no less than 75 MB. A container
 # has 64 MB of shared memory unless it is given more, and Ray then uses the disk.
 _OBJECT_STORE_BYTES = 100 * 10**6
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def import_ray() -> Any:
@@ -106,7 +108,7 @@ class RayWorkers:
                 events.append((worker, ray.get(call)))
             except ray.exceptions.RayError as exc:
                 self._kill(worker)
-                events.append((worker, first_line(exc).rstrip(".")))
+                events.append((worker, _reason(exc)))
         return events
 
     def stop(self) -> None:
@@ -177,10 +179,15 @@ def n_workers_of(engine: EngineParams, ray: Any) -> int:
 
 
 def n_own_cpus() -> int:
-    """Return how many CPUs this process may use."""
+    """Return how many CPUs this process may use; a container's quota counts, too."""
+    n_cpus = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        n_cpus = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        # "max" in the place of the quota, which is no number, where there is none.
+        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
+        n_cpus = min(n_cpus, max(1, -(-int(quota) // int(period))))
+    return n_cpus
 
 
 @contextmanager
@@ -194,6 +201,13 @@ def _kept_signal_handlers() -> Iterator[None]:
     finally:
         if is_main and handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _reason(error: Exception) -> str:
+    """Return what happened in one line: Ray states the cause at the end of several."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[0].rstrip(".:")
+    return reason if len(lines) == 1 else f"{reason}: {lines[-1].strip()}"
 
 
 def _lost_cluster(error: Exception) -> UnavailableError:

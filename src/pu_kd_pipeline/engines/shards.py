@@ -37,6 +37,7 @@ _MAX_LOST_STARTS = 3
 # With so many failed shards, others would fail, too.
 _MAX_FAILURES = 10
 _SECONDS_BETWEEN_CHECKS = 1.0
+_LONGEST_CHECK_S = 10.0
 _N_NAMES_SHOWN = 3
 
 
@@ -129,45 +130,77 @@ class _Distribution:
         self._shard_of: dict[int, str] = {}
         self._attempts: Counter[str] = Counter()
         self._failures: dict[str, Exception] = {}
+        self._n_starting = 0
         self._n_lost_starts = 0
+        self._start_error: Exception | None = None
 
     def results(self, n_workers: int) -> Generator[tuple[str, Any]]:
         """Yield (shard, result) while there are any, and then raise the first error, if any."""
         for _ in range(n_workers):
-            self._workers.start()
-        last_time = time.monotonic()
+            self._start()
+        waited_s = 0.0
+        last_check = time.monotonic()
         while self._is_unfinished():
             self._submit()
             events = self._workers.wait(_SECONDS_BETWEEN_CHECKS)
+            # A run that was stopped for hours and continued has not waited for them.
+            now = time.monotonic()
+            waited_s += min(now - last_check, _LONGEST_CHECK_S)
+            last_check = now
             for worker, event in events:
                 name = self._shard_of.pop(worker, None)
                 if isinstance(event, str):
                     self._replace(worker, name, event)
                     continue
                 event.pass_on()
-                self._idle.append(worker)
+                waited_s = 0.0
                 if name is None:
-                    _check_start(event)
+                    self._begin(worker, event)
                     continue
-                last_time = time.monotonic()
+                self._idle.append(worker)
                 self._n_lost_starts = 0
                 error = event.error(name)
                 if error is None:
                     yield name, event.value
                 else:
                     self._fail(name, error)
-            if not events and time.monotonic() - last_time > self._stall_s:
+            if not events and waited_s > self._stall_s:
                 raise self._stalled()
+        if self._start_error is not None:
+            raise self._start_error
         if self._failures:
             raise self._first_failure()
 
     def _is_unfinished(self) -> bool:
-        if self._shard_of:
-            return True
-        return bool(self._waiting) and len(self._failures) < _MAX_FAILURES
+        return bool(self._shard_of) or self._goes_on()
+
+    def _goes_on(self) -> bool:
+        """Return whether further shards are to be started."""
+        is_hopeless = self._start_error is not None or len(self._failures) >= _MAX_FAILURES
+        return bool(self._waiting) and not is_hopeless
+
+    def _start(self) -> None:
+        self._workers.start()
+        self._n_starting += 1
+
+    def _begin(self, worker: int, answer: Answer) -> None:
+        """Use a worker that is ready; keep the error of one that refuses the work, or failed.
+
+        Shards in work are finished before it is raised: they may be hours of training.
+        """
+        self._n_starting -= 1
+        error: Exception | None = None
+        if answer.is_refusal:
+            error = InputError(answer.value)
+        else:
+            error = answer.error("a worker cannot start")
+        if error is None:
+            self._idle.append(worker)
+        elif self._start_error is None:
+            self._start_error = error
 
     def _submit(self) -> None:
-        while self._idle and self._waiting and len(self._failures) < _MAX_FAILURES:
+        while self._idle and self._goes_on():
             worker = self._idle.pop()
             name = self._waiting.popleft()
             self._shard_of[worker] = name
@@ -183,12 +216,16 @@ class _Distribution:
         if worker in self._idle:
             self._idle.remove(worker)
         elif name is None:
+            self._n_starting -= 1
             self._n_lost_starts += 1
             if self._n_lost_starts >= _MAX_LOST_STARTS:
-                raise UnavailableError(
-                    f"engine: {self._n_lost_starts} workers in a row ended before they made a "
-                    f"shard, the last one because {reason}"
-                )
+                # Those that work, or still start, go on without further ones.
+                if not (self._shard_of or self._idle or self._n_starting):
+                    raise UnavailableError(
+                        f"engine: {self._n_lost_starts} workers in a row ended before they made a "
+                        f"shard, the last one because {reason}"
+                    )
+                return
         elif self._attempts[name] >= _MAX_ATTEMPTS:
             error = UnavailableError(
                 f"{name}: its worker was lost {_MAX_ATTEMPTS} times, the last one because "
@@ -199,7 +236,7 @@ class _Distribution:
             logger.warning("%s: its worker was lost (%s), and another one makes it", name, reason)
             self._waiting.appendleft(name)
         if len(self._waiting) > len(self._idle):
-            self._workers.start()
+            self._start()
 
     def _fail(self, name: str, error: Exception) -> None:
         self._failures[name] = error
@@ -224,17 +261,3 @@ class _Distribution:
             f"engine: no shard was finished for {self._stall_s / 60:g} minutes; in work: {shown}. "
             "If a shard takes longer, raise engine.stall_minutes; the same command resumes"
         )
-
-
-def _check_start(answer: Answer) -> None:
-    """Check that a worker could start.
-
-    Raises:
-        InputError: it refuses the work.
-        ShardError: it has a bug.
-    """
-    if answer.is_refusal:
-        raise InputError(answer.value)
-    error = answer.error("a worker cannot start")
-    if error is not None:
-        raise error

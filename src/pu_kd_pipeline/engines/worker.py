@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pu_kd_pipeline import progress
-from pu_kd_pipeline.errors import InputError, UnavailableError
+from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 
 PACKAGE = "pu_kd_pipeline"
 # What kind of error it was decides how the run ends. Who refuses cannot do this work at all.
@@ -77,13 +77,15 @@ class Answer:
 
     Attributes:
         kind: of the answer.
-        value: the result of the work, or a message.
+        value: the result of the work, or a message: of a bug one line, and the traceback below it.
+        cause: the system error that was a bug, such as a full disk, which decides the message.
         records: what was logged.
         results: what was published on `progress.results`.
     """
 
     kind: AnswerKind
     value: Any = None
+    cause: OSError | None = None
     records: tuple[logging.LogRecord, ...] = ()
     results: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = ()
 
@@ -106,8 +108,9 @@ class Answer:
         if self.kind == "done":
             return None
         if self.kind == "bug":
-            what = self.value.strip().splitlines()[-1]
-            return ShardError(f"{name}: {what}\n{self.value}")
+            error = ShardError(f"{name}: {self.value}")
+            error.__cause__ = self.cause
+            return error
         if self.kind == "unavailable":
             return UnavailableError(self.value)
         return InputError(self.value)
@@ -137,8 +140,8 @@ class _Collector(logging.Handler):
     def publish(self, name: str, parameters: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         self._results.append((name, parameters, metrics))
 
-    def answer(self, kind: AnswerKind, value: Any) -> Answer:
-        answer = Answer(kind, value, tuple(self._records), tuple(self._results))
+    def answer(self, kind: AnswerKind, value: Any, cause: OSError | None = None) -> Answer:
+        answer = Answer(kind, value, cause, tuple(self._records), tuple(self._results))
         self._records = []
         self._results = []
         return answer
@@ -163,10 +166,12 @@ class ShardWorker:
             work = _loaded_work(assignment)
             _check_facts(work.facts(), assignment.facts)
             self._work = work
+        except UnavailableError as exc:
+            return self._collector.answer("unavailable", f"a worker on {_host()}: {exc}")
         except InputError as exc:
-            return self._collector.answer("refused", f"a worker on {socket.gethostname()}: {exc}")
-        except Exception:
-            return self._collector.answer("bug", traceback.format_exc())
+            return self._collector.answer("refused", f"a worker on {_host()}: {exc}")
+        except Exception as exc:
+            return self._bug(exc)
         return self._collector.answer("done", None)
 
     def make(self, name: str, argument: Any) -> Answer:
@@ -178,8 +183,20 @@ class ShardWorker:
             return self._collector.answer("unavailable", str(exc))
         except InputError as exc:
             return self._collector.answer("input", str(exc))
-        except Exception:
-            return self._collector.answer("bug", traceback.format_exc())
+        except Exception as exc:
+            return self._bug(exc)
+
+    def _bug(self, error: Exception) -> Answer:
+        text = f"{type(error).__name__}: {first_line(error)}\n{traceback.format_exc()}"
+        # Errors of other packages may not be importable where they are unpickled.
+        cause = None
+        if isinstance(error, OSError) and type(error).__module__ == "builtins":
+            cause = error
+        return self._collector.answer("bug", text, cause)
+
+
+def _host() -> str:
+    return socket.gethostname()
 
 
 def _set_up_process(assignment: Assignment, collector: _Collector) -> None:
@@ -204,15 +221,18 @@ def _loaded_work(assignment: Assignment) -> Work:
 
     Raises:
         InputError: its file is not there, or is another one.
+        UnavailableError: it cannot be read now.
     """
     file = assignment.file
     try:
         content = file.read_bytes()
-    except OSError as exc:
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as exc:
         raise InputError(
             f"it cannot read {file} ({exc.strerror}): the data folder has to be on a file system "
             "that all machines share, with the same path on each"
         ) from exc
+    except OSError as exc:
+        raise UnavailableError(f"it cannot read {file} ({exc})") from exc
     if hashlib.sha256(content).hexdigest() != assignment.digest:
         raise InputError(f"{file} is not what this run wrote: give each run a data folder")
     work: Work = pickle.loads(content)
@@ -230,5 +250,6 @@ def _check_facts(own: Mapping[str, str], expected: Mapping[str, str]) -> None:
             raise InputError(
                 f"its {name} differ from those of the run ({own.get(name)} instead of {value}), so "
                 "that its shards would, too: install the same version of this project and of its "
-                "libraries on every machine, and use machines of one kind"
+                "libraries on every machine, and use machines of one kind; where code was changed "
+                "after the run had started, run the same command again"
             )

@@ -95,12 +95,15 @@ class PUClassifier:
 
 
 def _model_of(card: ModelCard, state: dict[str, Tensor]) -> Model:
+    # Of this process: where a factory has other code, the fingerprint is another one.
+    card = card.with_current_code()
     network = build_from_card(card)
     network.load_state_dict(state)
     return Model(network.eval(), card)
 
 
 def _classifier_of(card: PUClassifierCard, state: dict[str, Tensor]) -> PUClassifier:
+    card = card.model_copy(update={"teacher": card.teacher.with_current_code()})
     module = build_pu_module(card)
     module.load_state_dict(state)
     return PUClassifier(module.eval(), card)
