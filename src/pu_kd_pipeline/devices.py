@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from pu_kd_pipeline.allocator import keep_freed_memory
 from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.learning.networks.strided_pointwise import restore_contiguous_weights
 from pu_kd_pipeline.params.compute import ComputeParams
@@ -33,18 +31,6 @@ _VALUES_ON_CPU = 2**19
 _VALUES_ELSEWHERE = 2**23
 _MIN_BATCH_SIZE = 4
 _MAX_BATCH_SIZE = 1024
-
-# Options of glibc's mallopt (malloc.h), and their values in bytes: how much freed memory a process
-# keeps, and the size of an array from which it gets memory of its own, which is not kept.
-_MALLOC_OPTIONS = {-1: 2**28, -3: 2**25}
-# With one of these, the user has decided.
-_ALLOCATOR_VARIABLES = (
-    "GLIBC_TUNABLES",
-    "MALLOC_MMAP_THRESHOLD_",
-    "MALLOC_TRIM_THRESHOLD_",
-    "MALLOC_TOP_PAD_",
-    "LD_PRELOAD",
-)
 
 # The kinds of devices on which a precision means bf16, where the hardware has it.
 _BF16_DEVICES: dict[str, tuple[str, ...]] = {
@@ -80,27 +66,6 @@ def prepare_device(compute: ComputeParams) -> torch.device:
             "set device to auto or cpu"
         )
     return torch.device(name)
-
-
-@cache
-def keep_freed_memory() -> bool:
-    """Make this process keep up to 256 MB of freed memory for its next arrays, where it can.
-
-    glibc returns the memory of large arrays to the kernel when they are freed, and the kernel
-    zeroes every page again at its next use: a fifth of the time of some trainings, and most of the
-    time of loading batches (docs/results/speed.md). Results do not depend on it.
-
-    Returns:
-        Whether it does; not with another C library, or where the environment sets glibc's options.
-    """
-    if any(variable in os.environ for variable in _ALLOCATOR_VARIABLES):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no glibc: macOS, musl, Windows
-        return False
-    # 1 is success.
-    return all(mallopt(option, value) == 1 for option, value in _MALLOC_OPTIONS.items())
 
 
 def channels_last(network: Network, device: torch.device) -> Network:

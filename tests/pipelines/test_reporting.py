@@ -55,6 +55,8 @@ def test_the_node_names_the_type_of_its_parameters() -> None:
 
 def test_the_report_shows_the_blocks_that_full_reads() -> None:
     read = {name for name in full.create_pipeline().inputs() if name.startswith("param")}
+    # Who works on shards changes no result.
+    read.remove("params:engine")
 
     [node] = create_pipeline().nodes
     shown = {name for name in node.inputs if name.startswith("param")}

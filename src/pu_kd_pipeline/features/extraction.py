@@ -45,8 +45,8 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
             "parameters_data_ingestion.yml"
         )
     work = FeatureWork(images, teacher, compute)
-    # A teacher that cannot be used is reported before the first shard.
-    _ = work.extractor
+    # A teacher or a store that cannot be used is reported before the first shard.
+    _ = work.extractor, work.normalize
     # In the name, so that another teacher, device, format, code or library makes all shards again.
     suffix = short_hash(*work.facts().values())
     arguments = {}
@@ -76,7 +76,7 @@ class FeatureWork:
         rows = np.arange(shard.start, stop, dtype=np.int64)
         descriptors: list[Tensor] = []
         logits: list[Tensor] = []
-        batches = map_images(self._extract, self.images, rows, self._normalize, self.compute)
+        batches = map_images(self._extract, self.images, rows, self.normalize, self.compute)
         for descriptor_batch, logits_batch in batches:
             descriptors.append(descriptor_batch)
             logits.append(logits_batch)
@@ -112,12 +112,13 @@ class FeatureWork:
         return self.teacher.extractor(self._device)
 
     @cached_property
-    def _device(self) -> torch.device:
-        return prepare_device(self.compute)
+    def normalize(self) -> Normalize:
+        """What turns the store's pixels into the teacher's input."""
+        return normalization(self.teacher, self._device, self.images)
 
     @cached_property
-    def _normalize(self) -> Normalize:
-        return normalization(self.teacher, self._device, self.images)
+    def _device(self) -> torch.device:
+        return prepare_device(self.compute)
 
     @cached_property
     def _fingerprint(self) -> str:

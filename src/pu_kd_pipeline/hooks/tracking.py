@@ -218,14 +218,14 @@ class TrackingHooks:
         dataset: Any = self._catalog.get(name)
         try:
             table = dataset.load()
-            for shard, maker in makers.items():
-                if tracker.has_child(maker.title):
+            for shard, placed in makers.arguments.items():
+                if tracker.has_child(placed.title):
                     continue
                 [result] = table.shard(shard).to_pylist()
                 # A shard is written when its cell has been computed.
                 file = dataset.filepath / f"{shard}.parquet"
                 ended_at_s = file.stat().st_mtime
-                cell = _ReusedCell(maker.title, maker.identity(), result, ended_at_s)
+                cell = _ReusedCell(placed.title, placed.cell.identity(), result, ended_at_s)
                 self._reused_cells.append(cell)
         # Of any kind: an entry of a user may hold anything, and the results are saved.
         except Exception as error:

@@ -100,9 +100,10 @@ def check_draws_no_other_numbers(network: nn.Module, image_shape: tuple[int, int
 def _masking_layers() -> tuple[Any, ...]:
     """Return the layers that multiply their input by random numbers, which do not depend on it."""
     # Torchvision takes seconds to import, and one worker does not need it.
-    from pu_kd_pipeline.learning.networks.vision import ops
+    from pu_kd_pipeline.learning.networks.vision import torchvision
 
-    return (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, ops.StochasticDepth)
+    depth = torchvision.ops.StochasticDepth
+    return (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, depth)
 
 
 def _random_state(device: torch.device) -> Tensor:

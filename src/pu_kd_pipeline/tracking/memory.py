@@ -8,6 +8,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from pu_kd_pipeline.allocator import return_freed_memory
+
 if sys.platform != "win32":
     import resource
 
@@ -30,7 +32,11 @@ class PeakMemory:
         self._thread: threading.Thread | None = None
 
     def reset(self) -> None:
-        """Begin another part of the run; the first one starts the thread that takes samples."""
+        """Begin another part of the run; the first one starts the thread that takes samples.
+
+        Memory that the part before has freed is not this one's.
+        """
+        return_freed_memory()
         self._before = process_peak_bytes()
         self._largest = resident_bytes()
         if self._thread is None:

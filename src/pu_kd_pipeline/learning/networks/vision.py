@@ -86,7 +86,7 @@ def _fresh_import() -> ModuleType:
 
 torchvision = _import_torchvision()
 
-from torchvision import datasets, models, ops  # noqa: E402  (`import torchvision` alone may fail)
+from torchvision import datasets, models  # noqa: E402  (`import torchvision` alone may fail)
 from torchvision.models import feature_extraction  # noqa: E402
 
-__all__ = ["datasets", "feature_extraction", "models", "ops", "torchvision"]
+__all__ = ["datasets", "feature_extraction", "models", "torchvision"]
