@@ -125,7 +125,7 @@ def test_a_late_refusal_lets_the_shards_in_work_finish():
             events = [(late, Answer("done"))]
         return events
 
-    workers.wait = wait  # type: ignore[method-assign]
+    workers.wait = wait
     with pytest.raises(InputError, match="^its code differs$"):
         for name, _ in distribution.results(2):
             finished.append(name)
@@ -142,7 +142,7 @@ def test_time_in_which_the_run_was_stopped_is_no_stall(monkeypatch):
 
     workers = ScriptedWorkers(reaction)
     first_wait = workers.wait
-    workers.wait = lambda timeout_s: first_wait(timeout_s) or next(answers)  # type: ignore
+    workers.wait = lambda timeout_s: first_wait(timeout_s) or next(answers)
     results = _Distribution(workers, {"s0": 0}, 100.0).results(1)
     assert [name for name, _ in results] == ["s0"]
 
