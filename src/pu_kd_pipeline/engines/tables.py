@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,6 +45,24 @@ class ShardMakers(Mapping[str, Callable[[], pa.Table]]):
     arguments: Mapping[str, Any]
     n_images: Mapping[str, int] = field(default_factory=dict)
     engine: EngineParams = LOCAL
+
+    @classmethod
+    def of_images(
+        cls, work: TableWork, shards: Iterable[tuple[str, Any, int]], suffix: str
+    ) -> ShardMakers:
+        """Return the makers of shards with images.
+
+        Args:
+            work: makes a shard.
+            shards: name, argument of the work, and number of images of each.
+            suffix: of all names.
+        """
+        arguments = {}
+        n_images = {}
+        for name, argument, n in shards:
+            arguments[f"{name}-{suffix}"] = argument
+            n_images[f"{name}-{suffix}"] = n
+        return cls(work, arguments, n_images)
 
     def __getitem__(self, name: str) -> Callable[[], pa.Table]:
         return partial(self.work, self.arguments[name])

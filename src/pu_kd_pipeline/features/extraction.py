@@ -49,13 +49,8 @@ def feature_shards(images: ImageStore, teacher: Model, compute: ComputeParams) -
     _ = work.extractor, work.normalize
     # In the name, so that another teacher, device, format, code or library makes all shards again.
     suffix = short_hash(*work.facts().values())
-    arguments = {}
-    n_images = {}
-    for shard in images.shards:
-        name = f"{shard.name}-{suffix}"
-        arguments[name] = shard
-        n_images[name] = shard.n
-    return ShardMakers(work, arguments, n_images)
+    shards = [(shard.name, shard, shard.n) for shard in images.shards]
+    return ShardMakers.of_images(work, shards, suffix)
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,12 +54,9 @@ def score_shards(
     # In the name, so that another classifier, device, precision, code or library scores all shards
     # again.
     suffix = short_hash(*work.facts().values())
-    arguments = {}
-    n_images = {}
-    for name, image_shard in zip(features.names, images.shards, strict=True):
-        arguments[f"{name}-{suffix}"] = name
-        n_images[f"{name}-{suffix}"] = image_shard.n
-    return ShardMakers(work, arguments, n_images)
+    pairs = zip(features.names, images.shards, strict=True)
+    shards = [(name, name, image_shard.n) for name, image_shard in pairs]
+    return ShardMakers.of_images(work, shards, suffix)
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,13 +74,8 @@ def relatedness_shards(
     # An image size that is not the teacher's is reported before the first shard.
     _ = work.normalize
     suffix = short_hash(*work.facts().values())
-    arguments = {}
-    n_images = {}
-    for shard in pool_images.shards:
-        name = f"{shard.name}-{suffix}"
-        arguments[name] = shard
-        n_images[name] = shard.n
-    return ShardMakers(work, arguments, n_images)
+    shards = [(shard.name, shard, shard.n) for shard in pool_images.shards]
+    return ShardMakers.of_images(work, shards, suffix)
 
 
 @dataclass(frozen=True, eq=False)
