@@ -35,6 +35,10 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 TIMEOUT_S = 60
+_RESTORE = """((stored) => {
+  localStorage.clear();
+  for (const [key, value] of Object.entries(stored)) localStorage.setItem(key, value);
+})"""
 FAULTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Network.loadingFailed")
 WIDTHS_PX = (390, 1280)
 # What is wider than the window, outside of what scrolls by itself; and colors and sizes.
@@ -206,18 +210,25 @@ class Browser:
 
     def open(self, path: Path) -> None:
         """Show a local page."""
-        # Another page may be shown until this one is there.
-        self.run("window.isOld = true")
-        self.command("Page.navigate", url=path.absolute().as_uri())
-        self.wait_for(
-            "!window.isOld && document.readyState === 'complete' && location.protocol === 'file:'"
-        )
+        self._load("Page.navigate", url=path.absolute().as_uri())
 
     def reload(self) -> None:
         """Load the page again."""
+        self._load("Page.reload")
+
+    def _load(self, method: str, **params: Any) -> None:
+        """Show a page, which finds in the local storage what the last one left there."""
+        # Right after a write, Chromium now and then shows the next page an empty storage.
+        stored = self.run("location.protocol === 'file:' ? JSON.stringify(localStorage) : '{}'")
+        script = f"if (location.protocol === 'file:') {{ {_RESTORE}({stored}); }}"
+        added = self.command("Page.addScriptToEvaluateOnNewDocument", source=script)
+        # Another page may be shown until this one is there.
         self.run("window.isOld = true")
-        self.command("Page.reload")
-        self.wait_for("!window.isOld && document.readyState === 'complete'")
+        self.command(method, **params)
+        self.wait_for(
+            "!window.isOld && document.readyState === 'complete' && location.protocol === 'file:'"
+        )
+        self.command("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
 
     def run(self, script: str) -> Any:
         """Return the value of an expression in the page."""
