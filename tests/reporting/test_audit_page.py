@@ -181,20 +181,37 @@ def test_typing_in_the_list_of_classes_answers_nothing(browser):
     assert browser.text("#progress-text") == "0 of 20 answered"
 
 
+def keep(browser: Browser, audit, image_id: str, answer: str) -> None:
+    """Keep a text as the answer for an image, as another window would."""
+    key = f"pool_audit/{audit.attrs['pool']}/{audit.attrs['teacher']}/{image_id}"
+    browser.run(f"localStorage.setItem({json.dumps(key)}, {json.dumps(answer)})")
+
+
 def test_damaged_answers_in_the_browser_are_left_out(browser, audit):
-    key = f"pool_audit/{audit.attrs['pool']}/{audit.attrs['teacher']}"
-    first, second, third = audit["id"][:3]
-    kept = {
-        first: {"answer": "yes", "class": 1},
-        second: {"answer": "maybe", "class": 1},
-        third: {"answer": "no", "class": 99},
-    }
-    browser.run(f"localStorage.setItem({json.dumps(key)}, {json.dumps(json.dumps(kept))})")
+    answers = [
+        '{"answer": "yes", "class": 1}',
+        '{"answer": "maybe", "class": 1}',
+        '{"answer": "no", "class": 99}',
+        '{"answer": "no"}',
+        "{",
+        "null",
+        "7",
+    ]
+    for image_id, answer in zip(audit["id"], answers, strict=False):
+        keep(browser, audit, image_id, answer)
     browser.reload()
     assert browser.text("#progress-text") == "1 of 20 answered"
-    browser.run(f"localStorage.setItem({json.dumps(key)}, '{{')")
+
+
+def test_answers_of_another_window_are_not_replaced(browser, audit):
+    for image_id in audit["id"][10:]:
+        keep(browser, audit, image_id, '{"answer": "no", "class": 1}')
+    # This page was opened before, and has not seen them.
+    browser.press("y")
+    browser.press("y")
+    browser.press("u")
     browser.reload()
-    assert browser.text("#progress-text") == "0 of 20 answered"
+    assert browser.text("#progress-text") == "11 of 20 answered"
 
 
 def test_the_teachers_class_and_labeled_images_of_it_are_next_to_the_image(browser, pool, audit):
