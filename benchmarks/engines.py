@@ -74,6 +74,10 @@ class CpuSampler:
         """Stop, and return the CPU seconds."""
         self._has_ended.set()
         self._thread.join()
+        return self.so_far()
+
+    def so_far(self) -> float:
+        """Return the CPU seconds until now; before the sampler was made, those of this process."""
         self._sample()
         return sum(self._seconds.values())
 
