@@ -38,7 +38,7 @@ from benchmarks.pu_setting import (
     new_module,
     unfused_sgd,
 )
-from benchmarks.pu_stage_cost import stage_cost_row
+from benchmarks.pu_stage_cost import stage_cost_rows
 from pu_kd_pipeline.devices import autocast
 from pu_kd_pipeline.features.extraction import LAST_TAP_SIZE, TEACHER, feature_shards
 from pu_kd_pipeline.images.batches import ImageRows
@@ -80,7 +80,7 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
     run = f"conf/mnist_planted: {params.epochs} epochs, {params.held_out_folds} folds"
     yield _frozen_lenet_row(lenet, params, folder, run, goal=None)
     yield end_to_end_row(lenet, params)
-    yield stage_cost_row(images, folder)
+    yield from stage_cost_rows(images, folder)
     # Few images: ResNet-34 takes long for each.
     n_photos = N_RESNET_POOL + N_RESNET_POSITIVE
     photos = naive.encoded_images(images, "cifar10_train", n_photos, ("JPEG", 3, 32))

@@ -7,6 +7,7 @@ scaled to the pool.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,32 @@ N_POOL = 8_269
 # Images that the pass is timed on.
 N_PASSED = 96
 REPEATS = 2
-WHAT = "PU stage of conf/caltech (class prior, held-out folds, classifier) over the backbone pass"
+SIZES_PX = (128, 224)  # of the teacher's input: that of conf/caltech, and that of most networks
 
 
-def stage_cost_row(images: Path | None, work: Path) -> Measurement:
-    """Return the row: at most as long as the pass is the goal."""
+def stage_cost_rows(images: Path | None, work: Path) -> Iterator[Measurement]:
+    """Yield a row per size of photos: at most as long as the pass is the goal."""
+    for size_px in SIZES_PX:
+        yield _stage_cost_row(images, work, size_px)
+
+
+def _stage_cost_row(images: Path | None, work: Path, size_px: int) -> Measurement:
+    what = (
+        "PU stage of conf/caltech (class prior, held-out folds, classifier) over the backbone pass "
+        f"at {size_px}x{size_px}x3"
+    )
     teacher_block, pu_block = caltech_blocks()
     teacher_params = TeacherParams.model_validate(teacher_block)
+    spec = teacher_params.input.model_copy(update={"size_px": size_px})
     try:
         with seeded(0):
-            teacher = new_teacher(teacher_params)
+            teacher = new_teacher(teacher_params.model_copy(update={"input": spec}))
     except ValueError as exc:
-        return Measurement("2", WHAT, None, None, None, "x", "<=", 1, note=str(exc))
+        return Measurement("2", what, None, None, None, "x", "<=", 1, note=str(exc))
 
-    size_px = teacher_params.input.size_px
     photos = naive.encoded_images(images, "caltech101_photos", N_PASSED, ("JPEG", 3, size_px))
-    folder = naive.write_folder(work / "caltech_photos", photos)
-    store = packed_store(folder, teacher_params.input, work / "caltech_store")
+    folder = naive.write_folder(work / f"caltech_photos_{size_px}", photos)
+    store = packed_store(folder, spec, work / f"caltech_store_{size_px}")
     (extract,) = feature_shards(store, teacher, RESIDENT).values()
     table = extract()
     rng = np.random.default_rng(0)
@@ -70,7 +80,7 @@ def stage_cost_row(images: Path | None, work: Path) -> Measurement:
         "and scaled linearly"
     )
     return Measurement(
-        "2", WHAT, measured.median, measured.low, measured.high, "x", "<=", 1, note=note
+        "2", what, measured.median, measured.low, measured.high, "x", "<=", 1, note=note
     )
 
 
