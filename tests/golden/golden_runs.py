@@ -271,6 +271,7 @@ def pu_params(**changes: Any) -> PUTrainingParams:
         "epochs": 2,
         "positive_batch_size": 16,
         "unlabeled_batch_size": BATCH_SIZE,
+        "max_unlabeled": 1_000_000,
         "held_out_folds": 2,
         "optimizer": SGD,
         "augmentation": SHIFTED_VIEWS,

@@ -65,6 +65,7 @@ QUICK = {
     "teacher_training": {"n_updates": 30},
     "pu_training": {
         "epochs": 2,
+        "max_unlabeled": 1_000_000,
         "held_out_folds": 2,
         "prior_estimation": {"n_folds": 2, "epochs": 2, "n_bootstrap": 20},
     },

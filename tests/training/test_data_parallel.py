@@ -72,6 +72,7 @@ def pu_params() -> PUTrainingParams:
             "epochs": 2,
             "positive_batch_size": 16,
             "unlabeled_batch_size": 32,
+            "max_unlabeled": 1_000_000,
             "held_out_folds": 2,
             "optimizer": SGD,
             "augmentation": {"padding_px": 1, "horizontal_flip": True},

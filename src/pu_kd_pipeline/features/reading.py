@@ -18,9 +18,16 @@ from pu_kd_pipeline.storage.sharded_table import ShardedTable, as_array
 
 
 def feature_tensors(
-    features: ShardedTable, kind: str, device: torch.device
+    features: ShardedTable, kind: str, device: torch.device, rows: np.ndarray | None = None
 ) -> tuple[np.ndarray, Tensor]:
     """Return (N,) ids and the (N, F) features that a PU head of a kind reads, on the device.
+
+    Args:
+        features: the table.
+        kind: `features` of the block `pu_training`.
+        device: of the result.
+        rows: ascending row numbers of the table, of which at most a shard is read at a time; None:
+            all.
 
     Raises:
         InputError: the last layer is asked for, but the features do not state which channels
@@ -37,7 +44,7 @@ def feature_tensors(
 
     ids: list[np.ndarray] = []
     parts: list[Tensor] = []
-    for table in features.shards():
+    for table in _row_selection(features, ["id", "descriptor", "logits"], rows):
         shard_ids = table["id"].to_pandas()
         ids.append(shard_ids.to_numpy())
         # Reduced shard by shard: a head that reads the last layer needs a part of each descriptor.
@@ -49,14 +56,34 @@ def feature_tensors(
     return np.concatenate(ids), torch.cat(parts)
 
 
-def read_log_odds(features: ShardedTable) -> np.ndarray:
-    """Return the (N,) float64 log odds of the teacher's class, see `class_confidence`."""
+def read_log_odds(features: ShardedTable, rows: np.ndarray | None = None) -> np.ndarray:
+    """Return the (N,) float64 log odds of the teacher's class, see `class_confidence`.
+
+    Args:
+        features: the table.
+        rows: ascending row numbers of the table; None: all.
+    """
     parts = []
-    for table in features.shards(["logits"]):
+    for table in _row_selection(features, ["logits"], rows):
         logits = as_tensor(table["logits"])
         log_odds = class_confidence(logits).log_odds
         parts.append(log_odds.numpy())
     return np.concatenate(parts)
+
+
+def _row_selection(
+    features: ShardedTable, columns: list[str], rows: np.ndarray | None
+) -> Iterator[pa.Table]:
+    """Yield columns of each shard, with those of its rows that are among the ascending `rows`."""
+    start = 0
+    for table in features.shards(columns):
+        if rows is None:
+            yield table
+            continue
+        stop = start + len(table)
+        first, last = np.searchsorted(rows, (start, stop))
+        yield table.take(pa.array(rows[first:last] - start))
+        start = stop
 
 
 def read_confidence(features: ShardedTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -68,6 +68,11 @@ class PUTrainingParams(Block):
     epochs: int = Field(gt=0, description="passes over the unlabeled pool")
     positive_batch_size: int = Field(gt=0, description="positives per step, drawn with replacement")
     unlabeled_batch_size: int = Field(gt=1, description="pool images per step")
+    max_unlabeled: int = Field(
+        gt=1,
+        description="pool images that class prior and classifier are trained on: of a larger pool, "
+        "a random sample; all images are scored",
+    )
     held_out_folds: int = Field(
         ge=0, description="folds that rank held-out positives; 0: none, and no precision rule"
     )

@@ -29,7 +29,12 @@ from pu_kd_pipeline.params.pu_training import AUDIT, PUTrainingParams
 from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.checkpoints import explain_training_errors
-from pu_kd_pipeline.training.pu_steps import new_head, score_training, usable_folds
+from pu_kd_pipeline.training.pu_steps import (
+    new_head,
+    score_training,
+    unlabeled_rows,
+    usable_folds,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +148,8 @@ def estimate_prior(
 ) -> dict[str, Any]:
     """Return the class prior estimated from features, with an interval, as `class_prior` stores it.
 
+    Of a pool with more than `max_unlabeled` images, a random sample is read.
+
     Methods that read scores get cross-fitted ones: each fold of positives and pool is scored by a
     classifier that has seen neither. Scores of different folds are made comparable by their rank
     within the fold's pool images.
@@ -156,7 +163,15 @@ def estimate_prior(
     settings = params.prior_estimation
     device = prepare_device(params.compute)
     _, positive = feature_tensors(labeled, params.features, device)
-    _, unlabeled = feature_tensors(pool, params.features, device)
+    pool_rows = unlabeled_rows(len(pool), params)
+    if len(pool_rows) < len(pool):
+        logger.info(
+            "pu_training.max_unlabeled: class prior and classifier are trained on a random sample "
+            "of %s of the %s pool images",
+            f"{len(pool_rows):,}",
+            f"{len(pool):,}",
+        )
+    _, unlabeled = feature_tensors(pool, params.features, device, pool_rows)
     n_folds = usable_folds(settings.n_folds, len(positive), "pu_training.prior_estimation.n_folds")
     if len(unlabeled) < n_folds:
         raise InputError(
@@ -194,7 +209,7 @@ def estimate_prior(
             estimate.upper,
             estimate.note,
         )
-    outputs = (read_log_odds(labeled), read_log_odds(pool))
+    outputs = (read_log_odds(labeled), read_log_odds(pool, pool_rows))
     rng = np.random.default_rng(params.seed)
     readings = compare_readings(estimate.value, outputs, trained_ranks, rng)
     warning = flag_sentence(readings)

@@ -22,13 +22,12 @@ from pu_kd_pipeline.learning.pu_training import cvir_step, fit_scores, pu_step
 from pu_kd_pipeline.learning.workers import ALONE, Workers
 from pu_kd_pipeline.models.cards import PUClassifierCard
 from pu_kd_pipeline.models.model import Model, PUClassifier, load_model
-from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.batches import draw_numbers, views_of
 from pu_kd_pipeline.training.held_out_folds import PUSetup, train_with_held_out_folds
-from pu_kd_pipeline.training.pu_steps import new_head, score_training
+from pu_kd_pipeline.training.pu_steps import new_head, score_training, unlabeled_rows
 from pu_kd_pipeline.training.worker_group import joint_training, shared_batch
 
 # Images of the pool whose descriptors standardize the inputs of a head that is trained end to end.
@@ -60,7 +59,7 @@ def train_head(
     check_teacher(pool, teacher_fingerprint, "pool_features")
     device = prepare_device(params.compute)
     ids, positive = feature_tensors(labeled, params.features, device)
-    _, unlabeled = feature_tensors(pool, params.features, device)
+    _, unlabeled = feature_tensors(pool, params.features, device, unlabeled_rows(len(pool), params))
     fingerprints = {
         "labeled": labeled.fingerprint,
         "pool": pool.fingerprint,
@@ -190,10 +189,12 @@ class _EndToEndTrainer:
         self._setup = setup
         params = setup.params
         shared_batch(params.positive_batch_size, "pu_training.positive_batch_size")
-        n_unlabeled = min(params.unlabeled_batch_size, len(pool_images))
+        self._unlabeled_rows = unlabeled_rows(len(pool_images), params)
+        n_unlabeled = min(params.unlabeled_batch_size, len(self._unlabeled_rows))
         self._workers = shared_batch(n_unlabeled, "pu_training.unlabeled_batch_size")
-        self._positive = _all_rows(labeled_images, compute)
-        self._unlabeled = _all_rows(pool_images, compute)
+        labeled_rows = np.arange(len(labeled_images))
+        self._positive = ImageRows([(labeled_images, labeled_rows)], compute)
+        self._unlabeled = ImageRows([(pool_images, self._unlabeled_rows)], compute)
         self._normalize = normalization(teacher, setup.device, labeled_images, pool_images)
         self.descriptor_size = teacher.extractor(setup.device).descriptor_size
 
@@ -251,8 +252,7 @@ class _EndToEndTrainer:
         return self._scores(module, self._labeled_images, positions)
 
     def unlabeled_scores(self, module: FullPUClassifier) -> np.ndarray:
-        rows = np.arange(len(self._pool_images))
-        return self._scores(module, self._pool_images, rows)
+        return self._scores(module, self._pool_images, self._unlabeled_rows)
 
     def _scores(self, module: FullPUClassifier, store: ImageStore, rows: np.ndarray) -> np.ndarray:
         module.eval()
@@ -272,7 +272,7 @@ class _EndToEndTrainer:
         """Return the descriptors of a sample of the pool, for the head's standardization."""
         pool = self._pool_images
         params = self._setup.params
-        order = np.random.default_rng(params.seed).permutation(len(pool))
+        order = np.random.default_rng(params.seed).permutation(self._unlabeled_rows)
         # Sorted, because stores are read fastest in order.
         rows = np.sort(order[:_STATISTICS_SAMPLE])
 
@@ -319,11 +319,6 @@ class _RandomViews:
     def skip(self, rows: Tensor) -> None:
         """Advance the generator as drawing views of these rows would, without reading an image."""
         draw_numbers(len(rows), self._augmentation, self._generator)
-
-
-def _all_rows(store: ImageStore, compute: ComputeParams) -> ImageRows:
-    rows = np.arange(len(store))
-    return ImageRows([(store, rows)], compute)
 
 
 def _step(

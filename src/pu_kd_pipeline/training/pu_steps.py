@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from pu_kd_pipeline.errors import InputError
@@ -23,6 +24,22 @@ def usable_folds(n_folds: int, n_positive: int, key: str) -> int:
             "or set class_prior"
         )
     return min(n_folds, n_positive)
+
+
+def unlabeled_rows(n_pool: int, params: PUTrainingParams) -> np.ndarray:
+    """Return the rows of the pool that are trained on: all, or a random sample of a large pool.
+
+    Every risk and class prior is a mean over unlabeled images, which that of a sample estimates
+    without bias.
+
+    Returns:
+        (n,) ascending int64, n at most `max_unlabeled`.
+    """
+    if n_pool <= params.max_unlabeled:
+        return np.arange(n_pool, dtype=np.int64)
+    rng = np.random.default_rng(params.seed)
+    rows = rng.choice(n_pool, size=params.max_unlabeled, replace=False, shuffle=False)
+    return np.sort(rows)
 
 
 def new_head(positive: Tensor, unlabeled: Tensor, params: PUTrainingParams) -> PUHead:

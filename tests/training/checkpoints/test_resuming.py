@@ -163,6 +163,7 @@ def pu_params(**changes: Any) -> PUTrainingParams:
         "epochs": 2,
         "positive_batch_size": 8,
         "unlabeled_batch_size": 64,
+        "max_unlabeled": 1_000_000,
         "held_out_folds": 2,
         "optimizer": MOMENTUM,
         "augmentation": SHIFTED,
