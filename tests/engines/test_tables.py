@@ -142,6 +142,15 @@ def test_a_killed_worker_costs_its_shard_in_flight(work, kind, tmp_path, caplog)
     assert lost.startswith("shard-dieonce-2: ")
 
 
+def test_workers_that_die_with_nothing_to_do_cost_the_others_nothing(work, kind, tmp_path):
+    """Three workers are lost at once, and only one of them had a shard."""
+    shards = ("together-1", "together-2", "killall-3")
+    makers = makers_of(work, kind, *shards, n_workers=3)
+    ShardedTable.write(tmp_path / "table", makers)
+    assert len(ShardedTable.open(tmp_path / "table").names) == 3
+    assert [len(work.started_by(shard)) for shard in shards] == [1, 1, 2]
+
+
 def test_a_shard_that_kills_every_worker_is_given_up(work, kind, tmp_path):
     makers = makers_of(work, kind, "die-1", "2", "3")
     with pytest.raises(UnavailableError, match="^shard-die-1: its worker was lost 3 times"):

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pu_kd_pipeline.engines.worker import Answer, Assignment, ShardWorker
+from pu_kd_pipeline.engines.worker import Answer, Assignment, Lost, ShardWorker
 from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.params.engine import EngineParams
 
@@ -73,6 +73,10 @@ class RayWorkers:
         self._actors: dict[int, Any] = {}
         # The answer that is to come -> who gives it.
         self._calls: dict[Any, int] = {}
+        # Worker -> the shard that it has not begun yet.
+        self._sent: dict[int, tuple[str, Any]] = {}
+        # Those that work on a shard.
+        self._begun: set[int] = set()
         self._n_started = 0
 
     def start(self) -> int:
@@ -86,29 +90,39 @@ class RayWorkers:
 
     def submit(self, worker: int, name: str, argument: Any) -> None:
         """Send a shard to a worker; if it has ended, the next `wait` says so."""
-        call = self._actors[worker].make.remote(name, argument)
-        self._calls[call] = worker
+        # Nothing tells of an actor that ends while it has nothing to do. It is asked first, so that
+        # the shard is not what seems to have ended it.
+        self._sent[worker] = (name, argument)
+        self._calls[self._actors[worker].begin.remote()] = worker
 
-    def wait(self, timeout_s: float) -> list[tuple[int, Answer | str]]:
-        """Return (worker, its answer) for those that answered, or (worker, why it ended).
+    def wait(self, timeout_s: float) -> list[tuple[int, Answer | Lost]]:
+        """Return (worker, its answer) for those that answered, or (worker, how it ended).
 
         Raises:
             UnavailableError: the cluster is gone.
         """
         ray = self._ray
         calls = list(self._calls)
-        events: list[tuple[int, Answer | str]] = []
+        events: list[tuple[int, Answer | Lost]] = []
         try:
             finished, _ = ray.wait(calls, num_returns=1, timeout=timeout_s)
         except ray.exceptions.RayError as exc:
             raise _lost_cluster(exc) from exc
         for call in finished:
             worker = self._calls.pop(call)
+            sent = self._sent.pop(worker, None)
             try:
-                events.append((worker, ray.get(call)))
+                answer: Answer = ray.get(call)
             except ray.exceptions.RayError as exc:
                 self._kill(worker)
-                events.append((worker, _reason(exc)))
+                events.append((worker, Lost(_reason(exc), worker in self._begun)))
+                continue
+            if sent is None:
+                self._begun.discard(worker)
+                events.append((worker, answer))
+            else:
+                self._begun.add(worker)
+                self._calls[self._actors[worker].make.remote(*sent)] = worker
         return events
 
     def stop(self) -> None:
