@@ -115,7 +115,7 @@ class RayWorkers:
                 answer: Answer = ray.get(call)
             except ray.exceptions.RayError as exc:
                 self._kill(worker)
-                events.append((worker, Lost(_reason(exc), worker in self._begun)))
+                events.append((worker, Lost(ended_by(exc), worker in self._begun)))
                 continue
             if sent is None:
                 self._begun.discard(worker)
@@ -192,6 +192,18 @@ def n_workers_of(engine: EngineParams, ray: Any) -> int:
     return n_workers
 
 
+def own_address() -> str:
+    """Return the address of the machine that an actor is on; called by the actor."""
+    return str(import_ray().util.get_node_ip_address())
+
+
+def ended_by(error: Exception) -> str:
+    """Return how an actor ended, in one line: Ray states the cause at the end of several."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[0].rstrip(".:")
+    return reason if len(lines) == 1 else f"{reason}: {lines[-1].strip()}"
+
+
 def n_own_cpus() -> int:
     """Return how many CPUs this process may use; a container's quota counts, too."""
     n_cpus = os.cpu_count() or 1
@@ -215,13 +227,6 @@ def _kept_signal_handlers() -> Iterator[None]:
     finally:
         if is_main and handler is not None:
             signal.signal(signal.SIGTERM, handler)
-
-
-def _reason(error: Exception) -> str:
-    """Return what happened in one line: Ray states the cause at the end of several."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = lines[0].rstrip(".:")
-    return reason if len(lines) == 1 else f"{reason}: {lines[-1].strip()}"
 
 
 def _lost_cluster(error: Exception) -> UnavailableError:

@@ -22,7 +22,7 @@ from pu_kd_pipeline import progress
 from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 
 PACKAGE = "pu_kd_pipeline"
-# What kind of error it was decides how the run ends. Who refuses cannot do this work at all, and who
+# What kind of error it was decides how the run ends. Who refuses cannot do this work at all; who
 # has begun answers again when the shard is done.
 AnswerKind = Literal["begun", "done", "refused", "input", "unavailable", "bug"]
 THREADS_VARIABLE = "OMP_NUM_THREADS"
