@@ -71,7 +71,9 @@ def main(folder: Path) -> None:
         "comparison": comparison_shards(demo_inputs(folder / "inputs"), BASE, cells),
     }
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     nodes = [cluster.add_node(num_cpus=1) for _ in range(N_NODES - 1)]
     cluster.wait_for_nodes()
     n_starts = {}

@@ -36,7 +36,7 @@ def test_nodes_that_are_removed_cost_their_shards_in_flight(tmp_path: Path) -> N
         capture_output=True,
         text=True,
         check=False,
-        timeout=230,
+        timeout=580,
     )
     assert done.returncode == 0, done.stderr
     # Ray may print lines of its own when it ends.

@@ -53,7 +53,9 @@ def main(folder: Path) -> None:
     expected = trained(scene, folder / "of processes", steps)
     expected_steps = list(steps)
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
     set_engine(engine_of("ray", address=cluster.address))

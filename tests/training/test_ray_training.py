@@ -31,7 +31,7 @@ def test_a_training_on_a_cluster_survives_the_loss_of_a_node(tmp_path: Path) -> 
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=580,
     )
     assert done.returncode == 0, done.stderr
     [line] = [line for line in done.stdout.splitlines() if line.startswith("{")]

@@ -7,6 +7,7 @@ package; actors that Ray restarts itself may wait for ever for a place in a clus
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -19,10 +20,14 @@ from pu_kd_pipeline.engines.worker import Answer, Assignment, Lost, ShardWorker
 from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.params.engine import EngineParams
 
+logger = logging.getLogger(__name__)
+
 INSTALL = 'pip install "pu-kd-pipeline[ray]"'
 # The work is in a file, and what workers return is small; Ray takes no less than 75 MB. A container
 # has 64 MB of shared memory unless it is given more, and Ray then uses the disk.
 _OBJECT_STORE_BYTES = 100 * 10**6
+# Ray gives a machine 30 seconds to start; one that is busy may need longer.
+_MAX_STARTS = 3
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -160,13 +165,19 @@ def connect(engine: EngineParams) -> Any:
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
     with _kept_signal_handlers():
-        try:
-            ray.init(address=address, configure_logging=False, log_to_driver=False, **options)
-        except Exception as exc:  # of many kinds, such as RuntimeError for a wrong token
-            raise UnavailableError(
-                f"engine.address: the Ray cluster at {address!r} cannot be used "
-                f"({first_line(exc)}): see docs/scale.md"
-            ) from exc
+        for n_failed in range(_MAX_STARTS):
+            try:
+                ray.init(address=address, configure_logging=False, log_to_driver=False, **options)
+                break
+            except Exception as exc:  # of many kinds, such as RuntimeError for a wrong token
+                if "timed out during startup" in str(exc) and n_failed < _MAX_STARTS - 1:
+                    logger.warning("Ray did not start in time on this busy machine: once more")
+                    ray.shutdown()
+                    continue
+                raise UnavailableError(
+                    f"engine.address: the Ray cluster at {address!r} cannot be used "
+                    f"({first_line(exc)}): see docs/scale.md"
+                ) from exc
     return ray
 
 
