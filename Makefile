@@ -96,9 +96,11 @@ containers: docker/secrets/postgres_password ## build the images and run every s
 	@echo "MLflow: http://$$(cd docker && docker compose port mlflow 5000)    Pipeline: http://$$(cd docker && docker compose port kedro_viz 4141)"
 
 # Added to whatever COMPOSE_FILE names, such as the settings of a package mirror.
+WITH_CLUSTER = COMPOSE_FILE="$${COMPOSE_FILE:-compose.yaml}:compose.cluster.yaml" COMPOSE_PROFILES=cluster
 cluster: docker/secrets/postgres_password docker/secrets/ray_token ## start a Ray cluster of three containers (docs/scale.md)
-	cd docker && COMPOSE_FILE="$${COMPOSE_FILE:-compose.yaml}:compose.cluster.yaml" docker compose --profile cluster build ray_head
-	cd docker && COMPOSE_FILE="$${COMPOSE_FILE:-compose.yaml}:compose.cluster.yaml" docker compose --profile cluster up --detach --wait ray_head ray_worker
+	@docker compose version >/dev/null 2>&1 || { echo "This target needs Docker with Compose and buildx: https://docs.docker.com/engine/install"; exit 1; }
+	cd docker && $(WITH_CLUSTER) IMAGE_VERSION="$(IMAGE_VERSION)" IMAGE_REVISION="$(IMAGE_REVISION)" IMAGE_SOURCE="$(IMAGE_SOURCE)" docker compose build ray_head
+	cd docker && $(WITH_CLUSTER) docker compose up --detach --wait ray_head ray_worker
 
 docker/secrets/postgres_password docker/secrets/ray_token:
 	@mkdir -p docker/secrets && chmod 700 docker/secrets
