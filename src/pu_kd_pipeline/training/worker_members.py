@@ -38,7 +38,16 @@ _LINUX_SIOCGIFADDR = 0x8915  # asks for the address of a network interface
 
 
 class EndedWorkerError(UnavailableError):
-    """A worker of a training has ended, or could not be started; says how."""
+    """A worker of a training has ended, or could not be started.
+
+    Args:
+        what: which one, and how.
+        advice: what can be done, where the run ends with this error.
+    """
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(what + advice)
+        self.what = what
 
 
 @dataclass(frozen=True)

@@ -133,13 +133,13 @@ class Team:
         if kind == "failed":
             return RuntimeError(f"{self._name}: {self._worker(rank)} failed:\n{content[0]}")
         reason, lines = content
-        message = (
-            f"{self._name}: {self._worker(rank)} {reason}. The same command resumes from the last "
-            "checkpoint, also with another training_workers.n."
+        advice = (
+            ". The same command resumes from the last checkpoint, also with another "
+            "training_workers.n."
         )
         if lines:
-            message += " It wrote: " + " / ".join(lines)
-        return EndedWorkerError(message)
+            advice += " It wrote: " + " / ".join(lines)
+        return EndedWorkerError(f"{self._name}: {self._worker(rank)} {reason}", advice)
 
     def _worker(self, rank: int) -> str:
         return f"worker {rank + 1} of {self._n}"

@@ -99,7 +99,8 @@ def _result(task: Task, params: TrainingWorkersParams, engine: EngineParams, nam
             except (EndedWorkerError, LostWorkerError) as error:
                 if n_lost == _MAX_TEAMS - 1:
                     raise
-                logger.warning("%s: workers start again, because one was lost: %s", name, error)
+                what = error.what if isinstance(error, EndedWorkerError) else str(error)
+                logger.warning("all workers start again from the last checkpoint: %s", what)
     raise AssertionError("every team has returned a result or raised an error")
 
 
