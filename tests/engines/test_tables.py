@@ -277,7 +277,7 @@ def test_workers_end_with_the_run(tmp_path, number, place, request):
     wait_for_end({*own, *work.started_by("hang-1"), *work.started_by("hang-2")})
     # Seconds, on a machine that is not busy.
     assert time.monotonic() - sent < 90
-    assert driver.returncode == EXIT_CODES[number]
+    assert driver.returncode == EXIT_CODES[number], message
     assert ("Stopped by Ctrl-C." in message) == (number == signal.SIGINT)
     assert "Traceback" not in message
     # What was finished is kept for the next run.

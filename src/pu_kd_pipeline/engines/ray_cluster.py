@@ -1,8 +1,9 @@
 """Workers that are actors of a Ray cluster; the only module that imports Ray, and only when used.
 
 The pitfalls that this avoids: `ray.init` without an address joins any cluster that it finds; it
-replaces the handler of SIGTERM; usage statistics are sent by default; a folder `ray` hides the
-package; actors that Ray restarts itself may wait for ever for a place in a cluster that shrank.
+replaces the handler of SIGTERM, and what other handlers raise; usage statistics are sent by
+default; a folder `ray` hides the package; actors that Ray restarts itself may wait for ever for a
+place in a cluster that shrank.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pu_kd_pipeline.engines.worker import Answer, Assignment, Lost, ShardWorker
@@ -28,6 +30,10 @@ INSTALL = 'pip install "pu-kd-pipeline[ray]"'
 _OBJECT_STORE_BYTES = 100 * 10**6
 # Ray gives a machine 30 seconds to start; one that is busy may need longer.
 _MAX_STARTS = 3
+# The shell's convention, as in `cli.errors`.
+_SIGNAL_EXIT_CODE = 128
+# Windows has no SIGHUP.
+_ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -225,6 +231,40 @@ def n_own_cpus() -> int:
         quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
         n_cpus = min(n_cpus, max(1, -(-int(quota) // int(period))))
     return n_cpus
+
+
+@contextmanager
+def kept_exit_codes() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the process with their exit code, also in a call of Ray.
+
+    Ray turns a SystemExit that a signal handler raises there into an error of its own.
+    """
+    codes: list[int] = []
+    replaced = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        codes.append(_SIGNAL_EXIT_CODE + number)
+        replaced[number](number, frame)
+
+    # Python allows signal handlers in the main thread alone.
+    if threading.current_thread() is threading.main_thread():
+        for number in _ENDING_SIGNALS:
+            handler = signal.getsignal(number)
+            # A function; otherwise the signal is ignored, or ends the process at once.
+            if callable(handler):
+                replaced[number] = handler
+                signal.signal(number, end)
+    try:
+        yield
+    except BaseException:
+        if codes:
+            raise SystemExit(codes[0]) from None
+        raise
+    finally:
+        for number, handler in replaced.items():
+            # Whoever was called may have set another one.
+            if signal.getsignal(number) is end:
+                signal.signal(number, handler)
 
 
 @contextmanager

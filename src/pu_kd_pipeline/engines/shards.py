@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from pu_kd_pipeline.engines.processes import ProcessWorkers
 from pu_kd_pipeline.engines.ray_cluster import (
     RayWorkers,
     connect,
+    kept_exit_codes,
     n_own_cpus,
     n_workers_of,
 )
@@ -86,7 +87,8 @@ def map_shards(
         return
     file = folder / f".work.{os.getpid()}.tmp"
     workers: Workers
-    try:
+    with kept_exit_codes(), ExitStack() as left:
+        left.callback(file.unlink, missing_ok=True)
         if engine.kind == "ray":
             ray = connect(engine)
             n_workers = min(n_workers_of(engine, ray), len(arguments))
@@ -95,14 +97,9 @@ def map_shards(
             n_workers = min(engine.n_workers or n_own_cpus(), len(arguments))
             n_threads = max(1, n_own_cpus() // n_workers)
             workers = ProcessWorkers(_assignment(work, file, n_threads))
+        left.callback(workers.stop)
         distribution = _Distribution(workers, arguments, engine.stall_minutes * 60)
-        try:
-            with closing(distribution.results(n_workers)) as results:
-                yield from results
-        finally:
-            workers.stop()
-    finally:
-        file.unlink(missing_ok=True)
+        yield from left.enter_context(closing(distribution.results(n_workers)))
 
 
 def _assignment(work: Work, file: Path, n_threads: int) -> Assignment:

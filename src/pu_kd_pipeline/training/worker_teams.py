@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pu_kd_pipeline.devices import prepare_device
 from pu_kd_pipeline.engines.current import current_engine
+from pu_kd_pipeline.engines.ray_cluster import kept_exit_codes
 from pu_kd_pipeline.params.compute import ComputeParams, TrainingWorkersParams
 from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
@@ -91,9 +92,10 @@ def _result(task: Task, params: TrainingWorkersParams, engine: EngineParams, nam
         with tempfile.TemporaryDirectory(prefix=".workers-", dir=_shared_folder(task)) as folder:
             _write(task, Path(folder))
             try:
-                members = actor_members(
-                    params.n, device, n_threads, engine, Path(folder), params.timeout_s
-                )
+                with kept_exit_codes():
+                    members = actor_members(
+                        params.n, device, n_threads, engine, Path(folder), params.timeout_s
+                    )
                 with Team(members, name) as team:
                     return pickle.loads(team.result())
             except (EndedWorkerError, LostWorkerError) as error:
