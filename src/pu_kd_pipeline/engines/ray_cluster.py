@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -240,7 +240,7 @@ def kept_exit_codes() -> Iterator[None]:
     Ray turns a SystemExit that a signal handler raises there into an error of its own.
     """
     codes: list[int] = []
-    replaced = {}
+    replaced: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
         codes.append(_SIGNAL_EXIT_CODE + number)
