@@ -19,7 +19,7 @@ RESULTS = (
     f"{MODEL_INPUT}/weight_vectors.parquet",
     f"{MODELS}/pu_classifier/weights.safetensors",
     f"{MODELS}/student_model/weights.safetensors",
-    f"{MODEL_OUTPUT}/predictions.parquet",
+    f"{MODEL_OUTPUT}/test_predictions.parquet",
 )
 
 
