@@ -28,7 +28,7 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run pilot explain test lint types contracts format pytest docs diagrams mlflow viz bench gpu-experiment containers manifests reference constraints constraints-ends versions clean
+.PHONY: help run pilot explain test lint types contracts format pytest docs diagrams mlflow viz bench gpu-experiment containers cluster manifests reference constraints constraints-ends versions clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,7 +95,14 @@ containers: docker/secrets/postgres_password ## build the images and run every s
 	@cd docker && test "$$(docker compose ps --all --format '{{.ExitCode}}' reporting)" = 0
 	@echo "MLflow: http://$$(cd docker && docker compose port mlflow 5000)    Pipeline: http://$$(cd docker && docker compose port kedro_viz 4141)"
 
-docker/secrets/postgres_password:
+# Added to whatever COMPOSE_FILE names, such as the settings of a package mirror.
+WITH_CLUSTER = COMPOSE_FILE="$${COMPOSE_FILE:-compose.yaml}:compose.cluster.yaml" COMPOSE_PROFILES=cluster
+cluster: docker/secrets/postgres_password docker/secrets/ray_token ## start a Ray cluster of three containers (docs/scale.md)
+	@docker compose version >/dev/null 2>&1 || { echo "This target needs Docker with Compose and buildx: https://docs.docker.com/engine/install"; exit 1; }
+	cd docker && $(WITH_CLUSTER) IMAGE_VERSION="$(IMAGE_VERSION)" IMAGE_REVISION="$(IMAGE_REVISION)" IMAGE_SOURCE="$(IMAGE_SOURCE)" docker compose build ray_head
+	cd docker && $(WITH_CLUSTER) docker compose up --detach --wait ray_head ray_worker
+
+docker/secrets/postgres_password docker/secrets/ray_token:
 	@mkdir -p docker/secrets && chmod 700 docker/secrets
 	@od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > $@ && chmod 444 $@
 

@@ -217,7 +217,7 @@ def test_a_wrong_key_in_a_yaml_block_would_be_found(conf: Path, tmp_path: Path) 
 
 def test_the_variables_for_operators_are_those_of_the_compose_files() -> None:
     used = {}
-    for name in ("compose.yaml", "compose.gpu.yaml"):
+    for name in ("compose.yaml", "compose.gpu.yaml", "compose.cluster.yaml"):
         text = (PROJECT / "docker" / name).read_text()
         used.update(re.findall(r"\${([A-Z_]+):?-([^}]*)}", text))
 
@@ -231,10 +231,11 @@ def test_the_variables_for_operators_are_those_of_the_compose_files() -> None:
 
 
 def test_docker_commands_name_services_that_exist() -> None:
-    file = PROJECT / "docker" / "compose.yaml"
-    compose = yaml.safe_load(file.read_text())
     # `tar` is the archive that `docker compose cp` writes.
-    known = {*compose["services"], "tar"}
+    known = {"tar"}
+    for name in ("compose.yaml", "compose.cluster.yaml"):
+        compose = yaml.safe_load((PROJECT / "docker" / name).read_text())
+        known.update(compose["services"])
     for path in GUIDES:
         for words in commands(path):
             if words[:2] != ["docker", "compose"] or words[2] not in COMPOSE_VERBS:

@@ -36,7 +36,7 @@ RUN_BY = {
 }
 # Those that `.ci/run`, and so also the public workflow, starts as they stand.
 RUN_BY_CI = ("make test", "make lint", "make types", "make contracts", "make pytest")
-RUN_BY_CI += ("make versions", "make containers")
+RUN_BY_CI += ("make versions", "make containers", "make cluster")
 # Start of a command -> why no test runs it.
 NOT_RUN = {
     "docker ": "needs Docker, which a test cannot start; .ci/containers runs the containers",
@@ -172,7 +172,9 @@ def test_what_ci_runs_is_in_its_script() -> None:
         assert f"\n.ci/versions {name}\n" in script
         assert f"\t.ci/versions {name}\n" in makefile
     assert "\n.ci/containers\n" in script
-    assert "\nmake containers " in (PROJECT / ".ci" / "containers").read_text()
+    containers = (PROJECT / ".ci" / "containers").read_text()
+    assert "\nmake containers " in containers
+    assert "\nmake cluster\n" in containers
 
 
 def test_make_help_lists_the_documented_targets() -> None:

@@ -2,6 +2,7 @@
 
 from pu_kd_pipeline.hooks.checkpoints import CheckpointHooks
 from pu_kd_pipeline.hooks.configuration import ConfigLoader
+from pu_kd_pipeline.hooks.engine import EngineHooks
 from pu_kd_pipeline.hooks.inputs import InputHooks
 from pu_kd_pipeline.hooks.preflight import PreflightHooks
 from pu_kd_pipeline.hooks.project import ProjectHooks
@@ -20,6 +21,7 @@ HOOKS = (
     SummaryHooks(),
     TrackingHooks(),
     CheckpointHooks(),
+    EngineHooks(),
     SignalHooks(),
     PreflightHooks(),
     InputHooks(),

@@ -11,13 +11,23 @@ import pyarrow as pa
 
 from pu_kd_pipeline.comparison.computation import RESULT
 from pu_kd_pipeline.comparison.grid import Blocks
+from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.features.extraction import feature_shards
+from pu_kd_pipeline.images.ingestion import write_store
+from pu_kd_pipeline.images.plan import IngestionPlan
+from pu_kd_pipeline.images.store import ImageStore
+from pu_kd_pipeline.learning.loop import seeded
+from pu_kd_pipeline.models.factory import new_teacher
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.comparison import ComparisonParams
+from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.environment import read_parameters
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.subset_materialization import SubsetParams
+from pu_kd_pipeline.params.teacher import TeacherParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +71,37 @@ def _base_blocks() -> Blocks:
 
 
 BASE = _base_blocks()
+
+
+def demo_inputs(folder: Path) -> ComparisonInputs:
+    """Return the demo's images and a teacher that was not trained: comparing needs no good one."""
+    ingestion = DataIngestionParams(**block_of("data_ingestion"))
+    distillation = DistillationParams(**block_of("distillation"))
+    # Narrow, because every cell runs this network.
+    narrow = block_of("teacher", architecture_options={"width": 8})
+    with seeded(0):
+        teacher = new_teacher(TeacherParams(**narrow))
+
+    def store_of(part: str) -> ImageStore:
+        sources = getattr(ingestion, part)
+        plan = IngestionPlan(part, sources, 8, 1, teacher.card.classes, ingestion.store, 0)
+        return write_store(plan, folder / part)
+
+    def features_of(images: ImageStore, name: str) -> ShardedTable:
+        makers = feature_shards(images, teacher, distillation.compute)
+        return ShardedTable.write(folder / name, makers)
+
+    labeled_images = store_of("labeled")
+    pool_images = store_of("pool")
+    return ComparisonInputs(
+        teacher=teacher,
+        labeled_images=labeled_images,
+        pool_images=pool_images,
+        test_images=store_of("test"),
+        teacher_training_images=store_of("teacher_training"),
+        labeled_features=features_of(labeled_images, "labeled_features"),
+        pool_features=features_of(pool_images, "pool_features"),
+    )
 
 
 def grid(**changes: Any) -> ComparisonParams:

@@ -8,17 +8,7 @@ import pytest
 
 from pu_kd_pipeline.comparison.grid import Blocks
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
-from pu_kd_pipeline.features.extraction import feature_shards
-from pu_kd_pipeline.images.ingestion import write_store
-from pu_kd_pipeline.images.plan import IngestionPlan
-from pu_kd_pipeline.images.store import ImageStore
-from pu_kd_pipeline.learning.loop import seeded
-from pu_kd_pipeline.models.factory import new_teacher
-from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
-from pu_kd_pipeline.params.distillation import DistillationParams
-from pu_kd_pipeline.params.teacher import TeacherParams
-from pu_kd_pipeline.storage.sharded_table import ShardedTable
-from tests.comparison.builders import BASE, block_of, results_of
+from tests.comparison.builders import BASE, demo_inputs, results_of
 
 
 @pytest.fixture(scope="session")
@@ -28,35 +18,7 @@ def blocks() -> Blocks:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> ComparisonInputs:
-    """The demo's images, and a teacher that was not trained: comparing needs no good one."""
-    folder = tmp_path_factory.mktemp("inputs")
-    ingestion = DataIngestionParams(**block_of("data_ingestion"))
-    distillation = DistillationParams(**block_of("distillation"))
-    # Narrow, because every cell runs this network.
-    narrow = block_of("teacher", architecture_options={"width": 8})
-    with seeded(0):
-        teacher = new_teacher(TeacherParams(**narrow))
-
-    def store_of(part: str) -> ImageStore:
-        sources = getattr(ingestion, part)
-        plan = IngestionPlan(part, sources, 8, 1, teacher.card.classes, ingestion.store, 0)
-        return write_store(plan, folder / part)
-
-    def features_of(images: ImageStore, name: str) -> ShardedTable:
-        makers = feature_shards(images, teacher, distillation.compute)
-        return ShardedTable.write(folder / name, makers)
-
-    labeled_images = store_of("labeled")
-    pool_images = store_of("pool")
-    return ComparisonInputs(
-        teacher=teacher,
-        labeled_images=labeled_images,
-        pool_images=pool_images,
-        test_images=store_of("test"),
-        teacher_training_images=store_of("teacher_training"),
-        labeled_features=features_of(labeled_images, "labeled_features"),
-        pool_features=features_of(pool_images, "pool_features"),
-    )
+    return demo_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture

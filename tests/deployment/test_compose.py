@@ -153,9 +153,45 @@ def test_the_mirror_changes_only_how_images_are_built(compose: dict[str, Any]) -
         # The others are pulled as they are.
         if "build" in service:
             built.add(name)
-    assert set(override["services"]) == built
-    for service in override["services"].values():
+    services = override["services"]
+    # Of a file that need not be used: without its profile, Compose ignores it.
+    head = services.pop("ray_head")
+    assert head.keys() == {"profiles", "build"}
+    assert head["profiles"] == ["cluster"]
+    assert set(services) == built
+    for service in services.values():
         assert list(service) == ["build"]
+        assert service["build"].items() <= head["build"].items()
+
+
+def test_the_machines_of_a_cluster_are_confined_and_share_the_data_alone(
+    compose: dict[str, Any],
+) -> None:
+    override = read_yaml("compose.cluster.yaml")
+    machines = override["services"]
+    assert set(machines) == {"ray_head", "ray_worker"}
+    assert machines["ray_worker"]["deploy"]["replicas"] == 2
+    stage = compose["services"]["distillation"]
+    for name, machine in machines.items():
+        # `docker compose up` starts the stages alone, also with this file.
+        assert machine["profiles"] == ["cluster"], name
+        assert machine["read_only"], name
+        assert machine["cap_drop"] == ["ALL"], name
+        assert machine["security_opt"] == ["no-new-privileges:true"], name
+        assert machine["mem_limit"], name
+        assert machine["volumes"] == stage["volumes"], name
+        assert "ports" not in machine, name
+        # Whoever can connect to Ray can run any code.
+        assert machine["environment"]["RAY_AUTH_MODE"] == "token", name
+        assert machine["secrets"] == ["ray_token"], name
+
+
+def test_the_images_of_the_stages_are_without_ray() -> None:
+    targets = re.split(r"^FROM ", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE)
+    with_ray = [target.split()[:3] for target in targets if "[ray]" in target]
+    assert with_ray == [["stages", "AS", "cluster"]]
+    # An image without a named target is that of the stages.
+    assert targets[-1].strip() == "stages"
 
 
 def test_no_secret_is_in_the_files() -> None:

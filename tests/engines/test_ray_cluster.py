@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pu_kd_pipeline.engines.ray_cluster import import_ray, n_workers_of
+from pu_kd_pipeline.engines.ray_cluster import import_ray, kept_exit_codes, n_workers_of
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks import preflight
 from tests.conftest import PROJECT
@@ -93,3 +94,27 @@ def test_an_engine_that_cannot_be_is_refused(changes, message):
 @pytest.mark.parametrize("address", [None, "auto", "10.0.0.5:6379", "[::1]:6379"])
 def test_addresses_of_clusters_are_accepted(address):
     assert engine_of("ray", address=address).address == address
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_in_a_call_of_ray_ends_the_run_with_its_own_code(name):
+    number = getattr(signal, name)
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(number, end)
+    try:
+        with pytest.raises(SystemExit) as caught, kept_exit_codes():
+            try:
+                signal.raise_signal(number)
+            except SystemExit as exc:
+                # As Ray does.
+                raise RuntimeError("System error: SystemExit is raised") from exc
+        assert caught.value.code == 128 + number
+        assert signal.getsignal(number) is end
+        # Errors without a signal stay what they are.
+        with pytest.raises(RuntimeError, match="^a bug$"), kept_exit_codes():
+            raise RuntimeError("a bug")
+    finally:
+        signal.signal(number, previous)

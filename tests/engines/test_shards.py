@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 
 from pu_kd_pipeline.engines.shards import _Distribution
-from pu_kd_pipeline.engines.worker import Answer
+from pu_kd_pipeline.engines.worker import Answer, Lost
 from pu_kd_pipeline.errors import InputError, UnavailableError
 
-Reaction = Callable[[int, str | None], "Answer | str | None"]
+Reaction = Callable[[int, str | None], "Answer | Lost | None"]
+
+
+def lost(reason: str, had_begun: bool = False) -> Lost:
+    return Lost(reason, had_begun)
 
 
 class ScriptedWorkers:
@@ -19,13 +23,13 @@ class ScriptedWorkers:
 
     def __init__(self, reaction: Reaction) -> None:
         self._reaction = reaction
-        self._n_started = 0
-        self.events: list[tuple[int, Answer | str]] = []
+        self.n_started = 0
+        self.events: list[tuple[int, Answer | Lost]] = []
         self.submitted: list[tuple[int, str]] = []
 
     def start(self) -> int:
-        worker = self._n_started
-        self._n_started += 1
+        worker = self.n_started
+        self.n_started += 1
         self._react(worker, None)
         return worker
 
@@ -33,7 +37,7 @@ class ScriptedWorkers:
         self.submitted.append((worker, name))
         self._react(worker, name)
 
-    def wait(self, timeout_s: float) -> list[tuple[int, Answer | str]]:
+    def wait(self, timeout_s: float) -> list[tuple[int, Answer | Lost]]:
         events = self.events
         self.events = []
         return events
@@ -73,12 +77,12 @@ def test_a_worker_that_never_starts_holds_up_nothing():
 def test_a_worker_that_is_lost_while_it_waits_gets_no_shard():
     workers: ScriptedWorkers
 
-    def reaction(worker: int, name: str | None) -> Answer | str:
+    def reaction(worker: int, name: str | None) -> Answer | Lost:
         if name is None or worker == 2:
             return Answer("done")
         # The one that has nothing to do, and then the one with the shard.
-        workers.events.append((1 - worker, "its node is gone"))
-        return "its node is gone"
+        workers.events.append((1 - worker, lost("its node is gone")))
+        return lost("its node is gone", had_begun=True)
 
     workers = ScriptedWorkers(reaction)
     results = list(_Distribution(workers, {"s0": 0}, 5.0).results(2))
@@ -86,14 +90,86 @@ def test_a_worker_that_is_lost_while_it_waits_gets_no_shard():
     assert workers.submitted == [(1, "s0"), (2, "s0")]
 
 
+def test_workers_that_were_lost_before_they_began_cost_a_shard_no_attempt():
+    """One machine with six workers is gone, and nothing has said so before they get a shard."""
+
+    def reaction(worker: int, name: str | None) -> Answer | Lost:
+        if name is None or worker > 5:
+            return Answer("done")
+        return lost("its node is gone")
+
+    finished, workers = results_of(reaction, n_shards=1, n_workers=6)
+    assert finished == ["s0"]
+    assert len(workers.submitted) == 7
+
+
+def test_a_shard_is_begun_three_times_however_often_it_was_sent():
+    n_begun = 0
+
+    def reaction(worker: int, name: str | None) -> Answer | Lost:
+        nonlocal n_begun
+        if name is None:
+            return Answer("done")
+        # Every second worker ends before it begins.
+        had_begun = worker % 2 == 1
+        n_begun += had_begun
+        return lost("it was killed by SIGKILL", had_begun)
+
+    message = "^s0: its worker was lost 3 times, the last one because it was killed by SIGKILL"
+    with pytest.raises(UnavailableError, match=message):
+        results_of(reaction, n_shards=1, n_workers=4)
+    assert n_begun == 3
+
+
+def test_workers_that_never_begin_are_not_replaced_for_ever():
+    def reaction(_worker: int, name: str | None) -> Answer | Lost:
+        return Answer("done") if name is None else lost("the machine is out of memory")
+
+    message = r"^engine: \d+ workers in a row ended before they made a shard, .* out of memory$"
+    with pytest.raises(UnavailableError, match=message):
+        results_of(reaction, n_shards=5, n_workers=3)
+
+
+def test_idle_workers_that_end_are_not_replaced_for_ever():
+    workers: ScriptedWorkers
+
+    def reaction(worker: int, name: str | None) -> Answer | Lost | None:
+        # As soon as one is ready, it is lost.
+        if name is None:
+            workers.events.append((worker, Answer("done")))
+            return lost("its node is gone")
+        return None
+
+    workers = ScriptedWorkers(reaction)
+    with pytest.raises(UnavailableError, match=r"^engine: \d+ workers in a row"):
+        list(_Distribution(workers, {"s0": 0, "s1": 0}, 5.0).results(2))
+    assert workers.n_started < 10
+
+
+def test_workers_may_be_lost_again_once_a_shard_was_finished():
+    """The limit is on what happens in a row: a run of weeks may lose many workers."""
+    lost_at = set()
+
+    def reaction(worker: int, name: str | None) -> Answer | Lost:
+        # Each shard loses its first three workers before they begin.
+        if name is None:
+            return Answer("done")
+        lost_at.add((worker, name))
+        n_tries = sum(each == name for _, each in lost_at)
+        return Answer("done") if n_tries == 4 else lost("its node is gone")
+
+    finished, _ = results_of(reaction, n_shards=30, n_workers=1)
+    assert len(finished) == 30
+
+
 def test_workers_that_end_at_their_start_are_not_started_for_ever():
     with pytest.raises(UnavailableError, match=r"^engine: 4 workers in a row ended .* exit code 9"):
-        results_of(lambda _worker, _name: "it ended with exit code 9", n_shards=4)
+        results_of(lambda _worker, _name: lost("it ended with exit code 9"), n_shards=4)
 
 
 def test_lost_starts_do_not_end_the_shards_in_work():
-    def reaction(worker: int, _name: str | None) -> Answer | str:
-        return Answer("done") if worker == 0 else "memory ran out"
+    def reaction(worker: int, _name: str | None) -> Answer | Lost:
+        return Answer("done") if worker == 0 else lost("memory ran out")
 
     finished, workers = results_of(reaction, n_shards=6, n_workers=8)
     assert len(finished) == 6
@@ -103,11 +179,11 @@ def test_lost_starts_do_not_end_the_shards_in_work():
 def test_a_late_refusal_lets_the_shards_in_work_finish():
     workers: ScriptedWorkers
 
-    def reaction(worker: int, name: str | None) -> Answer | str | None:
+    def reaction(worker: int, name: str | None) -> Answer | Lost | None:
         if worker == 2:
             return Answer("refused", "its code differs")
         if name == "s0":
-            return "it was killed"
+            return lost("it was killed", had_begun=True)
         # Answered only once the new worker has refused.
         return None if name == "s1" else Answer("done")
 
@@ -116,7 +192,7 @@ def test_a_late_refusal_lets_the_shards_in_work_finish():
     finished = []
     waits = 0
 
-    def wait(timeout_s: float) -> list[tuple[int, Answer | str]]:
+    def wait(timeout_s: float) -> list[tuple[int, Answer | Lost]]:
         nonlocal waits
         waits += 1
         events, workers.events = workers.events, []

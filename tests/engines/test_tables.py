@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,15 @@ def test_a_killed_worker_costs_its_shard_in_flight(work, kind, tmp_path, caplog)
     assert lost.startswith("shard-dieonce-2: ")
 
 
+def test_workers_that_die_with_nothing_to_do_cost_the_others_nothing(work, kind, tmp_path):
+    """Three workers are lost at once, and only one of them had a shard."""
+    shards = ("together-1", "together-2", "killall-3")
+    makers = makers_of(work, kind, *shards, n_workers=3)
+    ShardedTable.write(tmp_path / "table", makers)
+    assert len(ShardedTable.open(tmp_path / "table").names) == 3
+    assert [len(work.started_by(shard)) for shard in shards] == [1, 1, 2]
+
+
 def test_a_shard_that_kills_every_worker_is_given_up(work, kind, tmp_path):
     makers = makers_of(work, kind, "die-1", "2", "3")
     with pytest.raises(UnavailableError, match="^shard-die-1: its worker was lost 3 times"):
@@ -167,7 +176,7 @@ def test_a_worker_with_other_code_refuses(tmp_path, kind):
     assert list((tmp_path / "table").iterdir()) == []
 
 
-def wait_for_end(pids: list[int]) -> None:
+def wait_for_end(pids: Iterable[int]) -> None:
     """Wait until processes have ended."""
     for pid in pids:
         while is_running(pid):
@@ -175,41 +184,78 @@ def wait_for_end(pids: list[int]) -> None:
 
 
 def is_running(pid: int) -> bool:
+    return state_of(pid) not in (None, "Z")
+
+
+def state_of(pid: int) -> str | None:
+    """Return the state of a process; None: there is none."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+        return None
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the processes that a process has started, and these in turn."""
+    found: set[int] = set()
+    parents = [pid]
+    while parents:
+        parent = parents.pop()
+        for file in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                children = {int(child) for child in file.read_text().split()}
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents.extend(children - found)
+            found |= children
+    return found
 
 
 DRIVER = """
-import signal
 import sys
 from pathlib import Path
 
+from pu_kd_pipeline.cli.errors import errors_as_exit_codes
 from pu_kd_pipeline.hooks.signals import SignalHooks
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from tests.engines.test_tables import makers_of
 from tests.engines.works import ToyWork
 
 if __name__ == "__main__":
-    SignalHooks().before_pipeline_run()
     folder = Path(sys.argv[1])
-    makers = makers_of(ToyWork(folder), "processes", "hang-1", "hang-2")
-    ShardedTable.write(folder / "table", makers)
+    kind, _, address = sys.argv[2].partition("@")
+    with errors_as_exit_codes():
+        SignalHooks().before_pipeline_run()
+        work = ToyWork(folder)
+        makers = makers_of(work, kind, "1", "hang-1", "hang-2", address=address or None)
+        ShardedTable.write(folder / "table", makers)
 """
+EXIT_CODES = {
+    signal.SIGINT: 128 + signal.SIGINT,
+    signal.SIGTERM: 128 + signal.SIGTERM,
+    signal.SIGKILL: -signal.SIGKILL,
+}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_the_run(tmp_path, number):
+@pytest.mark.parametrize("number", EXIT_CODES)
+@pytest.mark.parametrize("place", ["processes", "ray", "ray@"])
+def test_workers_end_with_the_run(tmp_path, number, place, request):
+    if place == "ray@":
+        request.getfixturevalue("_ray")
+        import ray
+
+        place += ray.get_runtime_context().gcs_address
+    elif place == "ray":
+        pytest.importorskip("ray")
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
     driver = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)],
+        [sys.executable, str(script), str(tmp_path), place],
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": f"{PROJECT / 'src'}{os.pathsep}{PROJECT}"},
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     work = ToyWork(tmp_path)
@@ -217,9 +263,25 @@ def test_workers_end_with_the_run(tmp_path, number):
     while not all(file.exists() and file.read_text() for file in started):
         assert driver.poll() is None, driver.communicate()[1]
         time.sleep(0.05)
-    driver.send_signal(number)
-    driver.communicate()
-    expected = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}
-    if number in expected:
-        assert driver.returncode == expected[number]
-    wait_for_end([*work.started_by("hang-1"), *work.started_by("hang-2")])
+    own = descendants(driver.pid)
+    # Workers, and with Ray its services; of a cluster at an address, none belongs to the run.
+    assert len(own) >= {"processes": 2, "ray": 4}.get(place, 0)
+
+    sent = time.monotonic()
+    if number == signal.SIGINT:
+        # As a terminal does, to all processes of the command.
+        os.killpg(driver.pid, number)
+    else:
+        driver.send_signal(number)
+    _, message = driver.communicate()
+    wait_for_end({*own, *work.started_by("hang-1"), *work.started_by("hang-2")})
+    # Seconds, on a machine that is not busy.
+    assert time.monotonic() - sent < 90
+    assert driver.returncode == EXIT_CODES[number], message
+    assert ("Stopped by Ctrl-C." in message) == (number == signal.SIGINT)
+    assert "Traceback" not in message
+    # What was finished is kept for the next run.
+    assert [file.stem for file in (tmp_path / "table").glob("shard-*")] == ["shard-1"]
+    if place.startswith("ray@"):
+        assert len(ray.nodes()) == 1
+        assert ray.nodes()[0]["Alive"]

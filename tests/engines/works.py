@@ -59,9 +59,28 @@ class ToyWork:
             time.sleep(600)
         if what == "slow":
             time.sleep(0.3)
+        if what in ("together", "killall"):
+            self._wait_for_others(3)
+        if what == "killall" and is_first_time:
+            self._kill_all()
         logger.warning("made %s", argument)
         progress.results.publish(argument, {"seed": 1}, {"accuracy": 0.5})
         return pa.table({"id": [argument], "length": [len(argument)]})
+
+    def _wait_for_others(self, n_shards: int) -> None:
+        while len(list(self.folder.glob("*.started"))) < n_shards:
+            time.sleep(0.05)
+
+    def _kill_all(self) -> None:
+        """Kill every worker that has started a shard, as the loss of their machine would."""
+        # The others have sent their answers by then, and have nothing to do.
+        time.sleep(1.0)
+        pids = set()
+        for file in self.folder.glob("*.started"):
+            pids.update(int(line) for line in file.read_text().split())
+        for pid in pids - {os.getpid()}:
+            os.kill(pid, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def facts(self) -> dict[str, str]:
         return {

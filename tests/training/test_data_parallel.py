@@ -28,7 +28,7 @@ from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.worker_group import LostWorkerError
-from pu_kd_pipeline.training.worker_processes import by_workers
+from pu_kd_pipeline.training.worker_teams import by_workers
 from tests.training import worker_trainings
 from tests.training.scene import COMPUTE, Scene
 from tests.training.worker_trainings import SGD, STUDENTS, Trained
@@ -166,7 +166,7 @@ STARTS_WORKERS = """
 import sys
 from pathlib import Path
 from pu_kd_pipeline.params.compute import TrainingWorkersParams
-from pu_kd_pipeline.training.worker_processes import by_workers
+from pu_kd_pipeline.training.worker_teams import by_workers
 from tests.training.scene import COMPUTE
 from tests.training.worker_trainings import waits_forever
 by_workers(waits_forever, TrainingWorkersParams(n=2), COMPUTE, "waiting")(Path(sys.argv[1]))

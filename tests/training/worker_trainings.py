@@ -143,3 +143,13 @@ def fails_in_one_worker() -> None:
     if not workers.is_first:
         raise ZeroDivisionError("a bug of the second worker")
     workers.sum(torch.ones(1))
+
+
+def student_and_node(
+    scene: Scene, n_updates: int, places: Path | None
+) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+    """Return history and weights of a student; each worker notes the Ray node that it is on."""
+    if places is not None:
+        with places.open("a") as file:
+            file.write(os.environ["RAY_RAYLET_PID"] + "\n")
+    return trained_student(scene, "kd", n_updates=n_updates)

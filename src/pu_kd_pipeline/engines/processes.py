@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from pu_kd_pipeline.engines.worker import Answer, Assignment, ShardWorker
+from pu_kd_pipeline.engines.worker import Answer, Assignment, Lost, ShardWorker
 
 _SECONDS_TO_END = 5.0
 
@@ -31,6 +31,8 @@ class ProcessWorkers:
         self._context = get_context("spawn")
         self._processes: dict[int, SpawnProcess] = {}
         self._pipes: dict[int, Connection] = {}
+        # Those that work on a shard.
+        self._begun: set[int] = set()
         self._n_started = 0
 
     def start(self) -> int:
@@ -54,17 +56,24 @@ class ProcessWorkers:
         with suppress(OSError):
             self._pipes[worker].send((name, argument))
 
-    def wait(self, timeout_s: float) -> list[tuple[int, Answer | str]]:
-        """Return (worker, its answer) for those that answered, or (worker, why it ended)."""
+    def wait(self, timeout_s: float) -> list[tuple[int, Answer | Lost]]:
+        """Return (worker, its answer) for those that answered, or (worker, how it ended)."""
         worker_of = {pipe: worker for worker, pipe in self._pipes.items()}
-        events: list[tuple[int, Answer | str]] = []
+        events: list[tuple[int, Answer | Lost]] = []
         for pipe in connection.wait(list(worker_of), timeout_s):
             assert isinstance(pipe, Connection)
             worker = worker_of[pipe]
             try:
-                events.append((worker, pipe.recv()))
+                answer: Answer = pipe.recv()
             except (EOFError, OSError):
-                events.append((worker, self._end(worker)))
+                had_begun = worker in self._begun
+                events.append((worker, Lost(self._end(worker), had_begun)))
+                continue
+            if answer.kind == "begun":
+                self._begun.add(worker)
+            else:
+                self._begun.discard(worker)
+                events.append((worker, answer))
         return events
 
     def stop(self) -> None:
@@ -98,6 +107,7 @@ def serve(pipe: Connection, assignment: Assignment) -> None:
         pipe.send(worker.prepare())
         while True:
             name, argument = pipe.recv()
+            pipe.send(worker.begin())
             answer = worker.make(name, argument)
             try:
                 pipe.send(answer)

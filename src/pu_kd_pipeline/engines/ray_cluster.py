@@ -1,28 +1,39 @@
 """Workers that are actors of a Ray cluster; the only module that imports Ray, and only when used.
 
 The pitfalls that this avoids: `ray.init` without an address joins any cluster that it finds; it
-replaces the handler of SIGTERM; usage statistics are sent by default; a folder `ray` hides the
-package; actors that Ray restarts itself may wait for ever for a place in a cluster that shrank.
+replaces the handler of SIGTERM, and what other handlers raise; usage statistics are sent by
+default; a folder `ray` hides the package; actors that Ray restarts itself may wait for ever for a
+place in a cluster that shrank.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from pu_kd_pipeline.engines.worker import Answer, Assignment, ShardWorker
+from pu_kd_pipeline.engines.worker import Answer, Assignment, Lost, ShardWorker
 from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.params.engine import EngineParams
+
+logger = logging.getLogger(__name__)
 
 INSTALL = 'pip install "pu-kd-pipeline[ray]"'
 # The work is in a file, and what workers return is small; Ray takes no less than 75 MB. A container
 # has 64 MB of shared memory unless it is given more, and Ray then uses the disk.
 _OBJECT_STORE_BYTES = 100 * 10**6
+# Ray gives a machine 30 seconds to start; one that is busy may need longer.
+_MAX_STARTS = 3
+# The shell's convention, as in `cli.errors`.
+_SIGNAL_EXIT_CODE = 128
+# Windows has no SIGHUP.
+_ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -73,6 +84,10 @@ class RayWorkers:
         self._actors: dict[int, Any] = {}
         # The answer that is to come -> who gives it.
         self._calls: dict[Any, int] = {}
+        # Worker -> the shard that it has not begun yet.
+        self._sent: dict[int, tuple[str, Any]] = {}
+        # Those that work on a shard.
+        self._begun: set[int] = set()
         self._n_started = 0
 
     def start(self) -> int:
@@ -86,29 +101,39 @@ class RayWorkers:
 
     def submit(self, worker: int, name: str, argument: Any) -> None:
         """Send a shard to a worker; if it has ended, the next `wait` says so."""
-        call = self._actors[worker].make.remote(name, argument)
-        self._calls[call] = worker
+        # Nothing tells of an actor that ends while it has nothing to do. It is asked first, so that
+        # the shard is not what seems to have ended it.
+        self._sent[worker] = (name, argument)
+        self._calls[self._actors[worker].begin.remote()] = worker
 
-    def wait(self, timeout_s: float) -> list[tuple[int, Answer | str]]:
-        """Return (worker, its answer) for those that answered, or (worker, why it ended).
+    def wait(self, timeout_s: float) -> list[tuple[int, Answer | Lost]]:
+        """Return (worker, its answer) for those that answered, or (worker, how it ended).
 
         Raises:
             UnavailableError: the cluster is gone.
         """
         ray = self._ray
         calls = list(self._calls)
-        events: list[tuple[int, Answer | str]] = []
+        events: list[tuple[int, Answer | Lost]] = []
         try:
             finished, _ = ray.wait(calls, num_returns=1, timeout=timeout_s)
         except ray.exceptions.RayError as exc:
             raise _lost_cluster(exc) from exc
         for call in finished:
             worker = self._calls.pop(call)
+            sent = self._sent.pop(worker, None)
             try:
-                events.append((worker, ray.get(call)))
+                answer: Answer = ray.get(call)
             except ray.exceptions.RayError as exc:
                 self._kill(worker)
-                events.append((worker, _reason(exc)))
+                events.append((worker, Lost(ended_by(exc), worker in self._begun)))
+                continue
+            if sent is None:
+                self._begun.discard(worker)
+                events.append((worker, answer))
+            else:
+                self._begun.add(worker)
+                self._calls[self._actors[worker].make.remote(*sent)] = worker
         return events
 
     def stop(self) -> None:
@@ -146,13 +171,19 @@ def connect(engine: EngineParams) -> Any:
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
     with _kept_signal_handlers():
-        try:
-            ray.init(address=address, configure_logging=False, log_to_driver=False, **options)
-        except Exception as exc:  # of many kinds, such as RuntimeError for a wrong token
-            raise UnavailableError(
-                f"engine.address: the Ray cluster at {address!r} cannot be used "
-                f"({first_line(exc)}): see docs/scale.md"
-            ) from exc
+        for n_failed in range(_MAX_STARTS):
+            try:
+                ray.init(address=address, configure_logging=False, log_to_driver=False, **options)
+                break
+            except Exception as exc:  # of many kinds, such as RuntimeError for a wrong token
+                if "timed out during startup" in str(exc) and n_failed < _MAX_STARTS - 1:
+                    logger.warning("Ray did not start in time on this busy machine: once more")
+                    ray.shutdown()
+                    continue
+                raise UnavailableError(
+                    f"engine.address: the Ray cluster at {address!r} cannot be used "
+                    f"({first_line(exc)}): see docs/scale.md"
+                ) from exc
     return ray
 
 
@@ -178,6 +209,18 @@ def n_workers_of(engine: EngineParams, ray: Any) -> int:
     return n_workers
 
 
+def own_address() -> str:
+    """Return the address of the machine that an actor is on; called by the actor."""
+    return str(import_ray().util.get_node_ip_address())
+
+
+def ended_by(error: Exception) -> str:
+    """Return how an actor ended, in one line: Ray states the cause at the end of several."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[0].rstrip(".:")
+    return reason if len(lines) == 1 else f"{reason}: {lines[-1].strip()}"
+
+
 def n_own_cpus() -> int:
     """Return how many CPUs this process may use; a container's quota counts, too."""
     n_cpus = os.cpu_count() or 1
@@ -191,6 +234,40 @@ def n_own_cpus() -> int:
 
 
 @contextmanager
+def kept_exit_codes() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the process with their exit code, also in a call of Ray.
+
+    Ray turns a SystemExit that a signal handler raises there into an error of its own.
+    """
+    codes: list[int] = []
+    replaced: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        codes.append(_SIGNAL_EXIT_CODE + number)
+        replaced[number](number, frame)
+
+    # Python allows signal handlers in the main thread alone.
+    if threading.current_thread() is threading.main_thread():
+        for number in _ENDING_SIGNALS:
+            handler = signal.getsignal(number)
+            # A function; otherwise the signal is ignored, or ends the process at once.
+            if callable(handler):
+                replaced[number] = handler
+                signal.signal(number, end)
+    try:
+        yield
+    except BaseException:
+        if codes:
+            raise SystemExit(codes[0]) from None
+        raise
+    finally:
+        for number, handler in replaced.items():
+            # Whoever was called may have set another one.
+            if signal.getsignal(number) is end:
+                signal.signal(number, handler)
+
+
+@contextmanager
 def _kept_signal_handlers() -> Iterator[None]:
     """Restore the handler of SIGTERM, which `ray.init` replaces."""
     # Python allows signal handlers in the main thread alone.
@@ -201,13 +278,6 @@ def _kept_signal_handlers() -> Iterator[None]:
     finally:
         if is_main and handler is not None:
             signal.signal(signal.SIGTERM, handler)
-
-
-def _reason(error: Exception) -> str:
-    """Return what happened in one line: Ray states the cause at the end of several."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = lines[0].rstrip(".:")
-    return reason if len(lines) == 1 else f"{reason}: {lines[-1].strip()}"
 
 
 def _lost_cluster(error: Exception) -> UnavailableError:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +18,11 @@ from pu_kd_pipeline.engines.processes import ProcessWorkers
 from pu_kd_pipeline.engines.ray_cluster import (
     RayWorkers,
     connect,
+    kept_exit_codes,
     n_own_cpus,
     n_workers_of,
 )
-from pu_kd_pipeline.engines.worker import PACKAGE, Answer, Assignment, Work
+from pu_kd_pipeline.engines.worker import PACKAGE, Answer, Assignment, Lost, Work
 from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.params.engine import EngineParams
 
@@ -30,9 +31,10 @@ logger = logging.getLogger(__name__)
 LOCAL = EngineParams(
     kind="local", n_workers=None, address=None, gpus_per_worker=0, stall_minutes=120
 )
-# How often the work on a shard is started, if its worker is lost each time.
+# How often the work on a shard is begun, if its worker is lost each time.
 _MAX_ATTEMPTS = 3
-# How many workers in a row may be lost before any shard is finished.
+# How many workers in a row may be lost while they start, before any shard is finished. As many, and
+# all that the run began with, may be lost before they begin a shard: they were on one machine.
 _MAX_LOST_STARTS = 3
 # With so many failed shards, others would fail, too.
 _MAX_FAILURES = 10
@@ -47,11 +49,12 @@ class Workers(Protocol):
     def start(self) -> int:
         """Start a worker and return its number; its first event says that it is ready."""
 
+    # A worker acknowledges a shard before it begins with it, which is no event.
     def submit(self, worker: int, name: str, argument: Any) -> None:
         """Send a shard to a worker that is ready."""
 
-    def wait(self, timeout_s: float) -> list[tuple[int, Answer | str]]:
-        """Return (worker, its answer) for those that answered, or (worker, why it ended)."""
+    def wait(self, timeout_s: float) -> list[tuple[int, Answer | Lost]]:
+        """Return (worker, its answer) for those that answered, or (worker, how it ended)."""
 
     def stop(self) -> None:
         """End all workers at once, whatever they are doing."""
@@ -84,7 +87,8 @@ def map_shards(
         return
     file = folder / f".work.{os.getpid()}.tmp"
     workers: Workers
-    try:
+    with kept_exit_codes(), ExitStack() as left:
+        left.callback(file.unlink, missing_ok=True)
         if engine.kind == "ray":
             ray = connect(engine)
             n_workers = min(n_workers_of(engine, ray), len(arguments))
@@ -93,14 +97,9 @@ def map_shards(
             n_workers = min(engine.n_workers or n_own_cpus(), len(arguments))
             n_threads = max(1, n_own_cpus() // n_workers)
             workers = ProcessWorkers(_assignment(work, file, n_threads))
+        left.callback(workers.stop)
         distribution = _Distribution(workers, arguments, engine.stall_minutes * 60)
-        try:
-            with closing(distribution.results(n_workers)) as results:
-                yield from results
-        finally:
-            workers.stop()
-    finally:
-        file.unlink(missing_ok=True)
+        yield from left.enter_context(closing(distribution.results(n_workers)))
 
 
 def _assignment(work: Work, file: Path, n_threads: int) -> Assignment:
@@ -132,10 +131,13 @@ class _Distribution:
         self._failures: dict[str, Exception] = {}
         self._n_starting = 0
         self._n_lost_starts = 0
+        self._n_lost_idle = 0
+        self._max_lost_idle = 0
         self._start_error: Exception | None = None
 
     def results(self, n_workers: int) -> Generator[tuple[str, Any]]:
         """Yield (shard, result) while there are any, and then raise the first error, if any."""
+        self._max_lost_idle = n_workers + _MAX_LOST_STARTS
         for _ in range(n_workers):
             self._start()
         waited_s = 0.0
@@ -149,7 +151,7 @@ class _Distribution:
             last_check = now
             for worker, event in events:
                 name = self._shard_of.pop(worker, None)
-                if isinstance(event, str):
+                if isinstance(event, Lost):
                     self._replace(worker, name, event)
                     continue
                 event.pass_on()
@@ -159,6 +161,7 @@ class _Distribution:
                     continue
                 self._idle.append(worker)
                 self._n_lost_starts = 0
+                self._n_lost_idle = 0
                 error = event.error(name)
                 if error is None:
                     yield name, event.value
@@ -204,39 +207,55 @@ class _Distribution:
             worker = self._idle.pop()
             name = self._waiting.popleft()
             self._shard_of[worker] = name
-            self._attempts[name] += 1
             self._workers.submit(worker, name, self._arguments[name])
 
-    def _replace(self, worker: int, name: str | None, reason: str) -> None:
+    def _replace(self, worker: int, name: str | None, lost: Lost) -> None:
         """Start a worker in the place of one that was lost, if needed, and put back its shard.
 
         Raises:
-            UnavailableError: workers end as soon as they are started.
+            UnavailableError: workers end before they begin a shard, one after the other.
         """
         if worker in self._idle:
             self._idle.remove(worker)
+            self._n_lost_idle += 1
         elif name is None:
             self._n_starting -= 1
             self._n_lost_starts += 1
-            if self._n_lost_starts >= _MAX_LOST_STARTS:
-                # Those that work, or still start, go on without further ones.
-                if not (self._shard_of or self._idle or self._n_starting):
-                    raise UnavailableError(
-                        f"engine: {self._n_lost_starts} workers in a row ended before they made a "
-                        f"shard, the last one because {reason}"
-                    )
-                return
-        elif self._attempts[name] >= _MAX_ATTEMPTS:
-            error = UnavailableError(
-                f"{name}: its worker was lost {_MAX_ATTEMPTS} times, the last one because "
-                f"{reason}; if memory ran out, lower engine.n_workers"
-            )
-            self._fail(name, error)
         else:
-            logger.warning("%s: its worker was lost (%s), and another one makes it", name, reason)
+            self._put_back(name, lost)
+        # Those that begin a shard are counted with it.
+        if lost.had_begun or self._may_start():
+            if len(self._waiting) > len(self._idle):
+                self._start()
+        elif self._waiting and not (self._shard_of or self._idle or self._n_starting):
+            # Otherwise those that work, or still start, go on without further ones.
+            n_lost = self._n_lost_starts + self._n_lost_idle
+            raise UnavailableError(
+                f"engine: {n_lost} workers in a row ended before they made a shard, the last one "
+                f"because {lost.reason}"
+            )
+
+    def _may_start(self) -> bool:
+        has_started_enough = self._n_lost_starts >= _MAX_LOST_STARTS
+        return not has_started_enough and self._n_lost_idle < self._max_lost_idle
+
+    def _put_back(self, name: str, lost: Lost) -> None:
+        """Let another worker make a shard, unless it seems to be what ends them."""
+        if lost.had_begun:
+            self._attempts[name] += 1
+        else:
+            self._n_lost_idle += 1
+        if self._attempts[name] < _MAX_ATTEMPTS:
+            logger.warning(
+                "%s: its worker was lost (%s), and another one makes it", name, lost.reason
+            )
             self._waiting.appendleft(name)
-        if len(self._waiting) > len(self._idle):
-            self._start()
+            return
+        error = UnavailableError(
+            f"{name}: its worker was lost {_MAX_ATTEMPTS} times, the last one because "
+            f"{lost.reason}; if memory ran out, lower engine.n_workers"
+        )
+        self._fail(name, error)
 
     def _fail(self, name: str, error: Exception) -> None:
         self._failures[name] = error

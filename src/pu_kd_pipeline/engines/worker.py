@@ -22,8 +22,9 @@ from pu_kd_pipeline import progress
 from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 
 PACKAGE = "pu_kd_pipeline"
-# What kind of error it was decides how the run ends. Who refuses cannot do this work at all.
-AnswerKind = Literal["done", "refused", "input", "unavailable", "bug"]
+# What kind of error it was decides how the run ends. Who refuses cannot do this work at all; who
+# has begun answers again when the shard is done.
+AnswerKind = Literal["begun", "done", "refused", "input", "unavailable", "bug"]
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 
@@ -116,6 +117,19 @@ class Answer:
         return InputError(self.value)
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A worker has ended.
+
+    Attributes:
+        reason: how, such as "it was killed by SIGKILL".
+        had_begun: whether it had begun with the shard that was sent to it last.
+    """
+
+    reason: str
+    had_begun: bool
+
+
 class ShardError(Exception):
     """An error in a worker that no user can fix; below its first line is the traceback."""
 
@@ -173,6 +187,10 @@ class ShardWorker:
         except Exception as exc:
             return self._bug(exc)
         return self._collector.answer("done", None)
+
+    def begin(self) -> Answer:
+        """Say that this process lives: what ends it from now on may be the shard that follows."""
+        return Answer("begun")
 
     def make(self, name: str, argument: Any) -> Answer:
         """Do the work on a shard."""

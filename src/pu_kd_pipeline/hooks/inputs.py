@@ -12,8 +12,10 @@ from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.catalog import dataset_location
+from pu_kd_pipeline.hooks.engine import ENGINE
 from pu_kd_pipeline.hooks.places import check_places, check_tracking_folder, check_versions
 from pu_kd_pipeline.hooks.teacher_preflight import CHECK_BLOCK
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.teacher import TeacherCheckParams
 
 if TYPE_CHECKING:
@@ -55,6 +57,9 @@ class InputHooks:
         loader.use_texts(models)
         # Kedro reads the files first: its errors name the file that cannot be read.
         parameters = loader["parameters"]
+        # Of trainings that workers share, too, whose nodes do not read it.
+        if ENGINE in parameters:
+            models.setdefault(ENGINE, EngineParams)
         if CHECK_BLOCK not in parameters and CHECK_BLOCK not in types:
             models.pop(CHECK_BLOCK, None)
         files = {}

@@ -19,6 +19,7 @@ from kedro.framework.hooks import hook_impl
 from pu_kd_pipeline.engines.ray_cluster import import_ray
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.contradictions import contradictions
+from pu_kd_pipeline.hooks.engine import engine_of
 from pu_kd_pipeline.hooks.teacher_preflight import preflight_teacher
 from pu_kd_pipeline.incremental.node_states import SHOWS_PARAMETERS, local_path
 from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
@@ -71,8 +72,8 @@ def check(blocks: Mapping[str, Any], data_folder: Path | None = None) -> None:
         if hasattr(block, "compute"):
             # Most blocks share a device, which is tried once.
             devices[block.compute.device] = block.compute
-        if hasattr(block, "training_workers") and block.training_workers.n > 1:
-            _try(faults, "training_workers", partial(_check_workers, block))
+        if _has_workers(block):
+            _try(faults, "training_workers", partial(_check_workers, block, blocks.get("engine")))
     for device, compute in devices.items():
         if device not in DEVICES_ANYWHERE:
             _try(faults, "compute", partial(_check_device, compute))
@@ -126,16 +127,24 @@ def _check_student(block: DistillationParams, teacher: ModelCard) -> None:
         untrained(card)
 
 
+def _has_workers(block: Any) -> bool:
+    """Return whether a block is of a training that several workers share."""
+    return hasattr(block, "training_workers") and block.training_workers.n > 1
+
+
 def _check_device(compute: ComputeParams) -> None:
     from pu_kd_pipeline.devices import prepare_device
 
     prepare_device(compute)
 
 
-def _check_workers(block: Any) -> None:
+def _check_workers(block: Any, engine: EngineParams | None) -> None:
     from pu_kd_pipeline.training.worker_group import check_device
 
-    check_device(block.compute, block.training_workers.n)
+    n = block.training_workers.n
+    # Those of a Ray cluster have GPUs of their own.
+    is_on_ray = engine is not None and engine.kind == "ray"
+    check_device(block.compute, n, 0 if is_on_ray else n)
 
 
 def _unusable_paths(block: DataIngestionParams, data_folder: Path | None) -> Iterator[str]:
@@ -292,6 +301,8 @@ class PreflightHooks:
         for name in sorted((pipeline - shown).inputs()):
             if name.startswith("params:"):
                 blocks[name.removeprefix("params:")] = catalog.load(name)
+        if any(_has_workers(block) for block in blocks.values()):
+            blocks.setdefault("engine", engine_of(catalog))
         data_folder = None
         if RECORDS in catalog:
             records = local_path(catalog, RECORDS)

@@ -88,7 +88,7 @@ class ComputeParams(Block):
 
 
 class TrainingWorkersParams(Block):
-    """How many processes of this machine train a network together (docs/data_parallel.md)."""
+    """How many processes train a network together (docs/data_parallel.md)."""
 
     n: int = Field(
         1,

@@ -21,7 +21,7 @@ from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_subset
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.objectives.factory import OBJECTIVES
-from pu_kd_pipeline.training.worker_processes import by_workers
+from pu_kd_pipeline.training.worker_teams import by_workers
 
 NOT_TRAINED = "not_trained"  # in `origin` of a card: why there is no student
 

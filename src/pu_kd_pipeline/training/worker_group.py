@@ -87,11 +87,11 @@ def joint_training(
 
 @contextmanager
 def worker_group(compute: ComputeParams, timeout_s: float, init_method: str) -> Iterator[Workers]:
-    """Join a group of processes of this machine; trainings inside the `with` block share batches.
+    """Join a group of processes; trainings inside the `with` block share batches.
 
     Rank and number of workers are those that `torchrun` sets: the environment variables RANK,
-    LOCAL_RANK and WORLD_SIZE. GPUs exchange tensors by NCCL, and each worker has its own; CPUs
-    exchange them by gloo.
+    LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE. GPUs exchange tensors by NCCL, and each worker has
+    its own; CPUs exchange them by gloo.
 
     Args:
         compute: the device of the training.
@@ -106,7 +106,9 @@ def worker_group(compute: ComputeParams, timeout_s: float, init_method: str) -> 
     rank = int(os.environ["RANK"])
     n = int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    backend = _backend(compute, n, local_rank)
+    n_here = int(os.environ.get("LOCAL_WORLD_SIZE", n))
+    check_device(compute, n, n_here)
+    backend = _backend(compute, local_rank)
     distributed.init_process_group(
         backend,
         init_method=init_method,
@@ -138,12 +140,13 @@ def existing_group() -> Iterator[Workers]:
         _workers.reset(token)
 
 
-def check_device(compute: ComputeParams, n: int) -> None:
+def check_device(compute: ComputeParams, n: int, n_here: int) -> None:
     """Check that several workers can use a device.
 
     Args:
         compute: the device of the training.
         n: number of workers.
+        n_here: those that share the GPUs which this process sees; 0: none does.
 
     Raises:
         InputError: they cannot.
@@ -157,15 +160,14 @@ def check_device(compute: ComputeParams, n: int) -> None:
             f"{compute.device} is one device: set it to auto, cuda or cpu, or training_workers.n "
             "to 1"
         )
-    if device.type == "cuda" and n > torch.cuda.device_count():
+    if device.type == "cuda" and n_here > torch.cuda.device_count():
         raise InputError(
-            f"training_workers.n: {n} workers need a GPU each, and there are "
+            f"training_workers.n: {n_here} workers need a GPU each, and there are "
             f"{torch.cuda.device_count()}: lower it, or set compute.device to cpu"
         )
 
 
-def _backend(compute: ComputeParams, n: int, local_rank: int) -> str:
-    check_device(compute, n)
+def _backend(compute: ComputeParams, local_rank: int) -> str:
     if prepare_device(compute).type == "cpu":
         return "gloo"
     # From here on, `cuda` without a number is this one.

@@ -1,6 +1,7 @@
 """A worker of a data-parallel training, from inside: it trains, and sends what it has to report.
 
-Workers are started by `worker_processes`, which reads their messages.
+Workers are started by `worker_processes`, which reads their messages, or by an actor on another
+machine, which passes these on.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import sys
 import threading
 import traceback
@@ -18,7 +20,7 @@ from pu_kd_pipeline import progress
 from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.training.checkpoints import set_checkpoint_folder
-from pu_kd_pipeline.training.worker_files import RENDEZVOUS_FILE, TASK_FILE, Task, packed
+from pu_kd_pipeline.training.worker_files import TASK_FILE, Task, packed
 from pu_kd_pipeline.training.worker_group import worker_group
 
 PACKAGE = "pu_kd_pipeline"
@@ -26,19 +28,22 @@ PACKAGE = "pu_kd_pipeline"
 CHANNELS = ("records", "paces", "long_loops")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, rendezvous: str) -> None:
     """Carry out the task of a folder, and end this process.
+
+    Ends early if stdin is closed, because the process that started it has ended.
 
     Args:
         folder: with the task; the environment has rank and number of workers, as torchrun sets
-            them. Ends early if stdin is closed, because the process that started it has ended.
+            them.
+        rendezvous: where the workers find each other, as for `worker_group`.
     """
     messages = _Messages(_private_stdout())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         task: Task = pickle.loads((folder / TASK_FILE).read_bytes())
         _report(messages, task)
-        result = _carried_out(task, folder)
+        result = _carried_out(task, rendezvous)
         if os.environ["RANK"] != "0":
             result = None
         messages.send("result", packed(result, folder))
@@ -50,15 +55,15 @@ def main(folder: Path) -> None:
     os._exit(0)
 
 
-def _carried_out(task: Task, folder: Path) -> Any:
+def _carried_out(task: Task, rendezvous: str) -> Any:
     if maker_fingerprint(task.function) != task.code:
         raise UnavailableError(
-            "the code has changed since this command was started, so that workers would train with "
-            "other code than it: run the same command again"
+            f"a worker on {socket.gethostname()} would train with other code or libraries than "
+            "this command was started with: if the code has changed, run the same command again; "
+            "on several machines, install the same version of this project and of its libraries"
         )
     if task.checkpoints is not None:
         set_checkpoint_folder(*task.checkpoints)
-    rendezvous = (folder / RENDEZVOUS_FILE).as_uri()
     with worker_group(task.compute, task.timeout_s, rendezvous):
         return task.function(*task.args, **task.kwargs)
 

@@ -38,7 +38,7 @@ def distill_with_critic(
     """Return the student, and the history of its training and of its critic's."""
     from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_original
-    from pu_kd_pipeline.training.worker_processes import by_workers
+    from pu_kd_pipeline.training.worker_teams import by_workers
 
     images = teacher_training_images
     measured = Yardstick(yardstick, {"labeled": images})
@@ -56,7 +56,7 @@ def distill_without_critic(
     """Return the control, trained in exactly the same way but without a critic, and its history."""
     from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_original
-    from pu_kd_pipeline.training.worker_processes import by_workers
+    from pu_kd_pipeline.training.worker_teams import by_workers
 
     images = teacher_training_images
     measured = Yardstick(yardstick, {"labeled": images})

@@ -26,7 +26,7 @@ def make_distill_student(stage: str) -> Callable[..., tuple[Model, pd.DataFrame]
         """Return the student and the history of its training."""
         from pu_kd_pipeline.images.yardstick import Yardstick
         from pu_kd_pipeline.training.distillation import distill
-        from pu_kd_pipeline.training.worker_processes import by_workers
+        from pu_kd_pipeline.training.worker_teams import by_workers
 
         stores = {"labeled": labeled_images, "pool": pool_images}
         train = by_workers(distill, params.training_workers, params.compute, stage)

@@ -43,7 +43,7 @@ def train_pu_classifier(
     classifier that was trained without that image.
     """
     from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
-    from pu_kd_pipeline.training.worker_processes import by_workers
+    from pu_kd_pipeline.training.worker_teams import by_workers
 
     if params.backbone == "frozen":
         return train_head(labeled_features, pool_features, teacher, class_prior["value"], params)

@@ -16,7 +16,7 @@ def prepare_teacher(
     """Return the teacher and its training history, which is empty for a user's own weights."""
     from pu_kd_pipeline.models.factory import new_teacher
     from pu_kd_pipeline.training.teacher import train_classifier
-    from pu_kd_pipeline.training.worker_processes import by_workers
+    from pu_kd_pipeline.training.worker_teams import by_workers
 
     if teacher.weights is not None:
         # The columns that every history has, so that readers need no special case.

@@ -27,7 +27,7 @@ def distill_preferential_student(
     """Return the student trained on preferential samples of the pool, and its history."""
     from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_from_pool
-    from pu_kd_pipeline.training.worker_processes import by_workers
+    from pu_kd_pipeline.training.worker_teams import by_workers
 
     measured = Yardstick(yardstick, {"pool": pool_images})
     name = "unlabeled_distillation"
@@ -45,7 +45,7 @@ def distill_uniform_student(
     """Return the control, trained in exactly the same way on uniform samples, and its history."""
     from pu_kd_pipeline.images.yardstick import Yardstick
     from pu_kd_pipeline.training.distillation import distill_from_pool
-    from pu_kd_pipeline.training.worker_processes import by_workers
+    from pu_kd_pipeline.training.worker_teams import by_workers
 
     uniform = manifest.assign(sampling_probability=1.0 / len(manifest))
     measured = Yardstick(yardstick, {"pool": pool_images})

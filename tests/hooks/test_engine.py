@@ -1,0 +1,57 @@
+"""Trainings of a node use the engine of the run."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Node, Pipeline
+
+from pu_kd_pipeline.engines.current import current_engine
+from pu_kd_pipeline.engines.shards import LOCAL
+from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.hooks.engine import EngineHooks
+from pu_kd_pipeline.hooks.preflight import PreflightHooks
+from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.environment import read_parameters
+from tests.conftest import PROJECT
+from tests.engines.works import engine_of
+
+
+def catalog_of(**blocks: object) -> DataCatalog:
+    datasets = {f"params:{name}": MemoryDataset(block) for name, block in blocks.items()}
+    return DataCatalog(datasets)
+
+
+@pytest.mark.parametrize("end", ["after_node_run", "on_node_error"])
+def test_a_node_has_the_engine_of_the_run_until_it_ends(end: str) -> None:
+    hooks = EngineHooks()
+    # Kedro leaves a block as it is where no node reads it.
+    hooks.before_node_run(catalog=catalog_of(engine=engine_of("ray").model_dump()))
+    assert current_engine() == engine_of("ray")
+    getattr(hooks, end)()
+    assert current_engine() == LOCAL
+
+
+def test_without_the_block_it_is_the_local_one() -> None:
+    EngineHooks().before_node_run(catalog=catalog_of())
+    assert current_engine() == LOCAL
+
+
+def trained(params: DistillationParams) -> str:
+    return params.objective
+
+
+def test_a_training_on_a_cluster_without_the_package_is_refused_before_any_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    given = read_parameters(PROJECT / "conf", "base")["distillation"]
+    block = DistillationParams.model_validate({**given, "training_workers": {"n": 2}})
+    catalog = catalog_of(distillation=block, engine=engine_of("ray"))
+    pipeline = Pipeline([Node(trained, "params:distillation", "text", name="train")])
+    with pytest.raises(InputError, match="^engine.kind is ray, and Ray is not installed"):
+        PreflightHooks().before_pipeline_run(
+            run_params={"runner": None}, pipeline=pipeline, catalog=catalog
+        )
