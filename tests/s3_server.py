@@ -17,15 +17,23 @@ def s3_credentials() -> Iterator[dict[str, Any]]:
     """Yield credentials for a server with an empty bucket, or skip the test with a reason."""
     pytest.importorskip("s3fs", reason=f"s3fs {_HOW_TO}")
     server_module = pytest.importorskip("moto.server", reason=f"moto {_HOW_TO}")
-    import boto3
-
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
     connection = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
-    client = boto3.client(
-        "s3", aws_access_key_id="key", aws_secret_access_key="secret", **connection
-    )
-    client.create_bucket(Bucket=BUCKET)
-    yield {"key": "key", "secret": "secret", "client_kwargs": connection}
+    credentials = {"key": "key", "secret": "secret", "client_kwargs": connection}
+    s3_client(credentials).create_bucket(Bucket=BUCKET)
+    yield credentials
     server.stop()
+
+
+def s3_client(credentials: dict[str, Any]) -> Any:
+    """Return a client of the server that does not go through our code."""
+    import boto3
+
+    return boto3.client(
+        "s3",
+        aws_access_key_id=credentials["key"],
+        aws_secret_access_key=credentials["secret"],
+        **credentials["client_kwargs"],
+    )

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from pu_kd_pipeline.errors import InputError, UnavailableError
 
@@ -83,7 +83,7 @@ class FileCache:
             same folder with another limit: each one keeps its own when it adds a file.
     """
 
-    _instances: dict[tuple[str, int], FileCache] = {}
+    _instances: ClassVar[dict[tuple[str, int], FileCache]] = {}
 
     @classmethod
     def at(cls, folder: Path, limit_bytes: int) -> FileCache:
@@ -173,6 +173,11 @@ class FileCache:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def make_room(self, n_bytes: int) -> None:
+        """Remove unused copies, so that so many bytes are free if that can be."""
+        with self._locked():
+            self._make_room(min(n_bytes, self.limit_bytes))
+
     def check_size(self, n_bytes: int, about: str) -> None:
         """Check that a finished file is not larger than the cache.
 
@@ -230,7 +235,7 @@ class FileCache:
         return copies, n_unfinished
 
     def _unfinished_bytes(self, work: Path) -> int:
-        """Return the bytes that a process needs for unfinished files; remove those of a dead one."""
+        """Return the bytes of a process's unfinished files; remove those of one that ended."""
         if work != self._work and _is_abandoned(work):
             shutil.rmtree(work, ignore_errors=True)
             return 0

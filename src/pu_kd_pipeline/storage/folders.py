@@ -1,9 +1,9 @@
 """Folders of files that are written once: on this machine, or on an object store.
 
-A folder on this machine is a `Path`, and its files are used where they are. Files of a remote folder
-are used as copies in a cache of bounded size. A remote folder is a `Protocol` here, so that the code
-that reads tables and images, which is part of the names of what it makes, does not depend on the
-libraries of object stores.
+A folder on this machine is a `Path`, and its files are used where they are. Files of a remote
+folder are used as copies in a cache of bounded size. A remote folder is a `Protocol` here, so that
+the code that reads tables and images, which is part of the names of what it makes, does not depend
+on the libraries of object stores.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pu_kd_pipeline.errors import InputError
-from pu_kd_pipeline.storage.atomic import remove_empty_folder, replacing_file
+from pu_kd_pipeline.storage.atomic import remove_empty_folder, remove_leftovers, replacing_file
 
 T = TypeVar("T")
+_NEXT_SIZE_RATIO = 1.25
+_STARTED = ".started"  # an object store has it while a run writes images to it
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class RemoteFolder(Protocol):
 
     def room_for(self, n_bytes: int, about: str) -> AbstractContextManager[Path]:
         """Return a folder of the cache for unfinished files; -1 bytes: as much as there is."""
+
+    def make_room(self, n_bytes: int) -> None:
+        """Remove copies, so that so many bytes are free in the cache if that can be."""
 
     def publish(self, unfinished: Path, name: str) -> None:
         """Upload a file of `room_for`, and keep it as a copy."""
@@ -160,12 +165,17 @@ def writing_file(folder: Folder, name: str, n_bytes: int) -> Iterator[Path]:
 
 
 def finish_file(folder: Folder, unfinished: Path, name: str) -> None:
-    """Give a file that was written its final name, in place of a file that has it."""
+    """Give a file that was written its final name, in place of a file that has it.
+
+    Where it is uploaded, there is then room in the cache for another one that is a bit larger.
+    """
     if isinstance(folder, Path):
         remove_empty_folder(folder / name)
         os.replace(unfinished, folder / name)
     else:
+        n_bytes = unfinished.stat().st_size
         folder.publish(unfinished, name)
+        folder.make_room(int(n_bytes * _NEXT_SIZE_RATIO))
 
 
 def file_exists(folder: Folder, name: str) -> bool:
@@ -183,11 +193,30 @@ def existing_files(folder: Folder, names: Iterable[str]) -> set[str]:
     return {name for name in names if name in found}
 
 
-def file_names(folder: Folder, suffix: str) -> list[str]:
-    """Return the names in a folder that end like this, in order."""
+def file_sizes(folder: Folder, names: Iterable[str]) -> dict[str, int]:
+    """Return name -> bytes of files; a remote folder is listed once.
+
+    Raises:
+        FileNotFoundError: one does not exist.
+    """
     if isinstance(folder, Path):
-        return sorted(path.name for path in folder.glob(f"*{suffix}"))
-    return sorted(name for name in folder.files() if name.endswith(suffix))
+        return {name: (folder / name).stat().st_size for name in names}
+    found = folder.files()
+    sizes = {}
+    for name in names:
+        if name not in found:
+            raise FileNotFoundError(folder.address(name))
+        sizes[name] = found[name].n_bytes
+    return sizes
+
+
+def file_names(folder: Folder, *suffixes: str) -> list[str]:
+    """Return the names in a folder that end in one of these, in order."""
+    if isinstance(folder, Path):
+        names = os.listdir(folder)
+    else:
+        names = list(folder.files())
+    return sorted(name for name in names if name.endswith(suffixes))
 
 
 def remove_files(folder: Folder, names: Iterable[str]) -> None:
@@ -206,3 +235,26 @@ def remove_hidden(folder: Folder, name: str) -> None:
         (folder / name).unlink(missing_ok=True)
     else:
         folder.remove_hidden(name)
+
+
+@contextmanager
+def unfinished_store(folder: Folder, prefix: str) -> Iterator[tuple[Path, bool]]:
+    """Yield a folder of this machine for unfinished files, and whether an earlier run was killed.
+
+    Args:
+        folder: that is written to; one on this machine is made, and is the folder itself.
+        prefix: of the names of unfinished files, of which only a killed run leaves one behind.
+    """
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        leftovers = remove_leftovers(folder)
+        yield folder, any(leftover.name.startswith(prefix) for leftover in leftovers)
+        return
+    was_killed = folder.exists(_STARTED)
+    folder.write_text(_STARTED, "")
+    try:
+        # The first shard may take all of the cache, because its size is not known.
+        with folder.room_for(-1, str(folder)) as work:
+            yield work, was_killed
+    finally:
+        folder.remove_hidden(_STARTED)

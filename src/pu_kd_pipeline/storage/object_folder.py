@@ -196,6 +196,10 @@ class ObjectFolder:
         with self._cache.room_for(n_bytes, about) as folder:
             yield folder
 
+    def make_room(self, n_bytes: int) -> None:
+        """Remove copies, so that so many bytes are free in the cache if that can be."""
+        self._cache.make_room(n_bytes)
+
     def publish(self, unfinished: Path, name: str) -> None:
         """Upload a file of `room_for`, and keep it as a copy.
 

@@ -39,6 +39,7 @@ from pu_kd_pipeline.storage.folders import (
 )
 from pu_kd_pipeline.storage.parquet_files import (
     check_parquet,
+    max_parquet_bytes,
     read_n_rows,
     read_parquet,
     write_parquet,
@@ -48,9 +49,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _LIST = "shards.json"
 _SUFFIX = ".parquet"
-# A file has hardly more bytes than the table in memory: what is reserved for it in a cache.
-_MAX_FILE_RATIO = 1.1
-_MAX_FILE_OVERHEAD = 2**20
 _MAX_NAME_LENGTH = 200  # file systems end at 255 bytes, of which temporary names take some
 
 
@@ -234,8 +232,7 @@ def _table_file_names(folder: Folder) -> list[str]:
 
 def write_shard(table: pa.Table, folder: Folder, name: str) -> None:
     """Write a shard under its name, as a whole or not at all."""
-    max_bytes = int(table.nbytes * _MAX_FILE_RATIO) + _MAX_FILE_OVERHEAD
-    with writing_file(folder, shard_file(name), max_bytes) as file:
+    with writing_file(folder, shard_file(name), max_parquet_bytes(table)) as file:
         write_parquet(table, file, name)
     # Otherwise the memory of all shards made so far adds up.
     pa.default_memory_pool().release_unused()
