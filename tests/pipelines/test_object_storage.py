@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import PROJECT, run_kedro
+from tests.documentation import environments
 from tests.run_log import nodes_that_ran
 from tests.s3_server import BUCKET, s3_client, s3_credentials
 
@@ -30,20 +31,7 @@ TABLES = {
     "02_intermediate/pool_images": "pool_images",
     "02_intermediate/test_images": "test_images",
 }
-CATALOG = """
-"{part}_images":
-  filepath: s3://bucket/runs/first/{part}_images
-  credentials: bucket
-teacher_training_images:
-  filepath: s3://bucket/runs/first/teacher_training_images
-  credentials: bucket
-"{part}_features":
-  filepath: s3://bucket/runs/first/{part}_features
-  credentials: bucket
-pool_scores:
-  filepath: s3://bucket/runs/first/pool_scores
-  credentials: bucket
-"""
+ENVIRONMENT = "bucket"
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +41,16 @@ def s3() -> Iterator[dict[str, Any]]:
 
 
 def conf_of(folder: Path, credentials: dict[str, Any]) -> Path:
-    """Return a configuration whose environment `remote` has its shards on the server."""
+    """Return a configuration with the environment that the documentation shows."""
     conf = folder / "conf"
     shutil.copytree(PROJECT / "conf" / "base", conf / "base")
     (conf / "local").mkdir()
-    (conf / "remote").mkdir()
-    (conf / "remote" / "catalog.yml").write_text(CATALOG)
-    (conf / "remote" / "credentials.yml").write_text(yaml.safe_dump({"bucket": credentials}))
+    environment = conf / ENVIRONMENT
+    environment.mkdir()
+    shown = environments(PROJECT / "docs" / "scale.md")[ENVIRONMENT]
+    assert f"s3://{BUCKET}/{PREFIX}/pool_scores" in shown["catalog.yml"]
+    (environment / "catalog.yml").write_text(shown["catalog.yml"])
+    (environment / "credentials.yml").write_text(yaml.safe_dump({"bucket": credentials}))
     return conf
 
 
@@ -102,7 +93,7 @@ def test_a_run_on_object_storage_is_the_run_on_disk_and_resumes_like_it(
     local = run_kedro(*options, data=here, params=PARAMS)
     assert local.returncode == 0, local.stdout + local.stderr
     with sizes_of(data / ".cache") as sizes:
-        first = run_kedro(*options, "--env=remote", data=data, params=PARAMS)
+        first = run_kedro(*options, f"--env={ENVIRONMENT}", data=data, params=PARAMS)
     assert first.returncode == 0, first.stdout + first.stderr
 
     # The same files, byte for byte, and none of them here.
@@ -120,7 +111,7 @@ def test_a_run_on_object_storage_is_the_run_on_disk_and_resumes_like_it(
     assert sum(sizes) > 0
     assert max(sizes) <= CACHE_BYTES
 
-    again = run_kedro(*options, "--env=remote", data=data, params=PARAMS)
+    again = run_kedro(*options, f"--env={ENVIRONMENT}", data=data, params=PARAMS)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Nothing to do" in again.stdout
 
@@ -132,7 +123,7 @@ def test_a_run_on_object_storage_is_the_run_on_disk_and_resumes_like_it(
     }
     lost = sorted(key for key in before if key.endswith(".parquet"))[1]
     client.delete_object(Bucket=BUCKET, Key=lost)
-    resumed = run_kedro(*options, "--env=remote", data=data, params=PARAMS)
+    resumed = run_kedro(*options, f"--env={ENVIRONMENT}", data=data, params=PARAMS)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert list(nodes_that_ran(resumed.stdout)) == ["feature_extraction.extract_pool_features"]
     after = {

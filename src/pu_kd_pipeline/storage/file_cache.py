@@ -2,7 +2,7 @@
 
 Below the folder of a cache:
 
-- `<place>/<mark>-<name>`: copies. `place` stands for the remote folder, `mark` for the content that
+- `place-*/<mark>-<name>`: copies. `place` stands for the remote folder, `mark` for the content that
   the file had there. They are immutable.
 - `work-*`: unfinished files of one process, which holds the lock in the folder while it lives. What
   a killed process leaves there is removed by the next one that needs room.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import sys
 import threading
@@ -36,6 +37,10 @@ if sys.platform != "win32":
 logger = logging.getLogger(__name__)
 
 _WORK = "work-"
+_WORK_NAME = re.compile(r"work-[0-9a-f]{32}")
+_PLACE_NAME = re.compile(r"place-[0-9a-f]{32}")
+_MARK_LENGTH = 16
+_COPY_NAME = re.compile(r"[0-9a-f]{16}-")
 # Downloads of one file wait for each other; those of others seldom share its number.
 _N_DOWNLOAD_LOCKS = 64
 _SECONDS_BETWEEN_TRIES = 0.1
@@ -221,17 +226,16 @@ class FileCache:
 
     def _found(self) -> tuple[list[_Found], int]:
         """Return the copies, and the bytes of unfinished files."""
-        copies = []
+        copies: list[_Found] = []
         n_unfinished = 0
+        # Only what a cache can have made: somebody may name a folder with files of his own.
         for folder in os.scandir(self.folder):
-            if folder.name.startswith(".") or not folder.is_dir(follow_symlinks=False):
+            if not folder.is_dir(follow_symlinks=False):
                 continue
-            if folder.name.startswith(_WORK):
+            if _WORK_NAME.fullmatch(folder.name):
                 n_unfinished += self._unfinished_bytes(Path(folder.path))
-                continue
-            for file in os.scandir(folder.path):
-                about = file.stat(follow_symlinks=False)
-                copies.append(_Found(Path(file.path), about.st_size, about.st_atime_ns))
+            elif _PLACE_NAME.fullmatch(folder.name):
+                copies += _copies_in(folder.path)
         return copies, n_unfinished
 
     def _unfinished_bytes(self, work: Path) -> int:
@@ -314,6 +318,30 @@ class FileCache:
             )
 
 
+def place_name(digest: str) -> str:
+    """Return the name of the folder of copies of a remote folder."""
+    return f"place-{digest}"
+
+
+def copy_name(mark: str, name: str) -> str:
+    """Return the name of the copy of a file.
+
+    Args:
+        mark: hexadecimal digits that stand for the content.
+        name: of the file.
+    """
+    return f"{mark[:_MARK_LENGTH]}-{name}"
+
+
+def _copies_in(folder: str) -> list[_Found]:
+    copies = []
+    for file in os.scandir(folder):
+        if _COPY_NAME.match(file.name) and file.is_file(follow_symlinks=False):
+            about = file.stat(follow_symlinks=False)
+            copies.append(_Found(Path(file.path), about.st_size, about.st_atime_ns))
+    return copies
+
+
 def _locked_copy(path: Path, n_bytes: int) -> Copy | None:
     """Return a copy that is here and has the right size."""
     try:
@@ -344,7 +372,7 @@ def _remove_unused(path: Path) -> bool:
             path.unlink(missing_ok=True)
     except FileNotFoundError:
         return True
-    except (IsADirectoryError, PermissionError):  # not ours, or open on Windows
+    except PermissionError:  # open on Windows
         return False
     return True
 

@@ -20,7 +20,7 @@ import fsspec
 from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.masking import MASK, is_secret_option, without_credentials
 from pu_kd_pipeline.storage.digests import json_digest
-from pu_kd_pipeline.storage.file_cache import Copy, FileCache
+from pu_kd_pipeline.storage.file_cache import Copy, FileCache, copy_name, place_name
 from pu_kd_pipeline.storage.folders import RemoteFile
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ SECONDS_BETWEEN_ATTEMPTS = (1.0, 4.0, 15.0)
 # What stores call a checksum of the content, the best one first, and what they call a time
 _CHECKSUMS = ("md5Hash", "content_md5", "ETag", "etag")
 _TIMES = ("LastModified", "last_modified", "updated", "created", "mtime")
-_MARK_LENGTH = 16
 # What is wrong with the request, and not with the store
 _FINAL_ERRNOS = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT)
 _FINAL_ERRORS = (
@@ -82,7 +81,7 @@ class ObjectFolder:
             ) from exc
         # Another server with the same bucket is another place; another password is none.
         about = [protocol, self._path, _without_secrets(self._options)]
-        self._place = json_digest(about)
+        self._place = place_name(json_digest(about))
 
     def __reduce__(self) -> Any:
         return ObjectFolder, (self._protocol, self._path, self._options, self._cache)
@@ -381,8 +380,7 @@ def _remote_file(about: Mapping[str, Any]) -> RemoteFile:
 
 
 def _copy_name(name: str, file: RemoteFile) -> str:
-    mark = json_digest([file.n_bytes, file.mark])[:_MARK_LENGTH]
-    return f"{mark}-{name}"
+    return copy_name(json_digest([file.n_bytes, file.mark]), name)
 
 
 def _is_final(error: Exception) -> bool:
