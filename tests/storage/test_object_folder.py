@@ -34,7 +34,7 @@ def proxy(s3: dict[str, Any]) -> Iterator[Proxy]:
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_folder, "SECONDS_BETWEEN_ATTEMPTS", (0.0, 0.01, 0.02))
+    monkeypatch.setattr(object_folder, "SECONDS_BETWEEN_ATTEMPTS", (0.0, 0.01))
 
 
 @pytest.fixture
@@ -209,7 +209,8 @@ def test_a_server_that_always_fails_is_one_sentence_after_a_bounded_number_of_at
         "check the address, and the credentials of the catalog entry, and the connection"
     )
     assert len(message.splitlines()) == 1
-    assert len(proxy.requests) - n_before <= 120
+    # Of ours, of s3fs, of botocore, and a second connection for one that was dropped.
+    assert len(proxy.requests) - n_before <= 3 * 5 * 5 * 2
 
 
 def test_what_the_server_refuses_is_not_tried_again_and_names_no_secret(proxy, cache):

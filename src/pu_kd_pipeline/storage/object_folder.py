@@ -29,7 +29,8 @@ T = TypeVar("T")
 # Stores that show a file only when it is complete: a killed upload leaves nothing under its name.
 # `memory` is that of one process, for tests.
 WHOLE_FILE_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
-SECONDS_BETWEEN_ATTEMPTS = (1.0, 4.0, 15.0)
+SECONDS_BETWEEN_ATTEMPTS = (2.0, 10.0)
+_MAX_VERSIONS = 3  # of a file that is replaced while it is read
 # What stores call a checksum of the content, the best one first, and what they call a time
 _CHECKSUMS = ("md5Hash", "content_md5", "ETag", "etag")
 _TIMES = ("LastModified", "last_modified", "updated", "created", "mtime")
@@ -153,7 +154,7 @@ class ObjectFolder:
         file = self._known.get(name)
         if file is None:
             file = self._look_up(name)
-        for _ in SECONDS_BETWEEN_ATTEMPTS:
+        for _ in range(_MAX_VERSIONS):
             try:
                 copy = self._copy_of(name, file)
             except _ReplacedError:
