@@ -93,7 +93,7 @@ def proxied(credentials: dict[str, Any]) -> Iterator[Proxy]:
             if fault in _ERRORS:
                 self.send_error_of_s3(fault)
                 return
-            connection = HTTPConnection(target, timeout=60)
+            connection = HTTPConnection(target, timeout=600)
             connection.request(self.command, self.path, body, dict(self.headers))
             response = connection.getresponse()
             content = response.read()

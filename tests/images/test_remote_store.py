@@ -274,9 +274,12 @@ def test_a_run_that_was_killed_is_noticed_by_the_next_one(folder, images, caplog
 def test_the_dataset_of_a_remote_store_has_a_state_and_can_be_made_again(
     folder, images, cache, n_decoded
 ):
+    # Kedro does not count what looks like a host as a part of the path.
+    filepath = f"memory://host{folder._path}" if folder._protocol == "memory" else str(folder)
+
     def dataset() -> ImageStoreDataset:
         return ImageStoreDataset(
-            filepath=str(folder),
+            filepath=filepath,
             credentials=dict(folder._options),
             cache=str(cache.folder),
             cache_gb=0.005,

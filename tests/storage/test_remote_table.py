@@ -236,8 +236,10 @@ def test_a_store_that_fails_while_a_state_is_taken_is_an_error_and_no_damage(s3,
 
 
 def dataset_of(folder: ObjectFolder, cache: FileCache, **options: Any) -> ShardedTableDataset:
+    # Kedro does not count what looks like a host as a part of the path.
+    filepath = f"memory://host{folder._path}" if folder._protocol == "memory" else str(folder)
     return ShardedTableDataset(
-        filepath=str(folder),
+        filepath=filepath,
         credentials=dict(folder._options),
         cache=str(cache.folder),
         cache_gb=LIMIT / 1e9,

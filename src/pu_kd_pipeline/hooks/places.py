@@ -130,6 +130,8 @@ def _check_reachable(catalog: DataCatalog, name: str, *, is_written: bool) -> No
             catalog.exists(name)
     except UnavailableError as exc:
         raise UnavailableError(f"catalog entry `{name}`: {exc}") from exc
+    except InputError as exc:
+        raise InputError(f"catalog entry `{name}`: {exc}") from exc
     # Kedro's own datasets raise whatever the library of the store raises.
     except Exception as exc:
         cause = exc.__cause__ or exc
