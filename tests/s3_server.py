@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -41,6 +41,16 @@ def s3_client(credentials: dict[str, Any]) -> Any:
         aws_secret_access_key=credentials["secret"],
         **credentials["client_kwargs"],
     )
+
+
+def put_objects(contents: Mapping[str, bytes]) -> None:
+    """Put many objects into the bucket at once, without a request for each."""
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+
+    backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    for key, content in contents.items():
+        backend.put_object(BUCKET, key, content)
 
 
 @dataclass

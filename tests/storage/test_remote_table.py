@@ -17,10 +17,11 @@ from pu_kd_pipeline.cli.errors import user_message
 from pu_kd_pipeline.datasets import ShardedTableDataset
 from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.storage import object_folder
+from pu_kd_pipeline.storage.checked_json import to_checked_json
 from pu_kd_pipeline.storage.file_cache import FileCache
 from pu_kd_pipeline.storage.object_folder import ObjectFolder
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, fixed_size_list, shard_file
-from tests.s3_server import BUCKET, proxied, s3_credentials
+from tests.s3_server import BUCKET, proxied, put_objects, s3_credentials
 
 N_ROWS = 2_000
 LIMIT = 4_000_000
@@ -200,12 +201,10 @@ def test_no_table_keeps_a_map_of_its_file(folder, cache):
 def test_a_table_of_many_shards_is_opened_with_one_listing(s3, cache):
     n_shards = 2_500
     with proxied(s3) as proxy:
-        folder = ObjectFolder("s3", f"{BUCKET}/{uuid.uuid4().hex}", proxy.credentials, cache)
+        prefix = uuid.uuid4().hex
+        folder = ObjectFolder("s3", f"{BUCKET}/{prefix}", proxy.credentials, cache)
         names = [f"{number:05d}-abc" for number in range(n_shards)]
-        from pu_kd_pipeline.storage.checked_json import to_checked_json
-
-        put = folder._fs.pipe
-        put({folder._file(shard_file(name)): b"x" for name in names})
+        put_objects({f"{prefix}/{shard_file(name)}": b"x" for name in names})
         folder.write_text("shards.json", to_checked_json({"shards": names}))
         proxy.requests.clear()
 
