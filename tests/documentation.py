@@ -21,6 +21,7 @@ DOCS = [
     *sorted((PROJECT / "docs").rglob("*.md")),
 ]
 # Pages whose commands and files a reader follows step by step.
+SCALE = PROJECT / "docs" / "scale.md"
 GUIDES = [README, START, BRING_YOUR_OWN, CONTAINERS, OPERATORS]
 FENCED_BLOCK = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
 

@@ -17,6 +17,7 @@ from tests.documentation import (
     DOCS,
     GUIDES,
     PROJECT,
+    SCALE,
     commands,
     environments,
     fenced,
@@ -26,7 +27,7 @@ from tests.documentation import (
 from tests.test_environments import ENVIRONMENT_BLOCKS
 
 # What `--params` may set in addition to the blocks.
-RUN_PARAMETERS = {"checkpoint_every_s", "data", "recipe", "seed", "tracking"}
+RUN_PARAMETERS = {"cache_gb", "checkpoint_every_s", "data", "recipe", "seed", "tracking"}
 PROGRAMS = {
     "make",
     "export",
@@ -54,7 +55,7 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the configuration with the environments that the guides show."""
     folder = tmp_path_factory.mktemp("documented") / "conf"
     shutil.copytree(PROJECT / "conf", folder)
-    for path in GUIDES:
+    for path in [*GUIDES, SCALE]:
         for environment, files in environments(path).items():
             # These would change what all other environments are merged with.
             assert environment not in {"base", "local"}
@@ -203,6 +204,22 @@ def test_every_yaml_block_makes_an_environment_that_validates(conf: Path) -> Non
             base = yaml.safe_load(base_file.read_text())
             assert content.keys() <= base.keys()
             assert content.get("compute", {}).keys() <= base["compute"].keys()
+
+
+def test_the_catalog_on_object_storage_places_entries_of_base() -> None:
+    base = set()
+    for base_file in (PROJECT / "conf" / "base" / "catalog").glob("*.yml"):
+        base |= yaml.safe_load(base_file.read_text()).keys()
+    [files] = environments(SCALE).values()
+    catalog = yaml.safe_load(files["catalog.yml"])
+    credentials = yaml.safe_load(files["credentials.yml"])
+
+    assert len(catalog) > 3
+    assert catalog.keys() <= base
+    for entry in catalog.values():
+        # What else an entry needs is that of base.
+        assert entry.keys() == {"filepath", "credentials"}
+        assert entry["credentials"] in credentials
 
 
 def test_a_wrong_key_in_a_yaml_block_would_be_found(conf: Path, tmp_path: Path) -> None:

@@ -239,9 +239,7 @@ def test_a_file_system_whose_package_is_missing_is_one_message():
         pytest.skip("gcsfs is installed, so nothing is missing")
 
 
-@pytest.mark.parametrize(
-    "kind", ["ImageStoreDataset", "ShardedTableDataset", "FolderDataset", "CheckpointsDataset"]
-)
+@pytest.mark.parametrize("kind", ["FilesDataset", "FolderDataset", "CheckpointsDataset"])
 def test_what_has_to_be_on_this_machine_is_refused_elsewhere(kind):
     entry = {"type": f"{TYPES}.{kind}", "filepath": "s3://bucket/x"}
     if kind == "CheckpointsDataset":

@@ -1,8 +1,8 @@
 """The catalog's dataset types, one per kind of file; other packages read and write the files.
 
 A dataset that saves a plan (`IngestionPlan`, a mapping of functions that make one shard each) runs
-it shard by shard, in bounded memory. Tables, figures and models may also be on object storage, with
-`credentials`, `fs_args` and `versioned` as Kedro's own datasets take them.
+it shard by shard, in bounded memory. Tables, figures, models, image stores and tables in shards may
+also be on object storage, with `credentials` and `fs_args` as Kedro's own datasets take them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kedro.io.core import (
 )
 from kedro_datasets.text import TextDataset
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.storage.remote import RemoteFiles
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.images.plan import IngestionPlan
     from pu_kd_pipeline.images.store import ImageStore
     from pu_kd_pipeline.models.model import Model, PUClassifier
+    from pu_kd_pipeline.storage.folders import Folder
+    from pu_kd_pipeline.storage.object_folder import ObjectFolder
     from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 
@@ -47,6 +49,7 @@ ImagePreview = NewType("ImagePreview", str)
 JSONPreview = NewType("JSONPreview", str)
 HTMLPreview = NewType("HTMLPreview", str)
 N_THUMBNAILS = 40
+_MAKE_AGAIN = ".make_again"  # hidden files are not part of a data set
 
 
 class NotLocalError(InputError):
@@ -189,7 +192,112 @@ class OptionalFolderDataset(_OnDisk, AbstractDataset[NoReturn, "Path | None"]):
         return True
 
 
-class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"]):
+class _ShardFolder:
+    """A folder of shards, on this machine or on an object store.
+
+    On this machine, `filepath` is its path; otherwise it is None.
+
+    Args:
+        filepath: a path, or the URL of a folder on an object store, such as `s3://bucket/scores`.
+        credentials: further arguments of the file system, from credentials.yml.
+        fs_args: further arguments of the file system.
+        cache: a folder on this machine for copies of remote shards; several entries may share it.
+        cache_gb: what all files in the cache may take, 10^9 bytes.
+        metadata: Kedro's metadata of the entry.
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        credentials: dict[str, Any] | None = None,
+        fs_args: dict[str, Any] | None = None,
+        cache: str | None = None,
+        cache_gb: float | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        protocol, path = get_protocol_and_path(filepath)
+        self._protocol = protocol
+        self.metadata = metadata
+        self.filepath: Path | None = None
+        self.remote: ObjectFolder | None = None
+        self.folder: Folder
+        if protocol == "file":
+            self.filepath = Path(path)
+            self.folder = self.filepath
+            return
+        options = {**(credentials or {}), **(fs_args or {})}
+        self.remote = _object_folder(protocol, str(path), options, cache, cache_gb)
+        self.folder = self.remote
+        # Where hooks look for the address of a remote data set.
+        self._filepath = PurePosixPath(path)
+
+    def remote_files(self) -> dict[str, str] | None:
+        """Return name -> mark of the content, of the files on an object store; None: it is here."""
+        if self.remote is None:
+            return None
+        return {name: file.mark for name, file in self.remote.files().items()}
+
+    def remove_remote(self, name: str) -> None:
+        """Remove a file from the object store."""
+        assert self.remote is not None
+        self.remote.remove([name])
+
+    def check_reachable(self, *, is_written: bool) -> None:
+        """Check that the object store can be used, before a run begins.
+
+        Args:
+            is_written: the run writes to it.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if self.remote is None:
+            return
+        if is_written:
+            self.remote.check_writable()
+        elif not self._exists():
+            # Of a bucket that does not exist, this raises an error.
+            self.remote.files()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self.folder)}
+
+    def _exists(self) -> bool:
+        raise NotImplementedError
+
+
+def _object_folder(
+    protocol: str,
+    path: str,
+    options: Mapping[str, Any],
+    cache: str | None,
+    cache_gb: float | None,
+) -> ObjectFolder:
+    """Return a folder on an object store.
+
+    Raises:
+        InputError: it cannot hold shards, or the entry has no cache.
+    """
+    # What data on this machine does not need.
+    from pu_kd_pipeline.params.paths import resolved_path
+    from pu_kd_pipeline.storage.file_cache import GB, FileCache
+    from pu_kd_pipeline.storage.object_folder import ObjectFolder
+
+    address = f"{protocol}://{path.lstrip('/')}"
+    is_number = isinstance(cache_gb, int | float) and not isinstance(cache_gb, bool)
+    if not cache or cache_gb is None or not is_number or not cache_gb > 0:
+        raise InputError(
+            f"{address} needs a cache on this machine: set `cache` to a folder, and `cache_gb` to "
+            "its size in 10^9 bytes"
+        )
+    if "://" in cache:
+        raise InputError(f"the cache of {address} has to be a folder on this machine, not {cache}")
+    folder = resolved_path(cache)
+    return ObjectFolder(protocol, path, options, FileCache.at(folder, int(cache_gb * GB)))
+
+
+class ImageStoreDataset(_ShardFolder, AbstractDataset["IngestionPlan", "ImageStore"]):
     """An image store; saving an ingestion plan makes only the missing and damaged shards."""
 
     def make_again(self) -> None:
@@ -198,21 +306,18 @@ class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"])
         It holds until a save has succeeded, also in later processes: if one is stopped in between,
         it leaves the old store, whose images must not be kept then.
         """
-        if self.filepath.is_dir():
-            self._make_again_file.touch()
+        if self.remote is not None:
+            self.remote.write_text(_MAKE_AGAIN, "")
+        elif self.filepath is not None and self.filepath.is_dir():
+            (self.filepath / _MAKE_AGAIN).touch()
 
     def save(self, data: IngestionPlan) -> None:
         """Run the plan."""
         from pu_kd_pipeline.images.ingestion import write_store
+        from pu_kd_pipeline.storage.folders import file_exists, remove_hidden
 
-        marker = self._make_again_file
-        write_store(data, self.filepath, makes_again=marker.exists())
-        marker.unlink(missing_ok=True)
-
-    @property
-    def _make_again_file(self) -> Path:
-        # Hidden files are not part of a data set.
-        return self.filepath / ".make_again"
+        write_store(data, self.folder, makes_again=file_exists(self.folder, _MAKE_AGAIN))
+        remove_hidden(self.folder, _MAKE_AGAIN)
 
     def content_state(self) -> dict[str, Any] | None:
         """Return what changes whenever a reader would see other images, ids, labels or reports.
@@ -223,10 +328,13 @@ class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"])
             Texts and numbers, or None for a store that is damaged or does not exist.
         """
         from pu_kd_pipeline.images.store_file import SOURCES_FILE, read_store_file
+        from pu_kd_pipeline.storage.folders import read_text
 
         try:
-            specification, shards, quarantine_counts = read_store_file(self.filepath)
-            report = (self.filepath / SOURCES_FILE).read_text(encoding="utf-8")
+            specification, shards, quarantine_counts = read_store_file(self.folder)
+            report = read_text(self.folder, SOURCES_FILE)
+        except UnavailableError:
+            raise
         except (InputError, OSError, UnicodeDecodeError):
             return None
         return {
@@ -241,7 +349,7 @@ class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"])
         """Open the store; nothing is read yet."""
         from pu_kd_pipeline.images.store import ImageStore
 
-        return ImageStore.open(self.filepath)
+        return ImageStore.open(self.folder)
 
     def counts(self) -> dict[str, int]:
         """Return the number of images, for kedro-viz."""
@@ -260,25 +368,25 @@ class ImageStoreDataset(_OnDisk, AbstractDataset["IngestionPlan", "ImageStore"])
         return ImagePreview(base64.b64encode(png_bytes(sheet)).decode())
 
     def _exists(self) -> bool:
+        from pu_kd_pipeline.storage.folders import file_exists
+
         # The file is written last: without it, the store is incomplete.
-        return (self.filepath / "store.json").is_file()
+        return file_exists(self.folder, "store.json")
 
 
 class ShardedTableDataset(
-    _OnDisk, AbstractDataset["Mapping[str, Callable[[], pa.Table]]", "ShardedTable"]
+    _ShardFolder, AbstractDataset["Mapping[str, Callable[[], pa.Table]]", "ShardedTable"]
 ):
     """A table with one Parquet file per shard; saving makes only the missing and damaged shards.
 
     Args:
         filepath: the folder of the files.
         keeps_others: keep shards that the table no longer has, instead of removing them.
-        metadata: Kedro's metadata of the entry.
+        storage: further arguments of all folders of shards.
     """
 
-    def __init__(
-        self, *, filepath: str, keeps_others: bool = False, metadata: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__(filepath=filepath, metadata=metadata)
+    def __init__(self, *, filepath: str, keeps_others: bool = False, **storage: Any) -> None:
+        super().__init__(filepath=filepath, **storage)
         self.keeps_others = keeps_others
         self._makes_again = False
 
@@ -295,7 +403,7 @@ class ShardedTableDataset(
         from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
         ShardedTable.write(
-            self.filepath, data, keeps_others=self.keeps_others, makes_again=self._makes_again
+            self.folder, data, keeps_others=self.keeps_others, makes_again=self._makes_again
         )
         self._makes_again = False
 
@@ -303,12 +411,14 @@ class ShardedTableDataset(
         """Open the table; nothing is read yet."""
         from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
-        return ShardedTable.open(self.filepath)
+        return ShardedTable.open(self.folder)
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of rows and columns, for kedro-viz; checksums are not compared."""
         from pu_kd_pipeline.storage.previews import table_counts
 
+        if self.filepath is None:
+            return {"rows": len(self.load())}
         return table_counts([file for file in self.files() if file.suffix == ".parquet"])
 
     def preview(self, nrows: int = 5) -> TablePreview:
@@ -327,11 +437,33 @@ class ShardedTableDataset(
         """Return the existing files of the table, without other files in its folder."""
         from pu_kd_pipeline.storage.sharded_table import table_files
 
+        if self.filepath is None:
+            return []
         return table_files(self.filepath)
 
+    def written_at_s(self, shard: str) -> float:
+        """Return when a shard was written, in seconds since 1970."""
+        from pu_kd_pipeline.storage.sharded_table import shard_file
+
+        name = shard_file(shard)
+        if self.remote is not None:
+            return self.remote.written_at_s(name)
+        assert self.filepath is not None
+        return (self.filepath / name).stat().st_mtime
+
+    def remote_files(self) -> dict[str, str] | None:
+        """Return name -> mark of the content, of the files of a table on an object store."""
+        from pu_kd_pipeline.storage.sharded_table import remote_table_files
+
+        if self.remote is None:
+            return None
+        return {name: file.mark for name, file in remote_table_files(self.remote).items()}
+
     def _exists(self) -> bool:
+        from pu_kd_pipeline.storage.folders import file_exists
+
         # The file is written last: without it, the table is incomplete.
-        return (self.filepath / "shards.json").is_file()
+        return file_exists(self.folder, "shards.json")
 
 
 class _Stored(AbstractVersionedDataset[Any, Any]):
@@ -375,6 +507,21 @@ class _Stored(AbstractVersionedDataset[Any, Any]):
             glob_function=self._files.glob,
         )
 
+    def remote_files(self) -> dict[str, str] | None:
+        """Return "" -> checksum of what is stored on another machine; nothing if there is nothing.
+
+        None: it is on this machine, has versions, or its file system states no checksum.
+        """
+        if self._protocol == "file" or self._version is not None:
+            return None
+        state = self.remote_state()
+        if state is not None:
+            return {"": state}
+        return None if self._exists_remotely() else {}
+
+    def _exists_remotely(self) -> bool:
+        return self._files.is_complete(self._location(self._get_load_path()))
+
     def remote_state(self) -> str | None:
         """Return a checksum of what is stored on another machine, as its file system states it.
 
@@ -394,7 +541,7 @@ class _Stored(AbstractVersionedDataset[Any, Any]):
     def _exists(self) -> bool:
         if self.filepath is not None:
             return self.filepath.exists()
-        return self._files.is_complete(self._location(self._get_load_path()))
+        return self._exists_remotely()
 
     def _release(self) -> None:
         super()._release()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from kedro.io import DataCatalog
+from kedro.io.core import DatasetError
 from kedro.pipeline import Node, Pipeline
 
 from pu_kd_pipeline.errors import InputError
@@ -33,16 +34,16 @@ def catalog_in(data: str, **entries: dict[str, Any]) -> DataCatalog:
     return DataCatalog.from_config({**base, **entries})
 
 
-def test_stores_records_and_checkpoints_elsewhere_are_refused_in_one_sentence() -> None:
+def test_records_and_checkpoints_elsewhere_are_refused_in_one_sentence() -> None:
     with pytest.raises(InputError) as refusal:
         check_places(PIPELINE, catalog_in("memory://bucket/runs"))
 
     message = str(refusal.value)
 
     assert message == (
-        "the catalog places `checkpoints`, `images`, `node_records` on another machine, and they "
-        "have to be on this one: keep `data` here, and put only tables, figures and models on "
-        "object storage, with entries of their own in conf/<environment>/catalog.yml"
+        "the catalog places `checkpoints`, `node_records` on another machine, and they have to be "
+        "on this one: keep `data` here, and put image stores, tables, figures and models on object "
+        "storage, with entries of their own in conf/<environment>/catalog.yml"
     )
 
 
@@ -55,6 +56,40 @@ def test_single_entries_elsewhere_are_accepted(tmp_path: Path) -> None:
     assert dataset_path(catalog, "table") is None
     assert dataset_location(catalog, "table") == "memory://table.parquet"
     assert dataset_location(catalog, "images") == str(tmp_path / "images")
+
+
+def test_shards_elsewhere_are_accepted_where_they_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = {
+        "type": f"{TYPES}.ShardedTableDataset",
+        "filepath": "memory://bucket/shards",
+        "cache": str(tmp_path / "cache"),
+        "cache_gb": 1,
+    }
+    catalog = catalog_in(str(tmp_path), table=shards)
+    folder: Any = catalog.get("table").remote
+
+    check_places(PIPELINE, catalog)
+    assert folder.files() == {}
+    assert dataset_location(catalog, "table") == "memory://shards"
+    assert dataset_path(catalog, "table") is None
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(folder._fs, "pipe_file", refuse)
+    with pytest.raises(InputError, match=r"entry `table`: memory://shards/.* Access Denied"):
+        check_places(PIPELINE, catalog)
+    # A plan writes nothing, and what is only read need not be writable.
+    check_places(PIPELINE, catalog, writes=False)
+
+
+def test_shards_elsewhere_without_a_cache_are_refused(tmp_path: Path) -> None:
+    shards = {"type": f"{TYPES}.ShardedTableDataset", "filepath": "memory://bucket/shards"}
+
+    with pytest.raises(DatasetError, match="memory://shards needs a cache on this machine"):
+        check_places(PIPELINE, catalog_in(str(tmp_path), table=shards))
 
 
 def test_an_entry_of_kedros_own_that_cannot_be_reached_is_named(

@@ -105,7 +105,7 @@ def map_shards(
 def _assignment(work: Work, file: Path, n_threads: int) -> Assignment:
     """Write the work to a file, and return what workers are started with."""
     content = pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL)
-    file.write_bytes(content)
+    _write_for_owner(file, content)
     return Assignment(
         file=file.absolute(),
         digest=hashlib.sha256(content).hexdigest(),
@@ -115,6 +115,14 @@ def _assignment(work: Work, file: Path, n_threads: int) -> Assignment:
         log_level=logging.getLogger(PACKAGE).getEffectiveLevel(),
         n_threads=n_threads,
     )
+
+
+def _write_for_owner(file: Path, content: bytes) -> None:
+    """Write a file that only its owner can read: the work may hold credentials."""
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as opened:
+        opened.write(content)
 
 
 class _Distribution:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from pu_kd_pipeline.engines.shards import LOCAL, map_shards
 from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.progress import track
 from pu_kd_pipeline.storage.atomic import remove_leftovers
+from pu_kd_pipeline.storage.folders import Folder
 from pu_kd_pipeline.storage.sharded_table import write_shard
 
 
@@ -77,15 +78,19 @@ class ShardMakers(Mapping[str, Callable[[], pa.Table]]):
         """Return the makers for another engine."""
         return replace(self, engine=engine)
 
-    def make_missing(self, folder: Path, names: Sequence[str]) -> None:
+    def make_missing(self, folder: Folder, names: Sequence[str]) -> None:
         """Make and write shards, each as a file of its own, and show the progress.
+
+        Workers write to a remote folder themselves, through the cache of this machine. What they
+        are started with is a file in that cache.
 
         Raises:
             InputError: of the work, or a worker has other code, libraries or devices.
             UnavailableError: of the work or the engine, see `map_shards`.
             ShardError: any other error of the work.
         """
-        writing = _ShardWriting(self.work, folder.absolute())
+        target = folder.absolute() if isinstance(folder, Path) else folder
+        writing = _ShardWriting(self.work, target)
         arguments = {name: self.arguments[name] for name in names}
         n_done = 0
         n_images = sum(self.n_images.get(name, 0) for name in names)
@@ -96,13 +101,24 @@ class ShardMakers(Mapping[str, Callable[[], pa.Table]]):
             return f"shards, {n_done:,} of {n_images:,} images"
 
         try:
-            with closing(map_shards(writing, arguments, self.engine, folder)) as results:
+            with (
+                _work_folder(folder) as work_folder,
+                closing(map_shards(writing, arguments, self.engine, work_folder)) as results,
+            ):
                 shown = track(results, name=folder.name, total=len(names), unit=unit)
                 for name, _ in shown:
                     n_done += self.n_images.get(name, 0)
         finally:
             # Of workers that were lost while they wrote; the others have ended.
-            remove_leftovers(folder)
+            if isinstance(folder, Path):
+                remove_leftovers(folder)
+
+
+def _work_folder(folder: Folder) -> AbstractContextManager[Path]:
+    """Return a folder of this machine for what workers are started with."""
+    if isinstance(folder, Path):
+        return nullcontext(folder)
+    return folder.room_for(0, "engine")
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,7 @@ class _ShardWriting:
     """Makes a shard and writes it under its final name, where it is whole or absent."""
 
     work: TableWork
-    folder: Path
+    folder: Folder
 
     def __call__(self, name: str, argument: Any) -> int:
         """Return the number of rows."""

@@ -39,6 +39,8 @@ _URL = "://"
 _TEXTS = ("data", "comparison")
 # The key of globals.yml that says what each recipe sets.
 _RECIPES = "recipes"
+# Of a catalog entry of base, what an entry of the same type in an environment need not repeat.
+_KEPT_KEYS = ("cache", "cache_gb")
 
 
 class ConfigLoader(OmegaConfigLoader):
@@ -157,14 +159,14 @@ class ConfigLoader(OmegaConfigLoader):
         """Return base with an environment in it; an entry of the catalog keeps its metadata.
 
         So the entry that places a table elsewhere need not repeat how kedro-viz and MLflow show it.
+        One without a type is that of base but for the keys that it has, and one of the same type
+        has the cache of base.
         """
         if key == "catalog":
             for name, entry in env_config.items():
                 replaced = config.get(name)
                 if isinstance(entry, dict) and isinstance(replaced, dict):
-                    base_metadata = replaced.get("metadata") or {}
-                    own_metadata = entry.get("metadata") or {}
-                    entry["metadata"] = {**base_metadata, **own_metadata}
+                    env_config[name] = _merged_entry(replaced, entry)
         return super()._merge_configs(config, env_config, key, env_path)
 
     def _read_dir_configs(
@@ -231,6 +233,17 @@ class ConfigLoader(OmegaConfigLoader):
             )
         # Archivers add folders of their own next to it, which repeat its names.
         return min(roots, key=lambda root: (len(root.parts), root))
+
+
+def _merged_entry(base: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of the catalog of an environment, with what it keeps of that of base."""
+    kept: dict[str, Any] = {}
+    if "type" not in entry:
+        kept = base
+    elif entry["type"] == base.get("type"):
+        kept = {key: base[key] for key in _KEPT_KEYS if key in base}
+    metadata = {**(base.get("metadata") or {}), **(entry.get("metadata") or {})}
+    return {**kept, **entry, "metadata": metadata}
 
 
 def _as_zip(tar_file: str) -> io.BytesIO:

@@ -15,6 +15,7 @@ from pu_kd_pipeline.hooks.catalog import dataset_location
 from pu_kd_pipeline.hooks.engine import ENGINE
 from pu_kd_pipeline.hooks.places import check_places, check_tracking_folder, check_versions
 from pu_kd_pipeline.hooks.teacher_preflight import CHECK_BLOCK
+from pu_kd_pipeline.incremental.runner import EXPLAINING_RUNNER
 from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.teacher import TeacherCheckParams
 
@@ -85,7 +86,7 @@ class InputHooks:
 
         For missing inputs, the stages that write them are named.
         """
-        check_places(pipeline, catalog)
+        check_places(pipeline, catalog, writes=run_params["runner"] != EXPLAINING_RUNNER)
         check_tracking_folder(self._loader)
         check_versions(run_params.get("load_versions") or {}, catalog)
         missing = []

@@ -11,7 +11,7 @@ from kedro.config import MissingConfigException
 from kedro.io.core import DatasetError
 
 from pu_kd_pipeline.datasets import NotLocalError
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.hooks.catalog import is_remote
 from pu_kd_pipeline.incremental.staleness import CHECKPOINTS, RECORDS
 
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
 
 
-def check_places(pipeline: Pipeline, catalog: DataCatalog) -> None:
+def check_places(pipeline: Pipeline, catalog: DataCatalog, *, writes: bool = True) -> None:
     """Check where a run reads and writes, before its first node.
+
+    Args:
+        pipeline: what runs.
+        catalog: of the run.
+        writes: the run writes its outputs, and not only a plan.
 
     Raises:
         InputError: an entry has to be on this machine and is not, the data folder cannot be
-            written, or an object store cannot be reached.
+            written, or an object store cannot be reached, or not be written.
     """
     names = []
     for name in sorted({*pipeline.datasets(), RECORDS, CHECKPOINTS}):
@@ -50,16 +55,17 @@ def check_places(pipeline: Pipeline, catalog: DataCatalog) -> None:
         listed = ", ".join(misplaced)
         raise InputError(
             f"the catalog places {listed} on another machine, and they have to be on this one: "
-            "keep `data` here, and put only tables, figures and models on object storage, with "
-            "entries of their own in conf/<environment>/catalog.yml"
+            "keep `data` here, and put image stores, tables, figures and models on object storage, "
+            "with entries of their own in conf/<environment>/catalog.yml"
         )
     if others:
         raise others[0]  # such as a package that is missing
     if RECORDS in catalog:
         records: Any = catalog.get(RECORDS)
         _check_data_folder(records.filepath.parent)
+    written = pipeline.all_outputs() if writes else set()
     for name in remote_names:
-        _check_reachable(catalog, name)
+        _check_reachable(catalog, name, is_written=name in written)
 
 
 def check_tracking_folder(loader: Mapping[str, Any]) -> None:
@@ -115,9 +121,17 @@ def _check_data_folder(folder: Path) -> None:
         )
 
 
-def _check_reachable(catalog: DataCatalog, name: str) -> None:
+def _check_reachable(catalog: DataCatalog, name: str, *, is_written: bool) -> None:
+    check = getattr(catalog.get(name), "check_reachable", None)
     try:
-        catalog.exists(name)
+        if check is not None:
+            check(is_written=is_written)
+        else:
+            catalog.exists(name)
+    except UnavailableError as exc:
+        raise UnavailableError(f"catalog entry `{name}`: {exc}") from exc
+    except InputError as exc:
+        raise InputError(f"catalog entry `{name}`: {exc}") from exc
     # Kedro's own datasets raise whatever the library of the store raises.
     except Exception as exc:
         cause = exc.__cause__ or exc

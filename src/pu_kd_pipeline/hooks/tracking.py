@@ -223,8 +223,7 @@ class TrackingHooks:
                     continue
                 [result] = table.shard(shard).to_pylist()
                 # A shard is written when its cell has been computed.
-                file = dataset.filepath / f"{shard}.parquet"
-                ended_at_s = file.stat().st_mtime
+                ended_at_s = dataset.written_at_s(shard)
                 cell = _ReusedCell(placed.title, placed.cell.identity(), result, ended_at_s)
                 self._reused_cells.append(cell)
         # Of any kind: an entry of a user may hold anything, and the results are saved.

@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -70,6 +71,8 @@ class ImageRows:
             images_of_parts = [store.read(rows) for store, rows in self._parts]
             images = np.concatenate(images_of_parts)
             self._resident = torch.from_numpy(images).to(self.device)
+        elif self._parts:
+            _check_cache(self._parts, n_bytes)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -106,6 +109,36 @@ class ImageRows:
             images[is_in_part] = store.read(part_rows)
 
         return torch.from_numpy(images).to(self.device, non_blocking=True)
+
+
+def _check_cache(parts: Sequence[tuple[ImageStore, np.ndarray]], n_bytes: int) -> None:
+    """Check that the shards of images that are read in random order stay in the cache.
+
+    Otherwise nearly every batch would download shards again.
+
+    Args:
+        parts: pairs of a store and rows of it.
+        n_bytes: of the images as pixels.
+
+    Raises:
+        InputError: the cache of stores on an object store is too small.
+    """
+    needed_bytes = 0
+    limits_bytes = []
+    for store, rows in parts:
+        if not isinstance(store.folder, Path):
+            needed_bytes += store.pixel_bytes(rows)
+            limits_bytes.append(store.folder.cache_bytes)
+    if not limits_bytes or needed_bytes <= min(limits_bytes):
+        return
+    needed_gb = needed_bytes / 1e9
+    raise InputError(
+        f"images are read in random order from shards of {needed_gb:.3g} GB on an object store, "
+        f"and their copies may take {min(limits_bytes) / 1e9:.3g} GB, so that each batch would "
+        f"download shards again: set cache_gb to {needed_gb * 1.1:.3g} or more; or set "
+        f"compute.resident_limit_gb to {n_bytes / 1e9 * 1.01:.3g}, if the images fit into the "
+        "memory of the device"
+    )
 
 
 def map_images(

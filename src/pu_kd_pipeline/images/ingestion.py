@@ -41,6 +41,8 @@ from pu_kd_pipeline.images.quarantine import (
 )
 from pu_kd_pipeline.images.reusable_shards import reusable_shards, write_index
 from pu_kd_pipeline.images.shard_files import (
+    INDEX_SUFFIX,
+    PIXEL_SUFFIXES,
     index_file,
     index_schema,
     pixel_file,
@@ -54,13 +56,18 @@ from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore, read_quaran
 from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification
 from pu_kd_pipeline.progress import count_images
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
-from pu_kd_pipeline.storage.atomic import (
-    remove_empty_folder,
-    remove_leftovers,
-    replacing_file,
-)
 from pu_kd_pipeline.storage.checked_json import to_checked_json
-from pu_kd_pipeline.storage.parquet_files import write_parquet
+from pu_kd_pipeline.storage.folders import (
+    Folder,
+    file_exists,
+    file_names,
+    finish_file,
+    remove_files,
+    unfinished_store,
+    write_text,
+    writing_file,
+)
+from pu_kd_pipeline.storage.parquet_files import max_parquet_bytes, write_parquet
 
 if TYPE_CHECKING:
     from pu_kd_pipeline.images.decoding import RawImage
@@ -75,17 +82,18 @@ _UNFINISHED = ".shard-"
 class _UnfinishedStore:
     """A store while it is being written: what has been stored and set aside so far."""
 
-    folder: Path
+    folder: Folder
+    work: Path  # for unfinished files
     specification: Specification
     id_by_digest: dict[bytes, str] = field(default_factory=dict)
     quarantine: pd.DataFrame = field(default_factory=pd.DataFrame)
     shards: list[Shard] = field(default_factory=list)
-    new_files: list[Path] = field(default_factory=list)
+    new_files: list[str] = field(default_factory=list)
     dark: DarkImages = field(default_factory=DarkImages)
 
 
 def write_store(
-    plan: IngestionPlan, folder: Path | str, *, makes_again: bool = False
+    plan: IngestionPlan, folder: Folder | str, *, makes_again: bool = False
 ) -> ImageStore:
     """Make the folder hold what the plan asks for, reusing every shard that is still right.
 
@@ -98,18 +106,22 @@ def write_store(
         InputError: a source cannot be used, or more images than allowed are unusable; the folder is
             left as it was.
     """
-    folder = Path(folder)
+    if isinstance(folder, str):
+        folder = Path(folder)
+    with unfinished_store(folder, _UNFINISHED) as (work, was_killed):
+        return _write_store(plan, folder, work, was_killed, makes_again)
+
+
+def _write_store(
+    plan: IngestionPlan, folder: Folder, work: Path, was_killed: bool, makes_again: bool
+) -> ImageStore:
     wanted, readers = list_images(plan)
     for reader in readers:
         log_report(reader.report, reader.where)
     # Not of `write_store` as a whole: an edited message must not make all shards again.
     maker = maker_fingerprint(Decoder, open_source, shard_writer, read_images, _write_shard)
     specification = choose_specification(plan, len(wanted), maker)
-    folder.mkdir(parents=True, exist_ok=True)
-    leftovers = remove_leftovers(folder)
-    was_killed = any(leftover.name.startswith(_UNFINISHED) for leftover in leftovers)
-
-    store = _new_store(folder, specification, wanted)
+    store = _new_store(folder, work, specification, wanted)
     if not makes_again:
         _keep_finished_work(store, wanted)
 
@@ -127,8 +139,7 @@ def write_store(
         raise
     except InputError:
         # The images were refused. After any other end the finished shards are worth keeping.
-        for file in store.new_files:
-            file.unlink(missing_ok=True)
+        remove_files(folder, store.new_files)
         raise
 
     check_any_is_usable(plan, store.quarantine, len(wanted))
@@ -142,10 +153,10 @@ def write_store(
 
 
 def _new_store(
-    folder: Path, specification: Specification, wanted: pd.DataFrame
+    folder: Folder, work: Path, specification: Specification, wanted: pd.DataFrame
 ) -> _UnfinishedStore:
     """Return a store without images, and with those quarantined that their source refuses."""
-    store = _UnfinishedStore(folder, specification)
+    store = _UnfinishedStore(folder, work, specification)
     faulty = wanted[wanted["fault"].notna()]
     quarantine = faulty[["id", "source", "version"]]
     store.quarantine = quarantine.assign(status=faulty["fault"])
@@ -304,7 +315,7 @@ def _write_shard(
     decoded: Iterator[tuple[RawImage | Unusable, np.ndarray | Unusable]],
 ) -> None:
     """Write one shard of the usable and new images among `rows`; the others are quarantined."""
-    temporary = store.folder / f"{_UNFINISHED}{number:05d}.{os.getpid()}.tmp"
+    temporary = store.work / f"{_UNFINISHED}{number:05d}.{os.getpid()}.tmp"
     statuses: list[str] = []
     digests: list[str] = []
 
@@ -362,16 +373,16 @@ def _finish_shard(
     short_digest = digest.hexdigest()[:12]
     name = f"{number:05d}-{short_digest}"
 
-    pixels = pixel_file(folder, name, store.specification.kind)
-    index_path = index_file(folder, name)
+    pixels = pixel_file(name, store.specification.kind)
+    index_name = index_file(name)
     # A shard that was there before must survive a run that is refused.
-    for file in (pixels, index_path):
-        if not file.exists():
+    for file in (pixels, index_name):
+        if not file_exists(folder, file):
             store.new_files.append(file)
 
-    remove_empty_folder(pixels)
-    os.replace(temporary, pixels)
-    write_index(index_path, name, table, store.specification)
+    finish_file(folder, temporary, pixels)
+    with writing_file(folder, index_name, max_parquet_bytes(table)) as path:
+        write_index(path, name, table, store.specification)
 
     return Shard(name, len(index), 0)
 
@@ -383,7 +394,8 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
     columns = ["id", "source", "status", "version"]
     quarantine = store.quarantine[columns].astype("str")
     table = pa.Table.from_pandas(quarantine, preserve_index=False)
-    write_parquet(table, folder / QUARANTINE_FILE, QUARANTINE_FILE)
+    with writing_file(folder, QUARANTINE_FILE, max_parquet_bytes(table)) as path:
+        write_parquet(table, path, QUARANTINE_FILE)
 
     n_images = 0
     shards = []
@@ -397,16 +409,12 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
         "quarantine": counts_by_reason(store.quarantine["status"]),
         "class_names": list(plan.class_names),
     }
-    with replacing_file(folder / STORE_FILE) as path:
-        path.write_text(to_checked_json(about), encoding="utf-8")
+    write_text(folder, STORE_FILE, to_checked_json(about))
 
     # Only after the new `store.json`: the old one must never name a file that is gone.
-    current: set[Path] = set()
+    current: set[str] = set()
     for shard in store.shards:
-        current.add(pixel_file(folder, shard.name, kind))
-        current.add(index_file(folder, shard.name))
-    for pattern in ("*.npy", "*.images.arrow", "*.index.parquet"):
-        found = set(folder.glob(pattern))
-        for file in found - current:
-            remove_empty_folder(file)
-            file.unlink(missing_ok=True)
+        current.add(pixel_file(shard.name, kind))
+        current.add(index_file(shard.name))
+    found = file_names(folder, *PIXEL_SUFFIXES.values(), INDEX_SUFFIX)
+    remove_files(folder, [name for name in found if name not in current])

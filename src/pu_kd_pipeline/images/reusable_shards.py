@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,10 +15,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.images.listing import IDENTITY_COLUMNS
 from pu_kd_pipeline.images.row_checksums import RowChecksums
 from pu_kd_pipeline.images.shard_files import (
+    INDEX_SUFFIX,
     index_to_pandas,
     open_encoded,
     open_packed,
@@ -27,6 +27,7 @@ from pu_kd_pipeline.images.shard_files import (
     read_index_table,
 )
 from pu_kd_pipeline.images.store_file import Specification
+from pu_kd_pipeline.storage.folders import Folder, existing_files, file_names
 from pu_kd_pipeline.storage.parquet_files import write_parquet
 
 _SHARD_NAME = re.compile(r"[0-9]{5,9}-[0-9a-f]{12}")
@@ -40,15 +41,20 @@ def write_index(file: Path, shard_name: str, table: pa.Table, specification: Spe
 
 
 def reusable_shards(
-    folder: Path, specification: Specification, wanted: pd.DataFrame
+    folder: Folder, specification: Specification, wanted: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
     """Return the indexes of the shards that are whole, of this specification, and all wanted."""
     wanted_hashes = _identity_hashes(wanted)
     kept: dict[str, pd.DataFrame] = {}
     taken_ids: set[str] = set()
 
-    for file in sorted(folder.glob("*.index.parquet")):
-        name = file.name.removesuffix(".index.parquet")
+    index_files = file_names(folder, INDEX_SUFFIX)
+    names = [file.removesuffix(INDEX_SUFFIX) for file in index_files]
+    pixel_files = [pixel_file(name, specification.kind) for name in names]
+    existing = existing_files(folder, pixel_files)
+    for name, pixels in zip(names, pixel_files, strict=True):
+        if pixels not in existing:
+            continue
         index = _read_index(folder, name, specification)
         if index is None:
             continue
@@ -70,35 +76,46 @@ def _identity_hashes(table: pd.DataFrame) -> pd.Index:
     return pd.Index(hashes)
 
 
-def _read_index(folder: Path, name: str, specification: Specification) -> pd.DataFrame | None:
+def _read_index(folder: Folder, name: str, specification: Specification) -> pd.DataFrame | None:
     """Return the index of a shard, or None if the shard is damaged or of another specification."""
     if not _SHARD_NAME.fullmatch(name):
         return None
-    with suppress(InputError):
+    try:
         table = read_index_table(folder, name)
         metadata = table.schema.metadata or {}
         if metadata.get(_METADATA_KEY) == _encode(specification):
             _verify_images(folder, name, specification, table)
             return index_to_pandas(table)
+    except UnavailableError:
+        raise
+    except InputError:
+        return None
     return None
 
 
-def _verify_images(folder: Path, name: str, specification: Specification, index: pa.Table) -> None:
+def _verify_images(
+    folder: Folder, name: str, specification: Specification, index: pa.Table
+) -> None:
     """Verify every image of a shard, which reads the whole file but decodes nothing.
+
+    On an object store they are verified when they are read: this would download the store.
 
     Raises:
         InputError: one is damaged.
     """
+    if not isinstance(folder, Path):
+        return
     n_images = index.num_rows
-    file = pixel_file(folder, name, specification.kind)
+    path = folder / pixel_file(name, specification.kind)
+    file = str(path)
     checksums = RowChecksums(index["checksum"].to_numpy(), file)
     if specification.kind == "packed":
         size_px = specification.size_px
         shape = (n_images, specification.channels, size_px, size_px)
-        pixels = open_packed(folder, name, shape)
+        pixels = open_packed(path, shape, file)
         checksums.verify(np.arange(n_images), pixels)
     else:
-        encoded = open_encoded(folder, name, n_images)
+        encoded = open_encoded(path, n_images, file)
         for row in range(n_images):
             image: bytes = encoded[row].as_py()
             checksums.verify(np.array([row]), [image])

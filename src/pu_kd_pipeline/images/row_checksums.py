@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,10 @@ class RowChecksums:
 
     Args:
         checksums: (n,) uint32, of the bytes of each image in the file.
-        file: the file, for messages.
+        file: path or address of the file, for messages.
     """
 
-    def __init__(self, checksums: np.ndarray, file: Path) -> None:
+    def __init__(self, checksums: np.ndarray, file: str) -> None:
         self._checksums = checksums
         self._file = file
         # None when all are, so that opened shards of a large store take no memory.

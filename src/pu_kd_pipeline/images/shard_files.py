@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.storage.folders import Folder, read_file, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
 RUN_AGAIN = "run `kedro run --pipeline=data_ingestion`"
 
 
-def pixel_file(folder: Path, shard_name: str, kind: str) -> Path:
-    """Return the path of the file that holds the images of a shard."""
-    if kind == "packed":
-        return folder / f"{shard_name}.npy"
-    return folder / f"{shard_name}.images.arrow"
+INDEX_SUFFIX = ".index.parquet"
+PIXEL_SUFFIXES = {"packed": ".npy", "encoded": ".images.arrow"}
 
 
-def index_file(folder: Path, shard_name: str) -> Path:
-    """Return the path of the index of a shard."""
-    return folder / f"{shard_name}.index.parquet"
+def pixel_file(shard_name: str, kind: str) -> str:
+    """Return the name of the file that holds the images of a shard."""
+    return f"{shard_name}{PIXEL_SUFFIXES[kind]}"
+
+
+def index_file(shard_name: str) -> str:
+    """Return the name of the index of a shard."""
+    return f"{shard_name}{INDEX_SUFFIX}"
 
 
 def index_schema() -> pa.Schema:
@@ -53,7 +56,7 @@ def index_schema() -> pa.Schema:
 
 
 def read_index_table(
-    folder: Path, shard_name: str, columns: Sequence[str] | None = None
+    folder: Folder, shard_name: str, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """Return columns of the index of a shard; None: all.
 
@@ -62,18 +65,24 @@ def read_index_table(
     """
     from pu_kd_pipeline.storage.parquet_files import read_parquet
 
-    file = index_file(folder, shard_name)
-    try:
-        table = read_parquet(file, shard_name, columns=columns)
+    def read(path: Path) -> pa.Table:
+        table = read_parquet(path, shard_name, columns=columns)
         schema = index_schema()
         expected = [schema.field(name) for name in columns or schema.names]
         if list(table.schema) != expected:
             raise ValueError("it has other columns than an index")
+        return table
+
+    name = index_file(shard_name)
+    file = shown(folder, name)
+    try:
+        return read_file(folder, name, read)
+    except InputError:  # of an object store, which is no damage
+        raise
     except Exception as exc:  # a damaged file makes its reader raise nearly anything
         raise InputError(
             f"{file} is damaged ({type(exc).__name__}: {exc}): delete it and {RUN_AGAIN}"
         ) from exc
-    return table
 
 
 def index_to_pandas(table: pa.Table) -> pd.DataFrame:
@@ -85,15 +94,19 @@ def index_to_pandas(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(types_mapper=dtypes.get)
 
 
-def open_packed(folder: Path, shard_name: str, shape: tuple[int, ...]) -> np.ndarray:
+def open_packed(path: Path, shape: tuple[int, ...], file: str) -> np.ndarray:
     """Return the memory-mapped (N, C, H, W) uint8 pixels of a packed shard.
+
+    Args:
+        path: of the file.
+        shape: (N, C, H, W).
+        file: its path or address for messages.
 
     Raises:
         InputError: the file is not an array of that shape, such as one that was cut short.
     """
-    file = pixel_file(folder, shard_name, "packed")
     try:
-        pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as exc:
         # The header of an array is a Python literal, which can be wrong in many ways.
         raise InputError(f"{file} is damaged ({exc}): delete it and {RUN_AGAIN}") from exc
@@ -108,17 +121,21 @@ def open_packed(folder: Path, shard_name: str, shape: tuple[int, ...]) -> np.nda
     return pixels.view(np.ndarray)
 
 
-def open_encoded(folder: Path, shard_name: str, n_images: int) -> pa.ChunkedArray:
+def open_encoded(path: Path, n_images: int, file: str) -> pa.ChunkedArray:
     """Return the memory-mapped bytes of the `n_images` images of an encoded shard.
+
+    Args:
+        path: of the file.
+        n_images: that it holds.
+        file: its path or address for messages.
 
     Raises:
         InputError: the file is damaged.
     """
     import pyarrow as pa
 
-    file = pixel_file(folder, shard_name, "encoded")
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         images = table["image"]
         if images.type != pa.large_binary():
             raise ValueError(f"its images are {images.type}")

@@ -9,7 +9,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,8 +19,8 @@ from pu_kd_pipeline.images.label_names import listed
 from pu_kd_pipeline.images.shard_files import RUN_AGAIN
 from pu_kd_pipeline.images.sources.base import PASSED_OVER
 from pu_kd_pipeline.images.store_file import SOURCES_FILE
-from pu_kd_pipeline.storage.atomic import replacing_file
 from pu_kd_pipeline.storage.checked_json import from_checked_json, to_checked_json
+from pu_kd_pipeline.storage.folders import Folder, read_text, shown, write_text
 
 _MAX_REASONS = 50
 # A pool may have a caption per image instead of a label.
@@ -169,14 +168,13 @@ def _joined_texts(labels: Sequence[dict[str, Any]]) -> list[str]:
     return others
 
 
-def write_reports(folder: Path, reports: Sequence[SourceReport]) -> None:
+def write_reports(folder: Folder, reports: Sequence[SourceReport]) -> None:
     """Write the reports of a store's sources into its folder."""
     content = {"sources": [asdict(report) for report in reports]}
-    with replacing_file(folder / SOURCES_FILE) as path:
-        path.write_text(to_checked_json(content), encoding="utf-8")
+    write_text(folder, SOURCES_FILE, to_checked_json(content))
 
 
-def read_reports(folder: Path, n_images: int) -> list[dict[str, Any]]:
+def read_reports(folder: Folder, n_images: int) -> list[dict[str, Any]]:
     """Return the reports of a store's sources.
 
     Args:
@@ -186,13 +184,15 @@ def read_reports(folder: Path, n_images: int) -> list[dict[str, Any]]:
     Raises:
         InputError: the file is missing or damaged, or is not the one of this store.
     """
-    file = folder / SOURCES_FILE
+    file = shown(folder, SOURCES_FILE)
     try:
-        content = from_checked_json(file.read_text(encoding="utf-8"))
+        content = from_checked_json(read_text(folder, SOURCES_FILE))
         reports: list[dict[str, Any]] = content["sources"]
         n_selected = sum(report["n_selected"] for report in reports)
     except FileNotFoundError as exc:
         raise InputError(f"there is no {file}: {RUN_AGAIN}") from exc
+    except InputError:  # of an object store, which is no damage
+        raise
     except (KeyError, TypeError, ValueError, OSError, RecursionError) as exc:
         raise InputError(f"{file} is damaged ({exc!r}): delete it and {RUN_AGAIN}") from exc
     if n_selected != n_images:

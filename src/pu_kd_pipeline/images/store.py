@@ -6,6 +6,9 @@ Arrow file `<shard>.images.arrow`, memory-mapped as well, and decodes the rows t
 has an index `<shard>.index.parquet`, and `store.json` lists the shards. Every file is verified: the
 index and the lists as a whole, pixels and images one by one when they are first read.
 
+A store may also be on an object store. A shard is then a copy in a cache of bounded size, which is
+opened for each read and closed after it, so that the disk space of an old copy is really free.
+
 Writing a store is in `images.ingestion`; this module is what other stages see, and it is cheap to
 import: pandas, pyarrow and Pillow are imported where they are used.
 """
@@ -16,6 +19,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.images.row_checksums import RowChecksums
 from pu_kd_pipeline.images.shard_files import (
     RUN_AGAIN,
@@ -36,6 +40,13 @@ from pu_kd_pipeline.images.shard_files import (
     read_index_table,
 )
 from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification, read_store_file
+from pu_kd_pipeline.storage.folders import (
+    Folder,
+    existing_files,
+    file_sizes,
+    read_file,
+    shown,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,24 +61,26 @@ _MAX_DECODING_THREADS = 8
 class ImageStore:
     """A folder of images, read by row number. Several processes and threads may read at a time."""
 
-    folder: Path
+    folder: Folder
     specification: Specification
     shards: tuple[Shard, ...]
     quarantine_counts: dict[str, int]
 
     @staticmethod
-    def open(folder: Path | str) -> ImageStore:
+    def open(folder: Folder | str) -> ImageStore:
         """Return the store in a folder.
 
         Raises:
             InputError: there is none, it is not complete, or its files were tampered with.
         """
-        folder = Path(folder)
+        if isinstance(folder, str):
+            folder = Path(folder)
         specification, shards, quarantine_counts = read_store_file(folder)
+        kind = specification.kind
+        existing = existing_files(folder, [pixel_file(shard.name, kind) for shard in shards])
         missing = []
         for shard in shards:
-            file = pixel_file(folder, shard.name, specification.kind)
-            if not file.is_file():
+            if pixel_file(shard.name, kind) not in existing:
                 missing.append(shard.name)
         if missing:
             raise InputError(
@@ -118,16 +131,17 @@ class ImageStore:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes on disk."""
-        folder = self.folder
-        files = [folder / STORE_FILE, folder / QUARANTINE_FILE]
+        """Bytes on disk, or on the object store."""
+        names = [STORE_FILE, QUARANTINE_FILE]
         for shard in self.shards:
-            pixels = pixel_file(folder, shard.name, self.kind)
-            index = index_file(folder, shard.name)
-            files += [pixels, index]
+            names += [pixel_file(shard.name, self.kind), index_file(shard.name)]
+        return sum(file_sizes(self.folder, names).values())
 
-        sizes_bytes = [file.stat().st_size for file in files]
-        return sum(sizes_bytes)
+    def pixel_bytes(self, rows: np.ndarray) -> int:
+        """Return the bytes of the files that hold the images of some rows."""
+        numbers = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
+        names = [pixel_file(self.shards[number].name, self.kind) for number in numbers]
+        return sum(file_sizes(self.folder, names).values())
 
     @cached_property
     def index(self) -> pd.DataFrame:
@@ -170,7 +184,7 @@ class ImageStore:
         """
         table = read_index_table(self.folder, shard.name, columns)
         if table.num_rows != shard.n:
-            file = index_file(self.folder, shard.name)
+            file = shown(self.folder, index_file(shard.name))
             raise InputError(
                 f"{file} is not the index of {shard.n:,} images: delete it and {RUN_AGAIN}"
             )
@@ -186,7 +200,7 @@ class ImageStore:
         table = read_quarantine(self.folder)
         n_quarantined = sum(self.quarantine_counts.values())
         if table.num_rows != n_quarantined:
-            file = self.folder / QUARANTINE_FILE
+            file = shown(self.folder, QUARANTINE_FILE)
             raise InputError(
                 f"{file} lists {table.num_rows:,} images, its store says {n_quarantined:,}: "
                 f"delete it and {RUN_AGAIN}"
@@ -231,12 +245,13 @@ class ImageStore:
     def iter_batches(self, shard: Shard, batch_size: int) -> Iterator[np.ndarray]:
         """Yield the (n, C, H, W) uint8 images of a shard in order, n at most `batch_size`.
 
-        A packed store yields read-only views of a memory map, an encoded store decodes the images.
+        A packed store on this machine yields read-only views of a memory map; other stores yield
+        arrays of their own.
         """
         for start in range(0, shard.n, batch_size):
             stop = min(start + batch_size, shard.n)
             rows = np.arange(start, stop)
-            if self.kind == "packed":
+            if self.kind == "packed" and isinstance(self.folder, Path):
                 pixels, checksums = self._open(shard)
                 batch = pixels[start:stop]
                 checksums.verify(rows, batch)
@@ -257,20 +272,53 @@ class ImageStore:
         """The memory-mapped shards by name, opened when they are first read."""
         return {}
 
+    @cached_property
+    def _checksums_of_copies(self) -> dict[str, tuple[Any, RowChecksums]]:
+        """By name of a shard on an object store: which copy of it, and what was verified of it."""
+        return {}
+
+    @contextmanager
+    def _opened_shard(self, shard: Shard) -> Iterator[tuple[Any, RowChecksums]]:
+        """Yield what holds the images of a shard, and their checksums.
+
+        They must not be used after the context is left: the copy of a remote shard may be removed.
+        """
+        if isinstance(self.folder, Path):
+            yield self._open(shard)
+            return
+        with self.folder.copy(pixel_file(shard.name, self.kind)) as path:
+            yield self._open_file(path, shard), self._checksums_of_copy(path, shard)
+
     def _open(self, shard: Shard) -> tuple[Any, RowChecksums]:
-        """Return what holds the images of a shard, and their checksums."""
+        """Return what holds the images of a shard on this machine, and their checksums."""
         name = shard.name
         if name not in self._opened:
-            if self.kind == "packed":
-                shape = (shard.n, *self.image_shape)
-                images: Any = open_packed(self.folder, name, shape)
-            else:
-                images = open_encoded(self.folder, name, shard.n)
-            index = self._index_of(shard, ["checksum"])
-            file = pixel_file(self.folder, name, self.kind)
-            checksums = RowChecksums(index["checksum"].to_numpy(), file)
-            self._opened[name] = (images, checksums)
+            assert isinstance(self.folder, Path)
+            path = self.folder / pixel_file(name, self.kind)
+            images = self._open_file(path, shard)
+            self._opened[name] = (images, self._new_checksums(shard))
         return self._opened[name]
+
+    def _open_file(self, path: Path, shard: Shard) -> Any:
+        file = shown(self.folder, pixel_file(shard.name, self.kind))
+        if self.kind == "packed":
+            return open_packed(path, (shard.n, *self.image_shape), file)
+        return open_encoded(path, shard.n, file)
+
+    def _new_checksums(self, shard: Shard) -> RowChecksums:
+        file = shown(self.folder, pixel_file(shard.name, self.kind))
+        index = self._index_of(shard, ["checksum"])
+        return RowChecksums(index["checksum"].to_numpy(), file)
+
+    def _checksums_of_copy(self, path: Path, shard: Shard) -> RowChecksums:
+        about = path.stat()
+        copy = (path, about.st_ino, about.st_mtime_ns)
+        known = self._checksums_of_copies.get(shard.name)
+        # Another copy has to be verified again.
+        if known is None or known[0] != copy:
+            known = (copy, self._new_checksums(shard))
+            self._checksums_of_copies[shard.name] = known
+        return known[1]
 
     def _read_rows(self, shard: Shard, rows: np.ndarray) -> np.ndarray:
         images = self._empty_images(len(rows))
@@ -278,18 +326,39 @@ class ImageStore:
         return images
 
     def _read_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
-        if self.kind == "packed":
-            pixels, checksums = self._open(shard)
-            # "clip" lets NumPy write straight into `images`; the rows were checked before.
-            np.take(pixels, rows, axis=0, out=images, mode="clip")
-            checksums.verify(rows, images)
-        else:
-            self._decode_into(images, shard, rows)
+        try:
+            self._read_once_into(images, shard, rows)
+        except FileNotFoundError as exc:
+            file = shown(self.folder, pixel_file(shard.name, self.kind))
+            raise InputError(f"there is no {file}: {RUN_AGAIN}") from exc
+        except UnavailableError:
+            raise
+        except InputError:
+            if isinstance(self.folder, Path):
+                raise
+            # The copy may be damaged, and the shard not.
+            self.folder.forget_copy(pixel_file(shard.name, self.kind))
+            self._read_once_into(images, shard, rows)
 
-    def _decode_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
+    def _read_once_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
+        with self._opened_shard(shard) as (stored, checksums):
+            if self.kind == "packed":
+                # "clip" lets NumPy write straight into `images`; the rows were checked before.
+                np.take(stored, rows, axis=0, out=images, mode="clip")
+                checksums.verify(rows, images)
+            else:
+                self._decode_into(images, shard, rows, stored, checksums)
+
+    def _decode_into(
+        self,
+        images: np.ndarray,
+        shard: Shard,
+        rows: np.ndarray,
+        encoded: pa.ChunkedArray,
+        checksums: RowChecksums,
+    ) -> None:
         from pu_kd_pipeline.images.decoding import Decoder, Unusable
 
-        encoded, checksums = self._open(shard)
         decoder = Decoder.of(self.specification)
         # Fetched one at a time: the bytes of a whole batch need not be in memory at once.
         raws = _verified_images(encoded, checksums, rows)
@@ -302,7 +371,7 @@ class ImageStore:
         decoded = decoder.decode_all(raws, n_workers)
         for place, (_, pixels) in enumerate(decoded):
             if isinstance(pixels, Unusable):
-                file = pixel_file(self.folder, shard.name, self.kind)
+                file = shown(self.folder, pixel_file(shard.name, self.kind))
                 raise InputError(
                     f"{file}, row {rows[place]}: the image can no longer be decoded "
                     f"({pixels.reason}): delete the folder and {RUN_AGAIN}"
@@ -354,7 +423,7 @@ def find_rows(images: ImageStore, ids: np.ndarray, name: str) -> np.ndarray:
     return rows.astype(np.int64)
 
 
-def read_quarantine(folder: Path) -> pa.Table:
+def read_quarantine(folder: Folder) -> pa.Table:
     """Return the images that a store quarantined: `id`, `source`, `status`, `version`.
 
     Raises:
@@ -362,9 +431,14 @@ def read_quarantine(folder: Path) -> pa.Table:
     """
     from pu_kd_pipeline.storage.parquet_files import read_parquet
 
-    file = folder / QUARANTINE_FILE
+    def read(path: Path) -> pa.Table:
+        return read_parquet(path, QUARANTINE_FILE)
+
+    file = shown(folder, QUARANTINE_FILE)
     try:
-        return read_parquet(file, QUARANTINE_FILE)
+        return read_file(folder, QUARANTINE_FILE, read)
+    except InputError:  # of an object store, which is no damage
+        raise
     except Exception as exc:  # a damaged file makes its reader raise nearly anything
         raise InputError(
             f"{file} is damaged ({type(exc).__name__}: {exc}): delete it and {RUN_AGAIN}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.resizing import INTERPOLATIONS
 from pu_kd_pipeline.images.shard_files import RUN_AGAIN
 from pu_kd_pipeline.storage.checked_json import from_checked_json
+from pu_kd_pipeline.storage.folders import Folder, read_text, shown
 
 FORMAT = 2  # version of the files
 STORE_FILE = "store.json"
@@ -68,17 +68,17 @@ class Shard:
     start: int
 
 
-def read_store_file(folder: Path) -> tuple[Specification, tuple[Shard, ...], dict[str, int]]:
+def read_store_file(folder: Folder) -> tuple[Specification, tuple[Shard, ...], dict[str, int]]:
     """Return specification, shards and quarantine counts from the `store.json` of a folder.
 
     Raises:
         InputError: the file is missing, damaged, of another version, or names files elsewhere.
     """
-    file = folder / STORE_FILE
+    file = shown(folder, STORE_FILE)
     shards: list[Shard] = []
     quarantine_counts: dict[str, int] = {}
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(folder, STORE_FILE)
         # Before the checksum, which other versions may write differently.
         if json.loads(text)["specification"]["format"] != FORMAT:
             raise InputError(

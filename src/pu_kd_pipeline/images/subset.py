@@ -52,6 +52,10 @@ class ImageSubset(ImageStore):
         digest = hashlib.sha256(content)
         return digest.hexdigest()[:16]
 
+    def pixel_bytes(self, rows: np.ndarray) -> int:
+        """Return the bytes of the files that hold the images at positions among the rows."""
+        return self.store.pixel_bytes(self.rows[rows])
+
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the (n, C, H, W) uint8 images at (n,) positions among the rows."""
         store_rows = self.rows[rows]

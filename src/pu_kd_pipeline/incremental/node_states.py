@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pu_kd_pipeline.incremental.file_states import FileStates
 from pu_kd_pipeline.incremental.node_records import NodeRecord, external_states
 from pu_kd_pipeline.incremental.parameter_texts import NotComparableError, parameter_texts
+from pu_kd_pipeline.masking import without_credentials
 from pu_kd_pipeline.models.cards import CARD
 from pu_kd_pipeline.provenance.code_index import CodeIndex
 from pu_kd_pipeline.provenance.factories import factory_digest
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from kedro.pipeline.node import Node
 
 # Parameters that decide where and how often a run writes, logs and computes, but not what it makes.
-_PARAMETERS_WITHOUT_EFFECT = ("data", "tracking", "checkpoint_every_s", "engine")
+_PARAMETERS_WITHOUT_EFFECT = ("data", "tracking", "checkpoint_every_s", "engine", "cache_gb")
+# Of catalog entries: how their data is reached, but not what it is.
+_KEYS_WITHOUT_EFFECT = ("metadata", "credentials", "cache", "cache_gb")
 
 # Tag of nodes that show parameters, and open no file that these name.
 SHOWS_PARAMETERS = "shows_parameters"
@@ -109,8 +112,45 @@ class NodeStates:
         """Return output -> path of a file below it -> digest of its content."""
         return {name: self.content(name) for name in node.outputs}
 
+    def is_comparable(self, name: str) -> bool:
+        """Return whether a change of a data set's content can be noticed."""
+        if self.path(name) is not None:
+            return True
+        is_remote_folder = getattr(self._catalog.get(name), "remote", None) is not None
+        # Others are asked, because some stores have no checksums.
+        return is_remote_folder or self.remote_files(name) is not None
+
+    def remote_files(self, name: str) -> dict[str, str] | None:
+        """Return path below a data set -> what its object store says of the content.
+
+        None: it is not on an object store, or that states no checksum.
+        """
+        list_files = getattr(self._catalog.get(name), "remote_files", None)
+        if list_files is None:
+            return None
+        found: dict[str, str] | None = list_files()
+        return found
+
+    def remove_file(self, name: str, file: str) -> str:
+        """Remove one of the files of a data set, and return its path or address.
+
+        Args:
+            name: of the data set.
+            file: path below it.
+        """
+        path = self.path(name)
+        if path is not None:
+            (path / file).unlink(missing_ok=True)
+            return str(path / file)
+        dataset: Any = self._catalog.get(name)
+        dataset.remove_remote(file)
+        return str(dataset.folder.address(file))
+
     def content(self, name: str) -> dict[str, str]:
         """Return path below a data set -> digest of the file, of all files that belong to it."""
+        remote_files = self.remote_files(name)
+        if remote_files is not None:
+            return remote_files
         path = self.path(name)
         if path is None:
             return {}
@@ -209,9 +249,13 @@ class NodeStates:
             entry = dict(factory_entry)
         if not entry:  # a data set that was put into the catalog by code
             entry = dict(getattr(self._catalog.get(name), "_init_args", None) or {})
-        entry.pop("metadata", None)
+        for key in _KEYS_WITHOUT_EFFECT:
+            entry.pop(key, None)
 
         path = self.path(name)
+        if path is None and entry.get("filepath"):
+            entry["filepath"] = without_credentials(str(entry["filepath"]))
+            return parameter_texts(name, entry)
         if path is not None and path.is_relative_to(self._data_folder):
             entry["filepath"] = path.relative_to(self._data_folder).as_posix()
         else:

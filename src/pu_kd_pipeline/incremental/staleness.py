@@ -62,7 +62,7 @@ class StalenessTracker:
         self._current: dict[str, NodeRecord] = {}
         self._recorded: dict[str, NodeRecord] = {}
         # What the node that is about to run finds: files of its outputs, and a checkpoint.
-        self._found_files: dict[Path, tuple[int, int]] = {}
+        self._found_files: dict[Any, Any] = {}
         self._found_checkpoints = False
 
     def reason_to_run(self, node: Node, pending: Collection[str] = ()) -> str | None:
@@ -73,7 +73,7 @@ class StalenessTracker:
             pending: inputs that are going to be made again, so that their content does not matter.
         """
         for name in datasets_of(node):
-            if self._states.path(name) is None:
+            if not self._states.is_comparable(name):
                 return f"`{name}` is not kept on this machine's disk"
         record = self._records.read(node.name)
         if record is not None:
@@ -128,7 +128,7 @@ class StalenessTracker:
                 self._current[node.name] = self._states.current(node, None)
         self._remove_checkpoints_of_other_code(node)
         self._remove_changed_parts(node)
-        self._found_files = file_stamps(self._output_files(node))
+        self._found_files = self._output_stamps(node)
         self._found_checkpoints = has_checkpoints(node, self._catalog)
 
     def record_duration(self, node: Node, seconds: float) -> None:
@@ -138,17 +138,22 @@ class StalenessTracker:
             node: the node.
             seconds: for loading inputs, its function, and saving outputs.
         """
-        stamps = file_stamps(self._output_files(node))
+        stamps = self._output_stamps(node)
         # A file of an output that was not written again was not made again.
         is_kept = any(stamps.get(file) == stamp for file, stamp in self._found_files.items())
         is_complete = not (is_kept or self._found_checkpoints)
         self.durations.write(Duration(node.name, seconds, is_complete))
 
-    def _output_files(self, node: Node) -> list[Path]:
-        files = []
+    def _output_stamps(self, node: Node) -> dict[Any, Any]:
+        """Return file of an output -> what changes when it is written again."""
+        files: list[Path] = []
+        stamps: dict[Any, Any] = {}
         for name in node.outputs:
             files += self._states.files(name)
-        return files
+            for file, mark in (self._states.remote_files(name) or {}).items():
+                stamps[name, file] = mark
+        stamps.update(file_stamps(files))
+        return stamps
 
     def record_run(self, node: Node) -> None:
         """Record what the outputs that were just saved were made from.
@@ -186,17 +191,13 @@ class StalenessTracker:
         if record is None:
             return
         for name, files in self._states.outputs(node).items():
-            folder = self._states.path(name)
-            if folder is None:
-                continue
             written = record.outputs.get(name, {})
             for path, digest in files.items():
                 if not path:  # an output that is one file: the node replaces it anyway
                     continue
                 if written.get(path, digest) != digest:
-                    file = folder / path
+                    file = self._states.remove_file(name, path)
                     logger.warning("%s is not what was written: it is made again", file)
-                    file.unlink(missing_ok=True)
 
     def _remove_checkpoints_of_other_code(self, node: Node) -> None:
         """Remove the checkpoints of a stopped training whose code has changed since.

@@ -26,11 +26,22 @@ _UNSET = b"crc32:00000000"
 _ENTRY = re.compile(re.escape(CHECKSUM_KEY) + rb"..(crc32:[0-9a-f]{8})", re.DOTALL)
 _TAIL_BYTES = 8  # at the end of every Parquet file: length of the footer, and "PAR1"
 _BLOCK_BYTES = 2**22
+# A file has hardly more bytes than the table in memory, and those of its schema and statistics.
+_MAX_SIZE_RATIO = 1.1
+_MAX_OVERHEAD_BYTES = 2**20
 # File systems count time in coarse steps: a file may change again within one, with the same time.
 _CLOCK_STEP_NS = 20_000_000
 
 # What was verified in this process: the file and its identity -> its state then.
 _verified: dict[tuple[str, str], tuple[int, ...]] = {}
+
+
+def max_parquet_bytes(table: pa.Table) -> int:
+    """Return what a file of a table takes at most, for the room that it needs.
+
+    An estimate: columns of 8-bit numbers, of which tables here have few, may take more.
+    """
+    return int(table.nbytes * _MAX_SIZE_RATIO) + _MAX_OVERHEAD_BYTES
 
 
 def write_parquet(table: pa.Table, path: Path, identity: str = "") -> None:

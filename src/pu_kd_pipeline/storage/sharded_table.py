@@ -1,16 +1,18 @@
 """Tables that are kept as one Parquet file per shard: made one at a time, and kept while intact.
 
 A shard's file name contains the fingerprints of its inputs, and of the code and the libraries that
-make it: a file that is present and intact is up to date.
+make it: a file that is present and intact is up to date. A table may be in a folder of this machine
+or on an object store. There, what is present counts as intact until it is read: it appeared as a
+whole, and verifying it would mean to download the table.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -20,10 +22,24 @@ import pyarrow as pa
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.progress import track
-from pu_kd_pipeline.storage.atomic import remove_empty_folder, remove_leftovers, replacing_file
+from pu_kd_pipeline.storage.atomic import remove_leftovers
 from pu_kd_pipeline.storage.checked_json import from_checked_json, to_checked_json
+from pu_kd_pipeline.storage.folders import (
+    Folder,
+    RemoteFile,
+    RemoteFolder,
+    existing_files,
+    file_names,
+    read_file,
+    read_text,
+    remove_files,
+    shown,
+    write_text,
+    writing_file,
+)
 from pu_kd_pipeline.storage.parquet_files import (
     check_parquet,
+    max_parquet_bytes,
     read_n_rows,
     read_parquet,
     write_parquet,
@@ -32,6 +48,7 @@ from pu_kd_pipeline.storage.parquet_files import (
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _LIST = "shards.json"
+_SUFFIX = ".parquet"
 _MAX_NAME_LENGTH = 200  # file systems end at 255 bytes, of which temporary names take some
 
 
@@ -39,7 +56,7 @@ _MAX_NAME_LENGTH = 200  # file systems end at 255 bytes, of which temporary name
 class Engine(Protocol):
     """What makes shards of a table in another way than one after the other in this process."""
 
-    def make_missing(self, folder: Path, names: Sequence[str]) -> None:
+    def make_missing(self, folder: Folder, names: Sequence[str]) -> None:
         """Make shards with `write_shard`, in any order, and show the progress."""
 
 
@@ -47,32 +64,35 @@ class Engine(Protocol):
 class ShardedTable:
     """The shards of one table, in order; nothing is read before it is asked for."""
 
-    folder: Path
+    folder: Folder
     names: tuple[str, ...]
 
     @staticmethod
-    def open(folder: Path) -> ShardedTable:
+    def open(folder: Folder) -> ShardedTable:
         """Return the table of a folder.
 
         Raises:
             InputError: it is not there, not complete, or its list of shards is damaged.
         """
-        list_file = folder / _LIST
+        list_file = shown(folder, _LIST)
         try:
-            names = _read_list(list_file)
+            names = _read_list(folder)
         except FileNotFoundError as exc:
             raise InputError(f"there is no table at {folder}: run the stage that makes it") from exc
+        except InputError:
+            raise
         except (ValueError, RecursionError, OSError) as exc:
             raise InputError(
                 f"{list_file} cannot be used ({exc}): delete it, and run the stage that wrote it "
                 "again"
             ) from exc
-        outside = [name for name in names if _file(folder, name).parent != folder]
+        outside = [name for name in names if _leads_out(name)]
         if outside:
             raise InputError(
                 f"{list_file} names a shard {outside[0]!r}, which leads out of the table: delete it"
             )
-        missing = [name for name in names if not _file(folder, name).is_file()]
+        existing = existing_files(folder, map(shard_file, names))
+        missing = [name for name in names if shard_file(name) not in existing]
         if missing:
             raise InputError(
                 f"{folder}: {len(missing)} of {len(names)} shards are missing, such as "
@@ -82,7 +102,7 @@ class ShardedTable:
 
     @staticmethod
     def write(
-        folder: Path,
+        folder: Folder,
         shards: Mapping[str, Callable[[], pa.Table]],
         *,
         keeps_others: bool = False,
@@ -98,28 +118,25 @@ class ShardedTable:
                 may be needed again.
             makes_again: remove those of the shards that exist first.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
+        if isinstance(folder, Path):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
         if makes_again:
             # Before the first is made: who resumes after a kill must not find and keep old ones.
-            for name in shards:
-                remove_empty_folder(_file(folder, name))
-                _file(folder, name).unlink(missing_ok=True)
-        missing = [name for name in shards if not _is_intact(folder, name)]
+            remove_files(folder, map(shard_file, shards))
+        missing = _missing(folder, shards)
         if missing and isinstance(shards, Engine):
             shards.make_missing(folder, missing)
         elif missing:
             for name in track(missing, name=folder.name, unit="shards"):
                 write_shard(shards[name](), folder, name)
-        with replacing_file(folder / _LIST) as temporary:
-            temporary.write_text(to_checked_json({"shards": list(shards)}), encoding="utf-8")
+        write_text(folder, _LIST, to_checked_json({"shards": list(shards)}))
 
         # Only after the new list: the old one must never name a file that is gone.
         if not keeps_others:
-            for file in folder.glob("*.parquet"):
-                if file.stem not in shards:
-                    remove_empty_folder(file)
-                    file.unlink(missing_ok=True)
+            listed = set(map(shard_file, shards))
+            others = [name for name in file_names(folder, _SUFFIX) if name not in listed]
+            remove_files(folder, others)
         return ShardedTable(folder, tuple(shards))
 
     def __len__(self) -> int:
@@ -168,14 +185,14 @@ class ShardedTable:
         return pd.concat(tables, ignore_index=True)
 
 
-def _read_list(file: Path) -> tuple[str, ...]:
-    """Return the shards that a list names.
+def _read_list(folder: Folder) -> tuple[str, ...]:
+    """Return the shards that the list of a folder names.
 
     Raises:
         ValueError: it is damaged, or does not hold distinct names.
         OSError: it cannot be read.
     """
-    content = from_checked_json(file.read_text(encoding="utf-8"))
+    content = from_checked_json(read_text(folder, _LIST))
     listed = content.get("shards")
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         raise ValueError("it is not a list of names")
@@ -189,29 +206,58 @@ def _read_list(file: Path) -> tuple[str, ...]:
 
 def table_files(folder: Path) -> list[Path]:
     """Return the list of shards and the shards on it; of a damaged list, only the list."""
-    list_file = folder / _LIST
-    files = [list_file]
-    # Of a damaged list nothing is believed: the shards are checked when the table is written.
-    with suppress(OSError, ValueError, RecursionError):
-        for name in _read_list(list_file):
-            files.append(_file(folder, name))
+    files = [folder / name for name in _table_file_names(folder)]
     return [file for file in files if file.is_file()]
 
 
-def write_shard(table: pa.Table, folder: Path, name: str) -> None:
+def remote_table_files(folder: RemoteFolder) -> dict[str, RemoteFile]:
+    """Return name -> file, as `table_files`; by one listing."""
+    files = folder.files()
+    if _LIST not in files:
+        return {}
+    return {name: files[name] for name in _table_file_names(folder) if name in files}
+
+
+def _table_file_names(folder: Folder) -> list[str]:
+    names = [_LIST]
+    try:
+        names += map(shard_file, _read_list(folder))
+    except InputError:  # of an object store, which is no damage
+        raise
+    except (OSError, ValueError, RecursionError):
+        # Of a damaged list nothing is believed: the shards are checked when the table is written.
+        return [_LIST]
+    return names
+
+
+def write_shard(table: pa.Table, folder: Folder, name: str) -> None:
     """Write a shard under its name, as a whole or not at all."""
-    write_parquet(table, _file(folder, name), name)
+    with writing_file(folder, shard_file(name), max_parquet_bytes(table)) as file:
+        write_parquet(table, file, name)
     # Otherwise the memory of all shards made so far adds up.
     pa.default_memory_pool().release_unused()
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.parquet"
+def shard_file(name: str) -> str:
+    """Return the name of the file of a shard."""
+    return f"{name}{_SUFFIX}"
+
+
+def _leads_out(name: str) -> bool:
+    return Path(shard_file(name)).name != shard_file(name)
+
+
+def _missing(folder: Folder, names: Iterable[str]) -> list[str]:
+    """Return the shards that have to be made."""
+    if isinstance(folder, Path):
+        return [name for name in names if not _is_intact(folder, name)]
+    existing = existing_files(folder, map(shard_file, names))
+    return [name for name in names if shard_file(name) not in existing]
 
 
 def _is_intact(folder: Path, name: str) -> bool:
     """Return whether a shard exists and its checksum is right."""
-    file = _file(folder, name)
+    file = folder / shard_file(name)
     try:
         check_parquet(file, name)
     except FileNotFoundError:
@@ -222,20 +268,26 @@ def _is_intact(folder: Path, name: str) -> bool:
     return True
 
 
-def _read(reader: Callable[..., T], folder: Path, name: str, **options: Any) -> T:
+def _read(reader: Callable[..., T], folder: Folder, name: str, **options: Any) -> T:
     """Return what a reader of a Parquet file returns for a shard.
 
     Raises:
         InputError: the file is damaged. It has to be deleted, because the runner takes the stage
             that wrote it for up to date while the file's size and times stay the same.
     """
-    file = _file(folder, name)
+    file = shown(folder, shard_file(name))
     try:
-        return reader(file, name, **options)
+        return read_file(folder, shard_file(name), partial(_apply, reader, name, options))
+    except InputError:  # of an object store, which is no damage
+        raise
     except Exception as exc:  # a damaged file makes its reader raise nearly anything
         raise InputError(
             f"{file} is damaged ({exc}): delete it, and run the stage that wrote it again"
         ) from exc
+
+
+def _apply(reader: Callable[..., T], name: str, options: Mapping[str, Any], path: Path) -> T:
+    return reader(path, name, **options)
 
 
 def _decode_metadata(schema: pa.Schema) -> dict[str, str]:
