@@ -21,6 +21,7 @@ from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, measured_
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
 from tests.comparison.builders import BASE, block_of
+from tests.engines.works import engine_of
 from tests.pilot.conftest import NO_COPIES, trial_inputs
 
 SHORT_BLOCKS = BASE
@@ -306,3 +307,35 @@ def test_labels_are_needed(inputs):
     small = ImageSubset.of(inputs.pool_images, np.arange(5))
     with pytest.raises(InputError, match="short trainings need 10"):
         draw_sample(small, inputs.teacher, BASE.distillation.compute, params_of(), n_views=1)
+
+
+def test_trials_are_the_same_whoever_trains(inputs, sample, outcome, tmp_path):
+    params = params_of(
+        n_rounds=2,
+        lengths=[10, 20],
+        candidates={"mixture": {"rule": "mixture"}, "confident": {"rule": "confident"}},
+    )
+    read = replace(trial_inputs(inputs, LONG_BLOCKS), engine=engine_of("processes"))
+    measured = measured_images(read, sample, params)
+    candidates = Candidates(params.chosen, {"random": CONTROLS["random"]})
+    deadline = time.perf_counter() + 300
+    by_processes = Halving(read, sample, measured, candidates, params, deadline).run()
+
+    expected = {(trial.candidate, trial.round): trial for trial in outcome.trials}
+    first = [trial for trial in by_processes.trials if trial.round == 1]
+    # In the order of the candidates, and not in that in which they were finished.
+    assert [trial.candidate for trial in first] == ["confident", "mixture", "random"]
+    assert {trial.round for trial in by_processes.trials} == {1, 2}
+    for trial in by_processes.trials:
+        same = expected[trial.candidate, trial.round]
+        assert trial.n_updates == same.n_updates
+        assert trial.n_pool_images == same.n_pool_images
+        np.testing.assert_array_equal(trial.divergence, same.divergence)
+        np.testing.assert_array_equal(trial.is_equal, same.is_equal)
+    assert by_processes.n_at_a_time == 2
+    # Of the processes that trained, which the forecast of memory needs.
+    assert by_processes.peak_bytes > 1e8
+    assert by_processes.cpu_seconds > 0
+    assert outcome.n_at_a_time == 1
+    assert outcome.peak_bytes == 0
+    assert not list(inputs.pool_images.folder.glob(".work*"))
