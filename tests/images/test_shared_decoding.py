@@ -275,6 +275,23 @@ def test_images_in_memory_and_in_archives_stay_in_this_process(tmp_path: Path) -
     assert "archive" in (archived.why_not_shared(10) or "")
 
 
+def test_credentials_are_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("no worker is needed")
+
+    source = Misbehaving(tmp_path, 20, 99, "never")
+    monkeypatch.setattr(listing, "open_source", lambda *_: source)
+    monkeypatch.setattr(MAP_SHARDS, refuse)
+    address = {"type": "folder", "path": "https://me:secret@example.org/images"}
+    with caplog.at_level(logging.INFO, logger="pu_kd_pipeline"):
+        store = write_store(plan_with(address, "processes"), tmp_path / "store")
+    assert contents(store) == expected(range(20))
+    assert "its URL holds credentials" in caplog.text
+    assert "secret" not in caplog.text
+
+
 # --- what goes wrong
 
 

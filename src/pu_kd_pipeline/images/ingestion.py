@@ -66,6 +66,7 @@ from pu_kd_pipeline.images.sources.base import SourceLostError
 from pu_kd_pipeline.images.sources.registry import open_source
 from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore, read_quarantine
 from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification
+from pu_kd_pipeline.masking import without_credentials
 from pu_kd_pipeline.progress import count_images, track
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.atomic import (
@@ -281,7 +282,10 @@ def _can_be_shared(plan: IngestionPlan, missing: pd.DataFrame, readers: list[Rea
     """Return whether other processes can read parts of all sources; if not, log why."""
     for position in missing["reader"].unique():
         reader = readers[position]
+        source = plan.sources[position]
         reason = reader.source.why_not_shared(plan.store.shard_size)
+        if any(text != without_credentials(text) for text in (source.path, source.root) if text):
+            reason = "its URL holds credentials, which would be written to the data folder"
         if reason is not None:
             logger.info("%s: images are decoded in this process, because %s", reader.where, reason)
             return False
@@ -320,6 +324,8 @@ def _write_by_engine(
                 _settle_shard(store, tasks.number(name), tasks.rows(name), decoded)
                 # A hopeless pool is given up here, not after hours of decoding.
                 _check_quarantine(store, plan, wanted, readers)
+    except SourceLostError:
+        raise
     except UnavailableError:
         # A worker was lost again and again: the next run decodes with more care if it finds this.
         is_worth_isolating = True
