@@ -17,7 +17,14 @@ from sklearn.datasets import load_digits
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images import duplicates
-from pu_kd_pipeline.images.duplicates import COLUMNS, Excluded, excluded_images, find_duplicates
+from pu_kd_pipeline.images.duplicates import (
+    COLUMNS,
+    STORES,
+    Excluded,
+    excluded_images,
+    find_duplicates,
+    near_copy_shards,
+)
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.store import ImageStore
@@ -27,6 +34,7 @@ from pu_kd_pipeline.params.subset_materialization import SubsetParams
 from pu_kd_pipeline.selection.manifest import SubsetInputs, choose_random_subset, choose_subset
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.storage.table import read_table, write_table
+from tests.engines.works import engine_of
 
 LIMITS = NearDuplicateParams(max_distance=0.1, max_ratio=0.12)
 _DATA = load_digits()
@@ -214,6 +222,43 @@ def test_shards_batches_and_the_kind_of_store_change_nothing(table, stores, monk
     pd.testing.assert_frame_equal(again[columns], expected)
     # Matrix products round differently in batches of another size.
     np.testing.assert_allclose(again["distance"], table["distance"], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["local", "processes"])
+def test_near_copies_are_the_same_whoever_finds_them(kind, table, stores, tmp_path):
+    makers = near_copy_shards(stores, LIMITS).on(engine_of(kind))
+    # One per shard of the later stores.
+    n_shards = sum(len(stores[name].shards) for name in STORES[1:])
+    assert len(makers) == n_shards
+    written = ShardedTable.write(tmp_path, makers)
+    assert written.names == tuple(makers)
+    for name in written.names:
+        assert written.shard(name).equals(makers[name]())
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.parquet")}
+    pd.testing.assert_frame_equal(find_duplicates(stores, LIMITS, written), table)
+
+    # Nothing is searched again that was found.
+    lost = tmp_path / f"{written.names[0]}.parquet"
+    lost.unlink()
+    ShardedTable.write(tmp_path, near_copy_shards(stores, LIMITS).on(engine_of(kind)))
+    again = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.parquet")}
+    assert {file for file in times if again[file] != times[file]} == {lost}
+
+
+def test_near_copies_of_other_images_or_limits_are_refused(stores, tmp_path):
+    written = ShardedTable.write(tmp_path, near_copy_shards(stores, LIMITS))
+    looser = LIMITS.model_copy(update={"max_ratio": 0.2})
+    with pytest.raises(InputError, match="near_copies: the images, the limits or the code changed"):
+        find_duplicates(stores, looser, written)
+    swapped = {**stores, "pool": stores["teacher_training"]}
+    with pytest.raises(InputError, match="near_copies: the images, the limits or the code changed"):
+        find_duplicates(swapped, LIMITS, written)
+
+
+def test_without_limits_there_are_no_near_copies_to_find(stores, tmp_path):
+    written = ShardedTable.write(tmp_path, near_copy_shards(stores, None).on(engine_of("ray")))
+    assert written.names == ()
+    assert set(find_duplicates(stores, None, written)["kind"]) == {"exact"}
 
 
 def test_copies_of_test_images_are_logged(stores, caplog):

@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 
 from pu_kd_pipeline.params.distillation import DistillationParams
-from pu_kd_pipeline.pilot.costs import TrainingCost, affordable_length, n_shared_views, step_seconds
+from pu_kd_pipeline.pilot.costs import (
+    RoundPace,
+    TrainingCost,
+    affordable_length,
+    n_shared_views,
+    round_seconds,
+    step_seconds,
+)
 from tests.comparison.builders import block_of
 
 
@@ -80,3 +87,37 @@ def test_no_time_gives_no_length():
 
 def test_a_step_is_measured(inputs):
     assert 0 < step_seconds(inputs.teacher, params_of(batch_size=4)) < 10
+
+
+def test_trainings_next_to_each_other_take_what_the_first_round_took():
+    pace = RoundPace()
+    pace.n_at_a_time = 4
+    # Until it is measured, four are taken to be as slow as one.
+    assert pace.share(8) == 1
+    pace.observe(8, 80.0, 20.0)
+    assert pace.share(8) == pytest.approx(0.25)
+    # Of five similar trainings, the fifth is alone.
+    assert pace.share(5) == pytest.approx(2 / 5)
+    assert pace.share(1) == pytest.approx(1)
+    # Where they hinder each other, that counts, too.
+    pace.observe(8, 80.0, 160.0)
+    assert pace.share(8) == pytest.approx(2)
+
+
+def test_each_process_computes_the_outputs_that_its_trainings_share():
+    cost = replace(cost_of(n_images=100, teacher_cache="exact"), is_for_many=True)
+    assert round_seconds([cost] * 3, 20, 1) == pytest.approx(3 * 0.2 + 0.1)
+    assert round_seconds([cost] * 3, 20, 2) == pytest.approx(3 * 0.2 + 2 * 0.1)
+
+
+def test_measured_workers_allow_longer_trainings_and_unmeasured_ones_do_not():
+    rounds = [[cost_of(teacher_cache="off")] * 4, [cost_of(teacher_cache="off")] * 4]
+    alone = affordable_length(rounds, 3_000.0, 1_000_000)
+    pace = RoundPace()
+    pace.n_at_a_time = 4
+    assert affordable_length(rounds, 3_000.0, 1_000_000, pace) == alone
+    pace.observe(4, 10.0, 2.5)
+    faster = affordable_length(rounds, 3_000.0, 1_000_000, pace)
+    assert faster == pytest.approx(4 * alone, rel=0.1)
+    # What was promised is kept: both rounds fit.
+    assert seconds_of(rounds, faster) / 4 <= 3_000.0

@@ -21,6 +21,7 @@ from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, measured_
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
 from tests.comparison.builders import BASE, block_of
+from tests.engines.works import engine_of
 from tests.pilot.conftest import NO_COPIES, trial_inputs
 
 SHORT_BLOCKS = BASE
@@ -306,3 +307,35 @@ def test_labels_are_needed(inputs):
     small = ImageSubset.of(inputs.pool_images, np.arange(5))
     with pytest.raises(InputError, match="short trainings need 10"):
         draw_sample(small, inputs.teacher, BASE.distillation.compute, params_of(), n_views=1)
+
+
+def test_trials_are_the_same_whoever_trains(inputs, sample):
+    params = params_of(
+        n_rounds=1,
+        lengths=[10],
+        candidates={"mixture": {"rule": "mixture"}, "confident": {"rule": "confident"}},
+    )
+    measured = measured_images(trial_inputs(inputs, LONG_BLOCKS), sample, params)
+    candidates = Candidates(params.chosen, {"random": CONTROLS["random"]})
+    outcomes = {}
+    for kind in ("local", "processes"):
+        read = replace(trial_inputs(inputs, LONG_BLOCKS), engine=engine_of(kind))
+        deadline = time.perf_counter() + 300
+        outcomes[kind] = Halving(read, sample, measured, candidates, params, deadline).run()
+
+    local, others = outcomes["local"], outcomes["processes"]
+    # In the order of the candidates, and not in that in which they were finished.
+    names = [trial.candidate for trial in local.trials]
+    assert names == ["confident", "mixture", "random"]
+    assert [trial.candidate for trial in others.trials] == names
+    for trial, same in zip(others.trials, local.trials, strict=True):
+        assert trial.failure is None
+        assert trial.n_pool_images == same.n_pool_images
+        np.testing.assert_array_equal(trial.divergence, same.divergence)
+        np.testing.assert_array_equal(trial.is_equal, same.is_equal)
+    assert others.n_at_a_time == 2
+    # Of the processes that trained, which the forecast of memory needs.
+    assert others.peak_bytes > 1e8
+    assert others.cpu_seconds > 0
+    assert (local.n_at_a_time, local.peak_bytes, local.cpu_seconds) == (1, 0, 0)
+    assert not list(inputs.pool_images.folder.glob(".work*"))

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import yaml
 
+from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.teacher import TeacherParams
 from pu_kd_pipeline.pipelines.data_ingestion import create_pipeline, nodes
+from pu_kd_pipeline.storage.sharded_table import InMemoryTable
 
 PLANS = {
     "labeled_images": nodes.plan_labeled_images,
@@ -111,7 +114,10 @@ def test_stores_are_planned_with_the_resize_of_the_teachers_input(tmp_path: Path
 
 def report_of(stores: dict[str, ImageStore]) -> dict[str, Any]:
     """Return the report of the stage, whose first node searches for duplicates."""
-    duplicates = nodes.search_duplicates(**stores, params=parameters())
+    makers = nodes.search_near_copies(**stores, params=parameters(), engine=LOCAL)
+    tables = {name: make() for name, make in makers.items()}
+    near_copies = InMemoryTable.of_shards(tables)
+    duplicates = nodes.search_duplicates(**stores, near_copies=near_copies, params=parameters())
     labeled = stores["labeled_images"]
     pool = stores["pool_images"]
     test = stores["test_images"]
@@ -215,14 +221,18 @@ def test_a_plan_reads_nothing(tmp_path: Path) -> None:
     assert plan.class_names == tuple(DIGITS)
 
 
-def test_the_stage_writes_six_entries_and_kedro_can_check_its_parameters() -> None:
+def test_the_stage_writes_seven_entries_and_kedro_can_check_its_parameters() -> None:
     pipeline = create_pipeline()
 
     assert pipeline.outputs() == {"ingestion_report"}
-    assert pipeline.all_outputs() == {*PLANS, "duplicates", "ingestion_report"}
-    assert pipeline.inputs() == {"params:data_ingestion", "params:teacher"}
+    assert pipeline.all_outputs() == {*PLANS, "near_copies", "duplicates", "ingestion_report"}
+    assert pipeline.inputs() == {"params:data_ingestion", "params:teacher", "params:engine"}
 
-    expected = {"data_ingestion.find_duplicates", "data_ingestion.report_ingestion"}
+    expected = {
+        "data_ingestion.find_near_copies",
+        "data_ingestion.find_duplicates",
+        "data_ingestion.report_ingestion",
+    }
     for name in PLANS:
         expected.add(f"data_ingestion.ingest_{name}")
 
@@ -234,6 +244,7 @@ def test_the_stage_writes_six_entries_and_kedro_can_check_its_parameters() -> No
         hints = get_type_hints(node.func)
         assert hints.get("params", DataIngestionParams) is DataIngestionParams
         assert hints.get("teacher", TeacherParams) is TeacherParams
+        assert hints.get("engine", EngineParams) is EngineParams
 
 
 def test_ids_that_are_both_labeled_and_in_the_pool_are_refused(

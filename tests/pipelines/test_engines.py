@@ -40,4 +40,4 @@ def test_features_of_processes_are_those_of_the_local_engine(tmp_path: Path) -> 
     again = run_kedro(stages, data=tmp_path, params=params)
     assert again.returncode == 0, again.stderr
     assert contents(tmp_path) == expected
-    assert "2 of 11 nodes ran" in again.stdout
+    assert "2 of 12 nodes ran" in again.stdout

@@ -109,14 +109,14 @@ def comparison_shards(
     # A model of pydantic cannot be in a set.
     computes: dict[str, ComputeParams] = {}
     for cell in cells:
-        for compute in _computes_of(cell):
+        for compute in computes_of(cell):
             computes[compute.model_dump_json()] = compute
     architectures = {cell.blocks.distillation.student_architecture for cell in cells}
     work = CellWork(computation, tuple(computes.values()), tuple(sorted(architectures)))
     return ShardMakers(work, arguments)
 
 
-def _computes_of(cell: Cell) -> list[ComputeParams]:
+def computes_of(cell: Cell) -> list[ComputeParams]:
     """Return the devices and number formats that a cell uses."""
     computes = [cell.blocks.distillation.compute]
     if cell.needs_pu:

@@ -102,7 +102,8 @@ class CellComputation:
         inputs: what all cells share.
         hint_share: of `ComparisonParams`.
         has_short_trainings: the teacher's outputs for all views are computed once for all cells,
-            also where a single cell shows fewer; the results are the same.
+            also where a single cell shows fewer; the results are the same. The scores of the pool
+            are sent along to other processes.
     """
 
     def __init__(
@@ -117,9 +118,19 @@ class CellComputation:
         self._shared_logits = SharedTeacherLogits(is_for_many=has_short_trainings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the inputs alone: another process computes for itself what its cells share."""
+        """Pickle the inputs: another process computes for itself what its cells share.
+
+        But not the scores of short trainings, which would take longer than the trainings.
+        """
         make = partial(CellComputation, has_short_trainings=self._has_short_trainings)
-        return make, (self._inputs, self._hint_share)
+        arguments = (self._inputs, self._hint_share)
+        if not self._has_short_trainings:
+            return make, arguments
+        return make, arguments, {"scores": self._scorer.memory}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what `__reduce__` sends along."""
+        self._scorer.memory = state["scores"]
 
     @property
     def teacher_fingerprint(self) -> str:

@@ -52,6 +52,15 @@ class PoolScorer:
         self._draw: tuple[int, int] | None = None  # labeled images per class, and seed
         self._scored: dict[str, ScoredPool] = {}
 
+    @property
+    def memory(self) -> tuple[tuple[int, int] | None, dict[str, ScoredPool]]:
+        """What is remembered, for another process that scores for the same inputs."""
+        return self._draw, self._scored
+
+    @memory.setter
+    def memory(self, memory: tuple[tuple[int, int] | None, dict[str, ScoredPool]]) -> None:
+        self._draw, self._scored = memory
+
     def scored_pool(self, cell: Cell) -> ScoredPool:
         """Return the PU classifier's scores, or the teacher's confidence for a rule without one."""
         assert cell.labeled_per_class is not None

@@ -101,7 +101,7 @@ def serve(pipe: Connection, assignment: Assignment) -> None:
     """Answer the requests of the process that started this one, and end with it."""
     # The terminal's Ctrl-C is for the run, which ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     worker = ShardWorker(assignment)
     with suppress(EOFError, BrokenPipeError):
         pipe.send(worker.prepare())
@@ -116,7 +116,12 @@ def serve(pipe: Connection, assignment: Assignment) -> None:
                 pipe.send(Answer("bug", text))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = parent_process()
     if parent is not None:
         parent.join()

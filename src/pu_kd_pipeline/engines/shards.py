@@ -25,6 +25,7 @@ from pu_kd_pipeline.engines.ray_cluster import (
 from pu_kd_pipeline.engines.worker import PACKAGE, Answer, Assignment, Lost, Work
 from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.params.engine import EngineParams
+from pu_kd_pipeline.storage.atomic import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ _MAX_FAILURES = 10
 _SECONDS_BETWEEN_CHECKS = 1.0
 _LONGEST_CHECK_S = 10.0
 _N_NAMES_SHOWN = 3
+# In the name of the file that the work is sent in.
+_WORK = "work"
 
 
 class Workers(Protocol):
@@ -72,7 +75,7 @@ def map_shards(
         work: what to do.
         arguments: shard -> what the work is called with.
         engine: who does it. A single shard is not worth further processes on the same machine.
-        folder: an existing folder that all workers can read.
+        folder: an existing folder that all workers can read. No other run may use it.
 
     Raises:
         InputError: of the work, or a worker has other code, libraries or devices.
@@ -80,26 +83,45 @@ def map_shards(
             or the Ray cluster cannot be used.
         ShardError: any other error of the work.
     """
-    is_local = engine.kind == "local" or (engine.kind == "processes" and len(arguments) < 2)
-    if is_local or not arguments:
+    if is_local(engine, len(arguments)):
         for name, argument in arguments.items():
             yield name, work(name, argument)
         return
-    file = folder / f".work.{os.getpid()}.tmp"
+    remove_leftovers(folder, _WORK)
+    file = folder / f".{_WORK}.{os.getpid()}.tmp"
+    n_workers = n_workers_for(engine, len(arguments))
     workers: Workers
     with kept_exit_codes(), ExitStack() as left:
         left.callback(file.unlink, missing_ok=True)
         if engine.kind == "ray":
-            ray = connect(engine)
-            n_workers = min(n_workers_of(engine, ray), len(arguments))
-            workers = RayWorkers(_assignment(work, file, 1), engine, ray)
+            workers = RayWorkers(_assignment(work, file, 1), engine, connect(engine))
         else:
-            n_workers = min(engine.n_workers or n_own_cpus(), len(arguments))
             n_threads = max(1, n_own_cpus() // n_workers)
             workers = ProcessWorkers(_assignment(work, file, n_threads))
         left.callback(workers.stop)
         distribution = _Distribution(workers, arguments, engine.stall_minutes * 60)
         yield from left.enter_context(closing(distribution.results(n_workers)))
+
+
+def is_local(engine: EngineParams, n_shards: int) -> bool:
+    """Return whether this process makes the shards, one after the other."""
+    if engine.kind == "processes":
+        return n_shards < 2
+    return engine.kind == "local" or n_shards == 0
+
+
+def n_workers_for(engine: EngineParams, n_shards: int) -> int:
+    """Return how many shards are made at a time.
+
+    Raises:
+        InputError: Ray is not installed, or the cluster has a place for no worker.
+        UnavailableError: there is no Ray cluster.
+    """
+    if is_local(engine, n_shards):
+        return 1
+    if engine.kind == "ray":
+        return min(n_workers_of(engine, connect(engine)), n_shards)
+    return min(engine.n_workers or n_own_cpus(), n_shards)
 
 
 def _assignment(work: Work, file: Path, n_threads: int) -> Assignment:

@@ -34,7 +34,7 @@ class Work(Protocol):
     It prepares what is expensive when it is first called, and keeps it.
     """
 
-    def __call__(self, name: str, argument: Any) -> Any:
+    def __call__(self, name: str, argument: Any, /) -> Any:
         """Do the work on a shard and return what is to be known of it, which should be small.
 
         Args:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
+from pu_kd_pipeline.engines.processes import end_with_parent
 from pu_kd_pipeline.images import pixel_formats
 from pu_kd_pipeline.images.file_kinds import is_other_format, readable_formats
 from pu_kd_pipeline.images.pixel_formats import (
@@ -269,7 +270,9 @@ class _DecoderProcess:
     @staticmethod
     def _start() -> ProcessPoolExecutor:
         # Spawned: a fork would copy the locks of this process's threads in whatever state they are.
-        return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        # It would outlive this process, should that be killed.
+        context = get_context("spawn")
+        return ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)
 
 
 def _reason_of_unidentified(raw: object) -> Reason:

@@ -4,6 +4,8 @@ Shards that are still right are kept, and the other images are decoded once.
 
 A shard is two files, pixels and index, each written under a temporary name and renamed; its index
 is self-contained, so a shard that was finished before an interruption is found and kept.
+Engines decode shards in other processes (`images.shard_decoding`); which images of a shard stay is
+decided here, in the order of the shards, so that the store does not depend on the engine.
 `store.json` is replaced last: readers see either the old store or the new one.
 """
 
@@ -13,8 +15,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -24,7 +27,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.engines.shards import is_local, map_shards, n_workers_for
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.images.dark_images import DarkImages
 from pu_kd_pipeline.images.decoding import Decoder, Reason, Unusable
 from pu_kd_pipeline.images.label_conflicts import find_label_conflicts, warn_of_conflicts
@@ -40,6 +44,16 @@ from pu_kd_pipeline.images.quarantine import (
     duplicate_of,
 )
 from pu_kd_pipeline.images.reusable_shards import reusable_shards, write_index
+from pu_kd_pipeline.images.shard_decoding import (
+    UNFINISHED,
+    DecodedShard,
+    DecodingTasks,
+    DecodingWork,
+    keep_images,
+    listing_parts,
+    remove_decoded,
+    unfinished_files,
+)
 from pu_kd_pipeline.images.shard_files import (
     INDEX_SUFFIX,
     PIXEL_SUFFIXES,
@@ -54,7 +68,8 @@ from pu_kd_pipeline.images.sources.base import SourceLostError
 from pu_kd_pipeline.images.sources.registry import open_source
 from pu_kd_pipeline.images.store import QUARANTINE_FILE, ImageStore, read_quarantine
 from pu_kd_pipeline.images.store_file import STORE_FILE, Shard, Specification
-from pu_kd_pipeline.progress import count_images
+from pu_kd_pipeline.masking import without_credentials
+from pu_kd_pipeline.progress import count_images, track
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.storage.checked_json import to_checked_json
 from pu_kd_pipeline.storage.folders import (
@@ -73,9 +88,6 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.images.decoding import RawImage
 
 logger = logging.getLogger(__name__)
-
-# Begins the name of a shard that is being written; only a killed process leaves such a file behind.
-_UNFINISHED = ".shard-"
 
 
 @dataclass
@@ -108,7 +120,7 @@ def write_store(
     """
     if isinstance(folder, str):
         folder = Path(folder)
-    with unfinished_store(folder, _UNFINISHED) as (work, was_killed):
+    with unfinished_store(folder, UNFINISHED) as (work, was_killed):
         return _write_store(plan, folder, work, was_killed, makes_again)
 
 
@@ -119,32 +131,27 @@ def _write_store(
     for reader in readers:
         log_report(reader.report, reader.where)
     # Not of `write_store` as a whole: an edited message must not make all shards again.
-    maker = maker_fingerprint(Decoder, open_source, shard_writer, read_images, _write_shard)
+    maker = maker_fingerprint(
+        Decoder, open_source, shard_writer, read_images, _write_shard, DecodingWork, _settle_shard
+    )
     specification = choose_specification(plan, len(wanted), maker)
     store = _new_store(folder, work, specification, wanted)
     if not makes_again:
         _keep_finished_work(store, wanted)
 
-    try:
+    is_missing = _are_missing(store, wanted)
+    _write_missing(store, plan, wanted, is_missing, readers, was_killed)
+    conflicts = find_label_conflicts(store.quarantine, wanted, plan.class_names)
+    if len(conflicts):
+        warn_of_conflicts(conflicts, f"data_ingestion.{plan.name}")
+        _set_aside(store, conflicts)
         is_missing = _are_missing(store, wanted)
         _write_missing(store, plan, wanted, is_missing, readers, was_killed)
-        conflicts = find_label_conflicts(store.quarantine, wanted, plan.class_names)
-        if len(conflicts):
-            warn_of_conflicts(conflicts, f"data_ingestion.{plan.name}")
-            _set_aside(store, conflicts)
-            is_missing = _are_missing(store, wanted)
-            _write_missing(store, plan, wanted, is_missing, readers, was_killed)
-        check_quarantine(plan, store.quarantine, wanted, _n_before_draws(readers))
-    except SourceLostError:
-        raise
-    except InputError:
-        # The images were refused. After any other end the finished shards are worth keeping.
-        remove_files(folder, store.new_files)
-        raise
-
+    _check_quarantine(store, plan, wanted, readers)
     check_any_is_usable(plan, store.quarantine, len(wanted))
     store.dark.warn(f"data_ingestion.{plan.name}")
     write_reports(folder, [reader.report for reader in readers])
+    store.shards.sort(key=_number_of)
     _commit(store, plan)
     return ImageStore.open(folder)
 
@@ -228,31 +235,180 @@ def _write_missing(
     process with it: the images are then decoded in other processes.
     """
     missing = wanted[is_missing]
+    if not len(missing):
+        return
+    # The lowest numbers that no kept shard has: a shard that is made again, and images that are
+    # decoded again and turn out to be the same, keep their place and name.
+    used_numbers = set(map(_number_of, store.shards))
+    free_numbers = (number for number in count() if number not in used_numbers)
+    shard_size = plan.store.shard_size
+    tasks = DecodingTasks(plan.name, missing, readers, shard_size, free_numbers)
+
     decoder = Decoder.of(store.specification)
     decode_all = decoder.decode_all
-    if was_killed and len(missing):
+    if was_killed:
         decode_all = decoder.decode_all_in_processes
         logger.warning(
             "%s: the last run was killed while it decoded; images are now decoded in other "
             "processes",
             plan.name,
         )
-
-    # The lowest numbers that no kept shard has: a shard that is made again, and images that are
-    # decoded again and turn out to be the same, keep their place and name.
-    used_numbers = set(map(_number_of, store.shards))
-    free_numbers = (number for number in count() if number not in used_numbers)
+    elif not is_local(plan.engine, len(tasks)) and _can_be_shared(store, plan, missing, readers):
+        _write_by_engine(store, plan, wanted, tasks, readers)
+        return
 
     raw_images = _counted(read_images(missing, readers), f"{plan.name} images", len(missing))
-    shard_size = plan.store.shard_size
-    for start in range(0, len(missing), shard_size):
-        rows = missing.iloc[start : start + shard_size]
+    for name in tasks:
+        rows = tasks.rows(name)
         raw_images_of_shard = islice(raw_images, len(rows))
         decoded = decode_all(raw_images_of_shard, plan.store.n_workers)
-        _write_shard(store, next(free_numbers), rows, decoded)
+        _write_shard(store, tasks.number(name), rows, decoded)
         # A hopeless pool is given up here, not after hours of decoding.
+        _check_quarantine(store, plan, wanted, readers)
+
+
+def _check_quarantine(
+    store: _UnfinishedStore, plan: IngestionPlan, wanted: pd.DataFrame, readers: list[Reader]
+) -> None:
+    """Check that no more images are quarantined than allowed.
+
+    Raises:
+        InputError: there are more. The shards that were written are removed then; after any other
+            end of a run they are worth keeping.
+        SourceLostError: there are more, but only because of those that could not be opened.
+    """
+    try:
         check_quarantine(plan, store.quarantine, wanted, _n_before_draws(readers))
-    store.shards.sort(key=_number_of)
+    except SourceLostError:
+        raise
+    except InputError:
+        remove_files(store.folder, store.new_files)
+        raise
+
+
+# --- decoding by other processes
+
+
+def _can_be_shared(
+    store: _UnfinishedStore, plan: IngestionPlan, missing: pd.DataFrame, readers: list[Reader]
+) -> bool:
+    """Return whether other processes can read parts of all sources; if not, log why."""
+    if not isinstance(store.folder, Path):
+        # Shards that wait for an earlier one could take more than the cache may.
+        logger.info(
+            "%s: images are decoded in this process, because the store is on object storage",
+            plan.name,
+        )
+        return False
+    for position in missing["reader"].unique():
+        reader = readers[position]
+        source = plan.sources[position]
+        reason = reader.source.why_not_shared(plan.store.shard_size)
+        if any(text != without_credentials(text) for text in (source.path, source.root) if text):
+            reason = "its URL holds credentials, which would be written to the data folder"
+        if reason is not None:
+            logger.info("%s: images are decoded in this process, because %s", reader.where, reason)
+            return False
+    return True
+
+
+def _write_by_engine(
+    store: _UnfinishedStore,
+    plan: IngestionPlan,
+    wanted: pd.DataFrame,
+    tasks: DecodingTasks,
+    readers: list[Reader],
+) -> None:
+    """Let the engine decode the shards, and add them to the store in their order."""
+    folder = store.work
+    n_threads = max(1, plan.store.n_workers // n_workers_for(plan.engine, len(tasks)))
+    sources = tuple(reader.source for reader in readers)
+    work = DecodingWork(sources, store.specification, folder.absolute(), n_threads)
+    n_images = sum(len(tasks.rows(name)) for name in tasks)
+    n_decoded = 0
+
+    def counted(results: Iterator[tuple[str, DecodedShard]]) -> Iterator[tuple[str, DecodedShard]]:
+        nonlocal n_decoded
+        for name, decoded in results:
+            n_decoded += len(tasks.rows(name))
+            yield name, decoded
+
+    def unit() -> str:
+        return f"shards, {n_decoded:,} of {n_images:,} images"
+
+    is_worth_isolating = False
+    try:
+        with closing(map_shards(work, tasks, plan.engine, folder)) as results:
+            shown = track(counted(results), name=f"{plan.name} images", total=len(tasks), unit=unit)
+            for name, decoded in _in_order(shown, tasks):
+                _settle_shard(store, tasks.number(name), tasks.rows(name), decoded)
+                # A hopeless pool is given up here, not after hours of decoding.
+                _check_quarantine(store, plan, wanted, readers)
+    except SourceLostError:
+        raise
+    except UnavailableError:
+        # A worker was lost again and again: the next run decodes with more care if it finds this.
+        is_worth_isolating = True
+        raise
+    finally:
+        remove_decoded(folder)
+        if not is_worth_isolating:
+            for file in unfinished_files(folder):
+                file.unlink(missing_ok=True)
+
+
+def _in_order(
+    results: Iterator[tuple[str, DecodedShard]], names: Mapping[str, object]
+) -> Iterator[tuple[str, DecodedShard]]:
+    """Yield results in the order of the names; after an error, also those behind a failed one."""
+    found: dict[str, DecodedShard] = {}
+    expected = deque(names)
+    try:
+        for name, decoded in results:
+            found[name] = decoded
+            while expected and expected[0] in found:
+                first = expected.popleft()
+                yield first, found.pop(first)
+    except Exception:
+        for name in expected:
+            if name in found:
+                yield name, found.pop(name)
+        raise
+
+
+def _settle_shard(
+    store: _UnfinishedStore, number: int, rows: pd.DataFrame, decoded: DecodedShard
+) -> None:
+    """Add a shard that was decoded elsewhere, as `_write_shard` adds one that is decoded here."""
+    statuses: list[str] = []
+    digests: list[str] = []
+    row_of: dict[bytes, int] = {}
+    kept_rows: list[int] = []
+    for position, image_id in enumerate(rows["id"]):
+        reason = decoded.reasons.get(position)
+        if reason is not None:
+            statuses.append(reason)
+            continue
+
+        digest = decoded.digests[position].tobytes()
+        # Each picture of the shard is in its file once.
+        row = row_of.setdefault(digest, len(row_of))
+        original_id = store.id_by_digest.get(digest)
+        if original_id is not None:
+            statuses.append(duplicate_of(original_id))
+            continue
+
+        store.id_by_digest[digest] = image_id
+        statuses.append(OK)
+        digests.append(digest.hex())
+        kept_rows.append(row)
+        store.dark.see(image_id, decoded.brightest[position : position + 1])
+
+    file = decoded.file
+    if kept_rows and len(kept_rows) < len(row_of):
+        file = keep_images(decoded, kept_rows, store.specification)
+    checksums = [decoded.checksums[row] for row in kept_rows]
+    _add_shard(store, number, file, rows.assign(status=statuses), digests, checksums)
 
 
 def _counted(
@@ -299,13 +455,8 @@ def _n_before_draws(readers: list[Reader]) -> int:
 
 def read_images(rows: pd.DataFrame, readers: list[Reader]) -> Iterator[RawImage | Unusable]:
     """Yield the raw images of some rows of `list_images`, in their order."""
-    # The rows are ordered by source, so that each is opened once.
-    for position in rows["reader"].unique():
-        reader = readers[position]
-        is_of_reader = rows["reader"] == position
-        listing_rows = rows.loc[is_of_reader, "listing_row"]
-        wanted = reader.listing.iloc[listing_rows]
-        yield from reader.source.read(wanted)
+    for position, wanted in listing_parts(rows, readers):
+        yield from readers[position].source.read(wanted)
 
 
 def _write_shard(
@@ -315,7 +466,7 @@ def _write_shard(
     decoded: Iterator[tuple[RawImage | Unusable, np.ndarray | Unusable]],
 ) -> None:
     """Write one shard of the usable and new images among `rows`; the others are quarantined."""
-    temporary = store.work / f"{_UNFINISHED}{number:05d}.{os.getpid()}.tmp"
+    temporary = store.work / f"{UNFINISHED}{number:05d}.{os.getpid()}.tmp"
     statuses: list[str] = []
     digests: list[str] = []
 
@@ -340,19 +491,40 @@ def _write_shard(
                 store.dark.see(image_id, pixels)
 
         table = rows.assign(status=statuses)
-        is_ok = table["status"] == OK
-        rejected = table.loc[~is_ok, ["id", "source", "version", "status"]]
-        store.quarantine = pd.concat([store.quarantine, rejected], ignore_index=True)
-
-        # Without a usable image there is no shard.
-        if digests:
-            stored = table[is_ok]
-            row_numbers = np.arange(len(digests))
-            index = stored.assign(sha256=digests, row=row_numbers, checksum=writer.checksums)
-            shard = _finish_shard(store, number, temporary, index)
-            store.shards.append(shard)
+        _add_shard(store, number, temporary, table, digests, writer.checksums)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _add_shard(
+    store: _UnfinishedStore,
+    number: int,
+    temporary: Path,
+    table: pd.DataFrame,
+    digests: list[str],
+    checksums: list[int],
+) -> None:
+    """Add a shard to the store, and the images that are not in it to the quarantine.
+
+    Args:
+        store: that it is added to.
+        number: of the shard.
+        temporary: file with the images of the shard.
+        table: its rows of `list_images`, with the `status` of each image.
+        digests: SHA-256 of the pixels of the images in the file.
+        checksums: of these images.
+    """
+    is_ok = table["status"] == OK
+    rejected = table.loc[~is_ok, ["id", "source", "version", "status"]]
+    store.quarantine = pd.concat([store.quarantine, rejected], ignore_index=True)
+
+    # Without a usable image there is no shard.
+    if digests:
+        stored = table[is_ok]
+        row_numbers = np.arange(len(digests))
+        index = stored.assign(sha256=digests, row=row_numbers, checksum=checksums)
+        shard = _finish_shard(store, number, temporary, index)
+        store.shards.append(shard)
 
 
 def _finish_shard(

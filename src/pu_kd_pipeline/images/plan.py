@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.images.store_file import Specification
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
         ImageSource,
         ImageStoreParams,
     )
+    from pu_kd_pipeline.params.engine import EngineParams
     from pu_kd_pipeline.params.teacher import TeacherParams
 
 
@@ -28,6 +30,7 @@ class IngestionPlan:
         class_names: names of the teacher's classes 0..K-1.
         store: how the images are kept.
         seed: seeds the draws of samples, and the split of the demo.
+        engine: who decodes; the store does not depend on it.
     """
 
     name: str
@@ -39,10 +42,15 @@ class IngestionPlan:
     seed: int
     shorter_side_px: int | None = None
     interpolation: str = "bilinear"
+    engine: EngineParams = LOCAL
 
 
 def plan_store(
-    name: str, sources: tuple[ImageSource, ...], params: DataIngestionParams, teacher: TeacherParams
+    name: str,
+    sources: tuple[ImageSource, ...],
+    params: DataIngestionParams,
+    teacher: TeacherParams,
+    engine: EngineParams = LOCAL,
 ) -> IngestionPlan:
     """Return the plan of a store of images in the teacher's input format; it may have no source."""
     # Imported here: it imports torch, and modules that only handle plans should stay cheap.
@@ -59,6 +67,7 @@ def plan_store(
         seed=params.seed,
         shorter_side_px=expected.shorter_side_px,
         interpolation=expected.interpolation,
+        engine=engine,
     )
 
 

@@ -346,7 +346,9 @@ class ImageStoreParams(Block):
     max_quarantined_share: Share = Field(
         description="a larger share of unusable images stops the run"
     )
-    n_workers: int = Field(ge=1, description="decoding threads")
+    n_workers: int = Field(
+        ge=1, description="decoding threads, of all processes where an engine has several"
+    )
 
 
 class NearDuplicateParams(Block):

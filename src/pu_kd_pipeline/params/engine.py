@@ -10,7 +10,7 @@ from pu_kd_pipeline.params.base import Block
 
 
 class EngineParams(Block):
-    """The block `engine`: who works on shards and on the cells of a comparison.
+    """The block `engine`: who works on shards, the cells of a comparison and the trials of a pilot.
 
     No result depends on it.
     """
@@ -33,7 +33,7 @@ class EngineParams(Block):
     stall_minutes: float = Field(
         gt=0,
         description="the run fails when no shard was finished for this long: more than the "
-        "slowest shard, or cell of a comparison, takes",
+        "slowest shard, cell of a comparison or trial of a pilot takes",
     )
 
     @field_validator("address")

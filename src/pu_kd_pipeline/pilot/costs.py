@@ -108,8 +108,47 @@ class TrainingCost:
         return n_updates * self.step + n_asked * self.teacher
 
 
+class RoundPace:
+    """How long trainings next to each other take, compared with one after the other.
+
+    How much trainings slow each other down is not known before the first round: until then, as many
+    workers as there are take as long as one. Afterwards it is what the round took.
+
+    Attributes:
+        n_at_a_time: trainings next to each other.
+    """
+
+    def __init__(self) -> None:
+        self.n_at_a_time = 1
+        self._slowdown: float | None = None
+
+    def share(self, n: int) -> float:
+        """Return the time of n similar trainings, as a share of that of one after the other."""
+        if self._slowdown is None:
+            return 1.0
+        return self._slowdown * self._turns(n) / n
+
+    def observe(self, n: int, expected_seconds: float, seconds: float) -> None:
+        """Learn from a round.
+
+        Args:
+            n: its trainings.
+            expected_seconds: of them, one after the other.
+            seconds: that they took.
+        """
+        if n and expected_seconds > 0:
+            self._slowdown = seconds / (expected_seconds * self._turns(n) / n)
+
+    def _turns(self, n: int) -> int:
+        """Return how many trainings follow each other, where n of them are distributed."""
+        return -(-n // self.n_at_a_time)
+
+
 def affordable_length(
-    costs: Sequence[Sequence[TrainingCost]], seconds: float, longest: int
+    costs: Sequence[Sequence[TrainingCost]],
+    seconds: float,
+    longest: int,
+    pace: RoundPace | None = None,
 ) -> int | None:
     """Return the length of the next round of trainings, of which each has twice that before.
 
@@ -117,27 +156,46 @@ def affordable_length(
         costs: of the trainings of each round that is left; only the first one's are exact.
         seconds: that are left.
         longest: number of updates of a full training, which the last round does not exceed.
+        pace: of trainings next to each other; None: one follows the other.
 
     Returns:
         A number of updates, None where not even the shortest trainings fit.
     """
+    pace = pace or RoundPace()
     n_rounds = len(costs)
     last_factor = 2 ** (n_rounds - 1)
     length = max(longest // last_factor, _SHORTEST)
-    while length > _SHORTEST and _seconds_of(costs, length) > seconds:
+    while length > _SHORTEST and _seconds_of(costs, length, pace) > seconds:
         length = max(int(length * 0.95), _SHORTEST)
-    if _seconds_of(costs, length) > seconds:
+    if _seconds_of(costs, length, pace) > seconds:
         return None
     if length * last_factor >= longest:
         return length
     return max(length // _STEP * _STEP, _SHORTEST)
 
 
-def _seconds_of(costs: Sequence[Sequence[TrainingCost]], length: int) -> float:
+def _seconds_of(costs: Sequence[Sequence[TrainingCost]], length: int, pace: RoundPace) -> float:
     total = 0.0
     for position, of_round in enumerate(costs):
-        for number, cost in enumerate(of_round):
-            # Only the first training of all computes the outputs that others share.
-            shares = position > 0 or number > 0
-            total += cost.seconds(length * 2**position, shares_outputs=shares)
+        n_alone = pace.n_at_a_time
+        # Of one process, only the first training of all computes the outputs that others share.
+        if n_alone == 1 and position > 0:
+            n_alone = 0
+        seconds = round_seconds(of_round, length * 2**position, n_alone)
+        total += seconds * pace.share(len(of_round))
+    return total
+
+
+def round_seconds(costs: Sequence[TrainingCost], length: int, n_alone: int) -> float:
+    """Return the seconds of the trainings of a round, one after the other.
+
+    Args:
+        costs: of the trainings.
+        length: number of updates of each.
+        n_alone: how many compute the teacher's outputs for themselves that others share: one of
+            each process.
+    """
+    total = 0.0
+    for number, cost in enumerate(costs):
+        total += cost.seconds(length, shares_outputs=number >= n_alone)
     return total

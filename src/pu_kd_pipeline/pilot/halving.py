@@ -8,8 +8,10 @@ of the sample, and on no test image.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,30 +20,38 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pu_kd_pipeline import progress
+from pu_kd_pipeline.comparison.cells import computes_of
 from pu_kd_pipeline.comparison.computation import CellComputation
 from pu_kd_pipeline.comparison.grid import Cell, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.manifests import n_pool_images
 from pu_kd_pipeline.comparison.pool_scores import ScoredPool
-from pu_kd_pipeline.devices import MemoryShortage
+from pu_kd_pipeline.devices import MemoryShortage, arithmetic, prepare_device
+from pu_kd_pipeline.engines.shards import map_shards, n_workers_for
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import excluded_images
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.images.yardstick import Yardstick, yardstick_logits
 from pu_kd_pipeline.learning.selection_criteria import CRITERIA
 from pu_kd_pipeline.learning.yardstick import closeness, divergences
-from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.models.model import Model, load_model
 from pu_kd_pipeline.params.comparison import ComparisonParams, ComparisonVariant, Overrides
+from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.params.pilot import PRESENT, HalvingParams
 from pu_kd_pipeline.params.pu_training import AUDIT
 from pu_kd_pipeline.pilot.costs import (
+    RoundPace,
     TrainingCost,
     affordable_length,
     n_shared_views,
+    round_seconds,
     step_seconds,
 )
+from pu_kd_pipeline.pilot.forecast import peak_memory_bytes
 from pu_kd_pipeline.pilot.inputs import TrialInputs, check_labeled
 from pu_kd_pipeline.pilot.sample import PoolSample
+from pu_kd_pipeline.provenance.factories import factory_digest
+from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
 from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
 
@@ -116,6 +126,9 @@ class Outcome:
         step_seconds: candidate -> of an update without the teacher.
         pool: the scores of the sample, of a candidate that trains a PU classifier; None without.
         note: what differs from a full run, or why there are fewer rounds than asked for.
+        n_at_a_time: trainings next to each other.
+        peak_bytes: most memory of a process that trained, besides this one; 0: there is none.
+        cpu_seconds: of these processes, for all trainings.
     """
 
     trials: list[Trial]
@@ -124,6 +137,9 @@ class Outcome:
     step_seconds: dict[str, float]
     pool: ScoredPool | None
     note: str | None
+    n_at_a_time: int = 1
+    peak_bytes: int = 0
+    cpu_seconds: float = 0.0
 
 
 def measured_images(inputs: TrialInputs, sample: PoolSample, params: HalvingParams) -> pd.DataFrame:
@@ -163,8 +179,121 @@ def measured_images(inputs: TrialInputs, sample: PoolSample, params: HalvingPara
     return table
 
 
+@dataclass(frozen=True)
+class TrainedTrial:
+    """A trial, and what it took of the process that trained it.
+
+    Attributes:
+        trial: the trial.
+        process: its number.
+        peak_bytes: most memory that the process had until then.
+        cpu_seconds: that the training took.
+    """
+
+    trial: Trial
+    process: int
+    peak_bytes: int
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class TrialCell:
+    """A training of a round.
+
+    Attributes:
+        cell: the cell.
+        round: from 1 on.
+        is_control: it stays in every round.
+    """
+
+    cell: Cell
+    round: int
+    is_control: bool
+
+
+@dataclass(frozen=True)
+class TrialWork:
+    """Trains students and measures them.
+
+    Attributes:
+        computation: what the trainings in a process share.
+        yardstick: what the students are measured on.
+        compute: where they are measured.
+        computes: devices and number formats of the networks that are trained.
+        architectures: of the students.
+    """
+
+    computation: CellComputation
+    yardstick: Yardstick
+    compute: ComputeParams
+    computes: tuple[ComputeParams, ...]
+    architectures: tuple[str, ...]
+
+    def __call__(self, name: str, argument: TrialCell) -> TrainedTrial:
+        """Return the trial of a cell, and report it to the log."""
+        cpu_started = time.process_time()
+        with progress.part(name) as report:
+            trial = self._trial(argument)
+            outcome = trial.failure
+            if outcome is None:
+                outcome = f"agreement {100 * trial.agreement:.1f} %, KL {trial.kl:.4f}"
+            report(outcome)
+        cpu_seconds = time.process_time() - cpu_started
+        return TrainedTrial(trial, os.getpid(), peak_memory_bytes(), cpu_seconds)
+
+    def facts(self) -> Mapping[str, str]:
+        """Return what decides the results of all trials, besides their inputs."""
+        devices = [arithmetic(compute, prepare_device(compute)) for compute in self.computes]
+        return {
+            "teacher": self.computation.teacher_fingerprint,
+            "device or number format": ", ".join(devices),
+            "code or libraries": maker_fingerprint(TrialWork, load_model),
+            "students' code": " ".join(map(factory_digest, self.architectures)),
+        }
+
+    def _trial(self, argument: TrialCell) -> Trial:
+        cell = argument.cell
+        started = time.perf_counter()
+        failure = None
+        n_pool = 0
+        size_source = None
+        is_equal = np.empty(0, dtype=np.bool_)
+        divergence = np.empty(0)
+        try:
+            with progress.records.muted(), checkpoints_disabled():
+                learned = self.computation.learn(cell)
+            n_pool = n_pool_images(learned.manifest)
+            size_source = learned.manifest.attrs.get("size_source")
+            is_equal, divergence = self._measure(learned.student)
+        except MemoryShortage:
+            raise
+        except (ValueError, FloatingPointError) as exc:  # InputError is a ValueError
+            failure = str(exc).splitlines()[0]
+        return Trial(
+            candidate=cell.variant,
+            is_control=argument.is_control,
+            round=argument.round,
+            n_updates=cell.blocks.distillation.n_updates,
+            seconds=time.perf_counter() - started,
+            n_pool_images=n_pool,
+            size_source=size_source,
+            failure=failure,
+            is_equal=is_equal,
+            divergence=divergence,
+        )
+
+    def _measure(self, student: Model) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        teacher, student_logits = yardstick_logits(student, self.yardstick, self.compute)
+        factor = closeness(teacher, student_logits).factor
+        is_equal = teacher.argmax(dim=1) == student_logits.argmax(dim=1)
+        return is_equal.numpy(), divergences(teacher, student_logits, factor).numpy()
+
+
 class Halving:
     """Trains candidates round by round.
+
+    Whatever a forecast needs, such as the time of an update, is measured before the rounds, in this
+    process and next to no training.
 
     Args:
         inputs: what the trainings read.
@@ -225,6 +354,12 @@ class Halving:
             of_cells, hint_share=0.5, has_short_trainings=n_shared_views(blocks.distillation) > 0
         )
         self._present = self._find_present()
+        self._engine = inputs.engine
+        # Of images: in the data folder, which all workers see.
+        self._folder = inputs.pool_images.folder
+        self._pace = RoundPace()
+        self._peak_bytes = 0
+        self._cpu_seconds = 0.0
 
     def run(self) -> Outcome:
         """Return the trials of all rounds.
@@ -234,6 +369,9 @@ class Halving:
                 out.
         """
         names = [name for name in self._variants if name != self._present]
+        n_trainings = len(self.cells(names, self._blocks.distillation.n_updates))
+        # Before anything is measured: a Ray cluster is started here.
+        self._pace.n_at_a_time = n_workers_for(self._engine, n_trainings)
         # Before the time is divided: candidates share it.
         pool = self._score_pool(names)
         steps = self._step_seconds(names)
@@ -254,7 +392,7 @@ class Halving:
                     "one would not be longer: the full training or the time is too short."
                 )
                 break
-            of_round = self._round(names, number, length)
+            of_round = self._round(names, number, length, steps)
             previous = length
             candidates = [trial for trial in of_round if not trial.is_control]
             with_student = [trial for trial in candidates if trial.failure is None]
@@ -293,7 +431,17 @@ class Halving:
                 "pool, and the full run uses it."
             )
         note = " ".join(notes) or None
-        return Outcome(trials, self._present, self._yardstick, steps, pool, note)
+        return Outcome(
+            trials,
+            self._present,
+            self._yardstick,
+            steps,
+            pool,
+            note,
+            self._pace.n_at_a_time,
+            self._peak_bytes,
+            self._cpu_seconds,
+        )
 
     def _keeping_nearly_all(self, trials: Sequence[Trial]) -> list[str]:
         """Return candidates that hardly choose in the sample, but do in the larger pool."""
@@ -399,7 +547,8 @@ class Halving:
             rounds.append(self._costs(by_cost[:n], steps))
             n = self._n_after(later, n)
         left = self._deadline - time.perf_counter()
-        return affordable_length(rounds, left, self._blocks.distillation.n_updates)
+        longest = self._blocks.distillation.n_updates
+        return affordable_length(rounds, left, longest, self._pace)
 
     def _costs(self, names: Sequence[str], steps: Mapping[str, float]) -> list[TrainingCost]:
         cells = self.cells(names, self._blocks.distillation.n_updates)
@@ -415,7 +564,9 @@ class Halving:
             for name, cell in cells.items()
         ]
 
-    def _round(self, names: Sequence[str], number: int, length: int) -> list[Trial]:
+    def _round(
+        self, names: Sequence[str], number: int, length: int, steps: Mapping[str, float]
+    ) -> list[Trial]:
         cells = self.cells(names, length)
         logger.info(
             "%s: round %d of %d, %d trainings of %s updates",
@@ -425,49 +576,40 @@ class Halving:
             len(cells),
             f"{length:,}",
         )
-        trials = []
-        for cell in cells.values():
-            with progress.part(f"{self._params.key}: {cell.variant}") as report:
-                trial = self._trial(cell, number)
-                outcome = trial.failure
-                if outcome is None:
-                    outcome = f"agreement {100 * trial.agreement:.1f} %, KL {trial.kl:.4f}"
-                report(outcome)
-            trials.append(trial)
-        return trials
-
-    def _trial(self, cell: Cell, number: int) -> Trial:
+        placed = {}
+        for name, cell in cells.items():
+            is_control = cell.variant in self._controls
+            placed[f"{self._params.key}: {name}"] = TrialCell(cell, number, is_control)
         started = time.perf_counter()
-        failure = None
-        n_pool = 0
-        size_source = None
-        is_equal = np.empty(0, dtype=np.bool_)
-        divergence = np.empty(0)
-        try:
-            with progress.records.muted(), checkpoints_disabled():
-                learned = self._computation.learn(cell)
-            n_pool = n_pool_images(learned.manifest)
-            size_source = learned.manifest.attrs.get("size_source")
-            is_equal, divergence = self._measure(learned.student)
-        except MemoryShortage:
-            raise
-        except (ValueError, FloatingPointError) as exc:  # InputError is a ValueError
-            failure = str(exc).splitlines()[0]
-        return Trial(
-            candidate=cell.variant,
-            is_control=cell.variant in self._controls,
-            round=number,
-            n_updates=cell.blocks.distillation.n_updates,
-            seconds=time.perf_counter() - started,
-            n_pool_images=n_pool,
-            size_source=size_source,
-            failure=failure,
-            is_equal=is_equal,
-            divergence=divergence,
-        )
+        trained: dict[str, TrainedTrial] = {}
+        work = self._work(list(cells.values()))
+        with closing(map_shards(work, placed, self._engine, self._folder)) as results:
+            for name, found in results:
+                trained[name] = found
+        n_at_a_time = self._pace.n_at_a_time
+        if n_at_a_time > 1:
+            # The processes of each round compute the teacher's outputs for themselves.
+            alone = round_seconds(self._costs(names, steps), length, n_at_a_time)
+            self._pace.observe(len(placed), alone, time.perf_counter() - started)
 
-    def _measure(self, student: Model) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        teacher, student_logits = yardstick_logits(student, self._yardstick, self._compute)
-        factor = closeness(teacher, student_logits).factor
-        is_equal = teacher.argmax(dim=1) == student_logits.argmax(dim=1)
-        return is_equal.numpy(), divergences(teacher, student_logits, factor).numpy()
+        for found in trained.values():
+            # The memory of this process is known anyway, and what it did was measured.
+            if found.process != os.getpid():
+                self._peak_bytes = max(self._peak_bytes, found.peak_bytes)
+                self._cpu_seconds += found.cpu_seconds
+        return [trained[name].trial for name in placed]
+
+    def _work(self, cells: Sequence[Cell]) -> TrialWork:
+        # A model of pydantic cannot be in a set.
+        computes: dict[str, ComputeParams] = {}
+        for cell in cells:
+            for compute in computes_of(cell):
+                computes[compute.model_dump_json()] = compute
+        architectures = {cell.blocks.distillation.student_architecture for cell in cells}
+        return TrialWork(
+            self._computation,
+            self._yardstick,
+            self._compute,
+            tuple(computes.values()),
+            tuple(sorted(architectures)),
+        )

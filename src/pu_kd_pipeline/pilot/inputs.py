@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pu_kd_pipeline.comparison.grid import Blocks
+from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.scoring import check_teacher
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.pilot import HalvingParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot.costs import n_shared_views
@@ -32,6 +34,7 @@ class TrialInputs:
         labeled_features: of the labeled images, by the teacher.
         yardstick: how the measured images are drawn.
         blocks: those of the run, which candidates override.
+        engine: who trains.
     """
 
     teacher: Model
@@ -42,6 +45,7 @@ class TrialInputs:
     labeled_features: ShardedTable
     yardstick: YardstickParams
     blocks: Blocks
+    engine: EngineParams = LOCAL
 
     def check(self, key: str) -> None:
         """Check what would be found out late: the labels, and whose the features are.

@@ -39,7 +39,7 @@ from pu_kd_pipeline.pilot.sample import PoolSample
 from pu_kd_pipeline.pilot.trials import trials_of, trials_table
 from pu_kd_pipeline.storage.yardstick import yardstick_facts
 
-VERSION = 1
+VERSION = 2
 T = TypeVar("T", bound=BaseModel)
 
 # What was measured next to the trials, and is shown as it is.
@@ -50,6 +50,7 @@ _SHOWN = (
     "minutes",
     "seconds",
     "cpu_seconds",
+    "trainings_at_a_time",
     "hardware",
     "step_seconds",
 )
@@ -88,7 +89,8 @@ def run_trials(inputs: TrialInputs, params: PilotParams) -> pd.DataFrame:
         note=outcome.note,
         minutes=params.minutes,
         seconds=time.perf_counter() - started,
-        cpu_seconds=time.process_time() - cpu_started,
+        cpu_seconds=time.process_time() - cpu_started + outcome.cpu_seconds,
+        trainings_at_a_time=outcome.n_at_a_time,
         hardware=hardware_name(inputs.blocks.distillation.compute),
         n_classes=teacher.n_classes,
         teacher=teacher.fingerprint(),
@@ -187,7 +189,8 @@ def _costs(sample: PoolSample, outcome: Outcome, n_images: tuple[int, int, int])
         step=float(np.median(list(outcome.step_seconds.values()))),
         feature_bytes=table.nbytes // n_sampled,
         pixel_bytes=math.prod(sample.images.image_shape),
-        peak_bytes=peak_memory_bytes(),
+        # Trainings may have been in other processes.
+        peak_bytes=max(peak_memory_bytes(), outcome.peak_bytes),
     )
 
 

@@ -54,6 +54,7 @@ def trial_pipeline(
                     "teacher_check",
                     *_BLOCKS,
                     "params:yardstick",
+                    "params:engine",
                     f"params:{stage}",
                 ],
                 outputs=trials,

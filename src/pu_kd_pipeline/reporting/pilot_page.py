@@ -279,11 +279,21 @@ def _pace_rows(pilot: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("updates of the student per second", f"{1 / max(costs['step'], 1e-9):,.1f}"),
         ("time of the pilot", f"{duration_text(pilot['seconds'])}, of {pilot['minutes']:g} min"),
         ("busy processor cores, on average", f"{busy:.1f}"),
+        *_beside_each_other(pilot),
         ("most memory", _size_text(costs["peak_bytes"])),
         ("pool images in the pilot", f"{costs['n_sampled']:,} of {costs['n_pool']:,}"),
         ("measured on", f"{pilot['yardstick']['n_images']:,} images"),
     ]
     return rows
+
+
+def _beside_each_other(pilot: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the times of trials depend on, where trainings ran next to each other."""
+    n_trainings = pilot.get("trainings_at_a_time", 1)
+    if n_trainings == 1:
+        return []
+    note = f"{n_trainings}; the paces above were measured before the trainings"
+    return [("trainings at a time", note)]
 
 
 def pilot_chart(pilot: Mapping[str, Any]) -> LineChart | None:

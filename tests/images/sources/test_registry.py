@@ -36,6 +36,9 @@ class CameraSource:
     def listing(self) -> pd.DataFrame:
         return pd.DataFrame({"id": [self.part]})
 
+    def why_not_shared(self, n_images: int) -> str | None:
+        return None
+
     def read(self, rows: pd.DataFrame) -> Iterator[bytes]:
         for _ in range(len(rows)):
             yield b""
@@ -73,10 +76,11 @@ def test_a_required_key_that_is_not_a_parameter_is_named_at_import() -> None:
         check_source_types(SOURCES_WITH_CAMERA, types)
 
 
-@pytest.mark.parametrize("method", ["state", "listing", "read"])
+@pytest.mark.parametrize("method", ["state", "listing", "read", "why_not_shared"])
 def test_a_class_without_a_method_is_named_at_import(method: str) -> None:
     methods = {"state": CameraSource.state, "listing": CameraSource.listing}
     methods["read"] = CameraSource.read
+    methods["why_not_shared"] = CameraSource.why_not_shared
     del methods[method]
     incomplete = type("IncompleteSource", (), methods)
     sources = {**SOURCES, "camera": incomplete}

@@ -21,6 +21,16 @@ def reads_one_file_at_a_time(system: Any) -> bool:
     return False
 
 
+def why_not_shared(system: Any) -> str | None:
+    """Return why other processes should not read files of a file system, or None: they may."""
+    if reads_one_file_at_a_time(system):
+        return "its files are read one after the other, from an archive or by FTP"
+    for layer in _layers(system):
+        if _protocol_of(layer) == "memory":
+            return "it is in the memory of this process"
+    return None
+
+
 def archive_version(system: Any) -> str:
     """Return a text that changes when an archive does; empty for other file systems.
 

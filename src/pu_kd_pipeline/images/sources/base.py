@@ -67,6 +67,17 @@ class Source(Protocol):
         """
         ...
 
+    def why_not_shared(self, n_images: int) -> str | None:
+        """Return why other processes should not read parts of this source, or None: they may.
+
+        They may if `read` works on a pickled copy, and does not read all images in front of those
+        that are asked for. It is asked after `listing`.
+
+        Args:
+            n_images: in each part.
+        """
+        ...
+
 
 def default_name(source: ImageSource) -> str:
     """Return the name of a source in the index if its parameters give none."""

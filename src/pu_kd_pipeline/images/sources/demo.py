@@ -45,6 +45,9 @@ class DemoSource:
         positions = rows["position"].to_numpy()
         yield from part.images[positions]
 
+    def why_not_shared(self, n_images: int) -> str | None:
+        return None
+
     def _images(self) -> DemoPart:
         # imported late: scikit-learn takes seconds, and most runs have other sources
         from pu_kd_pipeline.images.sources.demo_images import demo_part

@@ -13,7 +13,11 @@ import pandas as pd
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable, map_in_order
 from pu_kd_pipeline.images.label_names import listed
-from pu_kd_pipeline.images.sources.archives import archive_version, reads_one_file_at_a_time
+from pu_kd_pipeline.images.sources.archives import (
+    archive_version,
+    reads_one_file_at_a_time,
+    why_not_shared,
+)
 from pu_kd_pipeline.images.sources.base import CONFLICTING_LABELS, PASSED_OVER, listing_table
 from pu_kd_pipeline.images.sources.files import (
     MAX_FILE_BYTES,
@@ -113,6 +117,14 @@ class ListSource:
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         paths = rows["path"].tolist()
         return map_in_order(self._fetch, paths, self._n_threads())
+
+    def why_not_shared(self, n_images: int) -> str | None:
+        return why_not_shared(self._root_fs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind the list, and the file system that it is on."""
+        left_behind = ("_table", "_fs")
+        return {name: value for name, value in self.__dict__.items() if name not in left_behind}
 
     def _n_threads(self) -> int:
         """Return how many threads may read at a time."""

@@ -20,7 +20,11 @@ from pu_kd_pipeline.images.file_kinds import (
     has_no_extension,
     is_image_content,
 )
-from pu_kd_pipeline.images.sources.archives import archive_version, reads_one_file_at_a_time
+from pu_kd_pipeline.images.sources.archives import (
+    archive_version,
+    reads_one_file_at_a_time,
+    why_not_shared,
+)
 from pu_kd_pipeline.images.sources.base import PASSED_OVER, listing_table
 from pu_kd_pipeline.images.sources.class_patterns import labels_in_paths
 from pu_kd_pipeline.images.sources.files import (
@@ -112,6 +116,13 @@ class FolderSource:
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         paths = rows["path"].tolist()
         return map_in_order(self._fetch, paths, self._n_threads())
+
+    def why_not_shared(self, n_images: int) -> str | None:
+        return why_not_shared(self._fs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what is only known of the listing."""
+        return {**self.__dict__, "_labels": {}, "_unmatched": []}
 
     def _n_threads(self) -> int:
         """Return how many threads may read at a time."""

@@ -15,7 +15,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
-from pu_kd_pipeline.images.sources.archives import archive_version
+from pu_kd_pipeline.images.sources.archives import archive_version, why_not_shared
 from pu_kd_pipeline.images.sources.base import PASSED_OVER, SourceLostError, listing_table
 from pu_kd_pipeline.images.sources.files import (
     SourceFile,
@@ -82,6 +82,7 @@ class ParquetSource:
         self._fs, root = file_system(self._path)
         self._n_unmarked = 0  # remote files whose changes cannot be seen in full
         self._n_hidden = 0
+        self._largest_row_group = 0  # its images; known once the files were listed
         if is_local(self._fs):
             files = _local_files(root)
             base = literal_part(root)
@@ -159,6 +160,14 @@ class ParquetSource:
                 cause = without_credentials(f"{type(exc).__name__}: {exc}", self._path)
                 raise SourceLostError(lost_source_error(file, cause)) from exc
 
+    def why_not_shared(self, n_images: int) -> str | None:
+        if self._largest_row_group > n_images:
+            return (
+                f"it has row groups of {self._largest_row_group:,} images, which would be read for "
+                f"each {n_images:,} again"
+            )
+        return why_not_shared(self._fs)
+
     def _list_file(self, number: int, found: SourceFile) -> pd.DataFrame:
         file = found.path
         # A large file is no fault here: it is read in parts.
@@ -175,6 +184,8 @@ class ParquetSource:
             texts = texts_to_read_as_dictionaries(schema, columns)
             as_dictionaries = _open(opened, texts)
             values = read_columns(as_dictionaries, columns, file, size_bytes)
+            largest = _largest_row_group(parquet)
+            self._largest_row_group = max(self._largest_row_group, largest)
 
         n_rows = parquet.metadata.num_rows
         values = with_partition(values, self._partitions[number], n_rows, file)
@@ -248,6 +259,13 @@ def _open(opened: Any, read_dictionary: list[str] | None = None) -> pq.ParquetFi
     return pq.ParquetFile(
         opened, buffer_size=_READ_BYTES, pre_buffer=False, read_dictionary=read_dictionary
     )
+
+
+def _largest_row_group(parquet: pq.ParquetFile) -> int:
+    """Return the number of rows of the largest row group of a file."""
+    about = parquet.metadata
+    sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+    return max(sizes, default=0)
 
 
 def _check_row_count(parquet: pq.ParquetFile, size_bytes: int | None) -> None:

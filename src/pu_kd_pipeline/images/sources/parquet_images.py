@@ -93,6 +93,8 @@ def read_images(
                 yield _image_bytes(images[int(row)].as_py())
             n_read += last - first
             start = stop
+            if last == len(rows):
+                break  # none of the rows is further behind
 
     if n_read != len(rows):
         raise ValueError(f"of {len(rows):,} rows {n_read:,} are there")

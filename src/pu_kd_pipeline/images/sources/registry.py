@@ -42,7 +42,7 @@ def check_source_types(sources: Mapping[str, Any], types: Mapping[str, SourceTyp
     for name, source_class in sources.items():
         if name not in types:
             faults.append(f"{name!r} has no entry in SOURCE_TYPES of params/data_ingestion.py")
-        for method in ("state", "listing", "read"):
+        for method in ("state", "listing", "read", "why_not_shared"):
             if not hasattr(source_class, method):
                 faults.append(f"{name!r} has a class without the method `{method}`")
         same_class = [other for other in sources if sources[other] is source_class]

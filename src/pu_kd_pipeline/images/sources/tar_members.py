@@ -56,7 +56,7 @@ class ForwardStream:
 
     def __init__(self, opened: Any, can_seek: bool) -> None:
         self._opened = opened
-        self._can_seek = can_seek
+        self.can_seek = can_seek
         self._position = 0
         self._is_after_end_mark = False
         self.is_regular_end = False
@@ -74,7 +74,7 @@ class ForwardStream:
             raise DamagedArchiveError("one of its headers points backwards")
         if position == self._position:
             return
-        if self._can_seek:
+        if self.can_seek:
             self._opened.seek(position)
             self._position = position
             return

@@ -14,11 +14,12 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable, map_in_order
-from pu_kd_pipeline.images.sources.base import listing_table
+from pu_kd_pipeline.images.sources.base import SourceLostError, listing_table
 from pu_kd_pipeline.images.sources.files import (
     READ_THREADS,
     file_state,
     is_printable,
+    lost_source_error,
     printable,
     read_file,
     state_of,
@@ -42,6 +43,29 @@ class TorchvisionSource:
     def __init__(self, source: ImageSource, seed: int) -> None:
         self._source = source
         self._dataset = _open_dataset(source)
+
+    def why_not_shared(self, n_images: int) -> str | None:
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind the images: another process opens the data set itself."""
+        return {"source": self._source, "state": self.state(self._source)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the data set that was opened elsewhere, which is there already.
+
+        Raises:
+            SourceLostError: it is not there, or its files changed.
+        """
+        source: ImageSource = state["source"]
+        if self.state(source) != state["state"]:
+            name = f"torchvision's {source.dataset}"
+            raise SourceLostError(lost_source_error(name, "its files changed, or are not there"))
+        options = {**source.options}
+        options.pop("download", None)
+        is_there = {"download": False, "options": options}
+        self._source = source
+        self._dataset = _open_dataset(source.model_copy(update=is_there))
 
     @staticmethod
     def state(source: ImageSource) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.decoding import Reason, Unusable
-from pu_kd_pipeline.images.sources.archives import archive_version
+from pu_kd_pipeline.images.sources.archives import archive_version, why_not_shared
 from pu_kd_pipeline.images.sources.base import PASSED_OVER, SourceLostError, listing_table
 from pu_kd_pipeline.images.sources.files import (
     SourceFile,
@@ -72,6 +72,8 @@ class WebDatasetSource:
         self._wanted = tuple(name.strip(" .") for name in names if name.strip(" ."))
         self._n_unmarked = 0  # remote files whose changes cannot be seen in full
         self._passed_over: Counter[str] = Counter()
+        # Images of the largest archive that cannot be moved in; known once it was listed.
+        self._longest_stream = 0
         patterns = expanded_ranges(self._root)
         is_folder = patterns == [self._root] and self._is_folder(self._root)
         self._folder = _named_folder(self._root, is_folder)
@@ -95,6 +97,7 @@ class WebDatasetSource:
         for number, file in enumerate(self._files):
             shard_name = self._name_of(file.path)
             shard = read_shard(self._fs, file.path, label_reader.extensions)
+            n_before = len(columns["id"])
             for image in images_of(shard, self._wanted):
                 # Text, and never a path
                 columns["id"].append(f"{shard_name}/{printable(image.sample.key)}")
@@ -104,6 +107,9 @@ class WebDatasetSource:
                 columns["offset"].append(image.offset)
                 columns["size"].append(image.size)
                 label_reader.add(shard, image.sample)
+            n_in_shard = len(columns["id"]) - n_before
+            if not shard.can_seek:
+                self._longest_stream = max(self._longest_stream, n_in_shard)
             for sample in shard.samples.values():
                 extensions.update(list(sample.members))
             passed_over.update(shard.passed_over)
@@ -141,6 +147,14 @@ class WebDatasetSource:
                 cause = without_credentials(f"{type(exc).__name__}: {exc}", self._path)
                 shown = without_credentials(file)
                 raise SourceLostError(lost_source_error(shown, cause)) from exc
+
+    def why_not_shared(self, n_images: int) -> str | None:
+        if self._longest_stream > n_images:
+            return (
+                f"an archive of {self._longest_stream:,} images is compressed, or its server sends "
+                f"no parts of it: it would be read from its beginning for each {n_images:,} again"
+            )
+        return why_not_shared(self._fs)
 
     def _check_images(self, ids: list[str], extensions: Counter[str]) -> None:
         """Refuse shards without any image, with what they hold instead."""

@@ -53,6 +53,7 @@ class Shard:
         by_name: all files and links.
         contents: position in the shard -> content, of files that labels are read from.
         passed_over: reason -> number of files that belong to no sample.
+        can_seek: whether an image can be read without all that is in front of it.
     """
 
     path: str
@@ -60,6 +61,7 @@ class Shard:
     by_name: dict[str, Member] = field(default_factory=dict)
     contents: dict[int, bytes] = field(default_factory=dict)
     passed_over: Counter[str] = field(default_factory=Counter)
+    can_seek: bool = True
 
     def where(self, sample: Sample) -> str:
         """Return shard and sample for messages."""
@@ -117,6 +119,7 @@ def read_shard(system: Any, path: str, label_extensions: Collection[str]) -> Sha
     shard = Shard(without_credentials(path))
     try:
         with open_archive(system, path) as stream:
+            shard.can_seek = stream.can_seek
             for member in members(stream):
                 extension = _add(shard, member)
                 is_file = member.target is None and not member.is_sparse

@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from pu_kd_pipeline.engines.shards import LOCAL
+from pu_kd_pipeline.engines.tables import ShardMakers
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.plan import IngestionPlan, plan_store
 from pu_kd_pipeline.images.quarantine import CONFLICT
@@ -19,36 +21,64 @@ from pu_kd_pipeline.images.source_reports import read_reports
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.masking import visible_name
 from pu_kd_pipeline.params.data_ingestion import DataIngestionParams
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.teacher import TeacherParams
+from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
 logger = logging.getLogger(__name__)
 
 _MAX_EXAMPLES = 10
 
 
-def plan_labeled_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
+def plan_labeled_images(
+    params: DataIngestionParams, teacher: TeacherParams, engine: EngineParams = LOCAL
+) -> IngestionPlan:
     """Return the plan of the few labeled images: the positives."""
-    return plan_store("labeled", params.labeled, params, teacher)
+    return plan_store("labeled", params.labeled, params, teacher, engine)
 
 
-def plan_pool_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
+def plan_pool_images(
+    params: DataIngestionParams, teacher: TeacherParams, engine: EngineParams = LOCAL
+) -> IngestionPlan:
     """Return the plan of the unlabeled pool."""
-    return plan_store("pool", params.pool, params, teacher)
+    return plan_store("pool", params.pool, params, teacher, engine)
 
 
-def plan_test_images(params: DataIngestionParams, teacher: TeacherParams) -> IngestionPlan:
+def plan_test_images(
+    params: DataIngestionParams, teacher: TeacherParams, engine: EngineParams = LOCAL
+) -> IngestionPlan:
     """Return the plan of the test set."""
-    return plan_store("test", params.test, params, teacher)
+    return plan_store("test", params.test, params, teacher, engine)
 
 
 def plan_teacher_training_images(
-    params: DataIngestionParams, teacher: TeacherParams
+    params: DataIngestionParams, teacher: TeacherParams, engine: EngineParams = LOCAL
 ) -> IngestionPlan:
     """Return the plan of the images that an experiment trains its teacher on.
 
     A user who brings a teacher gives no sources; the store is then empty.
     """
-    return plan_store("teacher_training", params.teacher_training, params, teacher)
+    return plan_store("teacher_training", params.teacher_training, params, teacher, engine)
+
+
+def search_near_copies(
+    labeled_images: ImageStore,
+    pool_images: ImageStore,
+    test_images: ImageStore,
+    teacher_training_images: ImageStore,
+    params: DataIngestionParams,
+    engine: EngineParams,
+) -> ShardMakers:
+    """Return one function per shard of images that finds its near copies of other images."""
+    from pu_kd_pipeline.images.duplicates import near_copy_shards
+
+    stores = {
+        "test": test_images,
+        "labeled": labeled_images,
+        "pool": pool_images,
+        "teacher_training": teacher_training_images,
+    }
+    return near_copy_shards(stores, params.near_duplicates).on(engine)
 
 
 def search_duplicates(
@@ -56,6 +86,7 @@ def search_duplicates(
     pool_images: ImageStore,
     test_images: ImageStore,
     teacher_training_images: ImageStore,
+    near_copies: ShardedTable,
     params: DataIngestionParams,
 ) -> pd.DataFrame:
     """Return the images that are copies of an image in another store."""
@@ -67,7 +98,7 @@ def search_duplicates(
         "pool": pool_images,
         "teacher_training": teacher_training_images,
     }
-    return find_duplicates(stores, params.near_duplicates)
+    return find_duplicates(stores, params.near_duplicates, near_copies)
 
 
 def report_ingestion(

@@ -11,7 +11,7 @@ from pu_kd_pipeline.pipelines.data_ingestion import nodes
 
 def create_pipeline(**_: Any) -> Pipeline:
     """Return the stage: sources in; four image stores, their duplicates and a report out."""
-    parameters = ["params:data_ingestion", "params:teacher"]
+    parameters = ["params:data_ingestion", "params:teacher", "params:engine"]
     stores = {
         "labeled_images": nodes.plan_labeled_images,
         "pool_images": nodes.plan_pool_images,
@@ -26,8 +26,14 @@ def create_pipeline(**_: Any) -> Pipeline:
         [
             *ingestion,
             Node(
+                nodes.search_near_copies,
+                inputs=[*stores, "params:data_ingestion", "params:engine"],
+                outputs="near_copies",
+                name="find_near_copies",
+            ),
+            Node(
                 nodes.search_duplicates,
-                inputs=[*stores, "params:data_ingestion"],
+                inputs=[*stores, "near_copies", "params:data_ingestion"],
                 outputs="duplicates",
                 name="find_duplicates",
             ),

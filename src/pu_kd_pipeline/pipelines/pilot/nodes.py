@@ -10,6 +10,7 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.pilot import PilotParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
@@ -32,6 +33,7 @@ def run_trials(
     distillation: DistillationParams,
     relatedness: RelatednessParams,
     yardstick: YardstickParams,
+    engine: EngineParams,
     params: PilotParams,
 ) -> pd.DataFrame:
     """Return one row per short training, and in the attrs what was measured on the way."""
@@ -51,6 +53,7 @@ def run_trials(
         labeled_features,
         yardstick,
         blocks,
+        engine,
     )
     return study.run_trials(inputs, params)
 

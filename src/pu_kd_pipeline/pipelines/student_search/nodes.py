@@ -10,6 +10,7 @@ from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.class_weighting import ClassWeightingParams
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.params.relatedness import RelatednessParams
 from pu_kd_pipeline.params.student_search import StudentSearchParams
@@ -32,6 +33,7 @@ def search_students(
     distillation: DistillationParams,
     relatedness: RelatednessParams,
     yardstick: YardstickParams,
+    engine: EngineParams,
     params: StudentSearchParams,
 ) -> pd.DataFrame:
     """Return one row per short training, and in the attrs the students and their costs."""
@@ -51,6 +53,7 @@ def search_students(
         labeled_features,
         yardstick,
         blocks,
+        engine,
     )
     return student_search.run_trials(inputs, params)
 
