@@ -102,8 +102,8 @@ class ShardMakers(Mapping[str, Callable[[], pa.Table]]):
 
         try:
             with (
-                _work_folder(folder) as work_folder,
-                closing(map_shards(writing, arguments, self.engine, work_folder)) as results,
+                work_folder(folder) as place,
+                closing(map_shards(writing, arguments, self.engine, place)) as results,
             ):
                 shown = track(results, name=folder.name, total=len(names), unit=unit)
                 for name, _ in shown:
@@ -114,7 +114,7 @@ class ShardMakers(Mapping[str, Callable[[], pa.Table]]):
                 remove_leftovers(folder)
 
 
-def _work_folder(folder: Folder) -> AbstractContextManager[Path]:
+def work_folder(folder: Folder) -> AbstractContextManager[Path]:
     """Return a folder of this machine for what workers are started with."""
     if isinstance(folder, Path):
         return nullcontext(folder)

@@ -28,6 +28,7 @@ from pu_kd_pipeline.comparison.manifests import n_pool_images
 from pu_kd_pipeline.comparison.pool_scores import ScoredPool
 from pu_kd_pipeline.devices import MemoryShortage, arithmetic, prepare_device
 from pu_kd_pipeline.engines.shards import map_shards, n_workers_for
+from pu_kd_pipeline.engines.tables import work_folder
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.images.duplicates import excluded_images
 from pu_kd_pipeline.images.subset import ImageSubset
@@ -583,7 +584,10 @@ class Halving:
         started = time.perf_counter()
         trained: dict[str, TrainedTrial] = {}
         work = self._work(list(cells.values()))
-        with closing(map_shards(work, placed, self._engine, self._folder)) as results:
+        with (
+            work_folder(self._folder) as place,
+            closing(map_shards(work, placed, self._engine, place)) as results,
+        ):
             for name, found in results:
                 trained[name] = found
         n_at_a_time = self._pace.n_at_a_time
