@@ -1,4 +1,4 @@
-"""An S3-compatible server of its own process, for tests; moto and s3fs are not in the dev extra."""
+"""An S3-compatible server in this process, for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 BUCKET = "bucket"
-_HOW_TO = "is not installed: pip install s3fs 'moto[server]' in an environment of its own"
+_HOW_TO = "is not installed: it is in the extra dev"
 
 
 @contextmanager
