@@ -191,4 +191,7 @@ def _sum_of_bits(tensor: Tensor) -> Tensor:
     values = tensor.detach().contiguous().flatten()
     if values.dtype == torch.float32:
         return values.view(torch.int32).sum(dtype=torch.int64)
-    return values.view(torch.uint8).sum(dtype=torch.int64)
+    # Each byte by its place: the state of a generator has two counters, whose sum is constant.
+    numbers = values.view(torch.uint8).to(torch.int64)
+    places = torch.arange(1, len(numbers) + 1, device=numbers.device)
+    return (numbers * places).sum()
