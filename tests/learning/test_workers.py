@@ -5,6 +5,7 @@ Workers are threads here; `tests/training/test_data_parallel.py` starts processe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pu_kd_pipeline.learning.critic import CriticTraining, FeatureCritic
 from pu_kd_pipeline.learning.loop import TrainingState, fit, make_optimizer
 from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd, robust_kl, standardized_kd
 from pu_kd_pipeline.learning.losses.latent import latent_loss
@@ -373,6 +375,64 @@ def test_networks_that_differ_between_workers_end_the_training() -> None:
         networks[1][2].bias[0] += 1e-6
     with pytest.raises(WorkersDifferError, match="network.2.bias differs between the 2 workers"):
         run_workers(2, lambda w: trained_network(w, networks[w.rank]))
+
+
+def test_critics_that_differ_between_workers_end_the_training() -> None:
+    torch.manual_seed(0)
+    critics = [FeatureCritic(6), FeatureCritic(6)]
+
+    def start(workers: Workers) -> None:
+        training = CriticTraining(critics[workers.rank], "clamp", workers=workers)
+        network = network_of(0)
+        optimizer = make_optimizer(
+            network, algorithm="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0
+        )
+        state = TrainingState(network=network, critic=training)
+        options = {"n_updates": 1, "record_every": 1, "schedule": "constant"}
+        next(fit(lambda _: {}, iter([]), optimizer, state=state, workers=workers, **options))
+
+    with pytest.raises(WorkersDifferError, match=r"critic\.critic\.layers\.\S+ differs"):
+        run_workers(2, start)
+
+
+def test_workers_that_would_draw_other_numbers_end_the_training() -> None:
+    def start(workers: Workers) -> None:
+        # Threads share torch's generator: the second one is as if it had drawn once more.
+        state = TrainingState(network=network_of(0))
+        found = state.tensors()
+        [name] = [name for name in found if "generator" in name]
+        if not workers.is_first:
+            generator = torch.Generator()
+            generator.set_state(found[name])
+            torch.rand(1, generator=generator)
+            found[name] = generator.get_state()
+        workers.check_same(found, 0)
+
+    with pytest.raises(WorkersDifferError, match=r"random generator \(cpu\) differs"):
+        run_workers(2, start)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_critic_takes_the_same_step_where_workers_round_otherwise(n: int) -> None:
+    torch.manual_seed(0)
+    critic = FeatureCritic(6)
+    teacher = torch.randn(8, 6)
+    student = torch.randn(8, 6)
+
+    def stepped(workers: Workers) -> dict[str, Tensor]:
+        own = copy.deepcopy(critic)
+        training = CriticTraining(own, "clamp", learning_rate=0.1, workers=workers)
+        for parameter in own.parameters():
+            parameter.requires_grad_(True).register_hook(lambda g: g * (1 + 1e-3 * workers.rank))
+        training.step(teacher, student, 0.5)
+        return dict(own.state_dict())
+
+    states = run_workers(n, stepped)
+    for state in states:
+        for name, value in state.items():
+            assert torch.equal(value, states[0][name])
+    weight = states[0]["layers.0.parametrizations.weight.original"]
+    assert not torch.equal(weight, critic.state_dict()["layers.0.parametrizations.weight.original"])
 
 
 def test_batches_that_cannot_be_divided_are_refused_before_training() -> None:
