@@ -298,6 +298,97 @@ def test_dropout_draws_the_numbers_of_one_process(is_channels_last: bool) -> Non
     torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=0)
 
 
+# Name -> a view of images, as networks have them.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "images": lambda x: x,
+    "channels last": lambda x: x.permute(0, 2, 3, 1),
+    "tokens": lambda x: x.flatten(2).transpose(1, 2),
+    "features": lambda x: x.mean(dim=(2, 3)),
+    "batch in the middle": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("is_channels_last", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dropout_draws_in_the_order_of_the_memory(layout: str, is_channels_last: bool) -> None:
+    images = torch.rand(N_IMAGES, 4, 3, 3, generator=torch.Generator().manual_seed(2)) + 1
+    if is_channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    torchvision = pytest.importorskip("torchvision")
+    layers = [nn.Dropout(0.5)]
+    for mode in ("row", "batch"):
+        layers.append(torchvision.ops.StochasticDepth(0.5, mode))
+    network = nn.Sequential(*layers).train()
+
+    def drawn(workers: Workers) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(3)
+        with synchronized(network, workers):
+            outputs = network(LAYOUTS[layout](workers.own(images)))
+        return outputs, torch.rand(1)
+
+    expected, expected_next = drawn(ALONE)
+    parts = [drawn(Workers(rank, 3)) for rank in range(3)]
+    torch.testing.assert_close(torch.cat([part for part, _ in parts]), expected, rtol=0, atol=0)
+    for _, next_number in parts:
+        assert torch.equal(next_number, expected_next)
+
+
+def test_a_mask_of_the_whole_batch_is_not_kept_for_the_backward_pass() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    kept = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage().nbytes() // tensor.element_size())
+        return tensor
+
+    for layer, n_numbers in (
+        (nn.Dropout(0.5), 4 * 6 * 25),
+        (nn.Dropout2d(0.5), 4 * 6),
+        (torchvision.ops.StochasticDepth(0.5, "row"), 4),
+    ):
+        network = nn.Sequential(layer).train()
+        own = torch.rand(4, 6, 5, 5, requires_grad=True)
+        kept.clear()
+        saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with synchronized(network, Workers(1, 8)), saved:
+            network(own)
+        assert max(kept) == n_numbers
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_dropout_of_positives_and_unlabeled_is_that_of_one_process(n: int) -> None:
+    positive = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
+    unlabeled = torch.randn(N_IMAGES, 6, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 1)).train()
+    seen: list[list[Tensor]] = []
+
+    def scores(images: Tensor) -> Tensor:
+        found: Tensor = network(images).squeeze(1)
+        seen[-1].append(found.detach())
+        return found
+
+    step = positive_unlabeled_step(scores)
+    for workers in [ALONE, *(Workers(rank, n) for rank in range(n))]:
+        seen.append([])
+        torch.manual_seed(5)
+        with synchronized(network, workers, (len(positive), len(unlabeled))):
+            step((workers.own(positive), workers.own(unlabeled)))
+    [[expected], *found] = seen
+    n_positive = len(positive) // n
+    joined = [scores[:n_positive] for [scores] in found]
+    joined += [scores[n_positive:] for [scores] in found]
+    torch.testing.assert_close(torch.cat(joined), expected)
+
+
+def test_items_that_do_not_belong_to_images_are_refused() -> None:
+    network = nn.Sequential(nn.Dropout(0.5)).train()
+    with synchronized(network, Workers(0, 2), (4, 2)):
+        assert network(torch.ones(3 * 5, 2)).shape == (15, 2)
+        with pytest.raises(ValueError, match="8 items of 6 images, which cannot be divided"):
+            network(torch.ones(4, 2))
+
+
 class FunctionalDropout(nn.Module):
     def __init__(self) -> None:
         super().__init__()

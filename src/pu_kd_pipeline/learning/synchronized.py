@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -13,12 +13,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pu_kd_pipeline.learning.workers import Workers
 
-_WORKERS = "_workers"  # the attribute of a layer that holds them
+# Attributes of a layer.
+_WORKERS = "_workers"
+_SECTIONS = "_sections"
 _N_PROBED = 2  # images
 
 
 @contextmanager
-def synchronized(network: nn.Module, workers: Workers) -> Iterator[None]:
+def synchronized(
+    network: nn.Module, workers: Workers, sections: Sequence[int] = ()
+) -> Iterator[None]:
     """Let BatchNorm and dropout of a network act on the whole batch inside the `with` block.
 
     BatchNorm normalizes by the mean and the variance of all workers' images, and dropout draws the
@@ -28,6 +32,8 @@ def synchronized(network: nn.Module, workers: Workers) -> Iterator[None]:
     Args:
         network: on its device. Every worker calls it with equally many images.
         workers: that train together; for one, nothing changes.
+        sections: sizes of the sections of the whole batch, of each of which every worker has its
+            part; none: the batch is one section.
 
     Raises:
         ValueError: a layer normalizes batches in a way of its own.
@@ -40,7 +46,7 @@ def synchronized(network: nn.Module, workers: Workers) -> Iterator[None]:
     for name, layer in network.named_modules():
         kind = type(layer)
         if kind in masking:
-            changed = _masking(kind)  # type: ignore[arg-type]
+            changed = _masking(kind)
         elif kind in _BATCH_NORMS:
             changed = _BATCH_NORMS[kind]
         elif isinstance(layer, _BatchNorm):
@@ -54,12 +60,14 @@ def synchronized(network: nn.Module, workers: Workers) -> Iterator[None]:
     for layer, _, changed in former:
         layer.__class__ = changed
         setattr(layer, _WORKERS, workers)
+        setattr(layer, _SECTIONS, tuple(sections))
     try:
         yield
     finally:
         for layer, kind, _ in former:
             layer.__class__ = kind
             delattr(layer, _WORKERS)
+            delattr(layer, _SECTIONS)
 
 
 def check_draws_no_other_numbers(network: nn.Module, image_shape: tuple[int, int, int]) -> None:
@@ -97,13 +105,16 @@ def check_draws_no_other_numbers(network: nn.Module, image_shape: tuple[int, int
         )
 
 
-def _masking_layers() -> tuple[Any, ...]:
-    """Return the layers that multiply their input by random numbers, which do not depend on it."""
+def _masking_layers() -> dict[Any, int | None]:
+    """Return the layers that multiply their input by random numbers, which do not depend on it.
+
+    With each, how many of the first axes it draws numbers for; None: for all.
+    """
     # Torchvision takes seconds to import, and one worker does not need it.
     from pu_kd_pipeline.learning.networks.vision import torchvision
 
     depth = torchvision.ops.StochasticDepth
-    return (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, depth)
+    return {nn.Dropout: None, nn.Dropout1d: 2, nn.Dropout2d: 2, nn.Dropout3d: 2, depth: 1}
 
 
 def _random_state(device: torch.device) -> Tensor:
@@ -182,16 +193,52 @@ _BATCH_NORMS: dict[type, type] = {
 @cache
 def _masking(kind: Any) -> type:
     """Return a subclass of a layer whose mask is this worker's part of that of the whole batch."""
+    n_axes = _masking_layers()[kind]
 
     def forward(self: Any, input: Tensor) -> Tensor:
         if not self.training:
             return kind.forward(self, input)  # type: ignore[no-any-return]
-        workers = self._workers
-        n_images = workers.n * len(input)
-        ones = torch.ones(n_images, *input.shape[1:], device=input.device, dtype=input.dtype)
-        # torch draws in the order of the memory.
-        if input.ndim == 4 and input.is_contiguous(memory_format=torch.channels_last):
-            ones = ones.contiguous(memory_format=torch.channels_last)
-        return input * workers.own(kind.forward(self, ones))
+        shape = list(input.shape)
+        if n_axes is not None:
+            # What is dropped as a whole needs one number.
+            shape[n_axes:] = [1] * (input.ndim - n_axes)
+        shape[0] *= self._workers.n
+        mask = kind.forward(self, _ones(shape, input))
+        # A copy: the backward pass would keep a view, and with it the whole mask.
+        return input * _own_part(mask, self._workers, self._sections).clone()
 
     return type(f"_{kind.__name__}", (kind,), {"forward": forward})
+
+
+def _ones(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return ones with the type and device of a tensor, and its order in memory.
+
+    Torch draws in that order: images and tokens may be in another one than that of their axes.
+    """
+    axes = sorted(range(like.ndim), key=like.stride, reverse=True)
+    ones = torch.ones([shape[axis] for axis in axes], device=like.device, dtype=like.dtype)
+    places = [axes.index(axis) for axis in range(like.ndim)]
+    return ones.permute(places)
+
+
+def _own_part(items: Tensor, workers: Workers, sections: Sequence[int]) -> Tensor:
+    """Return this worker's part of each section of a whole batch.
+
+    Args:
+        items: (N, ...) of the whole batch.
+        workers: this one, and how many there are.
+        sections: number of images of each section; none: the batch is one.
+
+    Raises:
+        ValueError: a layer has another number of items for each image in each section.
+    """
+    if not sections:
+        return workers.own(items)
+    n_each, rest = divmod(len(items), sum(sections))
+    if rest:
+        raise ValueError(
+            f"a layer of dropout got {len(items)} items of {sum(sections)} images, which cannot "
+            "be divided among workers"
+        )
+    sizes = [n_each * size for size in sections]
+    return torch.cat([workers.own(section) for section in items.split(sizes)])

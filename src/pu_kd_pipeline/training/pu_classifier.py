@@ -231,7 +231,10 @@ class _EndToEndTrainer:
                 return module(images)  # type: ignore[no-any-return]
 
         image_shape = self._teacher.image_shape
-        with joint_training(module, image_shape, workers, "pu_training"):
+        n_unlabeled = min(params.unlabeled_batch_size, len(self._unlabeled))
+        # As `fit_scores` concatenates them.
+        sections = (params.positive_batch_size, n_unlabeled)
+        with joint_training(module, image_shape, workers, "pu_training", sections):
             yield from fit_scores(
                 module,
                 _step(scores, self._setup.class_prior, params, workers),

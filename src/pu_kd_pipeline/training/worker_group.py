@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -55,7 +55,11 @@ def shared_batch(batch_size: int, key: str) -> Workers:
 
 @contextmanager
 def joint_training(
-    network: nn.Module, image_shape: tuple[int, int, int], workers: Workers, name: str
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    workers: Workers,
+    name: str,
+    sections: Sequence[int] = (),
 ) -> Iterator[None]:
     """Let the layers of a network act on the whole batch of all workers inside the `with` block.
 
@@ -64,6 +68,7 @@ def joint_training(
         image_shape: (C, H, W) of an image.
         workers: that train it together.
         name: of the training, for messages.
+        sections: sizes of the sections of the whole batch, see `synchronized`.
 
     Raises:
         InputError: a layer computes with the batch in a way that workers cannot share.
@@ -76,7 +81,7 @@ def joint_training(
     with ExitStack() as layers:
         try:
             check_draws_no_other_numbers(network, image_shape)
-            layers.enter_context(synchronized(network, workers))
+            layers.enter_context(synchronized(network, workers, sections))
         except ValueError as exc:
             raise InputError(
                 f"{name}: the network cannot be trained by {workers.n} workers: {exc}. Set "
