@@ -6,9 +6,11 @@ Workers are threads here; `tests/training/test_data_parallel.py` starts processe
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +23,7 @@ from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd, robust_kl
 from pu_kd_pipeline.learning.losses.latent import latent_loss
 from pu_kd_pipeline.learning.losses.risk import pu_risk
 from pu_kd_pipeline.learning.pu_training import cvir_step, positive_unlabeled_step, pu_step
-from pu_kd_pipeline.learning.synchronized import check_draws_no_other_numbers, synchronized
+from pu_kd_pipeline.learning.synchronized import NotShareableError, check_shareable, synchronized
 from pu_kd_pipeline.learning.workers import ALONE, Workers, WorkersDifferError
 from tests.learning.simulated_workers import run_workers
 
@@ -389,25 +391,115 @@ def test_items_that_do_not_belong_to_images_are_refused() -> None:
             network(torch.ones(4, 2))
 
 
-class FunctionalDropout(nn.Module):
-    def __init__(self) -> None:
+class ByFunction(nn.Module):
+    """A network of one linear layer, after a function of its inputs."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 2)
+        self.function = function
 
     def forward(self, images: Tensor) -> Tensor:
-        dropped = nn.functional.dropout(images.flatten(1), training=self.training)
-        return self.linear(dropped)  # type: ignore[no-any-return]
+        return self.linear(self.function(images.flatten(1)))  # type: ignore[no-any-return]
 
 
-def test_a_network_that_draws_numbers_of_its_own_is_refused() -> None:
-    with pytest.raises(ValueError, match="random numbers in training outside of torch's layers"):
-        check_draws_no_other_numbers(FunctionalDropout(), (1, 2, 2))
-    network = convolutional().train()
+def batch_spread(inputs: Tensor) -> Tensor:
+    # As the minibatch standard deviation of GANs; of one image, it would be zero.
+    return inputs + inputs.std(dim=0, correction=0).mean()
+
+
+def normalized_by_function(inputs: Tensor) -> Tensor:
+    return nn.functional.batch_norm(inputs, None, None, training=True)
+
+
+DRAWING: dict[str, Callable[[Tensor], Tensor]] = {
+    "torch": lambda x: nn.functional.dropout(x, training=True),
+    "NumPy": lambda x: x * np.random.random(),  # noqa: NPY002
+    "Python": lambda x: x * random.random(),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_network_that_draws_numbers_of_its_own_is_refused(name: str) -> None:
+    with pytest.raises(NotShareableError, match="random numbers in training outside of torch's"):
+        check_shareable(ByFunction(DRAWING[name]), (1, 2, 2))
+
+
+BATCH_DEPENDENT: dict[str, Callable[[], nn.Module]] = {
+    "batch_norm as a function": lambda: ByFunction(normalized_by_function),
+    "spread of the batch": lambda: ByFunction(batch_spread),
+    "BatchNorm without statistics": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BATCH_DEPENDENT)
+def test_a_network_that_computes_with_the_whole_batch_is_refused(name: str) -> None:
+    with pytest.raises(NotShareableError, match="depends on the other images of the batch"):
+        check_shareable(BATCH_DEPENDENT[name](), (1, 2, 2))
+
+
+def test_a_state_of_the_batch_is_refused_by_name() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.InstanceNorm2d(4, track_running_stats=True))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    check_draws_no_other_numbers(network, (2, 8, 8))
-    assert network.training
+    with pytest.raises(NotShareableError, match="its state 1.running_mean changes in training"):
+        check_shareable(network, (1, 2, 2))
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class CountsBatches(nn.Module):
+    """Changes its state with every batch, in the same way for all workers."""
+
+    n_batches: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.n_batches += 1
+        return images
+
+
+def test_the_check_of_a_network_leaves_it_and_the_generators_as_they_are() -> None:
+    network = convolutional()
+    network.append(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 3)))
+    network.append(CountsBatches())
+    network.train()[3].eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    random_before = torch.get_rng_state()
+    check_shareable(network, (2, 8, 8))
+    assert [module.training for module in network.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random_before)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+    network(torch.zeros(2, 2, 8, 8))
+    assert int(network[-1].n_batches) == 1
+
+
+class OwnDropout(nn.Dropout):
+    """As some libraries have one, for an export."""
+
+
+def test_dropout_of_its_own_kind_is_refused_by_name() -> None:
+    torchvision = pytest.importorskip("torchvision")
+
+    class OwnDepth(torchvision.ops.StochasticDepth):  # type: ignore[misc,name-defined]
+        pass
+
+    for layer in (OwnDropout(0.5), OwnDepth(0.5, "row")):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), layer)
+        message = rf"its layer 2 \({type(layer).__name__}\) drops values in a way of its own"
+        with pytest.raises(NotShareableError, match=message):
+            check_shareable(network, (1, 2, 2))
+        with (
+            pytest.raises(NotShareableError, match=message),
+            synchronized(network, Workers(0, 2)),
+        ):
+            pass
 
 
 class OwnBatchNorm(nn.BatchNorm2d):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -76,18 +76,21 @@ def joint_training(
     if workers.n == 1:
         yield
         return
-    from pu_kd_pipeline.learning.synchronized import check_draws_no_other_numbers, synchronized
+    from pu_kd_pipeline.learning.synchronized import (
+        NotShareableError,
+        check_shareable,
+        synchronized,
+    )
 
-    with ExitStack() as layers:
-        try:
-            check_draws_no_other_numbers(network, image_shape)
-            layers.enter_context(synchronized(network, workers, sections))
-        except ValueError as exc:
-            raise InputError(
-                f"{name}: the network cannot be trained by {workers.n} workers: {exc}. Set "
-                "training_workers.n to 1"
-            ) from exc
-        yield
+    try:
+        check_shareable(network, image_shape)
+        with synchronized(network, workers, sections):
+            yield
+    except NotShareableError as exc:
+        raise InputError(
+            f"{name}: the network cannot be trained by {workers.n} workers: {exc}. Set "
+            "training_workers.n to 1"
+        ) from exc
 
 
 @contextmanager
