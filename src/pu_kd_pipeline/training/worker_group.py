@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 from torch import Tensor, nn
@@ -117,13 +119,15 @@ def worker_group(compute: ComputeParams, timeout_s: float, init_method: str) -> 
     n_here = int(os.environ.get("LOCAL_WORLD_SIZE", n))
     check_device(compute, n, n_here)
     backend = _backend(compute, local_rank)
-    distributed.init_process_group(
-        backend,
-        init_method=init_method,
-        rank=rank,
-        world_size=n,
-        timeout=timedelta(seconds=timeout_s),
-    )
+    timeout = timedelta(seconds=timeout_s)
+    where: dict[str, Any] = {"init_method": init_method}
+    url = urlsplit(init_method)
+    if url.scheme == "file":
+        # Torch would read the path as it is in the URL, where a space is %20.
+        store = distributed.FileStore(url2pathname(url.path), n)  # type: ignore[attr-defined]
+        store.set_timeout(timeout)
+        where = {"store": store}
+    distributed.init_process_group(backend, rank=rank, world_size=n, timeout=timeout, **where)
     try:
         with existing_group() as workers:
             yield workers
