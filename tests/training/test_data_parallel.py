@@ -30,6 +30,7 @@ from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.provenance.loaded_code import recorder
 from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from pu_kd_pipeline.training.distillation import distill
+from pu_kd_pipeline.training.pu_classifier import check_pool_divides
 from pu_kd_pipeline.training.worker_files import task_folder
 from pu_kd_pipeline.training.worker_group import LostWorkerError
 from pu_kd_pipeline.training.worker_teams import by_workers
@@ -247,6 +248,16 @@ def test_a_batch_that_cannot_be_divided_is_refused_by_its_key(digits: Scene) -> 
     message = r"student.batch_size: 33 images cannot be divided among 2 workers \(training_workers"
     with pytest.raises(InputError, match=message):
         by_workers(distill, TWO, COMPUTE, "student")(*args, "student")
+
+
+def test_a_pool_smaller_than_a_batch_is_refused_with_both_numbers() -> None:
+    params = pu_params().model_copy(update={"unlabeled_batch_size": 150})
+    message = r"the 70 unlabeled images.*all of the pool \(unlabeled_batch_size is 150\).*3 workers"
+    with pytest.raises(InputError, match=message):
+        check_pool_divides(params, 70, 3)
+    check_pool_divides(params, 69, 3)
+    check_pool_divides(params, 151, 3)
+    check_pool_divides(params, 70, 1)
 
 
 def test_workers_that_would_share_a_device_are_refused_before_they_start(digits: Scene) -> None:

@@ -178,7 +178,7 @@ def _shared_kind(name: str, layer: nn.Module) -> type | None:
     kind = type(layer)
     masking = _masking_layers()
     if kind in masking:
-        return _masking(kind)
+        return _masking(kind)  # type: ignore[arg-type]
     if kind in _BATCH_NORMS:
         return _BATCH_NORMS[kind]
     what = ""
