@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pu_kd_pipeline.learning import workers as workers_module
 from pu_kd_pipeline.learning.critic import CriticTraining, FeatureCritic
 from pu_kd_pipeline.learning.loop import TrainingState, fit, make_optimizer
 from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd, robust_kl, standardized_kd
@@ -213,6 +214,29 @@ def test_a_parameter_after_the_gathering_gets_the_gradient_of_one_process(n: int
     [expected] = run_workers(1, gradients)
     for found in run_workers(n, gradients):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_gradients_are_averaged_in_messages_of_limited_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "_VALUES_PER_MESSAGE", 10)
+    sizes: list[int] = []
+
+    class Exchange:
+        def all_gather(self, tensor: Tensor) -> list[Tensor]:
+            raise NotImplementedError
+
+        def all_sum(self, tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel())
+            return 3 * tensor
+
+    parameters = [nn.Parameter(torch.zeros(n)) for n in (4, 5, 25, 2, 3, 6)]
+    for parameter in parameters:
+        parameter.grad = torch.arange(len(parameter)).float()
+    Workers(0, 2, Exchange()).average_gradients(parameters)
+    assert sizes == [9, 25, 5, 6]
+    for parameter in parameters:
+        assert torch.equal(_gradient(parameter), 1.5 * torch.arange(len(parameter)))
 
 
 @given(n_items=st.integers(3, 40), n=st.integers(1, 3))
