@@ -43,7 +43,7 @@ def test_a_diagonal_that_is_no_better_than_chance_is_refused(digits):
         digits.distill(objective="noisy_kd", noise_matrix=by_chance)
 
 
-def test_the_matrix_takes_the_same_step_where_workers_round_otherwise():
+def test_the_matrix_takes_the_same_step_where_gradients_differ_between_workers():
     options = NoisyKDParams.model_validate({"name": "noisy_kd", "noise_matrix": NOISE_MATRIX})
     logits = torch.randn(8, N_CLASSES, generator=torch.Generator().manual_seed(0))
 
@@ -59,7 +59,7 @@ def test_the_matrix_takes_the_same_step_where_workers_round_otherwise():
         objective = NoisyKDObjective(context, options)
         matrix = objective.checkpointed["noise_matrix"]
         for parameter in matrix.parameters():
-            parameter.register_hook(lambda g: g * (1 + 1e-3 * workers.rank))
+            parameter.register_hook(lambda g: g * (1 - 3 * workers.rank))
         before = matrix().detach().clone()
         own = workers.own(logits)
         objective(Batch(images=own, rows=torch.arange(8), views=None))
