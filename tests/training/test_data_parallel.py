@@ -252,7 +252,7 @@ def test_a_batch_that_cannot_be_divided_is_refused_by_its_key(digits: Scene) -> 
 
 def test_a_pool_smaller_than_a_batch_is_refused_with_both_numbers() -> None:
     params = pu_params().model_copy(update={"unlabeled_batch_size": 150})
-    message = r"the 70 unlabeled images.*all of the pool \(unlabeled_batch_size is 150\).*3 workers"
+    message = r"the 70 unlabeled.*are all .*of the pool \(unlabeled_batch_size is 150\).*3 workers"
     with pytest.raises(InputError, match=message):
         check_pool_divides(params, 70, 3)
     check_pool_divides(params, 69, 3)

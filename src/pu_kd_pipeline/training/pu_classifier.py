@@ -300,13 +300,14 @@ def check_pool_divides(params: PUTrainingParams, n_pool: int, n_workers: int) ->
     Raises:
         InputError: they cannot.
     """
-    n_seen = len(unlabeled_rows(n_pool, params))
+    n_seen = min(n_pool, params.max_unlabeled)
     size = min(params.unlabeled_batch_size, n_seen)
     if size % n_workers == 0:
         return
     why = ""
     if n_seen < params.unlabeled_batch_size:
-        why = f", which is all of the pool (unlabeled_batch_size is {params.unlabeled_batch_size})"
+        given = params.unlabeled_batch_size
+        why = f", which are all that it reads of the pool (unlabeled_batch_size is {given})"
     raise InputError(
         f"pu_training: the {size} unlabeled images of an update{why} cannot be divided among "
         f"{n_workers} workers (training_workers.n): set unlabeled_batch_size to a multiple of "
