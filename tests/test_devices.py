@@ -87,3 +87,15 @@ def test_a_stated_inference_batch_size_is_used():
     cpu = torch.device("cpu")
     batch_size = devices.inference_batch_size(compute, cpu, (1, 8, 8))
     assert batch_size == 3
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_gpu_without_a_number_has_the_number_of_the_current_one(name, monkeypatch):
+    # Threads start with the first GPU, so that a device without a number is another one there.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    compute = compute_params("float32", 4).model_copy(update={"device": name})
+    assert devices.prepare_device(compute) == torch.device("cuda", 1)
+    numbered = compute.model_copy(update={"device": "cuda:0"})
+    assert devices.prepare_device(numbered) == torch.device("cuda", 0)

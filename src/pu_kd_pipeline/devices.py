@@ -43,6 +43,8 @@ _BF16_DEVICES: dict[str, tuple[str, ...]] = {
 def prepare_device(compute: ComputeParams) -> torch.device:
     """Return the device that `compute.device` names, and set torch's number of threads.
 
+    A GPU without a number is the one that is current in this thread.
+
     Raises:
         InputError: the machine does not have that device.
     """
@@ -65,6 +67,9 @@ def prepare_device(compute: ComputeParams) -> torch.device:
             f"device {name!r} is not on this machine (torch {torch.__version__}): "
             "set device to auto or cpu"
         )
+    if name == "cuda":
+        # With its number: in other threads, such as those that read ahead, it would be the first.
+        return torch.device(name, torch.cuda.current_device())
     return torch.device(name)
 
 

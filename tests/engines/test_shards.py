@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pu_kd_pipeline.engines.shards import _Distribution
+from pu_kd_pipeline.engines.shards import _Distribution, map_shards
 from pu_kd_pipeline.engines.worker import Answer, Lost
 from pu_kd_pipeline.errors import InputError, UnavailableError
+from tests.engines.works import ToyWork, engine_of
 
 Reaction = Callable[[int, str | None], "Answer | Lost | None"]
 
@@ -247,3 +249,16 @@ def test_after_ten_failed_shards_no_others_are_started(caplog):
         list(_Distribution(workers, arguments, 5.0).results(2))
     assert 10 <= len(workers.submitted) <= 11
     assert "9 further shards failed" in caplog.text or "10 further shards failed" in caplog.text
+
+
+class ReloadedWork(ToyWork):
+    """Of code that is not known."""
+
+    def facts(self) -> dict[str, str]:
+        return {"code or libraries": uuid.uuid4().hex}
+
+
+def test_code_that_is_not_known_is_refused_before_workers_start(tmp_path):
+    work = ReloadedWork(tmp_path)
+    with pytest.raises(InputError, match=r"restart this process, or set engine\.kind to local"):
+        list(map_shards(work, {"a": "1", "b": "2"}, engine_of("processes"), tmp_path))

@@ -44,6 +44,15 @@ def test_another_engine_is_no_reason_to_run(project, monkeypatch):
     assert set(project.run()) == {"start", "left"}
 
 
+def test_another_number_of_workers_is_no_reason_to_run(project):
+    project.params["second"] = {"shift": 2, "training_workers": {"n": 1, "timeout_s": 600}}
+    project.run()
+    project.params["second"] = {"shift": 2, "training_workers": {"n": 4, "timeout_s": 60}}
+    assert project.run() == {}
+    project.params["second"] = {"shift": 5, "training_workers": {"n": 4, "timeout_s": 60}}
+    assert project.run()["left"] == "parameter second.shift 2 → 5"
+
+
 def cut_short(file: Path) -> None:
     text = file.read_text()
     file.write_text(text[:4])

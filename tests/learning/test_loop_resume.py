@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pu_kd_pipeline.learning import loop
 from pu_kd_pipeline.learning.loop import (
     TrainingState,
     fit,
@@ -157,3 +158,21 @@ def test_a_stopped_training_resumes_to_the_same_weights_and_records(options, dat
     # Once more: there is nothing left to do, and the result is the same.
     repeated = _train(checkpointer, options)
     _assert_equal(repeated, expected)
+
+
+def test_a_training_resumes_with_the_numbers_of_its_own_gpu_on_another_one(monkeypatch):
+    states = [torch.tensor([index], dtype=torch.uint8) for index in range(3)]
+
+    def set_state(state, device):
+        states[torch.device(device).index] = state
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device.index])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", set_state)
+    monkeypatch.setattr(loop.TrainingState, "device", torch.device("cuda", 1))
+    saved = TrainingState().state_dict()
+    # As worker 3, which reads the file of worker 1.
+    monkeypatch.setattr(loop.TrainingState, "device", torch.device("cuda", 2))
+    TrainingState().load_state_dict(saved)
+    assert [int(state) for state in states] == [0, 1, 1]

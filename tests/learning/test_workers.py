@@ -5,21 +5,26 @@ Workers are threads here; `tests/training/test_data_parallel.py` starts processe
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pu_kd_pipeline.learning import workers as workers_module
+from pu_kd_pipeline.learning.critic import CriticTraining, FeatureCritic
 from pu_kd_pipeline.learning.loop import TrainingState, fit, make_optimizer
 from pu_kd_pipeline.learning.losses.distillation import kd, robust_kd, robust_kl, standardized_kd
 from pu_kd_pipeline.learning.losses.latent import latent_loss
 from pu_kd_pipeline.learning.losses.risk import pu_risk
 from pu_kd_pipeline.learning.pu_training import cvir_step, positive_unlabeled_step, pu_step
-from pu_kd_pipeline.learning.synchronized import check_draws_no_other_numbers, synchronized
+from pu_kd_pipeline.learning.synchronized import NotShareableError, check_shareable, synchronized
 from pu_kd_pipeline.learning.workers import ALONE, Workers, WorkersDifferError
 from tests.learning.simulated_workers import run_workers
 
@@ -211,6 +216,29 @@ def test_a_parameter_after_the_gathering_gets_the_gradient_of_one_process(n: int
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
+def test_gradients_are_averaged_in_messages_of_limited_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "_VALUES_PER_MESSAGE", 10)
+    sizes: list[int] = []
+
+    class Exchange:
+        def all_gather(self, tensor: Tensor) -> list[Tensor]:
+            raise NotImplementedError
+
+        def all_sum(self, tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel())
+            return 3 * tensor
+
+    parameters = [nn.Parameter(torch.zeros(n)) for n in (4, 5, 25, 2, 3, 6)]
+    for parameter in parameters:
+        parameter.grad = torch.arange(len(parameter)).float()
+    Workers(0, 2, Exchange()).average_gradients(parameters)
+    assert sizes == [9, 25, 5, 6]
+    for parameter in parameters:
+        assert torch.equal(_gradient(parameter), 1.5 * torch.arange(len(parameter)))
+
+
 @given(n_items=st.integers(3, 40), n=st.integers(1, 3))
 @settings(max_examples=20)
 def test_uneven_parts_are_gathered_in_order(n_items: int, n: int) -> None:
@@ -296,25 +324,206 @@ def test_dropout_draws_the_numbers_of_one_process(is_channels_last: bool) -> Non
     torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=0)
 
 
-class FunctionalDropout(nn.Module):
-    def __init__(self) -> None:
+# Name -> a view of images, as networks have them.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "images": lambda x: x,
+    "channels last": lambda x: x.permute(0, 2, 3, 1),
+    "tokens": lambda x: x.flatten(2).transpose(1, 2),
+    "features": lambda x: x.mean(dim=(2, 3)),
+    "batch in the middle": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("is_channels_last", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dropout_draws_in_the_order_of_the_memory(layout: str, is_channels_last: bool) -> None:
+    images = torch.rand(N_IMAGES, 4, 3, 3, generator=torch.Generator().manual_seed(2)) + 1
+    if is_channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    torchvision = pytest.importorskip("torchvision")
+    layers = [nn.Dropout(0.5)]
+    for mode in ("row", "batch"):
+        layers.append(torchvision.ops.StochasticDepth(0.5, mode))
+    network = nn.Sequential(*layers).train()
+
+    def drawn(workers: Workers) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(3)
+        with synchronized(network, workers):
+            outputs = network(LAYOUTS[layout](workers.own(images)))
+        return outputs, torch.rand(1)
+
+    expected, expected_next = drawn(ALONE)
+    parts = [drawn(Workers(rank, 3)) for rank in range(3)]
+    torch.testing.assert_close(torch.cat([part for part, _ in parts]), expected, rtol=0, atol=0)
+    for _, next_number in parts:
+        assert torch.equal(next_number, expected_next)
+
+
+def test_a_mask_of_the_whole_batch_is_not_kept_for_the_backward_pass() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    kept = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage().nbytes() // tensor.element_size())
+        return tensor
+
+    for layer, n_numbers in (
+        (nn.Dropout(0.5), 4 * 6 * 25),
+        (nn.Dropout2d(0.5), 4 * 6),
+        (torchvision.ops.StochasticDepth(0.5, "row"), 4),
+    ):
+        network = nn.Sequential(layer).train()
+        own = torch.rand(4, 6, 5, 5, requires_grad=True)
+        kept.clear()
+        saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with synchronized(network, Workers(1, 8)), saved:
+            network(own)
+        assert max(kept) == n_numbers
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_dropout_of_positives_and_unlabeled_is_that_of_one_process(n: int) -> None:
+    positive = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
+    unlabeled = torch.randn(N_IMAGES, 6, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 1)).train()
+    seen: list[list[Tensor]] = []
+
+    def scores(images: Tensor) -> Tensor:
+        found: Tensor = network(images).squeeze(1)
+        seen[-1].append(found.detach())
+        return found
+
+    step = positive_unlabeled_step(scores)
+    for workers in [ALONE, *(Workers(rank, n) for rank in range(n))]:
+        seen.append([])
+        torch.manual_seed(5)
+        with synchronized(network, workers, (len(positive), len(unlabeled))):
+            step((workers.own(positive), workers.own(unlabeled)))
+    [[expected], *found] = seen
+    n_positive = len(positive) // n
+    joined = [scores[:n_positive] for [scores] in found]
+    joined += [scores[n_positive:] for [scores] in found]
+    torch.testing.assert_close(torch.cat(joined), expected)
+
+
+def test_items_that_do_not_belong_to_images_are_refused() -> None:
+    network = nn.Sequential(nn.Dropout(0.5)).train()
+    with synchronized(network, Workers(0, 2), (4, 2)):
+        assert network(torch.ones(3 * 5, 2)).shape == (15, 2)
+        with pytest.raises(ValueError, match="8 items of 6 images, which cannot be divided"):
+            network(torch.ones(4, 2))
+
+
+class ByFunction(nn.Module):
+    """A network of one linear layer, after a function of its inputs."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 2)
+        self.function = function
 
     def forward(self, images: Tensor) -> Tensor:
-        dropped = nn.functional.dropout(images.flatten(1), training=self.training)
-        return self.linear(dropped)  # type: ignore[no-any-return]
+        return self.linear(self.function(images.flatten(1)))  # type: ignore[no-any-return]
 
 
-def test_a_network_that_draws_numbers_of_its_own_is_refused() -> None:
-    with pytest.raises(ValueError, match="random numbers in training outside of torch's layers"):
-        check_draws_no_other_numbers(FunctionalDropout(), (1, 2, 2))
-    network = convolutional().train()
+def batch_spread(inputs: Tensor) -> Tensor:
+    # As the minibatch standard deviation of GANs; of one image, it would be zero.
+    return inputs + inputs.std(dim=0, correction=0).mean()
+
+
+def normalized_by_function(inputs: Tensor) -> Tensor:
+    return nn.functional.batch_norm(inputs, None, None, training=True)
+
+
+DRAWING: dict[str, Callable[[Tensor], Tensor]] = {
+    "torch": lambda x: nn.functional.dropout(x, training=True),
+    "NumPy": lambda x: x * np.random.random(),  # noqa: NPY002
+    "Python": lambda x: x * random.random(),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_network_that_draws_numbers_of_its_own_is_refused(name: str) -> None:
+    with pytest.raises(NotShareableError, match="random numbers in training outside of torch's"):
+        check_shareable(ByFunction(DRAWING[name]), (1, 2, 2))
+
+
+BATCH_DEPENDENT: dict[str, Callable[[], nn.Module]] = {
+    "batch_norm as a function": lambda: ByFunction(normalized_by_function),
+    "spread of the batch": lambda: ByFunction(batch_spread),
+    "BatchNorm without statistics": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BATCH_DEPENDENT)
+def test_a_network_that_computes_with_the_whole_batch_is_refused(name: str) -> None:
+    with pytest.raises(NotShareableError, match="depends on the other images of the batch"):
+        check_shareable(BATCH_DEPENDENT[name](), (1, 2, 2))
+
+
+def test_a_state_of_the_batch_is_refused_by_name() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.InstanceNorm2d(4, track_running_stats=True))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    check_draws_no_other_numbers(network, (2, 8, 8))
-    assert network.training
+    with pytest.raises(NotShareableError, match="its state 1.running_mean changes in training"):
+        check_shareable(network, (1, 2, 2))
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class CountsBatches(nn.Module):
+    """Changes its state with every batch, in the same way for all workers."""
+
+    n_batches: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.n_batches += 1
+        return images
+
+
+def test_the_check_of_a_network_leaves_it_and_the_generators_as_they_are() -> None:
+    network = convolutional()
+    network.append(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 3)))
+    network.append(CountsBatches())
+    network.train()[3].eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    random_before = torch.get_rng_state()
+    check_shareable(network, (2, 8, 8))
+    assert [module.training for module in network.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random_before)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+    network(torch.zeros(2, 2, 8, 8))
+    assert int(network[-1].n_batches) == 1
+
+
+class OwnDropout(nn.Dropout):
+    """As some libraries have one, for an export."""
+
+
+def test_dropout_of_its_own_kind_is_refused_by_name() -> None:
+    torchvision = pytest.importorskip("torchvision")
+
+    class OwnDepth(torchvision.ops.StochasticDepth):  # type: ignore[misc,name-defined]
+        pass
+
+    for layer in (OwnDropout(0.5), OwnDepth(0.5, "row")):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), layer)
+        message = rf"its layer 2 \({type(layer).__name__}\) drops values in a way of its own"
+        with pytest.raises(NotShareableError, match=message):
+            check_shareable(network, (1, 2, 2))
+        with (
+            pytest.raises(NotShareableError, match=message),
+            synchronized(network, Workers(0, 2)),
+        ):
+            pass
 
 
 class OwnBatchNorm(nn.BatchNorm2d):
@@ -373,6 +582,64 @@ def test_networks_that_differ_between_workers_end_the_training() -> None:
         networks[1][2].bias[0] += 1e-6
     with pytest.raises(WorkersDifferError, match="network.2.bias differs between the 2 workers"):
         run_workers(2, lambda w: trained_network(w, networks[w.rank]))
+
+
+def test_critics_that_differ_between_workers_end_the_training() -> None:
+    torch.manual_seed(0)
+    critics = [FeatureCritic(6), FeatureCritic(6)]
+
+    def start(workers: Workers) -> None:
+        training = CriticTraining(critics[workers.rank], "clamp", workers=workers)
+        network = network_of(0)
+        optimizer = make_optimizer(
+            network, algorithm="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0
+        )
+        state = TrainingState(network=network, critic=training)
+        options = {"n_updates": 1, "record_every": 1, "schedule": "constant"}
+        next(fit(lambda _: {}, iter([]), optimizer, state=state, workers=workers, **options))
+
+    with pytest.raises(WorkersDifferError, match=r"critic\.critic\.layers\.\S+ differs"):
+        run_workers(2, start)
+
+
+def test_workers_that_would_draw_other_numbers_end_the_training() -> None:
+    def start(workers: Workers) -> None:
+        # Threads share torch's generator: the second one is as if it had drawn once more.
+        state = TrainingState(network=network_of(0))
+        found = state.tensors()
+        [name] = [name for name in found if "generator" in name]
+        if not workers.is_first:
+            generator = torch.Generator()
+            generator.set_state(found[name])
+            torch.rand(1, generator=generator)
+            found[name] = generator.get_state()
+        workers.check_same(found, 0)
+
+    with pytest.raises(WorkersDifferError, match=r"random generator \(cpu\) differs"):
+        run_workers(2, start)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_critic_takes_the_same_step_where_gradients_differ_between_workers(n: int) -> None:
+    torch.manual_seed(0)
+    critic = FeatureCritic(6)
+    teacher = torch.randn(8, 6)
+    student = torch.randn(8, 6)
+
+    def stepped(workers: Workers) -> dict[str, Tensor]:
+        own = copy.deepcopy(critic)
+        training = CriticTraining(own, "clamp", learning_rate=0.1, workers=workers)
+        for parameter in own.parameters():
+            parameter.requires_grad_(True).register_hook(lambda g: g * (1 - 3 * workers.rank))
+        training.step(teacher, student, 0.5)
+        return dict(own.state_dict())
+
+    states = run_workers(n, stepped)
+    for state in states:
+        for name, value in state.items():
+            assert torch.equal(value, states[0][name])
+    weight = states[0]["layers.0.parametrizations.weight.original"]
+    assert not torch.equal(weight, critic.state_dict()["layers.0.parametrizations.weight.original"])
 
 
 def test_batches_that_cannot_be_divided_are_refused_before_training() -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +27,11 @@ from pu_kd_pipeline import progress
 from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.params.compute import TrainingWorkersParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
+from pu_kd_pipeline.provenance.loaded_code import recorder
 from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from pu_kd_pipeline.training.distillation import distill
+from pu_kd_pipeline.training.pu_classifier import check_pool_divides
+from pu_kd_pipeline.training.worker_files import task_folder
 from pu_kd_pipeline.training.worker_group import LostWorkerError
 from pu_kd_pipeline.training.worker_teams import by_workers
 from tests.training import worker_trainings
@@ -153,6 +158,50 @@ def test_an_error_in_one_worker_is_raised_with_its_traceback() -> None:
         train()
 
 
+def test_a_message_that_cannot_be_read_ends_the_training() -> None:
+    train = by_workers(worker_trainings.publishes_what_cannot_be_read, TWO, COMPUTE, "sums")
+    with pytest.raises(RuntimeError, match="worker 1 of 2 failed:(.|\n)*no number"):
+        train()
+
+
+def test_workers_meet_in_a_folder_of_any_name_and_refuse_in_their_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a b[1]+%20 ü"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    train = by_workers(worker_trainings.refuses_by_an_error_of_its_own, TWO, COMPUTE, "sums")
+    # That of the first worker, where both refuse.
+    with pytest.raises(InputError, match="^file 0, line 7, is wrong$"):
+        train()
+    assert not list(folder.iterdir())
+
+
+def test_folders_of_processes_that_were_killed_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with task_folder() as first:
+        # What a process leaves behind that was killed: nobody holds its lock.
+        left = first.with_name(f"{first.name}-left")
+        shutil.copytree(first, left)
+        other = first.with_name("of another program")
+        shutil.copytree(first, other)
+        with task_folder() as second:
+            assert set(tmp_path.iterdir()) == {first, second, other}
+    assert set(tmp_path.iterdir()) == {other}
+
+
+def test_code_that_was_loaded_again_is_refused_before_workers_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorder, "reloaded", {"pu_kd_pipeline.learning.workers"})
+    train = by_workers(worker_trainings.fails_in_one_worker, TWO, COMPUTE, "sums")
+    message = r"sums: 2 workers load.*learning\.workers, which was changed.*Restart this process"
+    with pytest.raises(InputError, match=message):
+        train()
+
+
 def is_running(process_id: int) -> bool:
     try:
         status = Path(f"/proc/{process_id}/stat").read_text()
@@ -199,6 +248,16 @@ def test_a_batch_that_cannot_be_divided_is_refused_by_its_key(digits: Scene) -> 
     message = r"student.batch_size: 33 images cannot be divided among 2 workers \(training_workers"
     with pytest.raises(InputError, match=message):
         by_workers(distill, TWO, COMPUTE, "student")(*args, "student")
+
+
+def test_a_pool_smaller_than_a_batch_is_refused_with_both_numbers() -> None:
+    params = pu_params().model_copy(update={"unlabeled_batch_size": 150})
+    message = r"the 70 unlabeled.*are all .*of the pool \(unlabeled_batch_size is 150\).*3 workers"
+    with pytest.raises(InputError, match=message):
+        check_pool_divides(params, 70, 3)
+    check_pool_divides(params, 69, 3)
+    check_pool_divides(params, 151, 3)
+    check_pool_divides(params, 70, 1)
 
 
 def test_workers_that_would_share_a_device_are_refused_before_they_start(digits: Scene) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pu_kd_pipeline import progress
+from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.compute import OptimizerParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
@@ -153,3 +154,30 @@ def student_and_node(
         with places.open("a") as file:
             file.write(os.environ["RAY_RAYLET_PID"] + "\n")
     return trained_student(scene, "kd", n_updates=n_updates)
+
+
+class OwnInputError(InputError):
+    """An error that cannot be made again from its message alone."""
+
+    def __init__(self, file: str, line: int) -> None:
+        super().__init__(f"{file}, line {line}, is wrong")
+
+
+def refuses_by_an_error_of_its_own() -> None:
+    """Exchange tensors, and then raise such an error."""
+    workers = current_workers()
+    workers.sum(torch.ones(1))
+    raise OwnInputError(f"file {workers.rank}", 7)
+
+
+class Unreadable:
+    """Can be pickled, and not unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
+def publishes_what_cannot_be_read() -> None:
+    """Publish such an object, and wait."""
+    progress.records.publish("training", 1, {"loss": Unreadable()})  # type: ignore[dict-item]
+    time.sleep(600)

@@ -125,13 +125,24 @@ def n_workers_for(engine: EngineParams, n_shards: int) -> int:
 
 
 def _assignment(work: Work, file: Path, n_threads: int) -> Assignment:
-    """Write the work to a file, and return what workers are started with."""
+    """Write the work to a file, and return what workers are started with.
+
+    Raises:
+        InputError: it is not known which code this process runs, so that workers may run another.
+    """
+    facts = dict(work.facts())
+    # Where the code is not known, its fingerprint differs each time, and the log says why.
+    if dict(work.facts()) != facts:
+        raise InputError(
+            "workers load the code from its files, and this process may run other code, such as of "
+            "a module that was loaded again: restart this process, or set engine.kind to local"
+        )
     content = pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL)
     _write_for_owner(file, content)
     return Assignment(
         file=file.absolute(),
         digest=hashlib.sha256(content).hexdigest(),
-        facts=dict(work.facts()),
+        facts=facts,
         folder=os.getcwd(),
         search_path=tuple(os.path.abspath(entry) for entry in sys.path),
         log_level=logging.getLogger(PACKAGE).getEffectiveLevel(),

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # Parameters that decide where and how often a run writes, logs and computes, but not what it makes.
 _PARAMETERS_WITHOUT_EFFECT = ("data", "tracking", "checkpoint_every_s", "engine", "cache_gb")
+# Also inside of other blocks: results of several workers differ from those of one process by
+# rounding (docs/data_parallel.md), and a training that was begun resumes with any number of them.
+_BLOCK_WITHOUT_EFFECT = "training_workers"
 # Of catalog entries: how their data is reached, but not what it is.
 _KEYS_WITHOUT_EFFECT = ("metadata", "credentials", "cache", "cache_gb")
 
@@ -206,7 +209,9 @@ class NodeStates:
         texts: dict[str, str] = {}
         outside: dict[str, str] = {}
         for name, value in values.items():
-            texts |= parameter_texts(name, value)
+            for key, text in parameter_texts(name, value).items():
+                if _BLOCK_WITHOUT_EFFECT not in key.split("."):
+                    texts[key] = text
             if SHOWS_PARAMETERS not in node.tags:
                 outside |= external_states(name, value, self._files)
         return texts, outside

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from pu_kd_pipeline.learning.features import global_average
 from pu_kd_pipeline.learning.loop import make_optimizer
 from pu_kd_pipeline.learning.losses.critic import CriticMode, pu_critic_risk
+from pu_kd_pipeline.learning.workers import ALONE, Workers
 
 HIDDEN_WIDTHS = (256, 128)
 # The features have norm sqrt(taps): times sqrt(d / taps), about 20, their entries are of size one,
@@ -162,6 +163,7 @@ class CriticTraining:
         mode: see `pu_critic_risk`.
         learning_rate: learning rate of Adam with betas 0.5 and 0.999.
         gamma: see `pu_critic_risk`.
+        workers: that train together; each takes its steps with the features of the whole batch.
 
     Attributes:
         critic: see above.
@@ -175,8 +177,10 @@ class CriticTraining:
         *,
         learning_rate: float = LEARNING_RATE,
         gamma: float = 1.0,
+        workers: Workers = ALONE,
     ) -> None:
         self.critic = critic
+        self._workers = workers
         self.n_steps = 0
         self._mode = mode
         self._gamma = gamma
@@ -225,6 +229,8 @@ class CriticTraining:
                 teacher_scores, student_scores, class_prior, self._mode, gamma=self._gamma
             )
             risk.objective.backward()
+            # Equal but for the order of their sums, which not every device fixes.
+            self._workers.average_gradients(self.critic.parameters())
             self._optimizer.step()
         finally:
             self._freeze()

@@ -7,7 +7,7 @@ that changes, and the batches continue after those that were drawn before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -141,6 +141,14 @@ class TrainingState:
         last_record = self.records[-1]
         return self.update - int(last_record["update"])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        parameter = next(self._parameters(), None)
+        if parameter is None:
+            return torch.device("cpu")
+        return parameter.device
+
     def networks(self) -> Iterator[nn.Module]:
         """Yield the parts that are modules."""
         for part in self.parts.values():
@@ -148,12 +156,17 @@ class TrainingState:
                 yield part
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the parameters and buffers of the networks, by part and name."""
-        found = {}
-        for part, network in self.parts.items():
-            if isinstance(network, nn.Module):
-                for name, value in network.state_dict().items():
-                    found[f"{part}.{name}"] = value
+        """Return what is the same for all workers of a training, by part and name.
+
+        That are the tensors of all parts but the optimizers, whose faults show in the networks, and
+        the states of torch's generators.
+        """
+        found: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            if not isinstance(part, torch.optim.Optimizer):
+                _collect_tensors(part.state_dict(), name, found)
+        for kind, state in _random_states(self.device).items():
+            found[f"the state of the random generator ({kind})"] = state
         return found
 
     def is_finite(self) -> bool:
@@ -175,7 +188,7 @@ class TrainingState:
             "update": self.update,
             "records": self.records,
             "sums": self.sums,
-            "random": _random_states(),
+            "random": _random_states(self.device),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
 
@@ -188,17 +201,25 @@ class TrainingState:
         self.records = state["records"]
 
         # Sums grow on the device of the losses, and a saved state may come from another one.
-        device = torch.device("cpu")
-        parameter = next(self._parameters(), None)
-        if parameter is not None:
-            device = parameter.device
         sums = state["sums"]
-        self.sums = {name: total.to(device) for name, total in sums.items()}
-        _restore_random_states(state["random"])
+        self.sums = {name: total.to(self.device) for name, total in sums.items()}
+        _restore_random_states(state["random"], self.device)
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         for network in self.networks():
             yield from network.parameters()
+
+
+def _collect_tensors(value: Any, name: str, found: dict[str, Tensor]) -> None:
+    """Add the tensors of a state to those found, by their names in it."""
+    if isinstance(value, Tensor):
+        found[name] = value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _collect_tensors(part, f"{name}.{key}", found)
+    elif isinstance(value, list | tuple):
+        for place, part in enumerate(value):
+            _collect_tensors(part, f"{name}.{place}", found)
 
 
 class Checkpointer(Protocol):
@@ -216,30 +237,30 @@ class Checkpointer(Protocol):
         """
 
 
-def _random_states() -> dict[str, Tensor]:
-    """Return the states of torch's global generators, which dropout draws from."""
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's global generators, which dropout draws from, by kind of device.
+
+    Args:
+        device: of the networks. Of several GPUs only this one counts, and not its number: each
+            worker of a training resumes on a GPU of its own.
+    """
     states = {"cpu": torch.get_rng_state()}
-    # Asking an unused GPU for its state would start CUDA.
-    if torch.cuda.is_initialized():
-        n_devices = torch.cuda.device_count()
-        for index in range(n_devices):
-            states[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
-    if torch.backends.mps.is_available():
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
         states["mps"] = torch.mps.get_rng_state()
     return states
 
 
-def _restore_random_states(states: dict[str, Tensor]) -> None:
-    # A training may resume on a machine with other devices: only those that are here count.
-    for name in _random_states():
-        if name not in states:
-            continue
-        if name == "cpu":
-            torch.set_rng_state(states[name])
-        elif name == "mps":
-            torch.mps.set_rng_state(states[name])
-        else:
-            torch.cuda.set_rng_state(states[name], torch.device(name))
+def _restore_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    # A training may resume on another kind of device.
+    if device.type not in states:
+        return
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
 
 
 def fit(
@@ -315,7 +336,7 @@ def fit(
 
 
 def _check_same(state: TrainingState, workers: Workers) -> None:
-    """Check that all workers have the same networks.
+    """Check that all workers have the same networks, and would draw the same numbers.
 
     Raises:
         WorkersDifferError: they have not.

@@ -10,12 +10,14 @@ A training of one process is that of one worker, for which nothing here does any
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+_VALUES_PER_MESSAGE = 2**23  # of gradients: 32 MB
 
 
 class WorkersDifferError(RuntimeError):
@@ -124,12 +126,12 @@ class Workers:
             if parameter.grad is not None:
                 by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
         for gradients in by_dtype.values():
-            # One message for all: each has a latency, and most gradients are small.
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            mean = self.exchange.all_sum(flat) / self.n
-            sizes = [gradient.numel() for gradient in gradients]
-            for gradient, values in zip(gradients, mean.split(sizes), strict=True):
-                gradient.copy_(values.view(gradient.shape))
+            for bucket in _buckets(gradients):
+                flat = torch.cat([gradient.flatten() for gradient in bucket])
+                mean = self.exchange.all_sum(flat) / self.n
+                sizes = [gradient.numel() for gradient in bucket]
+                for gradient, values in zip(bucket, mean.split(sizes), strict=True):
+                    gradient.copy_(values.view(gradient.shape))
 
     def check_same(self, tensors: Mapping[str, Tensor], number: int) -> None:
         """Check that all workers hold the same bits; waits for the device.
@@ -185,10 +187,32 @@ class _Gather(torch.autograd.Function):
         return total[start : start + n_own], None, None
 
 
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield gradients that are sent together, in the given order.
+
+    Each message has a latency, and most gradients are small; but all of them in one would be as
+    large as the network, three times.
+    """
+    bucket: list[Tensor] = []
+    n_values = 0
+    for gradient in gradients:
+        if bucket and n_values + gradient.numel() > _VALUES_PER_MESSAGE:
+            yield bucket
+            bucket = []
+            n_values = 0
+        bucket.append(gradient)
+        n_values += gradient.numel()
+    if bucket:
+        yield bucket
+
+
 def _sum_of_bits(tensor: Tensor) -> Tensor:
     """Return the () int64 sum of what is stored in a tensor, read as whole numbers."""
     # A sum of floats would depend on its order, which differs between machines.
     values = tensor.detach().contiguous().flatten()
     if values.dtype == torch.float32:
         return values.view(torch.int32).sum(dtype=torch.int64)
-    return values.view(torch.uint8).sum(dtype=torch.int64)
+    # Each byte by its place: the state of a generator has two counters, whose sum is constant.
+    numbers = values.view(torch.uint8).to(torch.int64)
+    places = torch.arange(1, len(numbers) + 1, device=numbers.device)
+    return (numbers * places).sum()

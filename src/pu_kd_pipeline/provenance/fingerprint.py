@@ -40,6 +40,11 @@ def maker_fingerprint(*makers: Any) -> str:
     return digest.hexdigest()[:12]
 
 
+def unknown_code(maker: Any) -> str:
+    """Return why it is not known which code a function or class runs; empty if it is known."""
+    return current_index().code(maker).unknown
+
+
 def current_index() -> CodeIndex:
     """Return the index of this process: modules are parsed again only after a change."""
     if not _indexes[-1].is_current():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pu_kd_pipeline.devices import autocast, channels_last, prepare_device
+from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.features.reading import feature_tensors
 from pu_kd_pipeline.features.scoring import check_teacher
 from pu_kd_pipeline.images.batches import ImageRows, map_images, normalization
@@ -28,7 +29,7 @@ from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from pu_kd_pipeline.training.batches import draw_numbers, views_of
 from pu_kd_pipeline.training.held_out_folds import PUSetup, train_with_held_out_folds
 from pu_kd_pipeline.training.pu_steps import new_head, score_training, unlabeled_rows
-from pu_kd_pipeline.training.worker_group import joint_training, shared_batch
+from pu_kd_pipeline.training.worker_group import current_workers, joint_training, shared_batch
 
 # Images of the pool whose descriptors standardize the inputs of a head that is trained end to end.
 _STATISTICS_SAMPLE = 4096
@@ -189,9 +190,9 @@ class _EndToEndTrainer:
         self._setup = setup
         params = setup.params
         shared_batch(params.positive_batch_size, "pu_training.positive_batch_size")
+        self._workers = current_workers()
+        check_pool_divides(params, len(pool_images), self._workers.n)
         self._unlabeled_rows = unlabeled_rows(len(pool_images), params)
-        n_unlabeled = min(params.unlabeled_batch_size, len(self._unlabeled_rows))
-        self._workers = shared_batch(n_unlabeled, "pu_training.unlabeled_batch_size")
         labeled_rows = np.arange(len(labeled_images))
         self._positive = ImageRows([(labeled_images, labeled_rows)], compute)
         self._unlabeled = ImageRows([(pool_images, self._unlabeled_rows)], compute)
@@ -231,7 +232,10 @@ class _EndToEndTrainer:
                 return module(images)  # type: ignore[no-any-return]
 
         image_shape = self._teacher.image_shape
-        with joint_training(module, image_shape, workers, "pu_training"):
+        n_unlabeled = min(params.unlabeled_batch_size, len(self._unlabeled))
+        # As `fit_scores` concatenates them.
+        sections = (params.positive_batch_size, n_unlabeled)
+        with joint_training(module, image_shape, workers, "pu_training", sections):
             yield from fit_scores(
                 module,
                 _step(scores, self._setup.class_prior, params, workers),
@@ -283,6 +287,32 @@ class _EndToEndTrainer:
         batches = map_images(descriptor_of, pool, rows, self._normalize, params.compute)
         descriptors = [descriptor for (descriptor,) in batches]
         return torch.cat(descriptors).to(self._setup.device)
+
+
+def check_pool_divides(params: PUTrainingParams, n_pool: int, n_workers: int) -> None:
+    """Check that the unlabeled images of an update can be divided among workers.
+
+    Args:
+        params: the batch size.
+        n_pool: images of the pool, which is a batch if it is smaller than one.
+        n_workers: processes that train together.
+
+    Raises:
+        InputError: they cannot.
+    """
+    n_seen = min(n_pool, params.max_unlabeled)
+    size = min(params.unlabeled_batch_size, n_seen)
+    if size % n_workers == 0:
+        return
+    why = ""
+    if n_seen < params.unlabeled_batch_size:
+        given = params.unlabeled_batch_size
+        why = f", which are all that it reads of the pool (unlabeled_batch_size is {given})"
+    raise InputError(
+        f"pu_training: the {size} unlabeled images of an update{why} cannot be divided among "
+        f"{n_workers} workers (training_workers.n): set unlabeled_batch_size to a multiple of "
+        "their number that the pool has"
+    )
 
 
 class _RandomViews:

@@ -24,6 +24,7 @@ from pu_kd_pipeline.training.shared_logits import SharedTeacherLogits
 logger = logging.getLogger(__name__)
 
 _FLOAT32_BYTES = 4
+_VALUES_PER_MESSAGE = 2**23  # between workers
 
 Make = Callable[[], Tensor | None]
 
@@ -251,7 +252,10 @@ class TeacherOutputs:
 
         if cached is None:
             return None
-        cached = workers.sum(cached)
+        if workers.n > 1:
+            # In place, block by block: a sum of all would be a second copy.
+            for block in cached.split(max(1, _VALUES_PER_MESSAGE // cached.shape[1])):
+                block.copy_(workers.sum(block))
         return cached.view(len(positions), n_views_each, -1)
 
     def _fits(self, n_rows: int, n_classes: int) -> bool:

@@ -6,13 +6,18 @@ Networks are written as model folders, as the catalog stores them: not every net
 from __future__ import annotations
 
 import pickle
+import shutil
+import sys
+import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.models.model import (
     Model,
     PUClassifier,
@@ -21,9 +26,15 @@ from pu_kd_pipeline.models.model import (
     save_model,
 )
 from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.provenance.fingerprint import unknown_code
+
+if sys.platform != "win32":
+    import fcntl
 
 TASK_FILE = "task.pickle"
 RENDEZVOUS_FILE = "rendezvous"
+_FOLDER_PREFIX = "pu_kd_workers-"
+_LOCK_FILE = "lock"
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,61 @@ class Task:
     timeout_s: float
     checkpoints: tuple[Path, float] | None
     log_level: int
+
+
+def check_code_is_known(function: Callable[..., Any], n: int, name: str) -> None:
+    """Check that workers can load the code that this process would run.
+
+    Args:
+        function: of the training.
+        n: number of workers.
+        name: of the training, for messages.
+
+    Raises:
+        InputError: it is not known which code runs here, such as after a module was loaded again.
+    """
+    unknown = unknown_code(function)
+    if unknown:
+        raise InputError(
+            f"{name}: {n} workers load the code from its files, and this process may run other "
+            f"code: it uses {unknown}. Restart this process, or set training_workers.n to 1"
+        )
+
+
+@contextmanager
+def task_folder() -> Iterator[Path]:
+    """Yield a new temporary folder; remove those of processes that were killed before."""
+    _remove_leftovers(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX) as name:
+        folder = Path(name)
+        with _held(folder):
+            yield folder
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which the system releases when this process ends."""
+    if sys.platform == "win32":
+        yield
+        return
+    # The lock is held before it has its name, so that nobody else gets it first.
+    unnamed = folder / f"{_LOCK_FILE}.tmp"
+    with open(unnamed, "wb") as file:
+        with suppress(OSError):  # some network drives have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+            unnamed.rename(folder / _LOCK_FILE)
+        yield
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the folders whose process has ended."""
+    if sys.platform == "win32":
+        return
+    for lock in parent.glob(f"{_FOLDER_PREFIX}*/{_LOCK_FILE}"):
+        # A lock that is held, a folder of somebody else, or one that is being removed.
+        with suppress(OSError), open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 class _Pickler(pickle.Pickler):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +57,11 @@ def shared_batch(batch_size: int, key: str) -> Workers:
 
 @contextmanager
 def joint_training(
-    network: nn.Module, image_shape: tuple[int, int, int], workers: Workers, name: str
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    workers: Workers,
+    name: str,
+    sections: Sequence[int] = (),
 ) -> Iterator[None]:
     """Let the layers of a network act on the whole batch of all workers inside the `with` block.
 
@@ -64,6 +70,7 @@ def joint_training(
         image_shape: (C, H, W) of an image.
         workers: that train it together.
         name: of the training, for messages.
+        sections: sizes of the sections of the whole batch, see `synchronized`.
 
     Raises:
         InputError: a layer computes with the batch in a way that workers cannot share.
@@ -71,18 +78,21 @@ def joint_training(
     if workers.n == 1:
         yield
         return
-    from pu_kd_pipeline.learning.synchronized import check_draws_no_other_numbers, synchronized
+    from pu_kd_pipeline.learning.synchronized import (
+        NotShareableError,
+        check_shareable,
+        synchronized,
+    )
 
-    with ExitStack() as layers:
-        try:
-            check_draws_no_other_numbers(network, image_shape)
-            layers.enter_context(synchronized(network, workers))
-        except ValueError as exc:
-            raise InputError(
-                f"{name}: the network cannot be trained by {workers.n} workers: {exc}. Set "
-                "training_workers.n to 1"
-            ) from exc
-        yield
+    try:
+        check_shareable(network, image_shape)
+        with synchronized(network, workers, sections):
+            yield
+    except NotShareableError as exc:
+        raise InputError(
+            f"{name}: the network cannot be trained by {workers.n} workers: {exc}. Set "
+            "training_workers.n to 1"
+        ) from exc
 
 
 @contextmanager
@@ -109,13 +119,15 @@ def worker_group(compute: ComputeParams, timeout_s: float, init_method: str) -> 
     n_here = int(os.environ.get("LOCAL_WORLD_SIZE", n))
     check_device(compute, n, n_here)
     backend = _backend(compute, local_rank)
-    distributed.init_process_group(
-        backend,
-        init_method=init_method,
-        rank=rank,
-        world_size=n,
-        timeout=timedelta(seconds=timeout_s),
-    )
+    timeout = timedelta(seconds=timeout_s)
+    where: dict[str, Any] = {"init_method": init_method}
+    url = urlsplit(init_method)
+    if url.scheme == "file":
+        # Torch would read the path as it is in the URL, where a space is %20.
+        store = distributed.FileStore(url2pathname(url.path), n)  # type: ignore[attr-defined]
+        store.set_timeout(timeout)
+        where = {"store": store}
+    distributed.init_process_group(backend, rank=rank, world_size=n, timeout=timeout, **where)
     try:
         with existing_group() as workers:
             yield workers

@@ -48,7 +48,7 @@ def main(folder: Path, rendezvous: str) -> None:
             result = None
         messages.send("result", packed(result, folder))
     except InputError as error:
-        messages.send("refused", error)
+        messages.send("refused", _kind_of(error), str(error))
     except BaseException:
         messages.send("failed", traceback.format_exc())
     # Not `sys.exit`, which would wait for threads that may wait for other workers.
@@ -66,6 +66,14 @@ def _carried_out(task: Task, rendezvous: str) -> Any:
         set_checkpoint_folder(*task.checkpoints)
     with worker_group(task.compute, task.timeout_s, rendezvous):
         return task.function(*task.args, **task.kwargs)
+
+
+def _kind_of(error: InputError) -> type[InputError]:
+    """Return the type of an error, or its nearest base that the other process can import."""
+    for kind in type(error).__mro__:
+        if kind.__module__.partition(".")[0] == PACKAGE and issubclass(kind, InputError):
+            return kind
+    return InputError
 
 
 class _Messages:

@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -137,10 +138,14 @@ class ProcessMember:
         """Yield what the worker sends, and then how it ended."""
         pipe = self._process.stdout
         assert pipe is not None
-        # A worker that is killed may leave half a message.
-        with suppress(EOFError, OSError, pickle.UnpicklingError, ValueError):
-            while True:
-                yield pickle.load(pipe)
+        try:
+            # A worker that is killed may leave half a message.
+            with suppress(EOFError, OSError, pickle.UnpicklingError):
+                while True:
+                    yield pickle.load(pipe)
+        except Exception:
+            # Such as an object of a class that cannot be imported here.
+            yield "failed", (traceback.format_exc(),)
         yield "ended", (self._how_it_ended(), self._last_lines())
 
     def end(self) -> None:

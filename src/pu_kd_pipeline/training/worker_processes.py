@@ -126,9 +126,10 @@ class Team:
 
     def _failure(self, rank: int, kind: str, content: tuple[Any, ...]) -> BaseException:
         if kind == "refused":
-            error: BaseException = content[0]
-            if isinstance(error, LostWorkerError):
-                return LostWorkerError(f"{self._name}: {self._worker(rank)}: {error}")
+            error_type, text = content
+            if issubclass(error_type, LostWorkerError):
+                text = f"{self._name}: {self._worker(rank)}: {text}"
+            error: BaseException = error_type(text)
             return error
         if kind == "failed":
             return RuntimeError(f"{self._name}: {self._worker(rank)} failed:\n{content[0]}")
@@ -152,6 +153,8 @@ class Team:
 def _cause(failures: Mapping[int, BaseException]) -> BaseException:
     """Return the failure that the others follow from: a worker that ended, or an error of one."""
     # A worker that waits for one that has ended reports no cause.
-    ranked = sorted(failures.values(), key=lambda error: isinstance(error, LostWorkerError))
+    # Of equal failures, the first worker's names the last good checkpoint.
+    by_rank = [failures[rank] for rank in sorted(failures)]
+    ranked = sorted(by_rank, key=lambda error: isinstance(error, LostWorkerError))
     ended = [error for error in ranked if isinstance(error, EndedWorkerError)]
     return [*ended, *ranked][0]

@@ -17,7 +17,13 @@ from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.training.checkpoints import checkpoint_settings
 from pu_kd_pipeline.training.worker_actors import actor_members
-from pu_kd_pipeline.training.worker_files import TASK_FILE, Task, packed
+from pu_kd_pipeline.training.worker_files import (
+    TASK_FILE,
+    Task,
+    check_code_is_known,
+    packed,
+    task_folder,
+)
 from pu_kd_pipeline.training.worker_group import LostWorkerError, check_device
 from pu_kd_pipeline.training.worker_members import EndedWorkerError
 from pu_kd_pipeline.training.worker_processes import Team, process_members
@@ -58,6 +64,7 @@ def by_workers(
     def start_and_wait(*args: P.args, **kwargs: P.kwargs) -> T:
         engine = current_engine()
         check_device(compute, params.n, 0 if engine.kind == "ray" else params.n)
+        check_code_is_known(function, params.n, name)
         task = Task(
             function=function,
             args=args,
@@ -78,9 +85,9 @@ def _result(task: Task, params: TrainingWorkersParams, engine: EngineParams, nam
     """Let workers carry out a task, and return its result."""
     if engine.kind != "ray":
         logger.info("%s: %d workers train together", name, params.n)
-        with tempfile.TemporaryDirectory(prefix="pu_kd_workers-") as folder:
-            _write(task, Path(folder))
-            members = process_members(params.n, task.compute, Path(folder))
+        with task_folder() as folder:
+            _write(task, folder)
+            members = process_members(params.n, task.compute, folder)
             with Team(members, name) as team:
                 return pickle.loads(team.result())
 
@@ -89,12 +96,14 @@ def _result(task: Task, params: TrainingWorkersParams, engine: EngineParams, nam
     n_threads = task.compute.n_threads
     for n_lost in range(_MAX_TEAMS):
         # A folder for each: workers of a machine that is only cut off may still write to theirs.
-        with tempfile.TemporaryDirectory(prefix=".workers-", dir=_shared_folder(task)) as folder:
-            _write(task, Path(folder))
+        shared = _shared_folder(task)
+        with tempfile.TemporaryDirectory(prefix=".workers-", dir=shared) as shared_name:
+            folder = Path(shared_name)
+            _write(task, folder)
             try:
                 with kept_exit_codes():
                     members = actor_members(
-                        params.n, device, n_threads, engine, Path(folder), params.timeout_s
+                        params.n, device, n_threads, engine, folder, params.timeout_s
                     )
                 with Team(members, name) as team:
                     return pickle.loads(team.result())

@@ -42,11 +42,16 @@ def train_pu_classifier(
     The rank of a labeled image is the share of the pool that scores at least as high, by a
     classifier that was trained without that image.
     """
-    from pu_kd_pipeline.training.pu_classifier import train_end_to_end, train_head
+    from pu_kd_pipeline.training.pu_classifier import (
+        check_pool_divides,
+        train_end_to_end,
+        train_head,
+    )
     from pu_kd_pipeline.training.worker_teams import by_workers
 
     if params.backbone == "frozen":
         return train_head(labeled_features, pool_features, teacher, class_prior["value"], params)
+    check_pool_divides(params, len(pool_images), params.training_workers.n)
     # A head alone takes seconds: only backbones are trained by several processes.
     train = by_workers(train_end_to_end, params.training_workers, params.compute, "pu_training")
     return train(labeled_images, pool_images, teacher, class_prior["value"], params)

@@ -143,6 +143,7 @@ class _CriticTerm:
             critic,
             params.mode,
             learning_rate=params.learning_rate,
+            workers=context.workers,
         )
 
     def step(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> _Criticism:

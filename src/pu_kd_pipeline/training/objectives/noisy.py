@@ -61,6 +61,8 @@ class NoisyKDObjective:
         matrix_loss = pseudo_label_loss(student_logits.detach(), teacher_logits, matrix)
         self._optimizer.zero_grad(set_to_none=True)
         matrix_loss.backward()
+        # Equal but for the order of their sums, which not every device fixes.
+        context.workers.average_gradients(self._matrix.parameters())
         self._optimizer.step()
         return student_logits, teacher_logits, values
 
