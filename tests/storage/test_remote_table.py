@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from pu_kd_pipeline.storage.checked_json import to_checked_json
 from pu_kd_pipeline.storage.file_cache import FileCache
 from pu_kd_pipeline.storage.object_folder import ObjectFolder
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, fixed_size_list, shard_file
+from tests.mapped_files import check_nothing_is_mapped
 from tests.s3_server import BUCKET, proxied, put_objects, s3_credentials
 
 N_ROWS = 2_000
@@ -184,19 +184,11 @@ def test_a_table_larger_than_the_cache_is_read_in_passes_and_the_cache_keeps_its
 
 
 def test_no_table_keeps_a_map_of_its_file(folder, cache):
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        pytest.skip("this system does not list what a process has mapped")
     ShardedTable.write(folder, makers(0))
 
     table = ShardedTable.open(folder).shard("00000-abc")
 
-    # Otherwise the disk space of a copy that is removed would not be free. Threads of Arrow may
-    # still hold the file for a moment after the table was read.
-    deadline = time.monotonic() + 30
-    while str(cache.folder) in maps.read_text() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert str(cache.folder) not in maps.read_text()
+    check_nothing_is_mapped(cache.folder)
     assert table.num_rows == N_ROWS
 
 

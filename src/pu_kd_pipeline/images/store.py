@@ -286,8 +286,22 @@ class ImageStore:
         if isinstance(self.folder, Path):
             yield self._open(shard)
             return
+        known = self._checksums_of_copies.get(shard.name)
+        # The index is not read while the copy is held: the cache may not have room for both.
+        checksums = self._new_checksums(shard) if known is None else None
         with self.folder.copy(pixel_file(shard.name, self.kind)) as path:
-            yield self._open_file(path, shard), self._checksums_of_copy(path, shard)
+            about = path.stat()
+            copy = (path, about.st_ino, about.st_mtime_ns)
+            if known is not None and known[0] == copy:
+                checksums = known[1]
+            if checksums is not None:
+                self._checksums_of_copies[shard.name] = (copy, checksums)
+                yield self._open_file(path, shard), checksums
+                return
+        # It is another copy, of which nothing was verified.
+        self._checksums_of_copies.pop(shard.name, None)
+        with self._opened_shard(shard) as opened:
+            yield opened
 
     def _open(self, shard: Shard) -> tuple[Any, RowChecksums]:
         """Return what holds the images of a shard on this machine, and their checksums."""
@@ -309,16 +323,6 @@ class ImageStore:
         file = shown(self.folder, pixel_file(shard.name, self.kind))
         index = self._index_of(shard, ["checksum"])
         return RowChecksums(index["checksum"].to_numpy(), file)
-
-    def _checksums_of_copy(self, path: Path, shard: Shard) -> RowChecksums:
-        about = path.stat()
-        copy = (path, about.st_ino, about.st_mtime_ns)
-        known = self._checksums_of_copies.get(shard.name)
-        # Another copy has to be verified again.
-        if known is None or known[0] != copy:
-            known = (copy, self._new_checksums(shard))
-            self._checksums_of_copies[shard.name] = known
-        return known[1]
 
     def _read_rows(self, shard: Shard, rows: np.ndarray) -> np.ndarray:
         images = self._empty_images(len(rows))
