@@ -120,16 +120,23 @@ def write_store(
     """
     if isinstance(folder, str):
         folder = Path(folder)
-    with unfinished_store(folder, UNFINISHED) as (work, was_killed):
-        return _write_store(plan, folder, work, was_killed, makes_again)
-
-
-def _write_store(
-    plan: IngestionPlan, folder: Folder, work: Path, was_killed: bool, makes_again: bool
-) -> ImageStore:
+    # Before the folder is made: sources that cannot be used leave nothing behind.
     wanted, readers = list_images(plan)
     for reader in readers:
         log_report(reader.report, reader.where)
+    with unfinished_store(folder, UNFINISHED) as (work, was_killed):
+        return _write_store(plan, folder, work, was_killed, makes_again, wanted, readers)
+
+
+def _write_store(
+    plan: IngestionPlan,
+    folder: Folder,
+    work: Path,
+    was_killed: bool,
+    makes_again: bool,
+    wanted: pd.DataFrame,
+    readers: list[Reader],
+) -> ImageStore:
     # Not of `write_store` as a whole: an edited message must not make all shards again.
     maker = maker_fingerprint(
         Decoder, open_source, shard_writer, read_images, _write_shard, DecodingWork, _settle_shard
