@@ -100,7 +100,7 @@ def test_an_archive_is_read_as_the_folder_that_it_was_made_of(conf, tmp_path, na
     assert from_archive["catalog"]["checkpoints"]["every_s"] == 5
     assert from_archive["mlflow"]["enabled"] is False
     # What messages about `--params` are made of.
-    assert from_archive.requested_names == {"data", "tracking", "checkpoint_every_s"}
+    assert from_archive.requested_names == {"data", "tracking", "checkpoint_every_s", "cache_gb"}
     assert from_archive.parameter_files.keys() == from_folder.parameter_files.keys()
     assert from_archive.parameter_files["reporting"].name == "parameters.yml"
     assert from_archive.parameter_files["teacher"].name == "parameters_teacher.yml"
