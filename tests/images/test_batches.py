@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,7 @@ class Store:
     """The part of an image store that `ImageRows` uses."""
 
     image_shape = (3, 8, 8)
+    folder = Path()
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)

@@ -603,11 +603,13 @@ def test_critics_that_differ_between_workers_end_the_training() -> None:
 
 
 def test_workers_that_would_draw_other_numbers_end_the_training() -> None:
+    # Outside of the threads, which share torch's generator.
+    tensors = TrainingState(network=network_of(0)).tensors()
+    [name] = [name for name in tensors if "generator" in name]
+
     def start(workers: Workers) -> None:
-        # Threads share torch's generator: the second one is as if it had drawn once more.
-        state = TrainingState(network=network_of(0))
-        found = state.tensors()
-        [name] = [name for name in found if "generator" in name]
+        found = dict(tensors)
+        # The second one is as if it had drawn once more.
         if not workers.is_first:
             generator = torch.Generator()
             generator.set_state(found[name])
