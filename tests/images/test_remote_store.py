@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.params.compute import ComputeParams
 from pu_kd_pipeline.storage.file_cache import FileCache
 from pu_kd_pipeline.storage.object_folder import ObjectFolder
+from tests.folder_sizes import sizes_of
 from tests.images.numbered_images import (
     KINDS,
     batch_of,
@@ -184,27 +184,9 @@ def test_a_store_larger_than_the_cache_is_written_and_read_within_its_limit(
 ):
     limit = 1_200_000  # of which the reservation for an index takes most
     small = with_cache(folder, tmp_path / "small", limit)
-    sizes: list[int] = []
-    is_over = threading.Event()
-
-    def sample() -> None:
-        while not is_over.wait(0.001):
-            total = 0
-            for path in (tmp_path / "small").rglob("*"):
-                try:
-                    total += path.lstat().st_size if path.is_file() else 0
-                except OSError:
-                    continue
-            sizes.append(total)
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
+    with sizes_of(tmp_path / "small") as sizes:
         store = write_store(plan_of(images, kind=kind, shard_size=3), small)
         assert contents(store) == expected(range(N_IMAGES))
-    finally:
-        is_over.set()
-        thread.join()
 
     assert 0 < max(sizes) <= limit
 
@@ -223,7 +205,8 @@ def test_a_shard_larger_than_the_cache_is_refused_with_the_size_that_it_needs(
     write_store(plan_of(images), folder)
     small = with_cache(folder, tmp_path / "small", 1_000)
 
-    with pytest.raises(InputError, match=r"\.npy has .* GB, and the cache .*: set cache_gb to"):
+    about = r"\.(npy|index\.parquet) has .* GB, and the cache .*: set cache_gb to"
+    with pytest.raises(InputError, match=about):
         ImageStore.open(small).read(np.arange(3))
 
 

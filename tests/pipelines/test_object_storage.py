@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import yaml
 
 from tests.conftest import PROJECT, run_kedro
 from tests.documentation import environments
+from tests.folder_sizes import sizes_of
 from tests.run_log import nodes_that_ran
 from tests.s3_server import BUCKET, s3_client, s3_credentials
 
@@ -54,34 +53,6 @@ def conf_of(folder: Path, credentials: dict[str, Any]) -> Path:
     return conf
 
 
-@contextmanager
-def sizes_of(folder: Path) -> Iterator[list[int]]:
-    """Yield a list that grows by the bytes below a folder, again and again."""
-    sizes: list[int] = []
-    is_over = threading.Event()
-
-    def sample() -> None:
-        while not is_over.wait(0.01):
-            total = 0
-            for path in folder.rglob("*"):
-                # Files come and go.
-                try:
-                    about = path.lstat()
-                except OSError:
-                    continue
-                if path.is_file():
-                    total += about.st_size
-            sizes.append(total)
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield sizes
-    finally:
-        is_over.set()
-        thread.join()
-
-
 def test_a_run_on_object_storage_is_the_run_on_disk_and_resumes_like_it(
     s3: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -92,7 +63,7 @@ def test_a_run_on_object_storage_is_the_run_on_disk_and_resumes_like_it(
 
     local = run_kedro(*options, data=here, params=PARAMS)
     assert local.returncode == 0, local.stdout + local.stderr
-    with sizes_of(data / ".cache") as sizes:
+    with sizes_of(data / ".cache", every_s=0.01) as sizes:
         first = run_kedro(*options, f"--env={ENVIRONMENT}", data=data, params=PARAMS)
     assert first.returncode == 0, first.stdout + first.stderr
 

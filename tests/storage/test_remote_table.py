@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from pu_kd_pipeline.storage.checked_json import to_checked_json
 from pu_kd_pipeline.storage.file_cache import FileCache
 from pu_kd_pipeline.storage.object_folder import ObjectFolder
 from pu_kd_pipeline.storage.sharded_table import ShardedTable, fixed_size_list, shard_file
+from tests.folder_sizes import sizes_of
 from tests.mapped_files import check_nothing_is_mapped
 from tests.s3_server import BUCKET, proxied, put_objects, s3_credentials
 
@@ -153,34 +153,16 @@ def test_a_table_larger_than_the_cache_is_read_in_passes_and_the_cache_keeps_its
     small = ObjectFolder(
         folder._protocol, folder._path, folder._options, FileCache(tmp_path / "small", limit)
     )
-    largest: list[int] = []
-    is_over = threading.Event()
-
-    def sample() -> None:
-        while not is_over.wait(0.001):
-            total = 0
-            for path in (tmp_path / "small").rglob("*"):
-                try:
-                    total += path.lstat().st_size if path.is_file() else 0
-                except OSError:
-                    continue
-            largest.append(total)
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
+    with sizes_of(tmp_path / "small") as sizes:
         numbers = range(20)
         ShardedTable.write(small, makers(*numbers))
         table = ShardedTable.open(small)
         for _ in range(2):
             assert len(table.arrays("descriptor")) == 20 * N_ROWS
-    finally:
-        is_over.set()
-        thread.join()
 
     n_bytes = sum(file.n_bytes for file in small.files().values())
     assert n_bytes > limit
-    assert 0 < max(largest) <= limit
+    assert 0 < max(sizes) <= limit
 
 
 def test_no_table_keeps_a_map_of_its_file(folder, cache):
