@@ -25,7 +25,7 @@ from tests.training.scene import COMPUTE, Scene, make_scene
 from tests.training.worker_trainings import student_and_node
 
 TWO = TrainingWorkersParams(n=2, timeout_s=60)
-N_UPDATES = 24
+N_UPDATES = 240  # so many that a node is gone before the last one
 
 
 class Records(logging.Handler):

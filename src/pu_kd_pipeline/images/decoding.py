@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
-from pu_kd_pipeline.engines.processes import end_with_parent
 from pu_kd_pipeline.images import pixel_formats
 from pu_kd_pipeline.images.file_kinds import is_other_format, readable_formats
 from pu_kd_pipeline.images.pixel_formats import (
@@ -269,6 +268,9 @@ class _DecoderProcess:
 
     @staticmethod
     def _start() -> ProcessPoolExecutor:
+        # Not at the top: a served student decodes with this file, and without the engines.
+        from pu_kd_pipeline.engines.processes import end_with_parent
+
         # Spawned: a fork would copy the locks of this process's threads in whatever state they are.
         # It would outlive this process, should that be killed.
         context = get_context("spawn")
