@@ -264,6 +264,7 @@ class _ShardFolder:
         return {"filepath": str(self.folder)}
 
     def _exists(self) -> bool:
+        # Image stores and tables answer this, each by its own last file.
         raise NotImplementedError
 
 

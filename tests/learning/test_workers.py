@@ -224,6 +224,7 @@ def test_gradients_are_averaged_in_messages_of_limited_size(
 
     class Exchange:
         def all_gather(self, tensor: Tensor) -> list[Tensor]:
+            # Nothing is gathered here: a call fails the test.
             raise NotImplementedError
 
         def all_sum(self, tensor: Tensor) -> Tensor:

@@ -376,6 +376,7 @@ def _in_order(
             while expected and expected[0] in found:
                 first = expected.popleft()
                 yield first, found.pop(first)
+    # Whatever ended the results: it is raised again, after what was decoded is kept.
     except Exception:
         for name in expected:
             if name in found:
