@@ -37,7 +37,7 @@ def write_shard(folder: Path, number: int, n: int) -> Shard:
     name = f"{number:05d}-{n:012x}"
     rng = np.random.default_rng([number, n])
     pixels = rng.integers(0, 256, (n, N_CHANNELS, SIZE_PX, SIZE_PX), dtype=np.uint8)
-    np.save(pixel_file(folder, name, "packed"), pixels)
+    np.save(folder / pixel_file(name, "packed"), pixels)
     index = {
         "id": [f"pool/{number:05d}/{row:08d}" for row in range(n)],
         "source": ["pool"] * n,
@@ -51,7 +51,7 @@ def write_shard(folder: Path, number: int, n: int) -> Shard:
         "checksum": [checksum(image) for image in pixels],
     }
     table = pa.table(index, schema=index_schema())
-    write_parquet(table, index_file(folder, name), name)
+    write_parquet(table, folder / index_file(name), name)
     return name, n
 
 
@@ -59,10 +59,10 @@ def link_store(shards: Sequence[Shard], origin: Path, folder: Path) -> ImageStor
     """Make a folder the store of some shards of another folder, and share the files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, _ in shards:
-        for file in (pixel_file(origin, name, "packed"), index_file(origin, name)):
+        for file in (pixel_file(name, "packed"), index_file(name)):
             # Hard links: a copy of each pool would take gigabytes.
-            if not (folder / file.name).exists():
-                os.link(file, folder / file.name)
+            if not (folder / file).exists():
+                os.link(origin / file, folder / file)
     specification = Specification("packed", N_CHANNELS, SIZE_PX, 10**6, maker="benchmark")
     about = {
         "specification": asdict(specification),
