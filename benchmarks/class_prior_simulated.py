@@ -15,7 +15,7 @@ of an estimator.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,10 @@ SEPARATIONS = (1.5, 2.5, 4.0)
 CLASS_PRIORS = (0.05, 0.12, 0.25, 0.5)
 N_POSITIVES = (50, 200, 1000)
 N_UNLABELED = 5_000
-ESTIMATORS = {"dedpul": density_ratio_estimate, "bbe": best_bin_estimate}
+ESTIMATORS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[float, Any]]] = {
+    "dedpul": density_ratio_estimate,
+    "bbe": best_bin_estimate,
+}
 
 
 @dataclass(frozen=True)

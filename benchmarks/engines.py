@@ -170,7 +170,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stores = []
         for n_shards in N_SHARDS:
-            stores.append(random_store(Path(folder) / str(n_shards), n_shards).folder)
+            store_folder = Path(folder) / str(n_shards)
+            random_store(store_folder, n_shards)
+            stores.append(store_folder)
         for kind in given.kinds:
             rows = []
             for repeat in range(given.repeats):

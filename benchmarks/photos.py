@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks import naive
 from benchmarks.harness import Measurement, Ratio, cpu_seconds, ratio, share_of_limit
 from benchmarks.loading import CPU, RESIDENT, image_store, run_network
-from benchmarks.pu_stage_cost import caltech_blocks
+from benchmarks.pu_stage_cost import caltech_teacher
 from pu_kd_pipeline.devices import inference_batch_size
 from pu_kd_pipeline.features.extraction import feature_shards
 from pu_kd_pipeline.images.ingestion import write_store
@@ -29,10 +29,10 @@ from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.loop import make_optimizer, seeded
 from pu_kd_pipeline.learning.losses.distillation import kd
-from pu_kd_pipeline.models.factory import new_student, new_teacher
+from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.data_ingestion import ImageSource
-from pu_kd_pipeline.params.teacher import InputSpec, TeacherParams
+from pu_kd_pipeline.params.teacher import InputSpec
 
 SIZES_PX = (128, 224)
 N_PHOTOS = 192
@@ -49,20 +49,12 @@ def measure(images: Path | None, work: Path) -> Iterator[Measurement]:
     files = naive.write_folder(folder / "files", photos)
     for size_px in SIZES_PX:
         try:
-            teacher = _teacher(size_px)
+            teacher = caltech_teacher(size_px)
         except ValueError as exc:  # the extra `caltech` is not installed
             yield Measurement("7", _what(size_px), None, None, None, "x", ">=", 95, note=str(exc))
             continue
         yield _extraction_row(teacher, photos, files, folder / f"store_{size_px}")
     yield _tar_row(photos, files, folder)
-
-
-def _teacher(size_px: int) -> Model:
-    block, _ = caltech_blocks()
-    params = TeacherParams.model_validate(block)
-    spec = params.input.model_copy(update={"size_px": size_px})
-    with seeded(0):
-        return new_teacher(params.model_copy(update={"input": spec}))
 
 
 def _what(size_px: int) -> str:

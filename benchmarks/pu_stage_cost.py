@@ -49,24 +49,20 @@ def _stage_cost_row(images: Path | None, work: Path, size_px: int) -> Measuremen
         "PU stage of conf/caltech (class prior, held-out folds, classifier) over the backbone pass "
         f"at {size_px}x{size_px}x3"
     )
-    teacher_block, pu_block = caltech_blocks()
-    teacher_params = TeacherParams.model_validate(teacher_block)
-    spec = teacher_params.input.model_copy(update={"size_px": size_px})
     try:
-        with seeded(0):
-            teacher = new_teacher(teacher_params.model_copy(update={"input": spec}))
+        teacher = caltech_teacher(size_px)
     except ValueError as exc:
         return Measurement("2", what, None, None, None, "x", "<=", 1, note=str(exc))
 
     photos = naive.encoded_images(images, "caltech101_photos", N_PASSED, ("JPEG", 3, size_px))
     folder = naive.write_folder(work / f"caltech_photos_{size_px}", photos)
-    store = packed_store(folder, spec, work / f"caltech_store_{size_px}")
+    store = packed_store(folder, teacher.card.input, work / f"caltech_store_{size_px}")
     (extract,) = feature_shards(store, teacher, RESIDENT).values()
     table = extract()
     rng = np.random.default_rng(0)
     positive = _repeated(table, "positive", N_POSITIVE, rng)
     pool = _repeated(table, "pool", N_POOL, rng)
-    params = PUTrainingParams.model_validate(pu_block).model_copy(update={"compute": RESIDENT})
+    params = caltech_pu_training().model_copy(update={"compute": RESIDENT})
 
     ratios = []
     for _ in range(REPEATS):
@@ -84,21 +80,31 @@ def _stage_cost_row(images: Path | None, work: Path, size_px: int) -> Measuremen
     )
 
 
-def caltech_blocks() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the blocks `teacher`, without weights, and `pu_training` of conf/caltech."""
+def caltech_teacher(size_px: int) -> Model:
+    """Return the teacher of conf/caltech for images of `size_px` x `size_px` pixels, untrained."""
+    blocks = _caltech_blocks()
+    # The weights' path needs Kedro's resolver, and the cost does not depend on the weights.
+    blocks.teacher.weights = None
+    blocks.teacher.input.size_px = size_px
+    params = TeacherParams.model_validate(OmegaConf.to_container(blocks.teacher, resolve=True))
+    with seeded(0):
+        return new_teacher(params)
+
+
+def caltech_pu_training() -> PUTrainingParams:
+    """Return the block `pu_training` of conf/caltech."""
+    block = OmegaConf.to_container(_caltech_blocks().pu_training, resolve=True)
+    return PUTrainingParams.model_validate(block)
+
+
+def _caltech_blocks() -> Any:
     files = (
         "base/globals.yml",
         "base/parameters_teacher.yml",
         "base/parameters_pu_training.yml",
         "caltech/parameters.yml",
     )
-    configs = [OmegaConf.load(CONF / file) for file in files]
-    merged = OmegaConf.merge(*configs)
-    # The weights' path needs Kedro's resolver, and the cost does not depend on the weights.
-    merged.teacher.weights = None
-    teacher: Any = OmegaConf.to_container(merged.teacher, resolve=True)
-    pu_training: Any = OmegaConf.to_container(merged.pu_training, resolve=True)
-    return teacher, pu_training
+    return OmegaConf.merge(*(OmegaConf.load(CONF / file) for file in files))
 
 
 def _repeated(table: pa.Table, name: str, n: int, rng: np.random.Generator) -> InMemoryTable:

@@ -171,7 +171,7 @@ def _graph_rows(
         index.save(str(file))
 
     built = cpu_seconds(build)
-    index = Index.restore(str(file), view=True)
+    index: Any = Index.restore(str(file), view=True)
     rows: list[np.ndarray] = []
 
     def ask() -> None:

@@ -117,7 +117,7 @@ def _start_of(process_id: int) -> str | None:
             return None
         # Ticks since the machine was started: unlike a time, no clock changes them.
         return fields[19]
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     try:
         return str(psutil.Process(process_id).create_time())
