@@ -401,22 +401,30 @@ def _settle_shard(
         digest = decoded.digests[position].tobytes()
         # Each picture of the shard is in its file once.
         row = row_of.setdefault(digest, len(row_of))
-        original_id = store.id_by_digest.get(digest)
-        if original_id is not None:
-            statuses.append(duplicate_of(original_id))
-            continue
-
-        store.id_by_digest[digest] = image_id
-        statuses.append(OK)
-        digests.append(digest.hex())
-        kept_rows.append(row)
-        store.dark.see(image_id, decoded.brightest[position : position + 1])
+        if _is_new(store, image_id, digest, statuses, digests):
+            kept_rows.append(row)
+            store.dark.see(image_id, decoded.brightest[position : position + 1])
 
     file = decoded.file
     if kept_rows and len(kept_rows) < len(row_of):
         file = keep_images(decoded, kept_rows, store.specification)
     checksums = [decoded.checksums[row] for row in kept_rows]
     _add_shard(store, number, file, rows.assign(status=statuses), digests, checksums)
+
+
+def _is_new(
+    store: _UnfinishedStore, image_id: str, digest: bytes, statuses: list[str], digests: list[str]
+) -> bool:
+    """Say whether no image before has these pixels; add the image's status, and a new digest."""
+    original_id = store.id_by_digest.get(digest)
+    if original_id is not None:
+        statuses.append(duplicate_of(original_id))
+        return False
+
+    store.id_by_digest[digest] = image_id
+    statuses.append(OK)
+    digests.append(digest.hex())
+    return True
 
 
 def _counted(
@@ -487,16 +495,9 @@ def _write_shard(
 
                 # Of the decoded pixels: two files of one image may be compressed differently.
                 digest = hashlib.sha256(pixels.data).digest()
-                original_id = store.id_by_digest.get(digest)
-                if original_id is not None:
-                    statuses.append(duplicate_of(original_id))
-                    continue
-
-                store.id_by_digest[digest] = image_id
-                statuses.append(OK)
-                digests.append(digest.hex())
-                writer.append(raw, pixels)
-                store.dark.see(image_id, pixels)
+                if _is_new(store, image_id, digest, statuses, digests):
+                    writer.append(raw, pixels)
+                    store.dark.see(image_id, pixels)
 
         table = rows.assign(status=statuses)
         _add_shard(store, number, temporary, table, digests, writer.checksums)
