@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 
+from pu_kd_pipeline.engines import ray_cluster
 from pu_kd_pipeline.engines.current import current_engine
 from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.errors import InputError
@@ -37,6 +39,30 @@ def test_a_node_has_the_engine_of_the_run_until_it_ends(end: str) -> None:
 def test_without_the_block_it_is_the_local_one() -> None:
     EngineHooks().before_node_run(catalog=catalog_of())
     assert current_engine() == LOCAL
+
+
+@pytest.mark.parametrize(("n_threads", "n_cpus"), [(None, 3), (2, 6)])
+def test_a_cluster_that_is_started_has_a_place_for_the_trainings_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, n_threads: int | None, n_cpus: int
+) -> None:
+    given = read_parameters(PROJECT / "conf", "base")["distillation"]
+    compute = {**given["compute"], "n_threads": n_threads}
+    batch = {"batch_size": 6, "training_workers": {"n": 3}, "compute": compute}
+    block = DistillationParams.model_validate({**given, **batch})
+    pipeline = Pipeline([Node(trained, "params:distillation", "text", name="train")])
+    started: list[float] = []
+    ray = SimpleNamespace(
+        is_initialized=lambda: False, init=lambda **options: started.append(options["num_cpus"])
+    )
+    monkeypatch.setattr(ray_cluster, "import_ray", lambda: ray)
+    monkeypatch.setattr(ray_cluster, "n_own_cpus", lambda: 2)
+
+    EngineHooks().before_pipeline_run(pipeline=pipeline, catalog=catalog_of(distillation=block))
+    # Whichever node is the first to need it.
+    ray_cluster.connect(engine_of("ray", n_workers=1))
+    EngineHooks().before_pipeline_run(pipeline=Pipeline([]), catalog=catalog_of())
+    ray_cluster.connect(engine_of("ray", n_workers=1))
+    assert started == [n_cpus, 2]
 
 
 def trained(params: DistillationParams) -> str:

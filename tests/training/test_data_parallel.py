@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,11 +29,12 @@ from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.params.compute import TrainingWorkersParams
 from pu_kd_pipeline.params.pu_training import PUTrainingParams
 from pu_kd_pipeline.provenance.loaded_code import recorder
+from pu_kd_pipeline.training import worker_teams
 from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from pu_kd_pipeline.training.distillation import distill
 from pu_kd_pipeline.training.pu_classifier import check_pool_divides
 from pu_kd_pipeline.training.worker_files import task_folder
-from pu_kd_pipeline.training.worker_group import LostWorkerError
+from pu_kd_pipeline.training.worker_group import LostWorkerError, worker_group
 from pu_kd_pipeline.training.worker_teams import by_workers
 from tests.training import worker_trainings
 from tests.training.scene import COMPUTE, Scene
@@ -150,6 +152,32 @@ def test_a_worker_that_does_not_answer_ends_the_training_in_time() -> None:
     with pytest.raises(LostWorkerError, match="sums: worker 1 of 2: another worker does not"):
         train()
     assert time.monotonic() - started < LIMIT_S / 2
+
+
+def test_workers_that_do_not_meet_are_lost_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        # Where another program listens already, and somewhere that no worker comes to.
+        taken = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        for rendezvous in (taken, "tcp://127.0.0.1:0"):
+            with (
+                pytest.raises(LostWorkerError, match="did not find each other at tcp://127"),
+                worker_group(COMPUTE, 1, rendezvous),
+            ):
+                pass
+
+
+def test_workers_refuse_to_compute_in_another_number_format(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_teams, "arithmetic", lambda *_: "cpu bf16")
+    train = by_workers(worker_trainings.fails_in_one_worker, TWO, COMPUTE, "sums")
+    message = "^compute.precision: .* compute with cpu float32, and .* was started for cpu bf16"
+    with pytest.raises(InputError, match=message):
+        train()
 
 
 def test_an_error_in_one_worker_is_raised_with_its_traceback() -> None:

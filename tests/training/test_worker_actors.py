@@ -26,16 +26,26 @@ HOSTS = [("10.0.0.5", 4711, "eth0"), ("10.0.0.6", 4712, None)]
 TWO = TrainingWorkersParams(n=2, timeout_s=5)
 
 
-def cluster(**resources: float) -> Any:
-    return SimpleNamespace(cluster_resources=lambda: resources)
+def cluster(*machines: dict[str, float]) -> Any:
+    nodes = [{"Alive": True, "Resources": resources} for resources in machines]
+    nodes.append({"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}})
+    return SimpleNamespace(nodes=lambda: nodes)
 
 
 def test_a_cluster_that_is_too_small_is_refused_at_once() -> None:
-    _check_size(cluster(CPU=3.0), {"CPU": 3, "GPU": 0}, 3)
-    with pytest.raises(InputError, match="3 workers need 3 CPUs, and the Ray cluster has 2: add"):
-        _check_size(cluster(CPU=2.0), {"CPU": 3, "GPU": 0}, 3)
-    with pytest.raises(InputError, match="2 workers need 2 GPUs, and the Ray cluster has 0"):
-        _check_size(cluster(CPU=8.0), {"CPU": 2, "GPU": 2}, 2)
+    _check_size(cluster({"CPU": 2.0}, {"CPU": 1.0}), n=3, n_cpus=1, n_gpus=0)
+    with pytest.raises(InputError, match="3 workers need a CPU each, and .* a place for 2: add"):
+        _check_size(cluster({"CPU": 2.0}), n=3, n_cpus=1, n_gpus=0)
+    with pytest.raises(InputError, match="2 workers need a CPU and a GPU each, and .* for 1: add"):
+        _check_size(cluster({"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}), n=2, n_cpus=1, n_gpus=1)
+
+
+def test_machines_that_are_each_too_small_have_no_place_for_a_worker() -> None:
+    machines = [{"CPU": 4.0}] * 4
+    _check_size(cluster(*machines), n=4, n_cpus=4, n_gpus=0)
+    message = r"2 workers need 8 CPUs \(compute.n_threads\) each, and .* a place for 0: add"
+    with pytest.raises(InputError, match=message):
+        _check_size(cluster(*machines), n=2, n_cpus=8, n_gpus=0)
 
 
 def test_workers_of_a_cluster_meet_at_the_first_one() -> None:
@@ -67,6 +77,15 @@ def test_a_machine_that_does_not_see_the_data_folder_refuses(tmp_path: Path) -> 
     # Nothing was started that would have to be ended.
     host = WorkerHost()
     host.end()
+
+
+def test_a_worker_that_cannot_write_to_its_folder_refuses(tmp_path: Path) -> None:
+    [place, _] = _places(HOSTS, "cpu", 1)
+    (tmp_path / "worker-0.log").mkdir()
+    refusal = WorkerHost().start(place, tmp_path, [], os.getcwd())
+    assert refusal is not None
+    assert "cannot be started: " in refusal
+    assert "worker-0.log" in refusal
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone is asked")
@@ -118,7 +137,7 @@ def test_a_training_is_started_again_after_two_losses(teams, caplog) -> None:
 def test_after_the_third_loss_the_run_ends(teams) -> None:
     lost = EndedWorkerError("its machine is gone")
     folders = teams(lost, lost, lost, b"N.")
-    with pytest.raises(UnavailableError, match="^its machine is gone$"):
+    with pytest.raises(UnavailableError, match="^its machine is gone. The same command resumes"):
         train()
     assert len(folders) == 3
 

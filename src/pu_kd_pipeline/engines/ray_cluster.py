@@ -30,10 +30,9 @@ INSTALL = 'pip install "pu-kd-pipeline[ray]"'
 _OBJECT_STORE_BYTES = 100 * 10**6
 # Ray gives a machine 30 seconds to start; one that is busy may need longer.
 _MAX_STARTS = 3
-# The shell's convention, as in `cli.errors`.
-_SIGNAL_EXIT_CODE = 128
 # Windows has no SIGHUP.
 _ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_n_cpus_of_trainings = 0
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -148,6 +147,15 @@ class RayWorkers:
             self._ray.kill(actor)
 
 
+def set_cpus_of_trainings(n: int) -> None:
+    """Set how many CPUs the trainings of the run reserve at once, at most.
+
+    A cluster that `connect` starts has them, whichever node of the pipeline needs it first.
+    """
+    global _n_cpus_of_trainings
+    _n_cpus_of_trainings = n
+
+
 def connect(engine: EngineParams) -> Any:
     """Connect this process to the cluster, once, and return the package.
 
@@ -164,7 +172,7 @@ def connect(engine: EngineParams) -> Any:
     options: dict[str, Any] = {}
     if address == "local":
         # Also where there is one CPU: an actor needs one, and the cluster keeps one free.
-        n_cpus = max(2, n_own_cpus(), (engine.n_workers or 0) + 1)
+        n_cpus = max(2, n_own_cpus(), (engine.n_workers or 0) + 1, _n_cpus_of_trainings)
         options = {
             "num_cpus": n_cpus,
             "include_dashboard": False,
@@ -237,14 +245,18 @@ def n_own_cpus() -> int:
 def kept_exit_codes() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the process with their exit code, also in a call of Ray.
 
-    Ray turns a SystemExit that a signal handler raises there into an error of its own.
+    Ray turns a SystemExit that a signal handler raises there into an error of its own, which may be
+    taken for that of a worker that is being ended.
     """
-    codes: list[int] = []
+    exits: list[SystemExit] = []
     replaced: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
-        codes.append(_SIGNAL_EXIT_CODE + number)
-        replaced[number](number, frame)
+        try:
+            replaced[number](number, frame)
+        except SystemExit as exc:
+            exits.append(exc)
+            raise
 
     # Python allows signal handlers in the main thread alone.
     if threading.current_thread() is threading.main_thread():
@@ -257,14 +269,16 @@ def kept_exit_codes() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if codes:
-            raise SystemExit(codes[0]) from None
-        raise
+        if not exits:
+            raise
     finally:
         for number, handler in replaced.items():
             # Whoever was called may have set another one.
             if signal.getsignal(number) is end:
                 signal.signal(number, handler)
+    # Also if the block has ended without an error.
+    if exits:
+        raise SystemExit(exits[0].code)
 
 
 @contextmanager

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from kedro.framework.hooks import hook_impl
 
 from pu_kd_pipeline.engines.current import set_engine
+from pu_kd_pipeline.engines.ray_cluster import set_cpus_of_trainings
 from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.params.engine import EngineParams
 
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
+    from kedro.pipeline import Pipeline
 
 ENGINE = "engine"  # the block
 
@@ -27,6 +29,18 @@ def engine_of(catalog: DataCatalog) -> EngineParams:
 
 class EngineHooks:
     """Lets the trainings of a run use the cluster that its shards use."""
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Set how many CPUs a cluster needs that is started for the run."""
+        n_cpus = 0
+        for name in pipeline.inputs():
+            if not name.startswith("params:"):
+                continue
+            block = catalog.load(name)
+            if hasattr(block, "training_workers"):
+                n_cpus = max(n_cpus, block.training_workers.n * (block.compute.n_threads or 1))
+        set_cpus_of_trainings(n_cpus)
 
     @hook_impl
     def before_node_run(self, catalog: DataCatalog) -> None:

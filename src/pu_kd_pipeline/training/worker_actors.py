@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pu_kd_pipeline.engines.ray_cluster import connect, ended_by, own_address
-from pu_kd_pipeline.errors import InputError, UnavailableError
+from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.training.worker_members import (
     SECONDS_TO_END,
@@ -65,7 +65,10 @@ class WorkerHost:
             )
         own = [*sys.path, *(entry for entry in search_path if entry not in sys.path)]
         here = working_folder if os.path.isdir(working_folder) else None
-        self._member = ProcessMember(place, folder, own, here)
+        try:
+            self._member = ProcessMember(place, folder, own, here)
+        except OSError as exc:
+            return f"a worker on {socket.gethostname()} cannot be started: {first_line(exc)}"
         threading.Thread(target=self._receive, args=(self._member,), daemon=True).start()
         return None
 
@@ -103,7 +106,7 @@ class ActorMember:
 
     def messages(self) -> Iterator[Message]:
         """Yield what the worker sends, and then how it, or its machine, ended."""
-        # Not after `end`: a call of Ray that comes after its end would start it again.
+        # Not after `end`: a call after `ray.shutdown` would connect to a cluster again.
         while not self._has_ended:
             try:
                 found = self._ray.get(self._actor.messages.remote())
@@ -139,16 +142,17 @@ def actor_members(
         timeout_s: for the cluster to have a place for all of them.
 
     Raises:
-        InputError: the cluster has no place for so many, or a machine does not see the folder.
+        InputError: the cluster has no place for so many, or a worker cannot work on a machine.
         UnavailableError: the cluster cannot be used, or has no place for so many now.
         EndedWorkerError: a worker was lost before it had begun.
     """
     ray = connect(engine.model_copy(update={"n_workers": max(n, engine.n_workers or 0)}))
-    needed = {"CPU": n * (n_threads or 1), "GPU": n if device == "cuda" else 0}
-    _check_size(ray, needed, n)
+    n_cpus = n_threads or 1
+    n_gpus = 1 if device == "cuda" else 0
+    _check_size(ray, n, n_cpus, n_gpus)
     options = {
-        "num_cpus": n_threads or 1,
-        "num_gpus": 1 if device == "cuda" else 0,
+        "num_cpus": n_cpus,
+        "num_gpus": n_gpus,
         "max_restarts": 0,
         "max_task_retries": 0,
         # One call waits for messages while another one ends the worker.
@@ -173,6 +177,12 @@ def actor_members(
         for actor, place in zip(actors, places, strict=True):
             starts.append(actor.start.remote(place, folder, search_path, os.getcwd()))
         refusals = [refusal for refusal in ray.get(starts) if refusal is not None]
+    except ray.exceptions.RayTaskError as exc:
+        _end(members)
+        # An error of the actor's code, which another actor would meet as well.
+        raise UnavailableError(
+            f"a worker of the training cannot be started on the Ray cluster ({ended_by(exc)})"
+        ) from exc
     except ray.exceptions.RayError as exc:
         _end(members)
         raise EndedWorkerError(f"a worker of the training was lost ({ended_by(exc)})") from exc
@@ -207,21 +217,38 @@ def _places(
     return places
 
 
-def _check_size(ray: Any, needed: dict[str, int], n: int) -> None:
-    """Check that the cluster is large enough.
+def _check_size(ray: Any, n: int, n_cpus: int, n_gpus: int) -> None:
+    """Check that the machines of the cluster have a place for each of `n` workers.
+
+    A worker is on one machine: a cluster of many small machines may have none for it.
+
+    Args:
+        ray: the package, connected.
+        n: number of workers.
+        n_cpus: that each reserves, at least 1.
+        n_gpus: that each reserves.
 
     Raises:
-        InputError: it is not; to wait would be in vain.
+        InputError: they have not; to wait would be in vain.
     """
-    resources = ray.cluster_resources()
-    for name, number in needed.items():
-        found = resources.get(name, 0)
-        if number > found:
-            raise InputError(
-                f"training_workers.n: {n} workers need {number} {name}s, and the Ray cluster has "
-                f"{found:g}: add machines, or lower it. A training that was begun resumes from its "
-                "last checkpoint, also with another number"
-            )
+    n_places = 0
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        resources = node["Resources"]
+        on_node = resources.get("CPU", 0) // n_cpus
+        if n_gpus:
+            on_node = min(on_node, resources.get("GPU", 0) // n_gpus)
+        n_places += int(on_node)
+    if n_places < n:
+        needed = f"{n_cpus} CPUs (compute.n_threads)" if n_cpus > 1 else "a CPU"
+        if n_gpus:
+            needed += " and a GPU"
+        raise InputError(
+            f"training_workers.n: {n} workers need {needed} each, and the machines of the Ray "
+            f"cluster have a place for {n_places}: add machines, or lower it. A training that was "
+            "begun resumes from its last checkpoint, also with another number"
+        )
 
 
 def _end(members: Sequence[Member]) -> None:

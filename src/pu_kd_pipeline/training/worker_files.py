@@ -47,6 +47,7 @@ class Task:
         kwargs: its other arguments.
         code: `maker_fingerprint` of the function in the process that starts the workers.
         compute: device of the training.
+        arithmetic: kind of device and number format of that process, by `devices.arithmetic`.
         timeout_s: see `TrainingWorkersParams`.
         checkpoints: arguments of `set_checkpoint_folder`; None: no checkpoints.
         log_level: of the package's logger.
@@ -57,6 +58,7 @@ class Task:
     kwargs: Mapping[str, Any]
     code: str
     compute: ComputeParams
+    arithmetic: str
     timeout_s: float
     checkpoints: tuple[Path, float] | None
     log_level: int

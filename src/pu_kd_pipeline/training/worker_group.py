@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pu_kd_pipeline.devices import prepare_device
-from pu_kd_pipeline.errors import InputError, UnavailableError
+from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.learning.workers import ALONE, Workers
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def worker_group(compute: ComputeParams, timeout_s: float, init_method: str) -> 
 
     Raises:
         InputError: the device cannot be used by several workers.
+        LostWorkerError: the workers do not find each other.
     """
     from torch import distributed
 
@@ -122,12 +123,18 @@ def worker_group(compute: ComputeParams, timeout_s: float, init_method: str) -> 
     timeout = timedelta(seconds=timeout_s)
     where: dict[str, Any] = {"init_method": init_method}
     url = urlsplit(init_method)
-    if url.scheme == "file":
-        # Torch would read the path as it is in the URL, where a space is %20.
-        store = distributed.FileStore(url2pathname(url.path), n)  # type: ignore[attr-defined]
-        store.set_timeout(timeout)
-        where = {"store": store}
-    distributed.init_process_group(backend, rank=rank, world_size=n, timeout=timeout, **where)
+    try:
+        if url.scheme == "file":
+            # Torch would read the path as it is in the URL, where a space is %20.
+            store = distributed.FileStore(url2pathname(url.path), n)  # type: ignore[attr-defined]
+            store.set_timeout(timeout)
+            where = {"store": store}
+        distributed.init_process_group(backend, rank=rank, world_size=n, timeout=timeout, **where)
+    # Such as a port that another program has taken, or a worker that ended before it came here.
+    except RuntimeError as exc:
+        raise LostWorkerError(
+            f"the workers did not find each other at {init_method} ({first_line(exc)})"
+        ) from exc
     try:
         with existing_group() as workers:
             yield workers

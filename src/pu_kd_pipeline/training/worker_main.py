@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pu_kd_pipeline import progress
+from pu_kd_pipeline.devices import arithmetic, prepare_device
 from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.training.checkpoints import set_checkpoint_folder
@@ -65,6 +66,15 @@ def _carried_out(task: Task, rendezvous: str) -> Any:
     if task.checkpoints is not None:
         set_checkpoint_folder(*task.checkpoints)
     with worker_group(task.compute, task.timeout_s, rendezvous):
+        # Parts of a batch in different number formats would be averaged without a word.
+        own = arithmetic(task.compute, prepare_device(task.compute))
+        if own != task.arithmetic:
+            raise InputError(
+                f"compute.precision: a worker on {socket.gethostname()} would compute with {own}, "
+                f"and this command was started for {task.arithmetic}: set compute.precision and "
+                "compute.device to values that mean the same on all machines, such as float32 and "
+                "cpu"
+            )
         return task.function(*task.args, **task.kwargs)
 
 

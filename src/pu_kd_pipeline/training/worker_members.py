@@ -43,11 +43,17 @@ class EndedWorkerError(UnavailableError):
 
     Args:
         what: which one, and how.
-        advice: what can be done, where the run ends with this error.
+        lines: what it wrote to stderr before.
     """
 
-    def __init__(self, what: str, advice: str = "") -> None:
-        super().__init__(what + advice)
+    def __init__(self, what: str, lines: Sequence[str] = ()) -> None:
+        message = (
+            f"{what}. The same command resumes from the last checkpoint, also with another "
+            "training_workers.n."
+        )
+        if lines:
+            message += " It wrote: " + " / ".join(lines)
+        super().__init__(message)
         self.what = what
 
 

@@ -134,13 +134,7 @@ class Team:
         if kind == "failed":
             return RuntimeError(f"{self._name}: {self._worker(rank)} failed:\n{content[0]}")
         reason, lines = content
-        advice = (
-            ". The same command resumes from the last checkpoint, also with another "
-            "training_workers.n."
-        )
-        if lines:
-            advice += " It wrote: " + " / ".join(lines)
-        return EndedWorkerError(f"{self._name}: {self._worker(rank)} {reason}", advice)
+        return EndedWorkerError(f"{self._name}: {self._worker(rank)} {reason}", lines)
 
     def _worker(self, rank: int) -> str:
         return f"worker {rank + 1} of {self._n}"

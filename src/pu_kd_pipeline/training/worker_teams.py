@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from pu_kd_pipeline.devices import prepare_device
+from pu_kd_pipeline.devices import arithmetic, prepare_device
 from pu_kd_pipeline.engines.current import current_engine
 from pu_kd_pipeline.engines.ray_cluster import kept_exit_codes
 from pu_kd_pipeline.params.compute import ComputeParams, TrainingWorkersParams
@@ -71,6 +71,7 @@ def by_workers(
             kwargs=kwargs,
             code=maker_fingerprint(function),
             compute=compute,
+            arithmetic=arithmetic(compute, prepare_device(compute)),
             timeout_s=params.timeout_s,
             checkpoints=_absolute_checkpoints(),
             log_level=logging.getLogger("pu_kd_pipeline").getEffectiveLevel(),
@@ -95,9 +96,12 @@ def _result(task: Task, params: TrainingWorkersParams, engine: EngineParams, nam
     device = prepare_device(task.compute).type
     n_threads = task.compute.n_threads
     for n_lost in range(_MAX_TEAMS):
-        # A folder for each: workers of a machine that is only cut off may still write to theirs.
+        # A folder for each: workers of a machine that is only cut off may still write to theirs,
+        # also while it is removed.
         shared = _shared_folder(task)
-        with tempfile.TemporaryDirectory(prefix=".workers-", dir=shared) as shared_name:
+        with tempfile.TemporaryDirectory(
+            prefix=".workers-", dir=shared, ignore_cleanup_errors=True
+        ) as shared_name:
             folder = Path(shared_name)
             _write(task, folder)
             try:
@@ -105,8 +109,8 @@ def _result(task: Task, params: TrainingWorkersParams, engine: EngineParams, nam
                     members = actor_members(
                         params.n, device, n_threads, engine, folder, params.timeout_s
                     )
-                with Team(members, name) as team:
-                    return pickle.loads(team.result())
+                    with Team(members, name) as team:
+                        return pickle.loads(team.result())
             except (EndedWorkerError, LostWorkerError) as error:
                 if n_lost == _MAX_TEAMS - 1:
                     raise
