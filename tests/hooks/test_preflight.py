@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -213,13 +212,17 @@ def teacher_of(name, n_classes, in_channels, size_px, options):
 
 
 def corners():
-    """Yield the smallest and largest values of every architecture, in all combinations."""
+    """Yield the smallest and the largest values of an architecture, and both with one swapped."""
     for name, limits in LIMITS.items():
         axes = [N_CLASSES, IN_CHANNELS, limits.size_px, *limits.options.values()]
-        ends = [(axis[0], axis[-1]) for axis in axes]
-        for n_classes, in_channels, size_px, *values in itertools.product(*ends):
-            options = dict(zip(limits.options, values, strict=True))
-            yield name, n_classes, in_channels, size_px, options
+        for here, there in ((0, -1), (-1, 0)):
+            for swapped in range(len(axes) + 1):
+                ends = [axis[here] for axis in axes]
+                if swapped < len(axes):
+                    ends[swapped] = axes[swapped][there]
+                n_classes, in_channels, size_px, *values = ends
+                options = dict(zip(limits.options, values, strict=True))
+                yield name, n_classes, in_channels, size_px, options
         # And once without options.
         if limits.options:
             yield name, N_CLASSES[0], IN_CHANNELS[0], limits.size_px[0], {}
