@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pu_kd_pipeline.comparison import pool_scores
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.params.comparison import ComparisonVariant
 from pu_kd_pipeline.params.pilot import CONTROLS, PRESENT, PilotParams
@@ -32,6 +33,10 @@ NARROW = {"seed": 0, "minutes": 5, "max_pool_images": 1500, "yardstick_share": 0
 
 def params_of(**changes: Any) -> PilotParams:
     return PilotParams(**{**block_of("pilot"), **NARROW, **changes})
+
+
+# Without a PU classifier, which takes the longest.
+ONE_ROUND = params_of(n_rounds=1, lengths=[10], candidates={"confident": {"rule": "confident"}})
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +177,38 @@ def test_a_candidate_that_fails_is_left_out(inputs, sample, monkeypatch):
     monkeypatch.setattr(halving, "closeness", refuse)
     with pytest.raises(InputError, match="no candidate has a student"):
         halving_of(inputs, sample, params).run()
+
+
+def test_a_store_that_fails_for_a_moment_is_no_failure_of_a_candidate(inputs, sample, monkeypatch):
+    def unavailable(*_: Any) -> Any:
+        raise UnavailableError("s3://images cannot be read now")
+
+    halved = halving_of(inputs, sample, ONE_ROUND)
+    with monkeypatch.context() as patch:
+        patch.setattr(halving, "closeness", unavailable)
+        with pytest.raises(UnavailableError, match="cannot be read now"):
+            halved.run()
+
+    # Also before the rounds, where all scores are made.
+    read_outputs = pool_scores.read_outputs
+    calls = []
+
+    def unavailable_at_first(*outputs: Any) -> Any:
+        calls.append(outputs)
+        return unavailable() if len(calls) == 1 else read_outputs(*outputs)
+
+    monkeypatch.setattr(pool_scores, "read_outputs", unavailable_at_first)
+    with pytest.raises(UnavailableError, match="cannot be read now"):
+        halving_of(inputs, sample, ONE_ROUND).run()
+
+
+def test_an_error_without_a_message_is_reported_by_its_name(inputs, sample, monkeypatch):
+    def refuse(*_: Any) -> Any:
+        raise FloatingPointError
+
+    monkeypatch.setattr(halving, "closeness", refuse)
+    with pytest.raises(InputError, match=r"no candidate has a student\. FloatingPointError"):
+        halving_of(inputs, sample, ONE_ROUND).run()
 
 
 def test_lengths_follow_the_time(inputs, sample):

@@ -21,7 +21,7 @@ from pu_kd_pipeline.comparison.manifests import (
 )
 from pu_kd_pipeline.comparison.pool_scores import PoolScorer, ScoredPool
 from pu_kd_pipeline.comparison.starts import STARTS
-from pu_kd_pipeline.devices import MemoryShortage
+from pu_kd_pipeline.errors import UnavailableError, first_line
 from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.metrics import accuracy, agreement, per_class_accuracy
@@ -144,7 +144,7 @@ class CellComputation:
         outputs for the images that no earlier cell learned from.
 
         Raises:
-            MemoryShortage: memory ran out.
+            UnavailableError: memory ran out, or images cannot be read now.
         """
         row: dict[str, Any] = dict.fromkeys(RESULT.names)
         row.update(
@@ -172,12 +172,12 @@ class CellComputation:
             # is done as a whole.
             with progress.records.muted(), checkpoints_disabled():
                 row.update(self._outcome(cell))
-        except MemoryShortage:
-            # A failure that is written down is final, and with more memory this one would not
-            # happen again.
+        except UnavailableError:
+            # A failure that is written down is final, and this one may not happen again: with more
+            # memory, or when a store answers again.
             raise
         except (ValueError, FloatingPointError) as exc:  # InputError is a ValueError
-            row["failure"] = str(exc).splitlines()[0]
+            row["failure"] = first_line(exc)
         return row
 
     def scored_pool(self, cell: Cell) -> ScoredPool | None:

@@ -26,10 +26,10 @@ from pu_kd_pipeline.comparison.grid import Cell, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.manifests import n_pool_images
 from pu_kd_pipeline.comparison.pool_scores import ScoredPool
-from pu_kd_pipeline.devices import MemoryShortage, arithmetic, prepare_device
+from pu_kd_pipeline.devices import arithmetic, prepare_device
 from pu_kd_pipeline.engines.shards import map_shards, n_workers_for
 from pu_kd_pipeline.engines.tables import work_folder
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.images.duplicates import excluded_images
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.images.yardstick import Yardstick, yardstick_logits
@@ -266,10 +266,11 @@ class TrialWork:
             n_pool = n_pool_images(learned.manifest)
             size_source = learned.manifest.attrs.get("size_source")
             is_equal, divergence = self._measure(learned.student)
-        except MemoryShortage:
+        except UnavailableError:
+            # It says nothing about the candidate: the next run may not meet it.
             raise
         except (ValueError, FloatingPointError) as exc:  # InputError is a ValueError
-            failure = str(exc).splitlines()[0]
+            failure = first_line(exc)
         return Trial(
             candidate=cell.variant,
             is_control=argument.is_control,
@@ -366,8 +367,8 @@ class Halving:
         """Return the trials of all rounds.
 
         Raises:
-            InputError: no candidate has a student, the time is too short for any, or memory runs
-                out.
+            InputError: no candidate has a student, or the time is too short for any.
+            UnavailableError: memory runs out, images cannot be read now, or the engine fails.
         """
         names = [name for name in self._variants if name != self._present]
         n_trainings = len(self.cells(names, self._blocks.distillation.n_updates))
@@ -519,6 +520,8 @@ class Halving:
         for cell in self.cells(names, self._blocks.distillation.n_updates).values():
             try:
                 pool = self._computation.scored_pool(cell)
+            except UnavailableError:
+                raise  # as from a trial
             except InputError:
                 continue  # its trial reports it
             if pool is not None and pool.seconds is not None and found is None:
