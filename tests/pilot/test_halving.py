@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.params.comparison import ComparisonVariant
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.pilot import CONTROLS, PRESENT, PilotParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot import halving, study
@@ -376,3 +380,43 @@ def test_trials_are_the_same_whoever_trains(inputs, sample):
     assert others.cpu_seconds > 0
     assert (local.n_at_a_time, local.peak_bytes, local.cpu_seconds) == (1, 0, 0)
     assert not list(inputs.pool_images.folder.glob(".work*"))
+
+
+class Elsewhere:
+    """Stands for workers in other processes, without starting any.
+
+    Attributes:
+        folders: that the work was sent through.
+    """
+
+    def __init__(self) -> None:
+        self.folders: list[Path] = []
+
+    def __call__(
+        self, work: Any, arguments: dict[str, Any], _: EngineParams, folder: Path
+    ) -> Iterator[tuple[str, Any]]:
+        assert folder.is_dir()
+        self.folders.append(folder)
+        received = pickle.loads(pickle.dumps(work))
+        for name, argument in arguments.items():
+            yield name, received(name, argument)
+
+
+@pytest.mark.parametrize("teacher_cache", ["exact", "off"])
+def test_no_worker_trains_a_pu_classifier_again(inputs, sample, monkeypatch, teacher_cache):
+    n_trained = 0
+    train_head = pool_scores.train_head
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal n_trained
+        n_trained += 1
+        return train_head(*arguments)
+
+    distillation = LONG_BLOCKS.distillation.model_copy(update={"teacher_cache": teacher_cache})
+    blocks = replace(LONG_BLOCKS, distillation=distillation)
+    params = params_of(n_rounds=2, lengths=[10, 20], candidates={"nnpu": {"rule": "nnpu"}})
+    halved = halving_of(inputs, sample, params, blocks=blocks)
+    monkeypatch.setattr(halving, "map_shards", Elsewhere())
+    monkeypatch.setattr(pool_scores, "train_head", counted)
+    halved.run()
+    assert n_trained == 1

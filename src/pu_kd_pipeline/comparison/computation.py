@@ -102,29 +102,40 @@ class CellComputation:
         inputs: what all cells share.
         hint_share: of `ComparisonParams`.
         has_short_trainings: the teacher's outputs for all views are computed once for all cells,
-            also where a single cell shows fewer; the results are the same. The scores of the pool
-            are sent along to other processes.
+            also where a single cell shows fewer; the results are the same.
+        sends_scores: other processes get the scores of the pool that are there when they start, and
+            train no PU classifier for these.
     """
 
     def __init__(
-        self, inputs: ComparisonInputs, hint_share: float, *, has_short_trainings: bool = False
+        self,
+        inputs: ComparisonInputs,
+        hint_share: float,
+        *,
+        has_short_trainings: bool = False,
+        sends_scores: bool = False,
     ) -> None:
         self._inputs = inputs
         self._hint_share = hint_share
         self._has_short_trainings = has_short_trainings
+        self._sends_scores = sends_scores
         self._scorer = PoolScorer(inputs)
         self._unselected = UnselectedManifests(inputs)
         self._teacher_classes: np.ndarray | None = None
         self._shared_logits = SharedTeacherLogits(is_for_many=has_short_trainings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the inputs: another process computes for itself what its cells share.
+        """Pickle the inputs, and with `sends_scores` the scores of the pool.
 
-        But not the scores of short trainings, which would take longer than the trainings.
+        All else that cells share is computed by each process for itself.
         """
-        make = partial(CellComputation, has_short_trainings=self._has_short_trainings)
+        make = partial(
+            CellComputation,
+            has_short_trainings=self._has_short_trainings,
+            sends_scores=self._sends_scores,
+        )
         arguments = (self._inputs, self._hint_share)
-        if not self._has_short_trainings:
+        if not self._sends_scores:
             return make, arguments
         return make, arguments, {"scores": self._scorer.memory}
 

@@ -352,8 +352,12 @@ class Halving:
         counts = of_cells.labeled_images.index["label"].value_counts()
         # As many of each class as the largest has: all of them are drawn.
         self._per_class = int(counts.max())
+        # A PU classifier takes longer than short trainings: none is trained again by a worker.
         self._computation = CellComputation(
-            of_cells, hint_share=0.5, has_short_trainings=n_shared_views(blocks.distillation) > 0
+            of_cells,
+            hint_share=0.5,
+            has_short_trainings=n_shared_views(blocks.distillation) > 0,
+            sends_scores=True,
         )
         self._present = self._find_present()
         self._engine = inputs.engine
