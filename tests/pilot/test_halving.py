@@ -25,6 +25,7 @@ from pu_kd_pipeline.pilot import halving, study
 from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, measured_images
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
+from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from tests.comparison.builders import BASE, block_of
 from tests.engines.works import engine_of
 from tests.pilot.conftest import NO_COPIES, trial_inputs
@@ -351,6 +352,7 @@ def test_labels_are_needed(inputs):
 
 
 def test_trials_are_the_same_whoever_trains(inputs, sample):
+    changed_ns = inputs.pool_images.folder.stat().st_mtime_ns
     params = params_of(
         n_rounds=1,
         lengths=[10],
@@ -379,7 +381,28 @@ def test_trials_are_the_same_whoever_trains(inputs, sample):
     assert others.peak_bytes > 1e8
     assert others.cpu_seconds > 0
     assert (local.n_at_a_time, local.peak_bytes, local.cpu_seconds) == (1, 0, 0)
-    assert not list(inputs.pool_images.folder.glob(".work*"))
+    # The store is only read: another run may read it, too, or nobody may write to it.
+    assert inputs.pool_images.folder.stat().st_mtime_ns == changed_ns
+
+
+def test_workers_are_started_from_the_folder_of_checkpoints(inputs, sample, tmp_path, monkeypatch):
+    checkpoints = tmp_path / "checkpoints"
+    store = inputs.pool_images.folder
+    changed_ns = store.stat().st_mtime_ns
+    elsewhere = Elsewhere()
+    monkeypatch.setattr(halving, "map_shards", elsewhere)
+    set_checkpoint_folder(checkpoints, 0.0)
+    try:
+        halving_of(inputs, sample, ONE_ROUND).run()
+    finally:
+        disable_checkpoints()
+    halving_of(inputs, sample, ONE_ROUND).run()
+
+    assert elsewhere.folders[0] == checkpoints
+    assert elsewhere.folders[1] not in (checkpoints, store)
+    assert not elsewhere.folders[1].exists()
+    # A store that is only read is not written to.
+    assert store.stat().st_mtime_ns == changed_ns
 
 
 class Elsewhere:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,6 @@ from pu_kd_pipeline.comparison.manifests import n_pool_images
 from pu_kd_pipeline.comparison.pool_scores import ScoredPool
 from pu_kd_pipeline.devices import arithmetic, prepare_device
 from pu_kd_pipeline.engines.shards import map_shards, n_workers_for
-from pu_kd_pipeline.engines.tables import work_folder
 from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.images.duplicates import excluded_images
 from pu_kd_pipeline.images.subset import ImageSubset
@@ -54,7 +55,7 @@ from pu_kd_pipeline.pilot.sample import PoolSample
 from pu_kd_pipeline.provenance.factories import factory_digest
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
-from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
+from pu_kd_pipeline.training.checkpoints import checkpoint_settings, checkpoints_disabled
 
 logger = logging.getLogger(__name__)
 
@@ -291,6 +292,28 @@ class TrialWork:
         return is_equal.numpy(), divergences(teacher, student_logits, factor).numpy()
 
 
+@contextmanager
+def _work_folder() -> Iterator[Path]:
+    """Yield a folder for what workers are started with.
+
+    It is that of the node's checkpoints: no other run uses it, all machines of a cluster see it,
+    and what a killed run leaves there is removed by the next one. Without checkpoints it is a
+    temporary folder of this machine.
+    """
+    settings = checkpoint_settings()
+    if settings is None:
+        with TemporaryDirectory(prefix="pilot-") as name:
+            yield Path(name)
+        return
+    folder, _ = settings
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it holds checkpoints
+            folder.rmdir()
+
+
 class Halving:
     """Trains candidates round by round.
 
@@ -361,8 +384,6 @@ class Halving:
         )
         self._present = self._find_present()
         self._engine = inputs.engine
-        # Of images: in the data folder, which all workers see.
-        self._folder = inputs.pool_images.folder
         self._pace = RoundPace()
         self._peak_bytes = 0
         self._cpu_seconds = 0.0
@@ -592,8 +613,8 @@ class Halving:
         trained: dict[str, TrainedTrial] = {}
         work = self._work(list(cells.values()))
         with (
-            work_folder(self._folder) as place,
-            closing(map_shards(work, placed, self._engine, place)) as results,
+            _work_folder() as folder,
+            closing(map_shards(work, placed, self._engine, folder)) as results,
         ):
             for name, found in results:
                 trained[name] = found
