@@ -230,6 +230,15 @@ def test_lengths_follow_the_time(inputs, sample):
         halving_of(inputs, sample, params, seconds=0.0).run()
 
 
+def test_the_engine_is_named_where_its_workers_leave_no_time(inputs, sample):
+    read = replace(trial_inputs(inputs, LONG_BLOCKS), engine=engine_of("processes"))
+    measured = measured_images(read, sample, ONE_ROUND)
+    candidates = Candidates(ONE_ROUND.chosen, {})
+    halved = Halving(read, sample, measured, candidates, params_of(), time.perf_counter())
+    with pytest.raises(InputError, match="With engine.kind processes, each worker computes"):
+        halved.run()
+
+
 def test_an_audit_of_the_pool_is_not_that_of_the_sample(inputs, sample):
     audited = BASE.pu_training.model_copy(update={"class_prior": "audit"})
     blocks = replace(LONG_BLOCKS, pu_training=audited)

@@ -46,7 +46,7 @@ from pu_kd_pipeline.pilot.costs import (
     TrainingCost,
     affordable_length,
     n_shared_views,
-    round_seconds,
+    round_cost,
     step_seconds,
 )
 from pu_kd_pipeline.pilot.forecast import peak_memory_bytes
@@ -398,7 +398,8 @@ class Halving:
         names = [name for name in self._variants if name != self._present]
         n_trainings = len(self.cells(names, self._blocks.distillation.n_updates))
         # Before anything is measured: a Ray cluster is started here.
-        self._pace.n_at_a_time = n_workers_for(self._engine, n_trainings)
+        n_at_a_time = n_workers_for(self._engine, n_trainings)
+        self._pace = RoundPace(self._engine, n_at_a_time, self._compute.n_threads)
         # Before the time is divided: candidates share it.
         pool = self._score_pool(names)
         steps = self._step_seconds(names)
@@ -439,11 +440,7 @@ class Halving:
             n_kept = self._n_after(number, len(ranking))
             names = [trial.candidate for trial in ranking[:n_kept]]
         if not trials:
-            raise InputError(
-                f"{self._params.key}: {self._params.minutes:g} minutes are too short for a single "
-                f"round: raise {self._params.key}.minutes, or lower {self._params.key}."
-                "max_pool_images"
-            )
+            raise InputError(self._too_short(n_trainings))
         nearly_all = self._keeping_nearly_all(trials)
         if nearly_all:
             notes.append(
@@ -468,6 +465,20 @@ class Halving:
             self._pace.n_at_a_time,
             self._peak_bytes,
             self._cpu_seconds,
+        )
+
+    def _too_short(self, n_trainings: int) -> str:
+        """Return the message where the time is over before a round of trainings."""
+        key = self._params.key
+        message = (
+            f"{key}: {self._params.minutes:g} minutes are too short for a single round: raise "
+            f"{key}.minutes, or lower {key}.max_pool_images"
+        )
+        if self._pace.is_local(n_trainings) or not n_shared_views(self._blocks.distillation):
+            return message
+        return (
+            f"{message}. With engine.kind {self._engine.kind}, each worker computes the teacher's "
+            "outputs in every round; with local they are computed once"
         )
 
     def _keeping_nearly_all(self, trials: Sequence[Trial]) -> list[str]:
@@ -618,12 +629,8 @@ class Halving:
         ):
             for name, found in results:
                 trained[name] = found
-        n_at_a_time = self._pace.n_at_a_time
-        if n_at_a_time > 1:
-            # The processes of each round compute the teacher's outputs for themselves.
-            alone = round_seconds(self._costs(names, steps), length, n_at_a_time)
-            self._pace.observe(len(placed), alone, time.perf_counter() - started)
-
+        cost = round_cost(self._costs(names, steps), length)
+        self._pace.observe(cost, time.perf_counter() - started)
         for found in trained.values():
             # The memory of this process is known anyway, and what it did was measured.
             if found.process != os.getpid():
