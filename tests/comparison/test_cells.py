@@ -17,7 +17,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pu_kd_pipeline import progress
-from pu_kd_pipeline.comparison import pool_scores
+from pu_kd_pipeline.comparison import computation, pool_scores
 from pu_kd_pipeline.comparison.cells import comparison_shards
 from pu_kd_pipeline.comparison.computation import RESULT
 from pu_kd_pipeline.comparison.figure import plot_comparison
@@ -27,7 +27,7 @@ from pu_kd_pipeline.comparison.page import comparison_page
 from pu_kd_pipeline.comparison.present import present_results
 from pu_kd_pipeline.datasets import ShardedTableDataset
 from pu_kd_pipeline.devices import MemoryShortage
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.features.reading import read_log_odds
 from pu_kd_pipeline.images.duplicates import Excluded
 from pu_kd_pipeline.learning.class_prior.readings import read_outputs
@@ -352,6 +352,32 @@ def test_cells_write_no_checkpoints_and_stop_where_memory_runs_out(inputs, block
         hook.remove()
         disable_checkpoints()
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_store_that_fails_for_a_moment_is_no_result_of_a_cell(
+    inputs, blocks, tmp_path, monkeypatch
+):
+    def fails(*_: Any, **__: Any) -> Any:
+        raise UnavailableError("s3://images cannot be read now")
+
+    params = grid(labeled_per_class=[2], seeds=[0], variants={"one": {"method": "labeled_only"}})
+    with monkeypatch.context() as patch:
+        patch.setattr(computation, "distill", fails)
+        with pytest.raises(UnavailableError, match="cannot be read now"):
+            computed(inputs, blocks, params, tmp_path)
+    assert list(tmp_path.rglob("*.parquet")) == []
+    assert computed(inputs, blocks, params, tmp_path)["failure"].isna().all()
+
+
+def test_an_error_without_a_message_is_the_reason_of_a_cell_by_its_name(
+    inputs, blocks, tmp_path, monkeypatch
+):
+    def fails(*_: Any, **__: Any) -> Any:
+        raise FloatingPointError
+
+    monkeypatch.setattr(computation, "distill", fails)
+    params = grid(labeled_per_class=[2], seeds=[0], variants={"one": {"method": "labeled_only"}})
+    assert list(computed(inputs, blocks, params, tmp_path)["failure"]) == ["FloatingPointError"]
 
 
 def test_a_cell_that_cannot_be_computed_has_its_reason_and_the_others_are_computed(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from pu_kd_pipeline.engines import shards
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.pilot import costs
 from pu_kd_pipeline.pilot.costs import (
+    RoundCost,
     RoundPace,
     TrainingCost,
     affordable_length,
     n_shared_views,
-    round_seconds,
+    round_cost,
     step_seconds,
 )
 from tests.comparison.builders import block_of
+from tests.engines.works import engine_of
 
 
 def params_of(**changes) -> DistillationParams:
@@ -89,34 +94,119 @@ def test_a_step_is_measured(inputs):
     assert 0 < step_seconds(inputs.teacher, params_of(batch_size=4)) < 10
 
 
+def trainings_of(n: int, seconds: float) -> RoundCost:
+    """Return the cost of trainings that share nothing, one after the other."""
+    return RoundCost(n, trainings=seconds, outputs=0.0)
+
+
+def pace_of(n_at_a_time: int = 4, kind: str = "processes", **changes: Any) -> RoundPace:
+    return RoundPace(engine_of(kind, **changes), n_at_a_time, n_threads=1)
+
+
 def test_trainings_next_to_each_other_take_what_the_first_round_took():
-    pace = RoundPace()
-    pace.n_at_a_time = 4
+    pace = pace_of(n_at_a_time=4)
     # Until it is measured, four are taken to be as slow as one.
-    assert pace.share(8) == 1
-    pace.observe(8, 80.0, 20.0)
-    assert pace.share(8) == pytest.approx(0.25)
+    assert pace.seconds(trainings_of(8, 80.0)) == 80.0
+    pace.observe(trainings_of(8, 80.0), 20.0)
+    assert pace.seconds(trainings_of(8, 80.0)) == pytest.approx(0.25 * 80.0)
     # Of five similar trainings, the fifth is alone.
-    assert pace.share(5) == pytest.approx(2 / 5)
-    assert pace.share(1) == pytest.approx(1)
+    assert pace.seconds(trainings_of(5, 80.0)) == pytest.approx(2 / 5 * 80.0)
     # Where they hinder each other, that counts, too.
-    pace.observe(8, 80.0, 160.0)
-    assert pace.share(8) == pytest.approx(2)
+    pace.observe(trainings_of(8, 80.0), 160.0)
+    assert pace.seconds(trainings_of(8, 80.0)) == pytest.approx(2 * 80.0)
 
 
-def test_each_process_computes_the_outputs_that_its_trainings_share():
+def test_a_single_worker_is_observed_and_this_process_is_not():
+    elsewhere = pace_of(n_at_a_time=1)
+    elsewhere.observe(trainings_of(3, 30.0), 60.0)
+    assert elsewhere.seconds(trainings_of(3, 30.0)) == pytest.approx(60.0)
+    here = RoundPace()
+    here.observe(trainings_of(3, 30.0), 60.0)
+    assert here.seconds(trainings_of(3, 30.0)) == 30.0
+    # No engine sends a single training to another process of this machine.
+    assert elsewhere.seconds(trainings_of(1, 30.0)) == 30.0
+
+
+def test_the_outputs_that_trainings_share_are_counted_once():
     cost = replace(cost_of(n_images=100, teacher_cache="exact"), is_for_many=True)
-    assert round_seconds([cost] * 3, 20, 1) == pytest.approx(3 * 0.2 + 0.1)
-    assert round_seconds([cost] * 3, 20, 2) == pytest.approx(3 * 0.2 + 2 * 0.1)
+    of_round = round_cost([cost] * 3, 20)
+    assert of_round.trainings == pytest.approx(3 * 0.2)
+    assert of_round.outputs == pytest.approx(0.1)
+    # Also where the first training shares none.
+    mixed = replace(cost, params=params_of(batch_size=50, mixing="cutmix"))
+    assert round_cost([mixed, cost], 20).outputs == pytest.approx(0.1)
+
+
+OF_ROUND = RoundCost(8, trainings=40.0, outputs=100.0)
+
+
+def test_this_process_keeps_the_outputs_and_workers_compute_them_in_every_round():
+    here = RoundPace()
+    assert here.seconds(OF_ROUND) == 140.0
+    assert here.seconds(OF_ROUND, has_outputs=True) == 40.0
+    elsewhere = pace_of(kind="ray", address="head:6379")
+    assert elsewhere.seconds(OF_ROUND, has_outputs=True) == 140.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "address", "n_workers", "n_cpus", "seconds"),
+    [
+        ("processes", None, 4, 4, 140.0),
+        # Two workers share a CPU.
+        ("processes", None, 4, 2, 240.0),
+        ("processes", None, 1, 2, 140.0),
+        # A cluster that is started on this machine has no other CPUs.
+        ("ray", None, 4, 2, 240.0),
+        ("ray", "head:6379", 4, 2, 140.0),
+    ],
+)
+def test_workers_compute_the_outputs_at_once_where_each_has_a_cpu(
+    monkeypatch, kind, address, n_workers, n_cpus, seconds
+):
+    set_cpus(monkeypatch, n_cpus)
+    assert pace_of(n_workers, kind, address=address).seconds(OF_ROUND) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "address", "seconds"),
+    [("processes", None, 440.0), ("ray", "head:6379", 840.0)],
+)
+def test_workers_with_fewer_threads_than_this_process_need_longer(
+    monkeypatch, kind, address, seconds
+):
+    set_cpus(monkeypatch, 8)
+    # Torch's choice: all CPUs here, a fourth of them for each process, and one for a Ray actor.
+    monkeypatch.setattr(costs.torch, "get_num_threads", lambda: 8)
+    pace = RoundPace(engine_of(kind, address=address), n_at_a_time=4, n_threads=None)
+    assert pace.seconds(OF_ROUND) == pytest.approx(seconds)
+
+
+def set_cpus(monkeypatch: pytest.MonkeyPatch, n_cpus: int) -> None:
+    for module in (costs, shards):
+        monkeypatch.setattr(module, "n_own_cpus", lambda: n_cpus)
+
+
+def test_a_slow_teacher_leaves_time_for_workers_with_their_own_cpus(monkeypatch):
+    set_cpus(monkeypatch, 8)
+    of_training = replace(cost_of(n_images=1000, teacher_cache="exact"), is_for_many=True)
+    slow = replace(of_training, teacher=0.1)
+    rounds = [[slow] * 6, [slow] * 4, [slow] * 3]
+    # The outputs take 100 seconds: all rounds of workers need 300.
+    alone = affordable_length(rounds, 400.0, 1_000_000)
+    assert alone is not None
+    for n_workers in (1, 2, 4, 8):
+        pace = pace_of(n_workers)
+        assert affordable_length(rounds, 290.0, 1_000_000, pace) is None
+        # With the time that the outputs take in addition, rounds are as long as in one process.
+        assert affordable_length(rounds, 600.0, 1_000_000, pace) == alone
 
 
 def test_measured_workers_allow_longer_trainings_and_unmeasured_ones_do_not():
     rounds = [[cost_of(teacher_cache="off")] * 4, [cost_of(teacher_cache="off")] * 4]
     alone = affordable_length(rounds, 3_000.0, 1_000_000)
-    pace = RoundPace()
-    pace.n_at_a_time = 4
+    pace = pace_of(n_at_a_time=4)
     assert affordable_length(rounds, 3_000.0, 1_000_000, pace) == alone
-    pace.observe(4, 10.0, 2.5)
+    pace.observe(trainings_of(4, 10.0), 2.5)
     faster = affordable_length(rounds, 3_000.0, 1_000_000, pace)
     assert faster == pytest.approx(4 * alone, rel=0.1)
     # What was promised is kept: both rounds fit.

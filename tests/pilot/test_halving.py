@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import pickle
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from pu_kd_pipeline.comparison import pool_scores
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.params.comparison import ComparisonVariant
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.params.pilot import CONTROLS, PRESENT, PilotParams
 from pu_kd_pipeline.params.yardstick import YardstickParams
 from pu_kd_pipeline.pilot import halving, study
 from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, measured_images
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
+from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from tests.comparison.builders import BASE, block_of
 from tests.engines.works import engine_of
 from tests.pilot.conftest import NO_COPIES, trial_inputs
@@ -32,6 +38,10 @@ NARROW = {"seed": 0, "minutes": 5, "max_pool_images": 1500, "yardstick_share": 0
 
 def params_of(**changes: Any) -> PilotParams:
     return PilotParams(**{**block_of("pilot"), **NARROW, **changes})
+
+
+# Without a PU classifier, which takes the longest.
+ONE_ROUND = params_of(n_rounds=1, lengths=[10], candidates={"confident": {"rule": "confident"}})
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +184,38 @@ def test_a_candidate_that_fails_is_left_out(inputs, sample, monkeypatch):
         halving_of(inputs, sample, params).run()
 
 
+def test_a_store_that_fails_for_a_moment_is_no_failure_of_a_candidate(inputs, sample, monkeypatch):
+    def unavailable(*_: Any) -> Any:
+        raise UnavailableError("s3://images cannot be read now")
+
+    halved = halving_of(inputs, sample, ONE_ROUND)
+    with monkeypatch.context() as patch:
+        patch.setattr(halving, "closeness", unavailable)
+        with pytest.raises(UnavailableError, match="cannot be read now"):
+            halved.run()
+
+    # Also before the rounds, where all scores are made.
+    read_outputs = pool_scores.read_outputs
+    calls = []
+
+    def unavailable_at_first(*outputs: Any) -> Any:
+        calls.append(outputs)
+        return unavailable() if len(calls) == 1 else read_outputs(*outputs)
+
+    monkeypatch.setattr(pool_scores, "read_outputs", unavailable_at_first)
+    with pytest.raises(UnavailableError, match="cannot be read now"):
+        halving_of(inputs, sample, ONE_ROUND).run()
+
+
+def test_an_error_without_a_message_is_reported_by_its_name(inputs, sample, monkeypatch):
+    def refuse(*_: Any) -> Any:
+        raise FloatingPointError
+
+    monkeypatch.setattr(halving, "closeness", refuse)
+    with pytest.raises(InputError, match=r"no candidate has a student\. FloatingPointError"):
+        halving_of(inputs, sample, ONE_ROUND).run()
+
+
 def test_lengths_follow_the_time(inputs, sample):
     params = params_of(n_rounds=2, candidates={"mixture": {"rule": "mixture"}})
     blocks = replace(BASE, distillation=BASE.distillation.model_copy(update={"n_updates": 100_000}))
@@ -186,6 +228,15 @@ def test_lengths_follow_the_time(inputs, sample):
 
     with pytest.raises(InputError, match="too short for a single round"):
         halving_of(inputs, sample, params, seconds=0.0).run()
+
+
+def test_the_engine_is_named_where_its_workers_leave_no_time(inputs, sample):
+    read = replace(trial_inputs(inputs, LONG_BLOCKS), engine=engine_of("processes"))
+    measured = measured_images(read, sample, ONE_ROUND)
+    candidates = Candidates(ONE_ROUND.chosen, {})
+    halved = Halving(read, sample, measured, candidates, params_of(), time.perf_counter())
+    with pytest.raises(InputError, match="With engine.kind processes, each worker computes"):
+        halved.run()
 
 
 def test_an_audit_of_the_pool_is_not_that_of_the_sample(inputs, sample):
@@ -310,6 +361,7 @@ def test_labels_are_needed(inputs):
 
 
 def test_trials_are_the_same_whoever_trains(inputs, sample):
+    changed_ns = inputs.pool_images.folder.stat().st_mtime_ns
     params = params_of(
         n_rounds=1,
         lengths=[10],
@@ -338,4 +390,65 @@ def test_trials_are_the_same_whoever_trains(inputs, sample):
     assert others.peak_bytes > 1e8
     assert others.cpu_seconds > 0
     assert (local.n_at_a_time, local.peak_bytes, local.cpu_seconds) == (1, 0, 0)
-    assert not list(inputs.pool_images.folder.glob(".work*"))
+    # The store is only read: another run may read it, too, or nobody may write to it.
+    assert inputs.pool_images.folder.stat().st_mtime_ns == changed_ns
+
+
+def test_workers_are_started_from_the_folder_of_checkpoints(inputs, sample, tmp_path, monkeypatch):
+    checkpoints = tmp_path / "checkpoints"
+    store = inputs.pool_images.folder
+    changed_ns = store.stat().st_mtime_ns
+    elsewhere = Elsewhere()
+    monkeypatch.setattr(halving, "map_shards", elsewhere)
+    set_checkpoint_folder(checkpoints, 0.0)
+    try:
+        halving_of(inputs, sample, ONE_ROUND).run()
+    finally:
+        disable_checkpoints()
+    halving_of(inputs, sample, ONE_ROUND).run()
+
+    assert elsewhere.folders[0] == checkpoints
+    assert elsewhere.folders[1] not in (checkpoints, store)
+    assert not elsewhere.folders[1].exists()
+    # A store that is only read is not written to.
+    assert store.stat().st_mtime_ns == changed_ns
+
+
+class Elsewhere:
+    """Stands for workers in other processes, without starting any.
+
+    Attributes:
+        folders: that the work was sent through.
+    """
+
+    def __init__(self) -> None:
+        self.folders: list[Path] = []
+
+    def __call__(
+        self, work: Any, arguments: dict[str, Any], _: EngineParams, folder: Path
+    ) -> Iterator[tuple[str, Any]]:
+        assert folder.is_dir()
+        self.folders.append(folder)
+        received = pickle.loads(pickle.dumps(work))
+        for name, argument in arguments.items():
+            yield name, received(name, argument)
+
+
+@pytest.mark.parametrize("teacher_cache", ["exact", "off"])
+def test_no_worker_trains_a_pu_classifier_again(inputs, sample, monkeypatch, teacher_cache):
+    n_trained = 0
+    train_head = pool_scores.train_head
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal n_trained
+        n_trained += 1
+        return train_head(*arguments)
+
+    distillation = LONG_BLOCKS.distillation.model_copy(update={"teacher_cache": teacher_cache})
+    blocks = replace(LONG_BLOCKS, distillation=distillation)
+    params = params_of(n_rounds=2, lengths=[10, 20], candidates={"nnpu": {"rule": "nnpu"}})
+    halved = halving_of(inputs, sample, params, blocks=blocks)
+    monkeypatch.setattr(halving, "map_shards", Elsewhere())
+    monkeypatch.setattr(pool_scores, "train_head", counted)
+    halved.run()
+    assert n_trained == 1

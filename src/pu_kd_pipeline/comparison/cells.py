@@ -90,8 +90,8 @@ def comparison_shards(
     a row with the reason, and the other cells are computed.
 
     Raises:
-        InputError: the grid cannot be made from these inputs; nothing has been computed then. From
-            a maker: memory ran out.
+        InputError: the grid cannot be made from these inputs; nothing has been computed then.
+        UnavailableError: from a maker: memory ran out, or images cannot be read now.
     """
     cells = make_cells(params, blocks)
     if params.curves is not None:

@@ -21,7 +21,7 @@ from pu_kd_pipeline.comparison.manifests import (
 )
 from pu_kd_pipeline.comparison.pool_scores import PoolScorer, ScoredPool
 from pu_kd_pipeline.comparison.starts import STARTS
-from pu_kd_pipeline.devices import MemoryShortage
+from pu_kd_pipeline.errors import UnavailableError, first_line
 from pu_kd_pipeline.images.batches import predict_logits
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.learning.metrics import accuracy, agreement, per_class_accuracy
@@ -102,29 +102,40 @@ class CellComputation:
         inputs: what all cells share.
         hint_share: of `ComparisonParams`.
         has_short_trainings: the teacher's outputs for all views are computed once for all cells,
-            also where a single cell shows fewer; the results are the same. The scores of the pool
-            are sent along to other processes.
+            also where a single cell shows fewer; the results are the same.
+        sends_scores: other processes get the scores of the pool that are there when they start, and
+            train no PU classifier for these.
     """
 
     def __init__(
-        self, inputs: ComparisonInputs, hint_share: float, *, has_short_trainings: bool = False
+        self,
+        inputs: ComparisonInputs,
+        hint_share: float,
+        *,
+        has_short_trainings: bool = False,
+        sends_scores: bool = False,
     ) -> None:
         self._inputs = inputs
         self._hint_share = hint_share
         self._has_short_trainings = has_short_trainings
+        self._sends_scores = sends_scores
         self._scorer = PoolScorer(inputs)
         self._unselected = UnselectedManifests(inputs)
         self._teacher_classes: np.ndarray | None = None
         self._shared_logits = SharedTeacherLogits(is_for_many=has_short_trainings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the inputs: another process computes for itself what its cells share.
+        """Pickle the inputs, and with `sends_scores` the scores of the pool.
 
-        But not the scores of short trainings, which would take longer than the trainings.
+        All else that cells share is computed by each process for itself.
         """
-        make = partial(CellComputation, has_short_trainings=self._has_short_trainings)
+        make = partial(
+            CellComputation,
+            has_short_trainings=self._has_short_trainings,
+            sends_scores=self._sends_scores,
+        )
         arguments = (self._inputs, self._hint_share)
-        if not self._has_short_trainings:
+        if not self._sends_scores:
             return make, arguments
         return make, arguments, {"scores": self._scorer.memory}
 
@@ -144,7 +155,7 @@ class CellComputation:
         outputs for the images that no earlier cell learned from.
 
         Raises:
-            MemoryShortage: memory ran out.
+            UnavailableError: memory ran out, or images cannot be read now.
         """
         row: dict[str, Any] = dict.fromkeys(RESULT.names)
         row.update(
@@ -172,12 +183,12 @@ class CellComputation:
             # is done as a whole.
             with progress.records.muted(), checkpoints_disabled():
                 row.update(self._outcome(cell))
-        except MemoryShortage:
-            # A failure that is written down is final, and with more memory this one would not
-            # happen again.
+        except UnavailableError:
+            # A failure that is written down is final, and this one may not happen again: with more
+            # memory, or when a store answers again.
             raise
         except (ValueError, FloatingPointError) as exc:  # InputError is a ValueError
-            row["failure"] = str(exc).splitlines()[0]
+            row["failure"] = first_line(exc)
         return row
 
     def scored_pool(self, cell: Cell) -> ScoredPool | None:

@@ -124,6 +124,25 @@ def n_workers_for(engine: EngineParams, n_shards: int) -> int:
     return min(engine.n_workers or n_own_cpus(), n_shards)
 
 
+def cpus_of_worker(engine: EngineParams, n_workers: int, n_threads: int | None) -> float:
+    """Return how many CPUs each worker computes with.
+
+    Args:
+        engine: one with workers.
+        n_workers: that work at a time.
+        n_threads: of each, as parameters set them; None: what the engine gives them.
+    """
+    if engine.kind == "ray":
+        n_cpus = float(n_threads or 1)
+        is_on_this_machine = engine.address in (None, "local")
+    else:
+        n_cpus = float(n_threads or n_own_cpus())
+        is_on_this_machine = True
+    if is_on_this_machine:
+        n_cpus = min(n_cpus, n_own_cpus() / n_workers)
+    return n_cpus
+
+
 def _assignment(work: Work, file: Path, n_threads: int) -> Assignment:
     """Write the work to a file, and return what workers are started with.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -10,11 +11,14 @@ from dataclasses import dataclass
 import torch
 
 from pu_kd_pipeline.devices import autocast, prepare_device
+from pu_kd_pipeline.engines.ray_cluster import n_own_cpus
+from pu_kd_pipeline.engines.shards import LOCAL, cpus_of_worker, is_local
 from pu_kd_pipeline.learning.loop import make_optimizer
 from pu_kd_pipeline.learning.losses.distillation import kd_loss
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
 from pu_kd_pipeline.params.distillation import DistillationParams
+from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.training.batches import views_of
 from pu_kd_pipeline.training.distillation import cache_params
 from pu_kd_pipeline.training.teacher_cache import n_views_to_cache
@@ -108,40 +112,105 @@ class TrainingCost:
         return n_updates * self.step + n_asked * self.teacher
 
 
-class RoundPace:
-    """How long trainings next to each other take, compared with one after the other.
-
-    How much trainings slow each other down is not known before the first round: until then, as many
-    workers as there are take as long as one. Afterwards it is what the round took.
+@dataclass(frozen=True)
+class RoundCost:
+    """What the trainings of a round cost in this process, one after the other, in seconds.
 
     Attributes:
-        n_at_a_time: trainings next to each other.
+        n: trainings.
+        trainings: of all of them, once the teacher's outputs that they share exist.
+        outputs: of these outputs.
     """
 
-    def __init__(self) -> None:
-        self.n_at_a_time = 1
+    n: int
+    trainings: float
+    outputs: float
+
+
+def round_cost(costs: Sequence[TrainingCost], length: int) -> RoundCost:
+    """Return what trainings of a length cost together."""
+    trainings = 0.0
+    outputs = 0.0
+    for cost in costs:
+        with_outputs = cost.seconds(length)
+        without_outputs = cost.seconds(length, shares_outputs=True)
+        trainings += without_outputs
+        # Some trainings may share none.
+        outputs = max(outputs, with_outputs - without_outputs)
+    return RoundCost(len(costs), trainings, outputs)
+
+
+class RoundPace:
+    """How long the trainings of a round take with an engine.
+
+    This process computes the teacher's outputs once, and keeps them for all rounds. The workers of
+    an engine end with their round: each of them computes the outputs in every round, and all do so
+    at the same time.
+
+    How much trainings next to each other slow each other down is not known before the first round:
+    until then, they are taken to need as long as one after the other. Afterwards it is what the
+    round took.
+
+    Args:
+        engine: who trains.
+        n_at_a_time: trainings next to each other.
+        n_threads: CPU threads of a training; None: torch's choice.
+    """
+
+    def __init__(
+        self, engine: EngineParams = LOCAL, n_at_a_time: int = 1, n_threads: int | None = None
+    ) -> None:
+        self.n_at_a_time = n_at_a_time
+        self._engine = engine
+        self._n_threads = n_threads
+        # Seconds that a round took, by those that it would take if workers did not disturb each
+        # other; None: no round is over.
         self._slowdown: float | None = None
 
-    def share(self, n: int) -> float:
-        """Return the time of n similar trainings, as a share of that of one after the other."""
-        if self._slowdown is None:
-            return 1.0
-        return self._slowdown * self._turns(n) / n
+    def is_local(self, n: int) -> bool:
+        """Return whether this process makes a round of n trainings itself."""
+        return is_local(self._engine, n)
 
-    def observe(self, n: int, expected_seconds: float, seconds: float) -> None:
-        """Learn from a round.
+    def seconds(self, cost: RoundCost, *, has_outputs: bool = False) -> float:
+        """Return the seconds of a round.
 
         Args:
-            n: its trainings.
-            expected_seconds: of them, one after the other.
-            seconds: that they took.
+            cost: of the round.
+            has_outputs: this process has the teacher's outputs, which are of no use to workers.
         """
-        if n and expected_seconds > 0:
-            self._slowdown = seconds / (expected_seconds * self._turns(n) / n)
+        if self.is_local(cost.n):
+            return cost.trainings if has_outputs else cost.trainings + cost.outputs
+        if self._slowdown is None:
+            return cost.trainings + self._outputs_seconds(cost)
+        return self._slowdown * self._undisturbed_seconds(cost)
 
-    def _turns(self, n: int) -> int:
-        """Return how many trainings follow each other, where n of them are distributed."""
-        return -(-n // self.n_at_a_time)
+    def observe(self, cost: RoundCost, seconds: float) -> None:
+        """Learn from a round; one that this process made itself teaches nothing.
+
+        Args:
+            cost: of the round.
+            seconds: that it took.
+        """
+        if self.is_local(cost.n):
+            return
+        expected = self._undisturbed_seconds(cost)
+        if expected > 0:
+            self._slowdown = seconds / expected
+
+    def _undisturbed_seconds(self, cost: RoundCost) -> float:
+        """Return the seconds of a round if its trainings did not slow each other down."""
+        n_in_a_row = math.ceil(cost.n / self.n_at_a_time)
+        return cost.trainings * n_in_a_row / cost.n + self._outputs_seconds(cost)
+
+    def _outputs_seconds(self, cost: RoundCost) -> float:
+        """Return the seconds of the outputs, which all workers of a round compute at once.
+
+        On a part of the CPUs that this process has used, they take longer in proportion.
+        """
+        n_workers = min(self.n_at_a_time, cost.n)
+        used_here = min(self._n_threads or torch.get_num_threads(), n_own_cpus())
+        of_worker = cpus_of_worker(self._engine, n_workers, self._n_threads)
+        return cost.outputs * max(1.0, used_here / of_worker)
 
 
 def affordable_length(
@@ -156,7 +225,7 @@ def affordable_length(
         costs: of the trainings of each round that is left; only the first one's are exact.
         seconds: that are left.
         longest: number of updates of a full training, which the last round does not exceed.
-        pace: of trainings next to each other; None: one follows the other.
+        pace: of the engine; None: this process makes one training after the other.
 
     Returns:
         A number of updates, None where not even the shortest trainings fit.
@@ -176,26 +245,10 @@ def affordable_length(
 
 def _seconds_of(costs: Sequence[Sequence[TrainingCost]], length: int, pace: RoundPace) -> float:
     total = 0.0
+    has_outputs = False
     for position, of_round in enumerate(costs):
-        n_alone = pace.n_at_a_time
-        # Of one process, only the first training of all computes the outputs that others share.
-        if n_alone == 1 and position > 0:
-            n_alone = 0
-        seconds = round_seconds(of_round, length * 2**position, n_alone)
-        total += seconds * pace.share(len(of_round))
-    return total
-
-
-def round_seconds(costs: Sequence[TrainingCost], length: int, n_alone: int) -> float:
-    """Return the seconds of the trainings of a round, one after the other.
-
-    Args:
-        costs: of the trainings.
-        length: number of updates of each.
-        n_alone: how many compute the teacher's outputs for themselves that others share: one of
-            each process.
-    """
-    total = 0.0
-    for number, cost in enumerate(costs):
-        total += cost.seconds(length, shares_outputs=number >= n_alone)
+        cost = round_cost(of_round, length * 2**position)
+        total += pace.seconds(cost, has_outputs=has_outputs)
+        if pace.is_local(cost.n):
+            has_outputs = True
     return total

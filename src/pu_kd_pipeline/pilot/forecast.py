@@ -65,7 +65,8 @@ def forecast_run(
     """Return seconds by node of the pipeline `full`, memory and disk of its long stages.
 
     Reading the images for the first time, which happens before a pilot, is not among them, nor are
-    nodes that take no time to speak of. `unknown` holds long nodes that the pilot did not measure.
+    nodes that take no time to speak of. Class prior and PU classifier are trained on
+    `max_unlabeled` pool images at most. `unknown` holds long nodes that the pilot did not measure.
 
     Args:
         costs: measured.
@@ -78,7 +79,8 @@ def forecast_run(
         "feature_extraction.extract_labeled_features": costs.n_labeled * costs.teacher,
         "feature_extraction.extract_pool_features": costs.n_pool * costs.teacher,
     }
-    growth = costs.n_pool / costs.n_sampled
+    n_trained = _n_unlabeled(costs.n_pool, pu_training)
+    growth = n_trained / _n_unlabeled(costs.n_sampled, pu_training)
     unknown = []
     if pu_training.class_prior is None:
         node = "pu_training.find_class_prior"
@@ -106,21 +108,33 @@ def forecast_run(
         "seconds": seconds,
         "total_seconds": sum(seconds.values()),
         "unknown": unknown,
-        "memory_bytes": _memory(costs, n_classes, distillation),
+        "memory_bytes": _memory(costs, n_classes, distillation, pu_training),
         "disk_bytes": costs.n_pool * (costs.feature_bytes + _SCORES_BYTES),
     }
 
 
-def _memory(costs: MeasuredCosts, n_classes: int, distillation: DistillationParams) -> int:
+def _n_unlabeled(n_images: int, pu_training: PUTrainingParams) -> int:
+    """Return how many of the unlabeled images class prior and PU classifier are trained on."""
+    return min(n_images, pu_training.max_unlabeled)
+
+
+def _memory(
+    costs: MeasuredCosts,
+    n_classes: int,
+    distillation: DistillationParams,
+    pu_training: PUTrainingParams,
+) -> int:
     """Return the peak of the pilot, and what the rest of the pool adds to it."""
     n_more = costs.n_pool - costs.n_sampled
+    n_trained = _n_unlabeled(costs.n_pool, pu_training)
+    n_more_trained = n_trained - _n_unlabeled(costs.n_sampled, pu_training)
     limit = distillation.compute.resident_limit_gb * 1e9
     # Features are float16 on disk, and the PU classifier reads them in float32.
-    features = 2 * costs.feature_bytes
+    features = n_more_trained * 2 * costs.feature_bytes
     outputs = n_shared_views(distillation) * n_classes * _FLOAT32_BYTES
     # What does not fit the limit is read batch by batch.
     pixels = min(n_more * costs.pixel_bytes, limit)
-    return int(costs.peak_bytes + n_more * features + min(n_more * outputs, limit) + pixels)
+    return int(costs.peak_bytes + features + min(n_more * outputs, limit) + pixels)
 
 
 def peak_memory_bytes() -> int:

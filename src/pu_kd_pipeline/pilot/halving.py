@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,10 +28,9 @@ from pu_kd_pipeline.comparison.grid import Cell, make_cells
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.manifests import n_pool_images
 from pu_kd_pipeline.comparison.pool_scores import ScoredPool
-from pu_kd_pipeline.devices import MemoryShortage, arithmetic, prepare_device
+from pu_kd_pipeline.devices import arithmetic, prepare_device
 from pu_kd_pipeline.engines.shards import map_shards, n_workers_for
-from pu_kd_pipeline.engines.tables import work_folder
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.images.duplicates import excluded_images
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.images.yardstick import Yardstick, yardstick_logits
@@ -45,7 +46,7 @@ from pu_kd_pipeline.pilot.costs import (
     TrainingCost,
     affordable_length,
     n_shared_views,
-    round_seconds,
+    round_cost,
     step_seconds,
 )
 from pu_kd_pipeline.pilot.forecast import peak_memory_bytes
@@ -54,7 +55,7 @@ from pu_kd_pipeline.pilot.sample import PoolSample
 from pu_kd_pipeline.provenance.factories import factory_digest
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
-from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
+from pu_kd_pipeline.training.checkpoints import checkpoint_settings, checkpoints_disabled
 
 logger = logging.getLogger(__name__)
 
@@ -266,10 +267,11 @@ class TrialWork:
             n_pool = n_pool_images(learned.manifest)
             size_source = learned.manifest.attrs.get("size_source")
             is_equal, divergence = self._measure(learned.student)
-        except MemoryShortage:
+        except UnavailableError:
+            # It says nothing about the candidate: the next run may not meet it.
             raise
         except (ValueError, FloatingPointError) as exc:  # InputError is a ValueError
-            failure = str(exc).splitlines()[0]
+            failure = first_line(exc)
         return Trial(
             candidate=cell.variant,
             is_control=argument.is_control,
@@ -288,6 +290,28 @@ class TrialWork:
         factor = closeness(teacher, student_logits).factor
         is_equal = teacher.argmax(dim=1) == student_logits.argmax(dim=1)
         return is_equal.numpy(), divergences(teacher, student_logits, factor).numpy()
+
+
+@contextmanager
+def _work_folder() -> Iterator[Path]:
+    """Yield a folder for what workers are started with.
+
+    It is that of the node's checkpoints: no other run uses it, all machines of a cluster see it,
+    and what a killed run leaves there is removed by the next one. Without checkpoints it is a
+    temporary folder of this machine.
+    """
+    settings = checkpoint_settings()
+    if settings is None:
+        with TemporaryDirectory(prefix="pilot-") as name:
+            yield Path(name)
+        return
+    folder, _ = settings
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it holds checkpoints
+            folder.rmdir()
 
 
 class Halving:
@@ -351,13 +375,15 @@ class Halving:
         counts = of_cells.labeled_images.index["label"].value_counts()
         # As many of each class as the largest has: all of them are drawn.
         self._per_class = int(counts.max())
+        # A PU classifier takes longer than short trainings: none is trained again by a worker.
         self._computation = CellComputation(
-            of_cells, hint_share=0.5, has_short_trainings=n_shared_views(blocks.distillation) > 0
+            of_cells,
+            hint_share=0.5,
+            has_short_trainings=n_shared_views(blocks.distillation) > 0,
+            sends_scores=True,
         )
         self._present = self._find_present()
         self._engine = inputs.engine
-        # Of images: in the data folder, which all workers see.
-        self._folder = inputs.pool_images.folder
         self._pace = RoundPace()
         self._peak_bytes = 0
         self._cpu_seconds = 0.0
@@ -366,13 +392,14 @@ class Halving:
         """Return the trials of all rounds.
 
         Raises:
-            InputError: no candidate has a student, the time is too short for any, or memory runs
-                out.
+            InputError: no candidate has a student, or the time is too short for any.
+            UnavailableError: memory runs out, images cannot be read now, or the engine fails.
         """
         names = [name for name in self._variants if name != self._present]
         n_trainings = len(self.cells(names, self._blocks.distillation.n_updates))
         # Before anything is measured: a Ray cluster is started here.
-        self._pace.n_at_a_time = n_workers_for(self._engine, n_trainings)
+        n_at_a_time = n_workers_for(self._engine, n_trainings)
+        self._pace = RoundPace(self._engine, n_at_a_time, self._compute.n_threads)
         # Before the time is divided: candidates share it.
         pool = self._score_pool(names)
         steps = self._step_seconds(names)
@@ -413,11 +440,7 @@ class Halving:
             n_kept = self._n_after(number, len(ranking))
             names = [trial.candidate for trial in ranking[:n_kept]]
         if not trials:
-            raise InputError(
-                f"{self._params.key}: {self._params.minutes:g} minutes are too short for a single "
-                f"round: raise {self._params.key}.minutes, or lower {self._params.key}."
-                "max_pool_images"
-            )
+            raise InputError(self._too_short(n_trainings))
         nearly_all = self._keeping_nearly_all(trials)
         if nearly_all:
             notes.append(
@@ -442,6 +465,20 @@ class Halving:
             self._pace.n_at_a_time,
             self._peak_bytes,
             self._cpu_seconds,
+        )
+
+    def _too_short(self, n_trainings: int) -> str:
+        """Return the message where the time is over before a round of trainings."""
+        key = self._params.key
+        message = (
+            f"{key}: {self._params.minutes:g} minutes are too short for a single round: raise "
+            f"{key}.minutes, or lower {key}.max_pool_images"
+        )
+        if self._pace.is_local(n_trainings) or not n_shared_views(self._blocks.distillation):
+            return message
+        return (
+            f"{message}. With engine.kind {self._engine.kind}, each worker computes the teacher's "
+            "outputs in every round; with local they are computed once"
         )
 
     def _keeping_nearly_all(self, trials: Sequence[Trial]) -> list[str]:
@@ -519,6 +556,8 @@ class Halving:
         for cell in self.cells(names, self._blocks.distillation.n_updates).values():
             try:
                 pool = self._computation.scored_pool(cell)
+            except UnavailableError:
+                raise  # as from a trial
             except InputError:
                 continue  # its trial reports it
             if pool is not None and pool.seconds is not None and found is None:
@@ -585,17 +624,13 @@ class Halving:
         trained: dict[str, TrainedTrial] = {}
         work = self._work(list(cells.values()))
         with (
-            work_folder(self._folder) as place,
-            closing(map_shards(work, placed, self._engine, place)) as results,
+            _work_folder() as folder,
+            closing(map_shards(work, placed, self._engine, folder)) as results,
         ):
             for name, found in results:
                 trained[name] = found
-        n_at_a_time = self._pace.n_at_a_time
-        if n_at_a_time > 1:
-            # The processes of each round compute the teacher's outputs for themselves.
-            alone = round_seconds(self._costs(names, steps), length, n_at_a_time)
-            self._pace.observe(len(placed), alone, time.perf_counter() - started)
-
+        cost = round_cost(self._costs(names, steps), length)
+        self._pace.observe(cost, time.perf_counter() - started)
         for found in trained.values():
             # The memory of this process is known anyway, and what it did was measured.
             if found.process != os.getpid():
