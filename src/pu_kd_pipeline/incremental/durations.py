@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedro.io import DatasetError
 
+from pu_kd_pipeline.errors import first_line
 from pu_kd_pipeline.incremental.checked_files import read_checked, write_checked
 from pu_kd_pipeline.incremental.file_states import safe_name
 from pu_kd_pipeline.progress import duration_text
@@ -140,7 +141,7 @@ def read_forecast(catalog: CatalogProtocol[Any, Any]) -> dict[str, float]:
     try:
         content = dataset.load()
     except DatasetError as exc:
-        _report_unusable(str(exc).strip().splitlines()[0])
+        _report_unusable(first_line(exc))
         return {}
     seconds = _inner(_inner(content, FORECAST), SECONDS)
     if not isinstance(seconds, Mapping):

@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, first_line
 
 # `key='value'` as a whole, also if the value holds commas; else everything up to the next comma.
 _ITEM = re.compile(r"""[^,=]*=\s*'[^']*'\s*(?=,|$)|[^,=]*=\s*"[^"]*"\s*(?=,|$)|[^,]+""")
@@ -61,7 +61,7 @@ def parse_given(text: str) -> GivenParameters:
         try:
             OmegaConf.update(values, key, _typed_value(typed), merge=True)
         except OmegaConfBaseException as exc:
-            reason = str(exc).splitlines()[0]
+            reason = first_line(exc)
             raise InputError(f"`{item.strip()}` cannot be used: {reason}") from exc
     container: Any = OmegaConf.to_container(values)
     return GivenParameters(container, texts)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pu_kd_pipeline.comparison.grid import Blocks
 from pu_kd_pipeline.devices import cpu_name
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, first_line
 from pu_kd_pipeline.evaluation import model_costs
 from pu_kd_pipeline.models.factory import new_student
 from pu_kd_pipeline.models.model import Model
@@ -235,7 +235,7 @@ def _measured(
         try:
             models[student.name] = new_student(teacher, student.architecture, student.options, {})
         except InputError as exc:
-            refused[student.name] = str(exc).splitlines()[0]
+            refused[student.name] = first_line(exc)
             logger.info("student_search: %s: %s", student.name, refused[student.name])
     costs = model_costs(
         models,
