@@ -292,6 +292,35 @@ def test_credentials_are_not_sent(
     assert "secret" not in caplog.text
 
 
+def test_a_source_whose_images_are_stored_is_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = Misbehaving(tmp_path, 20, 99, "never")
+    open_other = listing.open_source
+
+    def open_one(source: ImageSource, seed: int) -> Any:
+        return stored if source.name == "stored" else open_other(source, seed)
+
+    monkeypatch.setattr(listing, "open_source", open_one)
+    secret = {"type": "folder", "path": "https://me:secret@example.org/images", "name": "stored"}
+    plan = plan_with(secret)
+    write_store(plan, tmp_path / "store")
+    new = {"labels": "ignore", "name": "new", **folder_source(tmp_path)}
+    sources = (*plan.sources, ImageSource.model_validate(new))
+    sent = []
+
+    def send_and_keep(work: DecodingWork, *others: Any) -> Iterator[Any]:
+        sent.append(pickle.loads(pickle.dumps(work)))
+        return send(work, *others)
+
+    monkeypatch.setattr(MAP_SHARDS, send_and_keep)
+    engine = engine_of("processes")
+    write_store(dataclasses.replace(plan, sources=sources, engine=engine), tmp_path / "store")
+
+    assert len(sent) == 1
+    assert list(sent[0].sources) == [1]
+
+
 # --- what goes wrong
 
 
@@ -469,7 +498,7 @@ def test_a_changed_file_is_noticed_before_images_are_kept(tmp_path: Path) -> Non
     plan = plan_with(folder_source(tmp_path))
     _, readers = listing.list_images(plan)
     specification = write_store(plan, tmp_path / "store").specification
-    work = DecodingWork((readers[0].source,), specification, tmp_path, 1)
+    work = DecodingWork({0: readers[0].source}, specification, tmp_path, 1)
     shard = work("pool shard 00000", DecodingTask(0, ((0, readers[0].listing.iloc[:10]),)))
     content = bytearray(shard.file.read_bytes())
     content[-1] ^= 1

@@ -260,7 +260,7 @@ def _write_missing(
             "processes",
             plan.name,
         )
-    elif not is_local(plan.engine, len(tasks)) and _can_be_shared(store, plan, missing, readers):
+    elif not is_local(plan.engine, len(tasks)) and _can_be_shared(store, plan, tasks, readers):
         _write_by_engine(store, plan, wanted, tasks, readers)
         return
 
@@ -297,9 +297,9 @@ def _check_quarantine(
 
 
 def _can_be_shared(
-    store: _UnfinishedStore, plan: IngestionPlan, missing: pd.DataFrame, readers: list[Reader]
+    store: _UnfinishedStore, plan: IngestionPlan, tasks: DecodingTasks, readers: list[Reader]
 ) -> bool:
-    """Return whether other processes can read parts of all sources; if not, log why."""
+    """Return whether other processes can read parts of the sources; if not, log why."""
     if not isinstance(store.folder, Path):
         # Shards that wait for an earlier one could take more than the cache may.
         logger.info(
@@ -307,7 +307,7 @@ def _can_be_shared(
             plan.name,
         )
         return False
-    for position in missing["reader"].unique():
+    for position in tasks.sources():
         reader = readers[position]
         source = plan.sources[position]
         reason = reader.source.why_not_shared(plan.store.shard_size)
@@ -329,7 +329,9 @@ def _write_by_engine(
     """Let the engine decode the shards, and add them to the store in their order."""
     folder = store.work
     n_threads = max(1, plan.store.n_workers // n_workers_for(plan.engine, len(tasks)))
-    sources = tuple(reader.source for reader in readers)
+    # No others: what is sent is a file in the data folder, and a source that is not needed may have
+    # credentials in its URL.
+    sources = {position: readers[position].source for position in tasks.sources()}
     work = DecodingWork(sources, store.specification, folder.absolute(), n_threads)
     n_images = sum(len(tasks.rows(name)) for name in tasks)
     n_decoded = 0

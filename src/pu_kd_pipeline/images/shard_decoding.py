@@ -114,6 +114,10 @@ class DecodingTasks(Mapping[str, DecodingTask]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def sources(self) -> list[int]:
+        """Return the positions of the sources that are read."""
+        return [int(position) for position in self._rows["reader"].unique()]
+
     def number(self, name: str) -> int:
         """Return the number of a shard."""
         return self._places[name][0]
@@ -140,13 +144,13 @@ class DecodingWork:
     """Decodes the images of any shard into a file next to the store.
 
     Attributes:
-        sources: of the images.
+        sources: of the images, by their position.
         specification: of the store.
         folder: of the store, absolute.
         n_threads: that decode in each process.
     """
 
-    sources: tuple[Source, ...]
+    sources: Mapping[int, Source]
     specification: Specification
     folder: Path
     n_threads: int
