@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from kedro.io import DatasetError
 
 from pu_kd_pipeline.datasets import ImageStoreDataset
 from pu_kd_pipeline.errors import InputError
@@ -252,19 +254,37 @@ def test_a_run_that_was_killed_is_noticed_by_the_next_one(folder, images, caplog
 # --- the catalog's dataset
 
 
-def test_the_dataset_of_a_remote_store_has_a_state_and_can_be_made_again(
-    folder, images, cache, n_decoded
-):
+@pytest.fixture
+def dataset(folder: ObjectFolder, cache: FileCache) -> Callable[[], ImageStoreDataset]:
+    """Return what makes another dataset of the folder, as another run has one."""
     # Kedro does not count what looks like a host as a part of the path.
     filepath = f"memory://host{folder._path}" if folder._protocol == "memory" else str(folder)
+    return partial(
+        ImageStoreDataset,
+        filepath=filepath,
+        credentials=dict(folder._options),
+        cache=str(cache.folder),
+        cache_gb=0.005,
+    )
 
-    def dataset() -> ImageStoreDataset:
-        return ImageStoreDataset(
-            filepath=filepath,
-            credentials=dict(folder._options),
-            cache=str(cache.folder),
-            cache_gb=0.005,
-        )
+
+def test_what_another_run_wrote_in_between_is_not_taken_for_the_own_store(
+    dataset, folder, images, tmp_path
+):
+    own = dataset()
+    own.save(plan_of(images))
+    assert len(own.load()) == N_IMAGES
+
+    more = parquet_of(tmp_path / "more.parquet", range(100, 104))
+    dataset().save(plan_of(images, more))
+    with pytest.raises(DatasetError, match=f"another run wrote {folder} meanwhile: give each run"):
+        own.load()
+    assert len(dataset().load()) == N_IMAGES + 4
+
+
+def test_the_dataset_of_a_remote_store_has_a_state_and_can_be_made_again(
+    dataset, images, n_decoded
+):
 
     assert not dataset().exists()
     assert dataset().content_state() is None

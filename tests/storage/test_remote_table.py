@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from kedro.io import DatasetError
 from kedro.io.core import DatasetError
 
 from pu_kd_pipeline.cli.errors import user_message
@@ -223,6 +224,22 @@ def dataset_of(folder: ObjectFolder, cache: FileCache, **options: Any) -> Sharde
         cache_gb=LIMIT / 1e9,
         **options,
     )
+
+
+def test_what_another_run_wrote_in_between_is_not_taken_for_the_own_table(folder, cache):
+    own = dataset_of(folder, cache)
+    other = dataset_of(folder, cache)
+    own.save(makers(0, 1))
+    # The same parameters make the same table.
+    other.save(makers(0, 1))
+    assert own.load().names == ("00000-abc", "00001-abc")
+
+    other.save(makers(2))
+    with pytest.raises(DatasetError, match=f"another run wrote {folder} meanwhile: give each run"):
+        own.load()
+    assert other.load().names == ("00002-abc",)
+    # Who has saved nothing cannot know.
+    assert dataset_of(folder, cache).load().names == ("00002-abc",)
 
 
 def test_the_state_of_a_table_changes_with_each_shard_and_not_with_other_files(folder, cache):
