@@ -321,6 +321,28 @@ def test_a_source_whose_images_are_stored_is_not_sent(
     assert list(sent[0].sources) == [1]
 
 
+@pytest.mark.parametrize("source", ["folder", "list", "tar", "parquet"])
+def test_a_worker_refuses_another_file_than_the_one_that_was_listed(
+    source: str, tmp_path: Path
+) -> None:
+    opened = open_source(
+        ImageSource.model_validate({"labels": "ignore", **SOURCES[source](tmp_path)}), 0
+    )
+    rows = opened.listing().iloc[:2]
+    elsewhere = pickle.loads(pickle.dumps(opened))
+    assert len(list(elsewhere.read(rows))) == 2
+
+    # As a machine sees it that has another file at this path.
+    files = {"folder": "pool/i01.png", "list": "pool/i01.png", "tar": "pool/0.tar"}
+    file = tmp_path / files.get(source, "a.parquet")
+    os.utime(file, (1e9, 1e9))
+    with pytest.raises(UnavailableError, match=f"{file.name} .*is not the file that was listed"):
+        list(elsewhere.read(rows))
+    if source in ("folder", "list"):
+        # Here it was only touched, and the next run reads it again.
+        assert len(list(opened.read(rows))) == 2
+
+
 # --- what goes wrong
 
 
