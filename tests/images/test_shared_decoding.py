@@ -165,6 +165,19 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MAP_SHARDS, send)
 
 
+@pytest.fixture
+def works(monkeypatch: pytest.MonkeyPatch) -> list[DecodingWork]:
+    """Replace processes by `send`, and return a list of what is sent then."""
+    found: list[DecodingWork] = []
+
+    def send_and_note(work: DecodingWork, *others: Any) -> Iterator[Any]:
+        found.append(work)
+        return send(work, *others)
+
+    monkeypatch.setattr(MAP_SHARDS, send_and_note)
+    return found
+
+
 def check_same(source: dict[str, Any], folder: Path, **store: Any) -> ImageStore:
     """Check that the store of an engine is that of this process, and return it."""
     local = write_store(plan_with(source, **store), folder / "local")
@@ -293,7 +306,7 @@ def test_credentials_are_not_sent(
 
 
 def test_a_source_whose_images_are_stored_is_not_sent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: list[DecodingWork]
 ) -> None:
     stored = Misbehaving(tmp_path, 20, 99, "never")
     open_other = listing.open_source
@@ -307,18 +320,10 @@ def test_a_source_whose_images_are_stored_is_not_sent(
     write_store(plan, tmp_path / "store")
     new = {"labels": "ignore", "name": "new", **folder_source(tmp_path)}
     sources = (*plan.sources, ImageSource.model_validate(new))
-    sent = []
-
-    def send_and_keep(work: DecodingWork, *others: Any) -> Iterator[Any]:
-        sent.append(pickle.loads(pickle.dumps(work)))
-        return send(work, *others)
-
-    monkeypatch.setattr(MAP_SHARDS, send_and_keep)
     engine = engine_of("processes")
     write_store(dataclasses.replace(plan, sources=sources, engine=engine), tmp_path / "store")
 
-    assert len(sent) == 1
-    assert list(sent[0].sources) == [1]
+    assert [list(work.sources) for work in works] == [[1]]
 
 
 @pytest.mark.parametrize("source", ["folder", "list", "tar", "parquet"])
@@ -397,7 +402,10 @@ def test_shards_behind_one_that_cannot_be_read_are_kept(
 
 
 def test_a_killed_run_decodes_in_processes_that_an_image_may_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    works: list[DecodingWork],
 ) -> None:
     plan, _ = misbehaving_plan(tmp_path, "crashes", monkeypatch)
     folder = tmp_path / "store"
@@ -408,6 +416,8 @@ def test_a_killed_run_decodes_in_processes_that_an_image_may_crash(
     (folder / ".work.17.tmp").write_bytes(b"work")
     store = write_store(plan, folder)
     assert "the last run was killed while it decoded" in caplog.text
+    # The engine is used all the same.
+    assert [work.isolates for work in works] == [True]
     assert contents(store) == expected([*range(15), *range(16, 40)])
     assert not list(folder.glob(".*"))
 

@@ -251,19 +251,18 @@ def _write_missing(
     shard_size = plan.store.shard_size
     tasks = DecodingTasks(plan.name, missing, readers, shard_size, free_numbers)
 
-    decoder = Decoder.of(store.specification)
-    decode_all = decoder.decode_all
     if was_killed:
-        decode_all = decoder.decode_all_in_processes
         logger.warning(
             "%s: the last run was killed while it decoded; images are now decoded in other "
             "processes",
             plan.name,
         )
-    elif not is_local(plan.engine, len(tasks)) and _can_be_shared(store, plan, tasks, readers):
-        _write_by_engine(store, plan, wanted, tasks, readers)
+    if not is_local(plan.engine, len(tasks)) and _can_be_shared(store, plan, tasks, readers):
+        _write_by_engine(store, plan, wanted, tasks, readers, was_killed)
         return
 
+    decoder = Decoder.of(store.specification)
+    decode_all = decoder.decode_all_in_processes if was_killed else decoder.decode_all
     raw_images = _counted(read_images(missing, readers), f"{plan.name} images", len(missing))
     for name in tasks:
         rows = tasks.rows(name)
@@ -325,6 +324,7 @@ def _write_by_engine(
     wanted: pd.DataFrame,
     tasks: DecodingTasks,
     readers: list[Reader],
+    was_killed: bool,
 ) -> None:
     """Let the engine decode the shards, and add them to the store in their order."""
     folder = store.work
@@ -332,7 +332,9 @@ def _write_by_engine(
     # No others: what is sent is a file in the data folder, and a source that is not needed may have
     # credentials in its URL.
     sources = {position: readers[position].source for position in tasks.sources()}
-    work = DecodingWork(sources, store.specification, folder.absolute(), n_threads)
+    work = DecodingWork(
+        sources, store.specification, folder.absolute(), n_threads, isolates=was_killed
+    )
     n_images = sum(len(tasks.rows(name)) for name in tasks)
     n_decoded = 0
 

@@ -148,12 +148,14 @@ class DecodingWork:
         specification: of the store.
         folder: of the store, absolute.
         n_threads: that decode in each process.
+        isolates: an image may crash its decoder: each worker decodes in further processes.
     """
 
     sources: Mapping[int, Source]
     specification: Specification
     folder: Path
     n_threads: int
+    isolates: bool = False
 
     def __call__(self, name: str, task: DecodingTask) -> DecodedShard:
         """Decode the images of a shard, and return what is known of them.
@@ -175,6 +177,7 @@ class DecodingWork:
                 "that decoded them was killed",
                 name,
             )
+        if attempts or self.isolates:
             # Only then it may start others, which end with it.
             multiprocessing.current_process().daemon = False
             decoded = decoder.decode_all_in_processes(raws, self.n_threads)
