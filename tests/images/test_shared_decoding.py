@@ -20,7 +20,7 @@ from PIL import Image
 
 from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.errors import InputError, UnavailableError
-from pu_kd_pipeline.images import listing
+from pu_kd_pipeline.images import ingestion, listing
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.shard_decoding import (
@@ -226,6 +226,21 @@ def test_every_source_can_be_read_elsewhere(
         assert statuses["i13.png"] == "duplicate of i04.png"
         assert statuses["i33.png"] == "duplicate of i32.png"
         assert statuses["i03.png"] == "unreadable"
+
+
+@pytest.mark.parametrize(("engine", "n_threads"), [("processes", 4), ("ray", 1)])
+def test_processes_share_the_threads_and_an_actor_has_one(
+    engine: str,
+    n_threads: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    works: list[DecodingWork],
+) -> None:
+    monkeypatch.setattr(ingestion, "n_workers_for", lambda *_: 2)
+    plan = plan_with(folder_source(tmp_path), engine)
+    store = plan.store.model_copy(update={"n_workers": 8})
+    write_store(dataclasses.replace(plan, store=store), tmp_path / "store")
+    assert [work.n_threads for work in works] == [n_threads]
 
 
 def test_the_order_in_which_shards_are_finished_changes_nothing(

@@ -328,7 +328,9 @@ def _write_by_engine(
 ) -> None:
     """Let the engine decode the shards, and add them to the store in their order."""
     folder = store.work
-    n_threads = max(1, plan.store.n_workers // n_workers_for(plan.engine, len(tasks)))
+    n_threads = 1  # an actor of Ray has reserved one CPU
+    if plan.engine.kind == "processes":
+        n_threads = max(1, plan.store.n_workers // n_workers_for(plan.engine, len(tasks)))
     # No others: what is sent is a file in the data folder, and a source that is not needed may have
     # credentials in its URL.
     sources = {position: readers[position].source for position in tasks.sources()}
