@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -212,6 +213,44 @@ def test_what_a_killed_process_was_writing_is_removed_and_never_used(cache):
     with cache.copy(PLACE, name("a"), 900, writer(900), ABOUT) as path:
         assert path.read_bytes() == b"x" * 900
         assert n_bytes_below(cache.folder) == 900
+
+
+def test_locks_are_those_of_nfs_too(cache, monkeypatch):
+    flock = file_cache.fcntl.flock
+
+    def flock_of_nfs(file, kind):
+        if kind & file_cache.fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(file, kind)
+
+    monkeypatch.setattr(file_cache.fcntl, "flock", flock_of_nfs)
+    abandoned = cache.folder / f"work-{'0' * 32}"
+    (abandoned / "x-900").mkdir(parents=True)
+    (abandoned / "lock").touch()
+    for letter in ("a", "b"):
+        cache.copy(PLACE, name(letter), 600, writer(600), ABOUT).close()
+
+    assert {path.name for path in (cache.folder / PLACE).iterdir()} == {name("b")}
+    assert not abandoned.exists()
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EACCES])
+def test_the_files_of_a_process_whose_lock_cannot_be_asked_stay(cache, monkeypatch, error):
+    other = cache.folder / f"work-{'0' * 32}"
+    (other / "x-900").mkdir(parents=True)
+    (other / "lock").touch()
+    flock = file_cache.fcntl.flock
+
+    def refuse(file, kind):
+        if file.name == str(other / "lock"):
+            raise OSError(error, os.strerror(error))
+        flock(file, kind)
+
+    monkeypatch.setattr(file_cache.fcntl, "flock", refuse)
+    cache.copy(PLACE, name("a"), 100, writer(100), ABOUT).close()
+    cache.make_room(LIMIT)
+
+    assert (other / "x-900").exists()
 
 
 def test_downloading_again_and_again_is_said_once_with_the_size_that_helps(cache, caplog):

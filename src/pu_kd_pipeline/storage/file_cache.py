@@ -366,13 +366,14 @@ def _locked_copy(path: Path, n_bytes: int) -> Copy | None:
 def _remove_unused(path: Path) -> bool:
     """Remove a copy that nobody reads, and return whether it is gone."""
     try:
-        with open(path, "rb") as file:
+        # Open for writing, as NFS asks for where a lock is exclusive.
+        with open(path, "rb+") as file:
             if not _lock(file, exclusive=True, waits=False):
                 return False
             path.unlink(missing_ok=True)
     except FileNotFoundError:
         return True
-    except PermissionError:  # open on Windows
+    except PermissionError:  # of another user, or open on Windows
         return False
     return True
 
@@ -391,10 +392,14 @@ def _is_abandoned(work: Path) -> bool:
     if sys.platform == "win32":  # which has no locks to ask
         return False
     try:
-        with open(work / "lock", "rb") as file:
+        # Open for writing, as NFS asks for where a lock is exclusive.
+        with open(work / "lock", "rb+") as file:
             return _lock(file, exclusive=True, waits=False)
-    except OSError:
+    except FileNotFoundError:
         return True
+    # Of another user, or it cannot be locked: its process may live.
+    except (PermissionError, InputError):
+        return False
 
 
 def _lock(file: IO[bytes], *, exclusive: bool, waits: bool = True) -> bool:
