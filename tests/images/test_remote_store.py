@@ -14,7 +14,7 @@ import pytest
 from kedro.io import DatasetError
 
 from pu_kd_pipeline.datasets import ImageStoreDataset
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.source_reports import read_reports
@@ -149,6 +149,36 @@ def test_a_damaged_copy_is_replaced_without_a_word(folder, images, cache, kind):
     copy.write_bytes(content)
 
     assert contents(ImageStore.open(folder)) == expected(range(N_IMAGES))
+
+
+@KINDS
+def test_a_damaged_copy_that_others_read_is_no_damage_of_the_file(folder, images, kind):
+    store = write_store(plan_of(images, kind=kind), folder)
+    name = f"{store.shards[1].name}{PIXELS[kind]}"
+    with folder.copy(name) as copy:
+        content = bytearray(copy.read_bytes())
+        middle = len(content) * 2 // 3
+        content[middle : middle + 8] = bytes(8)
+        copy.write_bytes(content)
+        message = f"^the copy of {folder}/{name} on this machine is damaged, .*try again"
+        with pytest.raises(UnavailableError, match=message):
+            ImageStore.open(folder).read(np.arange(N_IMAGES))
+
+    assert contents(ImageStore.open(folder)) == expected(range(N_IMAGES))
+
+
+def test_a_file_that_is_removed_while_its_copy_is_replaced_is_named(
+    folder, images, cache, tmp_path
+):
+    store = write_store(plan_of(images), folder)
+    name = f"{store.shards[0].name}.npy"
+    store.read(np.arange(10))
+    for copy in cache.folder.glob(f"place-*/*-{name}"):
+        copy.write_bytes(b"x" * copy.stat().st_size)
+    with_cache(folder, tmp_path / "other", 1_000).remove([name])
+
+    with pytest.raises(InputError, match=f"there is no {folder}/{name}"):
+        store.read(np.arange(10))
 
 
 @KINDS

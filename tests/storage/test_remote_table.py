@@ -147,6 +147,20 @@ def test_a_damaged_copy_is_replaced_without_a_word(folder, cache):
     assert ShardedTable.open(folder).shard("00000-abc").equals(shard(0).combine_chunks())
 
 
+def test_a_damaged_copy_that_others_read_is_no_damage_of_the_file(folder, cache):
+    table = ShardedTable.write(folder, makers(0))
+    name = "00000-abc.parquet"
+    with folder.copy(name) as copy:
+        content = bytearray(copy.read_bytes())
+        content[len(content) // 2] ^= 1
+        copy.write_bytes(content)
+        message = f"^the copy of {folder}/{name} on this machine is damaged, .*try again"
+        with pytest.raises(UnavailableError, match=message):
+            table.shard("00000-abc")
+
+    assert table.shard("00000-abc").equals(shard(0).combine_chunks())
+
+
 def test_a_table_larger_than_the_cache_is_read_in_passes_and_the_cache_keeps_its_limit(
     folder, tmp_path
 ):

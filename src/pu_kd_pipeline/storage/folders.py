@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.storage.atomic import remove_empty_folder, remove_leftovers, replacing_file
 
 T = TypeVar("T")
@@ -73,8 +73,8 @@ class RemoteFolder(Protocol):
         It raises FileNotFoundError if there is no such file.
         """
 
-    def forget_copy(self, name: str) -> None:
-        """Remove the copy of a file, which is damaged."""
+    def forget_copy(self, name: str) -> bool:
+        """Remove the copy of a file, unless it is being read, and return whether it is gone."""
 
     def room_for(self, n_bytes: int, about: str) -> AbstractContextManager[Path]:
         """Return a folder of the cache for unfinished files; -1 bytes: as much as there is."""
@@ -131,6 +131,7 @@ def read_file(folder: Folder, name: str, reader: Callable[[Path], T]) -> T:
 
     Raises:
         FileNotFoundError: there is no such file.
+        UnavailableError: the copy may be damaged, and another process reads it.
         Exception: that of the reader.
     """
     if isinstance(folder, Path):
@@ -141,9 +142,23 @@ def read_file(folder: Folder, name: str, reader: Callable[[Path], T]) -> T:
     except (FileNotFoundError, InputError):
         raise
     except Exception:  # a damaged file makes its reader raise nearly anything
-        folder.forget_copy(name)
+        forget_damaged_copy(folder, name)
     with folder.copy(name) as path:
         return reader(path)
+
+
+def forget_damaged_copy(folder: RemoteFolder, name: str) -> None:
+    """Remove the copy of a file, so that it is downloaded again.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnavailableError: another process reads the copy.
+    """
+    if not folder.forget_copy(name):
+        raise UnavailableError(
+            f"the copy of {folder.address(name)} on this machine is damaged, and another process "
+            "reads it: try again"
+        )
 
 
 @contextmanager

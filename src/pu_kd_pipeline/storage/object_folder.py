@@ -185,10 +185,10 @@ class ObjectFolder:
             self._place, _copy_name(name, file), file.n_bytes, download, self.address(name)
         )
 
-    def forget_copy(self, name: str) -> None:
-        """Remove the copy of a file, which is damaged."""
+    def forget_copy(self, name: str) -> bool:
+        """Remove the copy of a file, unless it is being read, and return whether it is gone."""
         file = self._known.pop(name, None) or self._look_up(name)
-        self._cache.forget(self._place, _copy_name(name, file))
+        return self._cache.forget(self._place, _copy_name(name, file))
 
     @contextmanager
     def room_for(self, n_bytes: int, about: str) -> Iterator[Path]:
