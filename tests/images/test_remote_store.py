@@ -104,9 +104,16 @@ def test_what_is_stored_is_not_decoded_again_and_added_images_cost_their_shard(
     write_store(plan_of(images, kind=kind), folder)
     assert n_decoded() == 0
 
+    # Files of somebody else, next to one of a shard that a killed run left.
+    others = {"mine.npy", "a.index.parquet", "00000.images.arrow"}
+    for name in (*others, "00009-0123456789ab.npy"):
+        folder.write_text(name, "")
     more = parquet_of(tmp_path / "more.parquet", range(100, 104))
     store = write_store(plan_of(images, more, kind=kind), folder)
     assert n_decoded() == 4
+    assert set(folder.files()) >= others
+    assert not folder.exists("00009-0123456789ab.npy")
+    folder.remove(others)
     assert contents(store) == expected([*range(N_IMAGES), *range(100, 104)])
     n_decoded()  # reading an encoded store decodes
     after = folder.files()

@@ -55,10 +55,9 @@ from pu_kd_pipeline.images.shard_decoding import (
     unfinished_files,
 )
 from pu_kd_pipeline.images.shard_files import (
-    INDEX_SUFFIX,
-    PIXEL_SUFFIXES,
     index_file,
     index_schema,
+    is_shard_file,
     pixel_file,
     read_index_table,
 )
@@ -603,5 +602,5 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
     for shard in store.shards:
         current.add(pixel_file(shard.name, kind))
         current.add(index_file(shard.name))
-    found = file_names(folder, *PIXEL_SUFFIXES.values(), INDEX_SUFFIX)
-    remove_files(folder, [name for name in found if name not in current])
+    own = set(filter(is_shard_file, file_names(folder)))
+    remove_files(folder, sorted(own - current))

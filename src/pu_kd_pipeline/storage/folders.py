@@ -225,13 +225,13 @@ def file_sizes(folder: Folder, names: Iterable[str]) -> dict[str, int]:
     return sizes
 
 
-def file_names(folder: Folder, *suffixes: str) -> list[str]:
-    """Return the names in a folder that end in one of these, in order."""
+def file_names(folder: Folder, suffix: str = "") -> list[str]:
+    """Return the names in a folder that end in a suffix, in order."""
     if isinstance(folder, Path):
         names = os.listdir(folder)
     else:
         names = list(folder.files())
-    return sorted(name for name in names if name.endswith(suffixes))
+    return sorted(name for name in names if name.endswith(suffix))
 
 
 def remove_files(folder: Folder, names: Iterable[str]) -> None:
