@@ -21,6 +21,7 @@ from pu_kd_pipeline.images.source_reports import read_reports
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.storage import parquet_files
 from pu_kd_pipeline.storage.file_cache import FileCache
 from pu_kd_pipeline.storage.object_folder import ObjectFolder
 from tests.folder_sizes import sizes_of
@@ -228,6 +229,32 @@ def test_a_store_larger_than_the_cache_is_written_and_read_within_its_limit(
         assert contents(store) == expected(range(N_IMAGES))
 
     assert 0 < max(sizes) <= limit
+
+
+@KINDS
+def test_room_for_new_images_is_made_after_the_indices_were_read(
+    folder, images, tmp_path, kind, monkeypatch
+):
+    # So that indices and pixels decide here, and not what is reserved for an index.
+    monkeypatch.setattr(parquet_files, "_MAX_OVERHEAD_BYTES", 15_000)
+    write_store(plan_of(images, kind=kind, shard_size=3), folder)
+    more = parquet_of(tmp_path / "more.parquet", range(100, 200))
+    limit = 45_000
+    small = with_cache(folder, tmp_path / "small", limit)
+    with sizes_of(tmp_path / "small") as sizes:
+        store = write_store(plan_of(images, more, kind=kind, shard_size=100), small)
+
+    assert len(store) == N_IMAGES + 100
+    assert 0 < max(sizes) <= limit
+
+
+def test_a_run_that_decodes_nothing_leaves_the_copies(folder, images, cache):
+    store = write_store(plan_of(images), folder)
+    store.read(np.arange(N_IMAGES))
+    copies = set(cache.folder.glob("place-*/*.npy"))
+    write_store(plan_of(images), folder)
+
+    assert set(cache.folder.glob("place-*/*.npy")) == copies
 
 
 def test_no_read_keeps_a_map_of_a_copy(folder, images, cache):

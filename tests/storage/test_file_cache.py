@@ -182,6 +182,24 @@ def test_unfinished_files_of_others_count_from_the_start(cache):
         cache.copy(PLACE, name("a"), 600, writer(600), ABOUT)
 
 
+def test_files_of_unknown_size_count_as_they_are_written(cache):
+    cache.copy(PLACE, name("a"), 600, writer(600), ABOUT).close()
+    with cache.empty_room() as folder:
+        # No copy gives way before room is made.
+        assert (cache.folder / PLACE / name("a")).exists()
+        (folder / "x").write_bytes(b"x" * 700)
+        cache.copy(PLACE, name("b"), 300, writer(300), ABOUT).close()
+        assert n_bytes_below(cache.folder) == 1_000
+    assert n_bytes_below(cache.folder) == 300
+
+
+def test_a_size_is_checked_without_a_wait_for_others(cache):
+    with cache.copy(PLACE, name("a"), 600, writer(600), ABOUT):
+        cache.check_size(LIMIT, ABOUT)
+        with pytest.raises(InputError, match="set cache_gb to"):
+            cache.check_size(LIMIT + 1, ABOUT)
+
+
 _KILLED = """
 import sys, time
 from pathlib import Path

@@ -88,6 +88,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MAX_HEADER_BYTES = 4096  # of a file of NumPy
+
 
 @dataclass
 class _UnfinishedStore:
@@ -263,13 +265,27 @@ def _write_missing(
     decoder = Decoder.of(store.specification)
     decode_all = decoder.decode_all_in_processes if was_killed else decoder.decode_all
     raw_images = _counted(read_images(missing, readers), f"{plan.name} images", len(missing))
-    for name in tasks:
+    for position, name in enumerate(tasks):
         rows = tasks.rows(name)
+        _make_room(store, len(rows), is_first=position == 0)
         raw_images_of_shard = islice(raw_images, len(rows))
         decoded = decode_all(raw_images_of_shard, plan.store.n_workers)
         _write_shard(store, tasks.number(name), rows, decoded)
         # A hopeless pool is given up here, not after hours of decoding.
         _check_quarantine(store, plan, wanted, readers)
+
+
+def _make_room(store: _UnfinishedStore, n_images: int, *, is_first: bool) -> None:
+    """Make room in the cache of a remote store for the shard that is written next."""
+    if isinstance(store.folder, Path):
+        return
+    specification = store.specification
+    if specification.kind == "packed":
+        image_bytes = specification.channels * specification.size_px**2
+        store.folder.make_room(n_images * image_bytes + _MAX_HEADER_BYTES)
+    elif is_first:
+        # Its size is not known. For later ones, `finish_file` makes room.
+        store.folder.make_room(store.folder.cache_bytes)
 
 
 def _check_quarantine(

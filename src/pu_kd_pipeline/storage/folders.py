@@ -77,7 +77,10 @@ class RemoteFolder(Protocol):
         """Remove the copy of a file, unless it is being read, and return whether it is gone."""
 
     def room_for(self, n_bytes: int, about: str) -> AbstractContextManager[Path]:
-        """Return a folder of the cache for unfinished files; -1 bytes: as much as there is."""
+        """Return a folder of the cache for unfinished files of a size."""
+
+    def empty_room(self) -> AbstractContextManager[Path]:
+        """Return a folder of the cache for unfinished files of unknown size: see `make_room`."""
 
     def make_room(self, n_bytes: int) -> None:
         """Remove copies, so that so many bytes are free in the cache if that can be."""
@@ -163,7 +166,10 @@ def forget_damaged_copy(folder: RemoteFolder, name: str) -> None:
 
 @contextmanager
 def writing_file(folder: Folder, name: str, n_bytes: int) -> Iterator[Path]:
-    """Yield a path; what is written there becomes a file of the folder, as a whole or not at all.
+    """Yield a path; what is written there becomes a file of the folder.
+
+    A remote file appears as a whole or not at all. In a folder on this machine, the path is that of
+    the file itself, which has to be replaced as a whole, as `write_parquet` does.
 
     Args:
         folder: where the file belongs.
@@ -268,8 +274,7 @@ def unfinished_store(folder: Folder, prefix: str) -> Iterator[tuple[Path, bool]]
     was_killed = folder.exists(_STARTED)
     folder.write_text(_STARTED, "")
     try:
-        # The first shard may take all of the cache, because its size is not known.
-        with folder.room_for(-1, str(folder)) as work:
+        with folder.empty_room() as work:
             yield work, was_killed
     finally:
         folder.remove_hidden(_STARTED)
