@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from kedro.io import DatasetError
 from kedro.io.core import DatasetError
 
 from pu_kd_pipeline.cli.errors import user_message
@@ -133,10 +132,10 @@ def test_a_table_that_does_not_exist_or_is_damaged_is_named_by_its_address(folde
 def test_another_shard_under_the_name_of_one_is_noticed(folder):
     ShardedTable.write(folder, makers(0, 1))
     with folder.copy("00000-abcdef012345.parquet") as path:
-        folder._attempt(
-            lambda: folder._fs.put_file(str(path), folder._file("00001-abcdef012345.parquet")), "", "written"
-        )
-    with pytest.raises(InputError, match="00001-abcdef012345.parquet is damaged .*checksum is wrong"):
+        target = folder._file("00001-abcdef012345.parquet")
+        folder._attempt(lambda: folder._fs.put_file(str(path), target), "", "written")
+    message = "00001-abcdef012345.parquet is damaged .*checksum is wrong"
+    with pytest.raises(InputError, match=message):
         ShardedTable.open(folder).to_pandas()
 
 
