@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pu_kd_pipeline.comparison.grid import Blocks, make_cells
 from pu_kd_pipeline.errors import InputError
@@ -21,6 +22,8 @@ ENVIRONMENT_BLOCKS = {**BLOCKS, "comparison": ComparisonParams}
 
 each_environment = pytest.mark.parametrize("environment", ENVIRONMENTS)
 
+
+SHARD_FOLDERS = ("ImageStoreDataset", "ShardedTableDataset")
 
 # Environment -> package of its teacher, which is in an extra.
 PACKAGES = {"caltech": "efficientnet_lite_pytorch"}
@@ -125,3 +128,13 @@ def test_the_students_for_two_cores_have_a_quarter_of_their_teachers_parameters(
     student_size = n_parameters("cifar_resnet", 10, 3, {"depth": 8, "width": 16})
     assert 0.3e6 < teacher_size < 0.7e6
     assert 0.24 < student_size / teacher_size < 0.26
+
+
+def test_each_folder_of_shards_may_be_on_object_storage() -> None:
+    found = {}
+    for file in (CONF / "base" / "catalog").glob("*.yml"):
+        for name, entry in yaml.safe_load(file.read_text()).items():
+            if isinstance(entry, dict) and entry["type"].endswith(SHARD_FOLDERS):
+                found[name] = (entry.get("cache"), entry.get("cache_gb"))
+    assert "near_copies" in found
+    assert set(found.values()) == {("${_data}/.cache", "${_cache_gb}")}

@@ -219,6 +219,8 @@ class _ShardFolder:
         protocol, path = get_protocol_and_path(filepath)
         self._protocol = protocol
         self.metadata = metadata
+        # Of what this object saved last; None: it has saved nothing.
+        self._saved_fingerprint: str | None = None
         self.filepath: Path | None = None
         self.remote: ObjectFolder | None = None
         self.folder: Folder
@@ -259,6 +261,20 @@ class _ShardFolder:
         elif not self._exists():
             # Of a bucket that does not exist, this raises an error.
             self.remote.files()
+
+    def _check_own(self, fingerprint: str) -> None:
+        """Check that what is there now is what this object saved, if it saved anything.
+
+        Nothing can lock a folder on an object store.
+
+        Raises:
+            InputError: it is not.
+        """
+        is_own = self._saved_fingerprint in (None, fingerprint)
+        if self.remote is not None and not is_own:
+            raise InputError(
+                f"another run wrote {self.folder} meanwhile: give each run a prefix of its own"
+            )
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self.folder)}
@@ -317,7 +333,8 @@ class ImageStoreDataset(_ShardFolder, AbstractDataset["IngestionPlan", "ImageSto
         from pu_kd_pipeline.images.ingestion import write_store
         from pu_kd_pipeline.storage.folders import file_exists, remove_hidden
 
-        write_store(data, self.folder, makes_again=file_exists(self.folder, _MAKE_AGAIN))
+        store = write_store(data, self.folder, makes_again=file_exists(self.folder, _MAKE_AGAIN))
+        self._saved_fingerprint = store.fingerprint
         remove_hidden(self.folder, _MAKE_AGAIN)
 
     def content_state(self) -> dict[str, Any] | None:
@@ -347,10 +364,16 @@ class ImageStoreDataset(_ShardFolder, AbstractDataset["IngestionPlan", "ImageSto
         }
 
     def load(self) -> ImageStore:
-        """Open the store; nothing is read yet."""
+        """Open the store; nothing is read yet.
+
+        Raises:
+            InputError: it cannot be used, or another run replaced what this object saved.
+        """
         from pu_kd_pipeline.images.store import ImageStore
 
-        return ImageStore.open(self.folder)
+        store = ImageStore.open(self.folder)
+        self._check_own(store.fingerprint)
+        return store
 
     def counts(self) -> dict[str, int]:
         """Return the number of images, for kedro-viz."""
@@ -403,16 +426,23 @@ class ShardedTableDataset(
         """Make the missing and damaged shards."""
         from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
-        ShardedTable.write(
+        table = ShardedTable.write(
             self.folder, data, keeps_others=self.keeps_others, makes_again=self._makes_again
         )
         self._makes_again = False
+        self._saved_fingerprint = table.fingerprint
 
     def load(self) -> ShardedTable:
-        """Open the table; nothing is read yet."""
+        """Open the table; nothing is read yet.
+
+        Raises:
+            InputError: it cannot be used, or another run replaced what this object saved.
+        """
         from pu_kd_pipeline.storage.sharded_table import ShardedTable
 
-        return ShardedTable.open(self.folder)
+        table = ShardedTable.open(self.folder)
+        self._check_own(table.fingerprint)
+        return table
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of rows and columns, for kedro-viz; checksums are not compared."""

@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 
 from pu_kd_pipeline import progress
+from pu_kd_pipeline.engines.current import set_shared_folder
 from pu_kd_pipeline.engines.ray_cluster import connect
-from pu_kd_pipeline.engines.tables import ShardMakers
+from pu_kd_pipeline.engines.tables import ShardMakers, work_folder
 from pu_kd_pipeline.engines.worker import ShardError
 from pu_kd_pipeline.errors import InputError, UnavailableError
+from pu_kd_pipeline.storage.file_cache import FileCache
+from pu_kd_pipeline.storage.object_folder import ObjectFolder
 from pu_kd_pipeline.storage.sharded_table import ShardedTable
 from tests.conftest import PROJECT
 from tests.engines.works import ToyWork, engine_of
@@ -90,6 +93,27 @@ def test_the_files_are_those_of_the_local_engine(work, kind, tmp_path, caplog):
         # What a worker logs and publishes is seen here.
         assert f"made {shard}" in caplog.messages
         assert (shard, {"seed": 1}, {"accuracy": 0.5}) in published
+
+
+def test_what_workers_are_started_with_is_not_in_the_cache(tmp_path):
+    # Of a cluster, each machine may have a cache of its own.
+    cache = FileCache.at(tmp_path / "cache", 1_000)
+    remote = ObjectFolder("memory", "/bucket/table", {}, cache)
+    shared = tmp_path / "checkpoints" / "node"
+    set_shared_folder(shared)
+    try:
+        with work_folder(remote) as place:
+            assert place == shared
+            assert place.is_dir()
+    finally:
+        set_shared_folder(None)
+    assert not shared.exists()
+    assert not cache.folder.exists()
+
+    with work_folder(remote) as place:
+        assert place.is_relative_to(cache.folder)
+    with work_folder(tmp_path) as place:
+        assert place == tmp_path
 
 
 def test_finished_shards_are_skipped(work, kind, tmp_path):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 
+from pu_kd_pipeline.datasets import CheckpointsDataset
 from pu_kd_pipeline.engines import ray_cluster
-from pu_kd_pipeline.engines.current import current_engine
+from pu_kd_pipeline.engines.current import current_engine, current_shared_folder
 from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.engine import EngineHooks
 from pu_kd_pipeline.hooks.preflight import PreflightHooks
+from pu_kd_pipeline.incremental.staleness import CHECKPOINTS
 from pu_kd_pipeline.params.distillation import DistillationParams
 from pu_kd_pipeline.params.environment import read_parameters
 from tests.conftest import PROJECT
@@ -24,21 +27,6 @@ from tests.engines.works import engine_of
 def catalog_of(**blocks: object) -> DataCatalog:
     datasets = {f"params:{name}": MemoryDataset(block) for name, block in blocks.items()}
     return DataCatalog(datasets)
-
-
-@pytest.mark.parametrize("end", ["after_node_run", "on_node_error"])
-def test_a_node_has_the_engine_of_the_run_until_it_ends(end: str) -> None:
-    hooks = EngineHooks()
-    # Kedro leaves a block as it is where no node reads it.
-    hooks.before_node_run(catalog=catalog_of(engine=engine_of("ray").model_dump()))
-    assert current_engine() == engine_of("ray")
-    getattr(hooks, end)()
-    assert current_engine() == LOCAL
-
-
-def test_without_the_block_it_is_the_local_one() -> None:
-    EngineHooks().before_node_run(catalog=catalog_of())
-    assert current_engine() == LOCAL
 
 
 @pytest.mark.parametrize(("n_threads", "n_cpus"), [(None, 3), (2, 6)])
@@ -69,6 +57,36 @@ def trained(params: DistillationParams) -> str:
     return params.objective
 
 
+NODE = Node(trained, "params:distillation", "text", name="train")
+
+
+@pytest.mark.parametrize("end", ["after_node_run", "on_node_error"])
+def test_a_node_has_the_engine_of_the_run_until_it_ends(end: str) -> None:
+    hooks = EngineHooks()
+    # Kedro leaves a block as it is where no node reads it.
+    catalog = catalog_of(engine=engine_of("ray").model_dump())
+    hooks.before_node_run(node=NODE, catalog=catalog)
+    assert current_engine() == engine_of("ray")
+    getattr(hooks, end)()
+    assert current_engine() == LOCAL
+
+
+def test_without_the_block_it_is_the_local_one() -> None:
+    EngineHooks().before_node_run(node=NODE, catalog=catalog_of())
+    assert current_engine() == LOCAL
+
+
+def test_outputs_that_are_saved_after_a_node_find_its_folder(tmp_path: Path) -> None:
+    checkpoints = CheckpointsDataset(filepath=str(tmp_path / "checkpoints"), every_s=60)
+    catalog = DataCatalog({CHECKPOINTS: checkpoints})
+    hooks = EngineHooks()
+    hooks.before_node_run(node=NODE, catalog=catalog)
+    hooks.after_node_run()
+    assert current_shared_folder() == tmp_path / "checkpoints" / "train"
+    hooks.before_node_run(node=NODE, catalog=catalog_of())
+    assert current_shared_folder() is None
+
+
 def test_a_training_on_a_cluster_without_the_package_is_refused_before_any_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -76,7 +94,7 @@ def test_a_training_on_a_cluster_without_the_package_is_refused_before_any_node(
     given = read_parameters(PROJECT / "conf", "base")["distillation"]
     block = DistillationParams.model_validate({**given, "training_workers": {"n": 2}})
     catalog = catalog_of(distillation=block, engine=engine_of("ray"))
-    pipeline = Pipeline([Node(trained, "params:distillation", "text", name="train")])
+    pipeline = Pipeline([NODE])
     with pytest.raises(InputError, match="^engine.kind is ray, and Ray is not installed"):
         PreflightHooks().before_pipeline_run(
             run_params={"runner": None}, pipeline=pipeline, catalog=catalog

@@ -91,12 +91,12 @@ def test_a_folder_that_vanishes_ends_the_run_and_a_rerun_resumes(
 
     shutil.rmtree(folder, ignore_errors=True)
     moved.rename(folder)
-    fetched: list[str] = []
+    fetched: list[tuple[str, str]] = []
     fetch = FolderSource._fetch
 
-    def counting_fetch(self: FolderSource, path: str) -> Any:
-        fetched.append(path)
-        return fetch(self, path)
+    def counting_fetch(self: FolderSource, file: tuple[str, str]) -> Any:
+        fetched.append(file)
+        return fetch(self, file)
 
     monkeypatch.setattr(FolderSource, "_fetch", counting_fetch)
     store = write_store(plan, tmp_path / "store")

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import pickle
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from kedro.io import DatasetError
 
 from pu_kd_pipeline.datasets import ImageStoreDataset
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.images.batches import ImageRows
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.source_reports import read_reports
 from pu_kd_pipeline.images.store import ImageStore
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.params.compute import ComputeParams
+from pu_kd_pipeline.storage import parquet_files
 from pu_kd_pipeline.storage.file_cache import FileCache
 from pu_kd_pipeline.storage.object_folder import ObjectFolder
 from tests.folder_sizes import sizes_of
@@ -102,9 +105,16 @@ def test_what_is_stored_is_not_decoded_again_and_added_images_cost_their_shard(
     write_store(plan_of(images, kind=kind), folder)
     assert n_decoded() == 0
 
+    # Files of somebody else, next to one of a shard that a killed run left.
+    others = {"mine.npy", "a.index.parquet", "00000.images.arrow"}
+    for name in (*others, "00009-0123456789ab.npy"):
+        folder.write_text(name, "")
     more = parquet_of(tmp_path / "more.parquet", range(100, 104))
     store = write_store(plan_of(images, more, kind=kind), folder)
     assert n_decoded() == 4
+    assert set(folder.files()) >= others
+    assert not folder.exists("00009-0123456789ab.npy")
+    folder.remove(others)
     assert contents(store) == expected([*range(N_IMAGES), *range(100, 104)])
     n_decoded()  # reading an encoded store decodes
     after = folder.files()
@@ -150,6 +160,36 @@ def test_a_damaged_copy_is_replaced_without_a_word(folder, images, cache, kind):
 
 
 @KINDS
+def test_a_damaged_copy_that_others_read_is_no_damage_of_the_file(folder, images, kind):
+    store = write_store(plan_of(images, kind=kind), folder)
+    name = f"{store.shards[1].name}{PIXELS[kind]}"
+    with folder.copy(name) as copy:
+        content = bytearray(copy.read_bytes())
+        middle = len(content) * 2 // 3
+        content[middle : middle + 8] = bytes(8)
+        copy.write_bytes(content)
+        message = f"^the copy of {folder}/{name} on this machine is damaged, .*try again"
+        with pytest.raises(UnavailableError, match=message):
+            ImageStore.open(folder).read(np.arange(N_IMAGES))
+
+    assert contents(ImageStore.open(folder)) == expected(range(N_IMAGES))
+
+
+def test_a_file_that_is_removed_while_its_copy_is_replaced_is_named(
+    folder, images, cache, tmp_path
+):
+    store = write_store(plan_of(images), folder)
+    name = f"{store.shards[0].name}.npy"
+    store.read(np.arange(10))
+    for copy in cache.folder.glob(f"place-*/*-{name}"):
+        copy.write_bytes(b"x" * copy.stat().st_size)
+    with_cache(folder, tmp_path / "other", 1_000).remove([name])
+
+    with pytest.raises(InputError, match=f"there is no {folder}/{name}"):
+        store.read(np.arange(10))
+
+
+@KINDS
 def test_a_damaged_or_missing_file_is_named_by_its_address(folder, images, kind):
     store = write_store(plan_of(images, kind=kind), folder)
     name = f"{store.shards[1].name}{PIXELS[kind]}"
@@ -189,6 +229,32 @@ def test_a_store_larger_than_the_cache_is_written_and_read_within_its_limit(
         assert contents(store) == expected(range(N_IMAGES))
 
     assert 0 < max(sizes) <= limit
+
+
+@KINDS
+def test_room_for_new_images_is_made_after_the_indices_were_read(
+    folder, images, tmp_path, kind, monkeypatch
+):
+    # So that indices and pixels decide here, and not what is reserved for an index.
+    monkeypatch.setattr(parquet_files, "_MAX_OVERHEAD_BYTES", 15_000)
+    write_store(plan_of(images, kind=kind, shard_size=3), folder)
+    more = parquet_of(tmp_path / "more.parquet", range(100, 200))
+    limit = 45_000
+    small = with_cache(folder, tmp_path / "small", limit)
+    with sizes_of(tmp_path / "small") as sizes:
+        store = write_store(plan_of(images, more, kind=kind, shard_size=100), small)
+
+    assert len(store) == N_IMAGES + 100
+    assert 0 < max(sizes) <= limit
+
+
+def test_a_run_that_decodes_nothing_leaves_the_copies(folder, images, cache):
+    store = write_store(plan_of(images), folder)
+    store.read(np.arange(N_IMAGES))
+    copies = set(cache.folder.glob("place-*/*.npy"))
+    write_store(plan_of(images), folder)
+
+    assert set(cache.folder.glob("place-*/*.npy")) == copies
 
 
 def test_no_read_keeps_a_map_of_a_copy(folder, images, cache):
@@ -252,19 +318,37 @@ def test_a_run_that_was_killed_is_noticed_by_the_next_one(folder, images, caplog
 # --- the catalog's dataset
 
 
-def test_the_dataset_of_a_remote_store_has_a_state_and_can_be_made_again(
-    folder, images, cache, n_decoded
-):
+@pytest.fixture
+def dataset(folder: ObjectFolder, cache: FileCache) -> Callable[[], ImageStoreDataset]:
+    """Return what makes another dataset of the folder, as another run has one."""
     # Kedro does not count what looks like a host as a part of the path.
     filepath = f"memory://host{folder._path}" if folder._protocol == "memory" else str(folder)
+    return partial(
+        ImageStoreDataset,
+        filepath=filepath,
+        credentials=dict(folder._options),
+        cache=str(cache.folder),
+        cache_gb=0.005,
+    )
 
-    def dataset() -> ImageStoreDataset:
-        return ImageStoreDataset(
-            filepath=filepath,
-            credentials=dict(folder._options),
-            cache=str(cache.folder),
-            cache_gb=0.005,
-        )
+
+def test_what_another_run_wrote_in_between_is_not_taken_for_the_own_store(
+    dataset, folder, images, tmp_path
+):
+    own = dataset()
+    own.save(plan_of(images))
+    assert len(own.load()) == N_IMAGES
+
+    more = parquet_of(tmp_path / "more.parquet", range(100, 104))
+    dataset().save(plan_of(images, more))
+    with pytest.raises(DatasetError, match=f"another run wrote {folder} meanwhile: give each run"):
+        own.load()
+    assert len(dataset().load()) == N_IMAGES + 4
+
+
+def test_the_dataset_of_a_remote_store_has_a_state_and_can_be_made_again(
+    dataset, images, n_decoded
+):
 
     assert not dataset().exists()
     assert dataset().content_state() is None

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.errors import InputError, UnavailableError
-from pu_kd_pipeline.images import listing
+from pu_kd_pipeline.images import ingestion, listing
 from pu_kd_pipeline.images.ingestion import write_store
 from pu_kd_pipeline.images.plan import IngestionPlan
 from pu_kd_pipeline.images.shard_decoding import (
@@ -165,6 +165,19 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MAP_SHARDS, send)
 
 
+@pytest.fixture
+def works(monkeypatch: pytest.MonkeyPatch) -> list[DecodingWork]:
+    """Replace processes by `send`, and return a list of what is sent then."""
+    found: list[DecodingWork] = []
+
+    def send_and_note(work: DecodingWork, *others: Any) -> Iterator[Any]:
+        found.append(work)
+        return send(work, *others)
+
+    monkeypatch.setattr(MAP_SHARDS, send_and_note)
+    return found
+
+
 def check_same(source: dict[str, Any], folder: Path, **store: Any) -> ImageStore:
     """Check that the store of an engine is that of this process, and return it."""
     local = write_store(plan_with(source, **store), folder / "local")
@@ -213,6 +226,21 @@ def test_every_source_can_be_read_elsewhere(
         assert statuses["i13.png"] == "duplicate of i04.png"
         assert statuses["i33.png"] == "duplicate of i32.png"
         assert statuses["i03.png"] == "unreadable"
+
+
+@pytest.mark.parametrize(("engine", "n_threads"), [("processes", 4), ("ray", 1)])
+def test_processes_share_the_threads_and_an_actor_has_one(
+    engine: str,
+    n_threads: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    works: list[DecodingWork],
+) -> None:
+    monkeypatch.setattr(ingestion, "n_workers_for", lambda *_: 2)
+    plan = plan_with(folder_source(tmp_path), engine)
+    store = plan.store.model_copy(update={"n_workers": 8})
+    write_store(dataclasses.replace(plan, store=store), tmp_path / "store")
+    assert [work.n_threads for work in works] == [n_threads]
 
 
 def test_the_order_in_which_shards_are_finished_changes_nothing(
@@ -292,6 +320,49 @@ def test_credentials_are_not_sent(
     assert "secret" not in caplog.text
 
 
+def test_a_source_whose_images_are_stored_is_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: list[DecodingWork]
+) -> None:
+    stored = Misbehaving(tmp_path, 20, 99, "never")
+    open_other = listing.open_source
+
+    def open_one(source: ImageSource, seed: int) -> Any:
+        return stored if source.name == "stored" else open_other(source, seed)
+
+    monkeypatch.setattr(listing, "open_source", open_one)
+    secret = {"type": "folder", "path": "https://me:secret@example.org/images", "name": "stored"}
+    plan = plan_with(secret)
+    write_store(plan, tmp_path / "store")
+    new = {"labels": "ignore", "name": "new", **folder_source(tmp_path)}
+    sources = (*plan.sources, ImageSource.model_validate(new))
+    engine = engine_of("processes")
+    write_store(dataclasses.replace(plan, sources=sources, engine=engine), tmp_path / "store")
+
+    assert [list(work.sources) for work in works] == [[1]]
+
+
+@pytest.mark.parametrize("source", ["folder", "list", "tar", "parquet"])
+def test_a_worker_refuses_another_file_than_the_one_that_was_listed(
+    source: str, tmp_path: Path
+) -> None:
+    opened = open_source(
+        ImageSource.model_validate({"labels": "ignore", **SOURCES[source](tmp_path)}), 0
+    )
+    rows = opened.listing().iloc[:2]
+    elsewhere = pickle.loads(pickle.dumps(opened))
+    assert len(list(elsewhere.read(rows))) == 2
+
+    # As a machine sees it that has another file at this path.
+    files = {"folder": "pool/i01.png", "list": "pool/i01.png", "tar": "pool/0.tar"}
+    file = tmp_path / files.get(source, "a.parquet")
+    os.utime(file, (1e9, 1e9))
+    with pytest.raises(UnavailableError, match=f"{file.name} .*is not the file that was listed"):
+        list(elsewhere.read(rows))
+    if source in ("folder", "list"):
+        # Here it was only touched, and the next run reads it again.
+        assert len(list(opened.read(rows))) == 2
+
+
 # --- what goes wrong
 
 
@@ -346,7 +417,10 @@ def test_shards_behind_one_that_cannot_be_read_are_kept(
 
 
 def test_a_killed_run_decodes_in_processes_that_an_image_may_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    works: list[DecodingWork],
 ) -> None:
     plan, _ = misbehaving_plan(tmp_path, "crashes", monkeypatch)
     folder = tmp_path / "store"
@@ -357,6 +431,8 @@ def test_a_killed_run_decodes_in_processes_that_an_image_may_crash(
     (folder / ".work.17.tmp").write_bytes(b"work")
     store = write_store(plan, folder)
     assert "the last run was killed while it decoded" in caplog.text
+    # The engine is used all the same.
+    assert [work.isolates for work in works] == [True]
     assert contents(store) == expected([*range(15), *range(16, 40)])
     assert not list(folder.glob(".*"))
 
@@ -469,7 +545,7 @@ def test_a_changed_file_is_noticed_before_images_are_kept(tmp_path: Path) -> Non
     plan = plan_with(folder_source(tmp_path))
     _, readers = listing.list_images(plan)
     specification = write_store(plan, tmp_path / "store").specification
-    work = DecodingWork((readers[0].source,), specification, tmp_path, 1)
+    work = DecodingWork({0: readers[0].source}, specification, tmp_path, 1)
     shard = work("pool shard 00000", DecodingTask(0, ((0, readers[0].listing.iloc[:10]),)))
     content = bytearray(shard.file.read_bytes())
     content[-1] ^= 1

@@ -29,6 +29,7 @@ TABLES = {
     "02_intermediate/labeled_images": "labeled_images",
     "02_intermediate/pool_images": "pool_images",
     "02_intermediate/test_images": "test_images",
+    "02_intermediate/near_copies": "near_copies",
 }
 ENVIRONMENT = "bucket"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -181,6 +182,24 @@ def test_unfinished_files_of_others_count_from_the_start(cache):
         cache.copy(PLACE, name("a"), 600, writer(600), ABOUT)
 
 
+def test_files_of_unknown_size_count_as_they_are_written(cache):
+    cache.copy(PLACE, name("a"), 600, writer(600), ABOUT).close()
+    with cache.empty_room() as folder:
+        # No copy gives way before room is made.
+        assert (cache.folder / PLACE / name("a")).exists()
+        (folder / "x").write_bytes(b"x" * 700)
+        cache.copy(PLACE, name("b"), 300, writer(300), ABOUT).close()
+        assert n_bytes_below(cache.folder) == 1_000
+    assert n_bytes_below(cache.folder) == 300
+
+
+def test_a_size_is_checked_without_a_wait_for_others(cache):
+    with cache.copy(PLACE, name("a"), 600, writer(600), ABOUT):
+        cache.check_size(LIMIT, ABOUT)
+        with pytest.raises(InputError, match="set cache_gb to"):
+            cache.check_size(LIMIT + 1, ABOUT)
+
+
 _KILLED = """
 import sys, time
 from pathlib import Path
@@ -212,6 +231,44 @@ def test_what_a_killed_process_was_writing_is_removed_and_never_used(cache):
     with cache.copy(PLACE, name("a"), 900, writer(900), ABOUT) as path:
         assert path.read_bytes() == b"x" * 900
         assert n_bytes_below(cache.folder) == 900
+
+
+def test_locks_are_those_of_nfs_too(cache, monkeypatch):
+    flock = file_cache.fcntl.flock
+
+    def flock_of_nfs(file, kind):
+        if kind & file_cache.fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(file, kind)
+
+    monkeypatch.setattr(file_cache.fcntl, "flock", flock_of_nfs)
+    abandoned = cache.folder / f"work-{'0' * 32}"
+    (abandoned / "x-900").mkdir(parents=True)
+    (abandoned / "lock").touch()
+    for letter in ("a", "b"):
+        cache.copy(PLACE, name(letter), 600, writer(600), ABOUT).close()
+
+    assert {path.name for path in (cache.folder / PLACE).iterdir()} == {name("b")}
+    assert not abandoned.exists()
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EACCES])
+def test_the_files_of_a_process_whose_lock_cannot_be_asked_stay(cache, monkeypatch, error):
+    other = cache.folder / f"work-{'0' * 32}"
+    (other / "x-900").mkdir(parents=True)
+    (other / "lock").touch()
+    flock = file_cache.fcntl.flock
+
+    def refuse(file, kind):
+        if file.name == str(other / "lock"):
+            raise OSError(error, os.strerror(error))
+        flock(file, kind)
+
+    monkeypatch.setattr(file_cache.fcntl, "flock", refuse)
+    cache.copy(PLACE, name("a"), 100, writer(100), ABOUT).close()
+    cache.make_room(LIMIT)
+
+    assert (other / "x-900").exists()
 
 
 def test_downloading_again_and_again_is_said_once_with_the_size_that_helps(cache, caplog):

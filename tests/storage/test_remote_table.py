@@ -64,7 +64,7 @@ def makers(*numbers: int, made: list[int] | None = None) -> dict[str, Callable[[
 
     found = {}
     for number in numbers:
-        found[f"{number:05d}-abc"] = lambda number=number: make(number)
+        found[f"{number:05d}-abcdef012345"] = lambda number=number: make(number)
     return found
 
 
@@ -80,7 +80,7 @@ def test_a_remote_table_is_the_local_one_byte_for_byte(folder, tmp_path):
     assert len(opened) == 3 * N_ROWS
     assert opened.to_pandas().equals(here.to_pandas())
     assert np.array_equal(opened.arrays("descriptor"), here.arrays("descriptor"))
-    assert opened.shard("00001-abc").equals(here.shard("00001-abc"))
+    assert opened.shard("00001-abcdef012345").equals(here.shard("00001-abcdef012345"))
     for name in here.names:
         with folder.copy(shard_file(name)) as path:
             assert path.read_bytes() == (tmp_path / "here" / shard_file(name)).read_bytes()
@@ -93,19 +93,22 @@ def test_only_missing_shards_are_made_and_others_are_removed_unless_they_are_kep
     ShardedTable.write(folder, makers(0, 1, 2, made=made))
     assert made == [0, 1, 2]
 
-    folder.remove(["00001-abc.parquet"])
-    with pytest.raises(InputError, match=r"1 of 3 shards are missing, such as 00001-abc"):
+    folder.remove(["00001-abcdef012345.parquet"])
+    with pytest.raises(InputError, match=r"1 of 3 shards are missing, such as 00001-abcdef012345"):
         ShardedTable.open(folder)
     ShardedTable.write(folder, makers(0, 1, 2, made=made))
     assert made == [0, 1, 2, 1]
 
     ShardedTable.write(folder, makers(1, made=made), keeps_others=True)
-    assert "00002-abc.parquet" in folder.files()
+    assert "00002-abcdef012345.parquet" in folder.files()
     ShardedTable.write(folder, makers(1, made=made))
-    assert set(folder.files()) == {"shards.json", "00001-abc.parquet"}
+    assert set(folder.files()) == {"shards.json", "00001-abcdef012345.parquet"}
     assert len(ShardedTable.open(folder)) == N_ROWS
 
+    # A file of somebody else, of which no list knows.
+    folder.write_text("mine.parquet", "")
     ShardedTable.write(folder, makers(1, made=made), makes_again=True)
+    assert folder.exists("mine.parquet")
     assert made == [0, 1, 2, 1, 1]
 
 
@@ -114,11 +117,11 @@ def test_a_table_that_does_not_exist_or_is_damaged_is_named_by_its_address(folde
         ShardedTable.open(folder)
 
     ShardedTable.write(folder, makers(0, 1))
-    folder.write_text("00000-abc.parquet", "junk")
+    folder.write_text("00000-abcdef012345.parquet", "junk")
     table = ShardedTable.open(folder)
     with pytest.raises(InputError) as damage:
         table.to_pandas()
-    assert str(damage.value).startswith(f"{folder}/00000-abc.parquet is damaged (")
+    assert str(damage.value).startswith(f"{folder}/00000-abcdef012345.parquet is damaged (")
     assert "delete it, and run the stage that wrote it again" in str(damage.value)
 
     folder.write_text("shards.json", "{}")
@@ -128,22 +131,36 @@ def test_a_table_that_does_not_exist_or_is_damaged_is_named_by_its_address(folde
 
 def test_another_shard_under_the_name_of_one_is_noticed(folder):
     ShardedTable.write(folder, makers(0, 1))
-    with folder.copy("00000-abc.parquet") as path:
-        folder._attempt(
-            lambda: folder._fs.put_file(str(path), folder._file("00001-abc.parquet")), "", "written"
-        )
-    with pytest.raises(InputError, match="00001-abc.parquet is damaged .*checksum is wrong"):
+    with folder.copy("00000-abcdef012345.parquet") as path:
+        target = folder._file("00001-abcdef012345.parquet")
+        folder._attempt(lambda: folder._fs.put_file(str(path), target), "", "written")
+    message = "00001-abcdef012345.parquet is damaged .*checksum is wrong"
+    with pytest.raises(InputError, match=message):
         ShardedTable.open(folder).to_pandas()
 
 
 def test_a_damaged_copy_is_replaced_without_a_word(folder, cache):
     ShardedTable.write(folder, makers(0))
-    [copy] = (cache.folder / folder._place).glob("*-00000-abc.parquet")
+    [copy] = (cache.folder / folder._place).glob("*-00000-abcdef012345.parquet")
     content = bytearray(copy.read_bytes())
     content[len(content) // 2] ^= 1
     copy.write_bytes(content)
 
-    assert ShardedTable.open(folder).shard("00000-abc").equals(shard(0).combine_chunks())
+    assert ShardedTable.open(folder).shard("00000-abcdef012345").equals(shard(0).combine_chunks())
+
+
+def test_a_damaged_copy_that_others_read_is_no_damage_of_the_file(folder, cache):
+    table = ShardedTable.write(folder, makers(0))
+    name = "00000-abcdef012345.parquet"
+    with folder.copy(name) as copy:
+        content = bytearray(copy.read_bytes())
+        content[len(content) // 2] ^= 1
+        copy.write_bytes(content)
+        message = f"^the copy of {folder}/{name} on this machine is damaged, .*try again"
+        with pytest.raises(UnavailableError, match=message):
+            table.shard("00000-abcdef012345")
+
+    assert table.shard("00000-abcdef012345").equals(shard(0).combine_chunks())
 
 
 def test_a_table_larger_than_the_cache_is_read_in_passes_and_the_cache_keeps_its_limit(
@@ -168,7 +185,7 @@ def test_a_table_larger_than_the_cache_is_read_in_passes_and_the_cache_keeps_its
 def test_no_table_keeps_a_map_of_its_file(folder, cache):
     ShardedTable.write(folder, makers(0))
 
-    table = ShardedTable.open(folder).shard("00000-abc")
+    table = ShardedTable.open(folder).shard("00000-abcdef012345")
 
     check_nothing_is_mapped(cache.folder)
     assert table.num_rows == N_ROWS
@@ -182,7 +199,7 @@ def test_a_table_of_many_shards_is_opened_with_one_listing(s3, cache):
     with proxied(s3) as proxy:
         prefix = uuid.uuid4().hex
         folder = ObjectFolder("s3", f"{BUCKET}/{prefix}", proxy.credentials, cache)
-        names = [f"{number:05d}-abc" for number in range(n_shards)]
+        names = [f"{number:05d}-abcdef012345" for number in range(n_shards)]
         put_objects({f"{prefix}/{shard_file(name)}": b"x" for name in names})
         folder.write_text("shards.json", to_checked_json({"shards": names}))
         proxy.requests.clear()
@@ -225,6 +242,22 @@ def dataset_of(folder: ObjectFolder, cache: FileCache, **options: Any) -> Sharde
     )
 
 
+def test_what_another_run_wrote_in_between_is_not_taken_for_the_own_table(folder, cache):
+    own = dataset_of(folder, cache)
+    other = dataset_of(folder, cache)
+    own.save(makers(0, 1))
+    # The same parameters make the same table.
+    other.save(makers(0, 1))
+    assert own.load().names == ("00000-abcdef012345", "00001-abcdef012345")
+
+    other.save(makers(2))
+    with pytest.raises(DatasetError, match=f"another run wrote {folder} meanwhile: give each run"):
+        own.load()
+    assert other.load().names == ("00002-abcdef012345",)
+    # Who has saved nothing cannot know.
+    assert dataset_of(folder, cache).load().names == ("00002-abcdef012345",)
+
+
 def test_the_state_of_a_table_changes_with_each_shard_and_not_with_other_files(folder, cache):
     dataset = dataset_of(folder, cache)
     assert dataset.remote_files() == {}
@@ -232,18 +265,18 @@ def test_the_state_of_a_table_changes_with_each_shard_and_not_with_other_files(f
 
     dataset.save(makers(0, 1))
     state = dataset.remote_files()
-    assert set(state) == {"shards.json", "00000-abc.parquet", "00001-abc.parquet"}
+    assert set(state) == {"shards.json", "00000-abcdef012345.parquet", "00001-abcdef012345.parquet"}
     dataset.save(makers(0, 1))
     folder.write_text("note.txt", "mine")
     if folder._protocol == "s3":
         # memory:// has times instead of checksums.
         assert dataset.remote_files() == state
-    folder.write_text("00001-abc.parquet", "other")
+    folder.write_text("00001-abcdef012345.parquet", "other")
     changed = dataset.remote_files()
-    assert changed["00001-abc.parquet"] != state["00001-abc.parquet"]
-    dataset.remove_remote("00001-abc.parquet")
-    assert set(dataset.remote_files()) == {"shards.json", "00000-abc.parquet"}
-    assert dataset.written_at_s("00000-abc") > 1e9
+    assert changed["00001-abcdef012345.parquet"] != state["00001-abcdef012345.parquet"]
+    dataset.remove_remote("00001-abcdef012345.parquet")
+    assert set(dataset.remote_files()) == {"shards.json", "00000-abcdef012345.parquet"}
+    assert dataset.written_at_s("00000-abcdef012345") > 1e9
 
 
 @pytest.mark.parametrize(
@@ -268,7 +301,7 @@ def test_an_entry_on_this_machine_needs_no_cache_and_is_not_remote(tmp_path):
     assert dataset.filepath == tmp_path / "table"
     assert dataset.remote_files() is None
     assert len(dataset.load()) == N_ROWS
-    assert dataset.written_at_s("00000-abc") > 1e9
+    assert dataset.written_at_s("00000-abcdef012345") > 1e9
 
 
 def test_a_server_that_is_gone_is_one_message_that_may_be_tried_again(s3, tmp_path, monkeypatch):

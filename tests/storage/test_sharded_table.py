@@ -59,6 +59,17 @@ def test_shards_that_no_longer_belong_are_removed(tmp_path):
     assert left == ["b"]
 
 
+def test_shards_of_a_killed_run_are_removed_and_files_of_somebody_else_stay(tmp_path):
+    unlisted = tmp_path / "00007-a-b-0123456789ab.parquet"
+    others = [tmp_path / name for name in ("mine.parquet", "2024-12.parquet", "0123.parquet")]
+    for file in (unlisted, *others):
+        file.touch()
+    _write(tmp_path, "a")
+    _write(tmp_path, "b")
+
+    assert sorted(tmp_path.glob("*.parquet")) == sorted([*others, tmp_path / "b.parquet"])
+
+
 def test_a_maker_that_fails_leaves_no_shard_and_the_finished_ones_stay(tmp_path):
     def fail():
         raise RuntimeError("cut")
@@ -333,7 +344,7 @@ def test_a_forced_table_leaves_shards_that_it_only_keeps(tmp_path):
 @pytest.mark.parametrize("makes_again", [False, True])
 def test_an_empty_folder_in_the_place_of_a_shard_gives_way(tmp_path, makes_again):
     shards = {"a": lambda: pa.table({"value": [1]})}
-    ShardedTable.write(tmp_path, shards)
+    ShardedTable.write(tmp_path, {**shards, "no_longer_listed": shards["a"]})
     for name in ("a", "no_longer_listed"):
         file = tmp_path / f"{name}.parquet"
         file.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""The engine of the node that runs, for trainings, whose blocks do not hold it."""
+"""The engine of the node that runs, for trainings, whose blocks do not hold it, and its folder."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
+from pathlib import Path
 
 from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.params.engine import EngineParams
@@ -19,3 +20,17 @@ def set_engine(engine: EngineParams) -> None:
 def current_engine() -> EngineParams:
     """Return what was set last."""
     return _engine.get()
+
+
+# Where the work of a node can be sent through a file that the workers of all machines see.
+_shared_folder: ContextVar[Path | None] = ContextVar("shared_folder", default=None)
+
+
+def set_shared_folder(folder: Path | None) -> None:
+    """Set a folder for files that all workers read, which no other node and no other run uses."""
+    _shared_folder.set(folder)
+
+
+def current_shared_folder() -> Path | None:
+    """Return what was set last."""
+    return _shared_folder.get()

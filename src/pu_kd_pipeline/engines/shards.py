@@ -52,12 +52,14 @@ class Workers(Protocol):
     def start(self) -> int:
         """Start a worker and return its number; its first event says that it is ready."""
 
-    # A worker acknowledges a shard before it begins with it, which is no event.
     def submit(self, worker: int, name: str, argument: Any) -> None:
         """Send a shard to a worker that is ready."""
 
     def wait(self, timeout_s: float) -> list[tuple[int, Answer | Lost]]:
-        """Return (worker, its answer) for those that answered, or (worker, how it ended)."""
+        """Return (worker, its answer) for those that answered, or (worker, how it ended).
+
+        A worker acknowledges a shard before it begins with it: that is no event.
+        """
 
     def stop(self) -> None:
         """End all workers at once, whatever they are doing."""

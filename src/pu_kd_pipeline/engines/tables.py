@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from pu_kd_pipeline.engines.current import current_shared_folder
 from pu_kd_pipeline.engines.shards import LOCAL, map_shards
 from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.progress import track
-from pu_kd_pipeline.storage.atomic import remove_leftovers
+from pu_kd_pipeline.storage.atomic import remove_empty_folder, remove_leftovers
 from pu_kd_pipeline.storage.folders import Folder
 from pu_kd_pipeline.storage.sharded_table import write_shard
 
@@ -81,8 +82,7 @@ class ShardMakers(Mapping[str, Callable[[], pa.Table]]):
     def make_missing(self, folder: Folder, names: Sequence[str]) -> None:
         """Make and write shards, each as a file of its own, and show the progress.
 
-        Workers write to a remote folder themselves, through the cache of this machine. What they
-        are started with is a file in that cache.
+        Workers write to a remote folder themselves, through the cache of their machine.
 
         Raises:
             InputError: of the work, or a worker has other code, libraries or devices.
@@ -114,11 +114,26 @@ class ShardMakers(Mapping[str, Callable[[], pa.Table]]):
                 remove_leftovers(folder)
 
 
-def work_folder(folder: Folder) -> AbstractContextManager[Path]:
-    """Return a folder of this machine for what workers are started with."""
+@contextmanager
+def work_folder(folder: Folder) -> Iterator[Path]:
+    """Yield a folder for what workers are started with: a file that each of them reads.
+
+    For a remote folder it is the folder of the node, which is in the data folder: all machines
+    share that, and each may have a cache of its own. Outside of Kedro it is in the cache.
+    """
     if isinstance(folder, Path):
-        return nullcontext(folder)
-    return folder.room_for(0, "engine")
+        yield folder
+        return
+    shared = current_shared_folder()
+    if shared is None:
+        with folder.room_for(0, "engine") as room:
+            yield room
+        return
+    shared.mkdir(parents=True, exist_ok=True)
+    try:
+        yield shared
+    finally:
+        remove_empty_folder(shared)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,21 @@
-"""Where trainings find the workers that share them."""
+"""Where trainings find the workers that share them, and workers what they are started with."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 
-from pu_kd_pipeline.engines.current import set_engine
+from pu_kd_pipeline.engines.current import set_engine, set_shared_folder
 from pu_kd_pipeline.engines.ray_cluster import set_cpus_of_trainings
 from pu_kd_pipeline.engines.shards import LOCAL
+from pu_kd_pipeline.incremental.staleness import CHECKPOINTS
 from pu_kd_pipeline.params.engine import EngineParams
 
 if TYPE_CHECKING:
     from kedro.io import DataCatalog
     from kedro.pipeline import Pipeline
+    from kedro.pipeline.node import Node
 
 ENGINE = "engine"  # the block
 
@@ -43,9 +45,15 @@ class EngineHooks:
         set_cpus_of_trainings(n_cpus)
 
     @hook_impl
-    def before_node_run(self, catalog: DataCatalog) -> None:
-        """Set the engine of the run, in the thread of the node."""
+    def before_node_run(self, node: Node, catalog: DataCatalog) -> None:
+        """Set the engine of the run, in the thread of the node, and a folder for its work."""
         set_engine(engine_of(catalog))
+        folder = None
+        if CHECKPOINTS in catalog:
+            dataset: Any = catalog.get(CHECKPOINTS)
+            folder = dataset.filepath / node.name
+        # It stays until the next node: shards are made when outputs are saved, after the node.
+        set_shared_folder(folder)
 
     @hook_impl
     def after_node_run(self) -> None:

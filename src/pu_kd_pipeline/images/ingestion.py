@@ -55,10 +55,9 @@ from pu_kd_pipeline.images.shard_decoding import (
     unfinished_files,
 )
 from pu_kd_pipeline.images.shard_files import (
-    INDEX_SUFFIX,
-    PIXEL_SUFFIXES,
     index_file,
     index_schema,
+    is_shard_file,
     pixel_file,
     read_index_table,
 )
@@ -88,6 +87,8 @@ if TYPE_CHECKING:
     from pu_kd_pipeline.images.decoding import RawImage
 
 logger = logging.getLogger(__name__)
+
+_MAX_HEADER_BYTES = 4096  # of a file of NumPy
 
 
 @dataclass
@@ -251,27 +252,40 @@ def _write_missing(
     shard_size = plan.store.shard_size
     tasks = DecodingTasks(plan.name, missing, readers, shard_size, free_numbers)
 
-    decoder = Decoder.of(store.specification)
-    decode_all = decoder.decode_all
     if was_killed:
-        decode_all = decoder.decode_all_in_processes
         logger.warning(
             "%s: the last run was killed while it decoded; images are now decoded in other "
             "processes",
             plan.name,
         )
-    elif not is_local(plan.engine, len(tasks)) and _can_be_shared(store, plan, missing, readers):
-        _write_by_engine(store, plan, wanted, tasks, readers)
+    if not is_local(plan.engine, len(tasks)) and _can_be_shared(store, plan, tasks, readers):
+        _write_by_engine(store, plan, wanted, tasks, readers, was_killed)
         return
 
+    decoder = Decoder.of(store.specification)
+    decode_all = decoder.decode_all_in_processes if was_killed else decoder.decode_all
     raw_images = _counted(read_images(missing, readers), f"{plan.name} images", len(missing))
-    for name in tasks:
+    for position, name in enumerate(tasks):
         rows = tasks.rows(name)
+        _make_room(store, len(rows), is_first=position == 0)
         raw_images_of_shard = islice(raw_images, len(rows))
         decoded = decode_all(raw_images_of_shard, plan.store.n_workers)
         _write_shard(store, tasks.number(name), rows, decoded)
         # A hopeless pool is given up here, not after hours of decoding.
         _check_quarantine(store, plan, wanted, readers)
+
+
+def _make_room(store: _UnfinishedStore, n_images: int, *, is_first: bool) -> None:
+    """Make room in the cache of a remote store for the shard that is written next."""
+    if isinstance(store.folder, Path):
+        return
+    specification = store.specification
+    if specification.kind == "packed":
+        image_bytes = specification.channels * specification.size_px**2
+        store.folder.make_room(n_images * image_bytes + _MAX_HEADER_BYTES)
+    elif is_first:
+        # Its size is not known. For later ones, `finish_file` makes room.
+        store.folder.make_room(store.folder.cache_bytes)
 
 
 def _check_quarantine(
@@ -297,9 +311,9 @@ def _check_quarantine(
 
 
 def _can_be_shared(
-    store: _UnfinishedStore, plan: IngestionPlan, missing: pd.DataFrame, readers: list[Reader]
+    store: _UnfinishedStore, plan: IngestionPlan, tasks: DecodingTasks, readers: list[Reader]
 ) -> bool:
-    """Return whether other processes can read parts of all sources; if not, log why."""
+    """Return whether other processes can read parts of the sources; if not, log why."""
     if not isinstance(store.folder, Path):
         # Shards that wait for an earlier one could take more than the cache may.
         logger.info(
@@ -307,7 +321,7 @@ def _can_be_shared(
             plan.name,
         )
         return False
-    for position in missing["reader"].unique():
+    for position in tasks.sources():
         reader = readers[position]
         source = plan.sources[position]
         reason = reader.source.why_not_shared(plan.store.shard_size)
@@ -325,12 +339,19 @@ def _write_by_engine(
     wanted: pd.DataFrame,
     tasks: DecodingTasks,
     readers: list[Reader],
+    was_killed: bool,
 ) -> None:
     """Let the engine decode the shards, and add them to the store in their order."""
     folder = store.work
-    n_threads = max(1, plan.store.n_workers // n_workers_for(plan.engine, len(tasks)))
-    sources = tuple(reader.source for reader in readers)
-    work = DecodingWork(sources, store.specification, folder.absolute(), n_threads)
+    n_threads = 1  # an actor of Ray has reserved one CPU
+    if plan.engine.kind == "processes":
+        n_threads = max(1, plan.store.n_workers // n_workers_for(plan.engine, len(tasks)))
+    # No others: what is sent is a file in the data folder, and a source that is not needed may have
+    # credentials in its URL.
+    sources = {position: readers[position].source for position in tasks.sources()}
+    work = DecodingWork(
+        sources, store.specification, folder.absolute(), n_threads, isolates=was_killed
+    )
     n_images = sum(len(tasks.rows(name)) for name in tasks)
     n_decoded = 0
 
@@ -597,5 +618,5 @@ def _commit(store: _UnfinishedStore, plan: IngestionPlan) -> None:
     for shard in store.shards:
         current.add(pixel_file(shard.name, kind))
         current.add(index_file(shard.name))
-    found = file_names(folder, *PIXEL_SUFFIXES.values(), INDEX_SUFFIX)
-    remove_files(folder, [name for name in found if name not in current])
+    own = set(filter(is_shard_file, file_names(folder)))
+    remove_files(folder, sorted(own - current))

@@ -7,7 +7,6 @@ by, so that a shard which was finished before an interruption is found and kept.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from pu_kd_pipeline.images.row_checksums import RowChecksums
 from pu_kd_pipeline.images.shard_files import (
     INDEX_SUFFIX,
     index_to_pandas,
+    is_shard_name,
     open_encoded,
     open_packed,
     pixel_file,
@@ -30,7 +30,6 @@ from pu_kd_pipeline.images.store_file import Specification
 from pu_kd_pipeline.storage.folders import Folder, existing_files, file_names
 from pu_kd_pipeline.storage.parquet_files import write_parquet
 
-_SHARD_NAME = re.compile(r"[0-9]{5,9}-[0-9a-f]{12}")
 _METADATA_KEY = b"specification"
 
 
@@ -78,7 +77,7 @@ def _identity_hashes(table: pd.DataFrame) -> pd.Index:
 
 def _read_index(folder: Folder, name: str, specification: Specification) -> pd.DataFrame | None:
     """Return the index of a shard, or None if the shard is damaged or of another specification."""
-    if not _SHARD_NAME.fullmatch(name):
+    if not is_shard_name(name):
         return None
     try:
         table = read_index_table(folder, name)

@@ -114,6 +114,10 @@ class DecodingTasks(Mapping[str, DecodingTask]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def sources(self) -> list[int]:
+        """Return the positions of the sources that are read."""
+        return [int(position) for position in self._rows["reader"].unique()]
+
     def number(self, name: str) -> int:
         """Return the number of a shard."""
         return self._places[name][0]
@@ -140,16 +144,18 @@ class DecodingWork:
     """Decodes the images of any shard into a file next to the store.
 
     Attributes:
-        sources: of the images.
+        sources: of the images, by their position.
         specification: of the store.
         folder: of the store, absolute.
         n_threads: that decode in each process.
+        isolates: an image may crash its decoder: each worker decodes in further processes.
     """
 
-    sources: tuple[Source, ...]
+    sources: Mapping[int, Source]
     specification: Specification
     folder: Path
     n_threads: int
+    isolates: bool = False
 
     def __call__(self, name: str, task: DecodingTask) -> DecodedShard:
         """Decode the images of a shard, and return what is known of them.
@@ -171,6 +177,7 @@ class DecodingWork:
                 "that decoded them was killed",
                 name,
             )
+        if attempts or self.isolates:
             # Only then it may start others, which end with it.
             multiprocessing.current_process().daemon = False
             decoded = decoder.decode_all_in_processes(raws, self.n_threads)

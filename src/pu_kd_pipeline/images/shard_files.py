@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ RUN_AGAIN = "run `kedro run --pipeline=data_ingestion`"
 
 INDEX_SUFFIX = ".index.parquet"
 PIXEL_SUFFIXES = {"packed": ".npy", "encoded": ".images.arrow"}
+_SHARD_NAME = re.compile(r"[0-9]{5,9}-[0-9a-f]{12}")
 
 
 def pixel_file(shard_name: str, kind: str) -> str:
@@ -30,6 +32,19 @@ def pixel_file(shard_name: str, kind: str) -> str:
 def index_file(shard_name: str) -> str:
     """Return the name of the index of a shard."""
     return f"{shard_name}{INDEX_SUFFIX}"
+
+
+def is_shard_name(name: str) -> bool:
+    """Return whether a shard of a store can have a name: a number, and a hash of its content."""
+    return _SHARD_NAME.fullmatch(name) is not None
+
+
+def is_shard_file(file_name: str) -> bool:
+    """Return whether a file is named like one of a shard of a store."""
+    for suffix in (*PIXEL_SUFFIXES.values(), INDEX_SUFFIX):
+        if file_name.endswith(suffix):
+            return is_shard_name(file_name.removesuffix(suffix))
+    return False
 
 
 def index_schema() -> pa.Schema:

@@ -44,6 +44,7 @@ from pu_kd_pipeline.storage.folders import (
     Folder,
     existing_files,
     file_sizes,
+    forget_damaged_copy,
     read_file,
     shown,
 )
@@ -286,22 +287,21 @@ class ImageStore:
         if isinstance(self.folder, Path):
             yield self._open(shard)
             return
-        known = self._checksums_of_copies.get(shard.name)
-        # The index is not read while the copy is held: the cache may not have room for both.
-        checksums = self._new_checksums(shard) if known is None else None
-        with self.folder.copy(pixel_file(shard.name, self.kind)) as path:
-            about = path.stat()
-            copy = (path, about.st_ino, about.st_mtime_ns)
-            if known is not None and known[0] == copy:
-                checksums = known[1]
-            if checksums is not None:
-                self._checksums_of_copies[shard.name] = (copy, checksums)
-                yield self._open_file(path, shard), checksums
-                return
-        # It is another copy, of which nothing was verified.
-        self._checksums_of_copies.pop(shard.name, None)
-        with self._opened_shard(shard) as opened:
-            yield opened
+        known_copy, checksums = self._checksums_of_copies.get(shard.name, (None, None))
+        # More than once if the copy was replaced meanwhile: nothing was verified of the new one.
+        while True:
+            # The index is not read while a copy is held: the cache may not have room for both.
+            if checksums is None:
+                known_copy = None
+                checksums = self._new_checksums(shard)
+            with self.folder.copy(pixel_file(shard.name, self.kind)) as path:
+                about = path.stat()
+                copy = (path, about.st_ino, about.st_mtime_ns)
+                if known_copy in (None, copy):
+                    self._checksums_of_copies[shard.name] = (copy, checksums)
+                    yield self._open_file(path, shard), checksums
+                    return
+            checksums = None
 
     def _open(self, shard: Shard) -> tuple[Any, RowChecksums]:
         """Return what holds the images of a shard on this machine, and their checksums."""
@@ -331,17 +331,22 @@ class ImageStore:
 
     def _read_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
         try:
-            self._read_once_into(images, shard, rows)
+            self._read_intact_into(images, shard, rows)
         except FileNotFoundError as exc:
             file = shown(self.folder, pixel_file(shard.name, self.kind))
             raise InputError(f"there is no {file}: {RUN_AGAIN}") from exc
+
+    def _read_intact_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:
+        """Read images, from another copy if that of a remote shard is damaged."""
+        try:
+            self._read_once_into(images, shard, rows)
         except UnavailableError:
             raise
         except InputError:
             if isinstance(self.folder, Path):
                 raise
             # The copy may be damaged, and the shard not.
-            self.folder.forget_copy(pixel_file(shard.name, self.kind))
+            forget_damaged_copy(self.folder, pixel_file(shard.name, self.kind))
             self._read_once_into(images, shard, rows)
 
     def _read_once_into(self, images: np.ndarray, shard: Shard, rows: np.ndarray) -> None:

@@ -71,8 +71,8 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What takes space in a cache: a copy, or an unfinished file."""
+class _CachedCopy:
+    """A copy in a cache, and what decides when it is removed."""
 
     path: Path
     n_bytes: int
@@ -160,19 +160,28 @@ class FileCache:
         Copies that were not used for the longest time are removed for it.
 
         Args:
-            n_bytes: at most, in total; -1: as much as there can be without waiting.
+            n_bytes: at most, in total.
             about: what needs the room, for messages.
 
         Raises:
             InputError: it is more than the limit.
             UnavailableError: other processes need the room for too long.
         """
-        if n_bytes > self.limit_bytes:
-            raise InputError(
-                f"{about} has {n_bytes / GB:.3g} GB, and the cache {self.folder} may hold "
-                f"{self.limit_bytes / GB:.3g} GB: set cache_gb to {n_bytes / GB * 1.1:.3g} or more"
-            )
+        self.check_size(n_bytes, about)
         folder = self._reserve(n_bytes, about)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def empty_room(self) -> Iterator[Path]:
+        """Yield an empty folder for files of unknown size, which is removed afterwards.
+
+        They count as they are written, and no room is made for them: see `make_room`.
+        """
+        with self._locked():
+            folder = self._new_room(0)
         try:
             yield folder
         finally:
@@ -184,34 +193,39 @@ class FileCache:
             self._make_room(min(n_bytes, self.limit_bytes))
 
     def check_size(self, n_bytes: int, about: str) -> None:
-        """Check that a finished file is not larger than the cache.
+        """Check that a file is not larger than the cache.
 
         Raises:
             InputError: it is.
         """
-        with self.room_for(n_bytes, about):
-            pass
+        if n_bytes > self.limit_bytes:
+            raise InputError(
+                f"{about} has {n_bytes / GB:.3g} GB, and the cache {self.folder} may hold "
+                f"{self.limit_bytes / GB:.3g} GB: set cache_gb to {n_bytes / GB * 1.1:.3g} or more"
+            )
 
     def _reserve(self, n_bytes: int, about: str) -> Path:
         deadline = time.monotonic() + _LONGEST_WAIT_S
-        wanted = self.limit_bytes if n_bytes < 0 else n_bytes
         while True:
             with self._locked():
-                n_free = self._make_room(wanted)
-                if n_free >= wanted or n_bytes < 0:
-                    # The size is in the name: what is not written yet counts, too.
-                    name = f"{uuid.uuid4().hex}-{max(n_bytes, 0)}"
-                    folder = self._work_folder() / name
-                    folder.mkdir()
-                    return folder
+                n_free = self._make_room(n_bytes)
+                if n_free >= n_bytes:
+                    return self._new_room(n_bytes)
             if time.monotonic() > deadline:
                 raise UnavailableError(
-                    f"{about} needs {wanted / GB:.3g} GB of the cache {self.folder}, and other "
+                    f"{about} needs {n_bytes / GB:.3g} GB of the cache {self.folder}, and other "
                     f"processes use all but {n_free / GB:.3g} GB of it since "
                     f"{_LONGEST_WAIT_S / 60:g} minutes: set cache_gb higher, or engine.n_workers "
                     "lower"
                 )
             time.sleep(_SECONDS_BETWEEN_TRIES)
+
+    def _new_room(self, n_bytes: int) -> Path:
+        """Return a new folder for unfinished files; the lock of the cache is held."""
+        # The size is in the name: what is not written yet counts, too.
+        folder = self._work_folder() / f"{uuid.uuid4().hex}-{n_bytes}"
+        folder.mkdir()
+        return folder
 
     def _make_room(self, n_bytes: int) -> int:
         """Remove unused copies until so many bytes are free, and return how many are."""
@@ -224,9 +238,9 @@ class FileCache:
                 n_free += copy.n_bytes
         return n_free
 
-    def _found(self) -> tuple[list[_Found], int]:
+    def _found(self) -> tuple[list[_CachedCopy], int]:
         """Return the copies, and the bytes of unfinished files."""
-        copies: list[_Found] = []
+        copies: list[_CachedCopy] = []
         n_unfinished = 0
         # Only what a cache can have made: somebody may name a folder with files of his own.
         for folder in os.scandir(self.folder):
@@ -333,12 +347,12 @@ def copy_name(mark: str, name: str) -> str:
     return f"{mark[:_MARK_LENGTH]}-{name}"
 
 
-def _copies_in(folder: str) -> list[_Found]:
+def _copies_in(folder: str) -> list[_CachedCopy]:
     copies = []
     for file in os.scandir(folder):
         if _COPY_NAME.match(file.name) and file.is_file(follow_symlinks=False):
             about = file.stat(follow_symlinks=False)
-            copies.append(_Found(Path(file.path), about.st_size, about.st_atime_ns))
+            copies.append(_CachedCopy(Path(file.path), about.st_size, about.st_atime_ns))
     return copies
 
 
@@ -366,13 +380,14 @@ def _locked_copy(path: Path, n_bytes: int) -> Copy | None:
 def _remove_unused(path: Path) -> bool:
     """Remove a copy that nobody reads, and return whether it is gone."""
     try:
-        with open(path, "rb") as file:
+        # Open for writing, as NFS asks for where a lock is exclusive.
+        with open(path, "rb+") as file:
             if not _lock(file, exclusive=True, waits=False):
                 return False
             path.unlink(missing_ok=True)
     except FileNotFoundError:
         return True
-    except PermissionError:  # open on Windows
+    except PermissionError:  # of another user, or open on Windows
         return False
     return True
 
@@ -391,10 +406,14 @@ def _is_abandoned(work: Path) -> bool:
     if sys.platform == "win32":  # which has no locks to ask
         return False
     try:
-        with open(work / "lock", "rb") as file:
+        # Open for writing, as NFS asks for where a lock is exclusive.
+        with open(work / "lock", "rb+") as file:
             return _lock(file, exclusive=True, waits=False)
-    except OSError:
+    except FileNotFoundError:
         return True
+    # Of another user, or it cannot be locked: its process may live.
+    except (PermissionError, InputError):
+        return False
 
 
 def _lock(file: IO[bytes], *, exclusive: bool, waits: bool = True) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from pu_kd_pipeline.errors import InputError
+from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.storage.atomic import remove_empty_folder, remove_leftovers, replacing_file
 
 T = TypeVar("T")
@@ -73,11 +73,14 @@ class RemoteFolder(Protocol):
         It raises FileNotFoundError if there is no such file.
         """
 
-    def forget_copy(self, name: str) -> None:
-        """Remove the copy of a file, which is damaged."""
+    def forget_copy(self, name: str) -> bool:
+        """Remove the copy of a file, unless it is being read, and return whether it is gone."""
 
     def room_for(self, n_bytes: int, about: str) -> AbstractContextManager[Path]:
-        """Return a folder of the cache for unfinished files; -1 bytes: as much as there is."""
+        """Return a folder of the cache for unfinished files of a size."""
+
+    def empty_room(self) -> AbstractContextManager[Path]:
+        """Return a folder of the cache for unfinished files of unknown size: see `make_room`."""
 
     def make_room(self, n_bytes: int) -> None:
         """Remove copies, so that so many bytes are free in the cache if that can be."""
@@ -131,6 +134,7 @@ def read_file(folder: Folder, name: str, reader: Callable[[Path], T]) -> T:
 
     Raises:
         FileNotFoundError: there is no such file.
+        UnavailableError: the copy may be damaged, and another process reads it.
         Exception: that of the reader.
     """
     if isinstance(folder, Path):
@@ -141,14 +145,31 @@ def read_file(folder: Folder, name: str, reader: Callable[[Path], T]) -> T:
     except (FileNotFoundError, InputError):
         raise
     except Exception:  # a damaged file makes its reader raise nearly anything
-        folder.forget_copy(name)
+        forget_damaged_copy(folder, name)
     with folder.copy(name) as path:
         return reader(path)
 
 
+def forget_damaged_copy(folder: RemoteFolder, name: str) -> None:
+    """Remove the copy of a file, so that it is downloaded again.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnavailableError: another process reads the copy.
+    """
+    if not folder.forget_copy(name):
+        raise UnavailableError(
+            f"the copy of {folder.address(name)} on this machine is damaged, and another process "
+            "reads it: try again"
+        )
+
+
 @contextmanager
 def writing_file(folder: Folder, name: str, n_bytes: int) -> Iterator[Path]:
-    """Yield a path; what is written there becomes a file of the folder, as a whole or not at all.
+    """Yield a path; what is written there becomes a file of the folder.
+
+    A remote file appears as a whole or not at all. In a folder on this machine, the path is that of
+    the file itself, which has to be replaced as a whole, as `write_parquet` does.
 
     Args:
         folder: where the file belongs.
@@ -210,13 +231,13 @@ def file_sizes(folder: Folder, names: Iterable[str]) -> dict[str, int]:
     return sizes
 
 
-def file_names(folder: Folder, *suffixes: str) -> list[str]:
-    """Return the names in a folder that end in one of these, in order."""
+def file_names(folder: Folder, suffix: str = "") -> list[str]:
+    """Return the names in a folder that end in a suffix, in order."""
     if isinstance(folder, Path):
         names = os.listdir(folder)
     else:
         names = list(folder.files())
-    return sorted(name for name in names if name.endswith(suffixes))
+    return sorted(name for name in names if name.endswith(suffix))
 
 
 def remove_files(folder: Folder, names: Iterable[str]) -> None:
@@ -253,8 +274,7 @@ def unfinished_store(folder: Folder, prefix: str) -> Iterator[tuple[Path, bool]]
     was_killed = folder.exists(_STARTED)
     folder.write_text(_STARTED, "")
     try:
-        # The first shard may take all of the cache, because its size is not known.
-        with folder.room_for(-1, str(folder)) as work:
+        with folder.empty_room() as work:
             yield work, was_killed
     finally:
         folder.remove_hidden(_STARTED)

@@ -185,15 +185,21 @@ class ObjectFolder:
             self._place, _copy_name(name, file), file.n_bytes, download, self.address(name)
         )
 
-    def forget_copy(self, name: str) -> None:
-        """Remove the copy of a file, which is damaged."""
+    def forget_copy(self, name: str) -> bool:
+        """Remove the copy of a file, unless it is being read, and return whether it is gone."""
         file = self._known.pop(name, None) or self._look_up(name)
-        self._cache.forget(self._place, _copy_name(name, file))
+        return self._cache.forget(self._place, _copy_name(name, file))
 
     @contextmanager
     def room_for(self, n_bytes: int, about: str) -> Iterator[Path]:
-        """Yield a folder of the cache for unfinished files; -1 bytes: as much as there is."""
+        """Yield a folder of the cache for unfinished files of a size."""
         with self._cache.room_for(n_bytes, about) as folder:
+            yield folder
+
+    @contextmanager
+    def empty_room(self) -> Iterator[Path]:
+        """Yield a folder of the cache for unfinished files of unknown size."""
+        with self._cache.empty_room() as folder:
             yield folder
 
     def make_room(self, n_bytes: int) -> None:
@@ -209,8 +215,7 @@ class ObjectFolder:
         """
         n_bytes = unfinished.stat().st_size
         address = self.address(name)
-        if n_bytes > self._cache.limit_bytes:
-            self._cache.check_size(n_bytes, address)
+        self._cache.check_size(n_bytes, address)
 
         def put() -> None:
             self._fs.put_file(str(unfinished), self._file(name))

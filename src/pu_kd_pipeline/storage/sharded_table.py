@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +50,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _LIST = "shards.json"
 _SUFFIX = ".parquet"
+# How all stages name their shards: after what they are made of, and a hash.
+_SHARD_NAME = re.compile(r".+-[0-9a-f]{12}")
 _MAX_NAME_LENGTH = 200  # file systems end at 255 bytes, of which temporary names take some
 
 
@@ -108,7 +111,10 @@ class ShardedTable:
         keeps_others: bool = False,
         makes_again: bool = False,
     ) -> ShardedTable:
-        """Make the shards that are missing or damaged, remove others, and list them.
+        """Make the shards that are missing or damaged, list them, and remove other shards.
+
+        Those are the shards that were listed before, and files that are named like the shards of
+        a stage, such as a killed run leaves. Files of somebody else stay.
 
         Args:
             folder: where the shards live.
@@ -130,13 +136,14 @@ class ShardedTable:
         elif missing:
             for name in track(missing, name=folder.name, unit="shards"):
                 write_shard(shards[name](), folder, name)
+        listed_before = set(_table_file_names(folder))
         write_text(folder, _LIST, to_checked_json({"shards": list(shards)}))
 
         # Only after the new list: the old one must never name a file that is gone.
         if not keeps_others:
             listed = set(map(shard_file, shards))
-            others = [name for name in file_names(folder, _SUFFIX) if name not in listed]
-            remove_files(folder, others)
+            others = _own_files(folder, listed_before) - listed
+            remove_files(folder, sorted(others))
         return ShardedTable(folder, tuple(shards))
 
     def __len__(self) -> int:
@@ -228,6 +235,15 @@ def _table_file_names(folder: Folder) -> list[str]:
         # Of a damaged list nothing is believed: the shards are checked when the table is written.
         return [_LIST]
     return names
+
+
+def _own_files(folder: Folder, listed: set[str]) -> set[str]:
+    """Return the files of shards in a folder: those that are listed, or named like a shard."""
+    own = set()
+    for name in file_names(folder, _SUFFIX):
+        if name in listed or _SHARD_NAME.fullmatch(name.removesuffix(_SUFFIX)):
+            own.add(name)
+    return own
 
 
 def write_shard(table: pa.Table, folder: Folder, name: str) -> None:

@@ -106,9 +106,9 @@ def test_an_archive_is_read_by_one_thread(
     threads = set()
     fetch = reader._fetch  # type: ignore[attr-defined]
 
-    def noted(path: str) -> Any:
+    def noted(file: tuple[str, str]) -> Any:
         threads.add(threading.get_ident())
-        return fetch(path)
+        return fetch(file)
 
     monkeypatch.setattr(reader, "_fetch", noted)
     assert len(list(reader.read(listing))) == N_IMAGES

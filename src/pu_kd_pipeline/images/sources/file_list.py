@@ -23,6 +23,7 @@ from pu_kd_pipeline.images.sources.files import (
     MAX_FILE_BYTES,
     READ_THREADS,
     SourceFile,
+    check_version,
     file_state,
     file_system,
     has_mark,
@@ -71,6 +72,7 @@ class ListSource:
         elif is_local(self._fs):
             self._root = os.path.dirname(self._file)
         self._is_local = is_local(self._root_fs)
+        self._is_copy = False  # which another process reads, maybe on another machine
         self._n_unmarked = 0  # remote files whose changes cannot be seen in full
         # Before it is read: a later change then gives the list another version.
         self._state_of_list = self._list_file()
@@ -115,8 +117,8 @@ class ListSource:
         return listing
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
-        paths = rows["path"].tolist()
-        return map_in_order(self._fetch, paths, self._n_threads())
+        files = list(zip(rows["path"], rows["version"], strict=True))
+        return map_in_order(self._fetch, files, self._n_threads())
 
     def why_not_shared(self, n_images: int) -> str | None:
         return why_not_shared(self._root_fs)
@@ -124,7 +126,8 @@ class ListSource:
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind the list, and the file system that it is on."""
         left_behind = ("_table", "_fs")
-        return {name: value for name, value in self.__dict__.items() if name not in left_behind}
+        kept = {name: value for name, value in self.__dict__.items() if name not in left_behind}
+        return {**kept, "_is_copy": True}
 
     def _n_threads(self) -> int:
         """Return how many threads may read at a time."""
@@ -132,9 +135,14 @@ class ListSource:
             return 1
         return READ_THREADS
 
-    def _fetch(self, path: str) -> bytes | Unusable:
+    def _fetch(self, file: tuple[str, str]) -> bytes | Unusable:
+        """Return the content of a file, by its path and version."""
+        path, version = file
         location = self._location(path)
         if self._is_local:
+            # Where it was listed, a file that changed meanwhile is read again by the next run.
+            if self._is_copy:
+                check_version(location, version)
             folder = self._root
             if os.path.isabs(path):
                 folder = os.path.dirname(path)

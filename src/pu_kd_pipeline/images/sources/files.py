@@ -452,6 +452,20 @@ def check_folder_exists(folder: str, name: str) -> None:
     raise SourceLostError(lost_source_error(name, "it is gone, or no longer mounted"))
 
 
+def check_version(file: str, version: str) -> None:
+    """Check that a local file is the one that was listed; a missing one is left to who reads it.
+
+    Between listing and reading it may have been replaced, and another machine may have another file
+    at its path.
+
+    Raises:
+        SourceLostError: it is not.
+    """
+    found, _ = file_state(file)
+    if found not in ("", version):
+        raise SourceLostError(lost_source_error(file, "it is not the file that was listed"))
+
+
 def lost_source_error(name: str, why: object) -> str:
     """Return the message of a SourceLostError."""
     return (

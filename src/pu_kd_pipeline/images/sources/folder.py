@@ -32,6 +32,7 @@ from pu_kd_pipeline.images.sources.files import (
     READ_THREADS,
     SourceFile,
     check_folder_exists,
+    check_version,
     file_state,
     file_system,
     has_mark,
@@ -79,6 +80,7 @@ class FolderSource:
         self._unmatched: list[str] = []
         self._n_unmarked = 0  # remote files whose changes cannot be seen in full
         self._passed_over: Counter[str] = Counter()
+        self._is_copy = False  # which another process reads, maybe on another machine
 
     @staticmethod
     def state(source: ImageSource) -> str:
@@ -114,15 +116,15 @@ class FolderSource:
         return table
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
-        paths = rows["path"].tolist()
-        return map_in_order(self._fetch, paths, self._n_threads())
+        files = list(zip(rows["path"], rows["version"], strict=True))
+        return map_in_order(self._fetch, files, self._n_threads())
 
     def why_not_shared(self, n_images: int) -> str | None:
         return why_not_shared(self._fs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what is only known of the listing."""
-        return {**self.__dict__, "_labels": {}, "_unmatched": []}
+        return {**self.__dict__, "_labels": {}, "_unmatched": [], "_is_copy": True}
 
     def _n_threads(self) -> int:
         """Return how many threads may read at a time."""
@@ -130,7 +132,12 @@ class FolderSource:
             return 1
         return READ_THREADS
 
-    def _fetch(self, path: str) -> bytes | Unusable:
+    def _fetch(self, file: tuple[str, str]) -> bytes | Unusable:
+        """Return the content of a file, by its path and version."""
+        path, version = file
+        # Where it was listed, a file that changed meanwhile is read again by the next run.
+        if self._is_local and self._is_copy:
+            check_version(os.path.join(self._root, path), version)
         try:
             if self._is_local:
                 return Path(self._root, path).read_bytes()

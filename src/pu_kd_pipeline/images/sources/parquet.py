@@ -19,6 +19,7 @@ from pu_kd_pipeline.images.sources.archives import archive_version, why_not_shar
 from pu_kd_pipeline.images.sources.base import PASSED_OVER, SourceLostError, listing_table
 from pu_kd_pipeline.images.sources.files import (
     SourceFile,
+    check_version,
     file_state,
     file_system,
     has_mark,
@@ -145,7 +146,11 @@ class ParquetSource:
 
     def read(self, rows: pd.DataFrame) -> Iterator[bytes | Unusable]:
         for number in rows["file"].unique():
-            file = self._files[number].path
+            found = self._files[number]
+            file = found.path
+            # The rows of another file of this name have other images.
+            if is_local(self._fs):
+                check_version(file, found.version)
             is_in_file = rows["file"] == number
             rows_of_file = rows.loc[is_in_file, "row"].to_numpy()
             try:
