@@ -261,6 +261,7 @@ EXIT_CODES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", EXIT_CODES)
 @pytest.mark.parametrize("place", ["processes", "ray", "ray@"])
 def test_workers_end_with_the_run(tmp_path, number, place, request):
