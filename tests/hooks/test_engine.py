@@ -12,7 +12,7 @@ from kedro.pipeline import Node, Pipeline
 
 from pu_kd_pipeline.datasets import CheckpointsDataset
 from pu_kd_pipeline.engines import ray_cluster
-from pu_kd_pipeline.engines.current import current_engine, current_shared_folder
+from pu_kd_pipeline.engines.current import current_engine, shared_folder
 from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.errors import InputError
 from pu_kd_pipeline.hooks.engine import EngineHooks
@@ -82,9 +82,12 @@ def test_outputs_that_are_saved_after_a_node_find_its_folder(tmp_path: Path) -> 
     hooks = EngineHooks()
     hooks.before_node_run(node=NODE, catalog=catalog)
     hooks.after_node_run()
-    assert current_shared_folder() == tmp_path / "checkpoints" / "train"
+    with shared_folder() as folder:
+        assert folder == tmp_path / "checkpoints" / "train"
+        assert folder.is_dir()
     hooks.before_node_run(node=NODE, catalog=catalog_of())
-    assert current_shared_folder() is None
+    with shared_folder() as folder:
+        assert folder is None
 
 
 def test_a_training_on_a_cluster_without_the_package_is_refused_before_any_node(

@@ -15,6 +15,7 @@ import pytest
 
 from pu_kd_pipeline.comparison import pool_scores
 from pu_kd_pipeline.comparison.inputs import ComparisonInputs
+from pu_kd_pipeline.engines.current import set_shared_folder
 from pu_kd_pipeline.errors import InputError, UnavailableError
 from pu_kd_pipeline.images.subset import ImageSubset
 from pu_kd_pipeline.params.comparison import ComparisonVariant
@@ -25,7 +26,6 @@ from pu_kd_pipeline.pilot import halving, study
 from pu_kd_pipeline.pilot.halving import Candidates, Halving, Outcome, measured_images
 from pu_kd_pipeline.pilot.sample import PoolSample, draw_sample
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
-from pu_kd_pipeline.training.checkpoints import disable_checkpoints, set_checkpoint_folder
 from tests.comparison.builders import BASE, block_of
 from tests.engines.works import engine_of
 from tests.pilot.conftest import NO_COPIES, trial_inputs
@@ -394,21 +394,21 @@ def test_trials_are_the_same_whoever_trains(inputs, sample):
     assert inputs.pool_images.folder.stat().st_mtime_ns == changed_ns
 
 
-def test_workers_are_started_from_the_folder_of_checkpoints(inputs, sample, tmp_path, monkeypatch):
-    checkpoints = tmp_path / "checkpoints"
+def test_workers_are_started_from_the_folder_of_the_node(inputs, sample, tmp_path, monkeypatch):
+    shared = tmp_path / "node"
     store = inputs.pool_images.folder
     changed_ns = store.stat().st_mtime_ns
     elsewhere = Elsewhere()
     monkeypatch.setattr(halving, "map_shards", elsewhere)
-    set_checkpoint_folder(checkpoints, 0.0)
+    set_shared_folder(shared)
     try:
         halving_of(inputs, sample, ONE_ROUND).run()
     finally:
-        disable_checkpoints()
+        set_shared_folder(None)
     halving_of(inputs, sample, ONE_ROUND).run()
 
-    assert elsewhere.folders[0] == checkpoints
-    assert elsewhere.folders[1] not in (checkpoints, store)
+    assert elsewhere.folders[0] == shared
+    assert elsewhere.folders[1] not in (shared, store)
     assert not elsewhere.folders[1].exists()
     # A store that is only read is not written to.
     assert store.stat().st_mtime_ns == changed_ns

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 from pu_kd_pipeline.engines.shards import LOCAL
 from pu_kd_pipeline.params.engine import EngineParams
+from pu_kd_pipeline.storage.atomic import remove_empty_folder
 
 # A context variable, as that of checkpoints: trainings are called deep inside of stages.
 _engine: ContextVar[EngineParams] = ContextVar("engine", default=LOCAL)
@@ -31,6 +34,18 @@ def set_shared_folder(folder: Path | None) -> None:
     _shared_folder.set(folder)
 
 
-def current_shared_folder() -> Path | None:
-    """Return what was set last."""
-    return _shared_folder.get()
+@contextmanager
+def shared_folder() -> Iterator[Path | None]:
+    """Yield what was set last, as an existing folder; it is removed if it is empty afterwards.
+
+    Outside of Kedro it is None.
+    """
+    folder = _shared_folder.get()
+    if folder is None:
+        yield None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        remove_empty_folder(folder)

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pu_kd_pipeline.engines.current import current_shared_folder
+from pu_kd_pipeline.engines.current import shared_folder
 from pu_kd_pipeline.engines.shards import LOCAL, map_shards
 from pu_kd_pipeline.params.engine import EngineParams
 from pu_kd_pipeline.progress import track
-from pu_kd_pipeline.storage.atomic import remove_empty_folder, remove_leftovers
+from pu_kd_pipeline.storage.atomic import remove_leftovers
 from pu_kd_pipeline.storage.folders import Folder
 from pu_kd_pipeline.storage.sharded_table import write_shard
 
@@ -124,16 +124,12 @@ def work_folder(folder: Folder) -> Iterator[Path]:
     if isinstance(folder, Path):
         yield folder
         return
-    shared = current_shared_folder()
-    if shared is None:
-        with folder.room_for(0, "engine") as room:
-            yield room
-        return
-    shared.mkdir(parents=True, exist_ok=True)
-    try:
-        yield shared
-    finally:
-        remove_empty_folder(shared)
+    with shared_folder() as shared:
+        if shared is not None:
+            yield shared
+            return
+    with folder.room_for(0, "engine") as room:
+        yield room
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,7 @@ from pu_kd_pipeline.comparison.inputs import ComparisonInputs
 from pu_kd_pipeline.comparison.manifests import n_pool_images
 from pu_kd_pipeline.comparison.pool_scores import ScoredPool
 from pu_kd_pipeline.devices import arithmetic, prepare_device
+from pu_kd_pipeline.engines.current import shared_folder
 from pu_kd_pipeline.engines.shards import map_shards, n_workers_for
 from pu_kd_pipeline.errors import InputError, UnavailableError, first_line
 from pu_kd_pipeline.images.duplicates import excluded_images
@@ -55,7 +56,7 @@ from pu_kd_pipeline.pilot.sample import PoolSample
 from pu_kd_pipeline.provenance.factories import factory_digest
 from pu_kd_pipeline.provenance.fingerprint import maker_fingerprint
 from pu_kd_pipeline.selection.yardstick import choose_yardstick
-from pu_kd_pipeline.training.checkpoints import checkpoint_settings, checkpoints_disabled
+from pu_kd_pipeline.training.checkpoints import checkpoints_disabled
 
 logger = logging.getLogger(__name__)
 
@@ -296,22 +297,15 @@ class TrialWork:
 def _work_folder() -> Iterator[Path]:
     """Yield a folder for what workers are started with.
 
-    It is that of the node's checkpoints: no other run uses it, all machines of a cluster see it,
-    and what a killed run leaves there is removed by the next one. Without checkpoints it is a
-    temporary folder of this machine.
+    No other run uses it, all machines of a cluster see it, and what a killed run leaves there is
+    removed by the next one. Outside of Kedro it is a temporary folder of this machine.
     """
-    settings = checkpoint_settings()
-    if settings is None:
-        with TemporaryDirectory(prefix="pilot-") as name:
-            yield Path(name)
-        return
-    folder, _ = settings
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # it holds checkpoints
-            folder.rmdir()
+    with shared_folder() as folder:
+        if folder is not None:
+            yield folder
+            return
+    with TemporaryDirectory(prefix="pilot-") as name:
+        yield Path(name)
 
 
 class Halving:
