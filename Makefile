@@ -26,6 +26,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 export DO_NOT_TRACK := 1
+# Where it is set, as in many containers, every process would compile this project and what it imports again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help run pilot explain test lint types contracts format pytest docs diagrams mlflow viz bench gpu-experiment containers cluster manifests reference constraints constraints-ends versions clean
@@ -33,12 +35,13 @@ export DO_NOT_TRACK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The environment is created once, and updated when one of these files changes.
+# The environment is created once, and updated when one of these files changes. Modules are compiled when they are first
+# imported, because most of the 25,000 never are.
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "'$(PYTHON)' was not found: install Python 3.11 or later, or select one with 'make PYTHON=/path/to/python3.12 run'."; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "$(PYTHON) is Python %d.%d, and 3.11 to 3.13 is needed: select another one, such as make PYTHON=python3.12 run." % v)'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,viz]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev,viz]'
 	@touch $@
 
 run: $(READY) ## run the pipeline: make run, or make run PIPELINE=pool_scoring ARGS='--params=seed=1'
