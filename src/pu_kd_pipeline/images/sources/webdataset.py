@@ -18,7 +18,6 @@ from pu_kd_pipeline.images.sources.archives import archive_version, why_not_shar
 from pu_kd_pipeline.images.sources.base import PASSED_OVER, SourceLostError, listing_table
 from pu_kd_pipeline.images.sources.files import (
     SourceFile,
-    check_version,
     expanded_ranges,
     file_state,
     file_system,
@@ -137,8 +136,8 @@ class WebDatasetSource:
             found = self._files[number]
             file = found.path
             # The positions of images in another shard of this name would be wrong.
-            if is_local(self._fs):
-                check_version(file, found.version)
+            if is_local(self._fs) and file_state(file)[0] != found.version:
+                raise SourceLostError(lost_source_error(file, "it was replaced or removed"))
             of_file = rows[rows["file"] == number]
             try:
                 with open_archive(self._fs, file) as stream:
