@@ -243,7 +243,7 @@ def test_the_least_work_with_photos_is_decoding_and_the_network(tmp_path):
     require_caltech_packages()
     encoded = naive.encoded_images(None, "photos", 8, ("JPEG", 3, 60))
     files = naive.write_folder(tmp_path / "files", encoded)
-    row = photos._extraction_row(photos._teacher(32), encoded, files, tmp_path / "store")
+    row = photos._extraction_row(photos.caltech_teacher(32), encoded, files, tmp_path / "store")
 
     assert row.share is not None
     assert row.throughput is not None
