@@ -588,10 +588,12 @@ def test_networks_that_differ_between_workers_end_the_training() -> None:
 def test_critics_that_differ_between_workers_end_the_training() -> None:
     torch.manual_seed(0)
     critics = [FeatureCritic(6), FeatureCritic(6)]
+    # Outside of the threads, which share torch's generator.
+    networks = [network_of(0), network_of(0)]
 
     def start(workers: Workers) -> None:
         training = CriticTraining(critics[workers.rank], "clamp", workers=workers)
-        network = network_of(0)
+        network = networks[workers.rank]
         optimizer = make_optimizer(
             network, algorithm="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0
         )
