@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from pu_kd_pipeline.params.paths import PROJECT_VARIABLE
+from tests.kedro_process import run_forked
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 # Read when torch is imported. Two threads are very slow on a machine that is busy.
@@ -245,17 +246,17 @@ def require_caltech_packages() -> None:
 def run_kedro(
     *arguments: str, data: Path, params: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `kedro run ...` of this project as a user would, with outputs in `data` and QUICK."""
+    """Run `kedro run ...` of this project as a user would, with outputs in `data` and QUICK.
+
+    It is not tracked, which takes seconds; a test of what is tracked passes "tracking=true".
+    """
     # Later values win, so a test can override the quick ones.
-    given = ",".join([f"data={data}", *QUICK, *params])
-    return subprocess.run(
-        [sys.executable, "-m", "kedro", "run", *arguments, f"--params={given}"],
-        cwd=PROJECT,
-        env={**os.environ, "COLUMNS": "250", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
+    given = ",".join([f"data={data}", *QUICK, "tracking=false", *params])
+    return run_forked(
+        ["run", *arguments, f"--params={given}"],
+        folder=PROJECT,
+        environment={**os.environ, "COLUMNS": "250", **environment},
+        timeout_s=900,
     )
 
 
@@ -263,10 +264,20 @@ def run_kedro(
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data folder of a finished `kedro run --pipeline=full` with QUICK; do not write to it.
 
-    Tests that use it carry `pytest.mark.xdist_group("finished_run")`, so that it is made once.
+    It was a process of its own, and is in a store of MLflow. Tests that use it carry
+    `pytest.mark.xdist_group("finished_run")`, so that it is made once.
     """
     folder = tmp_path_factory.mktemp("finished_run")
-    result = run_kedro("--pipeline=full", data=folder)
+    params = ",".join([f"data={folder}", *QUICK])
+    result = subprocess.run(
+        [sys.executable, "-m", "kedro", "run", "--pipeline=full", f"--params={params}"],
+        cwd=PROJECT,
+        env={**os.environ, "COLUMNS": "250"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     (folder / "output.txt").write_text(result.stdout + result.stderr)
     return folder

@@ -183,6 +183,7 @@ def test_a_shard_that_kills_every_worker_is_given_up(work, kind, tmp_path):
     assert {file.stem for file in (tmp_path / "table").iterdir()} == {"shard-2", "shard-3"}
 
 
+@pytest.mark.slow
 def test_a_stall_ends_the_workers_and_names_the_shards_in_work(work, tmp_path):
     # Longer than a worker takes to start on a busy machine.
     makers = makers_of(work, "processes", "1", "hang-2", "3", stall_minutes=0.3)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from experiments.gpu_experiment import COMPARISONS, _given
+from experiments.gpu_experiment import COMPARISONS, _given, main
 
 from pu_kd_pipeline.params.environment import read_parameters
 from tests.conftest import require_caltech_packages
@@ -95,21 +95,22 @@ def variants(environment: str = "cifar10_small_rules") -> list[str]:
 @pytest.mark.data
 @pytest.mark.slow
 def test_pieces_make_the_results_without_kedro_and_mlflow(
-    data_folder: Path, tmp_path: Path
+    data_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # `main` sets it for the process.
+    monkeypatch.setenv("PU_KD_DATA", str(data_folder))
     settings = ["--set", *TINY, *sources(data_folder), *variants()]
     work = tmp_path / "work"
-    # Exit code 75: there is work left, and the same command does the next piece.
-    codes = []
-    while not codes or codes[-1] == 75:
-        # A piece that never finishes would repeat forever.
-        assert len(codes) < 12
+    # Exit code 75: there is work left, and the same command does the next piece. With so little
+    # time, every call makes one piece.
+    for _ in range(4):
         done = experiment(work, data_folder, "--minutes=0.0001", *settings)
-        codes.append(done.returncode)
-        assert done.returncode in {0, 75}, done.stdout + done.stderr
-
-    # With so little time, every call makes one piece.
-    assert len(codes) > 4
+        assert done.returncode == 75, done.stdout + done.stderr
+    done = experiment(work, data_folder, "--minutes=60", *settings)
+    assert done.returncode == 0, done.stdout + done.stderr
 
     results = json.loads((work / "cifar10_small_rules.json").read_text())
 
@@ -123,21 +124,17 @@ def test_pieces_make_the_results_without_kedro_and_mlflow(
     assert "| random |" in (work / "cifar10_small_rules.md").read_text()
     assert (work / "cifar10_small_rules.png").stat().st_size > 10_000
 
-    other = experiment(work, data_folder, "--set", "teacher_training.n_updates=21")
+    def refused(place: Path, setting: str) -> str:
+        options = [*ENVIRONMENT, f"--work={place}", f"--images={data_folder}", "--set", setting]
+        assert main(options) == 1
+        return capsys.readouterr().err
 
-    assert other.returncode == 1
-    assert "was made with other parameters" in other.stderr
-
-    work = tmp_path / "another"
-    wrong = experiment(work, data_folder, "--set", "data_ingestion.pool.0.limit=1")
-
-    assert wrong.returncode == 1
-    assert wrong.stderr.startswith("Error: the parameters of 'cifar10_small_rules'")
-
-    wrong = experiment(work, data_folder, "--set", "teacher.taps=7")
-
-    assert wrong.returncode == 1
-    assert wrong.stderr.startswith("Error: 1 validation error for TeacherParams")
+    other = refused(work, "teacher_training.n_updates=21")
+    assert "was made with other parameters" in other
+    wrong = refused(tmp_path / "another", "data_ingestion.pool.0.limit=1")
+    assert wrong.startswith("Error: the parameters of 'cifar10_small_rules'")
+    wrong = refused(tmp_path / "another", "teacher.taps=7")
+    assert wrong.startswith("Error: 1 validation error for TeacherParams")
 
 
 @pytest.mark.data

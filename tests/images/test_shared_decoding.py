@@ -188,7 +188,7 @@ def check_same(source: dict[str, Any], folder: Path, **store: Any) -> ImageStore
 
 
 @KINDS
-@pytest.mark.parametrize("engine", ["processes", "ray"])
+@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
 def test_stores_are_the_same_whoever_decodes(
     engine: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -83,7 +83,7 @@ def test_the_environment_runs_to_the_end_and_its_teacher_is_right(
     result = run_kedro(
         *("--pipeline=full", "--env=caltech", f"--conf-source={conf}"),
         data=tmp_path / "data",
-        params=("tracking=false", *FEW),
+        params=FEW,
         PU_KD_DATA=str(data_folder),
     )
     assert result.returncode == 0, result.stdout + result.stderr

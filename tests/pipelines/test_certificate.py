@@ -361,7 +361,8 @@ def test_parts_of_a_run_attach_a_certificate_to_its_own_student_alone(finished_r
     first = fingerprints_of_versions(data)[1]
 
     def run_part(*arguments: str, seed: int) -> None:
-        result = run_kedro(*arguments, data=data, params=(f"distillation.seed={seed}",))
+        params = ("tracking=true", f"distillation.seed={seed}")
+        result = run_kedro(*arguments, data=data, params=params)
         assert result.returncode == 0, result.stdout + result.stderr
         assert "MLflow has no model" not in " ".join(result.stdout.split())
 

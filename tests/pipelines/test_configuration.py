@@ -39,7 +39,7 @@ def conf(tmp_path: Path) -> Path:
 
 def test_a_run_without_a_name_and_full_are_the_same_run_in_either_order(run: Path) -> None:
     for options in ([], ["--pipeline=full"], ["--pipelines=full"], []):
-        result = run_kedro(*options, data=run, params=("tracking=false",))
+        result = run_kedro(*options, data=run)
 
         assert result.returncode == 0, result.stdout + result.stderr
         assert "Nothing to do: all" in result.stdout, result.stdout
@@ -49,7 +49,7 @@ def test_a_run_from_an_archive_is_the_run_from_the_folder(
     run: Path, conf: Path, tmp_path: Path
 ) -> None:
     archive = shutil.make_archive(str(tmp_path / "packed"), "gztar", tmp_path, "conf")
-    result = run_kedro(f"--conf-source={archive}", data=run, params=("tracking=false",))
+    result = run_kedro(f"--conf-source={archive}", data=run)
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Nothing to do: all" in result.stdout, result.stdout
@@ -123,7 +123,7 @@ def test_entries_of_an_environment_may_be_on_object_storage(
     (run / REPORTING / "class_weights_plot.png").unlink()
 
     options = [f"--conf-source={conf}", "--env=remote", "--pipeline=class_weighting"]
-    result = run_kedro(*options, data=run, params=("tracking=false",))
+    result = run_kedro(*options, data=run)
 
     assert result.returncode == 0, result.stdout + result.stderr
     # Nothing is written next to it, and no folder is named after the protocol.
@@ -132,7 +132,7 @@ def test_entries_of_an_environment_may_be_on_object_storage(
     assert not (PROJECT / f"{prefix.partition(':')[0]}:").exists()
     assert "ran" in result.stdout
 
-    again = run_kedro(*options, data=run, params=("tracking=false",))
+    again = run_kedro(*options, data=run)
 
     # A store with checksums is compared; `memory://` is empty again, as it ends with its process.
     assert again.returncode == 0, again.stdout + again.stderr
@@ -140,9 +140,7 @@ def test_entries_of_an_environment_may_be_on_object_storage(
 
 
 def test_data_on_object_storage_is_refused_before_the_run_in_one_sentence(run: Path) -> None:
-    result = run_kedro(
-        "--params=tracking=false", data=Path("unused"), params=("data=memory://x/y",)
-    )
+    result = run_kedro(data=Path("unused"), params=("data=memory://x/y",))
 
     assert result.returncode == ExitCode.USER_ERROR
     assert "Traceback" not in result.stdout + result.stderr

@@ -12,7 +12,7 @@ from tests.pipelines.finished_run import FEATURES
 
 TABLES = ("labeled_features", "pool_features")
 # Several shards, of which processes can make one each.
-PARAMS = ("data_ingestion.store.shard_size=1000", "tracking=false")
+PARAMS = ("data_ingestion.store.shard_size=1000",)
 
 
 def contents(data: Path) -> dict[str, bytes]:

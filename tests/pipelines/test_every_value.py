@@ -339,11 +339,12 @@ def test_every_value_of_the_system_without_original_images_runs_stage_by_stage(m
     stages = ("data_ingestion", "teacher", "relatedness", "unlabeled_distillation")
     values = _values(models, stages[2:])
     usable = [item for item in values if not _is_refused(item)]
-    for assigned in packed(usable, models, runs.folder):
-        for stage in stages:
-            runs.add(_nested(assigned), stage)
-        # The first two have no value of their own here.
-        stages = stages[-2:]
+    first, *others = packed(usable, models, runs.folder)
+    for stage in stages:
+        runs.add(_nested(first), stage)
+    for assigned in others:
+        # The stages before have no value of their own here.
+        runs.add(_nested(assigned), *stages[-2:])
     runs.finish()
 
 

@@ -32,7 +32,7 @@ pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 pytest.importorskip("onnxscript", reason="the extra export is not installed")
 
 pytestmark = pytest.mark.xdist_group("finished_run")
-QUICK = ("tracking=false", "export.latency_repeats=3", "export.calibration_images=64")
+QUICK = ("export.latency_repeats=3", "export.calibration_images=64")
 N_PHOTOS = 5
 
 
@@ -117,7 +117,7 @@ def test_a_second_run_exports_nothing_and_another_format_does(exported):
 
 def test_predict_classifies_a_folder_and_lists_what_it_cannot_read(exported, photos):
     student = load_model(exported / MODELS / "student_model")
-    params = ("tracking=false", f"predict.images={photos}", "predict.top_k=3")
+    params = (f"predict.images={photos}", "predict.top_k=3")
     result = run_kedro("--pipeline=predict", data=exported, params=params)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "5 of 7 files classified" in result.stdout + result.stderr
@@ -168,7 +168,7 @@ def asked_for(images: Path | str | None, **changes: object) -> PredictParams:
 
 
 def test_images_that_are_not_there_are_a_clean_error(exported):
-    params = ("tracking=false", "predict.images=/nowhere/at/all")
+    params = ("predict.images=/nowhere/at/all",)
     result = run_kedro("--pipeline=predict", data=exported, params=params)
     assert result.returncode == ExitCode.USER_ERROR
     assert "predict.images: there is no /nowhere/at/all" in " ".join(result.stderr.split())

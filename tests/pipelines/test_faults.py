@@ -101,7 +101,7 @@ def test_a_stopped_run_resumes_where_it_was(finished_run, tmp_path, number, exit
     assert f"Stopped by {name}" in rest
     assert "Traceback" not in rest
 
-    result = run_kedro("--pipeline=full", data=tmp_path, params=("tracking=false",))
+    result = run_kedro("--pipeline=full", data=tmp_path)
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert "  pool_scoring.score_pool  up to date\n" in result.stdout

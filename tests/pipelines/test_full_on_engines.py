@@ -10,7 +10,7 @@ from tests.conftest import run_kedro
 from tests.pipelines.finished_run import FEATURES, MODEL_INPUT, MODEL_OUTPUT, MODELS
 
 # Shards of which each worker makes several.
-PARAMS = ("data_ingestion.store.shard_size=500", "tracking=false")
+PARAMS = ("data_ingestion.store.shard_size=500",)
 RESULTS = (
     f"{FEATURES}/labeled_features",
     f"{FEATURES}/pool_features",

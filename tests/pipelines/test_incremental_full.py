@@ -21,6 +21,8 @@ from tests.run_log import nodes_that_ran
 
 pytestmark = pytest.mark.xdist_group("finished_run")
 
+TRACKED = ("tracking=true",)
+
 
 @pytest.fixture(scope="module")
 def data(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -53,7 +55,7 @@ def logged_runs(data: Path) -> list[tuple[str, str, str]]:
 def test_a_second_full_run_runs_nothing_and_reports_that(data):
     before = contents(data)
     n_runs = len(logged_runs(data))
-    result = run_kedro("--pipeline=full", data=data)
+    result = run_kedro("--pipeline=full", data=data, params=TRACKED)
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert nodes_that_ran(result.stdout) == {}
@@ -81,7 +83,7 @@ def test_a_damaged_part_of_an_output_is_made_again_and_nothing_else(data, victim
     damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
     file.write_bytes(damaged)
-    result = run_kedro("--pipeline=full", data=data)
+    result = run_kedro("--pipeline=full", data=data, params=TRACKED)
 
     assert result.returncode == 0, result.stdout + result.stderr
 

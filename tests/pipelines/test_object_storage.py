@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 STAGES = "--pipelines=data_ingestion,teacher,feature_extraction,pu_training,pool_scoring"
 # Several shards in each store, and a cache that does not hold all of them.
 CACHE_BYTES = 5_000_000
-PARAMS = ("tracking=false", "data_ingestion.store.shard_size=300", f"cache_gb={CACHE_BYTES / 1e9}")
+PARAMS = ("data_ingestion.store.shard_size=300", f"cache_gb={CACHE_BYTES / 1e9}")
 PREFIX = "runs/first"
 TABLES = {
     "04_feature/labeled_features": "labeled_features",

@@ -23,7 +23,7 @@ from tests.conftest import PROJECT, run_kedro
 
 pytestmark = pytest.mark.xdist_group("duplicates")
 
-GIVEN = ("tracking=false", "subset_materialization.rule=all")
+GIVEN = ("subset_materialization.rule=all",)
 
 
 def demo_test_images(folder: Path) -> ImageStore:
@@ -187,7 +187,7 @@ def test_a_run_without_the_search_for_duplicates_names_the_stage_to_run(run, con
 
 
 def test_without_near_duplicates_only_equal_pixels_count(conf, tmp_path):
-    params = ("tracking=false", "data_ingestion.near_duplicates=null")
+    params = ("data_ingestion.near_duplicates=null",)
     stage = ("--pipeline=data_ingestion", "--env=planted", f"--conf-source={conf}")
     done = run_kedro(*stage, data=tmp_path, params=params)
 

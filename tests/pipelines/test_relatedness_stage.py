@@ -48,7 +48,7 @@ def run_relatedness(data: Path, *params: str) -> None:
 
 
 def test_digits_are_found_without_labeled_images_and_sampling_can_change(data: Path) -> None:
-    run_relatedness(data)
+    run_relatedness(data, "tracking=true")
 
     relatedness = ShardedTable.open(data / "07_model_output" / "relatedness")
     store = ImageStore.open(data / "02_intermediate" / "pool_images")

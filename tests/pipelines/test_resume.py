@@ -103,7 +103,7 @@ def test_a_stage_that_is_killed_and_run_again_writes_what_one_run_writes(
     assert not (data / model).exists()
     assert list((data / "checkpoints" / STAGES[stage].node).glob("*.ckpt"))
 
-    result = run_kedro(f"--pipeline={stage}", data=data, params=("tracking=false",))
+    result = run_kedro(f"--pipeline={stage}", data=data)
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"resumes after update \d+, from", result.stdout)
@@ -124,7 +124,7 @@ def test_what_was_trained_is_not_lost_where_saving_fails(data_of, finished_run):
     data = data_of("teacher")
     obstacle = data / "06_models"
     obstacle.write_text("a file where a folder should be")
-    failed = run_kedro("--pipeline=teacher", data=data, params=("tracking=false",))
+    failed = run_kedro("--pipeline=teacher", data=data)
 
     assert failed.returncode == ExitCode.USER_ERROR
     assert f"Error: {obstacle} is a file, and a folder of this name has to be made" in failed.stderr
@@ -132,7 +132,7 @@ def test_what_was_trained_is_not_lost_where_saving_fails(data_of, finished_run):
 
     # The training was finished: the second run only has to save its result.
     obstacle.unlink()
-    result = run_kedro("--pipeline=teacher", data=data, params=("tracking=false",))
+    result = run_kedro("--pipeline=teacher", data=data)
 
     assert "teacher: resumes after update 150" in result.stdout
 
@@ -164,7 +164,7 @@ def test_a_training_that_diverges_is_one_sentence_and_leaves_its_last_good_check
     assert checkpoint.is_file()
     assert not (data / "06_models" / "student_model").exists()
 
-    params = ("tracking=false", "distillation.objective=kd")
+    params = ("distillation.objective=kd",)
     fixed = run_kedro("--pipeline=distillation", data=data, params=params)
 
     assert fixed.returncode == 0, fixed.stdout + fixed.stderr

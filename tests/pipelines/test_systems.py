@@ -19,7 +19,7 @@ from tests.conftest import PROJECT, run_kedro
 pytestmark = pytest.mark.xdist_group("systems")
 
 QUICK = ("n_updates=300", "record_every=50")
-GIVEN = ("tracking=false", "teacher_training.n_updates=300", "relatedness.n_noise_images=500")
+GIVEN = ("teacher_training.n_updates=300", "relatedness.n_noise_images=500")
 
 
 def quick(stage: str) -> list[str]:
@@ -93,7 +93,7 @@ def certificate_of(data: Path) -> dict:
 
 
 def certify(data: Path, limit: str) -> subprocess.CompletedProcess[str]:
-    return run_kedro("--pipeline=certify", data=data, params=("tracking=false", limit))
+    return run_kedro("--pipeline=certify", data=data, params=(limit,))
 
 
 def test_a_student_without_labeled_images_has_a_certificate(without_labeled):
