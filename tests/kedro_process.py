@@ -66,6 +66,7 @@ def _run(
         opened = os.open(file, os.O_WRONLY | os.O_CREAT)
         os.dup2(opened, number)
         os.close(opened)
+    assert "pu_kd_pipeline" not in sys.modules
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
