@@ -24,6 +24,7 @@ STORE_FOLDER = $(or $(abspath $(patsubst ~/%,$(HOME)/%,$(STORE))),$(DEFAULT_STOR
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CHECKS_READY := $(VENV)/.ready_for_checks
 
 export DO_NOT_TRACK := 1
 # Where it is set, as in many containers, every process would compile this project and what it imports again.
@@ -35,14 +36,16 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The environment is created once, and updated when one of these files changes. Modules are compiled when they are first
-# imported, because most of the 25,000 never are.
-$(READY): pyproject.toml constraints.txt
+# The environment is created once, and updated when one of these files changes: for runs, and with all that the checks
+# need. Modules are compiled when they are first imported, because most of the 25,000 never are.
+$(READY): EXTRAS := viz,export,caltech
+$(CHECKS_READY): EXTRAS := dev,viz
+$(READY) $(CHECKS_READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "'$(PYTHON)' was not found: install Python 3.11 or later, or select one with 'make PYTHON=/path/to/python3.12 run'."; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "$(PYTHON) is Python %d.%d, and 3.11 to 3.13 is needed: select another one, such as make PYTHON=python3.12 run." % v)'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev,viz]'
-	@touch $@
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $(READY) $@
 
 run: $(READY) ## run the pipeline: make run, or make run PIPELINE=pool_scoring ARGS='--params=seed=1'
 	$(BIN)/kedro run --pipeline=$(PIPELINE) $(ARGS)
@@ -52,29 +55,29 @@ pilot: $(READY) ## before a long run: what can be gained, with which parameters,
 
 test: lint types contracts pytest ## all checks: lint, types, contracts, pytest
 
-lint: $(READY) ## ruff, hadolint and shellcheck
+lint: $(CHECKS_READY) ## ruff, hadolint and shellcheck
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/hadolint docker/Dockerfile .ci/*.Dockerfile
 	$(BIN)/shellcheck docker/once .ci/run .ci/versions .ci/containers .ci/postgres-entrypoint
 
-types: $(READY) ## mypy
+types: $(CHECKS_READY) ## mypy
 	$(BIN)/mypy
 
-contracts: $(READY) ## import contracts
+contracts: $(CHECKS_READY) ## import contracts
 	$(BIN)/lint-imports
 
-pytest: $(READY) ## only the tests: make pytest ARGS='-k tracking'
+pytest: $(CHECKS_READY) ## only the tests: make pytest ARGS='-k tracking'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
-format: $(READY) ## format the code and apply ruff's automatic fixes
+format: $(CHECKS_READY) ## format the code and apply ruff's automatic fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(READY) ## build the site into site/: open site/index.html
+docs: $(CHECKS_READY) ## build the site into site/: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-diagrams: $(READY) ## draw new Mermaid diagrams of docs/; needs Node.js and the network
+diagrams: $(CHECKS_READY) ## draw new Mermaid diagrams of docs/; needs Node.js and the network
 	$(BIN)/python mkdocs_hooks.py
 
 explain: $(READY) ## print which nodes would run, and why: make explain, or make explain ARGS='--params=seed=1'
@@ -109,7 +112,7 @@ docker/secrets/postgres_password docker/secrets/ray_token:
 	@mkdir -p docker/secrets && chmod 700 docker/secrets
 	@od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > $@ && chmod 444 $@
 
-bench: $(READY) ## measure every speed target: make bench, or make bench ARGS='--only loading --json bench.json'
+bench: $(CHECKS_READY) ## measure every speed target: make bench, or make bench ARGS='--only loading --json bench.json'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
 
 gpu-experiment: $(READY) ## compare students on a GPU in pieces that resume, with images in PU_KD_DATA: make gpu-experiment WORK=data/gpu
@@ -124,7 +127,7 @@ reference: $(READY) ## write docs/stages.md and docs/parameters.md from the pipe
 	$(BIN)/kedro reference stages --out docs/stages.md
 	$(BIN)/kedro reference parameters --out docs/parameters.md
 
-constraints: $(READY) ## pin the installed versions
+constraints: $(CHECKS_READY) ## pin the installed versions
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E '/ @ /d; s/\+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
 

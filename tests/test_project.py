@@ -183,6 +183,31 @@ def _pyproject() -> dict:
     return tomllib.loads(text)
 
 
+def _with_included(names: set[str]) -> set[str]:
+    """Return extras of this project, and those that they include."""
+    extras = _pyproject()["project"]["optional-dependencies"]
+    found: set[str] = set()
+    to_visit = set(names)
+    while to_visit:
+        name = to_visit.pop()
+        found.add(name)
+        for requirement in extras[name]:
+            included = re.fullmatch(r"pu-kd-pipeline\[([\w,-]+)\]", requirement)
+            if included:
+                to_visit |= set(included[1].split(",")) - found
+    return found
+
+
+def test_the_environment_of_the_checks_has_all_that_runs_need():
+    makefile = (PROJECT / "Makefile").read_text()
+    lines = re.findall(r"^\$\((\w*READY)\): EXTRAS := (\S+)$", makefile, flags=re.MULTILINE)
+    extras = {name: _with_included(set(listed.split(","))) for name, listed in lines}
+
+    assert set(extras) == {"READY", "CHECKS_READY"}
+    # After `make test`, `make run` has nothing to install.
+    assert extras["READY"] < extras["CHECKS_READY"]
+
+
 def test_telemetry_is_disabled():
     settings = yaml.safe_load((PROJECT / ".telemetry").read_text())
     tools = _pyproject()["tool"]
