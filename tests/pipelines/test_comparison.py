@@ -66,7 +66,7 @@ def test_a_killed_comparison_continues_with_what_is_left(data):
 
     assert not (data / "08_reporting").exists()
 
-    result = run_kedro("--pipeline=comparison", data=data, params=tuple(GRID))
+    result = run_kedro("--pipeline=comparison", data=data, params=("tracking=true", *GRID))
 
     assert result.returncode == 0, result.stdout + result.stderr
 
