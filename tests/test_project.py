@@ -208,6 +208,14 @@ def test_the_environment_of_the_checks_has_all_that_runs_need():
     assert extras["READY"] < extras["CHECKS_READY"]
 
 
+@pytest.mark.xdist_group("together")
+def test_groups_of_tests_are_kept_together(request):
+    # Otherwise each process of pytest makes what a group shares, such as `finished_run`.
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("pytest runs without --dist loadgroup")
+    assert request.node.nodeid.endswith("@together")
+
+
 def test_telemetry_is_disabled():
     settings = yaml.safe_load((PROJECT / ".telemetry").read_text())
     tools = _pyproject()["tool"]

@@ -56,7 +56,7 @@ class Copy:
         path.write_text(text.replace(old, new))
 
     def start(self, command: str, pipelines: str, *params: str) -> subprocess.Popen[str]:
-        given = ",".join([f"data={self.data}", *QUICK, *params])
+        given = ",".join([f"data={self.data}", *QUICK, "tracking=false", *params])
         python_path = os.pathsep.join([str(self.folder / "src"), str(self.folder)])
         return subprocess.Popen(
             [

@@ -127,6 +127,7 @@ def test_two_processes_train_the_teacher_and_the_pu_classifier_of_one(
     assert_close(found, worker_trainings.teacher_and_pu_classifier(scene, pu_params()))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_training_and_one_process_resumes_it(
     digits: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_killed_worker_ends_the_training_and_one_process_resumes_it(
     assert_close(resumed, expected)
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_answer_ends_the_training_in_time() -> None:
     params = TrainingWorkersParams(n=2, timeout_s=5)
     started = time.monotonic()
@@ -170,6 +172,7 @@ def test_workers_that_do_not_meet_are_lost_workers(monkeypatch: pytest.MonkeyPat
                 pass
 
 
+@pytest.mark.slow
 def test_workers_refuse_to_compute_in_another_number_format(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -180,12 +183,14 @@ def test_workers_refuse_to_compute_in_another_number_format(
         train()
 
 
+@pytest.mark.slow
 def test_an_error_in_one_worker_is_raised_with_its_traceback() -> None:
     train = by_workers(worker_trainings.fails_in_one_worker, TWO, COMPUTE, "sums")
     with pytest.raises(RuntimeError, match="worker 2 of 2 failed:(.|\n)*a bug of the second"):
         train()
 
 
+@pytest.mark.slow
 def test_a_message_that_cannot_be_read_ends_the_training() -> None:
     train = by_workers(worker_trainings.publishes_what_cannot_be_read, TWO, COMPUTE, "sums")
     with pytest.raises(RuntimeError, match="worker 1 of 2 failed:(.|\n)*no number"):
@@ -251,6 +256,7 @@ by_workers(waits_forever, TrainingWorkersParams(n=2), COMPUTE, "waiting")(Path(s
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.slow
 def test_no_worker_outlives_the_process_that_started_it(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", STARTS_WORKERS, str(tmp_path)])
     deadline = time.monotonic() + LIMIT_S / 2

@@ -127,6 +127,7 @@ def test_a_student_that_is_killed_between_two_optimizers_is_the_student_of_one_r
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", [COMPUTE, STREAMED], ids=["resident", "streamed"])
 @pytest.mark.parametrize("algorithm", ["sgd", "adam"])
 def test_a_teacher_that_is_killed_at_every_update_is_the_teacher_of_one_run(
