@@ -16,6 +16,7 @@ from pu_kd_pipeline.pilot.costs import (
     TrainingCost,
     affordable_length,
     n_shared_views,
+    next_length,
     round_cost,
     step_seconds,
 )
@@ -88,6 +89,18 @@ def test_the_last_round_is_no_longer_than_a_full_training():
 
 def test_no_time_gives_no_length():
     assert affordable_length([[cost_of(teacher_cache="off")]], 0.01, longest=300) is None
+
+
+def test_where_not_all_rounds_fit_there_are_fewer():
+    rounds = [[cost_of(teacher_cache="off")] * n for n in (5, 3, 2)]
+    # Enough for two rounds of the shortest trainings, and not for three.
+    seconds = 1.05 * seconds_of(rounds[:2], 10)
+    assert affordable_length(rounds, seconds, longest=10_000) is None
+    assert next_length(rounds, seconds, longest=10_000) == 10
+    # With more time, for as many rounds as fit.
+    assert next_length(rounds, 300, 10_000) == affordable_length(rounds, 300, 10_000)
+    alone = 0.9 * seconds_of(rounds[:1], 10)
+    assert next_length(rounds, alone, longest=10_000) is None
 
 
 def test_a_step_is_measured(inputs):

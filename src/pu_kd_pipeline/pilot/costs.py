@@ -243,6 +243,24 @@ def affordable_length(
     return max(length // _STEP * _STEP, _SHORTEST)
 
 
+def next_length(
+    costs: Sequence[Sequence[TrainingCost]],
+    seconds: float,
+    longest: int,
+    pace: RoundPace | None = None,
+) -> int | None:
+    """Return what `affordable_length` does, for fewer rounds where not all of them fit.
+
+    Returns:
+        A number of updates, None where not even one round of the shortest trainings fits.
+    """
+    for n_rounds in range(len(costs), 0, -1):
+        length = affordable_length(costs[:n_rounds], seconds, longest, pace)
+        if length is not None:
+            return length
+    return None
+
+
 def _seconds_of(costs: Sequence[Sequence[TrainingCost]], length: int, pace: RoundPace) -> float:
     total = 0.0
     has_outputs = False

@@ -45,8 +45,8 @@ from pu_kd_pipeline.params.pu_training import AUDIT
 from pu_kd_pipeline.pilot.costs import (
     RoundPace,
     TrainingCost,
-    affordable_length,
     n_shared_views,
+    next_length,
     round_cost,
     step_seconds,
 )
@@ -582,7 +582,7 @@ class Halving:
             n = self._n_after(later, n)
         left = self._deadline - time.perf_counter()
         longest = self._blocks.distillation.n_updates
-        return affordable_length(rounds, left, longest, self._pace)
+        return next_length(rounds, left, longest, self._pace)
 
     def _costs(self, names: Sequence[str], steps: Mapping[str, float]) -> list[TrainingCost]:
         cells = self.cells(names, self._blocks.distillation.n_updates)
